@@ -1,0 +1,77 @@
+# Everything a developer runs. The first target that needs it makes .venv from the pinned requirements; nothing else is
+# installed by hand. Change PYTHON to use another interpreter: make test PYTHON=python3.13
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+UV ?= $(BIN)/uv
+# One file for every platform and Python; names, versions and hashes only.
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --extra build --generate-hashes --no-annotate --custom-compile-command "make pins"
+# The modules whose every branch is tested, or `make test` fails.
+EXACT := orchestrator/states*,orchestrator/states/*,orchestrator/lifecycle*,orchestrator/lifecycle/*,orchestrator/inbox*,orchestrator/inbox/*,orchestrator/carry*,orchestrator/carry/*
+
+.PHONY: help venv demo test lint soak bench pins chromium clean
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+
+venv: $(STAMP) ## make or mend .venv from the pinned requirements
+
+# The stamp comes last: without it a half-made environment is thrown away and made again.
+$(STAMP): requirements-dev.txt requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Python 3.11 or newer is needed, and \"$(PYTHON)\" is $$($(PYTHON) --version 2>/dev/null || echo missing). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@rm -rf $(VENV)
+	@echo "Making $(VENV) from requirements-dev.txt (a minute or two, once) ..."
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make virtual environments (on Debian: apt-get install python3-venv)." >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## shoppers through every outcome: make demo ARGS="--orders 45 --exit"
+	@$(BIN)/orchestrator demo $(ARGS)
+
+test: lint chromium ## lint, types, imports, all tests but the slow ones, coverage
+	@rm -f .coverage .coverage.*
+	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal --cov --cov-report= $(ARGS)
+	@echo "Branch coverage of states, lifecycle, inbox and carry:"
+	@$(BIN)/python -m coverage report --include='$(EXACT)' --show-missing --fail-under=100
+
+lint: $(STAMP) ## ruff, mypy --strict, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted: run $(BIN)/ruff format ." >&2; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+soak: $(STAMP) ## the slow tests: storms, floods, hours in minutes
+	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+
+bench: $(STAMP) ## throughput on this machine
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# uv is one of the pinned tools; where there is no .venv yet, name another: make pins UV=uv
+pins: ## compile pyproject.toml into both requirements files
+	@$(COMPILE) --extra embedded --extra test --output-file requirements-dev.txt pyproject.toml
+	@$(COMPILE) --constraint requirements-dev.txt --output-file requirements.txt pyproject.toml
+
+# The browser tests need a browser. Where it is missing, root on a Debian can fetch it; elsewhere those tests skip and say why.
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "Installing Chromium for the browser tests ..."; \
+			{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium; } >/dev/null 2>&1 \
+				|| echo "Chromium could not be installed: the browser tests will be skipped."; \
+		else \
+			echo "Chromium is not installed: the browser tests will be skipped."; \
+		fi; }
+
+clean: ## remove .venv, caches and the demo's data
+	@rm -rf $(VENV) .orchestrator .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist
+	@find orchestrator migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""An event-driven checkout orchestrator for AltaPay: the shop hands over intents and consumes events."""

@@ -1,0 +1,86 @@
+"""The app: which address leads where."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import FastAPI
+from starlette.routing import Route
+
+from orchestrator.api import callbacks, checkouts, docs, health, problems
+from orchestrator.api.docs import described, json_answer, json_body
+from orchestrator.api.envelope import Envelope
+from orchestrator.api.schemas import ref
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from orchestrator.api.wiring import Services
+
+VERSION: Final = "1"
+"""Of the contract, as in the paths."""
+
+
+def create_app(services: Services) -> FastAPI:
+    """Build the app; when its lifespan ends it writes what has gathered and closes the services."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.create_task(services.merchants.watch(), name="merchants")
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+            await services.close()
+
+    app = FastAPI(
+        title="Checkout orchestrator",
+        version=VERSION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        # Spans and metrics would carry the URLs of callbacks, which are signed.
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
+    )
+    app.state.services = services
+    app.state.letterbox = callbacks.Letterbox(services)
+    app.add_middleware(Envelope)
+    problems.install(app)
+    docs.install(app)
+
+    # The hot ones stand first and are bare routes: FastAPI's reading of parameters costs more than they do.
+    app.router.routes[:0] = [
+        Route("/v1/checkouts", checkouts.accept, methods=["POST"]),
+        Route("/v1/checkouts/batch", checkouts.accept_batch, methods=["POST"]),
+        Route("/callbacks/{kind}/{checkout_id}/{signed}", callbacks.take, methods=["POST", "GET"]),
+    ]
+    own = "/v1/checkouts/{checkout_id}"
+    app.get("/v1/checkouts", tags=["checkouts"], summary="List checkouts", **described("CheckoutPage"))(
+        checkouts.search
+    )
+    app.get(own, tags=["checkouts"], summary="Show a checkout", **described("Checkout"))(checkouts.show)
+    cancel = described("CancelAccepted", "Stored", 202, json_body(ref("Cancel"), required=False))
+    app.post(f"{own}/cancel", tags=["checkouts"], summary="Cancel a checkout", **cancel)(checkouts.cancel)
+    app.get(f"{own}/audit", tags=["checkouts"], summary="Show the audit trail", **described("AuditTrail"))(
+        checkouts.show_audit
+    )
+    alive: dict[int | str, dict[str, Any]] = {200: json_answer("Alive", "Health")}
+    app.get("/healthz", tags=["health"], summary="Is the process alive", responses=alive)(health.alive)
+    ready: dict[int | str, dict[str, Any]] = {
+        200: json_answer("Ready, or degraded", "Health"),
+        503: json_answer("Not ready", "Health"),
+    }
+    app.get("/readyz", tags=["health"], summary="Can it do its work", responses=ready)(health.ready)
+    app.add_route("/docs", docs.page, include_in_schema=False)
+    app.add_route("/docs/assets/{name}", docs.asset, include_in_schema=False)
+    return app

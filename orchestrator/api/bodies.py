@@ -1,0 +1,78 @@
+"""Request bodies: read while they stream in, never beyond their limit and never for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.api.problems import Refusal
+from orchestrator.errors import OrchestratorError
+
+if TYPE_CHECKING:
+    from fastapi import Request
+
+PATIENCE: Final = 20.0
+"""Seconds in which a body has to have come in."""
+# What is left of a refused body would be read as the next request.
+_CLOSE: Final = {"Connection": "close"}
+
+
+class Disconnected(OrchestratorError):  # noqa: N818 - named for the fact
+    """The caller went away in the middle of the body: there is nobody to answer."""
+
+
+async def read(request: Request, *, limit: int) -> bytes:
+    """Return the body; 413 as soon as it is known to be longer than `limit` bytes, 408 if it does not come."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limit:
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise Disconnected
+                chunk: bytes = message.get("body", b"")
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(limit)
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    except TimeoutError:
+        raise Refusal(408, f"the body did not come within {PATIENCE:.0f} s", headers=_CLOSE) from None
+
+
+async def read_json(request: Request, *, limit: int, optional: bool = False) -> bytes:
+    """Return a body that says it is JSON; 415 otherwise. An optional one may be empty, of whatever type."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    if not is_json and not optional:
+        raise _not_json(kind)
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in {"", "identity"}:
+        raise Refusal(
+            415, "the body must not be compressed: send it as it is", kind="wrong-content", headers=_CLOSE
+        )
+    raw = await read(request, limit=limit)
+    if raw and not is_json:
+        raise _not_json(kind)
+    return raw
+
+
+def _not_json(kind: str) -> Refusal:
+    said = f"not {kind[:100]}" if kind else "and there is none"
+    return Refusal(
+        415, f"the Content-Type must be application/json, {said}", kind="wrong-content", headers=_CLOSE
+    )
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(
+        413,
+        f"the body is longer than {limit} bytes, which is the most here",
+        kind="too-large",
+        headers=_CLOSE,
+    )

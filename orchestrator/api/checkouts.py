@@ -1,0 +1,307 @@
+"""Taking checkouts, reading them, and asking for one to be cancelled.
+
+A checkout is taken once however often it is sent; the answer comes after the commit, and the hint to the workers after that. A
+cancel is a command that is stored and answered at once, and carried out by whoever holds the checkout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Annotated, Final
+from uuid import UUID
+
+import msgspec
+from fastapi import Query, Request
+from starlette.responses import Response  # noqa: TC002 - as above
+
+from orchestrator import inbox, intents, links
+from orchestrator.api import bodies, correlation, problems, reads, wiring
+from orchestrator.api.problems import Refusal, answer
+from orchestrator.api.wiring import DATABASE_PATIENCE, Services
+from orchestrator.db import DatabaseAway
+from orchestrator.inbox import Accepted, Intake, KeyReused, OrderTaken
+from orchestrator.intents import Intent, IntentRejected, Problem
+from orchestrator.intents.fields import Fields
+from orchestrator.states import ENDED, State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.access import Caller
+    from orchestrator.merchants import Merchant
+
+BATCH_BYTES: Final = 4 * 1024 * 1024
+BATCH_ROWS: Final = 500
+COMMAND_BYTES: Final = 16 * 1024
+LONGEST_REASON: Final = 500
+
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+# ── Intake ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def accept(request: Request) -> Response:
+    """Take one checkout: 202 if it is new, 200 if it was there with the same content."""
+    known = wiring.of(request)
+    caller, merchant = await wiring.admit(request, "checkouts:write")
+    key = _idempotency_key(request)
+    raw = await bodies.read_json(request, limit=intents.BODY_LIMIT)
+    try:
+        intent = intents.parse(raw)
+    except IntentRejected as error:
+        raise problems.rejected(error) from None
+    accepted = await _take(known, _intake(known, caller, merchant, intent, key=key))
+    if accepted.fresh:
+        known.doorbell.ring([accepted.id])
+    document = _accepted(known, accepted)
+    status = 202 if accepted.fresh else 200
+    return answer(document, status, {"Location": f"/v1/checkouts/{accepted.id}"})
+
+
+async def accept_batch(request: Request) -> Response:
+    """Take many checkouts, each with a result of its own. Safe to send again: the order numbers tell what is there."""
+    known = wiring.of(request)
+    caller, merchant = await wiring.admit(request, "checkouts:write")
+    if "idempotency-key" in request.headers:
+        raise Refusal(422, "a batch takes no Idempotency-Key: its order numbers make it safe to send again")
+    raw = await bodies.read_json(request, limit=BATCH_BYTES)
+    try:
+        rows = _ROWS.decode(raw)
+    except (ValueError, RecursionError):
+        raise Refusal(422, "the body must be a JSON list of checkouts", kind="invalid-batch") from None
+    if not 1 <= len(rows) <= BATCH_ROWS:
+        said = f"the list has {len(rows)} checkouts, and takes 1 to {BATCH_ROWS}: send several lists"
+        raise Refusal(422, said, kind="invalid-batch")
+    read: list[Intake | Refusal] = []
+    for row in rows:
+        read.append(_read_row(known, caller, merchant, bytes(row)))
+        await asyncio.sleep(0)  # a long list must not keep other requests waiting
+    results = await asyncio.gather(*(_take_row(known, row) for row in read))
+    fresh = [result.id for result in results if isinstance(result, Accepted) and result.fresh]
+    if fresh:
+        known.doorbell.ring(fresh)
+    return answer({"results": [_result(known, result) for result in results]})
+
+
+def _intake(
+    known: Services, caller: Caller, merchant: Merchant, intent: Intent, *, key: str | None = None
+) -> Intake:
+    expires_in = known.settings.checkout_expires_in if intent.expires_in is None else intent.expires_in
+    return Intake(
+        merchant_id=merchant.id,
+        order_ref=intent.order_ref,
+        currency=intent.currency,
+        amount=intent.amount,
+        expires_in=expires_in,
+        document=intent.document,
+        fingerprint=intent.fingerprint,
+        actor=caller.actor,
+        correlation_id=correlation.current(),
+        idempotency_key=key,
+    )
+
+
+async def _take(known: Services, intake: Intake) -> Accepted:
+    try:
+        async with asyncio.timeout(DATABASE_PATIENCE):
+            return await known.intents.accept(intake)
+    except OrderTaken as error:
+        facts = {"checkoutId": str(error.checkout)}
+        raise Refusal(409, str(error), kind="order-taken", facts=facts) from None
+    except KeyReused as error:
+        wrong = [Problem("Idempotency-Key", str(error))]
+        raise Refusal(422, str(error), kind="idempotency-key-reused", errors=wrong) from None
+
+
+def _read_row(known: Services, caller: Caller, merchant: Merchant, raw: bytes) -> Intake | Refusal:
+    try:
+        return _intake(known, caller, merchant, intents.parse(raw))
+    except IntentRejected as error:
+        return problems.rejected(error)
+
+
+async def _take_row(known: Services, row: Intake | Refusal) -> Accepted | Refusal:
+    if isinstance(row, Refusal):
+        return row
+    try:
+        return await _take(known, row)
+    except Refusal as refusal:
+        return refusal
+    except (DatabaseAway, TimeoutError):
+        return problems.away()
+
+
+def _result(known: Services, result: Accepted | Refusal) -> dict[str, object]:
+    if isinstance(result, Refusal):
+        return {"status": result.status, "problem": problems.body_of(result)}
+    return {"status": 202 if result.fresh else 200, "checkout": _accepted(known, result)}
+
+
+def _accepted(known: Services, accepted: Accepted) -> dict[str, object]:
+    return {
+        "id": accepted.id,
+        "orderId": accepted.order_ref,
+        "state": accepted.state,
+        "deadline": accepted.deadline,
+        "clientToken": links.client_token(known.vault, accepted.id),
+        "links": reads.links_of(accepted.id),
+    }
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        message = "must be 1 to 255 visible ASCII characters, such as a UUID"
+        wrong = [Problem("Idempotency-Key", message)]
+        raise Refusal(422, f"Idempotency-Key: {message}", kind="invalid-idempotency-key", errors=wrong)
+    return key
+
+
+# ── Reads ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def show(request: Request, checkout_id: str) -> Response:
+    """Everything about one checkout."""
+    known = wiring.of(request)
+    _, merchant = await wiring.admit(request, "checkouts:read")
+    one = _id(checkout_id)
+    async with asyncio.timeout(DATABASE_PATIENCE):
+        found = await reads.checkout(known.db, known.vault, merchant.id, one)
+    if found is None:
+        raise _unknown(checkout_id)
+    return answer(found)
+
+
+async def search(  # noqa: PLR0917 - FastAPI calls it by name
+    request: Request,
+    order_id: Annotated[str | None, Query(alias="orderId", max_length=100)] = None,
+    state: Annotated[list[State] | None, Query()] = None,
+    attention: Annotated[bool | None, Query()] = None,
+    cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> Response:
+    """A merchant's checkouts, the youngest first, page by page."""
+    known = wiring.of(request)
+    _, merchant = await wiring.admit(request, "checkouts:read")
+    if order_id is not None and not intents.ORDER_NUMBER.fullmatch(order_id):
+        return answer({"checkouts": [], "nextCursor": None})  # no order has such a number
+    async with asyncio.timeout(DATABASE_PATIENCE):
+        found, more = await reads.page(
+            known.db, merchant.id, order_ref=order_id, states=state or (), attention=attention, before=cursor, limit=limit
+        )  # fmt: skip
+    return answer({"checkouts": found, "nextCursor": more})
+
+
+async def show_audit(
+    request: Request,
+    checkout_id: str,
+    after: Annotated[int, Query(ge=0, lt=2**31, description="`nextAfter` of the page before")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 500,
+) -> Response:
+    """The audit trail of one checkout, the oldest entry first."""
+    known = wiring.of(request)
+    _, merchant = await wiring.admit(request, "checkouts:read")
+    one = _id(checkout_id)
+    async with asyncio.timeout(DATABASE_PATIENCE):
+        found = await reads.audit(known.db, merchant.id, one, after=after, limit=limit)
+    if found is None:
+        raise _unknown(checkout_id)
+    entries, more = found
+    return answer({"checkoutId": one, "entries": entries, "nextAfter": more})
+
+
+# ── Commands ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def cancel(request: Request, checkout_id: str) -> Response:
+    """Ask for a checkout to be cancelled; the session's token is no longer handed out from now on."""
+    known = wiring.of(request)
+    caller, merchant = await wiring.admit(request, "checkouts:write")
+    one = _id(checkout_id)
+    raw = await bodies.read_json(request, limit=COMMAND_BYTES, optional=True)
+    reason, version = _command(raw)
+    async with asyncio.timeout(DATABASE_PATIENCE):
+        stands = await reads.standing(known.db, merchant.id, one)
+        if stands is None:
+            raise _unknown(checkout_id)
+        _check(stands, version)
+        if not stands.cancelling:
+            await inbox.request(
+                known.db, one, merchant_id=merchant.id, kind="cancel", actor=caller.actor, reason=reason,
+                expected_version=version, grace=known.settings.hint_grace,
+            )  # fmt: skip
+    known.doorbell.ring([one])
+    document = {
+        "id": one, "orderId": stands.order_ref, "state": stands.state, "version": stands.version,
+        "links": reads.links_of(one),
+    }  # fmt: skip
+    return answer(document, 202)
+
+
+def _check(stands: reads.Standing, version: int | None) -> None:
+    if stands.state is State.COMPLETED:
+        said = f"checkout {stands.id} is completed: its money is there, so release or refund it instead of cancelling"
+        raise Refusal(409, said, kind="already-ended", facts={"state": stands.state})
+    if stands.state in ENDED:
+        said = f"checkout {stands.id} is {stands.state} already: there is nothing left to cancel"
+        raise Refusal(409, said, kind="already-ended", facts={"state": stands.state})
+    if version is not None and version != stands.version:
+        said = (
+            f"checkout {stands.id} has version {stands.version} by now, and the cancel was based on {version}: "
+            "read it again and decide again"
+        )
+        raise Refusal(409, said, kind="version-changed", facts={"version": stands.version})
+
+
+def _command(raw: bytes) -> tuple[str | None, int | None]:
+    if not raw:
+        return None, None
+    try:
+        body = msgspec.json.decode(raw)
+    except (ValueError, RecursionError):
+        raise Refusal(422, "the body is not JSON", kind="invalid-command") from None
+    fields = Fields()
+    reason: str | None = None
+    version: int | None = None
+    if isinstance(body, dict):
+        fields.names(body, "", "cancel")
+        reason = fields.text(body, "", "reason", required=False, most=LONGEST_REASON)
+        version = _version(body, fields)
+    else:
+        fields.wrong("body", "must be a JSON object with reason and version, both optional")
+    if fields.problems:
+        first = fields.problems[0]
+        said = f"{first.field}: {first.message}"
+        raise Refusal(422, said, kind="invalid-command", errors=fields.problems)
+    return reason, version
+
+
+def _version(body: Mapping[str, object], fields: Fields) -> int | None:
+    match body.get("version"):
+        case None:
+            return None
+        case bool():
+            pass
+        case int(version) if 1 <= version < 2**31:
+            return version
+        case _:
+            pass
+    fields.wrong("version", "must be the version of the checkout that you saw, a whole number")
+    return None
+
+
+def _id(checkout_id: str) -> UUID:
+    try:
+        return UUID(checkout_id)
+    except ValueError:
+        raise _unknown(checkout_id) from None
+
+
+def _unknown(checkout_id: str) -> Refusal:
+    shown = checkout_id if len(checkout_id) <= 40 else checkout_id[:40] + "…"  # noqa: PLR2004 - an id has 36
+    return Refusal(
+        404, f"there is no checkout {shown!r} here: check the id and the merchant", kind="unknown-checkout"
+    )

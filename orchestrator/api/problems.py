@@ -1,0 +1,154 @@
+"""Answers: JSON with exact money, and problem+json (RFC 9457) for everything that goes wrong.
+
+A problem names each field that is wrong and carries the correlation id. What went wrong inside of us is logged and never told.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match
+
+from orchestrator.access import AccessDenied
+from orchestrator.api import correlation
+from orchestrator.errors import OrchestratorError
+from orchestrator.intents import IntentRejected, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fastapi import FastAPI, Request
+
+_ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
+_TYPE: Final = "urn:checkout-orchestrator:problem:"
+RETRY_AFTER: Final = "5"
+
+
+class Refusal(OrchestratorError):  # noqa: N818 - named for the fact
+    """A request that is answered with a problem: status, sentence, and which fields are wrong."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        kind: str | None = None,
+        errors: Sequence[Problem] = (),
+        headers: Mapping[str, str] | None = None,
+        facts: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.kind = status, detail, kind
+        self.errors, self.headers, self.facts = errors, headers, facts
+
+
+def answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer JSON; `Decimal` becomes a number with exactly its digits."""
+    return Response(_ENCODER.encode(value), status, headers, "application/json")
+
+
+def body_of(refusal: Refusal) -> dict[str, object]:
+    """Return the problem document of a refusal."""
+    document: dict[str, object] = {
+        "type": _TYPE + refusal.kind if refusal.kind else "about:blank",
+        "title": HTTPStatus(refusal.status).phrase,
+        "status": refusal.status,
+        "detail": refusal.detail,
+        "errors": [{"field": problem.field, "message": problem.message} for problem in refusal.errors],
+        "correlationId": correlation.current(),
+    }
+    document.update(refusal.facts or {})
+    return document
+
+
+def problem(refusal: Refusal) -> Response:
+    """Answer a refusal."""
+    return Response(
+        _ENCODER.encode(body_of(refusal)), refusal.status, refusal.headers, "application/problem+json"
+    )
+
+
+def away() -> Refusal:
+    """Return what is answered while Postgres is out of reach."""
+    return Refusal(
+        503,
+        "the database is out of reach at the moment, and whether this request was stored is not known: send it again",
+        kind="database-away",
+        headers={"Retry-After": RETRY_AFTER},
+    )
+
+
+def rejected(error: IntentRejected) -> Refusal:
+    """Return the refusal of an intent with everything that is wrong with it."""
+    number = len(error.problems)
+    said = "one field is wrong" if number == 1 else f"{number} fields are wrong"
+    return Refusal(422, f"{said}: {error}", kind="invalid-intent", errors=error.problems)
+
+
+def denied(error: AccessDenied) -> Refusal:
+    """Return the refusal of a caller."""
+    kind = "insufficient_scope" if error.status == HTTPStatus.FORBIDDEN else "invalid_token"
+    headers = {"WWW-Authenticate": f'Bearer realm="orchestrator", error="{kind}"'}
+    return Refusal(error.status, error.sentence, kind=kind.replace("_", "-"), headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make the app answer its own errors, and those of the frameworks below it, as problems."""
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(AccessDenied, _denied)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+
+
+# The handlers' signature is Starlette's: any exception, though each gets only its own kind.
+
+
+async def _refused(_: Request, error: Any) -> Response:
+    return problem(error)
+
+
+async def _denied(_: Request, error: Any) -> Response:
+    return problem(denied(error))
+
+
+async def _invalid(_: Request, error: Any) -> Response:
+    problems = [Problem(_field(one["loc"]), str(one["msg"])) for one in error.errors()]
+    named = ", ".join(one.field for one in problems)
+    return problem(Refusal(422, f"the request is wrong in {named}", kind="invalid-request", errors=problems))
+
+
+def _field(where: tuple[str | int, ...]) -> str:
+    """Return the name of a parameter from FastAPI's place of it, such as ("query", "state", 0)."""
+    name, *inside = where[1:] or ("request",)
+    return str(name) + "".join(f"[{part}]" for part in inside)
+
+
+async def _http(request: Request, error: Any) -> Response:
+    match error.status_code:
+        case HTTPStatus.NOT_FOUND:
+            return problem(Refusal(404, "there is nothing at this address: /docs lists what there is"))
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = _methods(request)
+            headers = {"Allow": ", ".join(allowed)}
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
+            return problem(Refusal(405, f"this address takes {' and '.join(allowed)}", headers=headers))
+        case _:
+            return problem(Refusal(error.status_code, str(error.detail), headers=error.headers))
+
+
+def _methods(request: Request) -> list[str]:
+    """Return what an address takes, over all routes that share it."""
+    methods = {"OPTIONS"}
+    for route in request.app.routes:
+        found, _ = route.matches(request.scope)
+        if found is not Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    if "GET" in methods:
+        methods.add("HEAD")
+    return sorted(methods)

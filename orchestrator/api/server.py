@@ -1,0 +1,102 @@
+"""One API process: its services, made on the event loop that uses them, and uvicorn around the app."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+import uvloop
+
+from orchestrator import inbox, log, schema, worker
+from orchestrator.api.app import create_app
+from orchestrator.api.wiring import Services
+from orchestrator.db import Database
+from orchestrator.merchants import Merchants
+from orchestrator.vault import Vault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from orchestrator.api.wiring import Doorbell
+    from orchestrator.settings import Settings
+
+_log = log.get(__name__)
+
+GRACE: Final = 10
+"""Seconds that requests under way get when the process is asked to end."""
+POOL_PATIENCE: Final = 3.0
+READ_PATIENCE: Final = 3_000
+"""Milliseconds that one statement of a reading endpoint may take in Postgres."""
+INLET: Final = 3
+"""Connections beside the pool: one each for the writers of intents and of callbacks, and one for merchants and health."""
+
+
+def run(settings: Settings, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what is under way, write what has gathered, publish its hints, and return."""
+    doorbell = worker.Doorbell(settings)
+    doorbell.start()
+    try:
+        uvloop.run(serve(settings, doorbell, host, port))
+    finally:
+        doorbell.close()
+
+
+def build(settings: Settings, doorbell: Doorbell) -> Services:
+    """Make the services of one process; on its event loop."""
+    url = settings.need("database_url")
+    db = Database(
+        url,
+        pool_size=settings.database_pool,
+        name="orchestrator-api",
+        pool_timeout=POOL_PATIENCE,
+        statement_timeout=READ_PATIENCE,
+    )
+    inlet = Database(url, pool_size=INLET, name="orchestrator-inlet", pool_timeout=POOL_PATIENCE)
+    vault = Vault(settings.secret_keys)
+    return Services(
+        settings=settings,
+        db=db,
+        inlet=inlet,
+        vault=vault,
+        intents=inbox.Intents(inlet, vault, grace=settings.hint_grace, batch_limit=settings.batch_limit),
+        callbacks=inbox.Callbacks(inlet, vault, grace=settings.hint_grace, batch_limit=settings.batch_limit),
+        merchants=Merchants(inlet, vault, settings),
+        doorbell=doorbell,
+        schema=schema.wanted(),
+    )
+
+
+async def serve(settings: Settings, doorbell: Doorbell, host: str, port: int) -> None:
+    """Serve on this event loop until a signal comes."""
+    config = uvicorn.Config(
+        create_app(build(settings, doorbell)),
+        host=host,
+        port=port,
+        http="httptools",
+        # Lines of ours say what happened; an access line would carry signed URLs.
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        # Believed from this machine alone, unless FORWARDED_ALLOW_IPS names the proxies.
+        proxy_headers=True,
+        timeout_graceful_shutdown=GRACE,
+    )
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.handle_exit, number, None)
+    _log.info("api_serving", host=host, port=port)
+    await server.serve()
+    _log.info("api_ended")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn raises the signal again when it is done, which would end the process before the last hints are published."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to `serve`."""
+        yield

@@ -1,0 +1,149 @@
+"""The carrier: many checkouts at once on one event loop, each under its lease until its step gives it back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, assert_never
+
+from orchestrator import log, reconcile
+from orchestrator.audit import Action
+from orchestrator.carry import commands, opening, payment
+from orchestrator.carry.step import BROKE, POISONED, QUARANTINE, Step
+from orchestrator.db import DatabaseAway, Unwritten, is_away
+from orchestrator.lifecycle import Event, Held, LeaseLost, Lifecycle, claim
+from orchestrator.states import CARRIED, State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from orchestrator.db import Database
+    from orchestrator.gateway.client import Gateway
+    from orchestrator.merchants import Merchants
+    from orchestrator.settings import Settings
+    from orchestrator.vault import Vault
+
+_log = log.get(__name__)
+
+
+class Carrier:
+    """Carries checkouts; all of a process share one, and with it the batch writer and the gateway's connections."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database,
+        vault: Vault,
+        *,
+        gateway: Gateway,
+        lifecycle: Lifecycle,
+        merchants: Merchants,
+    ) -> None:
+        self.settings, self.db, self.vault = settings, db, vault
+        self.gateway, self.lifecycle, self.merchants = gateway, lifecycle, merchants
+        self.blocked: dict[int, float] = {}
+        """Merchants whose credentials were refused, and until when (monotonic) their gateway is left alone."""
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Begin no further step: what is in flight ends its step and gives its lease back."""
+        self._stopping = True
+
+    async def carry(self, ids: Sequence[UUID]) -> list[UUID]:
+        """Take the free ones of `ids` as far as they go; return those that were rung meanwhile and want another look."""
+        if self._stopping:
+            return []
+        held = await claim(self.db, ids, lease_seconds=self.settings.lease_seconds)
+        rung = await asyncio.gather(*(self._carry_one(one) for one in held))
+        return [one.id for one, again in zip(held, rung, strict=True) if again]
+
+    async def _carry_one(self, held: Held) -> bool:
+        log.bind(checkout=str(held.id), correlation_id=held.correlation_id)
+        step = Step(self, held)
+        try:
+            await self._steps(step)
+        except LeaseLost:
+            _log.warning("lease_lost", state=step.held.state)
+        except DatabaseAway:
+            _log.warning("move_not_known", state=step.held.state)
+        except Exception as error:  # noqa: BLE001 - whatever breaks in a step, its checkout keeps an alarm
+            if is_away(error):
+                _log.warning("postgres_away", state=step.held.state, error=type(error).__name__)
+            else:
+                _log.exception("step_broke", state=step.held.state)
+                await self._set_aside(step, error)
+        return step.held.rung and not self._stopping
+
+    async def _steps(self, step: Step) -> None:
+        held = step.held
+        if held.claims > self.settings.poison_claims:
+            await step.write(
+                None,
+                Action.ATTENTION_RAISED,
+                evidence={"claims": held.claims},
+                alarm=QUARANTINE,
+                attempts=held.attempts,
+                attention=POISONED,
+                events=(Event("checkout.attention", {"reason": POISONED}),),
+            )
+            return
+        merchant = await self.merchants.get(held.merchant_id)
+        step.account = merchant.account
+        pause = self.blocked.get(merchant.id, 0.0) - time.monotonic()
+        while not step.released:
+            if self._stopping or step.held.lease_left() < self.settings.gateway_total_timeout:
+                await step.postpone(0.0)
+            elif pause > 0 and not commands.wait(step.held):
+                await step.postpone(pause + reconcile.back_off(self.settings, 2))
+            else:
+                await _take(step)
+
+    async def _set_aside(self, step: Step, error: Exception) -> None:
+        """Leave an alarm behind a step that broke in a way nobody foresaw, and tell a person."""
+        held = step.held
+        reason = f"{BROKE}: {type(error).__name__} while {held.state}; see the workers' logs"
+        try:
+            await step.write(
+                None,
+                Action.ATTENTION_RAISED,
+                evidence={"error": type(error).__name__},
+                alarm=reconcile.back_off(self.settings, held.attempts + 3),
+                attempts=held.attempts + 1,
+                last_error=reason,
+                attention=reason,
+            )
+        except (LeaseLost, DatabaseAway, Unwritten):
+            # The alarm at the end of the lease stands, whatever becomes of this note.
+            _log.warning("alarm_left_to_the_lease", state=held.state)
+
+
+async def _take(step: Step) -> None:  # noqa: C901 - one line for each state
+    """Take the next step."""
+    held = step.held
+    if held.commands:
+        await commands.obey(step)
+        return
+    if held.withdrawn_at is not None and held.state in CARRIED:
+        # Nothing was ever offered to a shopper: there is nothing to wait for.
+        await commands.cancel(step)
+        return
+    match held.state:
+        case State.RECEIVED:
+            await opening.authenticate(step)
+        case State.AUTHENTICATED:
+            await opening.open_session(step)
+        case State.SESSION_CREATED:
+            await opening.list_methods(step)
+        case State.METHODS_FETCHED:
+            await opening.offer(step)
+        case State.AWAITING_PAYMENT if held.letters:
+            await payment.read_letters(step)
+        case State.AWAITING_PAYMENT:
+            await payment.await_payment(step)
+        case State.CALLBACK_RECEIVED:
+            await payment.settle_callback(step)
+        case State.COMPLETED | State.FAILED | State.EXPIRED | State.CANCELLED:
+            await payment.watch(step)
+        case _:
+            assert_never(held.state)

@@ -1,0 +1,143 @@
+"""The worker's own way: a token, a session, the methods, the offer. Each may be repeated; none is seen by a shopper before the offer."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from orchestrator import intents, links, reconcile
+from orchestrator.audit import Action
+from orchestrator.carry.step import Failure, Step, credentials, retry
+from orchestrator.gateway.outcomes import FINAL_STATUSES, Done, Refused, Unauthorized
+from orchestrator.lifecycle import KEEP, Event
+from orchestrator.states import Trigger
+
+ORDER_USES: Final = 4
+"""One order number serves about four orders or payments at the gateway (D7, D8)."""
+
+
+async def authenticate(step: Step) -> None:
+    outcome = await step.carrier.gateway.authenticate(step.account)
+    if isinstance(outcome, Done):
+        step.carrier.blocked.pop(step.held.merchant_id, None)
+        await step.write(
+            Trigger.AUTHENTICATED, evidence={"lifetime": int(outcome.value.lifetime)}, token=step.sealed(outcome.value),
+            token_lifetime=outcome.value.lifetime, attention=step.calm(), last_error=None,
+        )  # fmt: skip
+    else:
+        await step.fail(credentials(outcome), "authenticate")
+
+
+async def renew(step: Step) -> None:
+    """Fetch a new token for the session; once in a lease."""
+    if step.renewed:
+        # About this session alone, as far as anybody knows: the merchant's other orders go on.
+        reason = "unauthorized: the gateway refuses a token that it issued a moment ago"
+        await step.fail(Failure(reason, credentials=True), "token")
+        return
+    outcome = await step.carrier.gateway.authenticate(step.account)
+    if not isinstance(outcome, Done):
+        await step.fail(credentials(outcome), "authenticate")
+        return
+    step.renewed = True
+    await step.write(
+        None, Action.TOKEN_RENEWED, evidence={"lifetime": int(outcome.value.lifetime)}, token=step.sealed(outcome.value),
+        token_lifetime=outcome.value.lifetime, attempts=step.held.attempts,
+    )  # fmt: skip
+
+
+async def open_session(step: Step) -> None:
+    held = step.held
+    if held.openings >= ORDER_USES:
+        reason = f"order_number_used_up: {held.openings} sessions were opened for it, and the gateway takes about {ORDER_USES}"
+        await step.end(
+            Trigger.ATTEMPTS_EXHAUSTED, "checkout.failed", {"openings": held.openings}, reason=reason, last_error=reason,
+            attention=reason,
+        )  # fmt: skip
+        return
+    token = step.token()
+    if token is None:
+        await renew(step)
+        return
+    document = step.document()
+    pages = intents.shop_pages(document)
+    urls = links.callback_urls(step.carrier.vault, step.settings.public_url, held.id, pages)
+    body = intents.session_body(document, checkout_id=held.id, urls=urls)
+    outcome = await step.carrier.gateway.open_session(step.account, token, body, user_agent=step.user_agent())
+    match outcome:
+        case Done(session):
+            await step.write(
+                Trigger.SESSION_OPENED, evidence={"session": session.session_id}, session_id=session.session_id,
+                openings=held.openings + 1, attention=step.calm(), last_error=None,
+            )  # fmt: skip
+        case Unauthorized():
+            await renew(step)
+        case Refused(status) if status in FINAL_STATUSES:
+            await _refused(step, outcome, "session")
+        case _:
+            await step.fail(retry(outcome), "session")
+
+
+async def list_methods(step: Step) -> None:
+    held = step.held
+    token = step.token()
+    if token is None:
+        await renew(step)
+        return
+    outcome = await step.carrier.gateway.list_methods(
+        step.account, token, held.session_id or "", user_agent=step.user_agent()
+    )
+    match outcome:
+        case Done(()):
+            reason = (
+                "no_payment_methods: the gateway offers none for this order; check the merchant's terminals, and the "
+                "order's country, currency and amount"
+            )
+            await step.end(
+                Trigger.REFUSED, "checkout.failed", {"call": "payment-methods", "methods": 0}, reason=reason,
+                last_error=reason, attention=reason,
+            )  # fmt: skip
+        case Done(methods):
+            await step.write(
+                Trigger.METHODS_LISTED, evidence={"methods": len(methods)}, methods=methods, attention=step.calm(),
+                last_error=None,
+            )  # fmt: skip
+        case Unauthorized():
+            await renew(step)
+        case Refused(status=404 | 410):
+            await step.write(
+                Trigger.SESSION_LOST,
+                evidence={"session": held.session_id, "status": outcome.status},
+                session_id=None,
+            )
+        case Refused(status) if status in FINAL_STATUSES:
+            await _refused(step, outcome, "payment-methods")
+        case _:
+            await step.fail(retry(outcome), "payment-methods")
+
+
+async def _refused(step: Step, outcome: Refused, call: str) -> None:
+    reason = f"gateway_refused: {outcome.reason}"
+    await step.end(
+        Trigger.REFUSED, "checkout.failed", {"call": call, "status": outcome.status, "reason": outcome.reason},
+        reason=reason, last_error=reason,
+    )  # fmt: skip
+
+
+async def offer(step: Step) -> None:
+    held = step.held
+    expires_in = float(
+        msgspec.json.decode(step.document()).get("expiresIn") or step.settings.checkout_expires_in
+    )
+    looks = reconcile.quiet_looks(step.settings)
+    await step.write(
+        Trigger.OFFERED,
+        evidence={"expiresIn": expires_in},
+        offered=True,
+        expires_in=expires_in,
+        looks=looks,
+        # Letters that beat us are read at once, under the same lease.
+        alarm=KEEP if held.letters else step.next_alarm(looks, deadline_in=expires_in),
+        events=(Event("checkout.ready", {"methods": len(held.methods or ())}),),
+    )

@@ -1,0 +1,237 @@
+"""One checkout under one lease: what every step needs to write, to fail and to open its secrets."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, assert_never
+
+import msgspec
+
+from orchestrator import log, reconcile
+from orchestrator.audit import Action
+from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
+from orchestrator.lifecycle import LETTERS_AT_ONCE, Event, Held, Move
+from orchestrator.states import CARRIED, Trigger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.carry.carrier import Carrier
+    from orchestrator.gateway.client import Account, Token
+    from orchestrator.vault import DataKey
+
+_log = log.get(__name__)
+
+RENEW_BEFORE: Final = 120.0
+"""Seconds before its end at which the token of an offered checkout is renewed."""
+FRESH_ENOUGH: Final = 30.0
+"""Seconds that a token must still live to be worth a call."""
+RENEW_APART: Final = 15.0
+"""Seconds between two renewals at least, however short the gateway's tokens live."""
+CREDENTIALS_PAUSE: Final = 60.0
+"""Seconds for which a merchant's gateway is left alone after it refused the merchant's credentials."""
+MANY_FAILURES: Final = 8
+"""Failures in a row after which a person should know that a checkout is stuck."""
+QUARANTINE: Final = 3600.0
+"""Seconds until a checkout is touched again whose holders kept dying."""
+
+CREDENTIALS: Final = (
+    "gateway_credentials: the gateway refuses this merchant's user name and password; correct them"
+)
+STUCK: Final = "gateway_failing"
+BROKE: Final = "step_broke"
+POISONED: Final = (
+    "poisoned: every worker that took this checkout stopped in the middle; see the workers' logs"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call that brought nothing usable: why, and how soon it may be tried again at the earliest.
+
+    `credentials` says that they are to blame and not the order; `blocks` that every order of the merchant would meet the same, so
+    that its gateway is left alone for a while; `congested` that it was our own crowd, which counts for nothing.
+    """
+
+    reason: str
+    at_least: float = 0.0
+    credentials: bool = False
+    blocks: bool = False
+    congested: bool = False
+
+
+class Step:
+    """A checkout while it is carried: where it stands, and whether its lease is still with us."""
+
+    __slots__ = ("_intent", "_key", "_more", "account", "carrier", "held", "released", "renewed", "settings")
+
+    account: Account
+    """Known once the merchant has been read."""
+
+    def __init__(self, carrier: Carrier, held: Held) -> None:
+        self.carrier, self.held = carrier, held
+        self.settings = carrier.settings
+        self.released = False
+        self.renewed = False
+        self._more = len(held.letters) >= LETTERS_AT_ONCE
+        self._key: DataKey | None = None
+        self._intent: bytes | None = None
+
+    async def write(
+        self, trigger: Trigger | None, action: Action | None = Action.CHECKOUT_MOVED, **changes: Any
+    ) -> None:
+        """Write one move (`changes` are fields of `Move`) and stand where it leads; `LeaseLost` if we may no longer."""
+        if self._more and changes.get("read"):
+            changes["alarm"] = 0.0
+        move = Move(held=self.held, trigger=trigger, action=action, **changes)
+        self.held = await self.carrier.lifecycle.advance(move)
+        self.released = move.releases
+        if trigger is not None:
+            _log.info("checkout_moved", state=self.held.state, trigger=trigger, version=self.held.version)
+
+    async def postpone(self, alarm: float) -> None:
+        """Give the lease back with an alarm and change nothing else."""
+        await self.write(None, None, alarm=alarm, attempts=self.held.attempts)
+
+    async def fail(self, failure: Failure, call: str) -> None:
+        """Leave a failed call behind: an alarm with back-off, the reason, and attention where a person is needed."""
+        held, settings = self.held, self.settings
+        if failure.congested:
+            await self.postpone(reconcile.back_off(settings, 2))
+            return
+        if failure.blocks:
+            self.carrier.blocked[held.merchant_id] = time.monotonic() + CREDENTIALS_PAUSE
+        attempts = held.attempts + 1
+        left = (held.deadline - held.now()).total_seconds()
+        evidence = {"call": call, "reason": failure.reason, "attempt": attempts}
+        if held.state in CARRIED and left <= 0 and not failure.credentials:
+            await self.end(
+                Trigger.ATTEMPTS_EXHAUSTED,
+                "checkout.failed",
+                evidence,
+                reason=failure.reason,
+                last_error=failure.reason,
+            )
+            return
+        alarm = reconcile.back_off(settings, attempts - 1, at_least=failure.at_least)
+        if held.state in CARRIED and left > 0:
+            alarm = min(alarm, left + 0.05)
+        attention = held.attention
+        if failure.credentials:
+            alarm, attention = max(alarm, CREDENTIALS_PAUSE), CREDENTIALS
+        elif attempts > MANY_FAILURES and attention is None:
+            attention = f"{STUCK}: {attempts} failed calls in a row, last {failure.reason}"
+        events = () if attention == held.attention else (Event("checkout.attention", {"reason": attention}),)
+        await self.write(
+            None, Action.GATEWAY_FAILED, evidence=evidence, alarm=alarm, attempts=attempts, last_error=failure.reason,
+            attention=attention, events=events,
+        )  # fmt: skip
+
+    async def end(
+        self,
+        trigger: Trigger,
+        event: str,
+        evidence: Mapping[str, object],
+        *,
+        reason: str | None = None,
+        **changes: Any,
+    ) -> None:
+        """Close a checkout without money, and begin the watch for late money."""
+        payload = {"reason": reason} if reason else {}
+        await self.write(
+            trigger,
+            evidence=evidence,
+            # What arrived meanwhile is read at once.
+            alarm=0.0 if self.held.letters else self.first_watch(),
+            looks=0,
+            events=(Event(event, payload),),
+            **changes,
+        )
+
+    def first_watch(self) -> float | None:
+        return self.settings.settle_watch[0] if self.settings.settle_watch else None
+
+    def calm(self) -> str | None:
+        """Return the attention that remains once the gateway has answered: not ours that it does not answer."""
+        attention = self.held.attention
+        passing = attention is not None and attention.startswith((CREDENTIALS, STUCK, BROKE))
+        return None if passing else attention
+
+    def next_alarm(self, looks: int, *, deadline_in: float | None = None) -> float:
+        """Return the seconds until the next reason to look at an offered checkout.
+
+        That is the look for a lost callback, the end of a grace, or the renewal of the token, whichever comes first. A moment
+        that has passed has had its look.
+        """
+        held, settings, now = self.held, self.settings, self.held.now()
+        if deadline_in is None:
+            deadline_in = (held.deadline - now).total_seconds()
+        moments = [deadline_in + settings.deadline_grace]
+        if held.withdrawn_at is not None:
+            moments.append((held.withdrawn_at - now).total_seconds() + settings.cancel_grace)
+        elif held.token_expires_at is not None and deadline_in > 0:
+            left = (held.token_expires_at - now).total_seconds()
+            moments.append(max(left - RENEW_BEFORE, RENEW_APART))
+        # Long after the deadline only an open payment keeps it here, and the gateway never times one out (D9).
+        alarm = reconcile.thinned(reconcile.next_look(settings, looks), -deadline_in)
+        return min([alarm, *(moment + 0.02 for moment in moments if moment > 0)])
+
+    def data_key(self) -> DataKey:
+        if self._key is None:
+            self._key = self.carrier.vault.data_key(self.held.id, self.held.data_key)
+        return self._key
+
+    def document(self) -> bytes:
+        if self._intent is None:
+            self._intent = self.data_key().open(self.held.intent or b"", purpose="intent")
+        return self._intent
+
+    def user_agent(self) -> str | None:
+        agent = msgspec.json.decode(self.document()).get("userAgent")
+        return agent if isinstance(agent, str) else None
+
+    def token(self) -> str | None:
+        """Return the session's token if it will outlive a call."""
+        held = self.held
+        if held.token is None or held.token_expires_at is None:
+            return None
+        if (held.token_expires_at - held.now()).total_seconds() < min(
+            FRESH_ENOUGH, self.settings.gateway_total_timeout
+        ):
+            return None
+        return self.data_key().open(held.token, purpose="token").decode()
+
+    def sealed(self, token: Token) -> bytes:
+        return self.data_key().seal(token.value.encode(), purpose="token")
+
+
+Failed: TypeAlias = Refused | Unauthorized | NotSent | Busy | Unknown | Throttled
+"""Every outcome of a gateway call but the one that was done."""
+
+
+def retry(outcome: Failed) -> Failure:
+    """Turn a call that brought nothing into a failure to retry."""
+    match outcome:
+        case Throttled():
+            return Failure(f"throttled: {outcome.reason}", at_least=outcome.retry_after or 0.0)
+        case NotSent():
+            return Failure(f"not_sent: {outcome.reason}")
+        case Busy():
+            return Failure(f"busy: {outcome.reason}", congested=True)
+        case Unknown():
+            return Failure(f"unknown: {outcome.reason}")
+        case Unauthorized():
+            return Failure(f"unauthorized: {outcome.reason}", credentials=True, blocks=True)
+        case Refused():
+            return Failure(f"refused: {outcome.reason}")
+        case _:
+            assert_never(outcome)
+
+
+def credentials(outcome: Failed) -> Failure:
+    """Turn a failed call with the merchant's own credentials into a failure: a refusal is about the merchant, not the order."""
+    failure = retry(outcome)
+    if isinstance(outcome, Refused):
+        return Failure(failure.reason, credentials=True, blocks=True)
+    return failure

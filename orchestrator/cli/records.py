@@ -1,0 +1,212 @@
+"""Tokens and merchants. Passwords come from a prompt or from standard input, never from the command line, where others can read them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+import click
+
+from orchestrator.cli.attached import data_dir, on_database, printer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrator.db import Database
+    from orchestrator.merchants import Merchants
+    from orchestrator.settings import Settings
+
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_LIFE: Final = 366 * 86400
+_PATIENCE: Final = 3.0
+"""Seconds for what is only a courtesy."""
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+class _Lifetime(click.ParamType[float]):
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d{1,9})([smhd]?)", str(value).strip())
+        seconds = int(found[1]) * _UNITS[found[2]] if found else 0
+        if not 1 <= seconds <= _LONGEST_LIFE:
+            self.fail(f"{value!r} is not a duration such as 15m, 12h or 30d, of at most a year", param, ctx)
+        return float(seconds)
+
+
+@click.group()
+def token() -> None:
+    """Tokens for the API."""
+
+
+@token.command()
+@data_dir
+@click.option("--merchant", required=True, metavar="NAME", help="Whose checkouts the token is for.")
+@click.option("--scope", required=True, help='What it allows, as in "checkouts:write checkouts:read".')
+@click.option(
+    "--lifetime",
+    type=_Lifetime(),
+    default="12h",
+    show_default=True,
+    help="How long it is valid: 15m, 12h, 30d.",
+)
+@click.option(
+    "--subject", default="operator", show_default=True, help="Who uses it; stands in the audit trail."
+)
+def issue(*, data_dir: Path, merchant: str, scope: str, lifetime: float, subject: str) -> None:
+    """Print a token, and nothing else."""
+    from orchestrator import access  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.settings import PREFIX, SettingsError  # noqa: PLC0415
+    from orchestrator.supervise.place import configured  # noqa: PLC0415
+
+    settings = configured(data_dir)
+    if not settings.jwt_secrets:
+        raise SettingsError(
+            f"{PREFIX}JWT_SECRETS is not set, and {data_dir} has no keys: set it, name another --data-dir, or start "
+            "`orchestrator up` first"
+        )
+    try:
+        made = access.issue(
+            settings,
+            merchant=merchant,
+            scopes=scope.replace(",", " ").split(),
+            lifetime=lifetime,
+            subject=subject,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(made)
+    if settings.database_url is not None and asyncio.run(_is_unknown(settings.database_url, merchant)):
+        click.echo(
+            f"orchestrator: there is no merchant {merchant!r} yet, and until it is added (`orchestrator merchants add`) the API "
+            "refuses this token",
+            err=True,
+        )
+
+
+async def _is_unknown(url: str, merchant: str) -> bool:
+    """Say whether a database answers and has no such merchant; the token itself needs none."""
+    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+    from orchestrator.db import Database  # noqa: PLC0415
+
+    try:
+        async with asyncio.timeout(_PATIENCE), Database(url, pool_size=1, name="orchestrator-cli") as db:
+            return not await db.read(text("SELECT 1 FROM merchants WHERE name = :name"), {"name": merchant})
+    except (SQLAlchemyError, OSError, TimeoutError):
+        return False
+
+
+@click.group(short_help="Merchants with gateway accounts of their own.")
+def merchants() -> None:
+    """Merchants with gateway accounts of their own; `default` is the one in the settings."""
+
+
+@merchants.command("list")
+@data_dir
+def list_merchants(*, data_dir: Path) -> int:
+    """List all merchants."""
+
+    async def show(settings: Settings, db: Database) -> int:
+        from rich.table import Table  # noqa: PLC0415
+
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+        for column in ("id", "name", "state", "gateway", "user name"):
+            table.add_column(column, overflow="fold")
+        for one in await _merchants(settings, db).everyone():
+            state = "[red]disabled[/]" if one.disabled else "[green]enabled[/]"
+            table.add_row(
+                str(one.id), one.name, state, one.account.url or "not set", one.account.username or "not set"
+            )
+        printer().print(table)
+        return 0
+
+    return on_database(data_dir, show)
+
+
+@merchants.command()
+@data_dir
+@click.argument("name")
+@click.option("--gateway-url", required=True, help="Base of both gateway APIs.")
+@click.option("--merchant-api-url", help="Base of the Merchant API, where it lives elsewhere.")
+@click.option("--username", required=True, help="The gateway's API user.")
+def add(*, data_dir: Path, name: str, gateway_url: str, merchant_api_url: str | None, username: str) -> int:
+    """Add a merchant. The password, then the callback secret, are asked for, or read as two lines from standard input."""
+    if not _NAME.fullmatch(name):
+        raise click.UsageError(
+            f"the name {name!r} must be 1 to 63 small letters, digits, dots, hyphens or underscores"
+        )
+    for option, url in (("--gateway-url", gateway_url), ("--merchant-api-url", merchant_api_url)):
+        if url is not None and (urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname):
+            raise click.UsageError(
+                f"{option} must be a URL that starts with https:// or http://, not {url!r}"
+            )
+    password, secret = _asked("Password of the API user"), _asked("Callback secret (empty: none)", empty=True)
+
+    async def write(settings: Settings, db: Database) -> int:
+        added = await _merchants(settings, db).add(
+            name,
+            gateway_url=gateway_url.rstrip("/"),
+            merchant_api_url=merchant_api_url.rstrip("/") if merchant_api_url else None,
+            username=username,
+            password=password,
+            callback_secrets=(secret,) if secret else (),
+        )
+        if not added:
+            raise click.UsageError(f"there is a merchant {name!r} already: choose another name")
+        click.echo(f"Merchant {name} was added.")
+        return 0
+
+    return on_database(data_dir, write)
+
+
+@merchants.command(short_help="Refuse a merchant's requests from now on.")
+@data_dir
+@click.argument("name")
+def disable(*, data_dir: Path, name: str) -> int:
+    """Refuse a merchant's requests; what is under way is carried to its end."""
+    return _switch(data_dir, name, disabled=True)
+
+
+@merchants.command()
+@data_dir
+@click.argument("name")
+def enable(*, data_dir: Path, name: str) -> int:
+    """Let a disabled merchant in again."""
+    return _switch(data_dir, name, disabled=False)
+
+
+def _switch(place: Path, name: str, *, disabled: bool) -> int:
+    async def write(settings: Settings, db: Database) -> int:
+        from orchestrator.merchants import UnknownMerchant  # noqa: PLC0415
+
+        if not await _merchants(settings, db).disable(name, disabled=disabled):
+            raise UnknownMerchant(name)
+        click.echo(
+            f"Merchant {name} is {'disabled' if disabled else 'enabled'}; within half a minute everywhere."
+        )
+        return 0
+
+    return on_database(place, write)
+
+
+def _merchants(settings: Settings, db: Database) -> Merchants:
+    from orchestrator.merchants import Merchants  # noqa: PLC0415
+    from orchestrator.vault import Vault  # noqa: PLC0415
+
+    return Merchants(db, Vault(settings.secret_keys), settings)
+
+
+def _asked(what: str, *, empty: bool = False) -> str:
+    if sys.stdin.isatty():
+        return str(
+            click.prompt(what, hide_input=True, err=True, default="" if empty else None, show_default=False)
+        )
+    given = sys.stdin.readline().rstrip("\r\n")
+    if not given and not empty:
+        raise click.UsageError(f"{what.lower()}: nothing came on standard input")
+    return given

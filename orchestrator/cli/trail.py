@@ -1,0 +1,110 @@
+"""The audit trail as a whole: verify it, seal it, take a copy of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.attached import data_dir, on_database
+
+if TYPE_CHECKING:
+    from orchestrator.audit import Findings
+    from orchestrator.db import Database
+    from orchestrator.settings import Settings
+
+
+@click.group()
+def audit() -> None:
+    """Verify, seal and export the audit trail."""
+
+
+@audit.command(short_help="Walk every chain and every seal.")
+@data_dir
+def verify(*, data_dir: Path) -> int:
+    """Walk every chain and every seal; exit 1 and name what does not hold."""
+    return on_database(data_dir, _verify)
+
+
+async def _verify(settings: Settings, db: Database) -> int:
+    from rich.console import Console  # noqa: PLC0415 - each command imports what it needs
+
+    from orchestrator import audit as trail  # noqa: PLC0415
+    from orchestrator.vault import Vault  # noqa: PLC0415
+
+    vault = Vault(settings.secret_keys)
+    console = Console(stderr=True, highlight=False)
+    with console.status("Verifying …") as status:
+
+        def progress(found: Findings) -> None:
+            status.update(f"Verifying … {found.checkouts} checkouts, {found.entries} entries")
+
+        found = await trail.verify(db, vault, progress=progress)
+    for problem in found.problems:
+        click.echo(problem)
+    walked = f"{found.checkouts} checkouts, {found.entries} entries, {found.seals} seals"
+    if found.problems:
+        count = len(found.problems)
+        click.echo(
+            f"The audit trail does not hold: {count} problem{'s' if count > 1 else ''} in {walked}.", err=True
+        )
+        return 1
+    click.echo(f"The audit trail holds: {walked}.")
+    return 0
+
+
+@audit.command(short_help="Seal the heads of all chains that grew.")
+@data_dir
+def seal(*, data_dir: Path) -> int:
+    """Seal the heads of all chains that grew since the last seal; the workers do so every ten minutes by themselves."""
+    return on_database(data_dir, _seal)
+
+
+async def _seal(settings: Settings, db: Database) -> int:
+    from orchestrator import audit as trail  # noqa: PLC0415
+    from orchestrator.vault import Vault  # noqa: PLC0415
+
+    sealed = await trail.seal(db, Vault(settings.secret_keys))
+    click.echo(
+        f"Sealed the heads of {sealed} checkouts." if sealed else "Nothing has grown since the last seal."
+    )
+    return 0
+
+
+@audit.command(short_help="Write the whole trail as lines of JSON.")
+@data_dir
+@click.option(
+    "--file",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    help="Write here (mode 0600) instead of to stdout.",
+)
+def export(*, data_dir: Path, file: Path | None) -> int:
+    """Write every entry and every seal as a line of JSON, for a copy kept elsewhere."""
+
+    async def write(_: Settings, db: Database) -> int:
+        if file is None:
+            await _write(db, sys.stdout)
+            return 0
+        try:
+            out = os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w")
+        except OSError as error:
+            raise click.UsageError(f"{file} cannot be written ({error.strerror})") from error
+        with out:
+            lines = await _write(db, out)
+        click.echo(f"{lines} lines written to {file}.", err=True)
+        return 0
+
+    return on_database(data_dir, write)
+
+
+async def _write(db: Database, out: IO[str]) -> int:
+    from orchestrator import audit as trail  # noqa: PLC0415
+
+    lines = 0
+    async for line in trail.export(db):
+        out.write(line + "\n")
+        lines += 1
+    return lines

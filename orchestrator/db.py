@@ -1,0 +1,320 @@
+"""Postgres: the engine, short transactions, and the batch writer. The only place that commits.
+
+A transaction here holds statements only, never a socket to anybody else. `Batch` turns many small writes into few large
+ones: it takes whatever has gathered while the last commit ran, so that it adds no wait when idle and grows under load.
+
+The batch writer is exact: one item per key in a batch; an item whose row somebody else holds goes into a later batch; a row that
+Postgres refuses is found by bisection and fails only its own waiter; a connection lost at COMMIT means *not known*, and the
+batch is written again, so a write must recognise its own earlier success.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
+
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from orchestrator import log
+from orchestrator.errors import OrchestratorError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
+
+    from sqlalchemy import Executable, Row
+
+_log = log.get(__name__)
+
+# SQLSTATE class 54, program_limit_exceeded (a row or an index entry that is too large). psycopg makes an OperationalError of it,
+# as of a lost connection; but it is about the row, and would be the same for ever.
+_TOO_LARGE: Final = "54"
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Unwritten(OrchestratorError):  # noqa: N818 - named for the fact
+    """Postgres refused this row for good; nothing of it was written, and its batch was written without it."""
+
+
+class DatabaseAway(OrchestratorError):  # noqa: N818 - named for the fact
+    """Postgres could not be reached within the time given. Whether the last write landed is not known."""
+
+
+class Again:
+    """Returned by a write for an item that could not be tried: somebody else holds its row. It goes into a later batch."""
+
+
+AGAIN: Final = Again()
+
+
+def driver_url(url: str) -> str:
+    """Name the driver (psycopg 3) in a Postgres URL, whatever spelling of the scheme was given."""
+    _, _, rest = url.partition("://")
+    return f"postgresql+psycopg://{rest}"
+
+
+def is_away(error: BaseException) -> bool:
+    """Say whether an error means that Postgres is out of reach or out of order, rather than that it refused a row."""
+    if isinstance(error, IntegrityError | DataError | ProgrammingError):
+        return False
+    if isinstance(error, DBAPIError) and _state_of(error).startswith(_TOO_LARGE):
+        return False
+    if isinstance(error, DatabaseAway | DBAPIError | PoolTimeout | OSError | TimeoutError):
+        return True
+    return isinstance(error, SQLAlchemyError)
+
+
+def _state_of(error: DBAPIError) -> str:
+    """Return the SQLSTATE that Postgres gave; empty where it gave none, as for a lost connection."""
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+class Database:
+    """An engine with a small pool, for one event loop; a process has one for each kind of work that must not wait for another.
+
+    `statement_timeout` is in milliseconds: Postgres itself ends a statement that takes longer, and the caller is told so.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 6,
+        name: str = "orchestrator",
+        pool_timeout: float = 30,
+        statement_timeout: int = 30_000,
+    ) -> None:
+        self._engine = create_async_engine(
+            driver_url(url),
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=pool_timeout,
+            # A failed statement is logged by name; its parameters are people's data.
+            hide_parameters=True,
+            connect_args={
+                "connect_timeout": 5,
+                "application_name": name,
+                "options": f"-c timezone=UTC -c statement_timeout={statement_timeout} "
+                "-c idle_in_transaction_session_timeout=30000",
+                # A dead peer is noticed in seconds, not after the kernel's two hours.
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+            },
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """Open a transaction that is committed at the end of the block, or rolled back by an error in it."""
+        async with self._engine.begin() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
+        """Open a read-only transaction in which every statement sees the same moment."""
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            async with connection.begin():
+                yield connection
+
+    async def write(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
+        """Run one writing statement in a transaction of its own; return its rows once it is committed."""
+        async with self._engine.begin() as connection:
+            result = await connection.execute(statement, parameters)
+            return result.all() if result.returns_rows else ()
+
+    async def read(
+        self, statement: Executable, parameters: Mapping[str, object] | None = None
+    ) -> Sequence[Row[Any]]:
+        """Run one reading statement; once more where the pooled connection turns out to be dead (Postgres was restarted)."""
+        try:
+            return await self._read(statement, parameters)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        return await self._read(statement, parameters)
+
+    async def _read(
+        self, statement: Executable, parameters: Mapping[str, object] | None
+    ) -> Sequence[Row[Any]]:
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            return (await connection.execute(statement, parameters or {})).all()
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting(Generic[T, R]):
+    item: T
+    key: Hashable
+    done: asyncio.Future[R]
+    # Why it still waits: the last error, or that somebody else holds its row.
+    error: Exception | None = None
+    skipped: bool = False
+
+
+class Batch(Generic[T, R]):
+    """Gathers items and writes them together; each `put` waits for the fate of its own item.
+
+    `write` takes a list of items with distinct keys and returns one result for each, in order, or `AGAIN`. It must be safe to
+    repeat: after a lost connection the same list is written again, and what had landed must be reported as landed.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[list[T]], Awaitable[Sequence[R | Again]]],
+        *,
+        key: Callable[[T], Hashable],
+        limit: int = 500,
+        backlog: int = 20_000,
+        patience: float = 30.0,
+        name: str = "batch",
+    ) -> None:
+        self._write = write
+        self._key = key
+        self._limit = limit
+        self._room = asyncio.Semaphore(backlog)
+        self._patience = patience
+        self._name = name
+        self._queue: deque[_Waiting[T, R]] = deque()
+        self._wakeup = asyncio.Event()
+        self._writing = False
+        self._runner: asyncio.Task[None] | None = None
+
+    async def put(self, item: T) -> R:
+        """Write `item` with whatever else has gathered and return its result.
+
+        Raises `Unwritten` if Postgres refuses this item, `DatabaseAway` if its fate is not known within the patience: Postgres
+        is out of reach, hangs in the middle of a write, or somebody else holds the row.
+        """
+        loop = asyncio.get_running_loop()
+        async with self._room:
+            waiting: _Waiting[T, R] = _Waiting(item, self._key(item), loop.create_future())
+            self._queue.append(waiting)
+            if self._runner is None:
+                self._runner = asyncio.create_task(self._run(), name=f"batch-{self._name}")
+            self._wakeup.set()
+            alarm = loop.call_later(self._patience, self._give_up, waiting)
+            try:
+                return await waiting.done
+            finally:
+                alarm.cancel()
+
+    def _give_up(self, waiting: _Waiting[T, R]) -> None:
+        why = "another transaction holds the row" if waiting.skipped else "Postgres is out of reach"
+        _fail(
+            waiting, DatabaseAway(f"not known to be written after {self._patience:g} s: {why}"), waiting.error
+        )
+
+    async def close(self) -> None:
+        """Write what is queued, then stop."""
+        while self._queue or self._writing:  # noqa: ASYNC110 - once in the life of a process
+            await asyncio.sleep(0.005)
+        if self._runner is not None:
+            self._runner.cancel()
+            await asyncio.gather(self._runner, return_exceptions=True)
+            self._runner = None
+
+    async def _run(self) -> None:
+        while True:
+            await self._wakeup.wait()
+            self._wakeup.clear()
+            self._writing = True
+            try:
+                while self._queue:
+                    # One turn of the loop: whoever is ready at this moment gets into this batch.
+                    await asyncio.sleep(0)
+                    progress = await self._settle(self._take())
+                    if not progress:
+                        await asyncio.sleep(random.uniform(0.002, 0.02))  # noqa: S311 - jitter
+            finally:
+                self._writing = False
+
+    def _take(self) -> list[_Waiting[T, R]]:
+        taken: list[_Waiting[T, R]] = []
+        keys: set[Hashable] = set()
+        later: list[_Waiting[T, R]] = []
+        while self._queue and len(taken) < self._limit:
+            waiting = self._queue.popleft()
+            if waiting.done.done():
+                continue
+            if waiting.key in keys:
+                later.append(waiting)
+            else:
+                keys.add(waiting.key)
+                taken.append(waiting)
+        self._queue.extendleft(reversed(later))
+        return taken
+
+    async def _settle(self, batch: list[_Waiting[T, R]]) -> bool:
+        """Write one batch and tell its waiters; return whether anything but waiting came of it."""
+        delay = 0.05
+        while batch:
+            try:
+                results = await self._write([waiting.item for waiting in batch])
+            except Exception as error:  # noqa: BLE001 - a waiter must hear of every failure, whatever it is
+                if not is_away(error):
+                    await self._bisect(batch, error)
+                    return True
+                _log.warning("batch_postponed", batch=self._name, size=len(batch), error=type(error).__name__)
+                for waiting in batch:
+                    waiting.error, waiting.skipped = error, False
+                await asyncio.sleep(random.uniform(0, delay))  # noqa: S311 - jitter
+                delay = min(delay * 2, 0.5)
+                # Whoever has gone (cancelled, or out of patience) is written no more.
+                batch = [waiting for waiting in batch if not waiting.done.done()]
+            else:
+                return self._tell(batch, results)
+        return True
+
+    def _tell(self, batch: list[_Waiting[T, R]], results: Sequence[R | Again]) -> bool:
+        progress = False
+        for waiting, result in zip(batch, results, strict=True):
+            if isinstance(result, Again):
+                waiting.skipped = True
+                self._queue.append(waiting)
+                continue
+            progress = True
+            if not waiting.done.done():
+                waiting.done.set_result(result)
+        return progress
+
+    async def _bisect(self, batch: list[_Waiting[T, R]], error: Exception) -> None:
+        if len(batch) == 1:
+            _log.error("row_refused", batch=self._name, error=type(error).__name__)
+            _fail(batch[0], Unwritten(f"Postgres refused this row ({type(error).__name__})"), error)
+            return
+        half = len(batch) // 2
+        await self._settle(batch[:half])
+        await self._settle(batch[half:])
+
+
+def _fail(waiting: _Waiting[Any, Any], failure: OrchestratorError, cause: BaseException | None) -> None:
+    if not waiting.done.done():
+        failure.__cause__ = cause
+        waiting.done.set_exception(failure)
+
+
+__all__ = ["AGAIN", "Again", "Batch", "Database", "DatabaseAway", "Unwritten", "driver_url", "is_away"]

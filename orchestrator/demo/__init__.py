@@ -1,0 +1,85 @@
+"""The demo: everything `up` starts, then shoppers who go through every outcome, and a verdict.
+
+The shoppers use nothing but HTTP, like a shop and its customers. The exit status is 0 only if every order ended as its shopper's
+script says and the sandbox's ledger agrees with our books to the minor unit.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.demo.orders import draw
+from orchestrator.demo.scripts import SCRIPTS
+from orchestrator.settings import PREFIX, SettingsError, load
+from orchestrator.supervise import up as supervise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from orchestrator.supervise.terminal import Terminal
+    from orchestrator.supervise.up import Options, Up
+
+BRISK: Final[dict[str, object]] = {
+    "deadline_grace": 1.0,
+    "cancel_grace": 1.0,
+    "first_look": 2.0,
+    "recheck_after_callback": 0.5,
+    "retry_base": 0.5,
+    "hint_grace": 2.0,
+    "sweep_interval": 0.5,
+}
+"""Settings of the demo where none are set, so that a shopper who leaves is known to have left within seconds."""
+
+_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def run(
+    options: Options,
+    terminal: Terminal,
+    *,
+    orders: int,
+    scenarios: Sequence[str],
+    stay: bool,
+    greet: Callable[[Up], None],
+) -> int:
+    """Bring everything up, play, and stay up if wanted; return the exit status."""
+    from orchestrator.demo.play import play  # noqa: PLC0415 - what is wrong is said before the slow imports
+
+    known = {script.name: script for script in SCRIPTS}
+    unknown = [name for name in scenarios if name not in known]
+    if unknown:
+        raise SettingsError(f"--scenario {unknown[0]} does not exist: choose from {', '.join(known)}")
+    scripts = [known[name] for name in dict.fromkeys(scenarios)] or list(SCRIPTS)
+    given = load().gateway_url
+    if given is not None and not _is_sandbox(given):
+        raise SettingsError(
+            f"{PREFIX}GATEWAY_URL is set to a gateway without the sandbox's script API, which the demo needs: unset it, and "
+            "the demo brings its own sandbox"
+        )
+    number = _base36(int(time.time()))
+
+    async def visit(up: Up) -> int:
+        drawn = draw(scripts, count=orders, seed=options.seed, run=number)
+        return await play(up, drawn, run=number, gateway=up.sandbox_url or str(given), stay=stay)
+
+    return supervise.run(options, terminal, defaults=BRISK, greet=greet, visit=visit, stay=stay)
+
+
+def _is_sandbox(url: str) -> bool:
+    import httpx  # noqa: PLC0415 - wanted only where a gateway is set
+
+    try:
+        answer = httpx.get(f"{url}/sandbox/ledger", params={"limit": 1}, timeout=5.0, trust_env=False)
+        return answer.status_code == httpx.codes.OK and "orders" in answer.json()
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
+def _base36(number: int) -> str:
+    """Write a number in few characters, for order numbers that no run before has used."""
+    digits = ""
+    while number:
+        number, rest = divmod(number, len(_DIGITS))
+        digits = _DIGITS[rest] + digits
+    return digits or "0"

@@ -1,0 +1,166 @@
+"""The demo as a whole: shoppers arrive, the audience watches, and at the end it says whether every order went by its script."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+from httpx_aiohttp import HttpxAiohttpClient
+from rich.live import Live
+from sqlalchemy import text
+
+from orchestrator import access
+from orchestrator.db import Database, is_away
+from orchestrator.demo import stage
+from orchestrator.demo.shopper import Shop, Shopper, Unscripted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.demo.orders import Order
+    from orchestrator.demo.shopper import Told
+    from orchestrator.supervise.up import Up
+
+PATIENCE: Final = 30.0
+"""Seconds that one order may take for one step of its script; all scripts wait less than ten."""
+AT_ONCE: Final = 60
+"""Shoppers who are there at the same time; more wait outside."""
+_REDRAW: Final = 0.25
+_LINE_EVERY: Final = 2.0
+_TOKEN_LIFE: Final = 3600.0
+
+_STATES = text("""
+    SELECT state, count(*) AS orders FROM checkouts WHERE order_ref LIKE :prefix AND created_at > clock() - interval '1 hour'
+     GROUP BY state
+""")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one order: as told at its end, or why it did not go by its script."""
+
+    order: Order
+    told: Told | None = None
+    problem: str | None = None
+    checkout: str | None = None
+    seconds: float | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.told is not None or self.problem is not None
+
+    @property
+    def scripted(self) -> bool:
+        return self.told is not None and self.problem is None
+
+
+async def play(up: Up, orders: Sequence[Order], *, run: str, gateway: str, stay: bool) -> int:
+    """Play all orders and show them; 0 only if every one ended as scripted with its money in both books."""
+    outcomes = [Outcome(order) for order in orders]
+    token = access.issue(
+        up.settings,
+        merchant="default",
+        scopes=("checkouts:write", "checkouts:read"),
+        lifetime=_TOKEN_LIFE,
+        subject="demo",
+    )
+    limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+    async with HttpxAiohttpClient(
+        timeout=httpx.Timeout(20.0, pool=PATIENCE), limits=limits, trust_env=False
+    ) as http:
+        shop = Shop(http, up.url, gateway, token)
+        room = asyncio.Semaphore(AT_ONCE)
+        shoppers = [asyncio.create_task(_live(shop, outcome, room)) for outcome in outcomes]
+        watching = asyncio.create_task(_show(up, outcomes, run=run))
+        try:
+            await asyncio.gather(*shoppers)
+        finally:
+            for task in shoppers:
+                task.cancel()
+            watching.cancel()
+            # The last drawing is made while it unwinds.
+            await asyncio.gather(watching, *shoppers, return_exceptions=True)
+    _conclude(up, outcomes, gateway=gateway, stay=stay)
+    return 0 if all(outcome.scripted for outcome in outcomes) else 1
+
+
+async def _live(shop: Shop, outcome: Outcome, room: asyncio.Semaphore) -> None:
+    await asyncio.sleep(outcome.order.arrives)
+    async with room:
+        shopper = Shopper(shop, outcome.order, patience=PATIENCE)
+        try:
+            told = await shopper.play()
+        except Unscripted as error:
+            outcome.problem = str(error)
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            # Nobody answered, or not what the contract says: the order is lost to its script, the others go on.
+            outcome.problem = f"expected an answer by the contract, saw {type(error).__name__}: {error}"
+        else:
+            outcome.told = told
+        outcome.checkout = shopper.checkout
+        if shopper.began is not None and shopper.ended is not None:
+            outcome.seconds = shopper.ended - shopper.began
+
+
+async def _show(up: Up, outcomes: Sequence[Outcome], *, run: str) -> None:
+    """Keep the board up to date until cancelled."""
+    terminal, began = up.terminal, time.monotonic()
+    async with Database(up.settings.need("database_url"), pool_size=1, name="orchestrator-demo") as db:
+        states: dict[str, int] = {}
+        if not terminal.live:
+            while True:
+                await asyncio.sleep(_LINE_EVERY)
+                states = await _states(db, run, states)
+                terminal.step(stage.line(states, outcomes, seconds=time.monotonic() - began))
+        with Live(console=terminal.console, auto_refresh=False) as live:
+            try:
+                while True:
+                    states = await _states(db, run, states)
+                    live.update(stage.board(states, outcomes, seconds=time.monotonic() - began), refresh=True)
+                    await asyncio.sleep(_REDRAW)
+            finally:
+                states = await asyncio.shield(_states(db, run, states))
+                live.update(stage.board(states, outcomes, seconds=time.monotonic() - began), refresh=True)
+
+
+async def _states(db: Database, run: str, before: dict[str, int]) -> dict[str, int]:
+    """Count the orders by state; what was known before, while Postgres is away."""
+    try:
+        rows: Any = await db.read(_STATES, {"prefix": f"demo-{run}-%"})
+    except Exception as error:
+        if not is_away(error):
+            raise
+        return before
+    return {str(row.state): int(row.orders) for row in rows}
+
+
+def _conclude(up: Up, outcomes: Sequence[Outcome], *, gateway: str, stay: bool) -> None:
+    terminal = up.terminal
+    terminal.say()
+    terminal.say(stage.summary(outcomes, width=terminal.console.width))
+    terminal.say()
+    slow = stage.slowest(outcomes)
+    if slow is not None:
+        terminal.say(slow)
+        terminal.say()
+    sample = next((one for one in outcomes if one.checkout), None)
+    rows = stage.places(up, gateway, sample, stay=stay)
+    if rows:
+        terminal.facts(*rows)
+        terminal.say()
+    bad = stage.failures(outcomes)
+    if bad:
+        for line in bad:
+            terminal.console.print(line, soft_wrap=True)
+        terminal.console.print(
+            f"[bold red]{len(bad)} of {len(outcomes)} orders did not end as scripted.[/]", soft_wrap=True
+        )
+    else:
+        terminal.console.print(stage.totals(outcomes), soft_wrap=True)
+        terminal.console.print(
+            f"[bold green]All {len(outcomes)} orders ended as scripted; the sandbox's ledger and our books agree to the minor unit.[/]",
+            soft_wrap=True,
+        )

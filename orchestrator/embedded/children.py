@@ -1,0 +1,188 @@
+"""Child processes that end with their parent, however it ends, and that may run under another account.
+
+A child is started through this very file, run as a script by a fresh interpreter: it asks the kernel for a signal when the
+parent is gone, gives up its privileges and becomes the server (`exec`). Nothing of ours runs between fork and exec in a
+process that may have threads. Where the kernel knows no such signal (anything but Linux) the script stays as a guardian: it
+holds the read end of a pipe whose write end only the parent has, and ends the server when that pipe closes.
+
+Standard library only, and no module of ours: the script runs in isolated mode, before any package can be found.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import IO
+
+LINUX = sys.platform == "linux"
+
+# <linux/prctl.h> and <linux/capability.h>
+_PR_SET_PDEATHSIG = 1
+_PR_SET_SECUREBITS = 28
+_SECBIT_NO_SETUID_FIXUP = 1 << 2
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
+_CAPABILITY_VERSION_3 = 0x20080522
+CAP_DAC_OVERRIDE = 1
+CAP_DAC_READ_SEARCH = 2
+CAP_SETPCAP = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The ids that a child runs under, and the one capability it keeps (`None`: none)."""
+
+    uid: int
+    gid: int
+    capability: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """What the script is told, as JSON in its only argument."""
+
+    command: list[str]
+    parent: int
+    last_signal: int
+    guarded: bool
+    account: tuple[int, int, int | None] | None
+
+
+def spawn(
+    command: Sequence[str | Path],
+    *,
+    last_signal: signal.Signals,
+    log: IO[bytes] | int,
+    cwd: Path,
+    environment: dict[str, str],
+    account: Account | None = None,
+    guarded: bool = not LINUX,
+) -> subprocess.Popen[bytes]:
+    """Start a server that gets `last_signal` when this process is gone, also after `kill -9`.
+
+    Call it from the main thread: Linux sends the signal when the *thread* that started the child ends. The child gets a
+    session of its own, so that Ctrl-C in a terminal reaches us alone and we decide who stops first.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        message = "a child that ends with its parent must be started from the main thread: the kernel watches the thread"
+        raise RuntimeError(message)
+    launch = _Launch(
+        command=[str(part) for part in command],
+        parent=os.getpid(),
+        last_signal=int(last_signal),
+        guarded=guarded,
+        account=(account.uid, account.gid, account.capability) if account else None,
+    )
+    return subprocess.Popen(  # noqa: S603 - our own interpreter, this file, and a command built by us
+        [sys.executable, "-I", "-S", __file__, json.dumps(asdict(launch))],
+        stdin=subprocess.PIPE if guarded else subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        cwd=cwd,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def die_with_parent(last_signal: signal.Signals) -> Callable[[], None]:
+    """Return a `preexec_fn` that has the child signalled when the parent is gone (nothing happens but on Linux).
+
+    For children without threads or privileges to give up; call it, and start the child, in the parent's main thread.
+    """
+    parent = os.getpid()
+
+    def watch() -> None:
+        if LINUX:
+            _watch(parent, last_signal)
+
+    return watch
+
+
+def command_of(pid: int) -> str:
+    """Return the command line of a process; nothing if it is gone or a zombie."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    if LINUX:
+        return ""
+    shown = subprocess.run(  # noqa: S603 - a number
+        ["/bin/ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False
+    )
+    return shown.stdout.strip()
+
+
+def _prctl(option: int, *arguments: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    padded = [*arguments, 0, 0, 0, 0][:4]
+    if libc.prctl(option, *(ctypes.c_ulong(argument) for argument in padded)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+
+def _watch(parent: int, last_signal: int) -> None:
+    _prctl(_PR_SET_PDEATHSIG, last_signal)
+    # The parent may have gone between fork and prctl: then the signal would never come.
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _become(uid: int, gid: int, capability: int | None) -> None:
+    """Give up root for an account; keep one capability across `setuid` and, as an ambient one, across `exec`.
+
+    Without the bit set here `access(2)` disregards the capability for everybody but root, and a server would find itself
+    not executable.
+    """
+    if capability is not None:
+        _prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP)
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+    if capability is not None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+        # Effective, permitted, inheritable; then the same for capabilities from number 32 on.
+        sets = (ctypes.c_uint32 * 6)(*[1 << capability] * 3, 0, 0, 0)
+        if libc.capset(header, sets) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"capset: {os.strerror(number)}")
+        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability)
+
+
+def _guard(command: list[str], last_signal: int) -> int:
+    """Stay beside the server: pass signals on, and end it when the pipe from the parent closes."""
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - what we were started for
+
+    def parent_is_gone() -> None:
+        os.read(0, 1)
+        server.send_signal(last_signal)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(number, lambda received, _frame: server.send_signal(received))
+    threading.Thread(target=parent_is_gone, daemon=True).start()
+    return server.wait()
+
+
+def _run(text: str) -> None:
+    launch = _Launch(**json.loads(text))
+    if launch.account:
+        _become(*launch.account)
+    if launch.guarded:
+        sys.exit(_guard(launch.command, launch.last_signal))
+    # After the change of account, which makes the kernel forget the signal.
+    _watch(launch.parent, launch.last_signal)
+    os.execv(launch.command[0], launch.command)  # noqa: S606 - no shell is wanted
+
+
+if __name__ == "__main__":
+    _run(sys.argv[1])

@@ -1,0 +1,77 @@
+"""Small files of the data directory: generated passwords, remembered ports, logs that do not grow for ever."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import socket
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# A log is set aside once, at a start, when it has passed this size.
+_LOG_LIMIT: Final = 20_000_000
+
+
+def secret(path: Path) -> str:
+    """Return the password kept in a file of mode 0600; generate it when there is none."""
+    with suppress(FileNotFoundError):
+        kept = path.read_text().strip()
+        if kept:
+            return kept
+    generated = secrets.token_hex(24)
+    half_done = path.with_name(path.name + ".new")
+    forget(half_done)
+    descriptor = os.open(half_done, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(generated + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    half_done.rename(path)
+    return generated
+
+
+def free_port(memory: Path) -> int:
+    """Return the port of 127.0.0.1 that was used last, or another free one, and remember it."""
+    remembered = 0
+    with suppress(OSError, ValueError):
+        remembered = int(memory.read_text())
+    for wanted in (remembered, 0):
+        with suppress(OSError, OverflowError), socket.socket() as probe:
+            # What is only closing down (TIME_WAIT) is free for a server.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", wanted))
+            port: int = probe.getsockname()[1]
+            memory.write_text(f"{port}\n")
+            return port
+    message = "no port of 127.0.0.1 is free"
+    raise OSError(message)
+
+
+def grown(log: Path) -> IO[bytes]:
+    """Open a server's log for appending, mode 0600; a big one is set aside first."""
+    with suppress(FileNotFoundError):
+        if log.stat().st_size > _LOG_LIMIT:
+            log.replace(log.with_name(log.name + ".1"))
+    file = os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+    file.seek(0, os.SEEK_END)
+    return file
+
+
+def forget(path: Path) -> None:
+    """Remove a file or a whole directory that may not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def owner_name(uid: int) -> str:
+    """Return the name of an account, or its number where it has none."""
+    with suppress(KeyError):
+        return pwd.getpwuid(uid).pw_name
+    return str(uid)

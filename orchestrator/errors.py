@@ -1,0 +1,30 @@
+"""The errors of the orchestrator, one tree.
+
+    OrchestratorError
+    ├── settings.SettingsError          a setting is missing or wrong; the process does not start
+    ├── embedded.EmbeddedError          an embedded server cannot be started
+    ├── supervise.UpFailed              `up` cannot bring the installation up
+    ├── schema.NoDatabase               there is no database to work on
+    ├── money.MoneyError                an amount or currency that cannot be represented exactly
+    ├── intents.IntentRejected          an intent with all of its problems, each with its field
+    ├── inbox.IntakeError               an intent that cannot be taken
+    │   ├── inbox.OrderTaken            its order number has other content
+    │   └── inbox.KeyReused             its idempotency key came with other content
+    ├── access.AccessDenied             no token, a bad one, or one without the scope
+    ├── api Refusal, Disconnected       an answer to the client; a client that has gone
+    ├── merchants.UnknownMerchant       no such merchant
+    ├── states.UnknownTransition        code asked for a move that the table does not have
+    ├── lifecycle.UnauditedMove         code tried to move without an entry in the trail
+    ├── lifecycle.LeaseLost             somebody else holds the checkout now
+    ├── vault.VaultError                data that no known key opens, or whose key was destroyed
+    ├── db.Unwritten                    a row that Postgres refused for good
+    ├── db.DatabaseAway                 it is not known whether a row was written
+    └── demo Unscripted                 a shopper met what the script does not know
+
+A leaf is named for the fact, builds its own sentence and keeps its facts as attributes. Outcomes of gateway calls are
+values (``gateway.outcomes``), not exceptions.
+"""
+
+
+class OrchestratorError(Exception):
+    """Base of everything that this package raises on purpose."""

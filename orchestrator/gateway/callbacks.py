@@ -1,0 +1,313 @@
+"""What the gateway sends us: is it from the gateway, and what does it say.
+
+Pure functions over raw bytes; nothing in here raises on what a stranger may post. A callback stays a hint whatever its grade
+is: neither proof covers all of it (the checksum leaves status and transaction out), so the payment itself is looked up. Raw
+bodies and personal data are not kept in the facts, apart from the message that is meant for the shopper.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from orchestrator import money
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+MOST_FIELDS: Final = 500
+"""Form fields. About forty are documented, and `transactionInfo` may add fifty (D8)."""
+LONGEST: Final = 255
+"""Characters kept of any one fact. The longest the gateway documents is an entry of transactionInfo (D8)."""
+
+_SIGNATURE_LIMIT = 4096
+_SIGNED = re.compile(r"s[0-9]{1,3}")
+_CHECKSUM_FIELDS = ("amount", "currency", "shop_orderid")
+
+
+class Grade(StrEnum):
+    """How well a callback proves that the gateway sent it."""
+
+    SIGNED = "signed"
+    """The AltaPay-Signature header matches the whole body (facts 2.4 B)."""
+    CHECKSUM = "checksum"
+    """The terminal's MD5 checksum matches: order, amount and currency are the gateway's, the rest is anybody's (2.4 A)."""
+    MISSING = "missing"
+    """We have a secret, and the callback brings no proof."""
+    WRONG = "wrong"
+    """It brings a proof that does not match."""
+    UNCHECKED = "unchecked"
+    """We have no secret to check it with."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackFacts:
+    """What a callback says, whichever kind and format it came in. None is "not said"; an empty text counts as not said.
+
+    `status` and `payment_status` are lower case; `amount` is in minor units of `currency` (letters); `checkout` is our own id
+    from transactionInfo. `checked` holds the texts that the checksum covers, exactly as posted. `flags` name what was odd:
+    `empty`, `not_form`, `not_json`, `not_an_object`, `not_utf8`, `too_many_fields`, `field_repeated`, `text_cut`,
+    `nul_removed`, `wrong_type`, `amount_unreadable`, `currency_unknown`, `content_type_unexpected`.
+    """
+
+    order_ref: str | None = None
+    transaction_id: str | None = None
+    payment_id: str | None = None
+    session_id: str | None = None
+    status: str | None = None
+    payment_status: str | None = None
+    amount: int | None = None
+    currency: str | None = None
+    error_message: str | None = field(default=None, repr=False)
+    checkout: str | None = None
+    require_capture: bool | None = None
+    xml: str | None = field(default=None, repr=False)
+    checked: Mapping[str, str] = field(default_factory=dict, repr=False)
+    flags: tuple[str, ...] = ()
+
+
+# ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_body(content_type: str, raw: bytes) -> CallbackFacts:
+    """Read a form body (facts 2.2) or a JSON body (2.3); the content type decides, the first byte where it says neither."""
+    if not raw.strip():
+        return CallbackFacts(flags=("empty",))
+    flags: list[str] = []
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        return _read_json(raw, flags)
+    if kind != "application/x-www-form-urlencoded":
+        flags.append("content_type_unexpected")
+        if raw.lstrip()[:1] in {b"{", b"["}:
+            return _read_json(raw, flags)
+    return _read_form(raw, flags)
+
+
+def _read_form(raw: bytes, flags: list[str]) -> CallbackFacts:
+    try:
+        pairs = parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
+    except ValueError:
+        flags.append("too_many_fields")
+        return CallbackFacts(flags=tuple(flags))
+    if not pairs:
+        flags.append("not_form")
+    fields: dict[str, str] = {}
+    for name, value in pairs:
+        if name in fields:  # the first one counts: what is appended later may be somebody else's
+            flags.append("field_repeated")
+        else:
+            fields[name] = value
+    if any("\ufffd" in value for value in fields.values()):
+        flags.append("not_utf8")
+
+    def text(name: str) -> str | None:
+        return _text(fields.get(name), flags)
+
+    currency = _currency(text("currency"), flags)
+    return CallbackFacts(
+        order_ref=text("shop_orderid"),
+        transaction_id=text("transaction_id"),
+        payment_id=text("payment_id"),
+        session_id=text("session_id"),
+        status=_lower(text("status")),
+        payment_status=_lower(text("payment_status")),
+        amount=_amount(text("amount"), currency, flags),
+        currency=currency,
+        error_message=text("error_message"),
+        checkout=text("transaction_info[checkout]"),
+        require_capture=_flag(_lower(text("require_capture")), flags),
+        xml=fields.get("xml") or None,
+        checked={name: fields[name] for name in (*_CHECKSUM_FIELDS, "checksum") if name in fields},
+        flags=tuple(dict.fromkeys(flags)),
+    )
+
+
+def _read_json(raw: bytes, flags: list[str]) -> CallbackFacts:
+    try:
+        body = msgspec.json.decode(raw)
+    except (ValueError, RecursionError):
+        flags.append("not_json")
+        return CallbackFacts(flags=tuple(flags))
+    if not isinstance(body, dict):
+        flags.append("not_an_object")
+        return CallbackFacts(flags=tuple(flags))
+    order = _object(body.get("order"), flags)
+    infos = _object(body.get("transactionInfo"), flags) or _object(order.get("transactionInfo"), flags)
+    currency = _currency(_text(order.get("currency"), flags), flags)
+    return CallbackFacts(
+        order_ref=_text(order.get("orderId"), flags),
+        transaction_id=_text(body.get("transactionId"), flags),
+        payment_id=_text(body.get("paymentId"), flags),
+        session_id=_text(body.get("sessionId"), flags),
+        status=_lower(_text(body.get("status"), flags)),
+        payment_status=_lower(_text(body.get("paymentStatus"), flags)),
+        amount=_amount(order.get("amount"), currency, flags),
+        currency=currency,
+        error_message=_text(body.get("customerErrorMessage"), flags),
+        checkout=_text(infos.get("checkout"), flags),
+        require_capture=_flag(body.get("requiresCapture"), flags),
+        flags=tuple(dict.fromkeys(flags)),
+    )
+
+
+def _object(value: object, flags: list[str]) -> dict[str, object]:
+    if isinstance(value, dict):
+        return value
+    if value is not None:
+        flags.append("wrong_type")
+    return {}
+
+
+def _text(value: object, flags: list[str]) -> str | None:
+    """Return a text that can be stored: without NUL (Postgres takes none) and of bounded length; numbers become text."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
+        value = str(value)
+    if not isinstance(value, str):
+        if value is not None:
+            flags.append("wrong_type")
+        return None
+    if "\0" in value:
+        flags.append("nul_removed")
+        value = value.replace("\0", "")
+    value = value.strip()
+    if len(value) > LONGEST:
+        flags.append("text_cut")
+        value = value[:LONGEST]
+    return value or None
+
+
+def _lower(value: str | None) -> str | None:
+    return value.lower() if value else None
+
+
+def _flag(value: object, flags: list[str]) -> bool | None:
+    match value:
+        case bool() | None:
+            return value
+        case "true" | "1":
+            return True
+        case "false" | "0":
+            return False
+        case _:
+            flags.append("wrong_type")
+            return None
+
+
+def _currency(code: str | None, flags: list[str]) -> str | None:
+    """Read a currency by number (form) or by letters (JSON)."""
+    if code is None:
+        return None
+    try:
+        if code.isdecimal():
+            return money.alpha_code(code)
+        money.exponent(code.upper())
+    except money.MoneyError:
+        flags.append("currency_unknown")
+        return None
+    return code.upper()
+
+
+def _amount(value: object, currency: str | None, flags: list[str]) -> int | None:
+    if value is None or currency is None:
+        return None
+    try:
+        if isinstance(value, str):
+            value = Decimal(value)
+        if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and value >= 0:
+            return money.to_minor(value, currency)
+    except (money.MoneyError, InvalidOperation):
+        pass  # flagged below, like everything else that is no exact amount of this currency
+    flags.append("amount_unreadable")
+    return None
+
+
+# ── Authenticity ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def checksum_ok(fields: Mapping[str, str], secret: str) -> bool:
+    """Check the terminal's checksum (facts 2.4 A) over amount, currency and shop_orderid exactly as posted.
+
+    An empty secret or a missing field proves nothing and is False: vendor plugins that skip the check then can be fooled by
+    leaving the field out.
+    """
+    posted = fields.get("checksum", "")
+    if not secret or not posted or any(name not in fields for name in _CHECKSUM_FIELDS):
+        return False
+    pairs = sorted([*((name, fields[name]) for name in _CHECKSUM_FIELDS), ("secret", secret)])
+    text = ",".join(f"{name}={value}" for name, value in pairs)
+    expected = hashlib.md5(_bytes(text), usedforsecurity=False).hexdigest()  # the gateway's choice
+    return hmac.compare_digest(expected.encode(), _bytes(posted))
+
+
+def signature_ok(
+    header: str | None,
+    raw: bytes,
+    secrets: Sequence[str],
+    now: float | None = None,
+    *,
+    tolerance: float = 3600.0,
+) -> Grade:
+    """Grade the AltaPay-Signature header (facts 2.4 B; C1, C2, D6) over the raw body: SIGNED, WRONG, MISSING or UNCHECKED.
+
+    Several signatures and several secrets overlap while secrets change hands: any pair that matches will do. The age is judged
+    only when `now` (seconds since 1970) is given, because neither the timestamp's unit nor the gateway's own delay in delivery is
+    documented, and a replayed callback only makes us look again; seconds and milliseconds are both understood.
+    """
+    keys = [secret for secret in secrets if secret]
+    if not keys:
+        return Grade.UNCHECKED
+    if not header:
+        return Grade.MISSING
+    stamp, signatures = "", []
+    for part in header[:_SIGNATURE_LIMIT].split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == "t":
+            stamp = value
+        elif _SIGNED.fullmatch(name):
+            signatures.append(_bytes(value))
+    if not stamp or not signatures or (now is not None and not _fresh(stamp, now, tolerance)):
+        return Grade.WRONG
+    message = raw + b"." + _bytes(stamp)
+    matched = False
+    for key in keys:
+        expected = hmac.new(_bytes(key), message, hashlib.sha256).hexdigest().encode()
+        for signature in signatures:
+            # Every pair is compared, so the time taken does not tell which secret came close.
+            matched |= hmac.compare_digest(expected, signature)
+    return Grade.SIGNED if matched else Grade.WRONG
+
+
+def grade(header: str | None, raw: bytes, facts: CallbackFacts, secrets: Sequence[str]) -> Grade:
+    """Return the best proof that a callback brings, by signature first and by checksum after it.
+
+    A wrong signature beside a right checksum counts as CHECKSUM: whoever could forge that could as well leave the header out.
+    """
+    by_signature = signature_ok(header, raw, secrets)
+    if by_signature in {Grade.SIGNED, Grade.UNCHECKED}:
+        return by_signature
+    if any(checksum_ok(facts.checked, secret) for secret in secrets):
+        return Grade.CHECKSUM
+    return Grade.WRONG if header or facts.checked.get("checksum") else Grade.MISSING
+
+
+def _fresh(stamp: str, now: float, tolerance: float) -> bool:
+    if not (stamp.isascii() and stamp.isdigit()):
+        return False
+    seconds = int(stamp[:20])
+    if seconds > 10**11:  # milliseconds: as seconds this would be the year 5138
+        seconds //= 1000
+    return abs(now - seconds) <= tolerance
+
+
+def _bytes(text: str) -> bytes:
+    """Encode what may hold lone surrogates (a header decoded by the server); they then match nothing."""
+    return text.encode("utf-8", "surrogatepass")

@@ -1,0 +1,187 @@
+"""Kinds of fields, and what can be wrong with each: texts, amounts, addresses of pages, names that nobody knows.
+
+A control character is refused wherever it stands. A sentence tells a field's kind and limit, and repeats what was sent only
+where that is an amount or a name of a field.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
+
+from orchestrator import money
+
+LONGEST_URL: Final = 2048
+MOST_PROBLEMS: Final = 50
+LAST_PORT: Final = 65_535
+# Control characters, and half a surrogate pair, which is text to nobody.
+UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_URL: Final = re.compile(
+    r"https?://(?P<host>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9.])?|\[[0-9A-Fa-f:.]+\])"
+    r"(?::(?P<port>[0-9]{1,5}))?(?:[/?#][!#$%&'()*+,./0-9:;=?@A-Z\[\]_a-z~-]*)?"
+)
+_NAMES: Final[dict[str, frozenset[str]]] = {
+    "": frozenset({"order", "callbacks", "configuration", "expiresIn", "userAgent"}),
+    "order.": frozenset({"orderId", "amount", "orderLines", "customer", "transactionInfo"}),
+    "order.amount.": frozenset({"value", "currency"}),
+    "line": frozenset({"itemId", "description", "quantity", "unitPrice", "taxAmount", "goodsType"}),
+    "customer": frozenset({"firstName", "lastName", "email", "billingAddress", "shippingAddress"}),
+    "address": frozenset({"street", "city", "country", "zipCode"}),
+    "callbacks.": frozenset({"success", "failure", "redirect", "notification", "formStyling", "bodyFormat"}),
+    "page": frozenset({"type", "value"}),
+    "cancel": frozenset({"reason", "version"}),
+    "configuration.": frozenset({"paymentType", "autoCapture", "paymentDisplayType", "country", "language"}),
+}
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: the field's path, such as `order.orderLines[2].unitPrice`, and a sentence that says what to do."""
+
+    field: str
+    message: str
+
+
+class Fields:
+    """Reads fields of one body and notes every problem.
+
+    `at` is the path of the object that a field is in, with the dot: a field's path is put together only when it is needed.
+    """
+
+    __slots__ = ("problems",)
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def wrong(self, path: str, message: str) -> None:
+        if len(self.problems) < MOST_PROBLEMS:
+            self.problems.append(Problem(path, message))
+
+    def money(
+        self, source: dict[str, Any], at: str, name: str, currency: str | None, *, required: bool = True
+    ) -> int | None:
+        """Read an amount as minor units; its sign is the caller's to judge. None if it is missing or wrong."""
+        value = source.get(name)
+        if value is None:
+            if required:
+                self.missing(source, at, name, "a decimal number such as 139.00")
+            return None if required else 0
+        if isinstance(value, bool) or not isinstance(value, int | Decimal):
+            self.wrong(
+                at + name, f"must be a JSON number such as 139.00, without quotes, not {kind_of(value)}"
+            )
+            return None
+        if currency is None:  # which was said already
+            return None
+        try:
+            return money.to_minor(value, currency)
+        except money.MoneyError as error:
+            self.wrong(at + name, f"{error}: round it to what the currency has before sending it")
+            return None
+
+    def names(self, given: dict[str, Any], at: str, shape: str) -> None:
+        """Refuse names that the shape does not have: a misspelt optional field would otherwise be lost silently."""
+        known = _NAMES[shape]
+        if known.issuperset(given):
+            return
+        for name in given:
+            if name in known:
+                continue
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known here are {', '.join(sorted(known))}"
+            self.wrong(at + shown(name), f"is not a known field: {hint}")
+            if len(self.problems) >= MOST_PROBLEMS:
+                return
+
+    def member(self, given: dict[str, Any], at: str, name: str) -> dict[str, Any] | None:
+        value = given.get(name)
+        if isinstance(value, dict):
+            return value
+        if value is None:
+            self.missing(given, at, name, "an object")
+        else:
+            self.wrong(at + name, f"must be an object, not {kind_of(value)}")
+        return None
+
+    def text(
+        self, given: dict[str, Any], at: str, name: str, *, most: int, required: bool = True
+    ) -> str | None:
+        """Read a text without control characters; what is empty counts as not given."""
+        value = given.get(name)
+        if not isinstance(value, str):
+            if value is not None:
+                self.wrong(at + name, f"must be a text, not {kind_of(value)}")
+            elif required:
+                self.missing(given, at, name, "a text")
+            return None
+        if len(value) > most:
+            self.wrong(at + name, f"has {len(value)} characters, and the most is {most}")
+            return None
+        if not value.isprintable() and UNPRINTABLE.search(value):
+            self.wrong(at + name, "holds a control character (NUL, a line break, ...): send plain text")
+            return None
+        value = value.strip()
+        if not value and required:
+            self.wrong(at + name, "is empty")
+        return value or None
+
+    def country(self, given: dict[str, Any], at: str) -> str | None:
+        code = self.text(given, at, "country", required=False, most=255)
+        if code is None:
+            return None
+        if not code.isascii() or not money.is_country(code.upper()):
+            self.wrong(at + "country", "must be the two letters of an ISO 3166 country, such as DK")
+        return code.upper()
+
+    def url(self, given: dict[str, Any], at: str, name: str) -> str | None:
+        url = self.text(given, at, name, most=LONGEST_URL)
+        if url is not None:
+            problem = _url_problem(url)
+            if problem is not None:
+                self.wrong(at + name, problem)
+        return url
+
+    def missing(self, given: dict[str, Any], at: str, name: str, wanted: str) -> None:
+        said = "is null" if name in given else "is missing"
+        self.wrong(at + name, f"{said}: it must be {wanted}")
+
+
+def _url_problem(url: str) -> str | None:
+    fits = _URL.fullmatch(url)
+    if fits is not None and 0 < int(fits["port"] or 443) <= LAST_PORT:
+        return None
+    scheme, _, rest = url.partition("://")
+    if scheme.lower() not in {"http", "https"}:
+        return "must be a URL that starts with https:// (or http://)"
+    if scheme not in {"http", "https"}:
+        return "must spell its scheme in small letters: https://"
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        return "must not carry a user name or password"
+    if not authority or authority.startswith(":"):
+        return "must name a host, as in https://shop.example/paid"
+    if fits is not None:
+        return f"has port {fits['port']}, and ports go from 1 to 65535"
+    return "holds a character that no URL has: percent-encode spaces, quotes and letters beyond a-z (hosts in punycode)"
+
+
+def kind_of(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | Decimal():
+            return "a number"
+        case str():
+            return "a text"
+        case list():
+            return "a list"
+        case _:
+            return "an object"
+
+
+def shown(name: str) -> str:
+    """Return a name that somebody else chose, fit to be shown."""
+    return UNPRINTABLE.sub("?", name[:60]) + ("…" if len(name) > 60 else "")  # noqa: PLR2004 - long enough to recognise

@@ -1,0 +1,374 @@
+"""Reading an intent field by field: every problem with its path and its remedy, or the canonical form of what was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+
+import msgspec
+
+from orchestrator import money
+from orchestrator.errors import OrchestratorError
+from orchestrator.intents.fields import UNPRINTABLE, Fields, Problem, kind_of, shown
+
+BODY_LIMIT: Final = 262_144
+"""Bytes of one intent."""
+ORDER_NUMBER: Final = re.compile(r"[a-zA-Z0-9-]{1,50}")
+"""The gateway takes up to 100 characters, some payment methods only 50 (D7, D8)."""
+LONGEST_LIFE: Final = 30 * 86_400
+MOST_LINES: Final = 500
+MOST_PIECES: Final = 1_000_000
+MOST_INFOS: Final = 49
+"""The gateway takes 50 entries of transactionInfo (D8), and one of them is ours."""
+OWN_INFO: Final = "checkout"
+DESCRIPTION: Final = 50
+"""Characters of a line's description; the vendor's cartridge cuts there too (C1)."""
+LONGEST_INFO: Final = 255
+LONGEST_AGENT: Final = 512
+
+DECODER: Final = msgspec.json.Decoder(float_hook=Decimal)
+_ENCODER: Final = msgspec.json.Encoder(decimal_format="number", order="sorted")
+_EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
+_GOODS: Final = ("item", "shipment", "handling")
+
+
+class IntentRejected(OrchestratorError):  # noqa: N818 - named for the fact
+    """An intent that cannot be taken; `problems` holds everything that is wrong with it."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        first, others = problems[0], len(problems) - 1
+        more = f" (and {others} more)" if others else ""
+        super().__init__(f"{first.field}: {first.message}{more}")
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """A valid intent. `amount` is minor units, `expires_in` seconds (None: the installation's own default).
+
+    `document` is the canonical JSON to be stored sealed; `fingerprint` is the SHA-256 of it without the shopper's User-Agent.
+    """
+
+    order_ref: str
+    currency: str
+    amount: int
+    expires_in: float | None
+    user_agent: str | None = field(repr=False)
+    document: bytes = field(repr=False)
+    fingerprint: bytes
+
+
+def parse(raw: bytes) -> Intent:
+    """Read one intent; raise `IntentRejected` with everything that is wrong with it."""
+    if len(raw) > BODY_LIMIT:
+        too_long = f"has {len(raw)} bytes, and an intent may have {BODY_LIMIT}: send fewer order lines"
+        raise IntentRejected((Problem("body", too_long),))
+    try:
+        body = DECODER.decode(raw)
+    except (
+        ValueError,
+        RecursionError,
+        InvalidOperation,
+    ) as error:  # msgspec and Unicode errors are ValueErrors
+        raise IntentRejected((Problem("body", _malformed(error)),)) from None
+    reader = _Reader()
+    document, amount = reader.intent(body)
+    if reader.problems:
+        raise IntentRejected(tuple(reader.problems))
+    agent = document.pop("userAgent", None)
+    bare = _ENCODER.encode(document)
+    expires_in = document.get("expiresIn")
+    return Intent(
+        order_ref=document["order"]["orderId"],
+        currency=document["order"]["amount"]["currency"],
+        amount=amount,
+        expires_in=None if expires_in is None else float(expires_in),
+        user_agent=agent,
+        document=bare if agent is None else _ENCODER.encode({**document, "userAgent": agent}),
+        fingerprint=hashlib.sha256(bare).digest(),
+    )
+
+
+def _malformed(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "is nested too deeply: an intent has four levels"
+    if isinstance(error, InvalidOperation):
+        return "holds a number that is far too large"
+    if isinstance(error, UnicodeDecodeError):
+        return "is not UTF-8: encode the JSON as UTF-8"
+    return f"is not JSON: {error}"
+
+
+# ── Reading, field by field ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Reader(Fields):
+    """Walks over one body, notes every problem, and returns the canonical form of what is right."""
+
+    __slots__ = ()
+
+    def intent(self, body: object) -> tuple[dict[str, Any], int]:
+        if not isinstance(body, dict):
+            self.wrong(
+                "body", f"must be a JSON object with order, callbacks and configuration, not {kind_of(body)}"
+            )
+            return {}, 0
+        self.names(body, "", "")
+        order, amount = self.order(self.member(body, "", "order"))
+        document: dict[str, Any] = {
+            "order": order,
+            "callbacks": self.callbacks(self.member(body, "", "callbacks")),
+            "configuration": self.configuration(self.member(body, "", "configuration")),
+        }
+        life = body.get("expiresIn")
+        if life is not None:
+            if isinstance(life, bool) or not isinstance(life, int | Decimal) or not 1 <= life <= LONGEST_LIFE:
+                self.wrong("expiresIn", f"must be a number of seconds from 1 to {LONGEST_LIFE} (30 days)")
+            else:
+                document["expiresIn"] = int(life) if life == int(life) else float(life)
+        agent = self.text(body, "", "userAgent", required=False, most=BODY_LIMIT)
+        if agent is not None:
+            document["userAgent"] = agent[:LONGEST_AGENT]
+        return document, amount
+
+    def order(self, order: dict[str, Any] | None) -> tuple[dict[str, Any], int]:
+        if order is None:
+            return {}, 0
+        at = "order."
+        self.names(order, at, at)
+        order_ref = self.text(order, at, "orderId", most=1000)
+        if order_ref is not None and not ORDER_NUMBER.fullmatch(order_ref):
+            self.wrong(
+                "order.orderId", "must be 1 to 50 letters a-z, digits and hyphens, as the gateway takes them"
+            )
+        currency, amount = self.amount(self.member(order, at, "amount"))
+        read: dict[str, Any] = {
+            "orderId": order_ref,
+            "amount": {"value": _decimal(amount, currency), "currency": currency},
+            "orderLines": self.lines(order.get("orderLines"), currency, amount),
+            "customer": self.customer(self.member(order, at, "customer")),
+        }
+        infos = self.infos(order.get("transactionInfo"))
+        if infos:
+            read["transactionInfo"] = infos
+        return read, amount or 0
+
+    def amount(self, amount: dict[str, Any] | None) -> tuple[str | None, int | None]:
+        if amount is None:
+            return None, None
+        at = "order.amount."
+        self.names(amount, at, at)
+        currency = self.text(amount, at, "currency", most=3)
+        if currency is not None:
+            currency = currency.upper() if currency.isascii() else currency
+            try:
+                money.exponent(currency)
+            except money.MoneyError as error:
+                self.wrong("order.amount.currency", str(error))
+                currency = None
+        value = self.money(amount, at, "value", currency)
+        if value is not None and value <= 0:
+            self.wrong("order.amount.value", "must be more than 0: there is nothing to pay otherwise")
+            return currency, None
+        return currency, value
+
+    def lines(self, lines: object, currency: str | None, amount: int | None) -> list[dict[str, Any]]:
+        if not isinstance(lines, list) or not lines:
+            self.wrong(
+                "order.orderLines", "must be a list with at least one order line, as the gateway wants it"
+            )
+            return []
+        if len(lines) > MOST_LINES:
+            self.wrong(
+                "order.orderLines", f"has {len(lines)} lines, and the most is {MOST_LINES}: combine some"
+            )
+            return []
+        known, total, pieces, read = len(self.problems), 0, 0, []
+        for number, line in enumerate(lines):
+            at = f"order.orderLines[{number}]."
+            if not isinstance(line, dict):
+                self.wrong(at[:-1], f"must be an order line, not {kind_of(line)}")
+                continue
+            quantity, unit_price, tax, canonical = self.line(line, at, currency)
+            read.append(canonical)
+            total += unit_price * quantity + tax
+            pieces += quantity
+        if amount is not None and currency is not None and len(self.problems) == known:
+            missing = amount - total
+            # A net price is rounded once for each piece; whatever is further off is not rounding.
+            if abs(missing) > pieces:
+                self.wrong("order.orderLines", _off(total, amount, pieces, currency))
+        return read
+
+    def line(
+        self, line: dict[str, Any], at: str, currency: str | None
+    ) -> tuple[int, int, int, dict[str, Any]]:
+        self.names(line, at, "line")
+        quantity = line.get("quantity")
+        # Both bounds come before int(): -1e1000000 is ten characters, and a million digits when it is written out.
+        if isinstance(quantity, Decimal) and 1 <= quantity <= MOST_PIECES and quantity == int(quantity):
+            quantity = int(quantity)  # 2.0 pieces are two
+        if not isinstance(quantity, int) or isinstance(quantity, bool) or not 1 <= quantity <= MOST_PIECES:
+            self.wrong(at + "quantity", f"must be a whole number of pieces from 1 to {MOST_PIECES}")
+            quantity = 1
+        goods = self.text(line, at, "goodsType", required=False, most=50) or "item"
+        if goods not in _GOODS:
+            self.wrong(at + "goodsType", f"must be one of {', '.join(_GOODS)}")
+        unit_price = self.money(line, at, "unitPrice", currency)
+        tax = self.money(line, at, "taxAmount", currency, required=False)
+        for name, value in (("unitPrice", unit_price), ("taxAmount", tax)):
+            if value is not None and value < 0 and goods != "handling":
+                self.wrong(
+                    at + name, "must not be negative (only goodsType handling may): discount the prices"
+                )
+        description = self.text(line, at, "description", most=BODY_LIMIT) or ""
+        canonical = {
+            "itemId": self.text(line, at, "itemId", most=100),
+            "description": description[:DESCRIPTION].rstrip(),
+            "quantity": quantity,
+            "unitPrice": _decimal(unit_price, currency),
+            "taxAmount": _decimal(tax, currency),
+            "goodsType": goods,
+        }
+        return quantity, unit_price or 0, tax or 0, canonical
+
+    def customer(self, customer: dict[str, Any] | None) -> dict[str, Any]:
+        if customer is None:
+            return {}
+        at = "order.customer."
+        self.names(customer, at, "customer")
+        read: dict[str, Any] = {}
+        for name, most in (("firstName", 255), ("lastName", 255), ("email", 254)):
+            value = self.text(customer, at, name, required=False, most=most)
+            if value is not None:
+                read[name] = value
+        if "email" in read and not _EMAIL.fullmatch(read["email"]):
+            self.wrong(
+                "order.customer.email",
+                "is not an e-mail address: it needs one @ with something on both sides",
+            )
+        for name in ("billingAddress", "shippingAddress"):
+            if customer.get(name) is None:
+                continue
+            address = self.member(customer, at, name)
+            if address is not None:
+                read[name] = self.address(address, f"{at}{name}.")
+        if not any(value is not None for value in customer.values()):
+            self.wrong("order.customer", "is empty: name at least the e-mail address, the name or an address")
+        return read
+
+    def address(self, address: dict[str, Any], at: str) -> dict[str, str]:
+        self.names(address, at, "address")
+        read = {}
+        for name, most in (("street", 255), ("city", 255), ("zipCode", 32)):
+            value = self.text(address, at, name, required=False, most=most)
+            if value is not None:
+                read[name] = value
+        country = self.country(address, at)
+        if country is not None:
+            read["country"] = country
+        return read
+
+    def infos(self, infos: object) -> dict[str, str]:
+        if infos is None:
+            return {}
+        at = "order.transactionInfo"
+        if not isinstance(infos, dict):
+            self.wrong(at, f"must be an object of texts, not {kind_of(infos)}")
+            return {}
+        if len(infos) > MOST_INFOS:
+            self.wrong(
+                at, f"has {len(infos)} entries, and the most is {MOST_INFOS}: with ours the gateway takes 50"
+            )
+            return {}
+        for name, value in infos.items():
+            where = f"{at}.{shown(name)}"
+            if name == OWN_INFO:
+                self.wrong(where, "is reserved for the checkout's own id: use another name")
+            elif not name or len(name) > LONGEST_INFO or UNPRINTABLE.search(name):
+                self.wrong(
+                    where, f"must have a name of 1 to {LONGEST_INFO} characters without control characters"
+                )
+            elif not isinstance(value, str):
+                self.wrong(where, f"must be a text, not {kind_of(value)}: put it in quotes")
+            elif len(value) > LONGEST_INFO or UNPRINTABLE.search(value):
+                self.wrong(
+                    where, f"must be a text of at most {LONGEST_INFO} characters without control characters"
+                )
+        return infos
+
+    def callbacks(self, callbacks: dict[str, Any] | None) -> dict[str, Any]:
+        if callbacks is None:
+            return {}
+        at = "callbacks."
+        self.names(callbacks, at, at)
+        read: dict[str, Any] = {}
+        for name in ("success", "failure"):
+            page = self.member(callbacks, at, name)
+            if page is None:
+                continue
+            inner = f"{at}{name}."
+            self.names(page, inner, "page")
+            kind = self.text(page, inner, "type", required=False, most=50) or "URL"
+            if kind != "URL":
+                self.wrong(
+                    inner + "type",
+                    "must be URL: functions are for a browser, and this callback comes to a server",
+                )
+            read[name] = {"type": "URL", "value": self.url(page, inner, "value")}
+        for name in ("redirect", "notification", "formStyling"):
+            if callbacks.get(name) is not None:
+                read[name] = self.url(callbacks, at, name)
+        body_format = self.text(callbacks, at, "bodyFormat", required=False, most=50)
+        if body_format is not None:
+            read["bodyFormat"] = body_format.upper()
+            if read["bodyFormat"] not in {"XML", "JSON"}:
+                self.wrong("callbacks.bodyFormat", "must be XML or JSON")
+        return read
+
+    def configuration(self, configuration: dict[str, Any] | None) -> dict[str, Any]:
+        if configuration is None:
+            return {}
+        at = "configuration."
+        self.names(configuration, at, at)
+        kind = self.text(configuration, at, "paymentType", most=50)
+        if kind not in {None, "PAYMENT"}:
+            self.wrong("configuration.paymentType", "must be PAYMENT: no other type is carried")
+        read: dict[str, Any] = {"paymentType": kind}
+        capture = configuration.get("autoCapture")
+        if capture is not None:
+            if not isinstance(capture, bool):
+                self.wrong("configuration.autoCapture", f"must be true or false, not {kind_of(capture)}")
+            read["autoCapture"] = capture
+        display = self.text(configuration, at, "paymentDisplayType", required=False, most=50)
+        if display is not None:
+            if not re.fullmatch("[A-Z_]+", display):
+                self.wrong("configuration.paymentDisplayType", "must be a word in capitals such as REDIRECT")
+            read["paymentDisplayType"] = display
+        country = self.country(configuration, at)
+        if country is not None:
+            read["country"] = country
+        language = self.text(configuration, at, "language", required=False, most=50)
+        if language is not None:
+            if not re.fullmatch("[A-Za-z]{2}", language):
+                self.wrong("configuration.language", "must be two letters such as da")
+            read["language"] = language.lower()
+        return read
+
+
+def _off(total: int, amount: int, pieces: int, currency: str) -> str:
+    def show(minor: int) -> str:
+        return f"{money.to_decimal(minor, currency)} {currency}"
+
+    difference = f"{show(abs(amount - total))} {'are missing' if amount > total else 'are too much'}"
+    return (
+        f"the lines sum to {show(total)}, and order.amount is {show(amount)}: {difference}. Only a difference "
+        f"from rounding, here up to {show(pieces)} (one minor unit for each piece), is completed by a line of ours"
+    )
+
+
+def _decimal(minor: int | None, currency: str | None) -> Decimal | None:
+    return None if minor is None or currency is None else money.to_decimal(minor, currency)

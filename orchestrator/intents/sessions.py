@@ -1,0 +1,73 @@
+"""What an intent becomes at the gateway: the session's body, with our links, our id and lines that sum up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from orchestrator import links, money
+from orchestrator.intents.reading import DECODER, OWN_INFO
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from uuid import UUID
+
+ROUNDING_ITEM: Final = "comp-amount"
+"""What the vendor's cartridge calls the line that makes the sum right (C1)."""
+
+
+def shop_pages(document: bytes) -> dict[str, str | None]:
+    """Return the shop's own pages by kind of callback, each with the order number in its query; None where it has none."""
+    body = DECODER.decode(document)
+    asked, order_ref = body["callbacks"], body["order"]["orderId"]
+
+    def page(url: str | None) -> str | None:
+        return None if url is None else links.with_query(url, orderId=order_ref)
+
+    return {
+        "success": page(asked["success"]["value"]),
+        "failure": page(asked["failure"]["value"]),
+        "redirect": page(asked.get("redirect")),
+    }
+
+
+def session_body(document: bytes, *, checkout_id: UUID, urls: links.CallbackUrls) -> dict[str, object]:
+    """Return what is posted to the gateway's /session (facts 1.2): our callback URLs, our id, and lines that sum up.
+
+    Amounts are `Decimal`; whoever encodes it writes them as JSON numbers.
+    """
+    body: dict[str, Any] = DECODER.decode(document)
+    order, asked = body["order"], body["callbacks"]
+    order["transactionInfo"] = {**order.get("transactionInfo", {}), OWN_INFO: str(checkout_id)}
+    rounding = _rounding_line(order)
+    if rounding is not None:
+        order["orderLines"].append(rounding)
+    callbacks: dict[str, object] = {
+        "success": {"type": "URL", "value": urls.success},
+        "failure": {"type": "URL", "value": urls.failure},
+        "notification": urls.notification,
+    }
+    if urls.redirect is not None:
+        callbacks["redirect"] = urls.redirect
+    callbacks.update((name, asked[name]) for name in ("formStyling", "bodyFormat") if name in asked)
+    return {"order": order, "callbacks": callbacks, "configuration": body["configuration"]}
+
+
+def _rounding_line(order: Mapping[str, Any]) -> dict[str, object] | None:
+    """Return the line that completes the sum, as the vendor's cartridge adds it (C1); it may be negative."""
+    currency = order["amount"]["currency"]
+    total = sum(
+        money.to_minor(line["unitPrice"], currency) * line["quantity"]
+        + money.to_minor(line["taxAmount"], currency)
+        for line in order["orderLines"]
+    )
+    missing = money.to_minor(order["amount"]["value"], currency) - total
+    if missing == 0:
+        return None
+    return {
+        "itemId": ROUNDING_ITEM,
+        "description": "Rounding",
+        "quantity": 1,
+        "unitPrice": money.to_decimal(missing, currency),
+        "taxAmount": money.to_decimal(0, currency),
+        "goodsType": "handling",
+    }

@@ -1,0 +1,35 @@
+"""The life of a checkout in Postgres: birth, claim, move, postpone, release, ring. The only writer of state.
+
+A lease is a random token with an end. Only its holder moves a checkout, and every write of the holder names the lease and the
+version that it saw; `Lifecycle.advance` writes state, version, alarm, audit entry, events and everything else of a move in one
+statement for many checkouts at once, and says which landed. Only a move that landed buys the right to a side effect.
+
+No ring is lost: the claim notes `wake`, and a release sets the next alarm only if `wake` is still what the holder saw; else the
+alarm is now. Nobody holds a transaction while a socket to anybody else is open: claim, call, move.
+"""
+
+from orchestrator.lifecycle.alarms import Ring, due, ring, sweep
+from orchestrator.lifecycle.births import Birth, Born, create
+from orchestrator.lifecycle.claims import LETTERS_AT_ONCE, Command, Held, LeaseLost, Letter, claim
+from orchestrator.lifecycle.moves import KEEP, Event, Lifecycle, Move, PaymentSeen
+
+__all__ = [
+    "KEEP",
+    "LETTERS_AT_ONCE",
+    "Birth",
+    "Born",
+    "Command",
+    "Event",
+    "Held",
+    "LeaseLost",
+    "Letter",
+    "Lifecycle",
+    "Move",
+    "PaymentSeen",
+    "Ring",
+    "claim",
+    "create",
+    "due",
+    "ring",
+    "sweep",
+]

@@ -1,0 +1,86 @@
+"""Alarms: ringing a checkout from outside its lease, and the sweep that turns due alarms into hints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from orchestrator.db import Database
+
+# Rows are locked in id order, as everywhere, so that two ringers cannot deadlock; a ringer waits for a mover's short
+# transaction, since a ring may not be left out. Whoever rings publishes the hint too: the alarm stands behind it by `grace`.
+_RING = text("""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    locked AS MATERIALIZED (
+        SELECT id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
+    )
+    UPDATE checkouts c
+       SET wake = c.wake + 1,
+           looks = CASE WHEN c.lease IS NULL THEN 0 ELSE c.looks END,
+           hinted = c.hinted OR c.lease IS NULL,
+           due_at = CASE WHEN c.lease IS NULL
+                         THEN least(coalesce(c.due_at, 'infinity'), t.now + make_interval(secs => :grace))
+                         ELSE c.due_at END
+      FROM locked, t
+     WHERE c.id = locked.id
+""")
+_SWEEP = text("""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    ringing AS MATERIALIZED (
+        -- The time as a sub-select is a bound of the index scan; as a join it would be a filter on every alarm of the future.
+        SELECT c.id, (SELECT now FROM t) - c.due_at AS lag FROM checkouts c
+         WHERE c.due_at <= (SELECT now FROM t) ORDER BY c.due_at LIMIT :most FOR NO KEY UPDATE OF c SKIP LOCKED
+    )
+    UPDATE checkouts c SET hinted = true, due_at = t.now + make_interval(secs => :grace)
+      FROM ringing r, t
+     WHERE c.id = r.id
+    RETURNING c.id, c.wake > 0 AS rung, c.claims > 1 AS suspect, extract(epoch FROM r.lag)::float8 AS lag
+""")
+_DUE = text("""
+    SELECT id, wake > 0 AS rung, claims > 1 AS suspect, 0.0 AS lag FROM checkouts
+     WHERE due_at <= (SELECT clock()) ORDER BY due_at LIMIT :most
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """An alarm that rings: hint it. `lag` is how many seconds late the sweep was.
+
+    A `suspect` was claimed before and nothing came of it, maybe because it stops whoever takes it: it goes alone, so that it
+    takes no others along.
+    """
+
+    id: UUID
+    rung: bool
+    suspect: bool
+    lag: float
+
+
+async def ring(tx: AsyncConnection, ids: Sequence[UUID], *, grace: float) -> None:
+    """Ring checkouts from outside their lease, inside the transaction that stores the reason.
+
+    The caller publishes the hint after the commit; if that fails, the alarm rings by itself after `grace` seconds.
+    """
+    await tx.execute(_RING, {"ids": list(ids), "grace": grace})
+
+
+async def sweep(db: Database, *, most: int, grace: float) -> list[Ring]:
+    """Take alarms that ring, put each off by `grace` seconds and return them, to be published as hints.
+
+    Several sweepers are harmless: each takes what the others have not locked.
+    """
+    rows = await db.write(_SWEEP, {"most": most, "grace": grace})
+    return [Ring(row.id, row.rung, row.suspect, row.lag) for row in rows]
+
+
+async def due(db: Database, *, most: int) -> list[Ring]:
+    """Return checkouts whose alarm rings, the longest waiting first, for a worker that sweeps for itself."""
+    return [Ring(row.id, row.rung, row.suspect, row.lag) for row in await db.read(_DUE, {"most": most})]

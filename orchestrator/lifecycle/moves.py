@@ -1,0 +1,427 @@
+"""Moving: everything that one step of one checkout writes, for many checkouts in one statement."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, timedelta
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+from sqlalchemy import text
+
+from orchestrator import audit
+from orchestrator.db import AGAIN, Again, Batch, Database
+from orchestrator.errors import OrchestratorError
+from orchestrator.lifecycle.claims import Held, LeaseLost
+from orchestrator.states import ENDED, Moved, State, Trigger, UnknownTransition, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Row
+
+    from orchestrator.vault import Vault
+
+
+class UnauditedMove(OrchestratorError):  # noqa: N818 - named for the fact
+    """Code tried to move a checkout without saying so in the audit trail."""
+
+    def __init__(self, checkout: UUID, trigger: Trigger) -> None:
+        super().__init__(f"the move of checkout {checkout} by {trigger} has no audit action")
+        self.checkout, self.trigger = checkout, trigger
+
+
+class Keep(Enum):
+    """Says that a value stays as it is."""
+
+    IT = "keep"
+
+
+KEEP: Final = Keep.IT
+Kept = Literal[Keep.IT]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What the merchant is told: `checkout.ready` and so on, with ids and amounts."""
+
+    kind: str
+    payload: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentSeen:
+    """One gateway transaction as a look showed it; amounts in minor units. The accepted one is never demoted."""
+
+    transaction_id: str
+    payment_id: str | None
+    order_ref: str
+    role: str
+    binding: str
+    status: str
+    reading: str
+    currency: str
+    reserved: int
+    captured: int
+    refunded: int
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """One write by the holder: a fact that moves the checkout (`trigger`), or one that leaves it where it is (None).
+
+    Without an `action` nothing is audited: a lease given back, or a look that showed what was known. Such a write moves nothing, makes
+    no new version, and always releases.
+
+    `alarm` is KEEP to go on under the same lease, a number of seconds to release and be looked at again, or None to release
+    a settled checkout for good. Fields left at KEEP stay as they are.
+    """
+
+    held: Held
+    trigger: Trigger | None
+    action: audit.Action | None
+    evidence: Mapping[str, object] = field(default_factory=dict)
+    actor: str = audit.SYSTEM
+    alarm: float | Kept | None = KEEP
+    attempts: int = 0
+    looks: int | Kept = KEEP
+    openings: int | Kept = KEEP
+    last_error: str | Kept | None = KEEP
+    attention: str | Kept | None = KEEP
+    expires_in: float | Kept = KEEP
+    offered: bool = False
+    withdrawn: bool = False
+    late: bool = False
+    money: tuple[int, int, int] | Kept = KEEP
+    token: bytes | Kept = KEEP
+    token_lifetime: float = 0.0
+    session_id: str | Kept | None = KEEP
+    methods: Sequence[Mapping[str, object]] | Kept | None = KEEP
+    payments: tuple[PaymentSeen, ...] = ()
+    read: tuple[UUID, ...] = ()
+    done: tuple[tuple[UUID, str], ...] = ()
+    events: tuple[Event, ...] = ()
+
+    @property
+    def releases(self) -> bool:
+        """Say whether the lease is given back by this write."""
+        return not isinstance(self.alarm, Keep)
+
+
+# One statement writes everything of many moves. `locked` takes the rows in id order and leaves out those that somebody else has
+# locked (they come again); `mine` is the fence; `already` recognises a move that landed before its connection was lost: the head
+# of the chain is ours. Postgres applies the update to the newest version of a row, so the fence holds against any racer.
+_ADVANCE = text("""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    i AS MATERIALIZED (
+        SELECT * FROM json_to_recordset(CAST(:moves AS json)) AS i(
+            id uuid, merchant_id int, lease uuid, version int, wake int, state text, release boolean, alarm float8,
+            attempts int, looks int, openings int, last_error text, attention text, expires_in float8, offered boolean,
+            withdrawn boolean, ended boolean, reopened boolean, late boolean, reserved int8, captured int8, refunded int8,
+            sequence int, at timestamptz, action text, entry text, key_id text, mac text, event_sequence int,
+            correlation_id text, keeps_session boolean, token text, token_lifetime float8, session_id text, methods jsonb)
+    ),
+    locked AS MATERIALIZED (
+        SELECT c.id, coalesce(c.lease = i.lease AND c.version = i.version, false) AS mine,
+               c.audit_head = decode(i.mac, 'hex') AS already
+          FROM checkouts c JOIN i ON i.id = c.id
+         ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
+    ),
+    moved AS (
+        UPDATE checkouts c
+           SET state = i.state, version = c.version + (i.entry IS NOT NULL)::int, claims = 0,
+               lease = CASE WHEN i.release THEN NULL ELSE c.lease END,
+               leased_until = CASE WHEN i.release THEN NULL ELSE c.leased_until END,
+               due_at = CASE WHEN NOT i.release THEN c.due_at WHEN c.wake <> i.wake THEN t.now
+                             ELSE t.now + make_interval(secs => i.alarm) END,
+               attempts = i.attempts, looks = i.looks, openings = i.openings,
+               last_error = i.last_error, attention = i.attention,
+               deadline = CASE WHEN i.expires_in IS NULL THEN c.deadline
+                               ELSE t.now + make_interval(secs => i.expires_in) END,
+               offered_at = CASE WHEN i.offered THEN t.now ELSE c.offered_at END,
+               withdrawn_at = CASE WHEN i.reopened THEN NULL WHEN i.withdrawn THEN t.now ELSE c.withdrawn_at END,
+               ended_at = CASE WHEN i.reopened THEN NULL WHEN i.ended THEN t.now ELSE c.ended_at END,
+               late = c.late OR i.late,
+               reserved = i.reserved, captured = greatest(c.captured, i.captured),
+               refunded = greatest(c.refunded, i.refunded),
+               audit_sequence = i.sequence, audit_head = coalesce(decode(i.mac, 'hex'), c.audit_head),
+               event_sequence = i.event_sequence,
+               updated_at = t.now
+          FROM i JOIN locked l ON l.id = i.id AND l.mine, t
+         WHERE c.id = i.id
+        RETURNING c.id, c.deadline, c.wake <> i.wake AS rung
+    ),
+    audited AS (
+        INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
+        SELECT i.id, i.sequence, i.at, i.action, i.entry, i.key_id, decode(i.mac, 'hex')
+          FROM i JOIN moved USING (id) WHERE i.entry IS NOT NULL ORDER BY i.id
+    ),
+    opened AS (
+        INSERT INTO sessions (checkout_id, token, token_expires_at, session_id, methods)
+        SELECT i.id, decode(i.token, 'hex'), t.now + make_interval(secs => i.token_lifetime), i.session_id, i.methods
+          FROM i JOIN moved USING (id), t WHERE NOT i.keeps_session ORDER BY i.id
+        ON CONFLICT (checkout_id) DO UPDATE
+           SET token = coalesce(excluded.token, sessions.token),
+               token_expires_at = coalesce(excluded.token_expires_at, sessions.token_expires_at),
+               session_id = excluded.session_id, methods = excluded.methods
+    ),
+    told AS (
+        INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, created_at)
+        SELECT e.checkout_id, e.sequence, i.merchant_id, e.kind, e.payload, i.correlation_id, t.now
+          FROM json_to_recordset(CAST(:events AS json)) AS e(checkout_id uuid, sequence int, kind text, payload jsonb)
+          JOIN i ON i.id = e.checkout_id JOIN moved ON moved.id = i.id, t ORDER BY e.checkout_id, e.sequence
+    ),
+    seen AS (
+        INSERT INTO payments (merchant_id, transaction_id, checkout_id, payment_id, order_ref, role, binding, status,
+                              reading, currency, reserved, captured, refunded, flags)
+        SELECT DISTINCT ON (i.merchant_id, p.transaction_id) i.merchant_id, p.transaction_id, p.checkout_id, p.payment_id,
+               p.order_ref, p.role, p.binding, p.status, p.reading, p.currency, p.reserved, p.captured, p.refunded, p.flags
+          FROM json_to_recordset(CAST(:payments AS json)) AS p(
+               transaction_id text, checkout_id uuid, payment_id text, order_ref text, role text, binding text, status text,
+               reading text, currency text, reserved int8, captured int8, refunded int8, flags jsonb)
+          JOIN i ON i.id = p.checkout_id JOIN moved ON moved.id = i.id
+         ORDER BY i.merchant_id, p.transaction_id, p.role <> 'accepted', p.checkout_id
+        ON CONFLICT (merchant_id, transaction_id) DO UPDATE
+           SET role = CASE WHEN payments.role = 'accepted' THEN payments.role ELSE excluded.role END,
+               binding = excluded.binding, status = excluded.status, reading = excluded.reading,
+               reserved = excluded.reserved, captured = greatest(payments.captured, excluded.captured),
+               refunded = greatest(payments.refunded, excluded.refunded), flags = excluded.flags, updated_at = clock()
+         WHERE payments.checkout_id = excluded.checkout_id
+    ),
+    read AS (
+        UPDATE callbacks b SET handled_at = t.now
+          FROM json_to_recordset(CAST(:read AS json)) AS r(id uuid, checkout_id uuid) JOIN moved ON moved.id = r.checkout_id, t
+         WHERE b.id = r.id
+    ),
+    done AS (
+        UPDATE commands d SET handled_at = t.now, result = r.result
+          FROM json_to_recordset(CAST(:done AS json)) AS r(id uuid, checkout_id uuid, result text)
+          JOIN moved ON moved.id = r.checkout_id, t
+         WHERE d.id = r.id
+    )
+    SELECT i.id, l.mine, l.already, m.deadline, m.rung
+      FROM i LEFT JOIN locked l USING (id) LEFT JOIN moved m USING (id)
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A move with its audit entry, as it goes to Postgres; made once, so that a repeat is recognised by its mac."""
+
+    move: Move
+    to: State
+    entry: audit.Entry | None
+    row: dict[str, object]
+    events: list[dict[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Landed:
+    """What Postgres says of a landed move; the deadline is unknown when the move was recognised after a lost connection."""
+
+    deadline: datetime | None
+    rung: bool
+
+
+class Lifecycle:
+    """The mover: gathers moves from everything in flight in this process and writes them together."""
+
+    def __init__(self, db: Database, vault: Vault, *, batch_limit: int = 500, patience: float = 30.0) -> None:
+        self._db = db
+        self._vault = vault
+        self._batch: Batch[_Prepared, _Landed | None] = Batch(
+            self._write,
+            key=lambda prepared: prepared.move.held.id,
+            limit=batch_limit,
+            patience=patience,
+            name="moves",
+        )
+
+    async def advance(self, move: Move) -> Held:
+        """Write one move together with whatever others have gathered; return the checkout as it stands afterwards.
+
+        Raises `LeaseLost` if the lease or the version is no longer ours (nothing was written), `UnknownTransition` if the
+        table does not have the move, `db.DatabaseAway` if it is not known whether it landed.
+        """
+        prepared = self._prepare(move)
+        landed = await self._batch.put(prepared)
+        if landed is None:
+            raise LeaseLost(move.held.id)
+        return _after(prepared, landed)
+
+    async def close(self) -> None:
+        """Write what has gathered, then stop."""
+        await self._batch.close()
+
+    def _prepare(self, move: Move) -> _Prepared:
+        held = move.held
+        to = held.state
+        if move.trigger is not None:
+            decision = decide(held.state, move.trigger)
+            if not isinstance(decision, Moved):
+                raise UnknownTransition(held.state, move.trigger)
+            to = decision.to
+        if move.action is None:
+            if move.trigger is not None:
+                raise UnauditedMove(held.id, move.trigger)
+            return _Prepared(move, to, None, _row(move, to, None), _event_rows(move, to))
+        entry = audit.make(
+            self._vault,
+            checkout=held.id,
+            sequence=held.audit_sequence + 1,
+            before=held.audit_head,
+            at=held.now().astimezone(UTC),
+            action=move.action,
+            actor=move.actor,
+            correlation_id=held.correlation_id,
+            state=held.state,
+            to=to,
+            trigger=move.trigger,
+            evidence=move.evidence,
+        )
+        return _Prepared(move, to, entry, _row(move, to, entry), _event_rows(move, to))
+
+    async def _write(self, batch: list[_Prepared]) -> list[_Landed | Again | None]:
+        rows = await self._db.write(
+            _ADVANCE,
+            {
+                "moves": _json([prepared.row for prepared in batch]),
+                "events": _json([event for prepared in batch for event in prepared.events]),
+                "payments": _json([row for prepared in batch for row in _payment_rows(prepared.move)]),
+                "read": _json(
+                    [
+                        {"id": letter, "checkout_id": prepared.move.held.id}
+                        for prepared in batch
+                        for letter in prepared.move.read
+                    ]
+                ),
+                "done": _json(
+                    [
+                        {"id": command, "checkout_id": prepared.move.held.id, "result": result}
+                        for prepared in batch
+                        for command, result in prepared.move.done
+                    ]
+                ),
+            },
+        )
+        fates = {row.id: row for row in rows}
+        return [_fate(fates[prepared.move.held.id]) for prepared in batch]
+
+
+def _json(rows: list[dict[str, object]]) -> str:
+    return msgspec.json.encode(rows).decode()
+
+
+def _fate(row: Row[Any]) -> _Landed | Again | None:
+    if row.mine is None:
+        return AGAIN
+    if row.mine:
+        return _Landed(row.deadline, row.rung)
+    return _Landed(None, rung=True) if row.already else None
+
+
+def _event_rows(move: Move, to: State) -> list[dict[str, object]]:
+    held = move.held
+    return [
+        {
+            "checkout_id": held.id,
+            "sequence": held.event_sequence + number,
+            "kind": event.kind,
+            "payload": {"checkoutId": held.id, "orderId": held.order_ref, "state": to, **event.payload},
+        }
+        for number, event in enumerate(move.events, start=1)
+    ]
+
+
+def _payment_rows(move: Move) -> list[dict[str, object]]:
+    return [{**asdict(payment), "checkout_id": move.held.id} for payment in move.payments]
+
+
+def _after(prepared: _Prepared, landed: _Landed) -> Held:
+    """Return the checkout as the landed move left it; under the same lease if the move kept it."""
+    move, row, held = prepared.move, prepared.row, prepared.move.held
+    token_given = not isinstance(move.token, Keep)
+    return replace(
+        held,
+        state=prepared.to,
+        version=held.version + (prepared.entry is not None),
+        claims=0,
+        attempts=move.attempts,
+        looks=held.looks if isinstance(move.looks, Keep) else move.looks,
+        openings=held.openings if isinstance(move.openings, Keep) else move.openings,
+        last_error=held.last_error if isinstance(move.last_error, Keep) else move.last_error,
+        attention=held.attention if isinstance(move.attention, Keep) else move.attention,
+        deadline=landed.deadline or held.deadline,
+        offered_at=held.now() if move.offered else held.offered_at,
+        withdrawn_at=None if row["reopened"] else held.now() if move.withdrawn else held.withdrawn_at,
+        ended_at=None if row["reopened"] else held.now() if row["ended"] else held.ended_at,
+        late=held.late or move.late,
+        reserved=held.reserved if isinstance(move.money, Keep) else move.money[0],
+        captured=held.captured if isinstance(move.money, Keep) else max(held.captured, move.money[1]),
+        refunded=held.refunded if isinstance(move.money, Keep) else max(held.refunded, move.money[2]),
+        audit_sequence=prepared.entry.sequence if prepared.entry else held.audit_sequence,
+        audit_head=prepared.entry.mac if prepared.entry else held.audit_head,
+        event_sequence=held.event_sequence + len(move.events),
+        token=move.token if not isinstance(move.token, Keep) else held.token,
+        token_expires_at=held.now() + timedelta(seconds=move.token_lifetime)
+        if token_given
+        else held.token_expires_at,
+        session_id=held.session_id if isinstance(move.session_id, Keep) else move.session_id,
+        methods=held.methods if isinstance(move.methods, Keep) else list(map(dict, move.methods or ())),
+        letters=tuple(letter for letter in held.letters if letter.id not in move.read),
+        commands=tuple(
+            command for command in held.commands if command.id not in {done for done, _ in move.done}
+        ),
+        rung=landed.rung,
+    )
+
+
+def _row(move: Move, to: State, entry: audit.Entry | None) -> dict[str, object]:
+    held = move.held
+    reserved, captured, refunded = (
+        (held.reserved, held.captured, held.refunded) if isinstance(move.money, Keep) else move.money
+    )
+    keeps_session = (
+        isinstance(move.token, Keep) and isinstance(move.session_id, Keep) and isinstance(move.methods, Keep)
+    )
+    return {
+        "id": held.id,
+        "merchant_id": held.merchant_id,
+        "lease": held.lease,
+        "version": held.version,
+        "wake": held.wake,
+        "state": to,
+        "release": move.releases,
+        "alarm": None if isinstance(move.alarm, Keep) else move.alarm,
+        "attempts": move.attempts,
+        "looks": held.looks if isinstance(move.looks, Keep) else move.looks,
+        "openings": held.openings if isinstance(move.openings, Keep) else move.openings,
+        "last_error": held.last_error if isinstance(move.last_error, Keep) else move.last_error,
+        "attention": held.attention if isinstance(move.attention, Keep) else move.attention,
+        "expires_in": None if isinstance(move.expires_in, Keep) else move.expires_in,
+        "offered": move.offered,
+        "withdrawn": move.withdrawn,
+        "ended": to in ENDED and held.state is not to,
+        "reopened": move.trigger is Trigger.REOPENED,
+        "late": move.late,
+        "reserved": reserved,
+        "captured": captured,
+        "refunded": refunded,
+        "sequence": entry.sequence if entry else held.audit_sequence,
+        "at": entry.at if entry else None,
+        "action": entry.action if entry else None,
+        "entry": entry.text if entry else None,
+        "key_id": entry.key_id if entry else None,
+        "mac": entry.mac.hex() if entry else None,
+        "event_sequence": held.event_sequence + len(move.events),
+        "correlation_id": held.correlation_id,
+        "keeps_session": keeps_session,
+        "token": None if isinstance(move.token, Keep) else move.token.hex(),
+        "token_lifetime": None if isinstance(move.token, Keep) else move.token_lifetime,
+        "session_id": held.session_id if isinstance(move.session_id, Keep) else move.session_id,
+        "methods": held.methods if isinstance(move.methods, Keep) else move.methods,
+    }

@@ -1,0 +1,201 @@
+"""Whose money it is: a merchant's gateway account and callback secrets, from its row or from the settings.
+
+The merchant `default` exists from the first migration on, and whatever its row leaves empty comes from the settings. Secrets
+are sealed in the row under the installation's secret keys. Rows are read again after half a minute, by one reader for all who
+wait; while Postgres is away, what was read before goes on being served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from sqlalchemy import text
+
+from orchestrator import log
+from orchestrator.db import DatabaseAway, is_away
+from orchestrator.errors import OrchestratorError
+from orchestrator.gateway.client import Account
+from orchestrator.vault import VaultError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Row
+
+    from orchestrator.db import Database
+    from orchestrator.settings import Settings
+    from orchestrator.vault import Vault
+
+_log = log.get(__name__)
+
+_FRESH: Final = 30.0
+# Somebody who is not among the known may have been added a moment ago, and Postgres may be back a moment after it failed.
+_MOMENT: Final = 1.0
+_WATCHED: Final = 15.0
+_STALE: Final = 60.0
+_READ = text("""
+    SELECT id, name, gateway_url, merchant_api_url, username, password, callback_secrets, disabled_at FROM merchants
+""")
+_ADD = text("""
+    INSERT INTO merchants (name, gateway_url, merchant_api_url, username, password, callback_secrets)
+    VALUES (:name, :gateway_url, :merchant_api_url, :username, :password, :callback_secrets)
+    ON CONFLICT (name) DO NOTHING RETURNING id
+""")
+_DISABLE = text("""
+    UPDATE merchants SET disabled_at = CASE WHEN :disabled THEN clock() END WHERE name = :name RETURNING id
+""")
+
+
+class UnknownMerchant(OrchestratorError):  # noqa: N818 - named for the fact
+    """No merchant has this id or name, or no known key opens its secrets."""
+
+    def __init__(self, merchant: object) -> None:
+        super().__init__(
+            f"there is no merchant {merchant} that can be used: see `orchestrator merchants list`, and SECRET_KEYS"
+        )
+        self.merchant = merchant
+
+
+@dataclass(frozen=True, slots=True)
+class Merchant:
+    """One merchant as the processes need it."""
+
+    id: int
+    name: str
+    disabled: bool
+    account: Account
+    callback_secrets: tuple[str, ...] = field(repr=False)
+
+
+class Merchants:
+    """All merchants of the installation, kept in memory for half a minute."""
+
+    def __init__(self, db: Database, vault: Vault, settings: Settings) -> None:
+        self._db, self._vault, self._settings = db, vault, settings
+        self._by_id: dict[int, Merchant] = {}
+        self._by_name: dict[str, Merchant] = {}
+        self._number = 0
+        self._read_at = self._failed_at = float("-inf")
+        self._reading = asyncio.Lock()
+
+    async def get(self, merchant_id: int) -> Merchant:
+        """Return the merchant with this id; `UnknownMerchant` if there is none."""
+        await self._refresh(missing=merchant_id not in self._by_id)
+        try:
+            return self._by_id[merchant_id]
+        except KeyError:
+            raise UnknownMerchant(merchant_id) from None
+
+    async def named(self, name: str) -> Merchant | None:
+        """Return the merchant with this name, or None."""
+        await self._refresh(missing=name not in self._by_name)
+        return self._by_name.get(name)
+
+    async def everyone(self) -> list[Merchant]:
+        """Return all merchants, by id."""
+        await self._refresh(missing=True)
+        return sorted(self._by_id.values(), key=lambda merchant: merchant.id)
+
+    def sole(self) -> Merchant | None:
+        """Return the installation's only merchant; None if there are several, or nobody has looked for a minute. Asks nobody."""
+        if self._number != 1 or time.monotonic() - self._read_at > _STALE:
+            return None
+        return next(iter(self._by_id.values()), None)
+
+    async def watch(self) -> None:
+        """Keep what is known young, for those who cannot wait for Postgres; until it is cancelled."""
+        while True:
+            try:
+                await self.everyone()
+            except Exception as error:  # noqa: BLE001 - whoever needs a merchant meets the error, and the watch goes on
+                _log.warning("merchants_not_watched", error=type(error).__name__)
+            await asyncio.sleep(_WATCHED)
+
+    async def add(
+        self, name: str, *, gateway_url: str, merchant_api_url: str | None, username: str, password: str,
+        callback_secrets: tuple[str, ...],
+    ) -> bool:  # fmt: skip
+        """Add a merchant with a gateway account of its own; False if the name is taken."""
+        row = {
+            "name": name, "gateway_url": gateway_url, "merchant_api_url": merchant_api_url, "username": username,
+            "password": self._vault.seal(password.encode(), purpose=f"merchant/{name}/password"),
+            "callback_secrets": self._vault.seal(
+                msgspec.json.encode(callback_secrets), purpose=f"merchant/{name}/secrets"
+            ),
+        }  # fmt: skip
+        added = bool(await self._db.write(_ADD, row))
+        self._read_at = float("-inf")
+        return added
+
+    async def disable(self, name: str, *, disabled: bool) -> bool:
+        """Disable (or enable again) a merchant; False if there is none of this name."""
+        known = bool(await self._db.write(_DISABLE, {"name": name, "disabled": disabled}))
+        self._read_at = float("-inf")
+        return known
+
+    async def _refresh(self, *, missing: bool) -> None:
+        if self._fresh(missing=missing):
+            return
+        async with self._reading:
+            # Whoever was first has read, or failed, for all who waited.
+            if self._fresh(missing=missing):
+                return
+            if time.monotonic() - self._failed_at < _MOMENT:
+                if missing:
+                    raise DatabaseAway(
+                        "the merchants could not be read a moment ago: Postgres is out of reach"
+                    )
+                return
+            try:
+                rows = await self._db.read(_READ)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                self._failed_at = time.monotonic()
+                _log.warning("merchants_not_read", known=len(self._by_id), error=type(error).__name__)
+                # Nobody may be called unknown because Postgres is away.
+                if missing:
+                    raise
+                return
+            self._take(rows)
+
+    def _fresh(self, *, missing: bool) -> bool:
+        return time.monotonic() - self._read_at < (_MOMENT if missing else _FRESH)
+
+    def _take(self, rows: Sequence[Row[Any]]) -> None:
+        everyone = []
+        for row in rows:
+            try:
+                everyone.append(self._merchant(row))
+            except VaultError as error:
+                # One merchant whose secrets no key opens must not take the others along.
+                _log.error("merchant_unreadable", merchant=row.name, reason=str(error))
+        self._by_id = {merchant.id: merchant for merchant in everyone}
+        self._by_name = {merchant.name: merchant for merchant in everyone}
+        self._number = len(rows)
+        self._read_at = time.monotonic()
+
+    def _merchant(self, row: Row[Any]) -> Merchant:
+        known = self._settings
+        url = row.gateway_url or known.gateway_url or ""
+        # A merchant's own gateway has its own Merchant API below it unless its row says otherwise.
+        merchant_api = row.merchant_api_url or (row.gateway_url or known.merchant_api)
+        password = (
+            self._vault.open(bytes(row.password), purpose=f"merchant/{row.name}/password").decode()
+            if row.password is not None
+            else known.gateway_password.get_secret_value()
+        )
+        secrets = (
+            msgspec.json.decode(
+                self._vault.open(bytes(row.callback_secrets), purpose=f"merchant/{row.name}/secrets"),
+                type=tuple[str, ...],
+            )
+            if row.callback_secrets is not None
+            else tuple(secret.get_secret_value() for secret in known.gateway_secrets)
+        )
+        account = Account(row.name, url, merchant_api, row.username or known.gateway_username, password)
+        return Merchant(row.id, row.name, row.disabled_at is not None, account, secrets)

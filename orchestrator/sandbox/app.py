@@ -1,0 +1,79 @@
+"""The sandbox's app and server: routes in the order of their traffic, start and end of its life.
+
+`create_app` builds everything from the config and the state file; `run` serves it until a signal comes. A refusal anywhere
+is an answer in the gateway's own form; anything else that goes wrong is a bug and answers 500.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from orchestrator.sandbox import checkout_api, control, merchant_api, pages
+from orchestrator.sandbox.core import Refused, Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from orchestrator.sandbox.config import SandboxConfig
+
+_GRACE = 2  # seconds that open requests get when the server ends; a hanging call is cut
+
+
+def create_app(config: SandboxConfig) -> Starlette:
+    """Return the app; it must be run with its lifespan, which opens the pool for callbacks and closes the store."""
+    sandbox = Sandbox(config)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await sandbox.courier.start()
+        try:
+            yield
+        finally:
+            await sandbox.courier.stop()
+            sandbox.store.close()
+
+    app = Starlette(
+        routes=[*checkout_api.ROUTES, *merchant_api.ROUTES, *pages.ROUTES, *control.ROUTES],
+        # The token is given to the shopper's browser by design (D1), so browsers of any shop may call.
+        middleware=[
+            Middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
+        ],
+        exception_handlers={Refused: _refuse},
+        lifespan=lifespan,
+    )
+    app.state.sandbox = sandbox
+    return app
+
+
+def run(config: SandboxConfig, host: str = "127.0.0.1", port: int = 8001) -> None:
+    """Serve the sandbox until SIGINT or SIGTERM."""
+    server = uvicorn.Config(
+        create_app(config),
+        host=host,
+        port=port,
+        http="httptools",
+        loop="uvloop",
+        lifespan="on",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        backlog=2048,
+        timeout_graceful_shutdown=_GRACE,
+    )
+    uvicorn.Server(server).run()
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    if not isinstance(error, Refused):
+        raise error
+    return checkout_api.refusal_json(error)

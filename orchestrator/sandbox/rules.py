@@ -1,0 +1,162 @@
+"""The documented test rules: which amounts and card numbers end how.
+
+Any card number is accepted; the special ones decide. The last four digits `0NNN` of a number and the amount `N.NN` mean
+the same (a rule of thumb inferred from two documented rows); messages print the amount in thousandths (part 3, C1, C12).
+Pure functions over text and decimals: nothing here knows payments, pages or callbacks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """How a payment attempt ended; the values are those of the callback field `status` (part 2.2)."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+    DECLINED = "declined"
+    OPEN = "open"
+    CHALLENGED = "challenged"  # never sent: the shopper still has to pass 3-D Secure
+
+
+RESULTS: dict[str, str] = {
+    "succeeded": "Success",
+    "failed": "Failed",
+    "error": "Error",
+    "cancelled": "Cancelled",
+    "declined": "Failed",
+    "open": "Open",
+    "new": "Created",
+    "ChargebackEvent": "ChargebackEvent",
+}
+"""The words of `Body/Result` for each callback `status`: the gateway has two vocabularies (part 2.2)."""
+
+JSON_STATUSES: dict[str, str] = {
+    "succeeded": "SUCCEEDED",
+    "failed": "FAILED",
+    "error": "ERROR",
+    "cancelled": "CANCELLED",
+    "declined": "DECLINED",
+    "open": "PENDING",
+    "new": "NEW",
+    "ChargebackEvent": "CHARGEBACK_EVENT",  # not documented for JSON bodies
+}
+"""The words of `status` in a JSON callback (part 2.3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fraud:
+    """What the fraud check said; only the four documented numbers are checked."""
+
+    recommendation: str
+    score: int
+
+    @property
+    def explanation(self) -> str:
+        """The text beside the recommendation."""
+        return f"Sandbox rule for this card: {self.recommendation}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the test acquirer says about one attempt."""
+
+    outcome: Outcome
+    status: str | None = None  # a TransactionStatus that the outcome alone does not tell
+    message: str = ""  # safe for the customer
+    merchant_message: str = ""
+    must_show: bool = False
+    fraud: Fraud | None = None
+
+
+SUCCESS = Verdict(outcome=Outcome.SUCCEEDED)
+CANCELLED = Verdict(
+    outcome=Outcome.CANCELLED, message="Cancelled by the customer", merchant_message="Cancelled by user"
+)
+DECLINED = Verdict(
+    outcome=Outcome.DECLINED, message="Payment declined", merchant_message="Declined by the bank"
+)
+LEFT_OPEN = Verdict(outcome=Outcome.OPEN)
+THREE_D_SECURE_FAILED = Verdict(
+    outcome=Outcome.FAILED,
+    status="3dsecure_failed",
+    message="Card holder authentication failed",
+    merchant_message="3-D Secure authentication failed",
+    must_show=True,
+)
+
+_FRAUD = {
+    "4170000000000006": "Accept",
+    "4170000000000105": "Deny",
+    "5250000000000121": "Challenge",
+    "5110000000000113": "Unknown",
+}
+_CODES = frozenset({"566", "567", "466", "568"})
+
+
+def fraud_score(amount: Decimal) -> int:
+    """Return the test fraud score: the amount modulo 101 (139.00 gives 38)."""
+    return int(amount) % 101
+
+
+def judge(pan: str, amount: Decimal) -> Verdict:
+    """Decide a card payment: the number's own rule first, then the amount's."""
+    code = pan[-3:] if pan[-4:-3] == "0" and pan[-3:] in _CODES else _amount_code(amount)
+    match code:
+        case "566":
+            return Verdict(outcome=Outcome.FAILED, message="Card Declined", merchant_message=_acquirer(code))
+        case "567":
+            return Verdict(outcome=Outcome.ERROR, message="Internal Error", merchant_message=_acquirer(code))
+        case "466":
+            return Verdict(
+                outcome=Outcome.FAILED,
+                status="3dsecure_failed",
+                message=_acquirer(code),
+                merchant_message=_acquirer(code),
+                must_show=True,
+            )
+        case "568":
+            return Verdict(outcome=Outcome.CHALLENGED)
+        case _:
+            pass
+    if word := _FRAUD.get(pan):
+        return Verdict(outcome=Outcome.SUCCEEDED, fraud=Fraud(recommendation=word, score=fraud_score(amount)))
+    return SUCCESS
+
+
+def judge_amount(amount: Decimal) -> Verdict:
+    """Decide a payment without a card number (wallets) by its amount alone."""
+    return judge("", amount)
+
+
+def forced(outcome: str) -> Verdict:
+    """Return the verdict that a script ordered for an order number, whatever the card and the amount."""
+    match outcome:
+        case "succeeded":
+            return SUCCESS
+        case "declined":
+            return Verdict(
+                outcome=Outcome.FAILED, message="Card Declined", merchant_message="Declined by the script"
+            )
+        case "error":
+            return Verdict(
+                outcome=Outcome.ERROR, message="Internal Error", merchant_message="Error by the script"
+            )
+        case "cancelled":
+            return CANCELLED
+        case _:
+            return LEFT_OPEN
+
+
+def _amount_code(amount: Decimal) -> str | None:
+    code = str((amount * 100).normalize().to_integral_value()) if amount < Decimal(10) else ""
+    return code if code in _CODES and amount * 100 == int(code) else None
+
+
+def _acquirer(code: str) -> str:
+    return f"TestAcquirer[pan=0{code} or amount={code}0]"

@@ -1,0 +1,96 @@
+"""Bringing a database to the schema that this code needs, and telling whether it has it, and is the one that is meant.
+
+A database that cannot be used is one sentence: `NoDatabase`.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
+
+from orchestrator import log
+from orchestrator.db import is_away
+from orchestrator.errors import OrchestratorError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from orchestrator.db import Database
+
+_MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
+_VERSION = text("SELECT version_num FROM alembic_version")
+# Of the youngest checkout, because the primary key finds it at once however long the trail is.
+_NEWEST_KEY = text("SELECT key_id FROM audit_entries ORDER BY checkout_id DESC, sequence DESC LIMIT 1")
+
+
+class NoDatabase(OrchestratorError):  # noqa: N818 - named for the fact
+    """Postgres does not answer, or holds no schema that this version can use."""
+
+
+@contextmanager
+def reachable(url: str) -> Iterator[None]:
+    """Turn Postgres's own errors within the block into one sentence."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()
+        said = log.scrub(reason[0]) if reason else type(error).__name__
+        if not is_away(error):
+            raise NoDatabase(f"Postgres refused: {said}") from error
+        raise NoDatabase(
+            f"Postgres at {_place(url)} cannot be used ({said}): start it, or correct ORCHESTRATOR_DATABASE_URL"
+        ) from error
+
+
+def _place(url: str) -> str:
+    parts: Any = urlsplit(url)
+    return f"{parts.hostname or 'its socket'}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def _config(url: str | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["database_url"] = url
+    return config
+
+
+def migrate(url: str, *, to: str = "head") -> None:
+    """Bring the database at `url` to revision `to`; two at once wait for each other."""
+    try:
+        command.upgrade(_config(url), to)
+    except CommandError as error:
+        message = f"the database cannot be brought to revision {to!r}: {str(error).rstrip('.')}"
+        raise NoDatabase(message) from error
+
+
+def wanted() -> str:
+    """Return the revision that this code needs."""
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    if head is None:
+        message = f"no migrations in {_MIGRATIONS}"
+        raise FileNotFoundError(message)
+    return head
+
+
+async def current(db: Database) -> str | None:
+    """Return the revision that the database has, or None if it has no schema yet."""
+    try:
+        rows = await db.read(_VERSION)
+    except ProgrammingError:
+        return None
+    return str(rows[0].version_num) if rows else None
+
+
+async def newest_key(db: Database) -> str | None:
+    """Return the id of the secret key under which the youngest checkout's audit trail was last written; None without any."""
+    rows = await db.read(_NEWEST_KEY)
+    return str(rows[0].key_id) if rows else None

@@ -1,0 +1,332 @@
+"""All settings, read once from the environment into one frozen object.
+
+Every name is an environment variable with the prefix ``ORCHESTRATOR_``; lists are JSON arrays. A wrong value stops the
+start with one sentence that names the variable (``SettingsError``). This is the only module that looks at the
+environment; secrets are held so that printing the object does not show them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import os
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as SourceError
+
+from orchestrator.errors import OrchestratorError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "ORCHESTRATOR_"
+
+
+class SettingsError(OrchestratorError):
+    """A setting is missing or wrong; the sentence names the environment variable and what it takes."""
+
+
+def _url(*schemes: str, bare: bool = False) -> AfterValidator:
+    def check(value: str) -> str:
+        wanted = " or ".join(f"{scheme}://" for scheme in schemes)
+        message = f"must be a URL that starts with {wanted}"
+        try:
+            parts = urlsplit(value)
+            _ = parts.port
+        except ValueError:
+            message = "must be a URL whose host and port can be read"
+            raise ValueError(message) from None
+        if parts.scheme not in schemes or "://" not in value:
+            raise ValueError(message)
+        local = parts.scheme.startswith("postgres") and parts.path.strip("/")  # over a socket: no host
+        if not (parts.hostname or local):
+            message += ", and this one names no host"
+            raise ValueError(message)
+        if parts.netloc.count("@") > 1:
+            message = "must have its user name and password percent-encoded: @ is written %40"
+            raise ValueError(message)
+        if bare and ("?" in value or "#" in value or "@" in parts.netloc):
+            # Paths are put behind it, and it is shown in logs.
+            message = "must be a URL without query, fragment or credentials"
+            raise ValueError(message)
+        return value.rstrip("/")
+
+    return AfterValidator(check)
+
+
+HttpUrl = Annotated[str, _url("http", "https", bare=True)]
+PostgresUrl = Annotated[str, _url("postgresql", "postgres", "postgresql+psycopg")]
+BrokerUrl = Annotated[str, _url("redis", "rediss", "amqp", "amqps")]
+RedisUrl = Annotated[str, _url("redis", "rediss")]
+
+
+def _secret_key(value: SecretStr) -> SecretStr:
+    try:
+        size = len(base64.b64decode(value.get_secret_value(), validate=True))
+    except (binascii.Error, ValueError):
+        size = -1
+    if size != 32:  # noqa: PLR2004 - AES-256
+        message = "each key must be 32 bytes in base64 (openssl rand -base64 32)"
+        raise ValueError(message)
+    return value
+
+
+def _jwt_secret(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value()) < 32:  # noqa: PLR2004 - RFC 7518, 3.2: at least the hash's size
+        message = "each secret must have at least 32 characters"
+        raise ValueError(message)
+    return value
+
+
+def _ascending(value: tuple[float, ...]) -> tuple[float, ...]:
+    rising = all(before < after for before, after in pairwise((0.0, *value)))
+    if not rising or not all(math.isfinite(one) for one in value):
+        message = "each number must be greater than 0 and greater than the one before it"
+        raise ValueError(message)
+    return value
+
+
+class Settings(BaseSettings):
+    """The settings of one process. Durations are seconds unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+    # Where things are. Unset URLs mean the embedded servers (only `up` and `demo` start those).
+    # The first three hold a password.
+    database_url: PostgresUrl | None = Field(default=None, repr=False)
+    """Postgres 15 or newer: postgresql://user:password@host:port/name."""
+    broker_url: BrokerUrl | None = Field(default=None, repr=False)
+    """The broker of the hints: redis:// or amqp://."""
+    redis_url: RedisUrl | None = Field(default=None, repr=False)
+    """Redis for what processes share beside the broker; unset: the broker's, where that is Redis."""
+    gateway_url: HttpUrl | None = None
+    """The gateway; both of its APIs are below it: /checkout/v1/api and /merchant/API."""
+    merchant_api_url: HttpUrl | None = None
+    """Only where the Merchant API lives elsewhere."""
+    public_url: HttpUrl = "http://127.0.0.1:8000"
+    """Where the gateway reaches our callbacks."""
+
+    # Who we are at the gateway (merchant `default`); further merchants live in the database.
+    gateway_username: str = ""
+    """The API user of merchant `default`; further merchants are in the database."""
+    gateway_password: SecretStr = SecretStr("")
+    """Its password."""
+    gateway_secrets: tuple[SecretStr, ...] = ()
+    """Callback secrets of merchant `default`, newest first."""
+
+    # Keys, newest first; older ones only read.
+    secret_keys: tuple[Annotated[SecretStr, AfterValidator(_secret_key)], ...] = ()
+    """Keys for encryption, audit trail and links, newest first: 32 bytes each in base64. Older ones still open and verify."""
+    jwt_secrets: tuple[Annotated[SecretStr, AfterValidator(_jwt_secret)], ...] = ()
+    """Secrets of the API's bearer tokens (HS256), newest first, at least 32 characters each."""
+    jwt_issuer: str = "orchestrator"
+    """Claim `iss` of those tokens."""
+    jwt_audience: str = "orchestrator"
+    """Claim `aud` of those tokens."""
+
+    # Gateway calls. The total bounds one call whatever trickles in; answers beyond the size are an outcome.
+    gateway_connect_timeout: float = Field(default=3.0, gt=0, le=60)
+    """Name, connection and TLS handshake of one call."""
+    gateway_read_timeout: float = Field(default=8.0, gt=0, le=60)
+    """Silence within one call."""
+    gateway_total_timeout: float = Field(default=10.0, gt=0, le=60)
+    """One call, whatever trickles in."""
+    gateway_pool_size: int = Field(default=100, ge=1, le=2000)
+    """Connections to gateways from one process."""
+    gateway_answer_limit: int = Field(default=2_000_000, ge=10_000, le=50_000_000)
+    """Bytes; a longer answer counts as none."""
+
+    # Leases, alarms, retries.
+    lease_seconds: float = Field(default=60.0, ge=1, le=3600)
+    """How long a worker may hold a checkout; at least twice GATEWAY_TOTAL_TIMEOUT."""
+    hint_grace: float = Field(default=5.0, ge=0.2, le=300)
+    """How long a published hint may take before the sweeper publishes it again."""
+    hint_size: int = Field(default=50, ge=1, le=1000)
+    """Checkouts in one message."""
+    sweep_interval: float = Field(default=1.0, ge=0.1, le=60)
+    """Seconds between two sweeps of due alarms."""
+    self_sweep_after: float = Field(default=10.0, ge=0.5, le=600)
+    """A worker that has heard nothing for so long sweeps by itself."""
+    retry_base: float = Field(default=1.0, gt=0, le=60)
+    """Ceiling of the first back-off; it doubles, with full jitter."""
+    retry_cap: float = Field(default=300.0, gt=0, le=3600)
+    """Ceiling of every back-off."""
+    poison_claims: int = Field(default=10, ge=2, le=1000)
+    """Claims without any result after which a checkout is set aside for a person."""
+
+    # A checkout's life.
+    checkout_expires_in: float = Field(default=3600.0, ge=1, le=30 * 86400)
+    """From the offer to the deadline, where the intent names no expiresIn."""
+    deadline_grace: float = Field(default=30.0, ge=0, le=86400)
+    """From the deadline to the last look and `expired`."""
+    cancel_grace: float = Field(default=30.0, ge=0, le=86400)
+    """From a cancel request to the look and `cancelled`."""
+    first_look: float = Field(default=120.0, gt=0, le=86400)
+    """From the offer to the first look for a lost callback, while the shopper shows no sign of life."""
+    look_cap: float = Field(default=1800.0, gt=0, le=7 * 86400)
+    """The longest time between two looks at an unsettled checkout."""
+    recheck_after_callback: float = Field(default=2.0, gt=0, le=3600)
+    """From a callback that the gateway does not confirm yet to the next look; it doubles."""
+    settle_watch: Annotated[tuple[float, ...], AfterValidator(_ascending)] = (
+        3600.0,
+        86400.0,
+        7 * 86400.0,
+        30 * 86400.0,
+    )
+    """Looks at an ended checkout, counted from its end, in ascending order."""
+
+    # Processes.
+    worker_threads: int = Field(default=32, ge=1, le=512)
+    """Tasks that a worker takes at once; each holds up to HINT_SIZE checkouts."""
+    database_pool: int = Field(default=6, ge=1, le=200)
+    """Connections to Postgres from one process; an API process has three more, for what comes in."""
+    batch_limit: int = Field(default=500, ge=1, le=5000)
+    """Rows in one batch at the most."""
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """`console` for people, `json` for machines, `auto`: console on a terminal."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """debug, info, warning or error."""
+
+    @model_validator(mode="after")
+    def _keys_are_given_or_unset(self) -> Self:
+        for name in ("secret_keys", "jwt_secrets"):
+            if name in self.model_fields_set and not getattr(self, name):
+                message = f"{name.upper()}: must not be an empty list: give it at least one entry, or leave it unset"
+                raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _call_fits_into_lease(self) -> Self:
+        if self.lease_seconds < 2 * self.gateway_total_timeout:
+            message = "LEASE_SECONDS must be at least twice GATEWAY_TOTAL_TIMEOUT, or a slow call outlives its lease"
+            raise ValueError(message)
+        return self
+
+    @cached_property
+    def merchant_api(self) -> str:
+        """Base of the Merchant API; below the gateway's own URL unless set apart."""
+        return self.merchant_api_url or self.gateway_url or ""
+
+    def need(self, name: str) -> str:
+        """Return a setting as text that this process cannot do without, or raise the sentence that names it."""
+        value = getattr(self, name)
+        if not value:
+            message = f"{PREFIX}{name.upper()} is not set: this command needs it (only `orchestrator up` brings its own)"
+            raise SettingsError(message)
+        return str(value)
+
+
+def load(overrides: Mapping[str, object] | None = None) -> Settings:
+    """Read the environment; raise `SettingsError` with one sentence for the first thing that is wrong."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    own = {name for name in os.environ if name.upper().startswith(PREFIX)}
+    for name in sorted(own):
+        if name.upper() not in known:
+            near = _nearest(name.upper(), known)
+            message = f"{name} is not a setting of the orchestrator" + (
+                f": did you mean {near}?" if near else ""
+            )
+            raise SettingsError(message)
+    try:
+        return Settings(**(overrides or {}))  # type: ignore[arg-type]  # values are validated by the model
+    except ValidationError as error:
+        raise SettingsError(_sentence(error.errors(include_url=False, include_input=False)[0])) from None
+    except SourceError as error:
+        name = str(error).split('"')[1] if '"' in str(error) else "?"
+        message = f"{PREFIX}{name.upper()}: {_array(name)}"
+        raise SettingsError(message) from None
+
+
+_SAID: Final = {
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "string_type": "must be text in quotes",
+}
+"""Our words for what pydantic finds wrong, by its type of error."""
+
+
+def _sentence(found: Any) -> str:
+    """Say what is wrong with one value; its text is not repeated, since it may be a secret."""
+    where = [str(part) for part in found["loc"]]
+    said = str(found["msg"]).removeprefix("Value error, ")
+    if not where:
+        return f"{PREFIX}{said}"
+    if found["type"] == "tuple_type":
+        said = _array(where[0])
+    elif found["type"] in _SAID:
+        said = ("each entry " if where[1:] else "") + _SAID[found["type"]]
+    elif said.startswith("Input should be "):
+        said = f"must be {said.removeprefix('Input should be ')}"
+    return f"{PREFIX}{where[0].upper()}: {said}"
+
+
+def _array(name: str) -> str:
+    field = Settings.model_fields.get(name)
+    numbers = field is not None and float in get_args(field.annotation)
+    example = "[3600,86400]" if numbers else '["first","second"]'
+    return f"must be a JSON array, for example {example}"
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return the environment of a child process that is to have these settings: ours, with every setting that is not a default."""
+    passed = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
+    for name in sorted(settings.model_fields_set):
+        value = getattr(settings, name)
+        if value is not None:
+            passed[PREFIX + name.upper()] = _spelled(value)
+    return passed
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, tuple):
+        return json.dumps([one.get_secret_value() if isinstance(one, SecretStr) else one for one in value])
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def reference() -> str:
+    """Return the table of all settings; docs/settings.md is exactly this (a test compares)."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = field.get_default()
+        shown = (
+            "" if default in (None, "", ()) or isinstance(default, SecretStr) else f"`{_as_typed(default)}`"
+        )
+        rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {field.description} |")
+    head = (
+        "# Settings\n\nEnvironment variables, read once at the start. Lists are JSON arrays; durations are seconds. An empty default "
+        "means: not set; an empty variable counts as not set.\n\n| variable | default | what it is |\n|---|---|---|\n"
+    )
+    return head + "\n".join(rows) + "\n"
+
+
+def _as_typed(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_as_typed(one) for one in value) + "]"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _nearest(name: str, known: set[str]) -> str | None:
+    import difflib  # noqa: PLC0415 - only on the way out
+
+    # The prefix is the same everywhere and must not make everything look alike.
+    bare = [one.removeprefix(PREFIX) for one in known]
+    near = difflib.get_close_matches(name.removeprefix(PREFIX), bare, n=1, cutoff=0.75)
+    return PREFIX + near[0] if near else None

@@ -1,0 +1,188 @@
+"""The states of a checkout, the facts that move it, and the one table that says which fact moves it where.
+
+This is the whole state machine, in the standard library only. A state is a participle, a trigger is a fact that has been
+established; nothing else moves a checkout. What a trigger rests on (a callback, a look, a person) is evidence in the audit
+trail and never another trigger.
+
+A duplicate, or a fact that comes too early, leaves the checkout *unchanged*. A contradiction is *refused*: it is audited
+and counted, and never becomes an exception to whoever reported it. No fact makes a completed checkout anything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from orchestrator.errors import OrchestratorError
+
+
+class State(StrEnum):
+    """Where a checkout is. Stored as text; the order is the order of the journey."""
+
+    RECEIVED = "received"
+    """Accepted by intake with its first alarm; a worker that claims it authenticates at the gateway."""
+    AUTHENTICATED = "authenticated"
+    """Holds a gateway token of its own; next a session is opened. A lost session comes back here."""
+    SESSION_CREATED = "session_created"
+    """The gateway knows the order under a session; next the payment methods are listed."""
+    METHODS_FETCHED = "methods_fetched"
+    """Everything the browser needs is stored; next it is offered to the merchant, and the deadline starts."""
+    AWAITING_PAYMENT = "awaiting_payment"
+    """The shopper may pay. Callbacks ring; alarms look at the gateway, renew the token and watch the deadline."""
+    CALLBACK_RECEIVED = "callback_received"
+    """The gateway said that something happened; next the gateway is asked what. Left only by the answer."""
+    COMPLETED = "completed"
+    """Money was found at the gateway. Never left; the watch for refunds and chargebacks settles it."""
+    FAILED = "failed"
+    """The gateway refused, or every attempt until the deadline failed; nothing was ever offered to a shopper."""
+    EXPIRED = "expired"
+    """The deadline passed and a last look showed nothing paid, pending or open."""
+    CANCELLED = "cancelled"
+    """The merchant withdrew it and a look after the grace showed nothing paid, pending or open."""
+
+
+class Trigger(StrEnum):
+    """A fact that can move a checkout."""
+
+    AUTHENTICATED = "authenticated"
+    SESSION_OPENED = "session_opened"
+    METHODS_LISTED = "methods_listed"
+    OFFERED = "offered"
+    CALLBACK_ARRIVED = "callback_arrived"
+    PAYMENT_FOUND = "payment_found"
+    PAYMENT_DECLINED = "payment_declined"
+    PAYMENT_OPEN = "payment_open"
+    NOTHING_FOUND = "nothing_found"
+    SESSION_LOST = "session_lost"
+    DEADLINE_PASSED = "deadline_passed"
+    CANCELLED = "cancelled"
+    REFUSED = "refused"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    REOPENED = "reopened"
+
+
+_S, _T = State, Trigger
+
+CARRIED: Final = (_S.RECEIVED, _S.AUTHENTICATED, _S.SESSION_CREATED, _S.METHODS_FETCHED)
+"""The worker's own way, before anything has been offered to a shopper."""
+CLOSED: Final = frozenset({_S.FAILED, _S.EXPIRED, _S.CANCELLED})
+"""Ended without money, as far as is known: the order number may be used for a new checkout, or this one reopened."""
+ENDED: Final = CLOSED | {_S.COMPLETED}
+"""Nothing more is expected of the shopper; the watch for late money, refunds and chargebacks goes on for a while."""
+
+TRANSITIONS: Final[dict[tuple[State, Trigger], State]] = {
+    (_S.RECEIVED, _T.AUTHENTICATED): _S.AUTHENTICATED,
+    (_S.AUTHENTICATED, _T.SESSION_OPENED): _S.SESSION_CREATED,
+    (_S.SESSION_CREATED, _T.METHODS_LISTED): _S.METHODS_FETCHED,
+    (_S.METHODS_FETCHED, _T.OFFERED): _S.AWAITING_PAYMENT,
+    (_S.AWAITING_PAYMENT, _T.CALLBACK_ARRIVED): _S.CALLBACK_RECEIVED,
+    (_S.CALLBACK_RECEIVED, _T.PAYMENT_DECLINED): _S.AWAITING_PAYMENT,
+    (_S.CALLBACK_RECEIVED, _T.PAYMENT_OPEN): _S.AWAITING_PAYMENT,
+    (_S.CALLBACK_RECEIVED, _T.NOTHING_FOUND): _S.AWAITING_PAYMENT,
+    (_S.RECEIVED, _T.PAYMENT_FOUND): _S.COMPLETED,
+    (_S.AUTHENTICATED, _T.PAYMENT_FOUND): _S.COMPLETED,
+    (_S.SESSION_CREATED, _T.PAYMENT_FOUND): _S.COMPLETED,
+    (_S.METHODS_FETCHED, _T.PAYMENT_FOUND): _S.COMPLETED,
+    (_S.AWAITING_PAYMENT, _T.PAYMENT_FOUND): _S.COMPLETED,
+    (_S.CALLBACK_RECEIVED, _T.PAYMENT_FOUND): _S.COMPLETED,
+    (_S.FAILED, _T.PAYMENT_FOUND): _S.COMPLETED,
+    (_S.EXPIRED, _T.PAYMENT_FOUND): _S.COMPLETED,
+    (_S.CANCELLED, _T.PAYMENT_FOUND): _S.COMPLETED,
+    (_S.SESSION_CREATED, _T.SESSION_LOST): _S.AUTHENTICATED,
+    (_S.METHODS_FETCHED, _T.SESSION_LOST): _S.AUTHENTICATED,
+    (_S.AWAITING_PAYMENT, _T.SESSION_LOST): _S.AUTHENTICATED,
+    (_S.AWAITING_PAYMENT, _T.DEADLINE_PASSED): _S.EXPIRED,
+    (_S.RECEIVED, _T.CANCELLED): _S.CANCELLED,
+    (_S.AUTHENTICATED, _T.CANCELLED): _S.CANCELLED,
+    (_S.SESSION_CREATED, _T.CANCELLED): _S.CANCELLED,
+    (_S.METHODS_FETCHED, _T.CANCELLED): _S.CANCELLED,
+    (_S.AWAITING_PAYMENT, _T.CANCELLED): _S.CANCELLED,
+    (_S.RECEIVED, _T.REFUSED): _S.FAILED,
+    (_S.AUTHENTICATED, _T.REFUSED): _S.FAILED,
+    (_S.SESSION_CREATED, _T.REFUSED): _S.FAILED,
+    (_S.METHODS_FETCHED, _T.REFUSED): _S.FAILED,
+    (_S.RECEIVED, _T.ATTEMPTS_EXHAUSTED): _S.FAILED,
+    (_S.AUTHENTICATED, _T.ATTEMPTS_EXHAUSTED): _S.FAILED,
+    (_S.SESSION_CREATED, _T.ATTEMPTS_EXHAUSTED): _S.FAILED,
+    (_S.METHODS_FETCHED, _T.ATTEMPTS_EXHAUSTED): _S.FAILED,
+    (_S.FAILED, _T.REOPENED): _S.RECEIVED,
+    (_S.EXPIRED, _T.REOPENED): _S.RECEIVED,
+    (_S.CANCELLED, _T.REOPENED): _S.RECEIVED,
+}
+"""(state, fact) → state. Whatever is not here does not move a checkout."""
+
+_REPEATS: Final[dict[Trigger, frozenset[State]]] = {
+    _T.AUTHENTICATED: frozenset(_S) - {_S.RECEIVED},
+    _T.SESSION_OPENED: frozenset(_S) - {_S.RECEIVED, _S.AUTHENTICATED},
+    _T.METHODS_LISTED: frozenset(_S) - {_S.RECEIVED, _S.AUTHENTICATED, _S.SESSION_CREATED},
+    _T.OFFERED: frozenset({_S.AWAITING_PAYMENT, _S.CALLBACK_RECEIVED}) | ENDED,
+    # Early (the row is still on its way to the shopper), repeated or late: it rings, and a look decides.
+    _T.CALLBACK_ARRIVED: frozenset(_S) - {_S.AWAITING_PAYMENT},
+    # What a look shows of no money changes nothing outside callback_received, and never takes money away.
+    _T.PAYMENT_DECLINED: frozenset(_S) - {_S.CALLBACK_RECEIVED, _S.COMPLETED},
+    _T.PAYMENT_OPEN: frozenset(_S) - {_S.CALLBACK_RECEIVED, _S.COMPLETED},
+    _T.NOTHING_FOUND: frozenset(_S) - {_S.CALLBACK_RECEIVED, _S.COMPLETED},
+    _T.PAYMENT_FOUND: frozenset({_S.COMPLETED}),
+    _T.SESSION_LOST: frozenset({_S.RECEIVED, _S.AUTHENTICATED}),
+    _T.DEADLINE_PASSED: frozenset({_S.EXPIRED}),
+    _T.CANCELLED: frozenset({_S.CANCELLED}),
+    _T.REFUSED: frozenset({_S.FAILED}),
+    _T.ATTEMPTS_EXHAUSTED: frozenset({_S.FAILED}),
+    _T.REOPENED: frozenset(CARRIED) | {_S.AWAITING_PAYMENT, _S.CALLBACK_RECEIVED},
+}
+"""Where a fact says nothing new: a duplicate, or one that comes before its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The fact moves the checkout."""
+
+    to: State
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The fact is a duplicate or early: nothing moves, and nothing is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The fact contradicts the state: audited and counted, never carried out."""
+
+    state: State
+    trigger: Trigger
+
+    @property
+    def reason(self) -> str:
+        """A sentence for the audit trail and for people."""
+        return f"a checkout that is {self.state} does not take the fact {self.trigger}"
+
+
+Decision = Moved | Unchanged | Refused
+
+
+class UnknownTransition(OrchestratorError):  # noqa: N818 - named for the fact
+    """Code asked to move a checkout along a path that the table does not have."""
+
+    def __init__(self, state: State, trigger: Trigger) -> None:
+        super().__init__(f"{trigger} does not move a checkout that is {state}: see states.TRANSITIONS")
+        self.state, self.trigger = state, trigger
+
+
+def decide(state: State, trigger: Trigger) -> Decision:
+    """Say what `trigger` does to a checkout in `state`; total over all pairs, and pure."""
+    to = TRANSITIONS.get((state, trigger))
+    if to is not None:
+        return Moved(to)
+    return Unchanged() if state in _REPEATS[trigger] else Refused(state, trigger)
+
+
+def diagram() -> str:
+    """Draw the table as a Mermaid state diagram; the README shows exactly this (a test compares)."""
+    arrows: dict[tuple[State, State], list[Trigger]] = {}
+    for (before, trigger), after in TRANSITIONS.items():
+        arrows.setdefault((before, after), []).append(trigger)
+    lines = ["stateDiagram-v2", f"    [*] --> {State.RECEIVED}"]
+    lines += [f"    {a} --> {b}: {', '.join(triggers)}" for (a, b), triggers in arrows.items()]
+    return "\n".join([*lines, f"    {State.COMPLETED} --> [*]", ""])

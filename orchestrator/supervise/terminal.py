@@ -1,0 +1,109 @@
+"""What `up` and `demo` show: lines for people, and the warnings of the child processes among them, never in floods.
+
+A child's log line is JSON from our own logging, already without secrets; anything else it writes (a traceback before logging was
+set up, a library's own complaint) is passed through the same scrubbing before it is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.text import Text
+
+from orchestrator.log import scrub
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from orchestrator.supervise.child import Child
+
+_STYLES: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
+_RANK: Final = {"debug": 0, "info": 1, "warning": 2, "error": 3, "critical": 4}
+_FILE_WIDTH: Final = 120
+_WINDOW: Final = 10.0
+_SHOWN: Final = 3
+_UNSAID: Final = frozenset({"event", "level", "logger", "timestamp", "exception"})
+
+
+class Terminal:
+    """Where everything is shown; `least` is the level from which on children's lines are."""
+
+    def __init__(self, *, least: str = "warning", raw: bool = False) -> None:
+        self.console = Console(highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = _FILE_WIDTH
+        self._least, self._raw = _RANK[least], raw
+        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
+        self.counted: dict[str, int] = {}
+        """Warnings and errors of all children so far, by level, shown or not."""
+
+    @property
+    def live(self) -> bool:
+        """Say whether a person watches on a terminal that can redraw."""
+        return self.console.is_terminal
+
+    def say(self, line: RenderableType = "") -> None:
+        """Show a line or a drawing."""
+        self.console.print(line)
+
+    def facts(self, *rows: tuple[str, str]) -> None:
+        """Show names with what they stand for, a line each, whole, so that it can be copied."""
+        width = max(len(name) for name, _ in rows)
+        for name, fact in rows:
+            self.console.print(Text.assemble((f"  {name:<{width}}  ", "dim"), fact), soft_wrap=True)
+
+    def step(self, line: str) -> None:
+        """Show a line about what is being done."""
+        self.console.print(Text(f"  {line}", style="dim"), soft_wrap=True)
+
+    def trouble(self, line: str) -> None:
+        """Show a line that a person should see."""
+        self.console.print(Text(f"  ! {line}", style="yellow"), soft_wrap=True)
+
+    def relay(self, child: Child) -> None:
+        """Show what a child has written since, as far as it is a warning or worse."""
+        for line in child.news():
+            record = _record(line)
+            level = str(record.get("level", "warning"))
+            rank = _RANK.get(level, 2)
+            if rank >= _RANK["warning"]:
+                self.counted[level] = self.counted.get(level, 0) + 1
+            if rank < self._least:
+                continue
+            event = str(record.get("event", ""))
+            if self._flooded(child, event):
+                continue
+            text = Text(line if self._raw else _sentence(child, record), style=_STYLES.get(level, ""))
+            self.console.print(text, soft_wrap=True)
+
+    def _flooded(self, child: Child, event: str) -> bool:
+        """Say whether the same line of the same child has been shown often enough for now."""
+        now, key = time.monotonic(), (child.name, event)
+        since, count = self._seen.get(key, (now, 0))
+        if now - since > _WINDOW:
+            since, count = now, 0
+        self._seen[key] = since, count + 1
+        if count == _SHOWN:
+            self.console.print(
+                Text(f"  … more of {event or 'this'} from {child.name}: see {child.log}", style="dim"),
+                soft_wrap=True,
+            )
+        return count >= _SHOWN
+
+
+def _record(line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    return record if isinstance(record, dict) and "event" in record else {"event": scrub(line)}
+
+
+def _sentence(child: Child, record: dict[str, Any]) -> str:
+    at = str(record.get("timestamp", ""))[11:19]
+    facts = " ".join(f"{name}={value}" for name, value in sorted(record.items()) if name not in _UNSAID)
+    trace = f"\n{record['exception']}" if "exception" in record else ""
+    return f"  {at:8} {child.name}: {record['event']} {facts}".rstrip() + trace

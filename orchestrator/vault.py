@@ -1,0 +1,161 @@
+"""Encryption at rest and every key derived from ``SECRET_KEYS``.
+
+Personal data of a checkout is sealed with AES-256-GCM under a random data key of its own, which is stored wrapped by the newest
+secret key; destroying the wrapped key erases the customer and leaves money and audit trail intact. What belongs to no checkout
+(a merchant's gateway password) is sealed under the secret key itself. Old secret keys still open, the newest one seals.
+
+Each sealed text is bound to its purpose and owner, so that a value moved to another row does not open. Keys for other uses
+(audit chain, callback links, client tokens) are derived by HKDF (RFC 5869) from the same secrets, apart for each use.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from orchestrator.errors import OrchestratorError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import SecretStr
+
+_NONCE: Final = 12
+_ID: Final = 4
+
+
+class VaultError(OrchestratorError):
+    """Sealed data that no known key opens: a key is missing from SECRET_KEYS, or the data was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One secret key: its public id (eight hex digits) and what is derived from it."""
+
+    id: str
+    master: bytes = field(repr=False)
+
+    def derived(self, purpose: str) -> bytes:
+        """Return the 32-byte key for one purpose."""
+        return _derive(self.master, purpose)
+
+
+@lru_cache(maxsize=256)
+def _derive(master: bytes, purpose: str) -> bytes:
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=f"orchestrator/{purpose}".encode()).derive(
+        master
+    )
+
+
+@lru_cache(maxsize=4096)
+def _cipher(key: bytes) -> AESGCM:
+    return AESGCM(key)
+
+
+def _seal(key: bytes, plain: bytes, bound: bytes) -> bytes:
+    nonce = os.urandom(_NONCE)
+    return nonce + _cipher(key).encrypt(nonce, plain, bound)
+
+
+def _open(key: bytes, sealed: bytes, bound: bytes) -> bytes:
+    try:
+        return _cipher(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], bound)
+    except (InvalidTag, ValueError) as error:
+        message = "sealed data does not open: it was changed, moved, or sealed under another key"
+        raise VaultError(message) from error
+
+
+class Vault:
+    """The secret keys of an installation, newest first."""
+
+    def __init__(self, secret_keys: Sequence[SecretStr]) -> None:
+        if not secret_keys:
+            message = "ORCHESTRATOR_SECRET_KEYS is not set: give it a JSON array with one key (openssl rand -base64 32)"
+            raise VaultError(message)
+        masters = [base64.b64decode(key.get_secret_value()) for key in secret_keys]
+        self._keys = [Key(_key_id(master), master) for master in masters]
+        self._by_id = {key.id: key for key in self._keys}
+
+    @property
+    def newest(self) -> Key:
+        """The key that seals, signs and chains from now on."""
+        return self._keys[0]
+
+    def known(self, key_id: str) -> Key | None:
+        """Return the key with this id, if the installation still has it."""
+        return self._by_id.get(key_id)
+
+    def seal(self, plain: bytes, *, purpose: str) -> bytes:
+        """Seal what belongs to no checkout."""
+        key = self.newest
+        return bytes.fromhex(key.id) + _seal(key.derived("seal"), plain, purpose.encode())
+
+    def open(self, sealed: bytes, *, purpose: str) -> bytes:
+        """Open what `seal` made; `VaultError` if no known key does."""
+        key = self._by_id.get(sealed[:_ID].hex())
+        if key is None:
+            message = f"sealed under key {sealed[:_ID].hex()}, which ORCHESTRATOR_SECRET_KEYS does not have"
+            raise VaultError(message)
+        return _open(key.derived("seal"), sealed[_ID:], purpose.encode())
+
+    def new_data_key(self, owner: object) -> tuple[DataKey, bytes]:
+        """Make the data key of one checkout; return it with its wrapped form for the row."""
+        key = os.urandom(32)
+        return DataKey(key, str(owner)), self.seal(key, purpose=f"data-key/{owner}")
+
+    def data_key(self, owner: object, wrapped: bytes | None) -> DataKey:
+        """Unwrap a data key; `VaultError` if it was destroyed (the customer was erased)."""
+        if wrapped is None:
+            message = f"the personal data of {owner} was erased"
+            raise VaultError(message)
+        return DataKey(self.open(bytes(wrapped), purpose=f"data-key/{owner}"), str(owner))
+
+    def sign(self, purpose: str, message: bytes) -> bytes:
+        """Return a 16-byte HMAC-SHA256 tag under the newest key."""
+        return _tag(self.newest, purpose, message)
+
+    def signed(self, purpose: str, message: bytes, tag: bytes) -> bool:
+        """Say whether any known key made this tag; constant time for each key."""
+        return any([hmac.compare_digest(_tag(key, purpose, message), tag) for key in self._keys])  # noqa: C419 - all
+
+
+@dataclass(frozen=True, slots=True)
+class DataKey:
+    """The key of one checkout's personal data."""
+
+    key: bytes
+    owner: str
+
+    def __repr__(self) -> str:
+        """Hide the key."""
+        return f"DataKey(owner={self.owner})"
+
+    def seal(self, plain: bytes, *, purpose: str) -> bytes:
+        """Seal personal data for one purpose (intent, token, callback)."""
+        return _seal(self.key, plain, f"{purpose}/{self.owner}".encode())
+
+    def open(self, sealed: bytes, *, purpose: str) -> bytes:
+        """Open what `seal` made; `VaultError` if it was changed or belongs elsewhere."""
+        return _open(self.key, bytes(sealed), f"{purpose}/{self.owner}".encode())
+
+    def mac(self, message: bytes) -> bytes:
+        """Return the HMAC-SHA256 of a message under this key."""
+        return hmac.digest(self.key, message, "sha256")
+
+
+def _key_id(master: bytes) -> str:
+    return hashlib.sha256(b"orchestrator/key-id" + master).digest()[:_ID].hex()
+
+
+def _tag(key: Key, purpose: str, message: bytes) -> bytes:
+    return hmac.digest(key.derived(purpose), message, "sha256")[:16]

@@ -1,0 +1,74 @@
+"""The Celery app: its queues, its broker, and the settings that the facts about Celery on Redis ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+from celery import Celery
+from kombu import Queue
+
+if TYPE_CHECKING:
+    from orchestrator.settings import Settings
+
+QueueName = Literal["checkouts", "callbacks"]
+QUEUES: Final = ("callbacks", "checkouts", "maintenance")
+"""What a worker consumes. `intents` and `deliveries` belong to stages of their own."""
+SEAL_EVERY: Final = 600.0
+
+app = Celery("orchestrator")
+
+
+def configure(settings: Settings) -> Celery:
+    """Give the app its broker and the settings that the facts about Celery on Redis ask for."""
+    url = settings.broker_url or settings.need("broker_url")
+    transport: dict[str, object] = {}
+    if url.startswith("redis"):
+        transport = {
+            "visibility_timeout": 300,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            "max_connections": settings.worker_threads + 20,
+            "global_keyprefix": "orchestrator:",
+        }
+    app.conf.update(
+        broker_url=url,
+        broker_transport_options=transport,
+        broker_pool_limit=4,
+        broker_connection_timeout=5,
+        broker_pool_acquire_timeout=10,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        result_backend=None,
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_serializer="json",
+        accept_content=["json"],
+        task_queues=[Queue(name, routing_key=name) for name in (*QUEUES, "intents", "deliveries")],
+        task_default_queue="checkouts",
+        task_publish_retry=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_rate_limits=True,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_send_task_events=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        beat_scheduler="celery.beat:Scheduler",
+        beat_schedule={
+            "sweep": {
+                "task": "orchestrator.sweep",
+                "schedule": settings.sweep_interval,
+                # While no worker runs, sweeps must not pile up.
+                "options": {"queue": "maintenance", "expires": max(10.0, 5 * settings.sweep_interval)},
+            },
+            "seal": {
+                "task": "orchestrator.seal",
+                "schedule": SEAL_EVERY,
+                "options": {"queue": "maintenance", "expires": SEAL_EVERY},
+            },
+        },
+    )
+    return app

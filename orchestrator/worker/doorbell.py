@@ -1,0 +1,125 @@
+"""The doorbell: hints published from a background thread."""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
+
+from kombu.exceptions import ChannelError
+
+from orchestrator import log
+from orchestrator.worker.app import configure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from uuid import UUID
+
+    from orchestrator.settings import Settings
+    from orchestrator.worker.app import QueueName
+
+_log = log.get(__name__)
+
+
+class _Hint(NamedTuple):
+    queue: str
+    ids: tuple[UUID, ...]
+    alone: bool
+
+
+class Doorbell:
+    """Publishes hints from a background thread, never in the way of a request.
+
+    A hint that cannot be published is dropped: its checkout's alarm rings by itself. `healthy` says whether the last try went
+    through.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = configure(settings)
+        self._size = settings.hint_size
+        self._waiting: queue.SimpleQueue[_Hint | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._room = 200_000
+        self.healthy = True
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name="doorbell", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Publish what waits (within seconds), then stop."""
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join(timeout=5)
+            self._thread = None
+
+    def ring(self, ids: Iterable[UUID], *, queue: QueueName = "checkouts", alone: bool = False) -> None:
+        """Hint at checkouts; returns at once. `alone` keeps others out of the message."""
+        if self._waiting.qsize() < self._room:
+            self._waiting.put(_Hint(queue, tuple(ids), alone=alone))
+
+    def depth(self, name: QueueName) -> int:
+        """Return how many messages wait in a queue; raises kombu's errors when the broker is away."""
+        with self._app.connection_for_write(connect_timeout=5) as connection:
+            try:
+                declared = connection.default_channel.queue_declare(queue=name, passive=True)  # type: ignore[attr-defined]
+                return int(declared.message_count)
+            except ChannelError:
+                return 0  # A queue that is empty does not exist on Redis.
+
+    def _run(self) -> None:
+        pause = 0.0
+        while True:
+            hints = self._gathered()
+            try:
+                self._publish([hint for hint in hints if hint is not None])
+                pause = 0.0
+                if not self.healthy:
+                    _log.info("broker_back")
+                self.healthy = True
+            except Exception as error:  # noqa: BLE001 - the thread must outlive whatever a broker comes up with
+                if self.healthy:
+                    _log.warning("broker_away", error=type(error).__name__)
+                self.healthy = False
+                pause = min(max(pause * 2, 0.2), 5.0)
+                time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter
+            if hints[-1] is None:
+                return
+
+    def _gathered(self) -> list[_Hint | None]:
+        """Wait for a hint and take whatever else has come; None at the end means that no more will."""
+        hints = [self._waiting.get()]
+        while hints[-1] is not None and len(hints) < self._size * 20:
+            try:
+                hints.append(self._waiting.get_nowait())
+            except queue.Empty:
+                break
+        return hints
+
+    def _publish(self, hints: list[_Hint]) -> None:
+        together: dict[str, dict[UUID, None]] = defaultdict(dict)
+        for hint in hints:
+            if not hint.alone:
+                together[hint.queue].update(dict.fromkeys(hint.ids))
+        messages = [(hint.queue, hint.ids) for hint in hints if hint.alone]
+        for name, ids in together.items():
+            listed = tuple(ids)
+            messages += [
+                (name, listed[start : start + self._size]) for start in range(0, len(listed), self._size)
+            ]
+        if not messages:
+            return
+        with self._app.producer_pool.acquire(block=True, timeout=10) as producer:
+            for name, listed in messages:
+                self._app.send_task(
+                    "orchestrator.carry",
+                    args=[[str(one) for one in listed]],
+                    queue=name,
+                    producer=producer,
+                    retry=False,
+                    ignore_result=True,
+                )

@@ -1,0 +1,83 @@
+"""Signs of life: rows that a worker and a scheduler touch while they make progress, for `doctor` and readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from sqlalchemy import TextClause, text
+
+from orchestrator import log
+from orchestrator.db import Database
+
+if TYPE_CHECKING:
+    from orchestrator.settings import Settings
+
+_log = log.get(__name__)
+
+HEARTBEAT: Final = 10.0
+"""Seconds between two signs of life."""
+
+BEAT = text("""
+    INSERT INTO workers (name, kind, progress) VALUES (:name, :kind, CAST(:progress AS jsonb))
+    ON CONFLICT (name) DO UPDATE SET seen_at = clock(), progress = excluded.progress
+""")
+# Killed processes say no goodbye.
+FORGET = text("DELETE FROM workers WHERE seen_at < clock() - interval '1 day'")
+GONE = text("DELETE FROM workers WHERE name = :name")
+
+
+class Pulse:
+    """The scheduler's heartbeat, from a thread beside Celery beat: given only while its sweeps reach the broker."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._published = float("-inf")
+        self._silence = max(3 * HEARTBEAT, 5 * settings.sweep_interval)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._beat()), name="pulse", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def published(self, **_: object) -> None:
+        """Note that beat has published."""
+        self._published = time.monotonic()
+
+    def stop(self) -> None:
+        """Take the heartbeat back, within seconds."""
+        self._ended.set()
+        self._thread.join(timeout=3)
+
+    async def _beat(self) -> None:
+        async with Database(
+            self._settings.need("database_url"), pool_size=1, name="orchestrator-scheduler"
+        ) as db:
+            wait = 0.0
+            while not await asyncio.to_thread(self._ended.wait, wait):
+                since = time.monotonic() - self._published
+                # Until the first sweep is out, look often: whoever starts it wants to see it.
+                wait = HEARTBEAT if since < self._silence else 0.2
+                if since < self._silence:
+                    told = {"publishedSecondsAgo": round(since, 1)}
+                    await note(db, BEAT, heartbeat(self._name, "scheduler", told))
+            await note(db, GONE, {"name": self._name})
+
+
+async def note(db: Database, statement: TextClause, values: dict[str, object]) -> None:
+    """Write a sign of life. One that fails is seen by its absence, so it stops nobody."""
+    try:
+        await asyncio.wait_for(db.write(statement, values), HEARTBEAT / 2)
+    except Exception as error:  # noqa: BLE001 - whatever keeps it from being written
+        _log.warning("heartbeat_failed", error=type(error).__name__)
+
+
+def heartbeat(name: str, kind: str, progress: dict[str, float]) -> dict[str, object]:
+    return {"name": name, "kind": kind, "progress": msgspec.json.encode(progress).decode()}

@@ -1,0 +1,203 @@
+"""The demo ends well, its trail verifies, and a trail that somebody with every right has touched says where."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from orchestrator.embedded import Embedded
+from tests.acceptance.command import NOBODY, ROOT, orchestrator, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SCRIPTS = (
+    "pays_at_once", "declined_then_pays", "declined_and_leaves", "only_notification", "only_success_page",
+    "success_and_notification_race", "gateway_fails_twice", "merchant_cancels", "leaves_without_paying",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo") / "data"
+
+
+@pytest.fixture(scope="module")
+def played(place):
+    """The demo with one order for each script."""
+    return orchestrator("demo", "--orders", "9", "--exit", "--port", "0", "--data-dir", place, seconds=100)
+
+
+def test_every_order_ends_as_scripted(played):
+    assert played.returncode == 0, played.stdout + played.stderr
+    assert "All 9 orders ended as scripted" in played.stdout
+    for script in SCRIPTS:
+        assert re.search(rf"^{script} .* 1 of 1 ✓", played.stdout, re.MULTILINE), script
+    assert "The slowest order: " in played.stdout
+    assert "deadline_passed" in played.stdout
+
+
+def test_what_is_shown_at_the_end_outlives_the_demo(played, place):
+    _, _, end = played.stdout.partition("The slowest order: ")
+
+    assert "http://" not in end
+    shown = re.search(rf"orchestrator (checkouts show \S+ --data-dir {place})$", end, re.MULTILINE)
+    assert shown is not None
+    assert orchestrator(*shown[1].split()).returncode == 0
+
+
+def test_people_are_shown_prices_and_no_minor_units(played, place):
+    with as_superuser(place) as db:
+        stored = db.execute(
+            "SELECT id::text, amount FROM checkouts WHERE currency IN ('DKK', 'EUR') AND state = 'completed' LIMIT 1"
+        ).fetchone()
+    assert stored is not None
+    checkout, minor = stored
+
+    told = orchestrator("events", "list", "--checkout", checkout, "--data-dir", place).stdout
+    story = orchestrator("checkouts", "show", checkout, "--data-dir", place).stdout
+
+    assert re.search(rf"amount={minor / 100:,.2f} (DKK|EUR) ", told)
+    assert re.search(rf"amount {minor / 100:,.2f} (DKK|EUR)\b", story.partition("checkout:received")[2])
+    assert not re.search(rf"\b{minor}\b", told + story)
+
+
+def test_doctor_says_of_a_stopped_installation_how_to_start_it(played, place):
+    ended = orchestrator("doctor", "--data-dir", place)
+
+    problems = [line for line in ended.stdout.splitlines() if line.startswith("problem")]
+    assert ended.returncode == 1
+    assert len(problems) == 1, ended.stdout
+    assert f"it is not running: `orchestrator up --data-dir {place}` starts it" in problems[0]
+
+
+def test_the_trail_verifies_after_the_demo(played, place):
+    verified = orchestrator("audit", "verify", "--data-dir", place)
+
+    assert (verified.returncode, verified.stderr) == (0, "")
+    assert re.fullmatch(r"The audit trail holds: 9 checkouts, \d+ entries, \d+ seals\.\n", verified.stdout)
+
+
+def test_a_changed_byte_names_its_entry(played, place):
+    with as_superuser(place) as db:
+        checkout, entry = db.execute(
+            "SELECT checkout_id, entry FROM audit_entries WHERE sequence = 3 ORDER BY random() LIMIT 1"
+        ).fetchone()
+        changed = entry.replace('"session', '"Session', 1)
+        assert changed != entry
+        where = "WHERE checkout_id = %s AND sequence = 3"
+        db.execute(f"UPDATE audit_entries SET entry = %s {where}", (changed, checkout))
+
+    verified = orchestrator("audit", "verify", "--data-dir", place)
+
+    with as_superuser(place) as db:
+        db.execute(f"UPDATE audit_entries SET entry = %s {where}", (entry, checkout))
+    assert verified.returncode == 1
+    assert (
+        verified.stdout == f"entry 3 of checkout {checkout} was changed: its text and its mac do not agree\n"
+    )
+    assert "does not hold: 1 problem" in verified.stderr
+
+
+def test_a_removed_last_entry_names_its_checkout(played, place):
+    with as_superuser(place) as db:
+        [checkout, last] = db.execute(
+            "SELECT checkout_id, max(sequence) FROM audit_entries GROUP BY 1 ORDER BY random() LIMIT 1"
+        ).fetchone()
+        db.execute(
+            "CREATE TABLE kept AS SELECT * FROM audit_entries WHERE checkout_id = %s AND sequence = %s",
+            (checkout, last),
+        )
+        db.execute("DELETE FROM audit_entries WHERE checkout_id = %s AND sequence = %s", (checkout, last))
+
+    verified = orchestrator("audit", "verify", "--data-dir", place)
+
+    with as_superuser(place) as db:
+        db.execute("INSERT INTO audit_entries SELECT * FROM kept")
+        db.execute("DROP TABLE kept")
+    assert verified.returncode == 1
+    assert (
+        f"checkout {checkout} has {last - 1} entries and should have {last}: its tail was cut"
+        in verified.stdout
+    )
+
+
+def test_the_trail_can_be_sealed_and_taken_away(played, place, tmp_path):
+    sealed = orchestrator("audit", "seal", "--data-dir", place)
+    copied = orchestrator("audit", "export", "--file", tmp_path / "trail.jsonl", "--data-dir", place)
+
+    assert sealed.stdout.startswith("Sealed the heads of 9 checkouts")
+    assert copied.returncode == 0
+    lines = (tmp_path / "trail.jsonl").read_text().splitlines()
+    assert len(lines) > 9 * 5
+    assert '"seal":1' in lines[-1]
+    assert (tmp_path / "trail.jsonl").stat().st_mode & 0o777 == 0o600
+    assert orchestrator("audit", "verify", "--data-dir", place).returncode == 0
+
+
+def test_a_demo_that_is_interrupted_does_not_claim_success(tmp_path):
+    with running("demo", "--orders", "9", "--port", "0", data_dir=tmp_path / "data") as demo:
+        demo.until_up()
+        demo.process.send_signal(signal.SIGINT)
+        assert demo.process.wait(30) == 1
+        assert demo.left() == []
+    assert "ended as scripted" not in demo.said
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0,
+    reason="only root can become somebody else; otherwise all tests run as an ordinary user",
+)
+def test_the_demo_needs_no_rights_of_root(tmp_path_factory):
+    try:
+        reached = subprocess.run(
+            [sys.executable, "-c", "import orchestrator"], cwd=ROOT, user=NOBODY, group=NOBODY, check=False
+        )
+    except PermissionError:
+        pytest.skip(f"{sys.executable} lies where an ordinary account may not go")
+    if reached.returncode != 0:
+        pytest.skip(f"{ROOT} or its environment lies where an ordinary account may not go")
+    home = tmp_path_factory.mktemp("ordinary")
+    # pytest's own directories are closed to others.
+    for closed in (home, *home.parents):
+        if closed.stat().st_uid == 0 and not closed.stat().st_mode & 0o001:
+            closed.chmod(closed.stat().st_mode | 0o011)
+    os.chown(home, NOBODY, NOBODY)
+
+    ended = orchestrator(
+        "demo",
+        "--orders",
+        "9",
+        "--exit",
+        "--port",
+        "0",
+        "--data-dir",
+        home / "data",
+        seconds=100,
+        user=NOBODY,
+    )
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    owners = {path.stat().st_uid for path in (home / "data").rglob("*")}
+    shutil.rmtree(home / "data")
+    assert "All 9 orders ended as scripted" in ended.stdout
+    assert owners == {NOBODY}
+
+
+@contextmanager
+def as_superuser(place: Path) -> Iterator[psycopg.Connection]:
+    """Somebody with every right, for whom the guard of the trail is no obstacle."""
+    with Embedded.start(place, redis=False) as servers, psycopg.connect(servers.database_url) as db:
+        db.execute("ALTER TABLE audit_entries DISABLE TRIGGER ALL")
+        yield db
+        db.execute("ALTER TABLE audit_entries ENABLE TRIGGER ALL")

@@ -1,0 +1,260 @@
+"""What a linter cannot see: some things happen in one room of the house and nowhere else.
+
+Every rule is a function from one module to the lines that break it. It runs over the whole package, and over a small bad
+example in a room where the thing is forbidden and in one where it is allowed: a rule that cannot fail holds nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import pytest
+
+import orchestrator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PACKAGE = Path(orchestrator.__file__).parent
+LONGEST = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One file of the package: `lifecycle/moves.py` stands in the room `lifecycle`."""
+
+    path: PurePosixPath
+    source: str
+
+    @property
+    def room(self) -> str:
+        return PurePosixPath(self.path.parts[0]).stem
+
+    @property
+    def nodes(self) -> Iterator[ast.AST]:
+        return ast.walk(ast.parse(self.source))
+
+
+def modules() -> list[Module]:
+    return [
+        Module(PurePosixPath(path.relative_to(PACKAGE).as_posix()), path.read_text())
+        for path in sorted(PACKAGE.rglob("*.py"))
+    ]
+
+
+def imported(module: Module) -> Iterator[tuple[int, str]]:
+    for node in module.nodes:
+        match node:
+            case ast.Import():
+                yield from ((node.lineno, alias.name) for alias in node.names)
+            case ast.ImportFrom(module=str(parent)):
+                yield from ((node.lineno, f"{parent}.{alias.name}") for alias in node.names)
+
+
+def texts(module: Module) -> Iterator[tuple[int, str]]:
+    """Yield the strings of a module that are not documentation, f-strings in one piece."""
+    tree = ast.parse(module.source)
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(value=str(text)) if id(node) not in prose | inside:
+                yield node.lineno, text
+            case ast.JoinedStr(values=parts):
+                yield (
+                    node.lineno,
+                    "".join(part.value if isinstance(part, ast.Constant) else "?" for part in parts),
+                )
+
+
+def commits(module: Module) -> Iterator[int]:
+    for node in module.nodes:
+        match node:
+            case ast.Call(func=ast.Attribute(attr="commit")):
+                yield node.lineno
+
+
+def celery(module: Module) -> Iterator[int]:
+    yield from (line for line, name in imported(module) if name.split(".")[0] in {"celery", "kombu"})
+
+
+def http_clients(module: Module) -> Iterator[int]:
+    clients = ("httpx", "httpx_aiohttp", "aiohttp", "requests", "urllib3", "urllib.request", "http.client")
+    yield from (
+        line
+        for line, name in imported(module)
+        if any(f"{name}.".startswith(f"{client}.") for client in clients)
+    )
+
+
+def environment(module: Module) -> Iterator[int]:
+    for node in module.nodes:
+        match node:
+            case ast.Attribute(value=ast.Name(id="os"), attr="environ" | "environb" | "getenv" | "putenv"):
+                yield node.lineno
+    yield from (line for line, name in imported(module) if name in {"os.environ", "os.environb", "os.getenv"})
+
+
+def writes(*tables: str) -> Callable[[Module], Iterator[int]]:
+    """Find writes to a table, as SQL text and as SQLAlchemy's own constructs."""
+    named = "|".join(tables)
+    sql = re.compile(
+        rf"\b(insert\s+into|update(\s+only)?|delete\s+from|copy)\s+\"?({named})\b", re.IGNORECASE
+    )
+
+    def find(module: Module) -> Iterator[int]:
+        yield from (line for line, text in texts(module) if sql.search(text))
+        for node in module.nodes:
+            match node:
+                case ast.Call(
+                    func=ast.Name(id="insert" | "update" | "delete")
+                    | ast.Attribute(attr="insert" | "update" | "delete"),
+                    args=[ast.Name(id=table) | ast.Attribute(attr=table), *_],
+                ) if table in tables:
+                    yield node.lineno
+                case ast.Call(
+                    func=ast.Attribute(
+                        value=ast.Name(id=table) | ast.Attribute(attr=table),
+                        attr="insert" | "update" | "delete",
+                    )
+                ) if table in tables:
+                    yield node.lineno
+
+    return find
+
+
+def empty_verbs(module: Module) -> Iterator[int]:
+    for node in module.nodes:
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) if re.match(
+                r"_*(process|handle|do)_", name
+            ):
+                yield node.lineno
+
+
+def empty_nouns(module: Module) -> Iterator[int]:
+    words = {word for part in module.path.with_suffix("").parts for word in part.split("_")}
+    if words & {
+        *("util", "utils", "helper", "helpers", "service", "services"),
+        *("manager", "managers", "repository", "repositories"),
+    }:
+        yield 1
+
+
+def too_long(module: Module) -> Iterator[int]:
+    if module.source.count("\n") > LONGEST:
+        yield LONGEST + 1
+
+
+def undescribed(module: Module) -> Iterator[int]:
+    if not ast.get_docstring(ast.parse(module.source)):
+        yield 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What must not be found, but in the rooms that are named."""
+
+    says: str
+    find: Callable[[Module], Iterator[int]]
+    rooms: tuple[str, ...]
+    example: str
+    examples_path: str = "elsewhere.py"
+
+    def broken_by(self, module: Module) -> list[str]:
+        if any(fnmatch(module.room, room) for room in self.rooms):
+            return []
+        return [f"orchestrator/{module.path}:{line}: {self.says}" for line in sorted(self.find(module))]
+
+
+RULES = {
+    "commit": Rule("commits stand in db", commits, ("db*",), "def save(session):\n    session.commit()\n"),
+    "celery": Rule("Celery stands in worker", celery, ("worker*",), "from kombu import Queue\n"),
+    "http": Rule(
+        "HTTP clients stand in gateway and deliver, and in the sandbox and the demo that play the other side",
+        http_clients,
+        ("gateway", "deliver*", "sandbox", "demo*"),
+        "from urllib.request import urlopen\n",
+    ),
+    "environment": Rule(
+        "the environment is read in settings, and passed on to children in supervise",
+        environment,
+        ("settings", "supervise"),
+        "import os\nurl = os.environ['DATABASE_URL']\n",
+    ),
+    "state": Rule(
+        "checkouts are written in lifecycle",
+        writes("checkouts"),
+        ("lifecycle*",),
+        "SQL = f'''\n  UPDATE checkouts SET state = {1}'''\n",
+    ),
+    "audit": Rule(
+        "audit entries are written in lifecycle and audit",
+        writes("audit_entries"),
+        ("lifecycle*", "audit*"),
+        "from sqlalchemy import insert\nfrom orchestrator.schema import audit_entries\nADD = insert(audit_entries)\n",
+    ),
+    "verbs": Rule(
+        "a function is named for what it does: not process_, handle_, do_",
+        empty_verbs,
+        (),
+        "class Api:\n    async def _handle_callback(self): ...\n",
+    ),
+    "nouns": Rule(
+        "a module is a noun of the flow: not utils, helpers, service, manager, repository",
+        empty_nouns,
+        (),
+        "",
+        "gateway/xml_utils.py",
+    ),
+    "length": Rule(
+        f"past {LONGEST} lines a module becomes a package of the same name", too_long, (), "x = 1\n" * 501
+    ),
+    "docstring": Rule("a module says what it guarantees and what it must not do", undescribed, (), "x = 1\n"),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_rule_holds(name: str) -> None:
+    broken = [line for module in modules() for line in RULES[name].broken_by(module)]
+    assert not broken, "\n" + "\n".join(broken)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_rule_can_fail_where_it_should_and_only_there(name: str) -> None:
+    rule = RULES[name]
+    assert rule.broken_by(Module(PurePosixPath(rule.examples_path), rule.example))
+    for room in rule.rooms:
+        inside = room.replace("*", "")
+        for path in (f"{inside}.py", f"{inside}/part.py"):
+            assert not rule.broken_by(Module(PurePosixPath(path), rule.example))
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("commit", '"""Speaks of session.commit() only."""\n'),
+        ("celery", "import celerity\n"),
+        ("http", "from urllib.parse import urlsplit\nfrom http import HTTPStatus\n"),
+        ("environment", "import os\npid = os.getpid()\n"),
+        (
+            "state",
+            '"""Nobody here runs UPDATE checkouts."""\nSQL = "SELECT state FROM checkouts FOR UPDATE"\n',
+        ),
+        ("audit", 'SQL = "SELECT * FROM audit_entries"\nseen = {}\nseen.update(audit)\n'),
+        ("verbs", "def dock_ship(): ...\ndef processed(): ...\n"),
+        ("length", "x = 1\n" * 500),
+    ],
+)
+def test_the_rule_leaves_the_innocent_alone(name: str, source: str) -> None:
+    assert not RULES[name].broken_by(Module(PurePosixPath("elsewhere.py"), source))
+
+
+def test_the_rules_see_the_whole_package() -> None:
+    seen = {module.path.as_posix() for module in modules()}
+    assert {"settings.py", "states.py", "embedded/postgres.py"} <= seen

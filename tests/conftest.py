@@ -1,0 +1,122 @@
+"""What every test stands on: real Postgres and Redis of this test process, a migrated database of its own for each test."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from orchestrator.embedded import Embedded
+from orchestrator.schema import migrate
+from orchestrator.settings import Settings
+from orchestrator.vault import Vault
+from tests.factories import Core, core, empty
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+SECRET_KEY = base64.b64encode(b"k" * 32).decode()
+OLDER_KEY = base64.b64encode(b"o" * 32).decode()
+JWT_SECRET = "a test's own secret, long enough for HS256"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """Postgres and Redis for all tests of this process; nothing on them outlives it."""
+    with Embedded.start(Path(tmp_path_factory.mktemp("servers")), durable=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def template(servers: Embedded) -> str:
+    """A migrated database that each test's own is copied from."""
+    name = "template_migrated"
+    _admin(servers, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    migrate(_url(servers, name))
+    return name
+
+
+@pytest.fixture
+def database_url(servers: Embedded, template: str) -> Iterator[str]:
+    """A database with the schema and nothing else, for one test alone: real commits, nothing to clean up."""
+    name = f"test_{uuid4().hex[:12]}"
+    _admin(
+        servers,
+        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)),
+    )
+    yield _url(servers, name)
+    _admin(servers, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def settings(database_url: str, servers: Embedded) -> Settings:
+    """Settings of an installation in a hurry: graces of a moment, and a gateway that nobody answers at."""
+    return make_settings(database_url=database_url, broker_url=servers.redis_url)
+
+
+@pytest.fixture
+def vault() -> Vault:
+    return Vault(make_settings().secret_keys)
+
+
+@pytest.fixture(scope="session")
+def shared_database_url(servers: Embedded, template: str) -> str:
+    """A database for one test after the other; making one takes longer than most of them."""
+    name = "shared"
+    _admin(
+        servers,
+        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)),
+    )
+    return _url(servers, name)
+
+
+@pytest.fixture(name="core")
+async def _core(shared_database_url: str, vault: Vault) -> AsyncIterator[Core]:
+    """The inside of one process on an empty database; nothing rings by itself."""
+    empty(shared_database_url)
+    async with core(shared_database_url, vault) as one:
+        yield one
+
+
+def make_settings(**changes: object) -> Settings:
+    """Return settings made from nothing but these values: the environment of the test run does not matter."""
+    values: dict[str, object] = {
+        "gateway_url": "http://127.0.0.1:9",
+        "gateway_username": "shop",
+        "gateway_password": "sandbox password",
+        "public_url": "http://127.0.0.1:8000",
+        "secret_keys": (SECRET_KEY,),
+        "jwt_secrets": (JWT_SECRET,),
+        "retry_base": 0.05,
+        "retry_cap": 0.2,
+        "hint_grace": 0.2,
+        "deadline_grace": 0.2,
+        "cancel_grace": 0.2,
+        "first_look": 0.5,
+        "recheck_after_callback": 0.1,
+        "look_cap": 1.0,
+        "database_pool": 4,
+        **changes,
+    }
+    return Settings(**values)  # type: ignore[arg-type]
+
+
+def _url(servers: Embedded, name: str) -> str:
+    before, _, options = servers.database_url.partition("?")
+    base = before.rpartition("/")[0]
+    return f"{base}/{name}" + (f"?{options}" if options else "")
+
+
+def _admin(servers: Embedded, statement: sql.Composed) -> None:
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
+        connection.execute(statement)

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import text
+
+from orchestrator import inbox
+from tests.conftest import make_settings
+from tests.integration.api.scene import Api, intent, path_of, serving, without_database
+from tests.integration.api.test_intake import problem
+
+if TYPE_CHECKING:
+    from orchestrator.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+BODY = b"shop_orderid=A-1&transaction_id=7&status=succeeded"
+
+
+async def call(api: Api, url: str | None, body: bytes = BODY, **headers: str):
+    return await api.client.post(path_of(url), content=body, headers=FORM | headers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        ("success", "https://shop.example/paid?lang=da&orderId=A-1&checkoutId={}"),
+        ("failure", "https://shop.example/not-paid?orderId=A-1&checkoutId={}"),
+        ("redirect", "https://shop.example/done?orderId=A-1&checkoutId={}#end"),
+    ],
+)
+async def test_a_browser_callback_is_stored_rings_and_sends_the_shopper_on(api: Api, kind, target):
+    checkout = await api.taken()
+    answer = await call(api, getattr(api.urls(checkout), kind))
+    assert (answer.status_code, answer.headers["location"]) == (303, target.format(checkout))
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    row = (await api.sql("SELECT checkout_id, kind, grade, content_type, body FROM callbacks"))[0]
+    assert (str(row.checkout_id), row.kind, row.grade) == (checkout, kind, "unchecked")
+    key = (await api.sql("SELECT data_key FROM intents"))[0].data_key
+    assert inbox.open_body(api.services.vault, UUID(checkout), key, bytes(row.body)) == BODY
+    assert api.doorbell.rings[-1] == ("callbacks", UUID(checkout))
+    assert (await api.sql("SELECT wake FROM checkouts"))[0].wake == 1
+
+
+async def test_a_notification_is_acknowledged(api: Api):
+    answer = await call(api, api.urls(await api.taken()).notification)
+    assert (answer.status_code, answer.text) == (200, "Acknowledged")
+    assert await api.count("callbacks") == 1
+
+
+async def test_a_shopper_who_comes_back_by_get_is_stored_with_the_query(api: Api):
+    checkout = await api.taken()
+    answer = await api.client.get(
+        path_of(api.urls(checkout).redirect), params={"x": "1"}, headers={"User-Agent": "Phone"}
+    )
+    assert answer.status_code == 303
+    row = (await api.sql("SELECT kind, headers, source FROM callbacks"))[0]
+    assert tuple(row) == ("redirect", {}, None)
+
+
+async def test_a_look_at_the_address_alone_stores_nothing(api: Api):
+    answer = await api.client.head(path_of(api.urls(await api.taken()).redirect))
+    assert answer.status_code == 303
+    assert await api.count("callbacks") == 0
+
+
+@pytest.mark.parametrize("kind", ["success", "failure", "notification"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+async def test_only_the_redirect_may_be_a_get(api: Api, kind, method):
+    answer = await api.client.request(method, path_of(getattr(api.urls(await api.taken()), kind)))
+    assert answer.status_code == 405
+    assert await api.count("callbacks") == 0
+
+
+@pytest.mark.parametrize("change", ["kind", "checkout", "signature", "page", "other kind", "no id"])
+async def test_a_wrong_signature_stores_nothing_and_says_nothing(api: Api, change):
+    checkout = await api.taken()
+    _, _, kind, _, signed = path_of(api.urls(checkout).success).split("/")
+    payload, _, tag = signed.partition(".")
+    path = {
+        "kind": f"/callbacks/failure/{checkout}/{signed}",
+        "checkout": f"/callbacks/{kind}/{uuid4()}/{signed}",
+        "signature": f"/callbacks/{kind}/{checkout}/{payload}.{tag[:-4]}AAAA",
+        "page": f"/callbacks/{kind}/{checkout}/aHR0cHM6Ly9ldmlsLmV4YW1wbGUv.{tag}",
+        "other kind": f"/callbacks/other/{checkout}/{signed}",
+        "no id": f"/callbacks/{kind}/A-1/{signed}",
+    }[change]
+    rings = len(api.doorbell.rings)
+    document = problem(await call(api, path), 404, "unknown-callback")
+    assert document["detail"] == "this is no callback address of ours"
+    assert await api.count("callbacks") == 0
+    assert len(api.doorbell.rings) == rings
+
+
+async def test_a_body_over_the_limit_is_refused_and_not_stored(api: Api):
+    urls = api.urls(await api.taken())
+    for url in (urls.success, urls.notification):
+        problem(await call(api, url, b"x" * (262_144 + 1)), 413)
+    assert await api.count("callbacks") == 0
+    assert (await call(api, urls.notification, b"x" * 262_144)).status_code == 200
+
+
+async def test_fifty_of_the_same_at_once_are_one_row(api: Api):
+    url = api.urls(await api.taken()).notification
+    answers = await asyncio.gather(*(call(api, url) for _ in range(50)))
+    assert {answer.status_code for answer in answers} == {200}
+    rows = await api.sql("SELECT times FROM callbacks")
+    assert [row.times for row in rows] == [50]
+
+
+async def test_any_bytes_are_stored_as_they_came(api: Api):
+    checkout = await api.taken()
+    raw = bytes(range(256)) * 3
+    headers = {b"User-Agent": b"gate\xe9way\tx"}
+    answer = await api.client.post(path_of(api.urls(checkout).notification), content=raw, headers=headers)
+    assert answer.status_code == 200
+    row = (
+        await api.sql(
+            "SELECT b.body, b.headers, i.data_key FROM callbacks b JOIN intents i USING (checkout_id)"
+        )
+    )[0]
+    assert inbox.open_body(api.services.vault, UUID(checkout), row.data_key, bytes(row.body)) == raw
+    assert row.headers == {"user-agent": "gate?way?x"}
+
+
+async def test_a_callback_for_a_checkout_that_is_not_there_yet_is_kept(api: Api):
+    assert (await call(api, api.urls(uuid4()).notification)).status_code == 200
+    assert await api.count("callbacks") == 1
+
+
+async def test_the_proof_that_a_callback_brings_is_graded(database_url):
+    secret = "0123456789abcdef"
+    async with serving(make_settings(database_url=database_url, gateway_secrets=(secret,))) as api:
+        url = api.urls(await api.taken()).notification
+        right = hmac.digest(secret.encode(), BODY + b".1", "sha256").hex()
+        for signature in (f"t=1;s0={right}", f"t=1;s0={'0' * 64}", None):
+            headers = {} if signature is None else {"AltaPay-Signature": signature}
+            assert (await call(api, url, BODY, **headers)).status_code == 200
+            await api.sql("UPDATE callbacks SET digest = sha256(id::text::bytea) WHERE digest IS NOT NULL")
+        grades = await api.sql(
+            "SELECT grade, headers ? 'altapay-signature' AS kept FROM callbacks ORDER BY received_at, id"
+        )
+        assert [tuple(row) for row in grades] == [("signed", True), ("wrong", True), ("missing", False)]
+
+
+async def test_with_several_merchants_no_callback_is_called_wrong_by_the_secrets_of_another(database_url):
+    secret = "0123456789abcdef"
+    async with serving(make_settings(database_url=database_url, gateway_secrets=(secret,))) as api:
+        known = api.services.merchants
+        await known.add(
+            "second", gateway_url="https://gateway.example.com", merchant_api_url=None, username="u", password="p",
+            callback_secrets=("theirs",),
+        )  # fmt: skip
+        answer = await api.post(intent(), merchant="second")
+        url = api.urls(answer.json()["id"]).notification
+        theirs = hmac.digest(b"theirs", BODY + b".1", "sha256").hex()
+        assert (await call(api, url, BODY, **{"AltaPay-Signature": f"t=1;s0={theirs}"})).status_code == 200
+        (row,) = await api.sql("SELECT grade, headers ->> 'altapay-signature' AS kept FROM callbacks")
+        assert tuple(row) == ("unchecked", f"t=1;s0={theirs}")
+
+
+async def test_before_the_merchants_are_known_nothing_is_called_wrong(database_url):
+    async with serving(make_settings(database_url=database_url, gateway_secrets=("a secret",))) as api:
+        url = api.urls(uuid4()).notification
+        assert (await call(api, url, BODY, **{"AltaPay-Signature": "t=1;s0=00"})).status_code == 200
+        assert [row.grade for row in await api.sql("SELECT grade FROM callbacks")] == ["unchecked"]
+
+
+# ── Postgres away ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def hanging_postgres():
+    """A server that takes connections and never says a word."""
+
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    tasks_before = asyncio.all_tasks()
+    try:
+        yield f"postgresql://nobody@127.0.0.1:{port}/none"
+    finally:
+        server.close()
+        for task in asyncio.all_tasks() - tasks_before:
+            if "silent" in repr(task.get_coro()):
+                task.cancel()
+        await asyncio.sleep(0)
+
+
+async def away(known: Settings) -> None:
+    async with serving(known) as api:
+        urls = api.urls(uuid4())
+        started = time.monotonic()
+        answers = await asyncio.gather(
+            *(call(api, url) for url in (urls.success, urls.failure, urls.redirect, urls.notification))
+        )
+        assert time.monotonic() - started < 3
+        assert [answer.status_code for answer in answers] == [303, 303, 303, 503]
+        assert (
+            answers[0]
+            .headers["location"]
+            .startswith("https://shop.example/paid?lang=da&orderId=A-1&checkoutId=")
+        )
+        problem(answers[3], 503, "database-away")
+        assert int(answers[3].headers["retry-after"]) > 0
+        assert api.doorbell.rings == []
+
+
+async def test_while_postgres_refuses_shoppers_are_sent_on_within_three_seconds():
+    await away(without_database())
+
+
+async def test_while_postgres_hangs_shoppers_are_sent_on_within_three_seconds():
+    async with hanging_postgres() as url:
+        await away(make_settings(database_url=url))
+
+
+async def test_a_callback_that_was_answered_before_it_was_stored_still_lands_and_rings(api: Api):
+    checkout = await api.taken()
+    api.doorbell.rings.clear()
+    async with api.services.db.transaction() as blocker:
+        await blocker.execute(text("LOCK TABLE callbacks IN ACCESS EXCLUSIVE MODE"))
+        answer = await call(api, api.urls(checkout).success)
+        assert answer.status_code == 303
+        assert api.doorbell.rings == []
+    for _ in range(200):
+        if api.doorbell.rings:
+            break
+        await asyncio.sleep(0.01)
+    assert api.doorbell.rings == [("callbacks", UUID(checkout))]
+    assert await api.count("callbacks") == 1
+
+
+async def test_a_flood_while_postgres_is_away_does_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr("orchestrator.api.callbacks.MOST_WAITING", 1000)
+    async with serving(without_database()) as api:
+        url = api.urls(uuid4()).notification
+        waiting = asyncio.create_task(call(api, url, b"x" * 900))
+        await asyncio.sleep(0.1)
+        started = time.monotonic()
+        assert (await call(api, url, b"y" * 200)).status_code == 503
+        assert time.monotonic() - started < 2.4
+        assert (await waiting).status_code == 503

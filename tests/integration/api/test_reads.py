@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+
+from tests.integration.api.scene import Api, intent
+from tests.integration.api.test_intake import problem
+
+pytestmark = pytest.mark.anyio
+
+
+async def shown(api: Api, checkout: str) -> dict:
+    answer = await api.get(f"/v1/checkouts/{checkout}")
+    assert answer.status_code == 200, answer.text
+    return json.loads(answer.content, parse_float=Decimal)
+
+
+async def test_a_fresh_checkout_is_shown_without_a_session(api: Api):
+    found = await shown(api, await api.taken("A-1"))
+    assert (found["orderId"], found["state"], found["outcome"], found["version"]) == (
+        "A-1",
+        "received",
+        None,
+        1,
+    )
+    assert found["amount"] == {"value": Decimal("139.00"), "currency": "DKK"}
+    assert found["money"] == {"reserved": 0, "captured": 0, "refunded": 0}
+    assert (found["session"], found["paymentMethods"], found["payments"], found["attention"]) == (
+        None,
+        [],
+        [],
+        None,
+    )
+    assert found["deadline"] > found["createdAt"]
+    assert found["dueAt"]
+
+
+async def test_an_offered_checkout_shows_its_session_and_methods(api: Api):
+    checkout = await api.taken()
+    await api.offer(checkout, token="t-1")
+    found = await shown(api, checkout)
+    assert (found["session"]["id"], found["session"]["token"]) == ("session-1", "t-1")
+    assert found["session"]["expiresAt"]
+    assert found["paymentMethods"] == [{"id": "m-1"}]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["UPDATE checkouts SET withdrawn_at = clock()", "UPDATE checkouts SET deadline = clock() - interval '1 second'",
+     "UPDATE checkouts SET state = 'completed'", "UPDATE checkouts SET state = 'session_created'",
+     "UPDATE sessions SET token_expires_at = clock()", "UPDATE intents SET data_key = NULL"],
+)  # fmt: skip
+async def test_a_session_that_must_not_be_used_is_not_shown(api: Api, change):
+    checkout = await api.taken()
+    await api.offer(checkout)
+    await api.sql(change)
+    found = await shown(api, checkout)
+    assert found["session"] is None
+    assert found["paymentMethods"] == []
+
+
+async def test_money_and_payments_are_exact_decimal_numbers(api: Api):
+    checkout = await api.taken()
+    await api.sql(
+        "UPDATE checkouts SET reserved = 1010, captured = 90071992547409913, late = true, state = 'completed'"
+    )
+    await api.sql(
+        "INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, reading, currency, "
+        "reserved, captured, refunded) VALUES (1, '7', :id, 'A-1', 'accepted', 'bound', 'preauth', 'reserved', 'DKK', 13900, 0, 12)",
+        id=UUID(checkout),
+    )  # fmt: skip
+    found = await shown(api, checkout)
+    assert found["money"] == {
+        "reserved": Decimal("10.10"),
+        "captured": Decimal("900719925474099.13"),
+        "refunded": Decimal(0),
+    }
+    assert (found["outcome"], found["late"]) == ("paid", True)
+    (payment,) = found["payments"]
+    assert (payment["transactionId"], payment["reserved"], payment["refunded"]) == (
+        "7",
+        Decimal("139.00"),
+        Decimal("0.12"),
+    )
+
+
+async def test_a_currency_without_decimals_is_shown_without(api: Api):
+    checkout = await api.taken()
+    await api.sql("UPDATE checkouts SET currency = 'JPY'")
+    assert b'"value":13900,' in (await api.get(f"/v1/checkouts/{checkout}")).content
+
+
+@pytest.mark.parametrize("path", ["", "/audit"])
+@pytest.mark.parametrize("checkout", ["019aa000-0000-7000-8000-000000000001", "A-1", "batch"])
+async def test_an_unknown_checkout_is_404(api: Api, checkout, path):
+    assert (
+        checkout
+        in problem(await api.get(f"/v1/checkouts/{checkout}{path}"), 404, "unknown-checkout")["detail"]
+    )
+
+
+async def test_a_merchant_sees_its_own_checkouts_only(api: Api):
+    checkout = await api.taken("A-1")
+    await api.services.merchants.add(
+        "other",
+        gateway_url="http://127.0.0.1:9",
+        merchant_api_url=None,
+        username="u",
+        password="p",
+        callback_secrets=(),
+    )
+    for path in ("", "/audit"):
+        problem(await api.get(f"/v1/checkouts/{checkout}{path}", merchant="other"), 404, "unknown-checkout")
+    cancelled = await api.client.post(f"/v1/checkouts/{checkout}/cancel", headers=api.bearer("other"))
+    problem(cancelled, 404, "unknown-checkout")
+    assert (await api.get("/v1/checkouts", merchant="other")).json()["checkouts"] == []
+    assert (await api.get("/v1/checkouts", merchant="other", orderId="A-1")).json()["checkouts"] == []
+    assert await api.count("commands") == 0
+    assert (await api.post(intent("A-1"), merchant="other")).status_code == 202
+
+
+# ── Lists ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_pages_follow_each_other_without_gap_or_repeat(api: Api):
+    batch = [intent(f"A-{number}") for number in range(7)]
+    results = (await api.post(batch, path="/v1/checkouts/batch")).json()["results"]
+    expected = sorted((result["checkout"]["id"] for result in results), reverse=True)
+    seen, cursor = [], None
+    for expected_size in (3, 3, 1):
+        answer = (await api.get("/v1/checkouts", limit=3, **({"cursor": cursor} if cursor else {}))).json()
+        assert len(answer["checkouts"]) == expected_size
+        seen += [one["id"] for one in answer["checkouts"]]
+        cursor = answer["nextCursor"]
+    assert cursor is None
+    assert seen == expected
+
+
+FILL = """
+    INSERT INTO checkouts (id, merchant_id, order_ref, state, deadline, currency, amount, audit_sequence, audit_head, correlation_id)
+    SELECT (lpad(to_hex(1700000000000 + n), 12, '0') || '70008000000000000000')::uuid,
+           CASE WHEN n % 5000 = 1 THEN :small ELSE 1 END, 'o-' || n,
+           CASE WHEN n % 400 = 0 THEN 'failed' ELSE 'completed' END, clock(), 'DKK', 1, 1, '', '' FROM generate_series(1, 20000) n
+"""
+
+
+async def test_what_is_rare_is_listed_without_reading_what_is_not(api: Api):
+    """Without their indexes these read twenty thousand rows; statistics of the table are those of a busy installation."""
+    (merchant,) = await api.sql("INSERT INTO merchants (name) VALUES ('small') RETURNING id")
+    await api.sql(FILL, small=merchant.id)
+    young = await api.taken()
+    await api.sql("ANALYZE checkouts")
+    before = await _scans(api)
+    for words, wanted, number in (
+        ({"merchant": "small"}, None, 4),
+        ({}, ["received"], 1),
+        ({}, ["received", "awaiting_payment", "failed"], 50),
+        ({}, ["failed"], 50),
+        ({"merchant": "small"}, ["failed", "expired"], 0),
+    ):
+        found = await api.get("/v1/checkouts", **words, **({} if wanted is None else {"state": wanted}))
+        assert len(found.json()["checkouts"]) == number, (words, wanted)
+    assert found.status_code == 200
+    assert young in {
+        one["id"] for one in (await api.get("/v1/checkouts", state="received")).json()["checkouts"]
+    }
+    assert await _scans(api) == before
+    used = await api.sql("SELECT indexrelname FROM pg_stat_user_indexes WHERE idx_scan > 0")
+    assert {"ix_checkouts_merchant", "ix_checkouts_open"} <= {row.indexrelname for row in used}
+
+
+async def _scans(api: Api) -> int:
+    """Return how many times the whole table was read, as Postgres counts."""
+    await api.sql("SELECT pg_stat_force_next_flush()")
+    (row,) = await api.sql("SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'checkouts'")
+    return row.seq_scan
+
+
+async def test_a_list_is_filtered_by_order_state_and_attention(api: Api):
+    first, second = await api.taken("A-1"), await api.taken("A-2")
+    await api.sql(
+        "UPDATE checkouts SET state = 'cancelled', attention = 'look' WHERE id = :id", id=UUID(first)
+    )
+    third = (await api.post(intent("A-1", expiresIn=60))).json()["id"]
+
+    async def ids(**params: object) -> list[str]:
+        return [one["id"] for one in (await api.get("/v1/checkouts", **params)).json()["checkouts"]]
+
+    assert await ids(orderId="A-1") == [third, first]
+    assert await ids(orderId="A-1", state="received") == [third]
+    assert await ids(orderId="A-1", cursor=third) == [first]
+    assert await ids(orderId="A/1") == []
+    assert await ids(state="cancelled") == [first]
+    assert await ids(state=["cancelled", "received"]) == [third, second, first]
+    assert await ids(attention="true") == [first]
+    assert await ids(attention="false") == [third, second]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("state", "paid"), ("limit", "0"), ("limit", "201"), ("cursor", "x"), ("attention", "x")],
+)
+async def test_a_parameter_that_is_wrong_is_named(api: Api, name, value):
+    document = problem(await api.get("/v1/checkouts", **{name: value}), 422, "invalid-request")
+    assert document["errors"][0]["field"].startswith(name)
+    assert name in document["detail"]
+
+
+async def test_the_trail_is_shown_page_by_page(api: Api):
+    checkout = await api.taken("A-1")
+    trail = (await api.get(f"/v1/checkouts/{checkout}/audit")).json()
+    (entry,) = trail["entries"]
+    assert (entry["sequence"], entry["action"], entry["to"]) == (1, "checkout:received", "received")
+    assert entry["actor"] == "client:default/shop-1"
+    assert entry["evidence"]["orderId"] == "A-1"
+    assert trail["nextAfter"] is None
+    assert (await api.get(f"/v1/checkouts/{checkout}/audit", after=1)).json()["entries"] == []
+
+
+# ── Cancel ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def cancel(api: Api, checkout: str, **body: object):
+    return await api.post(body, path=f"/v1/checkouts/{checkout}/cancel")
+
+
+async def test_a_cancel_is_a_command_that_rings_and_withdraws_the_session(api: Api):
+    checkout = await api.taken()
+    await api.offer(checkout)
+    answer = await cancel(api, checkout, reason="out of stock", version=1)
+    assert answer.status_code == 202
+    row = (
+        await api.sql(
+            "SELECT c.kind, c.actor, c.reason, c.expected_version, k.wake FROM commands c, checkouts k"
+        )
+    )[0]
+    assert tuple(row) == ("cancel", "client:default/shop-1", "out of stock", 1, 1)
+    assert api.doorbell.rings[-1] == ("checkouts", UUID(checkout))
+    assert (await shown(api, checkout))["session"] is None
+
+
+async def test_a_cancel_needs_no_body_and_is_asked_for_once(api: Api):
+    checkout = await api.taken()
+    for _ in range(2):
+        answer = await api.client.post(f"/v1/checkouts/{checkout}/cancel", headers=api.bearer())
+        assert answer.status_code == 202
+    assert await api.count("commands") == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("completed", "refund"), ("cancelled", "already"), ("expired", "already"), ("failed", "already")],
+)
+async def test_what_has_ended_cannot_be_cancelled(api: Api, state, said):
+    checkout = await api.taken()
+    await api.sql("UPDATE checkouts SET state = :state", state=state)
+    assert said in problem(await cancel(api, checkout), 409, "already-ended")["detail"]
+    assert await api.count("commands") == 0
+
+
+async def test_a_cancel_on_an_old_version_is_a_conflict(api: Api):
+    assert problem(await cancel(api, await api.taken(), version=7), 409, "version-changed")["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [({"reason": 7}, "reason"), ({"reason": "a\0"}, "reason"), ({"reason": "r" * 501}, "reason"), ({"version": "1"}, "version"),
+     ({"version": True}, "version"), ({"version": 0}, "version"), ({"raeson": "x"}, "raeson"), ([], "body")],
+)  # fmt: skip
+async def test_a_cancel_that_cannot_be_read_is_refused(api: Api, body, field):
+    answer = await api.post(body, path=f"/v1/checkouts/{await api.taken()}/cancel")
+    assert problem(answer, 422, "invalid-command")["errors"][0]["field"] == field

@@ -1,0 +1,192 @@
+"""The API as a process of its own, behind a real socket."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import httpx
+import psycopg
+import pytest
+
+from orchestrator import access, links
+from orchestrator.intents import BODY_LIMIT
+from orchestrator.vault import Vault
+from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
+from tests.integration.api.scene import PAGES, intent, path_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PROGRAM = """
+import sys
+from orchestrator import log, settings
+from orchestrator.api.server import run
+
+log.configure(style="json", level="debug")
+run(settings.load(), "127.0.0.1", int(sys.argv[1]))
+"""
+PASSWORD = "correct horse battery staple"
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+    log: Path
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=20)
+
+
+@pytest.fixture
+def server(database_url: str, servers, tmp_path: Path) -> Iterator[Server]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("ORCHESTRATOR_")
+    } | {
+        "ORCHESTRATOR_DATABASE_URL": database_url,
+        "ORCHESTRATOR_BROKER_URL": servers.redis_url,
+        "ORCHESTRATOR_GATEWAY_PASSWORD": PASSWORD,
+        "ORCHESTRATOR_SECRET_KEYS": json.dumps([SECRET_KEY]),
+        "ORCHESTRATOR_JWT_SECRETS": json.dumps([JWT_SECRET]),
+    }
+    log = tmp_path / "log"
+    with log.open("wb") as lines:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(port)], env=environment, stderr=lines, stdout=lines
+        )
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
+    try:
+        for _ in range(200):
+            with contextlib.suppress(httpx.TransportError):
+                if client.get("/healthz").status_code == 200:
+                    break
+            time.sleep(0.1)
+        yield Server(process, client, log)
+    finally:
+        client.close()
+        process.kill()
+        process.wait()
+
+
+def bearer(lifetime: float = 60) -> dict[str, str]:
+    token = access.issue(
+        make_settings(),
+        merchant="default",
+        scopes=["checkouts:read", "checkouts:write"],
+        lifetime=lifetime,
+        subject="shop-1",
+    )
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_order(server: Server, number):
+    assert server.client.post("/v1/checkouts", json=intent(), headers=bearer()).status_code == 202
+    assert server.stop(number) == 0
+    assert "api_ended" in server.log.read_text()
+
+
+def test_a_request_under_way_is_finished_before_it_ends(server: Server, database_url):
+    with psycopg.connect(database_url) as blocker:
+        blocker.execute("LOCK TABLE checkouts IN ACCESS EXCLUSIVE MODE")
+        raw = json.dumps(intent("A-1")).encode()
+        head = f"POST /v1/checkouts HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n"
+        head += f"Authorization: {bearer()['Authorization']}\r\n\r\n"
+        with socket.create_connection(
+            (server.client.base_url.host, server.client.base_url.port), timeout=20
+        ) as caller:
+            caller.sendall(head.encode() + raw)
+            time.sleep(1)
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            blocker.rollback()
+            assert caller.recv(65_536).startswith(b"HTTP/1.1 202")
+    assert server.process.wait(timeout=20) == 0
+
+
+def test_what_is_left_of_a_refused_body_is_not_read_as_a_request(server: Server):
+    answer = server.client.post(
+        "/v1/checkouts",
+        content=b"x" * (BODY_LIMIT * 4),
+        headers=bearer() | {"Content-Type": "application/json"},
+    )
+    assert answer.status_code == 413
+    assert answer.headers["connection"] == "close"
+    assert server.client.get("/healthz").status_code == 200
+
+
+def test_no_secret_and_nobodys_data_reaches_a_log(server: Server, database_url):
+    client, correlation = server.client, {"X-Correlation-Id": "find-me"}
+    token = bearer()
+    body = intent("A-1", userAgent="Agent Smith")
+    taken = client.post("/v1/checkouts", json=body, headers=token | correlation)
+    assert taken.status_code == 202
+    checkout, client_token = taken.json()["id"], taken.json()["clientToken"]
+    urls = links.callback_urls(Vault(make_settings().secret_keys), "", UUID(checkout), PAGES)
+    for url in (urls.success, urls.failure, urls.redirect, urls.notification):
+        form = {
+            "shop_orderid": "A-1",
+            "credit_card_masked_pan": "411111******1111",
+            "email": "grace@example.com",
+        }
+        assert client.post(path_of(url), data=form).status_code in {200, 303}
+        assert client.post(path_of(url)[:-6] + "AAAAAA", data=form).status_code == 404
+    wrong = intent("A-2")
+    wrong["order"]["customer"]["email"] = "not-an-address"
+    assert client.post("/v1/checkouts", json=wrong, headers=token).status_code == 422
+    stale = bearer(lifetime=1)
+    time.sleep(2)
+    assert client.get(f"/v1/checkouts/{checkout}", headers=stale).status_code == 401
+    assert client.get(f"/v1/checkouts/{checkout}", headers=token).status_code == 200
+    # What breaks is logged with a traceback: the worst moment for a secret to slip out.
+    with psycopg.connect(database_url, autocommit=True) as database:
+        database.execute("ALTER TABLE callbacks RENAME COLUMN grade TO mark")
+        database.execute("ALTER TABLE checkouts RENAME COLUMN late TO later")
+    assert client.post(path_of(urls.notification), data={"email": "grace@example.com"}).status_code == 503
+    assert client.get("/v1/checkouts", headers=token).status_code == 500
+    assert server.stop() == 0
+
+    text = server.log.read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert {"api_serving", "request_answered", "request_failed", "api_ended"} <= {
+        line["event"] for line in lines
+    }
+    assert any(line.get("correlation_id") == "find-me" for line in lines)
+    secrets = {
+        "token": token["Authorization"].partition(" ")[2].rpartition(".")[2],
+        "stale token": stale["Authorization"].partition(" ")[2].rpartition(".")[2],
+        "client token": client_token,
+        "password": PASSWORD,
+        "key": SECRET_KEY,
+        "raw key": base64.b64decode(SECRET_KEY).decode(),
+        "jwt secret": JWT_SECRET,
+        "database password": database_url.partition("://")[2].partition("@")[0].partition(":")[2]
+        or "no password",
+        "first name": body["order"]["customer"]["firstName"],
+        "email": body["order"]["customer"]["email"],
+        "the gateway's customer": "grace@example.com",
+        "wrong email": "not-an-address",
+        "agent": "Agent Smith",
+        "card": "411111",
+        "street": body["order"]["customer"]["billingAddress"]["street"],
+    }
+    for url in (urls.success, urls.failure, urls.redirect, urls.notification):
+        secrets[f"signature of {path_of(url)[:20]}"] = path_of(url).rpartition(".")[2]
+        secrets[f"start of {path_of(url)[:20]}"] = path_of(url).rpartition("/")[2][:16]
+    assert {name for name, secret in secrets.items() if secret in text} == set()

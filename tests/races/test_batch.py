@@ -1,0 +1,363 @@
+"""The batch writer: many writes in one, each with its own right fate, whatever Postgres does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from uuid import uuid4
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError, ProgrammingError
+
+from orchestrator.db import AGAIN, Batch, Database, DatabaseAway, Unwritten, driver_url, is_away
+from tests.factories import Breaking, intake, lost_connection, row_held
+from tests.factories import core as another
+
+pytestmark = pytest.mark.anyio
+
+
+class Slots:
+    """A table of our own behind a batch: it writes for real, and notes the lists that it was given."""
+
+    def __init__(self, db, **options):
+        self.db = db
+        self.table = f"slots_{uuid4().hex}"
+        self.lists = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.batch = Batch(self._write, key=lambda item: item[0], **options)
+
+    async def put(self, name, value=1):
+        return await self.batch.put((name, value))
+
+    async def create(self):
+        async with self.db.transaction() as tx:
+            await tx.execute(
+                text(f"CREATE TABLE {self.table} (name text PRIMARY KEY, value int CHECK (value > 0))")
+            )
+
+    async def _write(self, items):
+        self.lists.append([name for name, _ in items])
+        await self.gate.wait()
+        async with self.db.transaction() as tx:
+            for name, value in items:
+                insert = (
+                    f"INSERT INTO {self.table} (name, value) VALUES (:name, :value) ON CONFLICT DO NOTHING"
+                )
+                await tx.execute(text(insert), {"name": name, "value": value})
+        return [name for name, _ in items]
+
+    async def stored(self):
+        return {row.name for row in await self.db.read(text(f"SELECT name FROM {self.table}"))}
+
+
+@pytest.fixture(name="slots")
+async def _slots(servers):
+    made = []
+
+    async def make(**options):
+        made.append(Slots(Breaking(servers.database_url, pool_size=2, name="slots"), **options))
+        await made[-1].create()
+        return made[-1]
+
+    yield make
+    for slots in made:
+        slots.gate.set()
+        await slots.batch.close()
+        await slots.db.close()
+
+
+async def until(condition):
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(0.002)
+
+
+async def fates(*waiters):
+    """Return what became of each: its result, or the type of its error."""
+    results = await asyncio.gather(*waiters, return_exceptions=True)
+    return [type(result) if isinstance(result, BaseException) else result for result in results]
+
+
+async def test_what_gathers_while_a_write_runs_goes_in_one_batch(slots):
+    one = await slots()
+    one.gate.clear()
+    first = asyncio.create_task(one.put("first"))
+    await until(lambda: one.lists)
+    others = [asyncio.create_task(one.put(f"n{number}")) for number in range(200)]
+    await asyncio.sleep(0)
+    one.gate.set()
+    await asyncio.gather(first, *others)
+    assert [len(names) for names in one.lists] == [1, 200]
+
+
+async def test_an_idle_writer_waits_for_no_company(slots):
+    one = await slots()
+    begun = time.monotonic()
+    for number in range(20):
+        await one.put(str(number))
+    assert [len(names) for names in one.lists] == [1] * 20
+    assert time.monotonic() - begun < 10.0
+
+
+async def test_a_batch_has_one_item_for_a_key_and_the_others_follow_in_order(slots):
+    one = await slots(limit=3)
+    waiting = [one.put(name, value) for value in (1, 2, 3) for name in "abcd"]
+    assert await asyncio.gather(*waiting) == list("abcd" * 3)
+    assert all(len(set(names)) == len(names) <= 3 for names in one.lists)
+    assert sorted(name for names in one.lists for name in names) == sorted("abcd" * 3)
+
+
+async def test_a_poisoned_row_among_a_hundred_fails_only_its_own_waiter(slots):
+    one = await slots()
+    poison = {7: ("nul \0 character", 1), 42: ("refused by a constraint", -1), 99: ("not a number", "x")}
+    items = [poison.get(number, (f"n{number}", 1)) for number in range(100)]
+    results = await fates(*(one.put(*item) for item in items))
+    assert [number for number, result in enumerate(results) if result is Unwritten] == [7, 42, 99]
+    assert await one.stored() == {f"n{number}" for number in range(100)} - {"n7", "n42", "n99"}
+    assert len(one.lists) < 60
+
+
+async def test_a_row_that_is_too_large_for_postgres_is_refused_and_not_tried_until_patience_ends(slots):
+    one = await slots()
+    # The key goes into an index, and does not get smaller by compression.
+    too_large = os.urandom(8192).hex()
+    begun = time.monotonic()
+    results = await fates(one.put("before"), one.put(too_large), one.put("after"))
+    assert results == ["before", Unwritten, "after"]
+    assert time.monotonic() - begun < 10.0
+    with pytest.raises(Unwritten, match="OperationalError") as error:
+        await one.put(too_large)
+    cause = error.value.__cause__
+    assert isinstance(cause, OperationalError)
+    assert isinstance(cause.orig, psycopg.errors.ProgramLimitExceeded)
+    assert not is_away(cause)
+
+
+async def test_a_database_ends_statements_that_take_longer_than_it_was_told(servers):
+    async with Database(servers.database_url, pool_size=1, statement_timeout=100) as db:
+        with pytest.raises(OperationalError) as error:
+            await db.read(text("SELECT pg_sleep(20)"))
+        assert isinstance(error.value.orig, psycopg.errors.QueryCanceled)
+        assert is_away(error.value)
+        assert [row.one for row in await db.read(text("SELECT 1 AS one"))] == [1]
+
+
+async def test_the_waiter_of_a_poisoned_row_hears_the_reason(slots):
+    one = await slots()
+    with pytest.raises(Unwritten, match=r"Postgres refused this row \(IntegrityError\)") as error:
+        await one.put("x", -1)
+    assert isinstance(error.value.__cause__, IntegrityError)
+
+
+async def test_a_mistake_in_our_own_code_reaches_every_waiter_and_stops_nothing(slots):
+    one = await slots()
+    assert await fates(one.put("good"), one.batch.put(("bad",)), one.put("fine")) == [
+        "good",
+        Unwritten,
+        "fine",
+    ]
+    assert await one.put("later") == "later"
+
+
+async def test_an_answer_lost_after_the_commit_is_not_written_twice(slots):
+    one = await slots()
+    one.db.lost_answers = 2
+    assert await asyncio.gather(*(one.put(f"n{number}") for number in range(10))) == [
+        f"n{number}" for number in range(10)
+    ]
+    assert await one.stored() == {f"n{number}" for number in range(10)}
+    assert len(one.lists) == 3
+
+
+async def test_a_connection_cut_before_the_commit_is_written_again(slots):
+    one = await slots()
+    one.db.cut_before_commit = 1
+    assert await asyncio.gather(*(one.put(f"n{number}") for number in range(10))) == [
+        f"n{number}" for number in range(10)
+    ]
+    assert await one.stored() == {f"n{number}" for number in range(10)}
+    assert len(one.lists) == 2
+
+
+async def test_out_of_reach_for_longer_than_the_patience_is_database_away(slots):
+    one = await slots(patience=0.3)
+    one.db.lost_answers = 1_000
+    begun = time.monotonic()
+    with pytest.raises(DatabaseAway, match=r"after 0\.3 s: Postgres is out of reach") as error:
+        await one.put("x")
+    assert 0.25 < time.monotonic() - begun < 10.0
+    assert isinstance(error.value.__cause__, OperationalError)
+
+
+async def test_patience_is_counted_for_each_waiter_alone(slots):
+    one = await slots(patience=1.2)
+    one.db.lost_answers = 1_000
+    early = asyncio.create_task(one.put("early"))
+    await asyncio.sleep(0.9)
+    late = asyncio.create_task(one.put("late"))
+    await asyncio.wait({early})
+    assert isinstance(early.exception(), DatabaseAway)
+    one.db.lost_answers = 0
+    assert await late == "late"
+
+
+async def test_a_server_that_hangs_in_the_middle_of_a_write_is_database_away_too(slots):
+    one = await slots(patience=0.4)
+    assert await one.put("before") == "before"
+    (row,) = await one.db.read(text("SELECT pg_backend_pid() AS pid"))
+    os.kill(row.pid, signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        with pytest.raises(DatabaseAway):
+            await one.put("during")
+        assert time.monotonic() - begun < 15.0
+    finally:
+        os.kill(row.pid, signal.SIGCONT)
+    assert await one.put("after") == "after"
+
+
+async def test_a_server_that_was_never_there_is_database_away():
+    db = Database("postgresql://shop:x@127.0.0.1:9/none", pool_size=1)
+    batch = Batch(lambda _: db.write(text("SELECT 1"), {}), key=str, patience=0.3)
+    with pytest.raises(DatabaseAway):
+        await batch.put("x")
+    await batch.close()
+    await db.close()
+
+
+async def test_every_connection_cut_at_once_loses_and_doubles_nothing(slots, servers):
+    one = await slots()
+    writing = asyncio.gather(*(one.put(f"n{number}") for number in range(300)))
+    for _ in range(5):
+        await asyncio.sleep(0.01)
+        async with await psycopg.AsyncConnection.connect(servers.database_url, autocommit=True) as admin:
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'slots'"
+            )
+    assert await writing == [f"n{number}" for number in range(300)]
+    assert len(await one.stored()) == 300
+
+
+async def test_close_writes_what_is_queued(slots):
+    one = await slots()
+    one.gate.clear()
+    waiting = [asyncio.create_task(one.put(f"n{number}")) for number in range(50)]
+    await until(lambda: one.lists)
+    closing = asyncio.create_task(one.batch.close())
+    await asyncio.sleep(0.02)
+    assert not closing.done()
+    one.gate.set()
+    await closing
+    assert await asyncio.gather(*waiting) == [f"n{number}" for number in range(50)]
+    assert len(await one.stored()) == 50
+
+
+async def test_closing_a_writer_that_was_never_used_is_nothing(slots):
+    await (await slots()).batch.close()
+
+
+async def test_a_cancelled_waiter_does_not_stop_the_others(slots):
+    one = await slots()
+    one.gate.clear()
+    first = asyncio.create_task(one.put("first"))
+    await until(lambda: one.lists)
+    queued = [asyncio.create_task(one.put(f"n{number}")) for number in range(10)]
+    await asyncio.sleep(0)
+    for task in (first, *queued[::2]):
+        task.cancel()
+    await asyncio.sleep(0)
+    one.gate.set()
+    assert await asyncio.gather(*queued[1::2]) == [f"n{number}" for number in range(1, 10, 2)]
+    # What was on its way has been written; what still waited was taken back.
+    assert await one.stored() == {"first", *(f"n{number}" for number in range(1, 10, 2))}
+
+
+async def test_a_waiter_cancelled_while_its_row_is_refused_or_skipped_harms_nobody(slots):
+    one = await slots()
+    one.gate.clear()
+    bad = asyncio.create_task(one.put("bad", -1))
+    good = asyncio.create_task(one.put("good"))
+    await until(lambda: one.lists)
+    bad.cancel()
+    await asyncio.sleep(0)
+    one.gate.set()
+    assert await good == "good"
+
+
+async def test_the_backlog_is_bounded(slots):
+    one = await slots(backlog=5, limit=2)
+    one.gate.clear()
+    waiting = [asyncio.create_task(one.put(f"n{number}")) for number in range(50)]
+    await until(lambda: one.lists)
+    await asyncio.sleep(0.05)
+    assert len(one.batch._queue) + len(one.lists[0]) == 5
+    one.gate.set()
+    assert len(await asyncio.gather(*waiting)) == 50
+
+
+async def test_what_a_write_leaves_for_later_comes_again_until_the_patience_is_over():
+    tries = []
+
+    async def write(items):
+        tries.append(list(items))
+        return [AGAIN if item == "held" else item for item in items]
+
+    batch = Batch(write, key=str, patience=0.3)
+    others = [batch.put(f"n{number}") for number in range(5)]
+    results = await fates(batch.put("held"), *others)
+    assert results == [DatabaseAway, *(f"n{number}" for number in range(5))]
+    assert len(tries) > 3
+    assert all(names == ["held"] for names in tries[2:])
+    with pytest.raises(DatabaseAway, match="another transaction holds the row"):
+        await batch.put("held")
+    await batch.close()
+
+
+async def test_a_held_row_delays_only_itself(core):
+    ids = await core.checkouts(50)
+    held = {one.id: one for one in await core.claim(*ids)}
+    stuck = ids[25]
+    async with row_held(core.url, stuck):
+        moves = {one.id: asyncio.create_task(core.release(one)) for one in held.values()}
+        late = moves.pop(stuck)
+        async with asyncio.timeout(5):
+            await asyncio.gather(*moves.values())
+        assert not late.done()
+    assert (await late).id == stuck
+
+
+async def test_a_row_held_beyond_the_patience_is_database_away_and_unmoved(core):
+    async with another(core.url, core.vault, patience=0.3) as one:
+        held = await one.held()
+        async with row_held(core.url, held.id):
+            with pytest.raises(DatabaseAway, match="another transaction holds the row"):
+                await one.release(held)
+        assert (await one.row(held.id)).version == held.version
+
+
+async def test_a_poisoned_intent_among_a_hundred_fails_alone(core):
+    intakes = [intake() for _ in range(100)]
+    intakes[33] = intake(order_ref="nul \0 character")
+    intakes[66] = intake(amount=0)
+    intakes[77] = intake(actor="half a \ud800 character")
+    results = await fates(*map(core.intents.accept, intakes))
+    assert [number for number, result in enumerate(results) if result is Unwritten] == [33, 66, 77]
+    assert await core.all("SELECT count(*) FROM checkouts") == [97]
+    assert await core.all("SELECT count(*) FROM audit_entries") == [97]
+
+
+def test_an_error_that_refuses_a_row_is_told_from_one_that_means_away():
+    cause = psycopg.Error()
+    refusals = [kind("x", {}, cause) for kind in (IntegrityError, DataError, ProgrammingError)]
+    assert not any(map(is_away, [*refusals, ValueError(), KeyError()]))
+    assert all(map(is_away, [lost_connection(), OSError(), TimeoutError(), ConnectionResetError()]))
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_every_spelling_of_a_url_leads_to_the_same_driver(scheme):
+    assert driver_url(f"{scheme}://u:p@h/d?x=1") == "postgresql+psycopg://u:p@h/d?x=1"

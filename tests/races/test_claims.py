@@ -1,0 +1,323 @@
+"""Claiming and ringing: one holder at a time, and no ring is lost between any two moments."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+
+from orchestrator import lifecycle
+from orchestrator.db import Unwritten
+from orchestrator.lifecycle import LeaseLost, alarms
+from orchestrator.states import ENDED, State, Trigger
+from tests.factories import arrival, row_held
+from tests.factories import core as another
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_two_workers_given_the_same_ids_claim_each_checkout_exactly_once(core):
+    ids = await core.checkouts(200)
+    async with another(core.url, core.vault) as other:
+        rounds = await asyncio.gather(
+            *(worker.claim(*random.sample(ids, 200)) for worker in (core, other) for _ in range(4))
+        )
+    claimed = Counter(held.id for round_ in rounds for held in round_)
+    assert claimed == Counter(ids)
+    assert await core.all("SELECT count(DISTINCT lease), max(claims) FROM checkouts") == [
+        (sum(1 for one in rounds if one), 1)
+    ]
+
+
+async def test_a_hint_allows_one_claim(core):
+    checkout = await core.accept()
+    (held,) = await core.claim(checkout)
+    await core.release(held, 60.0)
+    assert await core.claim(checkout) == []
+    await core.ring(checkout)
+    (again,) = await core.claim(checkout)
+    assert again.claims == 1
+
+
+async def test_an_alarm_that_rings_allows_a_claim_without_a_hint(core):
+    checkout = await core.checkout(alarm=0.0)
+    assert [held.id for held in await core.claim(checkout)] == [checkout]
+
+
+async def test_nobody_claims_under_a_living_lease_however_often_it_is_rung(core):
+    held = await core.held()
+    await core.ring(held.id)
+    await core.ring(held.id)
+    assert await core.claim(held.id) == []
+    # Not even if the row is hinted at and its alarm rings.
+    await core.do("UPDATE checkouts SET hinted = true, due_at = clock()")
+    assert await core.claim(held.id) == []
+
+
+async def test_a_settled_checkout_is_claimed_only_after_a_ring(core):
+    checkout = await core.checkout(State.COMPLETED, alarm=None)
+    assert (await core.row(checkout)).due_at is None
+    assert await core.claim(checkout) == []
+    await core.ring(checkout)
+    assert [held.id for held in await core.claim(checkout)] == [checkout]
+
+
+async def test_claiming_nothing_or_nobody_is_nothing(core):
+    assert await core.claim() == []
+    assert await core.claim(uuid4()) == []
+
+
+async def test_a_row_locked_by_somebody_else_is_left_out_of_a_claim(core):
+    ids = await core.checkouts(5)
+    async with row_held(core.url, ids[2]), asyncio.timeout(5):
+        assert {held.id for held in await core.claim(*ids)} == {*ids} - {ids[2]}
+
+
+async def test_the_holder_knows_what_stands_beside_its_checkout(core):
+    held = await core.held(State.AWAITING_PAYMENT, correlation_id="c-77")
+    await core.callbacks.take(arrival(held.id, body=b"one"))
+    await core.callbacks.take(arrival(held.id, kind="success", body=b"two"))
+    await core.release(held)
+    (held,) = await core.claim(held.id)
+    assert (held.token, held.session_id, held.methods) == (b"a sealed token", "session-1", [{"id": "card"}])
+    assert [letter.kind for letter in held.letters] == ["notification", "success"]
+    assert (held.correlation_id, held.intent, held.accepted) == ("c-77", None, None)
+    (fresh,) = await core.claim(await core.accept())
+    assert fresh.intent is not None
+    assert fresh.letters == fresh.commands == ()
+    assert 55 < fresh.lease_left() <= 60
+
+
+async def test_claims_are_counted_until_a_holder_writes(core):
+    checkout = await core.accept()
+    for number in (1, 2, 3):
+        (held,) = await core.claim(checkout, lease=0.01)
+        assert held.claims == number
+        await asyncio.sleep(0.03)
+    (held,) = await core.claim(checkout)
+    assert held.claims == 4
+    assert (await core.advance(held, Trigger.AUTHENTICATED)).claims == 0
+    assert (await core.row(checkout)).claims == 0
+
+
+async def test_a_crash_between_claim_and_move_rings_at_the_end_of_the_lease(core):
+    checkout = await core.accept()
+    await core.claim(checkout, lease=0.3)
+    assert await lifecycle.due(core.db, most=10) == []
+    assert await lifecycle.sweep(core.db, most=10, grace=60) == []
+    await asyncio.sleep(0.35)
+    assert [ring.id for ring in await lifecycle.due(core.db, most=10)] == [checkout]
+    (rung,) = await lifecycle.sweep(core.db, most=10, grace=60)
+    assert (rung.id, rung.rung) == (checkout, False)
+    assert 0 <= rung.lag < 5
+    assert [held.id for held in await core.claim(checkout)] == [checkout]
+
+
+async def test_a_holder_past_its_lease_cannot_write_once_another_holds_it(core):
+    old = await core.held(State.METHODS_FETCHED, lease=0.05)
+    await asyncio.sleep(0.08)
+    (new,) = await core.claim(old.id)
+    with pytest.raises(LeaseLost, match=f"the lease on checkout {old.id} is no longer ours"):
+        await core.advance(old, Trigger.OFFERED, offered=True)
+    row = await core.row(old.id)
+    assert (row.state, row.version, row.lease) == ("methods_fetched", new.version, new.lease)
+    assert (await core.advance(new, Trigger.OFFERED)).state is State.AWAITING_PAYMENT
+
+
+async def test_a_holder_past_its_lease_may_still_write_while_nobody_else_has_it(core):
+    held = await core.held(lease=0.01)
+    await asyncio.sleep(0.03)
+    assert (await core.advance(held, Trigger.AUTHENTICATED)).state is State.AUTHENTICATED
+
+
+# ── Rings ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_release_without_a_ring_sets_the_given_alarm(core):
+    held = await core.held()
+    assert not (await core.release(held, 1000.0)).rung
+    ((seconds, lease),) = await core.all(
+        "SELECT extract(epoch FROM due_at - clock())::float8, lease FROM checkouts"
+    )
+    assert 990 < seconds <= 1000
+    assert lease is None
+
+
+async def test_a_ring_between_look_and_release_makes_the_alarm_now(core):
+    held = await core.held()
+    await core.ring(held.id)
+    row = await core.row(held.id)
+    assert not row.rings
+    assert (await core.release(held, 1000.0)).rung
+    assert (await core.row(held.id)).rings
+
+
+async def test_a_ring_before_the_claim_is_seen_by_it_and_not_again(core):
+    checkout = await core.accept()
+    await core.ring(checkout)
+    (held,) = await core.claim(checkout)
+    assert held.wake == 1
+    assert not (await core.release(held, 1000.0)).rung
+    assert not (await core.row(checkout)).rings
+
+
+async def test_a_ring_under_way_makes_the_release_wait_for_it(core):
+    held = await core.held()
+    async with core.db.transaction() as tx:
+        await lifecycle.ring(tx, [held.id], grace=60)
+        releasing = asyncio.create_task(core.release(held, 1000.0))
+        await asyncio.sleep(0.1)
+        assert not releasing.done()
+    assert (await releasing).rung
+    assert (await core.row(held.id)).rings
+
+
+async def test_a_ring_of_a_free_checkout_stands_behind_its_hint_by_the_grace(core):
+    checkout = await core.checkout(alarm=1000.0)
+    await core.ring(checkout, grace=0.05)
+    row = await core.row(checkout)
+    assert (row.hinted, row.wake) == (True, 1)
+    await asyncio.sleep(0.08)
+    assert (await core.row(checkout)).rings
+
+
+async def test_a_ring_never_puts_an_alarm_off(core):
+    checkout = await core.checkout(alarm=0.0)
+    await core.ring(checkout, grace=1000.0)
+    assert (await core.row(checkout)).rings
+
+
+@pytest.mark.parametrize("state", State)
+async def test_only_what_has_ended_can_be_settled(core, state):
+    held = await core.held(state)
+    if state in ENDED:
+        await core.release(held, None)
+        assert (await core.row(held.id)).due_at is None
+    else:
+        with pytest.raises(Unwritten):
+            await core.release(held, None)
+        row = await core.row(held.id)
+        assert (row.version, row.lease) == (held.version, held.lease)
+
+
+async def test_settling_a_checkout_that_was_rung_meanwhile_makes_the_alarm_now(core):
+    held = await core.held(State.EXPIRED)
+    await core.ring(held.id)
+    assert (await core.release(held, None)).rung
+    assert (await core.row(held.id)).rings
+
+
+async def test_a_storm_of_ringers_against_claims_and_releases_loses_no_ring(core):
+    """At the end every ring was seen by a claim (its `wake`), or the alarm rings or is hinted."""
+    ids = [await core.checkout(State.AWAITING_PAYMENT) for _ in range(8)]
+    rings, seen = Counter(), Counter()
+    running = True
+
+    async def ringer():
+        while running:
+            some = random.sample(ids, random.randint(1, 4))
+            await core.ring(*some)
+            rings.update(some)
+            await asyncio.sleep(random.uniform(0, 0.01))
+
+    async def worker(process):
+        while running:
+            for held in await process.claim(*random.sample(ids, 4)):
+                seen[held.id] = max(seen[held.id], held.wake)
+                await asyncio.sleep(random.uniform(0, 0.004))
+                await process.release(held, 1000.0)
+            await asyncio.sleep(0)
+
+    async with another(core.url, core.vault) as other:
+        tasks = [asyncio.create_task(one) for one in (
+            *(ringer() for _ in range(3)), *(worker(process) for process in (core, other) for _ in range(2))
+        )]  # fmt: skip
+        await asyncio.sleep(2.0)
+        running = False
+        await asyncio.gather(*tasks)
+    assert all(rings[each] for each in ids)  # a storm, also on a machine that has other things to do
+    for checkout in ids:
+        row = await core.row(checkout)
+        assert row.wake == rings[checkout]
+        assert seen[checkout] == row.wake or row.rings or row.hinted
+
+
+# ── Sweeps ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_two_sweepers_at_once_take_each_ringing_alarm_once_and_put_it_off(core):
+    ids = await core.checkouts(200)
+    await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s', hinted = false")
+    async with another(core.url, core.vault) as other:
+        sweeps = await asyncio.gather(
+            *(lifecycle.sweep(one.db, most=60, grace=60.0) for one in (core, other) for _ in range(4))
+        )
+        rest = [await lifecycle.sweep(one.db, most=200, grace=60.0) for one in (core, other)]
+    taken = Counter(ring.id for sweep in (*sweeps, *rest) for ring in sweep)
+    assert taken == Counter(ids)
+    assert await core.all(
+        "SELECT count(*) FROM checkouts WHERE hinted AND due_at > clock() + interval '50 s'"
+    ) == [200]
+    assert await lifecycle.sweep(core.db, most=200, grace=60.0) == []
+
+
+async def test_the_longest_waiting_is_swept_first_and_says_whether_it_was_rung(core):
+    ids = await core.checkouts(3)
+    for number, checkout in enumerate(ids):
+        await core.do(
+            "UPDATE checkouts SET due_at = clock() - make_interval(secs => :s) WHERE id = :id",
+            id=checkout,
+            s=10.0 * (3 - number),
+        )
+    await core.ring(ids[0])
+    assert [ring.id for ring in await lifecycle.due(core.db, most=2)] == ids[:2]
+    first, second = await lifecycle.sweep(core.db, most=2, grace=60.0)
+    assert {first.id, second.id} == {*ids[:2]}
+    assert {one.id: one.rung for one in (first, second)} == {ids[0]: True, ids[1]: False}
+    assert {one.id: round(one.lag / 10) for one in (first, second)} == {ids[0]: 3, ids[1]: 2}
+
+
+async def test_what_was_claimed_before_without_a_result_is_a_suspect(core):
+    """It may be what stops whoever takes it, so the sweep has it go alone."""
+    well, suspect = await core.checkouts(2)
+    for _ in range(2):
+        await core.claim(suspect, lease=0.01)
+        await asyncio.sleep(0.02)
+    await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s'")
+    assert {one.id: one.suspect for one in await lifecycle.due(core.db, most=5)} == {
+        well: False,
+        suspect: True,
+    }
+    swept = await lifecycle.sweep(core.db, most=5, grace=60)
+    assert {one.id: one.suspect for one in swept} == {well: False, suspect: True}
+
+
+async def test_a_sweep_does_not_read_the_alarms_of_the_future(core):
+    """A month of ended checkouts has alarms; only those that ring may cost anything, every second."""
+    checkout = await core.checkout(State.AWAITING_PAYMENT)
+    await core.do("""
+        INSERT INTO checkouts (id, merchant_id, order_ref, state, due_at, deadline, currency, amount, audit_sequence,
+                               audit_head, correlation_id)
+        SELECT gen_random_uuid(), 1, 'F-' || n, 'awaiting_payment', clock() + interval '9 days', clock(), 'DKK', 1, 1, '', ''
+          FROM generate_series(1, 5000) n
+    """)
+    await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s' WHERE id = :id", id=checkout)
+    await core.do("ANALYZE checkouts")
+    for statement in (alarms._SWEEP, alarms._DUE):
+        plan = await core.db.read(text(f"EXPLAIN {statement.text}"), {"most": 2000, "grace": 5.0})
+        told = "\n".join(row[0] for row in plan)
+        assert "ix_checkouts_due_at" in told, told
+        assert "Index Cond: (due_at" in told, told
+        assert "Join Filter" not in told, told
+
+
+async def test_a_sweep_passes_over_a_row_that_somebody_holds(core):
+    ids = await core.checkouts(3)
+    await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s'")
+    async with row_held(core.url, ids[0]), asyncio.timeout(5):
+        assert {ring.id for ring in await lifecycle.sweep(core.db, most=10, grace=60)} == {*ids[1:]}
+    assert [ring.id for ring in await lifecycle.sweep(core.db, most=10, grace=60)] == [ids[0]]

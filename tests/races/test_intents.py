@@ -1,0 +1,273 @@
+"""Intake: an intent becomes a checkout once, however often, by whomever and with whatever key it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+
+import psycopg
+import pytest
+
+from orchestrator.db import DatabaseAway
+from orchestrator.inbox import KeyReused, OrderTaken
+from orchestrator.models import uuid7
+from orchestrator.states import CLOSED, State, Trigger
+from tests.factories import Breaking, intake
+from tests.factories import core as another
+
+pytestmark = pytest.mark.anyio
+
+OTHER = b"g" * 32
+
+
+def again(asked, **changes):
+    """Return the same request, sent once more."""
+    return replace(asked, id=uuid7(), **changes)
+
+
+async def fates(*waiters):
+    results = await asyncio.gather(*waiters, return_exceptions=True)
+    return [type(one) if isinstance(one, BaseException) else one for one in results]
+
+
+async def test_the_same_order_fifty_times_at_once_is_one_checkout_and_all_get_its_id(core):
+    asked = intake()
+    async with another(core.url, core.vault) as other:
+        accepted = await asyncio.gather(
+            *((core, other)[number % 2].intents.accept(again(asked)) for number in range(50))
+        )
+    assert len({one.id for one in accepted}) == 1
+    assert sum(one.fresh for one in accepted) == 1
+    assert {(one.created_at, one.deadline, one.order_ref) for one in accepted} == {
+        (accepted[0].created_at, accepted[0].deadline, asked.order_ref)
+    }
+    for table in ("checkouts", "intents", "audit_entries"):
+        assert await core.all(f"SELECT count(*) FROM {table}") == [1]
+
+
+async def test_orders_of_two_intakes_crossing_each_other_meet_without_a_deadlock(core):
+    orders = [intake() for _ in range(100)]
+    async with another(core.url, core.vault) as other:
+        begun = asyncio.get_running_loop().time()
+        accepted = await asyncio.gather(
+            *(core.intents.accept(again(one)) for one in orders),
+            *(other.intents.accept(again(one)) for one in reversed(orders)),
+        )
+    assert set(Counter(one.id for one in accepted).values()) == {2}
+    assert await core.all("SELECT count(*) FROM checkouts") == [100]
+    assert asyncio.get_running_loop().time() - begun < 10
+    assert await core.all("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [0]
+
+
+async def test_a_new_checkout_is_received_with_an_alarm_behind_its_hint(core):
+    accepted = await core.intents.accept(intake(expires_in=100.0))
+    row = await core.row(accepted.id)
+    assert (row.state, row.version, row.hinted, row.lease, row.audit_sequence) == (
+        "received",
+        1,
+        True,
+        None,
+        1,
+    )
+    assert (row.due_at - row.created_at).total_seconds() == 60.0
+    assert (row.deadline - row.created_at).total_seconds() == 100.0
+    assert (accepted.state, accepted.fresh, accepted.deadline) == ("received", True, row.deadline)
+
+
+async def test_other_content_under_a_living_order_number_is_refused_with_its_checkout(core):
+    asked = intake()
+    accepted = await core.intents.accept(asked)
+    with pytest.raises(OrderTaken, match=f"already has checkout {accepted.id} with other content") as error:
+        await core.intents.accept(again(asked, fingerprint=OTHER))
+    assert (error.value.order_ref, error.value.checkout) == (asked.order_ref, accepted.id)
+    assert await core.all("SELECT count(*) FROM checkouts") == [1]
+
+
+async def test_two_contents_racing_for_one_order_number_are_one_checkout_and_one_refusal(core):
+    for _ in range(10):
+        one = intake()
+        async with another(core.url, core.vault) as other:
+            results = await fates(
+                core.intents.accept(one), other.intents.accept(again(one, fingerprint=OTHER))
+            )
+        assert sorted(result is OrderTaken for result in results) == [False, True]
+
+
+async def test_the_same_order_number_of_two_merchants_is_two_checkouts(core):
+    await core.do("INSERT INTO merchants (name) VALUES ('second')")
+    (second,) = await core.all("SELECT id FROM merchants WHERE name = 'second'")
+    one = intake(idempotency_key="k")
+    first, other = await asyncio.gather(
+        core.intents.accept(one), core.intents.accept(again(one, merchant_id=second, fingerprint=OTHER))
+    )
+    assert first.fresh
+    assert other.fresh
+
+
+@pytest.mark.parametrize("state", sorted(CLOSED))
+async def test_after_its_end_the_same_content_meets_its_checkout_and_other_content_gets_a_new_one(
+    core, state
+):
+    checkout = await core.checkout(State(state), order_ref="T-closed")
+    met = await core.intents.accept(intake(order_ref="T-closed"))
+    assert (met.id, met.state, met.fresh) == (checkout, state, False)
+    new = await core.intents.accept(intake(order_ref="T-closed", fingerprint=OTHER))
+    assert new.fresh
+    assert new.id != checkout
+    with pytest.raises(OrderTaken):
+        await core.intents.accept(intake(order_ref="T-closed"))
+
+
+async def test_a_completed_order_number_is_never_free_again(core):
+    checkout = await core.checkout(State.COMPLETED, order_ref="T-paid")
+    assert (await core.intents.accept(intake(order_ref="T-paid"))).id == checkout
+    with pytest.raises(OrderTaken):
+        await core.intents.accept(intake(order_ref="T-paid", fingerprint=OTHER))
+
+
+# ── Idempotency keys ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_key_with_other_content_is_refused_whatever_order_it_names(core):
+    asked = intake(idempotency_key="key-1")
+    await core.intents.accept(asked)
+    for changes in ({"order_ref": "T-elsewhere"}, {}):
+        with pytest.raises(KeyReused, match="'key-1' was used before with other content") as error:
+            await core.intents.accept(again(asked, fingerprint=OTHER, **changes))
+        assert error.value.key == "key-1"
+    assert await core.all("SELECT count(*) FROM checkouts") == [1]
+
+
+async def test_a_key_with_the_same_content_meets_the_same_checkout(core):
+    asked = intake(idempotency_key="key-1")
+    first = await core.intents.accept(asked)
+    assert {(await core.intents.accept(again(asked))).id for _ in range(3)} == {first.id}
+    assert await core.all("SELECT key, checkout_id FROM idempotency_keys") == [("key-1", first.id)]
+
+
+async def test_a_key_that_comes_with_a_repeat_is_kept_too(core):
+    asked = intake()
+    first = await core.intents.accept(asked)
+    assert (await core.intents.accept(again(asked, idempotency_key="late"))).id == first.id
+    with pytest.raises(KeyReused):
+        await core.intents.accept(again(asked, idempotency_key="late", fingerprint=OTHER))
+
+
+async def test_a_key_is_answered_with_its_own_checkout_whatever_became_of_the_order_number(core):
+    asked = intake(order_ref="T-twice", idempotency_key="key-1")
+    first = await core.intents.accept(asked)
+    (held,) = await core.claim(first.id)
+    await core.advance(held, Trigger.CANCELLED, alarm=60.0)
+    second = await core.held(order_ref="T-twice", fingerprint=OTHER)
+    assert (await core.intents.accept(again(asked))).id == first.id
+    await core.advance(second, Trigger.CANCELLED, alarm=60.0)
+    met = await core.intents.accept(again(asked))
+    assert (met.id, met.state, met.fresh) == (first.id, "cancelled", False)
+
+
+async def test_a_key_is_not_used_up_by_a_request_that_was_refused(core):
+    asked = intake()
+    await core.intents.accept(asked)
+    with pytest.raises(OrderTaken):
+        await core.intents.accept(again(asked, fingerprint=OTHER, idempotency_key="key-1"))
+    assert (await core.intents.accept(intake(idempotency_key="key-1"))).fresh
+
+
+async def test_one_key_for_two_orders_in_one_batch_is_one_checkout_and_one_refusal(core):
+    results = await fates(
+        core.intents.accept(intake(idempotency_key="key-1")),
+        core.intents.accept(intake(idempotency_key="key-1", fingerprint=OTHER)),
+        core.intents.accept(intake()),
+    )
+    assert sorted(one is KeyReused for one in results[:2]) == [False, True]
+    assert results[2].fresh
+    assert await core.all("SELECT count(*) FROM checkouts") == [2]
+
+
+async def test_one_key_for_many_orders_through_two_processes_is_one_checkout(core):
+    async with another(core.url, core.vault) as other:
+        results = await fates(
+            *(
+                (core, other)[number % 2].intents.accept(
+                    intake(idempotency_key="key-1", fingerprint=bytes([number]) * 32)
+                )
+                for number in range(40)
+            )
+        )
+    assert sum(one is KeyReused for one in results) == 39
+    assert await core.all("SELECT count(*) FROM checkouts") == [1]
+    assert await core.all("SELECT checkout_id = (SELECT id FROM checkouts) FROM idempotency_keys") == [True]
+
+
+async def test_whoever_loses_the_race_for_an_order_number_points_its_key_at_the_winner(core):
+    """The winner commits between the loser's look and the loser's insert."""
+    asked = intake(idempotency_key="key-loser")
+    async with await psycopg.AsyncConnection.connect(core.url) as winner:
+        theirs = uuid7()
+        await winner.execute(
+            """INSERT INTO checkouts (id, merchant_id, order_ref, state, due_at, deadline, currency, amount, audit_sequence,
+               audit_head, correlation_id) VALUES (%s, 1, %s, 'received', clock(), clock(), 'DKK', 13900, 1, '', 'c')""",
+            [theirs, asked.order_ref],
+        )
+        await winner.execute(
+            "INSERT INTO intents (checkout_id, fingerprint, body) VALUES (%s, %s, '')",
+            [theirs, asked.fingerprint],
+        )
+        losing = asyncio.create_task(core.intents.accept(asked))
+        await asyncio.sleep(0.2)
+        assert not losing.done()
+        await winner.commit()
+    met = await losing
+    assert (met.id, met.fresh) == (theirs, False)
+    assert await core.all("SELECT key, checkout_id FROM idempotency_keys") == [("key-loser", theirs)]
+    with pytest.raises(KeyReused):
+        await core.intents.accept(again(asked, fingerprint=OTHER))
+
+
+async def test_a_key_whose_checkout_is_not_there_makes_its_request_wait_and_not_lie(core):
+    asked = intake(idempotency_key="key-1")
+    await core.do(
+        "INSERT INTO idempotency_keys (merchant_id, key, fingerprint, checkout_id) VALUES (1, 'key-1', :f, :id)",
+        f=asked.fingerprint,
+        id=uuid7(),
+    )
+    async with another(core.url, core.vault, patience=0.3) as hasty:
+        with pytest.raises(DatabaseAway):
+            await hasty.intents.accept(again(asked))
+    waiting = asyncio.create_task(core.intents.accept(asked))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    await core.do("DELETE FROM idempotency_keys")
+    assert (await waiting).fresh
+
+
+# ── Broken connections ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_intent_stored_by_a_connection_that_was_lost_is_accepted_once(core):
+    async with another(core.url, core.vault, database=Breaking) as one:
+        one.db.lost_answers = 2
+        accepted = await asyncio.gather(
+            *(one.intents.accept(intake(idempotency_key=f"k{n}")) for n in range(10))
+        )
+    assert all(each.fresh for each in accepted)
+    assert len({each.id for each in accepted}) == 10
+    assert await core.all("SELECT count(*) FROM checkouts") == [10]
+    assert await core.all("SELECT count(*) FROM idempotency_keys JOIN checkouts ON id = checkout_id") == [10]
+
+
+async def test_an_intent_whose_connection_broke_before_the_commit_is_stored_all_the_same(core):
+    async with another(core.url, core.vault, database=Breaking) as one:
+        one.db.cut_before_commit = 1
+        assert (await one.intents.accept(intake())).fresh
+    assert await core.all("SELECT count(*) FROM checkouts") == [1]
+
+
+async def test_an_order_closed_while_its_repeat_arrives_is_one_or_the_other_and_never_an_error(core):
+    for number in range(8):
+        held = await core.held(order_ref=f"T-race-{number}")
+        closing = core.advance(held, Trigger.REFUSED, alarm=60.0)
+        sent = core.intents.accept(intake(order_ref=f"T-race-{number}", fingerprint=OTHER))
+        _, fate = await asyncio.gather(closing, sent, return_exceptions=True)
+        assert isinstance(fate, OrderTaken) or fate.fresh

@@ -1,0 +1,345 @@
+"""Moving: what lands lands whole and once, and what does not land leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from orchestrator import audit, inbox
+from orchestrator.audit import Action
+from orchestrator.db import Unwritten
+from orchestrator.lifecycle import Event, LeaseLost
+from orchestrator.lifecycle.moves import UnauditedMove
+from orchestrator.states import State, Trigger, UnknownTransition
+from tests.factories import Breaking, arrival, move, payment
+from tests.factories import core as another
+
+pytestmark = pytest.mark.anyio
+
+BESIDE = ("audit_entries", "events", "payments", "sessions")
+
+
+async def everything(core, checkout):
+    """Return all that is stored of a checkout."""
+    stored = [tuple(await core.row(checkout))[:-1]]
+    for table in (*BESIDE, "callbacks", "commands"):
+        stored += await core.all(f"SELECT * FROM {table} WHERE checkout_id = :id ORDER BY 1, 2", id=checkout)
+    return stored
+
+
+async def laden(core, state=State.AWAITING_PAYMENT):
+    """Return a held checkout with a letter and a command in its inbox."""
+    held = await core.held(state)
+    await core.callbacks.take(arrival(held.id))
+    await inbox.request(core.db, held.id, merchant_id=1, kind="cancel", actor="client:shop", grace=60.0)
+    await core.release(held)
+    (held,) = await core.claim(held.id)
+    assert held.letters
+    assert held.commands
+    return held
+
+
+def full(held, **changes):
+    """Return a move that writes everything a move can write."""
+    values = {
+        "evidence": {"by": "lookup"}, "token": b"another token", "token_lifetime": 60.0, "session_id": "session-2",
+        "methods": [{"id": "wallet"}], "events": (Event("checkout.completed", {"n": 1}), Event("checkout.attention", {})),
+        "payments": (payment(f"t-{held.id}"),), "money": (13900, 13900, 100), "looks": 3, "openings": 2, "attempts": 1,
+        "last_error": "an error", "attention": "a reason", "expires_in": 7.0, "late": True, "withdrawn": True,
+        "read": tuple(letter.id for letter in held.letters), "done": tuple((one.id, "accepted") for one in held.commands),
+        **changes,
+    }  # fmt: skip
+    return move(held, Trigger.PAYMENT_FOUND, **values)
+
+
+async def test_a_move_that_lands_writes_all_of_itself(core):
+    held = await laden(core)
+    after = await core.lifecycle.advance(full(held, alarm=50.0))
+    row = await core.row(held.id)
+    assert (row.state, row.version, row.lease, row.leased_until) == (
+        "completed",
+        held.version + 1,
+        None,
+        None,
+    )
+    assert (row.reserved, row.captured, row.refunded, row.late) == (13900, 13900, 100, True)
+    assert (row.looks, row.openings, row.attempts, row.last_error, row.attention) == (
+        3, 2, 1, "an error", "a reason",
+    )  # fmt: skip
+    assert row.withdrawn_at
+    assert row.ended_at
+    assert (row.deadline - row.updated_at).total_seconds() == 7.0
+    assert 49 < (row.due_at - row.updated_at).total_seconds() <= 50
+    assert bytes(row.audit_head) == after.audit_head
+    assert await core.all("SELECT handled_at IS NOT NULL FROM callbacks") == [True]
+    assert await core.all("SELECT handled_at IS NOT NULL, result FROM commands") == [(True, "accepted")]
+    assert await core.all("SELECT token, session_id, methods FROM sessions") == [
+        (b"another token", "session-2", [{"id": "wallet"}])
+    ]
+    assert await core.all("SELECT kind, payload FROM events WHERE sequence > :n ORDER BY sequence", n=held.event_sequence) == [
+        ("checkout.completed", {"checkoutId": str(held.id), "orderId": held.order_ref, "state": "completed", "n": 1}),
+        ("checkout.attention", {"checkoutId": str(held.id), "orderId": held.order_ref, "state": "completed"}),
+    ]  # fmt: skip
+    assert await core.all("SELECT transaction_id, role FROM payments") == [(f"t-{held.id}", "accepted")]
+
+
+async def test_what_the_mover_returns_is_what_the_next_claim_reads(core):
+    held = await laden(core)
+    told = await core.lifecycle.advance(full(held))
+    told = await core.release(told, 0.0, attempts=1)
+    (read,) = await core.claim(held.id)
+    same = ("state", "version", "reserved", "captured", "refunded", "late", "looks", "openings", "last_error", "attention",
+            "audit_sequence", "audit_head", "event_sequence", "token", "session_id", "methods", "letters", "commands",
+            "attempts", "deadline")  # fmt: skip
+    assert {name: getattr(told, name) for name in same} == {name: getattr(read, name) for name in same}
+    for name in ("offered_at", "withdrawn_at", "ended_at", "token_expires_at"):
+        assert abs((getattr(told, name) - getattr(read, name)).total_seconds()) < 1, name
+    assert read.accepted == f"t-{held.id}"
+
+
+async def test_values_that_a_move_does_not_name_stay(core):
+    held = await core.lifecycle.advance(full(await laden(core)))
+    before = await core.row(held.id)
+    after = await core.advance(held, looks=4)
+    row = await core.row(held.id)
+    stays = ("state", "openings", "last_error", "attention", "deadline", "late", "reserved", "captured", "refunded",
+             "withdrawn_at", "ended_at", "offered_at", "lease", "due_at", "event_sequence")  # fmt: skip
+    assert {name: getattr(row, name) for name in stays} == {name: getattr(before, name) for name in stays}
+    assert (row.looks, row.attempts, after.attempts) == (4, 0, 0)
+    assert await core.all("SELECT token, session_id FROM sessions") == [(b"another token", "session-2")]
+
+
+async def test_a_lost_session_forgets_its_id_and_methods_and_keeps_the_token(core):
+    held = await core.held(State.AWAITING_PAYMENT)
+    held = await core.advance(held, Trigger.SESSION_LOST, session_id=None, methods=None)
+    assert (held.session_id, held.methods, held.token) == (None, [], b"a sealed token")
+    assert await core.all("SELECT token, session_id, methods IS NULL FROM sessions") == [
+        (b"a sealed token", None, True)
+    ]
+
+
+REFUSALS = {
+    "a stale version": (lambda held: replace(held, version=held.version - 1), {}, LeaseLost),
+    "a version from the future": (lambda held: replace(held, version=held.version + 1), {}, LeaseLost),
+    "a foreign lease": (lambda held: replace(held, lease=uuid4()), {}, LeaseLost),
+    "an event with a NUL character": (lambda held: held, {"events": (Event("\0", {}),)}, Unwritten),
+    "a payment of an impossible role": (
+        lambda held: held,
+        {"payments": (payment("t", role="thief"),)},
+        Unwritten,
+    ),
+    "negative money": (lambda held: held, {"money": (-1, 0, 0)}, Unwritten),
+    "an entry that exists already": (lambda held: replace(held, audit_sequence=1), {}, Unwritten),
+    "an event that exists already": (lambda held: replace(held, event_sequence=0), {}, Unwritten),
+}
+
+
+@pytest.mark.parametrize(("seen", "changes", "error"), tuple(REFUSALS.values()), ids=tuple(REFUSALS))
+async def test_of_a_refused_move_nothing_is_in_the_database(core, seen, changes, error):
+    held = await laden(core)
+    before = await everything(core, held.id)
+    with pytest.raises(error):
+        await core.lifecycle.advance(full(seen(held), **changes))
+    assert await everything(core, held.id) == before
+    assert (await audit.verify(core.db, core.vault)).problems == []
+
+
+async def test_a_poisoned_move_among_a_hundred_fails_alone(core):
+    held = await core.claim(*await core.checkouts(100))
+    results = await asyncio.gather(
+        *(
+            core.advance(one, Trigger.AUTHENTICATED, last_error="\0" if number == 50 else None)
+            for number, one in enumerate(held)
+        ),
+        return_exceptions=True,
+    )
+    assert [number for number, one in enumerate(results) if isinstance(one, Unwritten)] == [50]
+    assert await core.all("SELECT state, count(*) FROM checkouts GROUP BY 1 ORDER BY 1") == [
+        ("authenticated", 99),
+        ("received", 1),
+    ]
+
+
+async def test_a_path_that_the_table_does_not_have_is_refused_before_anything_is_written(core):
+    held = await core.held()
+    with pytest.raises(UnknownTransition):
+        await core.advance(held, Trigger.OFFERED)
+    with pytest.raises(UnauditedMove, match="by authenticated has no audit action"):
+        await core.advance(held, Trigger.AUTHENTICATED, action=None)
+    assert (await core.row(held.id)).version == held.version
+
+
+async def test_the_same_move_twice_lands_once(core):
+    held = await core.held()
+    results = await asyncio.gather(
+        *(core.advance(held, Trigger.AUTHENTICATED) for _ in range(20)), return_exceptions=True
+    )
+    # Word for word the same move is the same entry: the first landed, and the others are at most told so.
+    assert sum(not isinstance(one, LeaseLost) for one in results) >= 1
+    assert await core.all("SELECT version, audit_sequence FROM checkouts") == [(held.version + 1, 2)]
+    assert await core.all("SELECT count(*) FROM audit_entries") == [2]
+
+
+async def test_a_move_committed_by_a_connection_that_was_lost_is_told_as_landed(core):
+    async with another(core.url, core.vault, database=Breaking) as one:
+        held = await one.held()
+        one.db.lost_answers = 2
+        held = await one.advance(
+            held, Trigger.AUTHENTICATED, events=(Event("checkout.ready", {}),), expires_in=99.0
+        )
+        assert held.state is State.AUTHENTICATED
+        # What could not be read is supposed for the worst: somebody may have rung.
+        assert held.rung
+        assert await core.all("SELECT count(*) FROM audit_entries") == [2]
+        assert await core.all("SELECT sequence FROM events") == [1]
+        assert (await one.advance(held, Trigger.SESSION_OPENED)).version == held.version + 1
+
+
+async def test_a_move_that_was_not_committed_when_its_connection_broke_is_written_again(core):
+    async with another(core.url, core.vault, database=Breaking) as one:
+        held = await one.claim(*await one.checkouts(10))
+        one.db.cut_before_commit = 2
+        moved = await asyncio.gather(*(one.advance(each, Trigger.AUTHENTICATED) for each in held))
+        assert {each.version for each in moved} == {2}
+    assert await core.all("SELECT DISTINCT state, version FROM checkouts") == [("authenticated", 2)]
+
+
+async def test_an_unaudited_release_with_a_lost_answer_is_called_lost_and_its_alarm_stands(core):
+    """Nothing tells such a write from another's, so it buys no side effect; the alarm is what counts."""
+    async with another(core.url, core.vault, database=Breaking) as one:
+        held = await one.held()
+        one.db.lost_answers = 1
+        with pytest.raises(LeaseLost):
+            await one.release(held, 0.0)
+    row = await core.row(held.id)
+    assert (row.lease, row.rings) == (None, True)
+
+
+async def test_a_claim_whose_answer_was_lost_comes_back_at_the_end_of_its_lease(core):
+    async with another(core.url, core.vault, database=Breaking) as one:
+        checkout = await one.accept()
+        one.db.lost_answers = 1
+        with pytest.raises(OperationalError):
+            await one.claim(checkout, lease=0.2)
+    assert await core.claim(checkout) == []
+    await asyncio.sleep(0.25)
+    assert [held.id for held in await core.claim(checkout)] == [checkout]
+
+
+# ── Money ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_captured_and_refunded_never_shrink_even_when_a_move_says_less(core):
+    held = await core.held(State.AWAITING_PAYMENT)
+    held = await core.advance(
+        held,
+        Trigger.PAYMENT_FOUND,
+        money=(13900, 13900, 500),
+        payments=(payment("t", captured=13900, refunded=500),),
+    )
+    held = await core.advance(held, money=(100, 200, 0), payments=(payment("t", reserved=100, captured=200),))
+    assert (held.reserved, held.captured, held.refunded) == (100, 13900, 500)
+    row = await core.row(held.id)
+    assert (row.reserved, row.captured, row.refunded) == (100, 13900, 500)
+    assert await core.all("SELECT reserved, captured, refunded FROM payments") == [(100, 13900, 500)]
+
+
+async def test_an_accepted_payment_is_never_demoted(core):
+    held = await core.held(State.AWAITING_PAYMENT)
+    held = await core.advance(
+        held, Trigger.PAYMENT_FOUND, payments=(payment("t"), payment("u", role="surplus"))
+    )
+    held = await core.advance(
+        held, payments=(payment("t", role="attempt", status="released"), payment("u", role="attempt"))
+    )
+    assert await core.all("SELECT transaction_id, role, status FROM payments ORDER BY 1") == [
+        ("t", "accepted", "released"),
+        ("u", "attempt", "preauth"),
+    ]
+    await core.release(held, 0.0)
+    (again,) = await core.claim(held.id)
+    assert again.accepted == "t"
+
+
+async def test_the_same_transaction_seen_by_two_checkouts_at_once_breaks_no_batch(core):
+    first, second = [await core.held(State.AWAITING_PAYMENT) for _ in range(2)]
+    await asyncio.gather(
+        core.advance(first, payments=(payment("t", role="attempt"),)),
+        core.advance(second, Trigger.PAYMENT_FOUND, payments=(payment("t"),)),
+    )
+    # One row, and it belongs to the one that the money was accepted for.
+    assert await core.all("SELECT checkout_id, role FROM payments") == [(second.id, "accepted")]
+
+
+async def test_anothers_transaction_is_not_taken_over(core):
+    first, second = [await core.held(State.AWAITING_PAYMENT) for _ in range(2)]
+    await core.advance(first, Trigger.PAYMENT_FOUND, payments=(payment("t"),))
+    await core.advance(second, payments=(payment("t", role="surplus", reserved=1),))
+    assert await core.all("SELECT checkout_id, role, reserved FROM payments") == [
+        (first.id, "accepted", 13900)
+    ]
+
+
+async def test_late_money_begins_a_watch_of_its_own(core):
+    checkout = await core.checkout(State.EXPIRED, alarm=0.0)
+    await core.do("UPDATE checkouts SET ended_at = ended_at - interval '40 days'")
+    (held,) = await core.claim(checkout)
+    told = await core.advance(held, Trigger.PAYMENT_FOUND, late=True)
+    row = await core.row(checkout)
+    assert row.late
+    assert row.ended_at > held.claimed_at
+    assert abs((row.ended_at - told.ended_at).total_seconds()) < 1
+
+
+async def test_late_money_completes_its_checkout_beside_the_one_that_came_after_it(core):
+    """An order number has one live checkout; what money completed late stands beside it, and a person hears of it."""
+    late = await core.held(State.EXPIRED, order_ref="T-twice")
+    later = await core.accept(order_ref="T-twice", fingerprint=b"g" * 32)
+    landed = await core.advance(late, Trigger.PAYMENT_FOUND, late=True, payments=(payment("t"),))
+    assert landed.state is State.COMPLETED
+    assert await core.accept(order_ref="T-twice", fingerprint=b"g" * 32) == later
+
+
+async def test_an_order_that_was_paid_late_takes_no_other_content(core):
+    late = await core.held(State.EXPIRED, order_ref="T-paid")
+    await core.advance(late, Trigger.PAYMENT_FOUND, late=True)
+    with pytest.raises(inbox.OrderTaken):
+        await core.accept(order_ref="T-paid", fingerprint=b"g" * 32)
+
+
+async def test_a_reopened_checkout_forgets_that_it_ended(core):
+    held = await core.held(State.AWAITING_PAYMENT)
+    held = await core.advance(held, withdrawn=True)
+    held = await core.advance(held, Trigger.CANCELLED)
+    assert (held.ended_at, held.withdrawn_at) != (None, None)
+    held = await core.advance(
+        held,
+        Trigger.REOPENED,
+        action=Action.CHECKOUT_REOPENED,
+        session_id=None,
+        methods=None,
+        expires_in=600.0,
+    )
+    assert (held.state, held.ended_at, held.withdrawn_at) == (State.RECEIVED, None, None)
+    row = await core.row(held.id)
+    assert (row.state, row.ended_at, row.withdrawn_at) == ("received", None, None)
+    assert (await audit.verify(core.db, core.vault)).problems == []
+
+
+async def test_events_have_contiguous_sequences_whatever_move_they_came_with(core):
+    held = await core.held(State.AWAITING_PAYMENT)
+    for number in range(1, 5):
+        events = tuple(Event("checkout.attention", {"n": n}) for n in range(number % 3))
+        if number == 3:
+            with pytest.raises(LeaseLost):
+                await core.advance(replace(held, version=1), events=(Event("checkout.lost", {}),))
+        held = await core.advance(held, events=events)
+    sequences = await core.all("SELECT sequence FROM events ORDER BY sequence")
+    assert sequences == list(range(1, len(sequences) + 1))
+    assert held.event_sequence == len(sequences) == 5
+    assert (await core.row(held.id)).event_sequence == 5
+    assert "checkout.lost" not in await core.all("SELECT kind FROM events")

@@ -1,0 +1,337 @@
+"""What the gateway posts: proofs are checked against known vectors, and no body raises."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import fields, replace
+from urllib.parse import quote_plus, urlencode
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.gateway.callbacks import (
+    LONGEST,
+    MOST_FIELDS,
+    CallbackFacts,
+    Grade,
+    checksum_ok,
+    grade,
+    read_body,
+    signature_ok,
+)
+
+FORM = "application/x-www-form-urlencoded"
+JSON = "application/json"
+
+# The vectors of the facts (2.4).
+SECRET = "0123456789abcdef"
+BODY = b"shop_orderid=ORD-1&status=succeeded"
+SIGNATURE = "60ad0850aa657543c9b94d10022e9be8b1b884c8b341de3fee9935be1f07aa31"
+HEADER = f"t=1767600000;s0={SIGNATURE}"
+CHECKED = {
+    "amount": "139.00",
+    "currency": "208",
+    "shop_orderid": "000000081",
+    "checksum": "3b007b8c3869741109e016985e5289fd",
+}
+
+
+# ── Signature ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("header", "secrets", "expected"),
+    [
+        (HEADER, [SECRET], Grade.SIGNED),
+        (f" t=1767600000 ; s0={SIGNATURE} ", [SECRET], Grade.SIGNED),
+        (f"s7={SIGNATURE};t=1767600000", [SECRET], Grade.SIGNED),
+        (f"t=1767600000;s0={'0' * 64};s1={SIGNATURE}", [SECRET], Grade.SIGNED),
+        (HEADER, ["another-secret-0", SECRET], Grade.SIGNED),
+        (HEADER, ["another-secret-0"], Grade.WRONG),
+        (HEADER.upper(), [SECRET], Grade.WRONG),
+        (f"t=1767600001;s0={SIGNATURE}", [SECRET], Grade.WRONG),
+        (f"t=1767600000;v0={SIGNATURE}", [SECRET], Grade.WRONG),
+        (f"s0={SIGNATURE}", [SECRET], Grade.WRONG),
+        ("t=1767600000", [SECRET], Grade.WRONG),
+        ("t=1767600000;s0=", [SECRET], Grade.WRONG),
+        ("nonsense", [SECRET], Grade.WRONG),
+        ("t=1;s0=\udcff", [SECRET], Grade.WRONG),
+        (";" * 100_000, [SECRET], Grade.WRONG),
+        ("", [SECRET], Grade.MISSING),
+        (None, [SECRET], Grade.MISSING),
+        (HEADER, [], Grade.UNCHECKED),
+        (HEADER, [""], Grade.UNCHECKED),
+        (None, [], Grade.UNCHECKED),
+    ],
+)
+def test_a_signature_is_graded(header, secrets, expected):
+    assert signature_ok(header, BODY, secrets) is expected
+
+
+def test_one_changed_byte_breaks_the_signature():
+    assert signature_ok(HEADER, BODY.replace(b"ORD-1", b"ORD-2"), [SECRET]) is Grade.WRONG
+    assert signature_ok(HEADER, BODY + b"&status=failed", [SECRET]) is Grade.WRONG
+
+
+def test_an_empty_secret_never_signs():
+    empty = hmac.new(b"", BODY + b".1", hashlib.sha256).hexdigest()
+    assert signature_ok(f"t=1;s0={empty}", BODY, ["", SECRET]) is Grade.WRONG
+
+
+@pytest.mark.parametrize(
+    ("stamp", "now", "expected"),
+    [
+        ("1767600000", None, Grade.SIGNED),
+        ("1767600000", 1767603600, Grade.SIGNED),
+        ("1767600000", 1767603601, Grade.WRONG),
+        ("1767600000", 1767596399, Grade.WRONG),
+        ("1767600000000", 1767600010, Grade.SIGNED),
+        ("2026-01-05T08:00:00Z", None, Grade.SIGNED),
+        ("2026-01-05T08:00:00Z", 1767600000, Grade.WRONG),
+    ],
+)
+def test_the_age_counts_only_where_it_is_asked_for(stamp, now, expected):
+    signature = hmac.new(SECRET.encode(), BODY + b"." + stamp.encode(), hashlib.sha256).hexdigest()
+    assert signature_ok(f"t={stamp};s0={signature}", BODY, [SECRET], now) is expected
+
+
+@given(st.text(max_size=200), st.binary(max_size=50))
+def test_no_header_makes_the_check_raise_or_pass(header, raw):
+    assert signature_ok(header, raw, [SECRET], 0.0) in {Grade.WRONG, Grade.MISSING}
+
+
+# ── Checksum ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_known_checksum_matches():
+    assert checksum_ok(CHECKED, "s3cret")
+
+
+@pytest.mark.parametrize("name", ["amount", "currency", "shop_orderid", "checksum"])
+def test_a_changed_or_missing_field_breaks_the_checksum(name):
+    assert not checksum_ok({**CHECKED, name: CHECKED[name] + "0"}, "s3cret")
+    assert not checksum_ok({key: value for key, value in CHECKED.items() if key != name}, "s3cret")
+
+
+def test_an_empty_secret_or_checksum_proves_nothing():
+    unkeyed = hashlib.md5(b"amount=139.00,currency=208,secret=,shop_orderid=000000081").hexdigest()  # noqa: S324
+    assert not checksum_ok({**CHECKED, "checksum": unkeyed}, "")
+    assert not checksum_ok({**CHECKED, "checksum": ""}, "s3cret")
+    assert not checksum_ok({**CHECKED, "checksum": "é\udcff"}, "s3cret")
+
+
+@pytest.mark.parametrize(
+    ("header", "checked", "secrets", "expected"),
+    [
+        (HEADER, {}, [SECRET], Grade.SIGNED),
+        (HEADER, CHECKED, ["s3cret", SECRET], Grade.SIGNED),
+        (None, CHECKED, [SECRET, "s3cret"], Grade.CHECKSUM),
+        (HEADER, CHECKED, ["s3cret"], Grade.CHECKSUM),
+        (None, CHECKED, ["other"], Grade.WRONG),
+        (HEADER, {}, ["other"], Grade.WRONG),
+        (None, {}, ["other"], Grade.MISSING),
+        (HEADER, CHECKED, [], Grade.UNCHECKED),
+    ],
+)
+def test_the_best_proof_counts(header, checked, secrets, expected):
+    assert grade(header, BODY, CallbackFacts(checked=checked), secrets) is expected
+
+
+# ── Form bodies ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+POSTED = {
+    "shop_orderid": "000000081",
+    "transaction_id": "539101",
+    "payment_id": "55aaaf42-1d1d-4b9d-9a68-2c677e2e454f",
+    "amount": "139.00",
+    "currency": "208",
+    "type": "paymentAndCapture",
+    "status": "Succeeded",
+    "payment_status": "PREAUTH",
+    "require_capture": "true",
+    "error_message": "",
+    "masked_credit_card": "411111******1111",
+    "transaction_info[checkout]": "019b0000-0000-7000-8000-000000000001",
+    "xml": "<APIResponse/>\n",
+    "checksum": CHECKED["checksum"],
+}
+
+READ = CallbackFacts(
+    order_ref="000000081",
+    transaction_id="539101",
+    payment_id="55aaaf42-1d1d-4b9d-9a68-2c677e2e454f",
+    status="succeeded",
+    payment_status="preauth",
+    amount=13900,
+    currency="DKK",
+    checkout="019b0000-0000-7000-8000-000000000001",
+    require_capture=True,
+    xml="<APIResponse/>\n",
+    checked=CHECKED,
+)
+
+
+def form(**changed: str) -> bytes:
+    return urlencode({**POSTED, **changed}).encode()
+
+
+@pytest.mark.parametrize("content_type", [FORM, f"{FORM}; charset=UTF-8", FORM.upper()])
+def test_a_form_is_read(content_type):
+    assert read_body(content_type, form()) == READ
+
+
+def test_what_was_read_from_a_form_can_be_checked():
+    assert grade(None, form(), read_body(FORM, form()), ["s3cret"]) is Grade.CHECKSUM
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "multipart/form-data; boundary=x", ";;"])
+def test_an_unexpected_content_type_is_flagged_and_the_body_still_read(content_type):
+    assert read_body(content_type, form()) == replace(READ, flags=("content_type_unexpected",))
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "value", "flags"),
+    [
+        ({"amount": "10.005"}, "amount", None, ("amount_unreadable",)),
+        ({"amount": "-1.00"}, "amount", None, ("amount_unreadable",)),
+        ({"amount": "sNaN"}, "amount", None, ("amount_unreadable",)),
+        ({"amount": "1e999999999"}, "amount", None, ("amount_unreadable",)),
+        ({"amount": ""}, "amount", None, ()),
+        ({"amount": "0"}, "amount", 0, ()),
+        ({"currency": "999999"}, "currency", None, ("currency_unknown",)),
+        ({"currency": "²"}, "currency", None, ("currency_unknown",)),
+        ({"currency": "dkk"}, "currency", "DKK", ()),
+        ({"require_capture": "perhaps"}, "require_capture", None, ("wrong_type",)),
+        ({"require_capture": "false"}, "require_capture", False, ()),
+        ({"error_message": " Card Declined "}, "error_message", "Card Declined", ()),
+        ({"error_message": "x" * 300}, "error_message", "x" * LONGEST, ("text_cut",)),
+        ({"shop_orderid": "a\0b"}, "order_ref", "ab", ("nul_removed",)),
+        ({"status": "ChargebackEvent"}, "status", "chargebackevent", ()),
+        ({"session_id": "s-1"}, "session_id", "s-1", ()),
+        ({"shop_orderid": ""}, "order_ref", None, ()),
+    ],
+)
+def test_odd_fields_are_flagged_and_never_guessed(changed, name, value, flags):
+    facts = read_body(FORM, form(**changed))
+    assert (getattr(facts, name), facts.flags) == (value, flags)
+
+
+def test_of_a_field_posted_twice_the_first_counts():
+    facts = read_body(FORM, form() + b"&shop_orderid=OTHER")
+    assert (facts.order_ref, facts.flags) == ("000000081", ("field_repeated",))
+
+
+def test_bytes_that_are_no_utf8_are_flagged():
+    assert read_body(FORM, b"shop_orderid=%ff%fe").flags == ("not_utf8",)
+    assert read_body(FORM, b"shop_orderid=\xff\xfe").flags == ("not_utf8",)
+    assert read_body(FORM, b"shop_orderid=" + quote_plus("Ørder-1").encode()).order_ref == "Ørder-1"
+
+
+def test_a_form_of_endless_fields_is_not_read():
+    assert read_body(FORM, b"&".join([b"a=1"] * (MOST_FIELDS + 1))).flags == ("too_many_fields",)
+
+
+def test_a_body_of_nothing_says_nothing():
+    assert read_body(FORM, b"") == read_body(JSON, b" \r\n") == CallbackFacts(flags=("empty",))
+    assert read_body(FORM, b"&&&").flags == ("not_form",)
+
+
+def test_neither_shopper_data_nor_proofs_are_printed():
+    shown = repr(read_body(FORM, form(error_message="Anna", xml="<secret/>")))
+    assert not any(word in shown for word in ("Anna", "secret", "4111", CHECKED["checksum"]))
+
+
+# ── JSON bodies ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+SENT = {
+    "requiresCapture": False,
+    "status": "SUCCEEDED",
+    "customerErrorMessage": None,
+    "paymentId": "55aaaf42-1d1d-4b9d-9a68-2c677e2e454f",
+    "sessionId": "8c0e-1",
+    "order": {"orderId": "ORD-1", "amount": 139.5, "currency": "DKK"},
+    "cardInformation": {"lastFourDigits": "1111"},
+}
+
+
+@pytest.mark.parametrize("content_type", [JSON, "application/json;charset=utf-8", "application/problem+json"])
+def test_json_is_read(content_type):
+    assert read_body(content_type, msgspec.json.encode(SENT)) == CallbackFacts(
+        order_ref="ORD-1", payment_id="55aaaf42-1d1d-4b9d-9a68-2c677e2e454f", session_id="8c0e-1", status="succeeded",
+        amount=13950, currency="DKK", require_capture=False,
+    )  # fmt: skip
+
+
+def test_json_under_another_name_is_recognised():
+    facts = read_body("text/plain", b" " + msgspec.json.encode(SENT))
+    assert (facts.order_ref, facts.flags) == ("ORD-1", ("content_type_unexpected",))
+
+
+@pytest.mark.parametrize("where", [SENT, SENT["order"]])
+def test_our_own_id_is_found_in_either_place(where):
+    body = msgspec.json.decode(msgspec.json.encode(SENT))
+    target = body if where is SENT else body["order"]
+    target["transactionInfo"] = {"checkout": "019b"}
+    assert read_body(JSON, msgspec.json.encode(body)).checkout == "019b"
+
+
+@pytest.mark.parametrize(
+    ("raw", "flags"),
+    [
+        (b"{", ("not_json",)),
+        (b"[]", ("not_an_object",)),
+        (b"[" * 200_000, ("not_json",)),
+        (b'{"status":"\xff"}', ("not_json",)),
+        (b'{"status":"\\ud800"}', ("not_json",)),
+        (b'{"status":7.5,"order":[]}', ("wrong_type",)),
+        (b'{"status":"a\\u0000b"}', ("nul_removed",)),
+        (b'{"order":{"amount":10.005,"currency":"DKK"}}', ("amount_unreadable",)),
+        (b'{"order":{"amount":true,"currency":"DKK"}}', ("amount_unreadable",)),
+        (b'{"order":{"amount":' + b"9" * 4000 + b',"currency":"DKK"}}', ("amount_unreadable",)),
+        (b'{"order":{"orderId":' + b"9" * 4000 + b"}}", ("wrong_type",)),
+        (b'{"order":{"amount":1,"currency":"ZZZ"}}', ("currency_unknown",)),
+    ],
+)
+def test_odd_json_is_flagged(raw, flags):
+    assert read_body(JSON, raw).flags == flags
+
+
+# ── Anything at all ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def storable(facts: CallbackFacts) -> bool:
+    texts = [
+        value
+        for item in fields(facts)
+        if item.name != "xml" and isinstance(value := getattr(facts, item.name), str)
+    ]
+    return all("\0" not in text and len(text) <= LONGEST and text.encode() for text in texts)
+
+
+_KINDS = st.sampled_from([FORM, JSON, "", "text/plain"])
+_ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*SENT, "orderId", "amount", "currency"]), inner),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(_KINDS | st.text(max_size=30), st.binary(max_size=300))
+def test_no_bytes_make_the_reader_raise(content_type, raw):
+    assert storable(read_body(content_type, raw))
+
+
+@given(st.dictionaries(st.sampled_from(sorted(POSTED)), st.text(max_size=30)))
+def test_no_form_makes_the_reader_raise(posted):
+    assert storable(read_body(FORM, urlencode(posted).encode()))
+
+
+@given(_ANY_JSON)
+def test_no_json_makes_the_reader_raise(body):
+    raw = msgspec.json.encode(body)
+    assert storable(read_body(JSON, raw))

@@ -1,0 +1,327 @@
+"""Reading payments: every status has a row, every amount is exact or flagged, and no document raises."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.gateway.payments import (
+    DEFAULT_ROWS,
+    LARGEST,
+    TABLE,
+    Found,
+    Malformed,
+    Reading,
+    RequestError,
+    Shape,
+    Transaction,
+    held,
+    parse,
+    read,
+    shape,
+)
+
+# The statuses of the facts, part 3, written out a second time on purpose.
+SEEN = (
+    "created pending preauth preauth_failed preauth_error 3dsecure_failed captured captured_failed released refunded "
+    "invoice_initialized recurring_confirmed recurring_failed epayment_cancelled epayment_declined "
+    "bank_payment_finalized bank_payment_refunded reauth_failed"
+).split()
+
+AMOUNTS = {
+    Shape.EMPTY: (0, 0, 0),
+    Shape.HELD: (100, 0, 0),
+    Shape.TAKEN: (100, 100, 0),
+    Shape.RETURNED: (100, 100, 12),
+    Shape.ODD: (100, 0, 12),
+}
+
+
+def transaction(
+    status: str = "preauth", amounts: tuple[int, int, int] = (100, 0, 0), flags: tuple[str, ...] = ()
+):
+    reserved, captured, refunded = amounts
+    return Transaction(
+        transaction_id="1", payment_id="p", order_ref="o", shop="s", terminal="t", status=status, auth_type="payment",
+        currency="DKK", reserved=reserved, captured=captured, refunded=refunded, credited=0,
+        created_at="2026-01-02 03:04:05", raw_flags=flags,
+    )  # fmt: skip
+
+
+def xml(rows: str = "", *, code: str = "0", result: str = "Success") -> bytes:
+    inner = f"<Transactions>{rows}</Transactions>" if rows else ""
+    return (
+        '<?xml version="1.0"?><APIResponse version="20170228"><Header><Date>2026-01-02T03:04:05+02:00</Date>'
+        f"<Path>API/payments</Path><ErrorCode>{code}</ErrorCode><ErrorMessage>Anna at shop.example</ErrorMessage></Header>"
+        f"<Body><Result>{result}</Result>{inner}</Body></APIResponse>"
+    ).encode()
+
+
+FIELDS = {
+    "TransactionId": "539101",
+    "PaymentId": "55aaaf42-1d1d-4b9d-9a68-2c677e2e454f",
+    "AuthType": "payment",
+    "ShopOrderId": "ORD-1",
+    "Shop": "Example Shop",
+    "Terminal": "Example Terminal",
+    "TransactionStatus": "preauth",
+    "ReasonCode": "NONE",
+    "MerchantCurrency": "208",
+    "MerchantCurrencyAlpha": "DKK",
+    "ReservedAmount": "139.00",
+    "CapturedAmount": "0.00",
+    "RefundedAmount": "0.00",
+    "CreditedAmount": "0.00",
+    "CreatedDate": "2026-01-02 03:04:05",
+    "PaymentNature": "CreditCard",
+    "AuthorisationExpiryDate": "2026-01-09 03:04:05",
+}
+
+
+def row(extra: str = "", **changed: str | None) -> str:
+    fields = {**FIELDS, **changed}
+    return f"<Transaction>{''.join(f'<{k}>{v}</{k}>' for k, v in fields.items() if v is not None)}{extra}</Transaction>"
+
+
+def only(rows: str) -> Transaction:
+    found = parse(xml(rows))
+    assert isinstance(found, Found)
+    (one,) = found.transactions
+    return one
+
+
+# ── The table ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_status_that_was_seen_has_a_row_and_no_other():
+    assert set(TABLE) == set(SEEN)
+    assert all(set(cells) == set(Shape) for cells in TABLE.values())
+
+
+EXPECTED = {
+    ("created", "empty"): "open", ("pending", "empty"): "open", ("pending", "held"): "open",
+    **{(s, "held"): "reserved" for s in ("preauth", "invoice_initialized", "bank_payment_finalized")},
+    **{(s, "taken"): "captured" for s in (
+        "preauth", "invoice_initialized", "captured", "bank_payment_finalized", "captured_failed", "reauth_failed")},
+    **{(s, "returned"): "refunded" for s in (
+        "preauth", "invoice_initialized", "captured", "bank_payment_finalized", "released", "refunded",
+        "bank_payment_refunded", "captured_failed", "reauth_failed")},
+    **{(s, "empty"): "nothing" for s in (
+        "released", "preauth_failed", "preauth_error", "3dsecure_failed", "recurring_failed", "epayment_cancelled",
+        "epayment_declined", "captured_failed", "reauth_failed")},
+    ("released", "held"): "nothing",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "shaped"), list(itertools.product(SEEN, Shape)))
+def test_a_reading_follows_from_status_and_amounts_together(status, shaped):
+    one = transaction(status, AMOUNTS[shaped])
+    assert shape(one) is shaped
+    assert read(one) is Reading(EXPECTED.get((status, shaped.value), "unknown"))
+
+
+@pytest.mark.parametrize("shaped", Shape)
+@pytest.mark.parametrize("status", ["", "settled", "preauth ", "chargeback"])
+def test_a_status_nobody_has_seen_is_for_a_person_whatever_the_amounts(status, shaped):
+    assert read(transaction(status, AMOUNTS[shaped])) is Reading.UNKNOWN
+
+
+@pytest.mark.parametrize("flag", ["amount_unreadable", "currency_unknown", "currency_conflict"])
+@pytest.mark.parametrize("status", SEEN)
+def test_amounts_that_could_not_be_read_prove_nothing(status, flag):
+    assert read(transaction(status, (0, 0, 0), (flag,))) is Reading.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("status", "amounts", "reading", "counted"),
+    [
+        ("released", (100, 0, 0), Reading.NOTHING, (0, 0, 0)),
+        ("refunded", (100, 100, 12), Reading.REFUNDED, (100, 100, 12)),
+        ("recurring_confirmed", (100, 0, 0), Reading.UNKNOWN, (0, 0, 0)),
+        ("preauth", (13900, 0, 0), Reading.RESERVED, (13900, 0, 0)),
+        ("preauth", (13900, 5000, 0), Reading.CAPTURED, (13900, 5000, 0)),
+        ("pending", (13900, 0, 0), Reading.OPEN, (0, 0, 0)),
+        ("preauth_failed", (13900, 100, 0), Reading.UNKNOWN, (0, 100, 0)),
+    ],
+)
+def test_the_fixtures_that_mislead_are_read_right(status, amounts, reading, counted):
+    one = transaction(status, amounts)
+    assert (read(one), held(one)) == (reading, counted)
+
+
+@given(st.sampled_from(SEEN), st.tuples(*[st.integers(0, 10**12)] * 3))
+def test_no_money_is_ever_read_as_nothing_or_under_way_once_it_was_captured(status, amounts):
+    if amounts[1] or amounts[2]:
+        assert read(transaction(status, amounts)) not in {Reading.NOTHING, Reading.OPEN}
+
+
+# ── The document ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_transaction_is_read_with_all_its_facts():
+    infos = (
+        '<PaymentInfos><PaymentInfo name="checkout">019b</PaymentInfo><PaymentInfo name="note"/></PaymentInfos>'
+        "<ChargebackEvents/><ReconciliationIdentifiers><ReconciliationIdentifier><Id>rec-1</Id></ReconciliationIdentifier>"
+        "</ReconciliationIdentifiers>"
+    )
+    assert only(row(infos)) == Transaction(
+        transaction_id="539101", payment_id="55aaaf42-1d1d-4b9d-9a68-2c677e2e454f", order_ref="ORD-1",
+        shop="Example Shop", terminal="Example Terminal", status="preauth", auth_type="payment", currency="DKK",
+        reserved=13900, captured=0, refunded=0, credited=0, created_at="2026-01-02 03:04:05",
+        payment_infos={"checkout": "019b", "note": ""}, nature="CreditCard", expires_at="2026-01-09 03:04:05",
+        reason_code="NONE", chargebacks=False, reconciliations=("rec-1",), raw_flags=(),
+    )  # fmt: skip
+
+
+def test_an_unknown_order_is_an_answer_without_transactions():
+    assert parse(xml(result="")) == Found((), at_limit=False, result="")
+    assert parse(
+        b"<APIResponse><Header><ErrorCode>0</ErrorCode></Header><Body><Result/></Body></APIResponse>"
+    ) == Found(())
+
+
+def test_several_transactions_keep_the_order_of_the_answer():
+    found = parse(
+        xml(row() + row(TransactionId="539102", TransactionStatus="PREAUTH_failed", ReservedAmount="0.00"))
+    )
+    assert isinstance(found, Found)
+    assert [(t.transaction_id, t.status) for t in found.transactions] == [
+        ("539101", "preauth"),
+        ("539102", "preauth_failed"),
+    ]
+
+
+@pytest.mark.parametrize(("rows", "limit", "full"), [(4, 5, False), (5, 5, True), (6, 5, True), (DEFAULT_ROWS, 100, True), (11, 100, False)])  # fmt: skip
+def test_an_answer_as_long_as_it_may_be_proves_no_absence(rows, limit, full):
+    found = parse(xml(row() * rows), limit=limit)
+    assert isinstance(found, Found)
+    assert (len(found.transactions), found.at_limit) == (rows, full)
+
+
+@pytest.mark.parametrize(
+    ("changed", "flags", "currency", "reserved"),
+    [
+        ({"ReservedAmount": "139"}, (), "DKK", 13900),
+        ({"ReservedAmount": "139.0000"}, (), "DKK", 13900),
+        ({"ReservedAmount": "139.005"}, ("amount_unreadable",), "DKK", 0),
+        ({"ReservedAmount": "1e3"}, ("amount_unreadable",), "DKK", 0),
+        ({"ReservedAmount": "-1.00"}, ("amount_unreadable",), "DKK", 0),
+        ({"ReservedAmount": "139,00"}, ("amount_unreadable",), "DKK", 0),
+        ({"ReservedAmount": "9" * 400}, ("amount_unreadable",), "DKK", 0),
+        ({"ReservedAmount": None}, ("amount_missing",), "DKK", 0),
+        ({"MerchantCurrencyAlpha": None}, (), "DKK", 13900),
+        ({"MerchantCurrency": None}, (), "DKK", 13900),
+        ({"MerchantCurrencyAlpha": "EUR"}, ("currency_conflict",), "", 0),
+        ({"MerchantCurrencyAlpha": "ZZZ"}, ("currency_unknown",), "", 0),
+        ({"MerchantCurrencyAlpha": None, "MerchantCurrency": None}, ("currency_unknown",), "", 0),
+        ({"MerchantCurrencyAlpha": "JPY", "MerchantCurrency": "392"}, (), "JPY", 139),
+        (
+            {"MerchantCurrencyAlpha": "KWD", "MerchantCurrency": "414", "ReservedAmount": "1.005"},
+            (),
+            "KWD",
+            1005,
+        ),
+        ({"TransactionStatus": "levitating"}, ("status_unknown",), "DKK", 13900),
+        ({"CapturedAmount": "140.00"}, ("over_capture",), "DKK", 13900),
+        ({"RefundedAmount": "1.00"}, ("over_refund",), "DKK", 13900),
+        ({"CreditedAmount": "1.00"}, ("credited",), "DKK", 13900),
+        ({"CreditedAmount": None}, (), "DKK", 13900),
+    ],
+)
+def test_what_is_odd_is_flagged_and_never_guessed(changed, flags, currency, reserved):
+    one = only(row(**changed))
+    assert (one.raw_flags, one.currency, one.reserved) == (flags, currency, reserved)
+
+
+def test_a_binding_that_comes_twice_with_two_values_binds_nothing():
+    def info(value: str) -> str:
+        return f'<PaymentInfo name="checkout">{value}</PaymentInfo>'
+
+    twice = only(row(f"<PaymentInfos>{info('mine')}{info('yours')}</PaymentInfos>"))
+    assert (dict(twice.payment_infos), twice.raw_flags) == ({}, ("info_repeated",))
+    same = only(row(f"<PaymentInfos>{info('mine')}{info('mine')}</PaymentInfos>"))
+    assert (same.payment_infos, same.raw_flags) == ({"checkout": "mine"}, ())
+
+
+def test_a_chargeback_shows():
+    assert only(
+        row("<ChargebackEvents><ChargebackEvent><Type>x</Type></ChargebackEvent></ChargebackEvents>")
+    ).chargebacks
+
+
+def test_an_error_code_is_a_refusal_and_its_message_is_not_repeated():
+    refusal = parse(xml(code="10000001"))
+    assert refusal == RequestError("10000001")
+    assert "Anna" not in repr(refusal)
+
+
+BILLION_LAUGHS = (
+    b'<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "ha">'
+    + b"".join(b'<!ENTITY %c "%s">' % (98 + n, b"&%c;" % (97 + n) * 10) for n in range(9))
+    + b"]><APIResponse><Header><ErrorCode>&j;</ErrorCode></Header><Body/></APIResponse>"
+)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(BILLION_LAUGHS, id="billion laughs"),
+        pytest.param(
+            b'<!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/hostname">]><r>&x;</r>', id="external entity"
+        ),
+        pytest.param(b'<!DOCTYPE r SYSTEM "http://example.com/r.dtd"><APIResponse/>', id="external DTD"),
+        pytest.param(b"<!DOCTYPE APIResponse>" + xml(row())[21:], id="harmless DTD"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"OK", id="text"),
+        pytest.param(b"<html><body>Please log in</body></html>", id="a page"),
+        pytest.param(xml(row())[:-30], id="truncated"),
+        pytest.param(xml(row()) + b"<more/>", id="two roots"),
+        pytest.param(b'<?xml version="1.0" encoding="klingon"?><APIResponse/>', id="unknown encoding"),
+        pytest.param(xml(row()).replace(b"Example Shop", b"\xff\xfe"), id="not UTF-8"),
+        pytest.param(b"<APIResponse/>", id="no header"),
+        pytest.param(b"<APIResponse><Header><ErrorCode>0</ErrorCode></Header></APIResponse>", id="no body"),
+        pytest.param(xml(code=""), id="no error code"),
+        pytest.param(xml(code="zero"), id="error code in words"),
+        pytest.param(xml(row(TransactionId=None)), id="no transaction id"),
+        pytest.param(xml(row() + row(TransactionId=" ")), id="blank transaction id"),
+        pytest.param(b"<APIResponse>" + b"<a>" * 100_000, id="deep"),
+        pytest.param(b" " * (LARGEST + 1), id="huge"),
+    ],
+)
+def test_a_document_that_cannot_be_trusted_is_a_value(body):
+    assert isinstance(parse(body), Malformed)
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_make_the_reader_raise(body):
+    assert isinstance(parse(body), Malformed)
+
+
+_MARKUP = st.sampled_from(
+    ["<APIResponse>", "</APIResponse>", "<Header>", "</Header>", "<ErrorCode>0</ErrorCode>", "<Body>", "</Body>",
+     "<Transactions>", "</Transactions>", "<Transaction>", "</Transaction>", "<TransactionId>1</TransactionId>",
+     "<PaymentInfos><PaymentInfo/></PaymentInfos>", "<!--x-->", "<?p?>", "<![CDATA[x]]>", "&amp;", "&x;"]
+)  # fmt: skip
+
+
+@given(st.lists(_MARKUP, max_size=25))
+def test_no_markup_makes_the_reader_raise(pieces):
+    assert isinstance(parse("".join(pieces).encode()), Found | RequestError | Malformed)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(FIELDS)),
+        st.text(st.characters(codec="utf-8", exclude_characters="<&"), max_size=40) | st.none(),
+    ),
+)
+def test_no_content_makes_the_reader_raise_and_nothing_unreadable_becomes_money(changed):
+    answer = parse(xml(row(**changed)))
+    if isinstance(answer, Found):
+        for one in answer.transactions:
+            assert min(one.reserved, one.captured, one.refunded, one.credited) >= 0
+            assert one.currency or read(one) is Reading.UNKNOWN
+            held(one)

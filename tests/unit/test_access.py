@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import base64
+import json
+import time
+
+import jwt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import access
+from orchestrator.access import AccessDenied, Doorkeeper
+from orchestrator.settings import Settings
+
+OLD, NEW, FOREIGN = "old-" * 10, "new-" * 16, "foreign-" * 5
+
+
+def settings(*secrets: str) -> Settings:
+    return Settings(jwt_secrets=secrets or (NEW,))
+
+
+def token(known: Settings | None = None, **changes: object) -> str:
+    asked = {
+        "merchant": "default",
+        "scopes": ["checkouts:read"],
+        "lifetime": 60,
+        "subject": "shop-1",
+    } | changes
+    return access.issue(known or settings(), **asked)
+
+
+def signed(secret: str = NEW, *, without: str = "", algorithm: str = "HS256", **claims: object) -> str:
+    """A token of our own making, with anything in it."""
+    now = int(time.time())
+    whole = {"iss": "orchestrator", "aud": "orchestrator", "sub": "s", "merchant": "m", "scope": "ops", "iat": now,
+             "exp": now + 60} | claims  # fmt: skip
+    whole.pop(without, None)
+    return jwt.encode(whole, secret, algorithm=algorithm)
+
+
+def denied(text: str, known: Settings | None = None) -> str:
+    with pytest.raises(AccessDenied) as caught:
+        access.verify(known or settings(), text)
+    assert caught.value.status == 401
+    return caught.value.sentence
+
+
+def test_a_token_says_who_calls_for_whom_and_what_for():
+    caller = access.verify(settings(), token(scopes=["checkouts:read", "checkouts:write"]))
+    assert (caller.merchant, caller.subject) == ("default", "shop-1")
+    assert caller.scopes == {"checkouts:read", "checkouts:write"}
+    assert caller.actor == "client:default/shop-1"
+
+
+def test_the_newest_secret_signs_and_every_one_verifies():
+    both = settings(NEW, OLD)
+    assert access.verify(both, token(settings(OLD))).merchant == "default"
+    assert access.verify(settings(NEW), token(both)).merchant == "default"
+    assert "signature is wrong" in denied(token(both), settings(OLD))
+
+
+def test_each_cause_has_a_sentence_of_its_own():
+    said = {
+        "expired": denied(signed(iat=1, exp=2)),
+        "expired under an older secret": denied(signed(OLD, iat=1, exp=2), settings(NEW, OLD)),
+        "signature": denied(signed(FOREIGN)),
+        "issuer": denied(signed(iss="else")),
+        "audience": denied(signed(aud="else")),
+        "algorithm": denied(signed(algorithm="HS512")),
+        "future": denied(signed(iat=int(time.time()) + 3600)),
+        "nothing": denied("not a token"),
+        "claim": denied(signed(without="merchant")),
+    }
+    assert "expired" in said["expired"]
+    assert said["expired under an older secret"] == said["expired"]
+    assert len(set(said.values())) == len(said) - 1
+
+
+@pytest.mark.parametrize("claim", ["iss", "aud", "sub", "merchant", "scope", "iat", "exp"])
+def test_a_token_that_lacks_a_claim_is_refused_by_its_name(claim):
+    assert claim in denied(signed(without=claim))
+
+
+@pytest.mark.parametrize(
+    "claims", [{"merchant": 7}, {"scope": ["ops"]}, {"sub": ""}, {"merchant": "a\nb"}, {"sub": "s" * 101}]
+)
+def test_a_signed_token_with_nonsense_in_it_is_refused(claims):
+    assert denied(signed(**claims))
+
+
+def test_an_unsigned_token_is_refused():
+    header, payload = ({"alg": "none", "typ": "JWT"}, {"sub": "s", "merchant": "m", "scope": "ops"})
+    parts = [
+        base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
+        for part in (header, payload)
+    ]
+    assert "HS256" in denied(".".join([*parts, ""]))
+
+
+@given(
+    st.text()
+    | st.from_regex(r"[A-Za-z0-9_-]{0,30}\.[A-Za-z0-9_-]{0,30}\.[A-Za-z0-9_-]{0,30}", fullmatch=True)
+)
+def test_whatever_a_stranger_brings_is_refused_with_a_sentence(text):
+    assert denied(text)
+
+
+def test_a_header_nested_too_deeply_is_refused():
+    header = base64.urlsafe_b64encode(b"[" * 3000).rstrip(b"=").decode()
+    assert denied(f"{header}.e30.x")
+    assert denied("x" * 5000)
+
+
+def test_an_installation_without_secrets_knows_no_token():
+    assert "JWT_SECRETS" in denied(token(), Settings())
+
+
+def test_a_missing_scope_is_forbidden_and_named():
+    caller = access.verify(settings(), token())
+    caller.need("checkouts:read")
+    with pytest.raises(AccessDenied, match="needs the scope checkouts:write") as caught:
+        caller.need("checkouts:write")
+    assert caught.value.status == 403
+
+
+@pytest.mark.parametrize(
+    "changes", [{"scopes": ["checkout:write"]}, {"scopes": []}, {"merchant": ""}, {"subject": "s" * 101}]
+)
+def test_a_token_that_nobody_could_use_is_not_issued(changes):
+    with pytest.raises(ValueError, match="must be"):
+        token(**changes)
+
+
+@pytest.mark.parametrize("header", [None, "", "Basic abc", "Bearer", "Bearer  ", "token"])
+def test_a_call_without_a_token_is_told_how_to_bring_one(header):
+    with pytest.raises(AccessDenied, match="Bearer <token>"):
+        Doorkeeper(settings()).admit(header)
+
+
+def test_a_remembered_token_still_ends_when_it_ends():
+    keeper = Doorkeeper(settings())
+    bearer = f"Bearer {signed(exp=time.time() + 1)}"
+    assert keeper.admit(bearer) is keeper.admit(bearer)
+    time.sleep(2)
+    with pytest.raises(AccessDenied, match="expired"):
+        keeper.admit(bearer)
+
+
+def test_what_is_remembered_has_an_end(monkeypatch):
+    monkeypatch.setattr(access, "_MOST_REMEMBERED", 3)
+    keeper = Doorkeeper(settings())
+    for number in range(9):
+        keeper.admit(f"Bearer {token(subject=f's{number}')}")
+    assert len(keeper._seen) == 3

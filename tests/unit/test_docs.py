@@ -1,0 +1,43 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import intents
+from orchestrator.settings import reference
+from orchestrator.states import diagram
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def test_the_readme_shows_the_state_machine_of_the_code():
+    assert f"```mermaid\n{diagram()}```" in (ROOT / "README.md").read_text()
+
+
+def test_the_settings_page_is_the_settings_object():
+    assert (ROOT / "docs/settings.md").read_text() == reference()
+
+
+def test_the_example_intent_is_one_that_is_taken():
+    assert intents.parse((ROOT / "docs/intent.json").read_bytes()).order_ref == "A-1001"
+
+
+def test_every_test_that_the_readme_names_exists():
+    named = {
+        word.strip("`|") for word in (ROOT / "README.md").read_text().split() if word.startswith("`test_")
+    }
+    assert named
+    everything = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    missing = [name for name in named if f"def {name}(" not in everything]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "docs/settings.md"])
+def test_no_document_names_a_path_that_is_not_there(name: str):
+    import re
+
+    for target in re.findall(r"\]\(([\w./-]+)\)", (ROOT / name).read_text()):
+        assert (ROOT / name).parent.joinpath(target).exists(), target

@@ -1,0 +1,293 @@
+"""What an answer of the gateway proves for a checkout, and when the next look is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.gateway.payments import Found, Transaction
+from orchestrator.lifecycle import Held
+from orchestrator.reconcile import (
+    Binding,
+    Finding,
+    Role,
+    back_off,
+    bind,
+    judge,
+    next_look,
+    next_watch,
+    quiet_looks,
+    thinned,
+)
+from orchestrator.states import State
+from tests.conftest import make_settings
+
+OURS = UUID("0190a5a0-0000-7000-8000-000000000001")
+ANOTHERS = UUID("0190a5a0-0000-7000-8000-000000000002")
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def checkout(**changes):
+    values = {
+        "id": OURS, "merchant_id": 1, "order_ref": "T-1", "state": State.AWAITING_PAYMENT, "version": 5, "lease": OURS,
+        "wake": 0, "currency": "DKK", "amount": 13900, "reserved": 0, "captured": 0, "refunded": 0, "late": False,
+        "deadline": NOW, "offered_at": NOW, "withdrawn_at": None, "ended_at": None, "claims": 1, "attempts": 0, "looks": 0,
+        "openings": 1, "last_error": None, "attention": None, "correlation_id": "c", "audit_sequence": 5,
+        "audit_head": b"h" * 32, "event_sequence": 1, "token": None, "token_expires_at": None, "session_id": "s",
+        "methods": None, "intent": None, "data_key": None, "accepted": None, "shared": False, "claimed_at": NOW, "claimed_tick": 0.0,
+        "lease_ends": 60.0, **changes,
+    }  # fmt: skip
+    return Held(**values)
+
+
+def transaction(name, status, amounts=(0, 0, 0), *, bound=OURS, **changes):
+    reserved, captured, refunded = amounts
+    values = {
+        "transaction_id": name, "payment_id": f"p-{name}", "order_ref": "T-1", "shop": "s", "terminal": "t", "status": status,
+        "auth_type": "payment", "currency": "DKK", "reserved": reserved, "captured": captured, "refunded": refunded,
+        "credited": 0, "created_at": f"2026-01-02 03:04:{name:>02}",
+        "payment_infos": {} if bound is None else {"checkout": str(bound)}, **changes,
+    }  # fmt: skip
+    return Transaction(**values)
+
+
+WHOLE = (13900, 0, 0)
+PAID = transaction("1", "preauth", WHOLE)
+CAPTURED = transaction("2", "captured", (13900, 13900, 0))
+REFUNDED = transaction("3", "refunded", (13900, 13900, 500))
+DECLINED = transaction("4", "preauth_failed")
+OPEN = transaction("5", "created")
+ODD = transaction("6", "no_such_status", WHOLE)
+LESS = transaction("7", "preauth", (13800, 0, 0))
+EUROS = transaction("8", "captured", (13900, 13900, 0), currency="EUR")
+SECOND = transaction("9", "preauth", WHOLE)
+ANOTHER = transaction("10", "preauth", WHOLE, bound=ANOTHERS)
+NAMELESS = transaction("11", "preauth", WHOLE, bound=None)
+ELSEWHERE = transaction("12", "preauth", WHOLE, order_ref="T-2")
+
+VERDICTS = {
+    "nothing": ((), Finding.NOTHING),
+    "a declined attempt": ((DECLINED,), Finding.DECLINED),
+    "an open attempt": ((OPEN,), Finding.OPEN),
+    "declined, then open": ((DECLINED, OPEN), Finding.OPEN),
+    "reserved": ((PAID,), Finding.PAID),
+    "captured": ((CAPTURED,), Finding.PAID),
+    "refunded": ((REFUNDED,), Finding.PAID),
+    "declined, then paid": ((DECLINED, PAID), Finding.PAID),
+    "paid, and another is open": ((PAID, OPEN), Finding.PAID),
+    "paid by what names no checkout": ((NAMELESS,), Finding.PAID),
+    "paid for another checkout of this order": ((ANOTHER,), Finding.NOTHING),
+    "paid for another order": ((ELSEWHERE,), Finding.NOTHING),
+    "of another amount": ((LESS,), Finding.UNSURE),
+    "of another currency": ((EUROS,), Finding.UNSURE),
+    "of an unknown status": ((ODD,), Finding.UNSURE),
+    "unclear beside open": ((ODD, OPEN), Finding.UNSURE),
+    "unclear beside paid": ((ODD, PAID), Finding.PAID),
+}
+
+
+@pytest.mark.parametrize(("transactions", "finding"), tuple(VERDICTS.values()), ids=tuple(VERDICTS))
+def test_an_answer_proves(transactions, finding):
+    verdict = judge(checkout(), Found(transactions))
+    assert verdict.finding is finding
+    assert (verdict.attention is not None) == (finding is Finding.UNSURE or ODD in transactions)
+
+
+def test_what_names_no_checkout_pays_none_of_several_with_its_order_number():
+    verdict = judge(checkout(shared=True), Found((NAMELESS,)))
+    assert (verdict.finding, verdict.attention.split(":")[0]) == (Finding.UNSURE, "unbound_payment")
+    assert judge(checkout(shared=True), Found((PAID,))).finding is Finding.PAID
+    assert judge(checkout(shared=True, accepted="11"), Found((NAMELESS,))).finding is Finding.PAID
+
+
+def test_a_released_payment_holds_nothing_any_more():
+    released = transaction("1", "released", WHOLE)
+    verdict = judge(checkout(state=State.COMPLETED, accepted="1", reserved=13900), Found((released,)))
+    assert (verdict.finding, verdict.money) == (Finding.RELEASED, (0, 0, 0))
+    assert verdict.attention.startswith("payment_released: transaction 1")
+
+
+def test_an_alarm_grows_with_the_age_of_what_it_is_for():
+    assert [thinned(100.0, age) for age in (-5.0, 500.0, 86_400.0, 1e9)] == [100.0, 100.0, 8640.0, 604_800.0]
+
+
+def test_the_binding_is_our_own_id_or_else_the_order_number_alone():
+    assert bind(checkout(), PAID) is Binding.BOUND
+    assert bind(checkout(), NAMELESS) is Binding.ORDER_REF
+    assert bind(checkout(), ANOTHER) is None
+    assert bind(checkout(), ELSEWHERE) is None
+
+
+def test_anothers_money_is_counted_as_foreign_and_booked_nowhere():
+    verdict = judge(checkout(), Found((ANOTHER, ELSEWHERE, PAID)))
+    assert verdict.evidence["foreign"] == 2
+    assert [one.transaction_id for one in verdict.payments] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("one", "sentence"),
+    [
+        (LESS, "payment_mismatch: transaction 7 holds 13800 DKK (minor units), the order is 13900 DKK"),
+        (EUROS, "payment_mismatch: transaction 8 holds 13900 EUR (minor units), the order is 13900 DKK"),
+        (ODD, "unclear_payment: transaction 6 is no_such_status with amounts that do not say what it means"),
+    ],
+)
+def test_unsure_says_why_and_concludes_nothing(one, sentence):
+    verdict = judge(checkout(reserved=7), Found((one,)))
+    assert (verdict.finding, verdict.attention, verdict.money) == (Finding.UNSURE, sentence, (7, 0, 0))
+    assert [seen.role for seen in verdict.payments] == [Role.UNKNOWN]
+
+
+def test_of_two_payments_the_first_is_accepted_and_the_other_is_surplus():
+    verdict = judge(checkout(), Found((SECOND, PAID)))
+    assert verdict.finding is Finding.PAID
+    assert {one.transaction_id: one.role for one in verdict.payments} == {
+        "1": Role.ACCEPTED,
+        "9": Role.SURPLUS,
+    }
+    assert verdict.attention == "surplus_payment: transactions 9 also hold money for this order"
+    assert verdict.money == WHOLE
+
+
+def test_what_is_bound_goes_before_what_came_first():
+    verdict = judge(checkout(), Found((transaction("0", "preauth", WHOLE, bound=None), PAID)))
+    assert {one.transaction_id: (one.role, one.binding) for one in verdict.payments} == {
+        "0": (Role.SURPLUS, Binding.ORDER_REF),
+        "1": (Role.ACCEPTED, Binding.BOUND),
+    }
+
+
+def test_the_accepted_one_stays_accepted_whatever_else_holds_money():
+    verdict = judge(checkout(accepted="9", state=State.COMPLETED), Found((PAID, SECOND)))
+    assert {one.transaction_id: one.role for one in verdict.payments} == {
+        "1": Role.SURPLUS,
+        "9": Role.ACCEPTED,
+    }
+
+
+def test_another_payment_never_takes_the_place_of_the_accepted_one():
+    gone = transaction("9", "released", WHOLE)
+    verdict = judge(checkout(accepted="9", reserved=13900, state=State.COMPLETED), Found((PAID, gone)))
+    assert verdict.finding is not Finding.PAID
+    assert {one.transaction_id: one.role for one in verdict.payments} == {
+        "1": Role.SURPLUS,
+        "9": Role.ATTEMPT,
+    }
+    assert verdict.money == (0, 0, 0)
+    assert verdict.attention.endswith("; transactions 1 hold money for it")
+
+
+def test_an_unclear_one_beside_the_accepted_one_wants_a_person():
+    verdict = judge(checkout(), Found((PAID, LESS)))
+    assert verdict.finding is Finding.PAID
+    assert verdict.attention == "unclear_payment: transactions 7 beside the accepted one cannot be read"
+
+
+@pytest.mark.parametrize(
+    ("transactions", "finding"),
+    [((), Finding.UNSURE), ((DECLINED,), Finding.UNSURE), ((OPEN,), Finding.OPEN), ((PAID,), Finding.PAID)],
+)
+def test_an_answer_as_long_as_answers_get_proves_no_absence(transactions, finding):
+    verdict = judge(checkout(), Found(transactions, at_limit=True))
+    assert verdict.finding is finding
+    assert verdict.evidence.get("atLimit") is (True if finding is Finding.UNSURE else None)
+    assert (verdict.attention or "").startswith("lookup_at_limit" if finding is Finding.UNSURE else "")
+
+
+def test_the_evidence_holds_amounts_and_ids_of_each_transaction():
+    flagged = transaction("3", "refunded", (13900, 13900, 500), raw_flags=("credited",))
+    assert judge(checkout(), Found((flagged,))).evidence == {
+        "by": "lookup",
+        "transactions": [
+            {"id": "3", "status": "refunded", "reading": "refunded", "binding": "bound", "role": "accepted",
+             "reserved": 13900, "captured": 13900, "refunded": 500, "flags": ["credited"]}
+        ],
+    }  # fmt: skip
+    assert judge(checkout(), Found((flagged,))).money == (13900, 13900, 500)
+
+
+@given(st.permutations([PAID, SECOND, CAPTURED, DECLINED, OPEN, LESS, ANOTHER, NAMELESS]))
+def test_the_order_of_the_answer_changes_no_verdict(transactions):
+    verdict = judge(checkout(), Found(tuple(transactions)))
+    assert verdict == judge(
+        checkout(), Found((PAID, SECOND, CAPTURED, DECLINED, OPEN, LESS, ANOTHER, NAMELESS))
+    )
+
+
+MIXED = st.lists(
+    st.sampled_from([PAID, SECOND, CAPTURED, REFUNDED, DECLINED, OPEN, LESS, ODD, NAMELESS]),
+    unique_by=lambda one: one.transaction_id,
+)
+
+
+@given(MIXED)
+def test_never_is_more_than_one_accepted_and_never_is_money_called_an_absence(transactions):
+    verdict = judge(checkout(), Found(tuple(transactions)))
+    accepted = [one for one in verdict.payments if one.role == Role.ACCEPTED]
+    assert len(accepted) == (verdict.finding is Finding.PAID)
+    if any(one in transactions for one in (PAID, SECOND, CAPTURED, REFUNDED, NAMELESS)):
+        assert verdict.finding is Finding.PAID
+    if LESS in transactions or ODD in transactions:
+        assert verdict.finding in {Finding.PAID, Finding.UNSURE}
+
+
+# ── When to look again ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+SECONDS = st.floats(min_value=0.01, max_value=10_000)
+PLAIN = make_settings()
+
+
+def with_settings(**changes):
+    """Return settings without reading the environment again for each example."""
+    return PLAIN.model_copy(update=changes)
+
+
+@given(SECONDS, SECONDS, st.integers(0, 10_000))
+def test_a_look_is_never_further_away_than_its_cap_nor_nearer_than_its_base(base, cap, looks):
+    settings = with_settings(recheck_after_callback=min(base, 3600), look_cap=cap)
+    bound = min(settings.recheck_after_callback * 2.0 ** min(looks, 40), cap)
+    assert 0.8 * bound <= next_look(settings, looks) <= 1.2 * bound
+
+
+def test_looks_come_less_and_less_often():
+    settings = with_settings(recheck_after_callback=1.0, look_cap=1000.0)
+    assert [round(next_look(settings, looks) / 2.0**looks) for looks in range(9)] == [1] * 9
+
+
+@given(SECONDS, SECONDS)
+def test_a_quiet_shopper_is_looked_at_first_when_the_first_look_is_due(base, first):
+    settings = with_settings(recheck_after_callback=min(base, 3600), first_look=first, look_cap=7 * 86400)
+    looks = quiet_looks(settings)
+    assert settings.recheck_after_callback * 2.0**looks >= first
+    assert looks == 0 or settings.recheck_after_callback * 2.0 ** (looks - 1) < first
+
+
+@given(st.floats(0.01, 60), st.floats(0.01, 3600), st.integers(0, 10_000), st.floats(0, 1000))
+def test_a_retry_is_after_what_the_gateway_asked_for_and_within_the_cap(base, cap, attempts, at_least):
+    settings = with_settings(retry_base=base, retry_cap=cap)
+    ceiling = min(base * 2.0 ** min(attempts, 40), cap)
+    delay = back_off(settings, attempts, at_least=at_least)
+    assert at_least + 0.05 * ceiling <= delay <= at_least + ceiling
+
+
+def test_retries_are_spread():
+    settings = with_settings(retry_base=10.0, retry_cap=10.0)
+    delays = sorted(back_off(settings, 0) for _ in range(500))
+    assert delays[0] < 1.5
+    assert delays[-1] > 9.0
+
+
+@pytest.mark.parametrize(
+    ("since", "expected"), [(0, 60.0), (59, 1.0), (60, 3540.0), (3599, 1.0), (3600, None), (10_000, None)]
+)
+def test_the_watch_of_an_ended_checkout_has_its_looks_and_then_runs_out(since, expected):
+    settings = with_settings(settle_watch=(60.0, 3600.0))
+    assert next_watch(settings, NOW, NOW + timedelta(seconds=since)) == expected
+
+
+def test_without_a_watch_nothing_is_watched():
+    assert next_watch(with_settings(settle_watch=()), NOW, NOW) is None

@@ -1,0 +1,194 @@
+"""Settings: one sentence for each wrong value, and nothing secret in what is printed."""
+
+from __future__ import annotations
+
+import base64
+import os
+
+import pytest
+from pydantic import ValidationError
+
+from orchestrator.settings import PREFIX, Settings, SettingsError, load
+from tests.conftest import SECRET_KEY, make_settings
+
+SHORT_KEY = base64.b64encode(b"k" * 16).decode()
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch):
+    for name in os.environ:
+        if name.upper().startswith(PREFIX):
+            monkeypatch.delenv(name)
+
+
+WRONG = {
+    (
+        "DATABASE_URL",
+        "mysql://db.example.com/x",
+    ): "must be a URL that starts with postgresql:// or postgres://",
+    ("DATABASE_URL", "postgresql://"): "and this one names no host",
+    ("DATABASE_URL", "postgresql://sam:p@ss@db.example.com/x"): "percent-encoded: @ is written %40",
+    ("DATABASE_URL", "postgresql://db.example.com:port/x"): "whose host and port can be read",
+    ("DATABASE_URL", "db.example.com"): "must be a URL that starts with postgresql://",
+    ("BROKER_URL", "http://127.0.0.1"): "must be a URL that starts with redis:// or rediss:// or amqp://",
+    ("REDIS_URL", "redis:somewhere"): "must be a URL that starts with redis://",
+    ("GATEWAY_URL", "gateway.example.com"): "must be a URL that starts with http:// or https://",
+    ("GATEWAY_URL", "http:gateway.example.com"): "must be a URL that starts with http://",
+    ("GATEWAY_URL", "https:///path"): "and this one names no host",
+    ("GATEWAY_URL", "http://"): "and this one names no host",
+    ("GATEWAY_URL", "https://gateway.example.com/?a=b"): "without query, fragment or credentials",
+    ("MERCHANT_API_URL", "https://gateway.example.com/#a"): "without query, fragment or credentials",
+    ("PUBLIC_URL", "https://sam:hush@shop.example"): "without query, fragment or credentials",
+    ("MERCHANT_API_URL", "ftp://gateway.example.com"): "must be a URL that starts with http://",
+    ("GATEWAY_SECRETS", "first,second"): "must be a JSON array",
+    ("GATEWAY_SECRETS", "{"): "must be a JSON array",
+    ("GATEWAY_SECRETS", '{"a": "b"}'): 'must be a JSON array, for example ["first","second"]',
+    ("GATEWAY_SECRETS", "[1]"): "each entry must be text in quotes",
+    ("SECRET_KEYS", "[]"): "must not be an empty list",
+    ("JWT_SECRETS", "[]"): "must not be an empty list",
+    ("SECRET_KEYS", "abc"): "must be a JSON array",
+    ("SECRET_KEYS", '["abc"]'): "each key must be 32 bytes in base64",
+    ("SECRET_KEYS", f'["{SHORT_KEY}"]'): "each key must be 32 bytes in base64",
+    ("SECRET_KEYS", f'["{SECRET_KEY}", "not base64!"]'): "each key must be 32 bytes in base64",
+    ("JWT_SECRETS", '["short"]'): "at least 32 characters",
+    ("GATEWAY_TOTAL_TIMEOUT", "soon"): "must be a number",
+    ("GATEWAY_TOTAL_TIMEOUT", "0"): "must be greater than 0",
+    ("GATEWAY_POOL_SIZE", "1.5"): "must be a whole number",
+    ("LEASE_SECONDS", "0.5"): "greater than or equal to 1",
+    ("LEASE_SECONDS", "19"): "at least twice GATEWAY_TOTAL_TIMEOUT",
+    ("HINT_SIZE", "0"): "greater than or equal to 1",
+    ("SETTLE_WATCH", "3600"): "must be a JSON array, for example [3600,86400]",
+    ("SETTLE_WATCH", "[3600"): "must be a JSON array, for example [3600,86400]",
+    ("SETTLE_WATCH", '["soon"]'): "each entry must be a number",
+    ("SETTLE_WATCH", "[0, 60]"): "each number must be greater than 0",
+    ("SETTLE_WATCH", "[60, 60]"): "greater than the one before it",
+    ("SETTLE_WATCH", "[60, Infinity]"): "each number must be",
+    ("LOG_FORMAT", "xml"): "must be 'auto', 'console' or 'json'",
+    ("LOG_LEVEL", "INFO"): "must be 'debug', 'info', 'warning' or 'error'",
+}
+
+
+@pytest.mark.parametrize(("setting", "sentence"), tuple(WRONG.items()), ids=lambda value: str(value)[:50])
+def test_a_wrong_value_is_one_sentence_that_names_its_variable(monkeypatch, setting, sentence):
+    name, value = setting
+    monkeypatch.setenv(PREFIX + name, value)
+    with pytest.raises(SettingsError) as error:
+        load()
+    said = str(error.value)
+    assert said.startswith(PREFIX + name)
+    assert sentence in said
+    assert "\n" not in said
+    assert error.value.__cause__ is None
+
+
+@pytest.mark.parametrize("value", ["pa55word-that-is-no-key", '["pa55word-that-is-no-key"]'])
+def test_the_sentence_does_not_quote_a_secret(monkeypatch, value):
+    monkeypatch.setenv("ORCHESTRATOR_SECRET_KEYS", value)
+    with pytest.raises(SettingsError) as error:
+        load()
+    assert "pa55word" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("ORCHESTRATOR_DATABSE_URL", "ORCHESTRATOR_DATABASE_URL"),
+        ("ORCHESTRATOR_SECRET_KEY", "ORCHESTRATOR_SECRET_KEYS"),
+        ("orchestrator_gatway_url", "ORCHESTRATOR_GATEWAY_URL"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(monkeypatch, typed, meant):
+    monkeypatch.setenv(typed, "x")
+    with pytest.raises(
+        SettingsError, match=rf"^{typed} is not a setting of the orchestrator: did you mean {meant}"
+    ):
+        load()
+
+
+@pytest.mark.parametrize("name", ["ORCHESTRATOR_X", "ORCHESTRATOR_COLOUR", "ORCHESTRATOR_"])
+def test_an_unknown_name_that_resembles_nothing_is_refused_without_a_guess(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SettingsError, match=rf"^{name} is not a setting of the orchestrator$"):
+        load()
+
+
+@pytest.mark.parametrize("name", ["GATEWAY_URL", "PUBLIC_URL", "SECRET_KEYS", "LEASE_SECONDS"])
+def test_an_empty_variable_counts_as_not_set(monkeypatch, name):
+    monkeypatch.setenv(PREFIX + name, "")
+    settings = load()
+    assert settings == Settings()
+    assert name.lower() not in settings.model_fields_set
+
+
+def test_lists_are_json_arrays_newest_first(monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_GATEWAY_SECRETS", '["new one", "older one"]')
+    monkeypatch.setenv("ORCHESTRATOR_SETTLE_WATCH", "[60, 3600.5]")
+    settings = load()
+    assert [secret.get_secret_value() for secret in settings.gateway_secrets] == ["new one", "older one"]
+    assert settings.settle_watch == (60.0, 3600.5)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://shop:x@db.example.com:5433/orders",
+        "postgres://db.example.com/orders",
+        "postgresql+psycopg://db.example.com/orders",
+        "postgresql:///orders?host=/var/run/postgresql",
+    ],
+)
+def test_every_spelling_of_a_postgres_url_is_taken(monkeypatch, url):
+    monkeypatch.setenv("ORCHESTRATOR_DATABASE_URL", url)
+    assert load().database_url == url
+
+
+def test_a_final_slash_of_a_url_does_not_matter(monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_GATEWAY_URL", "https://gateway.example.com/")
+    assert load().gateway_url == "https://gateway.example.com"
+
+
+def test_printing_the_settings_shows_no_secret():
+    settings = make_settings(
+        database_url="postgresql://shop:hush-1@db.example.com/x",
+        broker_url="amqp://shop:hush-2@mq.example.com",
+        redis_url="redis://:hush-3@127.0.0.1",
+        gateway_password="hush-4",
+        gateway_secrets=("hush-5",),
+        jwt_secrets=("hush-6" * 8,),
+    )
+    for printed in (repr(settings), str(settings), f"{settings}"):
+        assert "hush" not in printed
+        assert SECRET_KEY not in printed
+        assert "gateway_username='shop'" in printed
+
+
+def test_settings_do_not_change_once_read():
+    settings = make_settings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.lease_seconds = 1.0
+
+
+def test_the_merchant_api_is_below_the_gateway_unless_it_lives_elsewhere():
+    assert Settings().merchant_api == ""
+    assert make_settings(gateway_url="https://g.example.com").merchant_api == "https://g.example.com"
+    assert make_settings(merchant_api_url="https://m.example.com").merchant_api == "https://m.example.com"
+
+
+def test_a_command_that_needs_a_setting_says_which():
+    with pytest.raises(SettingsError, match=r"^ORCHESTRATOR_DATABASE_URL is not set: this command needs it"):
+        Settings().need("database_url")
+    assert make_settings(database_url="postgresql://x/y").need("database_url") == "postgresql://x/y"
+
+
+def test_overrides_go_before_the_environment_and_are_checked_too(monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_HINT_SIZE", "7")
+    assert load().hint_size == 7
+    assert load({"hint_size": 9}).hint_size == 9
+    with pytest.raises(SettingsError, match=r"^ORCHESTRATOR_HINT_SIZE: "):
+        load({"hint_size": 0})
+
+
+def test_the_environment_of_other_programs_is_none_of_our_business(monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "mysql://x")
+    monkeypatch.setenv("XORCHESTRATOR_FOO", "1")
+    assert load().database_url is None

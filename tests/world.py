@@ -1,0 +1,295 @@
+"""A whole installation of processes, in the vocabulary of the domain: API, workers, scheduler and sandbox, as operations run them.
+
+Processes are killed, stopped and started again by the tests. At the end of each test, `agree` compares the sandbox's ledger of what
+really happened to every shopper's money with our books, to the minor unit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import httpx
+import psycopg
+import redis
+from psycopg.rows import dict_row
+
+from orchestrator import access
+from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
+from tests.integration.carry.scene import intent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from orchestrator.embedded import Embedded
+
+HURRY = {
+    "lease_seconds": 2,
+    "gateway_connect_timeout": 0.9,
+    "gateway_read_timeout": 0.9,
+    "gateway_total_timeout": 1,
+    "hint_grace": 0.5,
+    "sweep_interval": 0.2,
+    "self_sweep_after": 2,
+    "retry_base": 0.1,
+    "retry_cap": 0.5,
+    "deadline_grace": 0.5,
+    "cancel_grace": 0.5,
+    "first_look": 0.8,
+    "recheck_after_callback": 0.2,
+    "look_cap": 1,
+    "worker_threads": 16,
+}
+GOOD_CARD, DECLINED_CARD = "4111000011110000", "4180000000000566"
+
+
+class World:
+    """One installation. Started processes are in `running` by name: api, sandbox, scheduler, worker-1 …"""
+
+    def __init__(self, servers: Embedded, database_url: str, place: Path, **settings: object) -> None:
+        self.database_url, self.redis_url, self.place = database_url, servers.redis_url, place
+        self.api_port, self.sandbox_port = free_port(), free_port()
+        self.api_url = f"http://127.0.0.1:{self.api_port}"
+        self.sandbox_url = f"http://127.0.0.1:{self.sandbox_port}"
+        self.settings: dict[str, object] = {
+            "database_url": database_url,
+            "broker_url": servers.redis_url,
+            "gateway_url": self.sandbox_url,
+            "public_url": self.api_url,
+            "gateway_username": "shop",
+            "gateway_password": "sandbox password",
+            "secret_keys": [SECRET_KEY],
+            "jwt_secrets": [JWT_SECRET],
+            "log_format": "json",
+            "log_level": "info",
+            **HURRY,
+            **settings,
+        }
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.http = httpx.Client(timeout=10)
+        token = access.issue(
+            make_settings(),
+            merchant="default",
+            scopes=("checkouts:write", "checkouts:read"),
+            lifetime=3600,
+            subject="test",
+        )
+        self.http.headers["Authorization"] = f"Bearer {token}"
+        with redis.Redis.from_url(servers.redis_url) as broker:
+            broker.flushall()
+
+    # ── Processes ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self, name: str) -> None:
+        """Start a process and wait until it answers, if it is one that answers."""
+        kind = name.partition("-")[0]
+        command = {
+            "api": ["api", "--port", str(self.api_port)],
+            "sandbox": [
+                "sandbox",
+                "--port",
+                str(self.sandbox_port),
+                "--state-file",
+                str(self.place / "sandbox.db"),
+            ],
+            "worker": ["worker"],
+            "scheduler": ["scheduler"],
+        }[kind]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("ORCHESTRATOR_")}
+        for key, value in self.settings.items():
+            environment[f"ORCHESTRATOR_{key.upper()}"] = (
+                value if isinstance(value, str) else json.dumps(value)
+            )
+        with (self.place / f"{name}.log").open("ab") as out:
+            self.running[name] = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator", *command],
+                env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self.place,
+            )  # fmt: skip
+        url = {"api": f"{self.api_url}/healthz", "sandbox": f"{self.sandbox_url}/healthz"}.get(kind)
+        if url:
+            self.until(lambda: self._answers(name, url), f"{name} answers", seconds=30)
+
+    def start_all(self, *, workers: int = 1) -> None:
+        for name in (
+            "sandbox",
+            "api",
+            *(f"worker-{number}" for number in range(1, workers + 1)),
+            "scheduler",
+        ):
+            self.start(name)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        self.running[name].send_signal(number)
+
+    def kill(self, name: str) -> None:
+        """Kill a process as a crash would: no goodbye."""
+        process = self.running.pop(name)
+        process.kill()
+        process.wait()
+
+    def stop(self, name: str, *, seconds: float = 20) -> int:
+        """Stop a process as operations would; return its exit status."""
+        process = self.running.pop(name)
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        return process.wait(seconds)
+
+    def close(self) -> None:
+        for process in self.running.values():
+            process.kill()
+        for process in self.running.values():
+            process.wait()
+        self.http.close()
+
+    def log(self, name: str) -> str:
+        return (self.place / f"{name}.log").read_text()
+
+    def _answers(self, name: str, url: str) -> bool:
+        assert self.running[name].poll() is None, f"{name} ended: {self.log(name)[-2000:]}"
+        try:
+            return self.http.get(url, timeout=1).is_success
+        except httpx.HTTPError:
+            return False
+
+    # ── The merchant ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def order(self, *, plan: dict[str, object] | None = None, **changes: Any) -> str:
+        """Hand over a checkout intent; return its checkout's id. `plan` is what the gateway is to do with it."""
+        number = f"W-{uuid4().hex[:12]}"
+        if plan:
+            self.control("PUT", f"orders/{number}", plan)
+        answer = self.http.post(
+            f"{self.api_url}/v1/checkouts", content=intent(number, **changes), headers=JSON
+        )
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def checkout(self, checkout: str) -> dict[str, Any]:
+        answer = self.http.get(f"{self.api_url}/v1/checkouts/{checkout}")
+        assert answer.is_success, answer.text
+        return dict(answer.json())
+
+    def cancel(self, checkout: str) -> None:
+        answer = self.http.post(f"{self.api_url}/v1/checkouts/{checkout}/cancel", json={"reason": "sold out"})
+        assert answer.status_code == 202, answer.text
+
+    def until_state(self, checkout: str, *states: str, seconds: float = 30) -> None:
+        def there() -> bool:
+            return self.sql("SELECT state FROM checkouts WHERE id = %s", checkout)[0]["state"] in states
+
+        self.until(there, f"{checkout} is {' or '.join(states)}", seconds=seconds)
+
+    def until_all(self, *states: str, seconds: float = 60) -> None:
+        def there() -> bool:
+            left = self.sql("SELECT count(*) AS left FROM checkouts WHERE NOT state = ANY(%s)", list(states))
+            return left[0]["left"] == 0
+
+        self.until(there, f"every checkout is {' or '.join(states)}", seconds=seconds)
+
+    # ── The shopper ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def pay(self, checkout: str, *, card: str = GOOD_CARD) -> httpx.Response:
+        """Pay by card at the gateway's page; return the gateway's last answer to the browser."""
+        offer = self.checkout(checkout)
+        assert offer["session"], offer
+        method = next(one for one in offer["paymentMethods"] if one["type"] == "CARD")
+        with httpx.Client(timeout=20) as browser:
+            started = browser.post(
+                method["onInitiatePayment"]["value"],
+                json={"paymentMethodId": method["id"], "sessionId": offer["session"]["id"]},
+                headers={"Authorization": f"Bearer {offer['session']['token']}"},
+            )
+            assert started.is_success, started.text
+            return browser.post(
+                started.json()["url"],
+                data={"action": "pay", "card_number": card, "expiry": "12/39", "cvc": "123"},
+            )
+
+    # ── What is true ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def control(self, method: str, path: str, body: object = None) -> Any:
+        answer = self.http.request(method, f"{self.sandbox_url}/sandbox/{path}", json=body)
+        assert answer.is_success, answer.text
+        return answer.json() if answer.content else None
+
+    def sql(self, statement: str, *values: object) -> list[dict[str, Any]]:
+        with psycopg.connect(self.database_url, autocommit=True, row_factory=dict_row) as connection:
+            cursor = connection.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+
+    def ledger(self) -> dict[str, dict[str, Any]]:
+        """Return what the gateway knows of each order number."""
+        orders: dict[str, dict[str, Any]] = {}
+        after = ""
+        while True:
+            page = self.control("GET", f"ledger?limit=1000{after}")
+            orders |= {one["orderId"]: one for one in page["orders"]}
+            if page.get("next") is None:
+                return orders
+            after = f"&after={page['next']}"
+
+    def agree(self) -> None:
+        """Check that the ledger and our books agree to the minor unit, and that the audit trail holds."""
+        ledger = self.ledger()
+        for row in self.sql("SELECT * FROM checkouts"):
+            payments = ledger.get(row["order_ref"], {}).get("payments", [])
+            held = sum(one["heldMinor"] for one in payments)
+            captured = sum(one["capturedMinor"] for one in payments)
+            refunded = sum(one["refundedMinor"] for one in payments)
+            ours = (row["reserved"] if row["state"] == "completed" else 0, row["captured"], row["refunded"])
+            paid = held or captured
+            assert (row["state"] == "completed") == bool(paid), (row["order_ref"], row["state"], payments)
+            assert ours[1:] == (captured, refunded), (row["order_ref"], ours, payments)
+            if paid:
+                assert ours[0] == row["amount"], (row["order_ref"], ours, payments)
+            assert row["due_at"] is not None or row["ended_at"] is not None, row
+        verified = self.command("audit", "verify")
+        assert verified.returncode == 0, verified.stderr + verified.stdout
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("ORCHESTRATOR_")}
+        for key, value in self.settings.items():
+            environment[f"ORCHESTRATOR_{key.upper()}"] = (
+                value if isinstance(value, str) else json.dumps(value)
+            )
+        return subprocess.run(
+            [sys.executable, "-m", "orchestrator", *arguments],
+            env=environment, cwd=self.place, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    def until(self, condition: Callable[[], object], what: str, *, seconds: float = 30) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"within {seconds} s it did not happen that {what}"
+            time.sleep(0.05)
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def world(servers: Embedded, database_url: str, place: Path, **settings: object) -> Iterator[World]:
+    one = World(servers, database_url, place, **settings)
+    try:
+        yield one
+    except BaseException:
+        for name in sorted(path.stem for path in place.glob("*.log")):
+            print(f"── {name} ──\n{one.log(name)[-3000:]}")
+        raise
+    finally:
+        one.close()
