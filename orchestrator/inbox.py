@@ -22,7 +22,7 @@ from orchestrator.models import uuid7
 from orchestrator.vault import VaultError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -127,8 +127,7 @@ class Intents:
     ) -> None:
         self._db, self._vault, self._grace = db, vault, grace
         self._batch: Batch[Intake, Accepted | IntakeError] = Batch(
-            self._write, key=lambda asked: (asked.merchant_id, asked.order_ref), limit=batch_limit,
-            patience=patience, name="intents",
+            self._write, key=lambda asked: asked.id, limit=batch_limit, patience=patience, name="intents",
         )  # fmt: skip
 
     async def accept(self, asked: Intake) -> Accepted:
@@ -151,7 +150,7 @@ class Intents:
         async with self._db.transaction() as tx:
             met = await _meet(tx, batch)
             fates.update(_fates(batch, met))
-            new = [asked for asked in batch if asked.id not in fates]
+            new = _firsts(asked for asked in batch if asked.id not in fates)
             if new:
                 now = next(iter(met.values())).now
                 births = [_birth(asked, self._vault) for asked in new]
@@ -171,13 +170,30 @@ class Intents:
                     for one in new
                     if one.id in born
                 )
-                unborn = [asked for asked in new if asked.id not in born]
+                unborn = [asked.id for asked in new if asked.id not in born]
                 if unborn:
-                    # Somebody else was first between our two looks: a younger snapshot shows them.
-                    await tx.execute(_FREE_KEYS, {"unborn": [asked.id for asked in unborn]})
-                    fates.update(_fates(unborn, await _meet(tx, unborn)))
+                    await tx.execute(_FREE_KEYS, {"unborn": unborn})
+                later = [asked for asked in batch if asked.id not in fates]
+                if later:
+                    # Somebody was first, in this batch or between our two looks: a younger snapshot shows them.
+                    fates.update(_fates(later, await _meet(tx, later)))
             await _keep_keys(tx, batch, fates)
         return [fates.get(asked.id, AGAIN) for asked in batch]
+
+
+def _firsts(asked: Iterable[Intake]) -> list[Intake]:
+    """Leave out what repeats an order number or a key of the same batch: it meets the first one once that is born."""
+    orders: set[tuple[int, str]] = set()
+    keys: set[tuple[int, str]] = set()
+    firsts = []
+    for one in asked:
+        order, key = (one.merchant_id, one.order_ref), (one.merchant_id, one.idempotency_key or "")
+        if order in orders or (one.idempotency_key is not None and key in keys):
+            continue
+        orders.add(order)
+        keys.add(key)
+        firsts.append(one)
+    return firsts
 
 
 async def _meet(tx: AsyncConnection, batch: Sequence[Intake]) -> dict[UUID, Row[Any]]:

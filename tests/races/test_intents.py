@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import psycopg
 import pytest
+from sqlalchemy import event
 
 from orchestrator.db import DatabaseAway
 from orchestrator.inbox import KeyReused, OrderTaken
@@ -44,6 +45,19 @@ async def test_the_same_order_fifty_times_at_once_is_one_checkout_and_all_get_it
     }
     for table in ("checkouts", "intents", "audit_entries"):
         assert await core.all(f"SELECT count(*) FROM {table}") == [1]
+
+
+async def test_a_crowd_with_one_order_number_or_one_key_does_not_take_turns(core):
+    """Each waiting for the one before would keep the last of many waiting for ever longer."""
+    commits = []
+    asked, keyed = intake(), intake(idempotency_key="K-1")
+    event.listen(core.db._engine.sync_engine, "commit", commits.append)
+    accepted = await asyncio.gather(
+        *(core.intents.accept(again(one)) for one in (asked, keyed) for _ in range(100))
+    )
+    assert len({one.id for one in accepted}) == 2
+    assert sum(one.fresh for one in accepted) == 2
+    assert len(commits) <= 3
 
 
 async def test_orders_of_two_intakes_crossing_each_other_meet_without_a_deadlock(core):

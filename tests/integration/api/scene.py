@@ -102,7 +102,7 @@ class Api:
 
 
 @asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[Api]:
+async def serving(settings: Settings, *, patience: float = 10.0) -> AsyncIterator[Api]:
     vault = Vault(settings.secret_keys)
     doorbell = Rung()
     database_url = settings.database_url
@@ -110,7 +110,7 @@ async def serving(settings: Settings) -> AsyncIterator[Api]:
     db = Database(database_url, pool_size=4, pool_timeout=1)
     inlet = Database(database_url, pool_size=3, pool_timeout=1)
     services = Services(
-        settings=settings, db=db, inlet=inlet, vault=vault, intents=inbox.Intents(inlet, vault, grace=5, patience=1),
+        settings=settings, db=db, inlet=inlet, vault=vault, intents=inbox.Intents(inlet, vault, grace=5, patience=patience),
         callbacks=inbox.Callbacks(inlet, vault, grace=5, patience=3), merchants=Merchants(inlet, vault, settings), doorbell=doorbell,
         schema=schema.wanted(),
     )  # fmt: skip

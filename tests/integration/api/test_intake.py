@@ -239,7 +239,7 @@ async def test_options_and_head_are_answered(api: Api):
 
 
 async def test_while_postgres_is_away_an_intent_is_503_and_may_be_sent_again():
-    async with serving(without_database()) as api:
+    async with serving(without_database(), patience=1) as api:
         answer = await api.post(intent())
         problem(answer, 503, "database-away")
         assert int(answer.headers["retry-after"]) > 0
