@@ -47,6 +47,13 @@ class Action(StrEnum):
     TOKEN_RENEWED = "token:renewed"  # noqa: S105 - a word of the trail
     CANCEL_REQUESTED = "cancel:requested"
     COMMAND_REFUSED = "command:refused"
+    COMMAND_TAKEN = "command:taken"
+    MONEY_REQUESTED = "money:requested"
+    MONEY_SUBMITTED = "money:submitted"
+    MONEY_SUCCEEDED = "money:succeeded"
+    MONEY_REJECTED = "money:rejected"
+    MONEY_UNKNOWN = "money:unknown"
+    MONEY_WITHDRAWN = "money:withdrawn"
     ATTENTION_RAISED = "attention:raised"
     ATTENTION_CLEARED = "attention:cleared"
     WATCH_ENDED = "watch:ended"
@@ -245,6 +252,7 @@ class _Told(msgspec.Struct, rename={"before": "from"}):
     to: State
     before: State | None
     trigger: Trigger | None
+    evidence: dict[str, Any]
 
 
 _TOLD: Final = msgspec.json.Decoder(_Told)
@@ -262,7 +270,9 @@ def _read_entry(row: Row[Any], checkout: UUID, state: str | None) -> tuple[str |
     if told.before != state:
         return f"starts from {told.before}, but the one before ended in {state}", state
     if told.before is None:
-        born = told.to is State.RECEIVED
+        # A payment for an order number that nobody asked for begins where its order would have ended.
+        stray = told.to is State.FAILED and told.evidence.get("stray") is True
+        born = told.to is State.RECEIVED or stray
         return (None if born else f"begins in {told.to}, and every checkout begins as received"), told.to
     moves = told.trigger is not None and TRANSITIONS.get((told.before, told.trigger)) is told.to
     if told.to is not told.before and not moves:

@@ -13,6 +13,7 @@
     ├── access.AccessDenied             no token, a bad one, or one without the scope
     ├── api Refusal, Disconnected       an answer to the client; a client that has gone
     ├── merchants.UnknownMerchant       no such merchant
+    ├── merchants.PolicyRejected        no such policy, or not with this value
     ├── states.UnknownTransition        code asked for a move that the table does not have
     ├── lifecycle.UnauditedMove         code tried to move without an entry in the trail
     ├── lifecycle.LeaseLost             somebody else holds the checkout now

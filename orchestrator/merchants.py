@@ -1,16 +1,16 @@
-"""Whose money it is: a merchant's gateway account and callback secrets, from its row or from the settings.
+"""Whose money it is: a merchant's gateway account, callback secrets and policies, from its row or from the settings.
 
 The merchant `default` exists from the first migration on, and whatever its row leaves empty comes from the settings. Secrets
 are sealed in the row under the installation's secret keys. Rows are read again after half a minute, by one reader for all who
-wait; while Postgres is away, what was read before goes on being served.
+wait; while Postgres is away, what was read before goes on being served. `known` asks nobody at all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import msgspec
 from sqlalchemy import text
@@ -22,9 +22,9 @@ from orchestrator.gateway.client import Account
 from orchestrator.vault import VaultError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import Row
+    from sqlalchemy import Executable, Row
 
     from orchestrator.db import Database
     from orchestrator.settings import Settings
@@ -38,7 +38,8 @@ _MOMENT: Final = 1.0
 _WATCHED: Final = 15.0
 _STALE: Final = 60.0
 _READ = text("""
-    SELECT id, name, gateway_url, merchant_api_url, username, password, callback_secrets, disabled_at FROM merchants
+    SELECT id, name, gateway_url, merchant_api_url, username, password, callback_secrets, policies, disabled_at
+      FROM merchants
 """)
 _ADD = text("""
     INSERT INTO merchants (name, gateway_url, merchant_api_url, username, password, callback_secrets)
@@ -48,6 +49,16 @@ _ADD = text("""
 _DISABLE = text("""
     UPDATE merchants SET disabled_at = CASE WHEN :disabled THEN clock() END WHERE name = :name RETURNING id
 """)
+_SET_PASSWORD = text("UPDATE merchants SET password = :password WHERE name = :name RETURNING id")
+_SET_SECRETS = text("UPDATE merchants SET callback_secrets = :secrets WHERE name = :name RETURNING id")
+_SET_POLICIES = text("""
+    UPDATE merchants SET policies = policies || CAST(:changes AS jsonb) WHERE name = :name RETURNING id
+""")
+
+Homeless = Literal["ask", "keep", "return"]
+"""What becomes of money without an order to pay: a person decides; it completes the checkout; it is given back."""
+Capture = Literal["manual", "automatic"]
+MOST_LOOKS: Final = 100_000
 
 
 class UnknownMerchant(OrchestratorError):  # noqa: N818 - named for the fact
@@ -60,6 +71,61 @@ class UnknownMerchant(OrchestratorError):  # noqa: N818 - named for the fact
         self.merchant = merchant
 
 
+class PolicyRejected(OrchestratorError):  # noqa: N818 - named for the fact
+    """There is no such policy, or it does not take this value; the sentence says what there is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policies:
+    """What a merchant wants done without being asked.
+
+    `late`: money for a checkout that had ended. `surplus`: a second payment for one order. `unknown_order`: a payment for an order
+    number that nobody asked for. `capture`: whether we capture what is reserved, where the checkout's intent does not say.
+    `looks_per_minute`: lookups at the gateway that alarms may cause.
+    """
+
+    late: Homeless = "ask"
+    surplus: Homeless = "ask"
+    unknown_order: Homeless = "ask"
+    capture: Capture = "manual"
+    looks_per_minute: int = 600
+
+
+_WORDS: Final[dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("late", "surplus", "unknown_order"), get_args(Homeless)),
+    "capture": get_args(Capture),
+}
+POLICIES: Final = tuple(one.name for one in fields(Policies))
+
+
+def policy(name: str, value: object) -> str | int:
+    """Return the value of a policy as it is stored, from text or from the row; `PolicyRejected` says what it takes."""
+    if name not in POLICIES:
+        raise PolicyRejected(f"there is no policy {name!r}: there are {', '.join(POLICIES)}")
+    if name in _WORDS:
+        if value not in _WORDS[name]:
+            raise PolicyRejected(f"{name} must be {' or '.join(_WORDS[name])}, not {value!r}")
+        return str(value)
+    try:
+        number = int(value) if isinstance(value, int | str) and not isinstance(value, bool) else 0
+    except ValueError:
+        number = 0
+    if not 1 <= number <= MOST_LOOKS:
+        raise PolicyRejected(f"{name} must be a whole number from 1 to {MOST_LOOKS}, not {value!r}")
+    return number
+
+
+def _policies(merchant: str, stored: Mapping[str, object]) -> Policies:
+    """Read the policies of a row. What is not known, or says nothing known, counts as not set: the cautious defaults stand."""
+    read: dict[str, Any] = {}
+    for name, value in stored.items() if isinstance(stored, dict) else ():
+        try:
+            read[name] = policy(name, value)
+        except PolicyRejected as error:
+            _log.warning("policy_ignored", merchant=merchant, policy=name, reason=str(error))
+    return replace(Policies(), **read)
+
+
 @dataclass(frozen=True, slots=True)
 class Merchant:
     """One merchant as the processes need it."""
@@ -69,6 +135,7 @@ class Merchant:
     disabled: bool
     account: Account
     callback_secrets: tuple[str, ...] = field(repr=False)
+    policies: Policies = field(default_factory=Policies)
 
 
 class Merchants:
@@ -78,7 +145,6 @@ class Merchants:
         self._db, self._vault, self._settings = db, vault, settings
         self._by_id: dict[int, Merchant] = {}
         self._by_name: dict[str, Merchant] = {}
-        self._number = 0
         self._read_at = self._failed_at = float("-inf")
         self._reading = asyncio.Lock()
 
@@ -100,11 +166,11 @@ class Merchants:
         await self._refresh(missing=True)
         return sorted(self._by_id.values(), key=lambda merchant: merchant.id)
 
-    def sole(self) -> Merchant | None:
-        """Return the installation's only merchant; None if there are several, or nobody has looked for a minute. Asks nobody."""
-        if self._number != 1 or time.monotonic() - self._read_at > _STALE:
+    def known(self, merchant_id: int) -> Merchant | None:
+        """Return a merchant as it was when somebody last looked; None if that was more than a minute ago. Asks nobody."""
+        if time.monotonic() - self._read_at > _STALE:
             return None
-        return next(iter(self._by_id.values()), None)
+        return self._by_id.get(merchant_id)
 
     async def watch(self) -> None:
         """Keep what is known young, for those who cannot wait for Postgres; until it is cancelled."""
@@ -122,10 +188,8 @@ class Merchants:
         """Add a merchant with a gateway account of its own; False if the name is taken."""
         row = {
             "name": name, "gateway_url": gateway_url, "merchant_api_url": merchant_api_url, "username": username,
-            "password": self._vault.seal(password.encode(), purpose=f"merchant/{name}/password"),
-            "callback_secrets": self._vault.seal(
-                msgspec.json.encode(callback_secrets), purpose=f"merchant/{name}/secrets"
-            ),
+            "password": self._sealed_password(name, password),
+            "callback_secrets": self._sealed_secrets(name, callback_secrets),
         }  # fmt: skip
         added = bool(await self._db.write(_ADD, row))
         self._read_at = float("-inf")
@@ -133,9 +197,37 @@ class Merchants:
 
     async def disable(self, name: str, *, disabled: bool) -> bool:
         """Disable (or enable again) a merchant; False if there is none of this name."""
-        known = bool(await self._db.write(_DISABLE, {"name": name, "disabled": disabled}))
+        return await self._change(_DISABLE, {"name": name, "disabled": disabled})
+
+    async def set_password(self, name: str, password: str) -> bool:
+        """Give a merchant's API user another password; False if there is none of this name."""
+        return await self._change(
+            _SET_PASSWORD, {"name": name, "password": self._sealed_password(name, password)}
+        )
+
+    async def set_secrets(self, name: str, secrets: tuple[str, ...]) -> bool:
+        """Set a merchant's callback secrets, newest first; none: callbacks are not checked. False if there is no such merchant."""
+        return await self._change(
+            _SET_SECRETS, {"name": name, "secrets": self._sealed_secrets(name, secrets)}
+        )
+
+    async def set_policies(self, name: str, changes: Mapping[str, object]) -> bool:
+        """Change some policies; `PolicyRejected` for what is none, and then nothing is changed. False if there is no such merchant."""
+        checked = {key: policy(key, value) for key, value in changes.items()}
+        return await self._change(
+            _SET_POLICIES, {"name": name, "changes": msgspec.json.encode(checked).decode()}
+        )
+
+    async def _change(self, statement: Executable, parameters: Mapping[str, object]) -> bool:
+        known = bool(await self._db.write(statement, parameters))
         self._read_at = float("-inf")
         return known
+
+    def _sealed_password(self, name: str, password: str) -> bytes:
+        return self._vault.seal(password.encode(), purpose=f"merchant/{name}/password")
+
+    def _sealed_secrets(self, name: str, secrets: tuple[str, ...]) -> bytes:
+        return self._vault.seal(msgspec.json.encode(secrets), purpose=f"merchant/{name}/secrets")
 
     async def _refresh(self, *, missing: bool) -> None:
         if self._fresh(missing=missing):
@@ -176,7 +268,6 @@ class Merchants:
                 _log.error("merchant_unreadable", merchant=row.name, reason=str(error))
         self._by_id = {merchant.id: merchant for merchant in everyone}
         self._by_name = {merchant.name: merchant for merchant in everyone}
-        self._number = len(rows)
         self._read_at = time.monotonic()
 
     def _merchant(self, row: Row[Any]) -> Merchant:
@@ -198,4 +289,6 @@ class Merchants:
             else tuple(secret.get_secret_value() for secret in known.gateway_secrets)
         )
         account = Account(row.name, url, merchant_api, row.username or known.gateway_username, password)
-        return Merchant(row.id, row.name, row.disabled_at is not None, account, secrets)
+        return Merchant(
+            row.id, row.name, row.disabled_at is not None, account, secrets, _policies(row.name, row.policies)
+        )

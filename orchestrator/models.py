@@ -20,6 +20,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
@@ -120,11 +121,21 @@ checkouts = Table(
     Column("reserved", BigInteger, nullable=False, server_default=text("0")),
     Column("captured", BigInteger, nullable=False, server_default=text("0")),
     Column("refunded", BigInteger, nullable=False, server_default=text("0")),
+    # What the shopper's bank took back, as the gateway tells it; a reversal makes it less again.
+    Column("charged_back", BigInteger, nullable=False, server_default=text("0")),
+    # Until when the reservation is sure to be worth a capture.
+    _time("reserved_until"),
     Column("late", Boolean, nullable=False, server_default=text("false")),
+    # The gateway was asked to capture by itself: we capture only if it says that it will not (require_capture).
+    Column("auto_capture", Boolean, nullable=False, server_default=text("false")),
     # Claims since the last write by a holder (a crash loop), failures since the last move, looks since the last ring.
     Column("claims", Integer, nullable=False, server_default=text("0")),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("looks", Integer, nullable=False, server_default=text("0")),
+    # A look that had to wait for the merchant's budget has its place in the queue: the next one goes at once.
+    Column("booked", Boolean, nullable=False, server_default=text("false")),
+    # Seconds from the offer to the deadline where a reopening named them; else the intent says.
+    Column("life", Double),
     # Uses of this order number at the gateway: one id serves about four orders (D7, D8).
     Column("openings", Integer, nullable=False, server_default=text("0")),
     Column("audit_sequence", Integer, nullable=False),
@@ -136,7 +147,9 @@ checkouts = Table(
     _time("created_at", now=True),
     _time("updated_at", now=True),
     CheckConstraint(f"state IN ({_listed(State)})", name="state"),
-    CheckConstraint("amount > 0 AND reserved >= 0 AND captured >= 0 AND refunded >= 0", name="money"),
+    CheckConstraint(
+        "amount > 0 AND reserved >= 0 AND captured >= 0 AND refunded >= 0 AND charged_back >= 0", name="money"
+    ),
     CheckConstraint("(lease IS NULL) = (leased_until IS NULL)", name="lease"),
     # Rule 2: null only when settled, and nobody settles what is not ended.
     CheckConstraint(
@@ -195,6 +208,9 @@ payments = Table(
     Column("reserved", BigInteger, nullable=False),
     Column("captured", BigInteger, nullable=False),
     Column("refunded", BigInteger, nullable=False),
+    Column("charged_back", BigInteger, nullable=False, server_default=text("0")),
+    # The word of the attention that a person (or policy) has decided on for this transaction: it is not raised again.
+    Column("decided", Text),
     Column("flags", JSONB, nullable=False, server_default=text("'[]'")),
     _time("first_seen_at", now=True),
     _time("updated_at", now=True),
@@ -215,8 +231,13 @@ money_operations = Table(
     Column("currency", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("reconciliation_identifier", Text, nullable=False, unique=True),
+    # Why: a merchant asked; the capture that a checkout's intent asked for; money that policy or a person returns.
+    Column("cause", Text, nullable=False),
+    Column("command_id", Uuid),
     Column("actor", Text, nullable=False),
     Column("reason", Text),
+    # What the gateway had captured (for a refund: refunded) of this transaction when we last looked before sending.
+    Column("total_before", BigInteger),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("last_error", Text),
     _time("requested_at", now=True),
@@ -225,6 +246,7 @@ money_operations = Table(
     CheckConstraint("kind IN ('capture', 'refund', 'release')", name="kind"),
     CheckConstraint("state IN ('requested', 'submitted', 'succeeded', 'rejected', 'unknown')", name="state"),
     CheckConstraint("amount > 0", name="amount"),
+    CheckConstraint("cause IN ('asked', 'automatic', 'returned')", name="cause"),
     Index("ix_money_operations_checkout_id", "checkout_id"),
     # One open operation for a transaction.
     Index(
@@ -240,16 +262,31 @@ commands = Table(
     "commands",
     metadata,
     _id(primary_key=True),
+    Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
     Column("checkout_id", Uuid, nullable=False),
     Column("kind", Text, nullable=False),
     Column("actor", Text, nullable=False),
     Column("reason", Text),
     Column("expected_version", Integer),
     Column("arguments", JSONB, nullable=False, server_default=text("'{}'")),
+    # A request with the same key again is the same command; with other content it is refused.
+    Column("idempotency_key", Text),
+    Column("fingerprint", LargeBinary),
     _time("requested_at", now=True),
     _time("handled_at"),
     Column("result", Text),
+    CheckConstraint(
+        "kind IN ('cancel', 'reopen', 'capture', 'refund', 'release', 'retry', 'reconcile', 'resolve')", name="kind"
+    ),
     Index("ix_commands_open", "checkout_id", postgresql_where=text("handled_at IS NULL")),
+    Index("ix_commands_checkout_id", "checkout_id", "requested_at"),
+    Index(
+        "uq_commands_key",
+        "merchant_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
 )
 
 callbacks = Table(
@@ -260,6 +297,8 @@ callbacks = Table(
     Column("checkout_id", Uuid),
     Column("kind", Text, nullable=False),
     Column("grade", Text, nullable=False),
+    # Whether the sender's address is one of the gateway's: inside, outside, unchecked.
+    Column("network", Text, nullable=False, server_default=text("'unchecked'")),
     Column("content_type", Text, nullable=False),
     Column("headers", JSONB, nullable=False),
     Column("source", Text),
@@ -344,6 +383,15 @@ deliveries = Table(
     _time("delivered_at"),
     UniqueConstraint("webhook_id", "checkout_id", "event_sequence"),
     Index("ix_deliveries_due_at", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+)
+
+# The queue of a merchant's looks at the gateway: until when its places are taken (see carry.budget).
+look_budgets = Table(
+    "look_budgets",
+    metadata,
+    Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True),
+    _time("taken_until", now=True),
+    _time("charged_at", now=True),
 )
 
 idempotency_keys = Table(

@@ -10,16 +10,17 @@ Also here, because they follow from what a look showed: when to look next, and h
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from orchestrator import money
 from orchestrator.gateway.payments import Found, Reading, Transaction, held, read
-from orchestrator.lifecycle import PaymentSeen
+from orchestrator.lifecycle import PaymentSeen, money_left
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from orchestrator.lifecycle import Held
     from orchestrator.settings import Settings
@@ -60,33 +61,79 @@ class Role(StrEnum):
 
 _MONEY: Final = frozenset({Reading.RESERVED, Reading.CAPTURED, Reading.REFUNDED})
 
+# Attention that a look raises, and the next look that does not show it takes back. Everything else stays until somebody decides.
+_SHOWN: Final = frozenset({
+    "surplus_payment", "unclear_payment", "payment_mismatch", "unbound_payment", "lookup_at_limit", "open_payment", "payment_gone",
+})  # fmt: skip
+
+_VALID_DAYS: Final = {"visa": 7, "mastercard": 3}
+"""Days for which an authorisation is sure to be worth a capture (D9): Visa 7, Mastercard at least 3; others as Visa."""
+_OTHERS_DAYS: Final = 7
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judgement of one look. `money` is (reserved, captured, refunded) of the accepted transaction, minor units."""
+    """The judgement of one look. `money` is (reserved, captured, refunded) of the accepted transaction, minor units.
+
+    `surplus` are the transactions that hold money beside the accepted one and that nobody has decided on. `reserved_until` is
+    until when the accepted reservation is sure to be worth a capture; None where nothing is left to capture.
+    """
 
     finding: Finding
     payments: tuple[PaymentSeen, ...]
     money: tuple[int, int, int]
     evidence: dict[str, object]
     attention: str | None = None
+    surplus: tuple[PaymentSeen, ...] = ()
+    charged_back: int = 0
+    reserved_until: datetime | None = None
+
+    @property
+    def accepted(self) -> PaymentSeen | None:
+        """The transaction that pays the checkout."""
+        return next((one for one in self.payments if one.role == Role.ACCEPTED), None)
 
 
-def judge(checkout: Held, found: Found) -> Verdict:
-    """Say what the gateway's answer to a look by order number proves for this checkout."""
+def word_of(attention: str | None) -> str:
+    """Return the word that an attention begins with."""
+    return (attention or "").partition(":")[0]
+
+
+def still(attention: str | None) -> str | None:
+    """Return what remains of an attention after a look that does not raise it again."""
+    return None if word_of(attention) in _SHOWN else attention
+
+
+def judge(checkout: Held, found: Found, *, shared: bool = False) -> Verdict:
+    """Say what the gateway's answer to a look by order number proves for this checkout.
+
+    `shared`: other checkouts have the same order number, so that a transaction which names no checkout may be theirs.
+    """
     ours = [(one, binding) for one in found.transactions if (binding := bind(checkout, one)) is not None]
     ours.sort(key=lambda pair: (pair[0].created_at, len(pair[0].transaction_id), pair[0].transaction_id))
-    readings = [(one, binding, _reading(checkout, one, binding)) for one, binding in ours]
+    readings = [(one, binding, _reading(checkout, one, binding, shared=shared)) for one, binding in ours]
     accepted = _accepted(checkout, readings)
+    released = None if accepted is not None else _released(checkout, readings)
     seen = tuple(_seen(one, binding, reading, accepted) for one, binding, reading in readings)
-    problems = [one.transaction_id for one, _, reading in readings if reading is Reading.UNKNOWN]
-    surplus = [one.transaction_id for one in seen if one.role == Role.SURPLUS]
+    decided = {one.transaction_id for one in checkout.known if one.decided is not None}
+    problems = [
+        one.transaction_id
+        for one, _, reading in readings
+        if (reading is Reading.UNKNOWN or (reading is Reading.AGREEMENT and accepted is None))
+        and one.transaction_id not in decided
+    ]
+    surplus = tuple(
+        one
+        for one in seen
+        if one.role == Role.SURPLUS and left(one) > 0 and one.transaction_id not in decided
+    )
     evidence: dict[str, object] = {
         "by": "lookup",
         "transactions": [
             {
                 "id": one.transaction_id, "status": one.status, "reading": one.reading, "binding": one.binding,
                 "role": one.role, "reserved": one.reserved, "captured": one.captured, "refunded": one.refunded,
+                **({"chargedBack": one.charged_back} if one.charged_back else {}),
                 **({"flags": list(one.flags)} if one.flags else {}),
             }
             for one in seen
@@ -94,20 +141,27 @@ def judge(checkout: Held, found: Found) -> Verdict:
     }  # fmt: skip
     if len(ours) < len(found.transactions):
         evidence["foreign"] = len(found.transactions) - len(ours)
-    attention = released = None
+    names = ", ".join(one.transaction_id for one in surplus)
+    attention = None
     if accepted is not None:
         finding = Finding.PAID
         if surplus:
-            attention = f"surplus_payment: transactions {', '.join(surplus)} also hold money for this order"
+            attention = f"surplus_payment: transactions {names} also hold money for this order"
         elif problems:
             attention = (
                 f"unclear_payment: transactions {', '.join(problems)} beside the accepted one cannot be read"
             )
-    elif (released := _released(checkout, readings)) is not None:
+    elif released is not None:
         finding = Finding.RELEASED
-        attention = f"payment_released: transaction {released.transaction_id}, which paid this order, was released at the gateway"
+        by_us = any(
+            one.kind == "release" and one.state == "succeeded" and one.transaction_id == released.transaction_id
+            for one in checkout.operations
+        )
+        if not by_us:
+            attention = f"payment_released: transaction {released.transaction_id}, which paid this order, was released at the gateway"
         if surplus:
-            attention += f"; transactions {', '.join(surplus)} hold money for it"
+            beside = f"transactions {names} hold money for it"
+            attention = f"{attention}; {beside}" if attention else f"surplus_payment: {beside}"
     elif problems:
         finding = Finding.UNSURE
         attention = _why_unsure(checkout, readings)
@@ -122,8 +176,18 @@ def judge(checkout: Held, found: Found) -> Verdict:
     else:
         finding = Finding.DECLINED if readings else Finding.NOTHING
     paying = accepted or released
-    money = held(paying) if paying is not None else (checkout.reserved, checkout.captured, checkout.refunded)
-    return Verdict(finding, seen, money, evidence, attention)
+    return Verdict(
+        finding=finding,
+        payments=seen,
+        money=held(paying)
+        if paying is not None
+        else (checkout.reserved, checkout.captured, checkout.refunded),
+        evidence=evidence,
+        attention=attention,
+        surplus=surplus,
+        charged_back=paying.charged_back if paying is not None else checkout.charged_back,
+        reserved_until=_valid_until(accepted) if accepted is not None else None,
+    )
 
 
 def bind(checkout: Held, transaction: Transaction) -> Binding | None:
@@ -136,7 +200,30 @@ def bind(checkout: Held, transaction: Transaction) -> Binding | None:
     return Binding.BOUND if ours == str(checkout.id) else None
 
 
-def _reading(checkout: Held, transaction: Transaction, binding: Binding) -> Reading:
+def unbound_money(checkout: Held, found: Found) -> bool:
+    """Say whether money in this answer is tied to the checkout by the order number alone, so that sharing it matters."""
+    return any(
+        bind(checkout, one) is Binding.ORDER_REF
+        and read(one) in _MONEY
+        and one.transaction_id != checkout.accepted
+        for one in found.transactions
+    )
+
+
+def left(payment: PaymentSeen) -> int:
+    """Return what a transaction still holds of the shopper's money, in minor units."""
+    return money_left(payment.reading, payment.reserved, payment.captured, payment.refunded)
+
+
+def seen_alone(checkout: Held, transaction: Transaction) -> PaymentSeen:
+    """Return how one transaction of the checkout stands by a look at it alone; its role is as it was known."""
+    before = next((one for one in checkout.known if one.transaction_id == transaction.transaction_id), None)
+    binding = bind(checkout, transaction) or Binding.ORDER_REF
+    seen = _seen(transaction, binding, read(transaction), None)
+    return replace(seen, role=before.role) if before is not None else seen
+
+
+def _reading(checkout: Held, transaction: Transaction, binding: Binding, *, shared: bool) -> Reading:
     """Read a transaction against our order: money of another amount or currency is not what was asked for.
 
     Nor is money that names no checkout where several have the order number: it would pay each of them.
@@ -146,9 +233,7 @@ def _reading(checkout: Held, transaction: Transaction, binding: Binding) -> Read
         return reading
     whole = max(transaction.reserved, transaction.captured)
     matches = transaction.currency == checkout.currency and whole == checkout.amount
-    certain = (
-        binding is Binding.BOUND or not checkout.shared or transaction.transaction_id == checkout.accepted
-    )
+    certain = binding is Binding.BOUND or not shared or transaction.transaction_id == checkout.accepted
     return reading if matches and certain else Reading.UNKNOWN
 
 
@@ -158,8 +243,16 @@ def _accepted(checkout: Held, readings: Sequence[tuple[Transaction, Binding, Rea
     before = [one for one, _ in paying if one.transaction_id == checkout.accepted]
     if before or checkout.accepted is not None:
         return before[0] if before else None
-    # What is bound to this very checkout goes before what merely has its order number.
-    return min(paying, key=lambda pair: pair[1] is not Binding.BOUND)[0] if paying else None
+
+    def rank(pair: tuple[Transaction, Binding]) -> tuple[bool, bool]:
+        # One that went back already pays nothing while another still holds; and what is bound to this very checkout goes
+        # before what merely has its order number.
+        one, binding = pair
+        return money_left(
+            read(one), one.reserved, one.captured, one.refunded
+        ) <= 0, binding is not Binding.BOUND
+
+    return min(paying, key=rank)[0] if paying else None
 
 
 def _released(checkout: Held, readings: Sequence[tuple[Transaction, Binding, Reading]]) -> Transaction | None:
@@ -189,12 +282,32 @@ def _seen(one: Transaction, binding: Binding, reading: Reading, accepted: Transa
         reserved=reserved,
         captured=captured,
         refunded=refunded,
+        charged_back=one.charged_back,
         flags=one.raw_flags,
     )
 
 
+def _valid_until(transaction: Transaction) -> datetime | None:
+    """Return until when a reservation is sure to be worth a capture; None where nothing is left to capture, or no date is known."""
+    if (
+        read(transaction) not in {Reading.RESERVED, Reading.CAPTURED}
+        or transaction.captured >= transaction.reserved
+    ):
+        return None
+    if transaction.reserved_until is not None:
+        return transaction.reserved_until
+    try:
+        made = datetime.strptime(transaction.created_at, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    days = next((days for name, days in _VALID_DAYS.items() if name in transaction.scheme), _OTHERS_DAYS)
+    return made + timedelta(days=days)
+
+
 def _why_unsure(checkout: Held, readings: Sequence[tuple[Transaction, Binding, Reading]]) -> str:
-    one = next(one for one, _, reading in readings if reading is Reading.UNKNOWN)
+    unsure = {Reading.UNKNOWN, Reading.AGREEMENT}
+    decided = {one.transaction_id for one in checkout.known if one.decided is not None}
+    one = next(one for one, _, reading in readings if reading in unsure and one.transaction_id not in decided)
     whole = max(one.reserved, one.captured)
     if read(one) in _MONEY and (whole, one.currency) == (checkout.amount, checkout.currency):
         return (
@@ -203,10 +316,17 @@ def _why_unsure(checkout: Held, readings: Sequence[tuple[Transaction, Binding, R
         )
     if read(one) in _MONEY:
         return (
-            f"payment_mismatch: transaction {one.transaction_id} holds {whole} {one.currency} "
-            f"(minor units), the order is {checkout.amount} {checkout.currency}"
+            f"payment_mismatch: transaction {one.transaction_id} holds {_shown(whole, one.currency)}, "
+            f"the order is {_shown(checkout.amount, checkout.currency)}"
         )
     return f"unclear_payment: transaction {one.transaction_id} is {one.status} with amounts that do not say what it means"
+
+
+def _shown(minor: int, currency: str) -> str:
+    try:
+        return f"{money.to_decimal(minor, currency)} {currency}"
+    except money.MoneyError:
+        return f"{minor} of an unknown currency"
 
 
 # ── When to look again ──────────────────────────────────────────────────────────────────────────────────────────────────

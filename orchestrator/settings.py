@@ -13,11 +13,12 @@ import json
 import math
 import os
 from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, TypeAdapter, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SourceError
 
@@ -82,6 +83,15 @@ def _jwt_secret(value: SecretStr) -> SecretStr:
     if len(value.get_secret_value()) < 32:  # noqa: PLR2004 - RFC 7518, 3.2: at least the hash's size
         message = "each secret must have at least 32 characters"
         raise ValueError(message)
+    return value
+
+
+def _network(value: str) -> str:
+    try:
+        ip_network(value)
+    except ValueError:
+        message = "each entry must be an address or a network such as 192.0.2.0/24 or 2001:db8::/32"
+        raise ValueError(message) from None
     return value
 
 
@@ -168,6 +178,25 @@ class Settings(BaseSettings):
     poison_claims: int = Field(default=10, ge=2, le=1000)
     """Claims without any result after which a checkout is set aside for a person."""
 
+    # Callbacks: what counts as the gateway's, and how much of it is kept.
+    callback_max_age: float = Field(default=86_400.0, ge=1, le=366 * 86400)
+    """A signature that is older proves nothing (a replay), where the unit of its timestamp can be told."""
+    gateway_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = (
+        "185.206.120.0/24",
+        "185.203.232.129",
+        "185.203.233.129",
+        "2a10:a200::/29",
+    )
+    """Addresses that the gateway calls from; an empty list: not looked at."""
+    trusted_proxies: int = Field(default=0, ge=0, le=20)
+    """Proxies in front of the API, each of which appends to X-Forwarded-For the address that it was called from; 0: none."""
+    require_gateway_network: bool = False
+    """Whether a callback from outside GATEWAY_NETWORKS counts as unproven; otherwise its address is only noted."""
+    callbacks_unproven_limit: int = Field(default=100, ge=1, le=100_000)
+    """Callbacks without proof that are kept for one checkout."""
+    callbacks_limit: int = Field(default=1000, ge=1, le=100_000)
+    """Callbacks of any kind that are kept for one checkout."""
+
     # A checkout's life.
     checkout_expires_in: float = Field(default=3600.0, ge=1, le=30 * 86400)
     """From the offer to the deadline, where the intent names no expiresIn."""
@@ -181,6 +210,8 @@ class Settings(BaseSettings):
     """The longest time between two looks at an unsettled checkout."""
     recheck_after_callback: float = Field(default=2.0, gt=0, le=3600)
     """From a callback that the gateway does not confirm yet to the next look; it doubles."""
+    lapse_warning: float = Field(default=86_400.0, ge=0, le=30 * 86400)
+    """How long before a reservation may lapse (Visa: 7 days) a person is told that it is not captured yet."""
     settle_watch: Annotated[tuple[float, ...], AfterValidator(_ascending)] = (
         3600.0,
         86400.0,
@@ -193,7 +224,7 @@ class Settings(BaseSettings):
     worker_threads: int = Field(default=32, ge=1, le=512)
     """Tasks that a worker takes at once; each holds up to HINT_SIZE checkouts."""
     database_pool: int = Field(default=6, ge=1, le=200)
-    """Connections to Postgres from one process; an API process has three more, for what comes in."""
+    """Connections to Postgres from one process; an API process has four more, for what comes in."""
     batch_limit: int = Field(default=500, ge=1, le=5000)
     """Rows in one batch at the most."""
     log_format: Literal["auto", "console", "json"] = "auto"
@@ -215,6 +246,18 @@ class Settings(BaseSettings):
             message = "LEASE_SECONDS must be at least twice GATEWAY_TOTAL_TIMEOUT, or a slow call outlives its lease"
             raise ValueError(message)
         return self
+
+    @model_validator(mode="after")
+    def _required_network_is_known(self) -> Self:
+        if self.require_gateway_network and not self.gateway_networks:
+            message = "REQUIRE_GATEWAY_NETWORK needs GATEWAY_NETWORKS, and that list is empty"
+            raise ValueError(message)
+        return self
+
+    @cached_property
+    def gateway_ranges(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks that the gateway calls from."""
+        return tuple(map(ip_network, self.gateway_networks))
 
     @cached_property
     def merchant_api(self) -> str:
@@ -255,6 +298,8 @@ _SAID: Final = {
     "float_parsing": "must be a number",
     "float_type": "must be a number",
     "finite_number": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
     "int_parsing": "must be a whole number",
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -283,6 +328,17 @@ def _array(name: str) -> str:
     numbers = field is not None and float in get_args(field.annotation)
     example = "[3600,86400]" if numbers else '["first","second"]'
     return f"must be a JSON array, for example {example}"
+
+
+_HTTP_URL: Final = TypeAdapter(HttpUrl)
+
+
+def http_url(value: str) -> str:
+    """Return a base URL as the settings take one, without its final slash; `ValueError` with the end of a sentence about it."""
+    try:
+        return _HTTP_URL.validate_python(value)
+    except ValidationError as error:
+        raise ValueError(error.errors(include_url=False, include_input=False)[0]["ctx"]["error"]) from None
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -319,7 +375,9 @@ def reference() -> str:
 
 def _as_typed(value: object) -> str:
     if isinstance(value, tuple):
-        return "[" + ", ".join(_as_typed(one) for one in value) + "]"
+        return "[" + ", ".join(f'"{one}"' if isinstance(one, str) else _as_typed(one) for one in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

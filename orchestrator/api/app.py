@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import FastAPI
 from starlette.routing import Route
 
-from orchestrator.api import callbacks, checkouts, docs, health, problems
-from orchestrator.api.docs import described, json_answer, json_body
+from orchestrator.api import callbacks, checkouts, commands, docs, health, problems
+from orchestrator.api.docs import commanded, described, json_answer
 from orchestrator.api.envelope import Envelope
-from orchestrator.api.schemas import ref
+from orchestrator.api.letterbox import Letterbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -53,7 +53,7 @@ def create_app(services: Services) -> FastAPI:
         },
     )
     app.state.services = services
-    app.state.letterbox = callbacks.Letterbox(services)
+    app.state.letterbox = Letterbox(services)
     app.add_middleware(Envelope)
     problems.install(app)
     docs.install(app)
@@ -62,6 +62,7 @@ def create_app(services: Services) -> FastAPI:
     app.router.routes[:0] = [
         Route("/v1/checkouts", checkouts.accept, methods=["POST"]),
         Route("/v1/checkouts/batch", checkouts.accept_batch, methods=["POST"]),
+        Route("/callbacks/merchant/{merchant}/{signed}", callbacks.take_for_merchant, methods=["POST"]),
         Route("/callbacks/{kind}/{checkout_id}/{signed}", callbacks.take, methods=["POST", "GET"]),
     ]
     own = "/v1/checkouts/{checkout_id}"
@@ -69,8 +70,19 @@ def create_app(services: Services) -> FastAPI:
         checkouts.search
     )
     app.get(own, tags=["checkouts"], summary="Show a checkout", **described("Checkout"))(checkouts.show)
-    cancel = described("CancelAccepted", "Stored", 202, json_body(ref("Cancel"), required=False))
-    app.post(f"{own}/cancel", tags=["checkouts"], summary="Cancel a checkout", **cancel)(checkouts.cancel)
+    for kind, about in commands.ABOUT.items():
+        app.post(f"{own}/{kind}", tags=["commands"], operation_id=kind, **commanded(kind, about))(
+            commands.taking(kind)
+        )
+    app.get(
+        f"{own}/explain",
+        tags=["checkouts"],
+        summary="Explain a checkout in plain sentences",
+        **described("Explanation"),
+    )(checkouts.show_explanation)
+    app.get("/v1/payments", tags=["payments"], summary="List payments", **described("PaymentPage"))(
+        checkouts.show_payments
+    )
     app.get(f"{own}/audit", tags=["checkouts"], summary="Show the audit trail", **described("AuditTrail"))(
         checkouts.show_audit
     )

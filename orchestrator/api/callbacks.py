@@ -1,138 +1,174 @@
 """Callbacks of the gateway: signature checked, stored raw, answered fast; what they mean is decided elsewhere.
 
-A wrong signature is 404 and stores nothing. While Postgres is away the shopper is still sent on within three seconds, because the
-page is in the link; a notification answers 503, and looking at the gateway closes the gap. Neither URL nor body reaches a log.
+A link that we did not sign is 404 and stores nothing. While Postgres is away the shopper is still sent on within three seconds,
+because the page is in the link; a notification answers 503, and looking at the gateway closes the gap. Neither URL nor body
+reaches a log.
 
-A callback is graded on arrival, without asking Postgres whose checkout it is: by the secrets of the installation's only merchant.
-Where there are several, or it is not known whether there are, it is `unchecked`: nothing is called wrong that may be right.
+A callback is graded on arrival, without asking Postgres: its link names the merchant, whose secrets are kept in memory. Where they
+are not known it is `unchecked`: nothing is called wrong that may be right. What brings no proof though its merchant has a secret, or
+comes from elsewhere than the gateway where that counts, is stored and rings like any other, since a look at the gateway harms
+nobody; and it is answered 401. The shopper's own browser (redirect) is never asked for a proof.
 """
 
 from __future__ import annotations
 
 import asyncio
+import html
 import re
-from typing import TYPE_CHECKING, Final, cast
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from uuid import UUID
 
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from orchestrator import links, log
-from orchestrator.api import bodies, wiring
+from orchestrator import links
+from orchestrator.api import bodies, correlation, sources, wiring
+from orchestrator.api.letterbox import PATIENCE, Letterbox
 from orchestrator.api.problems import RETRY_AFTER, Refusal
-from orchestrator.db import DatabaseAway, Unwritten, is_away
+from orchestrator.db import is_away
 from orchestrator.gateway import callbacks as gateway_callbacks
-from orchestrator.inbox import Arrival, CallbackKind
+from orchestrator.gateway.callbacks import CallbackFacts, Grade
+from orchestrator.inbox import Arrival, CallbackKind, Unaddressed
+from orchestrator.lifecycle import Stray
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fastapi import Request
 
     from orchestrator.api.wiring import Services
-
-_log = log.get(__name__)
+    from orchestrator.links import OpenedLink
+    from orchestrator.merchants import Merchant
 
 BODY_LIMIT: Final = 262_144
-PATIENCE: Final = 2.5
-"""Seconds that a callback waits for Postgres: a shopper gets three, a notification five (D7)."""
-MOST_WAITING: Final = 64 * 1024 * 1024
-"""Bytes of callbacks that may wait for Postgres; beyond that they are answered as if it were away."""
 
 _SIGNATURE: Final = "altapay-signature"
 _KEPT: Final = (_SIGNATURE, "user-agent")
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 _LONGEST_HEADER: Final = 2048
 _FORM: Final = "application/x-www-form-urlencoded"
+_LONGEST_ORDER: Final = 100
+"""Characters of an order number at the gateway (D7); a longer one was cut or is none."""
+_CHALLENGE: Final = {"WWW-Authenticate": "AltaPay-Signature"}
+
+_UNPROVEN_PAGE: Final = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Back to the shop</title>
+<style>body {{ font: 1.1rem/1.6 system-ui, sans-serif; max-width: 34rem; margin: 15vh auto; padding: 0 1.5rem }}</style>
+</head>
+<body>
+<h1>Back to the shop</h1>
+<p>This message about your payment could not be checked. Nothing is lost: how the payment ended is looked up, and the shop knows
+it in a moment.</p>
+<p><a href="{page}" rel="noreferrer">Go on to the shop</a></p>
+</body>
+</html>
+"""
+_PAGE_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
-class Letterbox:
-    """Takes callbacks in for one process: stores them, rings, and knows what still waits for Postgres."""
+class _Read(NamedTuple):
+    """A request as it is stored: what it brought, and how well it proves its sender."""
 
-    def __init__(self, known: Services) -> None:
-        self._known = known
-        self._waiting = 0
-        self._tasks: set[asyncio.Task[bool]] = set()
-
-    async def take(self, arrival: Arrival) -> bool:
-        """Store a callback and ring; False if it is not known within the patience that it is safe."""
-        size = len(arrival.body)
-        if self._waiting + size > MOST_WAITING:
-            _log.warning(
-                "callback_not_taken",
-                checkout=str(arrival.checkout_id),
-                kind=arrival.kind,
-                waiting=self._waiting,
-            )
-            return False
-        self._waiting += size
-        task = asyncio.create_task(self._store(arrival, size))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        # Whoever runs out of patience leaves the write going: it may still land, and then it rings.
-        done, _ = await asyncio.wait({task}, timeout=PATIENCE)
-        if not done:
-            _log.warning("callback_waits", checkout=str(arrival.checkout_id), kind=arrival.kind)
-            return False
-        return task.result()
-
-    async def _store(self, arrival: Arrival, size: int) -> bool:
-        try:
-            stored = await self._known.callbacks.take(arrival)
-        except Exception as error:  # noqa: BLE001 - a shopper is sent on whatever happened; the log says what did
-            expected = isinstance(error, DatabaseAway | Unwritten) or is_away(error)
-            _log.warning(
-                "callback_not_stored", checkout=str(arrival.checkout_id), kind=arrival.kind, error=type(error).__name__,
-                exc_info=None if expected else error,
-            )  # fmt: skip
-            return False
-        finally:
-            self._waiting -= size
-        if stored.rings:
-            self._known.doorbell.ring([arrival.checkout_id], queue="callbacks")
-        return True
+    body: bytes
+    content_type: str
+    headers: Mapping[str, str]
+    source: str | None
+    network: sources.Network
+    grade: Grade
+    facts: CallbackFacts
 
 
 async def take(request: Request) -> Response:
     """Take one callback. Success, failure and redirect go on to the shop's own page; a notification is acknowledged."""
     known = wiring.of(request)
     path = request.path_params
-    checkout_id, page = _opened(known, path["kind"], path["checkout_id"], path["signed"])
+    checkout_id, link = _opened(known, path["kind"], path["checkout_id"], path["signed"])
     kind = cast("CallbackKind", path["kind"])
     if request.method != "POST" and kind != "redirect":
         raise Refusal(405, f"a {kind} callback is a POST", headers={"Allow": "OPTIONS, POST"})
     if request.method == "HEAD":
-        return _onward(page)
-    letterbox: Letterbox = request.app.state.letterbox
-    stored = await letterbox.take(await _arrival(request, _secrets(known), checkout_id, kind))
+        return _onward(link.page)
+    merchant = None if link.merchant_id is None else known.merchants.known(link.merchant_id)
+    read = await _read(known, request, merchant, by_shopper=kind == "redirect")
+    arrival = Arrival(
+        checkout_id=checkout_id,
+        kind=kind,
+        grade=read.grade,
+        network=read.network,
+        content_type=read.content_type,
+        headers=read.headers,
+        source=read.source,
+        body=read.body,
+    )
+    stored = await _letterbox(request).take(arrival)
+    unproven = known.callbacks.unproven(read.grade, read.network)
     if kind != "notification":
-        return _onward(page)
-    if not stored:
-        said = "the callback could not be stored in time: send it again"
-        raise Refusal(503, said, kind="database-away", headers={"Retry-After": RETRY_AFTER})
-    return PlainTextResponse("Acknowledged")
+        return _unproven_page(link.page) if unproven else _onward(link.page)
+    return _told(stored=stored, unproven=unproven)
 
 
-def _opened(known: Services, kind: str, checkout_id: str, signed: str) -> tuple[UUID, str]:
+async def take_for_merchant(request: Request) -> Response:
+    """Take a notification that names no checkout in its address: the default of a merchant's terminals."""
+    known = wiring.of(request)
+    name = request.path_params["merchant"]
+    if not links.open_merchant_link(known.vault, name, request.path_params["signed"]):
+        raise _unknown()
+    merchant = await _named(known, name)
+    read = await _read(known, request, merchant)
+    one = Unaddressed(
+        told=_stray(merchant, read.facts),
+        grade=read.grade,
+        network=read.network,
+        content_type=read.content_type,
+        headers=read.headers,
+        source=read.source,
+        body=read.body,
+    )
+    stored = await _letterbox(request).take_stray(one, merchant=merchant.name)
+    return _told(stored=stored, unproven=known.callbacks.unproven(read.grade, read.network))
+
+
+def _opened(known: Services, kind: str, checkout_id: str, signed: str) -> tuple[UUID, OpenedLink]:
     """Return what the link says, or refuse it; one sentence for every cause, so that nobody can tell which part was wrong."""
     try:
         one = UUID(checkout_id)
     except ValueError:
-        one = None
-    page = None if one is None else links.open_link(known.vault, kind, one, signed)
-    if one is None or page is None:
-        raise Refusal(404, "this is no callback address of ours", kind="unknown-callback")
-    return one, page
+        raise _unknown() from None
+    link = links.open_link(known.vault, kind, one, signed)
+    if link is None:
+        raise _unknown()
+    return one, link
 
 
-def _secrets(known: Services) -> tuple[str, ...]:
-    """Return what a callback's proof is checked with; nothing where it might be another merchant's."""
-    sole = known.merchants.sole()
-    return () if sole is None else sole.callback_secrets
+def _unknown() -> Refusal:
+    return Refusal(404, "this is no callback address of ours", kind="unknown-callback")
 
 
-async def _arrival(
-    request: Request, secrets: tuple[str, ...], checkout_id: UUID, kind: CallbackKind
-) -> Arrival:
+async def _named(known: Services, name: str) -> Merchant:
+    """Return the merchant of a link of ours; 503 while it cannot be read, since the link says that there is one."""
+    merchant = None
+    try:
+        async with asyncio.timeout(PATIENCE):
+            merchant = await known.merchants.named(name)
+    except Exception as error:
+        if not is_away(error):
+            raise
+    if merchant is None:
+        said = "this merchant cannot be read at the moment: send it again"
+        raise Refusal(503, said, kind="merchant-unreadable", headers={"Retry-After": RETRY_AFTER})
+    return merchant
+
+
+async def _read(
+    known: Services, request: Request, merchant: Merchant | None, *, by_shopper: bool = False
+) -> _Read:
+    settings = known.settings
     if request.method == "GET":
-        # The shopper's own browser: what it brings is in the query, and where it is belongs to a person.
+        # The shopper's own browser: what it brings is in the query.
         body, content_type, headers = request.scope["query_string"], _FORM, {}
     else:
         body = await bodies.read(request, limit=BODY_LIMIT)
@@ -141,21 +177,70 @@ async def _arrival(
             name: _printable(value) for name in _KEPT if (value := request.headers.get(name)) is not None
         }
     facts = gateway_callbacks.read_body(content_type, body)
-    grade = gateway_callbacks.grade(request.headers.get(_SIGNATURE), body, facts, secrets)
-    return Arrival(
-        checkout_id=checkout_id,
-        kind=kind,
-        grade=grade,
-        content_type=content_type,
-        headers=headers,
-        source=request.client.host if request.client is not None and kind != "redirect" else None,
-        body=body,
+    if by_shopper:
+        # Where a shopper is belongs to a person.
+        return _Read(body, content_type, headers, None, "unchecked", Grade.UNCHECKED, facts)
+    address, sure = sources.caller(
+        request.client.host if request.client is not None else None,
+        request.headers.getlist("x-forwarded-for"),
+        depth=settings.trusted_proxies,
     )
+    grade = gateway_callbacks.grade(
+        request.headers.get(_SIGNATURE),
+        body,
+        facts,
+        () if merchant is None else merchant.callback_secrets,
+        now=time.time(),
+        max_age=settings.callback_max_age,
+    )
+    network = sources.network_of(address, sure=sure, networks=settings.gateway_ranges)
+    source = None if address is None else str(address)
+    return _Read(body, content_type, headers, source, network, grade, facts)
+
+
+def _stray(merchant: Merchant, facts: CallbackFacts) -> Stray:
+    order_ref = facts.order_ref if facts.order_ref and len(facts.order_ref) <= _LONGEST_ORDER else None
+    try:
+        named = None if facts.checkout is None else UUID(facts.checkout)
+    except ValueError:
+        named = None
+    return Stray(
+        merchant_id=merchant.id,
+        order_ref=order_ref,
+        transaction_id=facts.transaction_id,
+        currency=facts.currency,
+        amount=facts.amount,
+        named=named,
+        correlation_id=correlation.current(),
+        adoptable=facts.status != "new",
+    )
+
+
+def _letterbox(request: Request) -> Letterbox:
+    letterbox: Letterbox = request.app.state.letterbox
+    return letterbox
+
+
+def _told(*, stored: bool, unproven: bool) -> Response:
+    """Answer a notification."""
+    if not stored:
+        said = "the callback could not be stored in time: send it again"
+        raise Refusal(503, said, kind="database-away", headers={"Retry-After": RETRY_AFTER})
+    if unproven:
+        said = "nothing in this callback proves that the gateway sent it"
+        raise Refusal(401, said, kind="unproven-callback", headers=_CHALLENGE)
+    return PlainTextResponse("Acknowledged")
 
 
 def _onward(page: str) -> Response:
     # 303 turns the POST into a GET of the shop's page.
     return Response(status_code=303, headers={"Location": page})
+
+
+def _unproven_page(page: str) -> Response:
+    """Refuse, and strand no shopper: the gateway may relay this to somebody who has just paid."""
+    content = _UNPROVEN_PAGE.format(page=html.escape(page))
+    return HTMLResponse(content, 401, {"Content-Security-Policy": _PAGE_POLICY, **_CHALLENGE})
 
 
 def _printable(value: str) -> str:

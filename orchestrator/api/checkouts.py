@@ -1,7 +1,6 @@
-"""Taking checkouts, reading them, and asking for one to be cancelled.
+"""Taking checkouts and reading them: one, a list, its trail, its explanation, and the payments of a merchant.
 
-A checkout is taken once however often it is sent; the answer comes after the commit, and the hint to the workers after that. A
-cancel is a command that is stored and answered at once, and carried out by whoever holds the checkout.
+A checkout is taken once however often it is sent; the answer comes after the commit, and the hint to the workers after that.
 """
 
 from __future__ import annotations
@@ -15,26 +14,21 @@ import msgspec
 from fastapi import Query, Request
 from starlette.responses import Response  # noqa: TC002 - as above
 
-from orchestrator import inbox, intents, links
+from orchestrator import explain, intents, links
 from orchestrator.api import bodies, correlation, problems, reads, wiring
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.api.wiring import DATABASE_PATIENCE, Services
 from orchestrator.db import DatabaseAway
 from orchestrator.inbox import Accepted, Intake, KeyReused, OrderTaken
 from orchestrator.intents import Intent, IntentRejected, Problem
-from orchestrator.intents.fields import Fields
-from orchestrator.states import ENDED, State
+from orchestrator.states import State  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from orchestrator.access import Caller
     from orchestrator.merchants import Merchant
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
 BATCH_ROWS: Final = 500
-COMMAND_BYTES: Final = 16 * 1024
-LONGEST_REASON: Final = 500
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -47,7 +41,7 @@ async def accept(request: Request) -> Response:
     """Take one checkout: 202 if it is new, 200 if it was there with the same content."""
     known = wiring.of(request)
     caller, merchant = await wiring.admit(request, "checkouts:write")
-    key = _idempotency_key(request)
+    key = idempotency_key(request)
     raw = await bodies.read_json(request, limit=intents.BODY_LIMIT)
     try:
         intent = intents.parse(raw)
@@ -100,6 +94,7 @@ def _intake(
         fingerprint=intent.fingerprint,
         actor=caller.actor,
         correlation_id=correlation.current(),
+        auto_capture=intent.auto_capture,
         idempotency_key=key,
     )
 
@@ -151,7 +146,8 @@ def _accepted(known: Services, accepted: Accepted) -> dict[str, object]:
     }
 
 
-def _idempotency_key(request: Request) -> str | None:
+def idempotency_key(request: Request) -> str | None:
+    """Return the request's Idempotency-Key, or None; 422 for one that could not be kept."""
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
         message = "must be 1 to 255 visible ASCII characters, such as a UUID"
@@ -167,11 +163,11 @@ async def show(request: Request, checkout_id: str) -> Response:
     """Everything about one checkout."""
     known = wiring.of(request)
     _, merchant = await wiring.admit(request, "checkouts:read")
-    one = _id(checkout_id)
+    one = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_PATIENCE):
         found = await reads.checkout(known.db, known.vault, merchant.id, one)
     if found is None:
-        raise _unknown(checkout_id)
+        raise unknown(checkout_id)
     return answer(found)
 
 
@@ -195,6 +191,45 @@ async def search(  # noqa: PLR0917 - FastAPI calls it by name
     return answer({"checkouts": found, "nextCursor": more})
 
 
+async def show_explanation(request: Request, checkout_id: str) -> Response:
+    """Why a checkout is where it is, what happens next and when, and what a person may do."""
+    known = wiring.of(request)
+    _, merchant = await wiring.admit(request, "checkouts:read")
+    one = id_of(checkout_id)
+    async with asyncio.timeout(DATABASE_PATIENCE):
+        record = await explain.gather(known.db, known.settings, one, merchant_id=merchant.id)
+    if record is None:
+        raise unknown(checkout_id)
+    return answer(explain.explain(record).document())
+
+
+async def show_payments(  # noqa: PLR0917 - FastAPI calls it by name
+    request: Request,
+    role: Annotated[
+        reads.Role | None, Query(description="`surplus` and `unknown` are money without a home")
+    ] = None,
+    order_id: Annotated[str | None, Query(alias="orderId", max_length=100)] = None,
+    cursor: Annotated[
+        str | None, Query(max_length=400, description="`nextCursor` of the page before")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> Response:
+    """A merchant's payments as the gateway showed them, the youngest first, page by page."""
+    known = wiring.of(request)
+    _, merchant = await wiring.admit(request, "checkouts:read")
+    if order_id is not None and not intents.ORDER_NUMBER.fullmatch(order_id):
+        return answer({"payments": [], "nextCursor": None})  # no order has such a number
+    async with asyncio.timeout(DATABASE_PATIENCE):
+        found = await reads.payments_page(
+            known.db, merchant.id, role=role, order_ref=order_id, before=cursor, limit=limit
+        )
+    if found is None:
+        message = "must be the nextCursor of an earlier page"
+        raise Refusal(422, f"cursor {message}", kind="invalid-request", errors=[Problem("cursor", message)])
+    payments, more = found
+    return answer({"payments": payments, "nextCursor": more})
+
+
 async def show_audit(
     request: Request,
     checkout_id: str,
@@ -204,103 +239,25 @@ async def show_audit(
     """The audit trail of one checkout, the oldest entry first."""
     known = wiring.of(request)
     _, merchant = await wiring.admit(request, "checkouts:read")
-    one = _id(checkout_id)
+    one = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_PATIENCE):
         found = await reads.audit(known.db, merchant.id, one, after=after, limit=limit)
     if found is None:
-        raise _unknown(checkout_id)
+        raise unknown(checkout_id)
     entries, more = found
     return answer({"checkoutId": one, "entries": entries, "nextAfter": more})
 
 
-# ── Commands ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def cancel(request: Request, checkout_id: str) -> Response:
-    """Ask for a checkout to be cancelled; the session's token is no longer handed out from now on."""
-    known = wiring.of(request)
-    caller, merchant = await wiring.admit(request, "checkouts:write")
-    one = _id(checkout_id)
-    raw = await bodies.read_json(request, limit=COMMAND_BYTES, optional=True)
-    reason, version = _command(raw)
-    async with asyncio.timeout(DATABASE_PATIENCE):
-        stands = await reads.standing(known.db, merchant.id, one)
-        if stands is None:
-            raise _unknown(checkout_id)
-        _check(stands, version)
-        if not stands.cancelling:
-            await inbox.request(
-                known.db, one, merchant_id=merchant.id, kind="cancel", actor=caller.actor, reason=reason,
-                expected_version=version, grace=known.settings.hint_grace,
-            )  # fmt: skip
-    known.doorbell.ring([one])
-    document = {
-        "id": one, "orderId": stands.order_ref, "state": stands.state, "version": stands.version,
-        "links": reads.links_of(one),
-    }  # fmt: skip
-    return answer(document, 202)
-
-
-def _check(stands: reads.Standing, version: int | None) -> None:
-    if stands.state is State.COMPLETED:
-        said = f"checkout {stands.id} is completed: its money is there, so release or refund it instead of cancelling"
-        raise Refusal(409, said, kind="already-ended", facts={"state": stands.state})
-    if stands.state in ENDED:
-        said = f"checkout {stands.id} is {stands.state} already: there is nothing left to cancel"
-        raise Refusal(409, said, kind="already-ended", facts={"state": stands.state})
-    if version is not None and version != stands.version:
-        said = (
-            f"checkout {stands.id} has version {stands.version} by now, and the cancel was based on {version}: "
-            "read it again and decide again"
-        )
-        raise Refusal(409, said, kind="version-changed", facts={"version": stands.version})
-
-
-def _command(raw: bytes) -> tuple[str | None, int | None]:
-    if not raw:
-        return None, None
-    try:
-        body = msgspec.json.decode(raw)
-    except (ValueError, RecursionError):
-        raise Refusal(422, "the body is not JSON", kind="invalid-command") from None
-    fields = Fields()
-    reason: str | None = None
-    version: int | None = None
-    if isinstance(body, dict):
-        fields.names(body, "", "cancel")
-        reason = fields.text(body, "", "reason", required=False, most=LONGEST_REASON)
-        version = _version(body, fields)
-    else:
-        fields.wrong("body", "must be a JSON object with reason and version, both optional")
-    if fields.problems:
-        first = fields.problems[0]
-        said = f"{first.field}: {first.message}"
-        raise Refusal(422, said, kind="invalid-command", errors=fields.problems)
-    return reason, version
-
-
-def _version(body: Mapping[str, object], fields: Fields) -> int | None:
-    match body.get("version"):
-        case None:
-            return None
-        case bool():
-            pass
-        case int(version) if 1 <= version < 2**31:
-            return version
-        case _:
-            pass
-    fields.wrong("version", "must be the version of the checkout that you saw, a whole number")
-    return None
-
-
-def _id(checkout_id: str) -> UUID:
+def id_of(checkout_id: str) -> UUID:
+    """Read the id in a path; 404 for what cannot be one."""
     try:
         return UUID(checkout_id)
     except ValueError:
-        raise _unknown(checkout_id) from None
+        raise unknown(checkout_id) from None
 
 
-def _unknown(checkout_id: str) -> Refusal:
+def unknown(checkout_id: str) -> Refusal:
+    """Return the refusal of an id that this merchant does not have."""
     shown = checkout_id if len(checkout_id) <= 40 else checkout_id[:40] + "…"  # noqa: PLR2004 - an id has 36
     return Refusal(
         404, f"there is no checkout {shown!r} here: check the id and the merchant", kind="unknown-checkout"

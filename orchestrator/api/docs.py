@@ -14,11 +14,14 @@ from fastapi.openapi.utils import get_openapi
 from starlette.responses import HTMLResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
+from orchestrator.api.commands import KEYED, SCOPES
 from orchestrator.api.problems import Refusal
 from orchestrator.api.schemas import SCHEMAS, Schema, ref
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
+
+    from orchestrator.inbox import CommandKind
 
 _SECURE: Final[list[Schema]] = [{"bearer": []}]
 _PAGE: Final = """<!doctype html>
@@ -149,6 +152,28 @@ def described(
     if body is not None:
         extra["requestBody"] = body
     return {"responses": {status: json_answer(about, name)}, "status_code": status, "openapi_extra": extra}
+
+
+def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
+    """Return what FastAPI is told about the route of a command."""
+    body = {**json_body(ref(kind.capitalize()), required=kind == "resolve")}
+    told = described(
+        "CommandAccepted", "Stored; what becomes of it stands among the checkout's commands", 202, body
+    )
+    key = _parameter(
+        "Idempotency-Key",
+        "header",
+        "The same key with the same content is the same command; with other content it is refused",
+        maxLength=255,
+    )
+    told["openapi_extra"]["parameters"] = [{**key, "required": kind in KEYED}]
+    told["responses"] |= {
+        403: _problem(f"The token lacks the scope {SCOPES[kind]}"),
+        404: _problem("The merchant has no such checkout"),
+        409: _problem("Not as the checkout stands now, or not at this version"),
+        422: _problem("A field or the Idempotency-Key is wrong, or the amount is more than is left"),
+    }
+    return {**told, "summary": about, "description": f"Needs the scope `{SCOPES[kind]}`."}
 
 
 def _parameter(name: str, where: str, about: str, **schema: object) -> Schema:

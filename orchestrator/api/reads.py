@@ -1,4 +1,4 @@
-"""What may be read of a checkout, in the words of the contract. Reads only, always of one merchant, never another's.
+"""What may be read of a checkout and of payments, in the words of the contract. Reads only, always of one merchant, never another's.
 
 Amounts leave as decimals of their currency. The session with its token is shown only while the shopper may pay with it: offered,
 not withdrawn nor about to be, before the deadline, and with a token that has not expired.
@@ -6,15 +6,15 @@ not withdrawn nor about to be, before the deadline, and with a token that has no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
-from sqlalchemy import select, text, union_all
+from sqlalchemy import bindparam, or_, select, text, tuple_, union_all
 
 from orchestrator import log, money
-from orchestrator.models import IS_LIVE, IS_OPEN, checkouts
+from orchestrator.models import IS_LIVE, IS_OPEN, checkouts, payments
 from orchestrator.states import CLOSED, ENDED, State
 from orchestrator.vault import VaultError
 
@@ -30,29 +30,38 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 OFFERED: Final = frozenset({State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED})
+Role = Literal["accepted", "surplus", "attempt", "unknown"]
+COMMANDS_SHOWN: Final = 20
+"""Commands that a checkout is shown with: the last so many."""
 
 _ONE = text("""
-    SELECT c.id, c.order_ref, c.state, c.version, c.currency, c.amount, c.reserved, c.captured, c.refunded, c.late,
-           c.deadline, c.due_at, c.offered_at, c.withdrawn_at, c.ended_at, c.attention, c.last_error, c.correlation_id,
-           c.created_at, c.updated_at, clock() AS now,
+    SELECT c.id, c.order_ref, c.state, c.version, c.currency, c.amount, c.reserved, c.captured, c.refunded, c.charged_back,
+           c.late, c.auto_capture, c.reserved_until, c.deadline, c.due_at, c.offered_at, c.withdrawn_at, c.ended_at,
+           c.attention, c.last_error, c.correlation_id, c.created_at, c.updated_at, clock() AS now,
            EXISTS (SELECT FROM commands k
                     WHERE k.checkout_id = c.id AND k.kind = 'cancel' AND k.handled_at IS NULL) AS cancelling,
            s.session_id, s.token, s.token_expires_at, s.methods, i.data_key,
            (SELECT json_agg(json_build_object(
                        'transactionId', p.transaction_id, 'paymentId', p.payment_id, 'role', p.role, 'binding', p.binding,
                        'status', p.status, 'reading', p.reading, 'currency', p.currency, 'reserved', p.reserved,
-                       'captured', p.captured, 'refunded', p.refunded, 'flags', p.flags, 'firstSeenAt', p.first_seen_at,
-                       'updatedAt', p.updated_at) ORDER BY p.first_seen_at, p.transaction_id)
-              FROM payments p WHERE p.checkout_id = c.id) AS payments
+                       'captured', p.captured, 'refunded', p.refunded, 'chargedBack', p.charged_back, 'flags', p.flags,
+                       'firstSeenAt', p.first_seen_at, 'updatedAt', p.updated_at)
+                       ORDER BY p.first_seen_at, p.transaction_id)
+              FROM payments p WHERE p.checkout_id = c.id) AS payments,
+           (SELECT json_agg(json_build_object(
+                       'id', o.id, 'kind', o.kind, 'transactionId', o.transaction_id, 'amount', o.amount,
+                       'currency', o.currency, 'state', o.state, 'cause', o.cause,
+                       'reconciliationIdentifier', o.reconciliation_identifier, 'commandId', o.command_id,
+                       'requestedAt', o.requested_at, 'submittedAt', o.submitted_at, 'settledAt', o.settled_at,
+                       'error', o.last_error) ORDER BY o.requested_at, o.id)
+              FROM money_operations o WHERE o.checkout_id = c.id) AS operations,
+           (SELECT json_agg(json_build_object(
+                       'id', k.id, 'kind', k.kind, 'requestedAt', k.requested_at, 'handledAt', k.handled_at,
+                       'result', k.result) ORDER BY k.requested_at, k.id)
+              FROM (SELECT * FROM commands WHERE checkout_id = c.id ORDER BY requested_at DESC, id DESC LIMIT :most) k
+           ) AS commands
       FROM checkouts c LEFT JOIN sessions s ON s.checkout_id = c.id LEFT JOIN intents i ON i.checkout_id = c.id
      WHERE c.id = :id AND c.merchant_id = :merchant_id
-""")
-_STANDING = text("""
-    SELECT c.id, c.order_ref, c.state, c.version,
-           c.withdrawn_at IS NOT NULL OR EXISTS (
-               SELECT FROM commands k
-                WHERE k.checkout_id = c.id AND k.kind = 'cancel' AND k.handled_at IS NULL) AS cancelling
-      FROM checkouts c WHERE c.id = :id AND c.merchant_id = :merchant_id
 """)
 _AUDIT = text("""
     SELECT a.sequence, a.entry, a.key_id, a.mac
@@ -61,34 +70,29 @@ _AUDIT = text("""
             WHERE checkout_id = c.id AND sequence > :after ORDER BY sequence LIMIT :most) a ON true
      WHERE c.id = :id AND c.merchant_id = :merchant_id ORDER BY a.sequence
 """)
+# Payments have no index by order number; their checkouts have, and payments of no checkout are few.
+_OF_ORDER = text(f"""
+    SELECT id FROM checkouts WHERE merchant_id = :merchant_id AND order_ref = :order_ref AND {IS_LIVE}
+    UNION ALL
+    SELECT id FROM checkouts WHERE merchant_id = :merchant_id AND order_ref = :order_ref AND NOT ({IS_LIVE})
+""")  # noqa: S608 - made of our own constant
 _WORKERS = text("""
     SELECT count(*) AS alive FROM workers WHERE kind = 'worker' AND seen_at > clock() - make_interval(secs => :seconds)
 """)
 
-_c = checkouts.c
+_c, _p = checkouts.c, payments.c
 _SUMMARY: Final = (
-    _c.id, _c.order_ref, _c.state, _c.version, _c.currency, _c.amount, _c.reserved, _c.captured, _c.refunded, _c.late,
-    _c.deadline, _c.due_at, _c.offered_at, _c.withdrawn_at, _c.ended_at, _c.attention, _c.last_error, _c.correlation_id,
-    _c.created_at, _c.updated_at,
+    _c.id, _c.order_ref, _c.state, _c.version, _c.currency, _c.amount, _c.reserved, _c.captured, _c.refunded,
+    _c.charged_back, _c.late, _c.auto_capture, _c.reserved_until, _c.deadline, _c.due_at, _c.offered_at, _c.withdrawn_at,
+    _c.ended_at, _c.attention, _c.last_error, _c.correlation_id, _c.created_at, _c.updated_at,
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a checkout stands, for whoever wants to change it. `cancelling`: somebody asked for that already."""
-
-    id: UUID
-    order_ref: str
-    state: State
-    version: int
-    cancelling: bool
 
 
 async def checkout(
     db: Database, vault: Vault, merchant_id: int, checkout_id: UUID
 ) -> dict[str, object] | None:
     """Return everything about one checkout, or None if the merchant has none of this id."""
-    rows = await db.read(_ONE, {"id": checkout_id, "merchant_id": merchant_id})
+    rows = await db.read(_ONE, {"id": checkout_id, "merchant_id": merchant_id, "most": COMMANDS_SHOWN})
     if not rows:
         return None
     row = rows[0]
@@ -98,6 +102,8 @@ async def checkout(
         "session": session,
         "paymentMethods": row.methods if session is not None and row.methods else [],
         "payments": [_payment(payment) for payment in row.payments or ()],
+        "operations": [_operation(operation) for operation in row.operations or ()],
+        "commands": [_timed(command, "requestedAt", "handledAt") for command in row.commands or ()],
         "correlationId": row.correlation_id,
         "links": links_of(row.id),
     }
@@ -147,13 +153,38 @@ def _by_index(wanted: Select[Any], order_ref: str | None, states: frozenset[Stat
     return [wanted.where(_c.state.in_(sorted(group)), text(words)) for group, words in groups if group]
 
 
-async def standing(db: Database, merchant_id: int, checkout_id: UUID) -> Standing | None:
-    """Return where a checkout stands, or None if the merchant has none of this id."""
-    rows = await db.read(_STANDING, {"id": checkout_id, "merchant_id": merchant_id})
-    if not rows:
+async def payments_page(
+    db: Database,
+    merchant_id: int,
+    *,
+    role: Role | None = None,
+    order_ref: str | None = None,
+    before: str | None = None,
+    limit: int,
+) -> tuple[list[dict[str, object]], str | None] | None:
+    """Return one page of a merchant's payments, the youngest first, and the cursor of the next (None: this is the last).
+
+    None if `before` is no cursor of ours.
+    """
+    place = None if before is None else _place(before)
+    if before is not None and place is None:
         return None
-    row = rows[0]
-    return Standing(row.id, row.order_ref, State(row.state), row.version, row.cancelling)
+    wanted = select(payments).where(_p.merchant_id == merchant_id)
+    if role is not None:
+        # As a literal: through a parameter the planner would not see that a partial index will do.
+        wanted = wanted.where(_p.role == bindparam("role", role, literal_execute=True))
+    if order_ref is not None:
+        named = {"merchant_id": merchant_id, "order_ref": order_ref}
+        ids = [row.id for row in await db.read(_OF_ORDER, named)]
+        wanted = wanted.where(
+            _p.order_ref == order_ref, or_(_p.checkout_id.in_(ids), _p.checkout_id.is_(None))
+        )
+    if place is not None:
+        wanted = wanted.where(tuple_(_p.first_seen_at, _p.transaction_id) < place)
+    wanted = wanted.order_by(_p.first_seen_at.desc(), _p.transaction_id.desc()).limit(limit + 1)
+    rows = await db.read(wanted)
+    more = _cursor(rows[limit - 1]) if len(rows) > limit else None
+    return [_homeless(row) for row in rows[:limit]], more
 
 
 async def audit(
@@ -176,7 +207,7 @@ async def workers_alive(db: Database, *, within: float) -> int:
 def links_of(checkout_id: UUID) -> dict[str, str]:
     """Return where to go on from a checkout; paths, because a merchant may know us by another name than the gateway does."""
     own = f"/v1/checkouts/{checkout_id}"
-    return {"self": own, "cancel": f"{own}/cancel", "audit": f"{own}/audit"}
+    return {"self": own, "cancel": f"{own}/cancel", "audit": f"{own}/audit", "explain": f"{own}/explain"}
 
 
 def _summary(row: Row[Any]) -> dict[str, object]:
@@ -194,8 +225,11 @@ def _summary(row: Row[Any]) -> dict[str, object]:
                 ("reserved", row.reserved),
                 ("captured", row.captured),
                 ("refunded", row.refunded),
+                ("chargedBack", row.charged_back),
             )
         },
+        "autoCapture": row.auto_capture,
+        "reservedUntil": row.reserved_until,
         "deadline": row.deadline,
         "dueAt": row.due_at,
         "offeredAt": row.offered_at,
@@ -237,12 +271,67 @@ def _session(row: Row[Any], vault: Vault) -> dict[str, object] | None:
 
 
 def _payment(payment: dict[str, Any]) -> dict[str, object]:
-    currency = payment["currency"]
+    return _timed(
+        _priced(payment, "reserved", "captured", "refunded", "chargedBack"), "firstSeenAt", "updatedAt"
+    )
+
+
+def _operation(operation: dict[str, Any]) -> dict[str, object]:
+    return _timed(_priced(operation, "amount"), "requestedAt", "submittedAt", "settledAt")
+
+
+def _priced(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return a row of JSON from Postgres with these amounts as decimals of its currency."""
+    return {**row, **{name: money.to_decimal(row[name], row["currency"]) for name in names}}
+
+
+def _timed(row: dict[str, Any], *names: str) -> dict[str, object]:
+    """Return a row of JSON from Postgres with these times in the form that all other times have."""
+    return {**row, **{name: datetime.fromisoformat(row[name]) for name in names if row[name] is not None}}
+
+
+def _homeless(row: Row[Any]) -> dict[str, object]:
+    """Return a payment as it stands alone, with the checkout that it belongs to, if it does to any."""
     amounts = {
-        name: money.to_decimal(payment[name], currency) for name in ("reserved", "captured", "refunded")
+        name: money.to_decimal(minor, row.currency)
+        for name, minor in (
+            ("reserved", row.reserved),
+            ("captured", row.captured),
+            ("refunded", row.refunded),
+            ("chargedBack", row.charged_back),
+        )
     }
-    times = {name: datetime.fromisoformat(payment[name]) for name in ("firstSeenAt", "updatedAt")}
-    return {**payment, **amounts, **times}
+    return {
+        "transactionId": row.transaction_id,
+        "paymentId": row.payment_id,
+        "checkoutId": row.checkout_id,
+        "orderId": row.order_ref,
+        "role": row.role,
+        "binding": row.binding,
+        "status": row.status,
+        "reading": row.reading,
+        "currency": row.currency,
+        **amounts,
+        "flags": row.flags,
+        "firstSeenAt": row.first_seen_at,
+        "updatedAt": row.updated_at,
+    }
+
+
+def _cursor(row: Row[Any]) -> str:
+    """Return the place of a payment in the list; a text that goes into a URL as it is."""
+    place = f"{row.first_seen_at.isoformat()} {row.transaction_id}"
+    return urlsafe_b64encode(place.encode()).decode().rstrip("=")
+
+
+def _place(cursor: str) -> tuple[datetime, str] | None:
+    try:
+        place = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        at, _, transaction_id = place.partition(" ")
+        moment = datetime.fromisoformat(at)
+    except ValueError:
+        return None
+    return None if moment.tzinfo is None else (moment, transaction_id)
 
 
 def _entry(row: Row[Any]) -> dict[str, object]:

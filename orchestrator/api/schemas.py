@@ -89,7 +89,15 @@ _SUMMARY: Final[dict[str, Schema]] = {
     "outcome": _or_null(_text("Null until it has ended", enum=["paid", "failed", "expired", "cancelled"])),
     "late": {"type": "boolean", "description": "The money was found after it had been closed"},
     "amount": ref("Amount"),
-    "money": _object("reserved captured refunded", reserved=_MONEY, captured=_MONEY, refunded=_MONEY),
+    "money": _object(
+        "reserved captured refunded chargedBack",
+        reserved=_MONEY,
+        captured=_MONEY,
+        refunded=_MONEY,
+        chargedBack={**_MONEY, "description": "What the shopper's bank took back"},
+    ),
+    "autoCapture": {"type": "boolean", "description": "The gateway was told to capture by itself"},
+    "reservedUntil": _or_null(_text("Until when a capture is sure to work", format="date-time")),
     "deadline": _TIME,
     "dueAt": _or_null(_text("When somebody looks at it next; null when it is settled", format="date-time")),
     "offeredAt": _or_null(_TIME),
@@ -102,6 +110,51 @@ _SUMMARY: Final[dict[str, Schema]] = {
     "updatedAt": _TIME,
     "links": _LINKS,
 }
+
+_PAYMENT_NEEDS: Final = "transactionId role reading currency reserved captured refunded chargedBack"
+_PAYMENT: Final[dict[str, Schema]] = {
+    "transactionId": _WORD,
+    "paymentId": _or_null(_WORD),
+    "role": _text(
+        "surplus: too much; unknown: money that is not read as this order's; attempt: no money",
+        enum=["accepted", "surplus", "attempt", "unknown"],
+    ),
+    "binding": _text("How it is known to be the checkout's: bound (our own id), order_ref (its number only)"),
+    "status": _text("The gateway's own word", example="preauth"),
+    "reading": _text("What status and amounts mean together"),
+    "currency": _CURRENCY,
+    "reserved": _MONEY,
+    "captured": _MONEY,
+    "refunded": _MONEY,
+    "chargedBack": _MONEY,
+    "flags": _list(_WORD),
+    "firstSeenAt": _TIME,
+    "updatedAt": _TIME,
+}
+_COMMAND: Final = _text(
+    enum=["cancel", "reopen", "capture", "refund", "release", "retry", "reconcile", "resolve"]
+)
+_PART: Final[Schema] = {
+    "oneOf": [_MONEY, ref("Amount")],
+    "description": "In the payment's currency; absent: all that is left",
+}
+_TRANSACTION: Final = _text("Absent: the transaction that pays the checkout", maxLength=100)
+
+
+def _command(example: Schema, **fields: Schema) -> Schema:
+    """Describe the body of a command; `reason` and `version` go with each."""
+    body = _object(
+        "",
+        **fields,
+        reason=_text("Stands in the audit trail", maxLength=500),
+        version={
+            "type": "integer",
+            "minimum": 1,
+            "description": "Refused if the checkout has another by now",
+        },
+    )
+    return {**body, "example": example}
+
 
 SCHEMAS: Final[dict[str, Schema]] = {
     "Amount": _object("value currency", value=_MONEY, currency=_CURRENCY),
@@ -171,12 +224,28 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "BatchResult": _object("status", status={"type": "integer"}, checkout=ref("Accepted"), problem=ref("Problem")),
     "BatchResults": _object("results", results=_list(ref("BatchResult"))),
-    "Payment": _object(
-        "transactionId role reading currency reserved captured refunded",
-        transactionId=_WORD, paymentId=_or_null(_WORD),
-        role=_text(enum=["accepted", "surplus", "attempt", "unknown"]), binding=_WORD,
-        status=_WORD, reading=_WORD, currency=_CURRENCY, reserved=_MONEY, captured=_MONEY, refunded=_MONEY,
-        flags=_list(_WORD), firstSeenAt=_TIME, updatedAt=_TIME,
+    "Payment": _object(_PAYMENT_NEEDS, **_PAYMENT),
+    "PlacedPayment": _object(
+        f"{_PAYMENT_NEEDS} orderId", **_PAYMENT, orderId=_WORD,
+        checkoutId=_or_null(_text("Null for a payment that belongs to no checkout", format="uuid")),
+    ),
+    "PaymentPage": _object(
+        "payments nextCursor", payments=_list(ref("PlacedPayment")), nextCursor=_or_null(_WORD)
+    ),
+    "Operation": _object(
+        "id kind transactionId amount currency state cause reconciliationIdentifier requestedAt",
+        id=_ID, kind=_text(enum=["capture", "refund", "release"]), transactionId=_WORD, amount=_MONEY, currency=_CURRENCY,
+        state=_text(
+            "submitted: it may have left; unknown: it has, and what came of it is not known yet",
+            enum=["requested", "submitted", "succeeded", "rejected", "unknown"],
+        ),
+        cause=_text("Who began it: a command, the order itself, a policy", enum=["asked", "automatic", "returned"]),
+        reconciliationIdentifier=_text("By which the gateway's books name it"), commandId=_or_null(_ID), requestedAt=_TIME,
+        submittedAt=_or_null(_TIME), settledAt=_or_null(_TIME), error=_or_null(_WORD),
+    ),
+    "Command": _object(
+        "id kind requestedAt", id=_ID, kind=_COMMAND, requestedAt=_TIME, handledAt=_or_null(_TIME),
+        result=_or_null(_text("accepted, refused or done, with the reason", example="refused: it is being cancelled already")),
     ),
     "CheckoutSummary": _object("id orderId state", **_SUMMARY),
     "Checkout": _object(
@@ -189,15 +258,61 @@ SCHEMAS: Final[dict[str, Schema]] = {
         },
         paymentMethods=_list({"type": "object"}),
         payments=_list(ref("Payment")),
+        operations=_list(ref("Operation")),
+        commands={**_list(ref("Command")), "description": "The last twenty"},
         correlationId=_WORD,
     ),
     "CheckoutPage": _object(
         "checkouts nextCursor", checkouts=_list(ref("CheckoutSummary")), nextCursor=_or_null(_ID)
     ),
-    "Cancel": _object("", reason=_text(maxLength=500), version={"type": "integer", "minimum": 1}),
-    "CancelAccepted": _object(
-        "id orderId state version links", id=_ID, orderId=_WORD, state=_STATE, version={"type": "integer"}, links=_LINKS
+    "Cancel": _command({"reason": "out of stock"}),
+    "Reopen": _command(
+        {"expiresIn": 1800},
+        expiresIn={"type": "number", "minimum": 1, "maximum": LONGEST_LIFE, "description": "Seconds, from the new offer on"},
     ),
+    "Capture": _command({"amount": {"value": 39.00, "currency": "DKK"}}, amount=_PART, transactionId=_TRANSACTION),
+    "Refund": _command({"amount": 10.00, "reason": "one mug was broken"}, amount=_PART, transactionId=_TRANSACTION),
+    "Release": _command({"transactionId": "539101"}, transactionId=_TRANSACTION),
+    "Retry": _command({}),
+    "Reconcile": _command({}),
+    "Resolve": {
+        **_command(
+            {"decision": "keep"},
+            decision=_text(
+                "keep the money, return it, or say that it has been seen to", enum=["keep", "return", "dismiss"]
+            ),
+        ),
+        "required": ["decision"],
+    },
+    "CommandAccepted": {
+        **_object(
+            "id orderId state version command links", id=_ID, orderId=_WORD, state=_STATE, version={"type": "integer"},
+            command=_object("id kind", id=_ID, kind=_COMMAND), links=_LINKS,
+        ),
+    },
+    "Explanation": {
+        **_object(
+            "summary because evidence next youMay", summary=_WORD, because=_list(_WORD), evidence=_list(_WORD),
+            next=_object(
+                "what at", what=_WORD,
+                at=_or_null(_text("Null where nothing more happens by itself", format="date-time")),
+            ),
+            youMay=_list(_WORD),
+        ),
+        "example": {
+            "summary": "Order A-1001 over 139.00 DKK is paid.",
+            "because": ["Transaction 539101 pays it: 139.00 DKK reserved, 0.00 DKK captured, 0.00 DKK refunded."],
+            "evidence": [
+                "By 2026-01-05T10:00:02Z a notification about transaction 539101 had arrived with a valid signature; it said “succeeded”.",
+                "At 2026-01-05T10:00:03Z we asked the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, bound by our id.",
+            ],
+            "next": {
+                "what": "At 2026-01-05T11:00:03Z a worker looks at the gateway for captures, refunds and chargebacks that were not ours.",
+                "at": "2026-01-05T11:00:03Z",
+            },
+            "youMay": ["Have the gateway asked at once: POST /v1/checkouts/…/reconcile, or `orchestrator checkouts reconcile …`."],
+        },
+    },
     "AuditTrail": _object(
         "checkoutId entries nextAfter",
         checkoutId=_ID,

@@ -30,8 +30,8 @@ GRACE: Final = 10
 POOL_PATIENCE: Final = 3.0
 READ_PATIENCE: Final = 3_000
 """Milliseconds that one statement of a reading endpoint may take in Postgres."""
-INLET: Final = 3
-"""Connections beside the pool: one each for the writers of intents and of callbacks, and one for merchants and health."""
+INLET: Final = 4
+"""Connections beside the pool: one each for the writers of intents, of callbacks and of strays, and one for merchants and health."""
 
 
 def run(settings: Settings, host: str, port: int) -> None:
@@ -62,7 +62,14 @@ def build(settings: Settings, doorbell: Doorbell) -> Services:
         inlet=inlet,
         vault=vault,
         intents=inbox.Intents(inlet, vault, grace=settings.hint_grace, batch_limit=settings.batch_limit),
-        callbacks=inbox.Callbacks(inlet, vault, grace=settings.hint_grace, batch_limit=settings.batch_limit),
+        callbacks=inbox.Callbacks(
+            inlet,
+            vault,
+            grace=settings.hint_grace,
+            batch_limit=settings.batch_limit,
+            caps=inbox.Caps(settings.callbacks_limit, settings.callbacks_unproven_limit),
+            strict_network=settings.require_gateway_network,
+        ),
         merchants=Merchants(inlet, vault, settings),
         doorbell=doorbell,
         schema=schema.wanted(),
@@ -80,8 +87,8 @@ async def serve(settings: Settings, doorbell: Doorbell, host: str, port: int) ->
         access_log=False,
         log_config=None,
         server_header=False,
-        # Believed from this machine alone, unless FORWARDED_ALLOW_IPS names the proxies.
-        proxy_headers=True,
+        # What a proxy says of its caller is read in one place, as deep as TRUSTED_PROXIES says (`sources`).
+        proxy_headers=False,
         timeout_graceful_shutdown=GRACE,
     )
     server = _Server(config)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from orchestrator import log
 from orchestrator.access import Caller, Doorkeeper
 from orchestrator.api.problems import Refusal
+from orchestrator.inbox import Strays
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,14 +60,18 @@ class Services:
     doorbell: Doorbell
     schema: str
     doorkeeper: Doorkeeper = field(init=False)
+    strays: Strays = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "doorkeeper", Doorkeeper(self.settings))
+        strays = Strays(self.inlet, self.vault, self.callbacks, grace=self.settings.hint_grace)
+        object.__setattr__(self, "strays", strays)
 
     async def close(self) -> None:
         """Write what has gathered, then let go of Postgres; what it does not take in time was never acknowledged."""
         try:
             async with asyncio.timeout(CLOSING_PATIENCE):
+                await self.strays.close()
                 await asyncio.gather(self.intents.close(), self.callbacks.close())
         except TimeoutError:
             _log.warning("closing_cut_short", seconds=CLOSING_PATIENCE)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, assert_never
 
 from orchestrator import log, reconcile
 from orchestrator.audit import Action
-from orchestrator.carry import commands, opening, payment
+from orchestrator.carry import budget, commands, money, opening, payment, watch
 from orchestrator.carry.step import BROKE, POISONED, QUARANTINE, Step
 from orchestrator.db import DatabaseAway, Unwritten, is_away
 from orchestrator.lifecycle import Event, Held, LeaseLost, Lifecycle, claim
+from orchestrator.merchants import UnknownMerchant
 from orchestrator.states import CARRIED, State
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from orchestrator.db import Database
     from orchestrator.gateway.client import Gateway
-    from orchestrator.merchants import Merchants
+    from orchestrator.merchants import Merchant, Merchants
     from orchestrator.settings import Settings
     from orchestrator.vault import Vault
 
@@ -44,6 +46,8 @@ class Carrier:
         self.gateway, self.lifecycle, self.merchants = gateway, lifecycle, merchants
         self.blocked: dict[int, float] = {}
         """Merchants whose credentials were refused, and until when (monotonic) their gateway is left alone."""
+        # Looks that somebody asked for, by merchant, since they were last charged to its budget.
+        self._asked: Counter[int] = Counter()
         self._stopping = False
 
     def stop(self) -> None:
@@ -55,14 +59,57 @@ class Carrier:
         if self._stopping:
             return []
         held = await claim(self.db, ids, lease_seconds=self.settings.lease_seconds)
-        rung = await asyncio.gather(*(self._carry_one(one) for one in held))
+        places = await self._places(held)
+        rung = await asyncio.gather(*(self._carry_one(one, places.get(one.id, 0.0)) for one in held))
         return [one.id for one, again in zip(held, rung, strict=True) if again]
 
-    async def _carry_one(self, held: Held) -> bool:
+    async def _places(self, held: Sequence[Held]) -> dict[UUID, float]:
+        """Return how many seconds the looks of alarms alone must wait for their place in their merchant's queue."""
+        quiet: dict[int, list[UUID]] = {}
+        for one in held:
+            if one.state in CARRIED or one.booked:
+                continue
+            if one.eventful:
+                self._asked[one.merchant_id] += 1
+            else:
+                quiet.setdefault(one.merchant_id, []).append(one.id)
+        if not quiet:
+            return {}
+        try:
+            demands = [
+                budget.Demand(number, await self._apart(number), self._asked.pop(number, 0), len(ids))
+                for number, ids in quiet.items()
+            ]
+            waits = await budget.take(self.db, demands)
+        except Exception as error:
+            if not isinstance(error, UnknownMerchant) and not is_away(error):
+                raise
+            # Whoever it is about meets the same in its own step, where it is dealt with.
+            return {}
+        return {
+            one: waits[demand.merchant_id] + place * demand.apart
+            for demand in demands
+            for place, one in enumerate(quiet[demand.merchant_id])
+        }
+
+    async def sharing(self, merchant: Merchant) -> list[int]:
+        """Return the merchants whose payments a look with this merchant's account may show."""
+        return [
+            one.id
+            for one in await self.merchants.everyone()
+            if (one.account.merchant_api_url, one.account.username)
+            == (merchant.account.merchant_api_url, merchant.account.username)
+        ]
+
+    async def _apart(self, merchant_id: int) -> float:
+        merchant = await self.merchants.get(merchant_id)
+        return 60.0 / merchant.policies.looks_per_minute
+
+    async def _carry_one(self, held: Held, place: float = 0.0) -> bool:
         log.bind(checkout=str(held.id), correlation_id=held.correlation_id)
         step = Step(self, held)
         try:
-            await self._steps(step)
+            await self._steps(step, place)
         except LeaseLost:
             _log.warning("lease_lost", state=step.held.state)
         except DatabaseAway:
@@ -75,7 +122,7 @@ class Carrier:
                 await self._set_aside(step, error)
         return step.held.rung and not self._stopping
 
-    async def _steps(self, step: Step) -> None:
+    async def _steps(self, step: Step, place: float) -> None:
         held = step.held
         if held.claims > self.settings.poison_claims:
             await step.write(
@@ -88,8 +135,10 @@ class Carrier:
                 events=(Event("checkout.attention", {"reason": POISONED}),),
             )
             return
-        merchant = await self.merchants.get(held.merchant_id)
-        step.account = merchant.account
+        merchant = step.merchant = await self.merchants.get(held.merchant_id)
+        if place > budget.AT_ONCE:
+            await step.postpone(place, booked=True)
+            return
         pause = self.blocked.get(merchant.id, 0.0) - time.monotonic()
         while not step.released:
             if self._stopping or step.held.lease_left() < self.settings.gateway_total_timeout:
@@ -118,11 +167,18 @@ class Carrier:
             _log.warning("alarm_left_to_the_lease", state=held.state)
 
 
-async def _take(step: Step) -> None:  # noqa: C901 - one line for each state
+async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each state
     """Take the next step."""
     held = step.held
-    if held.commands:
-        await commands.obey(step)
+    command = commands.ready(held) if step.answering is None else None
+    if command is not None:
+        await commands.obey(step, command)
+        return
+    if held.operation is not None:
+        await money.operate(step, held.operation)
+        return
+    if step.answering is not None and held.state in CARRIED:
+        await payment.look_early(step)
         return
     if held.withdrawn_at is not None and held.state in CARRIED:
         # Nothing was ever offered to a shopper: there is nothing to wait for.
@@ -144,6 +200,6 @@ async def _take(step: Step) -> None:  # noqa: C901 - one line for each state
         case State.CALLBACK_RECEIVED:
             await payment.settle_callback(step)
         case State.COMPLETED | State.FAILED | State.EXPIRED | State.CANCELLED:
-            await payment.watch(step)
+            await watch.watch(step)
         case _:
             assert_never(held.state)

@@ -1,15 +1,25 @@
-"""What people and clients ask for: cancelling. A command is taken under the lease, like every other reason to move."""
+"""What people and clients ask for. A command is taken under the lease, like every other reason to move.
+
+A command that asks for money becomes an operation of its own; one whose transaction has an operation under way waits for that.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
+from orchestrator import operations, reconcile
 from orchestrator.audit import Action
-from orchestrator.states import CARRIED, Moved, State, Trigger, decide
+from orchestrator.lifecycle import KEEP, Event, Known, rival_of
+from orchestrator.states import CARRIED, CLOSED, Moved, State, Trigger, decide
 
 if TYPE_CHECKING:
     from orchestrator.carry.step import Step
-    from orchestrator.lifecycle import Held
+    from orchestrator.lifecycle import Command, Held, Operation
+
+ORDER_USES: Final = 4
+"""One order number serves about four orders or payments at the gateway (D7, D8)."""
+LOOKING: Final = frozenset({"reconcile", "reopen"})
+"""Commands that are answered by what a look shows."""
 
 
 def wait(held: Held) -> bool:
@@ -17,40 +27,218 @@ def wait(held: Held) -> bool:
     return bool(held.commands) or (held.withdrawn_at is not None and held.state in CARRIED)
 
 
-async def obey(step: Step) -> None:
-    """Take the oldest command: withdraw the checkout if it can still be cancelled, else refuse with the reason."""
-    command = step.held.commands[0]
+def ready(held: Held) -> Command | None:
+    """Return the oldest command that can be taken now; None while all wait for an operation on their transaction."""
+    return next((one for one in held.commands if not _blocked(held, one)), None)
+
+
+def _blocked(held: Held, command: Command) -> bool:
+    if command.kind == "resolve" and command.arguments.get("decision") == "return":
+        return held.operation is not None
+    if command.kind not in operations.KINDS:
+        return False
+    target = command.arguments.get("transactionId") or held.accepted
+    return any(one.open and one.transaction_id == target for one in held.operations)
+
+
+async def obey(step: Step, command: Command) -> None:
+    """Take a command: carry it out, turn it into an operation, or refuse it with the reason."""
     held = step.held
-    evidence = {"command": str(command.id), "kind": command.kind, "reason": command.reason}
-    refusal = _refusal(step, command.expected_version)
-    if refusal is not None:
-        await step.write(
-            None, Action.COMMAND_REFUSED, actor=command.actor, evidence={**evidence, "refusal": refusal},
-            attempts=held.attempts, done=((command.id, f"refused: {refusal}"),),
-        )  # fmt: skip
+    if command.expected_version is not None and command.expected_version != held.version:
+        said = f"it was asked for version {command.expected_version}, and the checkout is at version {held.version} now"
+        await _refuse(step, command, said)
+        return
+    match command.kind:
+        case "cancel":
+            await _withdraw(step, command)
+        case "capture" | "refund" | "release":
+            await _move_money(step, command)
+        case "retry":
+            await _retry(step, command)
+        case "resolve":
+            await _resolve(step, command)
+        case "reopen" if held.state not in CLOSED:
+            await _refuse(step, command, f"a checkout that is {held.state} cannot be reopened")
+        case "reopen" | "reconcile":
+            # Answered by the next look, which is taken under this lease.
+            step.answering = command
+        case _:
+            await _refuse(step, command, f"this version does not know the command {command.kind}")
+
+
+def _about(command: Command) -> dict[str, object]:
+    return {"command": str(command.id), "kind": command.kind, "reason": command.reason, **command.arguments}
+
+
+async def _refuse(step: Step, command: Command, why: str) -> None:
+    events: tuple[Event, ...] = ()
+    if command.kind in operations.KINDS:
+        told = {"operationId": None, "commandId": command.id, "kind": command.kind, "reason": why}
+        events = (Event("checkout.operation_rejected", told),)
+    await step.write(
+        None, Action.COMMAND_REFUSED, actor=command.actor, evidence={**_about(command), "refusal": why},
+        attempts=step.held.attempts, done=((command.id, f"refused: {why}"),), events=events,
+    )  # fmt: skip
+
+
+async def _withdraw(step: Step, command: Command) -> None:
+    held = step.held
+    if held.withdrawn_at is not None:
+        await _refuse(step, command, "it is being cancelled already")
+        return
+    if (
+        not isinstance(decide(held.state, Trigger.CANCELLED), Moved)
+        and held.state is not State.CALLBACK_RECEIVED
+    ):
+        await _refuse(step, command, f"a checkout that is {held.state} cannot be cancelled")
         return
     # From now on the token is not handed out; a checkout that was never offered is cancelled at once, any other
     # after its grace and a look that shows nothing paid, pending or open.
     await step.write(
-        None, Action.CANCEL_REQUESTED, actor=command.actor, evidence=evidence, withdrawn=True, looks=0,
+        None, Action.CANCEL_REQUESTED, actor=command.actor, evidence=_about(command), withdrawn=True, looks=0,
         attempts=held.attempts, done=((command.id, "accepted"),),
     )  # fmt: skip
-
-
-def _refusal(step: Step, expected_version: int | None) -> str | None:
-    held = step.held
-    if expected_version is not None and expected_version != held.version:
-        return (
-            f"it was asked for version {expected_version}, and the checkout is at version {held.version} now"
-        )
-    if held.withdrawn_at is not None:
-        return "it is being cancelled already"
-    cancellable = (
-        isinstance(decide(held.state, Trigger.CANCELLED), Moved) or held.state is State.CALLBACK_RECEIVED
-    )
-    return None if cancellable else f"a checkout that is {held.state} cannot be cancelled"
 
 
 async def cancel(step: Step) -> None:
     """Cancel a withdrawn checkout that was never offered: nobody could pay it, so there is nothing to wait for."""
     await step.end(Trigger.CANCELLED, "checkout.cancelled", {"by": "command"})
+
+
+# ── Money ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _move_money(step: Step, command: Command) -> None:
+    held = step.held
+    wanted = command.arguments.get("transactionId")
+    payment = next((one for one in held.known if one.transaction_id == (wanted or held.accepted)), None)
+    if payment is None:
+        said = (
+            f"no look has seen transaction {wanted} for this order"
+            if wanted
+            else f"a checkout that is {held.state} has no payment"
+        )
+        await _refuse(step, command, said)
+        return
+    amount, refusal = _amount_of(held, command, payment)
+    if refusal is not None:
+        await _refuse(step, command, refusal)
+        return
+    operation = operations.ask(
+        payment, command.kind, amount=amount, cause="asked", actor=command.actor, reason=command.reason,  # type: ignore[arg-type]
+        command_id=command.id,
+    )  # fmt: skip
+    await request(step, operation, actor=command.actor, done=((command.id, f"accepted: {operation.id}"),))
+
+
+def _amount_of(held: Held, command: Command, payment: Known) -> tuple[int, str | None]:
+    """Return the amount that a command is about, in minor units, and why it cannot be taken, if it cannot."""
+    kind, asked = command.kind, command.arguments.get("amount")
+    accepted = payment.transaction_id == held.accepted
+    if kind == "capture" and not accepted:
+        return (
+            0,
+            "only the payment that completed the checkout can be captured; surplus is released or refunded",
+        )
+    if kind == "capture" and held.auto_capture:
+        return (
+            0,
+            "the gateway captures this payment by itself (autoCapture), and has not said that it will not",
+        )
+    if kind == "release":
+        return (
+            payment.reserved or 1,
+            None if payment.captured == 0 else "it has been captured: refund it instead",
+        )
+    left = payment.captured - payment.refunded if kind == "refund" else payment.reserved - payment.captured
+    amount = left if asked is None else int(asked)
+    if amount <= 0 or left <= 0:
+        return 0, f"nothing is left to {kind}"
+    if amount > left:
+        return 0, f"only {left} minor units are left to {kind}, and {amount} were asked for"
+    return amount, None
+
+
+async def request(step: Step, operation: Operation, *, actor: str, **changes: Any) -> None:
+    """Write a requested operation; it is carried out under the same lease."""
+    evidence = {
+        "operation": str(operation.id), "kind": operation.kind, "transaction": operation.transaction_id,
+        "amount": operation.amount, "currency": operation.currency, "cause": operation.cause, "reason": operation.reason,
+    }  # fmt: skip
+    await step.write(
+        None, Action.MONEY_REQUESTED, actor=actor, evidence=evidence, operations=(operation,), attempts=0, alarm=KEEP,
+        **changes,
+    )  # fmt: skip
+
+
+# ── What a person decides ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _retry(step: Step, command: Command) -> None:
+    """Forget failures and look at it now."""
+    await step.write(
+        None, Action.COMMAND_TAKEN, actor=command.actor, evidence=_about(command), attempts=0, looks=0,
+        attention=step.calm(poisoned=True), last_error=None, done=((command.id, "done: it is tried again now"),),
+    )  # fmt: skip
+
+
+async def _resolve(step: Step, command: Command) -> None:
+    held = step.held
+    word = reconcile.word_of(held.attention)
+    if not word:
+        await _refuse(step, command, "nothing is waiting for a decision")
+        return
+    if command.arguments.get("decision") == "return":
+        await _return(step, command, word)
+        return
+    await step.write(
+        None, Action.ATTENTION_CLEARED, actor=command.actor, evidence={**_about(command), "attention": word},
+        attempts=0, attention=None, decided=word,
+        done=((command.id, "done: it is decided, and not asked again"),), alarm=0.0,
+    )  # fmt: skip
+
+
+async def _return(step: Step, command: Command, word: str) -> None:
+    held = step.held
+    late = word in {"late_payment", "unknown_order"}
+    holding = [one for one in held.known if one.left > 0]
+    targets = [one for one in holding if (one.transaction_id == held.accepted) == late]
+    if not targets:
+        await _refuse(step, command, "no transaction that this is about holds money")
+        return
+    back = tuple(
+        operations.give_back(one, actor=command.actor, reason=word, command_id=command.id) for one in targets
+    )
+    await step.write(
+        None, Action.MONEY_REQUESTED, actor=command.actor,
+        evidence={**_about(command), "attention": word, "operations": [str(one.id) for one in back]}, attempts=0,
+        operations=back, done=((command.id, f"accepted: {', '.join(str(one.id) for one in back)}"),), alarm=KEEP,
+    )  # fmt: skip
+
+
+async def reopen(step: Step, verdict: reconcile.Verdict) -> None:
+    """Take a closed checkout up again, after a look that shows no money and nothing open."""
+    held, command = step.held, step.answering
+    assert command is not None  # noqa: S101 - the caller's condition
+    rival = await rival_of(step.carrier.db, held)
+    refusal = None
+    if rival is not None:
+        refusal = f"order {held.order_ref} belongs to checkout {rival} now"
+    elif held.openings >= ORDER_USES:
+        refusal = f"order number {held.order_ref} has been used {held.openings} times at the gateway, which takes about {ORDER_USES}"
+    elif verdict.finding not in {reconcile.Finding.NOTHING, reconcile.Finding.DECLINED}:
+        refusal = f"the gateway shows this order as {verdict.finding}"
+    step.answering = None
+    if refusal is not None:
+        await _refuse(step, command, refusal)
+        return
+    asked = command.arguments.get("expiresIn")
+    life = float(asked) if asked is not None else held.life
+    await step.write(
+        Trigger.REOPENED, Action.CHECKOUT_REOPENED, actor=command.actor,
+        evidence={**_about(command), **verdict.evidence, "openings": held.openings}, payments=verdict.payments,
+        expires_in=life or float(step.settings.checkout_expires_in), life=life, session_id=None, methods=None,
+        attention=None, last_error=None, looks=0, done=((command.id, "done: it is reopened"),),
+        # A new claim brings the intent along.
+        alarm=0.0, events=(Event("checkout.reopened", {}),),
+    )  # fmt: skip

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
 
 from orchestrator import intents, links, reconcile
 from orchestrator.audit import Action
+from orchestrator.carry.commands import ORDER_USES
 from orchestrator.carry.step import Failure, Step, credentials, retry
 from orchestrator.gateway.outcomes import FINAL_STATUSES, Done, Refused, Unauthorized
 from orchestrator.lifecycle import KEEP, Event
 from orchestrator.states import Trigger
-
-ORDER_USES: Final = 4
-"""One order number serves about four orders or payments at the gateway (D7, D8)."""
 
 
 async def authenticate(step: Step) -> None:
@@ -62,7 +58,9 @@ async def open_session(step: Step) -> None:
         return
     document = step.document()
     pages = intents.shop_pages(document)
-    urls = links.callback_urls(step.carrier.vault, step.settings.public_url, held.id, pages)
+    urls = links.callback_urls(
+        step.carrier.vault, step.settings.public_url, held.id, pages, merchant_id=held.merchant_id
+    )
     body = intents.session_body(document, checkout_id=held.id, urls=urls)
     outcome = await step.carrier.gateway.open_session(step.account, token, body, user_agent=step.user_agent())
     match outcome:
@@ -127,9 +125,8 @@ async def _refused(step: Step, outcome: Refused, call: str) -> None:
 
 async def offer(step: Step) -> None:
     held = step.held
-    expires_in = float(
-        msgspec.json.decode(step.document()).get("expiresIn") or step.settings.checkout_expires_in
-    )
+    asked = held.life or msgspec.json.decode(step.document()).get("expiresIn")
+    expires_in = float(asked or step.settings.checkout_expires_in)
     looks = reconcile.quiet_looks(step.settings)
     await step.write(
         Trigger.OFFERED,

@@ -16,9 +16,12 @@ from orchestrator.states import CARRIED, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from orchestrator.carry.carrier import Carrier
     from orchestrator.gateway.client import Account, Token
+    from orchestrator.lifecycle import Command
+    from orchestrator.merchants import Merchant
     from orchestrator.vault import DataKey
 
 _log = log.get(__name__)
@@ -64,16 +67,21 @@ class Failure:
 class Step:
     """A checkout while it is carried: where it stands, and whether its lease is still with us."""
 
-    __slots__ = ("_intent", "_key", "_more", "account", "carrier", "held", "released", "renewed", "settings")
+    __slots__ = (
+        "_intent", "_key", "_more", "answering", "carrier", "held", "merchant", "released", "renewed", "settings", "shown",
+    )  # fmt: skip
 
-    account: Account
-    """Known once the merchant has been read."""
+    merchant: Merchant
+    """Known once it has been read."""
 
     def __init__(self, carrier: Carrier, held: Held) -> None:
         self.carrier, self.held = carrier, held
         self.settings = carrier.settings
         self.released = False
         self.renewed = False
+        # A command that the next look answers, and what the look showed.
+        self.answering: Command | None = None
+        self.shown = ""
         self._more = len(held.letters) >= LETTERS_AT_ONCE
         self._key: DataKey | None = None
         self._intent: bytes | None = None
@@ -84,15 +92,31 @@ class Step:
         """Write one move (`changes` are fields of `Move`) and stand where it leads; `LeaseLost` if we may no longer."""
         if self._more and changes.get("read"):
             changes["alarm"] = 0.0
+        if self.answering is not None and self.shown:
+            # Whatever the look led to, somebody asked for it and is told what it showed.
+            command, self.answering = self.answering, None
+            changes["done"] = (*changes.get("done", ()), (command.id, f"done: {self.shown}"))
+            if action is None:
+                action, changes["actor"] = Action.GATEWAY_ASKED, command.actor
+                changes["evidence"] = {
+                    "command": str(command.id),
+                    "shown": self.shown,
+                    **changes.get("evidence", {}),
+                }
         move = Move(held=self.held, trigger=trigger, action=action, **changes)
         self.held = await self.carrier.lifecycle.advance(move)
         self.released = move.releases
         if trigger is not None:
             _log.info("checkout_moved", state=self.held.state, trigger=trigger, version=self.held.version)
 
-    async def postpone(self, alarm: float) -> None:
+    async def postpone(self, alarm: float, *, booked: bool = False) -> None:
         """Give the lease back with an alarm and change nothing else."""
-        await self.write(None, None, alarm=alarm, attempts=self.held.attempts)
+        await self.write(None, None, alarm=alarm, attempts=self.held.attempts, booked=booked)
+
+    @property
+    def account(self) -> Account:
+        """Where and as whom the merchant talks to the gateway."""
+        return self.merchant.account
 
     async def fail(self, failure: Failure, call: str) -> None:
         """Leave a failed call behind: an alarm with back-off, the reason, and attention where a person is needed."""
@@ -149,14 +173,21 @@ class Step:
             **changes,
         )
 
-    def first_watch(self) -> float | None:
-        return self.settings.settle_watch[0] if self.settings.settle_watch else None
+    def first_watch(self, reserved_until: datetime | None = None) -> float | None:
+        """Return the seconds until the first look at an ended checkout, before its reservation can lapse."""
+        if reserved_until is None or not self.settings.settle_watch:
+            return self.settings.settle_watch[0] if self.settings.settle_watch else None
+        warned = (reserved_until - self.held.now()).total_seconds() - self.settings.lapse_warning
+        return max(min(self.settings.settle_watch[0], warned + 1), 1.0)
 
-    def calm(self) -> str | None:
-        """Return the attention that remains once the gateway has answered: not ours that it does not answer."""
+    def calm(self, *, poisoned: bool = False) -> str | None:
+        """Return the attention that remains once the gateway has answered: not ours that it does not answer.
+
+        `poisoned`: nor that the checkout was set aside, because somebody wants it tried again.
+        """
         attention = self.held.attention
-        passing = attention is not None and attention.startswith((CREDENTIALS, STUCK, BROKE))
-        return None if passing else attention
+        words = (CREDENTIALS, STUCK, BROKE, *((POISONED,) if poisoned else ()))
+        return None if attention is not None and attention.startswith(words) else attention
 
     def next_alarm(self, looks: int, *, deadline_in: float | None = None) -> float:
         """Return the seconds until the next reason to look at an offered checkout.

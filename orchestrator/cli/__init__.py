@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "token": "records:token",
     "merchants": "records:merchants",
     "checkouts": "checkouts:checkouts",
+    "payments": "checkouts:payments",
     "events": "checkouts:events",
     "audit": "trail:audit",
 }

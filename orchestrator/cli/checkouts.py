@@ -1,6 +1,6 @@
-"""Looking at checkouts and events, and cancelling: straight from the database, for whoever operates the installation.
+"""Looking at checkouts, payments and events: straight from the database, for whoever operates the installation.
 
-Nothing here shows a session token or a customer; a cancel is a command that a worker obeys, as from the API.
+Nothing here shows a session token or a customer. What can be asked of a checkout stands in `commands` and `reconcile`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from uuid import UUID
 
 import click
 
+from orchestrator.cli import commands
 from orchestrator.cli.attached import data_dir, on_database, printer
+from orchestrator.cli.lookup import matching, merchant_id, one, price, table, uuid_of
+from orchestrator.cli.reconcile import reconcile
 from orchestrator.states import State
 
 if TYPE_CHECKING:
@@ -22,14 +25,14 @@ if TYPE_CHECKING:
     from orchestrator.db import Database
     from orchestrator.settings import Settings
 
-ACTOR: Final = "operator:command-line"
+_HELD: Final = ("reserved", "captured", "refunded", "charged back")
 _SAID: Final = frozenset({"checkoutId", "currency"})
 """Of an event's payload, what its line says already."""
 
 
 @click.group()
 def checkouts() -> None:
-    """List, show and cancel checkouts."""
+    """List, show and explain checkouts, and ask for what is to be done with them."""
 
 
 @checkouts.command("list")
@@ -64,17 +67,17 @@ def list_checkouts(
         from orchestrator.demo.timeline import STYLES  # noqa: PLC0415
 
         if merchant is not None:
-            await _known_merchant(db, merchant)
-        wanted = _matching(states=states, order=order, merchant=merchant, attention=attention)
+            await merchant_id(db, merchant)
+        wanted = matching(states=states, order=order, merchant=merchant, attention=attention)
         rows = await db.read(wanted.limit(limit + 1))
-        table = _table("id", "order", "merchant", "state", "amount", "held", "created", "attention")
+        shown = table("id", "order", "merchant", "state", "amount", "held", "created", "attention")
         for row in rows[:limit]:
-            table.add_row(
+            shown.add_row(
                 str(row.id), row.order_ref, row.merchant, Text(row.state, style=STYLES[row.state]),
-                _money(row.amount, row.currency), _money(max(row.reserved, row.captured) - row.refunded, row.currency),
+                price(row.amount, row.currency), price(max(row.reserved, row.captured) - row.refunded, row.currency),
                 f"{row.created_at:%Y-%m-%d %H:%M:%S}", row.attention or "",
             )  # fmt: skip
-        printer().print(table)
+        printer().print(shown)
         if len(rows) > limit:
             click.echo(
                 f"There are more than {limit}: ask for more with --limit, or for some with --state or --order.",
@@ -96,19 +99,31 @@ def show(*, data_dir: Path, checkout: str) -> int:
 
         from orchestrator.demo.timeline import timeline  # noqa: PLC0415
 
-        row = await _one(db, checkout)
+        row = await one(db, checkout)
         console = printer()
         console.print(_described(row))
-        payments = await db.read(_payments(), {"id": row.id})
-        if payments:
-            table = _table("payment", "role", "status", "reading", "reserved", "captured", "refunded")
-            for one in payments:
-                amounts = (
-                    _money(minor, one.currency) for minor in (one.reserved, one.captured, one.refunded)
+        found = await db.read(_payments(), {"id": row.id})
+        if found:
+            shown = table("payment", "role", "status", "reading", *_HELD)
+            for payment in found:
+                shown.add_row(
+                    payment.transaction_id, payment.role, payment.status, payment.reading, *_amounts(payment)
                 )
-                table.add_row(one.transaction_id, one.role, one.status, one.reading, *amounts)
             console.print()
-            console.print(table)
+            console.print(shown)
+        operations = await db.read(_operations(), {"id": row.id})
+        if operations:
+            shown = table(
+                "operation", "kind", "payment", "amount", "state", "cause", "requested", "settled", "error"
+            )
+            for operation in operations:
+                shown.add_row(
+                    str(operation.id), operation.kind, operation.transaction_id, price(operation.amount, operation.currency),
+                    operation.state, operation.cause, f"{operation.requested_at:%H:%M:%S}",
+                    f"{operation.settled_at:%H:%M:%S}" if operation.settled_at else "", operation.last_error or "",
+                )  # fmt: skip
+            console.print()
+            console.print(shown)
         entries = await db.read(_entries(), {"id": row.id})
         console.print()
         console.print(timeline([msgspec.json.decode(entry.entry) for entry in entries]))
@@ -117,29 +132,79 @@ def show(*, data_dir: Path, checkout: str) -> int:
     return on_database(data_dir, tell)
 
 
-@checkouts.command(short_help="Cancel one checkout, unless its money is there already.")
+@checkouts.command(short_help="Explain one checkout: why it is where it is, and what comes next.")
 @data_dir
 @click.argument("checkout")
-@click.option("--reason", help="Why; stands in the audit trail.")
-def cancel(*, data_dir: Path, checkout: str, reason: str | None) -> int:
-    """Cancel one checkout (its id, or its order number), unless its money is there already."""
+def explain(*, data_dir: Path, checkout: str) -> int:
+    """Explain one checkout (its id, or its order number): why it is where it is, what comes next, and what you may do."""
 
-    async def ask(settings: Settings, db: Database) -> int:
-        from orchestrator import inbox  # noqa: PLC0415
-        from orchestrator.states import ENDED  # noqa: PLC0415
+    async def tell(settings: Settings, db: Database) -> int:
+        from orchestrator import explain as explanation  # noqa: PLC0415
 
-        row = await _one(db, checkout)
-        if State(row.state) in ENDED:
-            raise click.UsageError(f"checkout {row.id} is {row.state} already: there is nothing to cancel")
-        await inbox.request(
-            db, row.id, merchant_id=row.merchant_id, kind="cancel", actor=ACTOR, reason=reason, grace=0.0
-        )
-        click.echo(
-            f"Asked for: checkout {row.id} is cancelled after a grace of {settings.cancel_grace:g} s, if no payment is found by then."
-        )
+        row = await one(db, checkout)
+        record = await explanation.gather(db, settings, row.id)
+        assert record is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
+        said = explanation.explain(record)
+        click.echo(said.summary)
+        for title, sentences in (
+            ("Because", said.because),
+            ("Evidence", said.evidence),
+            ("Next", (said.next.what,)),
+            ("You may", said.you_may),
+        ):
+            if sentences:
+                click.echo(f"\n{title}")
+            for sentence in sentences:
+                click.echo(f"  - {sentence}")
         return 0
 
-    return on_database(data_dir, ask)
+    return on_database(data_dir, tell)
+
+
+for _command in (*commands.COMMANDS, reconcile):
+    checkouts.add_command(_command)
+
+
+@click.group()
+def payments() -> None:
+    """What the gateway showed of payments."""
+
+
+@payments.command("list")
+@data_dir
+@click.option(
+    "--role",
+    type=click.Choice(["accepted", "surplus", "attempt", "unknown"]),
+    help="surplus and unknown: money without a home.",
+)
+@click.option("--order", metavar="NUMBER", help="Only this order number.")
+@click.option("--merchant", metavar="NAME", help="Only this merchant's.")
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The youngest so many."
+)
+def list_payments(
+    *, data_dir: Path, role: str | None, order: str | None, merchant: str | None, limit: int
+) -> int:
+    """List payments, the youngest first."""
+
+    async def show(_: Settings, db: Database) -> int:
+        number = None if merchant is None else await merchant_id(db, merchant)
+        rows = await db.read(_payments_listed(role=role, order=order, merchant=number).limit(limit + 1))
+        shown = table("payment", "merchant", "order", "checkout", "role", "status", *_HELD, "first seen")
+        for row in rows[:limit]:
+            shown.add_row(
+                row.transaction_id, row.merchant, row.order_ref, str(row.checkout_id or ""), row.role, row.status,
+                *_amounts(row), f"{row.first_seen_at:%Y-%m-%d %H:%M:%S}",
+            )  # fmt: skip
+        printer().print(shown)
+        if len(rows) > limit:
+            click.echo(
+                f"There are more than {limit}: ask for more with --limit, or for some with --role or --order.",
+                err=True,
+            )
+        return 0
+
+    return on_database(data_dir, show)
 
 
 @click.group()
@@ -154,26 +219,26 @@ def events() -> None:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
 def list_events(*, data_dir: Path, after: str | None, checkout: str | None, limit: int) -> int:
     """List events by checkout, in the order in which they happened to it."""
-    since = None if after is None else _uuid(after)
+    since = None if after is None else uuid_of(after)
     if after is not None and since is None:
         raise click.UsageError(f"--after must be the id of a checkout, not {after!r}")
 
     async def show(_: Settings, db: Database) -> int:
         from orchestrator.demo.timeline import told  # noqa: PLC0415
 
-        only = None if checkout is None else (await _one(db, checkout)).id
+        only = None if checkout is None else (await one(db, checkout)).id
         rows = await db.read(_events(), {"after": since or UUID(int=0), "only": only, "most": limit})
-        table = _table("at", "checkout", "#", "event", "payload")
+        shown = table("at", "checkout", "#", "event", "payload")
         for row in rows:
             facts = " ".join(
                 f"{name}={told(name, value, row.currency)}"
                 for name, value in row.payload.items()
                 if value is not None and name not in _SAID
             )
-            table.add_row(
+            shown.add_row(
                 f"{row.created_at:%H:%M:%S.%f}"[:-3], str(row.checkout_id), str(row.sequence), row.kind, facts
             )
-        printer().print(table)
+        printer().print(shown)
         return 0
 
     return on_database(data_dir, show)
@@ -182,47 +247,38 @@ def list_events(*, data_dir: Path, after: str | None, checkout: str | None, limi
 # ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _matching(*, states: Sequence[State], order: str | None, merchant: str | None, attention: bool) -> Any:
-    from sqlalchemy import select  # noqa: PLC0415
+def _payments_listed(*, role: str | None, order: str | None, merchant: int | None) -> Any:
+    from sqlalchemy import bindparam, select  # noqa: PLC0415
 
-    from orchestrator.models import checkouts as c  # noqa: PLC0415
     from orchestrator.models import merchants as m  # noqa: PLC0415
+    from orchestrator.models import payments as p  # noqa: PLC0415
 
-    wanted = select(c, m.c.name.label("merchant")).join(m, m.c.id == c.c.merchant_id).order_by(c.c.id.desc())
-    if states:
-        wanted = wanted.where(c.c.state.in_([State(state).value for state in states]))
+    wanted = select(p, m.c.name.label("merchant")).join(m, m.c.id == p.c.merchant_id)
+    if role is not None:
+        # As a literal, in which the planner recognises the partial index.
+        wanted = wanted.where(p.c.role == bindparam("role", role, literal_execute=True))
     if order is not None:
-        wanted = wanted.where(c.c.order_ref == order)
+        wanted = wanted.where(p.c.order_ref == order)
     if merchant is not None:
-        wanted = wanted.where(m.c.name == merchant)
-    return wanted.where(c.c.attention.is_not(None)) if attention else wanted
-
-
-async def _known_merchant(db: Database, name: str) -> None:
-    from sqlalchemy import text  # noqa: PLC0415
-
-    if not await db.read(text("SELECT 1 FROM merchants WHERE name = :name"), {"name": name}):
-        raise click.UsageError(f"there is no merchant {name!r}: `orchestrator merchants list` shows them all")
-
-
-async def _one(db: Database, wanted: str) -> Any:
-    """Return the checkout with this id, or the youngest with this order number."""
-    from orchestrator.models import checkouts as c  # noqa: PLC0415
-
-    found = _matching(states=(), order=None, merchant=None, attention=False)
-    number = _uuid(wanted)
-    rows = await db.read(
-        found.where(c.c.id == number) if number else found.where(c.c.order_ref == wanted).limit(1)
-    )
-    if not rows:
-        raise click.UsageError(f"there is no checkout with the id or order number {wanted!r}")
-    return rows[0]
+        wanted = wanted.where(p.c.merchant_id == merchant)
+    return wanted.order_by(p.c.first_seen_at.desc(), p.c.transaction_id.desc())
 
 
 def _payments() -> Any:
     from sqlalchemy import text  # noqa: PLC0415
 
     return text("SELECT * FROM payments WHERE checkout_id = :id ORDER BY first_seen_at, transaction_id")
+
+
+def _operations() -> Any:
+    from sqlalchemy import text  # noqa: PLC0415
+
+    return text("SELECT * FROM money_operations WHERE checkout_id = :id ORDER BY requested_at, id")
+
+
+def _amounts(payment: Any) -> list[str]:
+    amounts = (payment.reserved, payment.captured, payment.refunded, payment.charged_back)
+    return [price(minor, payment.currency) for minor in amounts]
 
 
 def _entries() -> Any:
@@ -254,9 +310,11 @@ def _described(row: Any) -> Table:
     table.add_row("checkout", str(row.id))
     table.add_row("order", f"{row.order_ref} of {row.merchant}")
     table.add_row("state", Text(f"{row.state}{' (late)' if row.late else ''}", style=STYLES[row.state]))
-    table.add_row("amount", _money(row.amount, row.currency))
+    table.add_row("amount", price(row.amount, row.currency))
     held = ", ".join(
-        f"{name} {_money(getattr(row, name), row.currency)}" for name in ("reserved", "captured", "refunded")
+        f"{name.replace('_', ' ')} {price(getattr(row, name), row.currency)}"
+        for name in ("reserved", "captured", "refunded", "charged_back")
+        if name != "charged_back" or row.charged_back
     )
     table.add_row("money", held)
     for name, moment in (
@@ -271,32 +329,3 @@ def _described(row: Any) -> Table:
         if sentence:
             table.add_row(name, Text(sentence, style="yellow"))
     return table
-
-
-def _table(*columns: str) -> Table:
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for column in columns:
-        amounts = column in {"amount", "held", "reserved", "captured", "refunded"}
-        # An id that is folded cannot be copied.
-        table.add_column(
-            column,
-            justify="right" if amounts else "left",
-            no_wrap=column in {"id", "checkout", "at", "event", "#"},
-            overflow="fold",
-        )
-    return table
-
-
-def _money(minor: int, currency: str) -> str:
-    from orchestrator import money  # noqa: PLC0415
-
-    return f"{money.to_decimal(minor, currency):,} {currency}"
-
-
-def _uuid(text: str) -> UUID | None:
-    try:
-        return UUID(text)
-    except ValueError:
-        return None

@@ -6,13 +6,13 @@ import asyncio
 import re
 import sys
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 import click
 
 from orchestrator.cli.attached import data_dir, on_database, printer
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from orchestrator.db import Database
@@ -114,13 +114,21 @@ def list_merchants(*, data_dir: Path) -> int:
     async def show(settings: Settings, db: Database) -> int:
         from rich.table import Table  # noqa: PLC0415
 
+        from orchestrator.merchants import POLICIES  # noqa: PLC0415
+
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-        for column in ("id", "name", "state", "gateway", "user name"):
+        for column in ("id", "name", "state", "gateway", "user name", "secrets", "policies"):
             table.add_column(column, overflow="fold")
         for one in await _merchants(settings, db).everyone():
             state = "[red]disabled[/]" if one.disabled else "[green]enabled[/]"
             table.add_row(
-                str(one.id), one.name, state, one.account.url or "not set", one.account.username or "not set"
+                str(one.id),
+                one.name,
+                state,
+                one.account.url or "not set",
+                one.account.username or "not set",
+                str(len(one.callback_secrets)),
+                " ".join(f"{name}={getattr(one.policies, name)}" for name in POLICIES),
             )
         printer().print(table)
         return 0
@@ -140,18 +148,15 @@ def add(*, data_dir: Path, name: str, gateway_url: str, merchant_api_url: str | 
         raise click.UsageError(
             f"the name {name!r} must be 1 to 63 small letters, digits, dots, hyphens or underscores"
         )
-    for option, url in (("--gateway-url", gateway_url), ("--merchant-api-url", merchant_api_url)):
-        if url is not None and (urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname):
-            raise click.UsageError(
-                f"{option} must be a URL that starts with https:// or http://, not {url!r}"
-            )
+    gateway = _url("--gateway-url", gateway_url)
+    merchant_api = None if merchant_api_url is None else _url("--merchant-api-url", merchant_api_url)
     password, secret = _asked("Password of the API user"), _asked("Callback secret (empty: none)", empty=True)
 
     async def write(settings: Settings, db: Database) -> int:
         added = await _merchants(settings, db).add(
             name,
-            gateway_url=gateway_url.rstrip("/"),
-            merchant_api_url=merchant_api_url.rstrip("/") if merchant_api_url else None,
+            gateway_url=gateway,
+            merchant_api_url=merchant_api,
             username=username,
             password=password,
             callback_secrets=(secret,) if secret else (),
@@ -162,6 +167,88 @@ def add(*, data_dir: Path, name: str, gateway_url: str, merchant_api_url: str | 
         return 0
 
     return on_database(data_dir, write)
+
+
+@merchants.command("set", short_help="Change what is done without asking.")
+@data_dir
+@click.argument("name")
+@click.argument("policies", nargs=-1, required=True, metavar="POLICY=VALUE...")
+def set_policies(*, data_dir: Path, name: str, policies: tuple[str, ...]) -> int:
+    """Change policies: late, surplus and unknown_order (ask, keep, return), capture (manual, automatic), looks_per_minute."""
+    from orchestrator.merchants import policy  # noqa: PLC0415
+
+    changes = {}
+    for given in policies:
+        key, equals, value = given.partition("=")
+        if not equals:
+            raise click.UsageError(f"{given!r} must be a policy and its value, as in late=keep")
+        changes[key.strip().replace("-", "_")] = value.strip()
+    for key, value in changes.items():
+        policy(key, value)  # what is wrong is said before anything is opened
+    return _change(
+        data_dir,
+        name,
+        lambda known: known.set_policies(name, changes),
+        "The policies of merchant {} were changed",
+    )
+
+
+@merchants.command(short_help="Change the password at the gateway.")
+@data_dir
+@click.argument("name")
+@click.option("--password-stdin", is_flag=True, help="Read it as one line from standard input.")
+def password(*, data_dir: Path, name: str, password_stdin: bool) -> int:
+    """Change the password of a merchant's API user at the gateway; it is asked for, or read from standard input."""
+    given = _asked("Password of the API user", prompt=not password_stdin)
+    return _change(
+        data_dir,
+        name,
+        lambda known: known.set_password(name, given),
+        "The password of merchant {} was changed",
+    )
+
+
+@merchants.command(short_help="Change the callback secrets.")
+@data_dir
+@click.argument("name")
+@click.option(
+    "--secrets-stdin", is_flag=True, help="Read them from standard input, one a line, newest first."
+)
+@click.option("--none", is_flag=True, help="Have none: callbacks are not checked.")
+def secrets(*, data_dir: Path, name: str, secrets_stdin: bool, none: bool) -> int:
+    """Set all callback secrets, newest first; each of them works, so that a new one can be there before the old one goes."""
+    given: list[str] = []
+    while not none:
+        what = "Next secret, older (empty: no more)" if given else "Newest callback secret"
+        one = _asked(what, empty=bool(given), prompt=not secrets_stdin)
+        if not one:
+            break
+        given.append(one)
+    return _change(
+        data_dir,
+        name,
+        lambda known: known.set_secrets(name, tuple(given)),
+        f"Merchant {{}} has {len(given)} callback secret{'' if len(given) == 1 else 's'}",
+    )
+
+
+@merchants.command(short_help="Print the address for default notifications.")
+@data_dir
+@click.argument("name")
+def url(*, data_dir: Path, name: str) -> int:
+    """Print where a merchant's terminals may send what names no checkout. Whoever knows this address can call it."""
+
+    async def show(settings: Settings, db: Database) -> int:
+        from orchestrator import links  # noqa: PLC0415
+        from orchestrator.merchants import UnknownMerchant  # noqa: PLC0415
+        from orchestrator.vault import Vault  # noqa: PLC0415
+
+        if await _merchants(settings, db).named(name) is None:
+            raise UnknownMerchant(name)
+        click.echo(links.merchant_url(Vault(settings.secret_keys), settings.public_url, name))
+        return 0
+
+    return on_database(data_dir, show)
 
 
 @merchants.command(short_help="Refuse a merchant's requests from now on.")
@@ -181,17 +268,31 @@ def enable(*, data_dir: Path, name: str) -> int:
 
 
 def _switch(place: Path, name: str, *, disabled: bool) -> int:
+    said = f"Merchant {{}} is {'disabled' if disabled else 'enabled'}"
+    return _change(place, name, lambda known: known.disable(name, disabled=disabled), said)
+
+
+def _change(place: Path, name: str, change: Callable[[Merchants], Awaitable[bool]], said: str) -> int:
+    """Change one merchant and say so."""
+
     async def write(settings: Settings, db: Database) -> int:
         from orchestrator.merchants import UnknownMerchant  # noqa: PLC0415
 
-        if not await _merchants(settings, db).disable(name, disabled=disabled):
+        if not await change(_merchants(settings, db)):
             raise UnknownMerchant(name)
-        click.echo(
-            f"Merchant {name} is {'disabled' if disabled else 'enabled'}; within half a minute everywhere."
-        )
+        click.echo(f"{said.format(name)}; within half a minute everywhere.")
         return 0
 
     return on_database(place, write)
+
+
+def _url(option: str, value: str) -> str:
+    from orchestrator.settings import http_url  # noqa: PLC0415
+
+    try:
+        return http_url(value)
+    except ValueError as error:
+        raise click.UsageError(f"{option} {error}") from None
 
 
 def _merchants(settings: Settings, db: Database) -> Merchants:
@@ -201,8 +302,8 @@ def _merchants(settings: Settings, db: Database) -> Merchants:
     return Merchants(db, Vault(settings.secret_keys), settings)
 
 
-def _asked(what: str, *, empty: bool = False) -> str:
-    if sys.stdin.isatty():
+def _asked(what: str, *, empty: bool = False, prompt: bool = True) -> str:
+    if prompt and sys.stdin.isatty():
         return str(
             click.prompt(what, hide_input=True, err=True, default="" if empty else None, show_default=False)
         )

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import re
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
@@ -28,6 +29,28 @@ MOST_FIELDS: Final = 500
 LONGEST: Final = 255
 """Characters kept of any one fact. The longest the gateway documents is an entry of transactionInfo (D8)."""
 
+MAX_AGE: Final = 86_400.0
+"""Seconds. Neither the age that the gateway itself allows nor its delay in delivery is documented: a day is generous to both."""
+
+STATUSES: Final = frozenset({
+    "succeeded", "failed", "error", "cancelled", "declined", "incomplete", "open", "new", "chargebackevent", "pending",
+})  # fmt: skip
+"""What a callback is documented to say of a payment, by form (2.2) and by JSON (2.3), in lower case."""
+
+_FORM_FIELDS: Final = frozenset({
+    "shop_orderid", "transaction_id", "payment_id", "session_id", "amount", "currency", "type", "status", "payment_status",
+    "nature", "require_capture", "embedded_window", "masked_credit_card", "credit_card_masked_pan", "credit_card_token",
+    "blacklist_token", "error_message", "merchant_error_message", "cardholder_message_must_be_shown", "fraud_recommendation",
+    "fraud_explanation", "fraud_risk_score", "language", "form_template", "title", "xml", "checksum",
+})  # fmt: skip
+_INFO_FIELD: Final = "transaction_info["
+_JSON_FIELDS: Final = frozenset({
+    "requiresCapture", "status", "customerErrorMessage", "merchantErrorMessage", "merchantErrorCode",
+    "customerMessageMustBeShown", "paymentId", "sessionId", "transactionId", "paymentStatus", "order", "cardInformation",
+    "transactionInfo",
+})  # fmt: skip
+_JSON_ORDER_FIELDS: Final = frozenset({"orderId", "amount", "currency", "transactionInfo"})
+
 _SIGNATURE_LIMIT = 4096
 _SIGNED = re.compile(r"s[0-9]{1,3}")
 _CHECKSUM_FIELDS = ("amount", "currency", "shop_orderid")
@@ -44,8 +67,15 @@ class Grade(StrEnum):
     """We have a secret, and the callback brings no proof."""
     WRONG = "wrong"
     """It brings a proof that does not match."""
+    STALE = "stale"
+    """Its signature matches and is too old: a replay, as far as anybody can tell."""
     UNCHECKED = "unchecked"
     """We have no secret to check it with."""
+
+    @property
+    def believed(self) -> bool:
+        """Say whether nothing speaks against its being the gateway's. Even then its status is only a hint."""
+        return self in {Grade.SIGNED, Grade.CHECKSUM, Grade.UNCHECKED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +85,8 @@ class CallbackFacts:
     `status` and `payment_status` are lower case; `amount` is in minor units of `currency` (letters); `checkout` is our own id
     from transactionInfo. `checked` holds the texts that the checksum covers, exactly as posted. `flags` name what was odd:
     `empty`, `not_form`, `not_json`, `not_an_object`, `not_utf8`, `too_many_fields`, `field_repeated`, `text_cut`,
-    `nul_removed`, `wrong_type`, `amount_unreadable`, `currency_unknown`, `content_type_unexpected`.
+    `nul_removed`, `wrong_type`, `amount_unreadable`, `currency_unknown`, `content_type_unexpected`, `status_unknown` and
+    `field_unknown` (not among the documented ones: read, or kept in the raw body, like any other).
     """
 
     order_ref: str | None = None
@@ -108,6 +139,8 @@ def _read_form(raw: bytes, flags: list[str]) -> CallbackFacts:
             fields[name] = value
     if any("\ufffd" in value for value in fields.values()):
         flags.append("not_utf8")
+    if any(name not in _FORM_FIELDS and not name.startswith(_INFO_FIELD) for name in fields):
+        flags.append("field_unknown")
 
     def text(name: str) -> str | None:
         return _text(fields.get(name), flags)
@@ -118,7 +151,7 @@ def _read_form(raw: bytes, flags: list[str]) -> CallbackFacts:
         transaction_id=text("transaction_id"),
         payment_id=text("payment_id"),
         session_id=text("session_id"),
-        status=_lower(text("status")),
+        status=_status(text("status"), flags),
         payment_status=_lower(text("payment_status")),
         amount=_amount(text("amount"), currency, flags),
         currency=currency,
@@ -141,6 +174,8 @@ def _read_json(raw: bytes, flags: list[str]) -> CallbackFacts:
         flags.append("not_an_object")
         return CallbackFacts(flags=tuple(flags))
     order = _object(body.get("order"), flags)
+    if not (_JSON_FIELDS.issuperset(body) and _JSON_ORDER_FIELDS.issuperset(order)):
+        flags.append("field_unknown")
     infos = _object(body.get("transactionInfo"), flags) or _object(order.get("transactionInfo"), flags)
     currency = _currency(_text(order.get("currency"), flags), flags)
     return CallbackFacts(
@@ -148,7 +183,7 @@ def _read_json(raw: bytes, flags: list[str]) -> CallbackFacts:
         transaction_id=_text(body.get("transactionId"), flags),
         payment_id=_text(body.get("paymentId"), flags),
         session_id=_text(body.get("sessionId"), flags),
-        status=_lower(_text(body.get("status"), flags)),
+        status=_status(_text(body.get("status"), flags), flags),
         payment_status=_lower(_text(body.get("paymentStatus"), flags)),
         amount=_amount(order.get("amount"), currency, flags),
         currency=currency,
@@ -183,6 +218,13 @@ def _text(value: object, flags: list[str]) -> str | None:
         flags.append("text_cut")
         value = value[:LONGEST]
     return value or None
+
+
+def _status(value: str | None, flags: list[str]) -> str | None:
+    status = _lower(value)
+    if status is not None and status not in STATUSES:
+        flags.append("status_unknown")
+    return status
 
 
 def _lower(value: str | None) -> str | None:
@@ -254,13 +296,13 @@ def signature_ok(
     secrets: Sequence[str],
     now: float | None = None,
     *,
-    tolerance: float = 3600.0,
+    max_age: float = MAX_AGE,
 ) -> Grade:
-    """Grade the AltaPay-Signature header (facts 2.4 B; C1, C2, D6) over the raw body: SIGNED, WRONG, MISSING or UNCHECKED.
+    """Grade the AltaPay-Signature header (facts 2.4 B; C1, C2, D6) over the raw body: SIGNED, STALE, WRONG, MISSING or UNCHECKED.
 
-    Several signatures and several secrets overlap while secrets change hands: any pair that matches will do. The age is judged
-    only when `now` (seconds since 1970) is given, because neither the timestamp's unit nor the gateway's own delay in delivery is
-    documented, and a replayed callback only makes us look again; seconds and milliseconds are both understood.
+    Several signatures and several secrets overlap while secrets change hands: any pair that matches will do. The age, in
+    seconds, is judged where `now` (seconds since 1970) is given and the timestamp's unit can be told: it is not documented. A
+    timestamp of the future is somebody's clock: nobody but the gateway could have signed it.
     """
     keys = [secret for secret in secrets if secret]
     if not keys:
@@ -274,7 +316,7 @@ def signature_ok(
             stamp = value
         elif _SIGNED.fullmatch(name):
             signatures.append(_bytes(value))
-    if not stamp or not signatures or (now is not None and not _fresh(stamp, now, tolerance)):
+    if not stamp or not signatures:
         return Grade.WRONG
     message = raw + b"." + _bytes(stamp)
     matched = False
@@ -283,29 +325,55 @@ def signature_ok(
         for signature in signatures:
             # Every pair is compared, so the time taken does not tell which secret came close.
             matched |= hmac.compare_digest(expected, signature)
-    return Grade.SIGNED if matched else Grade.WRONG
+    if not matched:
+        return Grade.WRONG
+    made = None if now is None else signed_at(stamp)
+    return Grade.STALE if made is not None and now is not None and now - made > max_age else Grade.SIGNED
 
 
-def grade(header: str | None, raw: bytes, facts: CallbackFacts, secrets: Sequence[str]) -> Grade:
+def grade(
+    header: str | None, raw: bytes, facts: CallbackFacts, secrets: Sequence[str], *, now: float | None = None,
+    max_age: float = MAX_AGE,
+) -> Grade:  # fmt: skip
     """Return the best proof that a callback brings, by signature first and by checksum after it.
 
-    A wrong signature beside a right checksum counts as CHECKSUM: whoever could forge that could as well leave the header out.
+    A wrong signature beside a right checksum counts as CHECKSUM: whoever could forge that could as well leave the header out. A
+    signature that is too old stays STALE: what is known to be old is not made young by a checksum, which has no age.
     """
-    by_signature = signature_ok(header, raw, secrets)
-    if by_signature in {Grade.SIGNED, Grade.UNCHECKED}:
+    by_signature = signature_ok(header, raw, secrets, now, max_age=max_age)
+    if by_signature in {Grade.SIGNED, Grade.STALE, Grade.UNCHECKED}:
         return by_signature
     if any(checksum_ok(facts.checked, secret) for secret in secrets):
         return Grade.CHECKSUM
     return Grade.WRONG if header or facts.checked.get("checksum") else Grade.MISSING
 
 
-def _fresh(stamp: str, now: float, tolerance: float) -> bool:
-    if not (stamp.isascii() and stamp.isdigit()):
-        return False
-    seconds = int(stamp[:20])
-    if seconds > 10**11:  # milliseconds: as seconds this would be the year 5138
-        seconds //= 1000
-    return abs(now - seconds) <= tolerance
+_UNITS: Final = {10: 1, 13: 10**3, 16: 10**6, 19: 10**9}
+"""Digits of a moment between 2001 and 2286, in seconds, milli-, micro- and nanoseconds."""
+_LATEST_ZONE: Final = timezone(timedelta(hours=-12))
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_DATE_ALONE: Final = re.compile(r"[0-9W-]+")
+
+
+def signed_at(stamp: str) -> float | None:
+    """Return the moment of a signature's timestamp in seconds since 1970; None where its unit cannot be told.
+
+    Where a date leaves it open (no time zone, no time of day) it is the latest moment that it can mean: nothing is called too
+    old that may be young.
+    """
+    if stamp.isascii() and stamp.isdigit():
+        unit = _UNITS.get(len(stamp.lstrip("0")))
+        return None if unit is None else int(stamp) / unit
+    try:
+        moment = datetime.fromisoformat(stamp.strip())
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=_LATEST_ZONE)
+    try:
+        return (moment - _EPOCH).total_seconds() + (86_400.0 if _DATE_ALONE.fullmatch(stamp.strip()) else 0.0)
+    except OverflowError:
+        return None
 
 
 def _bytes(text: str) -> bytes:

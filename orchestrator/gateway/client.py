@@ -1,4 +1,4 @@
-"""Calls to the gateway: authenticate, open a session, list its payment methods, look payments up.
+"""Calls to the gateway: authenticate, open a session, list its payment methods, look payments up, move money.
 
 Every call comes back as one of `outcomes`, in bounded time and whatever was answered; only cancellation passes through. Each
 leaves one log line. Bodies, tokens, URLs and what the gateway wrote in free text reach neither a log nor a reason.
@@ -19,15 +19,18 @@ import jwt
 import msgspec
 
 from orchestrator import log as logs
+from orchestrator import money
 from orchestrator.gateway import payments
+from orchestrator.gateway.fence import FORM, FencedBody
 from orchestrator.gateway.outcomes import Done, NotSent, Outcome, Refused, Unknown
-from orchestrator.gateway.payments import Found, Malformed, RequestError
+from orchestrator.gateway.payments import Found, Malformed, Movement, RequestError
 from orchestrator.gateway.wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
+    from orchestrator.gateway.fence import Fence
     from orchestrator.settings import Settings
 
 T = TypeVar("T")
@@ -40,6 +43,8 @@ USER_AGENT_LIMIT = 512
 ASSUMED_LIFETIME = 1200.0
 """Seconds. Two thirds of the shortest lifetime seen (1800 s in the sample of D2, though its text says an hour)."""
 LONGEST_LIFETIME = 86_400.0
+LONGEST_IDENTIFIER = 100
+"""Characters of a `reconciliation_identifier` (part 1.7)."""
 METHOD_DEPTH = 32
 """A method is two levels deep (C1, C4); far deeper nesting is an attack on whoever walks over the answer next."""
 
@@ -89,6 +94,7 @@ class _Prepared:
     session: httpx.URL
     sessions: str
     payments: str
+    movements: str
     basic: bytes
 
 
@@ -102,6 +108,7 @@ def _prepare(account: Account) -> _Prepared:
         session=httpx.URL(checkout + "/session"),
         sessions=checkout + "/session/",
         payments=merchant + "/payments?",
+        movements=merchant + "/",
         basic=b"Basic " + base64.b64encode(credentials),
     )
 
@@ -190,6 +197,60 @@ class Gateway:
             url=lambda known: httpx.URL(known.payments + query),
         )
 
+    async def capture(
+        self,
+        account: Account,
+        *,
+        transaction_id: str,
+        amount: int,
+        currency: str,
+        identifier: str,
+        fence: Fence,
+    ) -> Outcome[Movement]:
+        """Capture part or all of a reservation: `amount` in minor units, `identifier` to find the movement by.
+
+        `Done` says that the gateway answered, not that money moved. What was captured already gets Result "error" (part 1.7).
+        For this and the other two: a `fence` that says no is `NotSent`; its module says what window remains. 503 is `Unknown`
+        even where it names a time.
+        """
+        fields = {"transaction_id": transaction_id, **_sum(amount, currency, identifier)}
+        return await self._move("capture", "captureReservation", account, fields=fields, fence=fence)
+
+    async def refund(
+        self,
+        account: Account,
+        *,
+        transaction_id: str,
+        amount: int,
+        currency: str,
+        identifier: str,
+        fence: Fence,
+    ) -> Outcome[Movement]:
+        """Refund part or all of what was captured, never more: the gateway is not allowed to refund above it."""
+        fields = {"transaction_id": transaction_id, **_sum(amount, currency, identifier)}
+        return await self._move("refund", "refundCapturedReservation", account, fields=fields, fence=fence)
+
+    async def release(self, account: Account, *, transaction_id: str, fence: Fence) -> Outcome[Movement]:
+        """Release a whole reservation, there being no other way; some providers make a refund of it (D8)."""
+        return await self._move(
+            "release", "releaseReservation", account, fields={"transaction_id": transaction_id}, fence=fence
+        )
+
+    async def _move(
+        self, name: str, method: str, account: Account, *, fields: Mapping[str, str], fence: Fence
+    ) -> Outcome[Movement]:
+        if not fields["transaction_id"]:
+            message = f"{name} needs the id of a transaction"
+            raise ValueError(message)
+        return await self._call(
+            name,
+            account,
+            lambda raw: _read_movement(raw, fields["transaction_id"]),
+            method="POST",
+            url=lambda known: httpx.URL(known.movements + method),
+            content=FencedBody(urlencode(fields).encode(), fence),
+        )
+
     async def _call(
         self,
         name: str,
@@ -199,7 +260,7 @@ class Gateway:
         url: Callable[[_Prepared], httpx.URL],
         method: str = "GET",
         token: str | None = None,
-        content: bytes | None = None,
+        content: bytes | FencedBody | None = None,
         user_agent: str | None = None,
     ) -> Outcome[T]:
         """Make one call, read its answer, leave one log line."""
@@ -207,11 +268,13 @@ class Gateway:
         outcome: Outcome[T]
         try:
             known = _prepare(account)
+            fenced = content if isinstance(content, FencedBody) else None
             request = httpx.Request(
                 method,
                 url(known),
                 headers=_headers(b"Bearer " + token.encode() if token else known.basic, content, user_agent),
-                content=content,
+                content=None if isinstance(content, FencedBody) else content,
+                stream=fenced,
             )
         except httpx.InvalidURL:
             outcome = NotSent("The gateway's URL of this merchant is not a URL.")
@@ -229,8 +292,18 @@ class Gateway:
         return outcome
 
 
+def _sum(amount: int, currency: str, identifier: str) -> dict[str, str]:
+    """Return the fields of an amount. Without one the gateway would move all there is, so it is never left out."""
+    if amount <= 0 or not 1 <= len(identifier) <= LONGEST_IDENTIFIER:
+        message = (
+            f"moving money needs an amount of more than 0 and an identifier, not {amount} and {identifier!r}"
+        )
+        raise ValueError(message)
+    return {"amount": str(money.to_decimal(amount, currency)), "reconciliation_identifier": identifier}
+
+
 def _headers(
-    authorization: bytes, content: bytes | None, user_agent: str | None
+    authorization: bytes, content: bytes | FencedBody | None, user_agent: str | None
 ) -> list[tuple[bytes, bytes]]:
     headers = [
         (b"Authorization", authorization),
@@ -240,7 +313,8 @@ def _headers(
         (b"Accept-Encoding", b"identity"),
     ]
     if content is not None:
-        headers.append((b"Content-Type", b"application/json"))
+        form = isinstance(content, FencedBody)
+        headers.append((b"Content-Type", FORM.encode() if form else b"application/json"))
     return headers
 
 
@@ -341,5 +415,15 @@ def _read_payments(raw: bytes, limit: int) -> Outcome[Found]:
             return Done(found)
         case RequestError(code=code):
             return Refused(httpx.codes.OK, "The gateway refused the lookup.", code)
+        case Malformed(reason=reason):
+            return Unknown(reason)
+
+
+def _read_movement(raw: bytes, transaction_id: str) -> Outcome[Movement]:
+    match payments.parse_movement(raw, transaction_id=transaction_id):
+        case Movement() as movement:
+            return Done(movement)
+        case RequestError(code=code):
+            return Refused(httpx.codes.OK, "The gateway refused the request.", code)
         case Malformed(reason=reason):
             return Unknown(reason)

@@ -1,7 +1,8 @@
 """The wire to the gateway: one request out, the bytes of a 2xx answer back, or what it came to instead.
 
 Guarantees: an exchange ends within `gateway_total_timeout`, whatever the other side sends (nothing, too much, nonsense, for
-ever); only cancellation passes through. No redirect is followed, no cookie kept, no proxy or other word of the environment
+ever); only cancellation passes through. A request with a `FencedBody` leaves at most once and only past its fence, and what did
+not leave is told apart from what may have. No redirect is followed, no cookie kept, no proxy or other word of the environment
 heard; certificates are verified. Nothing here knows what a request is about, and nothing is logged.
 """
 
@@ -17,6 +18,7 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
+from orchestrator.gateway.fence import FencedBody
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
 
 if TYPE_CHECKING:
@@ -74,6 +76,16 @@ class Wire:
         The transport is driven without httpx's client: a third of the CPU time, and nothing that would have to be switched
         off (redirects, cookies, the environment, a log line with the URL).
         """
+        body = request.stream
+        if not isinstance(body, FencedBody):
+            return await self._exchange(request)
+        try:
+            outcome = await self._exchange(request)
+        finally:
+            body.withdraw()  # after an answer, a timeout or a cancellation nothing may follow
+        return _past_fence(body, outcome)
+
+    async def _exchange(self, request: httpx.Request) -> bytes | Failure:
         request.extensions = self._extensions
         request.headers.encoding = (
             "latin-1"  # else httpx finds it out anew for each header that the transport reads
@@ -90,7 +102,7 @@ class Wire:
                 stream = response.stream
                 assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - narrows httpx's union of streams
                 try:
-                    return await self._body(stream) if response.is_success else _refusal(response)
+                    return await self._body(stream) if response.is_success else _refusal(request, response)
                 finally:
                     await stream.aclose()
         except (httpx.HTTPError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
@@ -145,18 +157,34 @@ def _fault(error: Exception) -> NotSent | Unknown:
     return Unknown("The exchange with the gateway broke off.")
 
 
+def _past_fence(body: FencedBody, outcome: bytes | Failure) -> bytes | Failure:
+    """Correct an outcome by what is known of a fenced body: what did not leave was not sent, however the exchange ended."""
+    if body.left:
+        # No failure on the way is expected to say so of a request that left; none may.
+        return (
+            Unknown("The exchange with the gateway broke off.") if isinstance(outcome, NotSent) else outcome
+        )
+    if isinstance(outcome, NotSent | Busy):
+        return outcome
+    if body.refused:
+        return NotSent("The lease ran out before the call left.")
+    return NotSent("The connection to the gateway ended before the call left.")
+
+
 # A proxy in between may produce these for a request that went through; 409 and 425 say "not now", not "never".
 _UNSETTLED = frozenset({408, 409, 425})
 
 
-def _refusal(response: httpx.Response) -> Failure:
+def _refusal(request: httpx.Request, response: httpx.Response) -> Failure:
     """Read a status that is not 2xx. The body is not looked at: its shape is not documented, its text may be personal."""
     status = response.status_code
     if status == httpx.codes.UNAUTHORIZED:
         return Unauthorized("The gateway did not accept the token or the credentials.")
     if status == httpx.codes.TOO_MANY_REQUESTS:
         return Throttled(_retry_after(response.headers), "The gateway asked for fewer calls.")
-    if status == httpx.codes.SERVICE_UNAVAILABLE and "retry-after" in response.headers:
+    # A proxy may say so of a request that went through. Looking or asking twice harms nobody; moving money twice does.
+    harmless = not isinstance(request.stream, FencedBody)
+    if status == httpx.codes.SERVICE_UNAVAILABLE and "retry-after" in response.headers and harmless:
         return Throttled(_retry_after(response.headers), "The gateway is unavailable and named a time.")
     if response.is_client_error and status not in _UNSETTLED:
         return Refused(status, f"The gateway refused with HTTP {status}.")

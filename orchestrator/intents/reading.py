@@ -49,6 +49,8 @@ class IntentRejected(OrchestratorError):  # noqa: N818 - named for the fact
 class Intent:
     """A valid intent. `amount` is minor units, `expires_in` seconds (None: the installation's own default).
 
+    `auto_capture`: the gateway is asked to capture by itself.
+
     `document` is the canonical JSON to be stored sealed; `fingerprint` is the SHA-256 of it without the shopper's User-Agent.
     """
 
@@ -56,6 +58,7 @@ class Intent:
     currency: str
     amount: int
     expires_in: float | None
+    auto_capture: bool
     user_agent: str | None = field(repr=False)
     document: bytes = field(repr=False)
     fingerprint: bytes
@@ -86,6 +89,7 @@ def parse(raw: bytes) -> Intent:
         currency=document["order"]["amount"]["currency"],
         amount=amount,
         expires_in=None if expires_in is None else float(expires_in),
+        auto_capture=document["configuration"].get("autoCapture") is True,
         user_agent=agent,
         document=bare if agent is None else _ENCODER.encode({**document, "userAgent": agent}),
         fingerprint=hashlib.sha256(bare).digest(),

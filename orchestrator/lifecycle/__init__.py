@@ -9,27 +9,50 @@ alarm is now. Nobody holds a transaction while a socket to anybody else is open:
 """
 
 from orchestrator.lifecycle.alarms import Ring, due, ring, sweep
-from orchestrator.lifecycle.births import Birth, Born, create
-from orchestrator.lifecycle.claims import LETTERS_AT_ONCE, Command, Held, LeaseLost, Letter, claim
+from orchestrator.lifecycle.births import UNKNOWN_ORDER, Birth, Born, Home, Stray, adopt, create
+from orchestrator.lifecycle.claims import (
+    LETTERS_AT_ONCE,
+    Command,
+    Held,
+    Known,
+    LeaseLost,
+    Letter,
+    Operation,
+    claim,
+    money_left,
+    order_is_shared,
+    rival_of,
+    tick,
+)
 from orchestrator.lifecycle.moves import KEEP, Event, Lifecycle, Move, PaymentSeen
 
 __all__ = [
     "KEEP",
     "LETTERS_AT_ONCE",
+    "UNKNOWN_ORDER",
     "Birth",
     "Born",
     "Command",
     "Event",
     "Held",
+    "Home",
+    "Known",
     "LeaseLost",
     "Letter",
     "Lifecycle",
     "Move",
+    "Operation",
     "PaymentSeen",
     "Ring",
+    "Stray",
+    "adopt",
     "claim",
     "create",
     "due",
+    "money_left",
+    "order_is_shared",
     "ring",
+    "rival_of",
     "sweep",
+    "tick",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
@@ -14,11 +14,22 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.states import CARRIED, State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Row
 
     from orchestrator.db import Database
+
+
+def tick() -> float:
+    """Return seconds of a clock that never goes back, and that goes on while this machine sleeps, where it has such a clock.
+
+    A lease that a suspended machine holds is over when it wakes up, and it must know.
+    """
+    return time.clock_gettime(_CLOCK)
+
+
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class LeaseLost(OrchestratorError):  # noqa: N818 - named for the fact
@@ -37,6 +48,8 @@ class Letter:
     kind: str
     grade: str
     content_type: str
+    # Whether the sender's address is one of the gateway's: inside, outside, unchecked.
+    network: str
     # Sealed; None where it is too large to be worth reading for its status.
     body: bytes | None
     digest: bytes
@@ -44,13 +57,77 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What somebody asked for (cancel, …), stored and not yet acted on."""
+    """What somebody asked for (cancel, capture, …), stored and not yet acted on."""
 
     id: UUID
     kind: str
     actor: str
     reason: str | None
     expected_version: int | None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A gateway transaction as an earlier look left it. `decided` is the word of the attention that somebody decided on."""
+
+    transaction_id: str
+    role: str
+    reading: str
+    currency: str
+    reserved: int
+    captured: int
+    refunded: int
+    decided: str | None
+
+    @property
+    def left(self) -> int:
+        """What of the shopper's money it still holds, in minor units."""
+        return money_left(self.reading, self.reserved, self.captured, self.refunded)
+
+
+def money_left(reading: str, reserved: int, captured: int, refunded: int) -> int:
+    """Return what a transaction still holds of the shopper's money: its reservation, or what was captured and not refunded.
+
+    A capture of a part leaves the rest of the reservation to the shopper's bank in time; it is ours no more than nothing.
+    """
+    if reading == "nothing":
+        return 0
+    return max(captured - refunded, 0) if captured > 0 else reserved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """A capture, refund or release: requested → submitted → succeeded | rejected | unknown. Amounts in minor units.
+
+    `requested`: nothing has left for the gateway. `submitted`: it may have. `unknown`: it has, and what came of it is not known.
+    `total_before` is what the gateway had captured (for a refund: refunded) of the transaction before it was submitted.
+    """
+
+    id: UUID
+    transaction_id: str
+    kind: str
+    amount: int
+    currency: str
+    state: str
+    cause: str
+    actor: str
+    reason: str | None = None
+    command_id: UUID | None = None
+    total_before: int | None = None
+    attempts: int = 0
+    last_error: str | None = None
+    submitted_at: datetime | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it may still have, or get, an effect at the gateway."""
+        return self.state in OPEN_OPERATIONS
+
+    @property
+    def identifier(self) -> str:
+        """The reconciliation identifier by which the gateway's books name it (at most 100 characters; D8)."""
+        return str(self.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +151,11 @@ class Held:
     offered_at: datetime | None
     withdrawn_at: datetime | None
     ended_at: datetime | None
+    charged_back: int
+    reserved_until: datetime | None
+    auto_capture: bool
+    booked: bool
+    life: float | None
     claims: int
     attempts: int
     looks: int
@@ -90,13 +172,12 @@ class Held:
     methods: list[dict[str, object]] | None
     intent: bytes | None
     data_key: bytes | None
-    # The gateway transaction that completed it.
-    accepted: str | None
-    # Other checkouts have the same order number: what names only that may be theirs.
-    shared: bool
+    # What earlier looks saw at the gateway, and what was asked of it since.
+    known: tuple[Known, ...] = ()
+    operations: tuple[Operation, ...] = ()
     letters: tuple[Letter, ...] = ()
     commands: tuple[Command, ...] = ()
-    # Postgres's clock when we claimed, our own then, and when our own clock says that the lease ends.
+    # Postgres's clock when we claimed, our own then (see `tick`), and when our own clock says that the lease ends.
     claimed_at: datetime
     claimed_tick: float
     lease_ends: float
@@ -105,11 +186,26 @@ class Held:
 
     def now(self) -> datetime:
         """Return Postgres's time, as far as our own clock has run since the claim."""
-        return self.claimed_at + timedelta(seconds=time.monotonic() - self.claimed_tick)
+        return self.claimed_at + timedelta(seconds=tick() - self.claimed_tick)
 
     def lease_left(self) -> float:
         """Return how many seconds of the lease are left; nothing may be begun that could outlast it."""
-        return self.lease_ends - time.monotonic()
+        return self.lease_ends - tick()
+
+    @property
+    def accepted(self) -> str | None:
+        """The gateway transaction that completed it."""
+        return next((one.transaction_id for one in self.known if one.role == "accepted"), None)
+
+    @property
+    def operation(self) -> Operation | None:
+        """The oldest operation that is not settled: one at a time is carried out."""
+        return next((one for one in self.operations if one.open), None)
+
+    @property
+    def eventful(self) -> bool:
+        """Whether somebody waits for the next step: a callback, a command or an operation, and not an alarm alone."""
+        return bool(self.letters or self.commands or self.operation)
 
 
 # The claim takes what is due or hinted at and not under a living lease. A hint allows one claim: the second finds nothing.
@@ -132,28 +228,45 @@ _BESIDE = text("""
     SELECT i.checkout_id AS id, i.data_key,
            CASE WHEN i.checkout_id = ANY(CAST(:opening AS uuid[])) THEN i.body END AS intent,
            s.token, s.token_expires_at, s.session_id, s.methods,
-           (SELECT transaction_id FROM payments p
-             WHERE p.checkout_id = i.checkout_id AND p.role = 'accepted' LIMIT 1) AS accepted,
-           EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = c.merchant_id AND o.order_ref = c.order_ref
-                      AND o.id <> c.id AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late)
-        OR EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = c.merchant_id AND o.order_ref = c.order_ref
-                      AND o.id <> c.id AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late)) AS shared
-      FROM intents i JOIN checkouts c ON c.id = i.checkout_id LEFT JOIN sessions s USING (checkout_id)
+           (SELECT json_agg(json_build_array(p.transaction_id, p.role, p.reading, p.currency, p.reserved, p.captured,
+                                             p.refunded, p.decided) ORDER BY p.first_seen_at, p.transaction_id)
+              FROM payments p WHERE p.checkout_id = i.checkout_id) AS known,
+           EXISTS (SELECT 1 FROM money_operations o WHERE o.checkout_id = i.checkout_id) AS operating
+      FROM intents i LEFT JOIN sessions s USING (checkout_id)
      WHERE i.checkout_id = ANY(CAST(:ids AS uuid[]))
+""")
+_OPERATIONS = text("""
+    SELECT id, checkout_id, transaction_id, kind, amount, currency, state, cause, actor, reason, command_id, total_before,
+           attempts, last_error, submitted_at
+      FROM money_operations WHERE checkout_id = ANY(CAST(:ids AS uuid[])) ORDER BY requested_at, id
+""")
+# Two partial indexes tell live ones from closed ones; a merchant's closed ones of the number may be many, one is enough.
+_SHARED = text("""
+    SELECT 1 FROM unnest(CAST(:merchants AS int[])) AS m(id)
+     WHERE EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
+                      AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late)
+        OR EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
+                      AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late))
+     LIMIT 1
+""")
+_RIVAL = text("""
+    SELECT o.id FROM checkouts o WHERE o.merchant_id = :merchant_id AND o.order_ref = :order_ref AND o.id <> :id
+       AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late
 """)
 # A statement of its own, after the claim: its snapshot is younger than the row locks, so every ring that `wake` counts is seen.
 # A few at a time: their bodies are large, and anybody who knows a link may send many.
 _LETTERS = text("""
     SELECT b.* FROM unnest(CAST(:ids AS uuid[])) AS c(id) CROSS JOIN LATERAL (
-        SELECT id, checkout_id, kind, grade, content_type, digest,
+        SELECT id, checkout_id, kind, grade, network, content_type, digest,
                CASE WHEN octet_length(body) <= 65536 THEN body END AS body FROM callbacks
          WHERE checkout_id = c.id AND handled_at IS NULL ORDER BY received_at, id LIMIT :most) b
 """)
 _COMMANDS = text("""
-    SELECT id, checkout_id, kind, actor, reason, expected_version FROM commands
+    SELECT id, checkout_id, kind, actor, reason, expected_version, arguments FROM commands
      WHERE checkout_id = ANY(CAST(:ids AS uuid[])) AND handled_at IS NULL ORDER BY requested_at, id
 """)
 
+OPEN_OPERATIONS: Final = frozenset({"requested", "submitted", "unknown"})
 LETTERS_AT_ONCE: Final = 20
 """Callbacks of one checkout that one claim takes; when there were so many, more may wait, and the release rings."""
 
@@ -167,12 +280,12 @@ async def claim(db: Database, ids: Sequence[UUID], *, lease_seconds: float) -> l
     """
     if not ids:
         return []
-    tick, lease = time.monotonic(), uuid4()
+    began, lease = tick(), uuid4()
     async with db.transaction() as tx:
         parameters = {"ids": list(ids), "lease": lease, "seconds": lease_seconds}
         rows = (await tx.execute(_CLAIM, parameters)).all()
         # Postgres's clock is read at this moment; the lease is counted from before, so that waiting for a connection shortens it.
-        read = time.monotonic()
+        read = tick()
         if not rows:
             return []
         claimed = [row.id for row in rows]
@@ -184,18 +297,32 @@ async def claim(db: Database, ids: Sequence[UUID], *, lease_seconds: float) -> l
         if rung:
             for row in await tx.execute(_LETTERS, {"ids": rung, "most": LETTERS_AT_ONCE}):
                 letters.setdefault(row.checkout_id, []).append(
-                    Letter(row.id, row.kind, row.grade, row.content_type, row.body, bytes(row.digest))
+                    Letter(
+                        row.id,
+                        row.kind,
+                        row.grade,
+                        row.content_type,
+                        row.network,
+                        row.body,
+                        bytes(row.digest),
+                    )
                 )
             for row in await tx.execute(_COMMANDS, {"ids": rung}):
                 commands.setdefault(row.checkout_id, []).append(
-                    Command(row.id, row.kind, row.actor, row.reason, row.expected_version)
+                    Command(row.id, row.kind, row.actor, row.reason, row.expected_version, row.arguments)
                 )
+        operations: dict[UUID, list[Operation]] = {}
+        operating = [row.id for row in beside.values() if row.operating]
+        if operating:
+            for row in await tx.execute(_OPERATIONS, {"ids": operating}):
+                operations.setdefault(row.checkout_id, []).append(_operation(row))
     return [
         _held(
             row,
             beside[row.id],
             read=read,
-            lease_ends=tick + lease_seconds,
+            lease_ends=began + lease_seconds,
+            operations=tuple(operations.get(row.id, ())),
             letters=tuple(letters.get(row.id, ())),
             commands=tuple(commands.get(row.id, ())),
         )
@@ -204,8 +331,8 @@ async def claim(db: Database, ids: Sequence[UUID], *, lease_seconds: float) -> l
 
 
 def _held(
-    row: Row[Any], beside: Row[Any], *, read: float, lease_ends: float, letters: tuple[Letter, ...],
-    commands: tuple[Command, ...],
+    row: Row[Any], beside: Row[Any], *, read: float, lease_ends: float, operations: tuple[Operation, ...],
+    letters: tuple[Letter, ...], commands: tuple[Command, ...],
 ) -> Held:  # fmt: skip
     return Held(
         id=row.id,
@@ -225,6 +352,11 @@ def _held(
         offered_at=row.offered_at,
         withdrawn_at=row.withdrawn_at,
         ended_at=row.ended_at,
+        charged_back=row.charged_back,
+        reserved_until=row.reserved_until,
+        auto_capture=row.auto_capture,
+        booked=row.booked,
+        life=row.life,
         claims=row.claims,
         attempts=row.attempts,
         looks=row.looks,
@@ -241,11 +373,43 @@ def _held(
         methods=beside.methods,
         intent=beside.intent,
         data_key=beside.data_key,
-        accepted=beside.accepted,
-        shared=beside.shared,
+        known=tuple(Known(*one) for one in beside.known or ()),
+        operations=operations,
         letters=letters,
         commands=commands,
         claimed_at=row.now,
         claimed_tick=read,
         lease_ends=lease_ends,
     )
+
+
+def _operation(row: Row[Any]) -> Operation:
+    return Operation(
+        id=row.id,
+        transaction_id=row.transaction_id,
+        kind=row.kind,
+        amount=row.amount,
+        currency=row.currency,
+        state=row.state,
+        cause=row.cause,
+        actor=row.actor,
+        reason=row.reason,
+        command_id=row.command_id,
+        total_before=row.total_before,
+        attempts=row.attempts,
+        last_error=row.last_error,
+        submitted_at=row.submitted_at,
+    )
+
+
+async def order_is_shared(db: Database, held: Held, merchants: Sequence[int]) -> bool:
+    """Say whether other checkouts of these merchants have the same order number: what names only that may be theirs."""
+    asked = {"id": held.id, "order_ref": held.order_ref, "merchants": list(merchants)}
+    return bool(await db.read(_SHARED, asked))
+
+
+async def rival_of(db: Database, held: Held) -> UUID | None:
+    """Return the live checkout that has this one's order number now, if there is one."""
+    asked = {"id": held.id, "order_ref": held.order_ref, "merchant_id": held.merchant_id}
+    rows = await db.read(_RIVAL, asked)
+    return rows[0].id if rows else None

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from orchestrator import audit
 from orchestrator.db import AGAIN, Again, Batch, Database
 from orchestrator.errors import OrchestratorError
-from orchestrator.lifecycle.claims import Held, LeaseLost
+from orchestrator.lifecycle.claims import Held, Known, LeaseLost, Operation
 from orchestrator.states import ENDED, Moved, State, Trigger, UnknownTransition, decide
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class PaymentSeen:
     reserved: int
     captured: int
     refunded: int
+    charged_back: int = 0
+    decided: str | None = None
     flags: tuple[str, ...] = ()
 
 
@@ -96,7 +98,15 @@ class Move:
     offered: bool = False
     withdrawn: bool = False
     late: bool = False
+    booked: bool = False
+    life: float | Kept | None = KEEP
     money: tuple[int, int, int] | Kept = KEEP
+    charged_back: int | Kept = KEEP
+    reserved_until: datetime | Kept | None = KEEP
+    auto_capture: bool | Kept = KEEP
+    operations: tuple[Operation, ...] = ()
+    # A word of attention that was decided on for all transactions known so far; not together with `payments`.
+    decided: str | None = None
     token: bytes | Kept = KEEP
     token_lifetime: float = 0.0
     session_id: str | Kept | None = KEEP
@@ -121,7 +131,9 @@ _ADVANCE = text("""
         SELECT * FROM json_to_recordset(CAST(:moves AS json)) AS i(
             id uuid, merchant_id int, lease uuid, version int, wake int, state text, release boolean, alarm float8,
             attempts int, looks int, openings int, last_error text, attention text, expires_in float8, offered boolean,
-            withdrawn boolean, ended boolean, reopened boolean, late boolean, reserved int8, captured int8, refunded int8,
+            withdrawn boolean, ended boolean, reopened boolean, late boolean, booked boolean, life float8,
+            reserved int8, captured int8, refunded int8, charged_back int8, reserved_until timestamptz, auto_capture boolean,
+            decided text,
             sequence int, at timestamptz, action text, entry text, key_id text, mac text, event_sequence int,
             correlation_id text, keeps_session boolean, token text, token_lifetime float8, session_id text, methods jsonb)
     ),
@@ -145,9 +157,10 @@ _ADVANCE = text("""
                offered_at = CASE WHEN i.offered THEN t.now ELSE c.offered_at END,
                withdrawn_at = CASE WHEN i.reopened THEN NULL WHEN i.withdrawn THEN t.now ELSE c.withdrawn_at END,
                ended_at = CASE WHEN i.reopened THEN NULL WHEN i.ended THEN t.now ELSE c.ended_at END,
-               late = c.late OR i.late,
+               late = c.late OR i.late, booked = i.booked, life = i.life,
                reserved = i.reserved, captured = greatest(c.captured, i.captured),
-               refunded = greatest(c.refunded, i.refunded),
+               refunded = greatest(c.refunded, i.refunded), charged_back = i.charged_back,
+               reserved_until = i.reserved_until, auto_capture = i.auto_capture,
                audit_sequence = i.sequence, audit_head = coalesce(decode(i.mac, 'hex'), c.audit_head),
                event_sequence = i.event_sequence,
                updated_at = t.now
@@ -177,20 +190,43 @@ _ADVANCE = text("""
     ),
     seen AS (
         INSERT INTO payments (merchant_id, transaction_id, checkout_id, payment_id, order_ref, role, binding, status,
-                              reading, currency, reserved, captured, refunded, flags)
+                              reading, currency, reserved, captured, refunded, charged_back, decided, flags)
         SELECT DISTINCT ON (i.merchant_id, p.transaction_id) i.merchant_id, p.transaction_id, p.checkout_id, p.payment_id,
-               p.order_ref, p.role, p.binding, p.status, p.reading, p.currency, p.reserved, p.captured, p.refunded, p.flags
+               p.order_ref, p.role, p.binding, p.status, p.reading, p.currency, p.reserved, p.captured, p.refunded, p.charged_back,
+               p.decided, p.flags
           FROM json_to_recordset(CAST(:payments AS json)) AS p(
                transaction_id text, checkout_id uuid, payment_id text, order_ref text, role text, binding text, status text,
-               reading text, currency text, reserved int8, captured int8, refunded int8, flags jsonb)
+               reading text, currency text, reserved int8, captured int8, refunded int8, charged_back int8, decided text, flags jsonb)
           JOIN i ON i.id = p.checkout_id JOIN moved ON moved.id = i.id
          ORDER BY i.merchant_id, p.transaction_id, p.role <> 'accepted', p.checkout_id
         ON CONFLICT (merchant_id, transaction_id) DO UPDATE
            SET role = CASE WHEN payments.role = 'accepted' THEN payments.role ELSE excluded.role END,
                binding = excluded.binding, status = excluded.status, reading = excluded.reading,
                reserved = excluded.reserved, captured = greatest(payments.captured, excluded.captured),
-               refunded = greatest(payments.refunded, excluded.refunded), flags = excluded.flags, updated_at = clock()
+               refunded = greatest(payments.refunded, excluded.refunded), charged_back = excluded.charged_back,
+               decided = coalesce(excluded.decided, payments.decided), flags = excluded.flags, updated_at = clock()
          WHERE payments.checkout_id = excluded.checkout_id
+    ),
+    ruled AS (
+        UPDATE payments p SET decided = i.decided FROM i JOIN moved USING (id)
+         WHERE i.decided IS NOT NULL AND p.checkout_id = i.id
+    ),
+    operated AS (
+        INSERT INTO money_operations AS m (id, merchant_id, checkout_id, transaction_id, kind, amount, currency, state,
+                                           reconciliation_identifier, cause, command_id, actor, reason, total_before,
+                                           attempts, last_error, requested_at, submitted_at, settled_at)
+        SELECT o.id, i.merchant_id, o.checkout_id, o.transaction_id, o.kind, o.amount, o.currency, o.state, o.identifier,
+               o.cause, o.command_id, o.actor, o.reason, o.total_before, o.attempts, o.last_error, t.now,
+               CASE WHEN o.state = 'submitted' THEN t.now END, CASE WHEN o.state IN ('succeeded', 'rejected') THEN t.now END
+          FROM json_to_recordset(CAST(:operations AS json)) AS o(
+               id uuid, checkout_id uuid, transaction_id text, kind text, amount int8, currency text, state text,
+               identifier text, cause text, command_id uuid, actor text, reason text, total_before int8, attempts int,
+               last_error text)
+          JOIN i ON i.id = o.checkout_id JOIN moved ON moved.id = i.id, t ORDER BY i.merchant_id, o.transaction_id, o.id
+        ON CONFLICT (id) DO UPDATE
+           SET state = excluded.state, total_before = excluded.total_before, attempts = excluded.attempts,
+               last_error = excluded.last_error, submitted_at = coalesce(excluded.submitted_at, m.submitted_at),
+               settled_at = excluded.settled_at
     ),
     read AS (
         UPDATE callbacks b SET handled_at = t.now
@@ -291,6 +327,7 @@ class Lifecycle:
             {
                 "moves": _json([prepared.row for prepared in batch]),
                 "events": _json([event for prepared in batch for event in prepared.events]),
+                "operations": _json([row for prepared in batch for row in _operation_rows(prepared.move)]),
                 "payments": _json([row for prepared in batch for row in _payment_rows(prepared.move)]),
                 "read": _json(
                     [
@@ -337,6 +374,29 @@ def _event_rows(move: Move, to: State) -> list[dict[str, object]]:
     ]
 
 
+def _operation_rows(move: Move) -> list[dict[str, object]]:
+    return [
+        {
+            "id": one.id,
+            "checkout_id": move.held.id,
+            "transaction_id": one.transaction_id,
+            "kind": one.kind,
+            "amount": one.amount,
+            "currency": one.currency,
+            "state": one.state,
+            "identifier": one.identifier,
+            "cause": one.cause,
+            "command_id": one.command_id,
+            "actor": one.actor,
+            "reason": one.reason,
+            "total_before": one.total_before,
+            "attempts": one.attempts,
+            "last_error": one.last_error,
+        }
+        for one in move.operations
+    ]
+
+
 def _payment_rows(move: Move) -> list[dict[str, object]]:
     return [{**asdict(payment), "checkout_id": move.held.id} for payment in move.payments]
 
@@ -363,6 +423,13 @@ def _after(prepared: _Prepared, landed: _Landed) -> Held:
         reserved=held.reserved if isinstance(move.money, Keep) else move.money[0],
         captured=held.captured if isinstance(move.money, Keep) else max(held.captured, move.money[1]),
         refunded=held.refunded if isinstance(move.money, Keep) else max(held.refunded, move.money[2]),
+        charged_back=held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
+        reserved_until=held.reserved_until if isinstance(move.reserved_until, Keep) else move.reserved_until,
+        auto_capture=held.auto_capture if isinstance(move.auto_capture, Keep) else move.auto_capture,
+        booked=move.booked,
+        life=held.life if isinstance(move.life, Keep) else move.life,
+        known=_known(held.known, move),
+        operations=_operated(held, move.operations),
         audit_sequence=prepared.entry.sequence if prepared.entry else held.audit_sequence,
         audit_head=prepared.entry.mac if prepared.entry else held.audit_head,
         event_sequence=held.event_sequence + len(move.events),
@@ -378,6 +445,36 @@ def _after(prepared: _Prepared, landed: _Landed) -> Held:
         ),
         rung=landed.rung,
     )
+
+
+def _known(before: tuple[Known, ...], move: Move) -> tuple[Known, ...]:
+    """Return what is known of the gateway's transactions after a move, as its statement left them."""
+    if move.decided is not None:
+        return tuple(replace(one, decided=move.decided) for one in before)
+    known = {one.transaction_id: one for one in before}
+    for one in move.payments:
+        old = known.get(one.transaction_id)
+        known[one.transaction_id] = Known(
+            transaction_id=one.transaction_id,
+            role=old.role if old is not None and old.role == "accepted" else one.role,
+            reading=one.reading,
+            currency=one.currency,
+            reserved=one.reserved,
+            captured=max(one.captured, old.captured if old is not None else 0),
+            refunded=max(one.refunded, old.refunded if old is not None else 0),
+            decided=one.decided or (old.decided if old is not None else None),
+        )
+    return tuple(known.values())
+
+
+def _operated(held: Held, changed: tuple[Operation, ...]) -> tuple[Operation, ...]:
+    if not changed:
+        return held.operations
+    operations = {one.id: one for one in held.operations}
+    for one in changed:
+        submitted_at = held.now() if one.state == "submitted" else one.submitted_at
+        operations[one.id] = replace(one, submitted_at=submitted_at)
+    return tuple(operations.values())
 
 
 def _row(move: Move, to: State, entry: audit.Entry | None) -> dict[str, object]:
@@ -408,6 +505,14 @@ def _row(move: Move, to: State, entry: audit.Entry | None) -> dict[str, object]:
         "ended": to in ENDED and held.state is not to,
         "reopened": move.trigger is Trigger.REOPENED,
         "late": move.late,
+        "booked": move.booked,
+        "decided": move.decided,
+        "life": held.life if isinstance(move.life, Keep) else move.life,
+        "charged_back": held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
+        "reserved_until": held.reserved_until
+        if isinstance(move.reserved_until, Keep)
+        else move.reserved_until,
+        "auto_capture": held.auto_capture if isinstance(move.auto_capture, Keep) else move.auto_capture,
         "reserved": reserved,
         "captured": captured,
         "refunded": refunded,

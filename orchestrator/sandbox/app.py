@@ -35,6 +35,7 @@ def create_app(config: SandboxConfig) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await sandbox.courier.start()
+        sandbox.resume()
         try:
             yield
         finally:

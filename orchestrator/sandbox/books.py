@@ -61,6 +61,16 @@ class Reconciliation(msgspec.Struct):
     echoed: bool = True
 
 
+class Movement(msgspec.Struct):
+    """One thing that happened to the money of a transaction, by whom, under the name that the merchant gave it (or "")."""
+
+    type: str  # captured, refunded, released, charged_back, chargeback_reversed
+    amount_minor: int
+    identifier: str
+    by: str  # merchant or gateway
+    at: float
+
+
 class Transaction(msgspec.Struct):
     """One attempt to pay, with the money that it moved."""
 
@@ -84,13 +94,21 @@ class Transaction(msgspec.Struct):
     refunded_minor: int = 0
     reconciliation: list[Reconciliation] = []
     chargebacks: list[tuple[float, int]] = []
+    """When and how much; a reversal is less than 0."""
+    movements: list[Movement] = []
+
+    @property
+    def charged_back_minor(self) -> int:
+        """What the shopper's bank took back and did not return."""
+        return sum(minor for _, minor in self.chargebacks)
 
     @property
     def held_minor(self) -> int:
-        """What the shopper is out of because of this transaction: kept reservations and captures, less refunds."""
+        """What the shopper is out of because of this transaction: reservations and captures, less what came back."""
         if self.status == "released":
             return 0
-        return max(self.reserved_minor, self.captured_minor) - self.refunded_minor
+        kept = max(self.reserved_minor, self.captured_minor)
+        return kept - self.refunded_minor - self.charged_back_minor
 
 
 class Payment(msgspec.Struct):
@@ -111,6 +129,11 @@ class Payment(msgspec.Struct):
     transaction_info: dict[str, str] = {}
     callbacks: dict[str, str] = {}
     echoes_reconciliation: bool = True
+    echoes_infos: bool = True
+    leaves_capture: bool = False
+    """autoCapture was asked for, and the gateway leaves it to the merchant all the same (`require_capture`)."""
+    reserved_seconds: float | None = None
+    """How long a reservation is held; None: as the card's scheme has it."""
     transactions: list[Transaction] = []
     deliveries: list[Delivery] = []
 
@@ -192,13 +215,13 @@ class Books:
 
     # Payments
 
-    def open_payment(self, session: Session, method: Method, **facts: Any) -> Payment:
-        """Create a payment for a complete session."""
+    def open_payment(self, session_id: str, method: Method, **facts: Any) -> Payment:
+        """Create a payment for a complete session, or for none ("") as another system of the merchant would."""
         order_id = facts["order_id"]
         nth = len(self.order(order_id).payments)
         payment = Payment(
             payment_id=self._new_id("payment", order_id, nth, self.payments),
-            session_id=session.session_id,
+            session_id=session_id,
             terminal=method.terminal,
             kind=method.kind,
             nature=method.nature,
@@ -247,31 +270,36 @@ class Books:
             transaction.reserved_minor = payment.amount_minor
             if transaction.status in {"captured", "bank_payment_finalized"}:
                 transaction.captured_minor = payment.amount_minor
+                self._note(transaction, "captured", payment.amount_minor)
         transaction.updated_at = time.time()
         self.touch(payment)
 
     def capture(self, payment: Payment, transaction: Transaction, minor: int, *, identifier: str) -> None:
-        """Take part or all of a reservation; the caller has checked that it may."""
+        """Take part or all of a reservation for the merchant; the caller has checked that it may."""
         transaction.captured_minor += minor
         transaction.status = "captured"
+        self._note(transaction, "captured", minor, identifier=identifier, by="merchant")
         self._reconcile(payment, transaction, minor, identifier=identifier, kind="captured")
 
-    def refund(self, payment: Payment, transaction: Transaction, minor: int, *, identifier: str) -> None:
+    def refund(
+        self, payment: Payment, transaction: Transaction, minor: int, *, identifier: str, by: str
+    ) -> None:
         """Give back part or all of what was captured; the caller has checked that it may."""
         transaction.refunded_minor += minor
         transaction.status = "bank_payment_refunded" if payment.kind == MethodKind.BANK else "refunded"
+        self._note(transaction, "refunded", minor, identifier=identifier, by=by)
         self._reconcile(payment, transaction, minor, identifier=identifier, kind="refunded")
 
-    def release(self, payment: Payment, transaction: Transaction) -> None:
+    def release(self, payment: Payment, transaction: Transaction, *, by: str) -> None:
         """Let a reservation go; ReservedAmount stays as it was (C12 fixtures)."""
         transaction.status = "released"
-        transaction.updated_at = time.time()
+        self._note(transaction, "released", transaction.reserved_minor, by=by)
         self.touch(payment)
 
     def charge_back(self, payment: Payment, transaction: Transaction, minor: int) -> None:
-        """Note a chargeback against a captured transaction."""
+        """Note a chargeback against a captured transaction, or the reversal of one (less than 0)."""
         transaction.chargebacks.append((time.time(), minor))
-        transaction.updated_at = time.time()
+        self._note(transaction, "charged_back" if minor > 0 else "chargeback_reversed", abs(minor))
         self.touch(payment)
 
     def touch(self, payment: Payment) -> None:
@@ -315,6 +343,12 @@ class Books:
                 return candidate
             nth += 1
 
+    def _note(
+        self, transaction: Transaction, kind: str, minor: int, *, identifier: str = "", by: str = "gateway"
+    ) -> None:
+        transaction.updated_at = time.time()
+        transaction.movements.append(Movement(kind, minor, identifier, by, transaction.updated_at))
+
     def _reconcile(
         self, payment: Payment, transaction: Transaction, minor: int, *, identifier: str, kind: str
     ) -> None:
@@ -344,7 +378,7 @@ def _status_of(payment: Payment, outcome: Outcome) -> str:
         case Outcome.SUCCEEDED if payment.kind == MethodKind.INVOICE:
             return "invoice_initialized"  # an invoice is captured when goods are sent, never by itself
         case Outcome.SUCCEEDED:
-            return "captured" if payment.auto_capture else "preauth"
+            return "captured" if payment.auto_capture and not payment.leaves_capture else "preauth"
         case Outcome.CANCELLED:
             return "preauth_failed" if card else "epayment_cancelled"
         case Outcome.DECLINED:

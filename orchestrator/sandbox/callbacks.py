@@ -131,6 +131,10 @@ class Courier:
         if "notification" in payment.callbacks:
             self._start(self.call(payment, None, "notification", "new"))
 
+    def follow(self, coroutine: Coroutine[None, None, object]) -> None:
+        """Let something run beside the requests; it is given up at the end like a callback that was not sent."""
+        self._start(coroutine)
+
     async def _repeat(self, payment: Payment, transaction: Transaction, kind: str, status: str) -> Answer:
         """Send a callback as often as planned; the first answer counts, the others follow behind it."""
         plan = self._faults.plan(payment.order_id).callbacks

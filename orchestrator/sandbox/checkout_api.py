@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from orchestrator.sandbox.books import Payment, Session
     from orchestrator.sandbox.core import Sandbox
+    from orchestrator.sandbox.faults import Plan
     from orchestrator.sandbox.methods import Method
 
 _CURRENCY = re.compile(r"[A-Za-z]{3}")
@@ -59,7 +60,7 @@ async def open_session(request: Request) -> Response:
     content, problem = _decoded(raw)
 
     def serve() -> Response:
-        _need_token(sandbox, request)
+        _need_token(sandbox, request, _order_id(content))
         if problem:
             raise Refused(HTTPStatus.BAD_REQUEST, problem)
         facts = _facts(content)
@@ -78,7 +79,7 @@ async def change_session(request: Request) -> Response:
     order_id = _order_id(content) or (session.order_id if session else None)
 
     def serve() -> Response:
-        _need_token(sandbox, request)
+        _need_token(sandbox, request, order_id)
         found = _need_session(session)
         if problem:
             raise Refused(HTTPStatus.BAD_REQUEST, problem)
@@ -95,7 +96,10 @@ async def list_methods(request: Request) -> Response:
     session = sandbox.books.sessions.get(request.path_params["session_id"])
 
     def serve() -> Response:
-        _need_token(sandbox, request)
+        _need_token(sandbox, request, session.order_id if session else None)
+        if session is not None and sandbox.faults.loses_session(session.order_id):
+            sandbox.books.lose_session(session.session_id)
+            raise Refused(HTTPStatus.NOT_FOUND, "no such session")
         offered = _offered(sandbox, _need_session(session), request)
         return Response(listed(offered, base_url(request)), media_type="application/json")
 
@@ -114,7 +118,7 @@ async def open_payment(request: Request) -> Response:
     opened: list[Payment] = []
 
     def serve() -> Response:
-        _need_token(sandbox, request)
+        _need_token(sandbox, request, session.order_id if session else None)
         if problem:
             raise Refused(HTTPStatus.BAD_REQUEST, problem)
         found = _need_session(session)
@@ -123,7 +127,9 @@ async def open_payment(request: Request) -> Response:
             raise Refused(
                 HTTPStatus.BAD_REQUEST, f"paymentMethodId {method_id!r} is not offered for this session"
             )
-        payment = sandbox.books.open_payment(found, method, **_payment_facts(found))
+        payment = sandbox.books.open_payment(
+            found.session_id, method, **_payment_facts(found, sandbox.faults.plan(str(found.order_id)))
+        )
         opened.append(payment)
         return _json(
             {
@@ -195,8 +201,8 @@ def _json(content: object, status: int = 200, headers: dict[str, str] | None = N
     return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
 
 
-def _need_token(sandbox: Sandbox, request: Request) -> None:
-    if not sandbox.bears_token(request):
+def _need_token(sandbox: Sandbox, request: Request, order_id: str | None = None) -> None:
+    if not sandbox.bears_token(request, order_id):
         raise Refused(HTTPStatus.UNAUTHORIZED, "the token is missing, unknown or expired")
 
 
@@ -344,8 +350,8 @@ def _offered(sandbox: Sandbox, session: Session, request: Request) -> list[Metho
     ]
 
 
-def _payment_facts(session: Session) -> dict[str, Any]:
-    """Read from a session what its payment will need; the session may change afterwards, the payment does not."""
+def _payment_facts(session: Session, plan: Plan) -> dict[str, Any]:
+    """Read from a session (and its order's plan) what its payment will need; either may change later, the payment does not."""
     content = msgspec.json.decode(session.body)
     order = content["order"]
     callbacks = content.get("callbacks") or {}
@@ -361,8 +367,11 @@ def _payment_facts(session: Session) -> dict[str, Any]:
             urls[name] = given["value"]
     return {
         "order_id": session.order_id,
-        "currency": session.currency,
-        "amount_minor": session.amount_minor,
+        "currency": plan.currency or session.currency,
+        "amount_minor": session.amount_minor if plan.amount_minor is None else plan.amount_minor,
+        "leaves_capture": plan.require_capture,
+        "echoes_infos": plan.bindings,
+        "reserved_seconds": plan.expires_in_seconds,
         "auto_capture": configuration.get("autoCapture") is True,
         "body_format": callbacks.get("bodyFormat") or configuration.get("bodyFormat") or "XML",
         "customer": order["customer"],

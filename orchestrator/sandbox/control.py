@@ -14,9 +14,11 @@ import msgspec
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from orchestrator import money
 from orchestrator.sandbox.core import Refused, body_of, sandbox_of
-from orchestrator.sandbox.faults import GlobalFaults, Plan
-from orchestrator.sandbox.rules import DECLINED, RESULTS, SUCCESS, Outcome
+from orchestrator.sandbox.faults import GlobalFaults, Plan, Resolution
+from orchestrator.sandbox.methods import MethodKind
+from orchestrator.sandbox.rules import RESULTS, Outcome, forced
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -40,20 +42,36 @@ PUT    /sandbox/orders/{orderId}   plan for one order number (DELETE forgets it,
         "callbacks": {"success": true, "failure": true, "notification": true, "redirect": true,
                       "times": 3, "simultaneous": true, "order": "race", "delayMs": 0,
                       "tamper": null},
-        "outcome": "succeeded"}     or "declined", "error", "open": whatever the card and the amount say
+        "outcome": "succeeded",     or "declined", "error", "open": whatever the card and the amount say
+        "resolveAfterMs": 800, "resolveTo": "succeeded",   an open payment ends by itself (or "declined") and notifies
+        "amountMinor": 100, "currency": "EUR",    payments are made with these instead of the order's
+        "requireCapture": true,     with autoCapture: nothing is captured, callbacks say require_capture=true
+        "bindings": false,          transactionInfo is not echoed, neither in XML nor in callbacks
+        "echo": false,              movements do not show the merchant's reconciliation_identifier (true: they do)
+        "expiresInSeconds": 3600,   AuthorisationExpiryDate, from the payment on; else as the card has it (Visa 7 days)
+        "refuse": {"capture": 1, "refund": 1, "release": 1},   answered with "refuseResult", without effect, counted down
+        "refuseResult": "Error",    or "Failed"
+        "loseSession": 1,           the first N sessions are lost when their methods are asked for
+        "tokenLifetime": 5,         calls about this order refuse tokens older than this (seconds), whatever their exp says
+        "noiseRows": 100}           a lookup by order number finds N older failed attempts of other checkouts as well
        endpoints: authenticate session payment-methods payment payments capture refund release all
        order:     race notificationFirst successFirst
        tamper:    badSignature staleTimestamp noSignature noChecksum badChecksum noTransactions invalidXml emptyXml
+       amountMinor, currency, requireCapture, bindings and expiresInSeconds count for payments opened after the plan was made
 
 PUT    /sandbox/faults             for everybody (GET shows, DELETE resets)
        {"share": 0.007, "shareStatus": 503, "authenticate": {"count": 3, "status": 503}, "all": {"count": 1},
-        "callbacks": "lost", "latencyMs": {"all": 20, "session": 200}}
+        "callbacks": "lost", "latencyMs": {"all": 20, "session": 200}, "tokenLifetime": 60}
 
 GET    /sandbox/ledger?orderId=&after=&limit=     every shopper's money; follow "next" with after=
+POST   /sandbox/payments/stray                    a payment for an order number that no session has to know; notifies
+       {"orderId": "X-1", "amountMinor": 13900, "currency": "DKK", "notification": "http://...", "checkout": "...",
+        "outcome": "succeeded" | "declined" | "error" | "open", "autoCapture": false}    the last four may be left out
 POST   /sandbox/payments/{paymentId}/resolve      {"outcome": "succeeded" | "declined"} ends an open payment and notifies
 POST   /sandbox/payments/{paymentId}/send         {"kind": "failure", "status": "failed"} sends one more callback as it is
 POST   /sandbox/payments/{paymentId}/refund       {"amountMinor": 100} refund made at the gateway; notifies
-POST   /sandbox/payments/{paymentId}/chargeback   {"amountMinor": 100} chargeback; notifies
+POST   /sandbox/payments/{paymentId}/release      {} reservation let go at the gateway; notifies
+POST   /sandbox/payments/{paymentId}/chargeback   {"amountMinor": 100} chargeback; notifies ("reversed": true takes one back)
 DELETE /sandbox/sessions/{sessionId}              the session is lost
 POST   /sandbox/tokens/expire                     all tokens issued so far are stale
 GET    /healthz
@@ -61,7 +79,17 @@ GET    /healthz
 
 
 class _Resolution(msgspec.Struct, forbid_unknown_fields=True):
-    outcome: Literal["succeeded", "declined"]
+    outcome: Resolution
+
+
+class _Stray(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    order_id: str
+    amount_minor: int
+    currency: str
+    notification: str | None = None
+    checkout: str | None = None
+    outcome: Literal["succeeded", "declined", "error", "open"] = "succeeded"
+    auto_capture: bool = False
 
 
 class _Sending(msgspec.Struct, forbid_unknown_fields=True):
@@ -73,10 +101,19 @@ class _Movement(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     amount_minor: int | None = None
 
 
+class _Chargeback(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    amount_minor: int | None = None
+    reversed: bool = False
+
+
 async def put_plan(request: Request) -> Response:
     """Replace the plan of an order number."""
     sandbox = sandbox_of(request)
     plan = _read(await body_of(request), Plan)
+    if plan.currency is not None:
+        _known(plan.currency)
+    if plan.amount_minor is not None and plan.amount_minor <= 0:
+        raise Refused(HTTPStatus.BAD_REQUEST, "amountMinor must be more than 0")
     sandbox.faults.set_plan(request.path_params["order_id"], plan)
     await sandbox.store.flushed()
     return _json(plan)
@@ -141,7 +178,30 @@ async def resolve(request: Request) -> Response:
     transaction = payment.latest
     if transaction is None or transaction.outcome != Outcome.OPEN:
         raise Refused(HTTPStatus.CONFLICT, "the payment is not open")
-    sandbox.books.conclude(payment, transaction, SUCCESS if wanted.outcome == "succeeded" else DECLINED)
+    await sandbox.resolve(payment, transaction, wanted.outcome)
+    return _json(_payments(payment))
+
+
+async def stray(request: Request) -> Response:
+    """Make a card payment as another system of the merchant would: no session of ours, any order number."""
+    sandbox = sandbox_of(request)
+    wanted = _read(await body_of(request), _Stray)
+    _known(wanted.currency)
+    if wanted.amount_minor <= 0 or not wanted.order_id:
+        raise Refused(HTTPStatus.BAD_REQUEST, "orderId and an amountMinor of more than 0 are needed")
+    method = next(each for each in sandbox.config.methods if each.kind == MethodKind.CARD)
+    payment = sandbox.books.open_payment(
+        "",
+        method,
+        order_id=wanted.order_id,
+        currency=wanted.currency,
+        amount_minor=wanted.amount_minor,
+        auto_capture=wanted.auto_capture,
+        transaction_info={"checkout": wanted.checkout} if wanted.checkout is not None else {},
+        callbacks={"notification": wanted.notification} if wanted.notification is not None else {},
+    )
+    transaction = sandbox.books.start_attempt(payment, masked_pan="411111******1111", expiry="12/2030")
+    sandbox.books.conclude(payment, transaction, forced(wanted.outcome))
     await sandbox.store.flushed()
     await sandbox.courier.call(payment, transaction, "notification", transaction.outcome)
     return _json(_payments(payment))
@@ -168,19 +228,37 @@ async def refund(request: Request) -> Response:
     minor = rest if wanted is None else wanted
     if not 0 < minor <= rest:
         raise Refused(HTTPStatus.CONFLICT, f"only {rest} minor units are left to refund")
-    sandbox.books.refund(payment, paid, minor, identifier="")
+    sandbox.books.refund(payment, paid, minor, identifier="", by="gateway")
+    await sandbox.store.flushed()
+    await sandbox.courier.call(payment, paid, "notification", "succeeded")
+    return _json(_payments(payment))
+
+
+async def release(request: Request) -> Response:
+    """Let a reservation go at the gateway, without the merchant asking."""
+    sandbox = sandbox_of(request)
+    payment = _payment(sandbox, request)
+    paid = payment.paid
+    if paid is None or paid.captured_minor or paid.status == "released":
+        raise Refused(HTTPStatus.CONFLICT, "there is no reservation to release")
+    sandbox.books.release(payment, paid, by="gateway")
     await sandbox.store.flushed()
     await sandbox.courier.call(payment, paid, "notification", "succeeded")
     return _json(_payments(payment))
 
 
 async def charge_back(request: Request) -> Response:
-    """Let the shopper's bank take a payment back."""
+    """Let the shopper's bank take a payment back, or return what it took."""
     sandbox = sandbox_of(request)
     payment = _payment(sandbox, request)
     paid = _captured(payment)
-    wanted = _movement(await body_of(request))
-    sandbox.books.charge_back(payment, paid, paid.captured_minor if wanted is None else wanted)
+    wanted = _read(await body_of(request), _Chargeback)
+    taken = paid.charged_back_minor
+    rest = taken if wanted.reversed else paid.captured_minor - taken
+    minor = rest if wanted.amount_minor is None else wanted.amount_minor
+    if not 0 < minor <= rest:
+        raise Refused(HTTPStatus.CONFLICT, f"only {rest} minor units are left for that")
+    sandbox.books.charge_back(payment, paid, -minor if wanted.reversed else minor)
     await sandbox.store.flushed()
     await sandbox.courier.call(payment, paid, "notification", "ChargebackEvent")
     return _json(_payments(payment))
@@ -219,9 +297,11 @@ ROUTES = [
     Route("/sandbox/orders/{order_id:path}", drop_plan, methods=["DELETE"]),
     Route("/sandbox/faults", faults, methods=["GET", "PUT", "DELETE"]),
     Route("/sandbox/ledger", ledger, methods=["GET"]),
+    Route("/sandbox/payments/stray", stray, methods=["POST"]),
     Route("/sandbox/payments/{payment_id}/resolve", resolve, methods=["POST"]),
     Route("/sandbox/payments/{payment_id}/send", send, methods=["POST"]),
     Route("/sandbox/payments/{payment_id}/refund", refund, methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/release", release, methods=["POST"]),
     Route("/sandbox/payments/{payment_id}/chargeback", charge_back, methods=["POST"]),
     Route("/sandbox/sessions/{session_id}", lose_session, methods=["DELETE"]),
     Route("/sandbox/tokens/expire", expire_tokens, methods=["POST"]),
@@ -238,6 +318,13 @@ def _read(raw: bytes, wanted: type[T]) -> T:
     try:
         return msgspec.json.decode(raw or b"{}", type=wanted)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
+
+
+def _known(currency: str) -> None:
+    try:
+        money.exponent(currency)
+    except money.MoneyError as error:
         raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
 
 
@@ -275,21 +362,23 @@ def _payments(payment: Payment) -> list[dict[str, Any]]:
     shared = {
         "paymentId": payment.payment_id,
         "orderId": payment.order_id,
-        "sessionId": payment.session_id,
+        "sessionId": payment.session_id or None,
         "checkout": payment.transaction_info.get("checkout"),
         "terminal": payment.terminal,
         "currency": payment.currency,
         "amountMinor": payment.amount_minor,
     }
     if not payment.transactions:
-        row = {
+        row: dict[str, Any] = {
             "transactionId": None,
             "status": "initiated",
             "outcome": None,
             "reservedMinor": 0,
             "capturedMinor": 0,
             "refundedMinor": 0,
+            "chargedBackMinor": 0,
             "heldMinor": 0,
+            "movements": [],
             "createdAt": _iso(payment.created_at),
         }
         return [{**shared, **row, "callbacks": _deliveries(payment, None)}]
@@ -302,11 +391,27 @@ def _payments(payment: Payment) -> list[dict[str, Any]]:
             "reservedMinor": each.reserved_minor,
             "capturedMinor": each.captured_minor,
             "refundedMinor": each.refunded_minor,
+            "chargedBackMinor": each.charged_back_minor,
             "heldMinor": each.held_minor,
+            "movements": _movements(each),
             "createdAt": _iso(each.created_at),
             "callbacks": _deliveries(payment, each),
         }
         for each in payment.transactions
+    ]
+
+
+def _movements(transaction: Transaction) -> list[dict[str, Any]]:
+    """Return what happened to the money, in turn; `by` says who asked, the merchant or the gateway itself."""
+    return [
+        {
+            "type": each.type,
+            "amountMinor": each.amount_minor,
+            "identifier": each.identifier,
+            "by": each.by,
+            "at": _iso(each.at),
+        }
+        for each in transaction.movements
     ]
 
 
@@ -334,13 +439,21 @@ def _totals(payments: list[Payment]) -> dict[str, Any]:
         callbacks += len(payment.deliveries)
         sums = currencies.setdefault(
             payment.currency,
-            {"transactions": 0, "reservedMinor": 0, "capturedMinor": 0, "refundedMinor": 0, "heldMinor": 0},
+            {
+                "transactions": 0,
+                "reservedMinor": 0,
+                "capturedMinor": 0,
+                "refundedMinor": 0,
+                "chargedBackMinor": 0,
+                "heldMinor": 0,
+            },
         )
         for each in payment.transactions:
             sums["transactions"] += 1
             sums["reservedMinor"] += each.reserved_minor
             sums["capturedMinor"] += each.captured_minor
             sums["refundedMinor"] += each.refunded_minor
+            sums["chargedBackMinor"] += each.charged_back_minor
             sums["heldMinor"] += each.held_minor
     return {"payments": len(payments), "callbacks": callbacks, "currencies": currencies}
 

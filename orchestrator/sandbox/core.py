@@ -10,6 +10,7 @@ import asyncio
 import base64
 import binascii
 import hmac
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
@@ -17,6 +18,7 @@ from urllib.parse import parse_qsl
 from orchestrator.sandbox.books import Books
 from orchestrator.sandbox.callbacks import Courier
 from orchestrator.sandbox.faults import Faults, misbehave
+from orchestrator.sandbox.rules import DECLINED, SUCCESS, Outcome
 from orchestrator.sandbox.store import Store
 from orchestrator.sandbox.tokens import Tokens
 
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from orchestrator.sandbox.books import Payment, Transaction
     from orchestrator.sandbox.config import SandboxConfig
-    from orchestrator.sandbox.faults import Endpoint
+    from orchestrator.sandbox.faults import Endpoint, Resolution
 
 BODY_LIMIT = 1_000_000
 
@@ -66,10 +69,39 @@ class Sandbox:
             return False
         return hmac.compare_digest(given, f"{self.config.username}:{self.config.password}".encode())
 
-    def bears_token(self, request: Request) -> bool:
-        """Check the bearer token."""
+    def bears_token(self, request: Request, order_id: str | None = None) -> bool:
+        """Check the bearer token, in a call about an order as its plan has it."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and self.tokens.accepts(token.strip())
+        lifetime = self.faults.token_lifetime(order_id)
+        return scheme.lower() == "bearer" and self.tokens.accepts(token.strip(), lifetime=lifetime)
+
+    async def resolve(self, payment: Payment, transaction: Transaction, to: Resolution) -> None:
+        """End an open payment as the bank decided; only a notification tells the merchant (D7)."""
+        self.books.conclude(payment, transaction, SUCCESS if to == "succeeded" else DECLINED)
+        await self.store.flushed()
+        await self.courier.call(payment, transaction, "notification", transaction.outcome)
+
+    def leave_open(self, payment: Payment, transaction: Transaction) -> None:
+        """Let an open payment be, or resolve it by itself when its plan says so."""
+        plan = self.faults.plan(payment.order_id)
+        if plan.resolve_after_ms is not None:
+            due = transaction.updated_at + plan.resolve_after_ms / 1000
+            self.courier.follow(self._resolve_at(due, payment, transaction, to=plan.resolve_to))
+
+    def resume(self) -> None:
+        """Start the clocks of open payments again that the last process did not see end."""
+        for order_id, plan in self.faults.plans.items():
+            order = self.books.orders.get(order_id) if plan.resolve_after_ms is not None else None
+            for payment in [self.books.payments[each] for each in order.payments] if order else []:
+                if payment.latest is not None and payment.latest.outcome == Outcome.OPEN:
+                    self.leave_open(payment, payment.latest)
+
+    async def _resolve_at(
+        self, due: float, payment: Payment, transaction: Transaction, *, to: Resolution
+    ) -> None:
+        await asyncio.sleep(max(due - time.time(), 0))
+        if transaction.outcome == Outcome.OPEN:  # nobody was faster
+            await self.resolve(payment, transaction, to)
 
     async def attend(
         self,

@@ -31,6 +31,8 @@ Endpoint = Literal[
 ]
 Misbehaviour = int | Literal["timeout", "reset", "malformed", "empty", "huge", "html"]
 Outcome = Literal["succeeded", "declined", "error", "open"]
+MoneyEndpoint = Literal["capture", "refund", "release"]
+Resolution = Literal["succeeded", "declined"]
 Sequence = Literal["race", "notificationFirst", "successFirst"]
 Tampering = Literal[
     "badSignature",
@@ -61,7 +63,13 @@ class CallbackPlan(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 
 class Plan(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """What one order number meets. `fail` counts down per endpoint; `fail_after` fails after the effect took place."""
+    """What one order number meets; what is None or left out is as the gateway has it.
+
+    `fail` counts down per endpoint, and `fail_after` fails after the effect took place. `refuse` counts down too: the call is
+    answered, without effect, with `refuse_result`. `lose_session` loses that many sessions when their methods are asked for.
+    What concerns a payment (`amount_minor`, `currency`, `require_capture`, `bindings`, `expires_in_seconds`) is read when the
+    payment is opened, everything else when it matters.
+    """
 
     fail: dict[Endpoint, int] = {}
     fail_status: Misbehaviour = 503
@@ -70,6 +78,19 @@ class Plan(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     delay_ms: dict[Endpoint, int] = {}
     callbacks: CallbackPlan = msgspec.field(default_factory=CallbackPlan)
     outcome: Outcome | None = None
+    resolve_after_ms: int | None = None
+    resolve_to: Resolution = "succeeded"
+    amount_minor: int | None = None
+    currency: str | None = None
+    echo: bool | None = None
+    bindings: bool = True
+    require_capture: bool = False
+    expires_in_seconds: float | None = None
+    refuse: dict[MoneyEndpoint, int] = {}
+    refuse_result: Literal["Error", "Failed"] = "Error"
+    lose_session: int = 0
+    token_lifetime: float | None = None
+    noise_rows: int = 0
 
 
 class Burst(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -98,6 +119,8 @@ class GlobalFaults(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     all: Burst | None = None
     callbacks: Literal["lost", "normal"] = "normal"
     latency_ms: dict[Endpoint, int] = {}
+    token_lifetime: float | None = None
+    """Seconds after which a token is refused, whatever its `exp` says; None: as it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +174,30 @@ class Faults:
         if order_id is not None and (plan := self.plans.get(order_id)) is not None:
             held += plan.delay_ms.get(endpoint, plan.delay_ms.get("all", 0))
         return held / 1000
+
+    def refuses(self, endpoint: MoneyEndpoint, order_id: str) -> str | None:
+        """Take the refusal that a money call meets, if any: the word of its Result."""
+        plan = self.plans.get(order_id)
+        if plan is None or plan.refuse.get(endpoint, 0) <= 0:
+            return None
+        plan.refuse[endpoint] -= 1
+        self._store.put("plan", order_id, plan)
+        return plan.refuse_result
+
+    def loses_session(self, order_id: str | None) -> bool:
+        """Say whether the session whose methods are asked for is to be lost, and count it."""
+        plan = self.plans.get(order_id) if order_id is not None else None
+        if plan is None or order_id is None or plan.lose_session <= 0:
+            return False
+        plan.lose_session -= 1
+        self._store.put("plan", order_id, plan)
+        return True
+
+    def token_lifetime(self, order_id: str | None) -> float | None:
+        """Return the seconds after which a token is refused early, for everybody or in calls about an order."""
+        planned = self.plan(order_id).token_lifetime if order_id is not None else None
+        given = [each for each in (planned, self.everywhere.token_lifetime) if each is not None]
+        return min(given, default=None)
 
     def next(self, endpoint: Endpoint, order_id: str | None) -> Fault | None:
         """Take the fault that this call meets, if any: the order's plan first, then bursts, then the share."""

@@ -1,7 +1,7 @@
 """The Merchant API as far as checkouts need it: payments, captureReservation, refundCapturedReservation, releaseReservation.
 
 Requests are query or form fields under HTTP Basic, answers are XML with HTTP 200 (401 for credentials; part 1.7). A refusal
-by the acquirer is ErrorCode 0 with Result Error; a request that makes no sense is an ErrorCode with an empty Body, whose
+by the acquirer is ErrorCode 0 with Result Error (or Failed, where a plan says so); a request that makes no sense is an ErrorCode with an empty Body, whose
 numbers are the sandbox's own (only 10000001 is documented, for another call). Without `sort` the order of `payments` is
 undefined, and really is so here.
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
+import uuid
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrator import money
+from orchestrator.sandbox.books import FIRST_TRANSACTION, Payment, Transaction
 from orchestrator.sandbox.core import form_of, sandbox_of
 from orchestrator.sandbox.documents import element, envelope, plain, transactions
 from orchestrator.sandbox.methods import MethodKind
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from orchestrator.sandbox.books import Payment, Transaction
     from orchestrator.sandbox.core import Sandbox
     from orchestrator.sandbox.faults import Endpoint
 
@@ -35,6 +37,8 @@ _DEFAULT_LIMIT = 10
 _HIGHEST_LIMIT = 100
 _CAPTURABLE = frozenset({"preauth", "invoice_initialized", "recurring_confirmed", "captured"})
 _RELEASABLE = frozenset({"preauth", "invoice_initialized", "recurring_confirmed"})
+_NOISE = uuid.UUID("9d0e3e5a-3a3c-4c39-8f0e-5c2f3b1b7a44")
+_PLANNED = "Refused by the script"
 XML = "text/xml"
 
 
@@ -57,7 +61,7 @@ async def list_payments(request: Request) -> Response:
         sort = fields.get("sort", "")
         if sort not in {"", "asc", "desc"}:
             raise _Unusable(10000003, f"sort must be asc or desc, not {sort}")
-        found = list(_matching(sandbox, filters))
+        found = [*_matching(sandbox, filters), *_noise(sandbox, filters)]
         found.sort(key=lambda row: int(row[1].transaction_id), reverse=sort == "desc")
         if not sort:
             random.Random(f"{sandbox.config.seed}/payments/{sorted(filters.items())}").shuffle(found)  # noqa: S311
@@ -81,8 +85,11 @@ async def capture(request: Request) -> Response:
         payment, transaction = _needed(sandbox, fields)
         rest = transaction.reserved_minor - transaction.captured_minor
         minor = _minor(fields, payment, default=rest)
-        refusal = None
-        if transaction.status not in _CAPTURABLE:
+        planned = sandbox.faults.refuses("capture", payment.order_id)
+        refusal = _PLANNED if planned else None
+        if refusal is not None:
+            pass
+        elif transaction.status not in _CAPTURABLE:
             refusal = f"You cannot capture a payment in status {transaction.status}"
         elif rest <= 0 or minor <= 0:
             refusal = "You cannot capture an amount <= 0"  # what an already captured payment gets (C12)
@@ -92,7 +99,14 @@ async def capture(request: Request) -> Response:
             name = fields.get("reconciliation_identifier", "")
             sandbox.books.capture(payment, transaction, minor, identifier=name)
         return _moved(
-            sandbox, payment, transaction, refusal, kind="Capture", amount="CaptureAmount", minor=minor
+            sandbox,
+            payment,
+            transaction,
+            refusal,
+            kind="Capture",
+            amount="CaptureAmount",
+            minor=minor,
+            word=planned,
         )
 
     return await _answer(request, "capture", _order_of(sandbox, fields), serve)
@@ -108,8 +122,11 @@ async def refund(request: Request) -> Response:
         rest = transaction.captured_minor - transaction.refunded_minor
         minor = _minor(fields, payment, default=rest)
         over = fields.get("allow_over_refund", "") in {"1", "true"}
-        refusal = None
-        if transaction.captured_minor <= 0:
+        planned = sandbox.faults.refuses("refund", payment.order_id)
+        refusal = _PLANNED if planned else None
+        if refusal is not None:
+            pass
+        elif transaction.captured_minor <= 0:
             refusal = f"You cannot refund a payment in status {transaction.status}: nothing was captured"
         elif minor <= 0:
             refusal = "You cannot refund an amount <= 0"
@@ -117,27 +134,39 @@ async def refund(request: Request) -> Response:
             refusal = f"You cannot refund more than the captured {plain(rest, payment.currency)}"
         if refusal is None:
             name = fields.get("reconciliation_identifier", "")
-            sandbox.books.refund(payment, transaction, minor, identifier=name)
+            sandbox.books.refund(payment, transaction, minor, identifier=name, by="merchant")
         return _moved(
-            sandbox, payment, transaction, refusal, kind="Refund", amount="RefundedAmount", minor=minor
+            sandbox,
+            payment,
+            transaction,
+            refusal,
+            kind="Refund",
+            amount="RefundedAmount",
+            minor=minor,
+            word=planned,
         )
 
     return await _answer(request, "refund", _order_of(sandbox, fields), serve)
 
 
 async def release(request: Request) -> Response:
-    """Release a whole reservation; there is no partial release."""
+    """Release a whole reservation; there is no partial release. A bank, which knows none, makes a refund of it (D8)."""
     sandbox = sandbox_of(request)
     fields = await form_of(request)
 
     def serve() -> str:
         payment, transaction = _needed(sandbox, fields)
-        refusal = None
-        if transaction.status not in _RELEASABLE or payment.kind == MethodKind.BANK:
+        planned = sandbox.faults.refuses("release", payment.order_id)
+        refusal = _PLANNED if planned else None
+        rest = transaction.captured_minor - transaction.refunded_minor
+        returnable = payment.kind == MethodKind.BANK and rest > 0
+        if refusal is None and not returnable and transaction.status not in _RELEASABLE:
             refusal = f"You cannot release a payment in status {transaction.status}"
-        if refusal is None:
-            sandbox.books.release(payment, transaction)
-        return _moved(sandbox, payment, transaction, refusal, kind="Cancel")
+        if refusal is None and returnable:
+            sandbox.books.refund(payment, transaction, rest, identifier="", by="merchant")
+        elif refusal is None:
+            sandbox.books.release(payment, transaction, by="merchant")
+        return _moved(sandbox, payment, transaction, refusal, kind="Cancel", word=planned)
 
     return await _answer(request, "release", _order_of(sandbox, fields), serve)
 
@@ -180,9 +209,10 @@ def _moved(
     kind: str,
     amount: str | None = None,
     minor: int = 0,
+    word: str | None = None,
 ) -> str:
     """Return the body of a money call: amounts as documented, Result and its deprecated twin, the transaction."""
-    result = "Success" if refusal is None else "Error"
+    result = "Success" if refusal is None else word or "Error"
     parts = []
     if amount is not None:
         parts.append(element(amount, plain(minor if refusal is None else 0, payment.currency)))
@@ -198,6 +228,9 @@ def _needed(sandbox: Sandbox, fields: dict[str, str]) -> tuple[Payment, Transact
     payment = sandbox.books.by_transaction.get(number)
     if payment is None:
         raise _Unusable(10000002, f"no transaction with transaction_id '{number}'")
+    echo = sandbox.faults.plan(payment.order_id).echo
+    if echo is not None:
+        payment.echoes_reconciliation = echo
     return payment, next(each for each in payment.transactions if each.transaction_id == number)
 
 
@@ -228,6 +261,34 @@ def _order_of(sandbox: Sandbox, fields: dict[str, str]) -> str | None:
         fields.get("payment_id", "")
     )
     return payment.order_id if payment is not None else None
+
+
+def _noise(sandbox: Sandbox, filters: dict[str, str]) -> Iterator[tuple[Payment, Transaction]]:
+    """Yield the failed attempts of other checkouts that a plan puts under an order number; the ledger knows nothing of them."""
+    order_id = filters.get("shop_orderid", "")
+    plan = sandbox.faults.plan(order_id)
+    if set(filters) != {"shop_orderid"}:
+        return
+    for nth in range(plan.noise_rows):
+        made = time.time() - (nth + 1) * 86400
+        number = str(FIRST_TRANSACTION - 1 - nth)
+        transaction = Transaction(
+            transaction_id=number, status="preauth_failed", created_at=made, updated_at=made, outcome="failed"
+        )
+        payment = Payment(
+            payment_id=str(uuid.uuid5(_NOISE, f"{order_id}/{nth}")),
+            session_id="",
+            order_id=order_id,
+            terminal="Sandbox Card Terminal",
+            kind=MethodKind.CARD,
+            nature="CreditCard",
+            currency="DKK",
+            amount_minor=100,
+            auto_capture=False,
+            created_at=made,
+            transaction_info={"checkout": f"another-{nth}"},
+        )
+        yield payment, transaction
 
 
 def _matching(sandbox: Sandbox, filters: dict[str, str]) -> Iterator[tuple[Payment, Transaction]]:

@@ -91,7 +91,9 @@ async def submit(request: Request) -> Response:
     latest = payment.latest
     is_open = latest is not None and latest.outcome == Outcome.OPEN
     if action in {"notify_success", "notify_declined"} and latest is not None and is_open:
-        return await _resolve(sandbox, payment, latest, succeeded=action == "notify_success")
+        await sandbox.resolve(payment, latest, "succeeded" if action == "notify_success" else "declined")
+        word = "succeeded" if action == "notify_success" else "was declined"
+        return _state(payment, note=f"The payment {word} and the shop was notified.")
     if payment.paid is not None:
         if action == "pay" and not form.get("card_number"):
             # Browser back and an empty form: the fail callback follows the success (D7).
@@ -227,19 +229,9 @@ async def _conclude(
     await sandbox.store.flushed()
     answer = await sandbox.courier.tell(payment, transaction)
     if verdict.outcome is Outcome.OPEN:
+        sandbox.leave_open(payment, transaction)
         return RedirectResponse(f"/sandbox/pay/{payment.payment_id}", HTTPStatus.SEE_OTHER)
     return _relayed(sandbox, payment, transaction, answer)
-
-
-async def _resolve(
-    sandbox: Sandbox, payment: Payment, transaction: Transaction, *, succeeded: bool
-) -> Response:
-    """End an open payment from its page: only the notification tells the merchant."""
-    sandbox.books.conclude(payment, transaction, SUCCESS if succeeded else DECLINED)
-    await sandbox.store.flushed()
-    await sandbox.courier.call(payment, transaction, "notification", transaction.outcome)
-    word = "succeeded" if succeeded else "was declined"
-    return _state(payment, note=f"The payment {word} and the shop was notified.")
 
 
 def _relayed(sandbox: Sandbox, payment: Payment, transaction: Transaction, answer: Answer) -> Response:

@@ -76,8 +76,8 @@ class Tokens:
         self._last = (token, issued)
         return token
 
-    def accepts(self, token: str) -> bool:
-        """Say whether the token is ours, unexpired and not made stale."""
+    def accepts(self, token: str, *, lifetime: float | None = None) -> bool:
+        """Say whether the token is ours, unexpired and not made stale; `lifetime` (seconds) ends it earlier than it says."""
         known = self._good.get(token)
         if known is None:
             known = self._checked(token)
@@ -85,7 +85,8 @@ class Tokens:
                 return False
             self._remember(token, *known)
         expires, issued = known
-        return time.time() < expires and issued >= self._document.stale_before
+        ends = expires if lifetime is None else min(expires, issued + lifetime)
+        return time.time() < ends and issued >= self._document.stale_before
 
     def expire_all(self) -> None:
         """Make all tokens issued until now stale."""

@@ -224,14 +224,14 @@ async def test_repeats_against_movers_that_mark_as_read_never_lock_each_other_ou
 
 async def test_a_command_is_stored_with_who_asked_and_rings(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
-    wanted = await inbox.request(
+    requested = await inbox.request(
         core.db, checkout, merchant_id=1, kind="cancel", actor="client:shop", reason="no stock", expected_version=5,
         grace=60.0,
     )  # fmt: skip
     (held,) = await core.claim(checkout)
     (command,) = held.commands
     assert (command.id, command.kind, command.actor, command.reason, command.expected_version) == (
-        wanted, "cancel", "client:shop", "no stock", 5,
+        requested.id, "cancel", "client:shop", "no stock", 5,
     )  # fmt: skip
     told = await core.release(held, 60.0, done=((command.id, "accepted"),))
     assert told.commands == ()

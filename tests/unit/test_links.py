@@ -28,52 +28,87 @@ def keys(*names: str) -> Vault:
 VAULT = keys("k")
 
 
+def urls(vault: Vault = VAULT, *, merchant_id: int = 1, **pages: str | None) -> links.CallbackUrls:
+    return links.callback_urls(
+        vault, "https://pay.example/", CHECKOUT, PAGES | pages, merchant_id=merchant_id
+    )
+
+
+def older(vault: Vault, kind: str, page: str) -> str:
+    """The signed part of a link as it was made before links named the merchant."""
+    payload = page.encode()
+    tag = vault.sign("callback-link", b"\0".join((kind.encode(), CHECKOUT.bytes, payload)))
+    return ".".join(base64.urlsafe_b64encode(one).rstrip(b"=").decode() for one in (payload, tag))
+
+
 def parts(url: str) -> tuple[str, UUID, str]:
     kind, checkout, signed = urlsplit(url).path.removeprefix("/callbacks/").split("/")
     return kind, UUID(checkout), signed
 
 
 def test_a_link_opens_to_the_shops_page_with_the_checkout():
-    urls = links.callback_urls(VAULT, "https://pay.example/", CHECKOUT, PAGES)
-    assert urls.success.startswith(f"https://pay.example/callbacks/success/{CHECKOUT}/")
-    opened = links.open_link(VAULT, *parts(urls.success))
-    assert opened == f"https://shop.example/paid?lang=da&orderId=A-1&checkoutId={CHECKOUT}#top"
-    assert (
-        links.open_link(VAULT, *parts(urls.failure)) == f"https://shop.example/not-paid?checkoutId={CHECKOUT}"
+    made = urls()
+    assert made.success.startswith(f"https://pay.example/callbacks/success/{CHECKOUT}/")
+    opened = links.open_link(VAULT, *parts(made.success))
+    assert opened.page == f"https://shop.example/paid?lang=da&orderId=A-1&checkoutId={CHECKOUT}#top"
+    assert links.open_link(VAULT, *parts(made.failure)).page == (
+        f"https://shop.example/not-paid?checkoutId={CHECKOUT}"
     )
 
 
 def test_a_notification_leads_nowhere_and_is_signed_all_the_same():
-    notification = links.callback_urls(VAULT, "https://pay.example", CHECKOUT, PAGES).notification
-    assert links.open_link(VAULT, *parts(notification)) == ""
-    assert len(parts(notification)[2]) == 23
+    notification = urls().notification
+    assert links.open_link(VAULT, *parts(notification)).page == ""
+    assert len(parts(notification)[2]) == 26
 
 
 def test_a_shop_without_a_last_page_gets_no_link_for_it():
-    assert links.callback_urls(VAULT, "https://pay.example", CHECKOUT, PAGES).redirect is None
-    pages = PAGES | {"redirect": "https://shop.example/done"}
-    redirect = links.callback_urls(VAULT, "https://pay.example", CHECKOUT, pages).redirect
+    assert urls().redirect is None
+    redirect = urls(redirect="https://shop.example/done").redirect
     assert redirect is not None
-    assert links.open_link(VAULT, *parts(redirect)) == f"https://shop.example/done?checkoutId={CHECKOUT}"
+    assert links.open_link(VAULT, *parts(redirect)).page == f"https://shop.example/done?checkoutId={CHECKOUT}"
 
 
-def test_a_link_is_good_for_its_own_kind_and_checkout_only():
-    kind, checkout, signed = parts(links.callback_urls(VAULT, "https://pay.example", CHECKOUT, PAGES).success)
+@given(st.integers(1, 2**31 - 1))
+def test_a_link_names_its_merchant(merchant_id):
+    made = urls(merchant_id=merchant_id, redirect="https://shop.example/done")
+    for url in (made.success, made.failure, made.redirect, made.notification):
+        assert links.open_link(VAULT, *parts(url)).merchant_id == merchant_id
+
+
+@pytest.mark.parametrize(
+    ("kind", "page", "leads_to"),
+    [
+        ("success", "https://shop.example/paid", f"https://shop.example/paid?checkoutId={CHECKOUT}"),
+        ("notification", "", ""),
+    ],
+)
+def test_a_link_of_the_older_form_opens_and_names_no_merchant(kind, page, leads_to):
+    opened = links.open_link(VAULT, kind, CHECKOUT, older(VAULT, kind, page))
+    assert (opened.page, opened.merchant_id) == (leads_to, None)
+
+
+def test_a_link_is_good_for_its_own_kind_checkout_and_merchant_only():
+    kind, checkout, signed = parts(urls().success)
     assert links.open_link(VAULT, kind, checkout, signed)
-    for other in ("failure", "redirect", "notification", "other"):
+    for other in ("failure", "redirect", "notification", "merchant", "other"):
         assert links.open_link(VAULT, other, checkout, signed) is None
     assert links.open_link(VAULT, kind, uuid4(), signed) is None
+    payload, _, tag = signed.partition(".")
+    raw = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+    others = base64.urlsafe_b64encode(b"\x01\x02" + raw[2:]).rstrip(b"=").decode()
+    assert links.open_link(VAULT, kind, checkout, f"{others}.{tag}") is None
 
 
 def test_a_link_made_under_an_older_key_stays_good():
-    old = links.callback_urls(keys("o"), "https://pay.example", CHECKOUT, PAGES).success
+    old = urls(keys("o")).success
     assert links.open_link(keys("n", "o"), *parts(old))
     assert links.open_link(keys("n"), *parts(old)) is None
 
 
 def test_a_changed_page_does_not_open():
-    kind, checkout, signed = parts(links.callback_urls(VAULT, "https://pay.example", CHECKOUT, PAGES).success)
-    evil = base64.urlsafe_b64encode(b"https://evil.example/").rstrip(b"=").decode()
+    kind, checkout, signed = parts(urls().success)
+    evil = base64.urlsafe_b64encode(b"\x01\x01https://evil.example/").rstrip(b"=").decode()
     assert links.open_link(VAULT, kind, checkout, f"{evil}.{signed.partition('.')[2]}") is None
 
 
@@ -87,7 +122,7 @@ def test_whatever_a_stranger_makes_up_does_not_open(signed, kind):
 
 @given(st.data())
 def test_one_changed_character_closes_a_link(data):
-    kind, checkout, signed = parts(links.callback_urls(VAULT, "https://pay.example", CHECKOUT, PAGES).success)
+    kind, checkout, signed = parts(urls().success)
     at = data.draw(st.integers(0, len(signed) - 1))
     other = data.draw(st.sampled_from("ABCxyz019-_.=").filter(lambda character: character != signed[at]))
     assert links.open_link(VAULT, kind, checkout, signed[:at] + other + signed[at + 1 :]) is None
@@ -98,8 +133,37 @@ def test_a_link_that_no_page_needs_is_not_looked_at():
 
 
 def test_a_link_hides_itself_when_printed():
-    urls = links.callback_urls(VAULT, "https://pay.example", CHECKOUT, PAGES)
-    assert "callbacks" not in repr(urls)
+    assert "callbacks" not in repr(urls())
+    assert "shop.example" not in repr(links.open_link(VAULT, *parts(urls().success)))
+
+
+# ── A merchant's own link ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def merchant_parts(url: str) -> tuple[str, str]:
+    before, merchant, signed = urlsplit(url).path.rsplit("/", 2)
+    assert before == "/callbacks/merchant"
+    return merchant, signed
+
+
+def test_a_merchants_link_is_the_same_each_time_and_good_for_that_merchant_only():
+    made = links.merchant_url(VAULT, "https://pay.example/", "shop-1")
+    assert made == links.merchant_url(VAULT, "https://pay.example", "shop-1")
+    name, signed = merchant_parts(made)
+    assert links.open_merchant_link(VAULT, name, signed)
+    assert not links.open_merchant_link(VAULT, "shop-2", signed)
+
+
+def test_a_merchants_link_made_under_an_older_key_stays_good():
+    name, signed = merchant_parts(links.merchant_url(keys("o"), "https://pay.example", "default"))
+    assert links.open_merchant_link(keys("n", "o"), name, signed)
+    assert not links.open_merchant_link(keys("n"), name, signed)
+
+
+@given(st.text(), st.text() | st.from_regex(r"[A-Za-z0-9_-]{22}", fullmatch=True))
+def test_whatever_a_stranger_makes_up_is_no_merchants_link(name, signed):
+    assert not links.open_merchant_link(VAULT, name, signed)
+    assert not links.open_merchant_link(VAULT, "\udcff", signed)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.gateway.payments import Found, Transaction
-from orchestrator.lifecycle import Held
+from orchestrator.lifecycle import Held, Known
 from orchestrator.reconcile import (
     Binding,
     Finding,
@@ -38,10 +38,14 @@ def checkout(**changes):
         "deadline": NOW, "offered_at": NOW, "withdrawn_at": None, "ended_at": None, "claims": 1, "attempts": 0, "looks": 0,
         "openings": 1, "last_error": None, "attention": None, "correlation_id": "c", "audit_sequence": 5,
         "audit_head": b"h" * 32, "event_sequence": 1, "token": None, "token_expires_at": None, "session_id": "s",
-        "methods": None, "intent": None, "data_key": None, "accepted": None, "shared": False, "claimed_at": NOW, "claimed_tick": 0.0,
-        "lease_ends": 60.0, **changes,
+        "methods": None, "intent": None, "data_key": None, "charged_back": 0, "reserved_until": None, "auto_capture": False,
+        "booked": False, "life": None, "claimed_at": NOW, "claimed_tick": 0.0, "lease_ends": 60.0, **changes,
     }  # fmt: skip
     return Held(**values)
+
+
+def known(name, role="accepted", *, reading="reserved", amounts=(13900, 0, 0), decided=None):
+    return Known(name, role, reading, "DKK", *amounts, decided)
 
 
 def transaction(name, status, amounts=(0, 0, 0), *, bound=OURS, **changes):
@@ -98,15 +102,15 @@ def test_an_answer_proves(transactions, finding):
 
 
 def test_what_names_no_checkout_pays_none_of_several_with_its_order_number():
-    verdict = judge(checkout(shared=True), Found((NAMELESS,)))
+    verdict = judge(checkout(), Found((NAMELESS,)), shared=True)
     assert (verdict.finding, verdict.attention.split(":")[0]) == (Finding.UNSURE, "unbound_payment")
-    assert judge(checkout(shared=True), Found((PAID,))).finding is Finding.PAID
-    assert judge(checkout(shared=True, accepted="11"), Found((NAMELESS,))).finding is Finding.PAID
+    assert judge(checkout(), Found((PAID,)), shared=True).finding is Finding.PAID
+    assert judge(checkout(known=(known("11"),)), Found((NAMELESS,)), shared=True).finding is Finding.PAID
 
 
 def test_a_released_payment_holds_nothing_any_more():
     released = transaction("1", "released", WHOLE)
-    verdict = judge(checkout(state=State.COMPLETED, accepted="1", reserved=13900), Found((released,)))
+    verdict = judge(checkout(state=State.COMPLETED, known=(known("1"),), reserved=13900), Found((released,)))
     assert (verdict.finding, verdict.money) == (Finding.RELEASED, (0, 0, 0))
     assert verdict.attention.startswith("payment_released: transaction 1")
 
@@ -131,8 +135,8 @@ def test_anothers_money_is_counted_as_foreign_and_booked_nowhere():
 @pytest.mark.parametrize(
     ("one", "sentence"),
     [
-        (LESS, "payment_mismatch: transaction 7 holds 13800 DKK (minor units), the order is 13900 DKK"),
-        (EUROS, "payment_mismatch: transaction 8 holds 13900 EUR (minor units), the order is 13900 DKK"),
+        (LESS, "payment_mismatch: transaction 7 holds 138.00 DKK, the order is 139.00 DKK"),
+        (EUROS, "payment_mismatch: transaction 8 holds 139.00 EUR, the order is 139.00 DKK"),
         (ODD, "unclear_payment: transaction 6 is no_such_status with amounts that do not say what it means"),
     ],
 )
@@ -162,7 +166,7 @@ def test_what_is_bound_goes_before_what_came_first():
 
 
 def test_the_accepted_one_stays_accepted_whatever_else_holds_money():
-    verdict = judge(checkout(accepted="9", state=State.COMPLETED), Found((PAID, SECOND)))
+    verdict = judge(checkout(known=(known("9"),), state=State.COMPLETED), Found((PAID, SECOND)))
     assert {one.transaction_id: one.role for one in verdict.payments} == {
         "1": Role.SURPLUS,
         "9": Role.ACCEPTED,
@@ -171,7 +175,7 @@ def test_the_accepted_one_stays_accepted_whatever_else_holds_money():
 
 def test_another_payment_never_takes_the_place_of_the_accepted_one():
     gone = transaction("9", "released", WHOLE)
-    verdict = judge(checkout(accepted="9", reserved=13900, state=State.COMPLETED), Found((PAID, gone)))
+    verdict = judge(checkout(known=(known("9"),), reserved=13900, state=State.COMPLETED), Found((PAID, gone)))
     assert verdict.finding is not Finding.PAID
     assert {one.transaction_id: one.role for one in verdict.payments} == {
         "1": Role.SURPLUS,

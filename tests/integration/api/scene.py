@@ -77,8 +77,10 @@ class Api:
         assert answer.status_code == 202, answer.text
         return answer.json()["id"]
 
-    def urls(self, checkout: str | UUID) -> links.CallbackUrls:
-        return links.callback_urls(self.services.vault, "", UUID(str(checkout)), PAGES)
+    def urls(self, checkout: str | UUID, *, merchant_id: int = 1) -> links.CallbackUrls:
+        return links.callback_urls(
+            self.services.vault, "", UUID(str(checkout)), PAGES, merchant_id=merchant_id
+        )
 
     async def sql(self, statement: str, **parameters: object):
         return await self.services.db.write(text(statement), parameters)
@@ -111,7 +113,10 @@ async def serving(settings: Settings, *, patience: float = 10.0) -> AsyncIterato
     inlet = Database(database_url, pool_size=3, pool_timeout=1)
     services = Services(
         settings=settings, db=db, inlet=inlet, vault=vault, intents=inbox.Intents(inlet, vault, grace=5, patience=patience),
-        callbacks=inbox.Callbacks(inlet, vault, grace=5, patience=3), merchants=Merchants(inlet, vault, settings), doorbell=doorbell,
+        callbacks=inbox.Callbacks(
+            inlet, vault, grace=5, patience=3, strict_network=settings.require_gateway_network,
+            caps=inbox.Caps(settings.callbacks_limit, settings.callbacks_unproven_limit),
+        ), merchants=Merchants(inlet, vault, settings), doorbell=doorbell,
         schema=schema.wanted(),
     )  # fmt: skip
     transport = httpx.ASGITransport(create_app(services))

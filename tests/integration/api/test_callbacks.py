@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -11,9 +10,9 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator import inbox
-from orchestrator.api.callbacks import PATIENCE
+from orchestrator.api.letterbox import PATIENCE
 from tests.conftest import make_settings
-from tests.integration.api.scene import Api, intent, path_of, serving, without_database
+from tests.integration.api.scene import Api, path_of, serving, without_database
 from tests.integration.api.test_intake import problem
 
 if TYPE_CHECKING:
@@ -136,44 +135,6 @@ async def test_a_callback_for_a_checkout_that_is_not_there_yet_is_kept(api: Api)
     assert await api.count("callbacks") == 1
 
 
-async def test_the_proof_that_a_callback_brings_is_graded(database_url):
-    secret = "0123456789abcdef"
-    async with serving(make_settings(database_url=database_url, gateway_secrets=(secret,))) as api:
-        url = api.urls(await api.taken()).notification
-        right = hmac.digest(secret.encode(), BODY + b".1", "sha256").hex()
-        for signature in (f"t=1;s0={right}", f"t=1;s0={'0' * 64}", None):
-            headers = {} if signature is None else {"AltaPay-Signature": signature}
-            assert (await call(api, url, BODY, **headers)).status_code == 200
-            await api.sql("UPDATE callbacks SET digest = sha256(id::text::bytea) WHERE digest IS NOT NULL")
-        grades = await api.sql(
-            "SELECT grade, headers ? 'altapay-signature' AS kept FROM callbacks ORDER BY received_at, id"
-        )
-        assert [tuple(row) for row in grades] == [("signed", True), ("wrong", True), ("missing", False)]
-
-
-async def test_with_several_merchants_no_callback_is_called_wrong_by_the_secrets_of_another(database_url):
-    secret = "0123456789abcdef"
-    async with serving(make_settings(database_url=database_url, gateway_secrets=(secret,))) as api:
-        known = api.services.merchants
-        await known.add(
-            "second", gateway_url="https://gateway.example.com", merchant_api_url=None, username="u", password="p",
-            callback_secrets=("theirs",),
-        )  # fmt: skip
-        answer = await api.post(intent(), merchant="second")
-        url = api.urls(answer.json()["id"]).notification
-        theirs = hmac.digest(b"theirs", BODY + b".1", "sha256").hex()
-        assert (await call(api, url, BODY, **{"AltaPay-Signature": f"t=1;s0={theirs}"})).status_code == 200
-        (row,) = await api.sql("SELECT grade, headers ->> 'altapay-signature' AS kept FROM callbacks")
-        assert tuple(row) == ("unchecked", f"t=1;s0={theirs}")
-
-
-async def test_before_the_merchants_are_known_nothing_is_called_wrong(database_url):
-    async with serving(make_settings(database_url=database_url, gateway_secrets=("a secret",))) as api:
-        url = api.urls(uuid4()).notification
-        assert (await call(api, url, BODY, **{"AltaPay-Signature": "t=1;s0=00"})).status_code == 200
-        assert [row.grade for row in await api.sql("SELECT grade FROM callbacks")] == ["unchecked"]
-
-
 # ── Postgres away ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -246,7 +207,7 @@ async def test_a_callback_that_was_answered_before_it_was_stored_still_lands_and
 
 
 async def test_a_flood_while_postgres_is_away_does_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr("orchestrator.api.callbacks.MOST_WAITING", 1000)
+    monkeypatch.setattr("orchestrator.api.letterbox.MOST_WAITING", 1000)
     async with serving(without_database()) as api:
         url = api.urls(uuid4()).notification
         waiting = asyncio.create_task(call(api, url, b"x" * 900))

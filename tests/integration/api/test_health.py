@@ -80,7 +80,7 @@ async def test_the_app_learns_of_the_merchants_before_anybody_asks_and_forgets_n
     app = create_app(services)
     async with app.router.lifespan_context(app):
         async with asyncio.timeout(10):
-            while services.merchants.sole() is None:  # noqa: ASYNC110 - nobody tells us
+            while services.merchants.known(1) is None:  # noqa: ASYNC110 - nobody tells us
                 await asyncio.sleep(0.02)
     assert "merchants" not in {task.get_name() for task in asyncio.all_tasks()}
 

@@ -27,7 +27,13 @@ async def test_a_fresh_checkout_is_shown_without_a_session(api: Api):
         1,
     )
     assert found["amount"] == {"value": Decimal("139.00"), "currency": "DKK"}
-    assert found["money"] == {"reserved": 0, "captured": 0, "refunded": 0}
+    assert found["money"] == {"reserved": 0, "captured": 0, "refunded": 0, "chargedBack": 0}
+    assert (found["autoCapture"], found["reservedUntil"], found["operations"], found["commands"]) == (
+        False,
+        None,
+        [],
+        [],
+    )
     assert (found["session"], found["paymentMethods"], found["payments"], found["attention"]) == (
         None,
         [],
@@ -77,6 +83,7 @@ async def test_money_and_payments_are_exact_decimal_numbers(api: Api):
         "reserved": Decimal("10.10"),
         "captured": Decimal("900719925474099.13"),
         "refunded": Decimal(0),
+        "chargedBack": Decimal(0),
     }
     assert (found["outcome"], found["late"]) == ("paid", True)
     (payment,) = found["payments"]
@@ -218,58 +225,3 @@ async def test_the_trail_is_shown_page_by_page(api: Api):
     assert entry["evidence"]["orderId"] == "A-1"
     assert trail["nextAfter"] is None
     assert (await api.get(f"/v1/checkouts/{checkout}/audit", after=1)).json()["entries"] == []
-
-
-# ── Cancel ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def cancel(api: Api, checkout: str, **body: object):
-    return await api.post(body, path=f"/v1/checkouts/{checkout}/cancel")
-
-
-async def test_a_cancel_is_a_command_that_rings_and_withdraws_the_session(api: Api):
-    checkout = await api.taken()
-    await api.offer(checkout)
-    answer = await cancel(api, checkout, reason="out of stock", version=1)
-    assert answer.status_code == 202
-    row = (
-        await api.sql(
-            "SELECT c.kind, c.actor, c.reason, c.expected_version, k.wake FROM commands c, checkouts k"
-        )
-    )[0]
-    assert tuple(row) == ("cancel", "client:default/shop-1", "out of stock", 1, 1)
-    assert api.doorbell.rings[-1] == ("checkouts", UUID(checkout))
-    assert (await shown(api, checkout))["session"] is None
-
-
-async def test_a_cancel_needs_no_body_and_is_asked_for_once(api: Api):
-    checkout = await api.taken()
-    for _ in range(2):
-        answer = await api.client.post(f"/v1/checkouts/{checkout}/cancel", headers=api.bearer())
-        assert answer.status_code == 202
-    assert await api.count("commands") == 1
-
-
-@pytest.mark.parametrize(
-    ("state", "said"),
-    [("completed", "refund"), ("cancelled", "already"), ("expired", "already"), ("failed", "already")],
-)
-async def test_what_has_ended_cannot_be_cancelled(api: Api, state, said):
-    checkout = await api.taken()
-    await api.sql("UPDATE checkouts SET state = :state", state=state)
-    assert said in problem(await cancel(api, checkout), 409, "already-ended")["detail"]
-    assert await api.count("commands") == 0
-
-
-async def test_a_cancel_on_an_old_version_is_a_conflict(api: Api):
-    assert problem(await cancel(api, await api.taken(), version=7), 409, "version-changed")["version"] == 1
-
-
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [({"reason": 7}, "reason"), ({"reason": "a\0"}, "reason"), ({"reason": "r" * 501}, "reason"), ({"version": "1"}, "version"),
-     ({"version": True}, "version"), ({"version": 0}, "version"), ({"raeson": "x"}, "raeson"), ([], "body")],
-)  # fmt: skip
-async def test_a_cancel_that_cannot_be_read_is_refused(api: Api, body, field):
-    answer = await api.post(body, path=f"/v1/checkouts/{await api.taken()}/cancel")
-    assert problem(answer, 422, "invalid-command")["errors"][0]["field"] == field

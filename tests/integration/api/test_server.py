@@ -138,7 +138,7 @@ def test_no_secret_and_nobodys_data_reaches_a_log(server: Server, database_url):
     taken = client.post("/v1/checkouts", json=body, headers=token | correlation)
     assert taken.status_code == 202
     checkout, client_token = taken.json()["id"], taken.json()["clientToken"]
-    urls = links.callback_urls(Vault(make_settings().secret_keys), "", UUID(checkout), PAGES)
+    urls = links.callback_urls(Vault(make_settings().secret_keys), "", UUID(checkout), PAGES, merchant_id=1)
     for url in (urls.success, urls.failure, urls.redirect, urls.notification):
         form = {
             "shop_orderid": "A-1",

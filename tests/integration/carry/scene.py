@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -84,6 +85,7 @@ class Scene:
                 fingerprint=parsed.fingerprint,
                 actor="test",
                 correlation_id="corr",
+                auto_capture=parsed.auto_capture,
             )
         )
         self.orders[accepted.id] = order
@@ -188,11 +190,94 @@ class Scene:
             )
         )
 
-    async def command(self, checkout: UUID, *, version: int | None = None) -> None:
-        assert await inbox.request(
-            self.db, checkout, merchant_id=1, kind="cancel", actor="client:shop", reason="sold out",
-            expected_version=version, grace=0.2,
+    async def command(
+        self,
+        checkout: UUID,
+        kind: inbox.CommandKind = "cancel",
+        *,
+        version: int | None = None,
+        **arguments: object,
+    ) -> UUID:
+        asked = await inbox.request(
+            self.db, checkout, merchant_id=1, kind=kind, actor="client:shop", reason="sold out",
+            expected_version=version, arguments=arguments, grace=0.2,
         )  # fmt: skip
+        assert asked is not None
+        return asked.id
+
+    async def asked(self, checkout: UUID, kind: inbox.CommandKind, **arguments: object) -> str:
+        """Ask for something, have it carried out, and return what is said of it."""
+        command = await self.command(checkout, kind, **arguments)
+        async with asyncio.timeout(15):
+            while True:
+                await self.carry(checkout)
+                (row,) = await self.sql("SELECT result FROM commands WHERE id = :id", id=command)
+                if row.result is not None and not await self.operating(checkout):
+                    return str(row.result)
+                await asyncio.sleep(0.02)
+
+    async def operating(self, checkout: UUID) -> bool:
+        """Say whether an operation on the checkout's money is not settled."""
+        return any(row.state not in {"succeeded", "rejected"} for row in await self.operations(checkout))
+
+    async def operations(self, checkout: UUID) -> Sequence[Any]:
+        return await self.sql(
+            "SELECT * FROM money_operations WHERE checkout_id = :id ORDER BY requested_at, id", id=checkout
+        )
+
+    async def paid(self, **intent: Any) -> UUID:
+        """Return a checkout that is completed."""
+        checkout = await self.offered(**intent)
+        await self.pay(checkout)
+        await self.call_back(checkout)
+        await self.carry(checkout)
+        assert await self.state(checkout) == "completed"
+        return checkout
+
+    async def policy(self, **policies: object) -> None:
+        """Set policies of the merchant, for this scene."""
+        await self.sql(
+            "UPDATE merchants SET policies = policies || CAST(:new AS jsonb) WHERE id = 1",
+            new=json.dumps(policies),
+        )
+        self.merchants = self.carrier.merchants = Merchants(self.db, self.vault, self.settings)
+
+    async def later(self, **span: float) -> None:
+        """Let time pass for everything that goes by Postgres's clock."""
+        seconds = int(timedelta(**span).total_seconds())
+        await self.sql("UPDATE clock_skew SET seconds = seconds + :seconds", seconds=seconds)
+
+    async def movements(self, checkout: UUID) -> list[tuple[str, int]]:
+        """Return what the gateway's ledger says was moved for the order: captures, refunds, releases, in order."""
+        rows = await self.ledger(checkout)
+        return [(one["type"], one["amountMinor"]) for row in rows for one in row["movements"]]
+
+    async def ledger(self, checkout: UUID) -> list[dict[str, Any]]:
+        page = await self.control("GET", f"ledger?orderId={self.orders[checkout]}")
+        return [row for order in page["orders"] for row in order["payments"]]
+
+    async def agree(self, *checkouts: UUID) -> None:
+        """Check that the gateway's ledger and our books agree to the minor unit, over all payments of these checkouts."""
+        for checkout in checkouts or tuple(self.orders):
+            theirs = {
+                row["transactionId"]: (row["capturedMinor"], row["refundedMinor"])
+                for row in await self.ledger(checkout)
+                if row["capturedMinor"] or row["refundedMinor"]
+            }
+            rows = await self.sql(
+                "SELECT transaction_id, role, captured, refunded FROM payments WHERE checkout_id = :id",
+                id=checkout,
+            )
+            ours = {
+                row.transaction_id: (row.captured, row.refunded)
+                for row in rows
+                if row.captured or row.refunded
+            }
+            assert ours == theirs, (checkout, ours, theirs)
+            accepted = [row for row in rows if row.role == "accepted"]
+            books = await self.row(checkout)
+            if accepted:
+                assert (books.captured, books.refunded) == (accepted[0].captured, accepted[0].refunded)
 
 
 @asynccontextmanager

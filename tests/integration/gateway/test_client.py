@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import datetime as dt
-import ipaddress
 import socket
-import ssl
 import time
 from decimal import Decimal
 
 import msgspec
 import pytest
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from orchestrator.gateway import client, wire
 from orchestrator.gateway.client import Gateway, Session, Token
@@ -30,6 +24,7 @@ from tests.integration.gateway.scene import (
     token,
     token_answer,
 )
+from tests.integration.gateway.tls import certified
 
 METHODS = {
     "methods": [
@@ -172,31 +167,7 @@ def test_a_url_that_leads_nowhere_was_not_sent(run, url):
 
 
 def test_a_certificate_that_nobody_vouches_for_was_not_sent(run, tmp_path):
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    chain = tmp_path / "server.pem"
-    chain.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(chain)
+    context, _ = certified(tmp_path)
 
     async def scene():
         async with (

@@ -221,6 +221,7 @@ def test_the_ledger_pages_through_all_orders_and_adds_up(merchant):
             "reservedMinor": 69500,
             "capturedMinor": 41700,
             "refundedMinor": 0,
+            "chargedBackMinor": 0,
             "heldMinor": 69500,
         }
     }

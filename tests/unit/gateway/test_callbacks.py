@@ -21,6 +21,7 @@ from orchestrator.gateway.callbacks import (
     grade,
     read_body,
     signature_ok,
+    signed_at,
 )
 
 FORM = "application/x-www-form-urlencoded"
@@ -81,21 +82,82 @@ def test_an_empty_secret_never_signs():
     assert signature_ok(f"t=1;s0={empty}", BODY, ["", SECRET]) is Grade.WRONG
 
 
+NOON = 1767614400  # 2026-01-05T12:00:00Z
+DAY = 86400
+
+
+def signed(stamp: str) -> str:
+    signature = hmac.new(SECRET.encode(), BODY + b"." + stamp.encode(), hashlib.sha256).hexdigest()
+    return f"t={stamp};s0={signature}"
+
+
 @pytest.mark.parametrize(
-    ("stamp", "now", "expected"),
+    ("stamp", "made"),
     [
-        ("1767600000", None, Grade.SIGNED),
-        ("1767600000", 1767603600, Grade.SIGNED),
-        ("1767600000", 1767603601, Grade.WRONG),
-        ("1767600000", 1767596399, Grade.WRONG),
-        ("1767600000000", 1767600010, Grade.SIGNED),
-        ("2026-01-05T08:00:00Z", None, Grade.SIGNED),
-        ("2026-01-05T08:00:00Z", 1767600000, Grade.WRONG),
+        (str(NOON), NOON),
+        (f"{NOON}000", NOON),
+        (f"{NOON}000000", NOON),
+        (f"{NOON}000000000", NOON),
+        ("2026-01-05T12:00:00Z", NOON),
+        ("2026-01-05T13:00:00+01:00", NOON),
+        ("2026-01-05 12:00:00.000+00:00", NOON),
+        # Whatever is left open is read as the latest that it can mean: west of everybody, or the end of that day there.
+        ("2026-01-05 12:00:00", NOON + DAY / 2),
+        ("2026-01-05", NOON + DAY),
     ],
 )
-def test_the_age_counts_only_where_it_is_asked_for(stamp, now, expected):
-    signature = hmac.new(SECRET.encode(), BODY + b"." + stamp.encode(), hashlib.sha256).hexdigest()
-    assert signature_ok(f"t={stamp};s0={signature}", BODY, [SECRET], now) is expected
+def test_a_signature_of_a_day_ago_is_stale_whatever_its_unit(stamp, made):
+    assert signed_at(stamp) == made
+    grades = [signature_ok(signed(stamp), BODY, [SECRET], made + age) for age in (0, DAY, DAY + 1)]
+    assert grades == [Grade.SIGNED, Grade.SIGNED, Grade.STALE]
+    assert signature_ok(signed(stamp), BODY, [SECRET], made + 61, max_age=60.0) is Grade.STALE
+    assert signature_ok(signed(stamp), BODY, [SECRET]) is Grade.SIGNED, "nobody asked for the age"
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        "1",
+        "17676144",
+        "20260105",
+        "17676144000",
+        "0000000001",
+        "9" * 40,
+        "noon",
+        "٤٤٤٤٤٤٤٤٤٤",
+    ],
+)
+def test_where_the_unit_cannot_be_told_there_is_no_age(stamp):
+    assert signature_ok(signed(stamp), BODY, [SECRET], NOON + 10_000 * DAY) is Grade.SIGNED
+
+
+def test_a_timestamp_of_the_future_is_somebodys_clock():
+    assert signature_ok(signed(str(NOON + 10 * DAY)), BODY, [SECRET], NOON) is Grade.SIGNED
+
+
+def test_a_replay_is_stale_and_a_forgery_of_the_same_age_is_wrong():
+    header = signed(str(NOON))
+    assert signature_ok(header, BODY, [SECRET], NOON + 2 * DAY) is Grade.STALE
+    assert signature_ok(header, BODY, ["another-secret-0"], NOON + 2 * DAY) is Grade.WRONG
+    assert (
+        signature_ok(header.replace(str(NOON), str(NOON + 2 * DAY)), BODY, [SECRET], NOON + 2 * DAY)
+        is Grade.WRONG
+    )
+
+
+def test_while_secrets_change_hands_both_work():
+    for secrets in ([SECRET], ["the newer secret", SECRET], [SECRET, "the newer secret"]):
+        assert signature_ok(signed(str(NOON)), BODY, secrets, NOON) is Grade.SIGNED
+
+
+def test_only_what_nothing_speaks_against_is_believed():
+    believed = {one for one in Grade if one.believed}
+    assert believed == {Grade.SIGNED, Grade.CHECKSUM, Grade.UNCHECKED}
+
+
+@given(st.text(max_size=60))
+def test_no_timestamp_makes_the_age_raise(stamp):
+    assert signed_at(stamp) is None or isinstance(signed_at(stamp), float)
 
 
 @given(st.text(max_size=200), st.binary(max_size=50))
@@ -138,6 +200,13 @@ def test_an_empty_secret_or_checksum_proves_nothing():
 )
 def test_the_best_proof_counts(header, checked, secrets, expected):
     assert grade(header, BODY, CallbackFacts(checked=checked), secrets) is expected
+
+
+def test_a_stale_signature_is_not_made_young_by_a_checksum():
+    facts = CallbackFacts(checked=CHECKED)
+    now = 1767600000 + 2 * DAY
+    assert grade(HEADER, BODY, facts, [SECRET, "s3cret"], now=now) is Grade.STALE
+    assert grade(HEADER, BODY, facts, [SECRET, "s3cret"], now=now, max_age=3.0 * DAY) is Grade.SIGNED
 
 
 # ── Form bodies ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -211,6 +280,10 @@ def test_an_unexpected_content_type_is_flagged_and_the_body_still_read(content_t
         ({"error_message": "x" * 300}, "error_message", "x" * LONGEST, ("text_cut",)),
         ({"shop_orderid": "a\0b"}, "order_ref", "ab", ("nul_removed",)),
         ({"status": "ChargebackEvent"}, "status", "chargebackevent", ()),
+        ({"status": "Pending"}, "status", "pending", ()),
+        ({"status": "Reversed"}, "status", "reversed", ("status_unknown",)),
+        ({"sca_exemption": "TRA"}, "order_ref", "000000081", ("field_unknown",)),
+        ({"transaction_info[colour]": "red"}, "order_ref", "000000081", ()),
         ({"session_id": "s-1"}, "session_id", "s-1", ()),
         ({"shop_orderid": ""}, "order_ref", None, ()),
     ],
@@ -289,7 +362,10 @@ def test_our_own_id_is_found_in_either_place(where):
         (b'{"status":"\xff"}', ("not_json",)),
         (b'{"status":"\\ud800"}', ("not_json",)),
         (b'{"status":7.5,"order":[]}', ("wrong_type",)),
-        (b'{"status":"a\\u0000b"}', ("nul_removed",)),
+        (b'{"status":"a\\u0000b"}', ("nul_removed", "status_unknown")),
+        (b'{"status":"UNKNOWN"}', ("status_unknown",)),
+        (b'{"status":"NEW","riskScore":7}', ("field_unknown",)),
+        (b'{"order":{"orderId":"A","shop":"B"}}', ("field_unknown",)),
         (b'{"order":{"amount":10.005,"currency":"DKK"}}', ("amount_unreadable",)),
         (b'{"order":{"amount":true,"currency":"DKK"}}', ("amount_unreadable",)),
         (b'{"order":{"amount":' + b"9" * 4000 + b',"currency":"DKK"}}', ("amount_unreadable",)),

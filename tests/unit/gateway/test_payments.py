@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -14,12 +15,14 @@ from orchestrator.gateway.payments import (
     TABLE,
     Found,
     Malformed,
+    Movement,
     Reading,
     RequestError,
     Shape,
     Transaction,
     held,
     parse,
+    parse_movement,
     read,
     shape,
 )
@@ -113,6 +116,7 @@ EXPECTED = {
         "released", "preauth_failed", "preauth_error", "3dsecure_failed", "recurring_failed", "epayment_cancelled",
         "epayment_declined", "captured_failed", "reauth_failed")},
     ("released", "held"): "nothing",
+    **{("recurring_confirmed", s): "agreement" for s in ("empty", "held", "taken", "returned")},
 }  # fmt: skip
 
 
@@ -140,7 +144,8 @@ def test_amounts_that_could_not_be_read_prove_nothing(status, flag):
     [
         ("released", (100, 0, 0), Reading.NOTHING, (0, 0, 0)),
         ("refunded", (100, 100, 12), Reading.REFUNDED, (100, 100, 12)),
-        ("recurring_confirmed", (100, 0, 0), Reading.UNKNOWN, (0, 0, 0)),
+        ("recurring_confirmed", (100, 0, 0), Reading.AGREEMENT, (0, 0, 0)),
+        ("recurring_confirmed", (100, 100, 12), Reading.AGREEMENT, (0, 0, 0)),
         ("preauth", (13900, 0, 0), Reading.RESERVED, (13900, 0, 0)),
         ("preauth", (13900, 5000, 0), Reading.CAPTURED, (13900, 5000, 0)),
         ("pending", (13900, 0, 0), Reading.OPEN, (0, 0, 0)),
@@ -172,7 +177,8 @@ def test_a_transaction_is_read_with_all_its_facts():
         shop="Example Shop", terminal="Example Terminal", status="preauth", auth_type="payment", currency="DKK",
         reserved=13900, captured=0, refunded=0, credited=0, created_at="2026-01-02 03:04:05",
         payment_infos={"checkout": "019b", "note": ""}, nature="CreditCard", expires_at="2026-01-09 03:04:05",
-        reason_code="NONE", chargebacks=False, reconciliations=("rec-1",), raw_flags=(),
+        reason_code="NONE", chargebacks=False, reconciliations=("rec-1",), raw_flags=(), charged_back=0, scheme="",
+        reserved_until=datetime(2026, 1, 9, 3, 4, 5, tzinfo=UTC),
     )  # fmt: skip
 
 
@@ -246,10 +252,174 @@ def test_a_binding_that_comes_twice_with_two_values_binds_nothing():
     assert (same.payment_infos, same.raw_flags) == ({"checkout": "mine"}, ())
 
 
-def test_a_chargeback_shows():
-    assert only(
-        row("<ChargebackEvents><ChargebackEvent><Type>x</Type></ChargebackEvent></ChargebackEvents>")
-    ).chargebacks
+def event(kind: str = "Chargeback", amount: str = "10.00", currency: str = "DKK") -> str:
+    return (
+        f"<ChargebackEvent><Date>2016-06-14T00:00:00+02:00</Date><Type>{kind}</Type><ReasonCode>4837</ReasonCode>"
+        f"<Reason>No Cardholder Authorization</Reason><Amount>{amount}</Amount><Currency>{currency}</Currency>"
+        "<AcquirerTransactionId>6134</AcquirerTransactionId><AdditionalInfo>&lt;info/&gt;</AdditionalInfo></ChargebackEvent>"
+    )
+
+
+UNCLEAR = ("chargeback_unclear",)
+
+
+@pytest.mark.parametrize(
+    ("events", "charged_back", "flags"),
+    [
+        # The vendor's notification of 2016 (C12): the type in mixed case, the currency by letters.
+        (event(), 1000, ()),
+        (event("CHARGEBACK", "139.00", "208"), 13900, ()),
+        (event("chargeback", "139", ""), 13900, ()),
+        (event("second_chargeback"), 1000, ()),
+        (event() + event(amount="2.50"), 1250, ()),
+        *[
+            (event(amount="139.00") + event(kind, "39.00"), 10000, ())
+            for kind in ("CHARGEBACK_REVERSED", "ChargebackReversal", "Reversed Chargeback", "Representment")
+        ],
+        (event() + event(amount="-10.00"), 0, ()),
+        (event("CHARGEBACK_REVERSED") + event(), 0, ()),
+        # More came back than was taken: a row is missing.
+        (event("CHARGEBACK_REVERSED"), 0, UNCLEAR),
+        (event("Dispute"), 0, UNCLEAR),
+        (event("Pre-chargeback alert"), 0, UNCLEAR),
+        (event("") + event(), 1000, UNCLEAR),
+        (event(amount="10,00"), 0, UNCLEAR),
+        (event(amount="") + event(), 1000, UNCLEAR),
+        (event(currency="EUR"), 0, UNCLEAR),
+        (event(currency="978") + event(currency="zzz"), 0, UNCLEAR),
+        ("<ChargebackEvent/>", 0, UNCLEAR),
+    ],
+)
+def test_chargebacks_add_up_less_their_reversals_and_what_is_unclear_is_flagged(events, charged_back, flags):
+    one = only(row(f"<ChargebackEvents>{events}</ChargebackEvents>", CapturedAmount="139.00"))
+    assert (one.chargebacks, one.charged_back, one.raw_flags) == (True, charged_back, flags)
+    assert (read(one), held(one)) == (Reading.CAPTURED, (13900, 13900, 0))
+
+
+def test_without_chargebacks_there_are_none():
+    one = only(row("<ChargebackEvents/>"))
+    assert (one.chargebacks, one.charged_back, one.raw_flags) == (False, 0, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "until"),
+    [
+        ("2026-01-09 03:04:05", datetime(2026, 1, 9, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-09T03:04:05+02:00", datetime(2026, 1, 9, 1, 4, 5, tzinfo=UTC)),
+        ("2026-01-09T03:04:05.5Z", datetime(2026, 1, 9, 3, 4, 5, 500_000, tzinfo=UTC)),
+        ("2026-01-09T03:04", datetime(2026, 1, 9, 3, 4, tzinfo=UTC)),
+        ("2026-01-09", datetime(2026, 1, 9, tzinfo=UTC)),
+    ],
+)
+def test_the_end_of_a_reservation_is_a_moment_in_utc(text, until):
+    one = only(row(AuthorisationExpiryDate=text))
+    assert (one.reserved_until, one.expires_at, one.raw_flags) == (until, text, ())
+
+
+@pytest.mark.parametrize("text", ["0000-00-00 00:00:00", "2026-02-30", "soon", "20260109", "2026-W01-1", "0001-01-01T00:00:00+14:00", "9" * 300])  # fmt: skip
+def test_an_end_that_is_no_date_is_flagged_and_not_guessed(text):
+    one = only(row(AuthorisationExpiryDate=text))
+    assert (one.reserved_until, one.raw_flags) == (None, ("expiry_unreadable",))
+    assert read(one) is Reading.RESERVED
+
+
+@pytest.mark.parametrize("text", [None, "", " "])
+def test_a_reservation_without_an_end_has_none(text):
+    one = only(row(AuthorisationExpiryDate=text))
+    assert (one.reserved_until, one.raw_flags) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("extra", "scheme"),
+    [
+        ("<CardInformation><Scheme>Visa</Scheme></CardInformation>", "visa"),
+        ("<PaymentSchemeName>MasterCard</PaymentSchemeName>", "mastercard"),
+        (
+            "<CardInformation><Scheme/></CardInformation><PaymentSchemeName>Dankort</PaymentSchemeName>",
+            "dankort",
+        ),
+        ("", ""),
+    ],
+)
+def test_the_card_scheme_comes_from_either_of_its_two_places(extra, scheme):
+    assert only(row(extra)).scheme == scheme
+
+
+# ── Movements ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def moved(inner: str, rows: str = "", *, result: str = "Success") -> bytes:
+    return xml(rows, result=result).replace(b"<Body>", f"<Body>{inner}".encode())
+
+
+CAPTURE = "<CaptureAmount>0.20</CaptureAmount><CaptureCurrency>978</CaptureCurrency>"
+
+
+def test_the_answer_to_a_capture_tells_what_it_moved_and_the_totals():
+    answer = parse_movement(moved(CAPTURE, row(CapturedAmount="139.00")), transaction_id="539101")
+    assert isinstance(answer, Movement)
+    assert (answer.result, answer.amount) == ("success", 20)
+    assert answer.transaction is not None
+    assert (answer.transaction.transaction_id, answer.transaction.captured) == ("539101", 13900)
+
+
+@pytest.mark.parametrize(
+    ("inner", "amount"),
+    [
+        ("<RefundedAmount>0.12</RefundedAmount><RefundCurrency>208</RefundCurrency>", 12),  # the XSD (C10)
+        ("<RefundAmount>0.12</RefundAmount><RefundCurrency>DKK</RefundCurrency>", 12),  # a fixture (C12)
+        ("<RefundedAmount>12</RefundedAmount>", 1200),  # in the transaction's currency
+        ("<CaptureAmount>12</CaptureAmount><CaptureCurrency>392</CaptureCurrency>", 12),  # JPY
+        ("<CaptureAmount>1.234</CaptureAmount><CaptureCurrency>208</CaptureCurrency>", None),
+        ("<CaptureAmount>1.00</CaptureAmount><CaptureCurrency>000</CaptureCurrency>", None),
+        ("", None),
+    ],
+)
+def test_what_was_moved_is_exact_or_not_told(inner, amount):
+    answer = parse_movement(moved(inner, row()))
+    assert isinstance(answer, Movement)
+    assert answer.amount == amount
+
+
+def test_a_refused_capture_is_a_movement_with_its_word():
+    """Capturing what is captured already: HTTP 200, ErrorCode 0, Result Error (part 1.7)."""
+    inner = "<CaptureAmount>0.00</CaptureAmount><CaptureCurrency>208</CaptureCurrency><MerchantErrorMessage>Anna</MerchantErrorMessage>"
+    answer = parse_movement(moved(inner, row(CapturedAmount="139.00"), result="Error"))
+    assert isinstance(answer, Movement)
+    assert (answer.result, answer.amount) == ("error", 0)
+    assert "Anna" not in repr(answer)
+
+
+def test_the_deprecated_word_stands_in_for_a_missing_result():
+    answer = parse_movement(moved("<CancelResult>Success</CancelResult>", result=""))
+    assert answer == Movement("success", None, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "transaction_id"),
+    [
+        (moved(CAPTURE, row(), result=""), ""),
+        (moved(CAPTURE, row()), "539102"),
+        (moved(CAPTURE, row() + row(TransactionId="539102")), ""),
+        (moved(CAPTURE, row(TransactionId=None)), "539101"),
+        (b"<html/>", ""),
+        (b"", ""),
+    ],
+)
+def test_an_answer_that_does_not_say_what_came_of_the_call_is_malformed(body, transaction_id):
+    assert isinstance(parse_movement(body, transaction_id=transaction_id), Malformed)
+
+
+def test_of_several_transactions_the_one_that_was_asked_for_counts():
+    rows = row(TransactionId="539102") + row(ReservedAmount="1.00")
+    answer = parse_movement(moved(CAPTURE, rows), transaction_id="539101")
+    assert isinstance(answer, Movement)
+    assert answer.transaction is not None
+    assert answer.transaction.reserved == 100
+
+
+def test_an_error_code_of_a_movement_is_a_refusal():
+    assert parse_movement(xml(code="10000002")) == RequestError("10000002")
 
 
 def test_an_error_code_is_a_refusal_and_its_message_is_not_repeated():
@@ -298,6 +468,7 @@ def test_a_document_that_cannot_be_trusted_is_a_value(body):
 @given(st.binary(max_size=300))
 def test_no_bytes_make_the_reader_raise(body):
     assert isinstance(parse(body), Malformed)
+    assert isinstance(parse_movement(body), Malformed)
 
 
 _MARKUP = st.sampled_from(
@@ -309,7 +480,9 @@ _MARKUP = st.sampled_from(
 
 @given(st.lists(_MARKUP, max_size=25))
 def test_no_markup_makes_the_reader_raise(pieces):
-    assert isinstance(parse("".join(pieces).encode()), Found | RequestError | Malformed)
+    document = "".join(pieces).encode()
+    assert isinstance(parse(document), Found | RequestError | Malformed)
+    assert isinstance(parse_movement(document), Movement | RequestError | Malformed)
 
 
 @given(

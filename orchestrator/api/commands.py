@@ -1,0 +1,265 @@
+"""What may be asked of a checkout after it was taken: cancel, reopen, capture, refund, release, retry, reconcile, resolve.
+
+Each is a command that is checked against our books, stored and answered with 202, and carried out by whoever holds the checkout;
+what became of it stands among the checkout's `commands`. With an `Idempotency-Key` the same request is the same command, however
+often and wherever it is sent; calls that move money are refused without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
+
+import msgspec
+from fastapi import Request  # noqa: TC002 - FastAPI reads the annotations of what it calls
+from starlette.responses import Response  # noqa: TC002 - as above
+
+from orchestrator import inbox, money
+from orchestrator.api import bodies, checkouts, reads, wiring
+from orchestrator.api.problems import Refusal, answer
+from orchestrator.api.wiring import DATABASE_PATIENCE
+from orchestrator.inbox import CommandKind, KeyReused, Objection, Standing, Wish
+from orchestrator.intents import Problem
+from orchestrator.intents.fields import Fields, kind_of, shown
+from orchestrator.intents.reading import LONGEST_LIFE
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from uuid import UUID
+
+COMMAND_BYTES: Final = 16 * 1024
+LONGEST_REASON: Final = 500
+LONGEST_TRANSACTION: Final = 100
+
+SCOPES: Final[dict[CommandKind, str]] = {
+    "cancel": "checkouts:write",
+    "reopen": "checkouts:write",
+    "capture": "money:write",
+    "refund": "money:write",
+    "release": "money:write",
+    "retry": "ops",
+    "reconcile": "checkouts:write",
+    "resolve": "money:write",
+}
+ABOUT: Final[dict[CommandKind, str]] = {
+    "cancel": "Cancel a checkout",
+    "reopen": "Reopen a closed checkout for a shopper who tries again",
+    "capture": "Capture reserved money, all or a part",
+    "refund": "Refund captured money, all or a part",
+    "release": "Release a reservation",
+    "retry": "Try again at once what is waiting for its next try",
+    "reconcile": "Ask the gateway at once what it holds",
+    "resolve": "Decide what waits for a person",
+}
+KEYED: Final[frozenset[CommandKind]] = frozenset({"capture", "refund"})
+"""What moves a part of the money may be meant twice, so each request of it must say which one it is."""
+
+Decision = Literal["keep", "return", "dismiss"]
+
+_DECISIONS: Final = get_args(Decision)
+_FIELDS: Final[dict[CommandKind, frozenset[str]]] = {
+    "capture": frozenset({"amount", "transactionId"}),
+    "refund": frozenset({"amount", "transactionId"}),
+    "release": frozenset({"transactionId"}),
+    "reopen": frozenset({"expiresIn"}),
+    "resolve": frozenset({"decision"}),
+}
+_COMMON: Final = frozenset({"reason", "version"})
+_DECODER: Final = msgspec.json.Decoder(float_hook=Decimal)
+
+
+def taking(kind: CommandKind) -> Callable[[Request, str], Awaitable[Response]]:
+    """Return the endpoint that takes one kind of command."""
+
+    async def take(request: Request, checkout_id: str) -> Response:
+        return await _take(request, checkout_id, kind)
+
+    take.__name__ = take.__qualname__ = kind
+    return take
+
+
+async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Response:
+    known = wiring.of(request)
+    caller, merchant = await wiring.admit(request, SCOPES[kind])
+    one = checkouts.id_of(checkout_id)
+    key = checkouts.idempotency_key(request)
+    if key is None and kind in KEYED:
+        message = f"is missing: each {kind} needs a key of its own, such as a UUID, so that sending it again moves nothing twice"
+        wrong = [Problem("Idempotency-Key", message)]
+        raise Refusal(422, f"Idempotency-Key {message}", kind="idempotency-key-missing", errors=wrong)
+    body = _Body(kind, await bodies.read_json(request, limit=COMMAND_BYTES, optional=True))
+    async with asyncio.timeout(DATABASE_PATIENCE):
+        stands = await inbox.standing(known.db, one, merchant_id=merchant.id, key=key)
+        if stands is None:
+            raise checkouts.unknown(checkout_id)
+        wish = body.wish(stands)
+        print_ = inbox.fingerprint_of(
+            one, kind, wish.arguments, reason=body.reason, expected_version=wish.version
+        )
+        command = _met(stands, key, print_)
+        if command is None:
+            _refuse(inbox.objection(stands, wish))
+            # A cancel that runs is the same cancel, whoever asked for it.
+            command = stands.cancelling if kind == "cancel" else None
+        if command is None:
+            command = await _store(
+                request, stands, wish, actor=caller.actor, reason=body.reason, key=key, print_=print_
+            )
+    known.doorbell.ring([one])
+    document = {
+        "id": one, "orderId": stands.order_ref, "state": stands.state, "version": stands.version,
+        "command": {"id": command, "kind": kind}, "links": reads.links_of(one),
+    }  # fmt: skip
+    return answer(document, 202)
+
+
+def _met(stands: Standing, key: str | None, print_: bytes) -> UUID | None:
+    """Return the command that the key was used for, if its content was the same."""
+    if stands.met is None:
+        return None
+    command, before = stands.met
+    if before != print_:
+        raise _reused(KeyReused(key or ""))
+    return command
+
+
+async def _store(
+    request: Request, stands: Standing, wish: Wish, *, actor: str, reason: str | None, key: str | None, print_: bytes
+) -> UUID:  # fmt: skip
+    known = wiring.of(request)
+    try:
+        stored = await inbox.request(
+            known.db, stands.id, merchant_id=stands.merchant_id, kind=wish.kind, actor=actor, reason=reason,
+            expected_version=wish.version, arguments=wish.arguments, idempotency_key=key, fingerprint=print_,
+            grace=known.settings.hint_grace,
+        )  # fmt: skip
+    except KeyReused as error:
+        raise _reused(error) from None
+    if stored is None:  # it was there a moment ago, and checkouts are never deleted
+        raise checkouts.unknown(str(stands.id))
+    return stored.id
+
+
+def _refuse(objection: Objection | None) -> None:
+    if objection is None:
+        return
+    said, field = objection.sentence, objection.field
+    raise Refusal(
+        409 if field is None else 422, said, kind=objection.kind,
+        errors=() if field is None else [Problem(field, said)], facts=objection.facts,
+    )  # fmt: skip
+
+
+def _reused(error: KeyReused) -> Refusal:
+    wrong = [Problem("Idempotency-Key", str(error))]
+    return Refusal(422, str(error), kind="idempotency-key-reused", errors=wrong)
+
+
+class _Body(Fields):
+    """The body of a command, read as far as it can be without the checkout, whose currency an amount needs."""
+
+    __slots__ = ("_body", "kind", "reason", "version")
+
+    def __init__(self, kind: CommandKind, raw: bytes) -> None:
+        super().__init__()
+        self.kind = kind
+        self._body = self._object(raw)
+        for name in sorted(self._body.keys() - _COMMON - _FIELDS.get(kind, frozenset())):
+            known = ", ".join(sorted(_COMMON | _FIELDS.get(kind, frozenset())))
+            self.wrong(shown(name), f"is not a known field: known here are {known}")
+        self.reason = self.text(self._body, "", "reason", required=False, most=LONGEST_REASON)
+        self.version = self._version()
+        self._judge()
+
+    def wish(self, stands: Standing) -> Wish:
+        """Return what is wished of this checkout."""
+        transaction_id = self._transaction()
+        wish = Wish(
+            kind=self.kind,
+            amount=self._amount(stands.currency_of(transaction_id)),
+            transaction_id=transaction_id,
+            expires_in=self._expires_in(),
+            decision=self._decision(),
+            version=self.version,
+        )
+        self._judge()
+        return wish
+
+    def _object(self, raw: bytes) -> dict[str, Any]:
+        if not raw:
+            return {}
+        try:
+            body = _DECODER.decode(raw)
+        except (ValueError, RecursionError, InvalidOperation):
+            raise Refusal(422, "the body is not JSON", kind="invalid-command") from None
+        if isinstance(body, dict):
+            return body
+        self.wrong("body", "must be a JSON object, or empty")
+        return {}
+
+    def _judge(self) -> None:
+        if self.problems:
+            first = self.problems[0]
+            said = f"{first.field}: {first.message}"
+            raise Refusal(422, said, kind="invalid-command", errors=self.problems)
+
+    def _version(self) -> int | None:
+        match self._body.get("version"):
+            case None:
+                return None
+            case bool():
+                pass
+            case int(version) if 1 <= version < 2**31:
+                return version
+            case _:
+                pass
+        self.wrong("version", "must be the version of the checkout that you saw, a whole number")
+        return None
+
+    def _transaction(self) -> str | None:
+        if "transactionId" not in _FIELDS.get(self.kind, ()):
+            return None
+        return self.text(self._body, "", "transactionId", required=False, most=LONGEST_TRANSACTION)
+
+    def _amount(self, currency: str) -> int | None:
+        """Read an amount in minor units, given as a number or as value and currency; None: all that is left."""
+        given = self._body.get("amount")
+        if given is None or "amount" not in _FIELDS.get(self.kind, ()):
+            return None
+        source, at, name = self._body, "", "amount"
+        if isinstance(given, dict):
+            if strange := sorted(given.keys() - {"value", "currency"}):
+                self.wrong(
+                    f"amount.{shown(strange[0])}", "is not a known field: an amount has value and currency"
+                )
+            if str(given.get("currency", currency)).upper() != currency:
+                self.wrong("amount.currency", f"must be {currency}, in which this money is held")
+                return None
+            source, at, name = given, "amount.", "value"
+        minor = self.money(source, at, name, currency)
+        if minor is not None and minor <= 0:
+            self.wrong(at + name, f"must be more than 0, and {money.to_decimal(minor, currency)} is not")
+            return None
+        return minor
+
+    def _expires_in(self) -> float | None:
+        life = self._body.get("expiresIn")
+        if life is None or self.kind != "reopen":
+            return None
+        if isinstance(life, bool) or not isinstance(life, int | Decimal) or not 1 <= life <= LONGEST_LIFE:
+            self.wrong("expiresIn", f"must be a number of seconds from 1 to {LONGEST_LIFE} (30 days)")
+            return None
+        return float(life)
+
+    def _decision(self) -> Decision | None:
+        if self.kind != "resolve":
+            return None
+        decision = self._body.get("decision")
+        if decision in _DECISIONS:
+            return cast("Decision", decision)
+        said = (
+            f"not {kind_of(decision)}" if not isinstance(decision, str) else "and this text is none of them"
+        )
+        self.wrong("decision", f"must be keep, return or dismiss, {said}")
+        return None

@@ -1,0 +1,165 @@
+"""What a look at the gateway shows, and what follows at once: the completion, surplus, automatic captures, attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from orchestrator import operations, reconcile
+from orchestrator.audit import SYSTEM
+from orchestrator.carry import letters
+from orchestrator.carry.step import QUARANTINE, Step, retry
+from orchestrator.gateway.outcomes import Done
+from orchestrator.lifecycle import KEEP, Event, order_is_shared
+from orchestrator.reconcile import Finding, Verdict
+from orchestrator.states import CLOSED, Trigger
+
+if TYPE_CHECKING:
+    from orchestrator.lifecycle import Operation, PaymentSeen
+
+UNKNOWN_ORDER: Final = "unknown_order"
+LATE: Final = "late_payment"
+
+
+async def look(step: Step) -> Verdict | None:
+    """Ask the gateway what it holds for this order; None if it could not say, and the failure is written."""
+    held = step.held
+    outcome = await step.carrier.gateway.find_payments(step.account, order_ref=held.order_ref)
+    if not isinstance(outcome, Done):
+        await step.fail(retry(outcome), "payments")
+        return None
+    shared = reconcile.unbound_money(held, outcome.value) and await order_is_shared(
+        step.carrier.db, held, await step.carrier.sharing(step.merchant)
+    )
+    verdict = reconcile.judge(held, outcome.value, shared=shared)
+    step.shown = f"the gateway shows {_SHOWN[verdict.finding]}"
+    return verdict
+
+
+_SHOWN: Final = {
+    Finding.PAID: "money held for this order",
+    Finding.OPEN: "a payment that is still open",
+    Finding.DECLINED: "only attempts that are over without money",
+    Finding.NOTHING: "no attempt to pay",
+    Finding.RELEASED: "that the payment was released",
+    Finding.UNSURE: "something that a person must look at",
+}
+
+
+# ── Attention ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def standing(step: Step) -> str | None:
+    """Return what remains of the attention after a look that raises none: what only a person takes back."""
+    return reconcile.still(step.calm())
+
+
+def raised(step: Step, attention: str) -> str | None:
+    """Return an attention, unless somebody decided on the same for a transaction of this checkout."""
+    word = reconcile.word_of(attention)
+    return None if any(one.decided == word for one in step.held.known) else attention
+
+
+# ── Money ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def complete(step: Step, verdict: Verdict) -> None:
+    held, policies = step.held, step.merchant.policies
+    accepted = verdict.accepted
+    assert accepted is not None  # noqa: S101 - that is what PAID means
+    late = held.state in CLOSED
+    attention, back = surplus(step, verdict)
+    policy = "keep"
+    if late:
+        # No session was ever opened for it: nobody had asked the gateway for this order.
+        stray = held.openings == 0
+        policy = policies.unknown_order if stray else policies.late
+        if policy == "ask":
+            attention = attention or _late(step, stray=stray)
+        elif policy == "return" and reconcile.left(accepted) > 0:
+            word = UNKNOWN_ORDER if stray else LATE
+            back = (*back, operations.give_back(accepted, actor=SYSTEM, reason=f"{word}: policy return"))
+    attention = attention or standing(step)
+    require_capture = capture_required(step)
+    auto = held.auto_capture and not require_capture
+    capture = policy == "keep" and captures(step, verdict, auto=auto, required=require_capture)
+    operating = (*back, *((capture_of(accepted),) if capture else ()))
+    events = [Event("checkout.completed", {
+        "transactionId": accepted.transaction_id, "currency": held.currency, "amount": held.amount,
+        "reserved": verdict.money[0], "captured": verdict.money[1], "refunded": verdict.money[2], "late": late,
+    })]  # fmt: skip
+    events += news_of(step, verdict, attention)
+    await step.write(
+        Trigger.PAYMENT_FOUND, evidence=letters.with_letters(step, verdict.evidence), payments=verdict.payments,
+        money=verdict.money, charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, late=late,
+        auto_capture=auto, operations=operating, read=letters.ids(step), attention=attention, last_error=None, looks=0,
+        alarm=KEEP if operating else step.first_watch(verdict.reserved_until) or QUARANTINE, events=tuple(events),
+    )  # fmt: skip
+
+
+def _late(step: Step, *, stray: bool) -> str | None:
+    if stray:
+        said = f"{UNKNOWN_ORDER}: money came for order number {step.held.order_ref}, for which nobody had asked; keep it, or return it"
+        return raised(step, said)
+    said = f"{LATE}: the money came after the checkout was {step.held.state}; keep the order, or return the money"
+    return raised(step, said)
+
+
+def surplus(step: Step, verdict: Verdict) -> tuple[str | None, tuple[Operation, ...]]:
+    """Return the attention of a verdict, and the operations by which policy returns what is surplus beside a payment."""
+    policy = step.merchant.policies.surplus
+    if not verdict.surplus or verdict.finding is not Finding.PAID or policy == "ask":
+        return verdict.attention, ()
+    if policy == "keep":
+        return None, ()
+    # Once: what was tried before and could not be done is a person's business.
+    tried = {one.transaction_id for one in step.held.operations if one.cause == "returned"}
+    back = tuple(
+        operations.give_back(one, actor=SYSTEM, reason="surplus_payment: policy return")
+        for one in verdict.surplus
+        if one.transaction_id not in tried
+    )
+    under_way = {one.transaction_id for one in step.held.operations if one.open}
+    left = [one for one in verdict.surplus if one.transaction_id in tried - under_way]
+    return (verdict.attention if left else None), back
+
+
+def capture_required(step: Step) -> bool:
+    """Say whether the gateway told us that, although it was asked to, it will not capture by itself."""
+    return step.held.auto_capture and any(
+        letters.believed(letter) and facts.require_capture is True for letter, facts in letters.opened(step)
+    )
+
+
+def captures(step: Step, verdict: Verdict, *, auto: bool, required: bool) -> bool:
+    """Say whether we capture a payment without being asked: by the merchant's policy, or because the gateway will not."""
+    wanted = required or step.merchant.policies.capture == "automatic"
+    done = any(one.cause == "automatic" for one in step.held.operations)
+    reserved, captured, _ = verdict.money
+    return wanted and not auto and not done and captured == 0 and reserved > 0
+
+
+def capture_of(accepted: PaymentSeen) -> Operation:
+    return operations.ask(
+        accepted,
+        "capture",
+        amount=accepted.reserved,
+        cause="automatic",
+        actor=SYSTEM,
+        reason="automatic capture",
+    )
+
+
+def news_of(step: Step, verdict: Verdict, attention: str | None) -> list[Event]:
+    """Return the events of what a look shows for the first time."""
+    held = step.held
+    events = []
+    before = {one.transaction_id for one in held.known if one.role == reconcile.Role.SURPLUS}
+    fresh = [one.transaction_id for one in verdict.surplus if one.transaction_id not in before]
+    if fresh and verdict.finding is Finding.PAID:
+        events.append(Event("checkout.surplus", {"transactionIds": fresh}))
+    if verdict.charged_back != held.charged_back:
+        told = {"chargedBack": verdict.charged_back, "before": held.charged_back, "currency": held.currency}
+        events.append(Event("checkout.charged_back", told))
+    if attention is not None and attention != held.attention:
+        events.append(Event("checkout.attention", {"reason": attention}))
+    return events

@@ -1,0 +1,284 @@
+"""Captures, refunds and releases under the lease: look, write `submitted`, send, settle; or look for what became of one.
+
+The call leaves only after `submitted` has landed and only while the lease outlasts it: the fence is asked once more when the body of
+the request goes to the socket. Whoever finds a submitted or unknown operation never sends it; it looks, and only an absence after the
+quiet period makes it `requested` again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, assert_never
+
+from orchestrator import operations, reconcile
+from orchestrator.audit import SYSTEM, Action
+from orchestrator.carry.step import Failure, Step, retry
+from orchestrator.gateway.outcomes import (
+    FINAL_STATUSES,
+    Busy,
+    Done,
+    NotSent,
+    Refused,
+    Throttled,
+    Unauthorized,
+    Unknown,
+)
+from orchestrator.lifecycle import KEEP, Event
+from orchestrator.operations import Fate
+
+if TYPE_CHECKING:
+    from orchestrator.gateway.outcomes import Outcome
+    from orchestrator.gateway.payments import Transaction
+    from orchestrator.lifecycle import Operation
+
+MARGIN: Final = 1.1
+"""Calls' total timeouts that a lease must still last when an operation is written as submitted."""
+UNCLEAR: Final = "operation_unclear"
+REJECTED: Final = "operation_rejected"
+
+
+async def operate(step: Step, operation: Operation) -> None:
+    """Take the next step of an operation that is not settled."""
+    transaction = await _look(step, operation)
+    if transaction is None:
+        return
+    if operation.state == "requested":
+        await _submit(step, operation, transaction)
+    else:
+        await _find_out(step, operation, transaction)
+
+
+async def _look(step: Step, operation: Operation) -> Transaction | None:
+    """Ask the gateway for the transaction; None if it could not say, and that is written."""
+    outcome = await step.carrier.gateway.find_payments(step.account, transaction_id=operation.transaction_id)
+    if not isinstance(outcome, Done):
+        await step.fail(retry(outcome), "payments")
+        return None
+    for one in outcome.value.transactions:
+        if one.transaction_id == operation.transaction_id and one.order_ref == step.held.order_ref:
+            return one
+    reason = f"{UNCLEAR}: the gateway does not know transaction {operation.transaction_id} of operation {operation.id} any more"
+    await _unclear(step, operation, reason, why="transaction_unknown")
+    return None
+
+
+async def _submit(step: Step, operation: Operation, transaction: Transaction) -> None:
+    judged = operations.before_sending(operation, transaction)
+    match judged.fate:
+        case Fate.DUE:
+            await _send(step, operation, transaction)
+        case Fate.DONE:
+            await _succeed(step, operation, transaction, by=judged.why)
+        case Fate.IMPOSSIBLE:
+            await _reject(step, operation, judged.why, transaction)
+        case Fate.UNCLEAR | Fate.ABSENT:
+            await _unclear(
+                step, operation, f"{UNCLEAR}: {judged.why}", why=judged.why, transaction=transaction
+            )
+        case _:
+            assert_never(judged.fate)
+
+
+async def _send(step: Step, operation: Operation, transaction: Transaction) -> None:
+    total = step.settings.gateway_total_timeout
+    if step.held.lease_left() < MARGIN * total:
+        await step.postpone(0.0)
+        return
+    before = operations.total_of(operation, transaction)
+    submitted = replace(operation, state="submitted", total_before=before, attempts=operation.attempts + 1)
+    await _write(
+        step, Action.MONEY_SUBMITTED, submitted, {"totalBefore": before, "attempt": submitted.attempts},
+        attempts=step.held.attempts, alarm=KEEP,
+    )  # fmt: skip
+    operation = next(one for one in step.held.operations if one.id == submitted.id)
+
+    def lease_lasts() -> bool:
+        return step.held.lease_left() > total
+
+    outcome = await _call(step, operation, lease_lasts)
+    match outcome:
+        case Done(movement) if movement.result == "success":
+            moved = movement.transaction
+            known = moved if moved is not None and moved.transaction_id == operation.transaction_id else None
+            await _succeed(step, operation, known, by="answer")
+        case Done(movement):
+            await _answered_no(step, operation, movement.result)
+        case NotSent() | Busy() | Unauthorized():
+            await _again(step, operation, retry(outcome))
+        case Refused(status) if status in FINAL_STATUSES:
+            await _answered_no(step, operation, f"{status} {outcome.code}".strip())
+        case Refused() | Unknown() | Throttled():
+            # A firewall's or a proxy's word says nothing about what stands behind it.
+            await _lost(step, operation, retry(outcome))
+        case _:
+            assert_never(outcome)
+
+
+async def _call(step: Step, operation: Operation, fence: Any) -> Outcome[Any]:
+    gateway, account = step.carrier.gateway, step.account
+    number = operation.transaction_id
+    if operation.kind == "release":
+        return await gateway.release(account, transaction_id=number, fence=fence)
+    call = gateway.capture if operation.kind == "capture" else gateway.refund
+    return await call(
+        account, transaction_id=number, amount=operation.amount, currency=operation.currency,
+        identifier=operation.identifier, fence=fence,
+    )  # fmt: skip
+
+
+async def _answered_no(step: Step, operation: Operation, said: str) -> None:
+    """The gateway refused: because it is done already (that is success), or because it will not."""
+    transaction = await _look(step, operation)
+    if transaction is None:
+        return
+    judged = operations.after_sending(operation, transaction)
+    left = operations.left_for(operation, transaction)
+    if judged.fate is Fate.DONE:
+        await _succeed(step, operation, transaction, by=judged.why)
+    elif operation.kind != "release" and left <= 0 and judged.fate is Fate.UNCLEAR:
+        await _succeed(step, operation, transaction, by="already_done_at_the_gateway")
+    else:
+        await _reject(step, operation, f"the gateway answered {said}", transaction)
+
+
+async def _find_out(step: Step, operation: Operation, transaction: Transaction) -> None:
+    """Look for what became of an operation that may have been sent; this never sends it."""
+    judged = operations.after_sending(operation, transaction)
+    if judged.fate is Fate.DONE:
+        await _succeed(step, operation, transaction, by=judged.why)
+        return
+    quiet = step.settings.gateway_total_timeout + operations.QUIET
+    since = (step.held.now() - (operation.submitted_at or step.held.now())).total_seconds()
+    if since < quiet:
+        # Its call may still be on its way.
+        await _written_down(
+            step, operation, "unknown", "its call may still be on its way", alarm=quiet - since + 0.05
+        )
+    elif judged.fate is Fate.ABSENT:
+        await _write(
+            step, Action.MONEY_WITHDRAWN, replace(operation, state="requested"), {"why": judged.why},
+            attempts=step.held.attempts, payments=(reconcile.seen_alone(step.held, transaction),), alarm=KEEP,
+        )  # fmt: skip
+    else:
+        await _unclear(step, operation, f"{UNCLEAR}: {judged.why}", why=judged.why, transaction=transaction)
+
+
+# A settled operation leaves the alarm at now: a look at the checkout as a whole follows, which also finds its next alarm.
+
+
+async def _succeed(step: Step, operation: Operation, transaction: Transaction | None, *, by: str) -> None:
+    held = step.held
+    accepted = operation.transaction_id == held.accepted
+    changes: dict[str, Any] = {}
+    totals = {"captured": held.captured, "refunded": held.refunded}
+    if transaction is not None:
+        seen = reconcile.seen_alone(held, transaction)
+        changes["payments"] = (seen,)
+        totals = {"captured": seen.captured, "refunded": seen.refunded}
+        if accepted:
+            changes["money"] = (seen.reserved, seen.captured, seen.refunded)
+            if transaction.captured >= transaction.reserved or operation.kind == "release":
+                changes["reserved_until"] = None
+    kind = {"capture": "checkout.captured", "refund": "checkout.refunded", "release": "checkout.released"}[
+        operation.kind
+    ]
+    told = {
+        "operationId": operation.id, "transactionId": operation.transaction_id, "amount": operation.amount,
+        "currency": operation.currency, "cause": operation.cause, **totals,
+    }  # fmt: skip
+    settled = replace(operation, state="succeeded", last_error=None)
+    attention = held.attention
+    word = reconcile.word_of(attention)
+    returned = operation.cause == "returned" and word in {
+        "late_payment",
+        "unknown_order",
+        "surplus_payment",
+        "payment_mismatch",
+    }
+    others = any(one.open and one.id != operation.id for one in held.operations)
+    if word in {UNCLEAR, REJECTED} or (returned and not others):
+        attention = None
+    await _write(
+        step, Action.MONEY_SUCCEEDED, settled, {"by": by}, attention=attention, last_error=None,
+        events=(Event(kind, told),), alarm=0.0, **changes,
+    )  # fmt: skip
+
+
+async def _reject(step: Step, operation: Operation, why: str, transaction: Transaction | None) -> None:
+    rejected = replace(operation, state="rejected", last_error=why)
+    told = {
+        "operationId": operation.id,
+        "kind": operation.kind,
+        "transactionId": operation.transaction_id,
+        "reason": why,
+    }
+    attention = step.held.attention
+    events = [Event("checkout.operation_rejected", told)]
+    if operation.cause != "asked":
+        # Nobody waits for this answer, so somebody must be told.
+        attention = (
+            f"{REJECTED}: the {operation.kind} of transaction {operation.transaction_id} was not done: {why}"
+        )
+        events.append(Event("checkout.attention", {"reason": attention}))
+    payments = () if transaction is None else (reconcile.seen_alone(step.held, transaction),)
+    await _write(
+        step, Action.MONEY_REJECTED, rejected, {"why": why}, attention=attention, payments=payments,
+        events=tuple(events), alarm=0.0,
+    )  # fmt: skip
+
+
+async def _again(step: Step, operation: Operation, failure: Failure) -> None:
+    """Nothing reached the gateway: it is to be sent again, later."""
+    attempts = step.held.attempts + (not failure.congested)
+    alarm = reconcile.back_off(step.settings, attempts, at_least=failure.at_least)
+    await _write(
+        step, Action.MONEY_WITHDRAWN, replace(operation, state="requested", last_error=failure.reason),
+        {"why": "not_sent", "reason": failure.reason}, attempts=attempts, last_error=failure.reason, alarm=alarm,
+    )  # fmt: skip
+
+
+async def _lost(step: Step, operation: Operation, failure: Failure) -> None:
+    """Sent, and no answer: what came of it shows in the gateway's books."""
+    quiet = step.settings.gateway_total_timeout + operations.QUIET
+    await _written_down(step, operation, "unknown", failure.reason, alarm=quiet)
+
+
+async def _written_down(step: Step, operation: Operation, state: str, why: str, *, alarm: float) -> None:
+    if operation.state == state:
+        await step.postpone(alarm)
+        return
+    await _write(
+        step, Action.MONEY_UNKNOWN, replace(operation, state=state, last_error=why), {"why": why},
+        attempts=step.held.attempts, alarm=alarm,
+    )  # fmt: skip
+
+
+async def _unclear(
+    step: Step, operation: Operation, reason: str, *, why: str, transaction: Transaction | None = None
+) -> None:
+    """The gateway's books fit neither outcome: keep looking, and tell a person."""
+    held = step.held
+    alarm = reconcile.next_look(step.settings, held.looks + 5)
+    if held.attention == reason:
+        await step.write(None, None, attempts=held.attempts, looks=held.looks + 1, alarm=alarm)
+        return
+    state = operation.state if operation.state == "requested" else "unknown"
+    payments = () if transaction is None else (reconcile.seen_alone(held, transaction),)
+    await _write(
+        step, Action.ATTENTION_RAISED, replace(operation, state=state, last_error=reason), {"why": why}, attention=reason,
+        attempts=held.attempts, looks=held.looks + 1, payments=payments, alarm=alarm,
+        events=(Event("checkout.attention", {"reason": reason}),),
+    )  # fmt: skip
+
+
+async def _write(
+    step: Step, action: Action, operation: Operation, evidence: dict[str, object], **changes: Any
+) -> None:
+    about = {
+        "operation": str(operation.id), "kind": operation.kind, "transaction": operation.transaction_id,
+        "amount": operation.amount, "currency": operation.currency, "cause": operation.cause,
+    }  # fmt: skip
+    await step.write(
+        None, action, actor=operation.actor if action is Action.MONEY_REQUESTED else SYSTEM,
+        evidence={**about, **evidence}, operations=(operation,), **changes,
+    )  # fmt: skip

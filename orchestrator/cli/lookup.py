@@ -1,0 +1,113 @@
+"""What the commands about checkouts share: finding one by id or order number, time spans, tables and amounts."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from orchestrator.db import Database
+    from orchestrator.states import State
+
+ACTOR: Final = "operator:command-line"
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_LONGEST_SPAN: Final = 366 * 86_400
+_AMOUNTS: Final = frozenset({"amount", "held", "reserved", "captured", "refunded", "charged back"})
+_WHOLE: Final = frozenset({"id", "checkout", "at", "event", "#", "payment", "operation"})
+"""What is copied from a table must not be folded."""
+
+
+class Span(click.ParamType[float]):
+    """A time span such as 90m, 24h or 7d, as seconds; at most a year."""
+
+    name = "span"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read a span; a sentence with examples for anything else."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d{1,9})([smhd])", str(value).strip())
+        seconds = int(found[1]) * _UNITS[found[2]] if found else 0
+        if not 1 <= seconds <= _LONGEST_SPAN:
+            self.fail(f"{value!r} is not a time span such as 90m, 24h or 7d, of at most a year", param, ctx)
+        return float(seconds)
+
+
+def matching(*, states: Sequence[State], order: str | None, merchant: str | None, attention: bool) -> Any:
+    """Return the statement for checkouts with the name of their merchant, the youngest first."""
+    from sqlalchemy import select  # noqa: PLC0415 - each command imports what it needs
+
+    from orchestrator.models import checkouts as c  # noqa: PLC0415
+    from orchestrator.models import merchants as m  # noqa: PLC0415
+    from orchestrator.states import State  # noqa: PLC0415
+
+    wanted = select(c, m.c.name.label("merchant")).join(m, m.c.id == c.c.merchant_id).order_by(c.c.id.desc())
+    if states:
+        wanted = wanted.where(c.c.state.in_([State(state).value for state in states]))
+    if order is not None:
+        wanted = wanted.where(c.c.order_ref == order)
+    if merchant is not None:
+        wanted = wanted.where(m.c.name == merchant)
+    return wanted.where(c.c.attention.is_not(None)) if attention else wanted
+
+
+async def one(db: Database, wanted: str) -> Any:
+    """Return the checkout with this id, or the youngest with this order number."""
+    from orchestrator.models import checkouts as c  # noqa: PLC0415
+
+    found = matching(states=(), order=None, merchant=None, attention=False)
+    number = uuid_of(wanted)
+    rows = await db.read(
+        found.where(c.c.id == number) if number else found.where(c.c.order_ref == wanted).limit(1)
+    )
+    if not rows:
+        raise click.UsageError(f"there is no checkout with the id or order number {wanted!r}")
+    return rows[0]
+
+
+async def merchant_id(db: Database, name: str) -> int:
+    """Return the number of a merchant, or say that there is none of this name."""
+    from sqlalchemy import text  # noqa: PLC0415
+
+    rows = await db.read(text("SELECT id FROM merchants WHERE name = :name"), {"name": name})
+    if not rows:
+        raise click.UsageError(f"there is no merchant {name!r}: `orchestrator merchants list` shows them all")
+    return int(rows[0].id)
+
+
+def uuid_of(text: str) -> UUID | None:
+    """Read an id; None for what is none."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def table(*columns: str) -> Table:
+    """Return an empty table: amounts to the right, what is copied unfolded."""
+    from rich.table import Table  # noqa: PLC0415
+
+    made = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for column in columns:
+        made.add_column(
+            column,
+            justify="right" if column in _AMOUNTS else "left",
+            no_wrap=column in _WHOLE,
+            overflow="fold",
+        )
+    return made
+
+
+def price(minor: int, currency: str) -> str:
+    """Write an amount for people."""
+    from orchestrator import money  # noqa: PLC0415
+
+    return f"{money.to_decimal(minor, currency):,} {currency}"

@@ -1,0 +1,265 @@
+"""Having the gateway asked about many checkouts: some by name, or all of a period.
+
+They are asked for in lists, a few lists at a time; how fast they are answered is up to the workers and each merchant's budget of
+looks. What is told at the end is what changed between the asking and the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import click
+
+from orchestrator.cli.attached import data_dir, on_database, printer
+from orchestrator.cli.lookup import ACTOR, Span, merchant_id, one, table
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from orchestrator.db import Database
+    from orchestrator.settings import Settings
+
+SIZE: Final = 200
+"""Checkouts in one list."""
+OUTSTANDING: Final = 5 * SIZE
+"""Checkouts that may wait for their answer before more are asked for."""
+_PAUSE: Final = 0.25
+_BETWEEN: Final = 1.0
+"""Seconds between two lists where nobody waits for the answers."""
+_LINE_EVERY: Final = 5.0
+_SLACK: Final = 600.0
+"""Seconds by which the clock of whoever made an id may differ from Postgres's."""
+
+
+@click.command(short_help="Have the gateway asked about checkouts: some, or all of a period.")
+@data_dir
+@click.argument("checkouts", nargs=-1)
+@click.option(
+    "--since", type=Span(), metavar="SPAN", help="All that were taken within this time: 90m, 24h, 7d."
+)
+@click.option("--merchant", metavar="NAME", help="Only this merchant's; with --since.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for the answers, or only ask.")
+@click.option(
+    "--timeout", type=click.FloatRange(1, 86_400), default=600.0, show_default=True, metavar="SECONDS",
+    help="Give up when nothing has been answered for so long.",
+)  # fmt: skip
+def reconcile(
+    *, data_dir: Path, checkouts: Sequence[str], since: float | None, merchant: str | None, wait: bool, timeout: float
+) -> int:  # fmt: skip
+    """Have the gateway asked about CHECKOUTS (ids or order numbers), or about all of a period (--since)."""
+    if bool(checkouts) == (since is not None):
+        raise click.UsageError("name checkouts, or a period with --since, and not both")
+    if merchant is not None and since is None:
+        raise click.UsageError("--merchant goes with --since: checkouts that are named need no merchant")
+
+    async def ask(_: Settings, db: Database) -> int:
+        if since is None:
+            rows = [await one(db, name) for name in dict.fromkeys(checkouts)]
+            return await _reconcile(db, _lists(rows), len(rows), wait=wait, patience=timeout)
+        period = await _period(db, since, merchant)
+        (counted,) = await db.read(_count(), period)
+        return await _reconcile(db, _pages(db, period), int(counted.number), wait=wait, patience=timeout)
+
+    return on_database(data_dir, ask)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stand:
+    """What a look may change of a checkout."""
+
+    state: str
+    money: tuple[int, int, int, int]
+    attention: str | None
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What has come of it so far; `waiting` has the command of each that is not answered yet."""
+
+    asked: int = 0
+    looked: int = 0
+    refused: int = 0
+    completed: int = 0
+    money: int = 0
+    attention: int = 0
+    waiting: dict[UUID, _Stand] = field(default_factory=dict)
+    heard_at: float = field(default_factory=time.monotonic)
+
+    def note(self, row: Any) -> None:
+        """Take one answer."""
+        before, after = self.waiting.pop(row.id), _stand(row)
+        self.heard_at = time.monotonic()
+        if str(row.result or "").startswith("refused"):
+            self.refused += 1
+            return
+        self.looked += 1
+        self.completed += after.state == "completed" != before.state
+        self.money += after.money != before.money
+        self.attention += after.attention is not None and after.attention != before.attention
+
+
+async def _reconcile(
+    db: Database, lists: AsyncIterator[Sequence[Any]], total: int, *, wait: bool, patience: float
+) -> int:
+    tally = _Tally()
+    with _progress(tally, total) as show:
+        async for rows in lists:
+            if tally.asked and not wait:
+                await asyncio.sleep(_BETWEEN)
+            await _ask(db, rows, tally)
+            show()
+            if wait and not await _settle(db, tally, most=OUTSTANDING - SIZE, patience=patience, show=show):
+                break
+        answered = wait and await _settle(db, tally, most=0, patience=patience, show=show)
+    printer().print(_summary(tally, waited=wait))
+    if wait and not answered:
+        click.echo(
+            f"Not all were answered: nothing came for {patience:g} s. Are workers running, and is the gateway within reach "
+            "(`orchestrator doctor`)? What was asked for stands.",
+            err=True,
+        )
+    return int(wait and not answered)
+
+
+async def _ask(db: Database, rows: Sequence[Any], tally: _Tally) -> None:
+    from orchestrator import inbox  # noqa: PLC0415 - each command imports what it needs
+
+    commands = await inbox.request_all(db, [row.id for row in rows], kind="reconcile", actor=ACTOR, grace=0.0)
+    tally.asked += len(commands)
+    tally.waiting |= {commands[row.id]: _stand(row) for row in rows if row.id in commands}
+
+
+async def _settle(
+    db: Database, tally: _Tally, *, most: int, patience: float, show: Callable[[], None]
+) -> bool:
+    """Wait until at most so many are unanswered; False if nothing was answered for `patience` seconds."""
+    tally.heard_at = time.monotonic()
+    while len(tally.waiting) > most:
+        rows = await db.read(_answers(), {"ids": list(tally.waiting)})
+        for row in rows:
+            tally.note(row)
+        show()
+        if not rows:
+            if time.monotonic() - tally.heard_at > patience:
+                return False
+            await asyncio.sleep(_PAUSE)
+    return True
+
+
+def _stand(row: Any) -> _Stand:
+    return _Stand(row.state, (row.reserved, row.captured, row.refunded, row.charged_back), row.attention)
+
+
+async def _lists(rows: Sequence[Any]) -> AsyncIterator[Sequence[Any]]:
+    for start in range(0, len(rows), SIZE):
+        yield rows[start : start + SIZE]
+
+
+async def _pages(db: Database, period: dict[str, object]) -> AsyncIterator[Sequence[Any]]:
+    """Yield the checkouts of a period, the oldest first; each page begins behind the last id of the one before."""
+    after = period["after"]
+    while rows := await db.read(_page(), {**period, "after": after, "most": SIZE}):
+        yield rows
+        after = rows[-1].id
+
+
+async def _period(db: Database, since: float, merchant: str | None) -> dict[str, object]:
+    """Return what the checkouts of a period have in common: a time of birth, and ids that begin with about that time."""
+    from sqlalchemy import text  # noqa: PLC0415
+
+    moment = text("SELECT clock() - make_interval(secs => :span) AS since, now() AS now")
+    (row,) = await db.read(moment, {"span": since})
+    return {
+        "since": row.since,
+        "after": _first_id(row.now, since + _SLACK),
+        "merchant_id": None if merchant is None else await merchant_id(db, merchant),
+    }
+
+
+def _first_id(now: datetime, before: float) -> UUID:
+    """Return the lowest UUIDv7 of the millisecond `before` seconds ago."""
+    return UUID(int=max(0, int((now.timestamp() - before) * 1000)) << 80)
+
+
+# ── Showing ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def _progress(tally: _Tally, total: int) -> Iterator[Callable[[], None]]:
+    """Show how far it is: a bar on a terminal, now and then a line anywhere else."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        columns = (TextColumn("Answered"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda: bar.update(task, completed=tally.looked + tally.refused)
+        return
+    said_at = float("-inf")
+
+    def line() -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at >= _LINE_EVERY:
+            said_at = time.monotonic()
+            click.echo(f"asked {tally.asked} of {total}, answered {tally.looked + tally.refused}", err=True)
+
+    yield line
+
+
+def _summary(tally: _Tally, *, waited: bool) -> Any:
+    shown = table("checkouts", "amount")
+    shown.show_header = False
+    numbers = [("asked", tally.asked)]
+    if waited:
+        numbers += [
+            ("looked at", tally.looked),
+            ("completed", tally.completed),
+            ("money changed", tally.money),
+            ("attention raised", tally.attention),
+            *([("refused", tally.refused)] if tally.refused else []),
+            ("still waiting", len(tally.waiting)),
+        ]
+    for name, number in numbers:
+        shown.add_row(name, f"{number:,}")
+    return shown
+
+
+# ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_MATCHES: Final = """
+    id > :after AND created_at >= :since AND merchant_id = coalesce(CAST(:merchant_id AS int), merchant_id)
+"""
+
+
+def _count() -> Any:
+    from sqlalchemy import text  # noqa: PLC0415
+
+    return text(f"SELECT count(*) AS number FROM checkouts WHERE {_MATCHES}")  # noqa: S608 - our own words
+
+
+def _page() -> Any:
+    from sqlalchemy import text  # noqa: PLC0415
+
+    return text(f"""
+        SELECT id, state, reserved, captured, refunded, charged_back, attention FROM checkouts
+         WHERE {_MATCHES} ORDER BY id LIMIT :most
+    """)  # noqa: S608 - our own words
+
+
+def _answers() -> Any:
+    from sqlalchemy import text  # noqa: PLC0415
+
+    return text("""
+        SELECT k.id, k.result, c.state, c.reserved, c.captured, c.refunded, c.charged_back, c.attention
+          FROM commands k JOIN checkouts c ON c.id = k.checkout_id
+         WHERE k.id = ANY(CAST(:ids AS uuid[])) AND k.handled_at IS NOT NULL
+    """)

@@ -1,0 +1,260 @@
+"""Why a checkout is where it is, in sentences for whoever answers the shop's questions.
+
+`explain` is a pure function of one `Record`: which state, because of what, on which evidence, what happens next and when, and
+what a person may do. Evidence is read from the audit trail and never guessed. Amounts are decimals with their currency, times
+UTC; nothing of the customer and no secret is in a record, so nothing of them can be in a sentence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.explain import advice, trail
+from orchestrator.explain.record import Command, Entry, Operation, Payment, Record, gather, moment
+from orchestrator.states import CARRIED, CLOSED, ENDED, State
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+__all__ = ["Command", "Entry", "Explanation", "Next", "Operation", "Payment", "Record", "explain", "gather"]
+
+_NEXT_CALL: Final = {
+    State.RECEIVED: "a worker logs in at the gateway for it",
+    State.AUTHENTICATED: "a worker opens the payment session at the gateway",
+    State.SESSION_CREATED: "a worker asks the gateway for the payment methods",
+    State.METHODS_FETCHED: "a worker hands the session to the shop",
+}
+_STANDS: Final = {
+    State.RECEIVED: "has been received, and no gateway call for it has come to an end yet",
+    State.AUTHENTICATED: "is known to the gateway by a token, and has no payment session yet",
+    State.SESSION_CREATED: "has a payment session, and its payment methods are not listed yet",
+    State.METHODS_FETCHED: "has its session and payment methods, and is about to be offered",
+    State.AWAITING_PAYMENT: "waits for the shopper to pay",
+    State.CALLBACK_RECEIVED: "had a sign from the gateway, which is being asked what happened",
+    State.COMPLETED: "is paid",
+    State.FAILED: "failed before anything was offered to a shopper",
+    State.EXPIRED: "expired without a payment",
+    State.CANCELLED: "was cancelled",
+}
+_CAUSES: Final = {
+    "asked": "asked for by the shop",
+    "automatic": "begun by the orchestrator, as the order says",
+    "returned": "begun to return the money",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What happens next; `at` is None where it happens at once, or where nothing more happens by itself."""
+
+    what: str
+    at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One checkout in sentences, each complete by itself."""
+
+    summary: str
+    because: tuple[str, ...]
+    evidence: tuple[str, ...]
+    next: Next
+    you_may: tuple[str, ...]
+
+    def document(self) -> dict[str, object]:
+        """Return it in the words of the contract."""
+        return {
+            "summary": self.summary,
+            "because": list(self.because),
+            "evidence": list(self.evidence),
+            "next": {"what": self.next.what, "at": self.next.at},
+            "youMay": list(self.you_may),
+        }
+
+
+def explain(record: Record) -> Explanation:
+    """Explain one checkout; pure, and total over all states, reasons to look and operations."""
+    return Explanation(
+        summary=_summary(record),
+        because=tuple(_because(record)),
+        evidence=tuple(trail.told(record)),
+        next=_next(record),
+        you_may=tuple(advice.ways(record)),
+    )
+
+
+def _summary(record: Record) -> str:
+    late = " (the money came after it had been closed)" if record.late else ""
+    person = " A person must look at it." if record.attention is not None else ""
+    busy = {one.kind for one in record.open_operations}
+    doing = f" A {' and a '.join(sorted(busy))} is under way." if busy else ""
+    return f"Order {record.order_ref} over {record.price(record.amount)} {_STANDS[record.state]}{late}.{doing}{person}"
+
+
+# ── Because ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _because(record: Record) -> list[str]:
+    said = advice.attention(record)
+    if record.state is State.COMPLETED:
+        said += _money(record)
+    elif record.state in CLOSED:
+        said.append("The gateway shows no money that was taken for this order, as far as we have looked.")
+    elif record.state in CARRIED:
+        said += _opening(record)
+    else:
+        said += _offered(record)
+    said += [_operation(record, one) for one in record.operations]
+    said += [
+        f"At {moment(one.requested_at)} {trail.who(one.actor)} asked for a {one.kind}, which no worker has taken up yet."
+        for one in record.commands
+    ]
+    if record.letters == 1:
+        said.append("A callback of the gateway waits to be read.")
+    elif record.letters:
+        said.append(f"{record.letters} callbacks of the gateway wait to be read.")
+    return said
+
+
+def _opening(record: Record) -> list[str]:
+    said = ["Nothing has been offered to the shopper yet."]
+    if record.withdrawn_at is not None:
+        said.append(f"At {moment(record.withdrawn_at)} it was withdrawn, to be cancelled.")
+    if record.attempts:
+        tries = "once" if record.attempts == 1 else f"{record.attempts} times in a row"
+        said.append(
+            f"The present step has failed {tries}, the last time because of this: {trail.plain(record.last_error)}."
+        )
+    return said
+
+
+def _offered(record: Record) -> list[str]:
+    said = []
+    if record.withdrawn_at is not None:
+        said.append(
+            f"At {moment(record.withdrawn_at)} a cancel was asked for: the session is no longer handed out."
+        )
+    elif record.now >= record.deadline:
+        said.append(f"Its deadline passed at {moment(record.deadline)}: the session is no longer handed out.")
+    else:
+        said.append(f"The shopper may pay until {moment(record.deadline)}.")
+        if record.token_expires_at is not None and record.token_expires_at <= record.now:
+            said.append(
+                f"The session's token expired at {moment(record.token_expires_at)}, so the shop is shown no session until it is renewed."
+            )
+    if any(one.reading == "open" for one in record.payments):
+        said.append(
+            "A payment is open: it may still become money, so nothing is expired or cancelled meanwhile."
+        )
+    if record.attempts:
+        said.append(f"The last look at the gateway failed: {trail.plain(record.last_error)}.")
+    return said
+
+
+def _money(record: Record) -> list[str]:
+    price = record.price
+    paying = record.accepted
+    named = f"Transaction {paying.transaction_id} pays it" if paying is not None else "It is paid"
+    said = [
+        f"{named}: {price(record.reserved)} reserved, {price(record.captured)} captured, {price(record.refunded)} refunded."
+    ]
+    left = record.reserved - record.captured
+    if record.charged_back:
+        said.append(f"{price(record.charged_back)} were charged back by the shopper's bank.")
+    if left > 0:
+        until = (
+            f", which is sure to work until {moment(record.reserved_until)}" if record.reserved_until else ""
+        )
+        by = (
+            "the gateway was told to capture by itself"
+            if record.auto_capture
+            else "it is captured when the shop or its policy asks for it"
+        )
+        said.append(f"{price(left)} is not captured yet: {by}{until}.")
+    if record.late:
+        said.append("The money was found after the checkout had ended without it.")
+    return said
+
+
+def _operation(record: Record, one: Operation) -> str:
+    amount = record.price(one.amount, one.currency)
+    begun = f"A {one.kind} of {amount} on transaction {one.transaction_id}, {_CAUSES.get(one.cause, 'begun')} at {moment(one.requested_at)},"
+    error = f": {trail.plain(one.error)}" if one.error else ""
+    match one.state:
+        case "requested":
+            return f"{begun} has not left for the gateway yet{error}."
+        case "submitted":
+            return f"{begun} may have left for the gateway{_at(one.submitted_at)}, and its answer is not in; it is not sent twice."
+        case "unknown":
+            return (
+                f"{begun} left for the gateway{_at(one.submitted_at)}, and nothing told what came of it{error}; it is not sent again "
+                "while the gateway's books may still show it."
+            )
+        case "succeeded":
+            return f"{begun} was done{_at(one.settled_at)}."
+        case _:
+            return f"{begun} was refused{_at(one.settled_at)}{error}."
+
+
+def _at(when: datetime | None) -> str:
+    return f" at {moment(when)}" if when is not None else ""
+
+
+# ── Next ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _next(record: Record) -> Next:
+    """Say what happens next and when: the alarm says when, and the state says what."""
+    if record.leased_until is not None:
+        until = moment(record.leased_until)
+        what = f"A worker is busy with it at this moment; should that worker stop, another takes over after {until}."
+        return Next(what, record.leased_until)
+    if record.due_at is None:
+        return Next(_settled(record), None)
+    due = record.due_at <= record.now
+    when = "As soon as a worker is free" if due else f"At {moment(record.due_at)}"
+    return Next(f"{when} {_what(record)}.{_after(record)}", record.due_at)
+
+
+def _settled(record: Record) -> str:
+    ended = f" at {moment(record.watch_end)}" if record.watch_end is not None else ""
+    return f"Nothing more happens by itself: the watch for late money, refunds and chargebacks ran out{ended}; a callback or a command wakes it."
+
+
+def _what(record: Record) -> str:
+    if record.commands:
+        kinds = ", ".join(dict.fromkeys(one.kind for one in record.commands))
+        return f"a worker takes up what was asked for ({kinds})"
+    if record.letters:
+        return "a worker reads what arrived and asks the gateway what it holds"
+    if record.open_operations:
+        one = record.open_operations[0]
+        if one.state == "requested":
+            return f"a worker sends the {one.kind} to the gateway"
+        return f"a worker asks the gateway's books what came of the {one.kind}"
+    if record.state in CARRIED:
+        if record.withdrawn_at is not None:
+            return "a worker cancels it, since it was never offered"
+        again = " once more" if record.attempts else ""
+        return _NEXT_CALL[record.state] + again
+    if record.state is State.CALLBACK_RECEIVED:
+        return "a worker asks the gateway what it holds for this order"
+    if record.state is State.AWAITING_PAYMENT:
+        return "a worker looks at the gateway, whether a callback has come or not"
+    if record.state is State.COMPLETED:
+        return "a worker looks at the gateway for captures, refunds and chargebacks that were not ours"
+    return "a worker looks at the gateway for money that came late"
+
+
+def _after(record: Record) -> str:
+    """Say what the step after the next one depends on, where that is known."""
+    if record.state in CARRIED and record.withdrawn_at is None:
+        return f" If it has not been offered by {moment(record.deadline)}, it fails."
+    if record.state in {State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED}:
+        if record.cancel_end is not None:
+            return f" The first look after {moment(record.cancel_end)} that shows no payment cancels it."
+        return f" The first look after {moment(record.deadline_end)} that shows no payment expires it."
+    if record.state in ENDED and record.watch_end is not None and record.watch_end > record.now:
+        return f" It is watched until {moment(record.watch_end)}, and longer while anything is unsettled."
+    return ""

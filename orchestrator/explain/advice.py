@@ -1,0 +1,157 @@
+"""What a person may do: for each reason to look, what it means and the ways out, with the call or the command that takes each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.explain.record import moment
+from orchestrator.explain.trail import plain
+from orchestrator.states import CLOSED, State
+
+if TYPE_CHECKING:
+    from orchestrator.explain.record import Payment, Record
+
+_WAYS: Final = {
+    "keep": ("Keep the money, and with it the order", "resolve", '{"decision": "keep"}', "resolve {id} keep"),
+    "return": ("Return the money to the shopper", "resolve", '{"decision": "return"}', "resolve {id} return"),
+    "dismiss": ("Say that it has been seen to", "resolve", '{"decision": "dismiss"}', "resolve {id} dismiss"),
+    "capture": (
+        "Capture all of it, or an amount",
+        "capture",
+        '{"amount": …} and an Idempotency-Key',
+        "capture {id}",
+    ),
+    "refund": (
+        "Refund all of it, or an amount",
+        "refund",
+        '{"amount": …} and an Idempotency-Key',
+        "refund {id}",
+    ),
+    "release": ("Release the reservation", "release", "", "release {id}"),
+    "reopen": ("Reopen it for a shopper who tries again", "reopen", '{"expiresIn": …}', "reopen {id}"),
+    "cancel": ("Cancel it, unless its money is there by then", "cancel", "", "cancel {id}"),
+    "retry": ("Have it tried again at once", "retry", "", "retry {id}"),
+    "reconcile": ("Have the gateway asked at once", "reconcile", "", "reconcile {id}"),
+}
+"""Way → what it does, the call, its body, the command."""
+
+_WHY: Final = {
+    "late_payment": "The money came after the checkout had ended without it, so a person decides whether the order is kept.",
+    "surplus_payment": "More than one payment holds money for this order; one pays it, and the others are too much.",
+    "unknown_order": "The gateway holds money under an order number that no shop has handed over.",
+    "payment_mismatch": "A payment for this order holds another amount or currency than was asked for, so it was not taken for it.",
+    "unbound_payment": "A payment names no checkout, and several checkouts have its order number: it may be any one's.",
+    "unclear_payment": "The status and the amounts of a payment do not say together what it means, and nobody guesses about money.",
+    "lookup_at_limit": "The gateway's answer had as many rows as it may have, so a payment may be missing from it.",
+    "payment_released": "The payment that paid this order was released at the gateway: the order is not paid any more.",
+    "payment_gone": "The gateway no longer shows the payment that paid this order.",
+    "open_payment": "A payment has been open since long before the deadline, and the gateway never ends one by itself.",
+    "reservation_lapses": "The reservation will soon be too old for a capture that is sure to work.",
+    "charged_back": "The shopper's bank has taken money of this order back.",
+    "operation_unclear": "A money operation left for the gateway, and neither its answer nor the gateway's books tell what came of it.",
+    "gateway_credentials": "The gateway refuses this merchant's user name and password; that is about the merchant and not about this order.",
+    "gateway_failing": "Calls to the gateway for this order keep failing.",
+    "step_broke": "A step of this order broke in a way that the software had not foreseen.",
+    "poisoned": "Every worker that took this order stopped in the middle of it, so it is left alone for a while.",
+    "order_number_used_up": "This order number was used as often as the gateway takes one.",
+    "no_payment_methods": "The gateway offers no payment method for this order.",
+}
+_FIRST: Final = {
+    "unbound_payment": "Look the payment up in the gateway's own interface, to see whose it is.",
+    "lookup_at_limit": "Look the order number up in the gateway's own interface.",
+    "payment_released": "Do not ship the order before it is paid otherwise.",
+    "payment_gone": "Ask the gateway's support what became of the payment.",
+    "open_payment": "Ask the shopper or the gateway whether the payment is still to come.",
+    "charged_back": "Answer the chargeback at the acquirer, if it is wrong.",
+    "operation_unclear": "Look the transaction up in the gateway's own interface; do not send the same operation there by hand before.",
+    "gateway_credentials": "Correct the merchant's user name and password; every order of the merchant waits for them.",
+    "gateway_failing": "Run `orchestrator doctor` to see whether the gateway can be reached.",
+    "step_broke": "Read the workers' logs of this checkout, and tell whoever maintains the software.",
+    "poisoned": "Read the workers' logs of this checkout, and tell whoever maintains the software.",
+    "order_number_used_up": "Hand the order over again under another order number.",
+    "no_payment_methods": "Check the merchant's terminals, and the order's country, currency and amount; then reopen it.",
+}
+"""What helps before, or instead of, a command of ours."""
+
+_OUT: Final[dict[str, tuple[str, ...]]] = {
+    "late_payment": ("keep", "return"),
+    "surplus_payment": ("return", "keep"),
+    "unknown_order": ("return", "keep", "dismiss"),
+    "payment_mismatch": ("return", "keep", "dismiss"),
+    "reservation_lapses": ("dismiss",),
+    "gateway_credentials": ("retry",),
+    "gateway_failing": ("retry",),
+    "step_broke": ("retry",),
+    "poisoned": ("retry",),
+    "unclear_payment": ("reconcile", "dismiss"),
+    "payment_gone": ("reconcile", "dismiss"),
+    "open_payment": ("reconcile", "dismiss"),
+    "operation_unclear": ("reconcile", "dismiss"),
+}
+"""Ways out for each word; for those that are not here a person can only say that it has been seen to."""
+
+
+def attention(record: Record) -> list[str]:
+    """Say why a person must look at it; nothing if nobody must."""
+    if record.attention is None:
+        return []
+    word = _word(record)
+    said = [_WHY.get(word, f"A person must look at it: {plain(record.attention)}.")]
+    if word in {"surplus_payment", "unknown_order", "payment_mismatch", "unclear_payment", "unbound_payment"}:
+        said += [_stray(record, one) for one in record.strays]
+    if word == "reservation_lapses" and record.reserved_until is not None:
+        said.append(f"It is sure to be worth a capture until {moment(record.reserved_until)}.")
+    if word == "charged_back" and record.charged_back:
+        said.append(f"{record.price(record.charged_back)} were charged back.")
+    if word in {"gateway_failing", "step_broke"} and record.last_error:
+        said.append(f"The last error was: {plain(record.last_error)}.")
+    return said
+
+
+def ways(record: Record) -> list[str]:
+    """Say what a person may do now, the most fitting first."""
+    said: list[str] = []
+    names: list[str] = []
+    if record.attention is not None:
+        word = _word(record)
+        said += [_FIRST[word]] if word in _FIRST else []
+        names += _OUT.get(word, ("dismiss",))
+    said += [_back(record, one) for one in record.strays if one.role == "surplus"]
+    left = record.reserved - record.captured
+    if record.state is State.COMPLETED and not record.open_operations:
+        names += ["capture"] if left > 0 else []
+        names += ["release"] if left > 0 and record.captured == 0 else []
+        names += ["refund"] if record.captured > record.refunded + record.charged_back else []
+    elif record.state in CLOSED:
+        names.append("reopen")
+    elif record.state is not State.COMPLETED and record.withdrawn_at is None:
+        names.append("cancel")
+    names.append("reconcile")
+    return [*said, *(_way(record, name) for name in dict.fromkeys(names))]
+
+
+def _word(record: Record) -> str:
+    return (record.attention or "").partition(":")[0]
+
+
+def _way(record: Record, name: str) -> str:
+    does, call, body, command = _WAYS[name]
+    carrying = f" with {body}" if body else ""
+    return f"{does}: POST /v1/checkouts/{record.id}/{call}{carrying}, or `orchestrator checkouts {command.format(id=record.id)}`."
+
+
+def _stray(record: Record, one: Payment) -> str:
+    held = max(one.reserved, one.captured) - one.refunded
+    role = "beside the accepted payment" if one.role == "surplus" else "not taken for this order"
+    return f"Transaction {one.transaction_id} holds {record.price(max(held, 0), one.currency)}, {role}."
+
+
+def _back(record: Record, one: Payment) -> str:
+    """Name the way back for money that is too much: a reservation is released, captured money refunded."""
+    verb = "refund" if one.captured > 0 else "release"
+    key = " and an Idempotency-Key" if verb == "refund" else ""
+    return (
+        f"Return transaction {one.transaction_id} alone: POST /v1/checkouts/{record.id}/{verb} with "
+        f'{{"transactionId": "{one.transaction_id}"}}{key}, or `orchestrator checkouts {verb} {record.id} '
+        f"--transaction {one.transaction_id}`."
+    )

@@ -1,0 +1,249 @@
+"""The evidence in sentences: what the trail says of how a checkout got where it is, and what has happened to it since."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from orchestrator.explain.record import Entry, Record, moment
+from orchestrator.states import Trigger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MOST_SINCE: Final = 5
+"""Entries after the last move that are told: the last so many."""
+
+GRADES: Final = {
+    "signed": "with a valid signature",
+    "checksum": "with a valid checksum, which proves order and amount but not the status",
+    "missing": "without the proof that the merchant's secret demands, so it was not believed",
+    "wrong": "with a proof that does not match, so it was not believed",
+    "stale": "with a signature that is too old, so it was taken for a replay and not believed",
+    "unchecked": "whose sender could not be checked, because the merchant has no secret",
+}
+CALLS: Final = {
+    "authenticate": "the login at the gateway",
+    "token": "the renewal of the session's token",
+    "session": "the opening of the payment session",
+    "payment-methods": "the listing of the payment methods",
+    "payments": "the look at the payments",
+    "capture": "the capture",
+    "refund": "the refund",
+    "release": "the release",
+}
+_ARTICLES: Final = {
+    "notification": "a notification",
+    "success": "a success callback",
+    "failure": "a failure callback",
+    "redirect": "the shopper's return",
+}
+_WORD: Final = re.compile(r"^[a-z_]+: ")
+_READABLE: Final = re.compile(r"[\w .,:/()-]{1,60}")
+
+
+def plain(reason: object) -> str:
+    """Return what a stored reason says without the word in front that programs read."""
+    return _WORD.sub("", str(reason or "")).strip().rstrip(".") or "no reason was noted"
+
+
+def who(actor: str) -> str:
+    """Name an actor of the trail."""
+    kind, _, name = actor.partition(":")
+    match kind:
+        case "client":
+            return f"the shop's client {name.partition('/')[2] or name}"
+        case "operator":
+            return f"an operator ({name.replace('-', ' ')})"
+        case "system":
+            return "the orchestrator itself"
+        case _:
+            return actor
+
+
+def told(record: Record) -> list[str]:
+    """Say what moved the checkout where it is, on which evidence, and what has happened since; the oldest first."""
+    entries = record.entries
+    last = max((number for number, one in enumerate(entries) if one.moved), default=-1)
+    if last < 0:
+        return ["The trail of this checkout holds no entry that moved it."]
+    sentences: list[str] = []
+    moved = entries[last]
+    before = next((one for one in reversed(entries[:last]) if one.moved), None)
+    if before is not None and before.trigger == Trigger.CALLBACK_ARRIVED:
+        sentences += _callbacks(before)
+    sentences += [*_callbacks(moved), _moved(record, moved)]
+    since = [said for one in entries[last + 1 :] if (said := _since(record, one))]
+    return [one for one in [*sentences, *since[-MOST_SINCE:]] if one]
+
+
+def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for each fact
+    """Say what one move rested on."""
+    evidence, at = entry.evidence, moment(entry.at)
+    if entry.before is None:
+        if evidence.get("stray"):
+            return f"At {at} the gateway showed a payment for an order number that no shop had handed over."
+        return f"At {at} {who(entry.actor)} handed it over."
+    showed = transactions(record, evidence)
+    asked = f"At {at} we asked the gateway"
+    match entry.trigger:
+        case Trigger.AUTHENTICATED:
+            return f"At {at} the gateway accepted our login and issued a token for it."
+        case Trigger.SESSION_OPENED:
+            return f"At {at} the gateway opened a payment session{_named(evidence.get('session'))}."
+        case Trigger.METHODS_LISTED:
+            return f"At {at} the gateway listed {_count(evidence.get('methods'), 'payment method')}."
+        case Trigger.OFFERED:
+            return f"At {at} the session was handed to the shop; from then on the shopper could pay."
+        case Trigger.CALLBACK_ARRIVED:
+            return "A callback is only a hint: the gateway's own books decide."
+        case Trigger.PAYMENT_FOUND:
+            return f"{asked}, and its own answer showed {showed or 'money held for this order'}."
+        case Trigger.PAYMENT_DECLINED:
+            return (
+                f"{asked}, and its own answer showed only attempts that ended without money{_listed(showed)}."
+            )
+        case Trigger.PAYMENT_OPEN:
+            return f"{asked}, and its own answer showed a payment that is not decided yet{_listed(showed)}."
+        case Trigger.NOTHING_FOUND:
+            return f"{asked}, and its own answer showed no attempt to pay this order."
+        case Trigger.SESSION_LOST:
+            return f"At {at} the gateway no longer knew the session{_named(evidence.get('session'))}, under a fresh token."
+        case Trigger.DEADLINE_PASSED:
+            return f"The deadline had passed; at {at} a last look showed nothing paid, pending or open{_listed(showed)}."
+        case Trigger.CANCELLED if evidence.get("by") == "command":
+            return f"At {at} it was cancelled at once, because it had never been offered to a shopper."
+        case Trigger.CANCELLED:
+            return f"After the cancel's grace, at {at}, a look showed nothing paid, pending or open{_listed(showed)}."
+        case Trigger.REFUSED if evidence.get("methods") == 0:
+            return f"At {at} the gateway offered no payment method for this order."
+        case Trigger.REFUSED:
+            return f"At {at} the gateway refused {_call(evidence)} for good{_why(evidence)}."
+        case Trigger.ATTEMPTS_EXHAUSTED if "openings" in evidence:
+            return f"At {at} {_count(evidence.get('openings'), 'session')} had been opened for this order number, the most that the gateway takes."
+        case Trigger.ATTEMPTS_EXHAUSTED:
+            return (
+                f"Until the deadline {_call(evidence)} kept failing, the last time at {at}{_why(evidence)}."
+            )
+        case Trigger.REOPENED:
+            return f"At {at} {who(entry.actor)} had it reopened for another try{_listed(showed)}."
+        case _:
+            return f"At {at} a fact moved it that this explanation has no words for: see the audit trail."
+
+
+def transactions(record: Record, evidence: dict[str, Any]) -> str:
+    """Say what a look showed of each transaction: its status at the gateway, its money, and how we know that it is ours."""
+    currencies = {one.transaction_id: one.currency for one in record.payments}
+    said = []
+    for one in evidence.get("transactions") or ():
+        number = str(one.get("id") or "without a number")
+        currency = currencies.get(number, record.currency)
+        amounts = [
+            f"{record.price(int(minor), currency)} {name.replace('_', ' ')}"
+            for name in ("reserved", "captured", "refunded", "charged_back")
+            if (minor := one.get(name))
+        ]
+        held = " and ".join(amounts) or "no money"
+        bound = "bound by our id" if one.get("binding") == "bound" else "known by its order number only"
+        said.append(f"transaction {number} as {_quoted(one.get('status'))} with {held}, {bound}")
+    return "; ".join(said)
+
+
+def _callbacks(entry: Entry) -> list[str]:
+    said = []
+    for one in entry.evidence.get("callbacks") or ():
+        what = _ARTICLES.get(str(one.get("kind")), "a callback")
+        proof = GRADES.get(str(one.get("grade")), "of unknown proof")
+        status = f"; it said {_quoted(one['status'])}" if one.get("status") else ""
+        about = f" about transaction {one['transaction']}" if one.get("transaction") else ""
+        said.append(f"By {moment(entry.at)} {what}{about} had arrived {proof}{status}.")
+    return said
+
+
+def _since(record: Record, entry: Entry) -> str:
+    """Say what an entry that moved nothing tells; nothing for those that tell a person nothing."""
+    find = _SINCE.get(entry.action)
+    return find(record, entry) if find else ""
+
+
+def _failed(_: Record, entry: Entry) -> str:
+    return f"At {moment(entry.at)} {_call(entry.evidence)} failed{_why(entry.evidence)}."
+
+
+def _cancel(_: Record, entry: Entry) -> str:
+    return f"At {moment(entry.at)} {who(entry.actor)} asked for it to be cancelled."
+
+
+def _refused(_: Record, entry: Entry) -> str:
+    kind = str(entry.evidence.get("kind") or "command").replace("_", " ")
+    return f"At {moment(entry.at)} a {kind} by {who(entry.actor)} was refused: {plain(entry.evidence.get('refusal'))}."
+
+
+def _seen(record: Record, entry: Entry) -> str:
+    showed = transactions(record, entry.evidence) or "other amounts than before"
+    return f"At {moment(entry.at)} a look at the gateway showed {showed}."
+
+
+def _raised(_: Record, entry: Entry) -> str:
+    return f"At {moment(entry.at)} a person was asked to look at it."
+
+
+def _cleared(_: Record, entry: Entry) -> str:
+    return f"At {moment(entry.at)} {who(entry.actor)} settled what a person had to look at."
+
+
+def _settled(_: Record, entry: Entry) -> str:
+    return f"At {moment(entry.at)} the watch ended, with nothing left that could change by itself."
+
+
+def _operation(said: str) -> Callable[[Record, Entry], str]:
+    def tell(_: Record, entry: Entry) -> str:
+        kind = str(entry.evidence.get("kind") or "money operation")
+        return f"At {moment(entry.at)} a {kind} {said}."
+
+    return tell
+
+
+_SINCE: Final[dict[str, Callable[[Record, Entry], str]]] = {
+    "gateway:failed": _failed,
+    "cancel:requested": _cancel,
+    "command:refused": _refused,
+    "payment:seen": _seen,
+    "attention:raised": _raised,
+    "attention:cleared": _cleared,
+    "watch:ended": _settled,
+    "money:requested": _operation("was put down, to be sent to the gateway"),
+    "money:submitted": _operation("was about to leave for the gateway"),
+    "money:succeeded": _operation("was done at the gateway"),
+    "money:rejected": _operation("was refused by the gateway"),
+    "money:unknown": _operation("left for the gateway, and no answer told what came of it"),
+    "money:withdrawn": _operation("was withdrawn before it had left"),
+}
+
+
+def _call(evidence: dict[str, Any]) -> str:
+    return CALLS.get(str(evidence.get("call")), "a call to the gateway")
+
+
+def _why(evidence: dict[str, Any]) -> str:
+    return f": {plain(evidence['reason'])}" if evidence.get("reason") else ""
+
+
+def _named(value: object) -> str:
+    return f" {value}" if value else ""
+
+
+def _listed(showed: str) -> str:
+    return f": {showed}" if showed else ""
+
+
+def _count(number: object, what: str) -> str:
+    if not isinstance(number, int):
+        return f"its {what}s"
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _quoted(word: object) -> str:
+    """Quote the gateway's own word."""
+    said = str(word or "")
+    return f"“{said}”" if _READABLE.fullmatch(said) else "something unreadable"

@@ -1,0 +1,94 @@
+"""The fence: the last question before a request that moves money leaves, and the knowledge whether it left.
+
+A worker may be stopped for longer than its lease (SIGSTOP, a paused machine, a starved loop) anywhere between deciding on a
+capture and sending it, and then somebody else has taken over. So the lease is asked again at the latest moment there is: when
+a connection is open, TLS is agreed on, and the bytes are about to be written.
+
+**The window that remains.** The headers wait in memory until the body comes, and both go to the transport in one write. From
+the fence's yes to that write, and through encryption to the kernel's `send`, runs ordinary code of one task without an await:
+no other task, no timer and no network event of the loop comes between. aiohttp waits there only where it was told to (a trace,
+a compression, `Expect: 100-continue`, more than 64 KB unsent), and it is not told to; asyncio's and uvloop's transports call
+`send` at once while nothing is waiting to be sent, and on an idle connection nothing is. Measured on 2 cores, 2,000 calls
+each: a median of 17 µs (plain) and 33 µs (TLS) on uvloop, 29 and 53 µs on asyncio, at most 0.3 ms. Another thread of the
+process that wants the interpreter can stretch that by its turn (5 ms).
+
+A process that its operating system stops exactly there does not notice: the yes was asked before the stop, the write comes
+after it. Nothing on this side of the socket closes that gap, because the kernel's `send` takes no condition. Nor does anything
+bound the way from the kernel to the gateway. So a lease must outlast the call (its total timeout), and whoever takes over looks
+the movement up, after a quiet period, and never sends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import aiohttp
+import httpx
+from aiohttp.http import StreamWriter
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aiohttp.abc import AbstractStreamWriter
+
+Fence: TypeAlias = Callable[[], bool]
+"""Says whether the call may still be made. Asked at most once, must not wait for anything and must not raise."""
+
+FORM: Final = "application/x-www-form-urlencoded"
+
+
+class Withheld(Exception):  # noqa: N818 - an answer of the fence, not an error
+    """The body is not written; aiohttp closes the connection on it."""
+
+
+class FencedBody(aiohttp.Payload, httpx.AsyncByteStream):
+    """A form that is written once, in one piece with its headers, and only if the fence says yes at that moment.
+
+    It is aiohttp's own kind of body (and httpx's in name only), because a stream would be read one step away from the write.
+    """
+
+    # Nothing has to be closed: the content is bytes in memory.
+    _autoclose = True
+
+    def __init__(self, content: bytes, fence: Fence) -> None:
+        super().__init__(content, content_type=FORM)
+        self._size = len(content)
+        self._content = content
+        self._fence = fence
+        self._over = False
+        self.left = False
+        """Whether any of it, or of its headers, may have been handed to the kernel."""
+        self.refused = False
+        """Whether the fence said no."""
+
+    def withdraw(self) -> None:
+        """Let nothing leave from now on, whatever task still holds this body."""
+        self._over = True
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        """Ask the fence and write; called by aiohttp with a connection that is ready."""
+        assert isinstance(writer, StreamWriter)  # noqa: S101 - narrows aiohttp's abstract writer
+        transport = writer.transport
+        if self._over or content_length not in {None, self._size}:
+            raise Withheld
+        if transport is None or transport.is_closing():
+            raise Withheld  # a kept connection that ended meanwhile: nothing can leave on it
+        self._over = True
+        if not self._fence():
+            self.refused = True
+            raise Withheld
+        self.left = True
+        await writer.write(self._content, drain=False)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Do the same without a length."""
+        await self.write_with_length(writer, None)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return the form as text; aiohttp asks for it only to print a request."""
+        return self._content.decode(encoding, errors)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Refuse to be read past the fence."""
+        raise Withheld

@@ -1,0 +1,564 @@
+"""After the payment: captures, refunds, releases; nothing is done twice, and what is not known is looked up."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.integration.carry.scene import Scene, scene
+
+pytestmark = pytest.mark.anyio
+
+WHOLE = 13900
+
+
+async def until_settled(world: Scene, checkout, *, seconds: float = 15.0):
+    """Carry whenever the alarm rings until no operation is under way and the checkout was looked at afterwards."""
+    async with asyncio.timeout(seconds):
+        while True:
+            await world.carrier.carry([checkout])
+            row = await world.row(checkout)
+            if (
+                not await world.operating(checkout)
+                and row.due_in is not None
+                and row.due_in.total_seconds() > 5
+            ):
+                return row
+            await asyncio.sleep(0.02)
+
+
+async def until_submitted(world: Scene, checkout) -> None:
+    async with asyncio.timeout(5):
+        while [row.state for row in await world.operations(checkout)] != ["submitted"]:  # noqa: ASYNC110 - in Postgres
+            await asyncio.sleep(0.01)
+
+
+# ── Asked for ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_payment_is_captured_in_parts_and_refunded_in_parts_never_above_what_there_is(world: Scene):
+    checkout = await world.paid()
+    assert (await world.asked(checkout, "capture", amount=4000)).startswith("accepted: ")
+    assert (await world.asked(checkout, "capture", amount=WHOLE)).startswith("refused: only 9900")
+    assert (await world.asked(checkout, "capture")).startswith("accepted: ")
+    assert (await world.asked(checkout, "capture")).startswith("refused: nothing is left to capture")
+    assert (await world.asked(checkout, "refund", amount=1000)).startswith("accepted: ")
+    assert (await world.asked(checkout, "refund", amount=13000)).startswith("refused: only 12900")
+    assert (await world.asked(checkout, "refund")).startswith("accepted: ")
+    row = await world.row(checkout)
+    assert (row.state, row.captured, row.refunded, row.attention) == ("completed", WHOLE, WHOLE, None)
+    assert await world.movements(checkout) == [
+        ("captured", 4000), ("captured", 9900), ("refunded", 1000), ("refunded", 12900),
+    ]  # fmt: skip
+    actions = [one["action"] for one in await world.trail(checkout) if one["action"].startswith("money:")]
+    assert actions == ["money:requested", "money:submitted", "money:succeeded"] * 4
+    kinds = await world.events(checkout)
+    assert [kind for kind in kinds if kind in {"checkout.captured", "checkout.refunded"}] == (
+        ["checkout.captured"] * 2 + ["checkout.refunded"] * 2
+    )
+    await world.agree(checkout)
+
+
+async def test_a_release_gives_the_whole_reservation_back(world: Scene):
+    checkout = await world.paid()
+    assert (await world.asked(checkout, "release")).startswith("accepted: ")
+    row = await until_settled(world, checkout)
+    assert (row.state, row.reserved, row.captured) == ("completed", 0, 0)
+    assert (await world.ledger(checkout))[0]["heldMinor"] == 0
+    assert row.attention is None, "the merchant asked for it"
+
+
+async def test_what_was_captured_is_refunded_and_not_released(world: Scene):
+    checkout = await world.paid()
+    await world.asked(checkout, "capture", amount=100)
+    assert await world.asked(checkout, "release") == "refused: it has been captured: refund it instead"
+
+
+async def test_two_captures_asked_for_at_once_are_carried_out_one_after_the_other(world: Scene):
+    checkout = await world.paid()
+    await world.command(checkout, "capture", amount=5000)
+    await world.command(checkout, "capture", amount=6000)
+    await world.command(checkout, "capture", amount=7000)
+    await world.carry(checkout)
+    row = await until_settled(world, checkout)
+    assert row.captured == 11000
+    results = await world.sql("SELECT result FROM commands ORDER BY requested_at, id")
+    assert [row.result.split(":")[0] for row in results] == ["accepted", "accepted", "refused"]
+    await world.agree(checkout)
+
+
+async def test_money_is_not_moved_for_an_order_that_nobody_paid(world: Scene):
+    checkout = await world.offered()
+    assert (
+        await world.asked(checkout, "capture")
+        == "refused: a checkout that is awaiting_payment has no payment"
+    )
+    assert await world.asked(checkout, "refund", transactionId="77") == (
+        "refused: no look has seen transaction 77 for this order"
+    )
+    assert (await world.events(checkout))[-1] == "checkout.operation_rejected"
+
+
+# ── What the gateway says ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_already_captured_at_the_gateway_is_success_and_no_second_capture(world: Scene):
+    checkout = await world.paid()
+    (payment,) = await world.ledger(checkout)
+    by_hand = await world.http.post(
+        f"{world.settings.gateway_url}/merchant/API/captureReservation",
+        data={"transaction_id": payment["transactionId"], "amount": "139.00"},
+        auth=("shop", "sandbox password"),
+    )
+    assert by_hand.is_success
+    await world.command(checkout, "capture")
+    await world.carry(checkout)
+    row = await until_settled(world, checkout)
+    assert row.captured == WHOLE
+    (operation,) = await world.operations(checkout)
+    assert (operation.state, operation.attempts) == ("succeeded", 0)
+    assert len(await world.movements(checkout)) == 1
+    await world.agree(checkout)
+
+
+async def test_a_total_that_changed_since_it_was_asked_for_is_for_the_merchant_to_decide_again(world: Scene):
+    checkout = await world.paid(capture=True)
+    (payment,) = await world.ledger(checkout)
+    await world.control("POST", f"payments/{payment['paymentId']}/refund", {"amountMinor": 300})
+    await world.command(checkout, "refund", amount=500)
+    await world.carry(checkout)
+    row = await until_settled(world, checkout)
+    (operation,) = await world.operations(checkout)
+    assert (operation.state, row.refunded) == ("rejected", 300)
+    assert "decide again" in operation.last_error
+    await world.agree(checkout)
+
+
+async def test_a_refusal_of_the_gateway_is_told_and_leaves_nothing_open(world: Scene):
+    checkout = await world.paid()
+    await world.plan(checkout, refuse={"capture": 1})
+    await world.command(checkout, "capture")
+    await world.carry(checkout)
+    await until_settled(world, checkout)
+    (operation,) = await world.operations(checkout)
+    assert operation.state == "rejected"
+    assert "checkout.operation_rejected" in await world.events(checkout)
+    assert (await world.asked(checkout, "capture")).startswith("accepted")
+    assert (await world.row(checkout)).captured == WHOLE
+
+
+@pytest.mark.parametrize("echo", [True, False])
+@pytest.mark.parametrize("status", [503, "timeout", "reset", "malformed", "empty"])
+@pytest.mark.parametrize("kind", ["capture", "refund"])
+async def test_an_answer_that_is_lost_is_looked_up_and_never_sent_again(
+    world: Scene, kind: str, status: int | str, *, echo: bool
+):
+    checkout = await world.offered(capture=kind == "refund")
+    await world.plan(checkout, echo=echo, fail={kind: 1}, failStatus=status, failAfter=True)
+    await world.pay(checkout)
+    await world.call_back(checkout)
+    await world.carry(checkout)
+    await world.command(checkout, kind, amount=4000)  # type: ignore[arg-type]
+    await world.carry(checkout)
+    row = await until_settled(world, checkout)
+    assert (row.captured, row.refunded) == ((4000, 0) if kind == "capture" else (WHOLE, 4000))
+    (operation,) = await world.operations(checkout)
+    assert (operation.state, operation.attempts) == ("succeeded", 1)
+    assert [amount for _, amount in await world.movements(checkout)].count(4000) == 1
+    await world.agree(checkout)
+
+
+@pytest.mark.parametrize("status", [503, "timeout", "reset"])
+async def test_a_call_that_had_no_effect_is_sent_again_after_the_quiet_period_and_not_before(
+    world: Scene, status: int | str
+):
+    checkout = await world.paid()
+    await world.plan(checkout, fail={"capture": 1}, failStatus=status)
+    await world.command(checkout, "capture", amount=4000)
+    await world.carry(checkout)
+    (operation,) = await world.operations(checkout)
+    assert (operation.state, operation.attempts) == ("unknown", 1)
+    await world.carry(checkout)
+    (operation,) = await world.operations(checkout)
+    assert (operation.state, operation.attempts) == ("unknown", 1), "its call may still be on its way"
+    await world.later(seconds=60)
+    row = await until_settled(world, checkout)
+    (operation,) = await world.operations(checkout)
+    assert (operation.state, operation.attempts, row.captured) == ("succeeded", 2, 4000)
+    assert await world.movements(checkout) == [("captured", 4000)]
+
+
+async def test_a_gateway_that_was_never_reached_is_tried_again_without_a_quiet_period(
+    database_url: str, gateway_url: str
+):
+    async with scene(database_url, gateway_url) as world:
+        checkout = await world.paid()
+        await world.plan(checkout, fail={"capture": 2}, failStatus=401)
+        assert (await world.asked(checkout, "capture")).startswith("accepted")
+        assert [row.state for row in await world.operations(checkout)] == ["succeeded"]
+
+
+async def test_totals_that_fit_neither_outcome_are_a_persons_business_and_send_nothing(world: Scene):
+    checkout = await world.offered()
+    await world.plan(checkout, echo=False, fail={"capture": 1}, failStatus="reset")
+    await world.pay(checkout)
+    await world.call_back(checkout)
+    await world.carry(checkout)
+    await world.command(checkout, "capture", amount=4000)
+    await world.carry(checkout)
+    (payment,) = await world.ledger(checkout)
+    await world.http.post(
+        f"{world.settings.gateway_url}/merchant/API/captureReservation",
+        data={"transaction_id": payment["transactionId"], "amount": "10.00"},
+        auth=("shop", "sandbox password"),
+    )
+    await world.later(seconds=60)
+    await world.carry(checkout)
+    row = await world.row(checkout)
+    (operation,) = await world.operations(checkout)
+    assert (operation.state, operation.attempts) == ("unknown", 1)
+    assert row.attention.startswith("operation_unclear")
+    assert row.due_at is not None
+    before = len(await world.trail(checkout))
+    await world.carry(checkout)
+    assert len(await world.trail(checkout)) == before, "the same is not said twice"
+
+
+# ── Whoever takes over ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_submitted_operation_that_was_never_sent_is_looked_up_and_sent_after_the_quiet_period(
+    world: Scene,
+):
+    checkout = await world.paid()
+    await world.command(checkout, "capture", amount=4000)
+    # A worker that died between writing `submitted` and sending: nobody knows that it never left.
+    await world.plan(checkout, delayMs={"capture": 3000})
+    dying = asyncio.create_task(world.carry(checkout))
+    await until_submitted(world, checkout)
+    dying.cancel()
+    await asyncio.gather(dying, return_exceptions=True)
+    await world.plan(checkout)
+    await world.later(seconds=61)
+    row = await until_settled(world, checkout)
+    assert row.captured == 4000
+    assert await world.movements(checkout) == [("captured", 4000)]
+    await world.agree(checkout)
+
+
+async def test_whoever_lost_the_lease_writes_nothing_of_an_operation(world: Scene):
+    checkout = await world.paid()
+    await world.command(checkout, "capture", amount=4000)
+    await world.plan(checkout, delayMs={"capture": 700})
+    slow = asyncio.create_task(world.carry(checkout))
+    await until_submitted(world, checkout)
+    await world.sql(
+        "UPDATE checkouts SET leased_until = clock(), due_at = clock() WHERE id = :id", id=checkout
+    )
+    await world.carrier.carry([checkout])
+    await slow
+    row = await until_settled(world, checkout)
+    assert row.captured == 4000
+    assert await world.movements(checkout) == [("captured", 4000)]
+    (operation,) = await world.operations(checkout)
+    assert (operation.state, operation.attempts) == ("succeeded", 1)
+
+
+# ── By itself ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_with_auto_capture_we_never_capture_what_the_gateway_captures(world: Scene):
+    await world.policy(capture="automatic")
+    checkout = await world.paid(capture=True)
+    row = await until_settled(world, checkout)
+    assert row.captured == WHOLE
+    assert await world.operations(checkout) == []
+    assert len(await world.movements(checkout)) == 1
+
+
+async def test_with_auto_capture_we_capture_where_the_gateway_says_that_it_will_not(world: Scene):
+    checkout = await world.offered(capture=True)
+    await world.plan(checkout, requireCapture=True)
+    await world.pay(checkout)
+    await world.call_back(checkout, body=b"status=succeeded&require_capture=true")
+    await world.carry(checkout)
+    row = await until_settled(world, checkout)
+    assert row.captured == WHOLE
+    assert [row.cause for row in await world.operations(checkout)] == ["automatic"]
+    await world.call_back(checkout, kind="notification", body=b"status=succeeded&require_capture=true")
+    await world.carry(checkout)
+    await until_settled(world, checkout)
+    assert len(await world.movements(checkout)) == 1
+
+
+async def test_until_it_says_so_a_capture_of_ours_is_refused(world: Scene):
+    checkout = await world.offered(capture=True)
+    await world.plan(checkout, requireCapture=True)
+    await world.pay(checkout)
+    await world.call_back(checkout)
+    await world.carry(checkout)
+    assert (await world.asked(checkout, "capture")).startswith(
+        "refused: the gateway captures this payment by itself"
+    )
+    assert (await world.row(checkout)).captured == 0
+
+
+async def test_the_policy_automatic_captures_once_however_many_callbacks_come(world: Scene):
+    await world.policy(capture="automatic")
+    checkout = await world.paid()
+    for number in range(5):
+        await world.call_back(checkout, kind="notification", body=b"status=succeeded&n=%d" % number)
+        await world.carry(checkout)
+    row = await until_settled(world, checkout)
+    assert row.captured == WHOLE
+    assert len(await world.movements(checkout)) == 1
+
+
+async def test_a_reservation_about_to_lapse_is_told_once_and_taken_back_by_its_capture(world: Scene):
+    checkout = await world.paid()
+    row = await world.row(checkout)
+    assert row.reserved_until is not None
+    await world.later(days=6, hours=1)
+    await world.carry(checkout)
+    row = await world.row(checkout)
+    assert row.attention.startswith("reservation_lapses")
+    assert (await world.events(checkout)).count("checkout.attention") == 1
+    await world.carry(checkout)
+    assert (await world.events(checkout)).count("checkout.attention") == 1
+    await world.asked(checkout, "capture")
+    row = await until_settled(world, checkout)
+    assert (row.attention, row.reserved_until) == (None, None)
+
+
+async def test_the_alarm_of_a_reservation_rings_before_it_lapses(world: Scene):
+    checkout = await world.paid()
+    row = await world.row(checkout)
+    while row.due_in.total_seconds() < 86_400:
+        await world.later(seconds=row.due_in.total_seconds() + 1)
+        await world.carry(checkout)
+        row = await world.row(checkout)
+        if row.attention:
+            break
+    left = (row.reserved_until - row.due_at).total_seconds() if row.attention is None else 0.0
+    while row.attention is None:
+        await world.later(seconds=row.due_in.total_seconds() + 1)
+        await world.carry(checkout)
+        row = await world.row(checkout)
+    assert left <= world.settings.lapse_warning or row.attention is not None
+    assert (row.reserved_until - (await world.sql("SELECT clock() AS now"))[0].now).total_seconds() > 0
+
+
+# ── Late, surplus, stray ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def late(world: Scene):
+    checkout = await world.offered(expiresIn=1)
+    await world.carried_until(checkout, "expired")
+    await world.pay(checkout)
+    await world.call_back(checkout)
+    await world.carry(checkout)
+    return checkout
+
+
+async def test_late_money_is_by_default_for_a_person_who_keeps_it(world: Scene):
+    checkout = await late(world)
+    assert (await world.row(checkout)).attention.startswith("late_payment")
+    assert (await world.asked(checkout, "resolve", decision="keep")).startswith("done")
+    row = await until_settled(world, checkout)
+    assert (row.state, row.late, row.attention, row.reserved) == ("completed", True, None, WHOLE)
+
+
+async def test_late_money_is_returned_when_a_person_says_so(world: Scene):
+    checkout = await late(world)
+    assert (await world.asked(checkout, "resolve", decision="return")).startswith("accepted")
+    row = await until_settled(world, checkout)
+    assert (row.state, row.late, row.attention) == ("completed", True, None)
+    assert (await world.ledger(checkout))[0]["heldMinor"] == 0
+    assert "checkout.released" in await world.events(checkout)
+
+
+async def test_the_policy_keep_completes_late_money_and_asks_nobody(world: Scene):
+    await world.policy(late="keep")
+    row = await world.row(await late(world))
+    assert (row.state, row.late, row.attention) == ("completed", True, None)
+
+
+@pytest.mark.parametrize("captured", [True, False])
+async def test_the_policy_return_gives_late_money_back_exactly_once(world: Scene, *, captured: bool):
+    await world.policy(late="return")
+    checkout = await world.offered(expiresIn=1, capture=captured)
+    await world.carried_until(checkout, "expired")
+    await world.pay(checkout)
+    for kind in ("success", "notification"):
+        await world.call_back(checkout, kind=kind)
+    await world.carry(checkout)
+    row = await until_settled(world, checkout)
+    assert (row.state, row.late, row.attention) == ("completed", True, None)
+    assert [row.state for row in await world.operations(checkout)] == ["succeeded"]
+    assert (await world.ledger(checkout))[0]["heldMinor"] == 0
+    await world.agree(checkout)
+
+
+async def test_the_policy_return_gives_surplus_back_exactly_once_and_keeps_the_payment(world: Scene):
+    await world.policy(surplus="return")
+    checkout = await world.paid()
+    await world.pay(checkout)
+    await world.pay(checkout)
+    for number in range(3):
+        await world.call_back(checkout, kind="notification", body=b"status=succeeded&n=%d" % number)
+        await world.carry(checkout)
+    row = await until_settled(world, checkout)
+    assert (row.state, row.reserved, row.attention) == ("completed", WHOLE, None)
+    assert [row.state for row in await world.operations(checkout)] == ["succeeded", "succeeded"]
+    assert sum(one["heldMinor"] for one in await world.ledger(checkout)) == WHOLE
+
+
+async def test_surplus_that_cannot_be_returned_is_tried_once_and_then_for_a_person(world: Scene):
+    await world.policy(surplus="return")
+    checkout = await world.paid()
+    await world.plan(checkout, refuse={"release": 9})
+    await world.pay(checkout)
+    await world.call_back(checkout, kind="notification")
+    await world.carry(checkout)
+    row = await until_settled(world, checkout)
+    assert row.attention.split(":")[0] in {"operation_rejected", "surplus_payment"}
+    assert [row.state for row in await world.operations(checkout)] == ["rejected"]
+
+
+async def test_a_person_keeps_a_surplus_payment_and_is_not_asked_again_but_for_the_next_one(world: Scene):
+    checkout = await world.paid()
+    await world.pay(checkout)
+    await world.call_back(checkout, kind="notification")
+    await world.carry(checkout)
+    assert (await world.row(checkout)).attention.startswith("surplus_payment")
+    await world.asked(checkout, "resolve", decision="keep")
+    row = await until_settled(world, checkout)
+    assert row.attention is None
+    await world.carry(checkout)
+    assert (await world.row(checkout)).attention is None
+    await world.pay(checkout)
+    await world.call_back(checkout, kind="notification", body=b"status=succeeded&again=1")
+    await world.carry(checkout)
+    assert (await world.row(checkout)).attention.startswith("surplus_payment")
+
+
+async def test_surplus_is_released_by_its_own_number(world: Scene):
+    checkout = await world.paid()
+    await world.pay(checkout)
+    await world.call_back(checkout, kind="notification")
+    await world.carry(checkout)
+    (surplus,) = await world.sql("SELECT transaction_id FROM payments WHERE role = 'surplus'")
+    assert (await world.asked(checkout, "release", transactionId=surplus.transaction_id)).startswith(
+        "accepted"
+    )
+    row = await until_settled(world, checkout)
+    assert (row.attention, row.reserved) == (None, WHOLE)
+
+
+async def test_a_decision_that_nobody_waits_for_is_refused(world: Scene):
+    checkout = await world.paid()
+    assert (
+        await world.asked(checkout, "resolve", decision="keep")
+        == "refused: nothing is waiting for a decision"
+    )
+
+
+# ── Chargebacks, reopening, asking ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_chargeback_is_booked_told_and_a_persons_business(world: Scene):
+    checkout = await world.paid(capture=True)
+    (payment,) = await world.ledger(checkout)
+    await world.control("POST", f"payments/{payment['paymentId']}/chargeback", {"amountMinor": 5000})
+    await world.call_back(checkout, kind="notification", body=b"status=ChargebackEvent")
+    await world.carry(checkout)
+    row = await world.row(checkout)
+    assert (row.state, row.captured, row.charged_back) == ("completed", WHOLE, 5000)
+    assert row.attention == "charged_back: the shopper's bank took back 50.00 DKK; answer it at the gateway"
+    assert "checkout.charged_back" in await world.events(checkout)
+    await world.asked(checkout, "resolve", decision="dismiss")
+    row = await until_settled(world, checkout)
+    assert (row.attention, row.charged_back) == (None, 5000)
+
+
+async def test_an_expired_order_is_reopened_and_paid(world: Scene):
+    checkout = await world.offered(expiresIn=1)
+    await world.carried_until(checkout, "expired")
+    assert await world.asked(checkout, "reopen", expiresIn=900) == "done: it is reopened"
+    row = await world.carried_until(checkout, "awaiting_payment")
+    assert (row.openings, row.ended_at) == (2, None)
+    assert 800 < row.left.total_seconds() <= 900
+    await world.pay(checkout)
+    await world.call_back(checkout)
+    await world.carry(checkout)
+    row = await world.row(checkout)
+    assert (row.state, row.late) == ("completed", False)
+
+
+async def test_an_order_number_is_reopened_at_most_so_often_as_the_gateway_takes_it(world: Scene):
+    checkout = await world.offered(expiresIn=1)
+    for use in range(2, 5):
+        await world.carried_until(checkout, "expired")
+        assert (await world.asked(checkout, "reopen", expiresIn=1)).startswith("done"), use
+    await world.carried_until(checkout, "expired")
+    assert (await world.asked(checkout, "reopen")).startswith("refused: order number")
+
+
+async def test_reopening_what_has_been_paid_completes_it_instead(world: Scene):
+    checkout = await world.offered(expiresIn=1)
+    await world.carried_until(checkout, "expired")
+    await world.pay(checkout)
+    assert await world.asked(checkout, "reopen") == "done: the gateway shows money held for this order"
+    row = await world.row(checkout)
+    assert (row.state, row.late) == ("completed", True)
+
+
+async def test_what_is_alive_or_has_been_replaced_is_not_reopened(world: Scene):
+    alive = await world.offered()
+    assert (
+        await world.asked(alive, "reopen")
+        == "refused: a checkout that is awaiting_payment cannot be reopened"
+    )
+    closed = await world.offered(expiresIn=1)
+    await world.carried_until(closed, "expired")
+    (row,) = await world.sql("SELECT order_ref FROM checkouts WHERE id = :id", id=closed)
+    newer = await world.offered()
+    await world.sql("UPDATE checkouts SET order_ref = :ref WHERE id = :id", ref=row.order_ref, id=newer)
+    assert (await world.asked(closed, "reopen")).startswith(
+        f"refused: order {row.order_ref} belongs to checkout {newer}"
+    )
+
+
+@pytest.mark.parametrize("where", ["received", "awaiting_payment", "completed", "expired"])
+async def test_whoever_asks_for_a_look_gets_one_and_is_told_what_it_showed(world: Scene, where: str):
+    if where == "received":
+        checkout = await world.accept()
+    elif where == "completed":
+        checkout = await world.paid()
+    else:
+        checkout = await world.offered(expiresIn=1 if where == "expired" else 600)
+        await world.carried_until(checkout, where)
+    said = await world.asked(checkout, "reconcile")
+    assert said == (
+        "done: the gateway shows money held for this order"
+        if where == "completed"
+        else "done: the gateway shows no attempt to pay"
+    )
+    assert "gateway:asked" in [one["action"] for one in await world.trail(checkout)]
+
+
+async def test_a_look_that_somebody_asked_for_finds_a_paid_order_whose_callbacks_were_lost(world: Scene):
+    checkout = await world.offered()
+    await world.pay(checkout)
+    await world.asked(checkout, "reconcile")
+    assert await world.state(checkout) == "completed"
+
+
+async def test_a_retry_forgets_the_failures_and_tries_now(world: Scene):
+    checkout = await world.accept()
+    await world.plan(checkout, fail={"session": 1})
+    await world.carry(checkout)
+    assert (await world.row(checkout)).attempts == 1
+    assert await world.asked(checkout, "retry") == "done: it is tried again now"
+    assert await world.state(checkout) == "awaiting_payment"

@@ -1,0 +1,336 @@
+"""Every state, every reason to look and every operation is explained: what it is, why, what comes next and when, what one may do."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from orchestrator import explain
+from orchestrator.audit import Action
+from orchestrator.explain import Command, Entry, Operation, Payment, Record
+from orchestrator.explain.advice import _FIRST, _OUT, _WHY
+from orchestrator.explain.trail import _SINCE, GRADES
+from orchestrator.states import CARRIED, CLOSED, ENDED, TRANSITIONS, State, Trigger
+
+NOW = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
+ID = UUID("019aa000-0000-7000-8000-000000000001")
+WORDS = (
+    "late_payment surplus_payment unknown_order payment_mismatch unbound_payment unclear_payment lookup_at_limit payment_released "
+    "payment_gone open_payment reservation_lapses charged_back operation_unclear gateway_credentials gateway_failing step_broke "
+    "poisoned order_number_used_up no_payment_methods"
+).split()
+OPERATIONS = ("requested", "submitted", "succeeded", "rejected", "unknown")
+ENTRIES = (
+    Entry(at=NOW - timedelta(minutes=9), action="checkout:received", actor="client:default/shop-1", to="received", evidence={"amount": 13900}),
+)  # fmt: skip
+TRANSACTION = {
+    "id": "539101", "status": "preauth", "reading": "reserved", "binding": "bound", "role": "accepted", "reserved": 13900,
+    "captured": 0, "refunded": 0,
+}  # fmt: skip
+CALLBACK = {
+    "id": "1",
+    "kind": "notification",
+    "grade": "signed",
+    "digest": "00",
+    "status": "succeeded",
+    "transaction": "539101",
+}
+
+
+def record(state: State = State.AWAITING_PAYMENT, **changes: object) -> Record:
+    values: dict = {
+        "id": ID, "merchant": "default", "order_ref": "A-1001", "state": state, "version": 5, "currency": "DKK", "amount": 13900,
+        "created_at": NOW - timedelta(minutes=9), "deadline": NOW + timedelta(minutes=20), "now": NOW,
+        "due_at": NOW + timedelta(minutes=3), "entries": ENTRIES, "watch": (3600.0, 86400.0),
+        "ended_at": NOW - timedelta(minutes=1) if state in ENDED else None,
+        **changes,
+    }  # fmt: skip
+    return Record(**values)
+
+
+def payment(transaction_id: str = "539101", **changes: object) -> Payment:
+    values: dict = {
+        "transaction_id": transaction_id, "role": "accepted", "binding": "bound", "status": "preauth", "reading": "reserved",
+        "currency": "DKK", "reserved": 13900, **changes,
+    }  # fmt: skip
+    return Payment(**values)
+
+
+def operation(state: str, **changes: object) -> Operation:
+    values: dict = {
+        "id": ID, "kind": "capture", "transaction_id": "539101", "amount": 1000, "currency": "DKK", "state": state, "cause": "asked",
+        "requested_at": NOW - timedelta(minutes=2), **changes,
+    }  # fmt: skip
+    return Operation(**values)
+
+
+def move(trigger: Trigger, **evidence: object) -> Record:
+    """Return a record whose last move was this one."""
+    (before, _), to = next((key, to) for key, to in TRANSITIONS.items() if key[1] is trigger)
+    entry = Entry(
+        at=NOW,
+        action="checkout:moved",
+        actor="system:orchestrator",
+        to=to,
+        before=before,
+        trigger=trigger,
+        evidence=evidence,
+    )
+    return record(to, entries=(*ENTRIES, entry))
+
+
+def sentences(made: explain.Explanation) -> list[str]:
+    return [made.summary, *made.because, *made.evidence, made.next.what, *made.you_may]
+
+
+def check(one: Record) -> explain.Explanation:
+    """Explain, and look at every sentence as a reader would."""
+    made = explain.explain(one)
+    every = sentences(made)
+    for said in every:
+        assert said[0].isupper() or said[0].isdecimal(), said
+        assert said.endswith("."), said
+        # Calls and commands apart, no word of the code is shown to people, and nothing that is not there.
+        prose = re.sub(r"POST .*?, or |`[^`]*`|“[^”]*”", "X", said)
+        assert not re.search(
+            r"\bNone\b|\bTrue\b|\bFalse\b|[a-z]+_[a-z]+|State\.|Trigger\.|\{|\}|\.\.|  | ,|:\.", prose
+        ), said
+        assert not re.search(r"\b\d{4}-\d\d-\d\d(?!T\d\d:\d\d:\d\dZ)", said), said
+    assert made.because
+    assert made.evidence
+    assert made.you_may
+    if made.next.at is None:
+        assert "othing more happens by itself" in made.next.what
+    elif made.next.at > one.now:
+        assert made.next.at.strftime("%Y-%m-%dT%H:%M:%SZ") in made.next.what
+    assert len(set(every)) == len(every)
+    return made
+
+
+# ── Everything ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("attention", [None, *WORDS, "something_new"])
+def test_every_state_with_every_reason_to_look_is_explained(state, attention):
+    for changes in (
+        {},
+        {"due_at": NOW - timedelta(seconds=1)},
+        {"leased_until": NOW + timedelta(seconds=30)},
+        {"withdrawn_at": NOW - timedelta(seconds=5)},
+        {"attempts": 3, "last_error": "unknown: no answer within 10 s", "letters": 2},
+        {
+            "payments": (
+                payment(),
+                payment("7", role="surplus"),
+                payment("8", role="unknown", captured=13900, currency="EUR"),
+            )
+        },
+        {
+            "reserved": 13900,
+            "captured": 5000,
+            "refunded": 1000,
+            "charged_back": 500,
+            "reserved_until": NOW,
+            "late": True,
+        },
+        {"deadline": NOW - timedelta(hours=1), "token_expires_at": NOW, "auto_capture": True},
+        {"entries": ()},
+        *([{"due_at": None}, {"due_at": None, "watch": ()}] if state in ENDED else []),
+    ):
+        made = check(
+            record(state, attention=None if attention is None else f"{attention}: some reason", **changes)
+        )
+        assert ("A person must look at it" in made.summary) == (attention is not None)
+
+
+@pytest.mark.parametrize("state", OPERATIONS)
+@pytest.mark.parametrize("kind", ["capture", "refund", "release"])
+@pytest.mark.parametrize("cause", ["asked", "automatic", "returned"])
+def test_every_operation_is_explained_wherever_it_stands(state, kind, cause):
+    times = (
+        {"submitted_at": NOW - timedelta(minutes=1), "settled_at": NOW}
+        if state in {"succeeded", "rejected"}
+        else {}
+    )
+    for error in (None, "refused: Card Declined"):
+        one = operation(state, kind=kind, cause=cause, error=error, **times)
+        for checkout in (State.COMPLETED, State.CANCELLED, State.AWAITING_PAYMENT):
+            made = check(record(checkout, operations=(one,), reserved=13900))
+            assert any(f"A {kind} of 10.00 DKK on transaction 539101" in said for said in made.because)
+            is_open = state in {"requested", "submitted", "unknown"}
+            assert (f"A {kind} is under way." in made.summary) == is_open
+            assert (kind in made.next.what) == is_open
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize(
+    "kind", ["cancel", "reopen", "capture", "refund", "release", "retry", "reconcile", "resolve"]
+)
+def test_a_command_that_waits_comes_next(state, kind):
+    asked = Command(kind=kind, actor="operator:command-line", requested_at=NOW)
+    made = check(record(state, commands=(asked,)))
+    assert f"what was asked for ({kind})" in made.next.what
+    assert any(f"an operator (command line) asked for a {kind}" in said for said in made.because)
+
+
+@pytest.mark.parametrize("trigger", Trigger)
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        {},
+        {"by": "lookup", "transactions": [TRANSACTION]},
+        {"by": "command"},
+        {
+            "callbacks": [CALLBACK, {"kind": "strange", "grade": "strange"}],
+            "transactions": [{"id": "1", "status": "\0"}],
+        },
+        {"call": "session", "status": 422, "reason": "refused: the amount is wrong"},
+        {"call": "payment-methods", "methods": 0},
+        {"openings": 4, "methods": 1, "session": "s-1", "expiresIn": 1800.0},
+    ],
+)
+def test_every_fact_that_moves_a_checkout_is_told(trigger, evidence):
+    check(move(trigger, **evidence))
+
+
+@pytest.mark.parametrize("action", Action)
+def test_every_entry_of_the_trail_can_follow(action):
+    entry = Entry(at=NOW, action=action, actor="client:default/shop-1", to="received", before="received")
+    made = check(record(State.RECEIVED, entries=(*ENTRIES, entry)))
+    assert len(made.evidence) == (2 if action in _SINCE else 1)
+
+
+def test_the_words_of_attention_are_all_known():
+    assert set(_WHY) == set(WORDS)
+    assert set(_FIRST) | set(_OUT) <= set(WORDS)
+    assert set(_SINCE) <= set(Action)
+
+
+# ── What it says ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_evidence_names_the_callback_and_what_the_gateway_itself_answered():
+    arrived = Entry(
+        at=NOW - timedelta(seconds=2), action="checkout:moved", actor="system:orchestrator", to="callback_received",
+        before="awaiting_payment", trigger="callback_arrived", evidence={"callbacks": [CALLBACK]},
+    )  # fmt: skip
+    found = Entry(
+        at=NOW, action="checkout:moved", actor="system:orchestrator", to="completed", before="callback_received",
+        trigger="payment_found", evidence={"by": "lookup", "transactions": [TRANSACTION]},
+    )  # fmt: skip
+    made = check(
+        record(State.COMPLETED, entries=(*ENTRIES, arrived, found), payments=(payment(),), reserved=13900)
+    )
+    assert made.evidence == (
+        "By 2026-01-05T09:59:58Z a notification about transaction 539101 had arrived with a valid signature; it said “succeeded”.",
+        "At 2026-01-05T10:00:00Z we asked the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, bound by our id.",
+    )
+    assert made.summary == "Order A-1001 over 139.00 DKK is paid."
+
+
+@pytest.mark.parametrize("grade", GRADES)
+def test_how_well_a_callback_proves_its_sender_is_told(grade):
+    made = check(move(Trigger.CALLBACK_ARRIVED, callbacks=[{**CALLBACK, "grade": grade}]))
+    assert GRADES[grade] in made.evidence[0]
+
+
+def test_an_amount_is_told_in_the_currency_of_its_payment():
+    one = replace(
+        move(Trigger.PAYMENT_FOUND, transactions=[{**TRANSACTION, "reserved": 500}]),
+        payments=(payment(currency="JPY"),),
+    )
+    assert "500 JPY reserved" in check(one).evidence[-1]
+
+
+def test_a_payment_that_nobody_asked_for_says_so():
+    first = Entry(
+        at=NOW, action="checkout:received", actor="system:orchestrator", to="failed", evidence={"stray": True}
+    )
+    made = check(record(State.FAILED, entries=(first,), attention="unknown_order: x"))
+    assert "no shop had handed over" in made.evidence[0]
+
+
+@pytest.mark.parametrize("state", [State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED])
+def test_what_is_offered_says_until_when_and_what_ends_it(state):
+    made = check(record(state))
+    assert "The shopper may pay until 2026-01-05T10:20:00Z." in made.because
+    assert "after 2026-01-05T10:20:30Z that shows no payment expires it" in made.next.what
+    made = check(record(state, withdrawn_at=NOW - timedelta(seconds=10)))
+    assert "the session is no longer handed out" in made.because[0]
+    assert "after 2026-01-05T10:00:20Z that shows no payment cancels it" in made.next.what
+    made = check(
+        record(state, deadline=NOW - timedelta(hours=1), payments=(payment(reading="open", role="attempt"),))
+    )
+    assert any("A payment is open" in said for said in made.because)
+    made = check(record(state, token_expires_at=NOW - timedelta(seconds=1)))
+    assert any("The session's token expired at 2026-01-05T09:59:59Z" in said for said in made.because)
+
+
+@pytest.mark.parametrize("state", CARRIED)
+def test_what_is_not_offered_yet_says_what_failed_and_when_it_gives_up(state):
+    made = check(record(state, attempts=3, last_error="not_sent: connection refused"))
+    assert any("failed 3 times in a row" in said and "connection refused" in said for said in made.because)
+    assert "once more" in made.next.what
+    assert "by 2026-01-05T10:20:00Z, it fails" in made.next.what
+
+
+def test_a_late_payment_says_that_it_came_late_and_offers_to_keep_or_return_it():
+    made = check(record(State.COMPLETED, late=True, attention="late_payment: x", reserved=13900))
+    assert "the money came after it had been closed" in made.summary
+    assert [said.partition(":")[0] for said in made.you_may][:2] == [
+        "Keep the money, and with it the order", "Return the money to the shopper",
+    ]  # fmt: skip
+
+
+def test_money_that_is_too_much_is_returned_by_what_it_is():
+    strays = (payment(), payment("7", role="surplus"), payment("8", role="surplus", captured=13900))
+    made = check(record(State.COMPLETED, payments=strays, attention="surplus_payment: x", reserved=13900))
+    assert any(
+        "Transaction 7 holds 139.00 DKK, beside the accepted payment." in said for said in made.because
+    )
+    assert any("/release with" in said and '"7"' in said for said in made.you_may)
+    assert any(
+        "/refund with" in said and '"8"' in said and "Idempotency-Key" in said for said in made.you_may
+    )
+
+
+def test_what_may_be_done_with_money_is_what_is_left_of_it():
+    def ways(**money: int) -> str:
+        return " ".join(check(record(State.COMPLETED, **money)).you_may)
+
+    assert "/capture" in ways(reserved=13900)
+    assert "/release" in ways(reserved=13900)
+    assert "/refund" not in ways(reserved=13900)
+    assert "/release" not in ways(reserved=13900, captured=100)
+    assert "/refund" in ways(reserved=13900, captured=100)
+    assert "/capture" not in ways(reserved=13900, captured=13900)
+    assert "/refund" not in ways(reserved=13900, captured=100, refunded=60, charged_back=40)
+    assert "/capture" not in " ".join(
+        check(record(State.COMPLETED, reserved=13900, operations=(operation("submitted"),))).you_may
+    )
+
+
+@pytest.mark.parametrize("state", State)
+def test_only_what_can_be_is_offered(state):
+    ways = " ".join(check(record(state)).you_may)
+    assert ("/reopen" in ways) == (state in CLOSED)
+    assert ("/cancel" in ways) == (state not in ENDED)
+    assert "/reconcile" in ways
+    assert "/cancel" not in " ".join(check(record(state, withdrawn_at=NOW)).you_may)
+
+
+def test_a_settled_checkout_says_that_nothing_more_happens():
+    made = check(record(State.CANCELLED, due_at=None))
+    assert made.next.at is None
+    assert "ran out at 2026-01-06T09:59:00Z" in made.next.what
+
+
+def test_an_explanation_goes_out_in_the_words_of_the_contract():
+    document = explain.explain(record()).document()
+    assert set(document) == {"summary", "because", "evidence", "next", "youMay"}
+    assert document["next"]["at"] == NOW + timedelta(minutes=3)
