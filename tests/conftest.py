@@ -15,6 +15,7 @@ from orchestrator.embedded import Embedded
 from orchestrator.schema import migrate
 from orchestrator.settings import Settings
 from orchestrator.vault import Vault
+from tests import mishaps
 from tests.factories import Core, core, empty
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 SECRET_KEY = base64.b64encode(b"k" * 32).decode()
 OLDER_KEY = base64.b64encode(b"o" * 32).decode()
 JWT_SECRET = "a test's own secret, long enough for HS256"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "mishap(row): reproduces one row of tests/mishaps.py")
+    config.pluginmanager.register(mishaps, "mishaps")
 
 
 @pytest.fixture(scope="session")

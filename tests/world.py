@@ -79,13 +79,15 @@ class World:
         token = access.issue(
             make_settings(),
             merchant="default",
-            scopes=("checkouts:write", "checkouts:read"),
+            scopes=("checkouts:write", "checkouts:read", "money:write", "ops"),
             lifetime=3600,
             subject="test",
         )
         self.http.headers["Authorization"] = f"Bearer {token}"
         with redis.Redis.from_url(servers.redis_url) as broker:
             broker.flushall()
+        # Everything is in a hurry here, and looks often.
+        self.sql("""UPDATE merchants SET policies = '{"looks_per_minute": 100000}'""")
 
     # ── Processes ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -181,6 +183,29 @@ class World:
     def cancel(self, checkout: str) -> None:
         answer = self.http.post(f"{self.api_url}/v1/checkouts/{checkout}/cancel", json={"reason": "sold out"})
         assert answer.status_code == 202, answer.text
+
+    def ask(self, checkout: str, kind: str, **asked: object) -> str:
+        """Ask for something (capture, refund, …) over HTTP; return the command's id."""
+        answer = self.http.post(
+            f"{self.api_url}/v1/checkouts/{checkout}/{kind}",
+            json=asked,
+            headers={"Idempotency-Key": uuid4().hex},
+        )
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["command"]["id"])
+
+    def movements(self, checkout: str) -> list[tuple[str, int]]:
+        """Return what the gateway's ledger says was moved for the order: captures, refunds, releases, in order."""
+        (row,) = self.sql("SELECT order_ref FROM checkouts WHERE id = %s", checkout)
+        payments = self.ledger()[row["order_ref"]]["payments"]
+        return [(one["type"], one["amountMinor"]) for payment in payments for one in payment["movements"]]
+
+    def until_operation(self, checkout: str, *states: str, seconds: float = 30) -> None:
+        def there() -> bool:
+            rows = self.sql("SELECT state FROM money_operations WHERE checkout_id = %s", checkout)
+            return [row["state"] for row in rows[-1:]] in [[state] for state in states]
+
+        self.until(there, f"the operation of {checkout} is {' or '.join(states)}", seconds=seconds)
 
     def until_state(self, checkout: str, *states: str, seconds: float = 30) -> None:
         def there() -> bool:

@@ -62,7 +62,9 @@ def create_app(services: Services) -> FastAPI:
     app.router.routes[:0] = [
         Route("/v1/checkouts", checkouts.accept, methods=["POST"]),
         Route("/v1/checkouts/batch", checkouts.accept_batch, methods=["POST"]),
-        Route("/callbacks/merchant/{merchant}/{signed}", callbacks.take_for_merchant, methods=["POST"]),
+        Route(
+            "/callbacks/merchant/{merchant}/{signed}", callbacks.take_for_merchant, methods=["POST", "GET"]
+        ),
         Route("/callbacks/{kind}/{checkout_id}/{signed}", callbacks.take, methods=["POST", "GET"]),
     ]
     own = "/v1/checkouts/{checkout_id}"

@@ -89,7 +89,7 @@ async def take(request: Request) -> Response:
     checkout_id, link = _opened(known, path["kind"], path["checkout_id"], path["signed"])
     kind = cast("CallbackKind", path["kind"])
     if request.method != "POST" and kind != "redirect":
-        raise Refusal(405, f"a {kind} callback is a POST", headers={"Allow": "OPTIONS, POST"})
+        raise _only_posted(kind)
     if request.method == "HEAD":
         return _onward(link.page)
     merchant = None if link.merchant_id is None else known.merchants.known(link.merchant_id)
@@ -117,6 +117,8 @@ async def take_for_merchant(request: Request) -> Response:
     name = request.path_params["merchant"]
     if not links.open_merchant_link(known.vault, name, request.path_params["signed"]):
         raise _unknown()
+    if request.method != "POST":
+        raise _only_posted("notification")
     merchant = await _named(known, name)
     read = await _read(known, request, merchant)
     one = Unaddressed(
@@ -146,6 +148,10 @@ def _opened(known: Services, kind: str, checkout_id: str, signed: str) -> tuple[
 
 def _unknown() -> Refusal:
     return Refusal(404, "this is no callback address of ours", kind="unknown-callback")
+
+
+def _only_posted(kind: str) -> Refusal:
+    return Refusal(405, f"a {kind} callback is a POST", headers={"Allow": "OPTIONS, POST"})
 
 
 async def _named(known: Services, name: str) -> Merchant:

@@ -196,9 +196,29 @@ _CALLBACK: Final[Schema] = {
     "responses": {
         "200": {"description": "Acknowledged (notification)"},
         "303": {"description": "On to the shop's page (success, failure, redirect)"},
+        "401": _problem(
+            "Nothing proves that the gateway sent it; it is looked into all the same. A page that leads on to the shop for success "
+            "and failure, a problem for a notification, and never for redirect"
+        ),
         "404": _problem("Not an address of ours; nothing is stored"),
         "413": _problem("More than 256 KB"),
         "503": _problem("Notification only: Postgres is away, send it again"),
+    },
+}
+_MERCHANT_CALLBACK: Final[Schema] = {
+    "tags": ["callbacks"],
+    "summary": "What names no checkout comes in",
+    "operationId": "takeMerchantCallback",
+    "parameters": [
+        _parameter("merchant", "path", "Its name, as `orchestrator merchants url` prints it"),
+        _parameter("signed", "path", "Our signature"),
+    ],
+    "responses": {
+        "200": {"description": "Acknowledged"},
+        "401": _problem("Nothing proves that the gateway sent it; nothing comes of it"),
+        "404": _problem("Not an address of ours; nothing is stored"),
+        "413": _problem("More than 256 KB"),
+        "503": _problem("Postgres is away, send it again"),
     },
 }
 _RAW: Final[dict[str, dict[str, Schema]]] = {
@@ -238,6 +258,7 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
             "responses": {"200": json_answer("A result for each, in order", "BatchResults")},
         }
     },
+    "/callbacks/merchant/{merchant}/{signed}": {"post": _MERCHANT_CALLBACK},
     "/callbacks/{kind}/{id}/{signed}": {
         "post": {"summary": "The gateway calls back", "operationId": "takeCallback", **_CALLBACK},
         "get": {"summary": "The shopper comes back (redirect)", "operationId": "takeRedirect", **_CALLBACK},

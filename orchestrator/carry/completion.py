@@ -86,6 +86,8 @@ async def complete(step: Step, verdict: Verdict) -> None:
     events = [Event("checkout.completed", {
         "transactionId": accepted.transaction_id, "currency": held.currency, "amount": held.amount,
         "reserved": verdict.money[0], "captured": verdict.money[1], "refunded": verdict.money[2], "late": late,
+        # Whoever ships on this event must see that the money may go back.
+        **({"policy": policy} if late else {}),
     })]  # fmt: skip
     events += news_of(step, verdict, attention)
     await step.write(

@@ -103,11 +103,11 @@ async def _send(step: Step, operation: Operation, transaction: Transaction) -> N
             await _succeed(step, operation, known, by="answer")
         case Done(movement):
             await _answered_no(step, operation, movement.result)
-        case NotSent() | Busy() | Unauthorized():
+        case NotSent() | Busy() | Throttled() | Unauthorized():
             await _again(step, operation, retry(outcome))
         case Refused(status) if status in FINAL_STATUSES:
             await _answered_no(step, operation, f"{status} {outcome.code}".strip())
-        case Refused() | Unknown() | Throttled():
+        case Refused() | Unknown():
             # A firewall's or a proxy's word says nothing about what stands behind it.
             await _lost(step, operation, retry(outcome))
         case _:

@@ -30,7 +30,7 @@ _SAID: Final = frozenset({"checkoutId", "currency"})
 """Of an event's payload, what its line says already."""
 
 
-@click.group()
+@click.group(short_help="List, show, explain; cancel, capture, refund, reconcile …")
 def checkouts() -> None:
     """List, show and explain checkouts, and ask for what is to be done with them."""
 

@@ -89,7 +89,10 @@ def _summary(record: Record) -> str:
     person = " A person must look at it." if record.attention is not None else ""
     busy = {one.kind for one in record.open_operations}
     doing = f" A {' and a '.join(sorted(busy))} is under way." if busy else ""
-    return f"Order {record.order_ref} over {record.price(record.amount)} {_STANDS[record.state]}{late}.{doing}{person}"
+    stands = _STANDS[record.state]
+    if record.stray and record.state is State.FAILED:
+        stands = "was handed over by no shop, and the gateway shows a payment for it"
+    return f"Order {record.order_ref} over {record.price(record.amount)} {stands}{late}.{doing}{person}"
 
 
 # ── Because ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -99,6 +102,8 @@ def _because(record: Record) -> list[str]:
     said = advice.attention(record)
     if record.state is State.COMPLETED:
         said += _money(record)
+    elif record.stray and record.state in CLOSED:
+        said.append("It exists here only so that its money has a place to be decided on.")
     elif record.state in CLOSED:
         said.append("The gateway shows no money that was taken for this order, as far as we have looked.")
     elif record.state in CARRIED:

@@ -49,6 +49,7 @@ _WHY: Final = {
     "reservation_lapses": "The reservation will soon be too old for a capture that is sure to work.",
     "charged_back": "The shopper's bank has taken money of this order back.",
     "operation_unclear": "A money operation left for the gateway, and neither its answer nor the gateway's books tell what came of it.",
+    "operation_rejected": "The gateway refused a money operation.",
     "gateway_credentials": "The gateway refuses this merchant's user name and password; that is about the merchant and not about this order.",
     "gateway_failing": "Calls to the gateway for this order keep failing.",
     "step_broke": "A step of this order broke in a way that the software had not foreseen.",
@@ -64,6 +65,7 @@ _FIRST: Final = {
     "open_payment": "Ask the shopper or the gateway whether the payment is still to come.",
     "charged_back": "Answer the chargeback at the acquirer, if it is wrong.",
     "operation_unclear": "Look the transaction up in the gateway's own interface; do not send the same operation there by hand before.",
+    "operation_rejected": "Read below why the gateway refused it, and ask for it again when that is mended.",
     "gateway_credentials": "Correct the merchant's user name and password; every order of the merchant waits for them.",
     "gateway_failing": "Run `orchestrator doctor` to see whether the gateway can be reached.",
     "step_broke": "Read the workers' logs of this checkout, and tell whoever maintains the software.",
@@ -119,11 +121,11 @@ def ways(record: Record) -> list[str]:
     said += [_back(record, one) for one in record.strays if one.role == "surplus"]
     left = record.reserved - record.captured
     if record.state is State.COMPLETED and not record.open_operations:
-        names += ["capture"] if left > 0 else []
+        names += ["capture"] if left > 0 and not record.auto_capture else []
         names += ["release"] if left > 0 and record.captured == 0 else []
         names += ["refund"] if record.captured > record.refunded + record.charged_back else []
     elif record.state in CLOSED:
-        names.append("reopen")
+        names += [] if record.stray else ["reopen"]
     elif record.state is not State.COMPLETED and record.withdrawn_at is None:
         names.append("cancel")
     names.append("reconcile")

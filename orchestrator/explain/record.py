@@ -157,6 +157,11 @@ class Record:
         return next((one for one in self.payments if one.role == "accepted"), None)
 
     @property
+    def stray(self) -> bool:
+        """Whether it was born of a payment for an order number that no shop had handed over."""
+        return any(one.before is None and one.evidence.get("stray") is True for one in self.entries)
+
+    @property
     def strays(self) -> list[Payment]:
         """Payments beside the accepted one that hold money, or may."""
         return [one for one in self.payments if one.role in {"surplus", "unknown"}]

@@ -44,7 +44,9 @@ _READABLE: Final = re.compile(r"[\w .,:/()-]{1,60}")
 
 def plain(reason: object) -> str:
     """Return what a stored reason says without the word in front that programs read."""
-    return _WORD.sub("", str(reason or "")).strip().rstrip(".") or "no reason was noted"
+    said = _WORD.sub("", str(reason or "")).strip().rstrip(".")
+    # A reason of one word is one that programs read.
+    return (said if " " in said else said.replace("_", " ")) or "no reason was noted"
 
 
 def who(actor: str) -> str:
@@ -82,7 +84,7 @@ def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912
     evidence, at = entry.evidence, moment(entry.at)
     if entry.before is None:
         if evidence.get("stray"):
-            return f"At {at} the gateway showed a payment for an order number that no shop had handed over."
+            return f"At {at} a callback told of a payment for an order number that no shop had handed over."
         return f"At {at} {who(entry.actor)} handed it over."
     showed = transactions(record, evidence)
     asked = f"At {at} we asked the gateway"
@@ -184,6 +186,15 @@ def _seen(record: Record, entry: Entry) -> str:
     return f"At {moment(entry.at)} a look at the gateway showed {showed}."
 
 
+def _read(_: Record, entry: Entry) -> str:
+    return " ".join(_callbacks(entry))
+
+
+def _taken(_: Record, entry: Entry) -> str:
+    kind = str(entry.evidence.get("kind") or "command").replace("_", " ")
+    return f"At {moment(entry.at)} a worker took up a {kind} that {who(entry.actor)} had asked for."
+
+
 def _raised(_: Record, entry: Entry) -> str:
     return f"At {moment(entry.at)} a person was asked to look at it."
 
@@ -208,6 +219,8 @@ _SINCE: Final[dict[str, Callable[[Record, Entry], str]]] = {
     "gateway:failed": _failed,
     "cancel:requested": _cancel,
     "command:refused": _refused,
+    "command:taken": _taken,
+    "callback:read": _read,
     "payment:seen": _seen,
     "attention:raised": _raised,
     "attention:cleared": _cleared,
@@ -217,7 +230,7 @@ _SINCE: Final[dict[str, Callable[[Record, Entry], str]]] = {
     "money:succeeded": _operation("was done at the gateway"),
     "money:rejected": _operation("was refused by the gateway"),
     "money:unknown": _operation("left for the gateway, and no answer told what came of it"),
-    "money:withdrawn": _operation("was withdrawn before it had left"),
+    "money:withdrawn": _operation("had not reached the gateway, and was put down again"),
 }
 
 

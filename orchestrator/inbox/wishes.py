@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _STANDING = text(f"""
     SELECT c.id, c.merchant_id, c.order_ref, c.state, c.version, c.currency, c.attention,
            m.id AS met, m.fingerprint AS met_print,
+           EXISTS (SELECT FROM audit_entries a
+                    WHERE a.checkout_id = c.id AND a.sequence = 1
+                      AND CAST(a.entry AS jsonb) #> '{{evidence,stray}}' = 'true') AS stray,
            (SELECT k.id FROM commands k
              WHERE k.checkout_id = c.id AND k.kind = 'cancel'
                AND (k.handled_at IS NULL OR c.withdrawn_at IS NOT NULL AND k.result LIKE 'accepted%')
@@ -116,7 +119,8 @@ class UnderWay:
 class Standing:
     """Where a checkout stands. `cancelling` is the cancel that runs, `rival` the live checkout that has its order number.
 
-    `met` is the command that the idempotency key was used for, with the fingerprint of its content.
+    `met` is the command that the idempotency key was used for, with the fingerprint of its content. A `stray` was born of a payment
+    for an order number that no shop had handed over.
     """
 
     id: UUID
@@ -126,6 +130,7 @@ class Standing:
     version: int
     currency: str
     attention: str | None
+    stray: bool
     cancelling: UUID | None
     rival: UUID | None
     met: tuple[UUID, bytes] | None
@@ -182,6 +187,7 @@ async def standing(
         version=row.version,
         currency=row.currency,
         attention=row.attention,
+        stray=row.stray,
         cancelling=row.cancelling,
         rival=row.rival,
         met=None if row.met is None else (row.met, bytes(row.met_print)),
@@ -217,6 +223,12 @@ def _about_state(stands: Standing, kind: CommandKind) -> Objection | None:
             why = "its money is there" if paid else "it has not ended, so the shopper may go on with it"
             said = f"checkout {stands.id} is {_word(stands.state)}: {why}; only what failed, expired or was cancelled is reopened"
             return Objection("not-closed", said, facts=state)
+        case "reopen" if stands.stray:
+            said = (
+                f"no shop has handed order {stands.order_ref} over, so checkout {stands.id} has nothing to offer: hand the order over "
+                "as a new checkout"
+            )
+            return Objection("not-an-order", said)
         case "reopen" if stands.rival is not None:
             said = (
                 f"order {stands.order_ref} has another live checkout, {stands.rival}: let the shopper pay that one, or cancel it "

@@ -24,7 +24,8 @@ from orchestrator.lifecycle.claims import (
     rival_of,
     tick,
 )
-from orchestrator.lifecycle.moves import KEEP, Event, Lifecycle, Move, PaymentSeen
+from orchestrator.lifecycle.move import KEEP, Event, Move, PaymentSeen
+from orchestrator.lifecycle.moves import Lifecycle
 
 __all__ = [
     "KEEP",

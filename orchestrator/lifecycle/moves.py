@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, timedelta
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import text
@@ -14,10 +13,17 @@ from orchestrator import audit
 from orchestrator.db import AGAIN, Again, Batch, Database
 from orchestrator.errors import OrchestratorError
 from orchestrator.lifecycle.claims import Held, Known, LeaseLost, Operation
-from orchestrator.states import ENDED, Moved, State, Trigger, UnknownTransition, decide
+from orchestrator.lifecycle.move import (
+    Keep,
+    Move,
+    event_rows,
+    operation_rows,
+    payment_rows,
+    row,
+)
+from orchestrator.states import Moved, State, Trigger, UnknownTransition, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -32,94 +38,6 @@ class UnauditedMove(OrchestratorError):  # noqa: N818 - named for the fact
     def __init__(self, checkout: UUID, trigger: Trigger) -> None:
         super().__init__(f"the move of checkout {checkout} by {trigger} has no audit action")
         self.checkout, self.trigger = checkout, trigger
-
-
-class Keep(Enum):
-    """Says that a value stays as it is."""
-
-    IT = "keep"
-
-
-KEEP: Final = Keep.IT
-Kept = Literal[Keep.IT]
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """What the merchant is told: `checkout.ready` and so on, with ids and amounts."""
-
-    kind: str
-    payload: Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PaymentSeen:
-    """One gateway transaction as a look showed it; amounts in minor units. The accepted one is never demoted."""
-
-    transaction_id: str
-    payment_id: str | None
-    order_ref: str
-    role: str
-    binding: str
-    status: str
-    reading: str
-    currency: str
-    reserved: int
-    captured: int
-    refunded: int
-    charged_back: int = 0
-    decided: str | None = None
-    flags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
-    """One write by the holder: a fact that moves the checkout (`trigger`), or one that leaves it where it is (None).
-
-    Without an `action` nothing is audited: a lease given back, or a look that showed what was known. Such a write moves nothing, makes
-    no new version, and always releases.
-
-    `alarm` is KEEP to go on under the same lease, a number of seconds to release and be looked at again, or None to release
-    a settled checkout for good. Fields left at KEEP stay as they are.
-    """
-
-    held: Held
-    trigger: Trigger | None
-    action: audit.Action | None
-    evidence: Mapping[str, object] = field(default_factory=dict)
-    actor: str = audit.SYSTEM
-    alarm: float | Kept | None = KEEP
-    attempts: int = 0
-    looks: int | Kept = KEEP
-    openings: int | Kept = KEEP
-    last_error: str | Kept | None = KEEP
-    attention: str | Kept | None = KEEP
-    expires_in: float | Kept = KEEP
-    offered: bool = False
-    withdrawn: bool = False
-    late: bool = False
-    booked: bool = False
-    life: float | Kept | None = KEEP
-    money: tuple[int, int, int] | Kept = KEEP
-    charged_back: int | Kept = KEEP
-    reserved_until: datetime | Kept | None = KEEP
-    auto_capture: bool | Kept = KEEP
-    operations: tuple[Operation, ...] = ()
-    # A word of attention that was decided on for all transactions known so far; not together with `payments`.
-    decided: str | None = None
-    token: bytes | Kept = KEEP
-    token_lifetime: float = 0.0
-    session_id: str | Kept | None = KEEP
-    methods: Sequence[Mapping[str, object]] | Kept | None = KEEP
-    payments: tuple[PaymentSeen, ...] = ()
-    read: tuple[UUID, ...] = ()
-    done: tuple[tuple[UUID, str], ...] = ()
-    events: tuple[Event, ...] = ()
-
-    @property
-    def releases(self) -> bool:
-        """Say whether the lease is given back by this write."""
-        return not isinstance(self.alarm, Keep)
 
 
 # One statement writes everything of many moves. `locked` takes the rows in id order and leaves out those that somebody else has
@@ -304,7 +222,7 @@ class Lifecycle:
         if move.action is None:
             if move.trigger is not None:
                 raise UnauditedMove(held.id, move.trigger)
-            return _Prepared(move, to, None, _row(move, to, None), _event_rows(move, to))
+            return _Prepared(move, to, None, row(move, to, None), event_rows(move, to))
         entry = audit.make(
             self._vault,
             checkout=held.id,
@@ -319,7 +237,7 @@ class Lifecycle:
             trigger=move.trigger,
             evidence=move.evidence,
         )
-        return _Prepared(move, to, entry, _row(move, to, entry), _event_rows(move, to))
+        return _Prepared(move, to, entry, row(move, to, entry), event_rows(move, to))
 
     async def _write(self, batch: list[_Prepared]) -> list[_Landed | Again | None]:
         rows = await self._db.write(
@@ -327,8 +245,8 @@ class Lifecycle:
             {
                 "moves": _json([prepared.row for prepared in batch]),
                 "events": _json([event for prepared in batch for event in prepared.events]),
-                "operations": _json([row for prepared in batch for row in _operation_rows(prepared.move)]),
-                "payments": _json([row for prepared in batch for row in _payment_rows(prepared.move)]),
+                "operations": _json([row for prepared in batch for row in operation_rows(prepared.move)]),
+                "payments": _json([row for prepared in batch for row in payment_rows(prepared.move)]),
                 "read": _json(
                     [
                         {"id": letter, "checkout_id": prepared.move.held.id}
@@ -359,46 +277,6 @@ def _fate(row: Row[Any]) -> _Landed | Again | None:
     if row.mine:
         return _Landed(row.deadline, row.rung)
     return _Landed(None, rung=True) if row.already else None
-
-
-def _event_rows(move: Move, to: State) -> list[dict[str, object]]:
-    held = move.held
-    return [
-        {
-            "checkout_id": held.id,
-            "sequence": held.event_sequence + number,
-            "kind": event.kind,
-            "payload": {"checkoutId": held.id, "orderId": held.order_ref, "state": to, **event.payload},
-        }
-        for number, event in enumerate(move.events, start=1)
-    ]
-
-
-def _operation_rows(move: Move) -> list[dict[str, object]]:
-    return [
-        {
-            "id": one.id,
-            "checkout_id": move.held.id,
-            "transaction_id": one.transaction_id,
-            "kind": one.kind,
-            "amount": one.amount,
-            "currency": one.currency,
-            "state": one.state,
-            "identifier": one.identifier,
-            "cause": one.cause,
-            "command_id": one.command_id,
-            "actor": one.actor,
-            "reason": one.reason,
-            "total_before": one.total_before,
-            "attempts": one.attempts,
-            "last_error": one.last_error,
-        }
-        for one in move.operations
-    ]
-
-
-def _payment_rows(move: Move) -> list[dict[str, object]]:
-    return [{**asdict(payment), "checkout_id": move.held.id} for payment in move.payments]
 
 
 def _after(prepared: _Prepared, landed: _Landed) -> Held:
@@ -475,58 +353,3 @@ def _operated(held: Held, changed: tuple[Operation, ...]) -> tuple[Operation, ..
         submitted_at = held.now() if one.state == "submitted" else one.submitted_at
         operations[one.id] = replace(one, submitted_at=submitted_at)
     return tuple(operations.values())
-
-
-def _row(move: Move, to: State, entry: audit.Entry | None) -> dict[str, object]:
-    held = move.held
-    reserved, captured, refunded = (
-        (held.reserved, held.captured, held.refunded) if isinstance(move.money, Keep) else move.money
-    )
-    keeps_session = (
-        isinstance(move.token, Keep) and isinstance(move.session_id, Keep) and isinstance(move.methods, Keep)
-    )
-    return {
-        "id": held.id,
-        "merchant_id": held.merchant_id,
-        "lease": held.lease,
-        "version": held.version,
-        "wake": held.wake,
-        "state": to,
-        "release": move.releases,
-        "alarm": None if isinstance(move.alarm, Keep) else move.alarm,
-        "attempts": move.attempts,
-        "looks": held.looks if isinstance(move.looks, Keep) else move.looks,
-        "openings": held.openings if isinstance(move.openings, Keep) else move.openings,
-        "last_error": held.last_error if isinstance(move.last_error, Keep) else move.last_error,
-        "attention": held.attention if isinstance(move.attention, Keep) else move.attention,
-        "expires_in": None if isinstance(move.expires_in, Keep) else move.expires_in,
-        "offered": move.offered,
-        "withdrawn": move.withdrawn,
-        "ended": to in ENDED and held.state is not to,
-        "reopened": move.trigger is Trigger.REOPENED,
-        "late": move.late,
-        "booked": move.booked,
-        "decided": move.decided,
-        "life": held.life if isinstance(move.life, Keep) else move.life,
-        "charged_back": held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
-        "reserved_until": held.reserved_until
-        if isinstance(move.reserved_until, Keep)
-        else move.reserved_until,
-        "auto_capture": held.auto_capture if isinstance(move.auto_capture, Keep) else move.auto_capture,
-        "reserved": reserved,
-        "captured": captured,
-        "refunded": refunded,
-        "sequence": entry.sequence if entry else held.audit_sequence,
-        "at": entry.at if entry else None,
-        "action": entry.action if entry else None,
-        "entry": entry.text if entry else None,
-        "key_id": entry.key_id if entry else None,
-        "mac": entry.mac.hex() if entry else None,
-        "event_sequence": held.event_sequence + len(move.events),
-        "correlation_id": held.correlation_id,
-        "keeps_session": keeps_session,
-        "token": None if isinstance(move.token, Keep) else move.token.hex(),
-        "token_lifetime": None if isinstance(move.token, Keep) else move.token_lifetime,
-        "session_id": held.session_id if isinstance(move.session_id, Keep) else move.session_id,
-        "methods": held.methods if isinstance(move.methods, Keep) else move.methods,
-    }

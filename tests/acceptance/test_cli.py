@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import re
 import socket
+import threading
+from contextlib import contextmanager
 from urllib.parse import urlsplit, urlunsplit
 
 import psutil
@@ -12,8 +15,11 @@ import psycopg
 import pytest
 
 from orchestrator import access
+from orchestrator.states import State, Trigger
+from orchestrator.vault import Vault
 from tests.acceptance.command import orchestrator
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
+from tests.factories import core, payment
 
 JWT = {"JWT_SECRETS": f'["{JWT_SECRET}"]'}
 NOBODY_THERE = "postgresql://u:p@127.0.0.1:1/x"
@@ -160,9 +166,9 @@ def test_every_command_has_help():
     listed = orchestrator("--help").stdout
 
     for command in ("up", "demo", "api", "worker", "scheduler", "sandbox", "migrate", "doctor", "token", "merchants",
-                    "checkouts", "events", "audit"):  # fmt: skip
+                    "checkouts", "payments", "events", "audit"):  # fmt: skip
         assert f"  {command} " in listed
-    for group in ((), ("token",), ("merchants",), ("checkouts",), ("events",), ("audit",)):
+    for group in ((), ("token",), ("merchants",), ("checkouts",), ("payments",), ("events",), ("audit",)):
         commands = orchestrator(*group, "--help").stdout.partition("Commands:")[2]
         assert commands
         assert "..." not in commands
@@ -214,3 +220,272 @@ def test_doctor_names_what_is_not_well_and_what_to_do(database_url):
     assert all(found[name].startswith("problem") for name in ("workers", "schedulers", "gateway", "broker"))
     assert heartbeat.returncode == 1
     assert "no heartbeat of a worker" in heartbeat.stderr
+
+
+# ── Checkouts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def books(database_url):
+    """A database with a paid, a surplus and an open checkout, and the settings that reach it."""
+    known = {"DATABASE_URL": database_url, "SECRET_KEYS": f'["{SECRET_KEY}"]'}
+
+    async def write():
+        async with core(database_url, Vault(make_settings().secret_keys)) as one:
+            await one.checkout(State.AWAITING_PAYMENT, order_ref="open-1")
+            held = await one.held(State.AWAITING_PAYMENT, order_ref="paid-1")
+            paid = {"money": (13900, 5000, 0), "attention": "surplus_payment: transactions 8"}
+            seen = (
+                payment("7", order_ref="paid-1", captured=5000),
+                payment("8", order_ref="paid-1", role="surplus"),
+            )
+            held = await one.advance(held, Trigger.PAYMENT_FOUND, payments=seen, **paid)
+            await one.release(held)
+
+    asyncio.run(write())
+    return known
+
+
+@contextmanager
+def worker(database_url, *statements):
+    """Somebody who answers every command with these statements; `{id}` is the command, `{checkout}` its checkout."""
+    ended = threading.Event()
+
+    def answer():
+        with psycopg.connect(database_url, autocommit=True) as db:
+            while not ended.wait(0.02):
+                for command, checkout in db.execute(
+                    "SELECT id, checkout_id FROM commands WHERE handled_at IS NULL ORDER BY requested_at"
+                ).fetchall():
+                    for statement in statements:
+                        db.execute(statement, {"id": command, "checkout": checkout})
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def rows(database_url, statement):
+    with psycopg.connect(database_url, autocommit=True) as db:
+        return db.execute(statement).fetchall()
+
+
+DONE = "UPDATE commands SET handled_at = clock(), result = 'done: nothing new' WHERE id = %(id)s"
+OPERATE = """
+    INSERT INTO money_operations (id, merchant_id, checkout_id, transaction_id, kind, amount, currency, state, command_id, cause,
+                                  reconciliation_identifier, actor, last_error)
+    SELECT gen_random_uuid(), k.merchant_id, k.checkout_id, '7', k.kind, (k.arguments ->> 'amount')::int, 'DKK', '{}', k.id, 'asked',
+           k.id::text, k.actor, 'Card Declined' FROM commands k WHERE k.id = %(id)s
+"""
+ACCEPT = "UPDATE commands SET handled_at = clock(), result = 'accepted: 1' WHERE id = %(id)s"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "told"),
+    [
+        (("capture", "--amount", "10.00"), "capture", {"amount": 1000, "transactionId": None}),
+        (("capture",), "capture", {"amount": None, "transactionId": None}),
+        (
+            ("refund", "--amount", "50", "--reason", "broken"),
+            "refund",
+            {"amount": 5000, "transactionId": None},
+        ),
+        (("release", "--transaction", "8"), "release", {"transactionId": "8"}),
+        (("retry",), "retry", {}),
+        (("resolve", "return"), "resolve", {"decision": "return"}),
+    ],
+)
+def test_what_is_asked_for_is_stored_as_a_command_and_named(books, arguments, kind, told):
+    name, *rest = arguments
+    ended = orchestrator("checkouts", name, "paid-1", *rest, "--wait", "0", **books)
+
+    [(command, stored, given, key, actor)] = rows(
+        books["DATABASE_URL"], "SELECT id, kind, arguments, idempotency_key, actor FROM commands"
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert str(command) in ended.stdout
+    assert (stored, given, actor) == (kind, told, "operator:command-line")
+    assert (key is not None) == (kind in {"capture", "refund"})
+
+
+def test_a_cancel_takes_the_same_path_and_is_asked_for_once(books):
+    first = orchestrator("checkouts", "cancel", "open-1", "--reason", "a test", **books)
+    second = orchestrator("checkouts", "cancel", "open-1", **books)
+
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "is being cancelled already" in second.stdout
+    assert rows(books["DATABASE_URL"], "SELECT kind, reason FROM commands") == [("cancel", "a test")]
+
+
+def test_reopening_takes_a_new_deadline(books, database_url):
+    rows(database_url, "UPDATE checkouts SET state = 'expired' WHERE order_ref = 'open-1' RETURNING 1")
+    ended = orchestrator("checkouts", "reopen", "open-1", "--expires-in", "90m", "--wait", "0", **books)
+
+    assert ended.returncode == 0
+    assert rows(database_url, "SELECT kind, arguments FROM commands") == [("reopen", {"expiresIn": 5400.0})]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("capture", "paid-1", "--amount", "89.01"),
+            "89.01 DKK is more than the 89.00 DKK that is left to capture",
+        ),
+        (("capture", "paid-1", "--amount", "10.005"), "has more decimals than DKK has"),
+        (("capture", "paid-1", "--amount", "0"), "--amount must be more than 0"),
+        (("capture", "paid-1", "--transaction", "9"), "has no transaction '9'"),
+        (("capture", "open-1"), "is awaiting payment and not paid"),
+        (("refund", "paid-1", "--amount", "50.01"), "ask for 50.00 DKK at most"),
+        (("release", "paid-1"), "refund what is captured"),
+        (("reopen", "open-1"), "only what failed, expired or was cancelled is reopened"),
+        (("reopen", "open-1", "--expires-in", "soon"), "'soon' is not a time span such as 90m, 24h or 7d"),
+        (("resolve", "open-1", "keep"), "nothing about checkout"),
+        (("resolve", "paid-1", "refund"), "'refund' is not one of"),
+        (("cancel", "paid-1"), "release or refund it instead"),
+        (("retry", "nowhere"), "there is no checkout with the id or order number 'nowhere'"),
+        (("reconcile",), "name checkouts, or a period with --since"),
+        (("reconcile", "paid-1", "--since", "1h"), "and not both"),
+        (("reconcile", "paid-1", "--merchant", "default"), "--merchant goes with --since"),
+        (("reconcile", "--since", "24"), "'24' is not a time span"),
+        (("reconcile", "--since", "400d"), "of at most a year"),
+        (("reconcile", "--since", "1h", "--merchant", "nobody"), "there is no merchant 'nobody'"),
+        (("explain", "nowhere"), "there is no checkout"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_asked_for_is_one_sentence_and_stores_nothing(books, arguments, words):
+    ended = orchestrator("checkouts", *arguments, **books)
+
+    assert ended.returncode == 2
+    assert words in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert rows(books["DATABASE_URL"], "SELECT 1 FROM commands") == []
+
+
+@pytest.mark.parametrize(
+    ("statements", "ends"),
+    [
+        ((OPERATE.format("succeeded"), ACCEPT), (0, "Done: the capture of 10.00 DKK on transaction 7.")),
+        ((OPERATE.format("rejected"), ACCEPT), (1, "Refused by the gateway: the capture of 10.00 DKK on transaction 7 (Card Declined).")),
+        ((OPERATE.format("submitted"), ACCEPT), (1, "is carried out still")),
+        ((ACCEPT,), (0, "Accepted.")),
+        ((DONE,), (0, "Done: nothing new")),
+        (("UPDATE commands SET handled_at = clock(), result = 'refused: too much' WHERE id = %(id)s",), (1, "Refused: too much")),
+        (("SELECT 1",), (1, "has not been taken up by a worker yet")),
+    ],
+    ids=["done", "rejected", "slow", "accepted", "nothing", "refused", "nobody"],
+)  # fmt: skip
+def test_what_becomes_of_money_is_waited_for_and_told(books, database_url, statements, ends):
+    status, words = ends
+    unanswered = words.endswith(("yet", "still"))
+    with worker(database_url, *statements):
+        ended = orchestrator(
+            "checkouts", "capture", "paid-1", "--amount", "10", "--wait", "1" if unanswered else "30", **books
+        )
+
+    assert ended.returncode == status
+    assert words in ended.stdout + ended.stderr
+    assert "Asked for: capture of 10.00 DKK" in ended.stdout
+
+
+def test_show_and_explain_tell_of_operations_and_ways_out(books, database_url):
+    with worker(database_url, OPERATE.format("rejected"), ACCEPT):
+        orchestrator("checkouts", "capture", "paid-1", "--amount", "10", **books)
+    shown = orchestrator("checkouts", "show", "paid-1", **books)
+    explained = orchestrator("checkouts", "explain", "paid-1", **books)
+
+    assert re.search(r"capture +7 +10\.00 DKK +rejected +asked", shown.stdout)
+    assert explained.returncode == 0
+    assert "Order paid-1 over 139.00 DKK is paid. A person must look at it." in explained.stdout
+    assert "A capture of 10.00 DKK on transaction 7" in explained.stdout
+    assert "Transaction 8 holds 139.00 DKK" in explained.stdout
+    for title in ("Because", "Evidence", "Next", "You may"):
+        assert f"\n{title}\n  - " in explained.stdout
+
+
+def test_money_without_a_home_is_listed(books):
+    listed = orchestrator("payments", "list", "--role", "surplus", "--merchant", "default", **books)
+    named = orchestrator("payments", "list", "--order", "paid-1", "--limit", "1", **books)
+
+    assert re.search(r"^8 +default +paid-1 .* surplus +preauth +139\.00 DKK", listed.stdout, re.MULTILINE)
+    assert len(listed.stdout.splitlines()) == 2
+    assert (len(named.stdout.splitlines()), "There are more than 1" in named.stderr) == (2, True)
+
+
+# ── Reconciling many ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def counted(stdout):
+    return {
+        name: int(number.replace(",", ""))
+        for name, number in re.findall(r"^([a-z ]+?) +([\d,]+)\s*$", stdout, re.MULTILINE)
+    }
+
+
+def test_reconciling_by_name_tells_what_changed(books, database_url):
+    """As if the one were found paid, and half of the other's money were charged back."""
+    found = (
+        """UPDATE checkouts SET state = 'completed', reserved = 13900, attention = 'late_payment: x'
+            WHERE id = %(checkout)s AND order_ref = 'open-1'""",
+        "UPDATE checkouts SET charged_back = 7000 WHERE id = %(checkout)s AND order_ref = 'paid-1'",
+        DONE,
+    )
+    with worker(database_url, *found):
+        ended = orchestrator("checkouts", "reconcile", "open-1", "paid-1", "open-1", **books)
+
+    assert ended.returncode == 0, ended.stderr
+    assert counted(ended.stdout) == {
+        "asked": 2, "looked at": 2, "completed": 1, "money changed": 2, "attention raised": 1, "still waiting": 0,
+    }  # fmt: skip
+
+
+FILL = """
+    INSERT INTO checkouts (id, merchant_id, order_ref, state, due_at, deadline, currency, amount, audit_sequence, audit_head,
+                           correlation_id, created_at)
+    SELECT (lpad(to_hex((extract(epoch FROM now() - make_interval(mins => n)) * 1000)::bigint), 12, '0')
+            || '7000' || '8000' || lpad(to_hex(n), 12, '0'))::uuid, 1, 'o-' || n, 'awaiting_payment', clock(), clock(), 'DKK', 1, 1,
+           '', '', clock() - make_interval(mins => n) FROM generate_series(1, 1000) n RETURNING 1
+"""
+
+
+def test_reconciling_a_period_goes_over_all_of_it_in_lists_and_over_nothing_else(books, database_url):
+    rows(database_url, FILL)
+    with worker(database_url, DONE):
+        ended = orchestrator("checkouts", "reconcile", "--since", "10h", "--merchant", "default", **books)
+
+    # Those of the last 599 minutes (the six hundredth passes while the command starts), and the two of the fixture.
+    assert ended.returncode == 0, ended.stderr
+    assert counted(ended.stdout)["asked"] == 601
+    assert counted(ended.stdout)["looked at"] == 601
+    assert re.search(r"^asked 200 of 601, answered \d+$", ended.stderr, re.MULTILINE)
+    assert rows(
+        database_url,
+        "SELECT count(*), count(DISTINCT checkout_id), max(substr(c.order_ref, 3)::int) FILTER (WHERE c.order_ref LIKE 'o-%') "
+        "FROM commands k JOIN checkouts c ON c.id = k.checkout_id WHERE k.kind = 'reconcile'",
+    ) == [(601, 601, 599)]
+
+
+def test_what_nobody_answers_is_told_and_is_a_failure_of_the_command(books, database_url):
+    answered = "AND checkout_id = (SELECT id FROM checkouts WHERE order_ref = 'open-1')"
+    refused = "UPDATE commands SET handled_at = clock(), result = 'refused: it is settled' WHERE id = %(id)s "
+    with worker(database_url, refused + answered):
+        ended = orchestrator("checkouts", "reconcile", "--since", "1h", "--timeout", "1", **books)
+
+    assert ended.returncode == 1
+    assert counted(ended.stdout) == {
+        "asked": 2, "looked at": 0, "completed": 0, "money changed": 0, "attention raised": 0, "refused": 1, "still waiting": 1,
+    }  # fmt: skip
+    assert "Not all were answered" in ended.stderr
+
+
+def test_who_does_not_wait_only_asks(books, database_url):
+    ended = orchestrator("checkouts", "reconcile", "--since", "1h", "--no-wait", **books)
+
+    assert ended.returncode == 0
+    assert counted(ended.stdout) == {"asked": 2}
+    assert rows(database_url, "SELECT count(*) FROM commands WHERE kind = 'reconcile'") == [(2,)]

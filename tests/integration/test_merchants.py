@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from orchestrator.db import Database, DatabaseAway, is_away
-from orchestrator.merchants import Merchants, UnknownMerchant
+from orchestrator.merchants import Merchants, Policies, PolicyRejected, UnknownMerchant
 from orchestrator.vault import Vault
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.factories import lost_connection
@@ -195,22 +196,108 @@ async def test_before_anything_was_read_an_absent_postgres_is_an_error(core, cou
     assert counting.reads == 1
 
 
-async def test_the_only_merchant_is_known_as_such_until_there_is_another(core, merchants):
-    assert merchants.sole() is None
+async def test_what_is_known_is_told_without_asking_anybody_until_it_is_old(core, counting):
+    merchants = Merchants(counting, core.vault, make_settings())
+    assert merchants.known(1) is None
     default = await merchants.get(1)
-    assert merchants.sole() == default
+    counting.away = True
+    assert merchants.known(1) == default
+    assert merchants.known(77) is None
     aged(merchants, seconds=61)
-    assert merchants.sole() is None
-    await merchants.add("second", **SHOP)
-    await merchants.everyone()
-    assert merchants.sole() is None
+    assert merchants.known(1) is None
+    assert counting.reads == 1
 
 
-async def test_a_second_merchant_whose_secrets_nobody_can_read_is_still_a_second(core, merchants):
+async def test_a_merchant_whose_secrets_nobody_can_read_is_not_known(core, merchants):
     await merchants.add("second", **SHOP)
+    second = await merchants.named("second")
     foreign = Merchants(core.db, Vault(make_settings(secret_keys=(OLDER_KEY,)).secret_keys), make_settings())
     assert [one.name for one in await foreign.everyone()] == ["default"]
-    assert foreign.sole() is None
+    assert foreign.known(second.id) is None
+    assert foreign.known(1) is not None
+
+
+# ── Changes ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_changed_password_and_changed_secrets_are_sealed_and_read(core, merchants):
+    await merchants.add("second", **SHOP)
+    assert await merchants.set_password("second", "a new hidden password")
+    assert await merchants.set_secrets("second", ("a new hidden secret", "their hidden secret"))
+    read = await Merchants(core.db, core.vault, make_settings()).named("second")
+    assert read.account.password == "a new hidden password"
+    assert read.callback_secrets == ("a new hidden secret", "their hidden secret")
+    (row,) = await core.all("SELECT merchants::text FROM merchants WHERE name = 'second'")
+    for hidden in ("a new hidden password", "a new hidden secret"):
+        assert hidden not in row
+        assert hidden.encode().hex() not in row
+    assert await merchants.set_secrets("second", ())
+    assert (await merchants.named("second")).callback_secrets == ()
+
+
+async def test_nobody_is_changed_by_a_name_that_nobody_has(merchants):
+    assert not await merchants.set_password("nobody", "x")
+    assert not await merchants.set_secrets("nobody", ("x",))
+    assert not await merchants.set_policies("nobody", {"late": "keep"})
+
+
+# ── Policies ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_unless_told_otherwise_a_person_is_asked_and_nothing_is_captured(merchants):
+    policies = (await merchants.named("default")).policies
+    assert policies == Policies()
+    assert (policies.late, policies.surplus, policies.unknown_order) == ("ask", "ask", "ask")
+    assert (policies.capture, policies.looks_per_minute) == ("manual", 600)
+
+
+async def test_a_changed_policy_is_read_and_leaves_the_others_alone(core, merchants):
+    await merchants.add("second", **SHOP)
+    assert await merchants.set_policies("second", {"late": "keep", "looks_per_minute": "30"})
+    assert await merchants.set_policies("second", {"surplus": "return", "capture": "automatic"})
+    read = await Merchants(core.db, core.vault, make_settings()).named("second")
+    assert read.policies == Policies(late="keep", surplus="return", capture="automatic", looks_per_minute=30)
+    assert (await merchants.named("default")).policies == Policies()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"later": "keep"},
+            "there is no policy 'later': there are late, surplus, unknown_order, capture, looks_per_minute",
+        ),
+        ({"late": "maybe"}, "late must be ask or keep or return, not 'maybe'"),
+        ({"unknown_order": ""}, "unknown_order must be ask or keep or return, not ''"),
+        ({"capture": "ask"}, "capture must be manual or automatic, not 'ask'"),
+        ({"looks_per_minute": "0"}, "looks_per_minute must be a whole number from 1 to 100000, not '0'"),
+        ({"looks_per_minute": "100001"}, "from 1 to 100000"),
+        ({"looks_per_minute": "many"}, "from 1 to 100000"),
+        ({"looks_per_minute": True}, "from 1 to 100000"),
+        ({"looks_per_minute": 1.5}, "from 1 to 100000"),
+    ],
+)
+async def test_a_policy_that_is_none_changes_nothing(core, merchants, change, sentence):
+    await merchants.add("second", **SHOP)
+    with pytest.raises(PolicyRejected, match=re.escape(sentence)):
+        await merchants.set_policies("second", {"surplus": "keep", **change})
+    assert await core.all("SELECT policies FROM merchants WHERE name = 'second'") == [{}]
+
+
+async def test_what_a_row_says_beyond_our_words_is_ignored_and_logged(core, merchants):
+    await merchants.add("second", **SHOP)
+    stored = '{"late": "keep", "surplus": "burn", "looks_per_minute": null, "dance": true}'
+    await core.do(
+        "UPDATE merchants SET policies = CAST(:stored AS jsonb) WHERE name = 'second'", stored=stored
+    )
+    with capture_logs() as lines:
+        read = await Merchants(core.db, core.vault, make_settings()).named("second")
+    assert read.policies == Policies(late="keep")
+    assert {line["policy"] for line in lines if line["event"] == "policy_ignored"} == {
+        "surplus", "looks_per_minute", "dance",
+    }  # fmt: skip
+    await core.do("UPDATE merchants SET policies = '[1]' WHERE name = 'second'")
+    assert (await Merchants(core.db, core.vault, make_settings()).named("second")).policies == Policies()
 
 
 async def test_a_watch_learns_of_merchants_by_itself_and_outlives_an_outage(core, counting, monkeypatch):
@@ -222,9 +309,9 @@ async def test_a_watch_learns_of_merchants_by_itself_and_outlives_an_outage(core
     async with asyncio.timeout(10):
         while counting.reads < 2:  # noqa: ASYNC110 - nobody tells us
             await asyncio.sleep(0.02)
-        assert merchants.sole() is None
+        assert merchants.known(1) is None
         counting.away = False
-        while merchants.sole() is None:  # noqa: ASYNC110 - as above
+        while merchants.known(1) is None:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.02)
     watch.cancel()
     await asyncio.gather(watch, return_exceptions=True)

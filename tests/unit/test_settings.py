@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.settings import PREFIX, Settings, SettingsError, load
+from orchestrator.settings import PREFIX, Settings, SettingsError, environment, http_url, load
 from tests.conftest import SECRET_KEY, make_settings
 
 SHORT_KEY = base64.b64encode(b"k" * 16).decode()
@@ -63,6 +64,19 @@ WRONG = {
     ("SETTLE_WATCH", "[0, 60]"): "each number must be greater than 0",
     ("SETTLE_WATCH", "[60, 60]"): "greater than the one before it",
     ("SETTLE_WATCH", "[60, Infinity]"): "each number must be",
+    ("CALLBACK_MAX_AGE", "0"): "greater than or equal to 1",
+    ("GATEWAY_NETWORKS", "185.206.120.0/24"): 'must be a JSON array, for example ["first","second"]',
+    (
+        "GATEWAY_NETWORKS",
+        '["gateway.example.com"]',
+    ): "each entry must be an address or a network such as 192.0.2.0/24",
+    ("GATEWAY_NETWORKS", '["185.206.120.7/24"]'): "each entry must be an address or a network",
+    ("GATEWAY_NETWORKS", "[7]"): "each entry must be text in quotes",
+    ("TRUSTED_PROXIES", "-1"): "greater than or equal to 0",
+    ("TRUSTED_PROXIES", "one"): "must be a whole number",
+    ("REQUIRE_GATEWAY_NETWORK", "perhaps"): "must be true or false",
+    ("CALLBACKS_LIMIT", "0"): "greater than or equal to 1",
+    ("CALLBACKS_UNPROVEN_LIMIT", "0"): "greater than or equal to 1",
     ("LOG_FORMAT", "xml"): "must be 'auto', 'console' or 'json'",
     ("LOG_LEVEL", "INFO"): "must be 'debug', 'info', 'warning' or 'error'",
 }
@@ -178,6 +192,43 @@ def test_a_command_that_needs_a_setting_says_which():
     with pytest.raises(SettingsError, match=r"^ORCHESTRATOR_DATABASE_URL is not set: this command needs it"):
         Settings().need("database_url")
     assert make_settings(database_url="postgresql://x/y").need("database_url") == "postgresql://x/y"
+
+
+def test_the_gateways_documented_addresses_are_known_and_can_be_replaced(monkeypatch):
+    assert [str(one) for one in load().gateway_ranges] == [
+        "185.206.120.0/24", "185.203.232.129/32", "185.203.233.129/32", "2a10:a200::/29",
+    ]  # fmt: skip
+    monkeypatch.setenv("ORCHESTRATOR_GATEWAY_NETWORKS", '["127.0.0.1"]')
+    assert [str(one) for one in load().gateway_ranges] == ["127.0.0.1/32"]
+    monkeypatch.setenv("ORCHESTRATOR_GATEWAY_NETWORKS", "[]")
+    assert load().gateway_ranges == ()
+    monkeypatch.setenv("ORCHESTRATOR_REQUIRE_GATEWAY_NETWORK", "true")
+    with pytest.raises(SettingsError, match=r"^ORCHESTRATOR_REQUIRE_GATEWAY_NETWORK needs GATEWAY_NETWORKS"):
+        load()
+
+
+def test_a_child_process_reads_what_its_parent_has(monkeypatch):
+    known = make_settings(gateway_networks=("192.0.2.0/24",), require_gateway_network=True, trusted_proxies=2)
+    for name, value in environment(known).items():
+        monkeypatch.setenv(name, value)
+    read = load()
+    assert read == known
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("ftp://g.example", "must be a URL that starts with http:// or https://"),
+        ("https://", "names no host"),
+        ("https://sam:hush@g.example", "must be a URL without query, fragment or credentials"),
+        ("https://g.example/?a=b", "must be a URL without query, fragment or credentials"),
+    ],
+)
+def test_a_base_url_from_elsewhere_is_held_to_the_same_rule(url, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        http_url(url)
+    assert "hush" not in str(error.value)
+    assert http_url("https://g.example/") == "https://g.example"
 
 
 def test_overrides_go_before_the_environment_and_are_checked_too(monkeypatch):

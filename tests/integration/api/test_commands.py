@@ -386,6 +386,16 @@ async def test_a_checkout_whose_order_number_lives_elsewhere_is_not_reopened(api
     assert (await ask(api, checkout, "reopen")).status_code == 202
 
 
+async def test_what_no_shop_has_handed_over_has_nothing_to_be_reopened_with(api: Api):
+    checkout = await in_state(api, "failed")
+    await api.sql("ALTER TABLE audit_entries DISABLE TRIGGER USER")
+    await api.sql(
+        "UPDATE audit_entries SET entry = jsonb_set(entry::jsonb, '{evidence,stray}', 'true')::text WHERE checkout_id = :id",
+        id=UUID(checkout),
+    )
+    assert "hand the order over" in problem(await ask(api, checkout, "reopen"), 409, "not-an-order")["detail"]
+
+
 async def test_only_what_waits_for_a_person_is_resolved(api: Api):
     checkout = await in_state(api, "completed")
     problem(await ask(api, checkout, "resolve", {"decision": "keep"}), 409, "nothing-to-resolve")

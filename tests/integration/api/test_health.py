@@ -95,7 +95,7 @@ async def test_the_document_describes_every_address(api: Api):
         ("get", "/v1/checkouts"), ("post", "/v1/checkouts"), ("post", "/v1/checkouts/batch"),
         ("get", "/v1/checkouts/{checkout_id}"), ("post", "/v1/checkouts/{checkout_id}/cancel"),
         ("get", "/v1/checkouts/{checkout_id}/audit"), ("post", "/callbacks/{kind}/{id}/{signed}"),
-        ("get", "/callbacks/{kind}/{id}/{signed}"), ("get", "/healthz"), ("get", "/readyz"),
+        ("get", "/callbacks/{kind}/{id}/{signed}"), ("post", "/callbacks/merchant/{merchant}/{signed}"), ("get", "/healthz"), ("get", "/readyz"),
     }  # fmt: skip
     text = (await api.client.get("/openapi.json")).text
     assert document["openapi"].startswith("3.0.")

@@ -27,6 +27,16 @@ def problem(answer, status: int, kind: str | None = None) -> dict:
     return document
 
 
+@pytest.mark.parametrize(("asked", "expected"), [(True, True), (False, False), (None, False)])
+async def test_a_checkout_knows_whether_the_gateway_captures_by_itself(api: Api, asked, expected):
+    body = intent()
+    body["configuration"].pop("autoCapture", None)
+    if asked is not None:
+        body["configuration"]["autoCapture"] = asked
+    assert (await api.post(body)).status_code == 202
+    assert [row.auto_capture for row in await api.sql("SELECT auto_capture FROM checkouts")] == [expected]
+
+
 async def test_a_new_checkout_is_stored_answered_and_hinted_at(api: Api):
     answer = await api.post(intent("A-1"))
     assert answer.status_code == 202

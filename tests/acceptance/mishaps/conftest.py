@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.acceptance.mishaps.shop import Shop, shop
+from tests.factories import empty
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@pytest.fixture(scope="module")
+async def installation(shared_database_url: str) -> AsyncIterator[Shop]:
+    """One installation for the tests of a module, one after the other; making it takes longer than most of them."""
+    empty(shared_database_url)
+    async with shop(shared_database_url) as one:
+        yield one
+
+
+@pytest.fixture
+async def world(installation: Shop, shared_database_url: str) -> Shop:
+    """A shop that nobody has bought at yet; its gateway remembers other orders, as every gateway does."""
+    await installation.begin(shared_database_url)
+    return installation

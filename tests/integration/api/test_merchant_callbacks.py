@@ -1,0 +1,279 @@
+"""A merchant's own callback address: whose checkout it is, and a home for a payment that nobody asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import urlencode
+from uuid import UUID, uuid4
+
+import pytest
+from structlog.testing import capture_logs
+
+from orchestrator import audit, inbox, links
+from orchestrator.models import uuid7
+from tests.conftest import make_settings
+from tests.integration.api.scene import Api, intent, path_of, serving, without_database
+from tests.integration.api.test_callbacks import FORM
+from tests.integration.api.test_evidence import SECRET, SHOP, checking, letterbox, signed
+from tests.integration.api.test_intake import problem
+
+pytestmark = pytest.mark.anyio
+
+
+def posted(order_ref: str = "OLD-1", **changes: str | None) -> bytes:
+    fields = {
+        "shop_orderid": order_ref, "transaction_id": "539101", "status": "succeeded", "amount": "139.00",
+        "currency": "208", **changes,
+    }  # fmt: skip
+    return urlencode({name: value for name, value in fields.items() if value is not None}).encode()
+
+
+async def send(api: Api, body: bytes, *, merchant: str = "default", headers: dict[str, str] | None = None):
+    url = path_of(links.merchant_url(api.services.vault, "", merchant))
+    return await api.client.post(
+        url, content=body, headers=FORM | (signed(body) if headers is None else headers)
+    )
+
+
+# ── Whose it is ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("by", ["our id", "order number"])
+async def test_what_names_a_checkout_is_stored_as_its_callback_and_rings_it(database_url, by):
+    async with checking(database_url) as api:
+        checkout = await api.taken("A-77")
+        api.doorbell.rings.clear()
+        changes = (
+            {"order_ref": "other", "transaction_info[checkout]": checkout}
+            if by == "our id"
+            else {"order_ref": "A-77"}
+        )
+        answer = await send(api, posted(**changes))
+        assert (answer.status_code, answer.text) == (200, "Acknowledged")
+        (row,) = await api.sql("SELECT checkout_id, kind, grade, handled_at FROM callbacks")
+        assert tuple(row) == (UUID(checkout), "notification", "signed", None)
+        assert api.doorbell.rings == [("callbacks", UUID(checkout))]
+        assert (await api.sql("SELECT wake FROM checkouts"))[0].wake == 1
+        assert await api.count("checkouts") == 1
+
+
+async def test_an_ended_checkout_of_the_order_number_is_found_and_a_living_one_before_it(database_url):
+    async with checking(database_url) as api:
+        ended = await api.taken("A-77")
+        await api.sql(
+            "UPDATE checkouts SET state = 'expired', ended_at = clock() WHERE id = :id", id=UUID(ended)
+        )
+        await send(api, posted("A-77"))
+        living = (await api.post(intent("A-77", expiresIn=60))).json()["id"]
+        await send(api, posted("A-77", transaction_id="2"))
+        rows = await api.sql("SELECT checkout_id FROM callbacks ORDER BY received_at, id")
+        assert [str(row.checkout_id) for row in rows] == [ended, living]
+
+
+async def test_nothing_of_another_merchant_is_touched(database_url):
+    async with checking(database_url) as api:
+        await api.services.merchants.add("second", **SHOP, callback_secrets=("theirs",))
+        theirs = (await api.post(intent("A-77"), merchant="second")).json()["id"]
+        body = posted("A-77", **{"transaction_info[checkout]": theirs})
+        assert (await send(api, body)).status_code == 200
+        rows = await api.sql("SELECT id, merchant_id, state FROM checkouts ORDER BY created_at")
+        assert [(row.merchant_id, row.state) for row in rows] == [(2, "received"), (1, "failed")]
+        assert (await api.sql("SELECT checkout_id FROM callbacks"))[0].checkout_id == rows[1].id
+
+
+# ── Unproven, unknown, away ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("known_order", [True, False])
+async def test_what_proves_nothing_is_kept_for_the_record_and_nothing_comes_of_it(database_url, known_order):
+    async with checking(database_url) as api:
+        await api.taken("A-77")
+        api.doorbell.rings.clear()
+        body = posted("A-77" if known_order else "OLD-1")
+        for _ in range(2):
+            problem(await send(api, body, headers={}), 401, "unproven-callback")
+        (row,) = await api.sql(
+            "SELECT id, checkout_id, merchant_id, grade, times, body, handled_at FROM callbacks"
+        )
+        assert (row.checkout_id, row.merchant_id, row.grade, row.times) == (None, 1, "missing", 2)
+        assert row.handled_at is not None, "nobody is waited for"
+        assert inbox.open_body(api.services.vault, row.id, None, bytes(row.body)) == body
+        assert api.doorbell.rings == []
+        assert await api.count("checkouts") == 1
+        assert letterbox(api).unproven == {("merchant", "missing", "outside"): 2}
+
+
+async def test_a_flood_without_proof_fills_no_disk_and_shuts_out_nothing_real(database_url):
+    async with checking(database_url, callbacks_unproven_limit=3, callbacks_limit=5) as api:
+        answers = await asyncio.gather(
+            *(send(api, posted(f"X-{number}"), headers={}) for number in range(20))
+        )
+        assert {answer.status_code for answer in answers} == {401}
+        assert await api.count("callbacks") == 3
+        assert letterbox(api).over_limit == {("merchant", "missing"): 17}
+        for number in range(4):
+            assert (await send(api, posted(f"R-{number}", amount=None))).status_code == 200
+        assert await api.count("callbacks") == 5
+        assert (await send(api, posted("OLD-1"))).status_code == 200
+        assert await api.count("checkouts") == 1, "a payment finds its home all the same"
+
+
+@pytest.mark.parametrize(
+    "path", ["/callbacks/merchant/default/AAAAAAAAAAAAAAAAAAAAAA", "/callbacks/merchant/second/{}"]
+)
+async def test_an_address_that_we_did_not_make_stores_nothing(database_url, path):
+    async with checking(database_url) as api:
+        signed_part = links.merchant_url(api.services.vault, "", "default").rsplit("/", 1)[1]
+        answer = await api.client.post(path.format(signed_part), content=posted(), headers=FORM)
+        problem(answer, 404, "unknown-callback")
+        assert await api.count("callbacks") == 0
+
+
+async def test_only_a_post_is_taken(database_url):
+    async with checking(database_url) as api:
+        url = path_of(links.merchant_url(api.services.vault, "", "default"))
+        assert (await api.client.get(url)).status_code == 405
+        assert (await api.client.post(url, content=b"x" * 262_145, headers=FORM)).status_code == 413
+        assert await api.count("callbacks") == 0
+
+
+async def test_a_merchant_that_cannot_be_read_is_asked_to_send_it_again(database_url):
+    async with checking(database_url) as api:
+        problem(await send(api, posted(), merchant="nobody-yet"), 503, "merchant-unreadable")
+    async with serving(without_database()) as api:
+        problem(await send(api, posted()), 503, "merchant-unreadable")
+
+
+# ── Adoption ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_payment_for_an_order_that_nobody_asked_for_becomes_a_checkout_with_an_alarm(database_url):
+    async with checking(database_url) as api:
+        with capture_logs() as lines:
+            assert (await send(api, posted())).status_code == 200
+        (row,) = await api.sql(
+            "SELECT c.*, c.due_at - c.created_at AS alarm, extract(epoch FROM clock() - c.ended_at)::float8 AS since, i.body, "
+            "i.data_key FROM checkouts c JOIN intents i ON i.checkout_id = c.id"
+        )
+        assert (row.merchant_id, row.order_ref, row.state, row.currency, row.amount) == (
+            1,
+            "OLD-1",
+            "failed",
+            "DKK",
+            13900,
+        )
+        assert row.last_error == "unknown_order: a payment came for an order number that nobody asked for"
+        assert row.deadline == row.ended_at == row.created_at
+        assert (row.hinted, row.wake, row.auto_capture, row.offered_at) == (True, 1, False, None)
+        assert 0 < row.alarm.total_seconds() <= 5.1
+        key = api.services.vault.data_key(row.id, row.data_key)
+        assert key.open(bytes(row.body), purpose="intent") == b"{}"
+        (letter,) = await api.sql("SELECT checkout_id, grade, body, handled_at FROM callbacks")
+        assert (letter.checkout_id, letter.grade, letter.handled_at) == (row.id, "signed", None)
+        assert inbox.open_body(api.services.vault, row.id, row.data_key, bytes(letter.body)) == posted()
+        assert api.doorbell.rings == [("callbacks", row.id)]
+        assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["stray_adopted"]
+        (entry,) = await api.sql("SELECT action, entry FROM audit_entries")
+        assert entry.action == "checkout:received"
+        for said in (
+            '"to":"failed"',
+            '"from":null',
+            '"stray":true',
+            '"orderId":"OLD-1"',
+            '"transaction":"539101"',
+        ):
+            assert said in entry.entry
+        assert (await audit.verify(api.services.db, api.services.vault)).problems == []
+
+
+async def test_an_adopted_payment_can_be_looked_at_like_any_checkout(database_url):
+    async with checking(database_url) as api:
+        await send(api, posted())
+        (row,) = await api.sql("SELECT id FROM checkouts")
+        for path in ("", "/audit", "/explain"):
+            answer = await api.get(f"/v1/checkouts/{row.id}{path}")
+            assert answer.status_code == 200, answer.text
+        listed = (await api.get("/v1/checkouts", orderId="OLD-1")).json()
+        assert str(row.id) in str(listed)
+
+
+async def test_the_same_stray_again_meets_the_checkout_that_was_born_of_it(database_url):
+    async with checking(database_url) as api:
+        for body in (posted(), posted(), posted(transaction_id="2"), posted(status="ChargebackEvent")):
+            assert (await send(api, body)).status_code == 200
+        assert await api.count("checkouts") == 1
+        rows = await api.sql("SELECT times FROM callbacks ORDER BY received_at, id")
+        assert [row.times for row in rows] == [2, 1, 1]
+
+
+async def test_an_intent_for_the_order_number_of_a_stray_is_a_checkout_of_its_own(database_url):
+    async with checking(database_url) as api:
+        await send(api, posted("A-77"))
+        answer = await api.post(intent("A-77"))
+        assert answer.status_code == 202
+        states = await api.sql("SELECT state FROM checkouts ORDER BY created_at")
+        assert [row.state for row in states] == ["failed", "received"]
+
+
+async def test_a_checkout_that_a_database_from_before_has_forgotten_comes_back_under_its_id(database_url):
+    async with checking(database_url) as api:
+        forgotten = uuid7()
+        await send(api, posted(**{"transaction_info[checkout]": str(forgotten)}))
+        assert [row.id for row in await api.sql("SELECT id FROM checkouts")] == [forgotten]
+        # Another order cannot claim the same id.
+        await send(api, posted("OLD-2", **{"transaction_info[checkout]": str(forgotten)}))
+        assert await api.count("checkouts") == 1, "the id counts before the order number"
+
+
+@pytest.mark.parametrize("named", [str(uuid4()), "019b", "nonsense"])
+async def test_an_id_that_we_never_gave_is_not_taken_over(database_url, named):
+    async with checking(database_url) as api:
+        await send(api, posted(**{"transaction_info[checkout]": named}))
+        (row,) = await api.sql("SELECT id FROM checkouts")
+        assert str(row.id) != named
+        assert row.id.version == 7
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"status": "new"},
+        {"transaction_id": None},
+        {"amount": None},
+        {"amount": "0"},
+        {"amount": "139.005"},
+        {"currency": None},
+        {"currency": "999"},
+        {"shop_orderid": None},
+        {"shop_orderid": "x" * 101},
+    ],
+    ids=str,
+)
+async def test_what_is_no_payment_or_cannot_be_compared_is_kept_and_nothing_is_born(database_url, changes):
+    async with checking(database_url) as api:
+        with capture_logs() as lines:
+            assert (await send(api, posted(**changes))).status_code == 200
+        assert await api.count("checkouts") == 0
+        rows = await api.sql("SELECT checkout_id, grade FROM callbacks")
+        assert [tuple(row) for row in rows] == [(None, "signed")]
+        assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["stray_without_home"]
+
+
+async def test_a_merchant_without_a_secret_has_homes_for_its_strays_too(database_url):
+    async with serving(make_settings(database_url=database_url)) as api:
+        assert (await send(api, posted(), headers={})).status_code == 200
+        assert [row.state for row in await api.sql("SELECT state FROM checkouts")] == ["failed"]
+        assert [row.grade for row in await api.sql("SELECT grade FROM callbacks")] == ["unchecked"]
+
+
+async def test_each_merchants_address_is_graded_with_its_own_secrets(database_url):
+    async with checking(database_url) as api:
+        await api.services.merchants.add("second", **SHOP, callback_secrets=("theirs",))
+        body = posted()
+        assert (
+            await send(api, body, merchant="second", headers=signed(body, secret=SECRET))
+        ).status_code == 401
+        assert (
+            await send(api, body, merchant="second", headers=signed(body, secret="theirs"))
+        ).status_code == 200
+        assert [row.merchant_id for row in await api.sql("SELECT merchant_id FROM checkouts")] == [2]

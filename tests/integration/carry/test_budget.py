@@ -1,0 +1,96 @@
+"""What abandoned checkouts cost at the gateway: calls per order over a simulated day, within the merchant's budget of looks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from orchestrator import lifecycle
+from orchestrator.gateway.client import Gateway
+from tests.integration.carry.scene import Scene, scene
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.anyio
+
+DAY = 86_400
+STEP = 20
+"""Simulated seconds from one round to the next, at least."""
+
+
+class Counting(Gateway):
+    """The gateway's client, counting its calls by name and by simulated minute."""
+
+    def __init__(self, settings, minute: Callable[[], int]) -> None:
+        super().__init__(settings)
+        self.calls: Counter[str] = Counter()
+        self.looks: Counter[int] = Counter()
+        self.minute = minute
+
+    async def _call(self, name, *arguments, **options):
+        self.calls[name] += 1
+        if name == "find_payments":
+            self.looks[self.minute()] += 1
+        return await super()._call(name, *arguments, **options)
+
+
+async def a_day(world: Scene, orders: int, *, looks_per_minute: int) -> tuple[Counter[str], int]:
+    """Let so many shoppers come at once and leave without paying; return the calls of a day, and the looks of the fullest minute."""
+    elapsed = 0
+    async with Counting(world.settings, lambda: elapsed // 60) as gateway:
+        world.carrier.gateway = gateway
+        await world.policy(looks_per_minute=looks_per_minute)
+        for _ in range(0, orders, 500):
+            ids = await asyncio.gather(*(world.accept() for _ in range(min(orders, 500))))
+            await world.carry(*ids)
+        while elapsed < DAY:
+            due = await lifecycle.due(world.db, most=1000)
+            if due:
+                await world.carrier.carry([one.id for one in due])
+                continue
+            (row,) = await world.sql(
+                "SELECT extract(epoch FROM min(due_at) - clock())::float8 AS left FROM checkouts WHERE due_at IS NOT NULL"
+            )
+            if row.left is None:
+                break
+            step = max(int(row.left) + 1, STEP)
+            elapsed += step
+            await world.later(seconds=step)
+        return gateway.calls, max(gateway.looks.values())
+
+
+async def check(database_url: str, gateway: str, orders: int, *, looks_per_minute: int) -> None:
+    async with scene(
+        database_url, gateway, first_look=120, recheck_after_callback=2, look_cap=1800, deadline_grace=30,
+        checkout_expires_in=3600, settle_watch=(3600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0),
+    ) as world:  # fmt: skip
+        calls, most = await a_day(world, orders, looks_per_minute=looks_per_minute)
+        rows = await world.sql("SELECT state, count(*) AS number FROM checkouts GROUP BY state")
+        shown = ", ".join(f"{name} {number / orders:.2f}" for name, number in sorted(calls.items()))
+        print(
+            f"\n{orders} abandoned checkouts, one simulated day, calls per order: {shown}; in all {calls.total() / orders:.2f}; "
+            f"looks in the fullest minute: {most} (budget {looks_per_minute})"
+        )
+        assert {row.state: row.number for row in rows} == {"expired": orders}, (
+            "all of them got their last look"
+        )
+        # A place at most five seconds away counts as now.
+        assert most <= looks_per_minute * (1 + 2 * 5 / 60)
+        assert calls["find_payments"] / orders <= 12
+
+
+async def test_a_crowd_that_leaves_without_paying_is_looked_at_within_the_budget(
+    database_url: str, gateway_url: str
+):
+    await check(database_url, gateway_url, 300, looks_per_minute=30)
+
+
+@pytest.mark.slow
+async def test_ten_thousand_abandoned_checkouts_cost_a_day_within_the_budget(
+    database_url: str, gateway_url: str
+):
+    await check(database_url, gateway_url, 10_000, looks_per_minute=600)

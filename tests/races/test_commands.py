@@ -1,0 +1,162 @@
+"""Commands: one row for one request, however often and from wherever it is sent, and a ring for each that is new."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+
+from orchestrator import inbox
+from orchestrator.inbox import KeyReused, Requested
+from orchestrator.states import State
+from tests.factories import core as another
+from tests.factories import row_held
+
+pytestmark = pytest.mark.anyio
+
+
+async def ask(core, checkout, **changes):
+    values = {
+        "merchant_id": 1, "kind": "capture", "actor": "client:shop", "arguments": {"amount": 100, "transactionId": None},
+        "idempotency_key": "k-1", "grace": 60.0, **changes,
+    }  # fmt: skip
+    return await inbox.request(core.db, checkout, **values)
+
+
+async def test_one_key_from_two_processes_at_once_is_one_command_and_both_get_its_id(core):
+    checkouts = [await core.checkout(State.AWAITING_PAYMENT) for _ in range(20)]
+    async with another(core.url, core.vault) as other:
+        for number, checkout in enumerate(checkouts):
+            asked = await asyncio.gather(
+                *(ask(one, checkout, idempotency_key=f"k-{number}") for one in (core, other, core, other))
+            )
+            assert len({one.id for one in asked}) == 1
+            assert sorted(one.fresh for one in asked) == [False, False, False, True]
+    assert await core.all("SELECT count(*) FROM commands") == [20]
+    assert await core.all("SELECT DISTINCT wake FROM checkouts") == [1]
+
+
+async def test_two_contents_racing_for_one_key_are_one_command_and_one_refusal(core):
+    checkout = await core.checkout(State.AWAITING_PAYMENT)
+    async with another(core.url, core.vault) as other:
+        for number in range(20):
+            asked = await asyncio.gather(
+                *(
+                    ask(one, checkout, idempotency_key=f"k-{number}", arguments={"amount": amount})
+                    for one, amount in ((core, 1), (other, 2))
+                ),
+                return_exceptions=True,
+            )
+            assert sorted(type(one).__name__ for one in asked) == ["KeyReused", "Requested"]
+    assert await core.all("SELECT count(*) FROM commands") == [20]
+
+
+async def test_a_repeat_stores_nothing_and_rings_nobody(core):
+    checkout = await core.checkout(State.AWAITING_PAYMENT)
+    first = await ask(core, checkout)
+    await core.do("UPDATE commands SET handled_at = clock(), result = 'accepted'")
+    assert await ask(core, checkout) == Requested(first.id, fresh=False)
+    assert (await core.row(checkout)).wake == 1
+    assert await core.all("SELECT result FROM commands") == ["accepted"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"kind": "refund"}, {"arguments": {"amount": 101}}, {"reason": "x"}, {"expected_version": 1}, {"fingerprint": b"f" * 32}],
+)  # fmt: skip
+async def test_a_key_with_other_content_is_refused_and_stores_nothing(core, change):
+    checkout = await core.checkout(State.AWAITING_PAYMENT)
+    await ask(core, checkout)
+    with pytest.raises(KeyReused, match="'k-1' was used before with other content"):
+        await ask(core, checkout, **change)
+    with pytest.raises(KeyReused):
+        await ask(core, await core.checkout())
+    assert await core.all("SELECT count(*) FROM commands") == [1]
+
+
+async def test_the_content_is_what_the_caller_says_it_is(core):
+    checkout = await core.checkout(State.AWAITING_PAYMENT)
+    first = await ask(core, checkout, fingerprint=b"f" * 32, reason="a")
+    assert await ask(core, checkout, fingerprint=b"f" * 32, reason="b") == Requested(first.id, fresh=False)
+
+
+async def test_without_a_key_each_request_is_a_command_of_its_own(core):
+    checkout = await core.checkout(State.AWAITING_PAYMENT)
+    asked = [await ask(core, checkout, idempotency_key=None) for _ in range(3)]
+    assert len({one.id for one in asked if one.fresh}) == 3
+    assert (await core.row(checkout)).wake == 3
+
+
+async def test_a_repeat_and_the_holder_who_obeys_its_command_do_not_wait_in_a_circle(core):
+    """The holder has the checkout's row and wants the command's; a repeat that rang would have them the other way round."""
+    checkout = await core.checkout(State.AWAITING_PAYMENT)
+    first = await ask(core, checkout)
+    async with another(core.url, core.vault) as other, row_held(core.url, checkout) as holder:
+        asked = await asyncio.wait_for(ask(other, checkout), 10)
+        await holder.execute("UPDATE commands SET handled_at = clock() WHERE id = %s", [first.id])
+    assert asked == Requested(first.id, fresh=False)
+
+
+async def test_one_wish_for_many_is_a_command_for_each_and_a_ring(core):
+    checkouts = await core.checkouts(30)
+    commands = await inbox.request_all(
+        core.db,
+        [*checkouts, *checkouts, uuid4()],
+        kind="reconcile",
+        actor="operator:x",
+        reason="an outage",
+        grace=60.0,
+    )
+    assert set(commands) == set(checkouts)
+    rows = await core.all(
+        "SELECT checkout_id, id, kind, actor, reason, merchant_id, arguments, idempotency_key FROM commands"
+    )
+    assert {(row[0], row[1]) for row in rows} == set(commands.items())
+    assert {row[2:4] for row in rows} == {("reconcile", "operator:x")}
+    assert {row[4] for row in rows} == {"an outage"}
+    assert all((row[5], row[6], row[7]) == (1, {}, None) for row in rows)
+    assert await core.all("SELECT DISTINCT wake FROM checkouts") == [1]
+    (held,) = await core.claim(checkouts[0])
+    assert [command.kind for command in held.commands] == ["reconcile"]
+
+
+async def test_a_wish_for_nobody_is_nothing(core):
+    assert await inbox.request_all(core.db, [], kind="reconcile", actor="x", grace=60.0) == {}
+
+
+async def test_wishes_for_the_same_many_from_two_sides_meet_without_a_deadlock(core):
+    checkouts = await core.checkouts(100)
+    async with another(core.url, core.vault) as other:
+        both = await asyncio.gather(
+            inbox.request_all(core.db, checkouts, kind="reconcile", actor="x", grace=60.0),
+            inbox.request_all(other.db, checkouts[::-1], kind="reconcile", actor="y", grace=60.0),
+        )
+    assert all(len(commands) == 100 for commands in both)
+    assert await core.all("SELECT DISTINCT wake FROM checkouts") == [2]
+    assert await core.all("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [0]
+
+
+# ── How it stands ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_how_a_checkout_stands_is_read_for_its_merchant_or_for_an_operator(core):
+    checkout = await core.checkout(State.AWAITING_PAYMENT)
+    stands = await inbox.standing(core.db, checkout, merchant_id=1)
+    assert stands == await inbox.standing(core.db, checkout)
+    assert (stands.state, stands.holdings, stands.under_way, stands.met, stands.rival) == (
+        State.AWAITING_PAYMENT,
+        (),
+        (),
+        None,
+        None,
+    )
+    assert await inbox.standing(core.db, checkout, merchant_id=2) is None
+    assert await inbox.standing(core.db, uuid4()) is None
+    first = await ask(core, checkout)
+    stands = await inbox.standing(core.db, checkout, key="k-1")
+    assert stands.met[0] == first.id
+    assert stands.met[1] == inbox.fingerprint_of(checkout, "capture", {"transactionId": None, "amount": 100})
+    assert [(one.kind, one.transaction_id, one.amount) for one in stands.under_way] == [
+        ("capture", None, 100)
+    ]

@@ -1,0 +1,160 @@
+"""The same stray payment at the same moment, in one process and in two: one checkout, one first entry, every callback kept."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from uuid import uuid4
+
+import pytest
+
+from orchestrator import audit, lifecycle
+from orchestrator.db import Unwritten
+from orchestrator.inbox import Strays, Unaddressed
+from orchestrator.models import uuid7
+from orchestrator.states import State, Trigger
+from tests.factories import Breaking
+from tests.factories import core as another
+
+pytestmark = pytest.mark.anyio
+
+
+def stray(order_ref: str | None = "OLD-1", **changes) -> Unaddressed:
+    told = {
+        "merchant_id": 1, "order_ref": order_ref, "transaction_id": "1", "currency": "DKK", "amount": 13900, "named": None,
+        "correlation_id": "c-1",
+    }  # fmt: skip
+    came = {
+        "grade": "signed", "network": "inside", "content_type": "", "headers": {}, "source": None, "body": b"status=succeeded",
+    }  # fmt: skip
+    told |= {name: value for name, value in changes.items() if name in told}
+    came |= {name: value for name, value in changes.items() if name in came}
+    return Unaddressed(told=lifecycle.Stray(**told), **came)
+
+
+@asynccontextmanager
+async def takers(core, number: int = 2, **options):
+    """As many processes as wanted, each with a writer of strays."""
+    async with AsyncExitStack() as stack:
+        made = []
+        for _ in range(number):
+            process = await stack.enter_async_context(another(core.url, core.vault, **options))
+            one = Strays(process.db, process.vault, process.callbacks, grace=60.0)
+            stack.push_async_callback(one.close)
+            made.append((process, one))
+        yield made
+
+
+async def test_the_same_stray_from_two_processes_at_once_is_one_checkout(core):
+    async with takers(core) as processes:
+        for round_ in range(10):
+            placed = await asyncio.gather(
+                *(
+                    processes[number % 2][1].take(stray(f"OLD-{round_}", body=b"%d" % (number // 2)))
+                    for number in range(20)
+                )
+            )
+            assert len({one.checkout_id for one in placed}) == 1
+            assert any(one.adopted for one in placed)
+            assert all(one.rings for one in placed)
+    assert await core.all("SELECT count(*), count(DISTINCT order_ref) FROM checkouts") == [(10, 10)]
+    assert await core.all("SELECT sum(times), count(*) FROM callbacks") == [(200, 100)]
+    assert (await audit.verify(core.db, core.vault)).problems == []
+
+
+async def test_different_orders_that_name_the_same_forgotten_id_take_turns(core):
+    named = uuid7()
+    async with takers(core) as processes:
+        placed = await asyncio.gather(
+            *(
+                processes[number % 2][1].take(stray(f"OLD-{number}", named=named, body=b"%d" % number))
+                for number in range(10)
+            ),
+            return_exceptions=True,
+        )
+    assert not [one for one in placed if isinstance(one, BaseException)]
+    assert named in {one.checkout_id for one in placed}
+    assert (await audit.verify(core.db, core.vault)).problems == []
+
+
+async def test_processes_that_adopt_many_in_every_order_never_lock_each_other_out(core):
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    (before,) = await core.all(deadlocks)
+    orders = [f"OLD-{number}" for number in range(60)]
+    async with takers(core, 3) as processes:
+        await asyncio.gather(
+            *(
+                one.take(stray(order_ref, body=order_ref.encode()))
+                for number, (_, one) in enumerate(processes)
+                for order_ref in (orders if number % 2 else reversed(orders))
+            )
+        )
+    await asyncio.sleep(0.1)  # a backend tells its counts when it ends
+    assert await core.all(deadlocks) == [before]
+    assert await core.all("SELECT count(*) FROM checkouts") == [60]
+    assert await core.all("SELECT sum(times) FROM callbacks") == [180]
+
+
+async def test_an_adoption_whose_answer_was_lost_is_one_checkout(core):
+    async with takers(core, 1, database=Breaking) as ((process, one),):
+        process.db.lost_answers = 1
+        placed = await one.take(stray())
+        process.db.cut_before_commit = 1
+        assert (await one.take(stray(body=b"2"))).checkout_id == placed.checkout_id
+        process.db.lost_answers = 1
+        homeless = await one.take(stray("OLD-2", amount=None, body=b"3"))
+        assert (homeless.checkout_id, homeless.kept) == (None, True)
+    assert await core.all("SELECT count(*) FROM checkouts") == [1]
+    assert await core.all("SELECT count(*) FROM callbacks") == [3]
+
+
+async def test_a_poisoned_stray_fails_alone(core):
+    async with takers(core, 1) as ((_, one),):
+        results = await asyncio.gather(
+            *(one.take(stray(order_ref, body=b"x")) for order_ref in ("A", "B\0", "C")),
+            return_exceptions=True,
+        )
+    assert [isinstance(result, Unwritten) for result in results] == [False, True, False]
+
+
+async def test_a_stray_and_the_checkout_of_its_order_number_are_one(core):
+    checkout = await core.checkout(State.AWAITING_PAYMENT, order_ref="A-77")
+    async with takers(core, 1) as ((_, one),):
+        for changes in (
+            {"order_ref": "A-77"},
+            {"order_ref": None, "named": checkout},
+            {"order_ref": "other", "named": checkout},
+        ):
+            placed = await one.take(stray(**changes, body=repr(changes).encode()))
+            assert (placed.checkout_id, placed.adopted) == (checkout, False)
+        assert (await one.take(stray(None, named=uuid4()))).checkout_id is None
+    (held,) = await core.claim(checkout)
+    assert len(held.letters) == 3
+
+
+async def test_an_adopted_checkout_is_claimed_moved_and_verified_like_any_other(core):
+    async with takers(core, 1) as ((_, one),):
+        placed = await one.take(stray())
+    (held,) = await core.claim(placed.checkout_id)
+    assert (held.state, held.amount, held.currency, held.order_ref) == (State.FAILED, 13900, "DKK", "OLD-1")
+    assert [letter.network for letter in held.letters] == ["inside"]
+    held = await core.advance(held, Trigger.PAYMENT_FOUND)
+    assert held.state is State.COMPLETED
+    assert (await audit.verify(core.db, core.vault)).problems == []
+
+
+async def test_a_birth_as_failed_is_a_path_in_the_table_only_for_a_stray(core):
+    async with takers(core, 1) as ((_, one),):
+        await one.take(stray())
+    (row,) = await core.all("SELECT checkout_id, at, entry FROM audit_entries")
+    checkout, at, _ = row
+    made = audit.make(
+        core.vault, checkout=checkout, sequence=1, before=audit.START, at=at, action=audit.Action.CHECKOUT_RECEIVED,
+        actor="x", correlation_id="c", state=None, to=State.FAILED, evidence={"stray": "true"},
+    )  # fmt: skip
+    await core.tamper(
+        "UPDATE audit_entries SET entry = :entry, mac = :mac", "UPDATE checkouts SET audit_head = :mac",
+        entry=made.text, mac=made.mac,
+    )  # fmt: skip
+    (problem,) = (await audit.verify(core.db, core.vault)).problems
+    assert "begins in failed" in problem
