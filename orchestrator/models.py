@@ -216,6 +216,15 @@ payments = Table(
     _time("updated_at", now=True),
     CheckConstraint("role IN ('accepted', 'surplus', 'attempt', 'unknown')", name="role"),
     Index("ix_payments_checkout_id", "checkout_id"),
+    # Listings: all of a merchant's, and those that nobody can read.
+    Index("ix_payments_merchant", "merchant_id", "first_seen_at", "transaction_id"),
+    Index(
+        "ix_payments_unknown",
+        "merchant_id",
+        "first_seen_at",
+        "transaction_id",
+        postgresql_where=text("role = 'unknown'"),
+    ),
     Index("ix_payments_surplus", "merchant_id", "first_seen_at", postgresql_where=text("role = 'surplus'")),
 )
 
@@ -276,7 +285,8 @@ commands = Table(
     _time("handled_at"),
     Column("result", Text),
     CheckConstraint(
-        "kind IN ('cancel', 'reopen', 'capture', 'refund', 'release', 'retry', 'reconcile', 'resolve')", name="kind"
+        "kind IN ('cancel', 'reopen', 'capture', 'refund', 'release', 'retry', 'reconcile', 'resolve')",
+        name="kind",
     ),
     Index("ix_commands_open", "checkout_id", postgresql_where=text("handled_at IS NULL")),
     Index("ix_commands_checkout_id", "checkout_id", "requested_at"),

@@ -104,7 +104,9 @@ def still(attention: str | None) -> str | None:
     return None if word_of(attention) in _SHOWN else attention
 
 
-def judge(checkout: Held, found: Found, *, shared: bool = False) -> Verdict:
+def judge(  # noqa: C901 - one branch for each finding
+    checkout: Held, found: Found, *, shared: bool = False
+) -> Verdict:
     """Say what the gateway's answer to a look by order number proves for this checkout.
 
     `shared`: other checkouts have the same order number, so that a transaction which names no checkout may be theirs.
@@ -154,7 +156,9 @@ def judge(checkout: Held, found: Found, *, shared: bool = False) -> Verdict:
     elif released is not None:
         finding = Finding.RELEASED
         by_us = any(
-            one.kind == "release" and one.state == "succeeded" and one.transaction_id == released.transaction_id
+            one.kind == "release"
+            and one.state == "succeeded"
+            and one.transaction_id == released.transaction_id
             for one in checkout.operations
         )
         if not by_us:

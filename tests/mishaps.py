@@ -40,6 +40,9 @@ ROWS: Final = (
 )
 """Every row, in the order in which they were collected."""
 
+REPORT: Final = "mishap_report"
+"""The property (`record_property`) of a test that has something to tell below the table."""
+
 _MARKER: Final = "mishap"
 # From good to bad: of a test's cases and phases the worst counts.
 _OUTCOMES: Final = ("passed", "xfailed", "skipped", "xpassed", "failed", "error")
@@ -55,13 +58,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table, if any test of a row ran."""
     ran: dict[str, dict[str, list[str]]] = {}
+    told: list[str] = []
     for outcome in _OUTCOMES:
         for report in terminalreporter.stats.get(outcome, ()):
-            for name, row in getattr(report, "user_properties", ()):
-                if name == _MARKER:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == REPORT:
+                    told.append(value)
+                elif name == _MARKER:
                     # The path of a case may hold any text, so its brackets go first.
                     test = report.nodeid.partition("[")[0].rpartition("/")[2]
-                    ran.setdefault(row, {}).setdefault(test, []).append(outcome)
+                    ran.setdefault(value, {}).setdefault(test, []).append(outcome)
     if not ran:
         return
     terminalreporter.section("what goes wrong in real shops")
@@ -72,3 +78,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             cases = f" ({len(outcomes)} cases)" if len(outcomes) > 1 else ""
             first = row if number == 0 else ""
             terminalreporter.write_line(f"{first:{_WIDEST}} | {test}{cases} | {worst}")
+    for one in told:
+        terminalreporter.write_line(f"\n{one}")

@@ -37,6 +37,16 @@ def upgrade() -> None:
     op.add_column(
         "payments", sa.Column("charged_back", sa.BigInteger(), server_default=sa.text("0"), nullable=False)
     )
+    op.create_index(
+        "ix_payments_merchant", "payments", ["merchant_id", "first_seen_at", "transaction_id"], unique=False
+    )
+    op.create_index(
+        "ix_payments_unknown",
+        "payments",
+        ["merchant_id", "first_seen_at", "transaction_id"],
+        unique=False,
+        postgresql_where=sa.text("role = 'unknown'"),
+    )
     op.add_column("payments", sa.Column("decided", sa.Text(), nullable=True))
     op.add_column(
         "money_operations", sa.Column("cause", sa.Text(), server_default=sa.text("'asked'"), nullable=False)
@@ -102,6 +112,8 @@ def downgrade() -> None:
         op.drop_column("commands", column)
     for column in ("total_before", "command_id", "cause"):
         op.drop_column("money_operations", column)
+    for index in ("ix_payments_unknown", "ix_payments_merchant"):
+        op.drop_index(index, table_name="payments")
     for column in ("decided", "charged_back"):
         op.drop_column("payments", column)
     op.drop_constraint(op.f("ck_checkouts_money"), "checkouts", type_="check")

@@ -1,7 +1,6 @@
 """The budget of looks: how many an installation makes at a merchant's gateway for no reason but that an alarm rang.
 
-The gateway's lookup is no listing service. Each merchant has a queue with a place every `60 / looks_per_minute` seconds, kept in
-Postgres, so that all workers share it. A look that a callback, a command or a money operation asks for goes at once and takes a
+The gateway's lookup is no listing service. Each merchant has a queue of evenly spaced places, `looks_per_minute`, kept in Postgres, so that all workers share it. A look that a callback, a command or a money operation asks for goes at once and takes a
 place; the others get the next places in turn, so that what is looked at is spread evenly however many alarms ring together. Nothing
 starves: a place once given is kept (`booked`), and at least a quarter of the places is for looks that nobody asked for.
 """
@@ -53,6 +52,11 @@ class Demand:
     apart: float
     asked: int
     quiet: int
+
+
+def apart(looks_per_minute: int) -> float:
+    """Return the seconds between two places, such that no minute has more looks than that, the early ones counted."""
+    return (60.0 + AT_ONCE) / looks_per_minute
 
 
 async def take(db: Database, demands: Sequence[Demand]) -> Mapping[int, float]:

@@ -103,7 +103,7 @@ class Carrier:
 
     async def _apart(self, merchant_id: int) -> float:
         merchant = await self.merchants.get(merchant_id)
-        return 60.0 / merchant.policies.looks_per_minute
+        return budget.apart(merchant.policies.looks_per_minute)
 
     async def _carry_one(self, held: Held, place: float = 0.0) -> bool:
         log.bind(checkout=str(held.id), correlation_id=held.correlation_id)

@@ -150,7 +150,9 @@ def _amount_of(held: Held, command: Command, payment: Known) -> tuple[int, str |
             payment.reserved or 1,
             None if payment.captured == 0 else "it has been captured: refund it instead",
         )
-    left = payment.captured - payment.refunded if kind == "refund" else payment.reserved - payment.captured
+    # What the shopper's bank took back is with the shopper already.
+    back = payment.refunded + (held.charged_back if accepted else 0)
+    left = payment.captured - back if kind == "refund" else payment.reserved - payment.captured
     amount = left if asked is None else int(asked)
     if amount <= 0 or left <= 0:
         return 0, f"nothing is left to {kind}"
@@ -222,7 +224,9 @@ async def reopen(step: Step, verdict: reconcile.Verdict) -> None:
     assert command is not None  # noqa: S101 - the caller's condition
     rival = await rival_of(step.carrier.db, held)
     refusal = None
-    if rival is not None:
+    if not await step.was_asked_for():
+        refusal = f"nobody asked for order {held.order_ref}: there is nothing to open a session with"
+    elif rival is not None:
         refusal = f"order {held.order_ref} belongs to checkout {rival} now"
     elif held.openings >= ORDER_USES:
         refusal = f"order number {held.order_ref} has been used {held.openings} times at the gateway, which takes about {ORDER_USES}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, assert_never
 
 import msgspec
@@ -11,7 +11,7 @@ import msgspec
 from orchestrator import log, reconcile
 from orchestrator.audit import Action
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
-from orchestrator.lifecycle import LETTERS_AT_ONCE, Event, Held, Move
+from orchestrator.lifecycle import LETTERS_AT_ONCE, Event, Held, Move, intent_of
 from orchestrator.states import CARRIED, Trigger
 
 if TYPE_CHECKING:
@@ -217,6 +217,13 @@ class Step:
         if self._intent is None:
             self._intent = self.data_key().open(self.held.intent or b"", purpose="intent")
         return self._intent
+
+    async def was_asked_for(self) -> bool:
+        """Say whether an intent stands behind the checkout, rather than a payment that came for nobody's order number."""
+        held = self.held
+        if held.intent is None:
+            self.held = held = replace(held, intent=await intent_of(self.carrier.db, held))
+        return bool(msgspec.json.decode(self.document()))
 
     def user_agent(self) -> str | None:
         agent = msgspec.json.decode(self.document()).get("userAgent")

@@ -75,7 +75,7 @@ def up(**given: Any) -> int:
     "scenarios",
     multiple=True,
     metavar="NAME",
-    help="Only this script; may be repeated (default: all nine).",
+    help="A group (checkout, money, all) or one script; may be repeated (default: checkout).",
 )
 @click.option(
     "--exit", "leave", is_flag=True, help="End when the last order has ended, instead of staying up."

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.demo.groups import choose
 from orchestrator.demo.orders import draw
-from orchestrator.demo.scripts import SCRIPTS
 from orchestrator.settings import PREFIX, SettingsError, load
 from orchestrator.supervise import up as supervise
 
@@ -31,6 +31,15 @@ BRISK: Final[dict[str, object]] = {
 }
 """Settings of the demo where none are set, so that a shopper who leaves is known to have left within seconds."""
 
+HASTY: Final[dict[str, object]] = {
+    **BRISK,
+    "gateway_connect_timeout": 1.5,
+    "gateway_read_timeout": 1.5,
+    "gateway_total_timeout": 2.0,
+    "lease_seconds": 10.0,
+}
+"""The same for scripts about money: the absence of a lost capture counts only when a call and two seconds are over."""
+
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -46,11 +55,10 @@ def run(
     """Bring everything up, play, and stay up if wanted; return the exit status."""
     from orchestrator.demo.play import play  # noqa: PLC0415 - what is wrong is said before the slow imports
 
-    known = {script.name: script for script in SCRIPTS}
-    unknown = [name for name in scenarios if name not in known]
-    if unknown:
-        raise SettingsError(f"--scenario {unknown[0]} does not exist: choose from {', '.join(known)}")
-    scripts = [known[name] for name in dict.fromkeys(scenarios)] or list(SCRIPTS)
+    try:
+        scripts = choose(scenarios)
+    except ValueError as error:
+        raise SettingsError(f"--scenario {error}") from None
     given = load().gateway_url
     if given is not None and not _is_sandbox(given):
         raise SettingsError(
@@ -63,7 +71,8 @@ def run(
         drawn = draw(scripts, count=orders, seed=options.seed, run=number)
         return await play(up, drawn, run=number, gateway=up.sandbox_url or str(given), stay=stay)
 
-    return supervise.run(options, terminal, defaults=BRISK, greet=greet, visit=visit, stay=stay)
+    defaults = HASTY if any(script.holds for script in scripts) else BRISK
+    return supervise.run(options, terminal, defaults=defaults, greet=greet, visit=visit, stay=stay)
 
 
 def _is_sandbox(url: str) -> bool:

@@ -75,6 +75,11 @@ class Order:
         return intent
 
 
+def prefix_of(run: str) -> str:
+    """Return what the order numbers of a run begin with, and no others."""
+    return f"demo-{run}-"
+
+
 def draw(scripts: Sequence[Script], *, count: int, seed: int, run: str) -> list[Order]:
     """Make the orders of one run: scripts spread evenly, in an order that the seed decides."""
     chance = random.Random(f"{seed}/demo")  # noqa: S311 - wants to be repeated, not to be secret
@@ -87,20 +92,23 @@ def draw(scripts: Sequence[Script], *, count: int, seed: int, run: str) -> list[
 
 
 def _order(script: Script, chance: random.Random, *, number: int, count: int, run: str) -> Order:
-    currency, country = chance.choice(_MARKETS)
+    markets = (
+        _MARKETS if script.method is None else [one for one in _MARKETS if script.method in _METHODS[one[1]]]
+    )
+    currency, country = chance.choice(markets)
     # Whole tens of the smallest unit would hide a slip of the decimal point.
     amount = chance.randrange(2_000, 200_000) | 1
     method: Method = chance.choice(_METHODS[country])
     challenged = chance.random() < 1 / 4
     return Order(
-        id=f"demo-{run}-{number:03}",
+        id=f"{prefix_of(run)}{number:03}",
         script=script,
         currency=currency,
         country=country,
         amount=amount,
-        method="CARD" if script.by_card else method,
-        auto_capture=chance.random() < 1 / 2,
-        challenged=challenged and not script.by_card,
+        method=script.method or method,
+        auto_capture=chance.random() < 1 / 2 if script.auto_capture is None else script.auto_capture,
+        challenged=challenged and script.method is None,
         # In a crowd everything takes longer, and who wants to be declined must get that far.
         expires_in=script.expires_in and script.expires_in * (CROWD_PATIENCE if count > CROWD else 1.0),
         arrives=number * min(APART, LAST_ARRIVAL / count),

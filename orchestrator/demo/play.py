@@ -14,14 +14,18 @@ from sqlalchemy import text
 
 from orchestrator import access
 from orchestrator.db import Database, is_away
-from orchestrator.demo import stage
-from orchestrator.demo.shopper import Shop, Shopper, Unscripted
+from orchestrator.demo import accounts, balance, stage
+from orchestrator.demo.orders import prefix_of
+from orchestrator.demo.shop import Shop, Unscripted
+from orchestrator.demo.shopper import Shopper
+from orchestrator.vault import Vault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.demo.balance import Balance
     from orchestrator.demo.orders import Order
-    from orchestrator.demo.shopper import Told
+    from orchestrator.demo.told import Told
     from orchestrator.supervise.up import Up
 
 PATIENCE: Final = 30.0
@@ -31,6 +35,7 @@ AT_ONCE: Final = 60
 _REDRAW: Final = 0.25
 _LINE_EVERY: Final = 2.0
 _TOKEN_LIFE: Final = 3600.0
+_SCOPES: Final = ("checkouts:write", "checkouts:read", "money:write", "ops")
 
 _STATES = text("""
     SELECT state, count(*) AS orders FROM checkouts WHERE order_ref LIKE :prefix AND created_at > clock() - interval '1 hour'
@@ -60,21 +65,19 @@ class Outcome:
 async def play(up: Up, orders: Sequence[Order], *, run: str, gateway: str, stay: bool) -> int:
     """Play all orders and show them; 0 only if every one ended as scripted with its money in both books."""
     outcomes = [Outcome(order) for order in orders]
-    token = access.issue(
-        up.settings,
-        merchant="default",
-        scopes=("checkouts:write", "checkouts:read"),
-        lifetime=_TOKEN_LIFE,
-        subject="demo",
-    )
     limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
-    async with HttpxAiohttpClient(
-        timeout=httpx.Timeout(20.0, pool=PATIENCE), limits=limits, trust_env=False
-    ) as http:
-        shop = Shop(http, up.url, gateway, token)
+    timeout = httpx.Timeout(20.0, pool=PATIENCE)
+    async with (
+        Database(up.settings.need("database_url"), pool_size=2, name="orchestrator-demo") as db,
+        HttpxAiohttpClient(timeout=timeout, limits=limits, trust_env=False) as http,
+    ):
+        shops = await _shops(up, db, http, orders, gateway=gateway)
         room = asyncio.Semaphore(AT_ONCE)
-        shoppers = [asyncio.create_task(_live(shop, outcome, room)) for outcome in outcomes]
-        watching = asyncio.create_task(_show(up, outcomes, run=run))
+        shoppers = [
+            asyncio.create_task(_live(shops[outcome.order.script.merchant], outcome, room))
+            for outcome in outcomes
+        ]
+        watching = asyncio.create_task(_show(up, db, outcomes, run=run))
         try:
             await asyncio.gather(*shoppers)
         finally:
@@ -83,8 +86,33 @@ async def play(up: Up, orders: Sequence[Order], *, run: str, gateway: str, stay:
             watching.cancel()
             # The last drawing is made while it unwinds.
             await asyncio.gather(watching, *shoppers, return_exceptions=True)
-    _conclude(up, outcomes, gateway=gateway, stay=stay)
-    return 0 if all(outcome.scripted for outcome in outcomes) else 1
+        balances = await balance.of_run(http, gateway, db, prefix=prefix_of(run))
+    _conclude(up, outcomes, balances, gateway=gateway, stay=stay)
+    whole = all(outcome.scripted for outcome in outcomes) and all(one.agrees for one in balances)
+    return 0 if whole else 1
+
+
+async def _shops(
+    up: Up, db: Database, http: httpx.AsyncClient, orders: Sequence[Order], *, gateway: str
+) -> dict[str, Shop]:
+    """Open the shops that the scripts want; each merchant has a token of its own."""
+    names = dict.fromkeys(order.script.merchant for order in orders)
+    vault = Vault(up.settings.secret_keys)
+    shops = {}
+    for name, account in (await accounts.prepare(db, up.settings, names)).items():
+        token = access.issue(up.settings, merchant=name, scopes=_SCOPES, lifetime=_TOKEN_LIFE, subject="demo")
+        shops[name] = Shop(
+            http, up.url, gateway, name, account, up.settings.public_url, token=token, vault=vault
+        )
+    deadline = time.monotonic() + PATIENCE
+    for shop in shops.values():
+        while not await shop.known():
+            if time.monotonic() > deadline:
+                raise Unscripted(
+                    expected=f"the API to know merchant {shop.merchant}", seen="that it does not"
+                )
+            await asyncio.sleep(_REDRAW)
+    return shops
 
 
 async def _live(shop: Shop, outcome: Outcome, room: asyncio.Semaphore) -> None:
@@ -105,31 +133,30 @@ async def _live(shop: Shop, outcome: Outcome, room: asyncio.Semaphore) -> None:
             outcome.seconds = shopper.ended - shopper.began
 
 
-async def _show(up: Up, outcomes: Sequence[Outcome], *, run: str) -> None:
+async def _show(up: Up, db: Database, outcomes: Sequence[Outcome], *, run: str) -> None:
     """Keep the board up to date until cancelled."""
     terminal, began = up.terminal, time.monotonic()
-    async with Database(up.settings.need("database_url"), pool_size=1, name="orchestrator-demo") as db:
-        states: dict[str, int] = {}
-        if not terminal.live:
+    states: dict[str, int] = {}
+    if not terminal.live:
+        while True:
+            await asyncio.sleep(_LINE_EVERY)
+            states = await _states(db, run, states)
+            terminal.step(stage.line(states, outcomes, seconds=time.monotonic() - began))
+    with Live(console=terminal.console, auto_refresh=False) as live:
+        try:
             while True:
-                await asyncio.sleep(_LINE_EVERY)
                 states = await _states(db, run, states)
-                terminal.step(stage.line(states, outcomes, seconds=time.monotonic() - began))
-        with Live(console=terminal.console, auto_refresh=False) as live:
-            try:
-                while True:
-                    states = await _states(db, run, states)
-                    live.update(stage.board(states, outcomes, seconds=time.monotonic() - began), refresh=True)
-                    await asyncio.sleep(_REDRAW)
-            finally:
-                states = await asyncio.shield(_states(db, run, states))
                 live.update(stage.board(states, outcomes, seconds=time.monotonic() - began), refresh=True)
+                await asyncio.sleep(_REDRAW)
+        finally:
+            states = await asyncio.shield(_states(db, run, states))
+            live.update(stage.board(states, outcomes, seconds=time.monotonic() - began), refresh=True)
 
 
 async def _states(db: Database, run: str, before: dict[str, int]) -> dict[str, int]:
     """Count the orders by state; what was known before, while Postgres is away."""
     try:
-        rows: Any = await db.read(_STATES, {"prefix": f"demo-{run}-%"})
+        rows: Any = await db.read(_STATES, {"prefix": f"{prefix_of(run)}%"})
     except Exception as error:
         if not is_away(error):
             raise
@@ -137,7 +164,9 @@ async def _states(db: Database, run: str, before: dict[str, int]) -> dict[str, i
     return {str(row.state): int(row.orders) for row in rows}
 
 
-def _conclude(up: Up, outcomes: Sequence[Outcome], *, gateway: str, stay: bool) -> None:
+def _conclude(
+    up: Up, outcomes: Sequence[Outcome], balances: Sequence[Balance], *, gateway: str, stay: bool
+) -> None:
     terminal = up.terminal
     terminal.say()
     terminal.say(stage.summary(outcomes, width=terminal.console.width))
@@ -146,21 +175,34 @@ def _conclude(up: Up, outcomes: Sequence[Outcome], *, gateway: str, stay: bool) 
     if slow is not None:
         terminal.say(slow)
         terminal.say()
+    why = stage.explained(outcomes)
+    if why is not None:
+        terminal.say(why)
+        terminal.say()
     sample = next((one for one in outcomes if one.checkout), None)
     rows = stage.places(up, gateway, sample, stay=stay)
     if rows:
         terminal.facts(*rows)
         terminal.say()
-    bad = stage.failures(outcomes)
-    if bad:
-        for line in bad:
+    agree = all(one.agrees for one in balances)
+    moving = any(outcome.order.script.holds for outcome in outcomes)
+    if moving or not agree:
+        for line in stage.balances(balances):
             terminal.console.print(line, soft_wrap=True)
+    bad = stage.failures(outcomes)
+    for line in bad:
+        terminal.console.print(line, soft_wrap=True)
+    if bad or not agree:
+        said = f"{len(bad)} of {len(outcomes)} orders did not end as scripted" if bad else ""
+        unequal = "" if agree else "the sandbox's ledger and our books do not agree"
         terminal.console.print(
-            f"[bold red]{len(bad)} of {len(outcomes)} orders did not end as scripted.[/]", soft_wrap=True
+            f"[bold red]{'; '.join(one for one in (said, unequal) if one)}.[/]", soft_wrap=True
         )
-    else:
+        return
+    if not moving:
         terminal.console.print(stage.totals(outcomes), soft_wrap=True)
-        terminal.console.print(
-            f"[bold green]All {len(outcomes)} orders ended as scripted; the sandbox's ledger and our books agree to the minor unit.[/]",
-            soft_wrap=True,
-        )
+    once = " No order was captured or refunded twice." if moving else ""
+    terminal.console.print(
+        f"[bold green]All {len(outcomes)} orders ended as scripted; the sandbox's ledger and our books agree to the minor unit.{once}[/]",
+        soft_wrap=True,
+    )

@@ -1,4 +1,4 @@
-"""The nine scripts: what a shopper does, what goes wrong on the way, and how the order must end.
+"""What a script is, and the nine of group `checkout`: what a shopper does, what goes wrong on the way, how the order must end.
 
 A script is data and one function over what a shopper can do. `plan` is what the sandbox is told about the order beforehand, and
 `evidence` looks at ledger and trail afterwards, so that an order which ended well for another reason than its script's is found.
@@ -14,7 +14,8 @@ from orchestrator.states import State
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from orchestrator.demo.shopper import Shopper, Told
+    from orchestrator.demo.shopper import Shopper
+    from orchestrator.demo.told import Sums, Told
 
 Method = Literal["CARD", "BANK_PAYMENT", "MOBILE_WALLET"]
 
@@ -33,8 +34,17 @@ class Script:
     evidence: Callable[[Told], str | None]
     plan: dict[str, Any] = field(default_factory=dict)
     expires_in: int | None = None
-    by_card: bool = False
-    """Only a card will do, because only a card can be declined by its number."""
+    method: Method | None = None
+    """None: any that the shopper is offered. Only a card can be declined by its number, only a bank leaves a payment open."""
+    merchant: str = "default"
+    auto_capture: bool | None = None
+    """None: as the seed has it."""
+    handed_over: bool = True
+    """Whether the shop hands the order over; otherwise it is paid elsewhere, and nobody here has heard of it."""
+    holds: Callable[[int], Sums] | None = None
+    """What the books say of the payment that pays, in the end, by the order's amount; None: it is reserved, if paid."""
+    moves: tuple[str, ...] = ()
+    """What we ask the gateway to do to the money, all in all; it may do nothing else for us."""
 
     @property
     def paid(self) -> bool:
@@ -116,11 +126,11 @@ SCRIPTS: Final = (
     Script(name="pays_at_once", says="pays at once", act=_pay, ends=State.COMPLETED, evidence=_nothing_more),
     Script(
         name="declined_then_pays", says="is declined, tries again and pays", act=_be_declined_then_pay,
-        ends=State.COMPLETED, evidence=_one_declined, by_card=True,
+        ends=State.COMPLETED, evidence=_one_declined, method="CARD",
     ),
     Script(
         name="declined_and_leaves", says="is declined and leaves", act=_be_declined, ends=State.EXPIRED,
-        evidence=_one_declined, by_card=True, expires_in=SHORT,
+        evidence=_one_declined, method="CARD", expires_in=SHORT,
     ),
     Script(
         name="only_notification", says="pays; only the notification arrives", act=_pay_seeing_no_shop,

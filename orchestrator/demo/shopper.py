@@ -1,4 +1,4 @@
-"""One shopper and the shop that serves them, over plain HTTP only: what a browser and a shop's server would send.
+"""One shopper with one order, over plain HTTP only: what a browser would send, and what the shop asks for in the meantime.
 
 Every wait is bounded, and whatever does not go by the script ends in `Unscripted`, which says what was expected and what was seen.
 The shop's own pages are never fetched: the shopper stops where the redirect leads.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin, urlsplit
 
 from orchestrator import money
 from orchestrator.demo.orders import SORRY, THANKS
-from orchestrator.errors import OrchestratorError
+from orchestrator.demo.shop import Shop, Unscripted, need
+from orchestrator.demo.told import Told
 from orchestrator.states import ENDED, State
 
 if TYPE_CHECKING:
@@ -38,114 +37,6 @@ _LATECOMERS: Final = 5.0
 _PAGES: Final = {"thanks": THANKS, "sorry": SORRY}
 
 
-class Unscripted(OrchestratorError):  # noqa: N818 - named for the fact
-    """An order did not go by its script."""
-
-    def __init__(self, *, expected: str, seen: str) -> None:
-        super().__init__(f"expected {expected}, saw {seen}")
-        self.expected, self.seen = expected, seen
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What ledger, books and trail tell about one order when it has ended."""
-
-    checkout: dict[str, Any]
-    ledger: list[dict[str, Any]]
-    trail: list[dict[str, Any]]
-
-    @property
-    def held_at_gateway(self) -> tuple[int, int, int]:
-        """What the sandbox holds of the shopper's money, in minor units: reserved, captured, refunded."""
-        paid = [row for row in self.ledger if row["outcome"] == "succeeded"]
-        sums = [
-            sum(row[name] for row in paid) for name in ("reservedMinor", "capturedMinor", "refundedMinor")
-        ]
-        return sums[0], sums[1], sums[2]
-
-    @property
-    def held_by_us(self) -> tuple[int, int, int]:
-        """What our books say, in minor units."""
-        currency = self.checkout["amount"]["currency"]
-        amounts = self.checkout["money"]
-        sums = [money.to_minor(str(amounts[name]), currency) for name in ("reserved", "captured", "refunded")]
-        return sums[0], sums[1], sums[2]
-
-    @property
-    def attempts_without_money(self) -> int:
-        return sum(row["transactionId"] is not None and row["outcome"] != "succeeded" for row in self.ledger)
-
-    def delivered(self, kind: str, *, but: str = "") -> int:
-        """Count the callbacks of a kind that we answered."""
-        sent = [callback for row in self.ledger for callback in row["callbacks"]]
-        return sum(
-            each["kind"] == kind and each["status"] != but and each["answerStatus"] is not None
-            for each in sent
-        )
-
-    def actions(self, action: str) -> int:
-        """Count the entries of a kind in the trail."""
-        return Counter(entry["action"] for entry in self.trail)[action]
-
-
-@dataclass(slots=True)
-class Shop:
-    """The merchant's side: the API with a token, the sandbox with its script API."""
-
-    http: httpx.AsyncClient
-    api: str
-    sandbox: str
-    token: str = field(repr=False)
-
-    async def create(self, order: Order) -> str:
-        """Publish the intent; return the checkout's id."""
-        accepted = await self._api("POST", "/v1/checkouts", body=order.intent(), wanted=(202,))
-        return str(accepted["id"])
-
-    async def read(self, checkout: str) -> dict[str, Any]:
-        return await self._api("GET", f"/v1/checkouts/{checkout}")
-
-    async def trail(self, checkout: str) -> list[dict[str, Any]]:
-        """Return the audit entries of a checkout, the oldest first."""
-        entries: list[dict[str, Any]] = []
-        after: int | None = 0
-        while after is not None:
-            page = await self._api("GET", f"/v1/checkouts/{checkout}/audit?after={after}")
-            entries += page["entries"]
-            after = page["nextAfter"]
-        return entries
-
-    async def cancel(self, checkout: str) -> None:
-        await self._api(
-            "POST",
-            f"/v1/checkouts/{checkout}/cancel",
-            body={"reason": "the shopper took too long"},
-            wanted=(202,),
-        )
-
-    async def plan(self, order: Order) -> None:
-        """Tell the sandbox what this order is to meet."""
-        if order.script.plan:
-            answer = await self.http.put(f"{self.sandbox}/sandbox/orders/{order.id}", json=order.script.plan)
-            _need(answer, (200,), "the sandbox to take the order's plan")
-
-    async def ledger(self, order: Order) -> list[dict[str, Any]]:
-        """Return what the sandbox knows of the order's payments."""
-        answer = await self.http.get(f"{self.sandbox}/sandbox/ledger", params={"orderId": order.id})
-        _need(answer, (200,), "the sandbox's ledger")
-        return [row for entry in answer.json()["orders"] for row in entry["payments"]]
-
-    async def _api(
-        self, method: str, path: str, *, body: object = None, wanted: tuple[int, ...] = (200,)
-    ) -> dict[str, Any]:
-        answer = await self.http.request(
-            method, f"{self.api}{path}", json=body, headers={"authorization": f"Bearer {self.token}"}
-        )
-        _need(answer, wanted, f"{method} {path.partition('?')[0]}")
-        found: dict[str, Any] = answer.json()
-        return found
-
-
 class Shopper:
     """One shopper with one order; `play` lives the script and returns what came of it."""
 
@@ -161,22 +52,25 @@ class Shopper:
         """Live through the script; `Unscripted` if it goes another way or takes longer than the patience."""
         script = self.order.script
         self.began = time.monotonic()
-        await self.shop.plan(self.order)
-        self.checkout = await self.shop.create(self.order)
-        await self._until("the checkout to be offered", lambda found: bool(found["session"]))
+        if script.plan:
+            await self.shop.plan(self.order, script.plan)
+        if script.handed_over:
+            self.checkout = await self.shop.create(self.order)
+            await self.until("the checkout to be offered", lambda found: bool(found["session"]))
         await script.act(self)
-        found = await self._until(f"state {script.ends}", lambda found: found["state"] in ENDED)
+        found = await self.until(f"state {script.ends}", lambda found: found["state"] in ENDED)
         self.ended = time.monotonic()
         if found["state"] != script.ends:
             raise Unscripted(expected=f"state {script.ends}", seen=f"state {found['state']}")
-        return await self._settled(self.checkout)
+        return await self._settled(self.known)
 
     async def _settled(self, checkout: str) -> Told:
         """Return what is told at the end; callbacks that were sent beside the one that counted get a moment to arrive."""
         deadline = time.monotonic() + _LATECOMERS
         while True:
             ledger = await self.shop.ledger(self.order)
-            told = Told(await self.shop.read(checkout), ledger, await self.shop.trail(checkout))
+            explained = await self.shop.explain(checkout) if self.order.script.holds else {}
+            told = Told(await self.shop.read(checkout), ledger, await self.shop.trail(checkout), explained)
             try:
                 self._weigh(told)
             except Unscripted:
@@ -190,7 +84,10 @@ class Shopper:
 
     async def pay(self) -> None:
         """Pay with the method of choice; where the bank wants to know who pays, say so."""
-        page = await self.open_page()
+        await self.pay_on(await self.open_page())
+
+    async def pay_on(self, page: str) -> None:
+        """Pay on a page of the gateway that was opened before."""
         card = CHALLENGED if self.order.challenged else APPROVED
         answer = await self._submit(page, self._form(card))
         if (where := answer.headers.get("location", "")).endswith("/3ds"):
@@ -199,6 +96,10 @@ class Shopper:
             answer = await self._submit(challenge, {"result": "pass"})
         self._page = answer.headers.get("location")
 
+    async def leave_open(self) -> None:
+        """Agree to pay, and leave the bank to say so some time."""
+        await self._submit(await self.open_page(), {"action": "open"})
+
     async def be_declined(self) -> None:
         """Try to pay with a card that the acquirer declines."""
         answer = await self._submit(await self.open_page(), self._form(DECLINED))
@@ -206,7 +107,7 @@ class Shopper:
 
     async def open_page(self) -> str:
         """Choose the method, start a payment, open the gateway's page; return its address."""
-        found = await self._until("a session to pay with", lambda found: bool(found["session"]))
+        found = await self.until("a session to pay with", lambda found: bool(found["session"]))
         method = next((each for each in found["paymentMethods"] if each["type"] == self.order.method), None)
         if method is None:
             offered = ", ".join(each["type"] for each in found["paymentMethods"]) or "none"
@@ -217,15 +118,14 @@ class Shopper:
             json={"sessionId": session["id"], "paymentMethodId": method["id"]},
             headers={"authorization": f"Bearer {session['token']}", "user-agent": AGENT},
         )
-        _need(answer, (200,), "the gateway to start a payment")
+        need(answer, (200,), "the gateway to start a payment")
         page = str(answer.json()["url"])
         await self._fetch(page, "the gateway's payment page")
         return page
 
     async def merchant_cancels(self) -> None:
         """Have the shop cancel the checkout."""
-        assert self.checkout is not None  # noqa: S101 - `play` has created it
-        await self.shop.cancel(self.checkout)
+        await self.shop.cancel(self.known)
 
     def expect_page(self, name: str | None) -> None:
         """See where the gateway sent the shopper: to a page of the shop's with the order's number, or nowhere."""
@@ -244,56 +144,134 @@ class Shopper:
 
     async def _submit(self, page: str, form: Mapping[str, str]) -> httpx.Response:
         answer = await self.shop.http.post(page, data=dict(form), headers={"user-agent": AGENT})
-        _need(answer, (200, 303), f"the gateway to take the form of {urlsplit(page).path}")
+        need(answer, (200, 303), f"the gateway to take the form of {urlsplit(page).path}")
         return answer
 
     async def _fetch(self, page: str, what: str) -> None:
-        _need(await self.shop.http.get(page, headers={"user-agent": AGENT}), (200,), what)
+        need(await self.shop.http.get(page, headers={"user-agent": AGENT}), (200,), what)
 
-    async def _until(self, what: str, there: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Read the checkout until something is there, or it has ended without it, or patience is out."""
-        assert self.checkout is not None  # noqa: S101 - `play` has created it
+    # What a script can have the shop do, and a person who looks after it.
+
+    @property
+    def known(self) -> str:
+        """The id of the checkout, which the script has by now."""
+        if self.checkout is None:
+            raise Unscripted(expected="a checkout of the order", seen="none")
+        return self.checkout
+
+    def price(self, minor: int) -> dict[str, object]:
+        """Return an amount as the API takes it."""
+        return {"value": float(money.to_decimal(minor, self.order.currency)), "currency": self.order.currency}
+
+    async def ask(
+        self, kind: str, *, key: str | None = None, fails: bool = False, **body: object
+    ) -> dict[str, Any]:
+        """Ask for something and wait until it is done, with all that it began; return the checkout.
+
+        `fails`: the gateway is to refuse it.
+        """
+        return await self.obeyed(await self.shop.command(self.known, kind, body, key=key), fails=fails)
+
+    async def obeyed(self, command: str, *, fails: bool = False) -> dict[str, Any]:
+        """Wait until a command is carried out; return the checkout."""
+        found = await self.until(
+            "the command to be carried out", lambda found: _fate(found, command) is not None, ended=True
+        )
+        fate = _fate(found, command)
+        if fate != ("rejected" if fails else "done"):
+            raise Unscripted(
+                expected="the gateway to refuse it" if fails else "it to be done", seen=str(fate)
+            )
+        return found
+
+    async def refused(self, kind: str, *, why: str, key: str | None = None, **body: object) -> None:
+        """Ask for something that must not be taken."""
+        await self.shop.refused(self.known, kind, body, why=why, key=key)
+
+    async def paid_row(self) -> dict[str, Any]:
+        """Return the payment in the gateway's ledger that holds money."""
+        rows = [row for row in await self.shop.ledger(self.order) if row["outcome"] == "succeeded"]
+        if len(rows) != 1:
+            raise Unscripted(expected="one payment with money in the ledger", seen=str(len(rows)))
+        return rows[0]
+
+    async def paid(self) -> dict[str, Any]:
+        """Wait until we know that the order is paid; return the checkout."""
+        return await self.until(
+            "state completed", lambda found: found["state"] == State.COMPLETED, ended=True
+        )
+
+    async def attention(self, word: str) -> dict[str, Any]:
+        """Wait until a person is called for this reason; return the checkout."""
+        return await self.until(
+            f"attention {word}", lambda found: (found["attention"] or "").startswith(f"{word}:"), ended=True
+        )
+
+    async def calm(self) -> dict[str, Any]:
+        """Wait until nobody is called any more; return the checkout."""
+        return await self.until("no attention", lambda found: found["attention"] is None, ended=True)
+
+    async def letter(self, grade: str, *, status: str = "succeeded") -> None:
+        """Wait until a callback of this grade that says this is read."""
+        deadline = time.monotonic() + self._patience
+        while time.monotonic() < deadline:
+            read = (entry["evidence"].get("callbacks", ()) for entry in await self.shop.trail(self.known))
+            if any((one["grade"], one["status"]) == (grade, status) for letters in read for one in letters):
+                return
+            await asyncio.sleep(_LONGEST_PAUSE)
+        raise Unscripted(expected=f"a callback {status} with grade {grade} in the trail", seen="none")
+
+    async def until(
+        self, what: str, there: Callable[[dict[str, Any]], bool], *, ended: bool = False
+    ) -> dict[str, Any]:
+        """Read the checkout until something is there, or patience is out; or it has ended without it, unless that may be."""
         deadline = time.monotonic() + self._patience
         pause = _PAUSE
         while True:
-            found = await self.shop.read(self.checkout)
+            found = await self.shop.read(self.known)
             if there(found):
                 return found
             overdue = time.monotonic() > deadline
-            if overdue or State(found["state"]) in ENDED:
+            if overdue or (State(found["state"]) in ENDED and not ended):
                 waited = f" after {self._patience:g} s" if overdue else ""
                 error = f", last error: {found['lastError']}" if found["lastError"] else ""
-                raise Unscripted(expected=what, seen=f"state {found['state']}{waited}{error}")
+                attention = f", attention: {found['attention']}" if found["attention"] else ""
+                raise Unscripted(expected=what, seen=f"state {found['state']}{waited}{error}{attention}")
             await asyncio.sleep(pause)
             pause = min(pause * 1.3, _LONGEST_PAUSE)
 
     def _weigh(self, told: Told) -> None:
         """Compare the sandbox's ledger with our books, and both with the script."""
-        ours, gateways = told.held_by_us, told.held_at_gateway
-        if ours != gateways:
-            raise Unscripted(
-                expected=f"the ledger's (reserved, captured, refunded) {gateways} in our books",
-                seen=str(ours),
+        script, order = self.order.script, self.order
+        told.check_money()
+        told.check_movements(script.moves)
+        ours = told.held_by_us
+        due = script.holds(order.amount) if script.holds else (order.amount if script.paid else 0, *ours[1:])
+        if ours != due:
+            wanted, seen = (
+                [str(money.to_decimal(one, order.currency)) for one in sums] for sums in (due, ours)
             )
-        due = self.order.amount if self.order.script.paid else 0
-        if ours[0] != due:
             raise Unscripted(
-                expected=f"{money.to_decimal(due, self.order.currency)} {self.order.currency} reserved",
-                seen=str(money.to_decimal(ours[0], self.order.currency)),
+                expected=f"(reserved, captured, refunded) to be {', '.join(wanted)} {order.currency}",
+                seen=", ".join(seen),
             )
-        completions = sum(entry["to"] == "completed" and entry["from"] != "completed" for entry in told.trail)
-        if completions != int(self.order.script.paid):
-            raise Unscripted(
-                expected=f"{int(self.order.script.paid)} moves to completed", seen=str(completions)
-            )
-        missing = self.order.script.evidence(told)
+        completions = told.moves(State.COMPLETED)
+        if completions != int(script.paid):
+            raise Unscripted(expected=f"{int(script.paid)} moves to completed", seen=str(completions))
+        missing = script.evidence(told)
         if missing is not None:
             raise Unscripted(expected=missing, seen="no such thing")
+        if script.holds:
+            told.check_explanation()
 
 
-def _need(answer: httpx.Response, wanted: tuple[int, ...], what: str) -> None:
-    if answer.status_code not in wanted:
-        text = answer.text[:200].replace("\n", " ")
-        raise Unscripted(
-            expected=f"{what} to answer {' or '.join(map(str, wanted))}", seen=f"{answer.status_code}: {text}"
-        )
+def _fate(found: dict[str, Any], command: str) -> str | None:
+    """Return what became of a command: done, rejected (by the gateway), why it was refused; None while that is open."""
+    result = next((one["result"] for one in found["commands"] if one["id"] == command), None)
+    if result is None or not result.startswith("accepted: "):
+        return "done" if result is not None and result.startswith(("done", "accepted")) else result
+    begun = set(result.removeprefix("accepted: ").split(", "))
+    states = {one["state"] for one in found["operations"] if one["id"] in begun}
+    if states - {"succeeded", "rejected"}:
+        return None
+    return "rejected" if "rejected" in states else "done"

@@ -7,11 +7,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator import money
-from orchestrator.demo.scripts import SCRIPTS
+from orchestrator.demo.groups import scripts_of
 from orchestrator.demo.timeline import STYLES, timeline
 from orchestrator.states import State
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from orchestrator.demo.balance import Balance
     from orchestrator.demo.play import Outcome
     from orchestrator.demo.scripts import Script
     from orchestrator.supervise.up import Up
@@ -72,7 +74,7 @@ def summary(outcomes: Sequence[Outcome], *, width: int) -> Table:
     table.add_column("ends", no_wrap=True)
     table.add_column("as scripted", justify="right", no_wrap=True)
     table.add_column("median", justify="right", no_wrap=True)
-    for script in SCRIPTS:
+    for script in scripts_of("all"):
         mine = [outcome for outcome in outcomes if outcome.order.script is script]
         if mine:
             name, *rest = _row(script, mine)
@@ -116,6 +118,34 @@ def totals(outcomes: Sequence[Outcome]) -> Text:
         if minor
     )
     return Text(f"Held at the gateway and in our books alike: {sums or 'nothing'}")
+
+
+def balances(found: Sequence[Balance]) -> list[Text]:
+    """Say currency by currency what the gateway's ledger and our books hold of this run."""
+    lines = [Text("Money of all orders, reserved/captured/refunded:", style="bold")]
+    for one in found:
+        ledger, books = (
+            " / ".join(f"{money.to_decimal(minor, one.currency):,}" for minor in side)
+            for side in (one.ledger, one.books)
+        )
+        sign = ("✓", "green") if one.agrees else ("✗", "bold red")
+        lines.append(
+            Text.assemble(
+                f"  {one.currency}  ", ("ledger ", "dim"), ledger, ("   books ", "dim"), books, "  ", sign
+            )
+        )
+    return lines
+
+
+def explained(outcomes: Sequence[Outcome]) -> RenderableType | None:
+    """Say in sentences why one order is where it is: one that came late, and about which we did something."""
+    known = [one.told for one in outcomes if one.told is not None and one.told.explained]
+    if not known:
+        return None
+    told = max(known, key=lambda told: (told.checkout["late"], len(told.operations), -len(told.trail)))
+    said = [told.explained["summary"], *told.explained["because"], *told.explained["evidence"]]
+    title = Text.assemble(("One order explained: ", "bold"), str(told.checkout["orderId"]))
+    return Group(title, *(Padding(Text(sentence), (0, 0, 0, 2)) for sentence in said))
 
 
 def slowest(outcomes: Sequence[Outcome]) -> RenderableType | None:

@@ -38,7 +38,7 @@ _STANDS: Final = {
     State.CANCELLED: "was cancelled",
 }
 _CAUSES: Final = {
-    "asked": "asked for by the shop",
+    "asked": "asked for",
     "automatic": "begun by the orchestrator, as the order says",
     "returned": "begun to return the money",
 }

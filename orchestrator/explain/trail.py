@@ -76,7 +76,8 @@ def told(record: Record) -> list[str]:
         sentences += _callbacks(before)
     sentences += [*_callbacks(moved), _moved(record, moved)]
     since = [said for one in entries[last + 1 :] if (said := _since(record, one))]
-    return [one for one in [*sentences, *since[-MOST_SINCE:]] if one]
+    # A callback that came while the gateway was asked stands in both entries.
+    return list(dict.fromkeys([*sentences, *since[-MOST_SINCE:]]))
 
 
 def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for each fact
@@ -207,16 +208,25 @@ def _settled(_: Record, entry: Entry) -> str:
     return f"At {moment(entry.at)} the watch ended, with nothing left that could change by itself."
 
 
-def _operation(said: str) -> Callable[[Record, Entry], str]:
-    def tell(_: Record, entry: Entry) -> str:
-        kind = str(entry.evidence.get("kind") or "money operation")
-        return f"At {moment(entry.at)} a {kind} {said}."
+def _asked(_: Record, entry: Entry) -> str:
+    shown = f": {plain(entry.evidence['shown'])}" if entry.evidence.get("shown") else ""
+    return f"At {moment(entry.at)} {who(entry.actor)} had the gateway asked{shown}."
+
+
+def _operation(said: str, *, why: bool = False) -> Callable[[Record, Entry], str]:
+    def tell(record: Record, entry: Entry) -> str:
+        about = entry.evidence
+        amount = f" of {record.price(about['amount'], about.get('currency'))}" if about.get("amount") else ""
+        because = f": {plain(about['why'])}" if why and about.get("why") else ""
+        return f"At {moment(entry.at)} a {about.get('kind') or 'money operation'}{amount} {said}{because}."
 
     return tell
 
 
+# That an operation was put down or about to leave is told by the operation itself, for as long as it is so.
 _SINCE: Final[dict[str, Callable[[Record, Entry], str]]] = {
     "gateway:failed": _failed,
+    "gateway:asked": _asked,
     "cancel:requested": _cancel,
     "command:refused": _refused,
     "command:taken": _taken,
@@ -225,11 +235,9 @@ _SINCE: Final[dict[str, Callable[[Record, Entry], str]]] = {
     "attention:raised": _raised,
     "attention:cleared": _cleared,
     "watch:ended": _settled,
-    "money:requested": _operation("was put down, to be sent to the gateway"),
-    "money:submitted": _operation("was about to leave for the gateway"),
     "money:succeeded": _operation("was done at the gateway"),
-    "money:rejected": _operation("was refused by the gateway"),
-    "money:unknown": _operation("left for the gateway, and no answer told what came of it"),
+    "money:rejected": _operation("was refused by the gateway", why=True),
+    "money:unknown": _operation("may have left for the gateway, and what came of it was not known", why=True),
     "money:withdrawn": _operation("had not reached the gateway, and was put down again"),
 }
 

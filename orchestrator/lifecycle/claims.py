@@ -249,6 +249,7 @@ _SHARED = text("""
                       AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late))
      LIMIT 1
 """)
+_INTENT = text("SELECT body FROM intents WHERE checkout_id = :id")
 _RIVAL = text("""
     SELECT o.id FROM checkouts o WHERE o.merchant_id = :merchant_id AND o.order_ref = :order_ref AND o.id <> :id
        AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late
@@ -400,6 +401,12 @@ def _operation(row: Row[Any]) -> Operation:
         last_error=row.last_error,
         submitted_at=row.submitted_at,
     )
+
+
+async def intent_of(db: Database, held: Held) -> bytes | None:
+    """Return the sealed intent, which a claim brings along only where a session is to be opened."""
+    rows = await db.read(_INTENT, {"id": held.id})
+    return bytes(rows[0].body) if rows else None
 
 
 async def order_is_shared(db: Database, held: Held, merchants: Sequence[int]) -> bool:

@@ -174,6 +174,9 @@ class Up:
             supplied["redis_url"] = given.broker_url or self.servers.redis_url
         if self.sandbox_url is not None:
             supplied["gateway_url"] = self.sandbox_url
+            if "gateway_networks" not in given.model_fields_set:
+                # The sandbox calls from this machine, and nobody else is the gateway here.
+                supplied["gateway_networks"] = ("127.0.0.1", "::1")
         if "public_url" not in given.model_fields_set:
             supplied["public_url"] = self.url
         # Files are read by programs; the terminal shows lines for people.

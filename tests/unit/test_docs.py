@@ -27,7 +27,7 @@ def test_the_example_intent_is_one_that_is_taken():
 
 def test_every_test_that_the_readme_names_exists():
     named = {
-        word.strip("`|") for word in (ROOT / "README.md").read_text().split() if word.startswith("`test_")
+        word.strip("`|,;") for word in (ROOT / "README.md").read_text().split() if word.startswith("`test_")
     }
     assert named
     everything = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from orchestrator import explain
@@ -202,7 +203,8 @@ def test_every_fact_that_moves_a_checkout_is_told(trigger, evidence):
 def test_every_entry_of_the_trail_can_follow(action):
     entry = Entry(
         at=NOW, action=action, actor="client:default/shop-1", to="received", before="received",
-        evidence={"kind": "capture", "callbacks": [CALLBACK], "transactions": [TRANSACTION], "reason": "total_unchanged"},
+        evidence={"kind": "capture", "callbacks": [CALLBACK], "transactions": [TRANSACTION], "reason": "total_unchanged", "why": "still_reserved",
+                  "shown": "the gateway shows nothing", "amount": 100, "currency": "DKK"},
     )  # fmt: skip
     made = check(record(State.RECEIVED, entries=(*ENTRIES, entry)))
     assert len(made.evidence) == (2 if action in _SINCE else 1)
@@ -234,6 +236,12 @@ def test_the_evidence_names_the_callback_and_what_the_gateway_itself_answered():
         "At 2026-01-05T10:00:00Z we asked the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, bound by our id.",
     )
     assert made.summary == "Order A-1001 over 139.00 DKK is paid."
+    again = msgspec.structs.replace(
+        found, evidence={**found.evidence, "callbacks": [CALLBACK]}, at=arrived.at
+    )
+    assert (
+        len(check(record(State.COMPLETED, entries=(*ENTRIES, arrived, again), reserved=13900)).evidence) == 2
+    )
 
 
 @pytest.mark.parametrize("grade", GRADES)

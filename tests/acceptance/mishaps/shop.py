@@ -16,7 +16,7 @@ from collections import Counter
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 from uuid import UUID, uuid4
 
 import uvicorn
@@ -42,14 +42,16 @@ if TYPE_CHECKING:
     from orchestrator.api import Services
 
 SECRET = "0123456789abcdef-callbacks"
-FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+FORM = "application/x-www-form-urlencoded"
 WHOLE = 13900
 DECLINED_CARD = "4180000000000566"
 CALM = {
     "gateway_secrets": (SECRET,), "gateway_networks": ("127.0.0.1",), "hint_grace": 5.0, "deadline_grace": 30.0,
     "cancel_grace": 30.0, "first_look": 120.0, "recheck_after_callback": 2.0, "look_cap": 1800.0,
 }  # fmt: skip
-GATEWAY = SandboxConfig(username="shop", password="sandbox password", callback_secrets=(SECRET,))
+GATEWAY = SandboxConfig(
+    username="shop", password="sandbox password", callback_secrets=(SECRET,), hang_seconds=1.0
+)
 
 _BLOCKED = b"<html><head><title>403 Forbidden</title></head><body>Request blocked.</body></html>"
 
@@ -254,20 +256,36 @@ class Shop(Scene):
         return int(answer["answerStatus"])
 
     async def called(
-        self, checkout: UUID, body: bytes, *, kind: str = "notification", secret: str | None = SECRET
+        self,
+        checkout: UUID,
+        body: bytes,
+        *,
+        kind: str = "notification",
+        secret: str | None = SECRET,
+        content_type: str = FORM,
     ) -> int:
         """Call back with any body, signed with a secret or not at all; return what it was answered."""
         pages = {"success": "https://shop.example/thanks", "failure": "https://shop.example/sorry"}
-        urls = links.callback_urls(
-            self.vault, self.settings.public_url, checkout, pages, merchant_id=1
-        )
-        headers = dict(FORM)
+        urls = links.callback_urls(self.vault, self.settings.public_url, checkout, pages, merchant_id=1)
+        headers = {"Content-Type": content_type}
         if secret is not None:
             stamp = str(int(time.time()))
             digest = hmac.digest(secret.encode(), body + b"." + stamp.encode(), "sha256").hex()
             headers["AltaPay-Signature"] = f"t={stamp};s0={digest}"
         answer = await self.http.post(str(getattr(urls, kind)), content=body, headers=headers)
         return answer.status_code
+
+    async def stray(self, order: str, **changes: object) -> None:
+        """Have a payment made that no session of ours has to do with, and told to the merchant's own address."""
+        notification = links.merchant_url(self.vault, self.settings.public_url, "default")
+        body = {
+            "orderId": order,
+            "amountMinor": WHOLE,
+            "currency": "DKK",
+            "notification": notification,
+            **changes,
+        }
+        await self.control("POST", "payments/stray", body)
 
     async def payment_of(self, checkout: UUID) -> str:
         """Return the gateway's id of the only payment."""
@@ -304,7 +322,9 @@ class Shop(Scene):
         await super().agree(*checkouts)
         for checkout in checkouts or tuple(self.orders):
             theirs = {
-                row["transactionId"]: row["heldMinor"] for row in await self.ledger(checkout) if row["heldMinor"]
+                row["transactionId"]: row["heldMinor"]
+                for row in await self.ledger(checkout)
+                if row["heldMinor"]
             }
             rows = await self.sql(
                 "SELECT transaction_id, greatest(reserved, captured) - refunded - charged_back AS held FROM payments"
@@ -381,9 +401,7 @@ def with_agreement(answer: str) -> str:
         row = found[0]
         row = re.sub(r"<TransactionId>(\d+)<", r"<TransactionId>9\1<", row)
         row = re.sub(r"<AuthType>[^<]*<", "<AuthType>subscription<", row)
-        return re.sub(
-            r"<TransactionStatus>[^<]*<", "<TransactionStatus>recurring_confirmed<", row
-        ) + found[0]
+        return re.sub(r"<TransactionStatus>[^<]*<", "<TransactionStatus>recurring_confirmed<", row) + found[0]
 
     return re.sub(r"<Transaction>.*?</Transaction>", beside, answer)
 
@@ -391,9 +409,3 @@ def with_agreement(answer: str) -> str:
 def with_status(status: str) -> Callable[[str], str]:
     """Give every transaction of an answer another status."""
     return partial(re.sub, r"<TransactionStatus>[^<]*<", f"<TransactionStatus>{status}<")
-
-
-def split_url(url: str) -> str:
-    """Return a URL without its query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}{parts.path}"

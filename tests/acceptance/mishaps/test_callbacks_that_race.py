@@ -61,8 +61,8 @@ async def test_callbacks_are_stored_and_answered_while_a_worker_holds_the_order_
     answers = [await world.resent(payment, kind) for kind in ("notification", "success") * 2]
     assert answers == [200, 303] * 2
     assert not working.done(), "nobody waited for the worker"
-    await working
     await world.plan(checkout)
+    await working
     await world.follow(checkout)
     await once(world, checkout)
 
@@ -97,7 +97,9 @@ async def test_a_notification_before_the_ok_completes_the_order_and_the_ok_chang
 
 
 @pytest.mark.mishap("notification before ok")
-async def test_a_notification_that_beats_even_our_own_first_step_is_kept_and_read_after_the_offer(world: Shop):
+async def test_a_notification_that_beats_even_our_own_first_step_is_kept_and_read_after_the_offer(
+    world: Shop,
+):
     checkout = await world.accept()
     assert await world.called(checkout, b"status=succeeded&n=1") == 200
     await world.follow(checkout)
@@ -198,7 +200,7 @@ async def test_however_many_notifications_come_after_a_success_nothing_is_releas
     await world.policy(late="return", surplus="return", unknown_order="return")
     checkout = await world.paid()
     payment = await world.payment_of(checkout)
-    for status in ("succeeded", "succeeded", "open", "incomplete", "succeeded", "failed"):
+    for status in ("succeeded", "succeeded", "open", "error", "succeeded", "failed"):
         await world.resent(payment, "notification", status)
         await world.follow(checkout, workers=2)
     await once(world, checkout, moved=["callback_arrived", "payment_found"])
@@ -252,7 +254,9 @@ async def test_a_callback_with_broken_xml_is_taken_and_the_gateway_is_asked(worl
 
 @pytest.mark.mishap("invalid or empty XML")
 @pytest.mark.parametrize(
-    "body", [b"", b"xml=", b"xml=%3C!DOCTYPE%20a%20SYSTEM%20%22x%22%3E", b"\x00\xff\xfe", b"{" * 5000], ids=repr
+    "body",
+    [b"", b"xml=", b"xml=%3C!DOCTYPE%20a%20SYSTEM%20%22x%22%3E", b"\x00\xff\xfe", b"{" * 5000],
+    ids=repr,
 )
 async def test_a_callback_that_is_nonsense_is_taken_and_the_gateway_is_asked(world: Shop, body: bytes):
     checkout = await world.offered()
@@ -271,7 +275,8 @@ async def test_every_notification_about_a_transaction_is_kept(world: Shop):
     for status in ("open", "succeeded", "failed", "ChargebackEvent"):
         await world.resent(payment, "notification", status)
     rows = await world.sql(
-        "SELECT kind, times, handled_at FROM callbacks WHERE checkout_id = :id ORDER BY received_at, id", id=checkout
+        "SELECT kind, times, handled_at FROM callbacks WHERE checkout_id = :id ORDER BY received_at, id",
+        id=checkout,
     )
     # `succeeded` came again word for word: the same letter, counted.
     assert sorted((row.kind, row.times) for row in rows) == [

@@ -15,7 +15,9 @@ def marked() -> dict[str, set[str]]:
     rows: dict[str, set[str]] = {}
     for path in TESTS.rglob("test_*.py"):
         for one in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef) or not one.name.startswith("test_"):
+            if not isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef) or not one.name.startswith(
+                "test_"
+            ):
                 continue
             for mark in one.decorator_list:
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.mishap":

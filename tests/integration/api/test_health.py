@@ -55,7 +55,7 @@ async def test_without_postgres_it_is_alive_and_not_ready():
 async def test_slow_reads_delay_neither_health_nor_intake_nor_callbacks_and_end_themselves(
     settings, monkeypatch
 ):
-    monkeypatch.setattr("orchestrator.api.server.READ_PATIENCE", 8_000)
+    monkeypatch.setattr("orchestrator.api.server.READ_PATIENCE", 5_000)
     services = build(settings, Rung())
     transport = httpx.ASGITransport(create_app(services))
     async with httpx.AsyncClient(transport=transport, base_url="http://pay.example") as client:
@@ -94,6 +94,11 @@ async def test_the_document_describes_every_address(api: Api):
     assert described == {
         ("get", "/v1/checkouts"), ("post", "/v1/checkouts"), ("post", "/v1/checkouts/batch"),
         ("get", "/v1/checkouts/{checkout_id}"), ("post", "/v1/checkouts/{checkout_id}/cancel"),
+        *(
+            ("post", f"/v1/checkouts/{{checkout_id}}/{kind}")
+            for kind in ("reopen", "capture", "refund", "release", "retry", "reconcile", "resolve")
+        ),
+        ("get", "/v1/checkouts/{checkout_id}/explain"), ("get", "/v1/payments"),
         ("get", "/v1/checkouts/{checkout_id}/audit"), ("post", "/callbacks/{kind}/{id}/{signed}"),
         ("get", "/callbacks/{kind}/{id}/{signed}"), ("post", "/callbacks/merchant/{merchant}/{signed}"), ("get", "/healthz"), ("get", "/readyz"),
     }  # fmt: skip

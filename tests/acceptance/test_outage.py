@@ -1,0 +1,173 @@
+"""No callback of the gateway goes out for ten minutes, as happened in January 2023: whatever was paid is found by looking alone.
+
+Time is simulated by Postgres's clock, and only what is due is carried, so the looks are those that production would make.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from orchestrator import lifecycle
+from tests.acceptance.mishaps.shop import DECLINED_CARD, WHOLE, Shop, shop
+from tests.factories import empty
+from tests.mishaps import REPORT
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+    from uuid import UUID
+
+pytestmark = pytest.mark.anyio
+
+OUTAGE = 600
+"""Seconds for which no callback goes out."""
+AFTER = 7200
+"""Seconds until which everything is to be known: the thinnest looking is half an hour apart."""
+TICK = 10
+
+
+@dataclass
+class Shopper:
+    """What one shopper does, by the second of the outage, and how the order has to end."""
+
+    ends: str
+    expires_in: int = 3600
+    does: dict[int, Callable[[UUID], Coroutine[None, None, None]]] = field(default_factory=dict)
+
+
+@pytest.fixture
+async def world(shared_database_url: str) -> AsyncIterator[Shop]:
+    empty(shared_database_url)
+    async with shop(shared_database_url) as one:
+        await one.begin(shared_database_url)
+        yield one
+
+
+async def pass_time(world: Shop, seconds: int) -> None:
+    """Let time pass, and carry what is due and nothing else."""
+    await world.later(seconds=seconds)
+    while ringing := await lifecycle.due(world.db, most=1000):
+        await world.carrier.carry([one.id for one in ringing])
+
+
+def shoppers(world: Shop, banks: dict[UUID, str]) -> list[Shopper]:
+    async def pays(checkout: UUID) -> None:
+        assert (await world.submit(await world.started(checkout))).status_code == 200, (
+            "the shop cannot be reached"
+        )
+
+    async def is_declined(checkout: UUID) -> None:
+        await world.submit(await world.started(checkout), card=DECLINED_CARD)
+
+    async def goes_to_the_bank(checkout: UUID) -> None:
+        banks[checkout] = await world.pay(checkout, method="BANK_PAYMENT", action="open")
+
+    async def cancels(checkout: UUID) -> None:
+        await world.command(checkout, "cancel")
+
+    def bank_says(outcome: str) -> Callable[[UUID], Coroutine[None, None, None]]:
+        async def say(checkout: UUID) -> None:
+            await world.control("POST", f"payments/{banks[checkout]}/resolve", {"outcome": outcome})
+
+        return say
+
+    paid, lost = "completed", "expired"
+    return [
+        # At every moment of the outage; the deadline is far.
+        *(Shopper(paid, does={at: pays}) for at in range(10, 600, 20)),
+        # The deadline passes during the outage: paid long before it, just before it, and in the grace after it.
+        *(Shopper(paid, expires_in=180, does={at: pays}) for at in (10, 100, 170, 190, 200)),
+        *(Shopper(paid, expires_in=400, does={at: pays}) for at in (130, 390, 410)),
+        # Declined first.
+        *(Shopper(paid, expires_in=300, does={at: is_declined, at + 60: pays}) for at in (50, 200)),
+        # Open at the bank beyond the deadline; the bank answers during the outage, or after it.
+        *(
+            Shopper(paid, expires_in=120, does={60: goes_to_the_bank, at: bank_says("succeeded")})
+            for at in (90, 300, 590)
+        ),
+        *(
+            Shopper(lost, expires_in=120, does={60: goes_to_the_bank, at: bank_says("declined")})
+            for at in (90, 400)
+        ),
+        # The merchant cancels while the shopper pays.
+        *(Shopper(paid, does={200: cancels, at: pays}) for at in (210, 220)),
+        # Nobody pays.
+        *(Shopper(lost, expires_in=seconds) for seconds in (60, 300, 560, 1800)),
+        Shopper(lost, expires_in=300, does={100: is_declined}),
+        Shopper("cancelled", does={300: cancels}),
+    ]
+
+
+@pytest.mark.mishap("gateway outage: no callbacks for minutes")
+async def test_every_order_paid_while_no_callback_goes_out_is_completed_by_looking_alone(
+    world: Shop, record_property: Callable[[str, object], None]
+):
+    banks: dict[UUID, str] = {}
+    known: dict[UUID, Shopper] = {}
+    for one in shoppers(world, banks):
+        assert all(at % TICK == 0 and at < OUTAGE for at in one.does), one
+        known[await world.accept(expiresIn=one.expires_in)] = one
+    await world.carrier.carry(list(known))
+    before = {checkout: world.looks(checkout) for checkout in known}
+    await world.control("PUT", "faults", {"callbacks": "lost"})
+    found: dict[UUID, int] = {}
+    for now in range(TICK, OUTAGE + 1, TICK):
+        for checkout, one in known.items():
+            if now in one.does:
+                await one.does[now](checkout)
+        await pass_time(world, TICK)
+        found |= await newly_completed(world, found, now)
+    await world.control("DELETE", "faults")
+    for now in range(OUTAGE + 60, AFTER + 1, 60):
+        await pass_time(world, 60)
+        found |= await newly_completed(world, found, now)
+
+    assert not await world.sql("SELECT id FROM callbacks"), "no callback ever came"
+    looks: dict[str, list[int]] = {}
+    for checkout, one in known.items():
+        await ended(world, checkout, one)
+        looks.setdefault(one.ends, []).append(world.looks(checkout) - before[checkout])
+    await world.agree(*known)
+    record_property(REPORT, report(known, found, looks))
+
+
+async def newly_completed(world: Shop, found: dict[UUID, int], now: int) -> dict[UUID, int]:
+    rows = await world.sql("SELECT id FROM checkouts WHERE state = 'completed'")
+    return {row.id: now for row in rows if row.id not in found}
+
+
+async def ended(world: Shop, checkout: UUID, shopper: Shopper) -> None:
+    """The order ended as it had to, on the evidence of a look, and never as unpaid while money was held."""
+    row = await world.row(checkout)
+    wanted = (shopper.ends, False, None, WHOLE if shopper.ends == "completed" else 0)
+    assert (row.state, row.late, row.attention, row.reserved) == wanted, shopper
+    moves = [one for one in await world.trail(checkout) if one["action"] == "checkout:moved"]
+    reached = [one["to"] for one in moves]
+    assert reached[-1] == shopper.ends
+    assert not {"expired", "cancelled", "failed"} & set(reached[:-1]), "it was never ended before"
+    assert moves[-1]["evidence"]["by"] == "lookup"
+    assert "callbacks" not in moves[-1]["evidence"]
+    events = Counter(await world.events(checkout))
+    assert [events[f"checkout.{kind}"] for kind in ("completed", "expired", "cancelled")] == [
+        int(shopper.ends == kind) for kind in ("completed", "expired", "cancelled")
+    ]
+    moved = await world.movements(checkout)
+    bank = any(banked.__name__ == "goes_to_the_bank" for banked in shopper.does.values())
+    # What a bank pays is captured at once, and by the bank.
+    assert moved == ([("captured", WHOLE)] if bank and shopper.ends == "completed" else [])
+
+
+def report(known: dict[UUID, Shopper], found: dict[UUID, int], looks: dict[str, list[int]]) -> str:
+    """Say what the looking cost, and how long the shops waited."""
+    lines = [
+        f"{len(known)} orders, {OUTAGE} s without callbacks; looks at the gateway for each order in {AFTER} s:"
+    ]
+    for ends, numbers in sorted(looks.items()):
+        listed = " ".join(map(str, sorted(numbers)))
+        lines.append(f"  {ends}: {listed} (mean {sum(numbers) / len(numbers):.1f}, most {max(numbers)})")
+    waits = sorted(found[one] - max(known[one].does) for one in found)
+    lines.append(f"  seconds from payment to completion: median {waits[len(waits) // 2]}, most {waits[-1]}")
+    return "\n".join(lines)

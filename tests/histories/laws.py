@@ -1,0 +1,258 @@
+"""What holds of every history: after each step, and when everything has become quiet. Read from Postgres and the gateway's own books."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from orchestrator import audit
+from orchestrator.states import ENDED, TRANSITIONS, State, Trigger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from uuid import UUID
+
+    from orchestrator.sandbox.books import Payment, Transaction
+    from tests.histories.world import World
+
+_ENTRIES = text("SELECT * FROM audit_entries WHERE checkout_id = :id ORDER BY sequence")
+_HEAD = text("SELECT id, audit_sequence, audit_head, state FROM checkouts WHERE id = :id")
+_OPERATIONS = text("SELECT * FROM money_operations WHERE checkout_id = :id ORDER BY requested_at, id")
+_PAYMENTS = text("SELECT * FROM payments WHERE checkout_id = :id")
+_EVENTS = text("SELECT sequence, kind FROM events WHERE checkout_id = :id ORDER BY sequence")
+
+HOMELESS = {
+    "late_payment",
+    "unknown_order",
+    "surplus_payment",
+    "payment_mismatch",
+    "unbound_payment",
+    "unclear_payment",
+}
+
+
+def after_a_step(before: Mapping[UUID, Any], now: Mapping[UUID, Any]) -> None:
+    """Nothing that has been written shrinks or is taken back, and nobody is without an alarm before the end."""
+    for checkout, row in now.items():
+        assert row.alarm or row.state in ENDED, (checkout, row.state, "has no alarm")
+        old = before.get(checkout)
+        if old is None:
+            continue
+        for name in ("version", "audit_sequence", "event_sequence", "captured", "refunded", "openings"):
+            assert getattr(row, name) >= getattr(old, name), (
+                checkout,
+                name,
+                getattr(old, name),
+                getattr(row, name),
+            )
+        assert row.late or not old.late, (checkout, "is no longer late")
+        if old.state == State.COMPLETED:
+            assert row.state == State.COMPLETED, (checkout, "was paid and became", row.state)
+        for number, totals in (old.payments or {}).items():
+            kept = (row.payments or {}).get(number)
+            assert kept is not None, (checkout, number, "was forgotten")
+            assert kept[0] >= totals[0], (checkout, number, "captured", totals, kept)
+            assert kept[1] >= totals[1], (checkout, number, "refunded", totals, kept)
+
+
+async def in_the_end(world: World, policies: Mapping[str, object]) -> None:
+    """Check what holds when nothing happens any more: the trail, the alarms, every operation, and the money."""
+    rows = await world.rows()
+    for checkout, row in rows.items():
+        await _the_trail(world, checkout)
+        _settled_or_alarmed(row)
+        await _the_money(world, row, policies)
+        world.tally.states[row.state + (" late" if row.late else "")] += 1
+        world.tally.attention[(row.attention or "none").partition(":")[0]] += 1
+    _held_money_has_an_owner(world, rows, await _decided(world))
+
+
+async def _the_trail(world: World, checkout: UUID) -> None:
+    """The chain verifies, and its moves are a path in the table."""
+    (head,) = await world.db.read(_HEAD, {"id": checkout})
+    entries = list(await world.db.read(_ENTRIES, {"id": checkout}))
+    found = audit.Findings()
+    audit._verify_chain(world.vault, head, entries, found)
+    assert not found.problems, found.problems
+    state: str | None = None
+    completions = 0
+    for one in entries:
+        said = json.loads(one.entry)
+        assert said["from"] == state, (checkout, said)
+        if said["trigger"] is not None and state is not None:
+            assert TRANSITIONS[State(state), Trigger(said["trigger"])] == said["to"], (checkout, said)
+        completions += said["to"] == State.COMPLETED != state
+        state = said["to"]
+    assert state == head.state
+    events = await world.db.read(_EVENTS, {"id": checkout})
+    assert [one.sequence for one in events] == list(range(1, len(events) + 1)), (
+        checkout,
+        "events are not contiguous",
+    )
+    assert sum(one.kind == "checkout.completed" for one in events) == completions <= 1, (checkout, events)
+
+
+def _settled_or_alarmed(row: Any) -> None:
+    assert row.lease is None, (row.id, "is still held")
+    assert (row.letters, row.commands) == (0, 0), (row.id, "has an inbox that nobody reads")
+    if not row.alarm:
+        assert row.state in ENDED, (row.id, row.state)
+        assert row.attention is None, (row.id, "waits for a person and has no alarm", row.attention)
+
+
+async def _the_money(world: World, row: Any, policies: Mapping[str, object]) -> None:
+    checkout = row.id
+    theirs = {one.transaction_id: (payment, one) for payment, one in world.transactions(checkout)}
+    ours = {one.transaction_id: one for one in await world.db.read(_PAYMENTS, {"id": checkout})}
+    operations = list(await world.db.read(_OPERATIONS, {"id": checkout}))
+    for one in operations:
+        world.tally.operations[f"{one.kind} {one.state}"] += 1
+        _one_effect(world, one, *theirs[one.transaction_id])
+        assert one.state in {"succeeded", "rejected"} or row.alarm, (
+            checkout,
+            one.id,
+            one.state,
+            "has no alarm",
+        )
+        if one.state not in {"succeeded", "rejected"}:
+            assert row.attention, (
+                checkout,
+                one.id,
+                one.state,
+                "is open, all is quiet, and no person is told",
+            )
+    for number, (payment, transaction) in theirs.items():
+        assert transaction.refunded_minor <= transaction.captured_minor, number
+        assert transaction.captured_minor <= max(transaction.reserved_minor, transaction.captured_minor), (
+            number
+        )
+        if transaction.transaction_id in ours:
+            _books_agree(ours[number], transaction)
+        elif payment.echoes_infos and payment.transaction_info.get("checkout") == str(checkout):
+            assert transaction.held_minor <= 0 and not transaction.captured_minor, (
+                checkout,
+                number,
+                "was never seen",
+            )
+    accepted = [one for one in ours.values() if one.role == "accepted"]
+    assert len(accepted) == (row.state == State.COMPLETED), (checkout, row.state, accepted)
+    if accepted:
+        books = (row.captured, row.refunded, row.charged_back)
+        assert books == (accepted[0].captured, accepted[0].refunded, accepted[0].charged_back), (
+            checkout,
+            books,
+            accepted,
+        )
+        _nothing_by_itself(row, accepted[0], operations, policies)
+    _homeless_money_is_told(row, ours, theirs, operations, policies)
+
+
+def _one_effect(world: World, operation: Any, payment: Payment, transaction: Transaction) -> None:
+    """An operation has one effect if it succeeded and none if it was rejected; more than one never."""
+    about = (
+        operation.checkout_id,
+        operation.kind,
+        operation.state,
+        operation.amount,
+        operation.last_error,
+        transaction.movements,
+    )
+    if operation.kind == "release":
+        released = sum(one.type == "released" for one in transaction.movements)
+        returned = transaction.captured_minor > 0 and transaction.refunded_minor == transaction.captured_minor
+        assert released <= 1, about
+        assert operation.state != "succeeded" or released == 1 or returned, about
+        return
+    named = [one for one in transaction.movements if one.identifier == operation.reconciliation_identifier]
+    assert len(named) <= 1, about
+    assert all(one.amount_minor == operation.amount for one in named), about
+    if operation.state == "rejected":
+        assert not named, about
+    if operation.state == "succeeded" and transaction.transaction_id not in world.by_hand:
+        already = payment.auto_capture and not payment.leaves_capture
+        assert named or already, about
+
+
+def _books_agree(ours: Any, theirs: Transaction) -> None:
+    books = (ours.captured, ours.refunded, ours.charged_back)
+    ledger = (theirs.captured_minor, theirs.refunded_minor, theirs.charged_back_minor)
+    assert books == ledger, (ours.checkout_id, ours.transaction_id, "books", books, "ledger", ledger)
+    assert (ours.reading == "nothing") == (theirs.held_minor <= 0 and not theirs.captured_minor) or ours.reading == "open", (
+        ours.checkout_id, ours.reading, theirs.status,
+    )  # fmt: skip
+
+
+def _nothing_by_itself(
+    row: Any, accepted: Any, operations: list[Any], policies: Mapping[str, object]
+) -> None:
+    """What completed the checkout is captured at most once without being asked, and returned only as policy says."""
+    own = [one for one in operations if one.transaction_id == accepted.transaction_id]
+    automatic = [one for one in own if one.cause == "automatic"]
+    assert len(automatic) <= 1, (row.id, automatic)
+    returned = [one for one in own if one.cause == "returned" and one.command_id is None]
+    assert len(returned) <= 1, (row.id, returned)
+    assert not returned or (row.late and policies["late"] == "return"), (row.id, returned)
+
+
+def _homeless_money_is_told(
+    row: Any,
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    operations: list[Any],
+    policies: Mapping[str, object],
+) -> None:
+    """Late and surplus money is decided on, by policy or a person, or a person is told."""
+    if row.attention is not None:
+        return
+    for number, one in ours.items():
+        _, transaction = theirs[number]
+        if transaction.held_minor <= 0 or transaction.outcome != "succeeded" or one.decided in HOMELESS:
+            continue
+        if one.role == "surplus":
+            assert policies["surplus"] == "keep", (
+                row.id,
+                number,
+                "is surplus and nobody was told",
+                one.decided,
+                policies,
+            )
+        if one.role == "accepted" and row.late:
+            asked = any(op.transaction_id == number and op.cause == "asked" for op in operations)
+            kept = policies["late"] == "keep" or asked
+            assert kept, (row.id, number, "came late and nobody was told", one.decided, policies)
+
+
+async def _decided(world: World) -> set[str]:
+    found: set[str] = set()
+    for checkout in world.checkouts:
+        found |= {
+            one.transaction_id for one in await world.db.read(_PAYMENTS, {"id": checkout}) if one.decided
+        }
+    return found
+
+
+def _held_money_has_an_owner(world: World, rows: Mapping[UUID, Any], decided: set[str]) -> None:
+    """If the gateway holds money for an order, a checkout of the order is completed, or a person is told."""
+    seen: Counter[str] = Counter()
+    for checkout in world.checkouts:
+        for payment, transaction in world.transactions(checkout):
+            number = transaction.transaction_id
+            if (
+                transaction.held_minor <= 0
+                or transaction.outcome != "succeeded"
+                or seen[number]
+                or number in decided
+            ):
+                continue
+            seen[number] += 1
+            named = payment.transaction_info.get("checkout") if payment.echoes_infos else None
+            owners = [
+                row for one, row in rows.items()
+                if world.orders[one] == payment.order_id and named in {None, str(one)}
+            ]  # fmt: skip
+            assert any(row.state == State.COMPLETED or row.attention for row in owners), (
+                number, transaction.status, "is held, and its checkouts are", [(row.id, row.state) for row in owners],
+            )  # fmt: skip
