@@ -150,9 +150,7 @@ def judge(  # noqa: C901 - one branch for each finding
         if surplus:
             attention = f"surplus_payment: transactions {names} also hold money for this order"
         elif problems:
-            attention = (
-                f"unclear_payment: transactions {', '.join(problems)} beside the accepted one cannot be read"
-            )
+            attention = _why_unsure(checkout, readings, problems)
     elif released is not None:
         finding = Finding.RELEASED
         by_us = any(
@@ -168,7 +166,7 @@ def judge(  # noqa: C901 - one branch for each finding
             attention = f"{attention}; {beside}" if attention else f"surplus_payment: {beside}"
     elif problems:
         finding = Finding.UNSURE
-        attention = _why_unsure(checkout, readings)
+        attention = _why_unsure(checkout, readings, problems)
     elif any(reading is Reading.OPEN for _, _, reading in readings):
         finding = Finding.OPEN
     elif found.at_limit:
@@ -308,10 +306,10 @@ def _valid_until(transaction: Transaction) -> datetime | None:
     return made + timedelta(days=days)
 
 
-def _why_unsure(checkout: Held, readings: Sequence[tuple[Transaction, Binding, Reading]]) -> str:
-    unsure = {Reading.UNKNOWN, Reading.AGREEMENT}
-    decided = {one.transaction_id for one in checkout.known if one.decided is not None}
-    one = next(one for one, _, reading in readings if reading in unsure and one.transaction_id not in decided)
+def _why_unsure(
+    checkout: Held, readings: Sequence[tuple[Transaction, Binding, Reading]], problems: Sequence[str]
+) -> str:
+    one = next(one for one, _, _ in readings if one.transaction_id in problems)
     whole = max(one.reserved, one.captured)
     if read(one) in _MONEY and (whole, one.currency) == (checkout.amount, checkout.currency):
         return (

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 ORDER_USES: Final = 4
 """One order number serves about four orders or payments at the gateway (D7, D8)."""
-LOOKING: Final = frozenset({"reconcile", "reopen"})
-"""Commands that are answered by what a look shows."""
 
 
 def wait(held: Held) -> bool:
@@ -59,11 +57,9 @@ async def obey(step: Step, command: Command) -> None:
             await _resolve(step, command)
         case "reopen" if held.state not in CLOSED:
             await _refuse(step, command, f"a checkout that is {held.state} cannot be reopened")
-        case "reopen" | "reconcile":
-            # Answered by the next look, which is taken under this lease.
-            step.answering = command
         case _:
-            await _refuse(step, command, f"this version does not know the command {command.kind}")
+            # reopen and reconcile are answered by the next look, which is taken under this lease.
+            step.answering = command
 
 
 def _about(command: Command) -> dict[str, object]:

@@ -42,7 +42,7 @@ async def read_letters(step: Step) -> None:
             looks=0,
             attempts=step.held.attempts,
         )
-    elif all(letters.is_new(letter, facts) for letter, facts in opened):
+    elif not _over(step) and all(letters.is_new(letter, facts) for letter, facts in opened):
         await step.write(
             None, Action.CALLBACK_READ, evidence={"callbacks": letters.told(opened)}, read=letters.ids(step), looks=0,
             attempts=step.held.attempts, alarm=step.next_alarm(0),
@@ -92,7 +92,7 @@ async def settle_callback(step: Step) -> None:
 
 async def await_payment(step: Step) -> None:
     """Look because the alarm rang: for lost callbacks, the deadline, a withdrawal, or to keep the token alive."""
-    held, settings = step.held, step.settings
+    held = step.held
     verdict = await completion.look(step)
     if verdict is None:
         return
@@ -102,21 +102,25 @@ async def await_payment(step: Step) -> None:
         await completion.complete(step, verdict)
     elif verdict.finding in {Finding.UNSURE, Finding.RELEASED}:
         await _unsure(step, verdict)
-    elif over and _grace_over(step, held.withdrawn_at, settings.cancel_grace):
+    elif over and _grace_over(step, held.withdrawn_at, step.settings.cancel_grace):
         await step.end(
             Trigger.CANCELLED,
             "checkout.cancelled",
             evidence,
             payments=verdict.payments,
             read=letters.ids(step),
+            attention=completion.standing(step),
+            last_error=None,
         )
-    elif over and _grace_over(step, held.deadline, settings.deadline_grace):
+    elif over and _grace_over(step, held.deadline, step.settings.deadline_grace):
         await step.end(
             Trigger.DEADLINE_PASSED,
             "checkout.expired",
             evidence,
             payments=verdict.payments,
             read=letters.ids(step),
+            attention=completion.standing(step),
+            last_error=None,
         )
     else:
         await _wait_on(step, verdict)
@@ -147,6 +151,14 @@ async def _wait_on(step: Step, verdict: Verdict) -> None:
         attention=attention, last_error=None, looks=held.looks + 1, alarm=step.next_alarm(held.looks), read=letters.ids(step),
         events=(Event("checkout.attention", {"reason": attention}),) if news else (),
     )  # fmt: skip
+
+
+def _over(step: Step) -> bool:
+    """Say whether only a look stands between the checkout and its end."""
+    held, settings = step.held, step.settings
+    return _grace_over(step, held.withdrawn_at, settings.cancel_grace) or _grace_over(
+        step, held.deadline, settings.deadline_grace
+    )
 
 
 def _grace_over(step: Step, since: datetime | None, grace: float) -> bool:

@@ -166,8 +166,8 @@ class Step:
         await self.write(
             trigger,
             evidence=evidence,
-            # What arrived meanwhile is read at once.
-            alarm=0.0 if self.held.letters else self.first_watch(),
+            # What arrived meanwhile, and was not read by this look, is read at once.
+            alarm=0.0 if self.held.letters and not changes.get("read") else self.first_watch(),
             looks=0,
             events=(Event(event, payload),),
             **changes,
@@ -220,9 +220,7 @@ class Step:
 
     async def was_asked_for(self) -> bool:
         """Say whether an intent stands behind the checkout, rather than a payment that came for nobody's order number."""
-        held = self.held
-        if held.intent is None:
-            self.held = held = replace(held, intent=await intent_of(self.carrier.db, held))
+        self.held = replace(self.held, intent=await intent_of(self.carrier.db, self.held))
         return bool(msgspec.json.decode(self.document()))
 
     def user_agent(self) -> str | None:

@@ -70,7 +70,8 @@ def _attention(step: Step, verdict: Verdict) -> tuple[str | None, tuple[Operatio
     held = step.held
     paid = verdict.finding is Finding.PAID
     attention, back = completion.surplus(step, verdict)
-    if attention is not None and verdict.finding is Finding.RELEASED:
+    if attention is not None and verdict.finding is Finding.RELEASED and not verdict.surplus:
+        # What was decided on a surplus payment before says nothing of this one: a verdict names only undecided ones.
         attention = completion.raised(step, attention)
     if verdict.charged_back > held.charged_back:
         amount = money.to_decimal(verdict.charged_back, held.currency)

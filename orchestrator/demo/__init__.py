@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.demo.groups import choose
-from orchestrator.demo.orders import draw
+from orchestrator.demo.orders import CROWD, draw
 from orchestrator.settings import PREFIX, SettingsError, load
 from orchestrator.supervise import up as supervise
 
@@ -38,7 +38,10 @@ HASTY: Final[dict[str, object]] = {
     "gateway_total_timeout": 2.0,
     "lease_seconds": 10.0,
 }
-"""The same for scripts about money: the absence of a lost capture counts only when a call and two seconds are over."""
+"""The same for scripts about money: the absence of a lost capture counts only when a call and two seconds are over.
+
+Not in a crowd, which makes the calls themselves slow.
+"""
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -59,7 +62,8 @@ def run(
         scripts = choose(scenarios)
     except ValueError as error:
         raise SettingsError(f"--scenario {error}") from None
-    given = load().gateway_url
+    settings = load()
+    given = settings.gateway_url
     if given is not None and not _is_sandbox(given):
         raise SettingsError(
             f"{PREFIX}GATEWAY_URL is set to a gateway without the sandbox's script API, which the demo needs: unset it, and "
@@ -71,7 +75,16 @@ def run(
         drawn = draw(scripts, count=orders, seed=options.seed, run=number)
         return await play(up, drawn, run=number, gateway=up.sandbox_url or str(given), stay=stay)
 
-    defaults = HASTY if any(script.holds for script in scripts) else BRISK
+    about_money = any(script.holds for script in scripts)
+    if given is not None and about_money and not settings.gateway_secrets:
+        raise SettingsError(
+            f"{PREFIX}GATEWAY_SECRETS is not set, and the scripts about money need to know what the sandbox signs its callbacks "
+            f"with: give it the sandbox's own, or unset {PREFIX}GATEWAY_URL, and the demo brings its own sandbox"
+        )
+    defaults = HASTY if about_money and orders <= CROWD else BRISK
+    if given is not None:
+        # Where that sandbox calls from is not known here.
+        defaults = {**defaults, "gateway_networks": ()}
     return supervise.run(options, terminal, defaults=defaults, greet=greet, visit=visit, stay=stay)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.demo.mishaps import MERCHANTS
 from orchestrator.demo.shop import Account
@@ -15,14 +16,18 @@ if TYPE_CHECKING:
     from orchestrator.db import Database
     from orchestrator.settings import Settings
 
+_UNKNOWN_FOR: Final = 1.0
+"""Seconds for which a process that has just read the merchants does not know a new one."""
+
 
 async def prepare(db: Database, settings: Settings, names: Iterable[str]) -> dict[str, Account]:
     """Return the merchants of these names, added or set to what the demo needs of them; `default` stays as it is."""
     merchants = Merchants(db, Vault(settings.secret_keys), settings)
-    accounts = {}
+    names, accounts = list(names), {}
+    added = [await _bring_about(merchants, settings, name) for name in names if name in MERCHANTS]
+    if any(added):
+        await asyncio.sleep(_UNKNOWN_FOR)
     for name in names:
-        if name in MERCHANTS:
-            await _bring_about(merchants, settings, name)
         found = await merchants.named(name)
         if found is None:
             raise UnknownMerchant(name)
@@ -30,7 +35,8 @@ async def prepare(db: Database, settings: Settings, names: Iterable[str]) -> dic
     return accounts
 
 
-async def _bring_about(merchants: Merchants, settings: Settings, name: str) -> None:
+async def _bring_about(merchants: Merchants, settings: Settings, name: str) -> bool:
+    """Add a merchant, or set the one that is there to what its scripts need; say whether it is new."""
     password = settings.gateway_password.get_secret_value()
     secrets = tuple(secret.get_secret_value() for secret in settings.gateway_secrets)
     # Without a gateway and user name of its own it has those of the settings, wherever the sandbox listens the next time.
@@ -42,3 +48,4 @@ async def _bring_about(merchants: Merchants, settings: Settings, name: str) -> N
         await merchants.set_secrets(name, secrets)
         await merchants.disable(name, disabled=False)
     await merchants.set_policies(name, MERCHANTS[name])
+    return added

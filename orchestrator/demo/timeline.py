@@ -30,7 +30,7 @@ _LONGEST: Final = 60
 _UNTOLD: Final = frozenset({"intent", "orderId", "by", "currency"})
 """Evidence that tells a person nothing beside what stands there already."""
 
-_AMOUNTS: Final = frozenset({"amount", "reserved", "captured", "refunded"})
+_AMOUNTS: Final = frozenset({"amount", "reserved", "captured", "refunded", "chargedBack", "totalBefore"})
 
 
 def told(name: str, value: object, currency: str | None) -> str:

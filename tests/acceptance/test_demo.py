@@ -26,6 +26,16 @@ SCRIPTS = (
     "success_and_notification_race", "gateway_fails_twice", "merchant_cancels", "leaves_without_paying",
 )  # fmt: skip
 
+MONEY_SCRIPTS = (
+    "captured_in_parts", "refunded_in_parts", "released", "captured_with_one_key", "capture_answer_lost", "capture_call_lost",
+    "refund_answer_lost", "captured_by_hand", "capture_refused", "gateway_captures", "capture_required", "policy_captures",
+    "callbacks_lost", "callbacks_forged", "callbacks_replayed", "callbacks_garbled", "failure_after_success", "unbound",
+    "late_kept_by_person", "late_returned_by_person", "late_kept_by_policy", "late_returned_by_policy",
+    "late_bank_money_refunded", "cancelled_then_paid", "reopened_then_paid", "surplus_released_by_hand",
+    "surplus_returned_by_policy", "unknown_order_kept", "unknown_order_returned", "wrong_amount", "wrong_currency",
+    "charged_back", "refunded_at_gateway", "released_at_gateway", "open_beyond_deadline",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,6 +55,53 @@ def test_every_order_ends_as_scripted(played):
         assert re.search(rf"^{script} .* 1 of 1 ✓", played.stdout, re.MULTILINE), script
     assert "The slowest order: " in played.stdout
     assert "deadline_passed" in played.stdout
+
+
+def test_all_money_is_moved_as_scripted_and_never_twice(tmp_path):
+    count, place = len(MONEY_SCRIPTS), tmp_path / "data"
+    played = orchestrator(
+        "demo", "--scenario", "money", "--orders", str(count), "--exit", "--port", "0", "--data-dir", place, seconds=150
+    )  # fmt: skip
+
+    assert played.returncode == 0, played.stdout + played.stderr
+    assert (
+        f"All {count} orders ended as scripted; the sandbox's ledger and our books agree to the minor unit. "
+        "No order was captured or refunded twice." in played.stdout
+    )
+    for script in MONEY_SCRIPTS:
+        assert re.search(rf"^{script} .* 1 of 1 ✓", played.stdout, re.MULTILINE), script
+    sums = re.findall(r"^  [A-Z]{3}  ledger (.+?)   books (.+?)  ✓$", played.stdout, re.MULTILINE)
+    assert sums
+    assert all(ledger == books for ledger, books in sums)
+    verified = orchestrator("audit", "verify", "--data-dir", place)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    assert verified.stdout.startswith(f"The audit trail holds: {count} checkouts, ")
+
+
+def test_a_demo_that_does_not_go_by_its_script_ends_with_1(tmp_path):
+    ended = orchestrator(
+        "demo", "--scenario", "gateway_captures", "--orders", "1", "--exit", "--port", "0", "--data-dir", tmp_path / "data",
+        seconds=100, GATEWAY_NETWORKS='["192.0.2.0/24"]',
+    )  # fmt: skip
+
+    assert ended.returncode == 1
+    assert re.search(r"^gateway_captures .* 0 of 1 ✗", ended.stdout, re.MULTILINE)
+    assert "expected signed callbacks from the gateway alone, and not [('signed', 'outside')]" in ended.stdout
+    assert "1 of 1 orders did not end as scripted." in ended.stdout
+    assert "ended as scripted;" not in ended.stdout
+
+
+def test_a_scenario_that_does_not_exist_is_told_what_does(tmp_path):
+    ended = orchestrator("demo", "--scenario", "monney", "--exit", "--data-dir", tmp_path / "data")
+
+    assert ended.returncode == 2
+    assert (
+        "--scenario monney does not exist: choose a group (checkout, money, all) or a script ("
+        in ended.stderr
+    )
+    assert "leaves_without_paying" in ended.stderr
+    assert "captured_in_parts" in ended.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_what_is_shown_at_the_end_outlives_the_demo(played, place):

@@ -44,6 +44,7 @@ async def world(shared_database_url: str) -> AsyncIterator[Shop]:
     async with shop(shared_database_url) as one:
         await one.begin(shared_database_url)
         yield one
+        await one.begin(shared_database_url)
 
 
 async def pass_time(world: Shop, seconds: int) -> None:

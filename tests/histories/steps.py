@@ -37,6 +37,8 @@ class Step:
     """One thing that happens, to one checkout of the history."""
 
     which: int = 0
+    written: ClassVar[bool] = True
+    """Whether anything of ours may have changed by it."""
 
     async def happen(self, world: World) -> None:
         raise NotImplementedError
@@ -60,6 +62,7 @@ def _post(
 class Pay(Step):
     """The shopper pays in a tab of their own; `odd`: the gateway makes something else of it than was ordered."""
 
+    written: ClassVar[bool] = False
     how: str = "card"
     odd: str = ""
 
@@ -100,6 +103,7 @@ class Pay(Step):
 class TryAgain(Step):
     """The shopper goes back to the page of a payment that was declined and tries another card."""
 
+    written: ClassVar[bool] = False
     async def happen(self, world: World) -> None:
         checkout = self.checkout(world)
         over = [
@@ -116,6 +120,7 @@ class TryAgain(Step):
 class EmptyForm(Step):
     """The shopper of a paid order goes back and sends the empty form: a failure follows the success (D7)."""
 
+    written: ClassVar[bool] = False
     async def happen(self, world: World) -> None:
         checkout = self.checkout(world)
         for payment in world.payments(checkout):
@@ -127,6 +132,7 @@ class EmptyForm(Step):
 class Resolve(Step):
     """The bank decides on a payment that was left open."""
 
+    written: ClassVar[bool] = False
     to: str = "succeeded"
 
     async def happen(self, world: World) -> None:
@@ -235,6 +241,7 @@ class Order(Step):
 class ByHand(Step):
     """Money is moved at the gateway, and not by us: in its interface, by the shopper's bank, or by itself."""
 
+    written: ClassVar[bool] = False
     what: str = "refund"
     amount: int = 100
     of: int = 0
@@ -277,6 +284,7 @@ class ByHand(Step):
 class Fail(Step):
     """The next calls fail, before they take effect or (`after`) only their answers."""
 
+    written: ClassVar[bool] = False
     endpoint: str = "payments"
     status: int | str = 503
     after: bool = False
@@ -296,6 +304,7 @@ class Fail(Step):
 class Refuse(Step):
     """The acquirer says no to the next call that moves money."""
 
+    written: ClassVar[bool] = False
     endpoint: str = "capture"
     word: str = "Error"
 
@@ -309,6 +318,7 @@ class Refuse(Step):
 class Silence(Step):
     """Movements show (or no longer show) the name that we gave them."""
 
+    written: ClassVar[bool] = False
     echo: bool = False
 
     async def happen(self, world: World) -> None:
@@ -319,6 +329,7 @@ class Silence(Step):
 class Lose(Step):
     """Sessions or tokens are lost over there."""
 
+    written: ClassVar[bool] = False
     what: str = "session"
 
     async def happen(self, world: World) -> None:
@@ -335,6 +346,7 @@ class Lose(Step):
 class Wait(Step):
     """Time passes."""
 
+    written: ClassVar[bool] = False
     seconds: int = 1
 
     async def happen(self, world: World) -> None:
@@ -381,19 +393,22 @@ class Wake(Step):
 
 @dataclass(frozen=True)
 class History:
-    """A merchant's policies, how the first order begins, and what happens then. `delivered`: the post arrives in the end."""
+    """A merchant's policies, how far the first order has come, and what happens then.
+
+    `delivered`: the post arrives in the end. `decided`: the banks decide on every payment in the end.
+    """
 
     policies: tuple[tuple[str, object], ...]
     capture: bool
     expires_in: float
-    begun: bool
+    begun: str
     steps: tuple[Step, ...]
     delivered: bool
     decided: bool
 
     def __repr__(self) -> str:
         lines = [
-            f"policies={self.policies}", f"capture={self.capture}, expires_in={self.expires_in}, begun={self.begun}",
+            f"policies={self.policies}", f"capture={self.capture}, expires_in={self.expires_in}, begun={self.begun!r}",
             f"delivered={self.delivered}, decided={self.decided}", "steps=(", *(f"    {one!r}," for one in self.steps), ")",
         ]  # fmt: skip
         return "History(\n    " + "\n    ".join(lines) + "\n)"
@@ -487,8 +502,8 @@ def histories() -> st.SearchStrategy[History]:
         History,
         policies=policies,
         capture=st.sampled_from((False, False, True)),
-        expires_in=st.sampled_from((900.0, 900.0, 1.0)),
-        begun=st.sampled_from((True, True, True, False)),
+        expires_in=st.sampled_from((900.0, 86_400.0, 1.0)),
+        begun=st.sampled_from(("paid", "paid", "offered", "captured", "received")),
         steps=st.builds(_flat, _episodes, _episodes),
         delivered=st.booleans(),
         decided=st.sampled_from((False, False, True)),

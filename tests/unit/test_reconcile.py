@@ -188,7 +188,7 @@ def test_another_payment_never_takes_the_place_of_the_accepted_one():
 def test_an_unclear_one_beside_the_accepted_one_wants_a_person():
     verdict = judge(checkout(), Found((PAID, LESS)))
     assert verdict.finding is Finding.PAID
-    assert verdict.attention == "unclear_payment: transactions 7 beside the accepted one cannot be read"
+    assert verdict.attention == "payment_mismatch: transaction 7 holds 138.00 DKK, the order is 139.00 DKK"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ async def installation(shared_database_url: str) -> AsyncIterator[Shop]:
     empty(shared_database_url)
     async with shop(shared_database_url) as one:
         yield one
+        # The database is shared: no policy and no hour of this module is left behind.
+        await one.begin(shared_database_url)
 
 
 @pytest.fixture

@@ -285,6 +285,7 @@ async def test_a_payment_without_a_name_for_a_number_that_two_merchants_share_co
         assert (await world.events(checkout)).count("checkout.completed") == 0
     for checkout in (ours, theirs):
         assert await world.roles(checkout) == ["unknown"]
+    await world.agree(ours)
 
 
 async def test_a_payment_that_names_no_checkout_is_weaker_evidence_and_says_so(world: Shop):

@@ -84,6 +84,29 @@ async def test_a_second_payment_is_given_back_once_where_the_merchant_says_so(
     await world.agree(checkout)
 
 
+@pytest.mark.mishap("two payments for one order")
+async def test_a_second_payment_that_the_gateway_does_not_give_back_is_tried_once_and_then_a_persons_business(
+    world: Shop,
+):
+    await world.policy(surplus="return")
+    checkout = await world.offered()
+    await world.plan(checkout, refuse={"release": 9})
+    for _ in range(2):
+        await world.pay(checkout)
+    await world.told(checkout, notification=4, success=2)
+    await world.follow(checkout)
+    for _ in range(2):
+        await world.alarm(checkout)
+    row = await world.row(checkout)
+    assert (row.state, row.reserved) == ("completed", WHOLE)
+    assert row.attention is not None
+    (operation,) = await world.operations(checkout)
+    assert (operation.state, operation.attempts) == ("rejected", 1)
+    assert await world.held(checkout) == 2 * WHOLE
+    assert await world.movements(checkout) == []
+    await world.agree(checkout)
+
+
 @pytest.mark.mishap("shopper does not return from the bank, and the order doubles")
 async def test_a_shopper_who_does_not_return_from_the_bank_has_one_order_and_pays_once(world: Shop):
     order = "ideal-1"
@@ -167,6 +190,26 @@ async def test_a_capture_whose_answer_is_lost_is_looked_up_and_not_sent_again(wo
 
 
 @pytest.mark.mishap("captured twice")
+async def test_a_capture_of_which_nothing_is_known_is_not_sent_again_while_the_first_may_be_on_its_way(
+    world: Shop,
+):
+    checkout = await world.paid()
+    await world.plan(checkout, fail={"capture": 1}, failStatus="reset")
+    await world.command(checkout, "capture", amount=4000)
+    await world.follow(checkout)
+    for kind in ("notification", "success"):
+        await world.resent(await world.payment_of(checkout), kind)
+        await world.follow(checkout, workers=2)
+    (operation,) = await world.operations(checkout)
+    assert (operation.state, operation.attempts) == ("unknown", 1)
+    await settled(world, checkout)
+    (operation,) = await world.operations(checkout)
+    assert (operation.state, operation.attempts) == ("succeeded", 2)
+    assert await world.movements(checkout) == [("captured", 4000)]
+    await world.agree(checkout)
+
+
+@pytest.mark.mishap("captured twice")
 async def test_what_the_gateway_captures_by_itself_is_not_captured_by_us(world: Shop):
     await world.policy(capture="automatic")
     checkout = await world.paid(capture=True)
@@ -194,11 +237,14 @@ async def test_a_capture_that_the_gateway_did_not_make_is_not_in_our_books(world
 
 @pytest.mark.mishap("shop and gateway disagree about a capture")
 async def test_a_capture_that_the_gateway_left_to_us_is_made_by_us_and_counts_only_then(world: Shop):
+    await world.policy(capture="automatic")
     checkout = await world.offered(capture=True)
     await world.plan(checkout, requireCapture=True, callbacks={"success": False, "notification": False})
     await world.pay(checkout)
-    await world.alarm(checkout)
+    for _ in range(2):
+        await world.alarm(checkout)
     assert (await world.row(checkout)).captured == 0, "asked for is not done"
+    assert await world.operations(checkout) == [], "the gateway may still do it by itself"
     await world.plan(checkout)
     await world.resent(await world.payment_of(checkout), "notification")
     await settled(world, checkout)

@@ -107,7 +107,7 @@ async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_alarm(
 ):
     async with scene(database_url, gateway_url, patience=0.2) as world:
         checkout = await world.accept()
-        await world.plan(checkout, delayMs={"session": 400})
+        await world.plan(checkout, delayMs={"session": 2000})
         carrying = asyncio.create_task(world.carry(checkout))
         await world.until_state(checkout, "authenticated")
         name = database_url.partition("?")[0].rpartition("/")[2]

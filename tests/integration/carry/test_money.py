@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
+from sqlalchemy.exc import ProgrammingError
 
+from orchestrator import operations
+from orchestrator.gateway.outcomes import Done
+from orchestrator.merchants import UnknownMerchant
 from tests.integration.carry.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio
@@ -564,3 +569,188 @@ async def test_a_retry_forgets_the_failures_and_tries_now(world: Scene):
     assert (await world.row(checkout)).attempts == 1
     assert await world.asked(checkout, "retry") == "done: it is tried again now"
     assert await world.state(checkout) == "awaiting_payment"
+
+
+# ── Edges ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_surplus_is_not_captured_and_nothing_is_returned_that_holds_no_money(world: Scene):
+    checkout = await world.paid()
+    await world.pay(checkout)
+    await world.call_back(checkout, kind="notification")
+    await world.carry(checkout)
+    (surplus,) = await world.sql("SELECT transaction_id FROM payments WHERE role = 'surplus'")
+    said = await world.asked(checkout, "capture", transactionId=surplus.transaction_id)
+    assert said.startswith("refused: only the payment that completed the checkout can be captured")
+    await world.sql("UPDATE payments SET reading = 'nothing' WHERE role = 'surplus'")
+    assert await world.asked(checkout, "resolve", decision="return") == (
+        "refused: no transaction that this is about holds money"
+    )
+
+
+async def test_an_order_that_nobody_asked_for_is_not_reopened(world: Scene):
+    checkout = await world.offered(expiresIn=1)
+    await world.carried_until(checkout, "expired")
+    (row,) = await world.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout)
+    empty = world.vault.data_key(checkout, bytes(row.data_key)).seal(b"{}", purpose="intent")
+    await world.sql("UPDATE intents SET body = :body WHERE checkout_id = :id", body=empty, id=checkout)
+    assert (await world.asked(checkout, "reopen")).startswith("refused: nobody asked for order")
+
+
+async def test_reopening_waits_for_no_open_payment(world: Scene):
+    checkout = await world.offered(expiresIn=1)
+    await world.carried_until(checkout, "expired")
+    await world.pay(checkout, action="open", method="BANK_PAYMENT")
+    assert await world.asked(checkout, "reopen") == "refused: the gateway shows this order as open"
+
+
+@pytest.mark.parametrize("state", ["requested", "unknown"])
+async def test_a_transaction_that_the_gateway_does_not_know_is_a_persons_business(world: Scene, state: str):
+    checkout = await world.paid()
+    await world.plan(checkout, fail={"capture": 1}, failStatus="reset")
+    await world.command(checkout, "capture", amount=4000)
+    await world.carry(checkout)
+    await world.sql("UPDATE money_operations SET state = :state, transaction_id = '1'", state=state)
+    await world.later(seconds=60)
+    await world.carry(checkout)
+    assert (await world.row(checkout)).attention.startswith("operation_unclear: the gateway does not know")
+    assert [row.state for row in await world.operations(checkout)] == [state]
+
+
+async def test_another_transaction_of_the_answer_is_not_taken_for_the_operations_own(world: Scene):
+    checkout, other = await world.paid(), await world.paid()
+    await world.sql(
+        "UPDATE payments SET transaction_id = (SELECT transaction_id FROM payments WHERE checkout_id = :other) || '0' "
+        "WHERE checkout_id = :id", id=checkout, other=other,
+    )  # fmt: skip
+    await world.command(checkout, "capture", amount=4000)
+    await world.carry(checkout)
+    assert await world.movements(other) == []
+    assert (await world.row(checkout)).attention.startswith("operation_unclear")
+
+
+async def test_an_operation_on_a_transaction_that_cannot_be_read_is_not_sent(world: Scene):
+    checkout = await world.paid()
+    await world.command(checkout, "release")
+    await world.plan(checkout, fail={"payments": 1})
+    await world.carry(checkout)
+    assert [row.state for row in await world.operations(checkout)] == ["requested"], "the look failed"
+    wrong = operations.Judged(operations.Fate.UNCLEAR, "no sense")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operations, "before_sending", lambda *_: wrong)
+        await world.carry(checkout)
+    assert [row.state for row in await world.operations(checkout)] == ["requested"]
+    assert (await world.row(checkout)).attention == "operation_unclear: no sense"
+    assert await world.movements(checkout) == []
+    await world.carry(checkout)
+    row = await until_settled(world, checkout)
+    assert row.attention is None
+
+
+async def test_a_lease_that_does_not_outlast_the_call_is_given_back_before_it_is_sent(
+    database_url: str, gateway_url: str
+):
+    async with scene(database_url, gateway_url, lease_seconds=2, gateway_total_timeout=1, gateway_read_timeout=0.95,
+                     gateway_connect_timeout=0.95) as world:  # fmt: skip
+        checkout = await world.paid()
+        # The look before it takes so long that what is left of the lease would not outlast the call.
+        await world.plan(checkout, delayMs={"payments": 920})
+        await world.command(checkout, "capture", amount=4000)
+        await world.carry(checkout)
+        assert [row.attempts for row in await world.operations(checkout)] == [0]
+        await world.plan(checkout)
+        assert (await until_settled(world, checkout)).captured == 4000
+
+
+async def test_a_firewalls_word_says_nothing_about_what_stands_behind_it(world: Scene):
+    checkout = await world.paid()
+    await world.plan(checkout, fail={"capture": 1}, failStatus=403)
+    await world.command(checkout, "capture", amount=4000)
+    await world.carry(checkout)
+    assert [row.state for row in await world.operations(checkout)] == ["unknown"]
+
+
+@pytest.mark.parametrize("found", ["nothing", "done", "full"])
+async def test_a_refusal_is_looked_up_before_it_is_believed(world: Scene, found: str):
+    checkout = await world.paid()
+    # A gateway that says no: because another look fails, because it did it all the same, or because all is captured.
+    plan = {"nothing": {"refuse": {"capture": 1}}, "done": {"fail": {"capture": 1}, "failAfter": True, "failStatus": 422},
+            "full": {"fail": {"capture": 1}, "failStatus": 422}}[found]  # fmt: skip
+    await world.plan(checkout, **plan)
+    judged = operations.Judged(operations.Fate.UNCLEAR, "more than was asked for")
+    await world.command(checkout, "capture", amount=WHOLE if found == "full" else 4000)
+    with pytest.MonkeyPatch.context() as patch:
+        if found == "nothing":
+            await world.plan(checkout, refuse={"capture": 1}, delayMs={"capture": 300})
+            carrying = asyncio.create_task(world.carry(checkout))
+            await until_submitted(world, checkout)
+            await world.plan(checkout, refuse={"capture": 1}, fail={"payments": 1})
+            await carrying
+            assert [row.state for row in await world.operations(checkout)] == ["submitted"]
+            return
+        if found == "full":
+            patch.setattr(operations, "after_sending", lambda *_: judged)
+            patch.setattr(operations, "left_for", lambda *_: 0)
+            due = operations.Judged(operations.Fate.DUE, "books_agree")
+            patch.setattr(operations, "before_sending", lambda *_: due)
+        await world.carry(checkout)
+    assert [row.state for row in await world.operations(checkout)] == ["succeeded"]
+
+
+async def test_an_answer_without_a_transaction_is_enough_and_the_totals_come_with_the_next_look(world: Scene):
+    checkout = await world.paid()
+    called = world.carrier.gateway.capture
+
+    async def bare(*arguments, **options):
+        return Done(replace((await called(*arguments, **options)).value, transaction=None))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.carrier.gateway, "capture", bare)
+        await world.command(checkout, "capture", amount=4000)
+        await world.carry(checkout)
+    row = await until_settled(world, checkout)
+    assert row.captured == 4000
+
+
+async def test_looks_of_a_merchant_that_cannot_be_read_wait_for_nobodys_budget(world: Scene):
+    checkout = await world.paid()
+    await world.sql("ALTER TABLE look_budgets RENAME TO budgets")
+    with pytest.raises(ProgrammingError):
+        await world.carry(checkout)
+    await world.sql("ALTER TABLE budgets RENAME TO look_budgets")
+    await world.sql("UPDATE checkouts SET lease = NULL, leased_until = NULL")
+
+    async def nobody(number: int):
+        raise UnknownMerchant(number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.merchants, "get", nobody)
+        await world.carry(checkout)
+    row = await world.row(checkout)
+    assert row.attention.startswith("step_broke: UnknownMerchant")
+    assert row.due_at is not None
+
+
+async def test_what_names_no_checkout_may_be_anothers_with_the_same_account(world: Scene):
+    closed = await world.offered(expiresIn=1)
+    await world.carried_until(closed, "expired")
+    await world.plan(closed, bindings=False)
+    (row,) = await world.sql("SELECT order_ref FROM checkouts WHERE id = :id", id=closed)
+    newer = await world.offered()
+    await world.sql("UPDATE checkouts SET order_ref = :ref WHERE id = :id", ref=row.order_ref, id=newer)
+    await world.pay(closed)
+    await world.carry(closed, newer)
+    for one in (closed, newer):
+        assert (await world.row(one)).attention.startswith("unbound_payment")
+        assert await world.state(one) != "completed"
+
+
+async def test_the_policy_keep_says_nothing_of_surplus_money(world: Scene):
+    await world.policy(surplus="keep")
+    checkout = await world.paid()
+    await world.pay(checkout)
+    await world.call_back(checkout, kind="notification")
+    await world.carry(checkout)
+    row = await world.row(checkout)
+    assert (row.attention, row.reserved) == (None, WHOLE)
+    assert "checkout.surplus" in await world.events(checkout)

@@ -1,0 +1,129 @@
+"""The demo's verdict is worth something: what is not as scripted, or not in both books, is found."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.demo.balance import Balance
+from orchestrator.demo.groups import GROUPS, choose
+from orchestrator.demo.mishaps import MERCHANTS
+from orchestrator.demo.shop import Unscripted
+from orchestrator.demo.told import Told
+from orchestrator.merchants import policy
+
+GOOD = {
+    "summary": "Order 1 is paid.",
+    "because": ["Transaction 1 pays it."],
+    "evidence": ["At noon we asked the gateway."],
+}
+
+
+def told(
+    *movements,
+    captured=500,
+    refunded=0,
+    books_captured=None,
+    status="captured",
+    known=("a", "b"),
+    explained=GOOD,
+):
+    """One order over 5.00 EUR with one transaction; each movement is its type and the identifier under which it was made."""
+    ledger = {
+        "transactionId": "1", "outcome": "succeeded", "status": status, "reservedMinor": 500, "capturedMinor": captured,
+        "refundedMinor": refunded,
+        "movements": [{"type": kind, "identifier": name, "by": "merchant"} for kind, name in movements],
+    }  # fmt: skip
+    booked = captured if books_captured is None else books_captured
+    payment = {
+        "transactionId": "1", "currency": "EUR", "reserved": 0.0 if status == "released" else 5.0,
+        "captured": booked / 100, "refunded": refunded / 100,
+    }  # fmt: skip
+    checkout = {"payments": [payment], "operations": [{"reconciliationIdentifier": name} for name in known]}
+    return Told(checkout, [ledger], [], explained)
+
+
+def test_books_that_agree_with_the_ledger_pass():
+    one = told(("captured", "a"), ("refunded", "b"), refunded=500)
+
+    one.check_money()
+    one.check_movements(("captured", "refunded"))
+    one.check_explanation()
+
+
+def test_one_minor_unit_between_ledger_and_books_is_found():
+    with pytest.raises(
+        Unscripted, match=r"\(500, 500, 0\) of transaction 1 in our books, saw \(500, 499, 0\)"
+    ):
+        told(("captured", "a"), books_captured=499).check_money()
+
+
+def test_a_transaction_that_only_the_ledger_has_is_found():
+    one = told(("captured", "a"))
+    one.checkout["payments"].clear()
+
+    with pytest.raises(Unscripted, match="saw nothing"):
+        one.check_money()
+
+
+def test_a_released_reservation_is_none():
+    told(("released", ""), captured=0, status="released").check_money()
+
+
+@pytest.mark.parametrize(
+    ("movements", "wanted"),
+    [
+        ((("captured", "a"), ("captured", "b")), ("captured",)),
+        ((("captured", "a"), ("captured", "a")), ("captured", "captured")),
+        ((("captured", "stranger"),), ("captured",)),
+        ((), ("captured",)),
+        ((("captured", "a"),), ()),
+    ],
+    ids=["twice", "twice under one name", "under a name that is not ours", "never", "unasked"],
+)
+def test_a_capture_that_is_not_the_one_of_the_script_is_found(movements, wanted):
+    with pytest.raises(Unscripted):
+        told(*movements).check_movements(wanted)
+
+
+@pytest.mark.parametrize(("captured", "refunded"), [(501, 0), (500, 501)])
+def test_more_than_there_was_is_found(captured, refunded):
+    with pytest.raises(Unscripted, match="no more captured than reserved"):
+        told(("captured", "a"), captured=captured, refunded=refunded).check_movements(("captured",))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, GOOD | {"because": []}, GOOD | {"evidence": ["look"]}, GOOD | {"summary": None}]
+)
+def test_an_explanation_that_says_nothing_is_found(wrong):
+    with pytest.raises(Unscripted, match="whole sentences"):
+        told(explained=wrong).check_explanation()
+
+
+def test_sums_agree_only_to_the_minor_unit():
+    assert Balance("EUR", (500, 500, 0), (500, 500, 0)).agrees
+    assert not Balance("EUR", (500, 500, 0), (500, 500, 1)).agrees
+
+
+def test_a_scenario_is_a_group_or_a_script_each_played_once():
+    assert choose(()) == list(GROUPS["checkout"])
+    assert choose(("money", "released")) == list(GROUPS["money"])
+    assert [script.name for script in choose(("released", "pays_at_once", "released"))] == [
+        "released",
+        "pays_at_once",
+    ]
+    with pytest.raises(ValueError, match=r"^monney does not exist: choose a group \(checkout, money, all\)"):
+        choose(("monney",))
+
+
+def test_every_script_has_a_name_of_its_own_and_a_merchant_that_exists():
+    names = [script.name for script in GROUPS["all"]]
+
+    assert len(set(names)) == len(names)
+    assert not set(names) & GROUPS.keys()
+    assert {script.merchant for script in GROUPS["all"]} == {"default", *MERCHANTS}
+
+
+def test_the_policies_of_the_merchants_are_policies():
+    for policies in MERCHANTS.values():
+        for name, value in policies.items():
+            assert policy(name, value) == value
