@@ -141,11 +141,10 @@ def _amount_of(held: Held, command: Command, payment: Known) -> tuple[int, str |
             0,
             "the gateway captures this payment by itself (autoCapture), and has not said that it will not",
         )
+    if kind == "release" and payment.captured > 0:
+        return 0, "it has been captured: refund it instead"
     if kind == "release":
-        return (
-            payment.reserved or 1,
-            None if payment.captured == 0 else "it has been captured: refund it instead",
-        )
+        return payment.reserved, None if payment.left > 0 else "nothing is left to release"
     # What the shopper's bank took back is with the shopper already.
     back = payment.refunded + (held.charged_back if accepted else 0)
     left = payment.captured - back if kind == "refund" else payment.reserved - payment.captured

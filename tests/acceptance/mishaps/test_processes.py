@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from orchestrator.embedded import Embedded
 
-ORDERS = 12
+ORDERS = 6
 
 
 @pytest.mark.mishap("ok and notification at the same moment")
