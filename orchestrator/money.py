@@ -96,6 +96,14 @@ def to_decimal(minor: int, currency: str) -> Decimal:
     return Decimal((int(minor < 0), digits, -exponent(currency)))
 
 
+def spelled(minor: int, currency: str) -> str:
+    """Return minor units as people read them: 13950 DKK is "139.50 DKK"; of a currency that nobody knows, the bare number."""
+    try:
+        return f"{to_decimal(minor, currency)} {currency}"
+    except MoneyError:
+        return f"{minor} of an unknown currency"
+
+
 def numeric_code(currency: str) -> str:
     """Return the three digits of a currency, as the gateway's callbacks and checksums name it: "208" for DKK."""
     return _known(currency)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from orchestrator import money
 from orchestrator.gateway.payments import Reading, read
 from orchestrator.lifecycle import Operation
 from orchestrator.models import uuid7
@@ -133,13 +134,16 @@ def before_sending(operation: Operation, transaction: Transaction) -> Judged:
         if left >= operation.amount:
             return Judged(Fate.DUE, "books_agree")
         return Judged(
-            Fate.IMPOSSIBLE, f"only {left} minor units are left to {operation.kind}, not {operation.amount}"
+            Fate.IMPOSSIBLE,
+            f"only {money.spelled(left, operation.currency)} are left to {operation.kind}, "
+            f"not {money.spelled(operation.amount, operation.currency)}",
         )
     if total == before + operation.amount or (left <= 0 and total > before + operation.amount):
         return Judged(Fate.DONE, "already_done_at_the_gateway")
     return Judged(
         Fate.IMPOSSIBLE,
-        f"the gateway's total is {total} minor units and was {before} when this was asked for: decide again",
+        f"the gateway's total is {money.spelled(total, operation.currency)} and was {money.spelled(before, operation.currency)} "
+        "when this was asked for: decide again",
     )
 
 
@@ -162,7 +166,8 @@ def after_sending(operation: Operation, transaction: Transaction) -> Judged:
         return Judged(Fate.ABSENT, "total_unchanged")
     return Judged(
         Fate.UNCLEAR,
-        f"the gateway's total is {total} minor units, and with or without this it would be {before + operation.amount} or {before}",
+        f"the gateway's total is {money.spelled(total, operation.currency)}, and with or without this it would be "
+        f"{money.spelled(before + operation.amount, operation.currency)} or {money.spelled(before, operation.currency)}",
     )
 
 

@@ -318,17 +318,10 @@ def _why_unsure(
         )
     if read(one) in _MONEY:
         return (
-            f"payment_mismatch: transaction {one.transaction_id} holds {_shown(whole, one.currency)}, "
-            f"the order is {_shown(checkout.amount, checkout.currency)}"
+            f"payment_mismatch: transaction {one.transaction_id} holds {money.spelled(whole, one.currency)}, "
+            f"the order is {money.spelled(checkout.amount, checkout.currency)}"
         )
     return f"unclear_payment: transaction {one.transaction_id} is {one.status} with amounts that do not say what it means"
-
-
-def _shown(minor: int, currency: str) -> str:
-    try:
-        return f"{money.to_decimal(minor, currency)} {currency}"
-    except money.MoneyError:
-        return f"{minor} of an unknown currency"
 
 
 # ── When to look again ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from orchestrator import log, reconcile
 from orchestrator.audit import Action
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from orchestrator.vault import Vault
 
 _log = log.get(__name__)
+
+NEWCOMER_TRIES: Final = 3
+"""Tries to find a checkout's merchant, a second or more apart, before a person is told."""
 
 
 class Carrier:
@@ -135,7 +138,19 @@ class Carrier:
                 events=(Event("checkout.attention", {"reason": POISONED}),),
             )
             return
-        merchant = step.merchant = await self.merchants.get(held.merchant_id)
+        try:
+            merchant = step.merchant = await self.merchants.get(held.merchant_id)
+        except UnknownMerchant:
+            if held.attempts >= NEWCOMER_TRIES:
+                raise
+            # Added a moment ago, after this process last read the merchants.
+            await step.write(
+                None,
+                None,
+                attempts=held.attempts + 1,
+                alarm=1.0 + reconcile.back_off(self.settings, held.attempts),
+            )
+            return
         if place > budget.AT_ONCE:
             await step.postpone(place, booked=True)
             return

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator import operations, reconcile
+from orchestrator import money, operations, reconcile
 from orchestrator.audit import Action
 from orchestrator.lifecycle import KEEP, Event, Known, rival_of
 from orchestrator.states import CARRIED, CLOSED, Moved, State, Trigger, decide
@@ -152,7 +152,8 @@ def _amount_of(held: Held, command: Command, payment: Known) -> tuple[int, str |
     if amount <= 0 or left <= 0:
         return 0, f"nothing is left to {kind}"
     if amount > left:
-        return 0, f"only {left} minor units are left to {kind}, and {amount} were asked for"
+        asked_for, there = money.spelled(amount, payment.currency), money.spelled(left, payment.currency)
+        return 0, f"only {there} are left to {kind}, and {asked_for} were asked for"
     return amount, None
 
 

@@ -54,9 +54,10 @@ async def _look(step: Step, operation: Operation) -> Transaction | None:
     if not isinstance(outcome, Done):
         await step.fail(retry(outcome), "payments")
         return None
-    for one in outcome.value.transactions:
-        if one.transaction_id == operation.transaction_id and one.order_ref == step.held.order_ref:
-            return one
+    named = (operation.transaction_id, step.held.order_ref)
+    found = [one for one in outcome.value.transactions if (one.transaction_id, one.order_ref) == named]
+    if found:
+        return found[0]
     reason = f"{UNCLEAR}: the gateway does not know transaction {operation.transaction_id} of operation {operation.id} any more"
     await _unclear(step, operation, reason, why="transaction_unknown")
     return None

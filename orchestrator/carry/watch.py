@@ -74,10 +74,8 @@ def _attention(step: Step, verdict: Verdict) -> tuple[str | None, tuple[Operatio
         # What was decided on a surplus payment before says nothing of this one: a verdict names only undecided ones.
         attention = completion.raised(step, attention)
     if verdict.charged_back > held.charged_back:
-        amount = money.to_decimal(verdict.charged_back, held.currency)
-        attention = (
-            f"charged_back: the shopper's bank took back {amount} {held.currency}; answer it at the gateway"
-        )
+        amount = money.spelled(verdict.charged_back, held.currency)
+        attention = f"charged_back: the shopper's bank took back {amount}; answer it at the gateway"
     if (
         attention is None
         and held.state is State.COMPLETED

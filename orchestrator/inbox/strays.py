@@ -137,7 +137,6 @@ class Strays:
     async def _write(self, batch: list[Unaddressed]) -> list[_Fate | Again]:
         believed = [one for one in batch if not self._unproven(one)]
         homes: dict[UUID, lifecycle.Home | None] = {}
-        kept: set[UUID] = set()
         async with self._db.transaction() as tx:
             if believed:
                 at = (await tx.execute(_NOW)).scalar_one()
@@ -146,8 +145,7 @@ class Strays:
                 )
                 homes = {one.id: home for one, home in zip(believed, found, strict=True)}
             homeless = [one for one in batch if homes.get(one.id) is None]
-            if homeless:
-                kept = {row.id for row in await tx.execute(_KEEP, self._parameters(homeless))}
+            kept = {row.id for row in await tx.execute(_KEEP, self._parameters(homeless))}
         return [_Fate(homes.get(one.id), one.kept_as in kept) for one in batch]
 
     def _unproven(self, one: Unaddressed) -> bool:

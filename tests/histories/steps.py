@@ -104,6 +104,7 @@ class TryAgain(Step):
     """The shopper goes back to the page of a payment that was declined and tries another card."""
 
     written: ClassVar[bool] = False
+
     async def happen(self, world: World) -> None:
         checkout = self.checkout(world)
         over = [
@@ -121,6 +122,7 @@ class EmptyForm(Step):
     """The shopper of a paid order goes back and sends the empty form: a failure follows the success (D7)."""
 
     written: ClassVar[bool] = False
+
     async def happen(self, world: World) -> None:
         checkout = self.checkout(world)
         for payment in world.payments(checkout):

@@ -31,7 +31,12 @@ LEAPS = (0, 61, 0, 61, 3600, 86_400, 0, 31 * 86_400, 0, 0)
 
 OFFERED = (Carry(),)
 PAID = (*OFFERED, Pay(), Deliver(at=1), Carry())
-BEGINNINGS = {"received": (), "offered": OFFERED, "paid": PAID, "captured": (*PAID, Ask(kind="capture"), Carry())}
+BEGINNINGS = {
+    "received": (),
+    "offered": OFFERED,
+    "paid": PAID,
+    "captured": (*PAID, Ask(kind="capture"), Carry()),
+}
 
 _CALM = settings(
     deadline=None,
@@ -129,7 +134,9 @@ FOUND = {
     "surplus after a surplus that was decided on, beside a payment that we released": _paid(
         Pay(), *LOOKED, Ask(kind="resolve", decision="dismiss"), Carry(), Ask(kind="release"), Carry(), Pay()
     ),
-    "a release of a payment that was declined": _paid(Pay(how="declined card"), *LOOKED, Ask(kind="release", of=1), Carry()),
+    "a release of a payment that was declined": _paid(
+        Pay(how="declined card"), *LOOKED, Ask(kind="release", of=1), Carry()
+    ),
 }
 """Histories that once broke a law, in as few steps as it takes."""
 

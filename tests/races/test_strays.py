@@ -158,3 +158,11 @@ async def test_a_birth_as_failed_is_a_path_in_the_table_only_for_a_stray(core):
     )  # fmt: skip
     (problem,) = (await audit.verify(core.db, core.vault)).problems
     assert "begins in failed" in problem
+
+
+async def test_the_same_unproven_one_many_times_at_once_is_kept_once_and_counted(core):
+    async with takers(core, 1) as ((_, strays),):
+        placed = await asyncio.gather(*(strays.take(stray(grade="wrong")) for _ in range(20)))
+    assert {(one.checkout_id, one.adopted, one.rings) for one in placed} == {(None, False, False)}
+    assert await core.all("SELECT count(*), sum(times) FROM callbacks WHERE checkout_id IS NULL") == [(1, 20)]
+    assert await core.all("SELECT count(*) FROM checkouts") == [0]
