@@ -66,6 +66,10 @@ _SHOWN: Final = frozenset({
     "surplus_payment", "unclear_payment", "payment_mismatch", "unbound_payment", "lookup_at_limit", "open_payment", "payment_gone",
 })  # fmt: skip
 
+DECIDABLE: Final = _SHOWN | {"late_payment", "unknown_order", "payment_released", "reservation_lapses"}
+"""Words of attention that are about the transactions a look showed: a decision is remembered with those. Any other decision says
+nothing of them, so that a surplus payment which stood behind a chargeback is still asked about."""
+
 _VALID_DAYS: Final = {"visa": 7, "mastercard": 3}
 """Days for which an authorisation is sure to be worth a capture (D9): Visa 7, Mastercard at least 3; others as Visa."""
 _OTHERS_DAYS: Final = 7

@@ -191,7 +191,7 @@ async def _resolve(step: Step, command: Command) -> None:
         return
     await step.write(
         None, Action.ATTENTION_CLEARED, actor=command.actor, evidence={**_about(command), "attention": word},
-        attempts=0, attention=None, decided=word,
+        attempts=0, attention=None, decided=word if word in reconcile.DECIDABLE else None,
         done=((command.id, "done: it is decided, and not asked again"),), alarm=0.0,
     )  # fmt: skip
 

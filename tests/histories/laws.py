@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from orchestrator import audit
+from orchestrator.sandbox.rules import Outcome
 from orchestrator.states import ENDED, TRANSITIONS, State, Trigger
 
 if TYPE_CHECKING:
@@ -126,13 +127,11 @@ async def _the_money(world: World, row: Any, policies: Mapping[str, object]) -> 
             )
     for number, (payment, transaction) in theirs.items():
         assert transaction.refunded_minor <= transaction.captured_minor, number
-        assert transaction.captured_minor <= max(transaction.reserved_minor, transaction.captured_minor), (
-            number
-        )
+        assert transaction.captured_minor <= transaction.reserved_minor, number
         if transaction.transaction_id in ours:
             _books_agree(ours[number], transaction)
         elif payment.echoes_infos and payment.transaction_info.get("checkout") == str(checkout):
-            assert transaction.held_minor <= 0 and not transaction.captured_minor, (
+            assert max(transaction.held_minor, transaction.captured_minor) <= 0, (
                 checkout,
                 number,
                 "was never seen",
@@ -147,7 +146,12 @@ async def _the_money(world: World, row: Any, policies: Mapping[str, object]) -> 
             accepted,
         )
         _nothing_by_itself(row, accepted[0], operations, policies)
-    _homeless_money_is_told(row, ours, theirs, operations, policies)
+    if (row.attention or "").partition(":")[0] in {"", "reservation_lapses"}:
+        for number, one in ours.items():
+            transaction = theirs[number][1]
+            decided = one.decided in HOMELESS and number in world.decided
+            if transaction.held_minor > 0 and transaction.outcome == Outcome.SUCCEEDED and not decided:
+                _told(row, one, operations, policies)
 
 
 def _one_effect(world: World, operation: Any, payment: Payment, transaction: Transaction) -> None:
@@ -197,32 +201,16 @@ def _nothing_by_itself(
     assert not returned or (row.late and policies["late"] == "return"), (row.id, returned)
 
 
-def _homeless_money_is_told(
-    row: Any,
-    ours: Mapping[str, Any],
-    theirs: Mapping[str, Any],
-    operations: list[Any],
-    policies: Mapping[str, object],
-) -> None:
-    """Late and surplus money is decided on, by policy or a person, or a person is told."""
-    if row.attention is not None:
-        return
-    for number, one in ours.items():
-        _, transaction = theirs[number]
-        if transaction.held_minor <= 0 or transaction.outcome != "succeeded" or one.decided in HOMELESS:
-            continue
-        if one.role == "surplus":
-            assert policies["surplus"] == "keep", (
-                row.id,
-                number,
-                "is surplus and nobody was told",
-                one.decided,
-                policies,
-            )
-        if one.role == "accepted" and row.late:
-            asked = any(op.transaction_id == number and op.cause == "asked" for op in operations)
-            kept = policies["late"] == "keep" or asked
-            assert kept, (row.id, number, "came late and nobody was told", one.decided, policies)
+def _told(row: Any, one: Any, operations: list[Any], policies: Mapping[str, object]) -> None:
+    """Late and surplus money that nobody decided on is kept by policy, or a person is told: for that there is attention."""
+    about = (row.id, one.transaction_id, one.role, "and nobody was told", one.decided, policies)
+    if one.role == "surplus":
+        assert policies["surplus"] == "keep", about
+    if one.role == "accepted" and row.late:
+        asked = any(
+            each.transaction_id == one.transaction_id and each.cause == "asked" for each in operations
+        )
+        assert policies["late"] == "keep" or asked, about
 
 
 async def _decided(world: World) -> set[str]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CARD, BANK, WALLET = "Sandbox Card Terminal", "Sandbox Bank Terminal", "Sandbox Mobile Wallet Terminal"
 GOOD, BAD = "4111000011110000", "4180000000000566"
 FORM = "application/x-www-form-urlencoded"
+MOST_CHECKOUTS = 3
 GRADES = ("signed", "checksum", "unchecked", "wrong", "missing", "stale")
 KINDS = ("success", "failure", "notification", "redirect")
 
@@ -48,11 +49,11 @@ class Step:
 
 
 def _post(
-    world: World, checkout: UUID, payment: Payment, transaction: Transaction | None, kind: str, status: str
+    world: World, payment: Payment, transaction: Transaction | None, *, kind: str, status: str, to: UUID
 ) -> None:
     """Put a callback into the post as the gateway words it; when it arrives, if ever, is up to the history."""
     body = callback_body(CONFIG, payment, transaction, status)
-    world.mail.append(Mail(checkout, kind, body.content))
+    world.mail.append(Mail(to, kind, body.content))
 
 
 # ── The shopper ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -89,14 +90,14 @@ class Pay(Step):
         if number is None:
             return
         payment = world.sandbox.books.payments[number]
-        _post(world, checkout, payment, None, "notification", "new")
+        _post(world, payment, None, kind="notification", status="new", to=checkout)
         await world.submit(number, **form)
         transaction = payment.latest
         assert transaction is not None
         if transaction.outcome != Outcome.OPEN:
             kind = "success" if transaction.outcome == Outcome.SUCCEEDED else "failure"
-            _post(world, checkout, payment, transaction, kind, transaction.outcome)
-        _post(world, checkout, payment, transaction, "notification", transaction.outcome)
+            _post(world, payment, transaction, kind=kind, status=transaction.outcome, to=checkout)
+        _post(world, payment, transaction, kind="notification", status=transaction.outcome, to=checkout)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class TryAgain(Step):
         if over:
             await world.submit(over[-1].payment_id, action="pay", card_number=GOOD, expiry="12/39", cvc="123")
             for kind in ("success", "notification"):
-                _post(world, checkout, over[-1], over[-1].latest, kind, "succeeded")
+                _post(world, over[-1], over[-1].latest, kind=kind, status="succeeded", to=checkout)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class EmptyForm(Step):
         checkout = self.checkout(world)
         for payment in world.payments(checkout):
             if payment.paid is not None:
-                _post(world, checkout, payment, payment.paid, "failure", "failed")
+                _post(world, payment, payment.paid, kind="failure", status="failed", to=checkout)
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Resolve(Step):
             latest = payment.latest
             if latest is not None and latest.outcome == Outcome.OPEN:
                 await world.sandbox.resolve(payment, latest, self.to)  # type: ignore[arg-type]
-                _post(world, checkout, payment, latest, "notification", latest.outcome)
+                _post(world, payment, latest, kind="notification", status=latest.outcome, to=checkout)
                 return
 
 
@@ -225,7 +226,7 @@ class Order(Step):
     again: bool = False
 
     async def happen(self, world: World) -> None:
-        if len(world.checkouts) >= 3:  # noqa: PLR2004 - enough to get into each other's way
+        if len(world.checkouts) >= MOST_CHECKOUTS:
             return
         order = world.orders[self.checkout(world)] if self.again else None
         try:
@@ -279,7 +280,7 @@ class ByHand(Step):
         else:
             return
         world.by_hand.add(transaction.transaction_id)
-        _post(world, checkout, payment, transaction, "notification", status)
+        _post(world, payment, transaction, kind="notification", status=status, to=checkout)
 
 
 @dataclass(frozen=True)

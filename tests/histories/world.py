@@ -21,12 +21,12 @@ from sqlalchemy import text
 
 from orchestrator import inbox, intents
 from orchestrator.carry import Carrier
+from orchestrator.carry.step import CREDENTIALS_PAUSE
 from orchestrator.db import Database
 from orchestrator.gateway.client import Gateway
 from orchestrator.lifecycle import Lifecycle, claims
 from orchestrator.merchants import Merchants
 from orchestrator.sandbox import SandboxConfig, create_app
-from orchestrator.sandbox.core import Sandbox
 from orchestrator.sandbox.faults import GlobalFaults, Plan
 from orchestrator.vault import Vault
 from tests.conftest import make_settings
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from orchestrator.gateway.wire import Failure, Wire
     from orchestrator.lifecycle import Held, Move
     from orchestrator.sandbox.books import Payment, Transaction
+    from orchestrator.sandbox.core import Sandbox
 
 AMOUNT = 13900
 """Minor units of every order, in DKK."""
@@ -160,7 +161,7 @@ class World:
     """The installation, and the history that is being played on it."""
 
     def __init__(
-        self, database_url: str, gateway_url: str, sandbox: Sandbox, db: Database, gateway: Gateway
+        self, *, database_url: str, gateway_url: str, sandbox: Sandbox, db: Database, gateway: Gateway
     ) -> None:
         self.settings = make_settings(
             database_url=database_url, gateway_url=gateway_url, deadline_grace=30.0, cancel_grace=30.0, first_look=120.0,
@@ -180,6 +181,8 @@ class World:
         self.mail: list[Mail] = []
         self.sleepers: list[Trap] = []
         self.by_hand: set[str] = set()
+        self.decided: set[str] = set()
+        self._deciding: set[UUID] = set()
         self.carrier = self.worker()
 
     async def close(self) -> None:
@@ -191,7 +194,7 @@ class World:
         """Begin a history: the clock at now, nobody's orders, the merchant's policies."""
         self.offset = 0.0
         self.checkouts, self.orders, self.mail, self.sleepers = [], {}, [], []
-        self.by_hand = set()
+        self.by_hand, self.decided, self._deciding = set(), set(), set()
         await self.sql("UPDATE clock_skew SET seconds = 0")
         await self.sql("DELETE FROM look_budgets")
         await self.merchants.set_policies("default", policies)
@@ -240,6 +243,17 @@ class World:
             grace=5.0,
         )  # fmt: skip
         assert asked is not None
+        if kind == "resolve":
+            self._deciding.add(checkout)
+
+    def decide(self, rows: Mapping[UUID, Any]) -> None:
+        """Note what a person decides on: the transactions that hold money until the decision is taken, and no later ones."""
+        for checkout in list(self._deciding):
+            self.decided |= {
+                one.transaction_id for _, one in self.transactions(checkout) if one.held_minor > 0
+            }
+            if not rows[checkout].commands:
+                self._deciding.discard(checkout)
 
     async def hint(self, *ids: UUID) -> None:
         await self.sql("UPDATE checkouts SET hinted = true WHERE id = ANY(:ids)", ids=list(ids))
@@ -248,7 +262,7 @@ class World:
         """Let time pass, for Postgres and for whoever counts a lease by a clock of its own."""
         whole = math.ceil(seconds)
         self.offset += whole
-        if whole >= 60:  # noqa: PLR2004 - longer than any merchant is left alone
+        if whole >= CREDENTIALS_PAUSE:
             self.carrier.blocked.clear()
         await self.sql("UPDATE clock_skew SET seconds = seconds + :seconds", seconds=whole)
 
@@ -356,7 +370,9 @@ async def world(database_url: str) -> AsyncIterator[World]:
     settings = make_settings(database_url=database_url, gateway_url=url, **HASTE)
     real = claims.tick
     async with Database(database_url, pool_size=4) as db, Gateway(settings) as gateway:
-        one = World(database_url, url, app.state.sandbox, db, gateway)
+        one = World(
+            database_url=database_url, gateway_url=url, sandbox=app.state.sandbox, db=db, gateway=gateway
+        )
         claims.tick = lambda: real() + one.offset
         try:
             yield one

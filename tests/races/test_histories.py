@@ -18,7 +18,7 @@ from psycopg import sql
 
 from tests.conftest import _admin, _url
 from tests.histories import laws
-from tests.histories.steps import Ask, Carry, Deliver, Forge, History, Pay, Resolve, Step, histories
+from tests.histories.steps import Ask, ByHand, Carry, Deliver, Forge, History, Pay, Resolve, Step, histories
 from tests.histories.world import World, world
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ async def played(world: World, history: History) -> None:
         if step.written:
             now = await world.rows()
             laws.after_a_step(before, now)
+            world.decide(now)
             before = now
     await come_to_rest(world, history)
     await laws.in_the_end(world, dict(history.policies))
@@ -136,6 +137,9 @@ FOUND = {
     ),
     "a release of a payment that was declined": _paid(
         Pay(how="declined card"), *LOOKED, Ask(kind="release", of=1), Carry()
+    ),
+    "a decision on a chargeback that says nothing of the surplus behind it": _paid(
+        Ask(kind="capture"), Carry(), Pay(), ByHand(what="chargeback"), *LOOKED, Ask(kind="resolve"), Carry()
     ),
 }
 """Histories that once broke a law, in as few steps as it takes."""
