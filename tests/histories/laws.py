@@ -32,6 +32,8 @@ HOMELESS = {
     "payment_mismatch",
     "unbound_payment",
     "unclear_payment",
+    # It names what holds money beside the one that was released.
+    "payment_released",
 }
 
 
