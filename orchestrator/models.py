@@ -128,6 +128,8 @@ checkouts = Table(
     Column("late", Boolean, nullable=False, server_default=text("false")),
     # The gateway was asked to capture by itself: we capture only if it says that it will not (require_capture).
     Column("auto_capture", Boolean, nullable=False, server_default=text("false")),
+    # The gateway was asked to capture, and has told us that it will not.
+    Column("require_capture", Boolean, nullable=False, server_default=text("false")),
     # Claims since the last write by a holder (a crash loop), failures since the last move, looks since the last ring.
     Column("claims", Integer, nullable=False, server_default=text("0")),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
@@ -209,7 +211,7 @@ payments = Table(
     Column("captured", BigInteger, nullable=False),
     Column("refunded", BigInteger, nullable=False),
     Column("charged_back", BigInteger, nullable=False, server_default=text("0")),
-    # The word of the attention that a person (or policy) has decided on for this transaction: it is not raised again.
+    # The words of attention that a person has decided on for this transaction: they are not raised for it again.
     Column("decided", Text),
     Column("flags", JSONB, nullable=False, server_default=text("'[]'")),
     _time("first_seen_at", now=True),

@@ -2,7 +2,7 @@
 
 Nothing is sent twice on purpose. An operation is written as `submitted` before its call leaves; whoever takes over a submitted one
 never sends: it looks. The gateway's books show the operation by its reconciliation identifier; where a method does not echo that, by
-the totals, which only one operation at a time of ours can have changed. An absence counts only after a quiet period that is longer
+the totals, which only one operation at a time of ours can have changed. An absence counts only after a quiet period that is far longer
 than a call can last. Whatever fits neither is a person's business.
 
 Pure functions over the gateway's own answer; who sends and writes is `carry.money`.
@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 
     from orchestrator.gateway.payments import Transaction
     from orchestrator.lifecycle import Known, PaymentSeen
+    from orchestrator.settings import Settings
 
 Kind: TypeAlias = Literal["capture", "refund", "release"]
 Cause: TypeAlias = Literal["asked", "automatic", "returned"]
 
 KINDS: Final = frozenset({"capture", "refund", "release"})
-QUIET: Final = 2.0
-"""Seconds beyond a call's total timeout for which the absence of its effect proves nothing."""
+UNCLEAR: Final = "operation_unclear"
+"""The word of the attention that an operation raises whose effect the gateway's books do not tell."""
+MOST_SENDS: Final = 3
+"""Times that an operation is sent, each time found absent afterwards, before a person has to look."""
 
 _SURE: Final = frozenset({Reading.RESERVED, Reading.CAPTURED, Reading.REFUNDED})
 
@@ -89,7 +92,7 @@ def give_back(
 ) -> Operation:
     """Make the operation that returns what a payment still holds: a release before its capture, a refund after it."""
     if payment.captured > 0:
-        kind, amount = "refund", payment.captured - payment.refunded
+        kind, amount = "refund", payment.captured - payment.refunded - payment.charged_back
     else:
         kind, amount = "release", payment.reserved
     return ask(
@@ -101,6 +104,16 @@ def give_back(
         reason=reason,
         command_id=command_id,
     )
+
+
+def quiet_after(settings: Settings, operation: Operation) -> float:
+    """Return the seconds since it was submitted before which the absence of an operation's effect proves nothing.
+
+    Its sender may have sent it at the end of the lease, and an acquirer takes its time: `operation_quiet`, doubled with each time
+    that it was sent before.
+    """
+    patience = settings.operation_quiet * 2.0 ** max(min(operation.attempts, 10) - 1, 0)
+    return settings.lease_seconds + min(patience, 3600.0)
 
 
 def total_of(operation: Operation, transaction: Transaction) -> int:

@@ -22,7 +22,7 @@ from orchestrator.lifecycle import PaymentSeen, money_left
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.lifecycle import Held
+    from orchestrator.lifecycle import Held, Known
     from orchestrator.settings import Settings
 
 
@@ -66,9 +66,8 @@ _SHOWN: Final = frozenset({
     "surplus_payment", "unclear_payment", "payment_mismatch", "unbound_payment", "lookup_at_limit", "open_payment", "payment_gone",
 })  # fmt: skip
 
-DECIDABLE: Final = _SHOWN | {"late_payment", "unknown_order", "payment_released", "reservation_lapses"}
-"""Words of attention that are about the transactions a look showed: a decision is remembered with those. Any other decision says
-nothing of them, so that a surplus payment which stood behind a chargeback is still asked about."""
+PROBLEMS: Final = frozenset({"payment_mismatch", "unclear_payment", "unbound_payment"})
+"""Words of attention about transactions that hold money, or may, and that we do not take for the order's payment."""
 
 _VALID_DAYS: Final = {"visa": 7, "mastercard": 3}
 """Days for which an authorisation is sure to be worth a capture (D9): Visa 7, Mastercard at least 3; others as Visa."""
@@ -103,6 +102,18 @@ def word_of(attention: str | None) -> str:
     return (attention or "").partition(":")[0]
 
 
+def concerned(checkout: Held) -> tuple[Known, ...]:
+    """Return the transactions that the checkout's attention is about, and on which a person so decides."""
+    word = word_of(checkout.attention)
+    if word == "surplus_payment":
+        return tuple(one for one in checkout.known if one.role == Role.SURPLUS and one.left > 0)
+    if word in PROBLEMS:
+        return tuple(one for one in checkout.known if one.role == Role.UNKNOWN)
+    if word == "open_payment":
+        return tuple(one for one in checkout.known if one.reading == Reading.OPEN)
+    return tuple(one for one in checkout.known if one.transaction_id == checkout.accepted)
+
+
 def still(attention: str | None) -> str | None:
     """Return what remains of an attention after a look that does not raise it again."""
     return None if word_of(attention) in _SHOWN else attention
@@ -121,17 +132,17 @@ def judge(  # noqa: C901 - one branch for each finding
     accepted = _accepted(checkout, readings)
     released = None if accepted is not None else _released(checkout, readings)
     seen = tuple(_seen(one, binding, reading, accepted) for one, binding, reading in readings)
-    decided = {one.transaction_id for one in checkout.known if one.decided is not None}
+    # A decision on one word silences that word for that transaction, and nothing else.
+    settled = {one.transaction_id for one in checkout.known if one.is_decided(*PROBLEMS)}
+    kept = {one.transaction_id for one in checkout.known if one.is_decided("surplus_payment")}
     problems = [
         one.transaction_id
         for one, _, reading in readings
         if (reading is Reading.UNKNOWN or (reading is Reading.AGREEMENT and accepted is None))
-        and one.transaction_id not in decided
+        and one.transaction_id not in settled
     ]
     surplus = tuple(
-        one
-        for one in seen
-        if one.role == Role.SURPLUS and left(one) > 0 and one.transaction_id not in decided
+        one for one in seen if one.role == Role.SURPLUS and left(one) > 0 and one.transaction_id not in kept
     )
     evidence: dict[str, object] = {
         "by": "lookup",
@@ -218,7 +229,9 @@ def unbound_money(checkout: Held, found: Found) -> bool:
 
 def left(payment: PaymentSeen) -> int:
     """Return what a transaction still holds of the shopper's money, in minor units."""
-    return money_left(payment.reading, payment.reserved, payment.captured, payment.refunded)
+    return money_left(
+        payment.reading, payment.reserved, payment.captured, payment.refunded + payment.charged_back
+    )
 
 
 def seen_alone(checkout: Held, transaction: Transaction) -> PaymentSeen:
@@ -237,10 +250,30 @@ def _reading(checkout: Held, transaction: Transaction, binding: Binding, *, shar
     reading = read(transaction)
     if reading not in _MONEY:
         return reading
+    if transaction.transaction_id == checkout.accepted:
+        # What it was taken for was decided then; what is left of it may have become less since.
+        return reading if transaction.currency == checkout.currency else Reading.UNKNOWN
     whole = max(transaction.reserved, transaction.captured)
     matches = transaction.currency == checkout.currency and whole == checkout.amount
-    certain = binding is Binding.BOUND or not shared or transaction.transaction_id == checkout.accepted
+    certain = binding is Binding.BOUND or not (shared or _not_ours(checkout, transaction))
     return reading if matches and certain else Reading.UNKNOWN
+
+
+def _not_ours(checkout: Held, transaction: Transaction) -> bool:
+    """Say of a transaction that names no checkout whether it speaks against ours: made long before it, or naming several."""
+    if "info_repeated" in transaction.raw_flags:
+        return True
+    made = _made_at(transaction)
+    # An id of ours begins with the milliseconds of its making; the gateway's dates have no offset, hence the day.
+    born = datetime.fromtimestamp((checkout.id.int >> 80) / 1000, UTC)
+    return checkout.openings > 0 and made is not None and made < born - timedelta(days=1)
+
+
+def _made_at(transaction: Transaction) -> datetime | None:
+    try:
+        return datetime.strptime(transaction.created_at, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 def _accepted(checkout: Held, readings: Sequence[tuple[Transaction, Binding, Reading]]) -> Transaction | None:
@@ -254,9 +287,8 @@ def _accepted(checkout: Held, readings: Sequence[tuple[Transaction, Binding, Rea
         # One that went back already pays nothing while another still holds; and what is bound to this very checkout goes
         # before what merely has its order number.
         one, binding = pair
-        return money_left(
-            read(one), one.reserved, one.captured, one.refunded
-        ) <= 0, binding is not Binding.BOUND
+        holds = money_left(read(one), one.reserved, one.captured, one.refunded + one.charged_back) > 0
+        return not holds, binding is not Binding.BOUND
 
     return min(paying, key=rank)[0] if paying else None
 
@@ -302,9 +334,8 @@ def _valid_until(transaction: Transaction) -> datetime | None:
         return None
     if transaction.reserved_until is not None:
         return transaction.reserved_until
-    try:
-        made = datetime.strptime(transaction.created_at, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
-    except ValueError:
+    made = _made_at(transaction)
+    if made is None:
         return None
     days = next((days for name, days in _VALID_DAYS.items() if name in transaction.scheme), _OTHERS_DAYS)
     return made + timedelta(days=days)

@@ -162,7 +162,7 @@ class Settings(BaseSettings):
 
     # Leases, alarms, retries.
     lease_seconds: float = Field(default=60.0, ge=1, le=3600)
-    """How long a worker may hold a checkout; at least twice GATEWAY_TOTAL_TIMEOUT."""
+    """How long a worker may hold a checkout; at least 3.2 times GATEWAY_TOTAL_TIMEOUT."""
     hint_grace: float = Field(default=5.0, ge=0.2, le=300)
     """How long a published hint may take before the sweeper publishes it again."""
     hint_size: int = Field(default=50, ge=1, le=1000)
@@ -175,6 +175,8 @@ class Settings(BaseSettings):
     """Ceiling of the first back-off; it doubles, with full jitter."""
     retry_cap: float = Field(default=300.0, gt=0, le=3600)
     """Ceiling of every back-off."""
+    operation_quiet: float = Field(default=120.0, ge=0.1, le=3600)
+    """How long after a capture, refund or release may have been sent its absence at the gateway proves nothing."""
     poison_claims: int = Field(default=10, ge=2, le=1000)
     """Claims without any result after which a checkout is set aside for a person."""
 
@@ -242,8 +244,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _call_fits_into_lease(self) -> Self:
-        if self.lease_seconds < 2 * self.gateway_total_timeout:
-            message = "LEASE_SECONDS must be at least twice GATEWAY_TOTAL_TIMEOUT, or a slow call outlives its lease"
+        # A look, and the call that it allows, each with its timeout, and room to spare.
+        if self.lease_seconds < 3.2 * self.gateway_total_timeout:
+            message = "LEASE_SECONDS must be at least 3.2 times GATEWAY_TOTAL_TIMEOUT, or slow calls outlive their lease"
             raise ValueError(message)
         return self
 

@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from orchestrator.embedded import Embedded
 
 HURRY = {
-    "lease_seconds": 2,
+    "lease_seconds": 3.3,
     "gateway_connect_timeout": 0.9,
     "gateway_read_timeout": 0.9,
     "gateway_total_timeout": 1,
+    "operation_quiet": 2,
     "hint_grace": 0.5,
     "sweep_interval": 0.2,
     "self_sweep_after": 2,

@@ -25,6 +25,10 @@ def upgrade() -> None:
         sa.Column("auto_capture", sa.Boolean(), server_default=sa.text("false"), nullable=False),
     )
     op.add_column(
+        "checkouts",
+        sa.Column("require_capture", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+    )
+    op.add_column(
         "checkouts", sa.Column("booked", sa.Boolean(), server_default=sa.text("false"), nullable=False)
     )
     op.add_column("checkouts", sa.Column("life", sa.Double(), nullable=True))
@@ -122,5 +126,5 @@ def downgrade() -> None:
         "checkouts",
         "amount > 0 AND reserved >= 0 AND captured >= 0 AND refunded >= 0",
     )
-    for column in ("life", "booked", "auto_capture", "reserved_until", "charged_back"):
+    for column in ("life", "booked", "require_capture", "auto_capture", "reserved_until", "charged_back"):
         op.drop_column("checkouts", column)

@@ -134,7 +134,7 @@ class Carrier:
                 evidence={"claims": held.claims},
                 alarm=QUARANTINE,
                 attempts=held.attempts,
-                attention=POISONED,
+                attention=step.calm() or POISONED,
                 events=(Event("checkout.attention", {"reason": POISONED}),),
             )
             return
@@ -175,7 +175,7 @@ class Carrier:
                 alarm=reconcile.back_off(self.settings, held.attempts + 3),
                 attempts=held.attempts + 1,
                 last_error=reason,
-                attention=reason,
+                attention=step.calm() or reason,
             )
         except (LeaseLost, DatabaseAway, Unwritten):
             # The alarm at the end of the lease stands, whatever becomes of this note.
@@ -189,13 +189,18 @@ async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each 
     if command is not None:
         await commands.obey(step, command)
         return
-    if held.operation is not None:
-        await money.operate(step, held.operation)
+    operation = next((one for one in held.operations if one.open and one.id not in step.waits), None)
+    if operation is not None:
+        await money.operate(step, operation)
         return
     if step.answering is not None and held.state in CARRIED:
         await payment.look_early(step)
         return
     if held.withdrawn_at is not None and held.state in CARRIED:
+        if held.offered_at is not None:
+            # Reopened: a shopper may have paid through the session before.
+            await payment.await_payment(step)
+            return
         # Nothing was ever offered to a shopper: there is nothing to wait for.
         await commands.cancel(step)
         return

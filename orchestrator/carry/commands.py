@@ -5,6 +5,7 @@ A command that asks for money becomes an operation of its own; one whose transac
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator import money, operations, reconcile
@@ -32,7 +33,7 @@ def ready(held: Held) -> Command | None:
 
 def _blocked(held: Held, command: Command) -> bool:
     if command.kind == "resolve" and command.arguments.get("decision") == "return":
-        return held.operation is not None
+        return held.operation is not None and reconcile.word_of(held.attention) != operations.UNCLEAR
     if command.kind not in operations.KINDS:
         return False
     target = command.arguments.get("transactionId") or held.accepted
@@ -136,7 +137,7 @@ def _amount_of(held: Held, command: Command, payment: Known) -> tuple[int, str |
             0,
             "only the payment that completed the checkout can be captured; surplus is released or refunded",
         )
-    if kind == "capture" and held.auto_capture:
+    if kind == "capture" and held.captures_itself:
         return (
             0,
             "the gateway captures this payment by itself (autoCapture), and has not said that it will not",
@@ -146,7 +147,7 @@ def _amount_of(held: Held, command: Command, payment: Known) -> tuple[int, str |
     if kind == "release":
         return payment.reserved, None if payment.left > 0 else "nothing is left to release"
     # What the shopper's bank took back is with the shopper already.
-    back = payment.refunded + (held.charged_back if accepted else 0)
+    back = payment.refunded + payment.charged_back
     left = payment.captured - back if kind == "refund" else payment.reserved - payment.captured
     amount = left if asked is None else int(asked)
     if amount <= 0 or left <= 0:
@@ -186,23 +187,55 @@ async def _resolve(step: Step, command: Command) -> None:
     if not word:
         await _refuse(step, command, "nothing is waiting for a decision")
         return
+    if word == operations.UNCLEAR:
+        await _settle(step, command)
+        return
     if command.arguments.get("decision") == "return":
         await _return(step, command, word)
         return
+    about = tuple(one.transaction_id for one in reconcile.concerned(held))
     await step.write(
         None, Action.ATTENTION_CLEARED, actor=command.actor, evidence={**_about(command), "attention": word},
-        attempts=0, attention=None, decided=word if word in reconcile.DECIDABLE else None,
+        attempts=0, attention=None, decided=word if about else None, decided_on=about,
         done=((command.id, "done: it is decided, and not asked again"),), alarm=0.0,
+    )  # fmt: skip
+
+
+async def _settle(step: Step, command: Command) -> None:
+    """End the operation of which the gateway's books say nothing clear, as a person found it: done (keep), or not (dismiss)."""
+    decision = command.arguments.get("decision")
+    unclear = [
+        one
+        for one in step.held.operations
+        if one.open and (one.last_error or "").startswith(operations.UNCLEAR)
+    ]
+    if decision == "return" or not unclear:
+        await _refuse(step, command, "say keep if it was done at the gateway, or dismiss if it was not")
+        return
+    state = "succeeded" if decision == "keep" else "rejected"
+    await step.write(
+        None, Action.MONEY_SUCCEEDED if decision == "keep" else Action.MONEY_REJECTED, actor=command.actor,
+        evidence={**_about(command), "by": "person", "operations": [str(one.id) for one in unclear]}, attempts=0,
+        attention=None, done=((command.id, f"done: it is {state}, as you found it"),), alarm=0.0,
+        operations=tuple(replace(one, state=state, last_error=f"{state} by decision of a person") for one in unclear),
     )  # fmt: skip
 
 
 async def _return(step: Step, command: Command, word: str) -> None:
     held = step.held
+    if word not in {"late_payment", "unknown_order", "surplus_payment", *reconcile.PROBLEMS}:
+        await _refuse(step, command, f"{word} is not about money that could be returned: say keep or dismiss")
+        return
     late = word in {"late_payment", "unknown_order"}
-    holding = [one for one in held.known if one.left > 0]
-    targets = [one for one in holding if (one.transaction_id == held.accepted) == late]
+    targets = [
+        one
+        for one in reconcile.concerned(held)
+        if one.left > 0 and not one.is_decided(word) and (late or one.binding == reconcile.Binding.BOUND)
+    ]
     if not targets:
-        await _refuse(step, command, "no transaction that this is about holds money")
+        await _refuse(
+            step, command, "no transaction that this is about holds money that is surely this order's"
+        )
         return
     back = tuple(
         operations.give_back(one, actor=command.actor, reason=word, command_id=command.id) for one in targets

@@ -56,7 +56,7 @@ def standing(step: Step) -> str | None:
 def raised(step: Step, attention: str) -> str | None:
     """Return an attention, unless somebody decided on the same for a transaction of this checkout."""
     word = reconcile.word_of(attention)
-    return None if any(one.decided == word for one in step.held.known) else attention
+    return None if any(one.is_decided(word) for one in step.held.known) else attention
 
 
 # ── Money ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -73,15 +73,16 @@ async def complete(step: Step, verdict: Verdict) -> None:
         # No session was ever opened for it: nobody had asked the gateway for this order.
         stray = held.openings == 0
         policy = policies.unknown_order if stray else policies.late
+        if policy == "return" and accepted.binding != reconcile.Binding.BOUND:
+            # Tied by the order number alone: it may be another system's, and only a person may give that back.
+            policy = "ask"
         if policy == "ask":
             attention = attention or _late(step, stray=stray)
         elif policy == "return" and reconcile.left(accepted) > 0:
             word = UNKNOWN_ORDER if stray else LATE
             back = (*back, operations.give_back(accepted, actor=SYSTEM, reason=f"{word}: policy return"))
     attention = attention or standing(step)
-    require_capture = capture_required(step)
-    auto = held.auto_capture and not require_capture
-    capture = policy == "keep" and captures(step, verdict, auto=auto, required=require_capture)
+    capture = policy == "keep" and captures(step, verdict)
     operating = (*back, *((capture_of(accepted),) if capture else ()))
     events = [Event("checkout.completed", {
         "transactionId": accepted.transaction_id, "currency": held.currency, "amount": held.amount,
@@ -93,7 +94,7 @@ async def complete(step: Step, verdict: Verdict) -> None:
     await step.write(
         Trigger.PAYMENT_FOUND, evidence=letters.with_letters(step, verdict.evidence), payments=verdict.payments,
         money=verdict.money, charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, late=late,
-        auto_capture=auto, operations=operating, read=letters.ids(step), attention=attention, last_error=None, looks=0,
+        require_capture=capture_required(step), operations=operating, read=letters.ids(step), attention=attention, last_error=None, looks=0,
         alarm=KEEP if operating else step.first_watch(verdict.reserved_until) or QUARANTINE, events=tuple(events),
     )  # fmt: skip
 
@@ -102,8 +103,25 @@ def _late(step: Step, *, stray: bool) -> str | None:
     if stray:
         said = f"{UNKNOWN_ORDER}: money came for order number {step.held.order_ref}, for which nobody had asked; keep it, or return it"
         return raised(step, said)
-    said = f"{LATE}: the money came after the checkout was {step.held.state}; keep the order, or return the money"
-    return raised(step, said)
+    return raised(
+        step, f"{LATE}: the money came after the checkout had ended; keep the order, or return the money"
+    )
+
+
+def late_question(step: Step, verdict: Verdict) -> str | None:
+    """Return what a person is still to decide of money that came late, whatever else was asked meanwhile."""
+    held, accepted = step.held, verdict.accepted
+    if not held.late or accepted is None or reconcile.left(accepted) <= 0:
+        return None
+    stray = held.openings == 0
+    policies = step.merchant.policies
+    if (policies.unknown_order if stray else policies.late) == "keep":
+        return None
+    going_back = any(
+        one.open and one.cause == "returned" and one.transaction_id == accepted.transaction_id
+        for one in held.operations
+    )
+    return None if going_back else _late(step, stray=stray)
 
 
 def surplus(step: Step, verdict: Verdict) -> tuple[str | None, tuple[Operation, ...]]:
@@ -118,26 +136,39 @@ def surplus(step: Step, verdict: Verdict) -> tuple[str | None, tuple[Operation, 
     back = tuple(
         operations.give_back(one, actor=SYSTEM, reason="surplus_payment: policy return")
         for one in verdict.surplus
-        if one.transaction_id not in tried
+        # Tied by the order number alone: it may be another system's, and only a person may give that back.
+        if one.transaction_id not in tried and one.binding == reconcile.Binding.BOUND
     )
+    given = {one.transaction_id for one in back}
     under_way = {one.transaction_id for one in step.held.operations if one.open}
-    left = [one for one in verdict.surplus if one.transaction_id in tried - under_way]
+    left = [one for one in verdict.surplus if one.transaction_id not in given | under_way]
     return (verdict.attention if left else None), back
 
 
 def capture_required(step: Step) -> bool:
     """Say whether the gateway told us that, although it was asked to, it will not capture by itself."""
-    return step.held.auto_capture and any(
-        letters.believed(letter) and facts.require_capture is True for letter, facts in letters.opened(step)
+    return step.held.captures_itself and any(
+        letters.proves_all(letter) and facts.require_capture is True for letter, facts in letters.opened(step)
     )
 
 
-def captures(step: Step, verdict: Verdict, *, auto: bool, required: bool) -> bool:
+def captures(step: Step, verdict: Verdict) -> bool:
     """Say whether we capture a payment without being asked: by the merchant's policy, or because the gateway will not."""
-    wanted = required or step.merchant.policies.capture == "automatic"
-    done = any(one.cause == "automatic" for one in step.held.operations)
+    held, policies = step.held, step.merchant.policies
+    required = held.require_capture or capture_required(step)
+    if not required and (held.auto_capture or policies.capture != "automatic"):
+        return False
+    # What came late, and what was to go back, is captured only once somebody decided to keep it.
+    settled = (
+        not held.late
+        or policies.late == "keep"
+        or any(
+            one.role == reconcile.Role.ACCEPTED and one.is_decided(LATE, UNKNOWN_ORDER) for one in held.known
+        )
+    )
+    tried = any(one.cause in {"automatic", "returned"} for one in held.operations)
     reserved, captured, _ = verdict.money
-    return wanted and not auto and not done and captured == 0 and reserved > 0
+    return settled and not tried and captured == 0 and reserved > 0
 
 
 def capture_of(accepted: PaymentSeen) -> Operation:

@@ -19,7 +19,13 @@ _log = log.get(__name__)
 
 
 def believed(letter: Letter) -> bool:
-    return Grade(letter.grade).believed
+    """Say whether a callback proves enough to count as one. The shopper's own browser (redirect) proves nothing."""
+    return letter.kind != "redirect" and Grade(letter.grade).believed
+
+
+def proves_all(letter: Letter) -> bool:
+    """Say whether a callback proves every field of its body: the checksum leaves most of them out."""
+    return believed(letter) and letter.grade != Grade.CHECKSUM
 
 
 def is_new(letter: Letter, facts: CallbackFacts) -> bool:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from orchestrator import operations, reconcile
 from orchestrator.audit import SYSTEM, Action
-from orchestrator.carry.step import Failure, Step, retry
+from orchestrator.carry import completion
+from orchestrator.carry.step import CREDENTIALS, MANY_FAILURES, STUCK, Failure, Step, retry
 from orchestrator.gateway.outcomes import (
     FINAL_STATUSES,
     Busy,
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 MARGIN: Final = 1.1
 """Calls' total timeouts that a lease must still last when an operation is written as submitted."""
-UNCLEAR: Final = "operation_unclear"
+REFUSALS: Final = frozenset({"error", "failed", "cancelled", "declined"})
+"""Results (lower case) by which the gateway says that it did nothing; `error` is also its answer to what is done already."""
 REJECTED: Final = "operation_rejected"
 
 
@@ -58,7 +60,7 @@ async def _look(step: Step, operation: Operation) -> Transaction | None:
     found = [one for one in outcome.value.transactions if (one.transaction_id, one.order_ref) == named]
     if found:
         return found[0]
-    reason = f"{UNCLEAR}: the gateway does not know transaction {operation.transaction_id} of operation {operation.id} any more"
+    reason = f"{operations.UNCLEAR}: the gateway does not know transaction {operation.transaction_id} of operation {operation.id} any more"
     await _unclear(step, operation, reason, why="transaction_unknown")
     return None
 
@@ -74,7 +76,11 @@ async def _submit(step: Step, operation: Operation, transaction: Transaction) ->
             await _reject(step, operation, judged.why, transaction)
         case Fate.UNCLEAR | Fate.ABSENT:
             await _unclear(
-                step, operation, f"{UNCLEAR}: {judged.why}", why=judged.why, transaction=transaction
+                step,
+                operation,
+                f"{operations.UNCLEAR}: {judged.why}",
+                why=judged.why,
+                transaction=transaction,
             )
         case _:
             assert_never(judged.fate)
@@ -102,8 +108,11 @@ async def _send(step: Step, operation: Operation, transaction: Transaction) -> N
             moved = movement.transaction
             known = moved if moved is not None and moved.transaction_id == operation.transaction_id else None
             await _succeed(step, operation, known, by="answer")
-        case Done(movement):
+        case Done(movement) if movement.result in REFUSALS:
             await _answered_no(step, operation, movement.result)
+        case Done(movement):
+            # Open, incomplete, a system error …: it may still take effect.
+            await _lost(step, operation, Failure(f"the gateway answered {movement.result[:40]}"))
         case NotSent() | Busy() | Throttled() | Unauthorized():
             await _again(step, operation, retry(outcome))
         case Refused(status) if status in FINAL_STATUSES:
@@ -148,44 +157,51 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
     if judged.fate is Fate.DONE:
         await _succeed(step, operation, transaction, by=judged.why)
         return
-    quiet = step.settings.gateway_total_timeout + operations.QUIET
+    quiet = operations.quiet_after(step.settings, operation)
     since = (step.held.now() - (operation.submitted_at or step.held.now())).total_seconds()
     if since < quiet:
-        # Its call may still be on its way.
-        await _written_down(
-            step, operation, "unknown", "its call may still be on its way", alarm=quiet - since + 0.05
+        # Its call may still be on its way; the books are looked at ever more rarely meanwhile.
+        soon = reconcile.next_look(step.settings, step.held.looks)
+        await _not_known(
+            step, operation, "its call may still be on its way", wait=min(quiet - since + 0.05, soon)
         )
+    elif judged.fate is Fate.ABSENT and operation.attempts >= operations.MOST_SENDS:
+        why = f"it was sent {operation.attempts} times, and the gateway's books never had it"
+        await _unclear(step, operation, f"{operations.UNCLEAR}: {why}", why=why, transaction=transaction)
     elif judged.fate is Fate.ABSENT:
         await _write(
             step, Action.MONEY_WITHDRAWN, replace(operation, state="requested"), {"why": judged.why},
             attempts=step.held.attempts, payments=(reconcile.seen_alone(step.held, transaction),), alarm=KEEP,
         )  # fmt: skip
     else:
-        await _unclear(step, operation, f"{UNCLEAR}: {judged.why}", why=judged.why, transaction=transaction)
+        await _unclear(
+            step, operation, f"{operations.UNCLEAR}: {judged.why}", why=judged.why, transaction=transaction
+        )
 
 
 # A settled operation leaves the alarm at now: a look at the checkout as a whole follows, which also finds its next alarm.
 
 
 async def _succeed(step: Step, operation: Operation, transaction: Transaction | None, *, by: str) -> None:
+    if transaction is None:
+        # The answer did not say what stands now, and nothing may be decided on books that do not have it.
+        transaction = await _look(step, operation)
+        if transaction is None:
+            return
     held = step.held
     accepted = operation.transaction_id == held.accepted
-    changes: dict[str, Any] = {}
-    totals = {"captured": held.captured, "refunded": held.refunded}
-    if transaction is not None:
-        seen = reconcile.seen_alone(held, transaction)
-        changes["payments"] = (seen,)
-        totals = {"captured": seen.captured, "refunded": seen.refunded}
-        if accepted:
-            changes["money"] = (seen.reserved, seen.captured, seen.refunded)
-            if transaction.captured >= transaction.reserved or operation.kind == "release":
-                changes["reserved_until"] = None
+    seen = reconcile.seen_alone(held, transaction)
+    changes: dict[str, Any] = {"payments": (seen,)}
+    if accepted:
+        changes["money"] = (seen.reserved, seen.captured, seen.refunded)
+        if transaction.captured >= transaction.reserved or operation.kind == "release":
+            changes["reserved_until"] = None
     kind = {"capture": "checkout.captured", "refund": "checkout.refunded", "release": "checkout.released"}[
         operation.kind
     ]
     told = {
         "operationId": operation.id, "transactionId": operation.transaction_id, "amount": operation.amount,
-        "currency": operation.currency, "cause": operation.cause, **totals,
+        "currency": operation.currency, "cause": operation.cause, "captured": seen.captured, "refunded": seen.refunded,
     }  # fmt: skip
     settled = replace(operation, state="succeeded", last_error=None)
     attention = held.attention
@@ -197,7 +213,7 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
         "payment_mismatch",
     }
     others = any(one.open and one.id != operation.id for one in held.operations)
-    if word in {UNCLEAR, REJECTED} or (returned and not others):
+    if word in {operations.UNCLEAR, REJECTED} or (returned and not others):
         attention = None
     await _write(
         step, Action.MONEY_SUCCEEDED, settled, {"by": by}, attention=attention, last_error=None,
@@ -217,10 +233,12 @@ async def _reject(step: Step, operation: Operation, why: str, transaction: Trans
     events = [Event("checkout.operation_rejected", told)]
     if operation.cause != "asked":
         # Nobody waits for this answer, so somebody must be told.
-        attention = (
+        said = (
             f"{REJECTED}: the {operation.kind} of transaction {operation.transaction_id} was not done: {why}"
         )
-        events.append(Event("checkout.attention", {"reason": attention}))
+        attention = completion.standing(step) or said
+        if attention != step.held.attention:
+            events.append(Event("checkout.attention", {"reason": attention}))
     payments = () if transaction is None else (reconcile.seen_alone(step.held, transaction),)
     await _write(
         step, Action.MONEY_REJECTED, rejected, {"why": why}, attention=attention, payments=payments,
@@ -230,28 +248,40 @@ async def _reject(step: Step, operation: Operation, why: str, transaction: Trans
 
 async def _again(step: Step, operation: Operation, failure: Failure) -> None:
     """Nothing reached the gateway: it is to be sent again, later."""
-    attempts = step.held.attempts + (not failure.congested)
+    held = step.held
+    attempts = held.attempts + (not failure.congested)
     alarm = reconcile.back_off(step.settings, attempts, at_least=failure.at_least)
+    attention = held.attention
+    if failure.credentials:
+        attention = step.calm() or CREDENTIALS
+    elif attempts > MANY_FAILURES and attention is None:
+        attention = f"{STUCK}: {attempts} failed calls in a row, last {failure.reason}"
+    # It did not leave, so it does not count as sent.
+    waiting = replace(
+        operation, state="requested", attempts=operation.attempts - 1, last_error=failure.reason
+    )
     await _write(
-        step, Action.MONEY_WITHDRAWN, replace(operation, state="requested", last_error=failure.reason),
-        {"why": "not_sent", "reason": failure.reason}, attempts=attempts, last_error=failure.reason, alarm=alarm,
+        step, Action.MONEY_WITHDRAWN, waiting, {"why": "not_sent", "reason": failure.reason}, attempts=attempts,
+        last_error=failure.reason, alarm=alarm, attention=attention,
+        events=(Event("checkout.attention", {"reason": attention}),) if attention != held.attention else (),
     )  # fmt: skip
 
 
 async def _lost(step: Step, operation: Operation, failure: Failure) -> None:
-    """Sent, and no answer: what came of it shows in the gateway's books."""
-    quiet = step.settings.gateway_total_timeout + operations.QUIET
-    await _written_down(step, operation, "unknown", failure.reason, alarm=quiet)
+    """Sent, and no answer: what came of it shows in the gateway's books, maybe soon."""
+    await _not_known(step, operation, failure.reason, wait=reconcile.next_look(step.settings, 1))
 
 
-async def _written_down(step: Step, operation: Operation, state: str, why: str, *, alarm: float) -> None:
-    if operation.state == state:
-        await step.postpone(alarm)
-        return
-    await _write(
-        step, Action.MONEY_UNKNOWN, replace(operation, state=state, last_error=why), {"why": why},
-        attempts=step.held.attempts, alarm=alarm,
-    )  # fmt: skip
+# An operation that waits keeps nothing else from happening: the checkout's ordinary step follows under the same lease.
+
+
+async def _not_known(step: Step, operation: Operation, why: str, *, wait: float) -> None:
+    step.waits[operation.id] = wait
+    if operation.state != "unknown":
+        await _write(
+            step, Action.MONEY_UNKNOWN, replace(operation, state="unknown", last_error=why), {"why": why},
+            attempts=step.held.attempts, alarm=KEEP,
+        )  # fmt: skip
 
 
 async def _unclear(
@@ -259,16 +289,18 @@ async def _unclear(
 ) -> None:
     """The gateway's books fit neither outcome: keep looking, and tell a person."""
     held = step.held
-    alarm = reconcile.next_look(step.settings, held.looks + 5)
-    if held.attention == reason:
-        await step.write(None, None, attempts=held.attempts, looks=held.looks + 1, alarm=alarm)
+    step.waits[operation.id] = reconcile.next_look(step.settings, held.looks + 5)
+    # What a person is asked already comes first; this is asked when that is decided.
+    attention = step.calm() or reason
+    if operation.last_error == reason and attention == held.attention:
         return
     state = operation.state if operation.state == "requested" else "unknown"
     payments = () if transaction is None else (reconcile.seen_alone(held, transaction),)
+    news = attention != held.attention
     await _write(
-        step, Action.ATTENTION_RAISED, replace(operation, state=state, last_error=reason), {"why": why}, attention=reason,
-        attempts=held.attempts, looks=held.looks + 1, payments=payments, alarm=alarm,
-        events=(Event("checkout.attention", {"reason": reason}),),
+        step, Action.ATTENTION_RAISED if news else Action.MONEY_UNKNOWN,
+        replace(operation, state=state, last_error=reason), {"why": why}, attention=attention, attempts=held.attempts,
+        payments=payments, alarm=KEEP, events=(Event("checkout.attention", {"reason": attention}),) if news else (),
     )  # fmt: skip
 
 

@@ -85,7 +85,10 @@ async def settle_callback(step: Step) -> None:
         declined = verdict.finding is Finding.DECLINED
         await step.write(
             trigger, evidence=letters.with_letters(step, verdict.evidence), payments=verdict.payments, read=letters.ids(step),
-            attention=completion.standing(step), last_error=None, looks=step.held.looks + 1, alarm=step.next_alarm(step.held.looks),
+            attention=completion.standing(step), last_error=None, looks=step.held.looks + 1,
+            require_capture=completion.capture_required(step),
+            # A grace that is over meanwhile ends it now, under the same lease.
+            alarm=KEEP if _over(step) and verdict.finding is not Finding.OPEN else step.next_alarm(step.held.looks),
             events=(Event("checkout.declined", {}),) if declined else (),
         )  # fmt: skip
 
@@ -149,6 +152,7 @@ async def _wait_on(step: Step, verdict: Verdict) -> None:
     await step.write(
         None, action, evidence=letters.with_letters(step, verdict.evidence if action else {}), payments=verdict.payments,
         attention=attention, last_error=None, looks=held.looks + 1, alarm=step.next_alarm(held.looks), read=letters.ids(step),
+        require_capture=completion.capture_required(step),
         events=(Event("checkout.attention", {"reason": attention}),) if news else (),
     )  # fmt: skip
 
@@ -175,5 +179,6 @@ async def _unsure(step: Step, verdict: Verdict) -> None:
         None, next((word for said, word in words if said), None), evidence=letters.with_letters(step, verdict.evidence),
         payments=verdict.payments, attention=attention, last_error=attention, attempts=held.attempts,
         looks=held.looks + 1, alarm=reconcile.next_look(step.settings, held.looks), read=letters.ids(step),
+        require_capture=completion.capture_required(step),
         events=(Event("checkout.attention", {"reason": attention}),) if news else (),
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, assert_never
 
 import msgspec
@@ -11,12 +12,13 @@ import msgspec
 from orchestrator import log, reconcile
 from orchestrator.audit import Action
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
-from orchestrator.lifecycle import LETTERS_AT_ONCE, Event, Held, Move, intent_of
+from orchestrator.lifecycle import KEEP, LETTERS_AT_ONCE, Event, Held, Move, intent_of
 from orchestrator.states import CARRIED, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
+    from uuid import UUID
 
     from orchestrator.carry.carrier import Carrier
     from orchestrator.gateway.client import Account, Token
@@ -68,7 +70,7 @@ class Step:
     """A checkout while it is carried: where it stands, and whether its lease is still with us."""
 
     __slots__ = (
-        "_intent", "_key", "_more", "answering", "carrier", "held", "merchant", "released", "renewed", "settings", "shown",
+        "_intent", "_key", "_more", "answering", "carrier", "held", "merchant", "released", "renewed", "settings", "shown", "waits",
     )  # fmt: skip
 
     merchant: Merchant
@@ -82,6 +84,8 @@ class Step:
         # A command that the next look answers, and what the look showed.
         self.answering: Command | None = None
         self.shown = ""
+        # Operations that have had their turn under this lease, and the seconds until their next.
+        self.waits: dict[UUID, float] = {}
         self._more = len(held.letters) >= LETTERS_AT_ONCE
         self._key: DataKey | None = None
         self._intent: bytes | None = None
@@ -92,6 +96,9 @@ class Step:
         """Write one move (`changes` are fields of `Move`) and stand where it leads; `LeaseLost` if we may no longer."""
         if self._more and changes.get("read"):
             changes["alarm"] = 0.0
+        alarm = changes.get("alarm", KEEP)
+        if self.waits and not isinstance(alarm, Enum):
+            changes["alarm"] = min([*self.waits.values(), *(() if alarm is None else (alarm,))])
         if self.answering is not None and self.shown:
             # Whatever the look led to, somebody asked for it and is told what it showed.
             command, self.answering = self.answering, None
@@ -143,7 +150,8 @@ class Step:
             alarm = min(alarm, left + 0.05)
         attention = held.attention
         if failure.credentials:
-            alarm, attention = max(alarm, CREDENTIALS_PAUSE), CREDENTIALS
+            # What a person is asked already is not forgotten over it.
+            alarm, attention = max(alarm, CREDENTIALS_PAUSE), self.calm() or CREDENTIALS
         elif attempts > MANY_FAILURES and attention is None:
             attention = f"{STUCK}: {attempts} failed calls in a row, last {failure.reason}"
         events = () if attention == held.attention else (Event("checkout.attention", {"reason": attention}),)

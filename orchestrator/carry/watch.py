@@ -30,17 +30,17 @@ async def watch(step: Step) -> None:
         await commands.reopen(step, verdict)
         return
     attention, back = _attention(step, verdict)
-    required = completion.capture_required(step)
-    auto = held.auto_capture and not required
-    capture = paid and completion.captures(step, verdict, auto=auto, required=required) and not attention
+    capture = paid and completion.captures(step, verdict) and not attention
     accepted = verdict.accepted
     operating = (*back, *((completion.capture_of(accepted),) if capture and accepted is not None else ()))
-    changed = (*verdict.money, verdict.charged_back) != (
+    reserved, captured, refunded = verdict.money
+    # Captured and refunded totals never shrink in our books, whatever a look shows.
+    captured, refunded = max(captured, held.captured), max(refunded, held.refunded)
+    changed = (reserved, captured, refunded, verdict.charged_back) != (
         held.reserved, held.captured, held.refunded, held.charged_back,
     )  # fmt: skip
     events = completion.news_of(step, verdict, attention)
     if changed:
-        reserved, captured, refunded = verdict.money
         told = {
             "reserved": reserved,
             "captured": captured,
@@ -59,7 +59,7 @@ async def watch(step: Step) -> None:
     action = next((word for said, word in words if said), None)
     await step.write(
         None, action, evidence=letters.with_letters(step, verdict.evidence), payments=verdict.payments, money=verdict.money,
-        charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, auto_capture=auto,
+        charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, require_capture=completion.capture_required(step),
         operations=operating, attention=attention, last_error=held.last_error if held.state in CLOSED else None,
         looks=held.looks + 1, alarm=KEEP if operating else alarm, read=letters.ids(step), events=tuple(events),
     )  # fmt: skip
@@ -88,7 +88,7 @@ def _attention(step: Step, verdict: Verdict) -> tuple[str | None, tuple[Operatio
     standing = completion.standing(step)
     if reconcile.word_of(standing) == "reservation_lapses" and verdict.reserved_until is None:
         standing = None
-    attention = attention or standing
+    attention = attention or standing or completion.late_question(step, verdict)
     until = verdict.reserved_until
     if attention is None and until is not None:
         left = (until - held.now()).total_seconds()

@@ -36,9 +36,10 @@ HASTY: Final[dict[str, object]] = {
     "gateway_connect_timeout": 1.5,
     "gateway_read_timeout": 1.5,
     "gateway_total_timeout": 2.0,
-    "lease_seconds": 10.0,
+    "lease_seconds": 7.0,
+    "operation_quiet": 3.0,
 }
-"""The same for scripts about money: the absence of a lost capture counts only when a call and two seconds are over.
+"""The same for scripts about money: the absence of a lost capture counts only when lease and quiet period are over.
 
 Not in a crowd, which makes the calls themselves slow.
 """

@@ -69,31 +69,37 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A gateway transaction as an earlier look left it. `decided` is the word of the attention that somebody decided on."""
+    """A gateway transaction as an earlier look left it. `decided` are the words of attention that somebody decided on."""
 
     transaction_id: str
     role: str
+    binding: str
     reading: str
     currency: str
     reserved: int
     captured: int
     refunded: int
+    charged_back: int
     decided: str | None
 
     @property
     def left(self) -> int:
         """What of the shopper's money it still holds, in minor units."""
-        return money_left(self.reading, self.reserved, self.captured, self.refunded)
+        return money_left(self.reading, self.reserved, self.captured, self.refunded + self.charged_back)
+
+    def is_decided(self, *words: str) -> bool:
+        """Whether somebody decided on any of these words for it."""
+        return not set(words).isdisjoint((self.decided or "").split())
 
 
-def money_left(reading: str, reserved: int, captured: int, refunded: int) -> int:
-    """Return what a transaction still holds of the shopper's money: its reservation, or what was captured and not refunded.
+def money_left(reading: str, reserved: int, captured: int, back: int) -> int:
+    """Return what a transaction still holds of the shopper's money: its reservation, or what was captured and is not `back` again.
 
     A capture of a part leaves the rest of the reservation to the shopper's bank in time; it is ours no more than nothing.
     """
     if reading == "nothing":
         return 0
-    return max(captured - refunded, 0) if captured > 0 else reserved
+    return max(captured - back, 0) if captured > 0 else reserved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +160,7 @@ class Held:
     charged_back: int
     reserved_until: datetime | None
     auto_capture: bool
+    require_capture: bool
     booked: bool
     life: float | None
     claims: int
@@ -198,6 +205,11 @@ class Held:
         return next((one.transaction_id for one in self.known if one.role == "accepted"), None)
 
     @property
+    def captures_itself(self) -> bool:
+        """Whether the gateway captures the payment, as it was asked to and as far as it has told."""
+        return self.auto_capture and not self.require_capture
+
+    @property
     def operation(self) -> Operation | None:
         """The oldest operation that is not settled: one at a time is carried out."""
         return next((one for one in self.operations if one.open), None)
@@ -228,8 +240,8 @@ _BESIDE = text("""
     SELECT i.checkout_id AS id, i.data_key,
            CASE WHEN i.checkout_id = ANY(CAST(:opening AS uuid[])) THEN i.body END AS intent,
            s.token, s.token_expires_at, s.session_id, s.methods,
-           (SELECT json_agg(json_build_array(p.transaction_id, p.role, p.reading, p.currency, p.reserved, p.captured,
-                                             p.refunded, p.decided) ORDER BY p.first_seen_at, p.transaction_id)
+           (SELECT json_agg(json_build_array(p.transaction_id, p.role, p.binding, p.reading, p.currency, p.reserved,
+                                             p.captured, p.refunded, p.charged_back, p.decided) ORDER BY p.first_seen_at, p.transaction_id)
               FROM payments p WHERE p.checkout_id = i.checkout_id) AS known,
            EXISTS (SELECT 1 FROM money_operations o WHERE o.checkout_id = i.checkout_id) AS operating
       FROM intents i LEFT JOIN sessions s USING (checkout_id)
@@ -356,6 +368,7 @@ def _held(
         charged_back=row.charged_back,
         reserved_until=row.reserved_until,
         auto_capture=row.auto_capture,
+        require_capture=row.require_capture,
         booked=row.booked,
         life=row.life,
         claims=row.claims,

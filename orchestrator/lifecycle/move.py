@@ -51,7 +51,6 @@ class PaymentSeen:
     captured: int
     refunded: int
     charged_back: int = 0
-    decided: str | None = None
     flags: tuple[str, ...] = ()
 
 
@@ -86,10 +85,11 @@ class Move:
     money: tuple[int, int, int] | Kept = KEEP
     charged_back: int | Kept = KEEP
     reserved_until: datetime | Kept | None = KEEP
-    auto_capture: bool | Kept = KEEP
+    require_capture: bool = False
     operations: tuple[Operation, ...] = ()
-    # A word of attention that was decided on for all transactions known so far; not together with `payments`.
+    # A word of attention that was decided on, and for which transactions; never together with `payments`.
     decided: str | None = None
+    decided_on: tuple[str, ...] = ()
     token: bytes | Kept = KEEP
     token_lifetime: float = 0.0
     session_id: str | Kept | None = KEEP
@@ -175,12 +175,13 @@ def row(move: Move, to: State, entry: audit.Entry | None) -> dict[str, object]:
         "late": move.late,
         "booked": move.booked,
         "decided": move.decided,
+        "decided_on": move.decided_on,
         "life": held.life if isinstance(move.life, Keep) else move.life,
         "charged_back": held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
         "reserved_until": held.reserved_until
         if isinstance(move.reserved_until, Keep)
         else move.reserved_until,
-        "auto_capture": held.auto_capture if isinstance(move.auto_capture, Keep) else move.auto_capture,
+        "require_capture": held.require_capture or move.require_capture,
         "reserved": reserved,
         "captured": captured,
         "refunded": refunded,

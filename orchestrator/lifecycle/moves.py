@@ -50,8 +50,8 @@ _ADVANCE = text("""
             id uuid, merchant_id int, lease uuid, version int, wake int, state text, release boolean, alarm float8,
             attempts int, looks int, openings int, last_error text, attention text, expires_in float8, offered boolean,
             withdrawn boolean, ended boolean, reopened boolean, late boolean, booked boolean, life float8,
-            reserved int8, captured int8, refunded int8, charged_back int8, reserved_until timestamptz, auto_capture boolean,
-            decided text,
+            reserved int8, captured int8, refunded int8, charged_back int8, reserved_until timestamptz, require_capture boolean,
+            decided text, decided_on jsonb,
             sequence int, at timestamptz, action text, entry text, key_id text, mac text, event_sequence int,
             correlation_id text, keeps_session boolean, token text, token_lifetime float8, session_id text, methods jsonb)
     ),
@@ -78,7 +78,7 @@ _ADVANCE = text("""
                late = c.late OR i.late, booked = i.booked, life = i.life,
                reserved = i.reserved, captured = greatest(c.captured, i.captured),
                refunded = greatest(c.refunded, i.refunded), charged_back = i.charged_back,
-               reserved_until = i.reserved_until, auto_capture = i.auto_capture,
+               reserved_until = i.reserved_until, require_capture = i.require_capture,
                audit_sequence = i.sequence, audit_head = coalesce(decode(i.mac, 'hex'), c.audit_head),
                event_sequence = i.event_sequence,
                updated_at = t.now
@@ -108,13 +108,13 @@ _ADVANCE = text("""
     ),
     seen AS (
         INSERT INTO payments (merchant_id, transaction_id, checkout_id, payment_id, order_ref, role, binding, status,
-                              reading, currency, reserved, captured, refunded, charged_back, decided, flags)
+                              reading, currency, reserved, captured, refunded, charged_back, flags)
         SELECT DISTINCT ON (i.merchant_id, p.transaction_id) i.merchant_id, p.transaction_id, p.checkout_id, p.payment_id,
                p.order_ref, p.role, p.binding, p.status, p.reading, p.currency, p.reserved, p.captured, p.refunded, p.charged_back,
-               p.decided, p.flags
+               p.flags
           FROM json_to_recordset(CAST(:payments AS json)) AS p(
                transaction_id text, checkout_id uuid, payment_id text, order_ref text, role text, binding text, status text,
-               reading text, currency text, reserved int8, captured int8, refunded int8, charged_back int8, decided text, flags jsonb)
+               reading text, currency text, reserved int8, captured int8, refunded int8, charged_back int8, flags jsonb)
           JOIN i ON i.id = p.checkout_id JOIN moved ON moved.id = i.id
          ORDER BY i.merchant_id, p.transaction_id, p.role <> 'accepted', p.checkout_id
         ON CONFLICT (merchant_id, transaction_id) DO UPDATE
@@ -122,12 +122,12 @@ _ADVANCE = text("""
                binding = excluded.binding, status = excluded.status, reading = excluded.reading,
                reserved = excluded.reserved, captured = greatest(payments.captured, excluded.captured),
                refunded = greatest(payments.refunded, excluded.refunded), charged_back = excluded.charged_back,
-               decided = coalesce(excluded.decided, payments.decided), flags = excluded.flags, updated_at = clock()
+               flags = excluded.flags, updated_at = clock()
          WHERE payments.checkout_id = excluded.checkout_id
     ),
     ruled AS (
-        UPDATE payments p SET decided = i.decided FROM i JOIN moved USING (id)
-         WHERE i.decided IS NOT NULL AND p.checkout_id = i.id
+        UPDATE payments p SET decided = concat_ws(' ', p.decided, i.decided) FROM i JOIN moved USING (id)
+         WHERE i.decided IS NOT NULL AND p.checkout_id = i.id AND i.decided_on ? p.transaction_id
     ),
     operated AS (
         INSERT INTO money_operations AS m (id, merchant_id, checkout_id, transaction_id, kind, amount, currency, state,
@@ -303,7 +303,7 @@ def _after(prepared: _Prepared, landed: _Landed) -> Held:
         refunded=held.refunded if isinstance(move.money, Keep) else max(held.refunded, move.money[2]),
         charged_back=held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
         reserved_until=held.reserved_until if isinstance(move.reserved_until, Keep) else move.reserved_until,
-        auto_capture=held.auto_capture if isinstance(move.auto_capture, Keep) else move.auto_capture,
+        require_capture=held.require_capture or move.require_capture,
         booked=move.booked,
         life=held.life if isinstance(move.life, Keep) else move.life,
         known=_known(held.known, move),
@@ -328,19 +328,26 @@ def _after(prepared: _Prepared, landed: _Landed) -> Held:
 def _known(before: tuple[Known, ...], move: Move) -> tuple[Known, ...]:
     """Return what is known of the gateway's transactions after a move, as its statement left them."""
     if move.decided is not None:
-        return tuple(replace(one, decided=move.decided) for one in before)
+        return tuple(
+            replace(one, decided=f"{one.decided or ''} {move.decided}".strip())
+            if one.transaction_id in move.decided_on
+            else one
+            for one in before
+        )
     known = {one.transaction_id: one for one in before}
     for one in move.payments:
         old = known.get(one.transaction_id)
         known[one.transaction_id] = Known(
             transaction_id=one.transaction_id,
             role=old.role if old is not None and old.role == "accepted" else one.role,
+            binding=one.binding,
             reading=one.reading,
             currency=one.currency,
             reserved=one.reserved,
             captured=max(one.captured, old.captured if old is not None else 0),
             refunded=max(one.refunded, old.refunded if old is not None else 0),
-            decided=one.decided or (old.decided if old is not None else None),
+            charged_back=one.charged_back,
+            decided=old.decided if old is not None else None,
         )
     return tuple(known.values())
 

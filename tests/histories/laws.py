@@ -151,7 +151,7 @@ async def _the_money(world: World, row: Any, policies: Mapping[str, object]) -> 
     if (row.attention or "").partition(":")[0] in {"", "reservation_lapses"}:
         for number, one in ours.items():
             transaction = theirs[number][1]
-            decided = one.decided in HOMELESS and number in world.decided
+            decided = HOMELESS.intersection((one.decided or "").split()) and number in world.decided
             if transaction.held_minor > 0 and transaction.outcome == Outcome.SUCCEEDED and not decided:
                 _told(row, one, operations, policies)
 

@@ -475,9 +475,35 @@ single = st.one_of(
     st.builds(Silence, which=_which, echo=st.booleans()), st.builds(Lose, which=_which, what=st.sampled_from(("session", "tokens"))),
     st.builds(Order, which=_which, again=st.booleans()),
 )  # fmt: skip
+
+
+def _interrupted(
+    *, kind: str, amount: int, echo: bool, lost: int | str | None, stop: tuple[int, bool] | None
+) -> tuple[Step, ...]:
+    """Money is moved, the answer is lost or the worker stops on the way, and somebody else finds out what came of it."""
+    trouble: list[Step] = []
+    if lost is not None:
+        trouble.append(Fail(endpoint=kind, status=lost, after=True))
+    trouble.append(Carry() if stop is None else Stop(nth=stop[0], sleeps=stop[1]))
+    return (
+        Silence(echo=echo), Ask(kind=kind, amount=amount), *trouble, Wait(seconds=61), Carry(), Wait(seconds=61), Carry(), Wake(),
+    )  # fmt: skip
+
+
+interrupted = st.builds(
+    _interrupted,
+    kind=st.sampled_from(("capture", "refund", "capture", "refund", "release")),
+    amount=st.sampled_from((1, 1000, 4000)),
+    echo=st.booleans(),
+    lost=st.sampled_from((503, "reset", 400, 403, "malformed", "empty", None)),
+    # Its look, what it writes before it sends, the call, and what it writes then: a point before and after each.
+    stop=st.one_of(st.none(), st.tuples(st.integers(3, 10), st.booleans())),
+)
 # What makes sense together, so that histories get far: each is a few steps, and any step may come between two of them.
 episode = st.one_of(
     single.map(lambda one: (one,)),
+    interrupted,
+    interrupted,
     st.tuples(pay, deliver, carrying),
     st.tuples(moving, carrying),
     st.tuples(moving, st.one_of(losing_answers, refusing, failing), st.one_of(carrying, stopping), st.builds(Wait, seconds=st.just(61)), carrying),
@@ -487,6 +513,7 @@ episode = st.one_of(
     st.tuples(by_hand, deliver, carrying),
 )  # fmt: skip
 _episodes = st.lists(episode, max_size=8)
+# A list alone is mostly short; two of them still shrink to nothing.
 
 
 def _flat(*parts: list[tuple[Step, ...]]) -> tuple[Step, ...]:

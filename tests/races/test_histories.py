@@ -35,7 +35,7 @@ BEGINNINGS = {
     "received": (),
     "offered": OFFERED,
     "paid": PAID,
-    "captured": (*PAID, Ask(kind="capture"), Carry()),
+    "captured": (*PAID, Ask(kind="capture", amount=9900), Carry()),
 }
 
 _CALM = settings(
@@ -148,6 +148,21 @@ FOUND = {
 @pytest.mark.parametrize("history", FOUND.values(), ids=FOUND)
 def test_a_history_that_once_broke_a_law_breaks_none(stage: Stage, history: History):
     stage.play(history)
+
+
+def test_a_decision_says_nothing_of_a_payment_that_was_still_open(stage: Stage):
+    stage.play(
+        _paid(
+            Pay(),
+            Pay(how="bank open"),
+            *LOOKED,
+            Ask(kind="resolve"),
+            Carry(),
+            Resolve(),
+            Forge(grade="signed", kind="notification"),
+            Carry(),
+        )
+    )
 
 
 @given(history=histories())

@@ -56,7 +56,7 @@ WRONG = {
     ("GATEWAY_TOTAL_TIMEOUT", "0"): "must be greater than 0",
     ("GATEWAY_POOL_SIZE", "1.5"): "must be a whole number",
     ("LEASE_SECONDS", "0.5"): "greater than or equal to 1",
-    ("LEASE_SECONDS", "19"): "at least twice GATEWAY_TOTAL_TIMEOUT",
+    ("LEASE_SECONDS", "31"): "at least 3.2 times GATEWAY_TOTAL_TIMEOUT",
     ("HINT_SIZE", "0"): "greater than or equal to 1",
     ("SETTLE_WATCH", "3600"): "must be a JSON array, for example [3600,86400]",
     ("SETTLE_WATCH", "[3600"): "must be a JSON array, for example [3600,86400]",

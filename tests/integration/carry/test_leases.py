@@ -61,11 +61,12 @@ async def test_stopping_gives_the_lease_back_between_two_steps(world: Scene):
 
 
 async def test_no_call_is_begun_that_could_outlast_the_lease(database_url: str, gateway_url: str):
-    short = {"lease_seconds": 2.0, "gateway_total_timeout": 1.0, "gateway_read_timeout": 1.0}
+    short = {"lease_seconds": 3.3, "gateway_total_timeout": 1.0, "gateway_read_timeout": 1.0}
     async with scene(database_url, gateway_url, **short) as world:
         checkout = await world.accept()
-        await world.plan(checkout, delayMs={"session": 700, "payment-methods": 700})
+        await world.control("PUT", "faults", {"latencyMs": {"all": 850}})
         await world.carry(checkout)
+        await world.control("DELETE", "faults")
         row = await world.row(checkout)
         assert row.lease is None
         assert row.state in {"session_created", "methods_fetched"}

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy.exc import ProgrammingError
 
 from orchestrator import operations
+from orchestrator.carry import money
 from orchestrator.gateway.outcomes import Done
 from orchestrator.merchants import UnknownMerchant
 from tests.integration.carry.scene import Scene, scene
@@ -166,7 +167,7 @@ async def test_an_answer_that_is_lost_is_looked_up_and_never_sent_again(
     await world.carry(checkout)
     await world.command(checkout, kind, amount=4000)  # type: ignore[arg-type]
     await world.carry(checkout)
-    await world.later(seconds=15)
+    await world.later(seconds=400)
     row = await until_settled(world, checkout)
     assert (row.captured, row.refunded) == ((4000, 0) if kind == "capture" else (WHOLE, 4000))
     (operation,) = await world.operations(checkout)
@@ -188,7 +189,7 @@ async def test_a_call_that_had_no_effect_is_sent_again_after_the_quiet_period_an
     await world.carry(checkout)
     (operation,) = await world.operations(checkout)
     assert (operation.state, operation.attempts) == ("unknown", 1), "its call may still be on its way"
-    await world.later(seconds=60)
+    await world.later(seconds=400)
     row = await until_settled(world, checkout)
     (operation,) = await world.operations(checkout)
     assert (operation.state, operation.attempts, row.captured) == ("succeeded", 2, 4000)
@@ -219,7 +220,7 @@ async def test_totals_that_fit_neither_outcome_are_a_persons_business_and_send_n
         data={"transaction_id": payment["transactionId"], "amount": "10.00"},
         auth=("shop", "sandbox password"),
     )
-    await world.later(seconds=60)
+    await world.later(seconds=400)
     await world.carry(checkout)
     row = await world.row(checkout)
     (operation,) = await world.operations(checkout)
@@ -246,7 +247,7 @@ async def test_a_submitted_operation_that_was_never_sent_is_looked_up_and_sent_a
     dying.cancel()
     await asyncio.gather(dying, return_exceptions=True)
     await world.plan(checkout)
-    await world.later(seconds=61)
+    await world.later(seconds=400)
     row = await until_settled(world, checkout)
     assert row.captured == 4000
     assert await world.movements(checkout) == [("captured", 4000)]
@@ -264,7 +265,7 @@ async def test_whoever_lost_the_lease_writes_nothing_of_an_operation(world: Scen
     )
     await world.carrier.carry([checkout])
     await slow
-    await world.later(seconds=15)
+    await world.later(seconds=400)
     row = await until_settled(world, checkout)
     assert row.captured == 4000
     assert await world.movements(checkout) == [("captured", 4000)]
@@ -584,7 +585,7 @@ async def test_surplus_is_not_captured_and_nothing_is_returned_that_holds_no_mon
     assert said.startswith("refused: only the payment that completed the checkout can be captured")
     await world.sql("UPDATE payments SET reading = 'nothing' WHERE role = 'surplus'")
     assert await world.asked(checkout, "resolve", decision="return") == (
-        "refused: no transaction that this is about holds money"
+        "refused: no transaction that this is about holds money that is surely this order's"
     )
 
 
@@ -611,7 +612,7 @@ async def test_a_transaction_that_the_gateway_does_not_know_is_a_persons_busines
     await world.command(checkout, "capture", amount=4000)
     await world.carry(checkout)
     await world.sql("UPDATE money_operations SET state = :state, transaction_id = '1'", state=state)
-    await world.later(seconds=60)
+    await world.later(seconds=400)
     await world.carry(checkout)
     assert (await world.row(checkout)).attention.startswith("operation_unclear: the gateway does not know")
     assert [row.state for row in await world.operations(checkout)] == [state]
@@ -626,7 +627,9 @@ async def test_another_transaction_of_the_answer_is_not_taken_for_the_operations
     await world.command(checkout, "capture", amount=4000)
     await world.carry(checkout)
     assert await world.movements(other) == []
-    assert (await world.row(checkout)).attention.startswith("operation_unclear")
+    (operation,) = await world.operations(checkout)
+    assert operation.state == "requested"
+    assert operation.last_error.startswith("operation_unclear")
 
 
 async def test_an_operation_on_a_transaction_that_cannot_be_read_is_not_sent(world: Scene):
@@ -650,13 +653,15 @@ async def test_an_operation_on_a_transaction_that_cannot_be_read_is_not_sent(wor
 async def test_a_lease_that_does_not_outlast_the_call_is_given_back_before_it_is_sent(
     database_url: str, gateway_url: str
 ):
-    async with scene(database_url, gateway_url, lease_seconds=2, gateway_total_timeout=1, gateway_read_timeout=0.95,
+    async with scene(database_url, gateway_url, lease_seconds=3.2, gateway_total_timeout=1, gateway_read_timeout=0.95,
                      gateway_connect_timeout=0.95) as world:  # fmt: skip
         checkout = await world.paid()
         # The look before it takes so long that what is left of the lease would not outlast the call.
         await world.plan(checkout, delayMs={"payments": 920})
         await world.command(checkout, "capture", amount=4000)
-        await world.carry(checkout)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(money, "MARGIN", 2.5)
+            await world.carry(checkout)
         assert [row.attempts for row in await world.operations(checkout)] == [0]
         await world.plan(checkout)
         assert (await until_settled(world, checkout)).captured == 4000
@@ -776,3 +781,182 @@ async def test_a_look_before_the_offer_that_fails_is_repeated_and_one_that_finds
     assert await world.state(checkout) == "completed"
     (row,) = await world.sql("SELECT result FROM commands WHERE id = :id", id=command)
     assert row.result == "done: the gateway shows money held for this order"
+
+
+# ── What a review of the money paths asked for ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("result", ["Open", "SystemError", "Incomplete"])
+async def test_an_answer_that_says_neither_yes_nor_no_is_not_taken_for_a_refusal(world: Scene, result: str):
+    checkout = await world.paid(capture=True)
+    called = world.carrier.gateway.refund
+
+    async def unsure(*arguments, **options):
+        return Done(replace((await called(*arguments, **options)).value, result=result.lower()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.carrier.gateway, "refund", unsure)
+        await world.command(checkout, "refund", amount=4000)
+        await world.carry(checkout)
+    assert [row.state for row in await world.operations(checkout)] == ["unknown"]
+    await world.later(seconds=400)
+    row = await until_settled(world, checkout)
+    assert row.refunded == 4000
+    assert [amount for _, amount in await world.movements(checkout)].count(4000) == 1
+
+
+async def test_what_was_sent_and_never_found_is_sent_a_few_times_and_then_a_person_says_what_became_of_it(
+    world: Scene,
+):
+    checkout = await world.paid()
+    await world.plan(checkout, fail={"capture": 99}, failStatus=403)
+    await world.command(checkout, "capture", amount=4000)
+    await world.carry(checkout)
+    async with asyncio.timeout(20):
+        while (await world.row(checkout)).attention is None:
+            await world.later(seconds=700)
+            await world.carry(checkout)
+    row = await world.row(checkout)
+    (operation,) = await world.operations(checkout)
+    assert (operation.state, operation.attempts) == ("unknown", operations.MOST_SENDS)
+    assert row.attention.startswith("operation_unclear: it was sent 3 times")
+    command = await world.command(checkout, "resolve", decision="return")
+    await world.carry(checkout)
+    (answer,) = await world.sql("SELECT result FROM commands WHERE id = :id", id=command)
+    assert answer.result.startswith("refused: say keep if")
+    said = await world.asked(checkout, "resolve", decision="dismiss")
+    assert said == "done: it is rejected, as you found it"
+    row = await until_settled(world, checkout)
+    assert (row.attention, row.captured) == (None, 0)
+    await world.plan(checkout)
+    assert (await world.asked(checkout, "capture")).startswith("accepted")
+
+
+async def test_an_operation_that_waits_keeps_no_order_from_completing(world: Scene):
+    checkout = await world.offered()
+    await world.plan(checkout, amountMinor=13800)
+    await world.pay(checkout)
+    await world.call_back(checkout)
+    await world.carry(checkout)
+    assert (await world.row(checkout)).attention.startswith("payment_mismatch")
+    await world.plan(checkout, fail={"release": 9}, failStatus=403)
+    await world.command(checkout, "resolve", decision="return")
+    await world.carry(checkout)
+    assert await world.operating(checkout)
+    await world.pay(checkout)
+    await world.call_back(checkout, kind="notification")
+    await world.carry(checkout)
+    assert await world.state(checkout) == "completed"
+    await world.plan(checkout)
+
+
+async def test_the_policy_return_never_gives_back_what_may_be_another_systems(world: Scene):
+    await world.policy(surplus="return", late="return")
+    checkout = await world.paid()
+    await world.plan(checkout, bindings=False)
+    await world.pay(checkout)
+    await world.call_back(checkout, kind="notification")
+    await world.carry(checkout)
+    row = await until_settled(world, checkout)
+    assert row.attention.startswith("surplus_payment")
+    assert await world.operations(checkout) == []
+    late = await world.offered(expiresIn=1)
+    await world.carried_until(late, "expired")
+    await world.plan(late, bindings=False)
+    await world.pay(late)
+    await world.call_back(late)
+    await world.carry(late)
+    row = await until_settled(world, late)
+    assert (row.late, row.attention.split(":")[0]) == (True, "late_payment")
+    assert await world.operations(late) == []
+
+
+async def test_a_person_is_still_asked_about_late_money_when_something_else_was_asked_meanwhile(world: Scene):
+    checkout = await late(world)
+    await world.pay(checkout)
+    await world.call_back(checkout, kind="notification", body=b"status=succeeded&again=1")
+    await world.carry(checkout)
+    assert (await world.row(checkout)).attention.startswith("surplus_payment")
+    await world.asked(checkout, "resolve", decision="return")
+    row = await until_settled(world, checkout)
+    assert row.attention.startswith("late_payment")
+    await world.plan(checkout, fail={"payments": 1}, failStatus=401)
+    await world.carry(checkout)
+    assert (await world.row(checkout)).attention.startswith("late_payment"), (
+        "a password is not the shopper's money"
+    )
+
+
+async def test_a_decision_on_one_thing_silences_nothing_else(world: Scene):
+    checkout = await world.paid()
+    await world.later(days=6, hours=1)
+    await world.carry(checkout)
+    assert (await world.row(checkout)).attention.startswith("reservation_lapses")
+    await world.asked(checkout, "resolve", decision="dismiss")
+    assert (await until_settled(world, checkout)).attention is None
+    await world.pay(checkout)
+    await world.call_back(checkout, kind="notification")
+    await world.carry(checkout)
+    assert (await world.row(checkout)).attention.startswith("surplus_payment")
+
+
+async def test_that_the_gateway_will_not_capture_is_remembered_until_the_payment_is_there(world: Scene):
+    checkout = await world.offered(capture=True)
+    await world.plan(checkout, requireCapture=True)
+    payment = await world.pay(checkout, action="open", method="BANK_PAYMENT")
+    await world.call_back(checkout, kind="notification", body=b"status=open&require_capture=true")
+    await world.carry(checkout)
+    assert (await world.row(checkout)).require_capture
+    await world.control("POST", f"payments/{payment}/resolve", {"outcome": "succeeded"})
+    await world.carried_until(checkout, "completed")
+    assert (await world.row(checkout)).require_capture
+
+
+async def test_the_shoppers_own_browser_cannot_ask_for_a_capture(world: Scene):
+    checkout = await world.offered(capture=True)
+    await world.plan(checkout, requireCapture=True)
+    await world.pay(checkout)
+    await world.call_back(checkout, kind="redirect", body=b"require_capture=true")
+    await world.carry(checkout)
+    await until_settled(world, checkout)
+    assert await world.operations(checkout) == []
+
+
+async def test_money_that_was_to_go_back_is_not_captured_instead(world: Scene):
+    await world.policy(late="return", capture="automatic")
+    checkout = await world.offered(expiresIn=1)
+    await world.carried_until(checkout, "expired")
+    await world.plan(checkout, refuse={"release": 9})
+    await world.pay(checkout)
+    await world.call_back(checkout)
+    await world.carry(checkout)
+    row = await until_settled(world, checkout)
+    assert row.attention.startswith("operation_rejected")
+    await world.asked(checkout, "resolve", decision="dismiss")
+    row = await until_settled(world, checkout)
+    assert (row.captured, row.attention.split(":")[0]) == (0, "late_payment"), (
+        "it is still the shopper's question"
+    )
+
+
+async def test_a_reopened_order_is_not_cancelled_without_a_look(world: Scene):
+    checkout = await world.offered(expiresIn=1)
+    await world.carried_until(checkout, "expired")
+    await world.pay(checkout)
+    await world.sql(
+        "UPDATE checkouts SET state = 'received', withdrawn_at = clock() WHERE id = :id", id=checkout
+    )
+    await world.carry(checkout)
+    assert await world.state(checkout) == "completed"
+
+
+async def test_a_decline_after_the_deadline_ends_the_order_at_once(world: Scene):
+    checkout = await world.offered()
+    payment = await world.pay(checkout, action="open", method="BANK_PAYMENT")
+    await world.sql(
+        "UPDATE checkouts SET deadline = clock() - interval '10 days' WHERE id = :id", id=checkout
+    )
+    await world.control("POST", f"payments/{payment}/resolve", {"outcome": "declined"})
+    await world.call_back(checkout, kind="notification", body=b"status=declined")
+    await world.carry(checkout)
+    assert await world.state(checkout) == "expired"
