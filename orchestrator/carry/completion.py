@@ -73,7 +73,7 @@ async def complete(step: Step, verdict: Verdict) -> None:
         # No session was ever opened for it: nobody had asked the gateway for this order.
         stray = held.openings == 0
         policy = policies.unknown_order if stray else policies.late
-        if policy == "return" and accepted.binding != reconcile.Binding.BOUND:
+        if policy == "return" and not stray and accepted.binding != reconcile.Binding.BOUND:
             # Tied by the order number alone: it may be another system's, and only a person may give that back.
             policy = "ask"
         if policy == "ask":
