@@ -36,7 +36,7 @@ WRONG = [
     (("up", "--port", "99999"), {}, "--port"),
     (("up", "--prot", "1"), {}, "No such option"),
     (("fly",), {}, "No such command 'fly'"),
-    (("demo", "--scenario", "pays_twice"), {}, "choose from pays_at_once"),
+    (("demo", "--scenario", "pays_twice"), {}, "choose a group (checkout, money, all) or a script"),
     (("demo", "--exit"), {"GATEWAY_URL": "http://127.0.0.1:9"}, "ORCHESTRATOR_GATEWAY_URL is set"),
     (("migrate",), {"DATABASE_URL": NOBODY_THERE}, "Postgres at 127.0.0.1:1/x cannot be used"),
     (("up", "--port", "0", "--data-dir", "/proc/x"), {}, "/proc/x cannot be used"),

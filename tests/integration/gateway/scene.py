@@ -17,7 +17,7 @@ KEY = "k" * 32
 
 def settings(**changed: float) -> Settings:
     values = {
-        "gateway_connect_timeout": 0.3,
+        "gateway_connect_timeout": 0.55,
         "gateway_read_timeout": 0.3,
         "gateway_total_timeout": 0.6,
         "gateway_answer_limit": LIMIT,
