@@ -436,7 +436,7 @@ def test_content_that_cannot_be_written_is_refused_before_it_is_sent():
 
 def test_two_hundred_calls_at_once_share_the_pool(run):
     async def scene():
-        async with gateway_that(answering(200, token_answer("opaque")), gateway_pool_size=10, gateway_total_timeout=20) as (
+        async with gateway_that(answering(200, token_answer("opaque")), gateway_pool_size=10, gateway_total_timeout=18) as (
             gateway, server, merchant,
         ):  # fmt: skip
             outcomes = await asyncio.gather(*[gateway.authenticate(merchant) for _ in range(200)])
