@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 from orchestrator import log, reconcile
 from orchestrator.audit import Action
 from orchestrator.carry import budget, commands, money, opening, payment, watch
-from orchestrator.carry.step import BROKE, POISONED, QUARANTINE, Step
+from orchestrator.carry.step import BROKE, POISONED, QUARANTINE, RENEW_BEFORE, Step
 from orchestrator.db import DatabaseAway, Unwritten, is_away
 from orchestrator.lifecycle import Event, Held, LeaseLost, Lifecycle, claim
 from orchestrator.merchants import UnknownMerchant
@@ -152,7 +152,11 @@ class Carrier:
             )
             return
         if place > budget.AT_ONCE:
-            await step.postpone(place, booked=True)
+            if step.token_ends_within(place + RENEW_BEFORE):
+                # A token is no lookup: the shopper's session does not wait for the budget.
+                await opening.renew(step)
+            if not step.released:
+                await step.postpone(place, booked=True)
             return
         pause = self.blocked.get(merchant.id, 0.0) - time.monotonic()
         while not step.released:

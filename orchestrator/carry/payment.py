@@ -132,13 +132,10 @@ async def await_payment(step: Step) -> None:
 async def _wait_on(step: Step, verdict: Verdict) -> None:
     """Stay where it is until the next reason to look; before that, keep the token of an offered checkout alive."""
     held, now = step.held, step.held.now()
-    offered = held.withdrawn_at is None and now < held.deadline
-    if offered and held.token_expires_at is not None and not step.renewed:
-        left = (held.token_expires_at - now).total_seconds()
-        if left < RENEW_BEFORE:
-            await renew(step)
-            if step.released:
-                return
+    if not step.renewed and step.token_ends_within(RENEW_BEFORE):
+        await renew(step)
+        if step.released:
+            return
     attention = completion.standing(step)
     if verdict.finding is Finding.OPEN and (now - held.deadline).total_seconds() > LONG_OPEN:
         attention = attention or completion.raised(

@@ -13,7 +13,7 @@ from orchestrator import log, reconcile
 from orchestrator.audit import Action
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
 from orchestrator.lifecycle import KEEP, LETTERS_AT_ONCE, Event, Held, Move, intent_of
-from orchestrator.states import CARRIED, Trigger
+from orchestrator.states import CARRIED, State, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -215,6 +215,16 @@ class Step:
         # Long after the deadline only an open payment keeps it here, and the gateway never times one out (D9).
         alarm = reconcile.thinned(reconcile.next_look(settings, looks), -deadline_in)
         return min([alarm, *(moment + 0.02 for moment in moments if moment > 0)])
+
+    def token_ends_within(self, seconds: float) -> bool:
+        """Say whether a shopper who may still pay would be left with a token that has run out."""
+        held, now = self.held, self.held.now()
+        offered = held.state is State.AWAITING_PAYMENT and held.withdrawn_at is None and now < held.deadline
+        return (
+            offered
+            and held.token_expires_at is not None
+            and (held.token_expires_at - now).total_seconds() < seconds
+        )
 
     def data_key(self) -> DataKey:
         if self._key is None:

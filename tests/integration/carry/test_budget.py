@@ -96,3 +96,20 @@ async def test_ten_thousand_abandoned_checkouts_cost_a_day_within_the_budget(
     capsys, database_url: str, gateway_url: str
 ):
     await check(capsys, database_url, gateway_url, 10_000, looks_per_minute=600)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_look_that_waits_for_its_place_leaves_no_shopper_with_a_token_that_has_run_out(
+    world: Scene, *, refused: bool
+):
+    await world.policy(looks_per_minute=1)
+    checkouts = [await world.offered() for _ in range(2)]
+    await world.sql("UPDATE sessions SET token_expires_at = clock() + interval '30 seconds'")
+    if refused:
+        await world.control("PUT", "faults", {"authenticate": {"count": 100, "status": 503}})
+    await world.carry(*checkouts)
+    rows = await world.sql(
+        "SELECT c.booked, s.token_expires_at - clock() AS left FROM checkouts c JOIN sessions s ON s.checkout_id = c.id"
+    )
+    assert sorted(row.booked for row in rows) == ([False, False] if refused else [False, True])
+    assert all((row.left.total_seconds() > 1000) != refused for row in rows)
