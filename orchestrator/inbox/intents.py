@@ -145,7 +145,19 @@ class Intents:
                 later = [asked for asked in batch if asked.id not in fates]
                 if later:
                     # Somebody was first, in this batch or between our two looks: a younger snapshot shows them.
-                    fates.update(_fates(later, await _meet(tx, later)))
+                    taken = {(asked.merchant_id, asked.idempotency_key) for asked in new}
+                    fated = _fates(later, await _meet(tx, later))
+                    # A key that would only be noted now, behind an order number that we hold, is noted by the next batch: the other
+                    # way round, two processes would wait in a circle.
+                    fates.update(
+                        (asked.id, fated[asked.id])
+                        for asked in later
+                        if asked.id in fated
+                        and (
+                            asked.idempotency_key is None
+                            or (asked.merchant_id, asked.idempotency_key) in taken
+                        )
+                    )
             await _keep_keys(tx, batch, fates)
         return [fates.get(asked.id, AGAIN) for asked in batch]
 

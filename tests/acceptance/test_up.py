@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BRISK = {
     "HINT_GRACE": "0.5", "SWEEP_INTERVAL": "0.3", "FIRST_LOOK": "1", "RECHECK_AFTER_CALLBACK": "0.3",
     # What a killed worker held is taken over when its lease ends.
-    "LEASE_SECONDS": "8", "GATEWAY_TOTAL_TIMEOUT": "4", "GATEWAY_READ_TIMEOUT": "3",
+    "LEASE_SECONDS": "8", "GATEWAY_TOTAL_TIMEOUT": "2.4", "GATEWAY_READ_TIMEOUT": "2.2",
 }  # fmt: skip
 GOOD_CARD = {"action": "pay", "card_number": "4111 1111 1111 1111", "expiry": "12/39", "cvc": "123"}
 

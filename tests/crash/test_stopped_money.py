@@ -80,6 +80,7 @@ def test_stopped_before_the_call_left_and_resumed_when_another_has_done_it(
     done_once(world, checkout, kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "captured", "effect"), [("capture", False, True), ("refund", True, False)])
 def test_killed_while_the_call_is_at_the_gateway(
     installation: World, kind: str, *, captured: bool, effect: bool

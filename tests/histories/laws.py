@@ -152,7 +152,7 @@ async def _the_money(world: World, row: Any, policies: Mapping[str, object]) -> 
         for number, one in ours.items():
             transaction = theirs[number][1]
             decided = HOMELESS.intersection((one.decided or "").split()) and number in world.decided
-            if transaction.held_minor > 0 and transaction.outcome == Outcome.SUCCEEDED and not decided:
+            if _returnable(transaction) > 0 and not decided:
                 _told(row, one, operations, policies)
 
 
@@ -201,6 +201,18 @@ def _nothing_by_itself(
     returned = [one for one in own if one.cause == "returned" and one.command_id is None]
     assert len(returned) <= 1, (row.id, returned)
     assert not returned or (row.late and policies["late"] == "return"), (row.id, returned)
+
+
+def _returnable(transaction: Transaction) -> int:
+    """Return what could go back to the shopper: a part that was captured leaves the rest of its reservation to lapse."""
+    if transaction.outcome != Outcome.SUCCEEDED or transaction.status == "released":
+        return 0
+    taken = transaction.captured_minor
+    return (
+        taken - transaction.refunded_minor - transaction.charged_back_minor
+        if taken
+        else transaction.reserved_minor
+    )
 
 
 def _told(row: Any, one: Any, operations: list[Any], policies: Mapping[str, object]) -> None:
