@@ -960,3 +960,60 @@ async def test_a_decline_after_the_deadline_ends_the_order_at_once(world: Scene)
     await world.call_back(checkout, kind="notification", body=b"status=declined")
     await world.carry(checkout)
     assert await world.state(checkout) == "expired"
+
+
+async def test_what_is_not_about_money_that_could_go_back_is_not_returned(world: Scene):
+    checkout = await world.paid(capture=True)
+    (payment,) = await world.ledger(checkout)
+    await world.control("POST", f"payments/{payment['paymentId']}/chargeback", {"amountMinor": 5000})
+    await world.carry(checkout)
+    said = await world.asked(checkout, "resolve", decision="return")
+    assert said.startswith("refused: charged_back is not about money that could be returned")
+
+
+async def test_late_money_that_policy_keeps_is_asked_about_by_no_later_look(world: Scene):
+    await world.policy(late="keep")
+    checkout = await late(world)
+    await world.carry(checkout)
+    assert (await world.row(checkout)).attention is None
+
+
+async def test_late_money_that_cannot_be_returned_stays_the_same_question(world: Scene):
+    checkout = await late(world)
+    await world.plan(checkout, refuse={"release": 9})
+    await world.asked(checkout, "resolve", decision="return")
+    row = await until_settled(world, checkout)
+    assert row.attention.startswith("late_payment")
+    assert [row.state for row in await world.operations(checkout)] == ["rejected"]
+
+
+async def test_an_answer_without_a_transaction_whose_look_fails_is_settled_by_a_later_one(world: Scene):
+    checkout = await world.paid()
+    called = world.carrier.gateway.capture
+
+    async def bare(*arguments, **options):
+        answer = await called(*arguments, **options)
+        await world.plan(checkout, fail={"payments": 1})
+        return Done(replace(answer.value, transaction=None))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.carrier.gateway, "capture", bare)
+        await world.command(checkout, "capture", amount=4000)
+        await world.carry(checkout)
+    assert [row.state for row in await world.operations(checkout)] == ["submitted"]
+    row = await until_settled(world, checkout)
+    assert row.captured == 4000
+
+
+async def test_an_operation_that_never_leaves_is_a_persons_business_in_time(world: Scene):
+    checkout = await world.paid()
+    await world.plan(checkout, fail={"capture": 20}, failStatus=429, retryAfter=0)
+    await world.command(checkout, "capture", amount=4000)
+    for _ in range(10):
+        await world.carry(checkout)
+    row = await world.row(checkout)
+    assert row.attention.startswith("gateway_failing")
+    assert [row.attempts for row in await world.operations(checkout)] == [0], "it was never sent"
+    await world.plan(checkout)
+    await world.carry(checkout)
+    assert (await until_settled(world, checkout)).captured == 4000
