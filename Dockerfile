@@ -10,7 +10,7 @@ WORKDIR /app
 
 # Apart from the code, so that a change of code does not fetch everything again.
 COPY requirements.txt ./
-RUN pip install --require-hashes -r requirements.txt
+RUN pip install --no-deps --require-hashes -r requirements.txt
 
 COPY pyproject.toml LICENSE ./
 COPY migrations ./migrations

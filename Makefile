@@ -24,14 +24,15 @@ help: ## this list
 
 venv: $(STAMP) ## make or mend .venv from the pinned requirements
 
-# The stamp comes last: without it a half-made environment is thrown away and made again.
+# The stamp comes last: without it a half-made environment is thrown away and made again. --no-deps: the file is the whole answer, and
+# pip's own resolver must not look past it (pip 23.2 refuses the file as soon as a pinned package that is wanted with extras has a newer release).
 $(STAMP): requirements-dev.txt requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "Python 3.11 or newer is needed, and \"$(PYTHON)\" is $$($(PYTHON) --version 2>/dev/null || echo missing). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@rm -rf $(VENV)
 	@echo "Making $(VENV) from requirements-dev.txt (a minute or two, once) ..."
 	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make virtual environments (on Debian: apt-get install python3-venv)." >&2; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

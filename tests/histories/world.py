@@ -379,6 +379,9 @@ async def world(database_url: str) -> AsyncIterator[World]:
         finally:
             claims.tick = real
             await one.close()
-    server.should_exit = True
-    await serving
+    # Connections that a script reset may never count as closed, and nobody is left to wait for.
+    server.should_exit = server.force_exit = True
+    _, pending = await asyncio.wait({serving}, timeout=5)
+    for task in pending:
+        task.cancel()
     listening.close()
