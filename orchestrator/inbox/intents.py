@@ -84,6 +84,7 @@ _KEEP_KEYS = text("""
       FROM json_to_recordset(CAST(:keys AS json)) AS k(merchant_id int, key text, print text, checkout_id uuid)
      ORDER BY merchant_id, key
     ON CONFLICT (merchant_id, key) DO NOTHING
+    RETURNING merchant_id, key
 """)
 _CLOSED: Final = frozenset({"cancelled", "expired", "failed"})
 
@@ -115,51 +116,59 @@ class Intents:
         await self._batch.close()
 
     async def _write(self, batch: list[Intake]) -> list[Accepted | IntakeError | Again]:
-        fates: dict[UUID, Accepted | IntakeError] = {}
         async with self._db.transaction() as tx:
-            met = await _meet(tx, batch)
-            fates.update(_fates(batch, met))
-            new = _firsts(asked for asked in batch if asked.id not in fates)
-            if new:
-                now = next(iter(met.values())).now
-                births = [_birth(asked, self._vault) for asked in new]
-                born = await lifecycle.create(tx, self._vault, births, at=now, grace=self._grace)
-                fates.update(
-                    (
-                        one.id,
-                        Accepted(
-                            one.id,
-                            one.order_ref,
-                            "received",
-                            fresh=True,
-                            created_at=born[one.id].created_at,
-                            deadline=born[one.id].deadline,
-                        ),
-                    )
-                    for one in new
-                    if one.id in born
-                )
-                unborn = [asked.id for asked in new if asked.id not in born]
-                if unborn:
-                    await tx.execute(_FREE_KEYS, {"unborn": unborn})
-                later = [asked for asked in batch if asked.id not in fates]
-                if later:
-                    # Somebody was first, in this batch or between our two looks: a younger snapshot shows them.
-                    taken = {(asked.merchant_id, asked.idempotency_key) for asked in new}
-                    fated = _fates(later, await _meet(tx, later))
-                    # A key that would only be noted now, behind an order number that we hold, is noted by the next batch: the other
-                    # way round, two processes would wait in a circle.
-                    fates.update(
-                        (asked.id, fated[asked.id])
-                        for asked in later
-                        if asked.id in fated
-                        and (
-                            asked.idempotency_key is None
-                            or (asked.merchant_id, asked.idempotency_key) in taken
-                        )
-                    )
-            await _keep_keys(tx, batch, fates)
+            fates, unnoted = await self._settle(tx, batch)
+        # In a transaction that holds no order number: two processes, each with one that the other waits for, would wait in a circle.
+        noted = await _keep_keys(self._db, unnoted, fates) if unnoted else set()
+        for asked in unnoted:
+            if asked.id not in noted:
+                del fates[asked.id]  # somebody took the key meanwhile: the next batch meets whose it is
         return [fates.get(asked.id, AGAIN) for asked in batch]
+
+    async def _settle(
+        self, tx: AsyncConnection, batch: list[Intake]
+    ) -> tuple[dict[UUID, Accepted | IntakeError], list[Intake]]:
+        """Create what is new; return the fates, and those whose checkout was there before and whose key is not noted yet."""
+        met = await _meet(tx, batch)
+        fates = _fates(batch, met)
+        new = _firsts(asked for asked in batch if asked.id not in fates)
+        if new:
+            now = next(iter(met.values())).now
+            births = [_birth(asked, self._vault) for asked in new]
+            born = await lifecycle.create(tx, self._vault, births, at=now, grace=self._grace)
+            fates.update(
+                (
+                    one.id,
+                    Accepted(
+                        one.id,
+                        one.order_ref,
+                        "received",
+                        fresh=True,
+                        created_at=born[one.id].created_at,
+                        deadline=born[one.id].deadline,
+                    ),
+                )
+                for one in new
+                if one.id in born
+            )
+            unborn = [asked.id for asked in new if asked.id not in born]
+            if unborn:
+                await tx.execute(_FREE_KEYS, {"unborn": unborn})
+            later = [asked for asked in batch if asked.id not in fates]
+            if later:
+                # Somebody was first, in this batch or between our two looks: a younger snapshot shows them.
+                younger = await _meet(tx, later)
+                met.update(younger)
+                fates.update(_fates(later, younger))
+        unnoted = [
+            asked
+            for asked in batch
+            if asked.idempotency_key is not None
+            and isinstance(fate := fates.get(asked.id), Accepted)
+            and fate.id != asked.id
+            and met[asked.id].key_print is None
+        ]
+        return fates, unnoted
 
 
 def _firsts(asked: Iterable[Intake]) -> list[Intake]:
@@ -202,23 +211,24 @@ def _fates(batch: Sequence[Intake], met: Mapping[UUID, Row[Any]]) -> dict[UUID, 
 
 
 async def _keep_keys(
-    tx: AsyncConnection, batch: Sequence[Intake], fates: Mapping[UUID, Accepted | IntakeError]
-) -> None:
-    """Note the keys of requests that met their checkout, so that the key refuses other content from now on."""
+    db: Database, unnoted: Sequence[Intake], fates: Mapping[UUID, Accepted | IntakeError]
+) -> set[UUID]:
+    """Note the keys of requests that met their checkout, so that each refuses other content from now on; return whose were free."""
+    firsts: dict[tuple[int, str], Intake] = {}
+    for asked in unnoted:
+        firsts.setdefault((asked.merchant_id, asked.idempotency_key or ""), asked)
     keys = [
-        {
-            "merchant_id": asked.merchant_id,
-            "key": asked.idempotency_key,
-            "print": asked.fingerprint.hex(),
-            "checkout_id": fate.id,
-        }
-        for asked in batch
-        if asked.idempotency_key is not None
-        and isinstance(fate := fates.get(asked.id), Accepted)
-        and fate.id != asked.id
+        {"merchant_id": merchant, "key": key, "print": asked.fingerprint.hex(), "checkout_id": fate.id}
+        for (merchant, key), asked in firsts.items()
+        if isinstance(fate := fates[asked.id], Accepted)
     ]
-    if keys:
-        await tx.execute(_KEEP_KEYS, {"keys": _json(keys)})
+    free = {(row.merchant_id, row.key) for row in await db.write(_KEEP_KEYS, {"keys": _json(keys)})}
+    return {
+        asked.id
+        for asked in unnoted
+        if (name := (asked.merchant_id, asked.idempotency_key or "")) in free
+        and asked.fingerprint == firsts[name].fingerprint
+    }
 
 
 def _birth(asked: Intake, vault: Vault) -> lifecycle.Birth:

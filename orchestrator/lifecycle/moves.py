@@ -24,6 +24,7 @@ from orchestrator.lifecycle.move import (
 from orchestrator.states import Moved, State, Trigger, UnknownTransition, decide
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
     from datetime import datetime
     from uuid import UUID
 
@@ -189,7 +190,7 @@ class Lifecycle:
         self._vault = vault
         self._batch: Batch[_Prepared, _Landed | None] = Batch(
             self._write,
-            key=lambda prepared: prepared.move.held.id,
+            key=_place,
             limit=batch_limit,
             patience=patience,
             name="moves",
@@ -265,6 +266,15 @@ class Lifecycle:
         )
         fates = {row.id: row for row in rows}
         return [_fate(fates[prepared.move.held.id]) for prepared in batch]
+
+
+def _place(prepared: _Prepared) -> Hashable:
+    """Return what no two moves of one batch may share: the checkout.
+
+    A reopened checkout takes its order number again. Two of them in one transaction could wait for an intake that holds the one
+    number and waits for the other; so there is one in a batch.
+    """
+    return Trigger.REOPENED if prepared.move.trigger is Trigger.REOPENED else prepared.move.held.id
 
 
 def _json(rows: list[dict[str, object]]) -> str:

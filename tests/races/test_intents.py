@@ -10,8 +10,9 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
-from orchestrator.db import DatabaseAway
-from orchestrator.inbox import KeyReused, OrderTaken
+from orchestrator.db import DatabaseAway, Unwritten
+from orchestrator.inbox import Accepted, KeyReused, OrderTaken
+from orchestrator.lifecycle import Held
 from orchestrator.models import uuid7
 from orchestrator.states import CLOSED, State, Trigger
 from tests.factories import Breaking, intake
@@ -72,6 +73,48 @@ async def test_orders_of_two_intakes_crossing_each_other_meet_without_a_deadlock
     assert await core.all("SELECT count(*) FROM checkouts") == [100]
     assert asyncio.get_running_loop().time() - begun < 10
     assert await core.all("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [0]
+
+
+async def test_keys_of_orders_that_are_there_cross_new_orders_without_a_deadlock(core):
+    """The one holds a new order number and notes a key, the other holds the key and wants the order number."""
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    async with another(core.url, core.vault) as other:
+        for _ in range(20):
+            there, fresh = [intake() for _ in range(10)], [intake() for _ in range(10)]
+            await asyncio.gather(*(core.intents.accept(one) for one in there))
+            keys = [f"K-{one.order_ref}" for one in fresh]
+            results = await asyncio.gather(
+                *(core.intents.accept(again(one)) for one in fresh),
+                *(core.intents.accept(again(one, idempotency_key=key)) for one, key in zip(there, keys, strict=True)),
+                *(other.intents.accept(again(one, idempotency_key=key)) for one, key in zip(fresh, keys, strict=True)),
+                return_exceptions=True,
+            )  # fmt: skip
+            assert {type(one) for one in results} <= {Accepted, KeyReused}
+    await asyncio.sleep(0.1)  # a backend tells its counts when it ends
+    assert await core.all(deadlocks) == [0]
+
+
+async def test_reopened_orders_cross_new_ones_without_a_deadlock(core):
+    """Both take order numbers: a batch of moves in the order of its ids, a batch of intents in that of the numbers."""
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    async with another(core.url, core.vault) as other:
+        for _ in range(10):
+            closed = await asyncio.gather(*(core.held(State.CANCELLED) for _ in range(10)))
+            orders = [one.order_ref for one in closed]
+            ours = asyncio.gather(
+                *(core.advance(one, Trigger.REOPENED) for one in reversed(closed)), return_exceptions=True
+            )
+            theirs = [other.intents.accept(intake(order_ref=order, fingerprint=OTHER)) for order in orders]
+            fresh = [
+                one
+                for one in await asyncio.gather(*theirs, return_exceptions=True)
+                if isinstance(one, Accepted)
+            ]
+            reopened = [one for one in await ours if not isinstance(one, Unwritten)]
+            assert all(isinstance(one, Held) for one in reopened)
+            assert len(reopened) + sum(one.fresh for one in fresh) == len(orders)
+    await asyncio.sleep(0.1)
+    assert await core.all(deadlocks) == [0]
 
 
 async def test_a_new_checkout_is_received_with_an_alarm_behind_its_hint(core):

@@ -126,7 +126,9 @@ async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_alarm(
             "UPDATE checkouts SET leased_until = clock(), due_at = clock() WHERE id = :id", id=checkout
         )
         await world.plan(checkout)
-        await world.carried_until(checkout, "awaiting_payment")
+    # Another worker, with the usual patience: a slow first write of the impatient one would be left to its alarm again.
+    async with scene(database_url, gateway_url) as other:
+        await other.carried_until(checkout, "awaiting_payment")
 
 
 async def test_postgres_refusing_a_read_leaves_the_order_to_its_alarm_and_bothers_nobody(
