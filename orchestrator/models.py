@@ -157,8 +157,8 @@ checkouts = Table(
     CheckConstraint(
         "due_at IS NOT NULL OR state IN ('completed', 'failed', 'expired', 'cancelled')", name="alarm"
     ),
-    # The alarm clock: the sweeper's only index.
-    Index("ix_checkouts_due_at", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    # The alarm clock, merchant by merchant: for sweeps, and for workers that claim what has waited longest.
+    Index("ix_checkouts_alarm", "merchant_id", "due_at", postgresql_where=text("due_at IS NOT NULL")),
     # An order number belongs to one live checkout of a merchant; also the look-up by order number.
     Index("uq_checkouts_live_order", "merchant_id", "order_ref", unique=True, postgresql_where=text(IS_LIVE)),
     # Closed ones by order number: replays of old requests, and support asking.

@@ -155,8 +155,16 @@ class Settings(BaseSettings):
     """Silence within one call."""
     gateway_total_timeout: float = Field(default=10.0, gt=0, le=60)
     """One call, whatever trickles in."""
-    gateway_pool_size: int = Field(default=100, ge=1, le=2000)
-    """Connections to gateways from one process."""
+    gateway_pool_size: int = Field(default=200, ge=1, le=2000)
+    """Connections to one gateway (scheme, host and port) from one process."""
+    gateway_pool_total: int = Field(default=600, ge=1, le=10_000)
+    """Connections to all gateways from one process."""
+    gateway_calls_per_second: float = Field(default=0.0, ge=0, le=100_000)
+    """Calls to one gateway from all workers together; 0: as many as there are. Without Redis each worker takes its part of it."""
+    breaker_failures: int = Field(default=10, ge=0, le=10_000)
+    """Calls in a row that a gateway did not serve, after which all workers leave it alone for a moment; 0: never."""
+    breaker_pause: float = Field(default=30.0, gt=0, le=600)
+    """The longest of those moments; the first is 2 seconds, and it doubles while the gateway stays away."""
     gateway_answer_limit: int = Field(default=2_000_000, ge=10_000, le=50_000_000)
     """Bytes; a longer answer counts as none."""
 
@@ -223,8 +231,10 @@ class Settings(BaseSettings):
     """Looks at an ended checkout, counted from its end, in ascending order."""
 
     # Processes.
-    worker_threads: int = Field(default=32, ge=1, le=512)
-    """Tasks that a worker takes at once; each holds up to HINT_SIZE checkouts."""
+    worker_threads: int = Field(default=8, ge=1, le=512)
+    """Hints that a worker takes up at once; a thread is free again as soon as its checkouts are claimed or left behind."""
+    in_flight_limit: int = Field(default=2000, ge=1, le=100_000)
+    """Checkouts that a worker carries at once; of one gateway at most twice GATEWAY_POOL_SIZE."""
     database_pool: int = Field(default=6, ge=1, le=200)
     """Connections to Postgres from one process; an API process has four more, for what comes in."""
     batch_limit: int = Field(default=500, ge=1, le=5000)

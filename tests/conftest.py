@@ -112,6 +112,8 @@ def make_settings(**changes: object) -> Settings:
         "recheck_after_callback": 0.1,
         "look_cap": 1.0,
         "database_pool": 4,
+        # Plans that have one order's calls fail must not close the door to the others'.
+        "breaker_failures": 0,
         **changes,
     }
     return Settings(**values)  # type: ignore[arg-type]

@@ -48,7 +48,7 @@ HURRY = {
     "first_look": 0.8,
     "recheck_after_callback": 0.2,
     "look_cap": 1,
-    "worker_threads": 16,
+    "breaker_failures": 0,
 }
 GOOD_CARD, DECLINED_CARD = "4111000011110000", "4180000000000566"
 

@@ -10,6 +10,7 @@ fenced. An answer that comes too late is dropped, and whoever holds the checkout
 
 from __future__ import annotations
 
+from orchestrator.carry.admission import Admission
 from orchestrator.carry.carrier import Carrier
 
-__all__ = ["Carrier"]
+__all__ = ["Admission", "Carrier"]

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 from orchestrator import log, reconcile
 from orchestrator.audit import Action
 from orchestrator.carry import budget, commands, money, opening, payment, watch
+from orchestrator.carry.room import Flow
 from orchestrator.carry.step import BROKE, POISONED, QUARANTINE, RENEW_BEFORE, Step
 from orchestrator.db import DatabaseAway, Unwritten, is_away
-from orchestrator.lifecycle import Event, Held, LeaseLost, Lifecycle, claim
+from orchestrator.gateway.client import gateway_of
+from orchestrator.lifecycle import Event, Held, LeaseLost, Lifecycle
 from orchestrator.merchants import UnknownMerchant
 from orchestrator.states import CARRIED, State
+from orchestrator.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
+    from orchestrator.carry.room import Lane
     from orchestrator.db import Database
     from orchestrator.gateway.client import Gateway
     from orchestrator.merchants import Merchant, Merchants
@@ -30,6 +34,20 @@ _log = log.get(__name__)
 
 NEWCOMER_TRIES: Final = 3
 """Tries to find a checkout's merchant, a second or more apart, before a person is told."""
+STEPS_AT_ONCE: Final = 4
+"""Steps that begin in one round of the event loop. One is about a millisecond of work; so is the wait of whoever comes next."""
+
+STEPS_IN_HAND: Final = 32
+"""Steps that wait for the event loop, from which on it has work enough."""
+
+_NO_LANES: Final[Mapping[UUID, Lane]] = {}
+
+
+class Ended(Protocol):
+    """Is told that a checkout is carried no further."""
+
+    def __call__(self, held: Held, /, *, rung: bool) -> None:
+        """Hear of it; whoever is called may not wait."""
 
 
 class Carrier:
@@ -51,20 +69,41 @@ class Carrier:
         """Merchants whose credentials were refused, and until when (monotonic) their gateway is left alone."""
         # Looks that somebody asked for, by merchant, since they were last charged to its budget.
         self._asked: Counter[int] = Counter()
+        # The loop is everybody's: a step begins when it is its merchant's turn.
+        self._turns = Turns(STEPS_AT_ONCE)
         self._stopping = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether so many steps wait for the event loop that further checkouts would only wait with them."""
+        return self._turns.waiting >= STEPS_IN_HAND
 
     def stop(self) -> None:
         """Begin no further step: what is in flight ends its step and gives its lease back."""
         self._stopping = True
 
-    async def carry(self, ids: Sequence[UUID]) -> list[UUID]:
-        """Take the free ones of `ids` as far as they go; return those that were rung meanwhile and want another look."""
-        if self._stopping:
-            return []
-        held = await claim(self.db, ids, lease_seconds=self.settings.lease_seconds)
+    async def carry(
+        self, held: Sequence[Held], *, lanes: Mapping[UUID, Lane] = _NO_LANES, ended: Ended | None = None
+    ) -> list[UUID]:
+        """Take what was claimed as far as it goes; return those that were rung meanwhile and want another look.
+
+        `ended` is told of each as soon as its lease is given back, and whether it was rung.
+        """
         places = await self._places(held)
-        rung = await asyncio.gather(*(self._carry_one(one, places.get(one.id, 0.0)) for one in held))
+        rung = await asyncio.gather(
+            *(
+                self._carry_one(
+                    one, places.get(one.id, 0.0), lane=lanes.get(one.id, "checkouts"), ended=ended
+                )
+                for one in held
+            )
+        )
         return [one.id for one, again in zip(held, rung, strict=True) if again]
+
+    def gateway_of(self, merchant_id: int) -> str:
+        """Return which gateway a merchant's sessions are opened at, as far as it is known without asking anybody."""
+        merchant = self.merchants.known(merchant_id)
+        return "" if merchant is None else gateway_of(merchant.account.url)
 
     async def _places(self, held: Sequence[Held]) -> dict[UUID, float]:
         """Return how many seconds the looks of alarms alone must wait for their place in their merchant's queue."""
@@ -84,10 +123,9 @@ class Carrier:
                 for number, ids in quiet.items()
             ]
             waits = await budget.take(self.db, demands)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whoever it is about meets the same in its own step, where it is dealt with
             if not isinstance(error, UnknownMerchant) and not is_away(error):
-                raise
-            # Whoever it is about meets the same in its own step, where it is dealt with.
+                _log.exception("places_not_taken")
             return {}
         return {
             one: waits[demand.merchant_id] + place * demand.apart
@@ -108,11 +146,11 @@ class Carrier:
         merchant = await self.merchants.get(merchant_id)
         return budget.apart(merchant.policies.looks_per_minute)
 
-    async def _carry_one(self, held: Held, place: float = 0.0) -> bool:
+    async def _carry_one(self, held: Held, place: float, *, lane: Lane, ended: Ended | None) -> bool:
         log.bind(checkout=str(held.id), correlation_id=held.correlation_id)
         step = Step(self, held)
         try:
-            await self._steps(step, place)
+            await self._steps(step, place, lane)
         except LeaseLost:
             _log.warning("lease_lost", state=step.held.state)
         except DatabaseAway:
@@ -123,9 +161,13 @@ class Carrier:
             else:
                 _log.exception("step_broke", state=step.held.state)
                 await self._set_aside(step, error)
-        return step.held.rung and not self._stopping
+        finally:
+            rung = step.held.rung and not self._stopping
+            if ended is not None:
+                ended(held, rung=rung)
+        return rung
 
-    async def _steps(self, step: Step, place: float) -> None:
+    async def _steps(self, step: Step, place: float, lane: Lane) -> None:
         held = step.held
         if held.claims > self.settings.poison_claims:
             await step.write(
@@ -159,7 +201,10 @@ class Carrier:
                 await step.postpone(place, booked=True)
             return
         pause = self.blocked.get(merchant.id, 0.0) - time.monotonic()
+        loop, whose = asyncio.get_running_loop(), Flow(held.merchant_id, lane)
         while not step.released:
+            await self._turns.take(whose)
+            loop.call_soon(self._turns.give_back)
             if self._stopping or step.held.lease_left() < self.settings.gateway_total_timeout:
                 await step.postpone(0.0)
             elif pause > 0 and not commands.wait(step.held):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -45,6 +46,8 @@ CREDENTIALS: Final = (
     "gateway_credentials: the gateway refuses this merchant's user name and password; correct them"
 )
 STUCK: Final = "gateway_failing"
+LEFT_ALONE: Final = "left_alone"
+"""Begins the last error of a checkout that waits until its gateway is no longer left alone."""
 BROKE: Final = "step_broke"
 POISONED: Final = (
     "poisoned: every worker that took this checkout stopped in the middle; see the workers' logs"
@@ -56,7 +59,7 @@ class Failure:
     """A call that brought nothing usable: why, and how soon it may be tried again at the earliest.
 
     `credentials` says that they are to blame and not the order; `blocks` that every order of the merchant would meet the same, so
-    that its gateway is left alone for a while; `congested` that it was our own crowd, which counts for nothing.
+    that its gateway is left alone for a while; `congested` that it was not even tried, which counts for nothing.
     """
 
     reason: str
@@ -128,9 +131,6 @@ class Step:
     async def fail(self, failure: Failure, call: str) -> None:
         """Leave a failed call behind: an alarm with back-off, the reason, and attention where a person is needed."""
         held, settings = self.held, self.settings
-        if failure.congested:
-            await self.postpone(reconcile.back_off(settings, 2))
-            return
         if failure.blocks:
             self.carrier.blocked[held.merchant_id] = time.monotonic() + CREDENTIALS_PAUSE
         attempts = held.attempts + 1
@@ -144,6 +144,9 @@ class Step:
                 reason=failure.reason,
                 last_error=failure.reason,
             )
+            return
+        if failure.congested:
+            await self._wait(failure, left)
             return
         alarm = reconcile.back_off(settings, attempts - 1, at_least=failure.at_least)
         if held.state in CARRIED and left > 0:
@@ -159,6 +162,19 @@ class Step:
             None, Action.GATEWAY_FAILED, evidence=evidence, alarm=alarm, attempts=attempts, last_error=failure.reason,
             attention=attention, events=events,
         )  # fmt: skip
+
+    async def _wait(self, failure: Failure, left: float) -> None:
+        """Come again when there may be room, or the gateway is no longer left alone; no attempt was made."""
+        held = self.held
+        alarm = failure.at_least + max(
+            # All that wait for a gateway must not come back in one moment.
+            random.uniform(0.0, failure.at_least),  # noqa: S311 - jitter
+            reconcile.back_off(self.settings, 2),
+        )
+        if held.state in CARRIED:
+            alarm = min(alarm, left + 0.05)
+        why = failure.reason if failure.at_least else held.last_error
+        await self.write(None, None, alarm=alarm, attempts=held.attempts, last_error=why)
 
     async def end(
         self,
@@ -272,7 +288,8 @@ def retry(outcome: Failed) -> Failure:
         case NotSent():
             return Failure(f"not_sent: {outcome.reason}")
         case Busy():
-            return Failure(f"busy: {outcome.reason}", congested=True)
+            word = LEFT_ALONE if outcome.retry_after else "busy"
+            return Failure(f"{word}: {outcome.reason}", at_least=outcome.retry_after, congested=True)
         case Unknown():
             return Failure(f"unknown: {outcome.reason}")
         case Unauthorized():

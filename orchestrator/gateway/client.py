@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Self, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 import jwt
@@ -21,8 +21,10 @@ import msgspec
 from orchestrator import log as logs
 from orchestrator import money
 from orchestrator.gateway import payments
+from orchestrator.gateway.board import Board
+from orchestrator.gateway.doors import Doors
 from orchestrator.gateway.fence import FORM, FencedBody
-from orchestrator.gateway.outcomes import Done, NotSent, Outcome, Refused, Unknown
+from orchestrator.gateway.outcomes import Busy, Done, NotSent, Outcome, Refused, Unknown
 from orchestrator.gateway.payments import Found, Malformed, Movement, RequestError
 from orchestrator.gateway.wire import Wire
 
@@ -47,6 +49,10 @@ LONGEST_IDENTIFIER = 100
 """Characters of a `reconciliation_identifier` (part 1.7)."""
 METHOD_DEPTH = 32
 """A method is two levels deep (C1, C4); far deeper nesting is an attack on whoever walks over the answer next."""
+
+_MERCHANT_API = frozenset({"find_payments", "capture", "refund", "release"})
+"""The calls that go to the Merchant API, which may stand elsewhere."""
+LEFT_ALONE = "The gateway is left alone for a while."
 
 # Seconds since 1970. NaN compares false with it, and a far larger integer would not fit into a float.
 _LATEST = 10**12
@@ -96,6 +102,8 @@ class _Prepared:
     payments: str
     movements: str
     basic: bytes
+    checkout_gateway: str
+    merchant_gateway: str
 
 
 @lru_cache(maxsize=1024)
@@ -110,24 +118,41 @@ def _prepare(account: Account) -> _Prepared:
         payments=merchant + "/payments?",
         movements=merchant + "/",
         basic=b"Basic " + base64.b64encode(credentials),
+        checkout_gateway=gateway_of(account.url),
+        merchant_gateway=gateway_of(account.merchant_api_url),
     )
+
+
+@lru_cache(maxsize=1024)
+def gateway_of(url: str) -> str:
+    """Return which gateway a URL leads to: scheme, host and port; a URL that has none is its own."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return url
+    return f"{parts.scheme}://{parts.hostname}:{port}" if parts.hostname else url
 
 
 class Gateway:
     """All calls of one process; use it as a context manager on the event loop that makes the calls."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Take limits and timeouts; connections open as they are needed."""
+    def __init__(self, settings: Settings, board: Board | None = None) -> None:
+        """Take limits and timeouts, and the board that is shared with other workers; connections open as they are needed."""
+        self._board = board or Board(None)
+        self._doors = Doors(settings, self._board)
         self._wire = Wire(settings)
 
     async def __aenter__(self) -> Self:
         """Be ready to call; connections open as they are needed."""
+        await self._board.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close every connection."""
+        await self._board.__aexit__(kind, error, trace)
         await self._wire.close()
 
     async def authenticate(self, account: Account) -> Outcome[Token]:
@@ -268,6 +293,10 @@ class Gateway:
         outcome: Outcome[T]
         try:
             known = _prepare(account)
+            door = self._doors.of(known.merchant_gateway if name in _MERCHANT_API else known.checkout_gateway)
+            alone = door.wait(account.merchant)
+            if alone > 0:
+                return Busy(LEFT_ALONE, alone)
             fenced = content if isinstance(content, FencedBody) else None
             request = httpx.Request(
                 method,
@@ -279,8 +308,15 @@ class Gateway:
         except httpx.InvalidURL:
             outcome = NotSent("The gateway's URL of this merchant is not a URL.")
         else:
-            answer = await self._wire.exchange(request)
-            outcome = read(answer) if isinstance(answer, bytes) else answer
+            probes = door.begin()
+            try:
+                answer = await self._wire.exchange(request, door=door, whose=(account.merchant, name))
+                outcome = read(answer) if isinstance(answer, bytes) else answer
+                if fenced is None or not fenced.refused:  # the fence's no is about our lease
+                    door.note(account.merchant, outcome)
+            finally:
+                if probes:
+                    door.end()
         took = round((time.perf_counter() - started) * 1000, 1)
         if isinstance(outcome, Done):
             log.debug("gateway_called", call=name, merchant=account.merchant, outcome="Done", ms=took)

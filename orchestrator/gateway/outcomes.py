@@ -56,9 +56,13 @@ class NotSent:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Not sent, because all our own connections were taken: safe to repeat, and no sign that anything is wrong over there."""
+    """Not sent: safe to repeat, and no sign that anything is wrong with what was to be sent.
+
+    All our own connections were taken; or the gateway is left alone, and then `retry_after` is for how many seconds more.
+    """
 
     reason: str
+    retry_after: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

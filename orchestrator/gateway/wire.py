@@ -23,7 +23,9 @@ from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Una
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Hashable
 
+    from orchestrator.gateway.doors import Door
     from orchestrator.settings import Settings
 
 Failure: TypeAlias = Refused | Unauthorized | NotSent | Busy | Unknown | Throttled
@@ -43,22 +45,21 @@ def _tls() -> ssl.SSLContext:
 class Wire:
     """The connections of one process.
 
-    At most `gateway_pool_size` exchanges run at once. One that gets no slot within half of the total timeout is `Busy`.
+    An exchange begins when its gateway's door lets it pass. One that is not let in within half of the total timeout is `Busy`.
     """
 
     def __init__(self, settings: Settings) -> None:
         """Take limits and timeouts; connections open as they are needed."""
         self._total = settings.gateway_total_timeout
         self._limit = settings.gateway_answer_limit
-        self._slots = asyncio.Semaphore(settings.gateway_pool_size)
         # The transport's "connect" is one socket's; its "pool" runs from the request to a connection that can be used, so it
-        # is what bounds name lookup, several addresses and TLS. Waiting for a slot is over by then.
+        # is what bounds name lookup, several addresses and TLS. Waiting at the door is over by then.
         connect, read = settings.gateway_connect_timeout, settings.gateway_read_timeout
         self._extensions = {"timeout": {"connect": connect, "pool": connect, "read": read}}
         self._transport = AiohttpTransport(verify=_tls(), trust_env=False, client=self._open_pool)
 
     def _open_pool(self) -> aiohttp.ClientSession:
-        # No limit of its own: the slots are one, and nobody may wait at two doors.
+        # No limit of its own: the doors have theirs, and nobody may wait twice.
         connector = aiohttp.TCPConnector(
             limit=0, keepalive_timeout=KEEPALIVE, ssl=self._transport.ssl_context
         )
@@ -70,32 +71,37 @@ class Wire:
         """Close every connection."""
         await self._transport.aclose()
 
-    async def exchange(self, request: httpx.Request) -> bytes | Failure:
+    async def exchange(
+        self, request: httpx.Request, *, door: Door, whose: Hashable = None
+    ) -> bytes | Failure:
         """Send one request and return the body of a 2xx answer, or what it came to instead.
+
+        `whose` says in which line it waits before the door: nobody's line is served twice before another's.
 
         The transport is driven without httpx's client: a third of the CPU time, and nothing that would have to be switched
         off (redirects, cookies, the environment, a log line with the URL).
         """
         body = request.stream
         if not isinstance(body, FencedBody):
-            return await self._exchange(request)
+            return await self._exchange(request, door, whose)
         try:
-            outcome = await self._exchange(request)
+            outcome = await self._exchange(request, door, whose)
         finally:
             body.withdraw()  # after an answer, a timeout or a cancellation nothing may follow
         return _past_fence(body, outcome)
 
-    async def _exchange(self, request: httpx.Request) -> bytes | Failure:
+    async def _exchange(self, request: httpx.Request, door: Door, whose: Hashable) -> bytes | Failure:
         request.extensions = self._extensions
         request.headers.encoding = (
             "latin-1"  # else httpx finds it out anew for each header that the transport reads
         )
         deadline = asyncio.get_running_loop().time() + self._total
-        try:
-            async with asyncio.timeout(self._total / 2):
-                await self._slots.acquire()
-        except TimeoutError:
-            return Busy("Every connection to the gateway was busy.")
+        if not door.enter_now():
+            try:
+                async with asyncio.timeout(self._total / 2):
+                    await door.enter(whose)
+            except TimeoutError:
+                return Busy("Every connection to the gateway was busy.")
         try:
             async with asyncio.timeout_at(deadline):
                 response = await self._transport.handle_async_request(request)
@@ -108,7 +114,7 @@ class Wire:
         except (httpx.HTTPError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             return _fault(error)
         finally:
-            self._slots.release()
+            door.leave()
 
     async def _body(self, stream: httpx.AsyncByteStream) -> bytes | Unknown:
         chunks, size = [], 0

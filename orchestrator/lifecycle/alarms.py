@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from uuid import UUID
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -32,22 +32,39 @@ _RING = text("""
       FROM locked, t
      WHERE c.id = locked.id
 """)
-_SWEEP = text("""
-    WITH t AS MATERIALIZED (SELECT clock() AS now),
+# However many alarms of one merchant ring, the others' ring too: each merchant that has any gets an equal part of what is taken. The
+# time as a sub-select is a bound of the index scans; as a join it would be a filter on every alarm of the future.
+_RINGING = """
+    t AS MATERIALIZED (SELECT clock() AS now),
+    crowd AS MATERIALIZED (
+        -- One look into the index for each merchant, whatever the planner believes of how many ring.
+        SELECT m.id, m.id = ANY(CAST(:crowded AS int[])) AS crowded FROM merchants m CROSS JOIN LATERAL (
+            SELECT FROM checkouts c WHERE c.merchant_id = m.id AND c.due_at <= (SELECT now FROM t)
+             ORDER BY c.due_at LIMIT 1) first
+    ),
+    part AS MATERIALIZED (SELECT CAST(ceil(CAST(:most AS float8) / greatest(count(*), 1)) AS int) AS each FROM crowd)
+"""
+_SWEEP = text(f"""
+    WITH {_RINGING},
     ringing AS MATERIALIZED (
-        -- The time as a sub-select is a bound of the index scan; as a join it would be a filter on every alarm of the future.
-        SELECT c.id, (SELECT now FROM t) - c.due_at AS lag FROM checkouts c
-         WHERE c.due_at <= (SELECT now FROM t) ORDER BY c.due_at LIMIT :most FOR NO KEY UPDATE OF c SKIP LOCKED
+        SELECT r.id, (SELECT now FROM t) - r.due_at AS lag FROM crowd m CROSS JOIN part p CROSS JOIN LATERAL (
+            SELECT c.id, c.due_at FROM checkouts c
+             WHERE c.merchant_id = m.id AND c.due_at <= (SELECT now FROM t)
+             ORDER BY c.due_at LIMIT CASE WHEN m.crowded THEN least(p.each, :few) ELSE p.each END
+               FOR NO KEY UPDATE OF c SKIP LOCKED) r
     )
     UPDATE checkouts c SET hinted = true, due_at = t.now + make_interval(secs => :grace)
       FROM ringing r, t
      WHERE c.id = r.id
     RETURNING c.id, c.wake > 0 AS rung, c.claims > 1 AS suspect, extract(epoch FROM r.lag)::float8 AS lag
-""")
-_DUE = text("""
-    SELECT id, wake > 0 AS rung, claims > 1 AS suspect, 0.0 AS lag FROM checkouts
-     WHERE due_at <= (SELECT clock()) ORDER BY due_at LIMIT :most
-""")
+""")  # noqa: S608 - made of our own constants
+_DUE = text(f"""
+    WITH {_RINGING}
+    SELECT r.id, r.wake > 0 AS rung, r.claims > 1 AS suspect, 0.0 AS lag FROM crowd m CROSS JOIN part p CROSS JOIN LATERAL (
+        SELECT c.id, c.due_at, c.wake, c.claims FROM checkouts c
+         WHERE c.merchant_id = m.id AND c.due_at <= (SELECT now FROM t) ORDER BY c.due_at LIMIT p.each) r
+     ORDER BY r.due_at LIMIT :most
+""")  # noqa: S608 - made of our own constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +89,20 @@ async def ring(tx: AsyncConnection, ids: Sequence[UUID], *, grace: float) -> Non
     await tx.execute(_RING, {"ids": list(ids), "grace": grace})
 
 
-async def sweep(db: Database, *, most: int, grace: float) -> list[Ring]:
-    """Take alarms that ring, put each off by `grace` seconds and return them, to be published as hints.
+async def sweep(
+    db: Database, *, most: int, grace: float, crowded: Collection[int] = (), few: int = 0
+) -> list[Ring]:
+    """Take alarms that ring, about `most`, put each off by `grace` seconds and return them, to be published as hints.
 
-    Several sweepers are harmless: each takes what the others have not locked.
+    Every merchant gets an equal part of them. Of the `crowded` merchants, whose work the workers find by themselves, it takes only
+    a `few`. Several sweepers are harmless: each takes what the others have not locked.
     """
-    rows = await db.write(_SWEEP, {"most": most, "grace": grace})
+    asked = {"most": most, "grace": grace, "crowded": list(crowded), "few": few}
+    rows = await db.write(_SWEEP, asked)
     return [Ring(row.id, row.rung, row.suspect, row.lag) for row in rows]
 
 
 async def due(db: Database, *, most: int) -> list[Ring]:
-    """Return checkouts whose alarm rings, the longest waiting first, for a worker that sweeps for itself."""
-    return [Ring(row.id, row.rung, row.suspect, row.lag) for row in await db.read(_DUE, {"most": most})]
+    """Return checkouts whose alarm rings, in equal parts of every merchant, for a worker that sweeps for itself."""
+    rows = await db.read(_DUE, {"most": most, "crowded": []})
+    return [Ring(row.id, row.rung, row.suspect, row.lag) for row in rows]

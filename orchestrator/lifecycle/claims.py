@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
+import msgspec
 from sqlalchemy import text
 
 from orchestrator.errors import OrchestratorError
@@ -16,7 +17,7 @@ from orchestrator.states import CARRIED, State
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import Row
+    from sqlalchemy import Row, TextClause
 
     from orchestrator.db import Database
 
@@ -221,21 +222,40 @@ class Held:
 
 
 # The claim takes what is due or hinted at and not under a living lease. A hint allows one claim: the second finds nothing.
-_CLAIM = text("""
-    WITH t AS MATERIALIZED (SELECT clock() AS now),
-    free AS MATERIALIZED (
-        SELECT c.id FROM checkouts c, t
-         WHERE c.id = ANY(CAST(:ids AS uuid[])) AND c.due_at IS NOT NULL
-           AND (c.hinted OR c.due_at <= t.now) AND (c.lease IS NULL OR c.leased_until <= t.now)
-         ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
-    )
+_FREE = "c.due_at IS NOT NULL AND (c.hinted OR c.due_at <= t.now) AND (c.lease IS NULL OR c.leased_until <= t.now)"
+_TAKE = """
     UPDATE checkouts c
        SET lease = :lease, leased_until = t.now + make_interval(secs => :seconds),
            due_at = t.now + make_interval(secs => :seconds), hinted = false, claims = c.claims + 1
       FROM free, t
      WHERE c.id = free.id
     RETURNING c.*, t.now
-""")
+"""
+_CLAIM = text(f"""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    free AS MATERIALIZED (
+        SELECT c.id FROM checkouts c, t WHERE c.id = ANY(CAST(:ids AS uuid[])) AND {_FREE}
+         ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
+    )
+    {_TAKE}
+""")  # noqa: S608 - made of our own constants
+# What waits is due, or hinted at and then due within the grace; so the alarms of the future are not read. A suspect is left to the
+# sweep, which has it go alone.
+_CLAIM_WAITING = text(f"""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    free AS MATERIALIZED (
+        SELECT f.id FROM json_to_recordset(CAST(:shares AS json)) AS s(merchant_id int, most int) CROSS JOIN LATERAL (
+            SELECT c.id FROM checkouts c, t
+             WHERE c.merchant_id = s.merchant_id AND c.claims <= 1 AND {_FREE}
+               AND c.due_at <= (SELECT now FROM t) + make_interval(secs => :grace)
+             ORDER BY c.due_at LIMIT s.most FOR NO KEY UPDATE OF c SKIP LOCKED) f
+    )
+    {_TAKE}
+""")  # noqa: S608 - made of our own constants
+_MERCHANTS = text(f"""
+    WITH t AS MATERIALIZED (SELECT clock() AS now)
+    SELECT c.id, c.merchant_id FROM checkouts c, t WHERE c.id = ANY(CAST(:ids AS uuid[])) AND {_FREE} ORDER BY c.due_at, c.id
+""")  # noqa: S608 - made of our own constants
 _BESIDE = text("""
     SELECT i.checkout_id AS id, i.data_key,
            CASE WHEN i.checkout_id = ANY(CAST(:opening AS uuid[])) THEN i.body END AS intent,
@@ -291,12 +311,32 @@ async def claim(db: Database, ids: Sequence[UUID], *, lease_seconds: float) -> l
 
     The claim counts itself on the row (`claims`), so that a checkout whose holders die is known for it.
     """
-    if not ids:
-        return []
+    return await _claim(db, _CLAIM, {"ids": list(ids)}, lease_seconds) if ids else []
+
+
+async def claim_waiting(
+    db: Database, shares: Mapping[int, int], *, lease_seconds: float, grace: float
+) -> list[Held]:
+    """Take the lease on the longest waiting of each merchant, at most so many as its share; like `claim` in everything else.
+
+    What is hinted at waits too: its alarm is at most `grace` seconds away.
+    """
+    asked = [{"merchant_id": merchant, "most": most} for merchant, most in shares.items()]
+    parameters = {"shares": msgspec.json.encode(asked).decode(), "grace": grace}
+    return await _claim(db, _CLAIM_WAITING, parameters, lease_seconds)
+
+
+async def merchants_of(db: Database, ids: Sequence[UUID]) -> dict[UUID, int]:
+    """Return whose those of `ids` are that a claim would take, the longest waiting first."""
+    return {row.id: row.merchant_id for row in await db.read(_MERCHANTS, {"ids": list(ids)})}
+
+
+async def _claim(
+    db: Database, statement: TextClause, chosen: Mapping[str, object], lease_seconds: float
+) -> list[Held]:
     began, lease = tick(), uuid4()
     async with db.transaction() as tx:
-        parameters = {"ids": list(ids), "lease": lease, "seconds": lease_seconds}
-        rows = (await tx.execute(_CLAIM, parameters)).all()
+        rows = (await tx.execute(statement, {**chosen, "lease": lease, "seconds": lease_seconds})).all()
         # Postgres's clock is read at this moment; the lease is counted from before, so that waiting for a connection shortens it.
         read = tick()
         if not rows:

@@ -2,14 +2,14 @@
 
 A message is a doorbell and nothing more: it holds ids and says "look at these". Postgres holds the work, so a lost, repeated or
 reordered message costs delay only; hence no ETA, no result backend and no reliance on redelivery. A task hands its list to the one
-event loop of its process and waits, never longer than the lease. A worker that hears nothing for a while sweeps by itself.
+event loop of its process and returns when it is claimed or left behind. A worker that hears nothing for a while sweeps by itself.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from celery import signals
@@ -21,6 +21,8 @@ from orchestrator.worker.doorbell import Doorbell
 from orchestrator.worker.heartbeat import Pulse
 
 if TYPE_CHECKING:
+    from celery import Task
+
     from orchestrator.settings import Settings
 
 __all__ = ["Doorbell", "app", "bridge", "carry", "configure", "run_scheduler", "run_worker", "seal", "sweep"]
@@ -36,10 +38,11 @@ def bridge() -> Bridge:
     return _bridge
 
 
-@app.task(name="orchestrator.carry")
-def carry(ids: list[str]) -> None:
+@app.task(name="orchestrator.carry", bind=True)
+def carry(task: Task[Any, Any], ids: list[str]) -> None:
     """Look at these checkouts."""
-    bridge().carry([UUID(one) for one in ids])
+    came_by = (task.request.delivery_info or {}).get("routing_key")
+    bridge().carry([UUID(one) for one in ids], "callbacks" if came_by == "callbacks" else "checkouts")
 
 
 @app.task(name="orchestrator.sweep")

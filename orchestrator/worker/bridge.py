@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import uvloop
 
 from orchestrator import audit, lifecycle, log
-from orchestrator.carry import Carrier
+from orchestrator.carry import Admission, Carrier
 from orchestrator.db import Database, is_away
+from orchestrator.gateway import board
 from orchestrator.gateway.client import Gateway
 from orchestrator.merchants import Merchants
 from orchestrator.vault import Vault
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
     from uuid import UUID
 
+    from orchestrator.carry.room import Lane
     from orchestrator.settings import Settings
 
 _log = log.get(__name__)
@@ -34,7 +36,7 @@ T = TypeVar("T")
 
 SWEEP_LIMIT: Final = 2000
 BACKLOG_LIMIT: Final = 100
-"""Messages in a queue beyond which a sweep publishes nothing: what is queued already is work enough."""
+"""Messages in a queue beyond which a sweep publishes nothing, but takes up a few of each merchant's alarms itself."""
 
 
 class Bridge:
@@ -63,33 +65,33 @@ class Bridge:
 
     def stop(self) -> None:
         """Begin nothing new; what is in flight ends its step and gives its lease back."""
-        self._loop.call_soon_threadsafe(self._carrier.stop)
+        self._loop.call_soon_threadsafe(self._admission.stop)
 
     def close(self) -> None:
-        """Write what has gathered, close all connections, end the loop."""
-        self._loop.call_soon_threadsafe(self._carrier.stop)
+        """Wait for what is in flight, write what has gathered, close all connections, end the loop."""
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(timeout=self._settings.lease_seconds)
         self.doorbell.close()
 
-    def carry(self, ids: Sequence[UUID]) -> None:
-        """Carry these as far as they go; give up waiting, not working, when the lease is over."""
+    def carry(self, ids: Sequence[UUID], lane: Lane = "checkouts") -> None:
+        """Have these carried, and return when they are claimed or left behind."""
         self._heard = time.monotonic()
         self._counts["hints"] += 1
         self._counts["checkouts"] += len(ids)
-        self._run(self._carry(ids), timeout=self._settings.lease_seconds)
+        self._run(self._admission.admit(ids, lane), timeout=2 * self._settings.lease_seconds)
 
     def sweep(self) -> None:
-        """Turn ringing alarms into hints, unless enough hints wait already. One sweep at a time in a process."""
+        """Turn ringing alarms into hints; where enough hints wait already, take up some alarms past them. One sweep at a time."""
         self._heard = time.monotonic()
         if not self._sweeping.acquire(blocking=False):
             return
         try:
             if self.doorbell.depth("checkouts") > BACKLOG_LIMIT:
-                # What is queued is work enough, and a busy installation is not a silent one.
+                self._run(self._take_up(), timeout=2 * self._settings.lease_seconds)
+                # A busy installation is not a silent one.
                 self._swept = time.monotonic()
-                return
-            self._run(self._sweep(), timeout=self._settings.lease_seconds)
+            else:
+                self._run(self._sweep(), timeout=self._settings.lease_seconds)
         finally:
             self._sweeping.release()
 
@@ -129,7 +131,8 @@ class Bridge:
             settings.need("database_url"), pool_size=settings.database_pool, name="orchestrator-worker"
         )
         self._moves = lifecycle.Lifecycle(self._db, self._vault, batch_limit=settings.batch_limit)
-        async with self._db, Gateway(settings) as gateway:
+        shared = board.Board(board.url_of(settings), name=self._name)
+        async with self._db, Gateway(settings, shared) as gateway:
             self._carrier = Carrier(
                 settings,
                 self._db,
@@ -138,24 +141,25 @@ class Bridge:
                 lifecycle=self._moves,
                 merchants=Merchants(self._db, self._vault, settings),
             )
+            self._admission = Admission(self._carrier)
             self._ready.set()
             beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._listen())]
             await self._end.wait()
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
+            await self._admission.close()
             await self._moves.close()
 
-    async def _carry(self, ids: Sequence[UUID]) -> None:
-        # A ring that came while we held the lease is answered at once, without a way through the broker.
-        for _ in range(3):
-            ids = await self._carrier.carry(ids)
-            if not ids:
-                return
-        self.doorbell.ring(ids)
-
     async def _sweep(self) -> None:
-        ringing = await lifecycle.sweep(self._db, most=SWEEP_LIMIT, grace=self._settings.hint_grace)
+        settings = self._settings
+        ringing = await lifecycle.sweep(
+            self._db,
+            most=SWEEP_LIMIT,
+            grace=settings.hint_grace,
+            crowded=self._admission.crowded,
+            few=settings.hint_size,
+        )
         self._swept = time.monotonic()
         self._counts["swept"] += len(ringing)
         for one in ringing:
@@ -164,6 +168,15 @@ class Bridge:
         well = [one for one in ringing if not one.suspect]
         self.doorbell.ring([one.id for one in well if one.rung], queue="callbacks")
         self.doorbell.ring([one.id for one in well if not one.rung])
+
+    async def _take_up(self) -> int:
+        """Carry some of each merchant's ringing alarms, without a way through the broker; return how many."""
+        ringing = await lifecycle.due(self._db, most=self._settings.hint_size)
+        await self._admission.admit([one.id for one in ringing if not one.suspect])
+        for one in ringing:
+            if one.suspect:
+                await self._admission.admit([one.id])
+        return len(ringing)
 
     async def _listen(self) -> None:
         """Sweep by ourselves while nobody has us sweep: the scheduler or the broker is away, or sweeps fail."""
@@ -174,13 +187,9 @@ class Bridge:
             if time.monotonic() - self._swept < settings.self_sweep_after:
                 continue
             try:
-                ringing = await lifecycle.due(self._db, most=settings.hint_size)
-                if ringing:
-                    _log.warning("swept_by_itself", checkouts=len(ringing))
-                await self._carry([one.id for one in ringing if not one.suspect])
-                for one in ringing:
-                    if one.suspect:
-                        await self._carry([one.id])
+                taken = await self._take_up()
+                if taken:
+                    _log.warning("swept_by_itself", checkouts=taken)
             except Exception as error:  # noqa: BLE001 - the next round tries again, whatever it was
                 _log.warning("self_sweep_failed", error=type(error).__name__)
 
@@ -189,7 +198,12 @@ class Bridge:
         await note(self._db, FORGET, {})
         try:
             while True:
-                progress = {**self._counts, "heardSecondsAgo": round(time.monotonic() - self._heard, 1)}
+                progress = {
+                    **self._counts,
+                    "heardSecondsAgo": round(time.monotonic() - self._heard, 1),
+                    "inFlight": self._admission.room.taken,
+                    "crowded": len(self._admission.crowded),
+                }
                 await note(self._db, BEAT, heartbeat(self._name, "worker", progress))
                 await asyncio.sleep(HEARTBEAT)
         finally:

@@ -51,7 +51,7 @@ async def pass_time(world: Shop, seconds: int) -> None:
     """Let time pass, and carry what is due and nothing else."""
     await world.later(seconds=seconds)
     while ringing := await lifecycle.due(world.db, most=1000):
-        await world.carrier.carry([one.id for one in ringing])
+        await world.take(*(one.id for one in ringing))
 
 
 def shoppers(world: Shop, banks: dict[UUID, str]) -> list[Shopper]:
@@ -111,7 +111,7 @@ async def test_every_order_paid_while_no_callback_goes_out_is_completed_by_looki
     for one in shoppers(world, banks):
         assert all(at % TICK == 0 and at < OUTAGE for at in one.does), one
         known[await world.accept(expiresIn=one.expires_in)] = one
-    await world.carrier.carry(list(known))
+    await world.take(*known)
     before = {checkout: world.looks(checkout) for checkout in known}
     await world.control("PUT", "faults", {"callbacks": "lost"})
     found: dict[UUID, int] = {}

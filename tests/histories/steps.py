@@ -18,6 +18,7 @@ from orchestrator.sandbox.documents import callback_body
 from orchestrator.sandbox.faults import Burst
 from orchestrator.sandbox.rules import Outcome
 from tests.histories.world import CONFIG, Mail
+from tests.integration.carry.scene import take
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -234,7 +235,7 @@ class Order(Step):
         except OrderTaken:
             return
         await world.hint(checkout)
-        await world.carrier.carry([checkout])
+        await take(world.carrier, [checkout])
 
 
 # ── The gateway, by itself ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -365,9 +366,9 @@ class Carry(Step):
     async def happen(self, world: World) -> None:
         if self.hinted:
             await world.hint(*world.checkouts)
-        again = await world.carrier.carry(world.checkouts)
+        again = await take(world.carrier, world.checkouts)
         if again:
-            await world.carrier.carry(again)
+            await take(world.carrier, again)
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,14 @@ from orchestrator.sandbox import SandboxConfig, create_app
 from orchestrator.sandbox.faults import GlobalFaults, Plan
 from orchestrator.vault import Vault
 from tests.conftest import make_settings
-from tests.integration.carry.scene import intent
+from tests.integration.carry.scene import intent, take
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
 
     import httpx
 
+    from orchestrator.gateway.doors import Door
     from orchestrator.gateway.wire import Failure, Wire
     from orchestrator.lifecycle import Held, Move
     from orchestrator.sandbox.books import Payment, Transaction
@@ -92,9 +93,9 @@ class _MortalWire:
     def __init__(self, wire: Wire, trap: Trap) -> None:
         self._wire, self._trap = wire, trap
 
-    async def exchange(self, request: httpx.Request) -> bytes | Failure:
+    async def exchange(self, request: httpx.Request, *, door: Door, whose: Hashable) -> bytes | Failure:
         await self._trap.passing(f"before {request.url.path}")
-        answer = await self._wire.exchange(request)
+        answer = await self._wire.exchange(request, door=door, whose=whose)
         await self._trap.passing(f"after {request.url.path}")
         return answer
 
@@ -103,6 +104,7 @@ class _MortalGateway(Gateway):
     """The real client over the real connections, of a worker that may stop beside each exchange."""
 
     def __init__(self, gateway: Gateway, trap: Trap) -> None:
+        self._doors = gateway._doors
         self._wire = _MortalWire(gateway._wire, trap)  # type: ignore[assignment]
 
 
@@ -269,7 +271,7 @@ class World:
     async def stop(self, ids: Sequence[UUID], nth: int, *, sleeps: bool) -> None:
         """Have checkouts carried by a worker that stops at its n-th point, if it gets so far."""
         trap = Trap(nth, sleeps=sleeps)
-        trap.task = asyncio.create_task(self.worker(trap).carry(ids))
+        trap.task = asyncio.create_task(take(self.worker(trap), ids))
         reached = asyncio.create_task(trap.reached.wait())
         await asyncio.wait({trap.task, reached}, return_when=asyncio.FIRST_COMPLETED)
         reached.cancel()

@@ -20,6 +20,7 @@ from tests.conftest import _admin, _url
 from tests.histories import laws
 from tests.histories.steps import Ask, ByHand, Carry, Deliver, Forge, History, Pay, Resolve, Step, histories
 from tests.histories.world import World, world
+from tests.integration.carry.scene import take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,7 +122,7 @@ async def come_to_rest(world: World, history: History) -> None:
         if not waits:
             return
         await world.later(max(leap, min(waits) + 1, 0))
-        await world.carrier.carry(world.checkouts)
+        await take(world.carrier, world.checkouts)
     laws.after_a_step(before, await world.rows())
 
 

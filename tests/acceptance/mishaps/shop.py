@@ -33,7 +33,7 @@ from orchestrator.sandbox import SandboxConfig
 from orchestrator.sandbox import create_app as create_gateway
 from tests.conftest import make_settings
 from tests.factories import empty
-from tests.integration.carry.scene import GOOD_CARD, Scene, intent
+from tests.integration.carry.scene import GOOD_CARD, Scene, intent, take
 from tests.integration.sandbox.parties import serving
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class Shop(Scene):
         carriers = (self.carrier, self.second)[:workers]
         async with asyncio.timeout(20):
             while ringing := await self.ringing(*checkouts):
-                await asyncio.gather(*(one.carry(ringing) for one in carriers))
+                await asyncio.gather(*(take(one, ringing) for one in carriers))
 
     async def ringing(self, *checkouts: UUID) -> list[UUID]:
         rows = await self.sql(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.acceptance.mishaps.shop import DECLINED_CARD, WHOLE, Shop
+from tests.integration.carry.scene import take
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -246,7 +247,7 @@ async def test_two_workers_a_repeated_intent_and_a_callback_at_once_leave_one_wh
     order = world.orders[checkout]
     answers = await asyncio.gather(
         world.carry(checkout),
-        world.second.carry([checkout]),
+        take(world.second, [checkout]),
         *(world.post(order) for _ in range(3)),
         world.called(checkout, b"status=new"),
     )
@@ -271,7 +272,7 @@ async def test_a_worker_that_lost_its_lease_while_the_session_was_opened_leaves_
     await world.sql(
         "UPDATE checkouts SET leased_until = clock(), due_at = clock() WHERE id = :id", id=checkout
     )
-    await world.second.carry([checkout])
+    await take(world.second, [checkout])
     await slow
     assert await world.state(checkout) == "awaiting_payment"
     row = await world.row(checkout)

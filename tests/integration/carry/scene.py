@@ -16,7 +16,7 @@ from orchestrator import inbox, intents
 from orchestrator.carry import Carrier
 from orchestrator.db import Database
 from orchestrator.gateway.client import Gateway
-from orchestrator.lifecycle import Lifecycle
+from orchestrator.lifecycle import Lifecycle, claim
 from orchestrator.merchants import Merchants
 from orchestrator.vault import Vault
 from tests.conftest import make_settings
@@ -55,6 +55,11 @@ def intent(order: str, *, amount: str = "139.00", capture: bool = False, **more:
     return json.dumps(body).encode()
 
 
+async def take(carrier: Carrier, ids: Sequence[UUID]) -> list[UUID]:
+    """Claim what a hint would find, and carry it as far as it goes; return what was rung meanwhile."""
+    return await carrier.carry(await claim(carrier.db, ids, lease_seconds=carrier.settings.lease_seconds))
+
+
 class Scene:
     """One test's installation. `carry` claims and carries once, as a hint would have it done."""
 
@@ -71,12 +76,14 @@ class Scene:
         self.http = httpx.AsyncClient(timeout=5)
         self.orders: dict[UUID, str] = {}
 
-    async def accept(self, *, amount: str = "139.00", capture: bool = False, **more: object) -> UUID:
+    async def accept(
+        self, *, amount: str = "139.00", capture: bool = False, merchant: int = 1, **more: object
+    ) -> UUID:
         order = f"C-{uuid4().hex[:12]}"
         parsed = intents.parse(intent(order, amount=amount, capture=capture, **more))
         accepted = await self.intents.accept(
             inbox.Intake(
-                merchant_id=1,
+                merchant_id=merchant,
                 order_ref=parsed.order_ref,
                 currency=parsed.currency,
                 amount=parsed.amount,
@@ -91,10 +98,26 @@ class Scene:
         self.orders[accepted.id] = order
         return accepted.id
 
+    async def second_merchant(self, name: str = "quiet", *, gateway_url: str | None = None) -> int:
+        """Add a merchant with the same account, at the same gateway unless told otherwise; return its id."""
+        url = gateway_url or self.settings.gateway_url
+        assert url is not None
+        password = self.settings.gateway_password.get_secret_value()
+        await self.merchants.add(
+            name, gateway_url=url, merchant_api_url=None, username=self.settings.gateway_username, password=password,
+            callback_secrets=(),
+        )  # fmt: skip
+        merchant = await self.merchants.named(name)
+        assert merchant is not None
+        return merchant.id
+
     async def carry(self, *ids: UUID) -> list[UUID]:
         """Carry, whatever the alarms say: as if they had just been hinted at."""
         await self.sql("UPDATE checkouts SET hinted = true WHERE id = ANY(:ids)", ids=list(ids))
-        return await self.carrier.carry(list(ids))
+        return await self.take(*ids)
+
+    async def take(self, *ids: UUID) -> list[UUID]:
+        return await take(self.carrier, ids)
 
     async def offered(self, **intent: Any) -> UUID:
         """Return a checkout that is awaiting payment."""
@@ -107,7 +130,7 @@ class Scene:
         """Carry whenever the alarm rings until the checkout is in one of these states."""
         async with asyncio.timeout(seconds):
             while (row := await self.row(checkout)).state not in states:
-                await self.carrier.carry([checkout])
+                await self.take(checkout)
                 await asyncio.sleep(0.02)
         return row
 

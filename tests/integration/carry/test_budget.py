@@ -52,7 +52,7 @@ async def a_day(world: Scene, orders: int, *, looks_per_minute: int) -> tuple[Co
         while elapsed < DAY:
             due = await lifecycle.due(world.db, most=1000)
             if due:
-                await world.carrier.carry([one.id for one in due])
+                await world.take(*(one.id for one in due))
                 continue
             (row,) = await world.sql(
                 "SELECT extract(epoch FROM min(due_at) - clock())::float8 AS left FROM checkouts WHERE due_at IS NOT NULL"

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_two_claims_of_the_same_order_carry_it_once(world: Scene):
     checkout = await world.accept()
-    await asyncio.gather(*(world.carrier.carry([checkout]) for _ in range(5)))
+    await asyncio.gather(*(world.take(checkout) for _ in range(5)))
     assert await world.state(checkout) == "awaiting_payment"
     assert len(await world.trail(checkout)) == 5
 
@@ -42,7 +42,7 @@ async def test_a_ring_under_our_lease_is_reported_and_sets_the_alarm_to_now(worl
     await world.call_back(checkout)
     assert await carrying == [checkout]
     assert (await world.row(checkout)).due_in.total_seconds() <= 0
-    assert await world.carrier.carry([checkout]) == []
+    assert await world.take(checkout) == []
     assert "callback_arrived" in [one["trigger"] for one in await world.trail(checkout)]
 
 
@@ -56,7 +56,7 @@ async def test_stopping_gives_the_lease_back_between_two_steps(world: Scene):
     row = await world.row(checkout)
     assert (row.state, row.lease) == ("session_created", None)
     assert row.due_in.total_seconds() <= 0
-    assert await world.carrier.carry([checkout]) == [], "nothing new is begun"
+    assert await world.take(checkout) == [], "nothing new is begun"
     assert (await world.row(checkout)).claims == 0
 
 

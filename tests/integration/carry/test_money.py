@@ -23,7 +23,7 @@ async def until_settled(world: Scene, checkout, *, seconds: float = 15.0):
     """Carry whenever the alarm rings until no operation is under way and the checkout was looked at afterwards."""
     async with asyncio.timeout(seconds):
         while True:
-            await world.carrier.carry([checkout])
+            await world.take(checkout)
             row = await world.row(checkout)
             if (
                 not await world.operating(checkout)
@@ -263,7 +263,7 @@ async def test_whoever_lost_the_lease_writes_nothing_of_an_operation(world: Scen
     await world.sql(
         "UPDATE checkouts SET leased_until = clock(), due_at = clock() WHERE id = :id", id=checkout
     )
-    await world.carrier.carry([checkout])
+    await world.take(checkout)
     await slow
     await world.later(seconds=400)
     row = await until_settled(world, checkout)

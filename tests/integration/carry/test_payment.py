@@ -255,7 +255,7 @@ async def test_many_callbacks_are_read_a_few_at_a_time(world: Scene):
         await world.call_back(checkout, body=b"status=open&n=%d" % number)
     await world.carry(checkout)
     assert (await world.row(checkout)).due_in.total_seconds() <= 0, "more may wait"
-    await world.carrier.carry([checkout])
+    await world.take(checkout)
     assert not await world.sql("SELECT id FROM callbacks WHERE handled_at IS NULL")
 
 
@@ -362,7 +362,7 @@ async def test_a_captured_order_is_settled_when_its_watch_has_run_out(database_u
         await world.carried_until(checkout, "completed")
         async with asyncio.timeout(5):
             while (await world.row(checkout)).due_at is not None:
-                await world.carrier.carry([checkout])
+                await world.take(checkout)
                 await asyncio.sleep(0.05)
         assert (await world.trail(checkout))[-1]["action"] == "watch:ended"
 

@@ -1,0 +1,352 @@
+"""Admission: no merchant's backlog is in another's way, nothing is left behind without an alarm, and nothing is forgotten.
+
+The gateway answers nobody until the test lets it (`Held`), so what is in flight and in which order things end is the test's own decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+from sqlalchemy.exc import OperationalError
+
+from orchestrator.carry import Admission, admission
+from orchestrator.gateway.client import Gateway
+from orchestrator.lifecycle import claims
+from tests.integration.carry.scene import Scene, scene
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from uuid import UUID
+
+pytestmark = pytest.mark.anyio
+
+
+class Holding(Gateway):
+    """The real client, whose calls for a merchant wait until they are let go."""
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__(settings)
+        self.gates: dict[str, asyncio.Semaphore] = {}
+
+    def hold(self, *merchants: str) -> None:
+        self.gates |= {merchant: asyncio.Semaphore(0) for merchant in merchants}
+
+    def let_go(self, merchant: str, calls: int = 100_000) -> None:
+        for _ in range(calls):
+            self.gates[merchant].release()
+
+    async def _call(self, name: str, account: Any, *arguments: Any, **options: Any) -> Any:
+        if account.merchant in self.gates:
+            await self.gates[account.merchant].acquire()
+        return await super()._call(name, account, *arguments, **options)
+
+
+class Crowd:
+    """A scene with an admission for ten checkouts at once, nine of them for whoever comes first."""
+
+    def __init__(self, world: Scene, gateway: Holding, admitted: Admission) -> None:
+        self.world, self.gateway, self.admission = world, gateway, admitted
+
+    async def orders(self, number: int, merchant: int = 1) -> list[UUID]:
+        return list(await asyncio.gather(*(self.world.accept(merchant=merchant) for _ in range(number))))
+
+    async def leased(self) -> dict[int, int]:
+        rows = await self.world.sql(
+            "SELECT merchant_id, count(*) AS number FROM checkouts WHERE lease IS NOT NULL GROUP BY 1"
+        )
+        return {row.merchant_id: row.number for row in rows}
+
+    async def until_leased(self, **wanted: int) -> None:
+        async with asyncio.timeout(10):
+            while await self.leased() != {int(name.removeprefix("m")): n for name, n in wanted.items() if n}:
+                await asyncio.sleep(0.01)
+
+    async def until_through(self, *ids: UUID, state: str = "awaiting_payment") -> None:
+        for one in ids:
+            await self.world.until_state(one, state)
+
+    async def everything_waits_for_something(self) -> None:
+        """Check that whatever is not held is hinted at or due, with an alarm."""
+        rows = await self.world.sql(
+            "SELECT due_at, hinted OR due_at <= clock() AS waits FROM checkouts WHERE lease IS NULL AND state = 'received'"
+        )
+        assert all(row.due_at is not None and row.waits for row in rows)
+
+
+@asynccontextmanager
+async def crowd(database_url: str, gateway_url: str, **changes: object) -> AsyncIterator[Crowd]:
+    tight = {"in_flight_limit": 10, "gateway_pool_size": 5, "hint_grace": 60.0, **changes}
+    async with scene(database_url, gateway_url, **tight) as world, Holding(world.settings) as gateway:
+        world.carrier.gateway = gateway
+        await world.merchants.everyone()
+        admitted = Admission(world.carrier)
+        try:
+            yield Crowd(world, gateway, admitted)
+        finally:
+            for merchant in gateway.gates:
+                gateway.let_go(merchant)
+            await admitted.close()
+
+
+@pytest.fixture
+async def few(database_url: str, gateway_url: str) -> AsyncIterator[Crowd]:
+    async with crowd(database_url, gateway_url) as one:
+        yield one
+
+
+async def test_with_room_for_all_everything_is_carried(few: Crowd):
+    ids = await few.orders(5)
+    await few.admission.admit(ids)
+    await few.until_through(*ids)
+    await few.admission.admit([])
+    await few.admission.admit(ids)
+    assert (few.admission.room.taken, few.admission.crowded) == (0, [])
+
+
+async def test_a_hint_is_answered_when_it_is_claimed_and_not_when_it_is_carried(few: Crowd):
+    few.gateway.hold("default")
+    ids = await few.orders(3)
+    async with asyncio.timeout(5):
+        await few.admission.admit(ids)
+    assert await few.leased() == {1: 3}
+
+
+async def test_a_burst_of_one_merchant_delays_nobody_else(few: Crowd):
+    quiet = await few.world.second_merchant()
+    few.gateway.hold("default")
+    burst = await few.orders(40)
+    await few.admission.admit(burst)
+    assert await few.leased() == {1: 9}, "alone, it has all but the reserve"
+    await few.everything_waits_for_something()
+
+    (order,) = await few.orders(1, quiet)
+    await few.admission.admit([order])
+    await few.until_through(order)
+    assert await few.leased() == {1: 9}, "nothing of the burst has moved meanwhile"
+
+    few.gateway.let_go("default")
+    await few.until_through(*burst)
+    assert few.admission.crowded == []
+
+
+async def test_what_is_left_behind_is_carried_without_another_hint_the_longest_waiting_first(few: Crowd):
+    few.gateway.hold("default")
+    first = await few.orders(9)
+    await few.admission.admit(first)
+    later = []
+    for _ in range(12):
+        later += await few.orders(1)
+    await few.admission.admit(later)
+    assert (await few.leased(), few.admission.crowded) == ({1: 9}, [1])
+    await few.world.sql(
+        "UPDATE checkouts SET due_at = due_at - interval '5 s' WHERE id = ANY(:ids)", ids=later[-3:]
+    )
+    few.gateway.let_go(
+        "default", 9
+    )  # three calls each for three of them, or the first for all: either way places come free
+    few.gateway.let_go("default")
+    await few.until_through(*first, *later)
+    rows = await few.world.sql(
+        "SELECT checkout_id FROM audit_entries WHERE action = 'checkout:moved' AND sequence = 2 AND checkout_id = ANY(:ids) ORDER BY at",
+        ids=later,
+    )
+    started = [row.checkout_id for row in rows]
+    assert set(started[:9]) >= set(later[-3:]), "the longest waiting were in the first portion"
+
+
+async def test_two_merchants_with_more_than_enough_come_to_have_the_same(few: Crowd):
+    quiet = await few.world.second_merchant()
+    few.gateway.hold("default", "quiet")
+    mine, theirs = await few.orders(30), await few.orders(30, quiet)
+    await few.admission.admit(mine)
+    await few.admission.admit(theirs)
+    assert await few.leased() == {1: 9, quiet: 1}
+    # Each order takes three calls. What the first gives up, the second gets, until they are even.
+    few.gateway.let_go("default", 27)
+    async with asyncio.timeout(10):
+        while sorted((await few.leased()).values()) != [4, 5]:
+            await asyncio.sleep(0.01)
+    few.gateway.let_go("default")
+    few.gateway.let_go("quiet")
+    await few.until_through(*mine, *theirs)
+
+
+async def test_a_slow_gateway_holds_no_more_than_its_own_places(database_url: str, gateway_url: str):
+    async with crowd(database_url, gateway_url, in_flight_limit=100) as many:
+        quiet = await many.world.second_merchant(gateway_url=gateway_url.replace("127.0.0.1", "localhost"))
+        many.gateway.hold("default", "quiet")
+        await many.admission.admit(await many.orders(50))
+        await many.admission.admit(await many.orders(50, quiet))
+        assert await many.leased() == {1: 9, quiet: 9}
+
+
+async def test_callbacks_do_not_wait_behind_their_own_merchants_new_orders(few: Crowd):
+    few.gateway.hold("default")
+    paid = await few.orders(3)
+    await few.world.sql(
+        "UPDATE checkouts SET due_at = clock() + interval '1 hour', hinted = false WHERE id = ANY(:ids)",
+        ids=paid,
+    )
+    burst = await few.orders(40)
+    await few.admission.admit(burst)
+    for one in paid:
+        await few.world.call_back(one)
+    await few.admission.admit(paid, "callbacks")
+    rows = await few.world.sql(
+        "SELECT id FROM checkouts WHERE lease IS NOT NULL AND id = ANY(:ids)", ids=paid
+    )
+    assert len(rows) == 1, "one got the reserve's place, and the others are remembered"
+    # What comes free goes to them, since they have the fewest.
+    few.gateway.let_go("default", 6)
+    few.gateway.let_go("default")
+    await few.until_through(*paid)
+    await few.until_through(*burst)
+
+
+async def test_a_ring_while_it_is_held_is_answered_at_once(few: Crowd):
+    few.gateway.hold("default")
+    (order,) = await few.orders(1)
+    await few.admission.admit([order])
+    await few.world.call_back(order)
+    few.gateway.let_go("default")
+    async with asyncio.timeout(10):
+        while await few.world.sql("SELECT 1 FROM callbacks WHERE handled_at IS NULL"):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_a_hint_by_both_ways_is_carried_once(few: Crowd):
+    few.gateway.hold("default")
+    (order,) = await few.orders(1)
+    await asyncio.gather(
+        few.admission.admit([order]), few.admission.admit([order], "callbacks"), few.admission.admit([order])
+    )
+    assert (await few.world.row(order)).claims == 1
+
+
+async def test_with_no_room_at_all_a_hint_waits_and_is_claimed_when_there_is(few: Crowd):
+    quiet, third = await few.world.second_merchant(), await few.world.second_merchant("third")
+    few.gateway.hold("default", "quiet", "third")
+    await few.admission.admit(await few.orders(9))
+    await few.admission.admit(await few.orders(1, quiet))
+    (order,) = await few.orders(1, third)
+    waiting = asyncio.create_task(few.admission.admit([order]))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    few.gateway.let_go("quiet")
+    await waiting
+    assert (await few.world.row(order)).lease is not None
+
+
+async def test_a_hint_waits_no_longer_than_a_lease(database_url: str, gateway_url: str):
+    brief = {"lease_seconds": 1.0, "gateway_total_timeout": 0.3, "in_flight_limit": 1, "gateway_pool_size": 1}
+    async with crowd(database_url, gateway_url, **brief) as one:
+        one.gateway.hold("default")
+        first, second = await one.orders(2)
+        await one.admission.admit([first])
+        with structlog.testing.capture_logs() as logs:
+            await one.admission.admit([second])
+        assert [line["event"] for line in logs] == ["no_room"]
+        # It is taken up no more: its alarm stands.
+        one.gateway.let_go("default")
+        await one.until_leased()
+        row = await one.world.row(second)
+        assert (row.claims, row.hinted) == (0, True)
+
+
+async def test_while_the_event_loop_has_work_enough_only_newcomers_are_claimed(few: Crowd, monkeypatch):
+    quiet = await few.world.second_merchant()
+    few.gateway.hold("default")
+    await few.admission.admit(await few.orders(2))
+    monkeypatch.setattr(type(few.world.carrier), "busy", property(lambda _: True))
+    more = await few.orders(3)
+    await few.admission.admit(more)
+    (order,) = await few.orders(1, quiet)
+    await few.admission.admit([order])
+    await few.until_through(order)
+    assert await few.leased() == {1: 2}
+    monkeypatch.undo()
+    few.gateway.let_go("default")
+    await few.until_through(*more)
+
+
+async def test_more_than_one_claim_takes_is_claimed_in_several(
+    database_url: str, gateway_url: str, monkeypatch
+):
+    monkeypatch.setattr(admission, "MOST", 4)
+    roomy = {"in_flight_limit": 100, "gateway_pool_size": 50}
+    async with crowd(database_url, gateway_url, **roomy) as many:
+        many.gateway.hold("default")
+        ids = await many.orders(22)
+        await asyncio.gather(*(many.admission.admit([one]) for one in ids[:10]))
+        assert await many.leased() == {1: 10}
+        # Where something was left behind, a claim takes what has waited longest, four at a time.
+        many.admission._behind[admission.Flow(1, "checkouts")] = {}
+        await many.admission.admit(ids[10:11])
+        await many.until_leased(m1=22)
+
+
+async def test_a_merchant_that_is_not_known_yet_has_its_room_too(few: Crowd):
+    few.world.merchants._read_at = float("-inf")
+    ids = await few.orders(2)
+    await few.admission.admit(ids)
+    await few.until_through(*ids)
+
+
+# ── What goes wrong ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def breaking(monkeypatch, error: Exception) -> None:
+    """Have the next claim fail."""
+    real = claims._claim
+
+    async def once(*arguments: Any) -> Any:
+        monkeypatch.setattr(claims, "_claim", real)
+        raise error
+
+    monkeypatch.setattr(claims, "_claim", once)
+
+
+async def test_whoever_hinted_hears_that_postgres_is_away(few: Crowd, monkeypatch):
+    (order,) = await few.orders(1)
+    breaking(monkeypatch, OperationalError("SELECT 1", {}, Exception("gone")))
+    with structlog.testing.capture_logs() as logs, pytest.raises(OperationalError):
+        await few.admission.admit([order])
+    assert [line["event"] for line in logs] == ["claim_failed"]
+    await few.admission.admit([order])
+    await few.until_through(order)
+
+
+async def test_what_was_left_behind_is_looked_for_again_when_a_claim_broke(few: Crowd, monkeypatch):
+    monkeypatch.setattr(admission, "AGAIN", 0.05)
+    few.gateway.hold("default")
+    burst = await few.orders(12)
+    await few.admission.admit(burst)
+    breaking(monkeypatch, ValueError("a mistake of ours"))
+    with structlog.testing.capture_logs() as logs:
+        few.gateway.let_go("default")
+        await few.until_through(*burst)
+    assert "claim_broke" in [line["event"] for line in logs]
+
+
+async def test_a_shutdown_lets_every_hint_go_and_gives_every_lease_back(few: Crowd):
+    quiet = await few.world.second_merchant()
+    few.gateway.hold("default", "quiet")
+    await few.admission.admit(await few.orders(9))
+    await few.admission.admit(await few.orders(1, quiet))
+    waiting = asyncio.create_task(few.admission.admit(await few.orders(1)))
+    rung = asyncio.create_task(few.admission.admit(await few.orders(1), "callbacks"))
+    await asyncio.sleep(0.05)
+    few.admission.stop()
+    await waiting
+    await rung
+    for merchant in ("default", "quiet"):
+        few.gateway.let_go(merchant)
+    await few.admission.close()
+    await few.admission.admit(await few.orders(1))
+    rows = await few.world.sql("SELECT lease, state, due_at FROM checkouts")
+    assert all(row.lease is None and row.due_at is not None for row in rows)
+    assert {row.state for row in rows} == {"received", "authenticated"}, "the calls under way were ended"
