@@ -1,7 +1,8 @@
 """Postgres: the engine, short transactions, and the batch writer. The only place that commits.
 
 A transaction here holds statements only, never a socket to anybody else. `Batch` turns many small writes into few large
-ones: it takes whatever has gathered while the last commit ran, so that it adds no wait when idle and grows under load.
+ones: it takes whatever has gathered while the last commit ran, so that it adds no wait when idle and grows under load; where many
+come at once it lets a few milliseconds' worth of them gather.
 
 The batch writer is exact: one item per key in a batch; an item whose row somebody else holds goes into a later batch; a row that
 Postgres refuses is found by bisection and fails only its own waiter; a connection lost at COMMIT means *not known*, and the
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -43,6 +45,11 @@ _TOO_LARGE: Final = "54"
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+_REST: Final = 3.0
+"""How many times as long as a batch took the next may wait for more, where there is a crowd."""
+_LONGEST_REST: Final = 0.015
 
 
 class Unwritten(OrchestratorError):  # noqa: N818 - named for the fact
@@ -246,9 +253,14 @@ class Batch(Generic[T, R]):
                 while self._queue:
                     # One turn of the loop: whoever is ready at this moment gets into this batch.
                     await asyncio.sleep(0)
+                    begun = time.monotonic()
                     progress = await self._settle(self._take())
                     if not progress:
                         await asyncio.sleep(random.uniform(0.002, 0.02))  # noqa: S311 - jitter
+                    elif self._queue:
+                        # A crowd: a batch costs far more than another row in it, so let some gather. Whoever comes alone, or one
+                        # after the other, never waits.
+                        await asyncio.sleep(min((time.monotonic() - begun) * _REST, _LONGEST_REST))
             finally:
                 self._writing = False
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -55,11 +56,23 @@ _SENSITIVE_TEXT: Final = (
 )
 
 
+# Words of ours and ids, which are most of what is logged, have none of those shapes: a token has dots, credentials have a space, a
+# URL has slashes, a card is shorter than an id and has digits only, an address has its sign.
+_PLAIN: Final = re.compile(r"[A-Za-z_]*|[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
 def scrub(text: str) -> str:
     """Return `text` without anything that has the shape of a token, credential, signed URL, card or e-mail address."""
+    if _PLAIN.fullmatch(text):
+        return text
     for pattern, replacement in _SENSITIVE_TEXT:
         text = pattern.sub(replacement, text)
     return text
+
+
+@lru_cache(maxsize=1024)
+def _is_sensitive(key: str) -> bool:
+    return _SENSITIVE_KEYS.search(key) is not None
 
 
 def _clean(value: object) -> object:
@@ -67,10 +80,7 @@ def _clean(value: object) -> object:
         case str():
             return scrub(value)
         case dict():
-            return {
-                key: HIDDEN if _SENSITIVE_KEYS.search(str(key)) else _clean(item)
-                for key, item in value.items()
-            }
+            return {key: HIDDEN if _is_sensitive(str(key)) else _clean(item) for key, item in value.items()}
         case list() | tuple():
             return [_clean(item) for item in value]
         case bytes() | bytearray() | memoryview():
@@ -83,8 +93,15 @@ def _clean(value: object) -> object:
             return scrub(str(value))
 
 
+_META: Final = frozenset({"_record", "_from_structlog"})
+"""What structlog's formatter puts among the fields and takes out again."""
+
+
 def _redact(_logger: object, _method: str, event: MutableMapping[str, object]) -> EventDict:
-    return {key: HIDDEN if _SENSITIVE_KEYS.search(key) else _clean(value) for key, value in event.items()}
+    return {
+        key: value if key in _META else HIDDEN if _is_sensitive(key) else _clean(value)
+        for key, value in event.items()
+    }
 
 
 def configure(*, style: str = "auto", level: str = "info") -> None:
@@ -92,11 +109,12 @@ def configure(*, style: str = "auto", level: str = "info") -> None:
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        structlog.processors.format_exc_info,
+        _redact,
+        # What no caller has a say in comes after.
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-        _redact,
     ]
     structlog.configure(
         processors=[

@@ -16,6 +16,7 @@ import asyncio
 import html
 import re
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from uuid import UUID
 
@@ -27,7 +28,7 @@ from orchestrator.api.letterbox import PATIENCE, Letterbox
 from orchestrator.api.problems import RETRY_AFTER, Refusal
 from orchestrator.db import is_away
 from orchestrator.gateway import callbacks as gateway_callbacks
-from orchestrator.gateway.callbacks import CallbackFacts, Grade
+from orchestrator.gateway.callbacks import Grade
 from orchestrator.inbox import Arrival, CallbackKind, Unaddressed
 from orchestrator.lifecycle import Stray
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from fastapi import Request
 
     from orchestrator.api.wiring import Services
+    from orchestrator.gateway.callbacks import CallbackFacts
     from orchestrator.links import OpenedLink
     from orchestrator.merchants import Merchant
 
@@ -79,7 +81,6 @@ class _Read(NamedTuple):
     source: str | None
     network: sources.Network
     grade: Grade
-    facts: CallbackFacts
 
 
 async def take(request: Request) -> Response:
@@ -122,7 +123,7 @@ async def take_for_merchant(request: Request) -> Response:
     merchant = await _named(known, name)
     read = await _read(known, request, merchant)
     one = Unaddressed(
-        told=_stray(merchant, read.facts),
+        told=_stray(merchant, gateway_callbacks.read_body(read.content_type, read.body)),
         grade=read.grade,
         network=read.network,
         content_type=read.content_type,
@@ -182,10 +183,9 @@ async def _read(
         headers = {
             name: _printable(value) for name in _KEPT if (value := request.headers.get(name)) is not None
         }
-    facts = gateway_callbacks.read_body(content_type, body)
     if by_shopper:
         # Where a shopper is belongs to a person.
-        return _Read(body, content_type, headers, None, "unchecked", Grade.UNCHECKED, facts)
+        return _Read(body, content_type, headers, None, "unchecked", Grade.UNCHECKED)
     address, sure = sources.caller(
         request.client.host if request.client is not None else None,
         request.headers.getlist("x-forwarded-for"),
@@ -194,14 +194,14 @@ async def _read(
     grade = gateway_callbacks.grade(
         request.headers.get(_SIGNATURE),
         body,
-        facts,
+        partial(gateway_callbacks.read_body, content_type, body),
         () if merchant is None else merchant.callback_secrets,
         now=time.time(),
         max_age=settings.callback_max_age,
     )
     network = sources.network_of(address, sure=sure, networks=settings.gateway_ranges)
     source = None if address is None else str(address)
-    return _Read(body, content_type, headers, source, network, grade, facts)
+    return _Read(body, content_type, headers, source, network, grade)
 
 
 def _stray(merchant: Merchant, facts: CallbackFacts) -> Stray:

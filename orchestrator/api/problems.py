@@ -97,10 +97,15 @@ def denied(error: AccessDenied) -> Refusal:
     return Refusal(error.status, error.sentence, kind=kind.replace("_", "-"), headers=headers)
 
 
+def refused(error: Refusal | AccessDenied) -> Response:
+    """Answer an error of ours."""
+    return problem(denied(error) if isinstance(error, AccessDenied) else error)
+
+
 def install(app: FastAPI) -> None:
     """Make the app answer its own errors, and those of the frameworks below it, as problems."""
     app.add_exception_handler(Refusal, _refused)
-    app.add_exception_handler(AccessDenied, _denied)
+    app.add_exception_handler(AccessDenied, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
 
@@ -109,11 +114,7 @@ def install(app: FastAPI) -> None:
 
 
 async def _refused(_: Request, error: Any) -> Response:
-    return problem(error)
-
-
-async def _denied(_: Request, error: Any) -> Response:
-    return problem(denied(error))
+    return refused(error)
 
 
 async def _invalid(_: Request, error: Any) -> Response:

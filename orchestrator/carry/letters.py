@@ -41,15 +41,20 @@ def opened(step: Step) -> list[tuple[Letter, CallbackFacts]]:
     """Open the letters; one that cannot be read says nothing, and asking the gateway needs none of it."""
     opened = []
     for letter in step.held.letters:
-        facts = CallbackFacts(flags=("unreadable",))
-        if letter.body is not None:
-            try:
-                raw = open_body(step.carrier.vault, step.held.id, step.held.data_key, letter.body)
-                facts = read_body(letter.content_type, raw)
-            except VaultError as error:
-                _log.warning("callback_unreadable", callback=str(letter.id), reason=str(error))
-        opened.append((letter, facts))
+        if letter.id not in step.facts:
+            step.facts[letter.id] = _read(step, letter)
+        opened.append((letter, step.facts[letter.id]))
     return opened
+
+
+def _read(step: Step, letter: Letter) -> CallbackFacts:
+    if letter.body is not None:
+        try:
+            raw = open_body(step.carrier.vault, step.held.id, step.held.data_key, letter.body)
+            return read_body(letter.content_type, raw)
+        except VaultError as error:
+            _log.warning("callback_unreadable", callback=str(letter.id), reason=str(error))
+    return CallbackFacts(flags=("unreadable",))
 
 
 def told(letters: list[tuple[Letter, CallbackFacts]]) -> list[dict[str, object]]:

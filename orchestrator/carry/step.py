@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.carry.carrier import Carrier
+    from orchestrator.gateway.callbacks import CallbackFacts
     from orchestrator.gateway.client import Account, Token
     from orchestrator.lifecycle import Command
     from orchestrator.merchants import Merchant
@@ -73,7 +74,7 @@ class Step:
     """A checkout while it is carried: where it stands, and whether its lease is still with us."""
 
     __slots__ = (
-        "_intent", "_key", "_more", "answering", "carrier", "held", "merchant", "released", "renewed", "settings", "shown", "waits",
+        "_intent", "_key", "_more", "answering", "carrier", "facts", "held", "merchant", "released", "renewed", "settings", "shown", "waits",
     )  # fmt: skip
 
     merchant: Merchant
@@ -89,6 +90,8 @@ class Step:
         self.shown = ""
         # Operations that have had their turn under this lease, and the seconds until their next.
         self.waits: dict[UUID, float] = {}
+        # What the letters say, each read once.
+        self.facts: dict[UUID, CallbackFacts] = {}
         self._more = len(held.letters) >= LETTERS_AT_ONCE
         self._key: DataKey | None = None
         self._intent: bytes | None = None

@@ -22,7 +22,7 @@ import msgspec
 from orchestrator import money
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 MOST_FIELDS: Final = 500
 """Form fields. About forty are documented, and `transactionInfo` may add fifty (D8)."""
@@ -43,6 +43,7 @@ _FORM_FIELDS: Final = frozenset({
     "blacklist_token", "error_message", "merchant_error_message", "cardholder_message_must_be_shown", "fraud_recommendation",
     "fraud_explanation", "fraud_risk_score", "language", "form_template", "title", "xml", "checksum",
 })  # fmt: skip
+_DOCUMENT: Final = re.compile(r"(^|&)xml=[^&]+")
 _INFO_FIELD: Final = "transaction_info["
 _JSON_FIELDS: Final = frozenset({
     "requiresCapture", "status", "customerErrorMessage", "merchantErrorMessage", "merchantErrorCode",
@@ -100,7 +101,6 @@ class CallbackFacts:
     error_message: str | None = field(default=None, repr=False)
     checkout: str | None = None
     require_capture: bool | None = None
-    xml: str | None = field(default=None, repr=False)
     checked: Mapping[str, str] = field(default_factory=dict, repr=False)
     flags: tuple[str, ...] = ()
 
@@ -124,8 +124,10 @@ def read_body(content_type: str, raw: bytes) -> CallbackFacts:
 
 
 def _read_form(raw: bytes, flags: list[str]) -> CallbackFacts:
+    # The document is not decoded, which would be most of the work: nothing in it is believed that the lookup does not show.
+    text_of_form = _DOCUMENT.sub(r"\1xml=", raw.decode("utf-8", "replace"))
     try:
-        pairs = parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
+        pairs = parse_qsl(text_of_form, keep_blank_values=True, max_num_fields=MOST_FIELDS)
     except ValueError:
         flags.append("too_many_fields")
         return CallbackFacts(flags=tuple(flags))
@@ -158,7 +160,6 @@ def _read_form(raw: bytes, flags: list[str]) -> CallbackFacts:
         error_message=text("error_message"),
         checkout=text("transaction_info[checkout]"),
         require_capture=_flag(_lower(text("require_capture")), flags),
-        xml=fields.get("xml") or None,
         checked={name: fields[name] for name in (*_CHECKSUM_FIELDS, "checksum") if name in fields},
         flags=tuple(dict.fromkeys(flags)),
     )
@@ -332,10 +333,10 @@ def signature_ok(
 
 
 def grade(
-    header: str | None, raw: bytes, facts: CallbackFacts, secrets: Sequence[str], *, now: float | None = None,
+    header: str | None, raw: bytes, read: Callable[[], CallbackFacts], secrets: Sequence[str], *, now: float | None = None,
     max_age: float = MAX_AGE,
 ) -> Grade:  # fmt: skip
-    """Return the best proof that a callback brings, by signature first and by checksum after it.
+    """Return the best proof that a callback brings, by signature first and by checksum after it; `read` only for the latter.
 
     A wrong signature beside a right checksum counts as CHECKSUM: whoever could forge that could as well leave the header out. A
     signature that is too old stays STALE: what is known to be old is not made young by a checksum, which has no age.
@@ -343,6 +344,7 @@ def grade(
     by_signature = signature_ok(header, raw, secrets, now, max_age=max_age)
     if by_signature in {Grade.SIGNED, Grade.STALE, Grade.UNCHECKED}:
         return by_signature
+    facts = read()
     if any(checksum_ok(facts.checked, secret) for secret in secrets):
         return Grade.CHECKSUM
     return Grade.WRONG if header or facts.checked.get("checksum") else Grade.MISSING

@@ -172,3 +172,8 @@ def test_auto_means_json_where_nobody_watches(capsys, written):
     log.configure(style="auto")
     log.get("orchestrator.test").info("one_thing")
     assert json.loads(capsys.readouterr().err)["event"] == "one_thing"
+
+
+@given(st.from_regex(log._PLAIN, fullmatch=True))
+def test_what_is_passed_over_as_plain_has_no_shape_of_a_secret(text):
+    assert all(pattern.sub(replacement, text) == text for pattern, replacement in log._SENSITIVE_TEXT)

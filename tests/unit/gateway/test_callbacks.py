@@ -199,14 +199,14 @@ def test_an_empty_secret_or_checksum_proves_nothing():
     ],
 )
 def test_the_best_proof_counts(header, checked, secrets, expected):
-    assert grade(header, BODY, CallbackFacts(checked=checked), secrets) is expected
+    assert grade(header, BODY, lambda: CallbackFacts(checked=checked), secrets) is expected
 
 
 def test_a_stale_signature_is_not_made_young_by_a_checksum():
     facts = CallbackFacts(checked=CHECKED)
     now = 1767600000 + 2 * DAY
-    assert grade(HEADER, BODY, facts, [SECRET, "s3cret"], now=now) is Grade.STALE
-    assert grade(HEADER, BODY, facts, [SECRET, "s3cret"], now=now, max_age=3.0 * DAY) is Grade.SIGNED
+    assert grade(HEADER, BODY, lambda: facts, [SECRET, "s3cret"], now=now) is Grade.STALE
+    assert grade(HEADER, BODY, lambda: facts, [SECRET, "s3cret"], now=now, max_age=3.0 * DAY) is Grade.SIGNED
 
 
 # ── Form bodies ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -239,7 +239,6 @@ READ = CallbackFacts(
     currency="DKK",
     checkout="019b0000-0000-7000-8000-000000000001",
     require_capture=True,
-    xml="<APIResponse/>\n",
     checked=CHECKED,
 )
 
@@ -254,7 +253,7 @@ def test_a_form_is_read(content_type):
 
 
 def test_what_was_read_from_a_form_can_be_checked():
-    assert grade(None, form(), read_body(FORM, form()), ["s3cret"]) is Grade.CHECKSUM
+    assert grade(None, form(), lambda: read_body(FORM, form()), ["s3cret"]) is Grade.CHECKSUM
 
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "multipart/form-data; boundary=x", ";;"])
@@ -381,11 +380,7 @@ def test_odd_json_is_flagged(raw, flags):
 
 
 def storable(facts: CallbackFacts) -> bool:
-    texts = [
-        value
-        for item in fields(facts)
-        if item.name != "xml" and isinstance(value := getattr(facts, item.name), str)
-    ]
+    texts = [value for item in fields(facts) if isinstance(value := getattr(facts, item.name), str)]
     return all("\0" not in text and len(text) <= LONGEST and text.encode() for text in texts)
 
 
