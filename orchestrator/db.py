@@ -148,8 +148,10 @@ class Database:
                 yield connection
 
     async def write(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
-        """Run one writing statement in a transaction of its own; return its rows once it is committed."""
-        async with self._engine.begin() as connection:
+        """Run one writing statement, which is a transaction of its own; return its rows once it is committed."""
+        async with self._engine.connect() as connection:
+            # Postgres opens and commits it itself: one round trip instead of three, each a turn of a loop that others wait for.
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
             result = await connection.execute(statement, parameters)
             return result.all() if result.returns_rows else ()
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
-MOST: Final = 100
+MOST: Final = 50
 """Checkouts in one claim: its rows are read on the event loop, where everybody else waits meanwhile."""
 PARTS: Final = 20
 """Places that became free are given to those who wait in portions of one in so many: claims of one row each would cost more."""
