@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -19,7 +19,7 @@ from orchestrator.archive.patience import be_brief
 from orchestrator.audit import Head
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import AsyncIterator, Collection, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MOST_BYTES: Final = 64_000_000
 """Bodies of callbacks in one batch: a flooded checkout may have many."""
+STRETCH: Final = 20_000
+FIRST: Final = UUID(int=0)
 
 _TURN = text("SELECT pg_try_advisory_xact_lock(hashtext('orchestrator.archives')) AS ours")
 _NOW = text("SELECT clock() AS now, EXISTS (SELECT FROM events WHERE position IS NOT NULL) AS placing")
@@ -47,6 +49,10 @@ _SETTLED: Final = """
                         WHERE w.merchant_id = c.merchant_id AND d.due_at IS NOT NULL)
        AND NOT (:placing AND EXISTS (SELECT FROM events e WHERE e.checkout_id = c.id AND e.position IS NULL))
 """
+# A statement looks at so many checkouts at the most: what was archived before is passed by without a long one.
+_STRETCH = text(
+    "SELECT id FROM checkouts WHERE id > :after AND id < :before ORDER BY id OFFSET :most LIMIT 1"
+)
 _COUNT = text(f"""
     SELECT count(*) AS checkouts, coalesce(sum(c.audit_sequence - coalesce(h.sequence, 0)), 0)::int8 AS entries {_SETTLED}
 """)
@@ -119,19 +125,20 @@ class Unprovable(ArchiveError):  # noqa: N818 - named for the fact
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which checkouts may go: born before an id, untouched since a moment. `placing`: events are being given their positions."""
+    """Which checkouts may go: those between two ids, untouched since a moment. `placing`: events are being given their positions."""
 
     before: UUID
     untouched: datetime
     placing: bool
+    after: UUID = FIRST
 
-    def parameters(self, after: UUID, but: Collection[UUID]) -> dict[str, object]:
+    def parameters(self, but: Collection[UUID]) -> dict[str, object]:
         """Return them as parameters of a statement."""
         return {
             "before": self.before,
             "untouched": self.untouched,
             "placing": self.placing,
-            "after": after,
+            "after": self.after,
             "but": sorted(but),
         }
 
@@ -161,10 +168,22 @@ async def choose(db: Database, *, older_than: float) -> Choice:
     return Choice(first_id(moment), moment, row.placing)
 
 
+async def stretches(db: Database, choice: Choice, *, most: int = STRETCH) -> AsyncIterator[Choice]:
+    """Cut a choice into stretches of ids, each of so many checkouts at the most, the oldest first."""
+    after = choice.after
+    while rows := await db.read(_STRETCH, {"after": after, "before": choice.before, "most": most}):
+        yield replace(choice, after=after, before=rows[0].id)
+        after = UUID(int=rows[0].id.int - 1)
+    yield replace(choice, after=after)
+
+
 async def candidates(db: Database, choice: Choice) -> tuple[int, int]:
     """Return how many checkouts and entries could go now."""
-    (row,) = await db.read(_COUNT, choice.parameters(UUID(int=0), ()))
-    return row.checkouts, row.entries
+    checkouts = entries = 0
+    async for stretch in stretches(db, choice):
+        (row,) = await db.read(_COUNT, stretch.parameters(()))
+        checkouts, entries = checkouts + row.checkouts, entries + row.entries
+    return checkouts, entries
 
 
 async def take(
@@ -173,11 +192,10 @@ async def take(
     directory: Path,
     choice: Choice,
     *,
-    after: UUID,
     most: int,
     but: Collection[UUID] = (),
 ) -> Archived | None:
-    """Move the history of the next checkouts after an id, at most so many, into a file; None when there are no more.
+    """Move the history of the first checkouts of a choice, at most so many, into a file; None when there are no more.
 
     Raises `Unprovable` for checkouts whose trail does not hold (nothing was moved: name them in `but`), `ArchiveBusy` if another
     run is under way, `ArchiveError` if the file cannot be written or read back.
@@ -186,7 +204,7 @@ async def take(
         await be_brief(tx)
         if not (await tx.execute(_TURN)).one().ours:
             raise ArchiveBusy("another archive run is under way: one at a time is enough")
-        found = (await tx.execute(_TAKE, {**choice.parameters(after, but), "most": most})).all()
+        found = (await tx.execute(_TAKE, {**choice.parameters(but), "most": most})).all()
         rows = _within(found, MOST_BYTES)
         if not rows:
             return None

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from sqlalchemy import text
 
 from orchestrator import log
 from orchestrator.archive import files
-from orchestrator.archive.batch import Archived, Unprovable, choose, take
+from orchestrator.archive.batch import Archived, Choice, Unprovable, choose, stretches, take
 from orchestrator.archive.errors import ArchiveError
 from orchestrator.archive.months import drop_empty, make_ahead
 from orchestrator.archive.patience import patiently
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+    from uuid import UUID
 
     from orchestrator.db import Database
     from orchestrator.vault import Vault
@@ -54,30 +54,39 @@ async def run(
     """Archive whatever is settled and was last touched more than so many seconds ago, at most so many checkouts in a file."""
     result = Result(made=await make_ahead(db))
     choice = await choose(db, older_than=older_than)
-    after, but = UUID(int=0), set[UUID]()
-    while True:
-        try:
-            archived = await patiently(
-                partial(take, db, vault, directory, choice, after=after, most=most, but=but)
+    async for stretch in stretches(db, choice):
+        async for archived in _batches(db, vault, directory, stretch, most=most, problems=result.problems):
+            result.archives += 1
+            result.checkouts += archived.checkouts
+            result.entries += archived.entries
+            _log.info(
+                "archived", archive=archived.number, checkouts=archived.checkouts, entries=archived.entries
             )
-        except Unprovable as found:
-            # Each costs its batch one more try, and what it would have been taken with goes without it.
-            but.update(found.problems)
-            result.problems += found.problems.values()
-            _log.error("archive_refused", checkouts=len(found.problems))
-            continue
-        if archived is None:
-            break
-        after = archived.last
-        result.archives += 1
-        result.checkouts += archived.checkouts
-        result.entries += archived.entries
-        _log.info("archived", archive=archived.number, checkouts=archived.checkouts, entries=archived.entries)
-        if tell:
-            tell(archived)
+            if tell:
+                tell(archived)
     result.dropped = await drop_empty(db, before=choice.before)
     result.orphans = files.orphans(directory, {row.file for row in await db.read(_FILES)})
     return result
+
+
+async def _batches(
+    db: Database, vault: Vault, directory: Path, choice: Choice, *, most: int, problems: list[str]
+) -> AsyncIterator[Archived]:
+    """Archive what there is of one stretch, batch by batch."""
+    but: set[UUID] = set()
+    while True:
+        try:
+            archived = await patiently(partial(take, db, vault, directory, choice, most=most, but=but))
+        except Unprovable as found:
+            # Each costs its batch one more try, and what it would have been taken with goes without it.
+            but.update(found.problems)
+            problems += found.problems.values()
+            _log.error("archive_refused", checkouts=len(found.problems))
+            continue
+        if archived is None:
+            return
+        yield archived
+        choice = replace(choice, after=archived.last)
 
 
 def prepare(directory: Path) -> None:
