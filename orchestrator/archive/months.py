@@ -43,7 +43,7 @@ class Month:
     size: int
 
 
-async def months(db: Database) -> list[Month]:
+async def months_of(db: Database) -> list[Month]:
     """Return the partitions of the trail, the oldest first, the rest at the end."""
     return (await _known(db))[0]
 
@@ -66,7 +66,7 @@ async def make_ahead(db: Database, *, ahead: int = AHEAD) -> list[str]:
 async def drop_empty(db: Database, *, before: UUID) -> list[str]:
     """Drop months that lie wholly before an id and have not one page left; return which."""
     dropped = []
-    for month in await months(db):
+    for month in await months_of(db):
         if month.until is None or month.until > before or not _NAME.fullmatch(month.name):
             continue
         if month.size:
