@@ -10,7 +10,7 @@ Nothing waits here for more than a moment: locks are skipped or given up and tri
 
 from orchestrator.archive.batch import Archived, Choice, Unprovable, candidates, choose, take
 from orchestrator.archive.errors import ArchiveBusy, ArchiveError, ArchiveUnread
-from orchestrator.archive.months import Month, drop_empty, make_ahead, months_of
+from orchestrator.archive.months import Month, drop_empty, first_id, make_ahead, moment_of, months_of
 from orchestrator.archive.run import Result, prepare, run
 
 __all__ = [
@@ -25,7 +25,9 @@ __all__ = [
     "candidates",
     "choose",
     "drop_empty",
+    "first_id",
     "make_ahead",
+    "moment_of",
     "months_of",
     "prepare",
     "run",

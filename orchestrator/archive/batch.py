@@ -15,6 +15,7 @@ from sqlalchemy import text
 from orchestrator import audit
 from orchestrator.archive import files
 from orchestrator.archive.errors import ArchiveBusy, ArchiveError, ArchiveUnread
+from orchestrator.archive.months import first_id
 from orchestrator.archive.patience import be_brief
 from orchestrator.audit import Head
 
@@ -233,11 +234,6 @@ async def take(
         )
     entries = sum(len(page.entries) for page in pages)
     return Archived(place.number, path, len(pages), entries, ids[-1])
-
-
-def first_id(moment: datetime) -> UUID:
-    """Return the smallest id that a checkout of this moment can have."""
-    return UUID(int=int(moment.timestamp() * 1000) << 80)
 
 
 def _within(rows: Sequence[Row[Any]], most: int) -> list[Row[Any]]:

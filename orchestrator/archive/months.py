@@ -17,14 +17,18 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator import log
+from orchestrator.archive.errors import ArchiveBusy
 from orchestrator.archive.patience import be_brief, patiently
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from orchestrator.db import Database
 
 _log = log.get(__name__)
 
 AHEAD: Final = 12
+_TRIES: Final = 5
 _NAME: Final = re.compile(r"audit_entries_\d{4,}_\d{2}")
 _BOUND: Final = re.compile(r"TO \('([0-9a-f-]{36})'\)")
 _MONTHS = text("""
@@ -58,7 +62,7 @@ async def make_ahead(db: Database, *, ahead: int = AHEAD) -> list[str]:
         if first < covered:
             continue
         name = "audit_entries_{}_{:02}".format(*_month(now, later))
-        if await patiently(partial(_make, db, name, first, _start(now, later + 1))):
+        if await _unless_busy(name, partial(_make, db, name, first, _start(now, later + 1))):
             made.append(name)
     return made
 
@@ -72,9 +76,18 @@ async def drop_empty(db: Database, *, before: UUID) -> list[str]:
         if month.size:
             # Gives the pages behind the last row back; while somebody reads the month, another run does.
             await db.maintain(f"VACUUM {month.name}")
-        if await patiently(partial(_drop, db, month.name)):
+        if await _unless_busy(month.name, partial(_drop, db, month.name)):
             dropped.append(month.name)
     return dropped
+
+
+async def _unless_busy(name: str, change: Callable[[], Awaitable[bool]]) -> bool:
+    """Change something about a month; where somebody holds the trail for long, another run does."""
+    try:
+        return await patiently(change, tries=_TRIES)
+    except ArchiveBusy:
+        _log.warning("month_busy", month=name)
+        return False
 
 
 async def _known(db: Database) -> tuple[list[Month], datetime]:
@@ -125,10 +138,20 @@ async def _drop(db: Database, name: str) -> bool:
     return True
 
 
+def first_id(moment: datetime) -> UUID:
+    """Return the smallest id that a checkout of this moment can have (UUIDv7: milliseconds come first)."""
+    return UUID(int=int(moment.timestamp() * 1000) << 80)
+
+
+def moment_of(one: UUID) -> datetime:
+    """Return when an id was made."""
+    return datetime.fromtimestamp((one.int >> 80) / 1000, UTC)
+
+
 def _month(now: datetime, later: int) -> tuple[int, int]:
     number = now.year * 12 + now.month - 1 + later
     return number // 12, number % 12 + 1
 
 
 def _start(now: datetime, later: int) -> UUID:
-    return UUID(int=int(datetime(*_month(now, later), 1, tzinfo=UTC).timestamp()) * 1000 << 80)
+    return first_id(datetime(*_month(now, later), 1, tzinfo=UTC))
