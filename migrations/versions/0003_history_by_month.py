@@ -30,6 +30,11 @@ AS $$ BEGIN
 END $$
 """
 
+APPEND_ONLY = (
+    "CREATE TRIGGER audit_entries_append_only BEFORE UPDATE OR TRUNCATE ON {} "
+    "FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
+)
+
 Month = tuple[int, int]
 
 
@@ -74,12 +79,14 @@ def upgrade() -> None:
     )
     op.create_index("ix_archived_heads_archive", "archived_heads", ["archive", "checkout_id"], unique=False)
     op.execute(GUARD)
-    op.execute("DROP TRIGGER audit_entries_append_only ON audit_entries")
-    op.execute("ALTER TABLE audit_entries RENAME TO audit_entries_before")
-    op.execute("ALTER INDEX pk_audit_entries RENAME TO pk_audit_entries_before")
-    op.execute("ALTER INDEX ix_audit_entries_at RENAME TO ix_audit_entries_before_at")
+    for table in ("archives", "archived_heads"):
+        op.execute(
+            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
+        )
+    # The new table is made whole under a name of its own; only then is the old one locked, for the exchange.
     op.create_table(
-        "audit_entries",
+        "audit_entries_new",
         sa.Column("checkout_id", sa.Uuid(), nullable=False),
         sa.Column("sequence", sa.Integer(), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
@@ -87,39 +94,40 @@ def upgrade() -> None:
         sa.Column("entry", sa.Text(), nullable=False),
         sa.Column("key_id", sa.Text(), nullable=False),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("checkout_id", "sequence", name="pk_audit_entries"),
+        sa.PrimaryKeyConstraint("checkout_id", "sequence", name="pk_audit_entries_new"),
         postgresql_partition_by="RANGE (checkout_id)",
     )
-    op.create_index("ix_audit_entries_at", "audit_entries", ["at"], unique=False, postgresql_using="brin")
-    op.execute(
-        "ALTER TABLE audit_entries ATTACH PARTITION audit_entries_before "
-        f"FOR VALUES FROM (MINVALUE) TO ('{cut}')"
+    op.create_index(
+        "ix_audit_entries_new_at", "audit_entries_new", ["at"], unique=False, postgresql_using="brin"
     )
-    op.execute("ALTER TABLE audit_entries_before DROP CONSTRAINT before_the_cut")
-    parts = ["audit_entries_before", "audit_entries_rest"]
-    op.execute("CREATE TABLE audit_entries_rest PARTITION OF audit_entries DEFAULT")
+    op.execute(
+        "CREATE TRIGGER audit_entries_leave_when_archived BEFORE UPDATE OR DELETE ON audit_entries_new "
+        "FOR EACH ROW EXECUTE FUNCTION refuse_unarchived()"
+    )
+    op.execute("CREATE TABLE audit_entries_rest PARTITION OF audit_entries_new DEFAULT")
+    parts = ["audit_entries_new", "audit_entries_rest"]
     month, until = first, _later(first, MONTHS)
     while month < until and first < FAR:
         name, after = "audit_entries_{}_{:02}".format(*month), _later(month, 1)
         op.execute(
-            f"CREATE TABLE {name} PARTITION OF audit_entries FOR VALUES FROM ('{_bound(month)}') TO ('{_bound(after)}')"
+            f"CREATE TABLE {name} PARTITION OF audit_entries_new FOR VALUES FROM ('{_bound(month)}') TO ('{_bound(after)}')"
         )
         parts.append(name)
         month = after
+    for table in parts:
+        op.execute(APPEND_ONLY.format(table))
+    op.execute("DROP TRIGGER audit_entries_append_only ON audit_entries")
+    op.execute("ALTER TABLE audit_entries RENAME TO audit_entries_before")
+    op.execute("ALTER INDEX pk_audit_entries RENAME TO pk_audit_entries_before")
+    op.execute("ALTER INDEX ix_audit_entries_at RENAME TO ix_audit_entries_before_at")
+    op.execute("ALTER TABLE audit_entries_new RENAME TO audit_entries")
+    op.execute("ALTER INDEX pk_audit_entries_new RENAME TO pk_audit_entries")
+    op.execute("ALTER INDEX ix_audit_entries_new_at RENAME TO ix_audit_entries_at")
     op.execute(
-        "CREATE TRIGGER audit_entries_leave_when_archived BEFORE UPDATE OR DELETE ON audit_entries "
-        "FOR EACH ROW EXECUTE FUNCTION refuse_unarchived()"
+        f"ALTER TABLE audit_entries ATTACH PARTITION audit_entries_before FOR VALUES FROM (MINVALUE) TO ('{cut}')"
     )
-    for table in ("audit_entries", *parts):
-        op.execute(
-            f"CREATE TRIGGER audit_entries_append_only BEFORE UPDATE OR TRUNCATE ON {table} "
-            "FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
-        )
-    for table in ("archives", "archived_heads"):
-        op.execute(
-            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
-            "FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
-        )
+    op.execute("ALTER TABLE audit_entries_before DROP CONSTRAINT before_the_cut")
+    op.execute(APPEND_ONLY.format("audit_entries_before"))
 
 
 def downgrade() -> None:

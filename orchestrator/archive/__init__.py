@@ -11,7 +11,7 @@ Nothing waits here for more than a moment: locks are skipped or given up and tri
 from orchestrator.archive.batch import Archived, Choice, Unprovable, candidates, choose, take
 from orchestrator.archive.errors import ArchiveBusy, ArchiveError, ArchiveUnread
 from orchestrator.archive.months import Month, drop_empty, first_id, make_ahead, moment_of, months_of
-from orchestrator.archive.run import Result, prepare, run
+from orchestrator.archive.runs import Result, prepare, run
 
 __all__ = [
     "ArchiveBusy",

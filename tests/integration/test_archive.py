@@ -441,6 +441,19 @@ async def test_a_trail_that_does_not_hold_is_not_buried_in_an_archive(core, tmp_
     assert await problems(core) == [f"entry 4 of checkout {ids[1]} is missing"]
 
 
+async def test_keys_of_another_installation_archive_nothing(core, two, tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.archive.runs.MOST_PROBLEMS", 2)
+    before = await counts(core)
+    without = Vault(make_settings(secret_keys=(OLDER_KEY,)).secret_keys)
+    with pytest.raises(
+        archive.ArchiveError,
+        match=r"the trails of 2 checkouts and more do not hold .* SECRET_KEYS does not have",
+    ):
+        await archive.run(core.db, without, tmp_path, older_than=0.0, most=100)
+    assert await counts(core) == before
+    assert list(tmp_path.iterdir()) == []
+
+
 # ── A file by itself ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

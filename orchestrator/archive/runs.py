@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from orchestrator.vault import Vault
 
 _log = log.get(__name__)
+
+MOST_PROBLEMS: Final = 100
+"""Trails that do not hold, after which it is the installation that is wrong (its keys, say), and not some checkouts."""
 
 _FILES = text("SELECT file FROM archives")
 
@@ -82,6 +85,11 @@ async def _batches(
             but.update(found.problems)
             problems += found.problems.values()
             _log.error("archive_refused", checkouts=len(found.problems))
+            if len(problems) >= MOST_PROBLEMS:
+                raise ArchiveError(
+                    f"the trails of {len(problems)} checkouts and more do not hold (the first: {problems[0]}): see what "
+                    "`orchestrator audit verify` says before anything is archived"
+                ) from found
             continue
         if archived is None:
             return
