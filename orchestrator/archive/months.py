@@ -29,6 +29,7 @@ _log = log.get(__name__)
 
 AHEAD: Final = 12
 _TRIES: Final = 5
+_LAST: Final = datetime.max.replace(tzinfo=UTC).timestamp() - 1
 _NAME: Final = re.compile(r"audit_entries_\d{4,}_\d{2}")
 _BOUND: Final = re.compile(r"TO \('([0-9a-f-]{36})'\)")
 _MONTHS = text("""
@@ -75,7 +76,7 @@ async def drop_empty(db: Database, *, before: UUID) -> list[str]:
             continue
         if month.size:
             # Gives the pages behind the last row back; while somebody reads the month, another run does.
-            await db.maintain(f"VACUUM {month.name}")
+            await db.maintain(f"VACUUM (SKIP_LOCKED) {month.name}")
         if await _unless_busy(month.name, partial(_drop, db, month.name)):
             dropped.append(month.name)
     return dropped
@@ -144,8 +145,8 @@ def first_id(moment: datetime) -> UUID:
 
 
 def moment_of(one: UUID) -> datetime:
-    """Return when an id was made."""
-    return datetime.fromtimestamp((one.int >> 80) / 1000, UTC)
+    """Return when an id was made; the end of the calendar for one that no calendar has."""
+    return datetime.fromtimestamp(min((one.int >> 80) / 1000, _LAST), UTC)
 
 
 def _month(now: datetime, later: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import psycopg
@@ -745,3 +745,9 @@ async def test_a_month_that_was_written_to_meanwhile_is_not_dropped(own):
     await own.accept(id=UUID(int=month.until.int - (1 << 80) | 0x7 << 76 | 0x2 << 62))
     assert not await _drop(own.db, month.name)
     assert await problems(own) == []
+
+
+def test_an_id_tells_when_it_was_made_also_one_that_no_calendar_has():
+    now = datetime(2026, 2, 3, 4, 5, 6, 789000, tzinfo=UTC)
+    assert archive.moment_of(archive.first_id(now)) == now
+    assert archive.moment_of(UUID(int=2**128 - 1)).year == 9999
