@@ -4,8 +4,14 @@ from alembic import context
 from sqlalchemy import create_engine, pool
 
 from orchestrator.db import driver_url
-from orchestrator.models import metadata
+from orchestrator.models import PARTITION, metadata
 from orchestrator.settings import load
+
+
+def is_ours(name: str | None, kind: str, _: object) -> bool:
+    """Say whether the comparison of tables looks at it; partitions are not tables of their own."""
+    return kind != "table" or name is None or not PARTITION.fullmatch(name)
+
 
 URL = context.config.attributes.get("database_url") or load().need("database_url")
 
@@ -21,7 +27,12 @@ def run() -> None:
     with engine.connect() as connection:
         connection.exec_driver_sql("SELECT pg_advisory_lock(hashtext('orchestrator.migrations'))")
         connection.commit()
-        context.configure(connection=connection, target_metadata=metadata, compare_server_default=False)
+        context.configure(
+            connection=connection,
+            target_metadata=metadata,
+            compare_server_default=False,
+            include_name=is_ours,
+        )
         with context.begin_transaction():
             context.run_migrations()
     engine.dispose()

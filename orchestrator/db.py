@@ -155,6 +155,16 @@ class Database:
             result = await connection.execute(statement, parameters)
             return result.all() if result.returns_rows else ()
 
+    async def maintain(self, statement: str) -> None:
+        """Run a statement that takes its time and stands in no transaction, such as VACUUM."""
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await connection.exec_driver_sql("SET statement_timeout = 0")
+            try:
+                await connection.exec_driver_sql(statement)
+            finally:
+                await connection.exec_driver_sql("RESET statement_timeout")
+
     async def read(
         self, statement: Executable, parameters: Mapping[str, object] | None = None
     ) -> Sequence[Row[Any]]:

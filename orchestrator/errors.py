@@ -17,6 +17,10 @@
     ├── states.UnknownTransition        code asked for a move that the table does not have
     ├── lifecycle.UnauditedMove         code tried to move without an entry in the trail
     ├── lifecycle.LeaseLost             somebody else holds the checkout now
+    ├── archive.ArchiveError            history cannot be archived
+    │   ├── archive.ArchiveBusy         another run is under way, or a lock is not to be had
+    │   ├── archive.ArchiveUnread       a file that was just written does not prove itself
+    │   └── archive.Unprovable          the trails of some checkouts do not hold
     ├── vault.VaultError                data that no known key opens, or whose key was destroyed
     ├── db.Unwritten                    a row that Postgres refused for good
     ├── db.DatabaseAway                 it is not known whether a row was written

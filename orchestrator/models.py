@@ -11,6 +11,7 @@ integer minor units. This module knows no behaviour.
 from __future__ import annotations
 
 import os
+import re
 import time
 from uuid import UUID
 
@@ -52,6 +53,10 @@ def uuid7() -> UUID:
     """Make a UUIDv7 (RFC 9562, 5.7): milliseconds, then 74 random bits. Ids sort by time, and can be made before the insert."""
     bits = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
     return UUID(int=bits & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)
+
+
+PARTITION = re.compile(r"audit_entries_(before|rest|\d{4,}_\d{2})")
+"""The names of the partitions of the trail, which are not tables of their own."""
 
 
 def _listed(values: object) -> str:
@@ -327,6 +332,7 @@ callbacks = Table(
     CheckConstraint("kind IN ('success', 'failure', 'notification', 'redirect')", name="kind"),
 )
 
+# In partitions by month of the checkout id, which is its time; migrations and `orchestrator archive` make them ahead.
 audit_entries = Table(
     "audit_entries",
     metadata,
@@ -339,6 +345,37 @@ audit_entries = Table(
     Column("key_id", Text, nullable=False),
     Column("mac", LargeBinary, nullable=False),
     Index("ix_audit_entries_at", "at", postgresql_using="brin"),
+    postgresql_partition_by="RANGE (checkout_id)",
+)
+
+archives = Table(
+    "archives",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", DateTime(timezone=True), nullable=False),
+    # Its name, wherever it is kept.
+    Column("file", Text, nullable=False),
+    # The last line of the file: counts and digests, and over it a mac that follows the one of the archive before.
+    Column("manifest", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+# Up to where the chain of a checkout stands in an archive: an entry may leave only below such a head.
+archived_heads = Table(
+    "archived_heads",
+    metadata,
+    _id("checkout_id", primary_key=True),
+    Column("sequence", Integer, primary_key=True, autoincrement=False),
+    Column(
+        "archive",
+        BigInteger,
+        ForeignKey("archives.sequence", deferrable=True, initially="DEFERRED"),
+        nullable=False,
+    ),
+    Column("state", Text, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    Index("ix_archived_heads_archive", "archive", "checkout_id"),
 )
 
 audit_seals = Table(

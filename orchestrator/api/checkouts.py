@@ -244,8 +244,7 @@ async def show_audit(
         found = await reads.audit(known.db, merchant.id, one, after=after, limit=limit)
     if found is None:
         raise unknown(checkout_id)
-    entries, more = found
-    return answer({"checkoutId": one, "entries": entries, "nextAfter": more})
+    return answer(found)
 
 
 def id_of(checkout_id: str) -> UUID:

@@ -41,6 +41,8 @@ _ONE = text("""
            EXISTS (SELECT FROM commands k
                     WHERE k.checkout_id = c.id AND k.kind = 'cancel' AND k.handled_at IS NULL) AS cancelling,
            s.session_id, s.token, s.token_expires_at, s.methods, i.data_key,
+           (SELECT max(a.at) FROM archived_heads h JOIN archives a ON a.sequence = h.archive
+             WHERE h.checkout_id = c.id) AS archived_at,
            (SELECT json_agg(json_build_object(
                        'transactionId', p.transaction_id, 'paymentId', p.payment_id, 'role', p.role, 'binding', p.binding,
                        'status', p.status, 'reading', p.reading, 'currency', p.currency, 'reserved', p.reserved,
@@ -69,6 +71,10 @@ _AUDIT = text("""
            SELECT sequence, entry, key_id, mac FROM audit_entries
             WHERE checkout_id = c.id AND sequence > :after ORDER BY sequence LIMIT :most) a ON true
      WHERE c.id = :id AND c.merchant_id = :merchant_id ORDER BY a.sequence
+""")
+_ARCHIVED = text("""
+    SELECT a.file, a.at, h.sequence FROM archived_heads h JOIN archives a ON a.sequence = h.archive
+     WHERE h.checkout_id = :id ORDER BY h.sequence
 """)
 # Payments have no index by order number; their checkouts have, and payments of no checkout are few.
 _OF_ORDER = text(f"""
@@ -104,6 +110,7 @@ async def checkout(
         "payments": [_payment(payment) for payment in row.payments or ()],
         "operations": [_operation(operation) for operation in row.operations or ()],
         "commands": [_timed(command, "requestedAt", "handledAt") for command in row.commands or ()],
+        "archivedAt": row.archived_at,
         "correlationId": row.correlation_id,
         "links": links_of(row.id),
     }
@@ -189,14 +196,22 @@ async def payments_page(
 
 async def audit(
     db: Database, merchant_id: int, checkout_id: UUID, *, after: int, limit: int
-) -> tuple[list[dict[str, object]], int | None] | None:
-    """Return audit entries after a number, and the number to go on after; None if the merchant has no such checkout."""
+) -> dict[str, object] | None:
+    """Return audit entries after a number, the number to go on after, and where entries went that are not here any more.
+
+    None if the merchant has no such checkout.
+    """
     asked = {"id": checkout_id, "merchant_id": merchant_id, "after": after, "most": limit + 1}
     rows = await db.read(_AUDIT, asked)
     if not rows:
         return None
-    entries = [_entry(row) for row in rows[:limit] if row.sequence is not None]
-    return entries, (rows[limit - 1].sequence if len(rows) > limit else None)
+    archived = await db.read(_ARCHIVED, {"id": checkout_id})
+    return {
+        "checkoutId": checkout_id,
+        "entries": [_entry(row) for row in rows[:limit] if row.sequence is not None],
+        "nextAfter": rows[limit - 1].sequence if len(rows) > limit else None,
+        "archived": [{"until": one.sequence, "file": one.file, "at": one.at} for one in archived],
+    }
 
 
 async def workers_alive(db: Database, *, within: float) -> int:

@@ -260,6 +260,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         payments=_list(ref("Payment")),
         operations=_list(ref("Operation")),
         commands={**_list(ref("Command")), "description": "The last twenty"},
+        archivedAt=_or_null(_text("When its history was archived, if it was", format="date-time")),
         correlationId=_WORD,
     ),
     "CheckoutPage": _object(
@@ -318,6 +319,10 @@ SCHEMAS: Final[dict[str, Schema]] = {
         checkoutId=_ID,
         entries=_list({"type": "object"}),
         nextAfter=_or_null({"type": "integer"}),
+        archived={
+            **_list(_object("until file at", until={"type": "integer"}, file=_WORD, at=_TIME)),
+            "description": "Entries up to a number that stand in the file of an archive instead",
+        },
     ),
     "Health": _object("status", status=_text(enum=["alive", "ready", "degraded", "unavailable"]), problems=_list(_WORD)),
     "Problem": {

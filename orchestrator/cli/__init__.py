@@ -32,6 +32,7 @@ _COMMANDS: Final = {
     "payments": "checkouts:payments",
     "events": "checkouts:events",
     "audit": "trail:audit",
+    "archive": "archive:archive",
 }
 """Command → module of this package and name in it, in the order of the help."""
 

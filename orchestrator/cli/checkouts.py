@@ -126,6 +126,10 @@ def show(*, data_dir: Path, checkout: str) -> int:
             console.print(shown)
         entries = await db.read(_entries(), {"id": row.id})
         console.print()
+        for archived in await db.read(_archived(), {"id": row.id}):
+            console.print(
+                f"entries up to {archived.sequence} were archived at {archived.at:%Y-%m-%d %H:%M} UTC in {archived.file}"
+            )
         console.print(timeline([msgspec.json.decode(entry.entry) for entry in entries]))
         return 0
 
@@ -285,6 +289,15 @@ def _entries() -> Any:
     from sqlalchemy import text  # noqa: PLC0415
 
     return text("SELECT entry FROM audit_entries WHERE checkout_id = :id ORDER BY sequence")
+
+
+def _archived() -> Any:
+    from sqlalchemy import text  # noqa: PLC0415
+
+    return text("""
+        SELECT h.sequence, a.at, a.file FROM archived_heads h JOIN archives a ON a.sequence = h.archive
+         WHERE h.checkout_id = :id ORDER BY h.sequence
+    """)
 
 
 def _events() -> Any:

@@ -101,6 +101,7 @@ async def _examine(settings: Settings, report: _Report, *, stopped: bool) -> Non
     async with Database(url, pool_size=2, name="orchestrator-doctor") as db:
         if await _database(url, db, report):
             await _trail_key(settings, db, report)
+            await _months(db, report)
             if not stopped:
                 await _processes(db, report)
             await _alarms(db, report, stopped=stopped)
@@ -185,6 +186,25 @@ async def _trail_key(settings: Settings, db: Database, report: _Report) -> None:
         )
     else:
         report.well("keys", f"the database was last written under key {key}, which is known")
+
+
+async def _months(db: Database, report: _Report) -> None:
+    """Look how far ahead the trail has months: without one its entries go where they cannot be dropped by the month."""
+    from datetime import timedelta  # noqa: PLC0415
+
+    from sqlalchemy import text  # noqa: PLC0415
+
+    from orchestrator import archive  # noqa: PLC0415
+
+    soon = (await db.read(text("SELECT clock() AS now")))[0].now + timedelta(days=31)
+    until = max(month.until for month in await archive.months_of(db) if month.until is not None)
+    if until < archive.first_id(soon):
+        report.ill(
+            "months",
+            "the audit trail has no month to come: run `orchestrator archive`, which makes a year of them",
+        )
+    else:
+        report.well("months", f"the audit trail has months until {archive.moment_of(until):%Y-%m}")
 
 
 async def _processes(db: Database, report: _Report) -> None:

@@ -26,9 +26,12 @@ _WHOLE: Final = frozenset({"id", "checkout", "at", "event", "#", "payment", "ope
 
 
 class Span(click.ParamType[float]):
-    """A time span such as 90m, 24h or 7d, as seconds; at most a year."""
+    """A time span such as 90m, 24h or 7d, as seconds; at most a year, or as long as it is told."""
 
     name = "span"
+
+    def __init__(self, *, longest: int = _LONGEST_SPAN) -> None:
+        self._longest = longest
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read a span; a sentence with examples for anything else."""
@@ -36,8 +39,9 @@ class Span(click.ParamType[float]):
             return value
         found = re.fullmatch(r"(\d{1,9})([smhd])", str(value).strip())
         seconds = int(found[1]) * _UNITS[found[2]] if found else 0
-        if not 1 <= seconds <= _LONGEST_SPAN:
-            self.fail(f"{value!r} is not a time span such as 90m, 24h or 7d, of at most a year", param, ctx)
+        if not 1 <= seconds <= self._longest:
+            most = "a year" if self._longest == _LONGEST_SPAN else f"{self._longest // _UNITS['d']} days"
+            self.fail(f"{value!r} is not a time span such as 90m, 24h or 7d, of at most {most}", param, ctx)
         return float(seconds)
 
 

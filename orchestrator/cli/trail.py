@@ -22,11 +22,38 @@ def audit() -> None:
     """Verify, seal and export the audit trail."""
 
 
-@audit.command(short_help="Walk every chain and every seal.")
+@audit.command(short_help="Walk every chain and every seal, or one archive.")
 @data_dir
-def verify(*, data_dir: Path) -> int:
-    """Walk every chain and every seal; exit 1 and name what does not hold."""
-    return on_database(data_dir, _verify)
+@click.option(
+    "--archive",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Verify this file alone, with the secret keys and without a database.",
+)
+def verify(*, data_dir: Path, file: Path | None) -> int:
+    """Walk every chain, every seal and the chain of archives, or one archive's file; exit 1 and name what does not hold."""
+    return on_database(data_dir, _verify) if file is None else _verify_file(data_dir, file)
+
+
+def _verify_file(place: Path, file: Path) -> int:
+    from orchestrator import audit as trail  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.supervise.place import configured  # noqa: PLC0415
+    from orchestrator.vault import Vault  # noqa: PLC0415
+
+    try:
+        opened = trail.open_archive(file, Vault(configured(place).secret_keys))
+    except OSError as error:
+        raise click.UsageError(f"{file} cannot be read ({error.strerror or error})") from error
+    for problem in opened.problems:
+        click.echo(f"{file.name}: {problem}")
+    if opened.problems or opened.manifest is None:
+        click.echo("The archive does not hold.", err=True)
+        return 1
+    told = opened.manifest
+    click.echo(
+        f"The archive holds: number {told.archive} of {told.at:%Y-%m-%d %H:%M} UTC, {told.checkouts} checkouts, {told.entries} entries."
+    )
+    return 0
 
 
 async def _verify(settings: Settings, db: Database) -> int:
@@ -46,6 +73,8 @@ async def _verify(settings: Settings, db: Database) -> int:
     for problem in found.problems:
         click.echo(problem)
     walked = f"{found.checkouts} checkouts, {found.entries} entries, {found.seals} seals"
+    if found.archives:
+        walked += f", {found.archives} archives"
     if found.problems:
         count = len(found.problems)
         click.echo(
@@ -82,7 +111,7 @@ async def _seal(settings: Settings, db: Database) -> int:
     help="Write here (mode 0600) instead of to stdout.",
 )
 def export(*, data_dir: Path, file: Path | None) -> int:
-    """Write every entry and every seal as a line of JSON, for a copy kept elsewhere."""
+    """Write every entry, every seal and every archive's manifest as a line of JSON, for a copy kept elsewhere."""
 
     async def write(_: Settings, db: Database) -> int:
         if file is None:

@@ -11,13 +11,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.explain import advice, trail
-from orchestrator.explain.record import Command, Entry, Operation, Payment, Record, gather, moment
+from orchestrator.explain.record import Archived, Command, Entry, Operation, Payment, Record, gather, moment
 from orchestrator.states import CARRIED, CLOSED, ENDED, State
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-__all__ = ["Command", "Entry", "Explanation", "Next", "Operation", "Payment", "Record", "explain", "gather"]
+__all__ = [
+    "Archived",
+    "Command",
+    "Entry",
+    "Explanation",
+    "Next",
+    "Operation",
+    "Payment",
+    "Record",
+    "explain",
+    "gather",
+]
 
 _NEXT_CALL: Final = {
     State.RECEIVED: "a worker logs in at the gateway for it",

@@ -45,7 +45,10 @@ _GATHER = text("""
                UNION
                (SELECT sequence, entry FROM audit_entries WHERE checkout_id = c.id
                    AND action IN ('checkout:received', 'checkout:moved', 'checkout:reopened')
-                 ORDER BY sequence DESC LIMIT :moves)) a) AS entries
+                 ORDER BY sequence DESC LIMIT :moves)) a) AS entries,
+           (SELECT CAST(json_build_object('until', h.sequence, 'file', f.file, 'at', f.at) AS text)
+              FROM archived_heads h JOIN archives f ON f.sequence = h.archive
+             WHERE h.checkout_id = c.id ORDER BY h.sequence DESC LIMIT 1) AS archived
       FROM checkouts c JOIN merchants m ON m.id = c.merchant_id
      WHERE c.id = :id AND c.merchant_id = coalesce(CAST(:merchant_id AS int), c.merchant_id)
 """)
@@ -109,6 +112,14 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     requested_at: datetime
 
 
+class Archived(msgspec.Struct, frozen=True, kw_only=True):
+    """The archive that has the trail until an entry."""
+
+    until: int
+    file: str
+    at: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One checkout at one moment (`now`). Amounts in minor units, graces in seconds, `watch` in seconds after the end.
@@ -147,6 +158,7 @@ class Record:
     payments: tuple[Payment, ...] = ()
     operations: tuple[Operation, ...] = ()
     commands: tuple[Command, ...] = ()
+    archived: Archived | None = None
     deadline_grace: float = 30.0
     cancel_grace: float = 30.0
     watch: tuple[float, ...] = ()
@@ -217,12 +229,14 @@ async def gather(
         )
     }
     entries = tuple(msgspec.json.decode(one, type=Entry) for one in row.pop("entries") or ())
+    archived = row.pop("archived")
     state = State(row.pop("state"))
     return Record(
         **row,
         **lists,
         state=state,
         entries=entries,
+        archived=None if archived is None else msgspec.json.decode(archived, type=Archived),
         deadline_grace=settings.deadline_grace,
         cancel_grace=settings.cancel_grace,
         watch=settings.settle_watch,

@@ -68,8 +68,11 @@ def told(record: Record) -> list[str]:
     entries = record.entries
     last = max((number for number, one in enumerate(entries) if one.moved), default=-1)
     if last < 0:
-        return ["The trail of this checkout holds no entry that moved it."]
-    sentences: list[str] = []
+        since = [said for one in entries if (said := _since(record, one))]
+        return [*_archived(record), *since[-MOST_SINCE:]] or [
+            "The trail of this checkout holds no entry that moved it."
+        ]
+    sentences = _archived(record)
     moved = entries[last]
     before = next((one for one in reversed(entries[:last]) if one.moved), None)
     if before is not None and before.trigger == Trigger.CALLBACK_ARRIVED:
@@ -78,6 +81,13 @@ def told(record: Record) -> list[str]:
     since = [said for one in entries[last + 1 :] if (said := _since(record, one))]
     # A callback that came while the gateway was asked stands in both entries.
     return list(dict.fromkeys([*sentences, *since[-MOST_SINCE:]]))
+
+
+def _archived(record: Record) -> list[str]:
+    one = record.archived
+    if one is None:
+        return []
+    return [f"Its trail up to entry {one.until} was archived at {moment(one.at)}, in the file “{one.file}”."]
 
 
 def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for each fact

@@ -166,7 +166,7 @@ def test_every_command_has_help():
     listed = orchestrator("--help").stdout
 
     for command in ("up", "demo", "api", "worker", "scheduler", "sandbox", "migrate", "doctor", "token", "merchants",
-                    "checkouts", "payments", "events", "audit"):  # fmt: skip
+                    "checkouts", "payments", "events", "audit", "archive"):  # fmt: skip
         assert f"  {command} " in listed
     for group in ((), ("token",), ("merchants",), ("checkouts",), ("payments",), ("events",), ("audit",)):
         commands = orchestrator(*group, "--help").stdout.partition("Commands:")[2]
@@ -216,7 +216,10 @@ def test_doctor_names_what_is_not_well_and_what_to_do(database_url):
 
     found = {line.split()[1]: line for line in ended.stdout.splitlines()}
     assert ended.returncode == 1
-    assert all(found[name].startswith("ok") for name in ("settings", "database", "clock", "schema", "alarms"))
+    assert all(
+        found[name].startswith("ok")
+        for name in ("settings", "database", "clock", "schema", "months", "alarms")
+    )
     assert all(found[name].startswith("problem") for name in ("workers", "schedulers", "gateway", "broker"))
     assert heartbeat.returncode == 1
     assert "no heartbeat of a worker" in heartbeat.stderr

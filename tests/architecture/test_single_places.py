@@ -194,9 +194,9 @@ RULES = {
         "SQL = f'''\n  UPDATE checkouts SET state = {1}'''\n",
     ),
     "audit": Rule(
-        "audit entries are written in lifecycle and audit",
+        "audit entries are written in lifecycle and audit, and leave in archive alone",
         writes("audit_entries"),
-        ("lifecycle*", "audit*"),
+        ("lifecycle*", "audit*", "archive*"),
         "from sqlalchemy import insert\nfrom orchestrator.schema import audit_entries\nADD = insert(audit_entries)\n",
     ),
     "verbs": Rule(

@@ -347,3 +347,24 @@ def test_an_explanation_goes_out_in_the_words_of_the_contract():
     document = explain.explain(record()).document()
     assert set(document) == {"summary", "because", "evidence", "next", "youMay"}
     assert document["next"]["at"] == NOW + timedelta(minutes=3)
+
+
+# ── Archived ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_archived_trail_is_told_with_where_it_is_and_what_came_after():
+    archived = explain.Archived(until=7, file="archive-000003.jsonl.gz", at=NOW - timedelta(minutes=5))
+    where = (
+        "Its trail up to entry 7 was archived at 2026-01-05T09:55:00Z, in the file “archive-000003.jsonl.gz”."
+    )
+    made = check(record(State.COMPLETED, entries=(), archived=archived, due_at=None))
+    assert made.evidence == (where,)
+    later = Entry(
+        at=NOW, action="command:refused", actor="client:default/shop-1", to="completed", before="completed",
+        evidence={"kind": "cancel", "refusal": "it is paid"},
+    )  # fmt: skip
+    made = check(record(State.COMPLETED, entries=(later,), archived=archived))
+    assert made.evidence[0] == where
+    assert len(made.evidence) == 2
+    moved = replace(move(Trigger.PAYMENT_FOUND, transactions=[TRANSACTION]), archived=archived)
+    assert check(moved).evidence[0] == where

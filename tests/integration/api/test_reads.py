@@ -6,6 +6,9 @@ from uuid import UUID
 
 import pytest
 
+from orchestrator import archive, lifecycle
+from orchestrator.audit import Action
+from orchestrator.states import Trigger
 from tests.integration.api.scene import Api, intent
 from tests.integration.api.test_intake import problem
 
@@ -225,3 +228,33 @@ async def test_the_trail_is_shown_page_by_page(api: Api):
     assert entry["evidence"]["orderId"] == "A-1"
     assert trail["nextAfter"] is None
     assert (await api.get(f"/v1/checkouts/{checkout}/audit", after=1)).json()["entries"] == []
+
+
+async def test_an_archived_checkout_is_shown_with_its_books_and_its_trail_with_where_it_is(
+    api: Api, tmp_path
+):
+    checkout = await api.taken("A-1")
+    assert (await shown(api, checkout))["archivedAt"] is None
+    assert (await api.get(f"/v1/checkouts/{checkout}/audit")).json()["archived"] == []
+    services = api.services
+    (held,) = await lifecycle.claim(services.db, [UUID(checkout)], lease_seconds=60)
+    moves = lifecycle.Lifecycle(services.db, services.vault)
+    refused = lifecycle.Move(held=held, trigger=Trigger.REFUSED, action=Action.CHECKOUT_MOVED, alarm=None)
+    await moves.advance(refused)
+    await moves.close()
+    await archive.run(services.db, services.vault, tmp_path, older_than=0.0, most=10)
+    found = await shown(api, checkout)
+    assert (found["state"], found["orderId"], found["dueAt"]) == ("failed", "A-1", None)
+    assert found["archivedAt"] > found["createdAt"]
+    trail = (await api.get(f"/v1/checkouts/{checkout}/audit")).json()
+    assert (trail["entries"], trail["nextAfter"]) == ([], None)
+    (where,) = trail["archived"]
+    assert (where["until"], where["file"], where["at"]) == (2, "archive-000001.jsonl.gz", found["archivedAt"])
+    explained = (await api.get(f"/v1/checkouts/{checkout}/explain")).json()
+    assert "archive-000001.jsonl.gz" in explained["evidence"][0]
+    # The same request again meets it, and other content gets a new one, as before.
+    same = await api.post(intent("A-1"))
+    assert (same.status_code, same.json()["id"]) == (200, checkout)
+    other = await api.post(intent("A-1", expiresIn=60))
+    assert other.status_code == 202
+    assert other.json()["id"] != checkout

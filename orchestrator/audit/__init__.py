@@ -1,0 +1,51 @@
+"""The audit trail: what is written of a checkout, how it is chained, sealed, archived and verified. The only maker of entries.
+
+The head of each chain stands on its checkout: a changed byte breaks its entry, a missing entry breaks the sequence, and a cut tail
+disagrees with the head. Seals record the heads of all chains that grew, in a chain of their own that can be exported, so that even
+a tail cut together with its head, or a whole missing checkout, shows. What has left for an archive is noted under our key, up to
+which entry and in which file, and each archive in a seal: entries that are gone without that are missing.
+"""
+
+from orchestrator.audit.archives import ARCHIVES, Manifest, Opened, Page, Writing, open_archive
+from orchestrator.audit.chain import (
+    PURPOSE,
+    START,
+    SYSTEM,
+    Action,
+    Entry,
+    Head,
+    Walked,
+    chain_mac,
+    make,
+    unlike,
+    walk,
+)
+from orchestrator.audit.findings import Findings
+from orchestrator.audit.seals import seal, seal_archive
+from orchestrator.audit.verification import export, verify, verify_chain
+
+__all__ = [
+    "ARCHIVES",
+    "PURPOSE",
+    "START",
+    "SYSTEM",
+    "Action",
+    "Entry",
+    "Findings",
+    "Head",
+    "Manifest",
+    "Opened",
+    "Page",
+    "Walked",
+    "Writing",
+    "chain_mac",
+    "export",
+    "make",
+    "open_archive",
+    "seal",
+    "seal_archive",
+    "unlike",
+    "verify",
+    "verify_chain",
+    "walk",
+]

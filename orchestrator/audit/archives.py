@@ -1,0 +1,333 @@
+"""Archives: the history of settled checkouts in a file that proves itself, and the chain in which the archives stand.
+
+A file is gzip over lines of JSON: a page for each checkout, sorted by id, and the manifest as the last line. The manifest has counts, a
+digest over the heads, a digest over all pages, and a mac that follows the mac of the archive before it; the same manifest stands in
+table `archives`. With the secret keys alone a file tells whether a page, an entry or its end was changed or cut off. What a page
+holds of a person is sealed under a data key that stays in the database: erasing a customer reaches the archives too.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import hmac
+import zlib
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import IO, TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import text
+
+from orchestrator.audit.chain import START, Head, unlike, walk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from sqlalchemy import Row
+
+    from orchestrator.audit.chain import Link
+    from orchestrator.audit.findings import Findings
+    from orchestrator.db import Database
+    from orchestrator.vault import Key, Vault
+
+_PURPOSE: Final = "audit-archive"
+
+ARCHIVES = text("""
+    SELECT sequence, at, file, manifest, key_id, mac FROM archives WHERE sequence > :after ORDER BY sequence LIMIT 50
+""")
+_HEADS = text("""
+    SELECT archive, checkout_id, sequence, mac, state FROM archived_heads
+     WHERE archive > :after AND archive <= :until ORDER BY archive, checkout_id
+""")
+_HOMELESS = text("""
+    SELECT h.archive, h.checkout_id, EXISTS (SELECT FROM archives a WHERE a.sequence = h.archive) AS listed
+      FROM archived_heads h
+     WHERE NOT EXISTS (SELECT FROM checkouts c WHERE c.id = h.checkout_id)
+        OR NOT EXISTS (SELECT FROM archives a WHERE a.sequence = h.archive)
+     ORDER BY 1, 2 LIMIT 100
+""")
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an archive says of itself. `before` is the mac of the archive before it, `rows` how many rows of each kind it holds."""
+
+    archive: int
+    at: datetime
+    before: str
+    checkouts: int
+    entries: int
+    rows: dict[str, int]
+    first: UUID
+    last: UUID
+    heads: str
+    pages: str
+
+
+class _Written(msgspec.Struct, rename="camel"):
+    """An entry in a page."""
+
+    entry: str
+    key_id: str
+    mac: str
+
+
+class _Ended(msgspec.Struct):
+    """The head of a chain in a page."""
+
+    sequence: int
+    mac: str
+    state: str | None
+
+    def head(self) -> Head:
+        return Head(self.sequence, bytes.fromhex(self.mac), self.state)
+
+
+class _Page(msgspec.Struct, tag_field="line", tag="page"):
+    """What verification reads of a page."""
+
+    id: UUID
+    after: _Ended
+    head: _Ended
+    entries: list[_Written]
+
+
+class _Last(msgspec.Struct, rename="camel", tag_field="line", tag="manifest"):
+    """The last line."""
+
+    manifest: str
+    key_id: str
+    mac: str
+
+
+class _Told(msgspec.Struct):
+    """What an entry says of its own place."""
+
+    sequence: int
+    at: datetime
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """An entry out of a page, in the shape in which a chain is walked."""
+
+    sequence: int
+    at: datetime
+    action: str
+    entry: str
+    key_id: str
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The history of one checkout: where its chain is taken up and ends, its entries, and rows of other kinds as JSON."""
+
+    checkout: UUID
+    after: Head
+    head: Head
+    entries: Sequence[Link]
+    rows: Mapping[str, Sequence[msgspec.Raw]]
+
+
+@dataclass(slots=True)
+class Opened:
+    """What came of reading a file: its manifest and the mac over it, and what does not hold."""
+
+    manifest: Manifest | None = None
+    mac: bytes = b""
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What pages add up to, for whoever writes them and for whoever reads them."""
+
+    checkouts: int = 0
+    entries: int = 0
+    first: UUID | None = None
+    last: UUID | None = None
+    heads: Any = field(default_factory=hashlib.sha256)
+    pages: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, line: bytes, checkout: UUID, head: Head, entries: int) -> None:
+        self.checkouts += 1
+        self.entries += entries
+        self.first = self.first or checkout
+        self.last = checkout
+        self.pages.update(line)
+        self.heads.update(_head_line(checkout, head))
+
+
+@dataclass(slots=True)
+class Writing:
+    """Writes the pages of one archive, in the order of their ids; `close` ends it with the manifest."""
+
+    file: IO[bytes]
+    _tally: _Tally = field(default_factory=_Tally)
+    _rows: dict[str, int] = field(default_factory=dict)
+
+    def add(self, page: Page) -> None:
+        """Write the page of one checkout."""
+        body = {
+            "line": "page",
+            "id": page.checkout,
+            "after": _ended(page.after),
+            "head": _ended(page.head),
+            "entries": [_Written(one.entry, one.key_id, bytes(one.mac).hex()) for one in page.entries],
+            **page.rows,
+        }
+        line = msgspec.json.encode(body) + b"\n"
+        self.file.write(line)
+        self._tally.add(line, page.checkout, page.head, len(page.entries))
+        for kind, rows in page.rows.items():
+            self._rows[kind] = self._rows.get(kind, 0) + len(rows)
+
+    def close(self, key: Key, *, archive: int, at: datetime, before: bytes) -> tuple[str, bytes]:
+        """Write the manifest; return its text and its mac."""
+        tally = self._tally
+        assert tally.first is not None  # noqa: S101 - nobody archives nothing
+        assert tally.last is not None  # noqa: S101 - as above
+        manifest = Manifest(
+            archive=archive, at=at, before=before.hex(), checkouts=tally.checkouts, entries=tally.entries, rows=self._rows,
+            first=tally.first, last=tally.last, heads=tally.heads.hexdigest(), pages=tally.pages.hexdigest(),
+        )  # fmt: skip
+        said = msgspec.json.encode(manifest, order="sorted").decode()
+        mac = _mac(key, before, said)
+        self.file.write(msgspec.json.encode(_Last(said, key.id, mac.hex())) + b"\n")
+        return said, mac
+
+
+def _ended(head: Head) -> _Ended:
+    return _Ended(head.sequence, bytes(head.mac).hex(), head.state)
+
+
+def _head_line(checkout: UUID, head: Head) -> bytes:
+    return f"{checkout} {head.sequence} {bytes(head.mac).hex()} {head.state}\n".encode()
+
+
+def _mac(key: Key, before: bytes, manifest: str) -> bytes:
+    return hmac.digest(key.derived(_PURPOSE), before + manifest.encode(), "sha256")
+
+
+# ── A file by itself ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_LINE: Final = msgspec.json.Decoder(_Page | _Last)
+_TOLD: Final = msgspec.json.Decoder(_Told)
+
+
+def open_archive(path: Path, vault: Vault) -> Opened:
+    """Read a file from its first page to its manifest, and name what does not hold; `OSError` if it cannot be read."""
+    opened = Opened()
+    try:
+        with gzip.open(path, "rb") as file:
+            _read(file, vault, opened)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        opened.problems.append(f"it is damaged or cut off ({error})")
+    return opened
+
+
+def _read(lines: Iterable[bytes], vault: Vault, opened: Opened) -> None:
+    tally = _Tally()
+    for number, line in enumerate(lines, start=1):
+        if opened.manifest is not None:
+            opened.problems.append(f"line {number} stands behind the manifest")
+            return
+        try:
+            found = _LINE.decode(line)
+            if isinstance(found, _Last):
+                _conclude(vault, found, tally, opened)
+                continue
+            head = found.head.head()
+            walked = walk(vault, found.id, map(_link, found.entries), after=found.after.head())
+        except (msgspec.DecodeError, ValueError):
+            opened.problems.append(f"line {number} is not in the words of an archive")
+            return
+        if (problem := unlike(found.id, walked, head)) is not None:
+            opened.problems.append(problem)
+        tally.add(line, found.id, head, len(found.entries))
+    if opened.manifest is None:
+        opened.problems.append("it has no manifest: its end was cut off")
+
+
+def _link(written: _Written) -> _Link:
+    told = _TOLD.decode(written.entry)
+    return _Link(
+        told.sequence, told.at, told.action, written.entry, written.key_id, bytes.fromhex(written.mac)
+    )
+
+
+def _conclude(vault: Vault, last: _Last, tally: _Tally, opened: Opened) -> None:
+    manifest = opened.manifest = msgspec.json.decode(last.manifest, type=Manifest)
+    opened.mac = bytes.fromhex(last.mac)
+    problem = _unproven(
+        vault, last.manifest, key_id=last.key_id, before=bytes.fromhex(manifest.before), mac=opened.mac
+    )
+    if problem is not None:
+        opened.problems.append(f"its manifest {problem}")
+    for name, wanted, there in (
+        ("checkouts", manifest.checkouts, tally.checkouts),
+        ("entries", manifest.entries, tally.entries),
+    ):
+        if wanted != there:
+            opened.problems.append(f"it has {there} {name} and should have {wanted}")
+    if manifest.pages != tally.pages.hexdigest() or manifest.heads != tally.heads.hexdigest():
+        opened.problems.append("its pages are not those that were written")
+
+
+def _unproven(vault: Vault, manifest: str, *, key_id: str, before: bytes, mac: bytes) -> str | None:
+    key = vault.known(key_id)
+    if key is None:
+        return f"was made under key {key_id}, which SECRET_KEYS does not have"
+    return None if hmac.compare_digest(_mac(key, before, manifest), mac) else "was changed"
+
+
+# ── The chain of archives ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def verify_archives(db: Database, vault: Vault, found: Findings) -> None:
+    """Walk the chain of archives: each manifest follows from the one before, and its heads are those that are noted here."""
+    before, expected = START, 1
+    while True:
+        async with db.snapshot() as moment:
+            rows = (await moment.execute(ARCHIVES, {"after": expected - 1})).all()
+            if not rows:
+                break
+            span = {"after": expected - 1, "until": rows[-1].sequence}
+            noted = (await moment.execute(_HEADS, span)).all()
+        digests: dict[int, Any] = {}
+        for one in noted:
+            line = _head_line(one.checkout_id, Head(one.sequence, bytes(one.mac), one.state))
+            digests.setdefault(one.archive, hashlib.sha256()).update(line)
+        for row in rows:
+            found.archives += 1
+            if row.sequence != expected:
+                found.problems.append(f"archive {expected} is missing")
+                return
+            problem = _unlisted(vault, row, before, digests.get(row.sequence))
+            if problem is not None:
+                found.problems.append(f"archive {row.sequence} {problem}")
+                return
+            before, expected = bytes(row.mac), expected + 1
+    for one in await db.read(_HOMELESS):
+        said = (
+            f"checkout {one.checkout_id} is missing, though archive {one.archive} has it"
+            if one.listed
+            else f"checkout {one.checkout_id} is noted as archived in archive {one.archive}, which does not exist"
+        )
+        found.problems.append(said)
+
+
+def _unlisted(vault: Vault, row: Row[Any], before: bytes, digest: Any) -> str | None:
+    problem = _unproven(vault, row.manifest, key_id=row.key_id, before=before, mac=bytes(row.mac))
+    if problem is not None:
+        return problem
+    manifest = msgspec.json.decode(row.manifest, type=Manifest)
+    if manifest.archive != row.sequence:
+        return f"has the manifest of archive {manifest.archive}"
+    if digest is None or digest.hexdigest() != manifest.heads:
+        return "does not have the heads that are noted for it"
+    return None

@@ -1,0 +1,238 @@
+"""The chain of one checkout: the words of an entry, how it is made, and whether entries follow from one another.
+
+An entry is canonical JSON text with a number in its checkout's sequence. Its mac is HMAC-SHA256 over the mac before it and the
+text, under a key derived from the secret keys. A chain can be taken up from a head that is known from elsewhere: what came before
+it stands in an archive. Pure: nothing here knows a database or a file.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from uuid import UUID
+
+import msgspec
+
+from orchestrator.states import TRANSITIONS, State, Trigger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
+
+    from orchestrator.vault import Key, Vault
+
+PURPOSE: Final = "audit"
+START: Final = b"\0" * 32
+"""The mac before the first entry of every chain."""
+
+
+class Action(StrEnum):
+    """What an entry says, as subject:fact. Exhaustive: the trail has no other words."""
+
+    CHECKOUT_RECEIVED = "checkout:received"
+    CHECKOUT_MOVED = "checkout:moved"
+    CHECKOUT_REOPENED = "checkout:reopened"
+    GATEWAY_ASKED = "gateway:asked"
+    GATEWAY_FAILED = "gateway:failed"
+    FACT_REFUSED = "fact:refused"
+    CALLBACK_READ = "callback:read"
+    PAYMENT_SEEN = "payment:seen"
+    TOKEN_RENEWED = "token:renewed"  # noqa: S105 - a word of the trail
+    CANCEL_REQUESTED = "cancel:requested"
+    COMMAND_REFUSED = "command:refused"
+    COMMAND_TAKEN = "command:taken"
+    MONEY_REQUESTED = "money:requested"
+    MONEY_SUBMITTED = "money:submitted"
+    MONEY_SUCCEEDED = "money:succeeded"
+    MONEY_REJECTED = "money:rejected"
+    MONEY_UNKNOWN = "money:unknown"
+    MONEY_WITHDRAWN = "money:withdrawn"
+    ATTENTION_RAISED = "attention:raised"
+    ATTENTION_CLEARED = "attention:cleared"
+    WATCH_ENDED = "watch:ended"
+
+
+SYSTEM: Final = "system:orchestrator"
+"""The actor when no person or client asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry, ready to be written: its number, text and mac."""
+
+    sequence: int
+    at: str
+    action: Action
+    text: str
+    key_id: str
+    mac: bytes
+
+
+def chain_mac(key: Key, before: bytes, entry: str) -> bytes:
+    """Return the mac of an entry that follows `before`."""
+    return hmac.digest(key.derived(PURPOSE), before + entry.encode(), "sha256")
+
+
+def make(  # noqa: PLR0913 - the words of an entry
+    vault: Vault,
+    *,
+    checkout: UUID,
+    sequence: int,
+    before: bytes,
+    at: datetime,
+    action: Action,
+    actor: str,
+    correlation_id: str,
+    state: State | None,
+    to: State,
+    trigger: Trigger | None = None,
+    evidence: Mapping[str, object] | None = None,
+) -> Entry:
+    """Make the entry that follows mac `before` as number `sequence`.
+
+    `state` is where the checkout was (None for its first entry), `to` where it is now. `evidence` holds ids, amounts in
+    minor units and outcomes, never personal data: the trail outlives the erasure of a customer.
+    """
+    moment = at.isoformat(timespec="microseconds")
+    body = {
+        "checkout": str(checkout),
+        "sequence": sequence,
+        "at": moment,
+        "actor": actor,
+        "action": action.value,
+        "from": state.value if state is not None else None,
+        "to": to.value,
+        "trigger": trigger.value if trigger is not None else None,
+        "evidence": dict(evidence or {}),
+        "correlation": correlation_id,
+    }
+    entry = msgspec.json.encode(body, order="sorted").decode()
+    key = vault.newest
+    return Entry(sequence, moment, action, entry, key.id, chain_mac(key, before, entry))
+
+
+class Link(Protocol):
+    """An entry as it is stored: its text, its mac, and the columns that help to find it."""
+
+    @property
+    def sequence(self) -> int:
+        """Its number in the chain."""
+
+    @property
+    def at(self) -> datetime:
+        """When it was made."""
+
+    @property
+    def action(self) -> str:
+        """What it says."""
+
+    @property
+    def entry(self) -> str:
+        """The canonical text."""
+
+    @property
+    def key_id(self) -> str:
+        """The key that it was made under."""
+
+    @property
+    def mac(self) -> bytes:
+        """The mac over the one before and the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a chain ends, or is taken up: the number, mac and state after its last entry. The default is before the first."""
+
+    sequence: int = 0
+    mac: bytes = START
+    state: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """How far a chain holds, how many entries were read, and what does not hold, if anything."""
+
+    head: Head
+    entries: int
+    problem: str | None = None
+
+
+def walk(vault: Vault, checkout: UUID, links: Iterable[Link], *, after: Head) -> Walked:
+    """Follow the entries of a checkout from a head on; stop at the first that does not follow."""
+    head, read = after, 0
+    for link in links:
+        read += 1
+        where = f"entry {link.sequence} of checkout {checkout}"
+        if link.sequence <= after.sequence:
+            return Walked(head, read, f"{where} stands here, though it was archived")
+        if link.sequence != head.sequence + 1:
+            return Walked(head, read, f"entry {head.sequence + 1} of checkout {checkout} is missing")
+        key = vault.known(link.key_id)
+        if key is None:
+            problem = f"{where} was made under key {link.key_id}, which SECRET_KEYS does not have"
+            return Walked(head, read, problem)
+        mac = chain_mac(key, head.mac, link.entry)
+        if not hmac.compare_digest(mac, bytes(link.mac)):
+            return Walked(head, read, f"{where} was changed: its text and its mac do not agree")
+        said, state = _read_entry(link, checkout, head.state)
+        if said:
+            return Walked(head, read, f"{where} {said}")
+        head = Head(link.sequence, mac, state)
+    return Walked(head, read)
+
+
+def unlike(checkout: UUID, walked: Walked, wanted: Head) -> str | None:
+    """Say how the end of a chain differs from the head that the checkout has; None if it does not."""
+    found = walked.head
+    if walked.problem is not None:
+        return walked.problem
+    if found.sequence != wanted.sequence:
+        return f"checkout {checkout} has {found.sequence} entries and should have {wanted.sequence}: its tail was cut"
+    if not hmac.compare_digest(found.mac, bytes(wanted.mac)):
+        return f"checkout {checkout} does not carry the head of its chain"
+    if found.state is not None and found.state != wanted.state:
+        return f"checkout {checkout} is {wanted.state}, but its trail ends in {found.state}"
+    return None
+
+
+class _Told(msgspec.Struct, rename={"before": "from"}):
+    """What verification reads of an entry's text."""
+
+    checkout: UUID
+    sequence: int
+    at: str
+    action: Action
+    to: State
+    before: State | None
+    trigger: Trigger | None
+    evidence: dict[str, Any]
+
+
+_TOLD: Final = msgspec.json.Decoder(_Told)
+
+
+def _read_entry(row: Link, checkout: UUID, state: str | None) -> tuple[str | None, str | None]:
+    """Check what an entry says against its row and against the table of transitions; return (problem, state after)."""
+    try:
+        told = _TOLD.decode(row.entry)
+    except msgspec.DecodeError:
+        return "is not in the words of the trail", state
+    moment = row.at.isoformat(timespec="microseconds")
+    if (told.checkout, told.sequence, told.action, told.at) != (checkout, row.sequence, row.action, moment):
+        return "disagrees with its own columns", state
+    if told.before != state:
+        return f"starts from {told.before}, but the one before ended in {state}", state
+    if told.before is None:
+        # A payment for an order number that nobody asked for begins where its order would have ended.
+        stray = told.to is State.FAILED and told.evidence.get("stray") is True
+        born = told.to is State.RECEIVED or stray
+        return (None if born else f"begins in {told.to}, and every checkout begins as received"), told.to
+    moves = told.trigger is not None and TRANSITIONS.get((told.before, told.trigger)) is told.to
+    if told.to is not told.before and not moves:
+        return (
+            f"moves from {told.before} to {told.to} by {told.trigger}, which the table does not have",
+            state,
+        )
+    return None, told.to

@@ -1,0 +1,99 @@
+"""The archive task: the history of settled checkouts goes into files, whose proof stays in the database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.lookup import Span
+
+if TYPE_CHECKING:
+    from orchestrator.archive import Archived, Result
+    from orchestrator.db import Database
+    from orchestrator.settings import Settings
+
+_LONGEST = 100 * 366 * 86_400
+
+
+@click.command(short_help="Move the history of settled checkouts into files.")
+@data_dir
+@click.option(
+    "--older-than",
+    type=Span(longest=_LONGEST),
+    required=True,
+    help="Only checkouts that were received, and last changed, longer ago than this (90d).",
+)
+@click.option(
+    "--to",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the files go; `archives` in the data directory where it is left out.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(1, 10_000),
+    default=1000,
+    show_default=True,
+    help="Checkouts in one file, and in one transaction.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say how much would go.")
+def archive(*, data_dir: Path, older_than: float, directory: Path | None, size: int, dry_run: bool) -> int:
+    """Move the history of settled checkouts into files; exit 1 if the trail of some does not hold.
+
+    Trail, events, callbacks, sessions, handled commands and deliveries go; checkouts, intents, payments and operations stay. Run it as
+    often as you like, beside everything else; a run that was killed is gone on with by the next.
+    """
+    place = directory or data_dir / "archives"
+
+    async def work(settings: Settings, db: Database) -> int:
+        if dry_run:
+            return await _count(db, older_than)
+        return await _run(settings, db, place, older_than=older_than, size=size)
+
+    return on_database(data_dir, work)
+
+
+async def _count(db: Database, older_than: float) -> int:
+    from orchestrator import archive as task  # noqa: PLC0415 - each command imports what it needs
+
+    checkouts, entries = await task.candidates(db, await task.choose(db, older_than=older_than))
+    click.echo(f"The history of {checkouts} checkouts would go, with {entries} entries of the trail.")
+    return 0
+
+
+async def _run(settings: Settings, db: Database, place: Path, *, older_than: float, size: int) -> int:
+    from orchestrator import archive as task  # noqa: PLC0415
+    from orchestrator.vault import Vault  # noqa: PLC0415
+
+    vault = Vault(settings.secret_keys)
+    task.prepare(place)
+
+    def tell(one: Archived) -> None:
+        click.echo(f"{one.file}: {one.checkouts} checkouts, {one.entries} entries")
+
+    result = await task.run(db, vault, place, older_than=older_than, most=size, tell=tell)
+    _report(result, place)
+    return 1 if result.problems else 0
+
+
+def _report(result: Result, place: Path) -> None:
+    for problem in result.problems:
+        click.echo(f"left as it is: {problem}", err=True)
+    for path in result.orphans:
+        click.echo(
+            f"{path} is no archive of this database: a run was killed before it committed; what is in it is in the tables, or in "
+            "another archive",
+            err=True,
+        )
+    months = "".join(
+        f"; months {what}: {len(names)}"
+        for what, names in (("made ahead", result.made), ("dropped", result.dropped))
+        if names
+    )
+    click.echo(
+        f"Archived the history of {result.checkouts} checkouts ({result.entries} entries) in {result.archives} files in {place}{months}.",
+        err=True,
+    )

@@ -1,0 +1,133 @@
+"""The trail of an installation that is at work becomes partitions in place: nothing is rewritten, lost, or unproven afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from uuid import UUID
+
+import psycopg
+import pytest
+from alembic import command
+from psycopg import errors
+
+from orchestrator import archive, audit, schema
+from orchestrator.lifecycle import Event
+from orchestrator.states import State, Trigger
+from tests.factories import core, payment
+
+pytestmark = pytest.mark.anyio
+
+ENTRIES = "SELECT * FROM audit_entries ORDER BY checkout_id, sequence"
+PARTS = """
+    SELECT tableoid::regclass::text AS part, count(*) FROM audit_entries GROUP BY 1 ORDER BY 1
+"""
+FILE = "SELECT pg_relation_filenode('{}')"
+
+
+async def downgrade(url, to):
+    await asyncio.to_thread(command.downgrade, schema._config(url), to)
+
+
+async def orders(one, number=3):
+    ids = []
+    for _ in range(number):
+        held = await one.held(State.AWAITING_PAYMENT)
+        held = await one.advance(
+            held, Trigger.PAYMENT_FOUND, payments=(payment(f"t-{held.id}"),), money=(13900, 0, 0),
+            events=(Event("checkout.completed", {}),),
+        )  # fmt: skip
+        ids.append((await one.release(held, None)).id)
+    return ids
+
+
+async def test_a_trail_becomes_a_partition_as_it_is_and_comes_back_as_it_was(url, vault, tmp_path):
+    await asyncio.to_thread(schema.migrate, url, to="0003")
+    async with core(url, vault) as one:
+        await orders(one)
+        before, (file,) = await one.all(ENTRIES), await one.all(FILE.format("audit_entries"))
+        await asyncio.to_thread(schema.migrate, url)
+        assert await one.all(ENTRIES) == before
+        assert await one.all(FILE.format("audit_entries_before")) == [file]
+        assert await one.all(PARTS) == [("audit_entries_before", 18)]
+        await audit.seal(one.db, vault)
+        (young,) = await orders(one, 1)
+        found = await audit.verify(one.db, vault)
+        assert (found.checkouts, found.entries, found.problems) == (4, 24, [])
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as owner:
+            for change in (
+                "DELETE FROM audit_entries",
+                "TRUNCATE audit_entries_before",
+                "UPDATE audit_entries SET action = ''",
+            ):
+                with pytest.raises(errors.RestrictViolation):
+                    await owner.execute(change)
+        whole = await one.all(ENTRIES)
+        await downgrade(url, "0003")
+        assert await one.all(ENTRIES) == whole
+        assert await one.all(FILE.format("audit_entries")) == [file]
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as owner:
+            with pytest.raises(errors.RestrictViolation, match="audit_entries is append-only"):
+                await owner.execute("DELETE FROM audit_entries")
+        await asyncio.to_thread(schema.migrate, url)
+        assert (await audit.verify(one.db, vault)).problems == []
+        # What is archived stands in files that the older schema does not know of.
+        result = await archive.run(one.db, vault, tmp_path, older_than=0.0, most=10)
+        assert result.checkouts == 4
+        assert (await audit.verify(one.db, vault)).problems == []
+        with pytest.raises(Exception, match="there are archives"):
+            await downgrade(url, "0003")
+        assert await schema.current(one.db) == schema.wanted()
+        assert young in await one.all("SELECT checkout_id FROM archived_heads")
+
+
+@pytest.mark.parametrize("url", ["embedded"], indirect=True)
+@pytest.mark.parametrize("year", [2031, 9500])
+async def test_an_id_of_the_future_stays_where_it_is_and_so_does_all_before_it(url, vault, year):
+    """A payment may name an id that we did not make, and its checkout keeps it."""
+    await asyncio.to_thread(schema.migrate, url, to="0003")
+    at = archive.first_id(datetime(year, 5, 5, tzinfo=UTC))
+    async with core(url, vault) as one:
+        far = await one.accept(id=UUID(int=at.int | 0x7 << 76 | 0x2 << 62))
+        near = await one.accept()
+        await asyncio.to_thread(schema.migrate, url)
+        assert await one.all(PARTS) == [("audit_entries_before", 2)]
+        assert (await audit.verify(one.db, vault)).problems == []
+        months = await archive.months_of(one.db)
+        assert len(months) == (26 if year == 2031 else 2)
+        assert months[0].until > far > near
+        await downgrade(url, "0003")
+        assert len(await one.all(ENTRIES)) == 2
+
+
+@pytest.mark.parametrize("url", ["embedded"], indirect=True)
+async def test_entries_of_all_partitions_come_back(url, vault):
+    await asyncio.to_thread(schema.migrate, url)
+    async with core(url, vault) as one:
+        months = await archive.months_of(one.db)
+        for month in months[:-1:8]:
+            await one.accept(id=UUID(int=month.until.int - (1 << 80) | 0x7 << 76 | 0x2 << 62))
+        await one.accept(id=UUID(int=months[-2].until.int | 0x7 << 76 | 0x2 << 62))
+        assert len(await one.all(PARTS)) == 5
+        whole = await one.all(ENTRIES)
+        await downgrade(url, "0003")
+        assert await one.all(ENTRIES) == whole
+        await asyncio.to_thread(schema.migrate, url)
+        assert await one.all(ENTRIES) == whole
+        assert (await audit.verify(one.db, vault)).problems == []
+
+
+@pytest.mark.parametrize("url", ["embedded"], indirect=True)
+async def test_an_upgrade_that_meets_a_busy_trail_gives_up_and_can_be_run_again(url, vault):
+    await asyncio.to_thread(schema.migrate, url, to="0003")
+    async with core(url, vault) as one:
+        await orders(one, 1)
+        async with await psycopg.AsyncConnection.connect(url) as busy:
+            await busy.execute("SELECT 1 FROM audit_entries")
+            with pytest.raises(Exception, match="lock timeout") as error:
+                await asyncio.to_thread(schema.migrate, url)
+            assert isinstance(error.value.__cause__, errors.LockNotAvailable)
+            assert await one.accept()
+        assert await schema.current(one.db) == "0003"
+        await asyncio.to_thread(schema.migrate, url)
+        assert (await audit.verify(one.db, vault)).problems == []

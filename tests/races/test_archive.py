@@ -1,0 +1,168 @@
+"""Archiving beside everything else: nobody who takes orders in or carries them waits for it longer than its lock timeout."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy.exc import DBAPIError
+
+from orchestrator import archive, audit, lifecycle
+from orchestrator.archive.patience import LOCK_TIMEOUT
+from orchestrator.db import Database
+from orchestrator.states import State, Trigger
+from tests.factories import arrival, core, payment
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 5 * LOCK_TIMEOUT
+"""Milliseconds that intake and movers wait for a lock in these tests before Postgres tells them that they have waited too long."""
+
+
+class Watched(Database):
+    """A database that counts the statements which waited too long for a lock."""
+
+    def __init__(self, url, **options):
+        super().__init__(url, **options)
+        self.waited = 0
+
+    @asynccontextmanager
+    async def transaction(self):
+        try:
+            async with super().transaction() as tx:
+                yield tx
+        except DBAPIError as error:
+            self.waited += getattr(error.orig, "sqlstate", None) == "55P03"
+            raise
+
+    async def write(self, statement, parameters):
+        async with self.transaction() as tx:
+            result = await tx.execute(statement, parameters)
+            return result.all() if result.returns_rows else ()
+
+
+@pytest.fixture(name="impatient_url")
+def _impatient_url(database_url):
+    """A database on which whoever waits too long for a lock is told so."""
+    with psycopg.connect(database_url, autocommit=True) as admin:
+        name = admin.execute("SELECT current_database()").fetchone()[0]
+        admin.execute(
+            sql.SQL("ALTER DATABASE {} SET lock_timeout = {}").format(
+                sql.Identifier(name), sql.Literal(f"{PATIENCE}ms")
+            )
+        )
+    return database_url
+
+
+async def settle(one, order):
+    (held,) = await one.claim(order)
+    held = await one.advance(
+        held, Trigger.PAYMENT_FOUND, payments=(payment(f"t-{order}"),), money=(13900, 0, 0)
+    )
+    await one.release(held, None)
+
+
+async def test_intake_callbacks_and_moves_go_on_during_a_run_and_wait_for_no_lock(
+    impatient_url, vault, tmp_path
+):
+    async with core(impatient_url, vault, database=Watched) as shop, core(impatient_url, vault) as keeper:
+        old = await shop.checkouts(150)
+        for order in old:
+            await settle(shop, order)
+        busy, carried = True, []
+
+        async def take_orders():
+            while busy:
+                order = await shop.accept()
+                await settle(shop, order)
+                carried.append(order)
+
+        async def call_back():
+            # Late callbacks for orders that are just being archived: each is kept, whichever side of the file it falls on.
+            for order in old:
+                await shop.callbacks.take(arrival(order, body=b"late"))
+
+        runs = [asyncio.create_task(take_orders()) for _ in range(4)]
+        late = asyncio.create_task(call_back())
+        first = await archive.run(keeper.db, vault, tmp_path, older_than=0.0, most=20)
+        await late
+        busy = False
+        await asyncio.gather(*runs)
+        assert first.checkouts > 0
+        assert carried
+        assert shop.db.waited == 0
+        assert (await audit.verify(shop.db, vault)).problems == []
+        for order in old:
+            (held,) = await shop.claim(order)
+            assert [letter.kind for letter in held.letters] == ["notification"]
+            await shop.release(held, None, read=(held.letters[0].id,))
+        await archive.run(keeper.db, vault, tmp_path, older_than=0.0, most=20)
+        assert await shop.all("SELECT DISTINCT checkout_id FROM audit_entries") == []
+        assert (await audit.verify(shop.db, vault)).problems == []
+
+
+async def test_verifying_while_a_run_is_under_way_reports_no_false_problem(impatient_url, vault, tmp_path):
+    async with core(impatient_url, vault) as shop, core(impatient_url, vault) as auditor:
+        for order in await shop.checkouts(120):
+            await settle(shop, order)
+        await audit.seal(shop.db, vault)
+        running = asyncio.create_task(archive.run(shop.db, vault, tmp_path, older_than=0.0, most=3))
+        seen = set()
+        while not running.done():
+            found = await audit.verify(auditor.db, vault)
+            assert found.problems == []
+            seen.add(found.archives)
+            await audit.seal(auditor.db, vault)
+        assert (await running).archives == 40
+        assert len(seen) > 1
+        assert (await audit.verify(auditor.db, vault)).problems == []
+
+
+async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a_moment(impatient_url, vault):
+    async with core(impatient_url, vault, database=Watched) as shop, core(impatient_url, vault) as keeper:
+        months = [one for one in await archive.months_of(keeper.db) if one.until is not None][1:]
+        await keeper.do("UPDATE clock_skew SET seconds = 3000 * 86400")
+        busy, taken = True, 0
+
+        async def take_orders():
+            nonlocal taken
+            while busy:
+                await shop.accept()
+                taken += 1
+
+        runs = [asyncio.create_task(take_orders()) for _ in range(4)]
+        async with await psycopg.AsyncConnection.connect(impatient_url) as reader:
+            # Somebody reads the trail for long: for as long as that goes on the months stay, and intake goes on.
+            await reader.execute("SELECT 1 FROM audit_entries LIMIT 1")
+            before = taken
+            assert await archive.drop_empty(keeper.db, before=months[0].until) == []
+            assert taken > before
+        assert await archive.drop_empty(keeper.db, before=months[2].until) == [one.name for one in months[:3]]
+        made = await archive.make_ahead(keeper.db, ahead=3)
+        assert await shop.accept()
+        busy = False
+        await asyncio.gather(*runs)
+        assert len(made) == 4
+        assert shop.db.waited == 0
+        assert (await audit.verify(shop.db, vault)).problems == []
+
+
+async def test_a_ring_and_a_run_that_meet_on_a_checkout_lose_neither(impatient_url, vault, tmp_path):
+    """The ringer was first and has not committed: its checkout stays. The run was first: the ring wakes an archived checkout."""
+    async with core(impatient_url, vault) as one:
+        held = await one.held(State.AWAITING_PAYMENT)
+        held = await one.advance(held, Trigger.DEADLINE_PASSED)
+        await one.release(held, None)
+        async with one.db.transaction() as tx:
+            await lifecycle.ring(tx, [held.id], grace=60.0)
+            assert (await archive.run(one.db, vault, tmp_path, older_than=0.0, most=20)).checkouts == 0
+        assert (await archive.run(one.db, vault, tmp_path, older_than=0.0, most=20)).checkouts == 0
+        (again,) = await one.claim(held.id)
+        await one.release(again, None)
+        assert (await archive.run(one.db, vault, tmp_path, older_than=0.0, most=20)).checkouts == 1
+        await one.ring(held.id)
+        (again,) = await one.claim(held.id)
+        assert (again.id, again.audit_sequence, again.token) == (held.id, 6, None)
