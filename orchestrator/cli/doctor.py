@@ -109,6 +109,7 @@ async def _examine(settings: Settings, report: _Report, *, stopped: bool) -> Non
                 await _gateways(settings, db, report)
     if not stopped or settings.broker_url is not None:
         await _broker(settings, report)
+        await _left_alone(settings, report)
 
 
 def _keys(settings: Settings, report: _Report) -> None:
@@ -306,6 +307,32 @@ async def _broker(settings: Settings, report: _Report) -> None:
         report.ill("broker", f"does not answer ({found}): start it, or correct ORCHESTRATOR_BROKER_URL")
     else:
         report.well("broker", f"answers; {hints} hints wait")
+
+
+async def _left_alone(settings: Settings, report: _Report) -> None:
+    """Name the gateways that the workers leave alone at this moment; where Redis is away, each worker knows only for itself."""
+    from orchestrator.gateway import board  # noqa: PLC0415
+
+    url = board.url_of(settings)
+    if url is None:
+        return
+    try:
+        alone = await board.left_alone(url)
+    except Exception as error:  # noqa: BLE001 - as for the broker
+        found = log.scrub(str(error)) or type(error).__name__
+        report.ill(
+            "redis",
+            f"does not answer ({found}): until it does, workers do not share what they know of gateways",
+        )
+        return
+    for name, seconds in alone.items():
+        gateway, _, merchant = name.partition(" ")
+        why = (
+            f"it told merchant {merchant} to come later"
+            if merchant
+            else "it did not serve one call after the other"
+        )
+        report.ill("gateway", f"{gateway} is left alone for another {seconds:.0f} s: {why}")
 
 
 def _age(seen: datetime, now: datetime) -> float:

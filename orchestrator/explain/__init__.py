@@ -48,6 +48,10 @@ _STANDS: Final = {
     State.EXPIRED: "expired without a payment",
     State.CANCELLED: "was cancelled",
 }
+_LEFT_ALONE: Final = (
+    "The gateway is being left alone for a moment, because it did not serve one call after the other or asked for fewer; "
+    "that counts as no failure of this order."
+)
 _CAUSES: Final = {
     "asked": "asked for",
     "automatic": "begun by the orchestrator, as the order says",
@@ -137,7 +141,9 @@ def _opening(record: Record) -> list[str]:
     said = ["Nothing has been offered to the shopper yet."]
     if record.withdrawn_at is not None:
         said.append(f"At {moment(record.withdrawn_at)} it was withdrawn, to be cancelled.")
-    if record.attempts:
+    if _left_alone(record):
+        said.append(_LEFT_ALONE)
+    elif record.attempts:
         tries = "once" if record.attempts == 1 else f"{record.attempts} times in a row"
         said.append(
             f"The present step has failed {tries}, the last time because of this: {trail.plain(record.last_error)}."
@@ -163,9 +169,15 @@ def _offered(record: Record) -> list[str]:
         said.append(
             "A payment is open: it may still become money, so nothing is expired or cancelled meanwhile."
         )
-    if record.attempts:
+    if _left_alone(record):
+        said.append(_LEFT_ALONE)
+    elif record.attempts:
         said.append(f"The last look at the gateway failed: {trail.plain(record.last_error)}.")
     return said
+
+
+def _left_alone(record: Record) -> bool:
+    return (record.last_error or "").startswith("left_alone")
 
 
 def _money(record: Record) -> list[str]:
@@ -229,6 +241,11 @@ def _next(record: Record) -> Next:
     if record.due_at is None:
         return Next(_settled(record), None)
     due = record.due_at <= record.now
+    if _left_alone(record) and not due:
+        return Next(
+            f"The gateway is being left alone until {moment(record.due_at)}; then {_what(record)}.{_after(record)}",
+            record.due_at,
+        )
     when = "As soon as a worker is free" if due else f"At {moment(record.due_at)}"
     return Next(f"{when} {_what(record)}.{_after(record)}", record.due_at)
 

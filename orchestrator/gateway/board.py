@@ -78,7 +78,9 @@ class Board:
         self._url, self._name = url, name or f"{socket.gethostname()}:{os.getpid()}"
         self._redis: Redis | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._away = url is None
+        self.away = True
+        """Whether Redis cannot be asked: until it has answered for the first time, and while it does not."""
+        self._missed = False
         self.workers = 1
         """How many workers there were when Redis last told, ourselves counted."""
         self._alone: dict[str, float] = {}
@@ -118,7 +120,7 @@ class Board:
 
     async def permits(self, name: str, per_second: float, want: int) -> rate.Grant | None:
         """Take permits from everybody's budget; None if Redis does not answer in a moment."""
-        if self._away or self._redis is None:
+        if self.away:
             return None
         try:
             async with asyncio.timeout(MOMENT):
@@ -136,7 +138,7 @@ class Board:
         return task
 
     def _tell(self, script: str, *arguments: str | int) -> None:
-        if not self._away:
+        if not self.away:
             self.start(self._quietly(script, *arguments))
 
     async def _quietly(self, script: str, *arguments: str | int) -> None:
@@ -158,15 +160,15 @@ class Board:
             else:
                 now = time.monotonic()
                 self._alone = {name: now + seconds for name, seconds in _pairs(alone).items()}
-                if self._away:
+                if self._missed:
                     log.info("gateway_board_back")
-                self._away = False
+                self.away = self._missed = False
             await asyncio.sleep(REFRESH * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     def _lost(self, error: Exception) -> None:
-        if not self._away:
+        if not self._missed:
             log.warning("gateway_board_away", error=type(error).__name__)
-        self._away = True
+        self.away = self._missed = True
 
     async def _run(self, script: str, *arguments: str | int) -> Any:
         assert self._redis is not None  # noqa: S101 - nobody asks before it is open

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,19 +81,14 @@ def measure(
 
     Both merchants' orders go to one gateway, unless `noisy_latency` gives the noisy one a gateway of its own.
     """
-    with tempfile.TemporaryDirectory() as place, _gateway(latency) as gateway:
-        with _gateway(noisy_latency) if noisy_latency else _same(gateway) as noisys:
-            variables = {"ORCHESTRATOR_GATEWAY_URL": gateway, **SECRETS}
-            options = Options(port=0, data_dir=Path(place) / "data", workers=workers)
-            with patch.dict(os.environ, variables), Up(options, Terminal(least="error")) as up:
-                return asyncio.run(
-                    _load(up, rate=rate, times=times, seconds=seconds, gateways=(gateway, noisys))
-                )
-
-
-@contextmanager
-def _same(gateway: str) -> Iterator[str]:
-    yield gateway
+    with (
+        tempfile.TemporaryDirectory() as place,
+        _gateway(latency) as gateway,
+        _gateway(noisy_latency) if noisy_latency else nullcontext(gateway) as noisys,
+        patch.dict(os.environ, {"ORCHESTRATOR_GATEWAY_URL": gateway, **SECRETS}),
+        Up(Options(port=0, data_dir=Path(place) / "data", workers=workers), Terminal(least="error")) as up,
+    ):
+        return asyncio.run(_load(up, rate=rate, times=times, seconds=seconds, gateways=(gateway, noisys)))
 
 
 @contextmanager
@@ -169,7 +164,7 @@ class _Shop:
 async def _settled(db: Database) -> None:
     """Wait until whatever was taken is awaiting payment."""
     async with asyncio.timeout(SETTLE):
-        while await db.read(
+        while await db.read(  # noqa: ASYNC110
             text("SELECT 1 FROM checkouts WHERE state <> ALL (ARRAY['awaiting_payment', 'failed']) LIMIT 1")
         ):
             await asyncio.sleep(0.5)

@@ -62,7 +62,7 @@ class Crowd:
 
     async def until_leased(self, **wanted: int) -> None:
         async with asyncio.timeout(10):
-            while await self.leased() != {int(name.removeprefix("m")): n for name, n in wanted.items() if n}:
+            while await self.leased() != {int(name.removeprefix("m")): n for name, n in wanted.items() if n}:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
     async def until_through(self, *ids: UUID, state: str = "awaiting_payment") -> None:
@@ -168,7 +168,7 @@ async def test_two_merchants_with_more_than_enough_come_to_have_the_same(few: Cr
     # Each order takes three calls. What the first gives up, the second gets, until they are even.
     few.gateway.let_go("default", 27)
     async with asyncio.timeout(10):
-        while sorted((await few.leased()).values()) != [4, 5]:
+        while sorted((await few.leased()).values()) != [4, 5]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     few.gateway.let_go("default")
     few.gateway.let_go("quiet")

@@ -1,0 +1,167 @@
+"""A gateway that does not work is left alone: no order fails of it before its deadline, and no money is moved twice."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from orchestrator import explain
+from orchestrator.gateway import breaker
+from tests.integration.carry.scene import Scene, scene
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from uuid import UUID
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def watchful(database_url: str, gateway_url: str, **changes: object) -> AsyncIterator[Scene]:
+    """Leave a gateway alone after two failures."""
+    async with scene(database_url, gateway_url, breaker_failures=2, **changes) as world:
+        try:
+            yield world
+        finally:
+            await world.control("DELETE", "faults")
+
+
+async def breaks(world: Scene, *endpoints: str) -> None:
+    await world.control("PUT", "faults", {one: {"count": 1000, "status": 503} for one in endpoints})
+
+
+async def left_alone(world: Scene) -> None:
+    """Have two orders fail, so that the gateway is left alone."""
+    await breaks(world, "authenticate")
+    await world.carry(await world.accept(), await world.accept())
+
+
+async def test_while_a_gateway_is_left_alone_no_attempt_is_counted(database_url: str, gateway_url: str):
+    async with watchful(database_url, gateway_url) as world:
+        await left_alone(world)
+        checkouts = [await world.accept() for _ in range(5)]
+        await world.carry(*checkouts)
+        for checkout in checkouts:
+            row = await world.row(checkout)
+            assert (row.state, row.attempts, row.attention, row.lease) == ("received", 0, None, None)
+            assert row.last_error.startswith("left_alone")
+            assert row.due_in.total_seconds() > 0
+            assert len(await world.trail(checkout)) == 1, "nothing has happened to it"
+        tried = await world.sql("SELECT 1 FROM checkouts WHERE attempts > 0")
+        assert len(tried) == 2
+
+
+async def test_when_the_gateway_is_back_everything_goes_on(database_url: str, gateway_url: str, monkeypatch):
+    monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.1)
+    async with watchful(database_url, gateway_url) as world:
+        await left_alone(world)
+        checkouts = [await world.accept() for _ in range(5)]
+        await world.carry(*checkouts)
+        await world.control("DELETE", "faults")
+        for checkout in checkouts:
+            row = await world.carried_until(checkout, "awaiting_payment")
+            assert row.last_error is None
+
+
+async def test_deadlines_still_rule(database_url: str, gateway_url: str):
+    async with watchful(database_url, gateway_url) as world:
+        await left_alone(world)
+        checkout = await world.accept(expiresIn=1)
+        await world.carry(checkout)
+        row = await world.row(checkout)
+        assert row.state == "received"
+        assert row.due_in.total_seconds() <= 1.05, "it is looked at when its deadline has passed"
+        await asyncio.sleep(1.1)
+        row = await world.carried_until(checkout, "failed")
+        assert row.last_error.startswith("left_alone")
+        assert (await world.trail(checkout))[-1]["trigger"] == "attempts_exhausted"
+
+
+async def test_an_offered_order_waits_until_it_can_be_looked_at(
+    database_url: str, gateway_url: str, monkeypatch
+):
+    async with watchful(database_url, gateway_url) as world:
+        checkout = await world.offered(expiresIn=1)
+        await world.pay(checkout)
+        await left_alone(world)
+        await asyncio.sleep(1.3)
+        await world.call_back(checkout)
+        await world.carry(checkout)
+        row = await world.row(checkout)
+        assert (row.state, row.attempts) == ("callback_received", 0)
+        await world.control("DELETE", "faults")
+        monkeypatch.setattr(breaker, "PROBING", 0.05)
+        await world.sql("UPDATE checkouts SET due_at = clock() + interval '2 s' WHERE id = :id", id=checkout)
+        await asyncio.sleep(2.0)
+        await world.carried_until(checkout, "completed")
+
+
+async def test_money_that_is_asked_for_meanwhile_is_moved_once_when_the_gateway_is_back(
+    database_url: str, gateway_url: str, monkeypatch
+):
+    monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.3)
+    async with watchful(database_url, gateway_url) as world:
+        checkout = await world.paid()
+        await left_alone(world)
+        await world.command(checkout, "capture", amount=13900)
+        await world.carry(checkout)
+        (operation,) = await world.operations(checkout)
+        assert (operation.state, operation.attempts) == ("requested", 0)
+        assert await world.movements(checkout) == []
+        await world.control("DELETE", "faults")
+        await settled(world, checkout)
+        assert await world.movements(checkout) == [("captured", 13900)]
+        await world.agree(checkout)
+
+
+async def test_money_whose_gateway_is_left_alone_between_look_and_call_is_not_sent(
+    database_url: str, gateway_url: str, monkeypatch
+):
+    """The look is served, and the door shuts before the capture: it is withdrawn as not sent, and sent once afterwards."""
+    monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.3)
+    async with watchful(database_url, gateway_url) as world:
+        checkout = await world.paid()
+        await world.command(checkout, "capture", amount=13900)
+        real = world.carrier.gateway.find_payments
+
+        async def shuts(*arguments, **options):
+            outcome = await real(*arguments, **options)
+            monkeypatch.undo()
+            await left_alone(world)
+            return outcome
+
+        monkeypatch.setattr(world.carrier.gateway, "find_payments", shuts)
+        await world.carry(checkout)
+        assert "money:withdrawn" in [one["action"] for one in await world.trail(checkout)]
+        (operation,) = await world.operations(checkout)
+        assert (operation.state, operation.attempts) == ("requested", 0)
+        assert operation.last_error.startswith("left_alone")
+        await world.control("DELETE", "faults")
+        await settled(world, checkout)
+        assert await world.movements(checkout) == [("captured", 13900)]
+
+
+async def settled(world: Scene, checkout: UUID) -> None:
+    async with asyncio.timeout(20):
+        while await world.operating(checkout) or not await world.operations(checkout):
+            await world.take(checkout)
+            await asyncio.sleep(0.02)
+
+
+async def test_it_is_explained(database_url: str, gateway_url: str):
+    async with watchful(database_url, gateway_url) as world:
+        offered = await world.offered()
+        await left_alone(world)
+        waiting = await world.accept()
+        await world.call_back(offered)
+        await world.carry(waiting, offered)
+        for checkout in (waiting, offered):
+            record = await explain.gather(world.db, world.settings, checkout)
+            assert record is not None
+            explained = explain.explain(record)
+            assert any("The gateway is being left alone for a moment" in one for one in explained.because)
+            assert explained.next.what.startswith("The gateway is being left alone until ")
+            assert explained.next.at == record.due_at

@@ -1,0 +1,262 @@
+"""What workers share about gateways in Redis, and that nobody waits for Redis when it is away, slow or empty."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+import structlog
+
+from orchestrator.gateway import board, rate
+from orchestrator.gateway.board import Board
+from orchestrator.gateway.client import Gateway, gateway_of
+from orchestrator.gateway.outcomes import Busy, Done
+from orchestrator.settings import Settings
+from tests.integration.gateway.misbehaving import Misbehaving, answering
+from tests.integration.gateway.scene import account, settings, token_answer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from orchestrator.embedded import Embedded
+
+pytestmark = pytest.mark.anyio
+
+WELL = answering(200, token_answer("opaque"))
+CALM = {"gateway_read_timeout": 12, "gateway_total_timeout": 15}
+
+
+@pytest.fixture
+def url(servers: Embedded) -> str:
+    with redis.Redis.from_url(servers.redis_url) as one:
+        one.flushall()
+    return servers.redis_url
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - it happens in the background
+            await asyncio.sleep(0.01)
+
+
+class Way:
+    """The way to Redis: open, closed, or one on which nothing comes through."""
+
+    def __init__(self, url: str) -> None:
+        self._to = urlsplit(url)
+        self._connections: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.stuck = False
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self._to.password}@127.0.0.1:{self.port}/0"
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        self._server.close()
+        for writer in list(self._connections):
+            writer.transport.abort()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, onward = await asyncio.open_connection(self._to.hostname, self._to.port)
+        self._connections |= {writer, onward}
+        with suppress(ConnectionError):
+            await asyncio.gather(self._pass(reader, onward), self._pass(there, writer))
+        for one in (writer, onward):
+            self._connections.discard(one)
+            one.close()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if not self.stuck:
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+@asynccontextmanager
+async def way_to(url: str) -> AsyncIterator[Way]:
+    way = Way(url)
+    await way.open()
+    try:
+        yield way
+    finally:
+        await way.close()
+
+
+@asynccontextmanager
+async def worker(url: str | None, name: str, **changed: float) -> AsyncIterator[tuple[Gateway, Board]]:
+    one = Board(url, name=name)
+    async with Gateway(settings(**{**CALM, **changed}), one) as gateway:
+        if url is not None:
+            await until(lambda: not one.away)
+        yield gateway, one
+
+
+def test_the_board_is_in_redis_its_own_or_the_brokers():
+    assert board.url_of(Settings(redis_url="redis://a/1", broker_url="redis://b/2")) == "redis://a/1"
+    assert board.url_of(Settings(broker_url="redis://b/2")) == "redis://b/2"
+    assert board.url_of(Settings(broker_url="amqp://b")) is None
+    assert board.url_of(Settings()) is None
+
+
+async def test_a_gateway_that_one_worker_leaves_alone_is_left_alone_by_all(url: str):
+    async with (
+        Misbehaving(answering(500)) as server,
+        worker(url, "one", breaker_failures=2) as (first, _),
+        worker(url, "two", breaker_failures=2) as (second, known),
+    ):
+        merchant = account(server.url)
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(2):
+                await first.authenticate(merchant)
+            await until(lambda: known.anything_alone)
+            outcome = await second.authenticate(merchant)
+        assert isinstance(outcome, Busy)
+        assert 0 < outcome.retry_after <= 2
+        assert len(server.asked) == 2
+        assert [line.get("heard") for line in logs if line["event"] == "gateway_paused"] == [None, True]
+        assert list(await board.left_alone(url)) == [gateway_of(server.url)]
+        # When the pause is over, each tries for itself.
+        server.answer = WELL
+        async with asyncio.timeout(20):
+            while isinstance(await second.authenticate(merchant), Busy):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert await board.left_alone(url) == {}
+
+
+async def test_a_merchant_that_is_throttled_rests_at_all_workers(url: str):
+    async with (
+        Misbehaving(answering(429, retry_after="20")) as server,
+        worker(url, "one") as (first, _),
+        worker(url, "two") as (second, known),
+    ):
+        await first.authenticate(account(server.url))
+        await until(lambda: known.anything_alone)
+        outcome = await second.authenticate(account(server.url))
+        assert isinstance(outcome, Busy)
+        assert 15 < outcome.retry_after <= 20
+        assert list(await board.left_alone(url)) == [f"{gateway_of(server.url)} default"]
+
+
+async def test_a_gateway_that_serves_while_it_is_left_alone_is_taken_off_the_board(url: str):
+    async with worker(url, "one") as (_, one):
+        one.leave_alone("somewhere", 60.0)
+        await until(lambda: one.anything_alone)
+        assert one.alone_until("somewhere") > time.monotonic() + 50
+        one.take_back("somewhere")
+        assert not one.anything_alone
+        async with asyncio.timeout(10):
+            while await board.left_alone(url):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def test_a_shorter_pause_does_not_shorten_a_longer_one(url: str):
+    async with worker(url, "one") as (_, one):
+        one.leave_alone("somewhere", 60.0)
+        one.leave_alone("somewhere", 1.0)
+        await until(lambda: one.anything_alone)
+        await asyncio.sleep(0.05)
+        assert (await board.left_alone(url))["somewhere"] > 50
+
+
+async def test_workers_are_counted_while_they_look(url: str):
+    async with worker(url, "one") as (_, one), worker(url, "two"):
+        await until(lambda: one.workers == 2)
+    async with worker(url, "three") as (_, three):
+        # Whoever went without a word counts for a few seconds more.
+        assert three.workers >= 1
+
+
+async def test_all_workers_share_one_budget(url: str):
+    async with (
+        Misbehaving(WELL) as server,
+        worker(url, "one", gateway_calls_per_second=40.0) as (first, _),
+        worker(url, "two", gateway_calls_per_second=40.0) as (second, _),
+    ):
+        began = time.monotonic()
+        outcomes = await asyncio.gather(
+            *(one.authenticate(account(server.url)) for one in (first, second) for _ in range(20))
+        )
+        took = time.monotonic() - began
+        assert {type(one) for one in outcomes} == {Done}
+        # Eight come early; alone each worker would have had half of them by then. A machine that stalls only makes it longer.
+        assert took >= (40 - 8 - 1) / 40
+
+
+async def test_the_script_and_the_arithmetic_agree(url: str):
+    async with worker(url, "one") as (_, one):
+        schedule, now = rate.Schedule(), 0.0
+        for want in (3, 5, 1, 20):
+            told = await one.permits("g", 10.0, want)
+            assert told is not None
+            expected = schedule.take(want, 10.0, now)
+            assert told.permits in {expected.permits, expected.permits + 1}, "time goes on meanwhile"
+
+
+# ── Redis is away ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_without_redis_calls_are_made_and_a_gateway_is_left_alone_all_the_same():
+    async with (
+        worker(None, "one", breaker_failures=1) as (gateway, one),
+        Misbehaving(answering(500)) as server,
+    ):
+        await gateway.authenticate(account(server.url))
+        assert isinstance(await gateway.authenticate(account(server.url)), Busy)
+        assert await one.permits("g", 10.0, 1) is None
+
+
+async def test_redis_that_goes_away_is_told_of_once_and_missed_by_nobody(url: str):
+    async with (
+        way_to(url) as way,
+        Misbehaving(WELL) as server,
+        worker(way.url, "one", gateway_calls_per_second=1000.0, breaker_failures=1) as (gateway, one),
+    ):
+        assert isinstance(await gateway.authenticate(account(server.url)), Done)
+        with structlog.testing.capture_logs() as logs:
+            await way.close()
+            await until(lambda: one.away)
+            server.answer = answering(500)
+            await gateway.authenticate(account(server.url))
+            assert isinstance(await gateway.authenticate(account(server.url)), Busy)
+            await asyncio.sleep(1.2)
+            await way.open()
+            await until(lambda: not one.away)
+        told = [line["event"] for line in logs if line["event"].startswith("gateway_board")]
+        assert told == ["gateway_board_away", "gateway_board_back"]
+
+
+async def test_redis_that_does_not_answer_holds_up_no_call(url: str):
+    async with (
+        way_to(url) as way,
+        Misbehaving(WELL) as server,
+        worker(way.url, "one", gateway_calls_per_second=1000.0, breaker_failures=1) as (gateway, one),
+    ):
+        one.workers = 4
+        way.stuck = True
+        # A permit is waited for a moment; then the process goes by its own part of the budget.
+        assert await one.permits("g", 10.0, 1) is None
+        outcomes = [await gateway.authenticate(account(server.url)) for _ in range(20)]
+        assert {type(one) for one in outcomes} == {Done}
+        one.away = False
+        one.leave_alone("somewhere", 60.0)
+        await until(lambda: one.away)
