@@ -17,6 +17,7 @@ from orchestrator.errors import OrchestratorError
 _COMMANDS: Final = {
     "up": "processes:up",
     "demo": "processes:demo",
+    "bench-gateway": "bench:gateway",
     "api": "processes:api",
     "worker": "processes:worker",
     "scheduler": "processes:scheduler",

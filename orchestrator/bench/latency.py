@@ -1,0 +1,60 @@
+"""How long the light gateway takes to answer: at once, always the same time, or log-normal, as real services are.
+
+A log-normal distribution is given by two of its percentiles in milliseconds, which is how people know a service. Numbers drawn
+here are seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from random import Random
+
+Z99: Final = 2.3263478740408408
+"""Standard deviations below which 99 % of a normal distribution lie."""
+LONGEST: Final = 60_000.0
+"""Milliseconds; no call of ours waits longer."""
+
+_TAKES: Final = "0, a number of milliseconds, or lognormal:P50,P99 such as lognormal:120,380"
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """A distribution of answer times: `median` in seconds, `sigma` of its logarithm (0: always the median)."""
+
+    median: float
+    sigma: float = 0.0
+
+    def draw(self, random: Random) -> float:
+        """Return the seconds that one answer takes."""
+        if not self.sigma:
+            return self.median
+        return self.median * math.exp(random.gauss(0.0, self.sigma))
+
+
+def parse(text: str) -> Latency:
+    """Read a latency as it is typed; `ValueError` with what it takes."""
+    kind, separator, rest = text.strip().partition(":")
+    try:
+        if not separator:
+            return Latency(_seconds(kind))
+        median, high = (_seconds(part) for part in rest.split(","))
+    except ValueError:
+        raise _wrong(text) from None
+    if kind != "lognormal" or not 0 < median <= high:
+        raise _wrong(text)
+    return Latency(median, math.log(high / median) / Z99)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= LONGEST:  # NaN compares false
+        raise _wrong(text)
+    return value / 1000
+
+
+def _wrong(text: str) -> ValueError:
+    return ValueError(f"must be {_TAKES}, not {text!r}")
