@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import httpx
 import psycopg
+import uvloop
 from dbos import DBOS, DBOSClient, DBOSConfig
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
@@ -170,7 +171,8 @@ def carry_sync(order_id: str) -> None:
     offer_sync(order_id)
 
 
-def run() -> None:
+async def run() -> None:
+    """Launch DBOS on this loop, which then runs the workflows, and stay."""
     config: DBOSConfig = {
         "name": "peer",
         "system_database_url": HERE.database_url,
@@ -178,12 +180,10 @@ def run() -> None:
         "log_level": "WARNING",
         "max_executor_threads": THREADS,
     }
-    rows_sync(), http_sync()
     DBOS(config=config)
     DBOS.launch()
-    DBOS.register_queue(QUEUE, worker_concurrency=AT_ONCE or None, polling_interval_sec=POLL)
-    print("ready", flush=True)
-    threading.Event().wait()
+    await DBOS.register_queue_async(QUEUE, worker_concurrency=AT_ONCE or None, polling_interval_sec=POLL)
+    await asyncio.Event().wait()
 
 
 def take(mark: str, orders: int, flow: str) -> None:
@@ -203,6 +203,6 @@ def take(mark: str, orders: int, flow: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "work":
-        run()
+        (uvloop if os.environ.get('UV','1')=='1' else asyncio).run(run())
     else:
         take(sys.argv[2], int(sys.argv[3]), os.environ.get("BENCH_FLOW", "carry"))
