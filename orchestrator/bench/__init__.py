@@ -1,5 +1,13 @@
 """The bench: how much an installation carries, measured with an open load against a light gateway, and checked against its books.
 
-gateway.py     the light gateway, a process of its own: books.py, documents.py, shoppers.py, latency.py
-wire.py        a cheap HTTP client for load
+It brings up what `up` brings up, with the light gateway instead of the sandbox and with a disk that is waited for, so that what is
+measured is the product as it runs. Load, gateway and product are processes apart, each with its meter.
+
+    run.py         one bench from start to verdict: warm-up, ramp, the run that counts, result
+    scene.py       the running product, and one measurement on it
+    load.py        the load's process: schedule.py, wire.py
+    gateway.py     the light gateway's process: books.py, documents.py, shoppers.py, latency.py
+    truth.py       what Postgres knows            ledger.py   lost, doubled, unequal
+    usage.py       CPU, memory, the disk          figures.py  percentiles       ramp.py  the highest rate held
+    result.py      a run as figures               board.py    on the terminal   report.py  as a page
 """

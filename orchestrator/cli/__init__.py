@@ -17,7 +17,9 @@ from orchestrator.errors import OrchestratorError
 _COMMANDS: Final = {
     "up": "processes:up",
     "demo": "processes:demo",
+    "bench": "bench:bench",
     "bench-gateway": "bench:gateway",
+    "bench-load": "bench:load",
     "api": "processes:api",
     "worker": "processes:worker",
     "scheduler": "processes:scheduler",

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from pathlib import Path
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from orchestrator.bench.latency import Latency
+from orchestrator.cli.processes import open_terminal
 
 
-def _latency(_context: click.Context, _parameter: click.Parameter, value: str) -> Latency:
+def _checked_latency(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
     from orchestrator.bench import latency  # noqa: PLC0415 - each command imports what it needs
 
     try:
-        return latency.parse(value)
+        latency.parse(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+    return value
 
 
 SHARE = click.FloatRange(0.0, 1.0)
@@ -25,7 +27,9 @@ SHARE = click.FloatRange(0.0, 1.0)
 @click.command("bench-gateway", hidden=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), required=True)
-@click.option("--latency", callback=_latency, default="0", show_default=True, help="How late it answers.")
+@click.option(
+    "--latency", callback=_checked_latency, default="0", show_default=True, help="How late it answers."
+)
 @click.option("--faults", type=SHARE, default=0.0, show_default=True, help="Share of calls that break.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--shoppers/--no-shoppers", default=True, show_default=True, help="Whether anybody pays.")
@@ -37,7 +41,7 @@ def gateway(
     *,
     host: str,
     port: int,
-    latency: Latency,
+    latency: str,
     faults: float,
     seed: int,
     shoppers: bool,
@@ -46,9 +50,115 @@ def gateway(
 ) -> None:
     """Serve the light gateway of the bench; callbacks are signed with the first of ORCHESTRATOR_GATEWAY_SECRETS."""
     from orchestrator.bench.gateway import Conduct, run  # noqa: PLC0415
+    from orchestrator.bench.latency import parse  # noqa: PLC0415
     from orchestrator.bench.shoppers import Habits  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
 
     secrets = [secret.get_secret_value() for secret in load().gateway_secrets]
     habits = Habits(think=think, jitter=jitter, secret=secrets[0] if secrets else "")
-    run(Conduct(latency=latency, faults=faults, shoppers=habits if shoppers else None, seed=seed), host, port)
+    run(
+        Conduct(latency=parse(latency), faults=faults, shoppers=habits if shoppers else None, seed=seed),
+        host,
+        port,
+    )
+
+
+@click.command("bench-load", hidden=True)
+def load() -> None:
+    """Hand intents over as the job on stdin says (the load of the bench)."""
+    from orchestrator.bench.load import run  # noqa: PLC0415
+
+    run()
+
+
+@click.command(short_help="Measure how much this machine carries.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0.1, 100_000),
+    help="Orders a second; with --ramp where it starts.  [default: 40]",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1.0, 86_400.0),
+    default=30.0,
+    show_default=True,
+    help="How long orders arrive.",
+)
+@click.option("--ramp", is_flag=True, help="First find the highest rate that is held, then measure at it.")
+@click.option(
+    "--gateway-latency",
+    "latency",
+    default="lognormal:120,380",
+    show_default=True,
+    callback=_checked_latency,
+    metavar="MS",
+    help="How late the gateway answers: 0, milliseconds, or lognormal:P50,P99.",
+)
+@click.option(
+    "--faults",
+    type=SHARE,
+    default=0.0,
+    show_default=True,
+    help="Share of the calls to the gateway that break.",
+)
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
+@click.option(
+    "--think",
+    type=click.FloatRange(0.0, 600.0),
+    default=1.0,
+    show_default=True,
+    help="Seconds that a shopper thinks before paying, more or less the half of it.",
+)
+@click.option(
+    "--evenly", is_flag=True, help="Orders arrive at even distances, instead of by chance (Poisson)."
+)
+@click.option(
+    "--stage",
+    type=click.Choice(["whole", "ready"]),
+    default="whole",
+    show_default=True,
+    help="`ready`: a batch of --orders is handed over as fast as it is taken and carried until it can be paid; nobody pays.",
+)
+@click.option(
+    "--orders",
+    type=click.IntRange(2, 1_000_000),
+    default=1000,
+    show_default=True,
+    help="The batch of --stage ready.",
+)
+@click.option(
+    "--sequential",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
+    help="One order at a time, N of them, until it can be paid.",
+)
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="Makes arrivals, latencies and faults repeatable."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and everything else on stderr."
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    help="Write a page with plots to this file.",
+)
+def bench(*, as_json: bool, sequential: int | None, **given: Any) -> int:
+    """Measure how much this machine carries, and check that nothing was lost or doubled.
+
+    Orders arrive on a schedule whether or not those before are done, and every time counts from the scheduled moment. Shoppers pay,
+    the gateway calls back twice at once, and at the end its books and ours are compared to the minor unit: the exit status is 0
+    only if they agree. The gateway is a light one of its own, in its own process; GATEWAY_URL is not looked at.
+
+    Everything runs in a directory that is removed at the end (TMPDIR says on which disk), with a Postgres that waits for the disk. Where
+    ORCHESTRATOR_DATABASE_URL or ORCHESTRATOR_BROKER_URL are set, those servers are measured instead, and what was written stays
+    there: take a database of its own. Other settings hold as for any process.
+    """
+    from orchestrator.bench.run import Plan, run  # noqa: PLC0415
+
+    status, document = run(
+        Plan(sequential=sequential or 0, **given), open_terminal(least="error", aside=as_json)
+    )
+    if as_json and document is not None:
+        click.echo(json.dumps(document))
+    return status

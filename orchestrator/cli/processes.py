@@ -42,14 +42,15 @@ def _options(given: dict[str, Any]) -> Options:
     return Options(**{name: given[name] for name in ("port", "data_dir", "ephemeral", "workers", "seed")})
 
 
-def _terminal(*, least: str = "warning") -> Terminal:
+def open_terminal(*, least: str = "warning", aside: bool = False) -> Terminal:
+    """Return the terminal of a command that starts processes; `aside`: it speaks on stderr."""
     from orchestrator.settings import load  # noqa: PLC0415
     from orchestrator.supervise.terminal import Terminal  # noqa: PLC0415
 
     settings = load()
     # The terminal belongs to what we say ourselves; the children's lines stand in their logs.
     log.configure(style=settings.log_format, level="warning")
-    return Terminal(least=least, raw=settings.log_format == "json")
+    return Terminal(least=least, raw=settings.log_format == "json", aside=aside)
 
 
 @click.command()
@@ -62,7 +63,7 @@ def up(**given: Any) -> int:
     """
     from orchestrator.supervise.up import run  # noqa: PLC0415
 
-    return run(_options(given), _terminal(), greet=_greet)
+    return run(_options(given), open_terminal(), greet=_greet)
 
 
 @click.command(short_help="Start everything and play orders through every outcome.")
@@ -89,7 +90,7 @@ def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) 
 
     return shop.run(
         _options(given),
-        _terminal(least="error"),
+        open_terminal(least="error"),
         orders=orders,
         scenarios=scenarios,
         stay=not leave,

@@ -97,6 +97,12 @@ class Embedded:
     def redis_pid(self) -> int:
         return self._need_redis().pid
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """The servers that were started here, by name."""
+        named = {"postgres": self._postgres, "redis": self._redis}
+        return {name: server.pid for name, server in named.items() if server is not None}
+
     def fallen(self) -> str | None:
         """Return a sentence about a server that has ended although nobody stopped it, or nothing."""
         for server in (self._postgres, self._redis):

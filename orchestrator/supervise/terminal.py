@@ -29,10 +29,10 @@ _UNSAID: Final = frozenset({"event", "level", "logger", "timestamp", "exception"
 
 
 class Terminal:
-    """Where everything is shown; `least` is the level from which on children's lines are."""
+    """Where everything is shown; `least` is the level from which on children's lines are. `aside`: stdout is kept for a result."""
 
-    def __init__(self, *, least: str = "warning", raw: bool = False) -> None:
-        self.console = Console(highlight=False)
+    def __init__(self, *, least: str = "warning", raw: bool = False, aside: bool = False) -> None:
+        self.console = Console(highlight=False, stderr=aside)
         if not self.console.is_terminal:
             self.console.width = _FILE_WIDTH
         self._least, self._raw = _RANK[least], raw

@@ -56,6 +56,14 @@ class Options:
     ephemeral: bool = False
     workers: int = 1
     seed: int = 1
+    durable: bool | None = None
+    """Whether what is committed outlives the machine's end; None: unless it is ephemeral."""
+    gateway: tuple[str, ...] = ()
+    """A command of ours that stands in for the gateway, whatever GATEWAY_URL says. Empty: the sandbox, where none is set."""
+
+    @property
+    def lasting(self) -> bool:
+        return not self.ephemeral if self.durable is None else self.durable
 
 
 class Up:
@@ -76,6 +84,7 @@ class Up:
     """What the children run with."""
     data_dir: Path
     sandbox_url: str | None
+    """Where the stand-in for the gateway listens, if there is one."""
     url: str
     servers: Embedded
 
@@ -100,13 +109,14 @@ class Up:
             self.data_dir,
             postgres=given.database_url is None,
             redis=given.broker_url is None,
-            durable=not self.options.ephemeral,
+            durable=self.options.lasting,
             announce=terminal.step,
         )
         held.callback(self._stop_servers)
         port = self.options.port or free_port(self.data_dir / "api.port")
         self.url = f"http://{HOST}:{port}"
-        sandbox_port = free_port(self.data_dir / "sandbox.port") if given.gateway_url is None else None
+        stands_in = given.gateway_url is None or self.options.gateway
+        sandbox_port = free_port(self.data_dir / "sandbox.port") if stands_in else None
         self.sandbox_url = None if sandbox_port is None else f"http://{HOST}:{sandbox_port}"
         self.settings = self._settings(given)
         held.callback(place.withdraw, self.data_dir)
@@ -119,10 +129,14 @@ class Up:
         commands |= {f"worker-{number}": ["worker"] for number in range(1, self.options.workers + 1)}
         if sandbox_port is not None:
             state = str(self.data_dir / "sandbox.db")
-            commands["sandbox"] = [
-                "sandbox", "--host", HOST, "--port", str(sandbox_port), "--state-file", state, "--seed",
+            name, *rest = self.options.gateway or (
+                "sandbox",
+                "--state-file",
+                state,
+                "--seed",
                 str(self.options.seed),
-            ]  # fmt: skip
+            )
+            commands[name] = [name, "--host", HOST, "--port", str(sandbox_port), *rest]
         variables = environment(self.settings)
         self.children = [
             Child(name, command, environment=variables, log=log / f"{name}.log", cwd=Path.cwd())
@@ -188,6 +202,12 @@ class Up:
 
     # While they run.
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """Every process that runs here now, by name; of Postgres and Redis those that were started here."""
+        children = {child.name: child.pid for child in self.children if child.pid is not None}
+        return {**children, **self.servers.pids}
+
     async def ready(self) -> None:
         """Wait until everything answers; `UpFailed` if it does not, with what the process said."""
         wanted = [f"{self.url}/readyz"]
@@ -236,7 +256,7 @@ class Up:
             self.data_dir,
             postgres=given.database_url is None,
             redis=given.broker_url is None,
-            durable=not self.options.ephemeral,
+            durable=self.options.lasting,
         )
         self.terminal.step("the embedded servers were started again")
         redis_url = self.settings.broker_url if given.broker_url else self.servers.redis_url
@@ -249,7 +269,7 @@ class Up:
     async def shut(self, hurry: asyncio.Event) -> None:
         """End the children warmly: who calls first, then who is called. With `hurry` set, at once."""
         patience = self.settings.gateway_total_timeout + 5.0
-        last = [child for child in self.children if child.name == "sandbox"]
+        last = [child for child in self.children if child.name in {"sandbox", *self.options.gateway[:1]}]
         for group in ([child for child in self.children if child not in last], last):
             for child in group:
                 child.tell(signal.SIGTERM)

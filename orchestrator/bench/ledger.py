@@ -1,0 +1,150 @@
+"""The check at the end of a run: what we accepted, what our tables hold and what the gateway's books hold must be one story.
+
+Lost is an order that we accepted, or that its shopper paid, and that did not get to its end. Doubled is an order that got something
+twice: a session, a payment, a checkout, a completion, a capture. Unequal is a completed order whose money differs from the
+gateway's by as little as a minor unit, or that nobody paid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+SHOWN: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What our tables hold of one checkout; times in seconds since 1970, money in minor units."""
+
+    order_ref: str
+    state: str
+    offered_at: float | None = None
+    ended_at: float | None = None
+    currency: str = "DKK"
+    amount: int = 0
+    reserved: int = 0
+    captured: int = 0
+    completions: int = 0
+    """Events `checkout.completed`."""
+    accepted: int = 0
+    """Payments that were taken for the order's."""
+    surplus: int = 0
+
+    @property
+    def completed(self) -> bool:
+        return self.state == "completed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payment:
+    """What the gateway's books hold of one payment."""
+
+    order_ref: str
+    paid_at: float
+    amount: int
+    currency: str
+    captured: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Books:
+    """The gateway's side of a run: payments, and the orders with more than one session or payment."""
+
+    payments: Sequence[Payment] = ()
+    doubled: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The verdict: order numbers with what is wrong with each."""
+
+    lost: Mapping[str, str]
+    doubled: Mapping[str, str]
+    unequal: Mapping[str, str]
+
+    @property
+    def clean(self) -> bool:
+        return not (self.lost or self.doubled or self.unequal)
+
+    def sentences(self) -> list[str]:
+        """Say what is wrong, with a few examples of each kind."""
+        said = []
+        for word, found in (("lost", self.lost), ("doubled", self.doubled), ("unequal", self.unequal)):
+            if found:
+                some = "; ".join(f"{order_ref}: {why}" for order_ref, why in list(found.items())[:SHOWN])
+                more = " …" if len(found) > SHOWN else ""
+                said.append(f"{len(found)} {word} ({some}{more})")
+        return said
+
+
+def check(taken: Collection[str], rows: Sequence[Row], books: Books, *, whole: bool) -> Ledger:
+    """Compare the intents that we accepted, our tables and the gateway's books.
+
+    `whole`: orders were to be completed; otherwise they were to be offered to the shopper, and nobody paid.
+    """
+    by_order: dict[str, list[Row]] = {}
+    for row in rows:
+        by_order.setdefault(row.order_ref, []).append(row)
+    paid: dict[str, list[Payment]] = {}
+    for payment in books.payments:
+        paid.setdefault(payment.order_ref, []).append(payment)
+    lost = {
+        order_ref: why
+        for order_ref in taken
+        if (why := _unfinished(by_order.get(order_ref, ()), whole=whole)) is not None
+    }
+    lost |= {
+        order_ref: "paid, and not completed"
+        for order_ref in paid
+        if not any(row.completed for row in by_order.get(order_ref, ()))
+    }
+    doubled = dict.fromkeys(books.doubled, "more than one session or payment at the gateway")
+    unequal = {}
+    for order_ref, ours in by_order.items():
+        theirs = paid.get(order_ref, ())
+        twice = _twice(ours, sum(payment.captured for payment in theirs))
+        if twice is not None:
+            doubled[order_ref] = twice
+        differs = _differs(ours, theirs)
+        if differs is not None:
+            unequal[order_ref] = differs
+    return Ledger(lost, doubled, unequal)
+
+
+def _unfinished(rows: Sequence[Row], *, whole: bool) -> str | None:
+    if not rows:
+        return "accepted, and there is no checkout"
+    done = any(row.completed if whole else row.offered_at is not None for row in rows)
+    return None if done else f"accepted, and still {rows[0].state}"
+
+
+def _twice(rows: Sequence[Row], captured: int) -> str | None:
+    if len(rows) > 1:
+        return "more than one checkout"
+    row = rows[0]
+    if row.completions > 1:
+        return f"{row.completions} completions"
+    if row.accepted + row.surplus > 1:
+        return f"{row.accepted + row.surplus} payments in our books"
+    if row.captured > captured:
+        return f"captured {row.captured}, the gateway {captured}"
+    return None
+
+
+def _differs(rows: Sequence[Row], payments: Sequence[Payment]) -> str | None:
+    done = [row for row in rows if row.completed]
+    if not done:
+        return None
+    if not payments:
+        return "completed, and nobody paid"
+    ours = sum(row.reserved for row in done), sum(row.captured for row in done), done[0].currency
+    theirs = (
+        sum(payment.amount for payment in payments),
+        sum(payment.captured for payment in payments),
+        payments[0].currency,
+    )
+    return None if ours == theirs else f"ours {ours}, the gateway's {theirs}"

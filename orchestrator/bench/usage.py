@@ -1,0 +1,119 @@
+"""What a run costs: CPU time and memory of every process, by what it is, sampled while it runs.
+
+A process that ends and is started again keeps what it had used. Of Postgres all backends count, also those that have ended; of a
+server that was not started here nothing is known, and nothing is told. The disk's flush time is measured beside it, because it bounds
+what any database can commit.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+MEGABYTE: Final = 1_000_000
+_FLUSHES: Final = 60
+_BLOCK: Final = 8192
+"""Bytes; a page of the write-ahead log."""
+
+
+@dataclass(slots=True)
+class _Meter:
+    """One process: the CPU seconds that it had at the beginning, and has now."""
+
+    kind: str
+    first: float
+    latest: float
+    rss: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Sample:
+    """CPU seconds used by each kind of process since the beginning, at a moment (seconds since 1970)."""
+
+    at: float
+    used: dict[str, float]
+
+
+class Usage:
+    """A meter over processes by name (`worker-1`) and number; `kinds` makes one kind of `worker-1` and `worker-2`."""
+
+    def __init__(self, processes: Callable[[], Mapping[str, int]]) -> None:
+        self._processes = processes
+        self._meters: dict[int, _Meter] = {}
+        self._began = time.time()
+        self.samples: list[Sample] = []
+
+    def begin(self) -> None:
+        """Start from nothing."""
+        self._meters.clear()
+        self.samples.clear()
+        self._began = time.time()
+        self.sample()
+
+    def sample(self) -> None:
+        """Look at every process that there is now."""
+        for name, number in self._processes().items():
+            kind = name.partition("-")[0]
+            with suppress(psutil.NoSuchProcess):
+                self._look(kind, psutil.Process(number), family=kind == "postgres")
+        self.samples.append(Sample(time.time(), self.used()))
+
+    def used(self) -> dict[str, float]:
+        """Return the CPU seconds of each kind since the beginning."""
+        used: dict[str, float] = {}
+        for meter in self._meters.values():
+            used[meter.kind] = used.get(meter.kind, 0.0) + meter.latest - meter.first
+        return used
+
+    def memory(self, kind: str) -> list[tuple[float, float]]:
+        """Return for each process of a kind the peak and the last of its resident memory, in megabytes."""
+        return [
+            (max(meter.rss) / MEGABYTE, meter.rss[-1] / MEGABYTE)
+            for meter in self._meters.values()
+            if meter.kind == kind and meter.rss
+        ]
+
+    def _look(self, kind: str, process: psutil.Process, *, family: bool) -> None:
+        with process.oneshot():
+            times, born, rss = process.cpu_times(), process.create_time(), process.memory_info().rss
+        # Of ended backends the postmaster knows.
+        own = times.user + times.system + (times.children_user + times.children_system if family else 0.0)
+        if family:
+            for child in process.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    spent = child.cpu_times()
+                    own += spent.user + spent.system
+        meter = self._meters.get(process.pid)
+        if meter is None:
+            fresh = born > self._began
+            meter = self._meters[process.pid] = _Meter(kind, 0.0 if fresh else own, own)
+        # A backend that ends between two looks is counted a moment late: time used never becomes less.
+        meter.latest = max(meter.latest, own)
+        meter.rss.append(rss)
+
+
+def flush_time(directory: Path) -> float:
+    """Return the median milliseconds that this disk takes to make one page durable."""
+    path = directory / "flush.probe"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    taken = []
+    try:
+        for _ in range(_FLUSHES):
+            os.pwrite(descriptor, b"\0" * _BLOCK, 0)
+            began = time.perf_counter()
+            os.fsync(descriptor)
+            taken.append((time.perf_counter() - began) * 1000)
+    finally:
+        os.close(descriptor)
+        path.unlink()
+    return statistics.median(taken)
