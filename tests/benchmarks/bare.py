@@ -5,7 +5,7 @@ process dies is lost. Moves of all orders in flight gather while the last commit
 their audit rows, as the product does it; each order waits for each of its moves to be durable. This is not a design to use but
 the ceiling of this machine, to measure the others by.
 
-    python -m tests.benchmarks.bare MARK ORDERS               takes the orders in and carries them
+    python -m tests.benchmarks.start bare take MARK ORDERS          takes the orders in and carries them
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -136,11 +137,13 @@ class Carrier:
         writers = [asyncio.create_task(self.write(connection)) for connection in connections[1:]]
         ready.wait()
         go.wait()
+        since = time.process_time()
         async with asyncio.TaskGroup() as carrying:
             for chunk in chunks:
                 await connections[0].execute(work.TAKE, chunk.parameters())
                 for order_id, document in zip(chunk.ids, chunk.documents, strict=True):
                     carrying.create_task(self._carry(order_id, document))
+        work.tell_spent(since)
         for writer in writers:
             writer.cancel()
         await asyncio.gather(*writers, return_exceptions=True)
@@ -166,7 +169,7 @@ def take(mark: str, orders: int) -> None:
         process.start()
     ready.wait()
     with psycopg.connect(HERE.database_url, autocommit=True) as connection:
-        work.tell_began(work.began(connection))
+        work.tell_began(connection)
     go.set()
     for process in processes:
         process.join()
@@ -174,5 +177,5 @@ def take(mark: str, orders: int) -> None:
         sys.exit(1)
 
 
-if __name__ == "__main__":
-    take(sys.argv[1], int(sys.argv[2]))
+def main(_take: str, mark: str, orders: str) -> None:
+    take(mark, int(orders))

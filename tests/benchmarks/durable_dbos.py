@@ -5,8 +5,9 @@ run again after a crash changes nothing twice; DBOS then records the step. That 
 transaction step for the move.
 The intake stores a chunk of orders and enqueues their workflows in the same transaction (`enqueue_in_transaction`).
 
-    python -m tests.benchmarks.durable_dbos work              runs the worker
-    python -m tests.benchmarks.durable_dbos take MARK ORDERS  takes the orders in
+    python -m tests.benchmarks.start durable_dbos prepare           makes DBOS's tables
+    python -m tests.benchmarks.start durable_dbos work              runs the worker
+    python -m tests.benchmarks.start durable_dbos take MARK ORDERS  takes the orders in
 """
 
 from __future__ import annotations
@@ -14,28 +15,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
-import sys
-import threading
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiohttp
-import httpx
 import psycopg
 import uvloop
-from dbos import DBOS, DBOSClient, DBOSConfig
-from psycopg.rows import tuple_row
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
-from sqlalchemy import create_engine, text
+from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions, run_dbos_database_migrations
+from psycopg_pool import AsyncConnectionPool
+from sqlalchemy import create_engine
 
 from orchestrator.db import driver_url
 from tests.benchmarks import work
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 HERE = work.Surroundings.here()
+NAME = "peer"
 QUEUE = "orders"
 AT_ONCE = int(os.environ.get("BENCH_AT_ONCE", "100"))
 POLL = float(os.environ.get("BENCH_POLL", "0.1"))
@@ -43,65 +36,52 @@ POOL = int(os.environ.get("BENCH_POOL", "20"))
 THREADS = int(os.environ.get("BENCH_THREADS", "32"))
 
 
-# ── Asynchronous ────────────────────────────────────────────────────────────────────────────────────────────────────────
+class Tools:
+    """What the worker's loop keeps."""
 
-_made: dict[str, Any] = {}
-
-
-async def http() -> aiohttp.ClientSession:
-    if "http" not in _made:
-        _made["http"] = aiohttp.ClientSession(HERE.gateway_url, connector=aiohttp.TCPConnector(limit=AT_ONCE))
-    session: aiohttp.ClientSession = _made["http"]
-    return session
-
-
-async def rows() -> AsyncConnectionPool:
-    if "pool" not in _made:
-        _made["pool"] = AsyncConnectionPool(HERE.database_url, kwargs={"autocommit": True}, min_size=POOL, max_size=POOL, open=False)
-        await _made["pool"].open(wait=True)
-    pool: AsyncConnectionPool = _made["pool"]
-    await pool.open()
-    return pool
+    http: aiohttp.ClientSession
+    rows: AsyncConnectionPool
 
 
 async def asked(method: str, path: str, authorization: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    session = await http()
-    async with session.request(method, work.API + path, headers={"Authorization": authorization}, json=body) as answer:
+    headers = {"Authorization": authorization}
+    async with Tools.http.request(method, work.API + path, headers=headers, json=body) as answer:
         answer.raise_for_status()
         found: dict[str, Any] = await answer.json()
         return found
 
 
-async def write(order_id: str, number: int, evidence: str = "{}", **gained: object) -> None:
-    async with (await rows()).connection() as connection:
-        await connection.execute(work.MOVE, work.moved(order_id, number, evidence=evidence, **gained))
+async def move(order_id: str, step: int, evidence: str = "{}", **gained: object) -> None:
+    async with Tools.rows.connection() as connection:
+        await connection.execute(work.MOVE, work.moved(order_id, step, evidence=evidence, **gained))
 
 
 @DBOS.step()
 async def authenticate(order_id: str) -> str:
     token: str = (await asked("POST", "/authenticate", work.BASIC))["token"]
-    await write(order_id, 0, token=token)
+    await move(order_id, 0, token=token)
     return token
 
 
 @DBOS.step()
 async def open_session(order_id: str, token: str) -> str:
-    async with (await rows()).connection() as connection:
+    async with Tools.rows.connection() as connection:
         row = await (await connection.execute(work.FETCH, (order_id,))).fetchone()
+    assert row is not None
     session: str = (await asked("POST", "/session", f"Bearer {token}", work.session_body(order_id, row[1])))["sessionId"]
-    await write(order_id, 1, json.dumps({"session": session}), session_id=session)
+    await move(order_id, 1, json.dumps({"session": session}), session_id=session)
     return session
 
 
 @DBOS.step()
 async def list_methods(order_id: str, token: str, session: str) -> None:
     methods = (await asked("GET", f"/session/{session}/payment-methods", f"Bearer {token}"))["methods"]
-    await write(order_id, 2, json.dumps({"methods": len(methods)}), methods=json.dumps(methods))
+    await move(order_id, 2, json.dumps({"methods": len(methods)}), methods=json.dumps(methods))
 
 
 @DBOS.step()
 async def offer(order_id: str) -> None:
-    await write(order_id, 3)
+    await move(order_id, 3)
 
 
 @DBOS.workflow()
@@ -112,97 +92,46 @@ async def carry(order_id: str) -> None:
     await offer(order_id)
 
 
-# ── Synchronous ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@cache
-def http_sync() -> httpx.Client:
-    return httpx.Client(base_url=HERE.gateway_url + work.API, limits=httpx.Limits(max_connections=THREADS, max_keepalive_connections=THREADS), trust_env=False)
-
-
-@cache
-def rows_sync() -> ConnectionPool:
-    return ConnectionPool(HERE.database_url, kwargs={"autocommit": True}, min_size=POOL, max_size=POOL)
-
-
-def asked_sync(method: str, path: str, authorization: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    answer = http_sync().request(method, path, headers={"Authorization": authorization}, json=body)
-    answer.raise_for_status()
-    return answer.json()
-
-
-def write_sync(order_id: str, number: int, evidence: str = "{}", **gained: object) -> None:
-    with rows_sync().connection() as connection:
-        connection.execute(work.MOVE, work.moved(order_id, number, evidence=evidence, **gained))
-
-
-@DBOS.step()
-def authenticate_sync(order_id: str) -> str:
-    token: str = asked_sync("POST", "/authenticate", work.BASIC)["token"]
-    write_sync(order_id, 0, token=token)
-    return token
-
-
-@DBOS.step()
-def open_session_sync(order_id: str, token: str) -> str:
-    with rows_sync().connection() as connection:
-        row = connection.execute(work.FETCH, (order_id,)).fetchone()
-    session: str = asked_sync("POST", "/session", f"Bearer {token}", work.session_body(order_id, row[1]))["sessionId"]
-    write_sync(order_id, 1, json.dumps({"session": session}), session_id=session)
-    return session
-
-
-@DBOS.step()
-def list_methods_sync(order_id: str, token: str, session: str) -> None:
-    methods = asked_sync("GET", f"/session/{session}/payment-methods", f"Bearer {token}")["methods"]
-    write_sync(order_id, 2, json.dumps({"methods": len(methods)}), methods=json.dumps(methods))
-
-
-@DBOS.step()
-def offer_sync(order_id: str) -> None:
-    write_sync(order_id, 3)
-
-
-@DBOS.workflow()
-def carry_sync(order_id: str) -> None:
-    token = authenticate_sync(order_id)
-    session = open_session_sync(order_id, token)
-    list_methods_sync(order_id, token, session)
-    offer_sync(order_id)
-
-
-async def run() -> None:
+async def work_off() -> None:
     """Launch DBOS on this loop, which then runs the workflows, and stay."""
     config: DBOSConfig = {
-        "name": "peer",
+        "name": NAME,
         "system_database_url": HERE.database_url,
         "sys_db_pool_size": POOL,
-        "log_level": "WARNING",
         "max_executor_threads": THREADS,
+        "log_level": "WARNING",
     }
-    DBOS(config=config)
-    DBOS.launch()
-    await DBOS.register_queue_async(QUEUE, worker_concurrency=AT_ONCE or None, polling_interval_sec=POLL)
-    await asyncio.Event().wait()
+    rows = AsyncConnectionPool(
+        HERE.database_url, kwargs={"autocommit": True}, min_size=POOL, max_size=POOL, open=False
+    )
+    connector = aiohttp.TCPConnector(limit=AT_ONCE)
+    async with aiohttp.ClientSession(HERE.gateway_url, connector=connector) as Tools.http, rows as Tools.rows:
+        DBOS(config=config)
+        DBOS.launch()
+        await DBOS.register_queue_async(QUEUE, worker_concurrency=AT_ONCE, polling_interval_sec=POLL)
+        await asyncio.Event().wait()
 
 
-def take(mark: str, orders: int, flow: str) -> None:
-    client = DBOSClient(system_database_url=HERE.database_url, application_name="peer")
+def take(mark: str, orders: int) -> None:
+    client = DBOSClient(system_database_url=HERE.database_url, application_name=NAME)
     engine = create_engine(driver_url(HERE.database_url))
-    options = {"queue_name": QUEUE, "workflow_name": flow}
-    with engine.begin() as connection:
-        moment = work.began(connection.connection.driver_connection)
-    work.tell_began(moment)
+    options: EnqueueOptions = {"queue_name": QUEUE, "workflow_name": carry.__qualname__}
+    with psycopg.connect(HERE.database_url, autocommit=True) as clock:
+        since = work.tell_began(clock)
     for chunk in work.chunks(mark, orders):
         with engine.begin() as connection:
-            connection.connection.driver_connection.execute(work.TAKE, chunk.parameters())
+            connection.exec_driver_sql(work.TAKE, chunk.parameters())
             for order_id in chunk.ids:
                 client.enqueue_in_transaction(connection, options, str(order_id))
+    work.tell_spent(since)
     client.destroy()
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "work":
-        (uvloop if os.environ.get('UV','1')=='1' else asyncio).run(run())
-    else:
-        take(sys.argv[2], int(sys.argv[3]), os.environ.get("BENCH_FLOW", "carry"))
+def main(command: str, *rest: str) -> None:
+    match command, *rest:
+        case ["prepare"]:
+            run_dbos_database_migrations(system_database_url=HERE.database_url)
+        case ["work"]:
+            uvloop.run(work_off())
+        case ["take", mark, orders]:
+            take(mark, int(orders))

@@ -4,18 +4,16 @@ One transaction a step: the guard on the state, the move and its audit row are o
 crash goes on where the order stands, so one job an order is enough; a job for each step would cost three more times fetching and
 finishing. The intake stores a chunk of orders and defers their jobs in bulk, in the same transaction.
 
-    python -m tests.benchmarks.jobs_procrastinate prepare           makes procrastinate's tables
-    python -m tests.benchmarks.jobs_procrastinate work              runs a worker
-    python -m tests.benchmarks.jobs_procrastinate take MARK ORDERS  takes the orders in
+    python -m tests.benchmarks.start jobs_procrastinate prepare           makes procrastinate's tables
+    python -m tests.benchmarks.start jobs_procrastinate work              runs a worker
+    python -m tests.benchmarks.start jobs_procrastinate take MARK ORDERS  takes the orders in
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
-import sys
 from typing import Any
 
 import aiohttp
@@ -75,7 +73,7 @@ async def carry(order_id: str) -> None:
         await move(order_id, 3)
 
 
-async def run() -> None:
+async def work_off() -> None:
     connector = aiohttp.TCPConnector(limit=AT_ONCE)
     async with aiohttp.ClientSession(HERE.gateway_url, connector=connector) as Tools.http, app.open_async():
         await app.run_worker_async(concurrency=AT_ONCE, delete_jobs="successful", fetch_job_polling_interval=1)
@@ -87,23 +85,23 @@ async def prepare() -> None:
 
 
 async def take(mark: str, orders: int) -> None:
-    async with app.open_async(), await psycopg.AsyncConnection.connect(HERE.database_url) as connection:
-        row = await (await connection.execute("SELECT extract(epoch FROM clock_timestamp())")).fetchone()
-        await connection.commit()
-        work.tell_began(float(row[0]))
-        for chunk in work.chunks(mark, orders):
-            await connection.execute(work.TAKE, chunk.parameters())
-            jobs = [{"order_id": str(order_id)} for order_id in chunk.ids]
-            await carry.configure(connection=connection).batch_defer_async(*jobs)
-            await connection.commit()
+    with psycopg.connect(HERE.database_url, autocommit=True) as clock:
+        async with app.open_async(), app.connector.pool.connection() as connection:  # type: ignore[attr-defined]
+            since = work.tell_began(clock)
+            for chunk in work.chunks(mark, orders):
+                await connection.execute(work.TAKE, chunk.parameters())
+                jobs = [{"order_id": str(order_id)} for order_id in chunk.ids]
+                await carry.configure(connection=connection).batch_defer_async(*jobs)
+                await connection.commit()
+            work.tell_spent(since)
 
 
-if __name__ == "__main__":
+def main(command: str, *rest: str) -> None:
     logging.basicConfig(level=logging.WARNING)
-    match sys.argv[1:]:
+    match command, *rest:
         case ["prepare"]:
             uvloop.run(prepare())
         case ["work"]:
-            uvloop.run(run())
+            uvloop.run(work_off())
         case ["take", mark, orders]:
             uvloop.run(take(mark, int(orders)))

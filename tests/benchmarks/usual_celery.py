@@ -6,13 +6,12 @@ transaction, and the next step is sent after the commit. The call is made under 
 transaction a step, and is the fastest form of this design. Redis as broker, no result backend, no events, no gossip.
 
     celery -A tests.benchmarks.usual_celery worker --pool prefork|threads --concurrency N
-    python -m tests.benchmarks.usual_celery MARK ORDERS       takes the orders in
+    python -m tests.benchmarks.start usual_celery take MARK ORDERS  takes the orders in
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -166,16 +165,14 @@ def offer(order_id: str) -> None:
 def take(mark: str, orders: int) -> None:
     """Store the orders and send each one's first task, in bulk both."""
     with psycopg.connect(HERE.database_url, autocommit=True) as connection, app.producer_pool.acquire() as producer:
-        work.tell_began(work.began(connection))
+        since = work.tell_began(connection)
         for chunk in work.chunks(mark, orders):
             connection.execute(work.TAKE, chunk.parameters())
             with producer.batch(work.CHUNK):
                 for order_id in chunk.ids:
                     authenticate.apply_async((str(order_id),), producer=producer)
+        work.tell_spent(since)
 
 
-if __name__ == "__main__":
-    # Sent under the names that the worker knows them by, not as __main__'s.
-    from tests.benchmarks import usual_celery
-
-    usual_celery.take(sys.argv[1], int(sys.argv[2]))
+def main(_take: str, mark: str, orders: str) -> None:
+    take(mark, int(orders))

@@ -10,16 +10,16 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
-import psycopg
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
+
+    import psycopg
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 WAY: Final = ("received", "authenticated", "session_created", "methods_fetched", "awaiting_payment")
@@ -145,32 +145,14 @@ def moved(order_id: object, step: int, *, evidence: str, **gained: object) -> di
     return {"id": order_id, "from": WAY[step], "to": WAY[step + 1], "evidence": evidence, **nothing, **gained}
 
 
-def began(connection: psycopg.Connection[Any]) -> float:
-    """Return Postgres's clock now: what a run's first moment and its last are both read from."""
+def tell_began(connection: psycopg.Connection[Any]) -> float:
+    """Tell the runner Postgres's clock, which a run's last moment is read from too; return this process's CPU seconds so far."""
     row = connection.execute("SELECT extract(epoch FROM clock_timestamp())").fetchone()
     assert row is not None
-    return float(row[0])
+    print(json.dumps({"began": float(row[0])}), flush=True)
+    return time.process_time()
 
 
-def tell_began(moment: float) -> None:
-    """Tell the runner when the first order was handed over."""
-    print(json.dumps({"began": moment}), flush=True)
-
-
-def wrong_orders(connection: psycopg.Connection[Any], mark: str) -> int:
-    """Return how many orders of a run are not where they should be, with the trail that they should have."""
-    row = connection.execute(WRONG, {"refs": f"{mark}-%", "way": list(WAY)}).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def carried(connection: psycopg.Connection[Any], mark: str) -> tuple[int, int, float]:
-    """Return how many orders of a run there are, how many have arrived, and when the last of them did."""
-    row = connection.execute(CARRIED, (f"{mark}-%",)).fetchone()
-    assert row is not None
-    return int(row[0]), int(row[1]), float(row[2] or 0)
-
-
-def same_version(parts: Sequence[str]) -> str:
-    """Join names and versions as people read them."""
-    return ", ".join(re.sub(r"==", " ", part) for part in parts)
+def tell_spent(since: float) -> None:
+    """Tell the runner how many CPU seconds taking the orders in has cost."""
+    print(json.dumps({"spent": time.process_time() - since}), flush=True)
