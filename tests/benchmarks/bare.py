@@ -110,7 +110,7 @@ class Carrier:
 
     async def _asked(self, request: bytes) -> bytes:
         status, body = await self._lines.exchange(request)
-        if status != 200:  # noqa: PLR2004
+        if status != 200:
             raise RuntimeError(f"the gateway answered {status}: {body[:200]!r}")
         return body
 
@@ -132,7 +132,8 @@ class Carrier:
         """Take this process's share of the orders in, chunk by chunk, and carry them."""
         chunks = list(islice(work.chunks(mark, orders), number, None, PROCESSES))
         connections = [
-            await psycopg.AsyncConnection.connect(HERE.database_url, autocommit=True) for _ in range(WRITERS + 1)
+            await psycopg.AsyncConnection.connect(HERE.database_url, autocommit=True)
+            for _ in range(WRITERS + 1)
         ]
         writers = [asyncio.create_task(self.write(connection)) for connection in connections[1:]]
         ready.wait()

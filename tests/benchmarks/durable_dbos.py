@@ -43,7 +43,9 @@ class Tools:
     rows: AsyncConnectionPool
 
 
-async def asked(method: str, path: str, authorization: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+async def asked(
+    method: str, path: str, authorization: str, body: dict[str, Any] | None = None
+) -> dict[str, Any]:
     headers = {"Authorization": authorization}
     async with Tools.http.request(method, work.API + path, headers=headers, json=body) as answer:
         answer.raise_for_status()
@@ -68,7 +70,9 @@ async def open_session(order_id: str, token: str) -> str:
     async with Tools.rows.connection() as connection:
         row = await (await connection.execute(work.FETCH, (order_id,))).fetchone()
     assert row is not None
-    session: str = (await asked("POST", "/session", f"Bearer {token}", work.session_body(order_id, row[1])))["sessionId"]
+    session: str = (await asked("POST", "/session", f"Bearer {token}", work.session_body(order_id, row[1])))[
+        "sessionId"
+    ]
     await move(order_id, 1, json.dumps({"session": session}), session_id=session)
     return session
 

@@ -130,7 +130,9 @@ class Ground:
             client.flushall()
 
     @contextmanager
-    def running(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[Process]:
+    def running(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str]
+    ) -> Iterator[Process]:
         """Run our interpreter with these arguments; at the end it is asked to stop, and then made to."""
         process = self.spawned(name, arguments, environment)
         try:
@@ -185,7 +187,7 @@ def answers(url: str, path: str) -> bool:
 
 def asked(url: str, method: str, path: str) -> bytes | None:
     """Return what one of our own processes answers, or nothing."""
-    import http.client  # noqa: PLC0415
+    import http.client
 
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(str(parts.hostname), int(parts.port or 80), timeout=5)
@@ -197,7 +199,7 @@ def asked(url: str, method: str, path: str) -> bytes | None:
         return None
     finally:
         connection.close()
-    return body if answer.status == 200 else None  # noqa: PLR2004
+    return body if answer.status == 200 else None
 
 
 def _spent(processes: Sequence[psutil.Process]) -> float:

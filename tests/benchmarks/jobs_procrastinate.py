@@ -38,7 +38,9 @@ class Tools:
     http: aiohttp.ClientSession
 
 
-async def asked(method: str, path: str, authorization: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+async def asked(
+    method: str, path: str, authorization: str, body: dict[str, Any] | None = None
+) -> dict[str, Any]:
     headers = {"Authorization": authorization}
     async with Tools.http.request(method, work.API + path, headers=headers, json=body) as answer:
         answer.raise_for_status()
@@ -76,7 +78,9 @@ async def carry(order_id: str) -> None:
 async def work_off() -> None:
     connector = aiohttp.TCPConnector(limit=AT_ONCE)
     async with aiohttp.ClientSession(HERE.gateway_url, connector=connector) as Tools.http, app.open_async():
-        await app.run_worker_async(concurrency=AT_ONCE, delete_jobs="successful", fetch_job_polling_interval=1)
+        await app.run_worker_async(
+            concurrency=AT_ONCE, delete_jobs="successful", fetch_job_polling_interval=1
+        )
 
 
 async def prepare() -> None:

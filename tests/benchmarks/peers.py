@@ -112,7 +112,12 @@ class Schemed(Peer):
 
     def install(self, here: work.Surroundings, latency: int, place: Path) -> Installed:
         installed = Peer.install(self, here, latency, place)
-        subprocess.run([sys.executable, *_start(self.module), "prepare"], env=here.environment(), cwd=work.ROOT, check=True)
+        subprocess.run(
+            [sys.executable, *_start(self.module), "prepare"],
+            env=here.environment(),
+            cwd=work.ROOT,
+            check=True,
+        )
         return installed
 
 

@@ -45,8 +45,8 @@ async def hand_over(url: str, token: str, mark: str, orders: int) -> None:
     async def send(request: bytes) -> None:
         async with room:
             status, body = await lines.exchange(request)
-        results = json.loads(body)["results"] if status == 200 else []  # noqa: PLR2004
-        if not results or any(result["status"] != 202 for result in results):  # noqa: PLR2004
+        results = json.loads(body)["results"] if status == 200 else []
+        if not results or any(result["status"] != 202 for result in results):
             raise RuntimeError(f"a batch was answered with {status}: {body[:300]!r}")
 
     requests = [

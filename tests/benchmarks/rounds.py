@@ -32,8 +32,6 @@ STANDSTILL: Final = 60.0
 _LOOK: Final = 0.2
 
 
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """One design at one latency in one round."""
@@ -89,8 +87,12 @@ def run(
     number: int,
     orders: int,
     show: Callable[[str], None],
+    mark: str = "run",
 ) -> Figure:
-    """Start a design on a database, warm it up, have it carry the orders, look whether they are all there, and end it."""
+    """Start a design on a database, warm it up, have it carry the orders, look whether they are all there, and end it.
+
+    `mark` begins the order numbers; a database that is measured on more than once needs another each time.
+    """
     ground.empty_redis()
     here = work.Surroundings(database_url, ground.servers.redis_url, ground.gateway(latency))
     place = ground.place / f"{peer.key}-{latency}-{number}-{time.monotonic_ns()}"
@@ -106,10 +108,10 @@ def run(
         show(f"{title}: starting")
         _await_up(installed, workers)
         one = _Run(ground, peer, installed, workers, connection, title, show)
-        one.carry("warm", WARM_UP)
+        one.carry(f"warm-{mark}", WARM_UP)
         asked(here.gateway_url, "POST", "/bench/reset")
         before = ground.meter(workers)
-        seconds, intake = one.carry("run", orders)
+        seconds, intake = one.carry(mark, orders)
         after = ground.meter(workers)
         calls = json.loads(asked(here.gateway_url, "GET", "/bench/state") or b"{}").get("calls", {})
     own = intake + sum(after[process.name] - before[process.name] for process in workers)
@@ -155,7 +157,10 @@ class _Run:
             done, moved_at = -1, time.monotonic()
             while True:
                 known, carried, ended = self._look(mark)
-                self.show(f"{self.title}: {carried} of {orders}" + (" (warming up)" if mark == "warm" else ""))
+                self.show(
+                    f"{self.title}: {carried} of {orders}"
+                    + (" (warming up)" if mark.startswith("warm") else "")
+                )
                 if carried == orders and intake.child.poll() is not None:
                     break
                 self._check(intake)

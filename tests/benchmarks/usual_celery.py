@@ -164,7 +164,10 @@ def offer(order_id: str) -> None:
 
 def take(mark: str, orders: int) -> None:
     """Store the orders and send each one's first task, in bulk both."""
-    with psycopg.connect(HERE.database_url, autocommit=True) as connection, app.producer_pool.acquire() as producer:
+    with (
+        psycopg.connect(HERE.database_url, autocommit=True) as connection,
+        app.producer_pool.acquire() as producer,
+    ):
         since = work.tell_began(connection)
         for chunk in work.chunks(mark, orders):
             connection.execute(work.TAKE, chunk.parameters())
