@@ -20,7 +20,8 @@
     ├── vault.VaultError                data that no known key opens, or whose key was destroyed
     ├── db.Unwritten                    a row that Postgres refused for good
     ├── db.DatabaseAway                 it is not known whether a row was written
-    └── demo Unscripted                 a shopper met what the script does not know
+    ├── demo Unscripted                 a shopper met what the script does not know
+    └── bench BenchFailed               the bench could not measure
 
 A leaf is named for the fact, builds its own sentence and keeps its facts as attributes. Outcomes of gateway calls are
 values (``gateway.outcomes``), not exceptions.

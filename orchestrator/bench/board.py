@@ -27,6 +27,8 @@ NAMES: Final = {
 """The four times that a run measures."""
 _BAR: Final = 44
 _LINE_EVERY: Final = 2.0
+_NOTICED: Final = 5.0
+"""Percent."""
 
 
 @contextmanager
@@ -82,8 +84,8 @@ def ramp_line(one: Try) -> Text:
     return Text.assemble((f"  {mark} ", style), f"{one.rate:7.1f}/s  ", (one.why, "dim"))
 
 
-def summary(document: dict[str, Any]) -> Group:
-    """Draw what a run came to."""
+def summary(document: dict[str, Any]) -> Table:
+    """Draw the times that a run measured."""
     times = Table(box=None, padding=(0, 2, 0, 2), header_style="dim", pad_edge=False)
     for title in ("milliseconds", "p50", "p95", "p99"):
         times.add_column(title, justify="left" if title == "milliseconds" else "right", no_wrap=True)
@@ -94,16 +96,7 @@ def summary(document: dict[str, Any]) -> Group:
     for name, values in spans.items():
         if values["p50"] is not None:
             times.add_row(name, *(f"{values[share]:.1f}" for share in ("p50", "p95", "p99")))
-    costs = Table(box=None, padding=(0, 2, 0, 2), header_style="dim", pad_edge=False)
-    costs.add_column("CPU ms an order", no_wrap=True)
-    cpu = document["cpu_ms_per_order"]
-    shown = [kind for kind in (*PRODUCT, *BESIDE) if kind in cpu]
-    for kind in shown:
-        costs.add_column(kind, justify="right", no_wrap=True)
-    costs.add_row(
-        f"product {document['product_cpu_ms_per_order']:.2f}", *(f"{cpu[kind]:.2f}" for kind in shown)
-    )
-    return Group(times, Text(), costs) if shown else Group(times)
+    return times
 
 
 def facts(document: dict[str, Any]) -> Sequence[tuple[str, str]]:
@@ -112,6 +105,7 @@ def facts(document: dict[str, Any]) -> Sequence[tuple[str, str]]:
     durable = "every commit is on disk" if conditions["durable"] else "commits may be lost with the machine"
     rows = [
         ("Carried", f"{document['orders']} orders, {document['orders_per_s']:.1f}/s"),
+        ("CPU", f"{document['product_cpu_ms_per_order']:.2f} ms an order: {_spent(document, PRODUCT)}; beside it {_spent(document, BESIDE)}"),
         ("Memory", ", ".join(f"worker {one['peak']:.0f} MB at most, {one['final']:.0f} MB at the end" for one in document["workers_rss_mb"])),
         ("Postgres", f"{conditions['postgres']}, {durable}; a flush of this disk takes {document['flush_ms']:.2f} ms"),
     ]  # fmt: skip
@@ -123,4 +117,17 @@ def facts(document: dict[str, Any]) -> Sequence[tuple[str, str]]:
                 f"{sum(gateway['calls'].values())} calls, {faults} of them broken; latency {conditions['gateway_latency']}",
             )
         )
+    others = document["others_cpu_percent"]
+    if others >= _NOTICED:
+        rows.append(
+            (
+                "Machine",
+                f"{others:.0f} % of its CPU went to other processes: figures are worse than they would be alone",
+            )
+        )
     return [row for row in rows if row[1]]
+
+
+def _spent(document: dict[str, Any], kinds: Sequence[str]) -> str:
+    cpu = document["cpu_ms_per_order"]
+    return ", ".join(f"{kind} {cpu[kind]:.2f}" for kind in kinds if kind in cpu)

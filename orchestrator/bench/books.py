@@ -58,7 +58,7 @@ class Books:
         self.faults: Counter[str] = Counter()
         self.told = {"success": Told(), "notification": Told()}
         self.waited = 0.0
-        """Seconds that answers took because they were to, all together."""
+        """Seconds from a call to its answer, all calls together: the gateway's own time."""
         self.thinking = 0
         """Shoppers who have been offered payment methods and have not paid yet."""
         self.telling = 0

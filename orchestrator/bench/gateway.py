@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import cycle
@@ -31,7 +33,7 @@ from orchestrator.bench.latency import Latency
 from orchestrator.bench.shoppers import Habits, Shoppers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 RENEW_TOKEN: Final = 600.0
 FAULTS: Final = ("500", "503", "closed")
@@ -125,13 +127,25 @@ class Gateway:
         self.books.calls[kind] += 1
         fault = next(self._broken) if self._faults and self._random.random() < self._faults else None
         delay = self._latency.draw(self._random)
-        self.books.waited += delay
         if fault is not None:
             self.books.faults[fault] += 1
+        loop = asyncio.get_running_loop()
         if delay > 0:
-            asyncio.get_running_loop().call_later(delay, _serve, connection, fault, serve)
+            loop.call_later(delay, self._serve, connection, fault, serve, loop.time())
         else:
-            _serve(connection, fault, serve)
+            self._serve(connection, fault, serve, loop.time())
+
+    def _serve(
+        self, connection: _Connection, fault: str | None, serve: Callable[[], tuple[int, bytes]], began: float
+    ) -> None:
+        # A fault strikes before anything is done, so that a second session for one order is always ours to explain.
+        if fault is None:
+            connection.answer(*serve())
+        elif fault == "closed":
+            connection.close()
+        else:
+            connection.answer(int(fault), _refusal("broken on purpose"))
+        self.books.waited += asyncio.get_running_loop().time() - began
 
     def _route(self, asked: _Connection) -> tuple[str, Callable[[], tuple[int, bytes]]]:
         method, url, authorization, body = asked.method, asked.url, asked.authorization, asked.body
@@ -211,16 +225,6 @@ class Gateway:
                 return 404, _refusal("the light gateway has no such call")
 
 
-def _serve(connection: _Connection, fault: str | None, serve: Callable[[], tuple[int, bytes]]) -> None:
-    # A fault strikes before anything is done, so that a second session for one order is always ours to explain.
-    if fault is None:
-        connection.answer(*serve())
-    elif fault == "closed":
-        connection.close()
-    else:
-        connection.answer(int(fault), _refusal("broken on purpose"))
-
-
 def _refusal(message: str) -> bytes:
     return msgspec.json.encode({"message": message})
 
@@ -297,11 +301,21 @@ async def serve(conduct: Conduct, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    gateway = Gateway(conduct, base=f"http://{host}:{port}")
-    server = await loop.create_server(lambda: _Connection(gateway), host, port, backlog=1024)
+    async with listening(conduct, host, port):
+        await stop.wait()
+
+
+@asynccontextmanager
+async def listening(conduct: Conduct, host: str, port: int = 0) -> AsyncIterator[tuple[Gateway, str]]:
+    """Serve on this event loop while the block lasts; give the gateway and the URL that it is at."""
+    loop = asyncio.get_running_loop()
+    place = socket.create_server((host, port))
+    url = f"http://{host}:{place.getsockname()[1]}"
+    gateway = Gateway(conduct, base=url)
+    server = await loop.create_server(lambda: _Connection(gateway), sock=place, backlog=1024)
     renewing = loop.create_task(gateway.renew_tokens())
     try:
-        await stop.wait()
+        yield gateway, url
     finally:
         renewing.cancel()
         gateway.close()

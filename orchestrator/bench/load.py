@@ -200,6 +200,7 @@ async def fire(job: Job, *, tell: Callable[[Told], None]) -> Sent:
         await (load.in_a_batch() if job.orders else load.on_schedule())
     finally:
         telling.cancel()
+    tell(load.told)
     return load.sent
 
 

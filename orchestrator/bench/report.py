@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from orchestrator.bench.scene import Run
 
-_COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+_COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a900")
 """Okabe and Ito: told apart by everybody."""
 _WIDTH, _HEIGHT = 560, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 22, 12, 34
 _TICKS: Final = 5
 _NONE: Final = "·"
-_SHARES: Final = (1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
+_SHARES: Final = (25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 _FEWEST: Final = 100.0
 """A percentile is drawn where at least one value lies beyond it."""
 
@@ -65,8 +65,8 @@ def page(run: Run, document: dict[str, Any]) -> str:
     )
     conditions = document["conditions"]
     return "\n".join([
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>orchestrator bench</title>',
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>',
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"/><title>orchestrator bench</title>',
+        f'<meta name="viewport" content="width=device-width"/><style>{_STYLE}</style></head><body>',
         f"<h1>{document['orders']} orders, {document['orders_per_s']:.1f} a second</h1><p>{verdict}</p>",
         _keys(document),
         '<div class="plots">',
@@ -90,6 +90,7 @@ def _keys(document: dict[str, Any]) -> str:
         (f"{document['product_cpu_ms_per_order']:.2f} ms", "CPU of the product for one order"),
         (f"{document['worker_rss_mb']:.0f} MB", "memory of a worker, at most"),
         (f"{document['flush_ms']:.2f} ms", "a flush of the disk"),
+        (f"{document['others_cpu_percent']:.0f} %", "of the machine's CPU taken by others"),
     ]
     return (
         '<div class="keys">'

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.bench.scene import Run
 
 PRODUCT: Final = ("api", "worker", "scheduler")
-BESIDE: Final = ("gateway", "load", "postgres", "redis")
+BESIDE: Final = ("postgres", "redis", "gateway", "load", "bench")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +134,7 @@ def document(
         "worker_rss_mb": round(max((peak for peak, _ in run.workers), default=0.0), 1),
         "workers_rss_mb": [{"peak": round(peak, 1), "final": round(last, 1)} for peak, last in run.workers],
         "flush_ms": round(conditions.flush_ms, 3),
+        "others_cpu_percent": round(run.others * 100, 1),
         "gateway": {
             "calls": run.gateway["calls"],
             "faults": run.gateway["faults"],

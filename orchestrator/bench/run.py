@@ -160,6 +160,9 @@ class _Bench:
             terminal.facts(("Report", str(self._plan.report)))
         terminal.say()
         wrong = [*one.ledger.sentences(), *self._twice]
+        if document["held"] is False:
+            why = result.tried(one, think=self._conditions.think_s).why
+            terminal.trouble(f"{one.job.rate:.1f} orders a second are more than it holds: {why}")
         if one.failed:
             terminal.trouble(f"{one.failed} of {len(one.sent.statuses)} intents were not taken")
         if wrong:

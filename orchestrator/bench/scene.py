@@ -7,6 +7,7 @@ a query over what is under way, and the processes' meters once a second.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from contextlib import asynccontextmanager
@@ -82,6 +83,8 @@ class Run:
     samples: list[Sample]
     workers: list[tuple[float, float]]
     """Peak and last memory of each worker, in megabytes."""
+    others: float
+    """Share of the machine's CPU that processes took which are not ours."""
 
     @property
     def taken(self) -> int:
@@ -190,7 +193,7 @@ class Scene:
         return await self._read(job, sent, whole=False), beyond
 
     async def _waited(self) -> float:
-        """Return for how long the gateway has let its callers wait on purpose, in seconds."""
+        """Return how long the gateway has taken for all its answers, in seconds."""
         return float((await self._control("GET", "/bench/state"))["waitedSeconds"])
 
     async def _offered(self, order_ref: str, began: float) -> float:
@@ -297,10 +300,12 @@ class Scene:
             cpu=self._usage.used(),
             samples=list(self._usage.samples),
             workers=self._usage.memory("worker"),
+            others=self._usage.others(),
         )
 
     def _processes(self) -> dict[str, int]:
         found = {name.removeprefix(NAMED): pid for name, pid in self._up.pids.items()}
+        found["bench"] = os.getpid()
         return found if self._load_pid is None else {**found, "load": self._load_pid}
 
     async def _control(self, method: str, path: str) -> dict[str, Any]:

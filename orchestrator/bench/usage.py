@@ -50,15 +50,19 @@ class Usage:
     def __init__(self, processes: Callable[[], Mapping[str, int]]) -> None:
         self._processes = processes
         self._meters: dict[int, _Meter] = {}
-        self._began = time.time()
+        self._machine = _machine()
+        self._counts_from_birth = False
         self.samples: list[Sample] = []
 
     def begin(self) -> None:
         """Start from nothing."""
         self._meters.clear()
         self.samples.clear()
-        self._began = time.time()
+        self._machine = _machine()
+        self._counts_from_birth = False
         self.sample()
+        # What appears from now on was started meanwhile, and all that it uses is of this run.
+        self._counts_from_birth = True
 
     def sample(self) -> None:
         """Look at every process that there is now."""
@@ -83,9 +87,14 @@ class Usage:
             if meter.kind == kind and meter.rss
         ]
 
+    def others(self) -> float:
+        """Return the share of the machine's CPU time that went to processes not measured here: it is missing to those that are."""
+        busy, whole = (now - before for now, before in zip(_machine(), self._machine, strict=True))
+        return max(busy - sum(self.used().values()), 0.0) / whole if whole > 0 else 0.0
+
     def _look(self, kind: str, process: psutil.Process, *, family: bool) -> None:
         with process.oneshot():
-            times, born, rss = process.cpu_times(), process.create_time(), process.memory_info().rss
+            times, rss = process.cpu_times(), process.memory_info().rss
         # Of ended backends the postmaster knows.
         own = times.user + times.system + (times.children_user + times.children_system if family else 0.0)
         if family:
@@ -95,11 +104,18 @@ class Usage:
                     own += spent.user + spent.system
         meter = self._meters.get(process.pid)
         if meter is None:
-            fresh = born > self._began
-            meter = self._meters[process.pid] = _Meter(kind, 0.0 if fresh else own, own)
+            meter = self._meters[process.pid] = _Meter(kind, 0.0 if self._counts_from_birth else own, own)
         # A backend that ends between two looks is counted a moment late: time used never becomes less.
         meter.latest = max(meter.latest, own)
         meter.rss.append(rss)
+
+
+def _machine() -> tuple[float, float]:
+    """Return the seconds for which the machine's CPUs were busy, and all of their seconds."""
+    times = psutil.cpu_times()
+    # Time of guests is in the user's already.
+    whole = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    return whole - times.idle - getattr(times, "iowait", 0.0), whole
 
 
 def flush_time(directory: Path) -> float:

@@ -156,6 +156,10 @@ def bench(*, as_json: bool, sequential: int | None, **given: Any) -> int:
     """
     from orchestrator.bench.run import Plan, run  # noqa: PLC0415
 
+    if given["ramp"] and (sequential or given["stage"] != "whole"):
+        raise click.UsageError(
+            "--ramp is about the whole way of orders that keep arriving: leave --stage and --sequential out"
+        )
     status, document = run(
         Plan(sequential=sequential or 0, **given), open_terminal(least="error", aside=as_json)
     )

@@ -1,0 +1,105 @@
+"""Shoppers pay once, and what the shop is told of it is graded as the gateway's by our real code."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from orchestrator.bench.shoppers import Habits
+from orchestrator.gateway.callbacks import Grade, grade, read_body
+from tests.integration.bench.parties import AT_ONCE, CHECKOUT, SECRET, asked, light, offered, shop, until
+
+pytestmark = pytest.mark.anyio
+
+
+def graded(exchange, secret=SECRET):
+    facts = read_body(exchange.headers["content-type"], exchange.body)
+    header = exchange.headers.get("altapay-signature")
+    return grade(header, exchange.body, facts, [secret], now=time.time()), facts
+
+
+async def test_a_payment_is_told_twice_and_both_callbacks_prove_themselves():
+    async with shop() as server, light(shoppers=AT_ONCE) as (gateway, client, account):
+        await offered(client, account, asked(url=server.url))
+        await until(lambda: sum(map(len, (told.milliseconds for told in gateway.books.told.values()))) == 2)
+        assert {one.request_line.split()[1] for one in server.asked} == {"/success", "/notification"}
+        (found,) = (await client.find_payments(account, order_ref="b-1")).value.transactions
+        for one in server.asked:
+            proof, facts = graded(one)
+            assert proof is Grade.SIGNED
+            assert graded(one, "another secret")[0] is Grade.WRONG
+            assert (facts.order_ref, facts.checkout, facts.status, facts.payment_status) == (
+                "b-1",
+                CHECKOUT,
+                "succeeded",
+                "preauth",
+            )
+            assert (facts.amount, facts.currency, facts.transaction_id) == (
+                13900,
+                "DKK",
+                found.transaction_id,
+            )
+            assert facts.flags == ()
+            assert facts.xml is not None
+            assert facts.xml.endswith("</APIResponse>\n")
+        assert gateway.books.told["success"].answers == {"303": 1}
+        assert gateway.books.told["notification"].answers == {"200": 1}
+
+
+async def test_the_document_in_a_callback_is_the_one_that_a_lookup_shows():
+    from orchestrator.gateway import payments
+
+    async with shop() as server, light(shoppers=AT_ONCE) as (gateway, client, account):
+        await offered(client, account, asked(url=server.url, captures=True))
+        await until(lambda: len(server.asked) == 2 and not gateway.books.telling)
+        looked_up = (await client.find_payments(account, order_ref="b-1")).value.transactions
+        _, facts = graded(server.asked[0])
+        assert payments.parse(facts.xml.encode()).transactions == looked_up
+
+
+async def test_a_shopper_comes_once_however_often_the_methods_are_listed():
+    async with light(shoppers=Habits(think=0.02)) as (gateway, client, account):
+        token, session, _ = await offered(client, account, asked())
+        assert gateway.books.thinking == 1
+        await client.list_methods(account, token.value.value, session.value.session_id, user_agent=None)
+        await until(lambda: not gateway.books.thinking)
+        await client.list_methods(account, token.value.value, session.value.session_id, user_agent=None)
+        assert gateway.books.thinking == 0
+        assert len(gateway.books.orders["b-1"].paid) == 1
+
+
+async def test_nobody_pays_where_there_are_no_shoppers():
+    async with light() as (gateway, client, account):
+        await offered(client, account, asked())
+        assert gateway.books.thinking == 0
+
+
+async def test_a_shopper_of_a_run_that_is_over_pays_nothing():
+    async with light(shoppers=Habits(think=0.02, jitter=0.0)) as (gateway, client, account):
+        await offered(client, account, asked())
+        before = gateway.books.orders["b-1"]
+        gateway.books.reset()
+        await offered(client, account, asked("b-2"))
+        await until(lambda: gateway.books.orders["b-2"].paid)
+        assert before.paid == []
+        assert gateway.books.thinking == 0
+
+
+async def test_a_shop_that_is_away_is_noted_and_stops_nobody():
+    async with light(shoppers=AT_ONCE) as (gateway, client, account):
+        await offered(client, account, asked())  # nobody listens there
+        await until(lambda: gateway.books.orders["b-1"].paid and not gateway.books.telling)
+        assert gateway.books.told["success"].answers == {"ConnectionRefusedError": 1}
+        assert len(gateway.books.told["notification"].milliseconds) == 1
+
+
+async def test_many_callbacks_go_over_few_connections():
+    async with (
+        shop() as server,
+        light(shoppers=Habits(think=0.01, secret=SECRET)) as (gateway, client, account),
+    ):
+        for number in range(60):
+            await offered(client, account, asked(f"b-{number}", url=server.url))
+        await until(lambda: len(server.asked) == 120 and not gateway.books.telling)
+        assert server.connections < 60
