@@ -197,9 +197,15 @@ async def _conditions(plan: Plan, scene: Scene, up: Up) -> result.Conditions:
 
 def _refuse_others() -> None:
     """Refuse a database that others use."""
-    url = load().database_url
+    settings = load()
+    url = settings.database_url
     if url is None:
         return
+    if not settings.secret_keys:
+        raise SettingsError(
+            f"{PREFIX}SECRET_KEYS is not set, and what is written to {PREFIX}DATABASE_URL would be under keys that end with the "
+            "bench: give it the keys of that database"
+        )
 
     async def look() -> tuple[int, int]:
         async with Database(url, pool_size=1, name="orchestrator-bench") as db:

@@ -152,7 +152,7 @@ def bench(*, as_json: bool, sequential: int | None, **given: Any) -> int:
 
     Everything runs in a directory that is removed at the end (TMPDIR says on which disk), with a Postgres that waits for the disk. Where
     ORCHESTRATOR_DATABASE_URL or ORCHESTRATOR_BROKER_URL are set, those servers are measured instead, and what was written stays
-    there: take a database of its own. Other settings hold as for any process.
+    there: take a database of its own, and name its ORCHESTRATOR_SECRET_KEYS. Other settings hold as for any process.
     """
     from orchestrator.bench.run import Plan, run  # noqa: PLC0415
 
