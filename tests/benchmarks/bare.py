@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import sys
 import time
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -128,16 +129,16 @@ class Carrier:
             await self._moved((order_id, 2, None, None, methods, "{}"))
             await self._moved((order_id, 3, None, None, None, "{}"))
 
-    async def run(self, mark: str, orders: int, number: int, go: Event, ready: Barrier) -> None:
+    async def run(self, share: Share) -> None:
         """Take this process's share of the orders in, chunk by chunk, and carry them."""
-        chunks = list(islice(work.chunks(mark, orders), number, None, PROCESSES))
+        chunks = list(islice(work.chunks(share.mark, share.orders), share.number, None, PROCESSES))
         connections = [
             await psycopg.AsyncConnection.connect(HERE.database_url, autocommit=True)
             for _ in range(WRITERS + 1)
         ]
         writers = [asyncio.create_task(self.write(connection)) for connection in connections[1:]]
-        ready.wait()
-        go.wait()
+        share.ready.wait()
+        share.go.wait()
         since = time.process_time()
         async with asyncio.TaskGroup() as carrying:
             for chunk in chunks:
@@ -152,9 +153,20 @@ class Carrier:
             await connection.close()
 
 
-def live(mark: str, orders: int, number: int, go: Event, ready: Barrier) -> None:
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process is to do, and what it waits for."""
+
+    mark: str
+    orders: int
+    number: int
+    go: Event
+    ready: Barrier
+
+
+def live(share: Share) -> None:
     async def main() -> None:
-        await Carrier().run(mark, orders, number, go, ready)
+        await Carrier().run(share)
 
     uvloop.run(main())
 
@@ -164,7 +176,8 @@ def take(mark: str, orders: int) -> None:
     context = multiprocessing.get_context("spawn")
     go, ready = context.Event(), context.Barrier(PROCESSES + 1)
     processes = [
-        context.Process(target=live, args=(mark, orders, number, go, ready)) for number in range(PROCESSES)
+        context.Process(target=live, args=(Share(mark, orders, number, go, ready),))
+        for number in range(PROCESSES)
     ]
     for process in processes:
         process.start()

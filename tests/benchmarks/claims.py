@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 NOT_MEASURED: Final = "not measured"
+HISTORY: Final = 2_000_000
+"""Finished checkouts; with fewer the row on growth is not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +87,14 @@ def rates(document: Mapping[str, Any], peer: str, latency: int) -> dict[int, flo
     }
 
 
-def ratio(document: Mapping[str, Any], peer: str, other: str, latency: int) -> float | None:
-    """Return how many times as fast one design is as another: the median over the rounds that both have."""
-    mine, others = rates(document, peer, latency), rates(document, other, latency)
-    both = [mine[number] / others[number] for number in sorted(mine.keys() & others.keys())]
+def ratio(document: Mapping[str, Any], peer: str, *others: str, latency: int) -> float | None:
+    """Return how many times as fast a design is as the fastest of others: the median over the rounds that have both."""
+    mine = rates(document, peer, latency)
+    best: dict[int, float] = {}
+    for other in others:
+        for number, rate in rates(document, other, latency).items():
+            best[number] = max(rate, best.get(number, 0.0))
+    both = [mine[number] / best[number] for number in sorted(mine.keys() & best.keys())]
     return statistics.median(both) if both else None
 
 
@@ -120,7 +126,8 @@ def _answers(document: Mapping[str, Any]) -> float | None:
 
 
 def _growth(document: Mapping[str, Any]) -> float | None:
-    pairs: Sequence[Mapping[str, float]] = document.get("growth", {}).get("rounds", [])
+    growth = document.get("growth", {})
+    pairs: Sequence[Mapping[str, float]] = growth["rounds"] if growth.get("finished", 0) >= HISTORY else []
     return statistics.median(pair["full"] / pair["empty"] for pair in pairs) if pairs else None
 
 
@@ -134,19 +141,19 @@ def claims(document: Mapping[str, Any]) -> list[Claim]:
     return [
         Claim(
             key="celery_0", what="intake → awaiting_payment, 0 ms gateway, against the usual Celery design", at_least=10, aim=15,
-            unit="×", more=True, measured=ratio(document, "product", "a", 0),
+            unit="×", more=True, measured=ratio(document, "product", "a", latency=0),
         ),
         Claim(
             key="dbos_0", what="the same against DBOS Transact", at_least=8, aim=12, unit="×", more=True,
-            measured=ratio(document, "product", "c", 0),
+            measured=ratio(document, "product", "c", "c2", latency=0),
         ),
         Claim(
             key="bare_0", what="the same against the bare limit", at_least=0.5, aim=0.7, unit="×", more=True,
-            measured=ratio(document, "product", "e", 0),
+            measured=ratio(document, "product", "e", latency=0),
         ),
         Claim(
             key="celery_200", what="200 ms gateway, against the usual Celery design with 8 processes", at_least=40, aim=60, unit="×",
-            more=True, measured=ratio(document, "product", "a", 200),
+            more=True, measured=ratio(document, "product", "a", latency=200),
         ),
         Claim(
             key="highest", what="whole lifecycle, gateway log-normal p50 120 ms / p99 380 ms, 0.7 % faults, 60 s open model: highest rate "

@@ -63,9 +63,11 @@ def _head(document: Mapping[str, Any]) -> list[str]:
     )  # fmt: skip
     return [
         "# Benchmarks",
-        "The product beside other ways to build it, and against the bare limit of the machine; everything in one run on one machine: "
-        "Postgres, Redis, gateway, load, and what is measured. Only the ratios mean something on another machine. This page, its "
-        "pictures and `build/benchmarks.json` are written by `make bench`.",
+        (
+            "The product beside other ways to build it, and against the bare limit of the machine; everything in one run on one machine: "
+            "Postgres, Redis, gateway, load, and what is measured. Only the ratios mean something on another machine. This page, its "
+            "pictures and `build/benchmarks.json` are written by `make bench`."
+        ),
         _rows(("", ""), facts),
     ]
 
@@ -88,15 +90,19 @@ def _shown(document: Mapping[str, Any]) -> list[str]:
 def _designs(document: Mapping[str, Any]) -> list[str]:
     latencies = sorted({one["latency_ms"] for one in document["figures"]})
     parts = [
-        "## One order, six designs",
-        "The work: N orders from `received` to `awaiting_payment`, which is three calls to the gateway (authenticate, session, payment "
-        "methods) and four moves, each with its row in the audit trail. The clock runs from the first order handed over to the last one "
-        "awaiting payment, both by Postgres's clock; the processes are up and warm before. At the end of every run each order must be "
-        "there with the gateway's token, session and methods and a trail of exactly its intake and these four moves, or everything "
-        "fails. Each run has a database of its own and an empty Redis; the order of the designs turns round with every round.",
-        "In favour of the others: their intake stores 100 orders in one transaction and enqueues in bulk, without HTTP; their rows "
-        "are written without leases, versions to lose, encryption, events or a chained audit, by one statement a step but for the "
-        "ORM's; their HTTP clients are the cheapest that fit the design.",
+        "## The same work in other designs",
+        (
+            "The work: N orders from `received` to `awaiting_payment`, which is three calls to the gateway (authenticate, session, payment "
+            "methods) and four moves, each with its row in the audit trail. The clock runs from the first order handed over to the last one "
+            "awaiting payment, both by Postgres's clock; the processes are up and warm before. At the end of every run each order must be "
+            "there with the gateway's token, session and methods and a trail of exactly its intake and these four moves, or everything "
+            "fails. Each run has a database of its own and an empty Redis; the order of the designs turns round with every round."
+        ),
+        (
+            "In favour of the others: their intake stores 100 orders in one transaction and enqueues in bulk, without HTTP; their rows "
+            "are written without leases, versions to lose, encryption, events or a chained audit, by one statement a step but for the "
+            "ORM's; their HTTP clients are the cheapest that fit the design."
+        ),
     ]
     for latency in latencies:
         parts += [
@@ -167,10 +173,12 @@ def _product(document: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
     parts = [
         "## The product alone",
-        "`orchestrator bench`: orders arrive by chance at a rate (an open model, so that waiting is not hidden), shoppers pay, the gateway "
-        "calls back twice at once, and at the end its books and ours are compared to the minor unit. Highest and steady: gateway "
-        "log-normal with p50 120 ms and p99 380 ms, 0.7 % of its calls broken. One at a time: gateway of 0 ms. In flight: gateway of "
-        "1 s, so that all that is claimed waits for it.",
+        (
+            "`orchestrator bench`: orders arrive by chance at a rate (an open model, so that waiting is not hidden), shoppers pay, the gateway "
+            "calls back twice at once, and at the end its books and ours are compared to the minor unit. Highest and steady: gateway "
+            "log-normal with p50 120 ms and p99 380 ms, 0.7 % of its calls broken. One at a time: gateway of 0 ms. In flight: gateway of "
+            "1 s, so that all that is claimed waits for it."
+        ),
         _rows(head, rows),
     ]
     growth = document.get("growth")

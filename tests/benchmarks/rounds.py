@@ -102,8 +102,9 @@ def run(
     with ExitStack() as held:
         workers: list[Process] = []
         held.callback(end, workers)
-        for start in installed.workers:
-            workers.append(ground.spawned(start.name, start.arguments, start.environment))
+        workers.extend(
+            ground.spawned(start.name, start.arguments, start.environment) for start in installed.workers
+        )
         connection = held.enter_context(psycopg.connect(database_url, autocommit=True))
         show(f"{title}: starting")
         _await_up(installed, workers)
