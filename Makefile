@@ -64,7 +64,7 @@ lint: $(STAMP) ## ruff, mypy --strict, import-linter
 soak: $(STAMP) ## the slow tests: storms, floods, hours in minutes
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
-bench: $(BENCH_STAMP) ## the product against five other designs, in one run on this machine: make bench ARGS="--quick"
+bench: $(BENCH_STAMP) ## the product beside other designs and against the limit of this machine: make bench ARGS="--quick"
 	@$(BENCH)/bin/python -m tests.benchmarks $(ARGS)
 
 # uv is one of the pinned tools; where there is no .venv yet, name another: make pins UV=uv

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from rich.console import Console
+from rich.markup import escape
 
 from orchestrator import schema
 from orchestrator.embedded import EmbeddedError
@@ -67,7 +68,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="also with 2 million finished checkouts (20 GB of disk, some minutes more)",
+        help="also with 2 million finished checkouts (15 GB of disk, some minutes more)",
     )
     parser.add_argument("--finished", type=int, default=claims.HISTORY, help=argparse.SUPPRESS)
     parser.add_argument(
@@ -83,7 +84,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         found.rounds, found.seconds = 1, min(found.seconds, 1.0)
     if found.rounds < 1 or found.seconds <= 0:
         parser.error("--rounds and --seconds must be greater than 0")
-    return found  # fmt: skip
+    return found
 
 
 def _keys(text: str) -> list[str]:
@@ -206,7 +207,7 @@ def main(given: Sequence[str]) -> int:
     try:
         document = measure(asked, " ".join(given), board)
     except (BenchmarkFailed, EmbeddedError) as error:
-        board.console.print(f"[bold red]Failed:[/] {error}", markup=True)
+        board.console.print(f"[bold red]Failed:[/] {escape(str(error))}")
         return 1
     build = ROOT / "build"
     build.mkdir(exist_ok=True)

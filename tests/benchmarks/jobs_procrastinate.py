@@ -20,6 +20,7 @@ import aiohttp
 import procrastinate
 import psycopg
 import uvloop
+from psycopg_pool import AsyncConnectionPool
 
 from tests.benchmarks import work
 
@@ -33,9 +34,10 @@ app = procrastinate.App(
 
 
 class Tools:
-    """What the worker's loop keeps: the HTTP client. Rows are written through procrastinate's own pool."""
+    """What the worker's loop keeps. The rows have a pool of their own: procrastinate's asks each connection whether it lives, each time."""
 
     http: aiohttp.ClientSession
+    rows: AsyncConnectionPool
 
 
 async def asked(
@@ -49,14 +51,15 @@ async def asked(
 
 
 async def move(order_id: str, step: int, evidence: str = "{}", **gained: object) -> None:
-    async with app.connector.pool.connection() as connection:  # type: ignore[attr-defined]  # commits at its end
+    async with Tools.rows.connection() as connection:
         await connection.execute(work.MOVE, work.moved(order_id, step, evidence=evidence, **gained))
 
 
 @app.task(name="carry", retry=procrastinate.RetryStrategy(max_attempts=10, exponential_wait=2))
 async def carry(order_id: str) -> None:
-    async with app.connector.pool.connection() as connection:  # type: ignore[attr-defined]
+    async with Tools.rows.connection() as connection:
         row = await (await connection.execute(work.FETCH, (order_id,))).fetchone()
+    assert row is not None
     state, document, token, session = row
     if state == "received":
         token = (await asked("POST", "/authenticate", work.BASIC))["token"]
@@ -77,7 +80,14 @@ async def carry(order_id: str) -> None:
 
 async def work_off() -> None:
     connector = aiohttp.TCPConnector(limit=AT_ONCE)
-    async with aiohttp.ClientSession(HERE.gateway_url, connector=connector) as Tools.http, app.open_async():
+    rows = AsyncConnectionPool(
+        HERE.database_url, kwargs={"autocommit": True}, min_size=POOL, max_size=POOL, open=False
+    )
+    async with (
+        aiohttp.ClientSession(HERE.gateway_url, connector=connector) as Tools.http,
+        rows as Tools.rows,
+        app.open_async(),
+    ):
         await app.run_worker_async(
             concurrency=AT_ONCE, delete_jobs="successful", fetch_job_polling_interval=1
         )

@@ -250,8 +250,8 @@ D: Final = Schemed(
     module="jobs_procrastinate",
     packages=("procrastinate", "psycopg", "psycopg-pool", "aiohttp"),
     cells={
-        SOON: Cell(rate=220, processes=2, said="2 workers, concurrency 50 each, 20 connections each", environment=_environment(at_once=50, pool=20)),
-        FAR: Cell(rate=150, processes=2, said="2 workers, concurrency 100 each, 20 connections each", environment=_environment(at_once=100, pool=20)),
+        SOON: Cell(rate=220, processes=2, said="2 workers with concurrency 50 and 20 connections twice each", environment=_environment(at_once=50, pool=20)),
+        FAR: Cell(rate=150, processes=2, said="2 workers with concurrency 100 and 20 connections twice each", environment=_environment(at_once=100, pool=20)),
     },
 )  # fmt: skip
 E: Final = Bare(
