@@ -102,50 +102,48 @@ class Board:
     def __init__(self) -> None:
         self.console = Console(highlight=False)
         if not self.console.is_terminal:
-            self.console.width = 140
+            self.console.width = 160
 
     def figure(self, figure: Figure) -> None:
         cpu = " ".join(f"{name} {value:.2f}" for name, value in figure.cpu_ms.items())
         self.console.print(
-            f"  {PEERS[figure.peer].title:24} {figure.latency:3} ms  round {figure.round}  {figure.orders:6,} orders in "
-            f"{figure.seconds:6.2f} s  {figure.rate:8.1f}/s   CPU ms per order: {cpu}"
+            f"  {PEERS[figure.peer].title:22} {figure.latency:3} ms  round {figure.round} {figure.orders:6,} orders in "
+            f"{figure.seconds:6.2f} s  {figure.rate:8.1f}/s   CPU ms an order: {cpu}; others {figure.others:.0%}"
         )
         if abs(figure.calls - 3) > 0.01:
             self.console.print(f"    {figure.calls:.2f} calls to the gateway for one order, and not 3")
 
 
-def measure(given: argparse.Namespace, line: str, board: Board) -> dict[str, Any]:
-    """Measure what is asked for; return the document."""
+def measure(given: argparse.Namespace, document: dict[str, Any], board: Board) -> None:
+    """Measure what is asked for, and note it in the document as it comes."""
     console = board.console
-    latencies = given.latency or list(LATENCIES)
+
+    def say(told: str) -> None:
+        console.print(f"  {told}")
+
     with console.status("starting") as status, Ground.start() as ground:
-        under = conditions(ground)
-        console.print(
-            f"  {under['cores']} cores, Postgres {under['postgres']} ({under['durability']}), flush {under['flush_ms']} ms, load "
+        under = document["conditions"] = conditions(ground)
+        say(
+            f"{under['cores']} cores, Postgres {under['postgres']} ({under['durability']}), flush {under['flush_ms']} ms, load "
             f"{under['load_before']}"
         )
         if under["load_before"] > 0.5:
-            console.print("  [yellow]Others use this machine: figures will be worse and more scattered.[/]")
-        document: dict[str, Any] = {
-            "conditions": under, "rounds": given.rounds, "arguments": line,
-            "versions": versions(package for key in given.only for package in PEERS[key].packages),
-            "peers": [_described(key) for key in given.only], "figures": [],
-        }  # fmt: skip
+            say("[yellow]Others use this machine: figures will be worse and more scattered.[/]")
         for figure in rounds.measure(
-            ground, keys=given.only, latencies=latencies, rounds=given.rounds, seconds=given.seconds, show=status.update
-        ):  # fmt: skip
+            ground,
+            keys=given.only,
+            latencies=given.latency or LATENCIES,
+            rounds=given.rounds,
+            seconds=given.seconds,
+            show=status.update,
+        ):
             board.figure(figure)
             document["figures"].append(figure.document())
         if given.full:
             document["growth"] = grown(ground, given, board, status.update)
     if not given.no_lifecycle:
-        length = lifecycle.QUICK if given.quick else lifecycle.Length()
-        document["lifecycle"] = lifecycle.measure(length, lambda told: console.print(f"  {told}"))
-        document["quiet_merchant"] = isolation.quiet_merchant(
-            seconds=given.seconds, show=lambda told: console.print(f"  {told}")
-        )
-    document["claims"] = [row.document() for row in claims.claims(document)]
-    return document
+        document["quiet_merchant"] = isolation.quiet_merchant(seconds=given.seconds, show=say)
+        document["lifecycle"] = lifecycle.measure(lifecycle.QUICK if given.quick else lifecycle.Length(), say)
 
 
 def grown(
@@ -204,22 +202,29 @@ def main(given: Sequence[str]) -> int:
     if asked.page:
         write(json.loads(asked.page.read_text()), ROOT / "docs")
         return 0
+    document: dict[str, Any] = {
+        "rounds": asked.rounds, "arguments": " ".join(given),
+        "versions": versions(package for key in asked.only for package in PEERS[key].packages),
+        "peers": [_described(key) for key in asked.only], "figures": [],
+    }  # fmt: skip
+    failed = False
     try:
-        document = measure(asked, " ".join(given), board)
+        measure(asked, document, board)
     except (BenchmarkFailed, EmbeddedError) as error:
-        board.console.print(f"[bold red]Failed:[/] {escape(str(error))}")
-        return 1
+        document["failed"], failed = str(error), True
+    document["claims"] = [row.document() for row in claims.claims(document)]
     build = ROOT / "build"
     build.mkdir(exist_ok=True)
     (build / "benchmarks.json").write_text(json.dumps(document, indent=2) + "\n")
-    write(document, build)
-    places = [build]
-    whole = asked.only == list(PEERS) and not asked.latency and not asked.no_lifecycle
-    if whole and not asked.quick and asked.rounds >= WHOLE_ROUNDS:
-        write(document, ROOT / "docs")
-        places.append(ROOT / "docs")
+    if failed:
+        board.console.print(f"[bold red]Failed:[/] {escape(document['failed'])}")
+        board.console.print("  what was measured before is in build/benchmarks.json")
+        return 1
+    whole = asked.only == list(PEERS) and not asked.latency and not asked.no_lifecycle and not asked.quick
+    places = [build, *([ROOT / "docs"] if whole and asked.rounds >= WHOLE_ROUNDS else [])]
     board.console.print(report.table(claims.claims(document)))
     for place in places:
+        write(document, place)
         board.console.print(f"  {place.relative_to(ROOT)}/benchmarks.md")
     return 0
 

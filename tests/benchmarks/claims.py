@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 NOT_MEASURED: Final = "not measured"
 HISTORY: Final = 2_000_000
-"""Finished checkouts; with fewer the row on growth is not measured."""
+"""Finished checkouts. With fewer the row on growth is not measured; likewise the rows below."""
+MINUTE: Final = 60.0
+"""Seconds for which a rate must be held."""
+STEADY: Final = 100.0
+"""Orders a second."""
+LEAST: Final = {"in_flight": 2000, "sequential": 100}
+"""Orders in a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +105,10 @@ def ratio(document: Mapping[str, Any], peer: str, *others: str, latency: int) ->
 
 
 def _highest(document: Mapping[str, Any]) -> float | None:
-    for run in document.get("lifecycle", {}).get("highest", []):
-        if run["held"] and not _wrong(run):
-            return float(run["rate"])
-    return None
+    """Return the highest rate that was held for a minute; 0 if none of those tried was, None if none was tried."""
+    runs = [run for run in document.get("lifecycle", {}).get("highest", []) if run["seconds"] >= MINUTE]
+    held = [float(run["rate"]) for run in runs if run["held"] and not _wrong(run)]
+    return max(held, default=0.0) if runs else None
 
 
 def _wrong(run: Mapping[str, Any]) -> int:
@@ -110,12 +116,12 @@ def _wrong(run: Mapping[str, Any]) -> int:
 
 
 def _at(document: Mapping[str, Any], name: str, *path: str) -> float | None:
-    """Return a figure of one of the runs of `orchestrator bench`, or None."""
+    """Return a figure of one of the runs of `orchestrator bench`; None if there was none, or one that is too small to count."""
     found: Any = document.get("lifecycle", {}).get(name)
+    if found is None or (name == "steady" and found["rate"] < STEADY) or found["orders"] < LEAST.get(name, 0):
+        return None
     for key in path:
-        if found is None:
-            return None
-        found = found.get(key)
+        found = found[key]
     return None if found is None else float(found)
 
 

@@ -153,16 +153,49 @@ class Ground:
             )
         return Process(name, child, log)
 
-    def meter(self, processes: Sequence[Process]) -> dict[str, float]:
-        """Return the CPU seconds that each of these, Postgres, Redis and the gateways have used so far."""
-        used = {process.name: _spent(process.family) for process in processes}
+    def meter(self, processes: Sequence[Process]) -> Meter:
+        """Read what these, Postgres and Redis have used so far, and all that we have started together beside the whole machine."""
         postmaster = psutil.Process(self.servers.postgres_pid)
         times = postmaster.cpu_times()
         # Of ended backends the postmaster knows.
         ended = times.children_user + times.children_system
-        used["postgres"] = ended + _spent([postmaster, *postmaster.children(recursive=True)])
-        used["redis"] = _spent([psutil.Process(self.servers.redis_pid)])
-        return used
+        here = psutil.Process()
+        machine = psutil.cpu_times()
+        # Time of guests is in the user's already.
+        whole = sum(machine) - getattr(machine, "guest", 0.0) - getattr(machine, "guest_nice", 0.0)
+        return Meter(
+            own=sum(_spent(process.family) for process in processes),
+            postgres=ended + _spent([postmaster, *postmaster.children(recursive=True)]),
+            redis=_spent([psutil.Process(self.servers.redis_pid)]),
+            ours=ended + _spent([here, *here.children(recursive=True)]),
+            busy=whole - machine.idle - getattr(machine, "iowait", 0.0),
+            whole=whole,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meter:
+    """CPU seconds so far: of a design's processes, of Postgres, of Redis, of all of ours, of everybody, and all that there were."""
+
+    own: float
+    postgres: float
+    redis: float
+    ours: float
+    busy: float
+    whole: float
+
+    def since(self, before: Meter, *, intake: float) -> dict[str, float]:
+        """Return the seconds that a run took of each; the intake's process has ended and has told its own."""
+        return {
+            "own": self.own - before.own + intake,
+            "postgres": self.postgres - before.postgres,
+            "redis": self.redis - before.redis,
+        }
+
+    def others(self, before: Meter, *, intake: float) -> float:
+        """Return the share of the machine that others had meanwhile: it was missing to what was measured."""
+        ours, busy = self.ours - before.ours + intake, self.busy - before.busy
+        return max(busy - ours, 0.0) / max(self.whole - before.whole, 1e-9)
 
 
 def end(processes: Sequence[Process]) -> None:

@@ -129,16 +129,12 @@ def _rates(document: Mapping[str, Any], latency: int) -> str:
         rows.append((
             peer["title"], number(statistics.median(values)), f"{number(min(values))} – {number(max(values))}",
             *map(number, cpu), f"{mine[0]['orders']:,}",
+            f"{number(statistics.median(one['others_cpu_percent'] for one in mine))} %",
         ))  # fmt: skip
     head = (
-        "design",
-        "orders/s (median)",
-        "least – greatest",
-        "CPU ms per order",
-        "of Postgres",
-        "of Redis",
-        "orders in a run",
-    )
+        "design", "orders/s (median)", "least – greatest", "CPU ms per order", "of Postgres", "of Redis", "orders in a run",
+        "CPU that others had",
+    )  # fmt: skip
     return _rows(head, rows)
 
 

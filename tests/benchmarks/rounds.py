@@ -45,6 +45,8 @@ class Figure:
     """CPU milliseconds for one order, of the design's own processes (`own`, intake included), of Postgres and of Redis."""
     calls: float
     """Calls to the gateway for one order."""
+    others: float
+    """The share of the machine's CPU that went to processes that are not ours."""
 
     @property
     def rate(self) -> float:
@@ -55,7 +57,7 @@ class Figure:
             "peer": self.peer, "latency_ms": self.latency, "round": self.round, "orders": self.orders,
             "seconds": round(self.seconds, 3), "orders_per_s": round(self.rate, 2),
             "cpu_ms_per_order": {name: round(value, 3) for name, value in self.cpu_ms.items()},
-            "gateway_calls_per_order": round(self.calls, 3),
+            "gateway_calls_per_order": round(self.calls, 3), "others_cpu_percent": round(self.others * 100, 1),
         }  # fmt: skip
 
 
@@ -115,8 +117,7 @@ def run(
         seconds, intake = one.carry(mark, orders)
         after = ground.meter(workers)
         calls = json.loads(asked(here.gateway_url, "GET", "/bench/state") or b"{}").get("calls", {})
-    own = intake + sum(after[process.name] - before[process.name] for process in workers)
-    spent = {"own": own} | {name: after[name] - before[name] for name in ("postgres", "redis")}
+    spent = after.since(before, intake=intake)
     return Figure(
         peer=peer.key,
         latency=latency,
@@ -125,6 +126,7 @@ def run(
         seconds=seconds,
         cpu_ms={name: value * 1000 / orders for name, value in spent.items()},
         calls=sum(calls.values()) / orders,
+        others=after.others(before, intake=intake),
     )
 
 

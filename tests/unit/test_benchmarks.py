@@ -15,7 +15,7 @@ from tests.benchmarks.pictures import Bar, bars
 def figure(peer: str, rate: float, *, latency: int = 0, of_round: int = 1) -> dict[str, Any]:
     return {
         "peer": peer, "latency_ms": latency, "round": of_round, "orders": 100, "seconds": 100 / rate, "orders_per_s": rate,
-        "cpu_ms_per_order": {"own": 3.0, "postgres": 1.0, "redis": 0.1}, "gateway_calls_per_order": 3.0,
+        "cpu_ms_per_order": {"own": 3.0, "postgres": 1.0, "redis": 0.1}, "gateway_calls_per_order": 3.0, "others_cpu_percent": 1.5,
     }  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def run(**other: Any) -> dict[str, Any]:
     quick = {"p50": 4.0, "p95": 8.0, "p99": 12.5}
     none = {"p50": None, "p95": None, "p99": None}
     return {
-        "rate": 100.0, "held": True, "lost": 0, "doubled": 0, "unequal": 0, "orders": 3000, "orders_per_s": 99.2,
+        "rate": 100.0, "seconds": 60.0, "held": True, "lost": 0, "doubled": 0, "unequal": 0, "orders": 3000, "orders_per_s": 99.2,
         "latency_ms": {"intake": quick, "ready": quick, "completed": none, "callback": {**quick, "p99": 40.0}},
         "product_cpu_ms_per_order": 4.2, "worker_rss_mb": 150.0, **other,
     }  # fmt: skip
@@ -106,11 +106,18 @@ def test_what_was_left_out_is_not_measured_and_never_reached():
     assert {one.reached for one in rows} == {None}
 
 
-def test_the_highest_rate_is_that_of_a_run_that_was_held_without_a_wrong_order():
-    held = [run(rate=300.0, held=False), run(rate=255.0)]
-    assert row(document(lifecycle={"highest": held}), "highest").measured == 255
-    assert row(document(lifecycle={"highest": held[:1]}), "highest").measured is None
-    assert row(document(lifecycle={"highest": [run(doubled=1)]}), "highest").measured is None
+def test_the_highest_rate_is_that_of_a_run_that_was_held_for_a_minute_without_a_wrong_order():
+    runs = [run(rate=300.0, held=False), run(rate=255.0)]
+    assert row(document(lifecycle={"highest": runs}), "highest").measured == 255
+    assert row(document(lifecycle={"highest": runs[:1]}), "highest").verdict == "no"
+    assert row(document(lifecycle={"highest": [run(doubled=1)]}), "highest").verdict == "no"
+    assert row(document(lifecycle={"highest": [run(seconds=5.0)]}), "highest").verdict == NOT_MEASURED
+
+
+@pytest.mark.parametrize(("key", "name", "small"), [("cpu", "steady", {"rate": 20.0}), ("answers", "steady", {"rate": 20.0}), ("memory", "in_flight", {"orders": 400})])  # fmt: skip
+def test_a_run_that_is_too_small_shows_nothing(key: str, name: str, small: dict[str, Any]):
+    assert row(document(lifecycle={name: run()}), key).measured is not None
+    assert row(document(lifecycle={name: run(**small)}), key).verdict == NOT_MEASURED
 
 
 def test_the_greater_of_both_answers_counts():
@@ -146,7 +153,7 @@ def test_the_page_tells_conditions_rows_rates_and_settings():
     page = report.page(whole())
     assert "a flush takes 0.12 ms" in page
     assert "| the same against the bare limit | 0.5 × | 0.7 × | 0.53 × | yes |" in page
-    assert "| usual | 100 | 50 – 150 | 3 | 1 | 0.1 | 100 |" in page
+    assert "| usual | 100 | 50 – 150 | 3 | 1 | 0.1 | 100 | 1.5 % |" in page
     assert "200 ms: with more" in page
     assert "| highest rate | 250/s |" in page
     assert "2,000,000 finished checkouts" in page
