@@ -1,132 +1,101 @@
-"""What finished checkouts cost those under way: the core on an empty database and on a crowded one, in turns on one durable Postgres.
+"""Finished checkouts by the million, made in Postgres itself, so that what history costs the orders under way can be measured.
 
-    python -m tests.benchmarks.growth [--finished 2000000] [--rounds 8] [--orders 1500]
-
-Prints, for each stage of an order, orders per second and the CPU time of Postgres, and the ratio of the crowded to the empty one. The
-medians of pairs count: on a machine that others use, rates vary more than the CPU time does.
+Each is completed and settled: no alarm, nothing open. It has what a real one has in the tables that carrying another one writes to
+or reads: the checkout, its intent, its session, eight audit entries, three events, its payment; as many bytes, though nothing in
+them opens under any key. Callbacks are left out: nothing of the measured way touches them.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import statistics
-import tempfile
 import time
-from collections import defaultdict
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
 
-import psutil
 import psycopg
 
-from orchestrator import inbox, lifecycle
-from orchestrator.db import Database
-from orchestrator.embedded import Embedded
-from orchestrator.lifecycle import Lifecycle
-from orchestrator.schema import migrate
-from orchestrator.vault import Vault
-from tests.benchmarks.__main__ import accepted, carried
-from tests.conftest import make_settings
-from tests.factories import arrival
-from tests.finished import fill
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
-AT_ONCE, HINT = 200, 50
-Costs = dict[str, tuple[float, float]]
+PART: Final = 25_000
+AT_ONCE: Final = 2
 
+_TRAIL: Final = [
+    f'"{before}","to":"{after}","trigger":"{fact}"'
+    for before, after, fact in (
+        ("", "received", "accepted"),
+        ("received", "authenticated", "authenticated"),
+        ("authenticated", "session_created", "session_opened"),
+        ("session_created", "methods_fetched", "methods_listed"),
+        ("methods_fetched", "awaiting_payment", "offered"),
+        ("awaiting_payment", "callback_received", "callback_arrived"),
+        ("callback_received", "completed", "payment_found"),
+        ("completed", "completed", "watch_ended"),
+    )
+]
 
-def server_cpu(postmaster: int) -> float:
-    """Return the CPU seconds of Postgres with all of its processes that live."""
-    total = 0.0
-    for one in (psutil.Process(postmaster), *psutil.Process(postmaster).children(recursive=True)):
-        try:
-            spent = one.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += spent.user + spent.system
-    return total
-
-
-async def measured(url: str, vault: Vault, postmaster: int, orders: int) -> Costs:
-    """Take orders in, claim, carry and call back; return (orders per second, CPU microseconds an order) by stage."""
-    costs: Costs = {}
-
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        began, spent = time.perf_counter(), server_cpu(postmaster)
-        yield
-        seconds = time.perf_counter() - began
-        costs[name] = (orders / seconds, (server_cpu(postmaster) - spent) / orders * 1e6)
-
-    async with Database(url, pool_size=6) as db:
-        intents, moves = inbox.Intents(db, vault, grace=60), Lifecycle(db, vault)
-        callbacks = inbox.Callbacks(db, vault, grace=60)
-        warm = await accepted(intents, 200, at_once=AT_ONCE)
-        await carried(moves, await lifecycle.claim(db, warm, lease_seconds=600), at_once=AT_ONCE)
-        with stage("intake"):
-            ids = await accepted(intents, orders, at_once=AT_ONCE)
-        held = []
-        with stage("claim"):
-            for first in range(0, orders, HINT):
-                held += await lifecycle.claim(db, ids[first : first + HINT], lease_seconds=600)
-        with stage("four moves"):
-            await carried(moves, held, at_once=AT_ONCE)
-        with stage("callback"):
-            await asyncio.gather(*(callbacks.take(arrival(one)) for one in ids))
-        for batch in (intents, moves, callbacks):
-            await batch.close()
-    return costs
-
-
-async def compare(urls: dict[str, str], postmaster: int, *, rounds: int, orders: int) -> None:
-    vault = Vault(make_settings().secret_keys)
-    found: dict[str, list[Costs]] = defaultdict(list)
-    for number in range(rounds + 1):
-        for name in sorted(urls, reverse=number % 2 == 1):
-            with psycopg.connect(urls[name], autocommit=True) as admin:
-                admin.execute("CHECKPOINT")
-            costs = await measured(urls[name], vault, postmaster, orders)
-            if number:  # the first round warms the caches
-                found[name].append(costs)
-    print(f"{'':12} {'empty':>20} {'crowded':>20} {'ratio of rates':>16} {'of CPU':>8}")
-    for stage in found["empty"][0]:
-        means = [
-            statistics.mean(costs[stage][which] for costs in found[name])
-            for which in (0, 1)
-            for name in ("empty", "crowded")
-        ]
-        rates = statistics.median(
-            crowded[stage][0] / empty[stage][0]
-            for empty, crowded in zip(found["empty"], found["crowded"], strict=True)
-        )
-        told = [f"{means[n]:.0f}/s {means[n + 2]:.0f} µs" for n in (0, 1)]
-        print(f"{stage:12} {told[0]:>20} {told[1]:>20} {rates:>16.2f} {means[3] / means[2]:>8.2f}")
+# UUIDv7: one order each 40 ms, the last of them some weeks ago; random bits that the number decides. Each is made once for all its rows.
+_MADE: Final = """WITH f AS MATERIALIZED (
+        SELECT n, m, (lpad(to_hex(%(from)s::bigint + n * 40), 12, '0') || '7' || substr(m, 1, 3) || '8' || substr(m, 4, 15))::uuid AS id,
+               to_timestamp((%(from)s::bigint + n * 40) / 1000.0) AS at, decode(m || m, 'hex') AS bytes
+          FROM (SELECT n, md5(n::text) AS m FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS n) AS i)
+"""
+_STATEMENTS: Final = tuple(
+    statement.replace("SELECT", f"{_MADE} SELECT", 1)
+    for statement in (
+        """INSERT INTO checkouts (id, merchant_id, order_ref, state, version, deadline, offered_at, ended_at, currency, amount, reserved,
+                  openings, audit_sequence, audit_head, event_sequence, correlation_id, created_at, updated_at)
+           SELECT id, %(merchant)s, 'finished-' || n, 'completed', 9, at + interval '1 hour', at, at, 'DKK', 13900, 13900, 1, 8, bytes, 3,
+                  m, at, at FROM f""",
+        """INSERT INTO intents (checkout_id, fingerprint, body, data_key)
+           SELECT id, bytes, decode(repeat(m, 44), 'hex'), decode(repeat(m, 4), 'hex') FROM f""",
+        """INSERT INTO sessions (checkout_id, token, token_expires_at, session_id, methods)
+           SELECT id, decode(repeat(m, 40), 'hex'), at + interval '1 hour', m,
+                  jsonb_build_array(jsonb_build_object('id', m, 'type', 'CARD', 'name', 'Card', 'description', repeat('pay ', 60))) FROM f""",
+        """INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
+           SELECT id, sequence, at, 'checkout:moved',
+                  '{"action":"checkout:moved","actor":"system:orchestrator","at":"2026-01-01T00:00:00.000000+00:00","checkout":"' || id
+                  || '","correlation":"' || m || '","evidence":{"lifetime":3600},"from":' || words || ',"sequence":' || sequence || '}',
+                  'finished', bytes FROM f, unnest(%(trail)s::text[]) WITH ORDINALITY AS t(words, sequence)""",
+        """INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, created_at, position)
+           SELECT id, i, %(merchant)s, 'checkout.completed', jsonb_build_object('orderId', 'finished-' || n, 'amount', 139), m, at,
+                  n * 3 + i FROM f, generate_series(1, 3) AS i""",
+        """INSERT INTO payments (merchant_id, transaction_id, checkout_id, payment_id, order_ref, role, binding, status, reading, currency,
+                  reserved, captured, refunded, first_seen_at, updated_at)
+           SELECT %(merchant)s, (1000000000 + n)::text, id, m, 'finished-' || n, 'accepted', 'bound', 'preauth', 'reserved', 'DKK',
+                  13900, 0, 0, at, at FROM f""",
+    )
+)
+# The trail of history is sealed: the next seal looks at what is new.
+_SEAL: Final = """
+    INSERT INTO audit_seals (sequence, at, heads, key_id, mac) VALUES (1, clock(), '', 'finished', decode(md5(''), 'hex'))
+"""
+_WEEKS: Final = 6 * 7 * 86_400
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.growth")
-    parser.add_argument("--finished", type=int, default=2_000_000)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--orders", type=int, default=1500)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place, Embedded.start(Path(place), redis=False) as servers:
-        urls = {}
-        before, _, options = servers.database_url.partition("?")
-        for name in ("empty", "crowded"):
-            with psycopg.connect(servers.database_url, autocommit=True) as admin:
-                admin.execute(f"CREATE DATABASE {name}")
-            urls[name] = f"{before.rpartition('/')[0]}/{name}?{options}"
-            migrate(urls[name])
-        began = time.perf_counter()
-        fill(urls["crowded"], given.finished)
-        print(f"{given.finished} finished checkouts written in {time.perf_counter() - began:.0f} s")
-        pid = next(Path(place).rglob("postmaster.pid")).read_text().splitlines()[0]
-        asyncio.run(compare(urls, int(pid), rounds=given.rounds, orders=given.orders))
+def grow(url: str, *, finished: int, show: Callable[[str], None]) -> float:
+    """Fill a migrated database with finished checkouts; return the seconds that it took."""
+    began = time.monotonic()
+    epoch = int((time.time() - _WEEKS) * 1000) - finished * 40
+    parts = [(first, min(first + PART, finished) - 1) for first in range(0, finished, PART)]
+    done = 0
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for written in pool.map(lambda part: _write(url, *part, epoch=epoch), parts):
+            done += written
+            show(f"{done:,} of {finished:,} finished checkouts written")
+    show("vacuuming what was written")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(_SEAL)
+        # What a database has that grew over years: no page left that a vacuum of the measured time would have to look at.
+        connection.execute("VACUUM (FREEZE, ANALYZE)")
+        connection.execute("CHECKPOINT")
+    return time.monotonic() - began
 
 
-if __name__ == "__main__":
-    main()
+def _write(url: str, first: int, last: int, *, epoch: int) -> int:
+    parameters = {"first": first, "last": last, "from": epoch, "merchant": 1, "trail": _TRAIL}
+    with psycopg.connect(url) as connection:
+        # Nobody waits for the disk, and what is known to fit together is not looked up row by row.
+        connection.execute("SET synchronous_commit = off; SET session_replication_role = replica")
+        for statement in _STATEMENTS:
+            connection.execute(statement, parameters)
+    return last - first + 1

@@ -36,7 +36,7 @@ from orchestrator.vault import Vault
 from tests.integration.carry.scene import intent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 WARM_UP = 2.0
 """Seconds of load before anything is measured: connections are opened, statements prepared."""
@@ -180,6 +180,13 @@ async def _percentiles(db: Database, phase: str) -> Percentiles:
         {"phase": f"{phase}-"},
     )
     return Percentiles(row.orders, *(round(one, 1) for one in row.ms))
+
+
+def quiet_merchant(*, seconds: float, show: Callable[[str], None]) -> dict[str, float]:
+    """Return both p99s of the quiet merchant in milliseconds: alone, and while another sends 20 times its rate."""
+    show(f"a quiet merchant alone, then beside a busy one ({seconds:g} s each)")
+    found = measure(seconds=seconds)
+    return {"alone_p99_ms": found.alone.p99, "beside_p99_ms": found.beside.p99}
 
 
 def main() -> None:
