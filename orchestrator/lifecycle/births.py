@@ -101,9 +101,10 @@ _TAKE_TURNS = text("""
     SELECT pg_advisory_xact_lock(turn)
       FROM (SELECT turn FROM unnest(CAST(:turns AS bigint[])) AS t(turn) ORDER BY turn) AS turns
 """)
-# A checkout is told by the id that it was given, else by the order number: the live one, else the youngest.
+# A checkout is told by the id that it was given, else by the order number: the live one, else the youngest. Whether an id is used is
+# asked in a form that is looked up: of EXISTS the planner may make a table of all ids there are.
 _OF_STRAYS = text("""
-    SELECT s.number, c.id, EXISTS (SELECT FROM checkouts o WHERE o.id = s.named) AS named_is_used
+    SELECT s.number, c.id, (SELECT o.id FROM checkouts o WHERE o.id = s.named LIMIT 1) IS NOT NULL AS named_is_used
       FROM json_to_recordset(CAST(:strays AS json)) AS s(number int, merchant_id int, named uuid, order_ref text)
       LEFT JOIN LATERAL (
             (SELECT id FROM checkouts WHERE id = s.named AND merchant_id = s.merchant_id)
