@@ -77,14 +77,7 @@ class World:
         }
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.http = httpx.Client(timeout=10)
-        token = access.issue(
-            make_settings(),
-            merchant="default",
-            scopes=("checkouts:write", "checkouts:read", "money:write", "ops"),
-            lifetime=3600,
-            subject="test",
-        )
-        self.http.headers["Authorization"] = f"Bearer {token}"
+        self.http.headers["Authorization"] = bearer("default")
         with redis.Redis.from_url(servers.redis_url) as broker:
             broker.flushall()
         # Everything is in a hurry here, and looks often.
@@ -92,17 +85,18 @@ class World:
 
     # ── Processes ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def start(self, name: str) -> None:
-        """Start a process and wait until it answers, if it is one that answers."""
+    def start(self, name: str, *, port: int | None = None) -> None:
+        """Start a process and wait until it answers, if it is one that answers. A second sandbox needs a port of its own."""
         kind = name.partition("-")[0]
+        sandbox_port = port or self.sandbox_port
         command = {
             "api": ["api", "--port", str(self.api_port)],
             "sandbox": [
                 "sandbox",
                 "--port",
-                str(self.sandbox_port),
+                str(sandbox_port),
                 "--state-file",
-                str(self.place / "sandbox.db"),
+                str(self.place / f"{name}.db"),
             ],
             "worker": ["worker"],
             "scheduler": ["scheduler"],
@@ -117,7 +111,10 @@ class World:
                 [sys.executable, "-m", "orchestrator", *command],
                 env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self.place,
             )  # fmt: skip
-        url = {"api": f"{self.api_url}/healthz", "sandbox": f"{self.sandbox_url}/healthz"}.get(kind)
+        url = {
+            "api": f"{self.api_url}/healthz",
+            "sandbox": f"http://127.0.0.1:{sandbox_port}/healthz",
+        }.get(kind)
         if url:
             self.until(lambda: self._answers(name, url), f"{name} answers", seconds=30)
 
@@ -165,13 +162,16 @@ class World:
 
     # ── The merchant ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def order(self, *, plan: dict[str, object] | None = None, **changes: Any) -> str:
+    def order(
+        self, *, plan: dict[str, object] | None = None, merchant: str | None = None, **changes: Any
+    ) -> str:
         """Hand over a checkout intent; return its checkout's id. `plan` is what the gateway is to do with it."""
+        headers = JSON if merchant is None else {**JSON, "Authorization": bearer(merchant)}
         number = f"W-{uuid4().hex[:12]}"
         if plan:
             self.control("PUT", f"orders/{number}", plan)
         answer = self.http.post(
-            f"{self.api_url}/v1/checkouts", content=intent(number, **changes), headers=JSON
+            f"{self.api_url}/v1/checkouts", content=intent(number, **changes), headers=headers
         )
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
@@ -281,7 +281,7 @@ class World:
         verified = self.command("audit", "verify")
         assert verified.returncode == 0, verified.stderr + verified.stdout
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("ORCHESTRATOR_")}
         for key, value in self.settings.items():
             environment[f"ORCHESTRATOR_{key.upper()}"] = (
@@ -289,7 +289,7 @@ class World:
             )
         return subprocess.run(
             [sys.executable, "-m", "orchestrator", *arguments],
-            env=environment, cwd=self.place, capture_output=True, text=True, timeout=60, check=False,
+            env=environment, cwd=self.place, capture_output=True, text=True, timeout=60, check=False, input=given,
         )  # fmt: skip
 
     def until(self, condition: Callable[[], object], what: str, *, seconds: float = 30) -> None:
@@ -300,6 +300,18 @@ class World:
 
 
 JSON = {"Content-Type": "application/json"}
+
+
+def bearer(merchant: str) -> str:
+    """Return what a merchant's client sends as Authorization."""
+    token = access.issue(
+        make_settings(),
+        merchant=merchant,
+        scopes=("checkouts:write", "checkouts:read", "money:write", "ops"),
+        lifetime=3600,
+        subject="test",
+    )
+    return f"Bearer {token}"
 
 
 def free_port() -> int:
