@@ -29,7 +29,8 @@ WARM_UP: Final = 60
 """Orders before those that count: pools open, code is loaded, plans are made."""
 STANDSTILL: Final = 60.0
 """Seconds without any progress after which a run has failed."""
-_LOOK: Final = 0.2
+_LOOK: Final = 0.5
+"""Seconds between two looks at how far a run is; its times are taken from the rows, so that looking seldom makes nothing late."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from datetime import datetime
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -40,7 +39,7 @@ app.conf.update(
     task_reject_on_worker_lost=True,
     task_serializer="json",
     accept_content=["json"],
-    worker_prefetch_multiplier=int(os.environ.get("BENCH_PREFETCH", "1")),
+    worker_prefetch_multiplier=1,
     worker_disable_rate_limits=True,
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
@@ -85,15 +84,17 @@ def forget_the_parents_connections(**_: object) -> None:
     engine.dispose(close=False)
 
 
-@cache
-def gateway() -> httpx.Client:
-    """Return this process's client: connections are kept, as many as there are threads."""
-    limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
-    return httpx.Client(base_url=HERE.gateway_url + work.API, timeout=10, limits=limits, trust_env=False)
+# For all threads of a process; it opens nothing before the first call, and so nothing before the fork.
+gateway = httpx.Client(
+    base_url=HERE.gateway_url + work.API,
+    timeout=10,
+    limits=httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE),
+    trust_env=False,
+)
 
 
 def asked(method: str, path: str, authorization: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    answer = gateway().request(method, path, headers={"Authorization": authorization}, json=body)
+    answer = gateway.request(method, path, headers={"Authorization": authorization}, json=body)
     answer.raise_for_status()
     found: dict[str, Any] = answer.json()
     return found
