@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -46,11 +47,18 @@ async def test_a_ring_under_our_lease_is_reported_and_sets_the_alarm_to_now(worl
     assert "callback_arrived" in [one["trigger"] for one in await world.trail(checkout)]
 
 
-async def test_stopping_gives_the_lease_back_between_two_steps(world: Scene):
+async def test_stopping_gives_the_lease_back_between_two_steps(world: Scene, monkeypatch):
     checkout = await world.accept()
     await world.plan(checkout, delayMs={"session": 300})
+    asked, real = asyncio.Event(), world.carrier.gateway.open_session
+
+    async def open_session(*arguments: Any, **options: Any) -> Any:
+        asked.set()
+        return await real(*arguments, **options)
+
+    monkeypatch.setattr(world.carrier.gateway, "open_session", open_session)
     carrying = asyncio.create_task(world.carry(checkout))
-    await world.until_state(checkout, "authenticated")
+    await asked.wait()
     world.carrier.stop()
     await carrying
     row = await world.row(checkout)

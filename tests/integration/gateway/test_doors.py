@@ -277,6 +277,8 @@ def test_to_be_throttled_without_a_time_again_and_again_is_not_to_be_served(run)
 
 
 def test_a_gateway_gets_no_more_calls_in_a_second_than_its_budget(run):
+    began: list[float] = []
+
     async def scene():
         times = []
 
@@ -285,6 +287,7 @@ def test_a_gateway_gets_no_more_calls_in_a_second_than_its_budget(run):
             await exchange.respond(200, token_answer("opaque"))
 
         async with gateway_that(answer, gateway_calls_per_second=40.0, **PATIENT) as (gateway, _, merchant):
+            began.append(time.monotonic())
             await asyncio.gather(*(gateway.authenticate(merchant) for _ in range(40)))
             await gateway.authenticate(merchant)
         return times
@@ -292,7 +295,7 @@ def test_a_gateway_gets_no_more_calls_in_a_second_than_its_budget(run):
     times = run(scene())
     assert len(times) == 41
     # A fifth of a second's calls come early. A machine that stalls only makes it longer.
-    assert times[-1] - times[0] >= (41 - 8 - 1) / 40
+    assert times[-1] - began[0] >= (41 - 8 - 1) / 40
 
 
 def test_a_call_that_gets_no_permit_in_time_is_busy(run):
