@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,11 +208,15 @@ def main(given: Sequence[str]) -> int:
         "versions": versions(package for key in asked.only for package in PEERS[key].packages),
         "peers": [_described(key) for key in asked.only], "figures": [],
     }  # fmt: skip
+    # A SIGTERM unwinds like Ctrl-C, so that no server and no directory is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     failed = False
     try:
         measure(asked, document, board)
     except (BenchmarkFailed, EmbeddedError) as error:
         document["failed"], failed = str(error), True
+    except KeyboardInterrupt:
+        document["failed"], failed = "broken off", True
     document["claims"] = [row.document() for row in claims.claims(document)]
     build = ROOT / "build"
     build.mkdir(exist_ok=True)
