@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 5.0
 """Seconds: a place this near is as good as now. An idle merchant's queue so takes a small crowd at once."""
+LATE: Final = 5.0
+"""Seconds that a look may come after its place, because the process had other work, and still find its minute not full."""
 SHARE: Final = 0.75
 """The most of all places that looks which somebody asked for may take."""
 
@@ -55,8 +57,8 @@ class Demand:
 
 
 def apart(looks_per_minute: int) -> float:
-    """Return the seconds between two places, such that no minute has more looks than that, the early ones counted."""
-    return (60.0 + AT_ONCE) / looks_per_minute
+    """Return the seconds between two places, such that no minute has more looks than that, early and late ones counted."""
+    return (60.0 + AT_ONCE + LATE) / looks_per_minute
 
 
 async def take(db: Database, demands: Sequence[Demand]) -> Mapping[int, float]:

@@ -266,6 +266,8 @@ class World:
         self.offset += whole
         if whole >= CREDENTIALS_PAUSE:
             self.carrier.blocked.clear()
+        for door in self.gateway._doors._doors.values():
+            door._throttled = {whose: until - whole for whose, until in door._throttled.items()}
         await self.sql("UPDATE clock_skew SET seconds = seconds + :seconds", seconds=whole)
 
     async def stop(self, ids: Sequence[UUID], nth: int, *, sleeps: bool) -> None:
