@@ -33,7 +33,7 @@ from orchestrator.merchants import Merchants
 from orchestrator.supervise.terminal import Terminal
 from orchestrator.supervise.up import Options, Up
 from orchestrator.vault import Vault
-from tests.integration.carry.scene import intent
+from tests.benchmarks.work import intent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,7 +155,11 @@ class _Shop:
 
     async def _order(self, number: str) -> None:
         request = wire.request(
-            "POST", self._host, "/v1/checkouts", headers=self._headers, body=intent(number)
+            "POST",
+            self._host,
+            "/v1/checkouts",
+            headers=self._headers,
+            body=json.dumps(intent(number)).encode(),
         )
         answer = await self._lines.exchange(request, patience=60)
         assert answer.good, answer.body
