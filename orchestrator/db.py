@@ -15,10 +15,15 @@ import asyncio
 import random
 import time
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
+import psycopg
+from psycopg.rows import namedtuple_row
+from sqlalchemy import TextClause
+from sqlalchemy.dialects.postgresql.psycopg import dialect
 from sqlalchemy.exc import (
     DataError,
     DBAPIError,
@@ -111,6 +116,8 @@ class Database:
             pool_timeout=pool_timeout,
             # A failed statement is logged by name; its parameters are people's data.
             hide_parameters=True,
+            # A lone statement is a transaction of its own: Postgres opens and commits it, one round trip instead of three.
+            isolation_level="AUTOCOMMIT",
             connect_args={
                 "connect_timeout": 5,
                 "application_name": name,
@@ -122,6 +129,7 @@ class Database:
                 "keepalives_count": 3,
             },
         )
+        self._begun = self._engine.execution_options(isolation_level="READ COMMITTED")
 
     async def __aenter__(self) -> Self:
         return self
@@ -136,7 +144,7 @@ class Database:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that is committed at the end of the block, or rolled back by an error in it."""
-        async with self._engine.begin() as connection:
+        async with self._begun.begin() as connection:
             yield connection
 
     @asynccontextmanager
@@ -149,16 +157,11 @@ class Database:
 
     async def write(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
         """Run one writing statement, which is a transaction of its own; return its rows once it is committed."""
-        async with self._engine.connect() as connection:
-            # Postgres opens and commits it itself: one round trip instead of three, each a turn of a loop that others wait for.
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
-            result = await connection.execute(statement, parameters)
-            return result.all() if result.returns_rows else ()
+        return await self._alone(statement, parameters)
 
     async def maintain(self, statement: str) -> None:
         """Run a statement that takes its time and stands in no transaction, such as VACUUM."""
         async with self._engine.connect() as connection:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
             await connection.exec_driver_sql("SET statement_timeout = 0")
             try:
                 await connection.exec_driver_sql(statement)
@@ -170,18 +173,49 @@ class Database:
     ) -> Sequence[Row[Any]]:
         """Run one reading statement; once more where the pooled connection turns out to be dead (Postgres was restarted)."""
         try:
-            return await self._read(statement, parameters)
+            return await self._alone(statement, parameters or {})
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-        return await self._read(statement, parameters)
+        return await self._alone(statement, parameters or {})
 
-    async def _read(
-        self, statement: Executable, parameters: Mapping[str, object] | None
-    ) -> Sequence[Row[Any]]:
+    async def _alone(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
         async with self._engine.connect() as connection:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
-            return (await connection.execute(statement, parameters or {})).all()
+            return await _run(connection, statement, parameters)
+
+
+async def _run(
+    connection: AsyncConnection, statement: Executable, parameters: Mapping[str, object]
+) -> Sequence[Row[Any]]:
+    """Run a statement; one that is text already goes to the driver as it is, for a third of the time that compiling and results cost."""
+    if not isinstance(statement, TextClause):
+        result = await connection.execute(statement, parameters)
+        return result.all() if result.returns_rows else ()
+    assert connection.sync_connection is not None  # noqa: S101 - it is, inside the block that connects
+    driver: Any = connection.sync_connection.connection.driver_connection
+    try:
+        async with driver.cursor(row_factory=namedtuple_row) as cursor:
+            await cursor.execute(_driver_text(statement), parameters)
+            # Named tuples have of a Row what is used here: names, places, _asdict.
+            return await cursor.fetchall() if cursor.description else ()
+    except psycopg.Error as error:
+        if driver.closed:
+            # SQLAlchemy finds out for itself and throws away what its pool holds from before.
+            with suppress(DBAPIError):
+                await connection.exec_driver_sql("SELECT 1")
+        raise DBAPIError.instance(
+            statement.text, None, error, psycopg.Error, hide_parameters=True, connection_invalidated=driver.closed,
+            dialect=_DIALECT,
+        ) from error  # fmt: skip
+
+
+_DIALECT: Final = dialect()  # type: ignore[no-untyped-call]
+
+
+@lru_cache(maxsize=256)
+def _driver_text(statement: TextClause) -> str:
+    """Return a statement as psycopg reads it."""
+    return str(statement.compile(dialect=_DIALECT))
 
 
 @dataclass(slots=True, eq=False)

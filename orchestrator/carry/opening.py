@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from orchestrator import intents, links, reconcile
@@ -9,7 +11,7 @@ from orchestrator.audit import Action
 from orchestrator.carry.commands import ORDER_USES
 from orchestrator.carry.step import Failure, Step, credentials, retry
 from orchestrator.gateway.outcomes import FINAL_STATUSES, Done, Refused, Unauthorized
-from orchestrator.lifecycle import KEEP, Event
+from orchestrator.lifecycle import KEEP, Event, Fact
 from orchestrator.states import Trigger
 
 
@@ -97,9 +99,11 @@ async def list_methods(step: Step) -> None:
                 last_error=reason, attention=reason,
             )  # fmt: skip
         case Done(methods):
+            # Nobody is asked between the list and the offer: both are one write.
+            fact, changes = _offered(step, len(methods))
             await step.write(
-                Trigger.METHODS_LISTED, evidence={"methods": len(methods)}, methods=methods, attention=step.calm(),
-                last_error=None,
+                Trigger.METHODS_LISTED, evidence={"methods": len(methods)}, further=(fact,), methods=methods,
+                attention=step.calm(), last_error=None, **changes,
             )  # fmt: skip
         case Unauthorized():
             await renew(step)
@@ -124,17 +128,22 @@ async def _refused(step: Step, outcome: Refused, call: str) -> None:
 
 
 async def offer(step: Step) -> None:
+    """Offer a checkout whose methods were listed before."""
+    fact, changes = _offered(step, len(step.held.methods or ()))
+    await step.write(fact.trigger, evidence=fact.evidence, **changes)
+
+
+def _offered(step: Step, methods: int) -> tuple[Fact, dict[str, Any]]:
+    """Return the fact that it is offered, and what changes with it."""
     held = step.held
     asked = held.life or msgspec.json.decode(step.document()).get("expiresIn")
     expires_in = float(asked or step.settings.checkout_expires_in)
     looks = reconcile.quiet_looks(step.settings)
-    await step.write(
-        Trigger.OFFERED,
-        evidence={"expiresIn": expires_in},
-        offered=True,
-        expires_in=expires_in,
-        looks=looks,
+    return Fact(Trigger.OFFERED, {"expiresIn": expires_in}), {
+        "offered": True,
+        "expires_in": expires_in,
+        "looks": looks,
         # Letters that beat us are read at once, under the same lease.
-        alarm=KEEP if held.letters else step.next_alarm(looks, deadline_in=expires_in),
-        events=(Event("checkout.ready", {"methods": len(held.methods or ())}),),
-    )
+        "alarm": KEEP if held.letters else step.next_alarm(looks, deadline_in=expires_in),
+        "events": (Event("checkout.ready", {"methods": methods}),),
+    }

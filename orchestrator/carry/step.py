@@ -120,7 +120,8 @@ class Step:
         self.held = await self.carrier.lifecycle.advance(move)
         self.released = move.releases
         if trigger is not None:
-            _log.info("checkout_moved", state=self.held.state, trigger=trigger, version=self.held.version)
+            by = move.further[-1].trigger if move.further else trigger
+            _log.info("checkout_moved", state=self.held.state, trigger=by, version=self.held.version)
 
     async def postpone(self, alarm: float, *, booked: bool = False) -> None:
         """Give the lease back with an alarm and change nothing else."""

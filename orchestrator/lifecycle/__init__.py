@@ -27,7 +27,7 @@ from orchestrator.lifecycle.claims import (
     rival_of,
     tick,
 )
-from orchestrator.lifecycle.move import KEEP, Event, Move, PaymentSeen
+from orchestrator.lifecycle.move import KEEP, Event, Fact, Move, PaymentSeen
 from orchestrator.lifecycle.moves import Lifecycle
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Born",
     "Command",
     "Event",
+    "Fact",
     "Held",
     "Home",
     "Known",

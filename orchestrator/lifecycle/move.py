@@ -35,6 +35,14 @@ class Event:
     payload: Mapping[str, object]
 
 
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A fact and what it rests on; it has an audit entry of its own. None leaves the checkout where it is."""
+
+    trigger: Trigger | None
+    evidence: Mapping[str, object]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentSeen:
     """One gateway transaction as a look showed it; amounts in minor units. The accepted one is never demoted."""
@@ -69,6 +77,8 @@ class Move:
     trigger: Trigger | None
     action: audit.Action | None
     evidence: Mapping[str, object] = field(default_factory=dict)
+    # Facts that are established by then too, in their order; nothing leaves the house between one and the next.
+    further: tuple[Fact, ...] = ()
     actor: str = audit.SYSTEM
     alarm: float | Kept | None = KEEP
     attempts: int = 0
@@ -118,6 +128,21 @@ def event_rows(move: Move, to: State) -> list[dict[str, object]]:
     ]
 
 
+def entry_rows(held: Held, entries: Sequence[audit.Entry]) -> list[dict[str, object]]:
+    return [
+        {
+            "checkout_id": held.id,
+            "sequence": entry.sequence,
+            "at": entry.at,
+            "action": entry.action,
+            "entry": entry.text,
+            "key_id": entry.key_id,
+            "mac": entry.mac.hex(),
+        }
+        for entry in entries
+    ]
+
+
 def operation_rows(move: Move) -> list[dict[str, object]]:
     return [
         {
@@ -145,7 +170,7 @@ def payment_rows(move: Move) -> list[dict[str, object]]:
     return [{**asdict(payment), "checkout_id": move.held.id} for payment in move.payments]
 
 
-def row(move: Move, to: State, entry: audit.Entry | None) -> dict[str, object]:
+def row(move: Move, to: State, entries: Sequence[audit.Entry]) -> dict[str, object]:
     held = move.held
     reserved, captured, refunded = (
         (held.reserved, held.captured, held.refunded) if isinstance(move.money, Keep) else move.money
@@ -185,12 +210,9 @@ def row(move: Move, to: State, entry: audit.Entry | None) -> dict[str, object]:
         "reserved": reserved,
         "captured": captured,
         "refunded": refunded,
-        "sequence": entry.sequence if entry else held.audit_sequence,
-        "at": entry.at if entry else None,
-        "action": entry.action if entry else None,
-        "entry": entry.text if entry else None,
-        "key_id": entry.key_id if entry else None,
-        "mac": entry.mac.hex() if entry else None,
+        "entries": len(entries),
+        "sequence": held.audit_sequence + len(entries),
+        "mac": entries[-1].mac.hex() if entries else None,
         "event_sequence": held.event_sequence + len(move.events),
         "correlation_id": held.correlation_id,
         "keeps_session": keeps_session,

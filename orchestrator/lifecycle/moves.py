@@ -14,8 +14,10 @@ from orchestrator.db import AGAIN, Again, Batch, Database
 from orchestrator.errors import OrchestratorError
 from orchestrator.lifecycle.claims import Held, Known, LeaseLost, Operation
 from orchestrator.lifecycle.move import (
+    Fact,
     Keep,
     Move,
+    entry_rows,
     event_rows,
     operation_rows,
     payment_rows,
@@ -24,7 +26,7 @@ from orchestrator.lifecycle.move import (
 from orchestrator.states import Moved, State, Trigger, UnknownTransition, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -53,7 +55,7 @@ _ADVANCE = text("""
             withdrawn boolean, ended boolean, reopened boolean, late boolean, booked boolean, life float8,
             reserved int8, captured int8, refunded int8, charged_back int8, reserved_until timestamptz, require_capture boolean,
             decided text, decided_on jsonb,
-            sequence int, at timestamptz, action text, entry text, key_id text, mac text, event_sequence int,
+            entries int, sequence int, mac text, event_sequence int,
             correlation_id text, keeps_session boolean, token text, token_lifetime float8, session_id text, methods jsonb)
     ),
     locked AS MATERIALIZED (
@@ -64,7 +66,7 @@ _ADVANCE = text("""
     ),
     moved AS (
         UPDATE checkouts c
-           SET state = i.state, version = c.version + (i.entry IS NOT NULL)::int, claims = 0,
+           SET state = i.state, version = c.version + i.entries, claims = 0,
                lease = CASE WHEN i.release THEN NULL ELSE c.lease END,
                leased_until = CASE WHEN i.release THEN NULL ELSE c.leased_until END,
                due_at = CASE WHEN NOT i.release THEN c.due_at WHEN c.wake <> i.wake THEN t.now
@@ -89,8 +91,10 @@ _ADVANCE = text("""
     ),
     audited AS (
         INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
-        SELECT i.id, i.sequence, i.at, i.action, i.entry, i.key_id, decode(i.mac, 'hex')
-          FROM i JOIN moved USING (id) WHERE i.entry IS NOT NULL ORDER BY i.id
+        SELECT e.checkout_id, e.sequence, e.at, e.action, e.entry, e.key_id, decode(e.mac, 'hex')
+          FROM json_to_recordset(CAST(:entries AS json)) AS e(
+               checkout_id uuid, sequence int, at timestamptz, action text, entry text, key_id text, mac text)
+          JOIN moved ON moved.id = e.checkout_id ORDER BY e.checkout_id, e.sequence
     ),
     opened AS (
         INSERT INTO sessions (checkout_id, token, token_expires_at, session_id, methods)
@@ -165,11 +169,11 @@ _ADVANCE = text("""
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A move with its audit entry, as it goes to Postgres; made once, so that a repeat is recognised by its mac."""
+    """A move with its audit entries, as it goes to Postgres; made once, so that a repeat is recognised by its mac."""
 
     move: Move
     to: State
-    entry: audit.Entry | None
+    entries: Sequence[audit.Entry]
     row: dict[str, object]
     events: list[dict[str, object]]
 
@@ -213,38 +217,45 @@ class Lifecycle:
         await self._batch.close()
 
     def _prepare(self, move: Move) -> _Prepared:
-        held = move.held
-        to = held.state
-        if move.trigger is not None:
-            decision = decide(held.state, move.trigger)
-            if not isinstance(decision, Moved):
-                raise UnknownTransition(held.state, move.trigger)
-            to = decision.to
-        if move.action is None:
-            if move.trigger is not None:
-                raise UnauditedMove(held.id, move.trigger)
-            return _Prepared(move, to, None, row(move, to, None), event_rows(move, to))
-        entry = audit.make(
-            self._vault,
-            checkout=held.id,
-            sequence=held.audit_sequence + 1,
-            before=held.audit_head,
-            at=held.now().astimezone(UTC),
-            action=move.action,
-            actor=move.actor,
-            correlation_id=held.correlation_id,
-            state=held.state,
-            to=to,
-            trigger=move.trigger,
-            evidence=move.evidence,
-        )
-        return _Prepared(move, to, entry, row(move, to, entry), event_rows(move, to))
+        held, to = move.held, move.held.state
+        entries: list[audit.Entry] = []
+        for fact in (Fact(move.trigger, move.evidence), *move.further):
+            state = to
+            if fact.trigger is not None:
+                decision = decide(state, fact.trigger)
+                if not isinstance(decision, Moved):
+                    raise UnknownTransition(state, fact.trigger)
+                if move.action is None:
+                    raise UnauditedMove(held.id, fact.trigger)
+                to = decision.to
+            if move.action is None:
+                continue
+            entries.append(
+                audit.make(
+                    self._vault,
+                    checkout=held.id,
+                    sequence=held.audit_sequence + len(entries) + 1,
+                    before=entries[-1].mac if entries else held.audit_head,
+                    at=held.now().astimezone(UTC),
+                    action=move.action,
+                    actor=move.actor,
+                    correlation_id=held.correlation_id,
+                    state=state,
+                    to=to,
+                    trigger=fact.trigger,
+                    evidence=fact.evidence,
+                )
+            )
+        return _Prepared(move, to, entries, row(move, to, entries), event_rows(move, to))
 
     async def _write(self, batch: list[_Prepared]) -> list[_Landed | Again | None]:
         rows = await self._db.write(
             _ADVANCE,
             {
                 "moves": _json([prepared.row for prepared in batch]),
+                "entries": _json(
+                    [row for prepared in batch for row in entry_rows(prepared.move.held, prepared.entries)]
+                ),
                 "events": _json([event for prepared in batch for event in prepared.events]),
                 "operations": _json([row for prepared in batch for row in operation_rows(prepared.move)]),
                 "payments": _json([row for prepared in batch for row in payment_rows(prepared.move)]),
@@ -296,7 +307,7 @@ def _after(prepared: _Prepared, landed: _Landed) -> Held:
     return replace(
         held,
         state=prepared.to,
-        version=held.version + (prepared.entry is not None),
+        version=held.version + len(prepared.entries),
         claims=0,
         attempts=move.attempts,
         looks=held.looks if isinstance(move.looks, Keep) else move.looks,
@@ -318,8 +329,8 @@ def _after(prepared: _Prepared, landed: _Landed) -> Held:
         life=held.life if isinstance(move.life, Keep) else move.life,
         known=_known(held.known, move),
         operations=_operated(held, move.operations),
-        audit_sequence=prepared.entry.sequence if prepared.entry else held.audit_sequence,
-        audit_head=prepared.entry.mac if prepared.entry else held.audit_head,
+        audit_sequence=held.audit_sequence + len(prepared.entries),
+        audit_head=prepared.entries[-1].mac if prepared.entries else held.audit_head,
         event_sequence=held.event_sequence + len(move.events),
         token=move.token if not isinstance(move.token, Keep) else held.token,
         token_expires_at=held.now() + timedelta(seconds=move.token_lifetime)
