@@ -11,26 +11,30 @@ import re
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
-import httpx
 import jwt
 import msgspec
+from aiohttp import BytesPayload, hdrs
+from yarl import URL
 
 from orchestrator import log as logs
 from orchestrator import money
 from orchestrator.gateway import payments
 from orchestrator.gateway.board import Board
 from orchestrator.gateway.doors import Doors
-from orchestrator.gateway.fence import FORM, FencedBody
+from orchestrator.gateway.fence import FencedBody
 from orchestrator.gateway.outcomes import Busy, Done, NotSent, Outcome, Refused, Unknown
 from orchestrator.gateway.payments import Found, Malformed, Movement, RequestError
-from orchestrator.gateway.wire import Wire
+from orchestrator.gateway.wire import Request, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
+
+    from aiohttp import Payload
 
     from orchestrator.gateway.fence import Fence
     from orchestrator.settings import Settings
@@ -58,6 +62,7 @@ LEFT_ALONE = "The gateway is left alone for a while."
 _LATEST = 10**12
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,8192}")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_UNPRINTABLE = re.compile(r"[^ -~]+")
 # Amounts are decimal numbers in the gateway's JSON (D4); msgspec would write a Decimal as a string.
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
@@ -96,12 +101,12 @@ class Session:
 class _Prepared:
     """What every call of one account repeats, parsed and encoded once."""
 
-    authenticate: httpx.URL
-    session: httpx.URL
+    authenticate: URL
+    session: URL
     sessions: str
     payments: str
     movements: str
-    basic: bytes
+    basic: str
     checkout_gateway: str
     merchant_gateway: str
 
@@ -112,12 +117,12 @@ def _prepare(account: Account) -> _Prepared:
     merchant = account.merchant_api_url.rstrip("/") + "/merchant/API"
     credentials = f"{account.username}:{account.password}".encode()
     return _Prepared(
-        authenticate=httpx.URL(checkout + "/authenticate"),
-        session=httpx.URL(checkout + "/session"),
+        authenticate=URL(checkout + "/authenticate"),
+        session=URL(checkout + "/session"),
         sessions=checkout + "/session/",
         payments=merchant + "/payments?",
         movements=merchant + "/",
-        basic=b"Basic " + base64.b64encode(credentials),
+        basic="Basic " + base64.b64encode(credentials).decode(),
         checkout_gateway=gateway_of(account.url),
         merchant_gateway=gateway_of(account.merchant_api_url),
     )
@@ -176,7 +181,7 @@ class Gateway:
             method="POST",
             url=lambda known: known.session,
             token=token,
-            content=content,
+            body=BytesPayload(content, content_type="application/json"),
             user_agent=user_agent,
         )
 
@@ -191,7 +196,7 @@ class Gateway:
             "list_methods",
             account,
             _read_methods,
-            url=lambda known: httpx.URL(f"{known.sessions}{quote(session_id, safe='')}/payment-methods"),
+            url=lambda known: URL(f"{known.sessions}{quote(session_id, safe='')}/payment-methods"),
             token=token,
             user_agent=user_agent,
         )
@@ -219,7 +224,7 @@ class Gateway:
             "find_payments",
             account,
             lambda raw: _read_payments(raw, limit),
-            url=lambda known: httpx.URL(known.payments + query),
+            url=lambda known: URL(known.payments + query),
         )
 
     async def capture(
@@ -272,8 +277,8 @@ class Gateway:
             account,
             lambda raw: _read_movement(raw, fields["transaction_id"]),
             method="POST",
-            url=lambda known: httpx.URL(known.movements + method),
-            content=FencedBody(urlencode(fields).encode(), fence),
+            url=lambda known: URL(known.movements + method),
+            body=FencedBody(urlencode(fields).encode(), fence),
         )
 
     async def _call(
@@ -282,10 +287,10 @@ class Gateway:
         account: Account,
         read: Callable[[bytes], Outcome[T]],
         *,
-        url: Callable[[_Prepared], httpx.URL],
+        url: Callable[[_Prepared], URL],
         method: str = "GET",
         token: str | None = None,
-        content: bytes | FencedBody | None = None,
+        body: Payload | None = None,
         user_agent: str | None = None,
     ) -> Outcome[T]:
         """Make one call, read its answer, leave one log line."""
@@ -293,26 +298,21 @@ class Gateway:
         outcome: Outcome[T]
         try:
             known = _prepare(account)
+            target = url(known)
+        except ValueError:
+            outcome = NotSent("The gateway's URL of this merchant is not a URL.")
+        else:
             door = self._doors.of(known.merchant_gateway if name in _MERCHANT_API else known.checkout_gateway)
             alone = door.wait(account.merchant)
             if alone > 0:
                 return Busy(LEFT_ALONE, alone)
-            fenced = content if isinstance(content, FencedBody) else None
-            request = httpx.Request(
-                method,
-                url(known),
-                headers=_headers(b"Bearer " + token.encode() if token else known.basic, content, user_agent),
-                content=None if isinstance(content, FencedBody) else content,
-                stream=fenced,
-            )
-        except httpx.InvalidURL:
-            outcome = NotSent("The gateway's URL of this merchant is not a URL.")
-        else:
+            headers = _headers(f"Bearer {token}" if token else known.basic, user_agent)
+            request = Request(method, target, headers, body)
             probes = door.begin()
             try:
                 answer = await self._wire.exchange(request, door=door, whose=(account.merchant, name))
                 outcome = read(answer) if isinstance(answer, bytes) else answer
-                if fenced is None or not fenced.refused:  # the fence's no is about our lease
+                if not (isinstance(body, FencedBody) and body.refused):  # the fence's no is about our lease
                     door.note(account.merchant, outcome)
             finally:
                 if probes:
@@ -338,26 +338,19 @@ def _sum(amount: int, currency: str, identifier: str) -> dict[str, str]:
     return {"amount": str(money.to_decimal(amount, currency)), "reconciliation_identifier": identifier}
 
 
-def _headers(
-    authorization: bytes, content: bytes | FencedBody | None, user_agent: str | None
-) -> list[tuple[bytes, bytes]]:
-    headers = [
-        (b"Authorization", authorization),
-        (b"User-Agent", _plain(user_agent) if user_agent else USER_AGENT.encode()),
-        (b"Accept", b"application/json, application/xml;q=0.9, */*;q=0.1"),
+def _headers(authorization: str, user_agent: str | None) -> dict[str, str]:
+    return {
+        hdrs.AUTHORIZATION: authorization,
+        hdrs.USER_AGENT: _plain(user_agent) if user_agent else USER_AGENT,
+        hdrs.ACCEPT: "application/json, application/xml;q=0.9, */*;q=0.1",
         # Compressed answers would need a second limit, on what they unfold to.
-        (b"Accept-Encoding", b"identity"),
-    ]
-    if content is not None:
-        form = isinstance(content, FencedBody)
-        headers.append((b"Content-Type", FORM.encode() if form else b"application/json"))
-    return headers
+        hdrs.ACCEPT_ENCODING: "identity",
+    }
 
 
-def _plain(user_agent: str) -> bytes:
+def _plain(user_agent: str) -> str:
     """Make a header value of what a shopper's device called itself: printable ASCII and not endless."""
-    kept = "".join(char for char in user_agent[:USER_AGENT_LIMIT] if " " <= char <= "~").strip()
-    return (kept or USER_AGENT).encode()
+    return _UNPRINTABLE.sub("", user_agent[:USER_AGENT_LIMIT]).strip() or USER_AGENT
 
 
 # ── Reading answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -450,7 +443,7 @@ def _read_payments(raw: bytes, limit: int) -> Outcome[Found]:
         case Found() as found:
             return Done(found)
         case RequestError(code=code):
-            return Refused(httpx.codes.OK, "The gateway refused the lookup.", code)
+            return Refused(HTTPStatus.OK, "The gateway refused the lookup.", code)
         case Malformed(reason=reason):
             return Unknown(reason)
 
@@ -460,6 +453,6 @@ def _read_movement(raw: bytes, transaction_id: str) -> Outcome[Movement]:
         case Movement() as movement:
             return Done(movement)
         case RequestError(code=code):
-            return Refused(httpx.codes.OK, "The gateway refused the request.", code)
+            return Refused(HTTPStatus.OK, "The gateway refused the request.", code)
         case Malformed(reason=reason):
             return Unknown(reason)

@@ -24,12 +24,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import aiohttp
-import httpx
 from aiohttp.http import StreamWriter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from aiohttp.abc import AbstractStreamWriter
 
 Fence: TypeAlias = Callable[[], bool]
@@ -42,10 +39,10 @@ class Withheld(Exception):  # noqa: N818 - an answer of the fence, not an error
     """The body is not written; aiohttp closes the connection on it."""
 
 
-class FencedBody(aiohttp.Payload, httpx.AsyncByteStream):
+class FencedBody(aiohttp.Payload):
     """A form that is written once, in one piece with its headers, and only if the fence says yes at that moment.
 
-    It is aiohttp's own kind of body (and httpx's in name only), because a stream would be read one step away from the write.
+    It is aiohttp's own kind of body, because a stream would be read one step away from the write.
     """
 
     # Nothing has to be closed: the content is bytes in memory.
@@ -88,7 +85,3 @@ class FencedBody(aiohttp.Payload, httpx.AsyncByteStream):
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return the form as text; aiohttp asks for it only to print a request."""
         return self._content.decode(encoding, errors)
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        """Refuse to be read past the fence."""
-        raise Withheld

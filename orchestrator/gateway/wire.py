@@ -9,21 +9,24 @@ heard; certificates are verified. Nothing here knows what a request is about, an
 from __future__ import annotations
 
 import asyncio
+import ssl
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
+from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeAlias
 
 import aiohttp
-import httpx
-from httpx_aiohttp import AiohttpTransport
+import certifi
 
 from orchestrator.gateway.fence import FencedBody
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
+
+    from yarl import URL
 
     from orchestrator.gateway.doors import Door
     from orchestrator.settings import Settings
@@ -39,7 +42,17 @@ KEEPALIVE = 15.0
 @cache
 def _tls() -> ssl.SSLContext:
     """Return the one TLS context of the process: certificates verified, and reading the roots takes tens of milliseconds."""
-    return httpx.create_ssl_context(trust_env=False)
+    return ssl.create_default_context(cafile=certifi.where())
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; its body, if it has one, brings its own Content-Type."""
+
+    method: str
+    url: URL
+    headers: Mapping[str, str] = field(repr=False)
+    body: aiohttp.Payload | None = field(repr=False)
 
 
 class Wire:
@@ -52,36 +65,35 @@ class Wire:
         """Take limits and timeouts; connections open as they are needed."""
         self._total = settings.gateway_total_timeout
         self._limit = settings.gateway_answer_limit
-        # The transport's "connect" is one socket's; its "pool" runs from the request to a connection that can be used, so it
+        # aiohttp's "sock_connect" is one socket's; its "connect" runs from the request to a connection that can be used, so it
         # is what bounds name lookup, several addresses and TLS. Waiting at the door is over by then.
         connect, read = settings.gateway_connect_timeout, settings.gateway_read_timeout
-        self._extensions = {"timeout": {"connect": connect, "pool": connect, "read": read}}
-        self._transport = AiohttpTransport(verify=_tls(), trust_env=False, client=self._open_pool)
+        self._timeout = aiohttp.ClientTimeout(connect=connect, sock_connect=connect, sock_read=read)
+        self._tls = _tls()
+        self._session: aiohttp.ClientSession | None = None
 
-    def _open_pool(self) -> aiohttp.ClientSession:
+    def _open(self) -> aiohttp.ClientSession:
         # No limit of its own: the doors have theirs, and nobody may wait twice.
-        connector = aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=KEEPALIVE, ssl=self._transport.ssl_context
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE, ssl=self._tls),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            timeout=self._timeout,
         )
-        return aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
-        )
+        return self._session
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._transport.aclose()
+        if self._session:
+            await self._session.close()
 
-    async def exchange(
-        self, request: httpx.Request, *, door: Door, whose: Hashable = None
-    ) -> bytes | Failure:
+    async def exchange(self, request: Request, *, door: Door, whose: Hashable = None) -> bytes | Failure:
         """Send one request and return the body of a 2xx answer, or what it came to instead.
 
         `whose` says in which line it waits before the door: nobody's line is served twice before another's.
-
-        The transport is driven without httpx's client: a third of the CPU time, and nothing that would have to be switched
-        off (redirects, cookies, the environment, a log line with the URL).
         """
-        body = request.stream
+        body = request.body
         if not isinstance(body, FencedBody):
             return await self._exchange(request, door, whose)
         try:
@@ -90,11 +102,7 @@ class Wire:
             body.withdraw()  # after an answer, a timeout or a cancellation nothing may follow
         return _past_fence(body, outcome)
 
-    async def _exchange(self, request: httpx.Request, door: Door, whose: Hashable) -> bytes | Failure:
-        request.extensions = self._extensions
-        request.headers.encoding = (
-            "latin-1"  # else httpx finds it out anew for each header that the transport reads
-        )
+    async def _exchange(self, request: Request, door: Door, whose: Hashable) -> bytes | Failure:
         deadline = asyncio.get_running_loop().time() + self._total
         if not door.enter_now():
             try:
@@ -104,21 +112,28 @@ class Wire:
                 return Busy("Every connection to the gateway was busy.")
         try:
             async with asyncio.timeout_at(deadline):
-                response = await self._transport.handle_async_request(request)
-                stream = response.stream
-                assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - narrows httpx's union of streams
+                session = self._session or self._open()
+                response = await session.request(
+                    request.method,
+                    request.url,
+                    headers=request.headers,
+                    data=request.body,
+                    allow_redirects=False,
+                )
                 try:
-                    return await self._body(stream) if response.is_success else _refusal(request, response)
+                    if response.status in range(200, 300):
+                        return await self._body(response.content)
+                    return _refusal(request, response)
                 finally:
-                    await stream.aclose()
-        except (httpx.HTTPError, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                    response.close()  # a connection whose answer has come to its end is already kept for others
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             return _fault(error)
         finally:
             door.leave()
 
-    async def _body(self, stream: httpx.AsyncByteStream) -> bytes | Unknown:
+    async def _body(self, stream: aiohttp.StreamReader) -> bytes | Unknown:
         chunks, size = [], 0
-        async for chunk in stream:
+        while chunk := await stream.readany():
             size += len(chunk)
             if size > self._limit:
                 return Unknown("The gateway's answer went beyond the size limit.")
@@ -130,8 +145,7 @@ class Wire:
 
 # ── What came back instead of an answer ─────────────────────────────────────────────────────────────────────────────────
 
-# aiohttp's own errors decide, not the httpx errors that the transport makes of them: it calls a connection that was lost after
-# the request left (ServerDisconnectedError, ClientOSError) a ConnectTimeout, which would read as "not sent". First match wins.
+# First match wins: a connection that could not be made (ClientConnectorError) is one kind of a connection that failed.
 # A kept connection that the gateway closed meanwhile: aiohttp itself repeats a GET once on a new one (looking twice harms
 # nobody); a POST is `Unknown`, because nothing tells whether it was read before the connection closed.
 _FAULTS: tuple[tuple[tuple[type[BaseException], ...], NotSent | Unknown], ...] = (
@@ -140,7 +154,7 @@ _FAULTS: tuple[tuple[tuple[type[BaseException], ...], NotSent | Unknown], ...] =
     ((aiohttp.ClientConnectorError,), NotSent("The gateway could not be connected to.")),
     ((aiohttp.ConnectionTimeoutError,), NotSent("The gateway did not take the connection in time.")),
     (
-        (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, httpx.UnsupportedProtocol),
+        (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError),
         NotSent("The gateway's URL of this merchant is not an HTTP URL."),
     ),
     ((aiohttp.SocketTimeoutError,), Unknown("The gateway fell silent.")),
@@ -156,9 +170,8 @@ _FAULTS: tuple[tuple[tuple[type[BaseException], ...], NotSent | Unknown], ...] =
 
 def _fault(error: Exception) -> NotSent | Unknown:
     """Tell what a failure on the way means. Anything not in the table counts as sent."""
-    origin = error.__cause__ if isinstance(error, httpx.HTTPError) and error.__cause__ else error
     for kinds, meaning in _FAULTS:
-        if isinstance(origin, kinds):
+        if isinstance(error, kinds):
             return meaning
     return Unknown("The exchange with the gateway broke off.")
 
@@ -181,23 +194,23 @@ def _past_fence(body: FencedBody, outcome: bytes | Failure) -> bytes | Failure:
 _UNSETTLED = frozenset({408, 409, 425})
 
 
-def _refusal(request: httpx.Request, response: httpx.Response) -> Failure:
+def _refusal(request: Request, response: aiohttp.ClientResponse) -> Failure:
     """Read a status that is not 2xx. The body is not looked at: its shape is not documented, its text may be personal."""
-    status = response.status_code
-    if status == httpx.codes.UNAUTHORIZED:
+    status = response.status
+    if status == HTTPStatus.UNAUTHORIZED:
         return Unauthorized("The gateway did not accept the token or the credentials.")
-    if status == httpx.codes.TOO_MANY_REQUESTS:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
         return Throttled(_retry_after(response.headers), "The gateway asked for fewer calls.")
     # A proxy may say so of a request that went through. Looking or asking twice harms nobody; moving money twice does.
-    harmless = not isinstance(request.stream, FencedBody)
-    if status == httpx.codes.SERVICE_UNAVAILABLE and "retry-after" in response.headers and harmless:
+    harmless = not isinstance(request.body, FencedBody)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE and "retry-after" in response.headers and harmless:
         return Throttled(_retry_after(response.headers), "The gateway is unavailable and named a time.")
-    if response.is_client_error and status not in _UNSETTLED:
+    if status in range(400, 500) and status not in _UNSETTLED:
         return Refused(status, f"The gateway refused with HTTP {status}.")
     return Unknown(f"The gateway answered HTTP {status}.")
 
 
-def _retry_after(headers: httpx.Headers) -> float | None:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Read Retry-After, seconds or a date, as seconds between 0 and the cap; None for what is neither."""
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():

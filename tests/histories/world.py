@@ -35,10 +35,8 @@ from tests.integration.carry.scene import intent, take
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
 
-    import httpx
-
     from orchestrator.gateway.doors import Door
-    from orchestrator.gateway.wire import Failure, Wire
+    from orchestrator.gateway.wire import Failure, Request, Wire
     from orchestrator.lifecycle import Held, Move
     from orchestrator.sandbox.books import Payment, Transaction
     from orchestrator.sandbox.core import Sandbox
@@ -93,7 +91,7 @@ class _MortalWire:
     def __init__(self, wire: Wire, trap: Trap) -> None:
         self._wire, self._trap = wire, trap
 
-    async def exchange(self, request: httpx.Request, *, door: Door, whose: Hashable) -> bytes | Failure:
+    async def exchange(self, request: Request, *, door: Door, whose: Hashable) -> bytes | Failure:
         await self._trap.passing(f"before {request.url.path}")
         answer = await self._wire.exchange(request, door=door, whose=whose)
         await self._trap.passing(f"after {request.url.path}")

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import socket
 import time
+from dataclasses import replace
 from decimal import Decimal
 
 import msgspec
@@ -17,6 +18,7 @@ from orchestrator.gateway.client import Gateway, Session, Token
 from orchestrator.gateway.outcomes import Busy, Done, NotSent, Refused, Unknown
 from tests.integration.gateway.misbehaving import Exchange, Misbehaving, answering
 from tests.integration.gateway.scene import (
+    LIMIT,
     account,
     authenticated,
     gateway_that,
@@ -67,11 +69,12 @@ def test_each_call_asks_as_the_gateway_documents_it(run):
                 await gateway.list_methods(merchant, "tok", "a/b c", user_agent=None),
                 await gateway.find_payments(merchant, order_ref="ORD-1"),
                 await gateway.find_payments(merchant, transaction_id="7", payment_id="p", limit=1),
+                await gateway.find_payments(merchant, order_ref="ä 1&b=/%:+"),
             ]
         return outcomes, server
 
     outcomes, server = run(scene())
-    fetched, opened, listed, _, found, at_limit = outcomes
+    fetched, opened, listed, _, found, at_limit, _ = outcomes
     assert fetched == Done(Token(token(iat=1000, exp=2800), 1800.0, assumed=False))
     assert opened == Done(Session("5c2e-1"))
     assert listed == Done(tuple(METHODS["methods"]))
@@ -86,17 +89,19 @@ def test_each_call_asks_as_the_gateway_documents_it(run):
         "GET /checkout/v1/api/session/a%2Fb%20c/payment-methods HTTP/1.1",
         "GET /merchant/API/payments?shop_orderid=ORD-1&sort=desc&limit=100 HTTP/1.1",
         "GET /merchant/API/payments?transaction_id=7&payment_id=p&sort=desc&limit=1 HTTP/1.1",
+        "GET /merchant/API/payments?shop_orderid=%C3%A4+1%26b%3D/%25:%2B&sort=desc&limit=100 HTTP/1.1",
     ]
     basic = "Basic " + base64.b64encode("api@example.com:pass:wörd".encode()).decode()
     assert [exchange.headers["authorization"] for exchange in server.asked] == [
         basic,
         *["Bearer tok"] * 3,
-        basic,
-        basic,
+        *[basic] * 3,
     ]
     agents = [exchange.headers["user-agent"] for exchange in server.asked]
     assert agents[1:4] == ["Phone/1X-Evil: 1", "Phone/1", client.USER_AGENT]
     assert {exchange.headers["accept-encoding"] for exchange in server.asked} == {"identity"}
+    assert {exchange.headers["accept"][:16] for exchange in server.asked} == {"application/json"}
+    assert server.asked[0].headers["content-length"] == "0"
     assert server.asked[1].headers["content-type"] == "application/json"
     assert server.asked[1].body == b'{"order":{"orderId":"ORD-1","amount":{"value":139.50,"currency":"DKK"}}}'
     assert server.connections == 1, "one connection is kept for all calls"
@@ -164,6 +169,17 @@ def test_a_url_that_leads_nowhere_was_not_sent(run, url):
             return await gateway.authenticate(account(url))
 
     assert isinstance(run(scene()), NotSent)
+
+
+def test_a_merchant_api_url_that_is_none_keeps_nobody_from_the_checkout_api(run):
+    async def scene():
+        async with gateway_that(answering(200, token_answer("opaque"))) as (gateway, _, merchant):
+            odd = replace(merchant, merchant_api_url="http://[::1")
+            return await gateway.authenticate(odd), await gateway.find_payments(odd, order_ref="ORD-1")
+
+    fetched, found = run(scene())
+    assert isinstance(fetched, Done)
+    assert found == NotSent("The gateway's URL of this merchant is not a URL.")
 
 
 def test_a_certificate_that_nobody_vouches_for_was_not_sent(run, tmp_path):
@@ -381,6 +397,36 @@ def test_a_kept_connection_that_was_closed_while_idle_is_not_used(run):
 
     outcomes, connections = run(scene())
     assert ([type(outcome) for outcome in outcomes], connections) == ([Done] * 3, 3)
+
+
+def test_an_answer_up_to_the_limit_is_read_and_what_is_not_read_to_its_end_closes_the_connection(run):
+    async def goes_on(exchange: Exchange) -> None:
+        await exchange.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n" + b" " * (LIMIT + 1))
+        await asyncio.sleep(60)
+
+    async def scene():
+        fits = token_answer("opaque").ljust(LIMIT)
+        async with gateway_that(answering(200, fits)) as (gateway, server, merchant):
+            outcomes = []
+            for answer in (
+                answering(200, fits),
+                answering(200, fits + b" "),
+                goes_on,
+                *[answering(403, b"no")] * 2,
+            ):
+                server.answer = answer
+                outcomes.append(await gateway.authenticate(merchant))
+            return outcomes, [exchange.connection for exchange in server.asked]
+
+    outcomes, connections = run(scene())
+    assert [type(outcome) for outcome in outcomes] == [Done, Unknown, Unknown, Refused, Refused]
+    assert {outcome.reason for outcome in outcomes[1:3]} == {
+        "The gateway's answer went beyond the size limit."
+    }
+    assert connections[0] == connections[1], "kept after an answer that fitted"
+    assert connections[2] < connections[3] == connections[4], (
+        "closed in the middle, kept after a whole refusal"
+    )
 
 
 # ── Cancellation, logs, secrets ─────────────────────────────────────────────────────────────────────────────────────────
