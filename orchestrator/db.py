@@ -181,13 +181,16 @@ class Database:
 
     async def _alone(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
         async with self._engine.connect() as connection:
-            return await _run(connection, statement, parameters)
+            return await run(connection, statement, parameters)
 
 
-async def _run(
+async def run(
     connection: AsyncConnection, statement: Executable, parameters: Mapping[str, object]
 ) -> Sequence[Row[Any]]:
-    """Run a statement; one that is text already goes to the driver as it is, for a third of the time that compiling and results cost."""
+    """Run a statement, in the transaction that the connection is in; return its rows.
+
+    One that is text already goes to the driver as it is, for a third of the time that compiling and results cost.
+    """
     if not isinstance(statement, TextClause):
         result = await connection.execute(statement, parameters)
         return result.all() if result.returns_rows else ()
@@ -375,4 +378,4 @@ def _fail(waiting: _Waiting[Any, Any], failure: OrchestratorError, cause: BaseEx
         waiting.done.set_exception(failure)
 
 
-__all__ = ["AGAIN", "Again", "Batch", "Database", "DatabaseAway", "Unwritten", "driver_url", "is_away"]
+__all__ = ["AGAIN", "Again", "Batch", "Database", "DatabaseAway", "Unwritten", "driver_url", "is_away", "run"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 import uvloop
 
-from orchestrator import inbox, log, schema, worker
+from orchestrator import heap, inbox, log, schema, worker
 from orchestrator.api.app import create_app
 from orchestrator.api.wiring import Services
 from orchestrator.db import Database
@@ -96,6 +96,7 @@ async def serve(settings: Settings, doorbell: Doorbell, host: str, port: int) ->
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.handle_exit, number, None)
     _log.info("api_serving", host=host, port=port)
+    heap.settle()
     await server.serve()
     _log.info("api_ended")
 

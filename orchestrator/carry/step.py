@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, assert_never
 
@@ -74,7 +74,7 @@ class Step:
     """A checkout while it is carried: where it stands, and whether its lease is still with us."""
 
     __slots__ = (
-        "_intent", "_key", "_more", "answering", "carrier", "facts", "held", "merchant", "released", "renewed", "settings", "shown", "waits",
+        "_intent", "_key", "_more", "_moved", "answering", "carrier", "facts", "held", "merchant", "released", "renewed", "settings", "shown", "waits",
     )  # fmt: skip
 
     merchant: Merchant
@@ -93,6 +93,7 @@ class Step:
         # What the letters say, each read once.
         self.facts: dict[UUID, CallbackFacts] = {}
         self._more = len(held.letters) >= LETTERS_AT_ONCE
+        self._moved = False
         self._key: DataKey | None = None
         self._intent: bytes | None = None
 
@@ -119,9 +120,10 @@ class Step:
         move = Move(held=self.held, trigger=trigger, action=action, **changes)
         self.held = await self.carrier.lifecycle.advance(move)
         self.released = move.releases
-        if trigger is not None:
-            by = move.further[-1].trigger if move.further else trigger
-            _log.info("checkout_moved", state=self.held.state, trigger=by, version=self.held.version)
+        self._moved |= trigger is not None
+        if self._moved and self.released:
+            # The trail has each move; here one line says what came of the lease.
+            _log.info("checkout_moved", state=self.held.state, version=self.held.version)
 
     async def postpone(self, alarm: float, *, booked: bool = False) -> None:
         """Give the lease back with an alarm and change nothing else."""
@@ -258,7 +260,7 @@ class Step:
 
     async def was_asked_for(self) -> bool:
         """Say whether an intent stands behind the checkout, rather than a payment that came for nobody's order number."""
-        self.held = replace(self.held, intent=await intent_of(self.carrier.db, self.held))
+        self.held = msgspec.structs.replace(self.held, intent=await intent_of(self.carrier.db, self.held))
         return bool(msgspec.json.decode(self.document()))
 
     def user_agent(self) -> str | None:

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import lifecycle
-from orchestrator.db import AGAIN, Again, Batch, Database
+from orchestrator.db import AGAIN, Again, Batch, Database, run
 from orchestrator.models import uuid7
 from orchestrator.vault import VaultError
 
@@ -198,7 +198,7 @@ class Callbacks:
             first.setdefault(same[arrival.id], arrival)
         async with self._db.transaction() as tx:
             ids = sorted({arrival.checkout_id for arrival in batch})
-            known = {row.id: row for row in await tx.execute(_MINE, {"ids": ids})}
+            known = {row.id: row for row in await run(tx, _MINE, {"ids": ids})}
             held = {checkout for checkout, row in known.items() if not row.mine}
             keys = {checkout: row.data_key for checkout, row in known.items()}
             rows = [
@@ -209,7 +209,7 @@ class Callbacks:
             parameters = {"arrivals": _json(rows), "empty": _EMPTY, "better": _BETTER, **self.bounds}
             fates = {
                 (row.checkout_id, row.kind, bytes(row.digest)): Stored(row.rings, row.kept)
-                for row in await tx.execute(_STORE, parameters)
+                for row in await run(tx, _STORE, parameters)
             }
             rung = sorted({checkout for (checkout, _, _), fate in fates.items() if fate.rings})
             if rung:

@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import lifecycle
-from orchestrator.db import AGAIN, Again, Batch, Database
+from orchestrator.db import AGAIN, Again, Batch, Database, run
 from orchestrator.inbox.errors import IntakeError, KeyReused, OrderTaken
 from orchestrator.models import uuid7
 
@@ -154,7 +154,7 @@ class Intents:
             )
             unborn = [asked.id for asked in new if asked.id not in born]
             if unborn:
-                await tx.execute(_FREE_KEYS, {"unborn": unborn})
+                await run(tx, _FREE_KEYS, {"unborn": unborn})
             later = [asked for asked in batch if asked.id not in fates]
             if later:
                 # Somebody was first, in this batch or between our two looks: a younger snapshot shows them.
@@ -190,7 +190,7 @@ def _firsts(asked: Iterable[Intake]) -> list[Intake]:
 async def _meet(tx: AsyncConnection, batch: Sequence[Intake]) -> dict[UUID, Row[Any]]:
     asked = [{"id": one.id, "merchant_id": one.merchant_id, "order_ref": one.order_ref, "key": one.idempotency_key}
              for one in batch]  # fmt: skip
-    return {row.asked: row for row in await tx.execute(_MEET, {"asked": _json(asked)})}
+    return {row.asked: row for row in await run(tx, _MEET, {"asked": _json(asked)})}
 
 
 def _fates(batch: Sequence[Intake], met: Mapping[UUID, Row[Any]]) -> dict[UUID, Accepted | IntakeError]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
+from orchestrator.db import run
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from uuid import UUID
@@ -89,7 +91,7 @@ async def ring(tx: AsyncConnection, ids: Sequence[UUID], *, grace: float) -> Non
 
     The caller publishes the hint after the commit; if that fails, the alarm rings by itself after `grace` seconds.
     """
-    await tx.execute(_RING, {"ids": list(ids), "grace": grace})
+    await run(tx, _RING, {"ids": list(ids), "grace": grace})
 
 
 async def sweep(

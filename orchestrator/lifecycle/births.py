@@ -14,6 +14,7 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import audit
+from orchestrator.db import run
 from orchestrator.models import uuid7
 from orchestrator.states import State
 
@@ -237,7 +238,7 @@ async def create(
                 "idempotency_print": birth.idempotency_print.hex(),
             }
         )
-    born = await tx.execute(_CREATE, {"births": msgspec.json.encode(rows).decode(), "grace": grace})
+    born = await run(tx, _CREATE, {"births": msgspec.json.encode(rows).decode(), "grace": grace})
     return {row.id: Born(row.id, row.created_at, row.deadline) for row in born}
 
 

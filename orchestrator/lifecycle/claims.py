@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import msgspec
 from sqlalchemy import text
 
+from orchestrator.db import run
 from orchestrator.errors import OrchestratorError
 from orchestrator.states import CARRIED, State
 
@@ -137,8 +138,9 @@ class Operation:
         return str(self.id)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class Held(
+    msgspec.Struct, frozen=True, kw_only=True
+):  # not a dataclass: one is made for each move, of 50 fields
     """A checkout under our lease, as it stood when claimed or after our own last move."""
 
     id: UUID
@@ -341,19 +343,19 @@ async def _claim(
 ) -> list[Held]:
     began, lease = tick(), uuid4()
     async with db.transaction() as tx:
-        rows = (await tx.execute(statement, {**chosen, "lease": lease, "seconds": lease_seconds})).all()
+        rows = await run(tx, statement, {**chosen, "lease": lease, "seconds": lease_seconds})
         # Postgres's clock is read at this moment; the lease is counted from before, so that waiting for a connection shortens it.
         read = tick()
         if not rows:
             return []
         claimed = [row.id for row in rows]
         opening = [row.id for row in rows if row.state in _NEEDS_INTENT]
-        beside = {row.id: row for row in await tx.execute(_BESIDE, {"ids": claimed, "opening": opening})}
+        beside = {row.id: row for row in await run(tx, _BESIDE, {"ids": claimed, "opening": opening})}
         letters: dict[UUID, list[Letter]] = {}
         commands: dict[UUID, list[Command]] = {}
         rung = [row.id for row in rows if row.wake > 0]
         if rung:
-            for row in await tx.execute(_LETTERS, {"ids": rung, "most": LETTERS_AT_ONCE}):
+            for row in await run(tx, _LETTERS, {"ids": rung, "most": LETTERS_AT_ONCE}):
                 letters.setdefault(row.checkout_id, []).append(
                     Letter(
                         row.id,
@@ -365,14 +367,14 @@ async def _claim(
                         bytes(row.digest),
                     )
                 )
-            for row in await tx.execute(_COMMANDS, {"ids": rung}):
+            for row in await run(tx, _COMMANDS, {"ids": rung}):
                 commands.setdefault(row.checkout_id, []).append(
                     Command(row.id, row.kind, row.actor, row.reason, row.expected_version, row.arguments)
                 )
         operations: dict[UUID, list[Operation]] = {}
         operating = [row.id for row in beside.values() if row.operating]
         if operating:
-            for row in await tx.execute(_OPERATIONS, {"ids": operating}):
+            for row in await run(tx, _OPERATIONS, {"ids": operating}):
                 operations.setdefault(row.checkout_id, []).append(_operation(row))
     return [
         _held(

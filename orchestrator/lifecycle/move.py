@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
+from uuid import UUID
+
+import msgspec
 
 from orchestrator import audit
+from orchestrator.lifecycle.claims import Held, Operation
 from orchestrator.states import ENDED, State, Trigger
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from datetime import datetime
-    from uuid import UUID
-
-    from orchestrator.lifecycle.claims import Held, Operation
 
 
 class Keep(Enum):
@@ -62,8 +61,7 @@ class PaymentSeen:
     flags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
+class Move(msgspec.Struct, frozen=True, kw_only=True):
     """One write by the holder: a fact that moves the checkout (`trigger`), or one that leaves it where it is (None).
 
     Without an `action` nothing is audited: a lease given back, or a look that showed what was known. Such a write moves nothing, makes
@@ -76,7 +74,7 @@ class Move:
     held: Held
     trigger: Trigger | None
     action: audit.Action | None
-    evidence: Mapping[str, object] = field(default_factory=dict)
+    evidence: Mapping[str, object] = msgspec.field(default_factory=dict)
     # Facts that are established by then too, in their order; nothing leaves the house between one and the next.
     further: tuple[Fact, ...] = ()
     actor: str = audit.SYSTEM

@@ -304,7 +304,7 @@ def _after(prepared: _Prepared, landed: _Landed) -> Held:
     """Return the checkout as the landed move left it; under the same lease if the move kept it."""
     move, row, held = prepared.move, prepared.row, prepared.move.held
     token_given = not isinstance(move.token, Keep)
-    return replace(
+    return msgspec.structs.replace(
         held,
         state=prepared.to,
         version=held.version + len(prepared.entries),

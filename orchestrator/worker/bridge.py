@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import uvloop
 
-from orchestrator import audit, lifecycle, log
+from orchestrator import audit, heap, lifecycle, log
 from orchestrator.carry import Admission, Carrier
 from orchestrator.db import Database, is_away
 from orchestrator.gateway import board
@@ -142,6 +142,7 @@ class Bridge:
                 merchants=Merchants(self._db, self._vault, settings),
             )
             self._admission = Admission(self._carrier)
+            heap.settle()
             self._ready.set()
             beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._listen())]
             await self._end.wait()
