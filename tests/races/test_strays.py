@@ -57,7 +57,9 @@ async def test_the_same_stray_from_two_processes_at_once_is_one_checkout(core):
             assert len({one.checkout_id for one in placed}) == 1
             assert any(one.adopted for one in placed)
             assert all(one.rings for one in placed)
-    assert await core.all("SELECT count(*) AS checkouts, count(DISTINCT order_ref) AS orders FROM checkouts") == [(10, 10)]
+    assert await core.all(
+        "SELECT count(*) AS checkouts, count(DISTINCT order_ref) AS orders FROM checkouts"
+    ) == [(10, 10)]
     assert await core.all("SELECT sum(times), count(*) FROM callbacks") == [(200, 100)]
     assert (await audit.verify(core.db, core.vault)).problems == []
 
