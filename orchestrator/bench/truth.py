@@ -76,7 +76,7 @@ class Truth:
 
     async def rows(self, prefix: str) -> list[Row]:
         found: list[Any] = list(await self._db.read(_ROWS, self._of(prefix)))
-        return [Row(**row._mapping) for row in found]  # noqa: SLF001 - the public name of a row's mapping
+        return [Row(**row._asdict()) for row in found]
 
     async def offered_at(self, order_ref: str) -> float | None:
         """Return when an order was offered to its shopper, in seconds since 1970; None: not yet."""
