@@ -25,8 +25,8 @@ _log = log.get(__name__)
 
 
 SHARE: Final = 0.05
-"""The most of its time that the thread publishes. A message costs far more than another id in it, here and at the worker, so hints
-gather for as long as the last publishing makes it worth; a hint that comes after a quiet moment waits for nothing."""
+"""The most of its time that the thread publishes. A message costs far more than another id in it, here and at the worker, so a crowd
+of hints gathers for as long as the last publishing makes it worth; a hint that comes alone waits for nothing."""
 LONGEST_REST: Final = 0.1
 
 
@@ -80,7 +80,7 @@ class Doorbell:
     def _run(self) -> None:
         pause, rest_until = 0.0, float("-inf")
         while True:
-            hints = self._gathered(rest_until)
+            hints, rested = self._gathered(rest_until)
             begun = time.monotonic()
             try:
                 self._publish([hint for hint in hints if hint is not None])
@@ -94,22 +94,28 @@ class Doorbell:
                 self.healthy = False
                 pause = min(max(pause * 2, 0.2), 5.0)
                 time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter
-            took = time.monotonic() - begun
-            rest_until = begun + took + min(took / SHARE, LONGEST_REST)
+            ended = time.monotonic()
+            # Where they come one after the other, each because the one before is done, a rest gathers nothing.
+            crowd = not self._waiting.empty() or (rested and len(hints) > 1)
+            rest_until = ended + min((ended - begun) / SHARE, LONGEST_REST) if crowd else ended
             if hints[-1] is None:
                 return
 
-    def _gathered(self, rest_until: float) -> list[_Hint | None]:
-        """Wait for a hint, and for the end of the rest; take whatever has come. None at the end means that no more will."""
+    def _gathered(self, rest_until: float) -> tuple[list[_Hint | None], bool]:
+        """Wait for a hint, and for the end of the rest; return whatever has come, and whether there was a rest.
+
+        None at the end means that no more will come.
+        """
         hints = [self._waiting.get()]
-        if hints[0] is not None:
-            time.sleep(max(rest_until - time.monotonic(), 0.0))
+        rest = rest_until - time.monotonic()
+        if hints[0] is not None and rest > 0:
+            time.sleep(rest)
         while hints[-1] is not None and len(hints) < self._size * 20:
             try:
                 hints.append(self._waiting.get_nowait())
             except queue.Empty:
                 break
-        return hints
+        return hints, rest > 0
 
     def _publish(self, hints: list[_Hint]) -> None:
         together: dict[str, dict[UUID, None]] = defaultdict(dict)
