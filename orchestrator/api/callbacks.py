@@ -105,7 +105,7 @@ async def take(request: Request) -> Response:
         source=read.source,
         body=read.body,
     )
-    stored = await _letterbox(request).take(arrival)
+    stored = await _letterbox(request).take(arrival, whose=link.merchant_id)
     unproven = known.callbacks.unproven(read.grade, read.network)
     if kind != "notification":
         return _unproven_page(link.page) if unproven else _onward(link.page)

@@ -49,7 +49,7 @@ async def accept(request: Request) -> Response:
         raise problems.rejected(error) from None
     accepted = await _take(known, _intake(known, caller, merchant, intent, key=key))
     if accepted.fresh:
-        known.doorbell.ring([accepted.id])
+        known.doorbell.ring([accepted.id], whose=merchant.id)
     document = _accepted(known, accepted)
     status = 202 if accepted.fresh else 200
     return answer(document, status, {"Location": f"/v1/checkouts/{accepted.id}"})
@@ -76,7 +76,7 @@ async def accept_batch(request: Request) -> Response:
     results = await asyncio.gather(*(_take_row(known, row) for row in read))
     fresh = [result.id for result in results if isinstance(result, Accepted) and result.fresh]
     if fresh:
-        known.doorbell.ring(fresh)
+        known.doorbell.ring(fresh, whose=merchant.id)
     return answer({"results": [_result(known, result) for result in results]})
 
 

@@ -106,7 +106,7 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
             command = await _store(
                 request, stands, wish, actor=caller.actor, reason=body.reason, key=key, print_=print_
             )
-    known.doorbell.ring([one])
+    known.doorbell.ring([one], whose=merchant.id)
     document = {
         "id": one, "orderId": stands.order_ref, "state": stands.state, "version": stands.version,
         "command": {"id": command, "kind": kind}, "links": reads.links_of(one),

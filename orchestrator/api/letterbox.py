@@ -48,12 +48,12 @@ class Letterbox:
         self.over_limit: Counter[tuple[str, str]] = Counter()
         self.unproven: Counter[tuple[str, str, str]] = Counter()
 
-    async def take(self, arrival: Arrival) -> bool:
-        """Store a callback and ring; False if it is not known within the patience what became of it."""
+    async def take(self, arrival: Arrival, *, whose: int | None) -> bool:
+        """Store a callback of a merchant and ring; False if it is not known within the patience what became of it."""
         checkout = str(arrival.checkout_id)
         self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
         stored = await self._patiently(
-            self._store(arrival), size=len(arrival.body), kind=arrival.kind, checkout=checkout
+            self._store(arrival, whose), size=len(arrival.body), kind=arrival.kind, checkout=checkout
         )
         if stored is not None and not stored.kept:
             self._beyond(arrival.kind, arrival.grade, checkout=checkout)
@@ -78,16 +78,16 @@ class Letterbox:
             _log.warning("stray_without_home", merchant=merchant, grade=one.grade, network=one.network)
         return True
 
-    async def _store(self, arrival: Arrival) -> Stored:
+    async def _store(self, arrival: Arrival, whose: int | None) -> Stored:
         stored = await self._known.callbacks.take(arrival)
         if stored.rings:
-            self._known.doorbell.ring([arrival.checkout_id], queue="callbacks")
+            self._known.doorbell.ring([arrival.checkout_id], queue="callbacks", whose=whose)
         return stored
 
     async def _place(self, one: Unaddressed) -> Placed:
         placed = await self._known.strays.take(one)
         if placed.checkout_id is not None and (placed.rings or placed.adopted):
-            self._known.doorbell.ring([placed.checkout_id], queue="callbacks")
+            self._known.doorbell.ring([placed.checkout_id], queue="callbacks", whose=one.told.merchant_id)
         return placed
 
     async def _patiently(

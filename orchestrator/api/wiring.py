@@ -38,8 +38,14 @@ class Doorbell(Protocol):
     def healthy(self) -> bool:
         """Say whether the last hint reached the broker."""
 
-    def ring(self, ids: Iterable[UUID], *, queue: Literal["checkouts", "callbacks"] = "checkouts") -> None:
-        """Hint at checkouts; returns at once."""
+    def ring(
+        self,
+        ids: Iterable[UUID],
+        *,
+        queue: Literal["checkouts", "callbacks"] = "checkouts",
+        whose: int | None = None,
+    ) -> None:
+        """Hint at checkouts of a merchant; returns at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,15 @@ class _Hint(NamedTuple):
     queue: str
     ids: tuple[UUID, ...]
     alone: bool
+    whose: int | None
+
+
+class _Rest(NamedTuple):
+    """Until when hints gather, and whose the crowd is. Somebody else's hint breaks the rest, once in the time of one."""
+
+    until: float
+    crowd: frozenset[int | None] = frozenset()
+    unbroken_until: float = float("-inf")
 
 
 class Doorbell:
@@ -63,10 +72,17 @@ class Doorbell:
             self._thread.join(timeout=5)
             self._thread = None
 
-    def ring(self, ids: Iterable[UUID], *, queue: QueueName = "checkouts", alone: bool = False) -> None:
-        """Hint at checkouts; returns at once. `alone` keeps others out of the message."""
+    def ring(
+        self,
+        ids: Iterable[UUID],
+        *,
+        queue: QueueName = "checkouts",
+        alone: bool = False,
+        whose: int | None = None,
+    ) -> None:
+        """Hint at checkouts of a merchant; returns at once. `alone` keeps others out of the message."""
         if self._waiting.qsize() < self._room:
-            self._waiting.put(_Hint(queue, tuple(ids), alone=alone))
+            self._waiting.put(_Hint(queue, tuple(ids), alone, whose))
 
     def depth(self, name: QueueName) -> int:
         """Return how many messages wait in a queue; raises kombu's errors when the broker is away."""
@@ -78,9 +94,9 @@ class Doorbell:
                 return 0  # A queue that is empty does not exist on Redis.
 
     def _run(self) -> None:
-        pause, rest_until = 0.0, float("-inf")
+        pause, rest = 0.0, _Rest(float("-inf"))
         while True:
-            hints, rested = self._gathered(rest_until)
+            hints, rested = self._gathered(rest)
             begun = time.monotonic()
             try:
                 self._publish([hint for hint in hints if hint is not None])
@@ -94,28 +110,35 @@ class Doorbell:
                 self.healthy = False
                 pause = min(max(pause * 2, 0.2), 5.0)
                 time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter
-            ended = time.monotonic()
-            # Where they come one after the other, each because the one before is done, a rest gathers nothing.
-            crowd = not self._waiting.empty() or (rested and len(hints) > 1)
-            rest_until = ended + min((ended - begun) / SHARE, LONGEST_REST) if crowd else ended
             if hints[-1] is None:
                 return
+            ended = time.monotonic()
+            length = min((ended - begun) / SHARE, LONGEST_REST)
+            # Where they come one after the other, each because the one before is done, a rest gathers nothing.
+            crowd = not self._waiting.empty() or (rested and len(hints) > 1)
+            broken = ended + length if rested and begun < rest.until else rest.unbroken_until
+            rest = _Rest(
+                ended + length if crowd else ended,
+                frozenset(hint.whose for hint in hints if hint is not None),
+                unbroken_until=broken,
+            )
 
-    def _gathered(self, rest_until: float) -> tuple[list[_Hint | None], bool]:
+    def _gathered(self, rest: _Rest) -> tuple[list[_Hint | None], bool]:
         """Wait for a hint, and for the end of the rest; return whatever has come, and whether there was a rest.
 
         None at the end means that no more will come.
         """
         hints = [self._waiting.get()]
-        rest = rest_until - time.monotonic()
-        if hints[0] is not None and rest > 0:
-            time.sleep(rest)
-        while hints[-1] is not None and len(hints) < self._size * 20:
+        until, rested = rest.until, rest.until > time.monotonic()
+        while (last := hints[-1]) is not None and len(hints) < self._size * 20:
+            now = time.monotonic()
+            if last.whose not in rest.crowd and now >= rest.unbroken_until:
+                until = now
             try:
-                hints.append(self._waiting.get_nowait())
+                hints.append(self._waiting.get(timeout=max(until - now, 0.0)))
             except queue.Empty:
                 break
-        return hints, rest > 0
+        return hints, rested
 
     def _publish(self, hints: list[_Hint]) -> None:
         together: dict[str, dict[UUID, None]] = defaultdict(dict)

@@ -108,7 +108,7 @@ class Bell:
 
     healthy = True
 
-    def ring(self, ids: Sequence[UUID], *, queue: str = "checkouts") -> None:
+    def ring(self, ids: Sequence[UUID], *, queue: str = "checkouts", whose: int | None = None) -> None:
         """Nobody is there."""
 
 
