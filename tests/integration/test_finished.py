@@ -6,7 +6,9 @@ import json
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import event, text
+from psycopg import AsyncCursor
+from psycopg.rows import tuple_row
+from sqlalchemy import text
 
 from orchestrator import inbox, lifecycle
 from orchestrator.states import State, Trigger
@@ -40,33 +42,36 @@ def scanned(plan):
 
 
 class Explained:
-    """Explains each statement of the core in the place and moment in which it runs, and undoes that."""
+    """Explains each statement in the place and moment in which it runs, and undoes that; at the driver, which all of them pass."""
 
-    def __init__(self, db):
+    def __init__(self):
         self.reads = {}
-        self._engine = db._engine.sync_engine
+        self._execute = AsyncCursor.execute
 
     def __enter__(self):
-        event.listen(self._engine, "before_cursor_execute", self._explain)
+        async def execute(cursor, query, parameters=None, **options):
+            if query.split(maxsplit=1)[0].upper() in {"WITH", "SELECT", "INSERT", "UPDATE", "DELETE"}:
+                await self._explain(cursor.connection, query, parameters)
+            return await self._execute(cursor, query, parameters, **options)
+
+        AsyncCursor.execute = execute
         return self
 
     def __exit__(self, *_):
-        event.remove(self._engine, "before_cursor_execute", self._explain)
+        AsyncCursor.execute = self._execute
 
-    def _explain(self, connection, cursor, statement, parameters, context, executemany):  # noqa: ARG002, PLR0917 - SQLAlchemy's
-        words = statement.split()
-        if words[0].upper() not in {"WITH", "SELECT", "INSERT", "UPDATE", "DELETE"}:
-            return
-        # A statement that is its own transaction gets one for the explanation.
-        alone = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
-        cursor.execute("BEGIN" if alone else "SAVEPOINT explained")
-        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)
-        (found,) = cursor.fetchone()
-        cursor.execute("ROLLBACK" if alone else "ROLLBACK TO explained")
+    async def _explain(self, connection, statement, parameters):
+        async with connection.cursor(row_factory=tuple_row) as aside:
+            # A statement that is its own transaction gets one for the explanation.
+            alone = connection.autocommit
+            await self._execute(aside, "BEGIN" if alone else "SAVEPOINT explained")
+            await self._execute(aside, f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)
+            (found,) = await aside.fetchone()
+            await self._execute(aside, "ROLLBACK" if alone else "ROLLBACK TO explained")
         (told,) = found if isinstance(found, list) else json.loads(found)
         plan = told["Plan"]
         pages = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
-        self.reads.setdefault(" ".join(words[:40]), []).append((scanned(plan), pages))
+        self.reads.setdefault(" ".join(statement.split()[:40]), []).append((scanned(plan), pages))
 
     def check(self, *, at_least):
         assert len(self.reads) >= at_least, list(self.reads)
@@ -77,7 +82,7 @@ class Explained:
 
 
 async def test_the_bound_is_one_that_a_walk_over_finished_checkouts_would_break(crowded):
-    with Explained(crowded.db) as explained:
+    with Explained() as explained:
         async with crowded.db.transaction() as tx:
             await tx.execute(text("SELECT id FROM checkouts WHERE last_error = 'x'"))
             await tx.execute(text("SELECT checkout_id FROM audit_entries WHERE action = 'x'"))
@@ -88,7 +93,7 @@ async def test_the_bound_is_one_that_a_walk_over_finished_checkouts_would_break(
 
 
 async def test_no_statement_under_way_looks_at_finished_checkouts(crowded, vault):
-    with Explained(crowded.db) as explained:
+    with Explained() as explained:
         ids = []
         for number in range(OPEN):
             asked = intake(idempotency_key=f"k-{number}")
@@ -135,7 +140,7 @@ async def test_no_statement_under_way_looks_at_finished_checkouts(crowded, vault
     ],
 )
 async def test_what_waits_for_somebody_is_found_without_what_does_not(crowded, query):
-    with Explained(crowded.db) as explained:
+    with Explained() as explained:
         async with crowded.db.transaction() as tx:
             await tx.execute(text(query))
     explained.check(at_least=1)
