@@ -104,11 +104,25 @@ def ratio(document: Mapping[str, Any], peer: str, *others: str, latency: int) ->
     return statistics.median(both) if both else None
 
 
+def _minutes(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [run for run in document.get("lifecycle", {}).get("highest", []) if run["seconds"] >= MINUTE]
+
+
+def _held(document: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the run with the highest rate that was held for a minute."""
+    held = [run for run in _minutes(document) if run["held"] and not _wrong(run)]
+    return max(held, key=lambda run: float(run["rate"]), default=None)
+
+
 def _highest(document: Mapping[str, Any]) -> float | None:
     """Return the highest rate that was held for a minute; 0 if none of those tried was, None if none was tried."""
-    runs = [run for run in document.get("lifecycle", {}).get("highest", []) if run["seconds"] >= MINUTE]
-    held = [float(run["rate"]) for run in runs if run["held"] and not _wrong(run)]
-    return max(held, default=0.0) if runs else None
+    held = _held(document)
+    return float(held["rate"]) if held else 0.0 if _minutes(document) else None
+
+
+def _cpu(document: Mapping[str, Any]) -> float | None:
+    held = _held(document)
+    return float(held["product_cpu_ms_per_order"]) if held else None
 
 
 def _wrong(run: Mapping[str, Any]) -> int:
@@ -170,8 +184,8 @@ def claims(document: Mapping[str, Any]) -> list[Claim]:
             unit="ms", more=False, measured=_answers(document),
         ),
         Claim(
-            key="cpu", what="CPU of api + worker + scheduler per whole lifecycle", at_least=5, aim=3, unit="ms", more=False,
-            measured=_at(document, "steady", "product_cpu_ms_per_order"),
+            key="cpu", what="CPU of api + worker + scheduler per whole lifecycle, at that highest rate", at_least=5, aim=3, unit="ms",
+            more=False, measured=_cpu(document),
         ),
         Claim(
             key="sequential", what="one order at a time: intake → awaiting_payment beyond the gateway's own time, p50", at_least=20,

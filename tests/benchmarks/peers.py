@@ -277,8 +277,8 @@ PRODUCT: Final = Product(
     carried=product.CARRIED,
     wrong=product.WRONG,
     cells={
-        SOON: Cell(rate=600, processes=2, said="1 API, 2 workers, 1 scheduler; default settings"),
-        FAR: Cell(rate=500, processes=2, said="1 API, 2 workers, 1 scheduler; `GATEWAY_POOL_SIZE` 1000", environment={"gateway_pool_size": "1000"}),
+        SOON: Cell(rate=1100, processes=2, said="1 API, 2 workers, 1 scheduler; default settings"),
+        FAR: Cell(rate=900, processes=2, said="1 API, 2 workers, 1 scheduler; `GATEWAY_POOL_SIZE` 1000", environment={"gateway_pool_size": "1000"}),
     },
 )  # fmt: skip
 PEERS: Final[Mapping[str, Peer]] = {peer.key: peer for peer in (A, B, C, C2, D, E, PRODUCT)}

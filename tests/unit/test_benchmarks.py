@@ -114,7 +114,7 @@ def test_the_highest_rate_is_that_of_a_run_that_was_held_for_a_minute_without_a_
     assert row(document(lifecycle={"highest": [run(seconds=5.0)]}), "highest").verdict == NOT_MEASURED
 
 
-@pytest.mark.parametrize(("key", "name", "small"), [("cpu", "steady", {"rate": 20.0}), ("answers", "steady", {"rate": 20.0}), ("memory", "in_flight", {"orders": 400})])  # fmt: skip
+@pytest.mark.parametrize(("key", "name", "small"), [("answers", "steady", {"rate": 20.0}), ("memory", "in_flight", {"orders": 400})])  # fmt: skip
 def test_a_run_that_is_too_small_shows_nothing(key: str, name: str, small: dict[str, Any]):
     assert row(document(lifecycle={name: run()}), key).measured is not None
     assert row(document(lifecycle={name: run(**small)}), key).verdict == NOT_MEASURED
@@ -123,7 +123,12 @@ def test_a_run_that_is_too_small_shows_nothing(key: str, name: str, small: dict[
 def test_the_greater_of_both_answers_counts():
     found = document(lifecycle={"steady": run()})
     assert row(found, "answers").measured == 40
-    assert row(found, "cpu").measured == 4.2
+
+
+def test_the_processor_time_is_that_of_the_highest_rate_held():
+    runs = [run(rate=300.0, held=False, product_cpu_ms_per_order=3.9), run(rate=255.0)]
+    assert row(document(lifecycle={"highest": runs}), "cpu").measured == 4.2
+    assert row(document(lifecycle={"highest": runs[:1]}), "cpu").verdict == NOT_MEASURED
 
 
 def test_growth_counts_only_with_the_history_that_is_asked_for():
