@@ -6,7 +6,10 @@ import asyncio
 
 import pytest
 
+from orchestrator.audit import Action
+from orchestrator.lifecycle import Move, claim
 from orchestrator.sandbox import create_app
+from orchestrator.states import Trigger
 from tests.integration.carry.conftest import CONFIG
 from tests.integration.carry.scene import Scene, scene
 from tests.integration.sandbox.parties import serving
@@ -276,3 +279,21 @@ async def test_a_renewal_that_fails_is_tried_again(world: Scene):
     await world.carry(checkout)
     assert (await world.trail(checkout))[-1]["evidence"]["call"] == "authenticate"
     await world.carried_until(checkout, "awaiting_payment")
+
+
+async def test_a_checkout_that_stands_before_its_offer_is_offered(world: Scene):
+    """As an earlier version left one that stopped between its list of methods and its offer."""
+    checkout = await world.accept()
+    (held,) = await claim(world.db, [checkout], lease_seconds=60.0)
+    for trigger, changes in (
+        (Trigger.AUTHENTICATED, {"token": b"sealed", "token_lifetime": 3600.0}),
+        (Trigger.SESSION_OPENED, {"session_id": "s-1", "openings": 1}),
+        (Trigger.METHODS_LISTED, {"methods": [{"id": "m-1"}], "alarm": 0.0}),
+    ):
+        move = Move(held=held, trigger=trigger, action=Action.CHECKOUT_MOVED, **changes)
+        held = await world.carrier.lifecycle.advance(move)
+    await world.carry(checkout)
+    row = await world.row(checkout)
+    assert (row.state, row.version) == ("awaiting_payment", 5)
+    assert row.offered_at is not None
+    assert await world.events(checkout) == ["checkout.ready"]
