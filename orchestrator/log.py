@@ -13,11 +13,10 @@ import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import MutableMapping
 
     from structlog.typing import EventDict, Processor
 
@@ -105,10 +104,6 @@ def _redact(_logger: object, _method: str, event: MutableMapping[str, object]) -
     }
 
 
-def _json(event: EventDict, *, default: Callable[[object], object]) -> str:
-    return msgspec.json.encode(event, enc_hook=default, order="sorted").decode()
-
-
 def configure(*, style: str = "auto", level: str = "info") -> None:
     """Set up logging for this process: `style` is console, json, or auto (console on a terminal)."""
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
@@ -134,7 +129,7 @@ def configure(*, style: str = "auto", level: str = "info") -> None:
     renderer: Processor = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
         if console
-        else structlog.processors.JSONRenderer(serializer=_json)
+        else structlog.processors.JSONRenderer(sort_keys=True)
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

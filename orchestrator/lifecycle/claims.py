@@ -138,9 +138,8 @@ class Operation:
         return str(self.id)
 
 
-class Held(
-    msgspec.Struct, frozen=True, kw_only=True
-):  # not a dataclass: one is made for each move, of 50 fields
+# Not a dataclass: one of 50 fields is made for each move.
+class Held(msgspec.Struct, frozen=True, kw_only=True):
     """A checkout under our lease, as it stood when claimed or after our own last move."""
 
     id: UUID

@@ -149,6 +149,12 @@ def test_what_is_bound_stands_on_every_line_of_its_task(written):
 
 
 @pytest.mark.parametrize("written", ["json"], indirect=True)
+def test_half_a_surrogate_pair_loses_no_line(written):
+    log.get("orchestrator.test").warning("one_thing", reason="half a pair: \ud83d")
+    assert json.loads(written())["reason"] == "half a pair: \ud83d"
+
+
+@pytest.mark.parametrize("written", ["json"], indirect=True)
 def test_json_lines_are_json_with_level_logger_and_time(written):
     log.get("orchestrator.test").warning("checkout_moved", checkout="1")
     logging.getLogger("third.party").error("plain text")
