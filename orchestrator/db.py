@@ -4,9 +4,9 @@ A transaction here holds statements only, never a socket to anybody else. `Batch
 ones: it takes whatever has gathered while the last commit ran, so that it adds no wait when idle and grows under load; where many
 come at once it lets a few milliseconds' worth of them gather.
 
-The batch writer is exact: one item per key in a batch; an item whose row somebody else holds goes into a later batch; a row that
-Postgres refuses is found by bisection and fails only its own waiter; a connection lost at COMMIT means *not known*, and the
-batch is written again, so a write must recognise its own earlier success.
+The batch writer is exact: no two items of a batch have a key in common; an item whose row somebody else holds goes into a later
+batch; a row that Postgres refuses is found by bisection and fails only its own waiter; a connection lost at COMMIT means *not known*,
+and the batch is written again, so a write must recognise its own earlier success.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def _driver_text(statement: TextClause) -> str:
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[T, R]):
     item: T
-    key: Hashable
+    keys: Sequence[Hashable]
     done: asyncio.Future[R]
     # Why it still waits: the last error, or that somebody else holds its row.
     error: Exception | None = None
@@ -234,22 +234,22 @@ class _Waiting(Generic[T, R]):
 class Batch(Generic[T, R]):
     """Gathers items and writes them together; each `put` waits for the fate of its own item.
 
-    `write` takes a list of items with distinct keys and returns one result for each, in order, or `AGAIN`. It must be safe to
-    repeat: after a lost connection the same list is written again, and what had landed must be reported as landed.
+    `write` takes a list of items, no two of which share any of their `keys`, and returns one result for each, in order, or `AGAIN`. It
+    must be safe to repeat: after a lost connection the same list is written again, and what had landed must be reported as landed.
     """
 
     def __init__(
         self,
         write: Callable[[list[T]], Awaitable[Sequence[R | Again]]],
         *,
-        key: Callable[[T], Hashable],
+        keys: Callable[[T], Sequence[Hashable]],
         limit: int = 500,
         backlog: int = 20_000,
         patience: float = 30.0,
         name: str = "batch",
     ) -> None:
         self._write = write
-        self._key = key
+        self._keys = keys
         self._limit = limit
         self._room = asyncio.Semaphore(backlog)
         self._patience = patience
@@ -267,7 +267,7 @@ class Batch(Generic[T, R]):
         """
         loop = asyncio.get_running_loop()
         async with self._room:
-            waiting: _Waiting[T, R] = _Waiting(item, self._key(item), loop.create_future())
+            waiting: _Waiting[T, R] = _Waiting(item, self._keys(item), loop.create_future())
             self._queue.append(waiting)
             if self._runner is None:
                 self._runner = asyncio.create_task(self._run(), name=f"batch-{self._name}")
@@ -321,11 +321,11 @@ class Batch(Generic[T, R]):
             waiting = self._queue.popleft()
             if waiting.done.done():
                 continue
-            if waiting.key in keys:
-                later.append(waiting)
-            else:
-                keys.add(waiting.key)
+            if keys.isdisjoint(waiting.keys):
+                keys.update(waiting.keys)
                 taken.append(waiting)
+            else:
+                later.append(waiting)
         self._queue.extendleft(reversed(later))
         return taken
 

@@ -161,7 +161,7 @@ class Callbacks:
         self._caps, self._strict = caps, strict_network
         self._batch: Batch[Arrival, Stored] = Batch(
             self._write,
-            key=lambda arrival: arrival.id,
+            keys=lambda arrival: (arrival.id,),
             limit=batch_limit,
             patience=patience,
             name="callbacks",

@@ -98,7 +98,7 @@ class Intents:
     ) -> None:
         self._db, self._vault, self._grace = db, vault, grace
         self._batch: Batch[Intake, Accepted | IntakeError] = Batch(
-            self._write, key=lambda asked: asked.id, limit=batch_limit, patience=patience, name="intents",
+            self._write, keys=lambda asked: (asked.id,), limit=batch_limit, patience=patience, name="intents",
         )  # fmt: skip
 
     async def accept(self, asked: Intake) -> Accepted:

@@ -108,7 +108,7 @@ class Strays:
     ) -> None:  # fmt: skip
         self._db, self._vault, self._callbacks, self._grace = db, vault, callbacks, grace
         self._batch: Batch[Unaddressed, _Fate] = Batch(
-            self._write, key=lambda one: one.id, limit=batch_limit, patience=patience, name="strays"
+            self._write, keys=lambda one: (one.id,), limit=batch_limit, patience=patience, name="strays"
         )
 
     async def take(self, one: Unaddressed) -> Placed:

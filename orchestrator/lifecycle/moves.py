@@ -194,7 +194,7 @@ class Lifecycle:
         self._vault = vault
         self._batch: Batch[_Prepared, _Landed | None] = Batch(
             self._write,
-            key=_place,
+            keys=_places,
             limit=batch_limit,
             patience=patience,
             name="moves",
@@ -279,13 +279,15 @@ class Lifecycle:
         return [_fate(fates[prepared.move.held.id]) for prepared in batch]
 
 
-def _place(prepared: _Prepared) -> Hashable:
-    """Return what no two moves of one batch may share: the checkout.
+def _places(prepared: _Prepared) -> Sequence[Hashable]:
+    """Return what no two moves of one batch may share: the checkout, and that one reopens.
 
-    A reopened checkout takes its order number again. Two of them in one transaction could wait for an intake that holds the one
-    number and waits for the other; so there is one in a batch.
+    A holder whose lease is over and its successor may both write, in one process; of two rows for a checkout Postgres would take
+    either. A reopened checkout takes its order number again. Two of them in one transaction could wait for an intake that holds the
+    one number and waits for the other; so there is one in a batch.
     """
-    return Trigger.REOPENED if prepared.move.trigger is Trigger.REOPENED else prepared.move.held.id
+    held, trigger = prepared.move.held, prepared.move.trigger
+    return (held.id, trigger) if trigger is Trigger.REOPENED else (held.id,)
 
 
 def _json(rows: list[dict[str, object]]) -> str:

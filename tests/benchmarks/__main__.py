@@ -143,7 +143,7 @@ def measure(given: argparse.Namespace, document: dict[str, Any], board: Board) -
         if given.full:
             document["growth"] = grown(ground, given, board, status.update)
     if not given.no_lifecycle:
-        document["quiet_merchant"] = isolation.quiet_merchant(seconds=5.0 if given.quick else 30.0, show=say)
+        document["quiet_merchant"] = isolation.quiet_merchant(seconds=5.0 if given.quick else 100.0, show=say)
         document["lifecycle"] = lifecycle.measure(lifecycle.QUICK if given.quick else lifecycle.Length(), say)
 
 

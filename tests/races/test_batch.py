@@ -29,7 +29,7 @@ class Slots:
         self.lists = []
         self.gate = asyncio.Event()
         self.gate.set()
-        self.batch = Batch(self._write, key=lambda item: item[0], **options)
+        self.batch = Batch(self._write, keys=lambda item: (item[0],), **options)
 
     async def put(self, name, value=1):
         return await self.batch.put((name, value))
@@ -223,7 +223,7 @@ async def test_a_server_that_hangs_in_the_middle_of_a_write_is_database_away_too
 
 async def test_a_server_that_was_never_there_is_database_away():
     db = Database("postgresql://shop:x@127.0.0.1:9/none", pool_size=1)
-    batch = Batch(lambda _: db.write(text("SELECT 1"), {}), key=str, patience=0.3)
+    batch = Batch(lambda _: db.write(text("SELECT 1"), {}), keys=lambda item: (item,), patience=0.3)
     with pytest.raises(DatabaseAway):
         await batch.put("x")
     await batch.close()
@@ -300,6 +300,20 @@ async def test_the_backlog_is_bounded(slots):
     assert len(await asyncio.gather(*waiting)) == 50
 
 
+async def test_no_two_items_of_a_batch_have_any_of_their_keys_in_common():
+    lists = []
+
+    async def write(items):
+        lists.append(list(items))
+        return items
+
+    batch = Batch(write, keys=str.split)
+    asked = ["a x", "b x", "c", "a", "b", "d y", "y e", "x"]
+    assert await asyncio.gather(*map(batch.put, asked)) == asked
+    assert lists == [["a x", "c", "b", "d y"], ["b x", "a", "y e"], ["x"]]
+    await batch.close()
+
+
 async def test_what_a_write_leaves_for_later_comes_again_until_the_patience_is_over():
     tries = []
 
@@ -307,7 +321,7 @@ async def test_what_a_write_leaves_for_later_comes_again_until_the_patience_is_o
         tries.append(list(items))
         return [AGAIN if item == "held" else item for item in items]
 
-    batch = Batch(write, key=str, patience=0.3)
+    batch = Batch(write, keys=lambda item: (item,), patience=0.3)
     others = [batch.put(f"n{number}") for number in range(5)]
     results = await fates(batch.put("held"), *others)
     assert results == [DatabaseAway, *(f"n{number}" for number in range(5))]

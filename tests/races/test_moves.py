@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 from orchestrator import audit, inbox
 from orchestrator.audit import Action
 from orchestrator.db import Unwritten
-from orchestrator.lifecycle import Event, LeaseLost
+from orchestrator.lifecycle import Event, Held, LeaseLost
 from orchestrator.lifecycle.moves import UnauditedMove
 from orchestrator.states import State, Trigger, UnknownTransition
 from tests.factories import Breaking, arrival, move, payment
@@ -328,6 +328,25 @@ async def test_a_reopened_checkout_forgets_that_it_ended(core):
     row = await core.row(held.id)
     assert (row.state, row.ended_at, row.withdrawn_at) == ("received", None, None)
     assert (await audit.verify(core.db, core.vault)).problems == []
+
+
+async def test_a_holder_that_hung_is_in_no_batch_with_the_reopening_by_its_successor(core):
+    """One row a checkout in a batch: with two, the values of the one would be written beside the entries of the other."""
+    for first in ("successor", "hung"):
+        hung = await core.advance(await core.held(State.AWAITING_PAYMENT, lease=0.1), Trigger.CANCELLED)
+        await asyncio.sleep(0.2)
+        (successor,) = await core.claim(hung.id)
+        late = core.release(hung)
+        reopening = core.advance(
+            successor, Trigger.REOPENED, action=Action.CHECKOUT_REOPENED, expires_in=60.0
+        )
+        both = (late, reopening) if first == "hung" else (reopening, late)
+        fates = await asyncio.gather(*both, return_exceptions=True)
+        assert (await audit.verify(core.db, core.vault)).problems == []
+        row = await core.row(hung.id)
+        assert (row.state, row.lease, row.version) == ("received", successor.lease, successor.version + 1)
+        expected = [LeaseLost, Held] if first == "hung" else [Held, LeaseLost]
+        assert [type(fate) for fate in fates] == expected
 
 
 async def test_events_have_contiguous_sequences_whatever_move_they_came_with(core):
