@@ -121,7 +121,7 @@ class Database:
             connect_args={
                 "connect_timeout": 5,
                 "application_name": name,
-                "options": f"-c timezone=UTC -c statement_timeout={statement_timeout} "
+                "options": f"-c timezone=UTC -c random_page_cost=1.1 -c statement_timeout={statement_timeout} "
                 "-c idle_in_transaction_session_timeout=30000",
                 # A dead peer is noticed in seconds, not after the kernel's two hours.
                 "keepalives_idle": 10,

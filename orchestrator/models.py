@@ -67,6 +67,11 @@ IS_LIVE = f"state NOT IN ({_listed(sorted(CLOSED))}) AND NOT late"
 """SQL: the order number is taken by this checkout. One that money completed late may stand beside the one that came after it."""
 
 
+IS_LISTED = "amount > 0"
+"""SQL: true of every checkout. Who names it lists a merchant's checkouts by their ids, and may use the index for that. A look-up by
+order number must not: of a merchant that the planner's statistics do not know yet, it would read all checkouts there are."""
+
+
 IS_OPEN = f"state NOT IN ({_listed(state for state in State if state in ENDED)})"
 """SQL: something is still expected of the shopper. A listing names it, so that the planner sees that the partial index will do."""
 
@@ -169,7 +174,7 @@ checkouts = Table(
     # Closed ones by order number: replays of old requests, and support asking.
     Index("ix_checkouts_closed_order", "merchant_id", "order_ref", postgresql_where=text(f"NOT ({IS_LIVE})")),
     # Listings, page by page from the youngest on; without it a small merchant's would read everybody's checkouts.
-    Index("ix_checkouts_merchant", "merchant_id", "id"),
+    Index("ix_checkouts_listing", "merchant_id", "id", postgresql_where=text(IS_LISTED)),
     # Listings of what is still under way, which among millions of ended ones is rare.
     Index("ix_checkouts_open", "merchant_id", "id", postgresql_where=text(IS_OPEN)),
     # What a person has to look at.

@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import bindparam, or_, select, text, tuple_, union_all
 
 from orchestrator import log, money
-from orchestrator.models import IS_LIVE, IS_OPEN, checkouts, payments
+from orchestrator.models import IS_LISTED, IS_LIVE, IS_OPEN, checkouts, payments
 from orchestrator.states import CLOSED, ENDED, State
 from orchestrator.vault import VaultError
 
@@ -151,11 +151,11 @@ def _by_index(wanted: Select[Any], order_ref: str | None, states: frozenset[Stat
             mine = mine.where(_c.state.in_(sorted(states)))
         return [mine.where(text(IS_LIVE)), mine.where(text(f"NOT ({IS_LIVE})"))]
     if not states:
-        return [wanted]
+        return [wanted.where(text(IS_LISTED))]
     groups = (
         (states - ENDED, IS_OPEN),
         (states & CLOSED, f"NOT ({IS_LIVE})"),
-        (states & ENDED - CLOSED, "true"),
+        (states & ENDED - CLOSED, IS_LISTED),
     )
     return [wanted.where(_c.state.in_(sorted(group)), text(words)) for group, words in groups if group]
 

@@ -62,6 +62,7 @@ _ADVANCE = text("""
         SELECT c.id, coalesce(c.lease = i.lease AND c.version = i.version, false) AS mine,
                c.audit_head = decode(i.mac, 'hex') AS already
           FROM checkouts c JOIN i ON i.id = c.id
+         WHERE c.id = ANY(ARRAY(SELECT id FROM i))
          ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
     ),
     moved AS (
@@ -85,8 +86,8 @@ _ADVANCE = text("""
                audit_sequence = i.sequence, audit_head = coalesce(decode(i.mac, 'hex'), c.audit_head),
                event_sequence = i.event_sequence,
                updated_at = t.now
-          FROM i JOIN locked l ON l.id = i.id AND l.mine, t
-         WHERE c.id = i.id
+          FROM i, t
+         WHERE c.id = i.id AND c.id = ANY(ARRAY(SELECT id FROM locked WHERE mine))
         RETURNING c.id, c.deadline, c.wake <> i.wake AS rung
     ),
     audited AS (

@@ -38,7 +38,7 @@ def bridge() -> Bridge:
     return _bridge
 
 
-@app.task(name="orchestrator.carry", bind=True)
+@app.task(name="orchestrator.carry", bind=True, Request="orchestrator.worker.hint:Hint")
 def carry(task: Task[Any, Any], ids: list[str]) -> None:
     """Look at these checkouts."""
     came_by = (task.request.delivery_info or {}).get("routing_key")

@@ -179,7 +179,7 @@ async def test_what_is_rare_is_listed_without_reading_what_is_not(api: Api):
     }
     assert await _scans(api) == before
     used = await api.sql("SELECT indexrelname FROM pg_stat_user_indexes WHERE idx_scan > 0")
-    assert {"ix_checkouts_merchant", "ix_checkouts_open"} <= {row.indexrelname for row in used}
+    assert {"ix_checkouts_listing", "ix_checkouts_open"} <= {row.indexrelname for row in used}
 
 
 async def _scans(api: Api) -> int:
