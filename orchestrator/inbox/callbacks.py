@@ -105,7 +105,8 @@ _STORE = text("""
         SELECT a.*, b.id IS NOT NULL AS again,
                row_number() OVER (PARTITION BY a.checkout_id, b.id IS NULL ORDER BY a.unproven, a.id) AS place,
                row_number() OVER (PARTITION BY a.checkout_id, b.id IS NULL, a.unproven ORDER BY a.id) AS place_of_its_kind
-          FROM a LEFT JOIN callbacks b ON b.checkout_id = a.checkout_id AND b.kind = a.kind AND b.digest = a.digest
+          FROM a LEFT JOIN LATERAL (
+                SELECT id FROM callbacks WHERE checkout_id = a.checkout_id AND kind = a.kind AND digest = a.digest LIMIT 1) b ON true
     ),
     stored AS (
         INSERT INTO callbacks AS b (id, checkout_id, kind, grade, network, content_type, headers, source, body, digest, times)

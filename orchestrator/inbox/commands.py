@@ -36,7 +36,8 @@ _STORE = text("""
       FROM json_to_recordset(CAST(:asked AS json)) AS a(
            id uuid, merchant_id int, checkout_id uuid, kind text, actor text, reason text, expected_version int,
            arguments jsonb, idempotency_key text, fingerprint text)
-      JOIN checkouts c ON c.id = a.checkout_id AND c.merchant_id = coalesce(a.merchant_id, c.merchant_id)
+     CROSS JOIN LATERAL (SELECT id, merchant_id FROM checkouts
+                          WHERE id = a.checkout_id AND merchant_id = coalesce(a.merchant_id, merchant_id) LIMIT 1) c
      ORDER BY a.id
     ON CONFLICT (merchant_id, idempotency_key) WHERE idempotency_key IS NOT NULL
        DO UPDATE SET idempotency_key = k.idempotency_key

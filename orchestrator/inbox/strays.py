@@ -47,7 +47,7 @@ _KEEP = text("""
         SELECT a.*, b.id IS NOT NULL AS again,
                row_number() OVER (PARTITION BY a.merchant_id, b.id IS NULL ORDER BY a.unproven, a.id) AS place,
                row_number() OVER (PARTITION BY a.merchant_id, b.id IS NULL, a.unproven ORDER BY a.id) AS place_of_its_kind
-          FROM a LEFT JOIN callbacks b ON b.id = a.id
+          FROM a LEFT JOIN LATERAL (SELECT id FROM callbacks WHERE id = a.id LIMIT 1) b ON true
     )
     INSERT INTO callbacks AS b (id, merchant_id, kind, grade, network, content_type, headers, source, body, digest, times,
                                 handled_at)

@@ -45,7 +45,8 @@ class UnauditedMove(OrchestratorError):  # noqa: N818 - named for the fact
 
 # One statement writes everything of many moves. `locked` takes the rows in id order and leaves out those that somebody else has
 # locked (they come again); `mine` is the fence; `already` recognises a move that landed before its connection was lost: the head
-# of the chain is ours. Postgres applies the update to the newest version of a row, so the fence holds against any racer.
+# of the chain is ours. Postgres applies the update to the newest version of a row, so the fence holds against any racer. What it
+# updates it names by arrays: of joins alone the planner expects so many rows that it reads a whole table while that is small.
 _ADVANCE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (
@@ -58,6 +59,8 @@ _ADVANCE = text("""
             entries int, sequence int, mac text, event_sequence int,
             correlation_id text, keeps_session boolean, token text, token_lifetime float8, session_id text, methods jsonb)
     ),
+    letters AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:read AS json)) AS r(id uuid, checkout_id uuid)),
+    wishes AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:done AS json)) AS r(id uuid, checkout_id uuid, result text)),
     locked AS MATERIALIZED (
         SELECT c.id, coalesce(c.lease = i.lease AND c.version = i.version, false) AS mine,
                c.audit_head = decode(i.mac, 'hex') AS already
@@ -134,6 +137,7 @@ _ADVANCE = text("""
     ruled AS (
         UPDATE payments p SET decided = concat_ws(' ', p.decided, i.decided) FROM i JOIN moved USING (id)
          WHERE i.decided IS NOT NULL AND p.checkout_id = i.id AND i.decided_on ? p.transaction_id
+           AND p.checkout_id = ANY(ARRAY(SELECT id FROM i WHERE decided IS NOT NULL))
     ),
     operated AS (
         INSERT INTO money_operations AS m (id, merchant_id, checkout_id, transaction_id, kind, amount, currency, state,
@@ -154,14 +158,11 @@ _ADVANCE = text("""
     ),
     read AS (
         UPDATE callbacks b SET handled_at = t.now
-          FROM json_to_recordset(CAST(:read AS json)) AS r(id uuid, checkout_id uuid) JOIN moved ON moved.id = r.checkout_id, t
-         WHERE b.id = r.id
+          FROM letters r JOIN moved ON moved.id = r.checkout_id, t WHERE b.id = r.id AND b.id = ANY(ARRAY(SELECT id FROM letters))
     ),
     done AS (
         UPDATE commands d SET handled_at = t.now, result = r.result
-          FROM json_to_recordset(CAST(:done AS json)) AS r(id uuid, checkout_id uuid, result text)
-          JOIN moved ON moved.id = r.checkout_id, t
-         WHERE d.id = r.id
+          FROM wishes r JOIN moved ON moved.id = r.checkout_id, t WHERE d.id = r.id AND d.id = ANY(ARRAY(SELECT id FROM wishes))
     )
     SELECT i.id, l.mine, l.already, m.deadline, m.rung
       FROM i LEFT JOIN locked l USING (id) LEFT JOIN moved m USING (id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from uuid import uuid4
 
@@ -21,6 +22,9 @@ FINISHED = 20_000
 OPEN, BUSY = 8, 2000
 ROWS, PAGES = 60 * OPEN, 250 * OPEN
 """What a statement about eight checkouts may read, of 20,000 finished ones with 200,000 rows in 10,000 pages and more."""
+AT_ALL = 250 * OPEN
+"""Rows that all statements together may read of a table for eight checkouts."""
+NEW_MERCHANT = 2
 
 
 @pytest.fixture(name="crowded")
@@ -29,6 +33,24 @@ async def _crowded(database_url, vault):
     # Others under way, of whom the planner's statistics know nothing yet, as after a quiet night.
     async with core(database_url, vault) as one:
         await one.checkouts(BUSY)
+        yield one
+
+
+@pytest.fixture(name="burst")
+async def _burst(database_url, vault):
+    """A merchant's first two thousand orders, beside thousands of another: the statistics do not know it."""
+    fill(database_url, FINISHED)
+    async with core(database_url, vault) as one:
+        assert await one.all("INSERT INTO merchants (name) VALUES ('new') RETURNING id") == [NEW_MERCHANT]
+        await asyncio.gather(*(one.accept(merchant_id=NEW_MERCHANT) for _ in range(BUSY)))
+        yield one
+
+
+@pytest.fixture(name="fresh")
+async def _fresh(database_url, vault):
+    """A new installation: nobody has gathered any statistics, its tables are still small, and no order has come to its end."""
+    async with core(database_url, vault) as one:
+        await asyncio.gather(*(one.callbacks.take(arrival(each)) for each in await one.checkouts(BUSY)))
         yield one
 
 
@@ -75,10 +97,13 @@ class Explained:
 
     def check(self, *, at_least):
         assert len(self.reads) >= at_least, list(self.reads)
-        for statement, reads in self.reads.items():
-            for rows, pages in reads:
-                assert rows <= ROWS, (rows, pages, statement)
-                assert pages <= PAGES, (rows, pages, statement)
+        greedy = [
+            (rows, pages, statement)
+            for statement, reads in self.reads.items()
+            for rows, pages in reads
+            if rows > ROWS or pages > PAGES
+        ]
+        assert greedy == []
 
 
 async def test_the_bound_is_one_that_a_walk_over_finished_checkouts_would_break(crowded):
@@ -92,44 +117,90 @@ async def test_the_bound_is_one_that_a_walk_over_finished_checkouts_would_break(
     assert all(pages > 300 for ((_, pages),) in explained.reads.values())
 
 
+async def carry(place, vault, merchant=1):
+    """Have everything done that the lives of eight checkouts consist of."""
+    ids = []
+    for _ in range(OPEN):
+        asked = intake(idempotency_key=f"k-{uuid4()}", merchant_id=merchant)
+        ids.append((await place.intents.accept(asked)).id)
+        assert not (
+            await place.intents.accept(
+                intake(order_ref=asked.order_ref, idempotency_key=f"l-{uuid4()}", merchant_id=merchant)
+            )
+        ).fresh
+    for one in ids:
+        assert (await place.callbacks.take(arrival(one))).rings
+        assert await inbox.request(
+            place.db, one, merchant_id=merchant, kind="reconcile", actor="x", grace=1.0
+        )
+    claimed = await place.claim(*ids)
+    assert [(len(one.letters), len(one.commands)) for one in claimed] == [(1, 1)] * OPEN
+    for one in claimed:
+        (letter,), (command,) = one.letters, one.commands
+        held = await place.advance(one, Trigger.AUTHENTICATED, token=b"t", token_lifetime=60.0)
+        held = await place.advance(
+            held, Trigger.PAYMENT_FOUND, payments=(payment(f"T-{one.id}"),), money=(13900, 0, 0), read=(letter.id,),
+            done=((command.id, "done"),), events=(lifecycle.Event("checkout.completed", {}),), alarm=0.0,
+        )  # fmt: skip
+        assert held.state is State.COMPLETED
+    await place.ring(*ids)
+    assert await lifecycle.claim_waiting(place.db, {merchant: 5}, lease_seconds=60.0, grace=60.0)
+    strays = inbox.Strays(place.db, vault, place.callbacks, grace=60.0)
+    told = lifecycle.Stray(
+        merchant_id=merchant, order_ref=f"N-{uuid4().hex[:8]}", transaction_id="s", currency="DKK", amount=1, named=None,
+        correlation_id="c",
+    )  # fmt: skip
+    stray = inbox.Unaddressed(
+        told=told, grade="signed", network="inside", content_type="", headers={}, source=None, body=b""
+    )
+    assert (await strays.take(stray)).adopted
+    await strays.close()
+    async with place.db.transaction() as tx:
+        assert len((await tx.execute(lifecycle.alarms._DUE, {"most": 100, "crowded": []})).all()) >= 1
+    assert len(await lifecycle.sweep(place.db, most=100, grace=60.0)) >= 1
+
+
 async def test_no_statement_under_way_looks_at_finished_checkouts(crowded, vault):
     with Explained() as explained:
-        ids = []
-        for number in range(OPEN):
-            asked = intake(idempotency_key=f"k-{number}")
-            ids.append((await crowded.intents.accept(asked)).id)
-            assert not (
-                await crowded.intents.accept(intake(order_ref=asked.order_ref, idempotency_key=f"l-{number}"))
-            ).fresh
-        for one in ids:
-            assert (await crowded.callbacks.take(arrival(one))).rings
-            assert await inbox.request(crowded.db, one, merchant_id=1, kind="reconcile", actor="x", grace=1.0)
-        claimed = await crowded.claim(*ids)
-        assert [(len(one.letters), len(one.commands)) for one in claimed] == [(1, 1)] * OPEN
-        for one in claimed:
-            (letter,), (command,) = one.letters, one.commands
-            held = await crowded.advance(one, Trigger.AUTHENTICATED, token=b"t", token_lifetime=60.0)
-            held = await crowded.advance(
-                held, Trigger.PAYMENT_FOUND, payments=(payment(f"T-{one.id}"),), money=(13900, 0, 0), read=(letter.id,),
-                done=((command.id, "done"),), events=(lifecycle.Event("checkout.completed", {}),), alarm=0.0,
-            )  # fmt: skip
-            assert held.state is State.COMPLETED
-        await crowded.ring(*ids)
-        assert await lifecycle.claim_waiting(crowded.db, {1: 5}, lease_seconds=60.0, grace=60.0)
-        strays = inbox.Strays(crowded.db, vault, crowded.callbacks, grace=60.0)
-        told = lifecycle.Stray(
-            merchant_id=1, order_ref=f"N-{uuid4().hex[:8]}", transaction_id="s", currency="DKK", amount=1, named=None,
-            correlation_id="c",
-        )  # fmt: skip
-        stray = inbox.Unaddressed(
-            told=told, grade="signed", network="inside", content_type="", headers={}, source=None, body=b""
-        )
-        assert (await strays.take(stray)).adopted
-        await strays.close()
-        async with crowded.db.transaction() as tx:
-            assert len((await tx.execute(lifecycle.alarms._DUE, {"most": 100, "crowded": []})).all()) >= 1
-        assert len(await lifecycle.sweep(crowded.db, most=100, grace=60.0)) >= 1
+        await carry(crowded, vault)
     explained.check(at_least=15)
+
+
+async def test_no_statement_reads_all_of_a_merchant_that_the_statistics_do_not_know(burst, vault):
+    with Explained() as explained:
+        await carry(burst, vault, NEW_MERCHANT)
+    explained.check(at_least=15)
+
+
+async def test_no_statement_reads_a_table_of_a_new_installation(fresh, vault):
+    with Explained() as explained:
+        await carry(fresh, vault)
+    explained.check(at_least=15)
+
+
+async def test_a_plan_that_was_made_for_empty_tables_reads_no_more_when_they_have_filled(database_url, vault):
+    """A connection keeps its plans until statistics are gathered; a busy first minute of an installation has none."""
+    async with core(database_url, vault, pool=1) as one:
+        for _ in range(3):  # Postgres keeps to one plan after some runs of a statement
+            await carry(one, vault)
+        await asyncio.gather(*(one.callbacks.take(arrival(each)) for each in await one.checkouts(BUSY)))
+        before = await reads(one)
+        await carry(one, vault)
+        most = {table: rows - before[table] for table, rows in (await reads(one)).items()}
+    assert {table: rows for table, rows in most.items() if rows > AT_ALL} == {}
+    assert sum(most.values()) > OPEN  # they are counted
+
+
+async def reads(place):
+    """Return the rows that were read of each table, and of its indexes, since it was made, as Postgres counts."""
+    await place.all("SELECT pg_stat_force_next_flush()")
+    return dict(
+        await place.all("""
+            SELECT relname, (seq_tup_read + (SELECT coalesce(sum(idx_tup_read), 0) FROM pg_stat_user_indexes i
+                                              WHERE i.relid = t.relid))::int
+              FROM pg_stat_user_tables t WHERE relname = ANY(ARRAY['checkouts', 'callbacks', 'commands', 'intents', 'sessions'])
+        """)
+    )
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,23 @@ def test_a_migration_gives_up_on_a_busy_table_instead_of_queueing_everybody_behi
     assert {*metadata.tables} <= names(url)
 
 
+@pytest.mark.parametrize("url", ["embedded"], indirect=True)
+def test_an_index_that_was_interrupted_is_built_again(url):
+    schema.migrate(url, to="0004")
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute("CREATE INDEX ix_checkouts_listing ON checkouts (id)")
+        admin.execute(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_checkouts_listing'::regclass"
+        )
+        schema.migrate(url)
+        found = "SELECT indexname, indexdef FROM pg_indexes WHERE indexname IN ('ix_checkouts_listing', 'ix_checkouts_merchant')"
+        ((name, definition),) = admin.execute(found).fetchall()
+        assert name == "ix_checkouts_listing"
+        assert definition.endswith("(merchant_id, id) WHERE (amount > 0)")
+        command.downgrade(schema._config(url), "0004")
+        assert [name for name, _ in admin.execute(found)] == ["ix_checkouts_merchant"]
+
+
 @pytest.mark.anyio
 async def test_every_statement_of_the_core_runs_on_this_postgres(url, vault):
     await asyncio.to_thread(schema.migrate, url)
