@@ -132,7 +132,7 @@ def _rates(document: Mapping[str, Any], latency: int) -> str:
             f"{number(statistics.median(one['others_cpu_percent'] for one in mine))} %",
         ))  # fmt: skip
     head = (
-        "design", "orders/s (median)", "least – greatest", "CPU ms per order", "of Postgres", "of Redis", "orders in a run",
+        "design", "orders/s (median)", "least – greatest", "own CPU ms per order", "Postgres's", "Redis's", "orders in a run",
         "CPU that others had",
     )  # fmt: skip
     return _rows(head, rows)
