@@ -118,6 +118,7 @@ class Database:
             hide_parameters=True,
             # A lone statement is a transaction of its own: Postgres opens and commits it, one round trip instead of three.
             isolation_level="AUTOCOMMIT",
+            # The planner is told that a page anywhere costs about as much as the next one: every statement is meant to go by index.
             connect_args={
                 "connect_timeout": 5,
                 "application_name": name,
