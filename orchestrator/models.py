@@ -69,7 +69,7 @@ IS_LIVE = f"state NOT IN ({_listed(sorted(CLOSED))}) AND NOT late"
 
 IS_LISTED = "amount > 0"
 """SQL: true of every checkout. Who names it lists a merchant's checkouts by their ids, and may use the index for that. A look-up by
-order number must not: of a merchant that the planner's statistics do not know yet, it would read all checkouts there are."""
+order number must not: planned while there are no statistics, it would read all of the merchant's checkouts for the youngest of them."""
 
 
 IS_OPEN = f"state NOT IN ({_listed(state for state in State if state in ENDED)})"
