@@ -58,6 +58,7 @@ _SET_POLICIES = text("""
 Homeless = Literal["ask", "keep", "return"]
 """What becomes of money without an order to pay: a person decides; it completes the checkout; it is given back."""
 Capture = Literal["manual", "automatic"]
+Surcharge = Literal["ask", "keep"]
 MOST_LOOKS: Final = 100_000
 
 
@@ -81,6 +82,7 @@ class Policies:
 
     `late`: money for a checkout that had ended. `surplus`: a second payment for one order. `unknown_order`: a payment for an order
     number that nobody asked for. `capture`: whether we capture what is reserved, where the checkout's intent does not say.
+    `surcharge`: a payment of the order's amount and a surcharge that the gateway added: a person decides, or it pays the order.
     `looks_per_minute`: lookups at the gateway that alarms may cause.
     """
 
@@ -88,12 +90,14 @@ class Policies:
     surplus: Homeless = "ask"
     unknown_order: Homeless = "ask"
     capture: Capture = "manual"
+    surcharge: Surcharge = "ask"
     looks_per_minute: int = 600
 
 
 _WORDS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("late", "surplus", "unknown_order"), get_args(Homeless)),
     "capture": get_args(Capture),
+    "surcharge": get_args(Surcharge),
 }
 POLICIES: Final = tuple(one.name for one in fields(Policies))
 

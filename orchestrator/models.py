@@ -221,7 +221,9 @@ payments = Table(
     Column("captured", BigInteger, nullable=False),
     Column("refunded", BigInteger, nullable=False),
     Column("charged_back", BigInteger, nullable=False, server_default=text("0")),
-    # The words of attention that a person has decided on for this transaction: they are not raised for it again.
+    # What the gateway added for the way of payment (SurchargeAmount): a part of the amounts above, or beside them.
+    Column("surcharge", BigInteger, nullable=False, server_default=text("0")),
+    # What persons decided on this transaction, each as word=decision@basis (see `decisions`).
     Column("decided", Text),
     Column("flags", JSONB, nullable=False, server_default=text("'[]'")),
     _time("first_seen_at", now=True),

@@ -12,15 +12,15 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Final
 
-from orchestrator import money
-from orchestrator.gateway.payments import Found, Reading, Transaction, held, read
-from orchestrator.lifecycle import PaymentSeen, money_left
+from orchestrator import decisions
+from orchestrator.gateway.payments import Found, Reading, Shape, Transaction, held, read, shape
+from orchestrator.lifecycle import PaymentSeen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from orchestrator.lifecycle import Held, Known
     from orchestrator.settings import Settings
@@ -61,13 +61,10 @@ class Role(StrEnum):
 
 _MONEY: Final = frozenset({Reading.RESERVED, Reading.CAPTURED, Reading.REFUNDED})
 
-# Attention that a look raises, and the next look that does not show it takes back. Everything else stays until somebody decides.
+# Attention that a look raises, and the next look that does not show it takes back. Everything else stays until a person decides.
 _SHOWN: Final = frozenset({
-    "surplus_payment", "unclear_payment", "payment_mismatch", "unbound_payment", "lookup_at_limit", "open_payment", "payment_gone",
+    "surplus_payment", "lookup_at_limit", "open_payment", "payment_gone", *decisions.PROBLEMS, *decisions.IRREGULAR,
 })  # fmt: skip
-
-PROBLEMS: Final = frozenset({"payment_mismatch", "unclear_payment", "unbound_payment"})
-"""Words of attention about transactions that hold money, or may, and that we do not take for the order's payment."""
 
 _VALID_DAYS: Final = {"visa": 7, "mastercard": 3}
 """Days for which an authorisation is sure to be worth a capture (D9): Visa 7, Mastercard at least 3; others as Visa."""
@@ -76,10 +73,10 @@ _OTHERS_DAYS: Final = 7
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judgement of one look. `money` is (reserved, captured, refunded) of the accepted transaction, minor units.
+    """The judgement of one look. `money` is (reserved, captured, refunded) of what pays the checkout, minor units.
 
-    `surplus` are the transactions that hold money beside the accepted one and that nobody has decided on. `reserved_until` is
-    until when the accepted reservation is sure to be worth a capture; None where nothing is left to capture.
+    `paying` are the transactions that pay it: one, or the parts that a person decided to keep as a whole. `surplus` are those that
+    hold money beside them and on which no decision was taken. `reserved_until` is until when all of the accepted reservation is sure to be worth a capture; None where nothing is left to capture.
     """
 
     finding: Finding
@@ -92,9 +89,44 @@ class Verdict:
     reserved_until: datetime | None = None
 
     @property
-    def accepted(self) -> PaymentSeen | None:
-        """The transaction that pays the checkout."""
-        return next((one for one in self.payments if one.role == Role.ACCEPTED), None)
+    def paying(self) -> tuple[PaymentSeen, ...]:
+        """The transactions that pay the checkout."""
+        return tuple(one for one in self.payments if one.role == Role.ACCEPTED)
+
+    @property
+    def bound(self) -> bool:
+        """Whether all that pays it is tied to it by our own id."""
+        return all(one.binding == Binding.BOUND for one in self.paying)
+
+    @property
+    def left(self) -> int:
+        """What is still held of what pays it, in minor units."""
+        return sum(map(decisions.left, self.paying))
+
+
+class _Part(Enum):
+    """What a transaction is in the judgement of a look."""
+
+    PAYS = "pays"
+    """Money of the order: of its amount and currency, accepted before, or kept by a person's decision."""
+    PROBLEM = "problem"
+    """It holds money, or may, and is not what was ordered: a person decides."""
+    DISMISSED = "dismissed"
+    """A problem of which a person decided that it is no money of this order."""
+    OPEN = "open"
+    OVER = "over"
+    AGREEMENT = "agreement"
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    transaction: Transaction
+    seen: PaymentSeen
+    part: _Part
+
+    @property
+    def id(self) -> str:
+        return self.transaction.transaction_id
 
 
 def word_of(attention: str | None) -> str:
@@ -107,11 +139,32 @@ def concerned(checkout: Held) -> tuple[Known, ...]:
     word = word_of(checkout.attention)
     if word == "surplus_payment":
         return tuple(one for one in checkout.known if one.role == Role.SURPLUS and one.left > 0)
-    if word in PROBLEMS:
-        return tuple(one for one in checkout.known if one.role == Role.UNKNOWN)
+    if word in decisions.PROBLEMS:
+        return tuple(decisions.open_problems(checkout, checkout.known))
+    if word in decisions.IRREGULAR:
+        about = [one for one in _irregular(checkout.known) if one.attention == checkout.attention]
+        return tuple(
+            one for one in checkout.known if any(one.transaction_id in each.transactions for each in about)
+        )
     if word == "open_payment":
         return tuple(one for one in checkout.known if one.reading == Reading.OPEN)
-    return tuple(one for one in checkout.known if one.transaction_id == checkout.accepted)
+    return tuple(one for one in checkout.known if one.role == Role.ACCEPTED)
+
+
+def marks(checkout: Held, decision: str) -> dict[str, str]:
+    """Return how a decision on the checkout's attention is stored with each transaction that it is about."""
+    word, about = word_of(checkout.attention), concerned(checkout)
+    basis = ""
+    if about and word in decisions.PROBLEMS:
+        basis = decisions.problem(checkout, about).basis
+    elif word in decisions.IRREGULAR:
+        asked = (one for one in _irregular(checkout.known) if one.attention == checkout.attention)
+        basis = next((one.basis for one in asked), "")
+    return {one.transaction_id: decisions.mark(word, decision, basis) for one in about}
+
+
+def _irregular(payments: Iterable[Known | PaymentSeen]) -> list[decisions.Question]:
+    return decisions.irregular([one for one in payments if one.role in {Role.ACCEPTED, Role.SURPLUS}])
 
 
 def still(attention: str | None) -> str | None:
@@ -119,31 +172,199 @@ def still(attention: str | None) -> str | None:
     return None if word_of(attention) in _SHOWN else attention
 
 
-def judge(  # noqa: C901 - one branch for each finding
-    checkout: Held, found: Found, *, shared: bool = False
+def judge(
+    checkout: Held,
+    found: Found,
+    *,
+    shared: bool = False,
+    elsewhere: Collection[str] = (),
+    surcharges: bool = False,
 ) -> Verdict:
     """Say what the gateway's answer to a look by order number proves for this checkout.
 
     `shared`: other checkouts have the same order number, so that a transaction which names no checkout may be theirs.
+    `elsewhere`: transactions that pay other checkouts. `surcharges`: the order's amount and a surcharge pay the order.
     """
-    ours = [(one, binding) for one in found.transactions if (binding := bind(checkout, one)) is not None]
-    ours.sort(key=lambda pair: (pair[0].created_at, len(pair[0].transaction_id), pair[0].transaction_id))
-    readings = [(one, binding, _reading(checkout, one, binding, shared=shared)) for one, binding in ours]
-    accepted = _accepted(checkout, readings)
-    released = None if accepted is not None else _released(checkout, readings)
-    seen = tuple(_seen(one, binding, reading, accepted) for one, binding, reading in readings)
-    # A decision on one word silences that word for that transaction, and nothing else.
-    settled = {one.transaction_id for one in checkout.known if one.is_decided(*PROBLEMS)}
-    kept = {one.transaction_id for one in checkout.known if one.is_decided("surplus_payment")}
-    problems = [
-        one.transaction_id
-        for one, _, reading in readings
-        if (reading is Reading.UNKNOWN or (reading is Reading.AGREEMENT and accepted is None))
-        and one.transaction_id not in settled
+    ours = [
+        (one, binding)
+        for one in found.transactions
+        if (binding := bind(checkout, one)) is not None
+        and not (binding is Binding.ORDER_REF and (one.transaction_id in elsewhere or _older(checkout, one)))
     ]
-    surplus = tuple(
-        one for one in seen if one.role == Role.SURPLUS and left(one) > 0 and one.transaction_id not in kept
+    ours.sort(key=lambda pair: (pair[0].created_at, len(pair[0].transaction_id), pair[0].transaction_id))
+    judged = _judged(checkout, ours, shared=shared, surcharges=surcharges)
+    parts = {part: [one for one in judged if one.part is part] for part in _Part}
+    seen = tuple(one.seen for one in judged)
+    paying = [one for one in judged if one.seen.role == Role.ACCEPTED]
+    released = [one for one in judged if one.id in checkout.accepted and one.part is _Part.OVER]
+    evidence = _evidence(seen, foreign=len(found.transactions) - len(ours))
+    asked = (
+        decisions.problem(checkout, [one.seen for one in parts[_Part.PROBLEM]])
+        if parts[_Part.PROBLEM]
+        else None
     )
+    settled = {
+        one.transaction_id
+        for one in checkout.known
+        if one.is_decided("surplus_payment") or decisions.kept(one)
+    }
+    surplus = tuple(
+        one.seen for one in judged
+        if one.seen.role == Role.SURPLUS and decisions.left(one.seen) > 0 and one.id not in settled
+    )  # fmt: skip
+    attention = _irregularity(checkout, seen)
+    if paying:
+        finding = Finding.PAID
+        attention = attention or _released_parts(checkout, released) or _surplus(surplus)
+        attention = attention or (asked.attention if asked is not None else None)
+    elif released:
+        finding = Finding.RELEASED
+        attention = attention or _released_parts(checkout, released)
+        if surplus:
+            beside = f"transactions {_names(surplus)} hold money for it"
+            attention = f"{attention}; {beside}" if attention else f"surplus_payment: {beside}"
+    elif asked is not None:
+        finding, attention = Finding.UNSURE, attention or asked.attention
+    elif parts[_Part.OPEN]:
+        finding = Finding.OPEN
+    elif parts[_Part.AGREEMENT]:
+        finding = Finding.UNSURE
+        attention = (
+            attention or decisions.problem(checkout, [one.seen for one in parts[_Part.AGREEMENT]]).attention
+        )
+    elif found.at_limit:
+        finding = Finding.UNSURE
+        evidence["atLimit"] = True
+        attention = attention or (
+            "lookup_at_limit: the gateway's answer has as many rows as it may have, so it proves no absence"
+        )
+    else:
+        finding = Finding.DECLINED if judged else Finding.NOTHING
+    counted = [one.seen for one in paying or released]
+    money = (checkout.reserved, checkout.captured, checkout.refunded)
+    if counted:
+        sums = [(one.reserved, one.captured, one.refunded) for one in counted]
+        money = tuple(map(sum, zip(*sums, strict=True)))  # type: ignore[assignment]  # three columns
+    until = [moment for one in paying if (moment := _valid_until(one.transaction)) is not None]
+    return Verdict(
+        finding=finding,
+        payments=seen,
+        money=money,
+        evidence=evidence,
+        attention=attention,
+        surplus=surplus,
+        charged_back=sum(one.charged_back for one in counted) if counted else checkout.charged_back,
+        reserved_until=min(until, default=None),
+    )
+
+
+def _judged(
+    checkout: Held, ours: Sequence[tuple[Transaction, Binding]], *, shared: bool, surcharges: bool
+) -> list[_Judged]:
+    """Say of each transaction what it is in this judgement, and which role it has so."""
+    first = [_part(checkout, one, binding, shared=shared, surcharges=surcharges) for one, binding in ours]
+    seen = [_seen(checkout, one, binding) for one, binding in ours]
+    problems = [
+        replace(one, role=Role.UNKNOWN)
+        for one, part in zip(seen, first, strict=True)
+        if part is _Part.PROBLEM
+    ]
+    decided = decisions.decided_on(checkout, checkout.known, problems)
+    kept = {name for name, decision in decided.items() if decision == "keep"}
+    parts = [
+        part if one.transaction_id not in decided
+        else _Part.PAYS if one.transaction_id in kept and not checkout.accepted
+        else _Part.DISMISSED
+        for one, part in zip(seen, first, strict=True)
+    ]  # fmt: skip
+    judged = [_Judged(one, each, part) for (one, _), each, part in zip(ours, seen, parts, strict=True)]
+    accepted = _accepted(checkout, [one for one in judged if one.part is _Part.PAYS], kept)
+    return [replace(one, seen=replace(one.seen, role=_role(one, accepted, kept))) for one in judged]
+
+
+def _part(
+    checkout: Held, transaction: Transaction, binding: Binding, *, shared: bool, surcharges: bool
+) -> _Part:
+    """Hold a transaction against our order: money of another amount or currency is not what was asked for.
+
+    Nor is money that names no checkout where several have the order number: it would pay each of them.
+    """
+    before = _before(checkout, transaction)
+    reading = _read(checkout, transaction)
+    match reading:
+        case Reading.OPEN:
+            return _Part.OPEN
+        case Reading.NOTHING:
+            return _Part.OVER
+        case Reading.AGREEMENT:
+            return _Part.AGREEMENT
+        case Reading.UNKNOWN:
+            return _Part.PROBLEM
+        case _ if before is not None and before.role == Role.ACCEPTED:
+            # What it was taken for was decided then; what is left of it may have become less since.
+            return _Part.PAYS if transaction.currency == checkout.currency else _Part.PROBLEM
+    seen = _seen(checkout, transaction, binding)
+    uncertain = shared or "info_repeated" in transaction.raw_flags
+    ordered = decisions.pays(checkout, seen) or (surcharges and decisions.with_surcharge(checkout, seen))
+    if ordered and (binding is Binding.BOUND or not uncertain):
+        return _Part.PAYS
+    # What went back holds nothing that could be decided on.
+    return _Part.PROBLEM if decisions.left(seen) > 0 else _Part.OVER
+
+
+def _read(checkout: Held, transaction: Transaction) -> Reading:
+    """Read a transaction; one that a person decided to keep although its status is not clear is read by its amounts."""
+    reading, before = read(transaction), _before(checkout, transaction)
+    if (
+        reading is not Reading.UNKNOWN
+        or before is None
+        or before.role != Role.ACCEPTED
+        or not decisions.kept(before)
+    ):
+        return reading
+    if not decisions.UNREADABLE.isdisjoint(transaction.raw_flags):
+        return reading
+    return {
+        Shape.HELD: Reading.RESERVED,
+        Shape.TAKEN: Reading.CAPTURED,
+        Shape.RETURNED: Reading.REFUNDED,
+    }.get(shape(transaction), reading)
+
+
+def _before(checkout: Held, transaction: Transaction) -> Known | None:
+    return next((one for one in checkout.known if one.transaction_id == transaction.transaction_id), None)
+
+
+def _accepted(checkout: Held, paying: Sequence[_Judged], kept: Collection[str]) -> set[str]:
+    """Return the transactions that pay the checkout: those accepted before, else those kept, else the first that holds money."""
+    if checkout.accepted:
+        return {one.id for one in paying if one.id in checkout.accepted}
+    if kept:
+        return {one.id for one in paying if one.id in kept}
+
+    def rank(one: _Judged) -> tuple[bool, bool]:
+        # One that went back already pays nothing while another still holds; and what is bound to this very checkout goes
+        # before what merely has its order number.
+        return decisions.left(one.seen) <= 0, one.seen.binding != Binding.BOUND
+
+    return {min(paying, key=rank).id} if paying else set()
+
+
+def _role(one: _Judged, accepted: Collection[str], kept: Collection[str]) -> Role:
+    if one.id in accepted:
+        return Role.ACCEPTED
+    match one.part:
+        case _Part.PAYS:
+            return Role.SURPLUS
+        case _Part.DISMISSED if one.id in kept:
+            return Role.SURPLUS  # kept beside the payment of a paid order
+        case _Part.PROBLEM | _Part.DISMISSED:
+            return Role.UNKNOWN
+        case _:
+            return Role.ATTEMPT
+
+
+def _evidence(seen: Sequence[PaymentSeen], *, foreign: int) -> dict[str, object]:
     evidence: dict[str, object] = {
         "by": "lookup",
         "transactions": [
@@ -151,122 +372,88 @@ def judge(  # noqa: C901 - one branch for each finding
                 "id": one.transaction_id, "status": one.status, "reading": one.reading, "binding": one.binding,
                 "role": one.role, "reserved": one.reserved, "captured": one.captured, "refunded": one.refunded,
                 **({"chargedBack": one.charged_back} if one.charged_back else {}),
+                **({"surcharge": one.surcharge} if one.surcharge else {}),
                 **({"flags": list(one.flags)} if one.flags else {}),
             }
             for one in seen
         ],
     }  # fmt: skip
-    if len(ours) < len(found.transactions):
-        evidence["foreign"] = len(found.transactions) - len(ours)
-    names = ", ".join(one.transaction_id for one in surplus)
-    attention = None
-    if accepted is not None:
-        finding = Finding.PAID
-        if surplus:
-            attention = f"surplus_payment: transactions {names} also hold money for this order"
-        elif problems:
-            attention = _why_unsure(checkout, readings, problems)
-    elif released is not None:
-        finding = Finding.RELEASED
-        by_us = any(
-            one.kind == "release"
-            and one.state == "succeeded"
-            and one.transaction_id == released.transaction_id
-            for one in checkout.operations
-        )
-        if not by_us:
-            attention = f"payment_released: transaction {released.transaction_id}, which paid this order, was released at the gateway"
-        if surplus:
-            beside = f"transactions {names} hold money for it"
-            attention = f"{attention}; {beside}" if attention else f"surplus_payment: {beside}"
-    elif problems:
-        finding = Finding.UNSURE
-        attention = _why_unsure(checkout, readings, problems)
-    elif any(reading is Reading.OPEN for _, _, reading in readings):
-        finding = Finding.OPEN
-    elif found.at_limit:
-        finding = Finding.UNSURE
-        evidence["atLimit"] = True
-        attention = (
-            "lookup_at_limit: the gateway's answer has as many rows as it may have, so it proves no absence"
-        )
-    else:
-        finding = Finding.DECLINED if readings else Finding.NOTHING
-    paying = accepted or released
-    return Verdict(
-        finding=finding,
-        payments=seen,
-        money=held(paying)
-        if paying is not None
-        else (checkout.reserved, checkout.captured, checkout.refunded),
-        evidence=evidence,
-        attention=attention,
-        surplus=surplus,
-        charged_back=paying.charged_back if paying is not None else checkout.charged_back,
-        reserved_until=_valid_until(accepted) if accepted is not None else None,
+    if foreign:
+        evidence["foreign"] = foreign
+    return evidence
+
+
+def _irregularity(checkout: Held, seen: Sequence[PaymentSeen]) -> str | None:
+    """Return the first question about the books of a payment that no person has answered yet."""
+    known = {one.transaction_id: one for one in checkout.known}
+    for asked in _irregular(seen):
+        before = known.get(asked.transactions[0])
+        if before is None or not decisions.is_decided(before, asked):
+            return asked.attention
+    return None
+
+
+def _released_parts(checkout: Held, released: Sequence[_Judged]) -> str | None:
+    by_us = {
+        one.transaction_id
+        for one in checkout.operations
+        if one.kind == "release" and one.state == "succeeded"
+    }
+    others = [one.id for one in released if one.id not in by_us]
+    if not others:
+        return None
+    return f"payment_released: transaction {', '.join(others)}, which paid this order, was released at the gateway"
+
+
+def _surplus(surplus: Sequence[PaymentSeen]) -> str | None:
+    return (
+        f"surplus_payment: transactions {_names(surplus)} also hold money for this order" if surplus else None
     )
 
 
+def _names(payments: Sequence[PaymentSeen]) -> str:
+    return ", ".join(one.transaction_id for one in payments)
+
+
 def bind(checkout: Held, transaction: Transaction) -> Binding | None:
-    """Say how a transaction is tied to this checkout, or None if it is another's."""
+    """Say how a transaction is tied to this checkout, or None if it is another's. A blank PaymentInfo names no checkout."""
     if transaction.order_ref != checkout.order_ref:
         return None
-    ours = transaction.payment_infos.get("checkout")
-    if ours is None:
+    ours = transaction.payment_infos.get("checkout", "").strip()
+    if not ours:
         return Binding.ORDER_REF
     return Binding.BOUND if ours == str(checkout.id) else None
 
 
-def unbound_money(checkout: Held, found: Found) -> bool:
-    """Say whether money in this answer is tied to the checkout by the order number alone, so that sharing it matters."""
-    return any(
-        bind(checkout, one) is Binding.ORDER_REF
-        and read(one) in _MONEY
-        and one.transaction_id != checkout.accepted
+def unbound_money(checkout: Held, found: Found) -> list[str]:
+    """Return the money in this answer that is tied to the checkout by the order number alone, so that sharing it matters."""
+    return [
+        one.transaction_id
         for one in found.transactions
-    )
-
-
-def left(payment: PaymentSeen) -> int:
-    """Return what a transaction still holds of the shopper's money, in minor units."""
-    return money_left(
-        payment.reading, payment.reserved, payment.captured, payment.refunded + payment.charged_back
-    )
+        if bind(checkout, one) is Binding.ORDER_REF
+        and read(one) in _MONEY
+        and one.transaction_id not in checkout.accepted
+    ]
 
 
 def seen_alone(checkout: Held, transaction: Transaction) -> PaymentSeen:
     """Return how one transaction of the checkout stands by a look at it alone; its role is as it was known."""
-    before = next((one for one in checkout.known if one.transaction_id == transaction.transaction_id), None)
-    binding = bind(checkout, transaction) or Binding.ORDER_REF
-    seen = _seen(transaction, binding, read(transaction), None)
+    before = _before(checkout, transaction)
+    seen = _seen(checkout, transaction, bind(checkout, transaction) or Binding.ORDER_REF)
     return replace(seen, role=before.role) if before is not None else seen
 
 
-def _reading(checkout: Held, transaction: Transaction, binding: Binding, *, shared: bool) -> Reading:
-    """Read a transaction against our order: money of another amount or currency is not what was asked for.
+def _older(checkout: Held, transaction: Transaction) -> bool:
+    """Say whether a transaction that names no checkout was made long before ours existed, for another order of this number.
 
-    Nor is money that names no checkout where several have the order number: it would pay each of them.
+    A checkout that was made of a payment is younger than that payment. What was taken for ours before stays ours.
     """
-    reading = read(transaction)
-    if reading not in _MONEY:
-        return reading
-    if transaction.transaction_id == checkout.accepted:
-        # What it was taken for was decided then; what is left of it may have become less since.
-        return reading if transaction.currency == checkout.currency else Reading.UNKNOWN
-    whole = max(transaction.reserved, transaction.captured)
-    matches = transaction.currency == checkout.currency and whole == checkout.amount
-    certain = binding is Binding.BOUND or not (shared or _not_ours(checkout, transaction))
-    return reading if matches and certain else Reading.UNKNOWN
-
-
-def _not_ours(checkout: Held, transaction: Transaction) -> bool:
-    """Say of a transaction that names no checkout whether it speaks against ours: made long before it, or naming several."""
-    if "info_repeated" in transaction.raw_flags:
-        return True
     made = _made_at(transaction)
+    if checkout.openings == 0 or made is None or transaction.transaction_id in checkout.accepted:
+        return False
     # An id of ours begins with the milliseconds of its making; the gateway's dates have no offset, hence the day.
     born = datetime.fromtimestamp((checkout.id.int >> 80) / 1000, UTC)
-    return checkout.openings > 0 and made is not None and made < born - timedelta(days=1)
+    return made < born - timedelta(days=1)
 
 
 def _made_at(transaction: Transaction) -> datetime | None:
@@ -276,51 +463,22 @@ def _made_at(transaction: Transaction) -> datetime | None:
         return None
 
 
-def _accepted(checkout: Held, readings: Sequence[tuple[Transaction, Binding, Reading]]) -> Transaction | None:
-    """Return the transaction that pays the checkout: the one accepted before, else the first that holds money."""
-    paying = [(one, binding) for one, binding, reading in readings if reading in _MONEY]
-    before = [one for one, _ in paying if one.transaction_id == checkout.accepted]
-    if before or checkout.accepted is not None:
-        return before[0] if before else None
-
-    def rank(pair: tuple[Transaction, Binding]) -> tuple[bool, bool]:
-        # One that went back already pays nothing while another still holds; and what is bound to this very checkout goes
-        # before what merely has its order number.
-        one, binding = pair
-        holds = money_left(read(one), one.reserved, one.captured, one.refunded + one.charged_back) > 0
-        return not holds, binding is not Binding.BOUND
-
-    return min(paying, key=rank)[0] if paying else None
-
-
-def _released(checkout: Held, readings: Sequence[tuple[Transaction, Binding, Reading]]) -> Transaction | None:
-    """Return the transaction that completed the checkout, if it holds nothing any more."""
-    over = (one for one, _, reading in readings if reading is Reading.NOTHING)
-    return next((one for one in over if one.transaction_id == checkout.accepted), None)
-
-
-def _seen(one: Transaction, binding: Binding, reading: Reading, accepted: Transaction | None) -> PaymentSeen:
-    role = Role.ATTEMPT
-    if accepted is not None and one.transaction_id == accepted.transaction_id:
-        role = Role.ACCEPTED
-    elif reading in _MONEY:
-        role = Role.SURPLUS
-    elif reading is Reading.UNKNOWN:
-        role = Role.UNKNOWN
+def _seen(checkout: Held, one: Transaction, binding: Binding) -> PaymentSeen:
     reserved, captured, refunded = held(one)
     return PaymentSeen(
         transaction_id=one.transaction_id,
         payment_id=one.payment_id or None,
         order_ref=one.order_ref,
-        role=role,
+        role=Role.ATTEMPT,
         binding=binding,
         status=one.status,
-        reading=reading,
+        reading=_read(checkout, one),
         currency=one.currency,
         reserved=reserved,
         captured=captured,
         refunded=refunded,
         charged_back=one.charged_back,
+        surcharge=one.surcharge,
         flags=one.raw_flags,
     )
 
@@ -339,24 +497,6 @@ def _valid_until(transaction: Transaction) -> datetime | None:
         return None
     days = next((days for name, days in _VALID_DAYS.items() if name in transaction.scheme), _OTHERS_DAYS)
     return made + timedelta(days=days)
-
-
-def _why_unsure(
-    checkout: Held, readings: Sequence[tuple[Transaction, Binding, Reading]], problems: Sequence[str]
-) -> str:
-    one = next(one for one, _, _ in readings if one.transaction_id in problems)
-    whole = max(one.reserved, one.captured)
-    if read(one) in _MONEY and (whole, one.currency) == (checkout.amount, checkout.currency):
-        return (
-            f"unbound_payment: transaction {one.transaction_id} names no checkout, and several checkouts have order number "
-            f"{checkout.order_ref}"
-        )
-    if read(one) in _MONEY:
-        return (
-            f"payment_mismatch: transaction {one.transaction_id} holds {money.spelled(whole, one.currency)}, "
-            f"the order is {money.spelled(checkout.amount, checkout.currency)}"
-        )
-    return f"unclear_payment: transaction {one.transaction_id} is {one.status} with amounts that do not say what it means"
 
 
 # ── When to look again ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,6 +15,7 @@ from sqlalchemy import bindparam, or_, select, text, tuple_, union_all
 
 from orchestrator import log, money
 from orchestrator.models import IS_LISTED, IS_LIVE, IS_OPEN, checkouts, payments
+from orchestrator.payment_status import GONE, PaymentStatus, payment_status
 from orchestrator.states import CLOSED, ENDED, State
 from orchestrator.vault import VaultError
 
@@ -46,7 +47,8 @@ _ONE = text("""
            (SELECT json_agg(json_build_object(
                        'transactionId', p.transaction_id, 'paymentId', p.payment_id, 'role', p.role, 'binding', p.binding,
                        'status', p.status, 'reading', p.reading, 'currency', p.currency, 'reserved', p.reserved,
-                       'captured', p.captured, 'refunded', p.refunded, 'chargedBack', p.charged_back, 'flags', p.flags,
+                       'captured', p.captured, 'refunded', p.refunded, 'chargedBack', p.charged_back,
+                       'surcharge', p.surcharge, 'flags', p.flags,
                        'firstSeenAt', p.first_seen_at, 'updatedAt', p.updated_at)
                        ORDER BY p.first_seen_at, p.transaction_id)
               FROM payments p WHERE p.checkout_id = c.id) AS payments,
@@ -227,11 +229,20 @@ def links_of(checkout_id: UUID) -> dict[str, str]:
 
 def _summary(row: Row[Any]) -> dict[str, object]:
     currency: str = row.currency
+    state = State(row.state)
+    status = payment_status(
+        state,
+        reserved=row.reserved,
+        captured=row.captured,
+        refunded=row.refunded,
+        charged_back=row.charged_back,
+    )
     return {
         "id": row.id,
         "orderId": row.order_ref,
         "state": row.state,
-        "outcome": _outcome(State(row.state)),
+        "outcome": _outcome(state, status),
+        "paymentStatus": status,
         "late": row.late,
         "amount": {"value": money.to_decimal(row.amount, currency), "currency": currency},
         "money": {
@@ -258,11 +269,13 @@ def _summary(row: Row[Any]) -> dict[str, object]:
     }
 
 
-def _outcome(state: State) -> str | None:
-    """Return how it ended, in the merchant's words; None while it has not."""
+def _outcome(state: State, status: PaymentStatus) -> str | None:
+    """Return how it ended; None while it has not. Paid is only what still holds money; else the payment's status says it."""
     if state not in ENDED:
         return None
-    return "paid" if state is State.COMPLETED else state.value
+    if state is not State.COMPLETED:
+        return state.value
+    return status if status in GONE else "paid"
 
 
 def _session(row: Row[Any], vault: Vault) -> dict[str, object] | None:
@@ -287,7 +300,9 @@ def _session(row: Row[Any], vault: Vault) -> dict[str, object] | None:
 
 def _payment(payment: dict[str, Any]) -> dict[str, object]:
     return _timed(
-        _priced(payment, "reserved", "captured", "refunded", "chargedBack"), "firstSeenAt", "updatedAt"
+        _priced(payment, "reserved", "captured", "refunded", "chargedBack", "surcharge"),
+        "firstSeenAt",
+        "updatedAt",
     )
 
 
@@ -314,6 +329,7 @@ def _homeless(row: Row[Any]) -> dict[str, object]:
             ("captured", row.captured),
             ("refunded", row.refunded),
             ("chargedBack", row.charged_back),
+            ("surcharge", row.surcharge),
         )
     }
     return {

@@ -7,6 +7,7 @@ from typing import Any, Final
 from orchestrator import intents
 from orchestrator.intents.fields import LONGEST_URL
 from orchestrator.intents.reading import LONGEST_LIFE, MOST_LINES, MOST_PIECES
+from orchestrator.payment_status import PaymentStatus
 from orchestrator.states import State
 
 Schema = dict[str, Any]
@@ -86,7 +87,13 @@ _SUMMARY: Final[dict[str, Schema]] = {
     "id": _ID,
     "orderId": _WORD,
     "state": _STATE,
-    "outcome": _or_null(_text("Null until it has ended", enum=["paid", "failed", "expired", "cancelled"])),
+    "outcome": _or_null(
+        _text(
+            "Null until it has ended",
+            enum=["paid", "refunded", "released", "charged_back", "failed", "expired", "cancelled"],
+        )
+    ),
+    "paymentStatus": _text("What is held of the shopper's money", enum=list(PaymentStatus)),
     "late": {"type": "boolean", "description": "The money was found after it had been closed"},
     "amount": ref("Amount"),
     "money": _object(

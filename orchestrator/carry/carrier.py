@@ -253,6 +253,9 @@ async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each 
         # Nothing was ever offered to a shopper: there is nothing to wait for.
         await commands.cancel(step)
         return
+    if opening.is_given_up(held):
+        await opening.give_up(step)
+        return
     match held.state:
         case State.RECEIVED:
             await opening.authenticate(step)

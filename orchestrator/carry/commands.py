@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator import money, operations, reconcile
+from orchestrator import decisions, money, operations, reconcile
 from orchestrator.audit import Action
 from orchestrator.lifecycle import KEEP, Event, Known, rival_of
 from orchestrator.states import CARRIED, CLOSED, Moved, State, Trigger, decide
@@ -36,8 +36,9 @@ def _blocked(held: Held, command: Command) -> bool:
         return held.operation is not None and reconcile.word_of(held.attention) != operations.UNCLEAR
     if command.kind not in operations.KINDS:
         return False
-    target = command.arguments.get("transactionId") or held.accepted
-    return any(one.open and one.transaction_id == target for one in held.operations)
+    named = command.arguments.get("transactionId")
+    targets = {named} if named else held.accepted
+    return any(one.open and one.transaction_id in targets for one in held.operations)
 
 
 async def obey(step: Step, command: Command) -> None:
@@ -108,7 +109,12 @@ async def cancel(step: Step) -> None:
 async def _move_money(step: Step, command: Command) -> None:
     held = step.held
     wanted = command.arguments.get("transactionId")
-    payment = next((one for one in held.known if one.transaction_id == (wanted or held.accepted)), None)
+    if not wanted and len(held.accepted) > 1:
+        parts = ", ".join(sorted(held.accepted))
+        await _refuse(step, command, f"this order is paid by transactions {parts}: name one of them")
+        return
+    targets = {wanted} if wanted else held.accepted
+    payment = next((one for one in held.known if one.transaction_id in targets), None)
     if payment is None:
         said = (
             f"no look has seen transaction {wanted} for this order"
@@ -131,7 +137,7 @@ async def _move_money(step: Step, command: Command) -> None:
 def _amount_of(held: Held, command: Command, payment: Known) -> tuple[int, str | None]:
     """Return the amount that a command is about, in minor units, and why it cannot be taken, if it cannot."""
     kind, asked = command.kind, command.arguments.get("amount")
-    accepted = payment.transaction_id == held.accepted
+    accepted = payment.transaction_id in held.accepted
     if kind == "capture" and not accepted:
         return (
             0,
@@ -190,14 +196,32 @@ async def _resolve(step: Step, command: Command) -> None:
     if word == operations.UNCLEAR:
         await _settle(step, command)
         return
-    if command.arguments.get("decision") == "return":
+    decision = str(command.arguments.get("decision"))
+    if decision == "return":
         await _return(step, command, word)
         return
-    about = tuple(one.transaction_id for one in reconcile.concerned(held))
+    completed = held.state is State.COMPLETED
+    refusal = decisions.refusal(held, held.known, held.attention or "", decision, completed=completed)
+    if refusal is not None:
+        await _refuse(step, command, refusal)
+        return
+    marks = reconcile.marks(held, decision)
+    keeps = decision == "keep" and word in decisions.PROBLEMS and not completed
+    said = (
+        "the order is completed with these payments, if the gateway still holds the same"
+        if keeps
+        else "it is not asked again"
+    )
+    about = [
+        {"id": one.transaction_id, "reserved": one.reserved, "captured": one.captured, "refunded": one.refunded,
+         "currency": one.currency}
+        for one in held.known if one.transaction_id in marks
+    ]  # fmt: skip
     await step.write(
-        None, Action.ATTENTION_CLEARED, actor=command.actor, evidence={**_about(command), "attention": word},
-        attempts=0, attention=None, decided=word if about else None, decided_on=about,
-        done=((command.id, "done: it is decided, and not asked again"),), alarm=0.0,
+        None, Action.ATTENTION_CLEARED, actor=command.actor,
+        evidence={**_about(command), "attention": word, "transactions": about}, attempts=0, attention=None,
+        # What is kept completes the order under this very lease, as soon as a lookup shows the same once more.
+        decided=marks or None, done=((command.id, f"done: {said}"),), alarm=KEEP if keeps else 0.0,
     )  # fmt: skip
 
 
@@ -223,14 +247,21 @@ async def _settle(step: Step, command: Command) -> None:
 
 async def _return(step: Step, command: Command, word: str) -> None:
     held = step.held
-    if word not in {"late_payment", "unknown_order", "surplus_payment", *reconcile.PROBLEMS}:
+    if word not in {"late_payment", "unknown_order", "surplus_payment", *decisions.PROBLEMS}:
         await _refuse(step, command, f"{word} is not about money that could be returned: say keep or dismiss")
         return
     late = word in {"late_payment", "unknown_order"}
+    concerned = [one for one in reconcile.concerned(held) if one.left > 0]
+    unclear = [one.transaction_id for one in concerned if one.reading not in decisions.MONEY]
+    if unclear:
+        said = f"what transaction {unclear[0]} holds is not clear: give its money back in the gateway's own interface, then reconcile"
+        await _refuse(step, command, said)
+        return
     targets = [
         one
-        for one in reconcile.concerned(held)
-        if one.left > 0 and not one.is_decided(word) and (late or one.binding == reconcile.Binding.BOUND)
+        for one in concerned
+        if (word in decisions.PROBLEMS or not one.is_decided(word))
+        and (late or one.binding == reconcile.Binding.BOUND)
     ]
     if not targets:
         await _refuse(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from orchestrator import operations, reconcile
-from orchestrator.audit import SYSTEM
+from orchestrator import decisions, money, operations, reconcile
+from orchestrator.audit import SYSTEM, Action
 from orchestrator.carry import letters
 from orchestrator.carry.step import QUARANTINE, Step, retry
 from orchestrator.gateway.outcomes import Done
-from orchestrator.lifecycle import KEEP, Event, order_is_shared
+from orchestrator.lifecycle import KEEP, Event, order_is_shared, paying_others
 from orchestrator.reconcile import Finding, Verdict
 from orchestrator.states import CLOSED, Trigger
 
 if TYPE_CHECKING:
-    from orchestrator.lifecycle import Operation, PaymentSeen
+    from orchestrator.lifecycle import Held, Operation
 
 UNKNOWN_ORDER: Final = "unknown_order"
 LATE: Final = "late_payment"
@@ -27,10 +27,13 @@ async def look(step: Step) -> Verdict | None:
     if not isinstance(outcome, Done):
         await step.fail(retry(outcome), "payments")
         return None
-    shared = reconcile.unbound_money(held, outcome.value) and await order_is_shared(
-        step.carrier.db, held, await step.carrier.sharing(step.merchant)
-    )
-    verdict = reconcile.judge(held, outcome.value, shared=shared)
+    shared, elsewhere = False, frozenset[str]()
+    if unbound := reconcile.unbound_money(held, outcome.value):
+        merchants = await step.carrier.sharing(step.merchant)
+        elsewhere = await paying_others(step.carrier.db, held, merchants, unbound)
+        shared = len(elsewhere) < len(unbound) and await order_is_shared(step.carrier.db, held, merchants)
+    surcharges = step.merchant.policies.surcharge == "keep"
+    verdict = reconcile.judge(held, outcome.value, shared=shared, elsewhere=elsewhere, surcharges=surcharges)
     step.shown = f"the gateway shows {_SHOWN[verdict.finding]}"
     return verdict
 
@@ -63,32 +66,33 @@ def raised(step: Step, attention: str) -> str | None:
 
 
 async def complete(step: Step, verdict: Verdict) -> None:
-    held, policies = step.held, step.merchant.policies
-    accepted = verdict.accepted
-    assert accepted is not None  # noqa: S101 - that is what PAID means
+    held, policies, paying = step.held, step.merchant.policies, verdict.paying
     late = held.state in CLOSED
     attention, back = surplus(step, verdict)
     policy = "keep"
-    if late:
-        # No session was ever opened for it: nobody had asked the gateway for this order.
-        stray = held.openings == 0
-        policy = policies.unknown_order if stray else policies.late
-        if policy == "return" and not stray and accepted.binding != reconcile.Binding.BOUND:
+    if late and not kept_by_decision(held, verdict):
+        # No session was ever opened for it: the payment came without an order.
+        unordered = held.openings == 0
+        policy = policies.unknown_order if unordered else policies.late
+        if policy == "return" and not unordered and not verdict.bound:
             # Tied by the order number alone: it may be another system's, and only a person may give that back.
             policy = "ask"
         if policy == "ask":
-            attention = attention or _late(step, stray=stray)
-        elif policy == "return" and reconcile.left(accepted) > 0:
-            word = UNKNOWN_ORDER if stray else LATE
-            back = (*back, operations.give_back(accepted, actor=SYSTEM, reason=f"{word}: policy return"))
-    attention = attention or standing(step)
+            attention = attention or _late(step, unordered=unordered)
+        elif policy == "return":
+            why = f"{UNKNOWN_ORDER if unordered else LATE}: policy return"
+            given = [one for one in paying if decisions.left(one) > 0]
+            back = (*back, *(operations.give_back(one, actor=SYSTEM, reason=why) for one in given))
+    attention = charged_back(step, verdict) or attention or standing(step)
     capture = policy == "keep" and captures(step, verdict)
-    operating = (*back, *((capture_of(accepted),) if capture else ()))
+    operating = (*back, *(captures_of(verdict) if capture else ()))
     events = [Event("checkout.completed", {
-        "transactionId": accepted.transaction_id, "currency": held.currency, "amount": held.amount,
+        "transactionId": paying[0].transaction_id, "currency": held.currency, "amount": held.amount,
         "reserved": verdict.money[0], "captured": verdict.money[1], "refunded": verdict.money[2], "late": late,
-        # Whoever ships on this event must see that the money may go back.
+        # An order is shipped on this event: it must tell that the money may go back, and of what parts it is.
         **({"policy": policy} if late else {}),
+        **({"transactionIds": [one.transaction_id for one in paying]} if len(paying) > 1 else {}),
+        **({"surcharge": extra} if (extra := sum(one.surcharge for one in paying)) else {}),
     })]  # fmt: skip
     events += news_of(step, verdict, attention)
     await step.write(
@@ -99,9 +103,38 @@ async def complete(step: Step, verdict: Verdict) -> None:
     )  # fmt: skip
 
 
-def _late(step: Step, *, stray: bool) -> str | None:
-    if stray:
-        said = f"{UNKNOWN_ORDER}: money came for order number {step.held.order_ref}, for which nobody had asked; keep it, or return it"
+async def unsure(step: Step, verdict: Verdict) -> None:
+    """Leave it where it is, keep looking, and ask for a decision: the answer proves neither payment nor its absence."""
+    held = step.held
+    attention = verdict.attention or standing(step)
+    news = attention is not None and attention != held.attention
+    words = ((news, Action.ATTENTION_RAISED), (held.letters, Action.CALLBACK_READ))
+    await step.write(
+        None, next((word for said, word in words if said), None), evidence=letters.with_letters(step, verdict.evidence),
+        payments=verdict.payments, attention=attention, last_error=attention, attempts=held.attempts,
+        looks=held.looks + 1, alarm=reconcile.next_look(step.settings, held.looks), read=letters.ids(step),
+        require_capture=capture_required(step),
+        events=(Event("checkout.attention", {"reason": attention}),) if news else (),
+    )  # fmt: skip
+
+
+def kept_by_decision(held: Held, verdict: Verdict) -> bool:
+    """Say whether a person decided to keep what pays the checkout, and with it the order."""
+    kept = {one.transaction_id for one in held.known if decisions.kept(one)}
+    return kept.issuperset(one.transaction_id for one in verdict.paying)
+
+
+def charged_back(step: Step, verdict: Verdict) -> str | None:
+    """Return what a person must know of money that the shopper's bank has taken back since the last look."""
+    if verdict.charged_back <= step.held.charged_back:
+        return None
+    amount = money.spelled(verdict.charged_back, step.held.currency)
+    return f"charged_back: the shopper's bank took back {amount}; answer it at the gateway"
+
+
+def _late(step: Step, *, unordered: bool) -> str | None:
+    if unordered:
+        said = f"{UNKNOWN_ORDER}: a payment came for order number {step.held.order_ref}, which no shop has handed over; keep it, or return it"
         return raised(step, said)
     return raised(
         step, f"{LATE}: the money came after the checkout had ended; keep the order, or return the money"
@@ -110,18 +143,18 @@ def _late(step: Step, *, stray: bool) -> str | None:
 
 def late_question(step: Step, verdict: Verdict) -> str | None:
     """Return what a person is still to decide of money that came late, whatever else was asked meanwhile."""
-    held, accepted = step.held, verdict.accepted
-    if not held.late or accepted is None or reconcile.left(accepted) <= 0:
+    held = step.held
+    if not held.late or verdict.left <= 0 or kept_by_decision(held, verdict):
         return None
-    stray = held.openings == 0
+    unordered = held.openings == 0
     policies = step.merchant.policies
-    if (policies.unknown_order if stray else policies.late) == "keep":
+    if (policies.unknown_order if unordered else policies.late) == "keep":
         return None
     going_back = any(
-        one.open and one.cause == "returned" and one.transaction_id == accepted.transaction_id
+        one.open and one.cause == "returned" and one.transaction_id in held.accepted
         for one in held.operations
     )
-    return None if going_back else _late(step, stray=stray)
+    return None if going_back else _late(step, unordered=unordered)
 
 
 def surplus(step: Step, verdict: Verdict) -> tuple[str | None, tuple[Operation, ...]]:
@@ -162,6 +195,7 @@ def captures(step: Step, verdict: Verdict) -> bool:
     settled = (
         not held.late
         or policies.late == "keep"
+        or kept_by_decision(held, verdict)
         or any(
             one.role == reconcile.Role.ACCEPTED and one.is_decided(LATE, UNKNOWN_ORDER) for one in held.known
         )
@@ -171,14 +205,14 @@ def captures(step: Step, verdict: Verdict) -> bool:
     return settled and not tried and captured == 0 and reserved > 0
 
 
-def capture_of(accepted: PaymentSeen) -> Operation:
-    return operations.ask(
-        accepted,
-        "capture",
-        amount=accepted.reserved,
-        cause="automatic",
-        actor=SYSTEM,
-        reason="automatic capture",
+def captures_of(verdict: Verdict) -> tuple[Operation, ...]:
+    """Return the captures of all that is reserved of what pays a checkout."""
+    return tuple(
+        operations.ask(
+            one, "capture", amount=one.reserved, cause="automatic", actor=SYSTEM, reason="automatic capture"
+        )
+        for one in verdict.paying
+        if one.captured == 0 and one.reserved > 0
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
-from orchestrator import operations, reconcile
+from orchestrator import decisions, operations, reconcile
 from orchestrator.audit import SYSTEM, Action
 from orchestrator.carry import completion
 from orchestrator.carry.step import CREDENTIALS, MANY_FAILURES, STUCK, Failure, Step, retry
@@ -189,11 +189,16 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
         if transaction is None:
             return
     held = step.held
-    accepted = operation.transaction_id == held.accepted
+    accepted = operation.transaction_id in held.accepted
     seen = reconcile.seen_alone(held, transaction)
     changes: dict[str, Any] = {"payments": (seen,)}
     if accepted:
-        changes["money"] = (seen.reserved, seen.captured, seen.refunded)
+        parts = [
+            one for one in held.known if one.role == "accepted" and one.transaction_id != seen.transaction_id
+        ]
+        changes["money"] = tuple(
+            sum(getattr(one, name) for one in (seen, *parts)) for name in ("reserved", "captured", "refunded")
+        )
         if transaction.captured >= transaction.reserved or operation.kind == "release":
             changes["reserved_until"] = None
     kind = {"capture": "checkout.captured", "refund": "checkout.refunded", "release": "checkout.released"}[
@@ -210,7 +215,7 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
         "late_payment",
         "unknown_order",
         "surplus_payment",
-        "payment_mismatch",
+        *decisions.PROBLEMS,
     }
     others = any(one.open and one.id != operation.id for one in held.operations)
     if word in {operations.UNCLEAR, REJECTED} or (returned and not others):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from orchestrator import intents, links, reconcile
 from orchestrator.audit import Action
+from orchestrator.carry import completion
 from orchestrator.carry.commands import ORDER_USES
 from orchestrator.carry.step import Failure, Step, credentials, retry
 from orchestrator.gateway.outcomes import FINAL_STATUSES, Done, Refused, Unauthorized
 from orchestrator.lifecycle import KEEP, Event, Fact
-from orchestrator.states import Trigger
+from orchestrator.reconcile import Finding
+from orchestrator.states import CARRIED, Trigger
+
+if TYPE_CHECKING:
+    from orchestrator.lifecycle import Held
+    from orchestrator.lifecycle.move import Kept
 
 
 async def authenticate(step: Step) -> None:
@@ -49,10 +55,9 @@ async def open_session(step: Step) -> None:
     held = step.held
     if held.openings >= ORDER_USES:
         reason = f"order_number_used_up: {held.openings} sessions were opened for it, and the gateway takes about {ORDER_USES}"
-        await step.end(
-            Trigger.ATTEMPTS_EXHAUSTED, "checkout.failed", {"openings": held.openings}, reason=reason, last_error=reason,
-            attention=reason,
-        )  # fmt: skip
+        await fail(
+            step, Trigger.ATTEMPTS_EXHAUSTED, {"openings": held.openings}, reason=reason, attention=reason
+        )
         return
     token = step.token()
     if token is None:
@@ -94,10 +99,8 @@ async def list_methods(step: Step) -> None:
                 "no_payment_methods: the gateway offers none for this order; check the merchant's terminals, and the "
                 "order's country, currency and amount"
             )
-            await step.end(
-                Trigger.REFUSED, "checkout.failed", {"call": "payment-methods", "methods": 0}, reason=reason,
-                last_error=reason, attention=reason,
-            )  # fmt: skip
+            about = {"call": "payment-methods", "methods": 0}
+            await fail(step, Trigger.REFUSED, about, reason=reason, attention=reason)
         case Done(methods):
             # Nobody is asked between the list and the offer: both are one write.
             fact, changes = _offered(step, len(methods))
@@ -120,11 +123,44 @@ async def list_methods(step: Step) -> None:
 
 
 async def _refused(step: Step, outcome: Refused, call: str) -> None:
-    reason = f"gateway_refused: {outcome.reason}"
-    await step.end(
-        Trigger.REFUSED, "checkout.failed", {"call": call, "status": outcome.status, "reason": outcome.reason},
-        reason=reason, last_error=reason,
-    )  # fmt: skip
+    about = {"call": call, "status": outcome.status, "reason": outcome.reason}
+    await fail(step, Trigger.REFUSED, about, reason=f"gateway_refused: {outcome.reason}")
+
+
+def is_given_up(held: Held) -> bool:
+    """Say whether the deadline passed while a checkout that a shopper could once pay was to be offered again."""
+    return held.state in CARRIED and held.offered_at is not None and held.now() >= held.deadline
+
+
+async def give_up(step: Step) -> None:
+    """End a checkout that could not be offered again before its deadline."""
+    reason = step.held.last_error or "the deadline passed before it could be offered again"
+    await fail(step, Trigger.ATTEMPTS_EXHAUSTED, {"reason": reason, "call": "session"}, reason=reason)
+
+
+async def fail(
+    step: Step,
+    trigger: Trigger,
+    evidence: dict[str, object],
+    *,
+    reason: str,
+    attention: str | Kept | None = KEEP,
+) -> None:
+    """End a checkout that cannot be offered. Where a shopper could once pay it, the gateway is asked first what it holds."""
+    changes: dict[str, Any] = {"last_error": reason, "attention": attention}
+    if step.held.offered_at is not None:
+        verdict = await completion.look(step)
+        if verdict is None:
+            return
+        if verdict.finding is Finding.PAID:
+            await completion.complete(step, verdict)
+            return
+        if verdict.finding not in {Finding.DECLINED, Finding.NOTHING}:
+            await completion.unsure(step, verdict)
+            return
+        evidence = {**verdict.evidence, **evidence}
+        changes |= {"payments": verdict.payments}
+    await step.end(trigger, "checkout.failed", evidence, reason=reason, **changes)
 
 
 async def offer(step: Step) -> None:

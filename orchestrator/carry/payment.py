@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from orchestrator import reconcile
 from orchestrator.audit import Action
 from orchestrator.carry import completion, letters
 from orchestrator.carry.opening import renew
@@ -79,7 +78,7 @@ async def settle_callback(step: Step) -> None:
     if verdict.finding is Finding.PAID:
         await completion.complete(step, verdict)
     elif verdict.finding not in _COUNTERPART:
-        await _unsure(step, verdict)
+        await completion.unsure(step, verdict)
     else:
         trigger = _COUNTERPART[verdict.finding]
         declined = verdict.finding is Finding.DECLINED
@@ -104,7 +103,7 @@ async def await_payment(step: Step) -> None:
     if verdict.finding is Finding.PAID:
         await completion.complete(step, verdict)
     elif verdict.finding in {Finding.UNSURE, Finding.RELEASED}:
-        await _unsure(step, verdict)
+        await completion.unsure(step, verdict)
     elif over and _grace_over(step, held.withdrawn_at, step.settings.cancel_grace):
         await step.end(
             Trigger.CANCELLED,
@@ -164,18 +163,3 @@ def _over(step: Step) -> bool:
 
 def _grace_over(step: Step, since: datetime | None, grace: float) -> bool:
     return since is not None and (step.held.now() - since).total_seconds() >= grace
-
-
-async def _unsure(step: Step, verdict: Verdict) -> None:
-    """Leave it where it is, keep looking, and tell a person: the answer proves neither payment nor its absence."""
-    held = step.held
-    attention = verdict.attention or completion.standing(step)
-    news = attention is not None and attention != held.attention
-    words = ((news, Action.ATTENTION_RAISED), (held.letters, Action.CALLBACK_READ))
-    await step.write(
-        None, next((word for said, word in words if said), None), evidence=letters.with_letters(step, verdict.evidence),
-        payments=verdict.payments, attention=attention, last_error=attention, attempts=held.attempts,
-        looks=held.looks + 1, alarm=reconcile.next_look(step.settings, held.looks), read=letters.ids(step),
-        require_capture=completion.capture_required(step),
-        events=(Event("checkout.attention", {"reason": attention}),) if news else (),
-    )  # fmt: skip

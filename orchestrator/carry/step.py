@@ -142,7 +142,8 @@ class Step:
         attempts = held.attempts + 1
         left = (held.deadline - held.now()).total_seconds()
         evidence = {"call": call, "reason": failure.reason, "attempt": attempts}
-        if held.state in CARRIED and left <= 0 and not failure.credentials:
+        # Where a shopper could once pay, a lookup comes before the end (`opening.give_up`).
+        if held.state in CARRIED and held.offered_at is None and left <= 0 and not failure.credentials:
             await self.end(
                 Trigger.ATTEMPTS_EXHAUSTED,
                 "checkout.failed",

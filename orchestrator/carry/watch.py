@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator import money, reconcile
+from orchestrator import reconcile
 from orchestrator.audit import Action
 from orchestrator.carry import commands, completion, letters
 from orchestrator.lifecycle import KEEP, Event
@@ -31,8 +31,7 @@ async def watch(step: Step) -> None:
         return
     attention, back = _attention(step, verdict)
     capture = paid and completion.captures(step, verdict) and not attention
-    accepted = verdict.accepted
-    operating = (*back, *((completion.capture_of(accepted),) if capture and accepted is not None else ()))
+    operating = (*back, *(completion.captures_of(verdict) if capture else ()))
     reserved, captured, refunded = verdict.money
     # Captured and refunded totals never shrink in our books, whatever a look shows.
     captured, refunded = max(captured, held.captured), max(refunded, held.refunded)
@@ -73,9 +72,7 @@ def _attention(step: Step, verdict: Verdict) -> tuple[str | None, tuple[Operatio
     if attention is not None and verdict.finding is Finding.RELEASED and not verdict.surplus:
         # What was decided on a surplus payment before says nothing of this one: a verdict names only undecided ones.
         attention = completion.raised(step, attention)
-    if verdict.charged_back > held.charged_back:
-        amount = money.spelled(verdict.charged_back, held.currency)
-        attention = f"charged_back: the shopper's bank took back {amount}; answer it at the gateway"
+    attention = completion.charged_back(step, verdict) or attention
     if (
         attention is None
         and held.state is State.COMPLETED

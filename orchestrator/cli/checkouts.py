@@ -70,11 +70,11 @@ def list_checkouts(
             await merchant_id(db, merchant)
         wanted = matching(states=states, order=order, merchant=merchant, attention=attention)
         rows = await db.read(wanted.limit(limit + 1))
-        shown = table("id", "order", "merchant", "state", "amount", "held", "created", "attention")
+        shown = table("id", "order", "merchant", "state", "amount", "payment", "held", "created", "attention")
         for row in rows[:limit]:
             shown.add_row(
                 str(row.id), row.order_ref, row.merchant, Text(row.state, style=STYLES[row.state]),
-                price(row.amount, row.currency), price(max(row.reserved, row.captured) - row.refunded, row.currency),
+                price(row.amount, row.currency), _status(row), price(_held(row), row.currency),
                 f"{row.created_at:%Y-%m-%d %H:%M:%S}", row.attention or "",
             )  # fmt: skip
         printer().print(shown)
@@ -285,6 +285,23 @@ def _amounts(payment: Any) -> list[str]:
     return [price(minor, payment.currency) for minor in amounts]
 
 
+def _status(row: Any) -> str:
+    from orchestrator.payment_status import payment_status  # noqa: PLC0415
+    from orchestrator.states import State  # noqa: PLC0415
+
+    return payment_status(
+        State(row.state), reserved=row.reserved, captured=row.captured, refunded=row.refunded,
+        charged_back=row.charged_back,
+    )  # fmt: skip
+
+
+def _held(row: Any) -> int:
+    """Return what is held of what pays a checkout, in minor units."""
+    if row.captured > 0:
+        return max(int(row.captured - row.refunded - row.charged_back), 0)
+    return int(row.reserved)
+
+
 def _entries() -> Any:
     from sqlalchemy import text  # noqa: PLC0415
 
@@ -329,7 +346,7 @@ def _described(row: Any) -> Table:
         for name in ("reserved", "captured", "refunded", "charged_back")
         if name != "charged_back" or row.charged_back
     )
-    table.add_row("money", held)
+    table.add_row("payment", f"{_status(row)} ({held})")
     for name, moment in (
         ("created", row.created_at),
         ("deadline", row.deadline),

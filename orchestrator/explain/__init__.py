@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.explain import advice, trail
 from orchestrator.explain.record import Archived, Command, Entry, Operation, Payment, Record, gather, moment
+from orchestrator.payment_status import PaymentStatus
 from orchestrator.states import CARRIED, CLOSED, ENDED, State
 
 if TYPE_CHECKING:
@@ -43,10 +44,20 @@ _STANDS: Final = {
     State.METHODS_FETCHED: "has its session and payment methods, and is about to be offered",
     State.AWAITING_PAYMENT: "waits for the shopper to pay",
     State.CALLBACK_RECEIVED: "had a sign from the gateway, which is being asked what happened",
-    State.COMPLETED: "is paid",
+    State.COMPLETED: "is completed",
     State.FAILED: "failed before anything was offered to a shopper",
     State.EXPIRED: "expired without a payment",
     State.CANCELLED: "was cancelled",
+}
+_HOLDS: Final = {
+    PaymentStatus.UNPAID: "no payment is held",
+    PaymentStatus.AUTHORIZED: "its payment is authorized",
+    PaymentStatus.PARTIALLY_CAPTURED: "its payment is captured in part",
+    PaymentStatus.CAPTURED: "its payment is captured",
+    PaymentStatus.PARTIALLY_REFUNDED: "its payment is refunded in part",
+    PaymentStatus.REFUNDED: "its payment is refunded",
+    PaymentStatus.RELEASED: "its payment is released",
+    PaymentStatus.CHARGED_BACK: "its payment is charged back",
 }
 _LEFT_ALONE: Final = (
     "The gateway is being left alone for a moment, because it did not serve one call after the other or asked for fewer; "
@@ -100,14 +111,18 @@ def explain(record: Record) -> Explanation:
 
 
 def _summary(record: Record) -> str:
-    late = " (the money came after it had been closed)" if record.late else ""
-    person = " A person must look at it." if record.attention is not None else ""
+    late = " (the money came after it had been closed)" if record.late and not record.stray else ""
+    person = " It needs a decision." if record.attention is not None else ""
     busy = {one.kind for one in record.open_operations}
     doing = f" A {' and a '.join(sorted(busy))} is under way." if busy else ""
     stands = _STANDS[record.state]
     if record.stray and record.state is State.FAILED:
         stands = "was handed over by no shop, and the gateway shows a payment for it"
-    return f"Order {record.order_ref} over {record.price(record.amount)} {stands}{late}.{doing}{person}"
+    if record.state is State.COMPLETED:
+        stands = f"{stands}: {_HOLDS[record.payment_status]}"
+        if record.stray:
+            stands += ", for which no shop has handed an order over"
+    return f"Order {record.order_ref} for {record.price(record.amount)} {stands}{late}.{doing}{person}"
 
 
 # ── Because ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -183,10 +198,20 @@ def _left_alone(record: Record) -> bool:
 def _money(record: Record) -> list[str]:
     price = record.price
     paying = record.accepted
-    named = f"Transaction {paying.transaction_id} pays it" if paying is not None else "It is paid"
+    names = ", ".join(one.transaction_id for one in paying)
+    named = (
+        f"Transactions {names} together"
+        if len(paying) > 1
+        else f"Transaction {names}"
+        if names
+        else "Its payment"
+    )
     said = [
         f"{named}: {price(record.reserved)} reserved, {price(record.captured)} captured, {price(record.refunded)} refunded."
     ]
+    extra = sum(one.surcharge for one in paying)
+    if extra:
+        said.append(f"The gateway names a surcharge of {price(extra)} for the way of payment.")
     left = record.reserved - record.captured
     if record.charged_back:
         said.append(f"{price(record.charged_back)} were charged back by the shopper's bank.")
@@ -200,7 +225,9 @@ def _money(record: Record) -> list[str]:
             else "it is captured when the shop or its policy asks for it"
         )
         said.append(f"{price(left)} is not captured yet: {by}{until}.")
-    if record.late:
+    if record.late and record.stray:
+        said.append("The payment came first: no shop had handed this order number over.")
+    elif record.late:
         said.append("The money was found after the checkout had ended without it.")
     return said
 

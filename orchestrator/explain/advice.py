@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from orchestrator import decisions
 from orchestrator.explain.record import moment
 from orchestrator.explain.trail import plain
 from orchestrator.states import CLOSED, State
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 _WAYS: Final = {
     "keep": ("Keep the money, and with it the order", "resolve", '{"decision": "keep"}', "resolve {id} keep"),
     "return": ("Return the money to the shopper", "resolve", '{"decision": "return"}', "resolve {id} return"),
-    "dismiss": ("Say that it has been seen to", "resolve", '{"decision": "dismiss"}', "resolve {id} dismiss"),
+    "dismiss": ("Dismiss: no action needed", "resolve", '{"decision": "dismiss"}', "resolve {id} dismiss"),
     "capture": (
         "Capture all of it, or an amount",
         "capture",
@@ -42,6 +43,10 @@ _WHY: Final = {
     "payment_mismatch": "A payment for this order holds another amount or currency than was asked for, so it was not taken for it.",
     "unbound_payment": "A payment names no checkout, and several checkouts have its order number: it may be any one's.",
     "unclear_payment": "The status and the amounts of a payment do not say together what it means, and nobody guesses about money.",
+    "chargeback_unclear": "The gateway tells of a chargeback or a dispute that does not say how much of which payment it takes back.",
+    "over_refund": "More is refunded at the gateway than was captured.",
+    "over_capture": "More is captured at the gateway than was reserved.",
+    "credited": "The gateway shows a credit to the shopper that is no refund of a payment.",
     "lookup_at_limit": "The gateway's answer had as many rows as it may have, so a payment may be missing from it.",
     "payment_released": "The payment that paid this order was released at the gateway: the order is not paid any more.",
     "payment_gone": "The gateway no longer shows the payment that paid this order.",
@@ -64,6 +69,11 @@ _FIRST: Final = {
     "payment_gone": "Ask the gateway's support what became of the payment.",
     "open_payment": "Ask the shopper or the gateway whether the payment is still to come.",
     "charged_back": "Answer the chargeback at the acquirer, if it is wrong.",
+    "chargeback_unclear": "Read the case in the gateway's own interface, and answer it at the acquirer.",
+    "over_refund": "Compare the refunds in the gateway's own interface with those below.",
+    "over_capture": "Compare the captures in the gateway's own interface with those below; refund what is too much.",
+    "credited": "Look the credit up in the gateway's own interface: it was not made here.",
+    "unclear_payment": "Look the payment up in the gateway's own interface, to see what it holds.",
     "operation_unclear": "Look the transaction up in the gateway's own interface; do not send the same operation there by hand before.",
     "operation_rejected": "Read below why the gateway refused it, and ask for it again when that is mended.",
     "gateway_credentials": "Correct the merchant's user name and password; every order of the merchant waits for them.",
@@ -85,7 +95,8 @@ _OUT: Final[dict[str, tuple[str, ...]]] = {
     "gateway_failing": ("retry",),
     "step_broke": ("retry",),
     "poisoned": ("retry",),
-    "unclear_payment": ("reconcile", "dismiss"),
+    "unclear_payment": ("reconcile", "keep", "dismiss"),
+    "unbound_payment": ("keep", "dismiss"),
     "payment_gone": ("reconcile", "dismiss"),
     "open_payment": ("reconcile", "dismiss"),
     "operation_unclear": ("reconcile", "dismiss"),
@@ -98,9 +109,12 @@ def attention(record: Record) -> list[str]:
     if record.attention is None:
         return []
     word = _word(record)
-    said = [_WHY.get(word, f"A person must look at it: {plain(record.attention)}.")]
-    if word in {"surplus_payment", "unknown_order", "payment_mismatch", "unclear_payment", "unbound_payment"}:
+    said = [_WHY.get(word, f"It needs a decision: {plain(record.attention)}.")]
+    if word in {"surplus_payment", "unknown_order", *decisions.PROBLEMS}:
         said += [_stray(record, one) for one in record.strays]
+    if word in {*decisions.PROBLEMS, *decisions.IRREGULAR}:
+        sentence = plain(record.attention)
+        said.append(f"{sentence[:1].upper()}{sentence[1:]}.")
     if word == "reservation_lapses" and record.reserved_until is not None:
         said.append(f"It is sure to be worth a capture until {moment(record.reserved_until)}.")
     if word == "charged_back" and record.charged_back:
@@ -143,9 +157,10 @@ def _way(record: Record, name: str) -> str:
 
 
 def _stray(record: Record, one: Payment) -> str:
-    held = max(one.reserved, one.captured) - one.refunded
     role = "beside the accepted payment" if one.role == "surplus" else "not taken for this order"
-    return f"Transaction {one.transaction_id} holds {record.price(max(held, 0), one.currency)}, {role}."
+    return (
+        f"Transaction {one.transaction_id} holds {record.price(decisions.left(one), one.currency)}, {role}."
+    )
 
 
 def _back(record: Record, one: Payment) -> str:

@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import money
+from orchestrator.payment_status import PaymentStatus, payment_status
 from orchestrator.states import State
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 # The last entries, and the last that moved it, which may lie further back behind failed calls.
 _GATHER = text("""
     SELECT c.id, c.order_ref, c.state, c.version, c.currency, c.amount, c.reserved, c.captured, c.refunded, c.charged_back,
-           c.late, c.auto_capture, c.created_at, c.deadline, c.due_at, c.offered_at, c.withdrawn_at, c.ended_at,
+           c.late, c.auto_capture, c.openings, c.created_at, c.deadline, c.due_at, c.offered_at, c.withdrawn_at, c.ended_at,
            c.reserved_until, c.attention, c.last_error, c.attempts, m.name AS merchant, clock() AS now,
            CASE WHEN c.leased_until > clock() THEN c.leased_until END AS leased_until,
            (SELECT s.token_expires_at FROM sessions s WHERE s.checkout_id = c.id) AS token_expires_at,
@@ -28,7 +29,8 @@ _GATHER = text("""
            (SELECT CAST(json_agg(json_build_object(
                        'transaction_id', p.transaction_id, 'role', p.role, 'binding', p.binding, 'status', p.status,
                        'reading', p.reading, 'currency', p.currency, 'reserved', p.reserved, 'captured', p.captured,
-                       'refunded', p.refunded, 'charged_back', p.charged_back)
+                       'refunded', p.refunded, 'charged_back', p.charged_back, 'surcharge', p.surcharge,
+                       'flags', p.flags, 'decided', p.decided)
                        ORDER BY p.first_seen_at, p.transaction_id) AS text)
               FROM payments p WHERE p.checkout_id = c.id) AS payments,
            (SELECT CAST(json_agg(json_build_object(
@@ -86,6 +88,9 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     captured: int = 0
     refunded: int = 0
     charged_back: int = 0
+    surcharge: int = 0
+    flags: tuple[str, ...] = ()
+    decided: str | None = None
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +148,7 @@ class Record:
     charged_back: int = 0
     late: bool = False
     auto_capture: bool = False
+    openings: int = 0
     due_at: datetime | None = None
     leased_until: datetime | None = None
     offered_at: datetime | None = None
@@ -164,9 +170,20 @@ class Record:
     watch: tuple[float, ...] = ()
 
     @property
-    def accepted(self) -> Payment | None:
-        """The payment that pays it."""
-        return next((one for one in self.payments if one.role == "accepted"), None)
+    def accepted(self) -> list[Payment]:
+        """The payments that pay it: one, or the parts that a person decided to keep as a whole."""
+        return [one for one in self.payments if one.role == "accepted"]
+
+    @property
+    def payment_status(self) -> PaymentStatus:
+        """What is held of the shopper's money."""
+        return payment_status(
+            self.state,
+            reserved=self.reserved,
+            captured=self.captured,
+            refunded=self.refunded,
+            charged_back=self.charged_back,
+        )
 
     @property
     def stray(self) -> bool:

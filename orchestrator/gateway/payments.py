@@ -80,6 +80,7 @@ class Transaction:
     charged_back: int = 0
     scheme: str = ""
     reserved_until: datetime | None = None
+    surcharge: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +260,7 @@ def _transaction(row: Element) -> Transaction:
         charged_back=charged_back,
         scheme=(_text(row, "CardInformation/Scheme") or _text(row, "PaymentSchemeName")).lower(),
         reserved_until=reserved_until,
+        surcharge=_amount(row, "SurchargeAmount", currency, flags) if _text(row, "SurchargeAmount") else 0,
     )
 
 
@@ -469,11 +471,11 @@ def held(transaction: Transaction) -> tuple[int, int, int]:
     """Return (reserved, captured, refunded) in minor units as they count for the merchant's books.
 
     A reservation counts only where the reading says that there is (or was, before its capture) one: a released one keeps its
-    ReservedAmount. Captured and refunded count as the gateway tells them, but of an agreement nothing counts: its amounts are
-    those of the transaction beside it.
+    ReservedAmount. Where the reading is not clear, the amounts are told as the gateway tells them. Captured and refunded count as
+    the gateway tells them, but of an agreement nothing counts: its amounts are those of the transaction beside it.
     """
     reading = read(transaction)
     if reading is Reading.AGREEMENT:
         return 0, 0, 0
-    reserved = transaction.reserved if reading in _COUNTED else 0
+    reserved = transaction.reserved if reading in _COUNTED or reading is Reading.UNKNOWN else 0
     return reserved, transaction.captured, transaction.refunded

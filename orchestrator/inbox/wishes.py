@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import text
 
-from orchestrator import money
+from orchestrator import decisions, money
 from orchestrator.models import IS_LIVE
 from orchestrator.states import CLOSED, ENDED, State
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # One statement, so that a used key and the books are seen at one moment: whoever repeats a capture meets either the first
 # request, or books on which nothing of it was booked yet.
 _STANDING = text(f"""
-    SELECT c.id, c.merchant_id, c.order_ref, c.state, c.version, c.currency, c.attention,
+    SELECT c.id, c.merchant_id, c.order_ref, c.state, c.version, c.currency, c.amount, c.attention,
            m.id AS met, m.fingerprint AS met_print,
            EXISTS (SELECT FROM audit_entries a
                     WHERE a.checkout_id = c.id AND a.sequence = 1
@@ -39,7 +39,8 @@ _STANDING = text(f"""
            (SELECT json_agg(json_build_object(
                        'transaction_id', p.transaction_id, 'role', p.role, 'binding', p.binding, 'currency', p.currency,
                        'reserved', p.reserved, 'captured', p.captured, 'refunded', p.refunded,
-                       'charged_back', p.charged_back))
+                       'charged_back', p.charged_back, 'surcharge', p.surcharge, 'status', p.status, 'reading', p.reading,
+                       'flags', p.flags, 'decided', p.decided))
               FROM payments p WHERE p.checkout_id = c.id) AS payments,
            (SELECT json_agg(json_build_object('kind', w.kind, 'transaction_id', w.transaction_id, 'amount', w.amount))
               FROM (SELECT o.kind, o.transaction_id, o.amount FROM money_operations o
@@ -104,6 +105,11 @@ class Holding:
     captured: int
     refunded: int
     charged_back: int
+    surcharge: int = 0
+    status: str = ""
+    reading: str = ""
+    flags: tuple[str, ...] = ()
+    decided: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +135,7 @@ class Standing:
     state: State
     version: int
     currency: str
+    amount: int
     attention: str | None
     stray: bool
     cancelling: UUID | None
@@ -137,10 +144,16 @@ class Standing:
     holdings: tuple[Holding, ...]
     under_way: tuple[UnderWay, ...]
 
+    @property
+    def paying(self) -> tuple[Holding, ...]:
+        """What pays the checkout: one transaction, or the parts that a person decided to keep as a whole."""
+        return tuple(one for one in self.holdings if one.role == "accepted")
+
     def holding(self, transaction_id: str | None) -> Holding | None:
-        """Return what is held under a transaction; without one, under the transaction that pays the checkout."""
+        """Return what is held under a transaction; without one, under the one transaction that pays the checkout."""
         if transaction_id is None:
-            return next((one for one in self.holdings if one.role == "accepted"), None)
+            paying = self.paying
+            return paying[0] if len(paying) == 1 else None
         return next((one for one in self.holdings if one.transaction_id == transaction_id), None)
 
     def currency_of(self, transaction_id: str | None) -> str:
@@ -186,19 +199,24 @@ async def standing(
         state=State(row.state),
         version=row.version,
         currency=row.currency,
+        amount=row.amount,
         attention=row.attention,
         stray=row.stray,
         cancelling=row.cancelling,
         rival=row.rival,
         met=None if row.met is None else (row.met, bytes(row.met_print)),
-        holdings=tuple(Holding(**one) for one in row.payments or ()),
+        holdings=tuple(Holding(**{**one, "flags": tuple(one["flags"])}) for one in row.payments or ()),
         under_way=tuple(UnderWay(**one) for one in row.under_way or ()),
     )
 
 
 def objection(stands: Standing, wish: Wish) -> Objection | None:
     """Say why a wish cannot come true as the checkout stands by our books; None if it may be stored."""
-    found = _about_money(stands, wish) if wish.kind in _MOVES_MONEY else _about_state(stands, wish.kind)
+    found = (
+        _about_money(stands, wish)
+        if wish.kind in _MOVES_MONEY
+        else _about_state(stands, wish.kind, wish.decision)
+    )
     if found is None and wish.version is not None and wish.version != stands.version:
         return Objection(
             "version-changed",
@@ -209,7 +227,7 @@ def objection(stands: Standing, wish: Wish) -> Objection | None:
     return found
 
 
-def _about_state(stands: Standing, kind: CommandKind) -> Objection | None:
+def _about_state(stands: Standing, kind: CommandKind, decision: str | None) -> Objection | None:
     state = {"state": stands.state}
     match kind:
         case "cancel" if stands.state is State.COMPLETED:
@@ -238,6 +256,12 @@ def _about_state(stands: Standing, kind: CommandKind) -> Objection | None:
         case "resolve" if stands.attention is None:
             said = f"nothing about checkout {stands.id} waits for a decision: its attention is empty"
             return Objection("nothing-to-resolve", said)
+        case "resolve" if stands.attention is not None and decision in {"keep", "dismiss"}:
+            completed = stands.state is State.COMPLETED
+            refused = decisions.refusal(
+                stands, stands.holdings, stands.attention, decision, completed=completed
+            )
+            return None if refused is None else Objection("not-decidable", refused, "decision")
         case _:
             return None
 
@@ -250,6 +274,10 @@ def _about_money(stands: Standing, wish: Wish) -> Objection | None:
             "out for the one that pays it"
         )
         return Objection("unknown-transaction", said, "transactionId")
+    if holding is None and len(stands.paying) > 1:
+        parts = ", ".join(one.transaction_id for one in stands.paying)
+        said = f"checkout {stands.id} is paid by several transactions, {parts}: name one of them"
+        return Objection("several-payments", said, "transactionId")
     if holding is None or holding.role == "accepted":
         if stands.state is not State.COMPLETED:
             said = f"checkout {stands.id} is {_word(stands.state)} and not paid: there is nothing to {wish.kind} before it is completed"

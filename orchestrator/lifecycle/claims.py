@@ -71,7 +71,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A gateway transaction as an earlier look left it. `decided` are the words of attention that somebody decided on."""
+    """A gateway transaction as an earlier look left it. `decided` holds what was decided on it (see `decisions`)."""
 
     transaction_id: str
     role: str
@@ -83,6 +83,9 @@ class Known:
     refunded: int
     charged_back: int
     decided: str | None
+    status: str = ""
+    surcharge: int = 0
+    flags: tuple[str, ...] = ()
 
     @property
     def left(self) -> int:
@@ -90,8 +93,8 @@ class Known:
         return money_left(self.reading, self.reserved, self.captured, self.refunded + self.charged_back)
 
     def is_decided(self, *words: str) -> bool:
-        """Whether somebody decided on any of these words for it."""
-        return not set(words).isdisjoint((self.decided or "").split())
+        """Whether a person decided on any of these words for it, on whatever facts."""
+        return any(mark.partition("=")[0] in words for mark in (self.decided or "").split())
 
 
 def money_left(reading: str, reserved: int, captured: int, back: int) -> int:
@@ -202,9 +205,9 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
         return self.lease_ends - tick()
 
     @property
-    def accepted(self) -> str | None:
-        """The gateway transaction that completed it."""
-        return next((one.transaction_id for one in self.known if one.role == "accepted"), None)
+    def accepted(self) -> frozenset[str]:
+        """The gateway transactions that completed it: one, or the parts that a person decided to keep as a whole."""
+        return frozenset(one.transaction_id for one in self.known if one.role == "accepted")
 
     @property
     def captures_itself(self) -> bool:
@@ -268,7 +271,8 @@ _BESIDE = text("""
            CASE WHEN i.checkout_id = ANY(CAST(:opening AS uuid[])) THEN i.body END AS intent,
            s.token, s.token_expires_at, s.session_id, s.methods,
            (SELECT json_agg(json_build_array(p.transaction_id, p.role, p.binding, p.reading, p.currency, p.reserved,
-                                             p.captured, p.refunded, p.charged_back, p.decided) ORDER BY p.first_seen_at, p.transaction_id)
+                                             p.captured, p.refunded, p.charged_back, p.decided, p.status, p.surcharge, p.flags)
+                           ORDER BY p.first_seen_at, p.transaction_id)
               FROM payments p WHERE p.checkout_id = i.checkout_id) AS known,
            EXISTS (SELECT 1 FROM money_operations o WHERE o.checkout_id = i.checkout_id) AS operating
       FROM intents i LEFT JOIN sessions s USING (checkout_id)
@@ -287,6 +291,11 @@ _SHARED = text("""
         OR EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
                       AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late))
      LIMIT 1
+""")
+_PAYING_OTHERS = text("""
+    SELECT transaction_id FROM payments
+     WHERE merchant_id = ANY(CAST(:merchants AS int[])) AND transaction_id = ANY(CAST(:transactions AS text[]))
+       AND checkout_id <> :id AND role = 'accepted'
 """)
 _INTENT = text("SELECT body FROM intents WHERE checkout_id = :id")
 _RIVAL = text("""
@@ -390,6 +399,11 @@ async def _claim(
     ]
 
 
+def _known(*values: Any) -> Known:
+    *columns, flags = values
+    return Known(*[*columns, tuple(flags)])
+
+
 def _held(
     row: Row[Any], beside: Row[Any], *, read: float, lease_ends: float, operations: tuple[Operation, ...],
     letters: tuple[Letter, ...], commands: tuple[Command, ...],
@@ -434,7 +448,7 @@ def _held(
         methods=beside.methods,
         intent=beside.intent,
         data_key=beside.data_key,
-        known=tuple(Known(*one) for one in beside.known or ()),
+        known=tuple(_known(*one) for one in beside.known or ()),
         operations=operations,
         letters=letters,
         commands=commands,
@@ -467,6 +481,14 @@ async def intent_of(db: Database, held: Held) -> bytes | None:
     """Return the sealed intent, which a claim brings along only where a session is to be opened."""
     rows = await db.read(_INTENT, {"id": held.id})
     return bytes(rows[0].body) if rows else None
+
+
+async def paying_others(
+    db: Database, held: Held, merchants: Sequence[int], transactions: Sequence[str]
+) -> frozenset[str]:
+    """Return those of the gateway's transactions that pay other checkouts of these merchants."""
+    asked = {"id": held.id, "merchants": list(merchants), "transactions": list(transactions)}
+    return frozenset(row.transaction_id for row in await db.read(_PAYING_OTHERS, asked))
 
 
 async def order_is_shared(db: Database, held: Held, merchants: Sequence[int]) -> bool:

@@ -58,6 +58,7 @@ class PaymentSeen:
     captured: int
     refunded: int
     charged_back: int = 0
+    surcharge: int = 0
     flags: tuple[str, ...] = ()
 
 
@@ -95,9 +96,8 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     reserved_until: datetime | Kept | None = KEEP
     require_capture: bool = False
     operations: tuple[Operation, ...] = ()
-    # A word of attention that was decided on, and for which transactions; never together with `payments`.
-    decided: str | None = None
-    decided_on: tuple[str, ...] = ()
+    # What was decided on which transactions (see `decisions.mark`); never together with `payments`.
+    decided: Mapping[str, str] | None = None
     token: bytes | Kept = KEEP
     token_lifetime: float = 0.0
     session_id: str | Kept | None = KEEP
@@ -198,7 +198,6 @@ def row(move: Move, to: State, entries: Sequence[audit.Entry]) -> dict[str, obje
         "late": move.late,
         "booked": move.booked,
         "decided": move.decided,
-        "decided_on": move.decided_on,
         "life": held.life if isinstance(move.life, Keep) else move.life,
         "charged_back": held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
         "reserved_until": held.reserved_until

@@ -55,7 +55,7 @@ _ADVANCE = text("""
             attempts int, looks int, openings int, last_error text, attention text, expires_in float8, offered boolean,
             withdrawn boolean, ended boolean, reopened boolean, late boolean, booked boolean, life float8,
             reserved int8, captured int8, refunded int8, charged_back int8, reserved_until timestamptz, require_capture boolean,
-            decided text, decided_on jsonb,
+            decided jsonb,
             entries int, sequence int, mac text, event_sequence int,
             correlation_id text, keeps_session boolean, token text, token_lifetime float8, session_id text, methods jsonb)
     ),
@@ -117,13 +117,13 @@ _ADVANCE = text("""
     ),
     seen AS (
         INSERT INTO payments (merchant_id, transaction_id, checkout_id, payment_id, order_ref, role, binding, status,
-                              reading, currency, reserved, captured, refunded, charged_back, flags)
+                              reading, currency, reserved, captured, refunded, charged_back, surcharge, flags)
         SELECT DISTINCT ON (i.merchant_id, p.transaction_id) i.merchant_id, p.transaction_id, p.checkout_id, p.payment_id,
                p.order_ref, p.role, p.binding, p.status, p.reading, p.currency, p.reserved, p.captured, p.refunded, p.charged_back,
-               p.flags
+               p.surcharge, p.flags
           FROM json_to_recordset(CAST(:payments AS json)) AS p(
                transaction_id text, checkout_id uuid, payment_id text, order_ref text, role text, binding text, status text,
-               reading text, currency text, reserved int8, captured int8, refunded int8, charged_back int8, flags jsonb)
+               reading text, currency text, reserved int8, captured int8, refunded int8, charged_back int8, surcharge int8, flags jsonb)
           JOIN i ON i.id = p.checkout_id JOIN moved ON moved.id = i.id
          ORDER BY i.merchant_id, p.transaction_id, p.role <> 'accepted', p.checkout_id
         ON CONFLICT (merchant_id, transaction_id) DO UPDATE
@@ -131,12 +131,12 @@ _ADVANCE = text("""
                binding = excluded.binding, status = excluded.status, reading = excluded.reading,
                reserved = excluded.reserved, captured = greatest(payments.captured, excluded.captured),
                refunded = greatest(payments.refunded, excluded.refunded), charged_back = excluded.charged_back,
-               flags = excluded.flags, updated_at = clock()
+               surcharge = excluded.surcharge, flags = excluded.flags, updated_at = clock()
          WHERE payments.checkout_id = excluded.checkout_id
     ),
     ruled AS (
-        UPDATE payments p SET decided = concat_ws(' ', p.decided, i.decided) FROM i JOIN moved USING (id)
-         WHERE i.decided IS NOT NULL AND p.checkout_id = i.id AND i.decided_on ? p.transaction_id
+        UPDATE payments p SET decided = concat_ws(' ', p.decided, i.decided ->> p.transaction_id) FROM i JOIN moved USING (id)
+         WHERE i.decided IS NOT NULL AND p.checkout_id = i.id AND i.decided ? p.transaction_id
            AND p.checkout_id = ANY(ARRAY(SELECT id FROM i WHERE decided IS NOT NULL))
     ),
     operated AS (
@@ -354,8 +354,8 @@ def _known(before: tuple[Known, ...], move: Move) -> tuple[Known, ...]:
     """Return what is known of the gateway's transactions after a move, as its statement left them."""
     if move.decided is not None:
         return tuple(
-            replace(one, decided=f"{one.decided or ''} {move.decided}".strip())
-            if one.transaction_id in move.decided_on
+            replace(one, decided=f"{one.decided or ''} {move.decided[one.transaction_id]}".strip())
+            if one.transaction_id in move.decided
             else one
             for one in before
         )
@@ -373,6 +373,9 @@ def _known(before: tuple[Known, ...], move: Move) -> tuple[Known, ...]:
             refunded=max(one.refunded, old.refunded if old is not None else 0),
             charged_back=one.charged_back,
             decided=old.decided if old is not None else None,
+            status=one.status,
+            surcharge=one.surcharge,
+            flags=one.flags,
         )
     return tuple(known.values())
 

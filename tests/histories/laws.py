@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from orchestrator import audit
+from orchestrator import audit, decisions
 from orchestrator.sandbox.rules import Outcome
 from orchestrator.states import ENDED, TRANSITIONS, State, Trigger
 
@@ -70,7 +70,7 @@ async def in_the_end(world: World, policies: Mapping[str, object]) -> None:
         await _the_money(world, row, policies)
         world.tally.states[row.state + (" late" if row.late else "")] += 1
         world.tally.attention[(row.attention or "none").partition(":")[0]] += 1
-    _held_money_has_an_owner(world, rows, await _decided(world))
+    _held_money_has_an_owner(world, rows, await _dismissed(world))
 
 
 async def _the_trail(world: World, checkout: UUID) -> None:
@@ -139,19 +139,20 @@ async def _the_money(world: World, row: Any, policies: Mapping[str, object]) -> 
                 "was never seen",
             )
     accepted = [one for one in ours.values() if one.role == "accepted"]
-    assert len(accepted) == (row.state == State.COMPLETED), (checkout, row.state, accepted)
-    if accepted:
-        books = (row.captured, row.refunded, row.charged_back)
-        assert books == (accepted[0].captured, accepted[0].refunded, accepted[0].charged_back), (
-            checkout,
-            books,
-            accepted,
-        )
-        _nothing_by_itself(row, accepted[0], operations, policies)
+    # Several pay an order only where a person decided to keep them as a whole.
+    assert bool(accepted) == (row.state == State.COMPLETED), (checkout, row.state, accepted)
+    assert len(accepted) <= 1 or all(decisions.kept(one) for one in accepted), (checkout, accepted)
+    books = (row.captured, row.refunded, row.charged_back)
+    names = ("captured", "refunded", "charged_back")
+    sums = tuple(sum(getattr(one, name) for one in accepted) for name in names)
+    assert books == sums or not accepted, (checkout, books, accepted)
+    for one in accepted:
+        _nothing_by_itself(row, one, operations, policies)
     if (row.attention or "").partition(":")[0] in {"", "reservation_lapses"}:
         for number, one in ours.items():
             transaction = theirs[number][1]
-            decided = HOMELESS.intersection((one.decided or "").split()) and number in world.decided
+            words = {mark.partition("=")[0] for mark in (one.decided or "").split()}
+            decided = HOMELESS.intersection(words) and number in world.decided
             if _returnable(transaction) > 0 and not decided:
                 _told(row, one, operations, policies)
 
@@ -227,17 +228,17 @@ def _told(row: Any, one: Any, operations: list[Any], policies: Mapping[str, obje
         assert policies["late"] == "keep" or asked, about
 
 
-async def _decided(world: World) -> set[str]:
+async def _dismissed(world: World) -> set[str]:
+    """Return the transactions of which a person said that they are no money of the order."""
     found: set[str] = set()
     for checkout in world.checkouts:
-        found |= {
-            one.transaction_id for one in await world.db.read(_PAYMENTS, {"id": checkout}) if one.decided
-        }
+        rows = await world.db.read(_PAYMENTS, {"id": checkout})
+        found |= {one.transaction_id for one in rows if "=dismiss@" in (one.decided or "")}
     return found
 
 
-def _held_money_has_an_owner(world: World, rows: Mapping[UUID, Any], decided: set[str]) -> None:
-    """If the gateway holds money for an order, a checkout of the order is completed, or a person is told."""
+def _held_money_has_an_owner(world: World, rows: Mapping[UUID, Any], dismissed: set[str]) -> None:
+    """If the gateway holds money for an order, a checkout of the order is completed, or a person is asked or said that it is not."""
     seen: Counter[str] = Counter()
     for checkout in world.checkouts:
         for payment, transaction in world.transactions(checkout):
@@ -246,7 +247,7 @@ def _held_money_has_an_owner(world: World, rows: Mapping[UUID, Any], decided: se
                 transaction.held_minor <= 0
                 or transaction.outcome != "succeeded"
                 or seen[number]
-                or number in decided
+                or number in dismissed
             ):
                 continue
             seen[number] += 1

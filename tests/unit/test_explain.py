@@ -146,7 +146,7 @@ def test_every_state_with_every_reason_to_look_is_explained(state, attention):
         made = check(
             record(state, attention=None if attention is None else f"{attention}: some reason", **changes)
         )
-        assert ("A person must look at it" in made.summary) == (attention is not None)
+        assert ("It needs a decision" in made.summary) == (attention is not None)
 
 
 @pytest.mark.parametrize("state", OPERATIONS)

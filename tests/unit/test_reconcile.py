@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.gateway.payments import Found, Transaction
-from orchestrator.lifecycle import Held, Known
+from orchestrator.gateway.payments import Found
 from orchestrator.reconcile import (
     Binding,
     Finding,
@@ -25,39 +23,7 @@ from orchestrator.reconcile import (
 )
 from orchestrator.states import State
 from tests.conftest import make_settings
-
-OURS = UUID("0190a5a0-0000-7000-8000-000000000001")
-ANOTHERS = UUID("0190a5a0-0000-7000-8000-000000000002")
-NOW = datetime(2026, 1, 2, tzinfo=UTC)
-
-
-def checkout(**changes):
-    values = {
-        "id": OURS, "merchant_id": 1, "order_ref": "T-1", "state": State.AWAITING_PAYMENT, "version": 5, "lease": OURS,
-        "wake": 0, "currency": "DKK", "amount": 13900, "reserved": 0, "captured": 0, "refunded": 0, "late": False,
-        "deadline": NOW, "offered_at": NOW, "withdrawn_at": None, "ended_at": None, "claims": 1, "attempts": 0, "looks": 0,
-        "openings": 1, "last_error": None, "attention": None, "correlation_id": "c", "audit_sequence": 5,
-        "audit_head": b"h" * 32, "event_sequence": 1, "token": None, "token_expires_at": None, "session_id": "s",
-        "methods": None, "intent": None, "data_key": None, "charged_back": 0, "reserved_until": None, "auto_capture": False, "require_capture": False,
-        "booked": False, "life": None, "claimed_at": NOW, "claimed_tick": 0.0, "lease_ends": 60.0, **changes,
-    }  # fmt: skip
-    return Held(**values)
-
-
-def known(name, role="accepted", *, reading="reserved", amounts=(13900, 0, 0), decided=None):
-    return Known(name, role, "bound", reading, "DKK", *amounts, 0, decided)
-
-
-def transaction(name, status, amounts=(0, 0, 0), *, bound=OURS, **changes):
-    reserved, captured, refunded = amounts
-    values = {
-        "transaction_id": name, "payment_id": f"p-{name}", "order_ref": "T-1", "shop": "s", "terminal": "t", "status": status,
-        "auth_type": "payment", "currency": "DKK", "reserved": reserved, "captured": captured, "refunded": refunded,
-        "credited": 0, "created_at": f"2026-01-02 03:04:{name:>02}",
-        "payment_infos": {} if bound is None else {"checkout": str(bound)}, **changes,
-    }  # fmt: skip
-    return Transaction(**values)
-
+from tests.unit.judging import ANOTHERS, NOW, checkout, known, transaction
 
 WHOLE = (13900, 0, 0)
 PAID = transaction("1", "preauth", WHOLE)

@@ -1,0 +1,285 @@
+"""Payments that are not what was ordered: what a person is asked, and for what exactly an answer holds."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import decisions
+from orchestrator.gateway.payments import TABLE, Found, Reading, read
+from orchestrator.lifecycle import Known, PaymentSeen
+from orchestrator.reconcile import Finding, Role, concerned, judge, marks
+from orchestrator.states import State
+from tests.unit.judging import ANOTHERS, OURS, checkout, transaction
+
+ABSENT = {Finding.NOTHING, Finding.DECLINED}
+COMMON = {one.name for one in fields(Known)} & {one.name for one in fields(PaymentSeen)}
+
+
+def booked(held, verdict):
+    """Return the checkout as it stands after a look: its payments in the books, and what a person is asked."""
+    before = {one.transaction_id: one.decided for one in held.known}
+    known = tuple(
+        Known(**{name: getattr(one, name) for name in COMMON}, decided=before.get(one.transaction_id))
+        for one in verdict.payments
+    )
+    return checkout(known=known, attention=verdict.attention, state=held.state)
+
+
+def decided(held, decision):
+    """Return the checkout after a person's decision on what is asked."""
+    said = marks(held, decision)
+    known = tuple(
+        replace(one, decided=f"{one.decided or ''} {said[one.transaction_id]}".strip())
+        if one.transaction_id in said
+        else one
+        for one in held.known
+    )
+    return checkout(known=known, attention=None, state=held.state)
+
+
+def asked(*transactions, **options):
+    found = Found(transactions)
+    return booked(checkout(), judge(checkout(), found, **options)), found
+
+
+def refused(held, decision):
+    return decisions.refusal(
+        held, held.known, held.attention, decision, completed=held.state is State.COMPLETED
+    )
+
+
+LESS = transaction("7", "preauth", (5000, 0, 0))
+MORE = transaction("8", "captured", (20000, 20000, 0))
+GIFT = transaction("1", "captured", (3000, 3000, 0), nature="GiftCard")
+CARD = transaction("2", "preauth", (10900, 0, 0))
+THIRD = transaction("3", "preauth", (1, 0, 0))
+ODD = transaction("6", "[/b]held", (13900, 0, 0))
+NAMELESS = transaction("11", "preauth", (13900, 0, 0), bound=None)
+EUROS = transaction("9", "preauth", (13900, 0, 0), currency="EUR")
+EXTRA = transaction("12", "preauth", (14100, 0, 0), surcharge=200)
+
+
+@pytest.mark.parametrize(
+    ("transactions", "options", "word"),
+    [
+        ((LESS,), {}, "payment_mismatch"),
+        ((MORE,), {}, "payment_mismatch"),
+        ((GIFT, CARD), {}, "payment_mismatch"),
+        ((GIFT, CARD, THIRD), {}, "payment_mismatch"),
+        ((EXTRA,), {}, "payment_mismatch"),
+        ((ODD,), {}, "unclear_payment"),
+        ((NAMELESS,), {"shared": True}, "unbound_payment"),
+    ],
+)
+def test_what_a_person_keeps_completes_the_order_with_exactly_that(transactions, options, word):
+    held, found = asked(*transactions, **options)
+    assert held.attention.startswith(f"{word}: ")
+    assert refused(held, "keep") is None
+    verdict = judge(decided(held, "keep"), found, **options)
+    assert verdict.finding is Finding.PAID
+    assert {one.transaction_id for one in verdict.paying} == {one.transaction_id for one in transactions}
+    assert verdict.money[0] == sum(one.reserved for one in transactions)
+    assert verdict.money[1] == sum(one.captured for one in transactions)
+    assert verdict.attention is None
+    # And it stays so at the next look, when the books know them as accepted.
+    later = booked(checkout(state=State.COMPLETED, known=decided(held, "keep").known), verdict)
+    again = judge(checkout(state=State.COMPLETED, known=later.known), found, **options)
+    assert (again.finding, again.money, again.attention) == (Finding.PAID, verdict.money, None)
+
+
+@pytest.mark.parametrize("change", ["amount", "another", "gone"])
+def test_a_decision_says_nothing_of_other_amounts_or_payments(change):
+    held, _ = asked(GIFT, CARD)
+    found = {
+        "amount": Found((GIFT, transaction("2", "preauth", (10901, 0, 0)))),
+        "another": Found((GIFT, CARD, THIRD)),
+        "gone": Found((GIFT,)),
+    }[change]
+    verdict = judge(decided(held, "keep"), found)
+    if change == "another":
+        # The two are kept, and the third is asked about.
+        assert {one.transaction_id for one in verdict.paying} == {"1", "2"}
+        assert verdict.attention.startswith("payment_mismatch: transaction 3 holds 0.01 DKK")
+    else:
+        assert verdict.finding is Finding.UNSURE
+        assert verdict.paying == ()
+        assert verdict.attention.startswith("payment_mismatch: ")
+
+
+def test_parts_are_one_decision_that_names_all_of_them_and_their_sum():
+    held, _ = asked(CARD, GIFT)
+    assert held.attention == (
+        "payment_mismatch: transactions 1 (30.00 DKK), 2 (109.00 DKK) hold 139.00 DKK together, the order is 139.00 DKK"
+    )
+    assert {one.transaction_id for one in concerned(held)} == {"1", "2"}
+
+
+def test_a_surcharge_is_told_and_pays_the_order_where_the_policy_says_so():
+    held, found = asked(EXTRA)
+    assert held.attention == (
+        "payment_mismatch: transaction 12 holds 141.00 DKK, which is the order of 139.00 DKK and a surcharge of 2.00 DKK"
+    )
+    verdict = judge(checkout(), found, surcharges=True)
+    assert (verdict.finding, verdict.money, verdict.attention) == (Finding.PAID, (14100, 0, 0), None)
+    other = transaction("12", "preauth", (14101, 0, 0), surcharge=200)
+    assert judge(checkout(), Found((other,)), surcharges=True).finding is Finding.UNSURE
+
+
+@pytest.mark.parametrize(
+    ("one", "decision", "why"),
+    [
+        (EUROS, "keep", "transaction 9 is in EUR and the order in DKK"),
+        (LESS, "dismiss", "the gateway holds money for this order under 7 (50.00 DKK): say keep or return"),
+        (
+            replace(ODD, raw_flags=("amount_unreadable",)),
+            "keep",
+            "the amounts of transaction 6 cannot be read",
+        ),
+        (transaction("6", "no_such_status"), "keep", "do not all hold money"),
+    ],
+)
+def test_a_decision_that_cannot_be_carried_out_is_refused_with_the_reason(one, decision, why):
+    held, _ = asked(one)
+    assert why in refused(held, decision)
+
+
+def test_a_decision_on_what_has_changed_since_is_refused():
+    held, _ = asked(LESS)
+    stale = checkout(
+        known=held.known, attention="payment_mismatch: transaction 7 holds 49.00 DKK, the order is 139.00 DKK"
+    )
+    assert "have changed" in refused(stale, "keep")
+
+
+@pytest.mark.parametrize(("transactions", "options"), [((NAMELESS,), {"shared": True}), ((ODD,), {})])
+def test_what_a_person_dismisses_is_no_money_of_the_order(transactions, options):
+    held, found = asked(*transactions, **options)
+    assert refused(held, "dismiss") is None
+    verdict = judge(decided(held, "dismiss"), found, **options)
+    assert (verdict.finding, verdict.attention) == (Finding.DECLINED, None)
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        transaction("7", "bank_payment_refunded", (0, 100, 100)),
+        transaction("7", "refunded", (5000, 5000, 5000)),
+        transaction("7", "captured", (5000, 5000, 0), charged_back=5000),
+        transaction("7", "released", (5000, 0, 0)),
+    ],
+)
+def test_a_mismatch_that_went_back_is_not_asked_about_again(back):
+    verdict = judge(checkout(), Found((back,)))
+    assert (verdict.finding, verdict.attention) == (Finding.DECLINED, None)
+    assert [decisions.left(one) for one in verdict.payments] == [0]
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t \n"])
+def test_a_blank_payment_info_names_no_checkout(blank):
+    one = transaction("1", "preauth", (13900, 0, 0), payment_infos={"checkout": blank})
+    assert judge(checkout(), Found((one,))).finding is Finding.PAID
+
+
+@pytest.mark.parametrize(
+    "status", ["created", "pending", "captured", "preauth", "who_knows", "preauth_failed"]
+)
+@pytest.mark.parametrize("amount", [13900, 100])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_payment_of_long_before_that_names_no_checkout_is_no_business_of_this_order(status, amount, shared):
+    old = transaction("1", status, (amount, 0, 0), bound=None, created_at="2023-01-05 10:00:00")
+    verdict = judge(checkout(), Found((old,)), shared=shared)
+    assert (verdict.finding, verdict.attention, verdict.payments) == (Finding.NOTHING, None, ())
+    assert verdict.evidence["foreign"] == 1
+    # What names the checkout is its own, whatever the gateway's clock says.
+    bound = transaction("1", "preauth", (13900, 0, 0), created_at="2023-01-05 10:00:00")
+    assert judge(checkout(), Found((bound,))).finding is Finding.PAID
+
+
+def test_a_payment_that_pays_another_checkout_is_no_business_of_this_order():
+    verdict = judge(checkout(), Found((NAMELESS,)), shared=True, elsewhere={"11"})
+    assert (verdict.finding, verdict.attention) == (Finding.NOTHING, None)
+
+
+def test_several_checkouts_are_only_named_where_there_are_several():
+    twice = transaction("1", "preauth", (13900, 0, 0), bound=None, raw_flags=("info_repeated",))
+    said = judge(checkout(), Found((twice,))).attention
+    assert said == "unbound_payment: transaction 1 names more than one checkout"
+
+
+@pytest.mark.parametrize(
+    ("flag", "amounts", "said"),
+    [
+        ("over_refund", (13900, 13900, 15000), "150.00 DKK are refunded, and 139.00 DKK were captured"),
+        ("over_capture", (13900, 15000, 0), "150.00 DKK are captured, and 139.00 DKK were reserved"),
+        ("credited", (13900, 13900, 0), "a credit"),
+        ("chargeback_unclear", (13900, 13900, 0), "a chargeback or a dispute"),
+    ],
+)
+def test_money_taken_back_is_asked_about_until_a_person_has_seen_it_and_again_when_it_changes(
+    flag, amounts, said
+):
+    status = "refunded" if amounts[2] else "captured"
+    one = transaction("1", status, amounts, raw_flags=(flag,))
+    paid = checkout(
+        state=State.COMPLETED,
+        known=(Known("1", "accepted", "bound", "captured", "DKK", 13900, 13900, 0, 0, None),),
+    )
+    verdict = judge(paid, Found((one,)))
+    assert verdict.attention.startswith(f"{flag}: ")
+    assert said in verdict.attention
+    seen = booked(paid, verdict)
+    assert judge(seen, Found((one,))).attention == verdict.attention
+    done = decided(seen, "dismiss")
+    assert judge(done, Found((one,))).attention is None
+    if flag.startswith("over"):
+        more = replace(one, refunded=one.refunded and 16000, captured=13900 if one.refunded else 16000)
+        assert judge(done, Found((more,))).attention.startswith(f"{flag}: ")
+
+
+# ── Whatever the gateway shows and whatever was decided ─────────────────────────────────────────────────────────────────
+
+MINOR = st.sampled_from([0, 1, 100, 5000, 13900, 14100, 20000])
+TRANSACTIONS = st.lists(
+    st.builds(
+        lambda name, status, amounts, bound, surcharge, currency: transaction(
+            str(name), status, amounts, bound=bound, surcharge=surcharge, currency=currency
+        ),
+        st.integers(1, 9), st.sampled_from([*TABLE, "no_such_status"]), st.tuples(MINOR, MINOR, MINOR),
+        st.sampled_from([OURS, OURS, None, ANOTHERS]), st.sampled_from([0, 0, 200]), st.sampled_from(["DKK", "DKK", "EUR"]),
+    ),
+    unique_by=lambda one: one.transaction_id, max_size=4,
+)  # fmt: skip
+DECISIONS = st.lists(st.sampled_from(["keep", "dismiss"]), max_size=3)
+
+
+@given(TRANSACTIONS, DECISIONS, TRANSACTIONS, st.tuples(st.booleans(), st.booleans()))
+def test_no_decision_makes_an_absence_of_money_that_is_bound_to_the_order(before, answers, after, options):
+    """An order expires or is cancelled on a look that shows an absence: none does so while money is held for it."""
+    held, (shared, surcharges) = checkout(), options
+    dismissed = set()
+    for answer in answers:
+        held = booked(held, judge(held, Found(tuple(before)), shared=shared, surcharges=surcharges))
+        if held.attention and refused(held, answer) is None:
+            about = concerned(held)
+            held = decided(held, answer)
+            if answer == "dismiss":
+                dismissed |= {one.transaction_id for one in about if one.reading == "unknown"}
+    for shown in (before, after):
+        verdict = judge(held, Found(tuple(shown)), shared=shared, surcharges=surcharges)
+        bound = [one for one in shown if one.payment_infos.get("checkout") == str(OURS)]
+        sure = [one for one in bound if read(one) in {Reading.RESERVED, Reading.CAPTURED, Reading.REFUNDED}]
+        kept = [one for one in sure if one.captured == 0 or one.captured > one.refunded]
+        unclear = [
+            one for one in bound if read(one) is Reading.UNKNOWN and one.transaction_id not in dismissed
+        ]
+        if kept or unclear or any(read(one) is Reading.OPEN for one in bound):
+            assert verdict.finding not in ABSENT, (held.known, shown)
+        if verdict.finding is Finding.UNSURE:
+            assert verdict.attention is not None
+        accepted = [one for one in verdict.payments if one.role == Role.ACCEPTED]
+        assert bool(accepted) == (verdict.finding is Finding.PAID)
+        assert all(one.currency == "DKK" for one in accepted)
