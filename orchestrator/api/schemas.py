@@ -308,7 +308,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
             youMay=_list(_WORD),
         ),
         "example": {
-            "summary": "Order A-1001 over 139.00 DKK is paid.",
+            "summary": "Order A-1001 for 139.00 DKK is completed: its payment is authorized.",
             "because": ["Transaction 539101 pays it: 139.00 DKK reserved, 0.00 DKK captured, 0.00 DKK refunded."],
             "evidence": [
                 "By 2026-01-05T10:00:02Z a notification about transaction 539101 had arrived with a valid signature; it said “succeeded”.",

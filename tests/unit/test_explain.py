@@ -22,7 +22,7 @@ ID = UUID("019aa000-0000-7000-8000-000000000001")
 WORDS = (
     "late_payment surplus_payment unknown_order payment_mismatch unbound_payment unclear_payment lookup_at_limit payment_released "
     "payment_gone open_payment reservation_lapses charged_back operation_unclear operation_rejected gateway_credentials gateway_failing step_broke "
-    "poisoned order_number_used_up no_payment_methods"
+    "poisoned order_number_used_up no_payment_methods chargeback_unclear over_refund over_capture credited"
 ).split()
 OPERATIONS = ("requested", "submitted", "succeeded", "rejected", "unknown")
 ENTRIES = (
@@ -235,7 +235,7 @@ def test_the_evidence_names_the_callback_and_what_the_gateway_itself_answered():
         "By 2026-01-05T09:59:58Z a notification about transaction 539101 had arrived with a valid signature; it said “succeeded”.",
         "At 2026-01-05T10:00:00Z we asked the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, bound by our id.",
     )
-    assert made.summary == "Order A-1001 over 139.00 DKK is paid."
+    assert made.summary == "Order A-1001 for 139.00 DKK is completed: its payment is authorized."
     again = msgspec.structs.replace(
         found, evidence={**found.evidence, "callbacks": [CALLBACK]}, at=arrived.at
     )

@@ -633,7 +633,7 @@ async def test_a_checkout_is_explained_in_sentences(api: Api):
     assert answer.status_code == 200, answer.text
     told = answer.json()
     assert {"summary", "because", "evidence", "next", "youMay"} == set(told)
-    assert "is paid" in told["summary"]
+    assert "is completed: its payment is " in told["summary"]
     assert any("10.00 DKK were charged back" in said for said in told["because"])
     assert any("refund of 5.00 DKK on transaction 1" in said for said in told["because"])
     assert "shop-1 handed it over" in told["evidence"][0]

@@ -88,7 +88,7 @@ async def test_money_and_payments_are_exact_decimal_numbers(api: Api):
         "refunded": Decimal(0),
         "chargedBack": Decimal(0),
     }
-    assert (found["outcome"], found["late"]) == ("paid", True)
+    assert (found["outcome"], found["paymentStatus"], found["late"]) == ("paid", "captured", True)
     (payment,) = found["payments"]
     assert (payment["transactionId"], payment["reserved"], payment["refunded"]) == (
         "7",
