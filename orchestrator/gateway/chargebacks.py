@@ -12,11 +12,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orchestrator.gateway.xml import text_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from xml.etree.ElementTree import Element
 
-_LONGEST_TEXT = 255
 # The letters of a type without all that separates them. What may stand beside the word says which one of several it is.
 _WHICH = r"(?:first|second|third|1st|2nd|3rd|[123]|final|partial|full|new|initial|arbitration|round|cycle|stage|event|notification|received)*"
 _CHARGEBACK = re.compile(rf"{_WHICH}chargebacks?{_WHICH}")
@@ -55,7 +56,7 @@ def total_of(events: Iterable[ChargebackEvent]) -> int:
 def _event(
     element: Element, exact: Callable[[str], int | None], is_currency: Callable[[str], bool]
 ) -> ChargebackEvent:
-    kind, amount, currency, date = (_text(element, name) for name in ("Type", "Amount", "Currency", "Date"))
+    kind, amount, currency, date = (text_of(element, name) for name in ("Type", "Amount", "Currency", "Date"))
     word = re.sub("[^a-z0-9]", "", kind.lower())
     value = exact(amount.removeprefix("-")) if amount else None
     back = _REVERSAL.fullmatch(word) is not None
@@ -63,7 +64,3 @@ def _event(
     if not sure or value is None or (currency and not is_currency(currency)):
         return ChargebackEvent(kind, amount, currency, date, None)
     return ChargebackEvent(kind, amount, currency, date, -value if back or amount.startswith("-") else value)
-
-
-def _text(element: Element, name: str) -> str:
-    return (element.findtext(name) or "").strip()[:_LONGEST_TEXT]

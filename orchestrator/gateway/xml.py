@@ -26,8 +26,12 @@ SMALL: Final = 65_536
 """Bytes up to which the size alone bounds the cost; a few transactions take a tenth of it."""
 MOST_MARKS: Final = 60_000
 """Opening angle brackets, and equals signs, of a document at most. A hundred transactions have about 16,000 of the first."""
-MOST_REPAIRS: Final = 50_000
+LARGEST_REPAIRED: Final = 500_000
+"""Bytes of a document that is repaired, at most."""
+MOST_REPAIRS: Final = 20_000
 """Bytes outside ASCII, and ampersands, of a document that is repaired, at most: each may be looked at alone."""
+LONGEST_TEXT: Final = 255
+"""Characters of a text that is read from a document; what is longer is cut."""
 DAMAGED: Final = "\N{REPLACEMENT CHARACTER}"
 """Stands for a character that cannot be told."""
 
@@ -75,10 +79,15 @@ def tree(document: bytes) -> Tree | Malformed:
         return _second_try(document, error)
 
 
+def text_of(element: Element, name: str) -> str:
+    """Return the text of the first child of this name, "" where there is none."""
+    return (element.findtext(name) or "").strip()[:LONGEST_TEXT]
+
+
 def _second_try(document: bytes, error: Exception) -> Tree | Malformed:
     """Parse a document that is not well formed once more, repaired."""
     repaired = _repaired(document)
-    if repaired is not None and repaired != document and len(repaired) <= LARGEST:
+    if repaired is not None and repaired != document:
         try:
             return Tree(_parsed(repaired), repaired=True)
         except _DeclaresTypeError:
@@ -125,10 +134,12 @@ def _parsed(document: bytes) -> Element:
 
 def _repaired(document: bytes) -> bytes | None:
     """Return a document as UTF-8 without a declaration, its characters and references made ones that XML has; None: beyond repair."""
+    if len(document) > LARGEST_REPAIRED:
+        return None
     outside_ascii = len(document) - len(document.decode("ascii", errors="ignore"))
     if max(outside_ascii, document.count(b"&")) > MOST_REPAIRS:
         return None
-    text = _decoded(document)
+    text = decoded(document)
     text = _FORBIDDEN.sub(DAMAGED, text).strip(_AROUND)
     declaration = _DECLARATION.match(text)
     if declaration is not None:
@@ -141,7 +152,7 @@ def _repaired(document: bytes) -> bytes | None:
     return "".join(parts).encode()
 
 
-def _decoded(document: bytes) -> str:
+def decoded(document: bytes) -> str:
     """Decode by the byte order mark, by a declared encoding of single bytes, or as UTF-8 whose other bytes are Windows-1252."""
     if document.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return document.decode("utf-16", errors="replace")
