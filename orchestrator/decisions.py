@@ -35,6 +35,8 @@ IRREGULAR: Final = (CHARGEBACK_UNCLEAR, OVER_REFUND, OVER_CAPTURE, CREDITED)
 
 UNREADABLE: Final = frozenset({"amount_unreadable", "currency_unknown", "currency_conflict"})
 """Flags of a payment whose amounts are not known as numbers."""
+EVENT, CREDIT = "chargeback event: ", "credit: "
+"""Begin the flags of a payment that tell a person what the gateway shows beside its amounts."""
 MONEY: Final = frozenset({"reserved", "captured", "refunded"})
 """Readings that surely are money."""
 _MOST_NAMED: Final = 10
@@ -247,18 +249,18 @@ def irregular(payments: Sequence[Payment]) -> list[Question]:
         reserved, captured, refunded = (
             money.spelled(minor, one.currency) for minor in (one.reserved, one.captured, one.refunded)
         )
-        events = [flag for flag in one.flags if flag.startswith(("chargeback event: ", "credit: "))]
+        events = [flag.removeprefix(EVENT) for flag in one.flags if flag.startswith(EVENT)]
+        credit = [flag.removeprefix(CREDIT) for flag in one.flags if flag.startswith(CREDIT)]
         named = f"transaction {one.transaction_id}"
-        told = "; ".join(flag.partition(": ")[2] for flag in events if flag.startswith("chargeback event"))
-        credit = "".join(flag.partition(": ")[2] for flag in events if flag.startswith("credit: "))
         facts: Mapping[str, tuple[object, str]] = {
-            CHARGEBACK_UNCLEAR: (events, f"the gateway tells of a chargeback or a dispute of {named} that cannot be counted ({told})"),
+            CHARGEBACK_UNCLEAR: (events, f"the gateway tells of a chargeback or a dispute of {named} that cannot be counted: {'; '.join(events)}"),
             OVER_REFUND: ([one.refunded, one.captured], f"of {named} {refunded} are refunded, and {captured} were captured"),
             OVER_CAPTURE: ([one.captured, one.reserved], f"of {named} {captured} are captured, and {reserved} were reserved"),
-            CREDITED: (events, f"the gateway shows a credit of {credit} to the shopper beside {named}"),
+            CREDITED: (credit, f"the gateway shows a credit of {'; '.join(credit)} to the shopper beside {named}"),
         }  # fmt: skip
         for word in IRREGULAR:
-            if word in one.flags:
+            # A bank transfer knows no reservation.
+            if word in one.flags and not (word == OVER_CAPTURE and one.reserved == 0):
                 fact, sentence = facts[word]
                 asked.append(Question(word, sentence, (one.transaction_id,), _digest([word, fact])))
     return asked

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Final
 
-from orchestrator import decisions
+from orchestrator import decisions, money
 from orchestrator.gateway.payments import Found, Reading, Shape, Transaction, held, read, shape
 from orchestrator.lifecycle import PaymentSeen
 
@@ -479,8 +479,24 @@ def _seen(checkout: Held, one: Transaction, binding: Binding) -> PaymentSeen:
         refunded=refunded,
         charged_back=one.charged_back,
         surcharge=one.surcharge,
-        flags=one.raw_flags,
+        flags=(*one.raw_flags, *_notes(one)),
     )
+
+
+MOST_NOTES: Final = 10
+"""Events of a payment that are told in words; the gateway has all of them."""
+
+
+def _notes(one: Transaction) -> list[str]:
+    """Return what the gateway tells beside the amounts of a payment, for a person: uncounted chargeback events, and a credit."""
+    notes = []
+    for event in one.chargeback_events:
+        if event.counted is None:
+            told = " ".join(filter(None, (event.kind, event.amount, event.currency, event.date)))
+            notes.append(f"{decisions.EVENT}{told or 'without a type and an amount'}")
+    if one.credited:
+        notes.append(f"{decisions.CREDIT}{money.spelled(one.credited, one.currency)}")
+    return notes[:MOST_NOTES]
 
 
 def _valid_until(transaction: Transaction) -> datetime | None:

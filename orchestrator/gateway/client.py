@@ -1,33 +1,34 @@
 """Calls to the gateway: authenticate, open a session, list its payment methods, look payments up, move money.
 
 Every call comes back as one of `outcomes`, in bounded time and whatever was answered; only cancellation passes through. Each
-leaves one log line. Bodies, tokens, URLs and what the gateway wrote in free text reach neither a log nor a reason.
+leaves one log line. A large answer is read beside the event loop, so that one gateway's answers delay no other
+call. Bodies, tokens, URLs and what the gateway wrote in free text reach neither a log nor a reason.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 import time
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
-import jwt
 import msgspec
 from aiohttp import BytesPayload, hdrs
 from yarl import URL
 
 from orchestrator import log as logs
 from orchestrator import money
-from orchestrator.gateway import payments
+from orchestrator.gateway import answers, payments
+from orchestrator.gateway.answers import ASSUMED_LIFETIME, Session, Token
 from orchestrator.gateway.board import Board
 from orchestrator.gateway.doors import Doors
 from orchestrator.gateway.fence import FencedBody
-from orchestrator.gateway.outcomes import Busy, Done, NotSent, Outcome, Refused, Unknown
-from orchestrator.gateway.payments import Found, Malformed, Movement, RequestError
+from orchestrator.gateway.outcomes import Busy, Done, NotSent, Outcome, Refused
 from orchestrator.gateway.wire import Request, Wire
 
 if TYPE_CHECKING:
@@ -37,7 +38,13 @@ if TYPE_CHECKING:
     from aiohttp import Payload
 
     from orchestrator.gateway.fence import Fence
+    from orchestrator.gateway.payments import Found, Movement
     from orchestrator.settings import Settings
+
+__all__ = [
+    "ASSUMED_LIFETIME", "LEFT_ALONE", "LONGEST_IDENTIFIER", "USER_AGENT", "USER_AGENT_LIMIT", "Account", "Gateway", "Session", "Token",
+    "gateway_of",
+]  # fmt: skip
 
 T = TypeVar("T")
 log = logs.get(__name__)
@@ -46,22 +53,13 @@ USER_AGENT = "altapay-orchestrator"
 USER_AGENT_LIMIT = 512
 """Real browsers stay below 300 characters; a shopper may send anything."""
 
-ASSUMED_LIFETIME = 1200.0
-"""Seconds. Two thirds of the shortest lifetime seen (1800 s in the sample of D2, though its text says an hour)."""
-LONGEST_LIFETIME = 86_400.0
 LONGEST_IDENTIFIER = 100
 """Characters of a `reconciliation_identifier` (part 1.7)."""
-METHOD_DEPTH = 32
-"""A method is two levels deep (C1, C4); far deeper nesting is an attack on whoever walks over the answer next."""
 
 _MERCHANT_API = frozenset({"find_payments", "capture", "refund", "release"})
 """The calls that go to the Merchant API, which may stand elsewhere."""
 LEFT_ALONE = "The gateway is left alone for a while."
 
-# Seconds since 1970. NaN compares false with it, and a far larger integer would not fit into a float.
-_LATEST = 10**12
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,8192}")
-_SESSION = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _UNPRINTABLE = re.compile(r"[^ -~]+")
 # Amounts are decimal numbers in the gateway's JSON (D4); msgspec would write a Decimal as a string.
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
@@ -76,25 +74,6 @@ class Account:
     merchant_api_url: str
     username: str
     password: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A bearer token and the seconds it lives, counted from its receipt.
-
-    `assumed` says that the token named no sane `iat` and `exp` and that the lifetime is our cautious guess.
-    """
-
-    value: str = field(repr=False)
-    lifetime: float
-    assumed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A session that the gateway opened."""
-
-    session_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +126,10 @@ class Gateway:
         self._board = board or Board(None)
         self._doors = Doors(settings, self._board)
         self._wire = Wire(settings)
+        # One thread: what it reads waits in turn, and takes no more than its share from the event loop.
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="gateway-answers")
+        # Gateways that were seen to know the parameter `limit`.
+        self._limiting: set[str] = set()
 
     async def __aenter__(self) -> Self:
         """Be ready to call; connections open as they are needed."""
@@ -157,13 +140,14 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close every connection."""
+        self._aside.shutdown(wait=False, cancel_futures=True)
         await self._board.__aexit__(kind, error, trace)
         await self._wire.close()
 
     async def authenticate(self, account: Account) -> Outcome[Token]:
         """Fetch a token for one customer session (D1, D2): Basic credentials, no body."""
         return await self._call(
-            "authenticate", account, _read_token, method="POST", url=lambda known: known.authenticate
+            "authenticate", account, answers.read_token, method="POST", url=lambda known: known.authenticate
         )
 
     async def open_session(
@@ -177,7 +161,7 @@ class Gateway:
         return await self._call(
             "open_session",
             account,
-            _read_session,
+            answers.read_session,
             method="POST",
             url=lambda known: known.session,
             token=token,
@@ -195,7 +179,7 @@ class Gateway:
         return await self._call(
             "list_methods",
             account,
-            _read_methods,
+            lambda raw: answers.read_methods(raw, account.merchant),
             url=lambda known: URL(f"{known.sessions}{quote(session_id, safe='')}/payment-methods"),
             token=token,
             user_agent=user_agent,
@@ -212,20 +196,52 @@ class Gateway:
     ) -> Outcome[Found]:
         """Look transactions up in the Merchant API (D8), newest first, at most `limit` (1 to 100) of them.
 
-        At least one of the three filters is required. The API user may see several shops: what is found is not yet ours.
+        At least one of the three filters is required. The API user may see several shops: what is found is not yet ours. Where the
+        number of rows leaves open whether there are more, one more call tries to prove that there are none; a `Found` that still
+        says `at_limit` may lack rows.
         """
         filters = {"shop_orderid": order_ref, "transaction_id": transaction_id, "payment_id": payment_id}
         wanted = {name: value for name, value in filters.items() if value}
         if not wanted or not 1 <= limit <= payments.MOST_ROWS:
             message = f"find_payments needs a filter and a limit of 1 to {payments.MOST_ROWS}, not {limit}"
             raise ValueError(message)
-        query = urlencode({**wanted, "sort": "desc", "limit": limit})
+        outcome = await self._find(account, wanted, "desc", limit)
+        if isinstance(outcome, Done) and outcome.value.at_limit and limit == payments.MOST_ROWS:
+            return Done(await self._completed(account, wanted, outcome.value, limit))
+        return outcome
+
+    async def _find(
+        self, account: Account, wanted: Mapping[str, str], sort: str, limit: int
+    ) -> Outcome[Found]:
+        query = urlencode({**wanted, "sort": sort, "limit": limit})
         return await self._call(
             "find_payments",
             account,
-            lambda raw: _read_payments(raw, limit),
+            lambda raw: answers.read_payments(raw, limit),
             url=lambda known: URL(known.payments + query),
         )
+
+    async def _completed(
+        self, account: Account, wanted: Mapping[str, str], found: Found, limit: int
+    ) -> Found:
+        """Return what a lookup found without the doubt that there is more, if another call can take it away.
+
+        Exactly the default number of rows, fewer than were asked for: either these are all, or the gateway does not know `limit`,
+        which is settled once for each gateway by asking for fewer. Otherwise the list is read from its other end: where both ends
+        meet, by the dates of their rows, none is missing.
+        """
+        gateway = _prepare(account).merchant_gateway
+        fewer = len(found.transactions) == payments.DEFAULT_ROWS < limit
+        if fewer and gateway in self._limiting:
+            return replace(found, at_limit=False)
+        outcome = await self._find(account, wanted, "asc", payments.DEFAULT_ROWS - 1 if fewer else limit)
+        if not isinstance(outcome, Done):
+            return found
+        oldest = outcome.value
+        if fewer and payments.is_cut_short(found, oldest):
+            self._limiting.add(gateway)
+            return replace(found, at_limit=False)
+        return payments.joined(found, oldest) or found
 
     async def capture(
         self,
@@ -243,7 +259,10 @@ class Gateway:
         For this and the other two: a `fence` that says no is `NotSent`; its module says what window remains. 503 is `Unknown`
         even where it names a time.
         """
-        fields = {"transaction_id": transaction_id, **_sum(amount, currency, identifier)}
+        fields = _sum(amount, currency, identifier)
+        if isinstance(fields, Refused):
+            return fields
+        fields = {"transaction_id": transaction_id, **fields}
         return await self._move("capture", "captureReservation", account, fields=fields, fence=fence)
 
     async def refund(
@@ -257,7 +276,10 @@ class Gateway:
         fence: Fence,
     ) -> Outcome[Movement]:
         """Refund part or all of what was captured, never more: the gateway is not allowed to refund above it."""
-        fields = {"transaction_id": transaction_id, **_sum(amount, currency, identifier)}
+        fields = _sum(amount, currency, identifier)
+        if isinstance(fields, Refused):
+            return fields
+        fields = {"transaction_id": transaction_id, **fields}
         return await self._move("refund", "refundCapturedReservation", account, fields=fields, fence=fence)
 
     async def release(self, account: Account, *, transaction_id: str, fence: Fence) -> Outcome[Movement]:
@@ -275,7 +297,7 @@ class Gateway:
         return await self._call(
             name,
             account,
-            lambda raw: _read_movement(raw, fields["transaction_id"]),
+            lambda raw: answers.read_movement(raw, fields["transaction_id"]),
             method="POST",
             url=lambda known: URL(known.movements + method),
             body=FencedBody(urlencode(fields).encode(), fence),
@@ -311,7 +333,12 @@ class Gateway:
             probes = door.begin()
             try:
                 answer = await self._wire.exchange(request, door=door, whose=(account.merchant, name))
-                outcome = read(answer) if isinstance(answer, bytes) else answer
+                if not isinstance(answer, bytes):
+                    outcome = answer
+                elif len(answer) <= answers.LARGE:
+                    outcome = read(answer)
+                else:
+                    outcome = await asyncio.get_running_loop().run_in_executor(self._aside, read, answer)
                 if not (isinstance(body, FencedBody) and body.refused):  # the fence's no is about our lease
                     door.note(account.merchant, outcome)
             finally:
@@ -328,14 +355,18 @@ class Gateway:
         return outcome
 
 
-def _sum(amount: int, currency: str, identifier: str) -> dict[str, str]:
+def _sum(amount: int, currency: str, identifier: str) -> dict[str, str] | Refused:
     """Return the fields of an amount. Without one the gateway would move all there is, so it is never left out."""
     if amount <= 0 or not 1 <= len(identifier) <= LONGEST_IDENTIFIER:
         message = (
             f"moving money needs an amount of more than 0 and an identifier, not {amount} and {identifier!r}"
         )
         raise ValueError(message)
-    return {"amount": str(money.to_decimal(amount, currency)), "reconciliation_identifier": identifier}
+    try:
+        decimal = money.for_gateway(amount, currency)
+    except money.MoneyError:
+        return Refused(0, "The amount cannot be put into the decimals that the gateway holds.")
+    return {"amount": str(decimal), "reconciliation_identifier": identifier}
 
 
 def _headers(authorization: str, user_agent: str | None) -> dict[str, str]:
@@ -351,108 +382,3 @@ def _headers(authorization: str, user_agent: str | None) -> dict[str, str]:
 def _plain(user_agent: str) -> str:
     """Make a header value of what a shopper's device called itself: printable ASCII and not endless."""
     return _UNPRINTABLE.sub("", user_agent[:USER_AGENT_LIMIT]).strip() or USER_AGENT
-
-
-# ── Reading answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _decode(raw: bytes) -> dict[str, object] | Unknown:
-    try:
-        answer = msgspec.json.decode(raw)
-    except (ValueError, RecursionError):  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
-        return Unknown("The gateway's answer is not JSON.")
-    if not isinstance(answer, dict):
-        return Unknown("The gateway's answer is not a JSON object.")
-    return answer
-
-
-def _read_token(raw: bytes) -> Outcome[Token]:
-    answer = _decode(raw)
-    if isinstance(answer, Unknown):
-        return answer
-    value = answer.get("token")
-    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
-        return Unknown("The gateway's answer holds no usable token.")
-    lifetime = _lifetime(value)
-    return Done(Token(value, ASSUMED_LIFETIME, assumed=True) if lifetime is None else Token(value, lifetime))
-
-
-def _lifetime(token: str) -> float | None:
-    """Return exp - iat in seconds, or None when the token does not say it in a believable way.
-
-    The difference, because our clock need not agree with the gateway's; unverified, because the token is the gateway's to
-    check, and came from it over TLS.
-    """
-    try:
-        claims = jwt.decode(token, options={"verify_signature": False})
-    except (jwt.PyJWTError, ValueError, RecursionError):
-        return None
-    issued, expires = _seconds(claims.get("iat")), _seconds(claims.get("exp"))
-    if issued is None or expires is None:
-        return None
-    lifetime = expires - issued
-    return lifetime if 1 <= lifetime <= LONGEST_LIFETIME else None
-
-
-def _seconds(claim: object) -> float | None:
-    """Return a JWT's NumericDate; None for anything else, also for a number that no date reaches."""
-    if not isinstance(claim, int | float) or isinstance(claim, bool) or not 0 <= claim < _LATEST:
-        return None
-    return float(claim)
-
-
-def _read_session(raw: bytes) -> Outcome[Session]:
-    answer = _decode(raw)
-    if isinstance(answer, Unknown):
-        return answer
-    value = answer.get("sessionId")
-    if not isinstance(value, str) or not _SESSION.fullmatch(value):
-        return Unknown("The gateway's answer holds no usable sessionId.")
-    return Done(Session(value))
-
-
-def _read_methods(raw: bytes) -> Outcome[tuple[dict[str, object], ...]]:
-    answer = _decode(raw)
-    if isinstance(answer, Unknown):
-        return answer
-    methods = answer.get("methods")
-    if not isinstance(methods, list):
-        return Unknown("The gateway's answer holds no list of methods.")
-    if b"\\u0000" in raw:  # Postgres stores no NUL
-        return Unknown("The gateway's methods hold a NUL character.")
-    for method in methods:
-        if not isinstance(method, dict) or not isinstance(method.get("id"), str):
-            return Unknown("The gateway's list of methods holds something that is not a method.")
-        if not _shallow(method, METHOD_DEPTH):
-            return Unknown("The gateway's methods are nested too deeply.")
-    return Done(tuple(methods))
-
-
-def _shallow(value: object, depth: int) -> bool:
-    if not isinstance(value, dict | list):
-        return True
-    inner = value.values() if isinstance(value, dict) else value
-    return depth > 0 and all(_shallow(item, depth - 1) for item in inner)
-
-
-def _read_payments(raw: bytes, limit: int) -> Outcome[Found]:
-    match payments.parse(raw, limit=limit):
-        case Found(transactions=(), result=result) if result.lower() not in payments.QUIET_RESULTS:
-            # A lookup that went wrong inside the gateway must not pass for "there is no payment".
-            return Unknown("The gateway's lookup ended neither in payments nor in success.")
-        case Found() as found:
-            return Done(found)
-        case RequestError(code=code):
-            return Refused(HTTPStatus.OK, "The gateway refused the lookup.", code)
-        case Malformed(reason=reason):
-            return Unknown(reason)
-
-
-def _read_movement(raw: bytes, transaction_id: str) -> Outcome[Movement]:
-    match payments.parse_movement(raw, transaction_id=transaction_id):
-        case Movement() as movement:
-            return Done(movement)
-        case RequestError(code=code):
-            return Refused(HTTPStatus.OK, "The gateway refused the request.", code)
-        case Malformed(reason=reason):
-            return Unknown(reason)

@@ -7,7 +7,7 @@ they hold no token, no personal data, no URL and nothing that the gateway wrote 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Generic, TypeAlias, TypeVar
 
 T_co = TypeVar("T_co", covariant=True)
@@ -67,9 +67,13 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Sent, but no usable answer came back: it may have been done."""
+    """Sent, but no usable answer came back: it may have been done.
+
+    `unreadable`: an answer came, and no reader of ours makes anything of it, so that the same call will most likely meet the same.
+    """
 
     reason: str
+    unreadable: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

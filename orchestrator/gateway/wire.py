@@ -136,7 +136,7 @@ class Wire:
         while chunk := await stream.readany():
             size += len(chunk)
             if size > self._limit:
-                return Unknown("The gateway's answer went beyond the size limit.")
+                return Unknown("The gateway's answer went beyond the size limit.", unreadable=True)
             chunks.append(chunk)
         if not size:
             return Unknown("The gateway answered without a body.")

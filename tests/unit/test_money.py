@@ -13,9 +13,13 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.money import (
     MoneyError,
     alpha_code,
+    decimal_or_none,
     exponent,
+    for_gateway,
     is_country,
+    is_same_currency,
     numeric_code,
+    spelled,
     to_decimal,
     to_minor,
 )
@@ -173,3 +177,70 @@ def test_a_country_is_two_capitals_of_iso_3166(code: str, known: bool) -> None:
 def test_a_money_error_is_one_of_ours_and_a_value_error() -> None:
     assert issubclass(MoneyError, OrchestratorError)
     assert issubclass(MoneyError, ValueError)
+
+
+# ── Currencies that were withdrawn, and unknown ones ────────────────────────────────────────────────────────────────────
+
+
+def test_every_currency_of_the_installed_list_is_known_with_its_number() -> None:
+    theirs = {
+        entry.alpha_3: entry.numeric for entry in pycountry.currencies if entry.alpha_3 not in NOT_MONEY
+    }
+    assert {code: numeric_code(code) for code in theirs} == theirs
+
+
+@pytest.mark.parametrize(
+    ("currency", "number", "minor", "amount"),
+    [
+        ("BGN", "975", 13900, "139.00"),
+        ("HRK", "191", 1, "0.01"),
+        ("ANG", "532", 100, "1.00"),
+        ("SLL", "694", 100, "1.00"),
+        ("BYR", "974", 100, "100"),
+        ("TRL", "792", 100, "100"),
+        ("DEM", "276", 199, "1.99"),
+    ],
+)
+def test_a_withdrawn_currency_stays_readable(currency: str, number: str, minor: int, amount: str) -> None:
+    assert numeric_code(currency) == number
+    assert str(to_decimal(minor, currency)) == amount
+    assert to_minor(amount, currency) == minor
+    assert is_same_currency(currency, number)
+
+
+def test_a_number_that_passed_on_belongs_to_both_of_its_currencies() -> None:
+    assert alpha_code("532") == "XCG"
+    assert is_same_currency("XCG", "532")
+    assert is_same_currency("ANG", "532")
+    assert is_same_currency("ALL", "8")
+    assert not is_same_currency("EUR", "208")
+    assert not is_same_currency("QQQ", "208")
+    assert not is_same_currency("DKK", "")
+
+
+@pytest.mark.parametrize("currency", ["QQQ", "", "dkk", "XAU", "Ⅷ"])
+def test_what_is_stored_in_an_unknown_currency_is_still_shown(currency: str) -> None:
+    assert decimal_or_none(13900, currency) is None
+    assert spelled(13900, currency).startswith("13900 minor units of ")
+    assert spelled(13900, currency).endswith(currency or "an unknown currency")
+    assert (decimal_or_none(13900, "DKK"), spelled(13900, "DKK")) == (Decimal("139.00"), "139.00 DKK")
+
+
+@pytest.mark.parametrize(
+    ("minor", "currency", "sent"),
+    [
+        (1230, "KWD", "1.23"),
+        (-10, "TND", "-0.01"),
+        (12300, "CLF", "1.23"),
+        (139, "JPY", "139"),
+        (13950, "DKK", "139.50"),
+    ],
+)
+def test_the_gateway_is_sent_two_decimals_at_most(minor: int, currency: str, sent: str) -> None:
+    assert str(for_gateway(minor, currency)) == sent
+
+
+@pytest.mark.parametrize(("minor", "currency"), [(1234, "KWD"), (1, "BHD"), (12345, "UYW")])
+def test_a_decimal_that_the_gateway_does_not_hold_is_refused(minor: int, currency: str) -> None:
+    with pytest.raises(MoneyError, match="more decimals than the gateway holds"):
+        for_gateway(minor, currency)

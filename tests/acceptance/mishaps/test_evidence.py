@@ -187,7 +187,7 @@ async def test_a_transaction_in_a_status_that_nobody_knows_is_kept_flagged_and_a
 
 async def test_an_answer_with_as_many_rows_as_it_may_have_ends_no_order(world: Shop):
     checkout = await world.offered(expiresIn=600)
-    await world.plan(checkout, noiseRows=100)
+    await world.plan(checkout, noiseRows=250)
     await world.later(seconds=640)
     await undecided(world, checkout, "lookup_at_limit")
     await world.plan(checkout)
@@ -195,6 +195,17 @@ async def test_an_answer_with_as_many_rows_as_it_may_have_ends_no_order(world: S
     assert await world.state(checkout) == "expired"
     await world.alarm(checkout)
     assert (await world.row(checkout)).attention is None
+    await world.agree(checkout)
+
+
+@pytest.mark.parametrize("rows", [10, 100])
+async def test_a_history_that_is_read_to_its_end_ends_the_order(world: Shop, rows: int):
+    checkout = await world.offered(expiresIn=600)
+    await world.plan(checkout, noiseRows=rows)
+    await world.later(seconds=640)
+    await world.alarm(checkout)
+    row = await world.row(checkout)
+    assert (row.state, row.attention) == ("expired", None)
     await world.agree(checkout)
 
 

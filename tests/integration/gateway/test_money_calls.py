@@ -191,7 +191,7 @@ def test_whatever_the_result_says_is_an_answer(run, result):
         (302, b"", {"location": "/elsewhere"}, Unknown("The gateway answered HTTP 302.")),
         (200, b"", {}, Unknown("The gateway answered without a body.")),
         (200, b"<html/>", {}, Unknown("The gateway's XML is not an APIResponse.")),
-        (200, CAPTURED[:-20], {}, Unknown("The gateway's answer is not XML.")),
+        (200, CAPTURED[:-20], {}, Unknown("The gateway's answer is not XML: unclosed token in line 1.")),
         (200, CAPTURED.replace(b"<TransactionId>7<", b"<TransactionId>8<"), {}, Unknown("The gateway's XML is about another transaction.")),
         (200, CAPTURED.replace(b"<Result>Success</Result>", b""), {}, Unknown("The gateway's XML does not say what came of the call.")),
     ],

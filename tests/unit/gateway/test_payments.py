@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.gateway.chargebacks import ChargebackEvent
 from orchestrator.gateway.payments import (
     DEFAULT_ROWS,
     LARGEST,
@@ -213,7 +215,25 @@ def test_an_answer_as_long_as_it_may_be_proves_no_absence(rows, limit, full):
         ({"ReservedAmount": "139"}, (), "DKK", 13900),
         ({"ReservedAmount": "139.0000"}, (), "DKK", 13900),
         ({"ReservedAmount": "139.005"}, ("amount_unreadable",), "DKK", 0),
-        ({"ReservedAmount": "1e3"}, ("amount_unreadable",), "DKK", 0),
+        ({"ReservedAmount": "1.0E2"}, (), "DKK", 10000),
+        ({"ReservedAmount": "1e3"}, (), "DKK", 100000),
+        ({"ReservedAmount": "13900E-2"}, (), "DKK", 13900),
+        ({"ReservedAmount": "+139."}, (), "DKK", 13900),
+        ({"ReservedAmount": "139.00", "CapturedAmount": "-0.00"}, (), "DKK", 13900),
+        ({"ReservedAmount": "-0"}, (), "DKK", 0),
+        ({"ReservedAmount": "1e99"}, ("amount_unreadable",), "DKK", 0),
+        ({"ReservedAmount": "1e-3"}, ("amount_unreadable",), "DKK", 0),
+        ({"ReservedAmount": "0x8b"}, ("amount_unreadable",), "DKK", 0),
+        ({"ReservedAmount": "<Value>139.00</Value>"}, ("amount_unreadable",), "DKK", 0),
+        ({"MerchantCurrencyAlpha": "BGN", "MerchantCurrency": "975"}, (), "BGN", 13900),
+        ({"MerchantCurrencyAlpha": "ANG", "MerchantCurrency": "532"}, (), "ANG", 13900),
+        ({"MerchantCurrencyAlpha": None, "MerchantCurrency": "191"}, (), "HRK", 13900),
+        (
+            {"MerchantCurrencyAlpha": "ISK", "MerchantCurrency": "352", "ReservedAmount": "1990.50"},
+            ("amount_unreadable",),
+            "ISK",
+            0,
+        ),
         ({"ReservedAmount": "-1.00"}, ("amount_unreadable",), "DKK", 0),
         ({"ReservedAmount": "139,00"}, ("amount_unreadable",), "DKK", 0),
         ({"ReservedAmount": "9" * 400}, ("amount_unreadable",), "DKK", 0),
@@ -240,6 +260,240 @@ def test_an_answer_as_long_as_it_may_be_proves_no_absence(rows, limit, full):
 def test_what_is_odd_is_flagged_and_never_guessed(changed, flags, currency, reserved):
     one = only(row(**changed))
     assert (one.raw_flags, one.currency, one.reserved) == (flags, currency, reserved)
+
+
+@pytest.mark.parametrize(
+    ("changed", "raw"),
+    [
+        ({"ReservedAmount": "1.990,50"}, {"reserved": "1.990,50"}),
+        (
+            {"CapturedAmount": "12 DKK", "RefundedAmount": "-1.00"},
+            {"captured": "12 DKK", "refunded": "-1.00"},
+        ),
+        ({"CreditedAmount": "?"}, {"credited": "?"}),
+        (
+            {"MerchantCurrencyAlpha": "ZZZ", "MerchantCurrency": None},
+            {
+                "currency": "ZZZ",
+                "reserved": "139.00",
+                "captured": "0.00",
+                "refunded": "0.00",
+                "credited": "0.00",
+            },
+        ),
+        (
+            {"MerchantCurrencyAlpha": "EUR", "CreditedAmount": None},
+            {"currency": "EUR / 208", "reserved": "139.00", "captured": "0.00", "refunded": "0.00"},
+        ),
+        (
+            {"MerchantCurrencyAlpha": None, "MerchantCurrency": None, "ReservedAmount": "7"},
+            {"currency": "", "reserved": "7"},
+        ),
+        ({}, {}),
+    ],
+)
+def test_an_amount_that_cannot_be_read_is_kept_as_the_gateway_wrote_it(changed, raw):
+    one = only(row(**changed))
+    assert {name: one.raw_amounts.get(name) for name in raw} == raw
+    assert bool(raw) == bool(one.raw_amounts)
+    if raw:
+        assert read(one) is Reading.UNKNOWN
+
+
+def test_an_amount_that_comes_twice_is_not_chosen_from():
+    twice = only(row("<ReservedAmount>1.00</ReservedAmount>"))
+    assert twice.raw_amounts == {"reserved": "139.00 / 1.00"}
+    assert read(twice) is Reading.UNKNOWN
+    same = only(row("<ReservedAmount>139.00</ReservedAmount>"))
+    assert (same.reserved, same.raw_flags, read(same)) == (13900, (), Reading.RESERVED)
+    status = only(row("<TransactionStatus>released</TransactionStatus>"))
+    assert read(status) is Reading.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("text", "surcharge", "flags", "raw"),
+    [
+        (None, 0, (), {}),
+        ("0.00", 0, (), {}),
+        ("1.50", 150, (), {}),
+        ("1,50", 0, ("surcharge_unreadable",), {"surcharge": "1,50"}),
+    ],
+)
+def test_the_surcharge_is_told_beside_the_amounts_that_include_it(text, surcharge, flags, raw):
+    one = only(row(ReservedAmount="140.50", SurchargeAmount=text))
+    assert (one.surcharge, one.reserved, one.raw_flags, dict(one.raw_amounts)) == (
+        surcharge,
+        14050,
+        flags,
+        raw,
+    )
+    assert read(one) is Reading.RESERVED
+
+
+@pytest.mark.parametrize("result", ["Error", "Failed", "SystemError"])
+@pytest.mark.parametrize("status", ["preauth", "invoice_initialized"])
+def test_an_attempt_that_ended_in_an_error_without_money_is_over(status, result):
+    def reading(**changed):
+        answer = parse(
+            xml(row(**{"TransactionStatus": status, "ReservedAmount": "0.00", **changed}), result=result)
+        )
+        assert isinstance(answer, Found)
+        return read(answer.transactions[0])
+
+    assert reading() is Reading.NOTHING
+    assert reading(ReservedAmount="0.01") is Reading.RESERVED
+    assert reading(CapturedAmount="0.01") is Reading.CAPTURED
+    assert reading(ReservedAmount=None) is Reading.UNKNOWN
+    assert reading(ReservedAmount="0,00") is Reading.UNKNOWN
+    assert reading(TransactionStatus="captured") is Reading.UNKNOWN
+    assert reading(TransactionStatus="created") is Reading.OPEN
+    assert reading(TransactionStatus="levitating") is Reading.UNKNOWN
+    assert read(only(row(TransactionStatus=status, ReservedAmount="0.00"))) is Reading.UNKNOWN
+
+
+# ── Rows wherever they stand, and absence ───────────────────────────────────────────────────────────────────────────────
+
+
+def answer_of(body: str, *, before: str = "", after: str = "") -> bytes:
+    return f"<APIResponse><Header><ErrorCode>0</ErrorCode></Header>{before}<Body>{body}</Body>{after}</APIResponse>".encode()
+
+
+DEEP = "<a>" * 20, "</a>" * 20
+ELSEWHERE = [
+    "<Result>Success</Result><Actions><Action><Result>Success</Result><Transactions>%s</Transactions></Action></Actions>",
+    "<Transactions/><Actions><Action>%s</Action></Actions>",
+    "<Result/>%s",
+    "<Result/><Payments>%s</Payments>",
+    DEEP[0] + "%s" + DEEP[1],
+]
+
+
+@pytest.mark.parametrize("body", ELSEWHERE)
+def test_a_transaction_is_found_wherever_it_stands(body):
+    found = parse(answer_of(body % row()))
+    assert isinstance(found, Found)
+    assert [one.transaction_id for one in found.transactions] == ["539101"]
+    moved_by = parse_movement(answer_of("<Result>Success</Result>" + body % row()), transaction_id="539101")
+    assert isinstance(moved_by, Movement)
+    assert moved_by.transaction == found.transactions[0]
+
+
+def test_a_transaction_in_a_second_body_or_beside_it_is_found_too():
+    for document in (
+        answer_of("<Result/>", after=f"<Body><Transactions>{row()}</Transactions></Body>"),
+        answer_of("<Result/>", before=f"<Transactions>{row()}</Transactions>"),
+    ):
+        found = parse(document)
+        assert isinstance(found, Found)
+        assert len(found.transactions) == 1
+
+
+def test_a_transaction_inside_another_is_not_counted_and_makes_it_unclear():
+    inner = row(TransactionId="2", ReservedAmount="10.00")
+    found = parse(xml(row(f"<Children>{inner}</Children>") + row(TransactionId="3")))
+    assert isinstance(found, Found)
+    assert [(one.transaction_id, read(one)) for one in found.transactions] == [
+        ("539101", Reading.UNKNOWN),
+        ("3", Reading.RESERVED),
+    ]
+    assert found.transactions[0].raw_flags == ("transaction_nested",)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        answer_of(""),
+        answer_of("<Transactions/>"),
+        answer_of("<Result>Success</Result><Actions/>"),
+        answer_of("<Result>Success</Result><Payments><Payment><Id>1</Id></Payment></Payments>"),
+        answer_of("<Result/><Result/>"),
+        answer_of("<Result>Success</Result><Transactions>539101</Transactions>"),
+        answer_of("<Result>Success</Result><Transactions><transaction/></Transactions>"),
+        answer_of("<Result/>539101"),
+        answer_of("<Result><Success/></Result>"),
+        answer_of("<Result/><ResultFilter><a><b/></a></ResultFilter>"),
+        answer_of("<Result/>", after="<Body/>"),
+        answer_of("<Result/>", before="<More/>"),
+        answer_of('<Result/><x:Transactions xmlns:x="urn:x"/>'),
+        answer_of("<Result>Error</Result>"),
+        answer_of("<Result>Incomplete</Result>"),
+        answer_of("<Result/><MerchantErrorMessage>No</MerchantErrorMessage>"),
+        answer_of(f"<Result/><Transactions>{row().replace('Transaction>', 'transaction>')}</Transactions>"),
+        answer_of(f"<Result/>{row()}<Odd><TransactionId>539102</TransactionId></Odd>"),
+        b"<APIResponse><Body><Result/></Body><Header><ErrorCode>0</ErrorCode></Header></APIResponse>",
+        b"<APIResponse><Header><ErrorCode>0</ErrorCode><ErrorCode>7</ErrorCode></Header><Body><Result/></Body></APIResponse>",
+    ],
+)
+def test_what_is_not_the_documented_empty_answer_is_no_absence(document):
+    assert isinstance(parse(document), Malformed)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<Result/>",
+        "<Result></Result><ResultFilter><shop_orderid>ORD-1</shop_orderid></ResultFilter>",
+        "\n  <Result>Success</Result>\n  <Transactions>\n  </Transactions>\n",
+        "<ResultFilter/><Transactions/><Result>OK</Result>",
+    ],
+)
+def test_the_documented_empty_answer_is_absence(body):
+    found = parse(answer_of(body))
+    assert isinstance(found, Found)
+    assert found.transactions == ()
+
+
+_NAMES = st.sampled_from(
+    "APIResponse Header Body ErrorCode Date Result ResultFilter Transactions Transaction TransactionId Actions Action Payments "
+    "ShopOrderId ReservedAmount transaction transactions Odd".split()
+)
+_TEXTS = st.sampled_from(["", " ", "0", "Success", "Error", "539101", "139.00"])
+_TREES = st.recursive(
+    st.tuples(_NAMES, _TEXTS, st.just([])),
+    lambda inner: st.tuples(_NAMES, _TEXTS, st.lists(inner, max_size=3)),
+    max_leaves=6,
+)
+
+
+def _written(tree) -> str:
+    name, text, inner = tree
+    return f"<{name}>{text}{''.join(map(_written, inner))}</{name}>"
+
+
+_DOCUMENTED = re.compile(
+    r"<APIResponse>\s*<Header>(?:<(?!ErrorCode>)(\w+)>[^<]*</\1>)*<ErrorCode>0</ErrorCode>(?:<(?!ErrorCode>)(\w+)>[^<]*</\2>)*</Header>\s*"
+    r"<Body>\s*(?P<body>.*)</Body>\s*</APIResponse>",
+    re.DOTALL,
+)
+_EMPTY_BODY = re.compile(
+    r"(?:<Transactions>\s*</Transactions>\s*()|<ResultFilter>\s*(?:<(\w+)>[^<]*</\2>\s*)*</ResultFilter>\s*()"
+    r"|<Result>\s*(?:Success)?\s*</Result>\s*())*"
+)
+
+
+@given(
+    st.lists(_TREES, max_size=3),
+    st.lists(_TREES, max_size=2),
+    st.lists(_TREES, max_size=1),
+    st.sampled_from(["", "x"]),
+)
+def test_no_document_of_whatever_shape_is_read_as_absence_unless_it_is_the_documented_one(
+    inside, header, beside, text
+):
+    document = (
+        f"<APIResponse><Header>{''.join(map(_written, header))}<ErrorCode>0</ErrorCode></Header>"
+        f"<Body><Result></Result>{''.join(map(_written, inside))}{text}</Body>{''.join(map(_written, beside))}</APIResponse>"
+    )
+    found = parse(document.encode())
+    if isinstance(found, Found) and not found.transactions:
+        documented = _DOCUMENTED.fullmatch(document)
+        assert documented is not None
+        assert _EMPTY_BODY.fullmatch(documented["body"])
+
+
+def test_a_row_is_never_lost_to_the_bound_on_rows():
+    assert isinstance(parse(xml("".join(row(TransactionId=str(n)) for n in range(200)))), Found)
+    assert isinstance(parse(xml("".join(row(TransactionId=str(n)) for n in range(201)))), Malformed)
 
 
 def test_a_binding_that_comes_twice_with_two_values_binds_nothing():
@@ -278,6 +532,40 @@ UNCLEAR = ("chargeback_unclear",)
         ],
         (event() + event(amount="-10.00"), 0, ()),
         (event("CHARGEBACK_REVERSED") + event(), 0, ()),
+        *[
+            (event(kind), 1000, ())
+            for kind in (
+                "Chargeback first round",
+                "CHARGEBACK_EVENT",
+                "Second chargeback",
+                "SecondChargeback",
+                "1st Chargeback",
+                "Chargeback (partial)",
+                "charge-back",
+                "Final chargeback received",
+                "Arbitration chargeback",
+            )
+        ],
+        (event() + event("Reversal of chargeback", "4.00"), 600, ()),
+        *[
+            (event(kind), 0, UNCLEAR)
+            for kind in (
+                "Retrieval",
+                "Retrieval request",
+                "Pre-arbitration",
+                "Arbitration",
+                "Second chargeback won",
+                "Chargeback dispute",
+                "Chargeback withdrawn",
+                "Second chargeback after representment",
+                "Reversal of fortune",
+                "Fraud notice",
+            )
+        ],
+        (event(amount="1.0E1"), 1000, ()),
+        (event(amount="139.00") + event(amount="139.00"), 27800, UNCLEAR),
+        (event().replace("ChargebackEvent>", "DisputeEvent>"), 0, UNCLEAR),
+        ("taken back", 0, UNCLEAR),
         # More came back than was taken: a row is missing.
         (event("CHARGEBACK_REVERSED"), 0, UNCLEAR),
         (event("Dispute"), 0, UNCLEAR),
@@ -292,8 +580,53 @@ UNCLEAR = ("chargeback_unclear",)
 )
 def test_chargebacks_add_up_less_their_reversals_and_what_is_unclear_is_flagged(events, charged_back, flags):
     one = only(row(f"<ChargebackEvents>{events}</ChargebackEvents>", CapturedAmount="139.00"))
-    assert (one.chargebacks, one.charged_back, one.raw_flags) == (True, charged_back, flags)
+    assert (one.chargebacks, one.charged_back, one.raw_flags) == (events != "taken back", charged_back, flags)
     assert (read(one), held(one)) == (Reading.CAPTURED, (13900, 13900, 0))
+
+
+def test_every_event_is_kept_as_the_gateway_told_it():
+    events = (
+        event()
+        + event("Dispute", "10,00", "EUR")
+        + event("CHARGEBACK_REVERSED", "4.00")
+        + "<ChargebackEvent/>"
+    )
+    one = only(row(f"<ChargebackEvents>{events}</ChargebackEvents>", CapturedAmount="139.00"))
+    date = "2016-06-14T00:00:00+02:00"
+    assert one.chargeback_events == (
+        ChargebackEvent("Chargeback", "10.00", "DKK", date, 1000),
+        ChargebackEvent("Dispute", "10,00", "EUR", date, None),
+        ChargebackEvent("CHARGEBACK_REVERSED", "4.00", "DKK", date, -400),
+        ChargebackEvent("", "", "", "", None),
+    )
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        event(),
+        event("Retrieval"),
+        "<Disputes><Dispute><Amount>1.00</Amount></Dispute></Disputes>",
+        "<PreArbitration>open</PreArbitration>",
+        f"<ChargebackEvents/><ChargebackEvents>{event()}</ChargebackEvents>",
+    ],
+)
+def test_an_event_outside_its_place_is_not_dropped(extra):
+    one = only(row(extra, CapturedAmount="139.00"))
+    assert one.chargebacks
+    assert one.charged_back or "chargeback_unclear" in one.raw_flags
+
+
+def test_an_event_of_a_payment_in_an_unknown_currency_is_flagged():
+    one = only(
+        row(
+            f"<ChargebackEvents>{event(currency='')}</ChargebackEvents>",
+            MerchantCurrencyAlpha="ZZZ",
+            MerchantCurrency=None,
+        )
+    )
+    assert (one.charged_back, one.chargeback_events[0].amount) == (0, "10.00")
+    assert "chargeback_unclear" in one.raw_flags
 
 
 def test_without_chargebacks_there_are_none():
@@ -450,7 +783,6 @@ BILLION_LAUGHS = (
         pytest.param(xml(row())[:-30], id="truncated"),
         pytest.param(xml(row()) + b"<more/>", id="two roots"),
         pytest.param(b'<?xml version="1.0" encoding="klingon"?><APIResponse/>', id="unknown encoding"),
-        pytest.param(xml(row()).replace(b"Example Shop", b"\xff\xfe"), id="not UTF-8"),
         pytest.param(b"<APIResponse/>", id="no header"),
         pytest.param(b"<APIResponse><Header><ErrorCode>0</ErrorCode></Header></APIResponse>", id="no body"),
         pytest.param(xml(code=""), id="no error code"),

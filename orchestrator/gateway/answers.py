@@ -1,0 +1,184 @@
+"""The gateway's answers, read: the bytes of each call into the value that the call is for, or into the reason why not.
+
+Nothing here raises, whatever the gateway wrote, and no reason quotes it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+import jwt
+import msgspec
+
+from orchestrator import log as logs
+from orchestrator.gateway import payments, xml
+from orchestrator.gateway.outcomes import Done, Outcome, Refused, Unknown
+from orchestrator.gateway.payments import Found, Malformed, Movement, RequestError
+
+log = logs.get(__name__)
+
+ASSUMED_LIFETIME = 1200.0
+"""Seconds. Two thirds of the shortest lifetime seen (1800 s in the sample of D2, though its text says an hour)."""
+LONGEST_LIFETIME = 86_400.0
+LARGE = 65_536
+"""Bytes above which an answer is read beside the event loop. A whole lifecycle's answers stay below a tenth of it."""
+MOST_VALUES = 60_000
+"""Brackets, commas and colons of a JSON answer, at most. A hundred methods have a few thousand."""
+LONGEST_METHOD_ID = 255
+"""Characters. A uuid has 36 (1.3)."""
+METHOD_DEPTH = 32
+"""A method is two levels deep (C1, C4); far deeper nesting is an attack on whoever walks over the answer next."""
+
+
+# Seconds since 1970. NaN compares false with it, and a far larger integer would not fit into a float.
+_LATEST = 10**12
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,8192}")
+_SESSION = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A bearer token and the seconds it lives, counted from its receipt.
+
+    `assumed` says that the token named no sane `iat` and `exp` and that the lifetime is our cautious guess.
+    """
+
+    value: str = field(repr=False)
+    lifetime: float
+    assumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session that the gateway opened."""
+
+    session_id: str
+
+
+def _decode(raw: bytes) -> dict[str, object] | Unknown:
+    if len(raw) > LARGE and sum(map(raw.count, (b"{", b"[", b",", b":"))) > MOST_VALUES:
+        return Unknown("The gateway's JSON holds more values than an answer has.", unreadable=True)
+    try:
+        answer = msgspec.json.decode(raw)
+    except (ValueError, RecursionError):  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
+        answer = _decode_damaged(raw)
+    if isinstance(answer, Unknown):
+        return answer
+    if not isinstance(answer, dict):
+        return Unknown("The gateway's answer is not a JSON object.", unreadable=True)
+    return answer
+
+
+def _decode_damaged(raw: bytes) -> object:
+    """Decode JSON behind a byte order mark, or in another encoding than UTF-8."""
+    try:
+        return msgspec.json.decode(xml.decoded(raw).strip("\ufeff\x00 \t\r\n"))
+    except (ValueError, RecursionError):
+        return Unknown("The gateway's answer is not JSON.", unreadable=True)
+
+
+def read_token(raw: bytes) -> Outcome[Token]:
+    answer = _decode(raw)
+    if isinstance(answer, Unknown):
+        return answer
+    value = answer.get("token")
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        return Unknown("The gateway's answer holds no usable token.", unreadable=True)
+    lifetime = _lifetime(value)
+    return Done(Token(value, ASSUMED_LIFETIME, assumed=True) if lifetime is None else Token(value, lifetime))
+
+
+def _lifetime(token: str) -> float | None:
+    """Return exp - iat in seconds, or None when the token does not say it in a believable way.
+
+    The difference, because our clock need not agree with the gateway's; unverified, because the token is the gateway's to
+    check, and came from it over TLS.
+    """
+    try:
+        claims = jwt.decode(token, options={"verify_signature": False})
+    except (jwt.PyJWTError, ValueError, RecursionError):
+        return None
+    issued, expires = _seconds(claims.get("iat")), _seconds(claims.get("exp"))
+    if issued is None or expires is None:
+        return None
+    lifetime = expires - issued
+    return lifetime if 1 <= lifetime <= LONGEST_LIFETIME else None
+
+
+def _seconds(claim: object) -> float | None:
+    """Return a JWT's NumericDate; None for anything else, also for a number that no date reaches."""
+    if not isinstance(claim, int | float) or isinstance(claim, bool) or not 0 <= claim < _LATEST:
+        return None
+    return float(claim)
+
+
+def read_session(raw: bytes) -> Outcome[Session]:
+    answer = _decode(raw)
+    if isinstance(answer, Unknown):
+        return answer
+    value = answer.get("sessionId")
+    if not isinstance(value, str) or not _SESSION.fullmatch(value):
+        return Unknown("The gateway's answer holds no usable sessionId.", unreadable=True)
+    return Done(Session(value))
+
+
+def read_methods(raw: bytes, merchant: str) -> Outcome[tuple[dict[str, object], ...]]:
+    """Read the list of methods. One that cannot be used is left out, and said so in the log; a list of such alone is unknown."""
+    answer = _decode(raw)
+    if isinstance(answer, Unknown):
+        return answer
+    methods = answer.get("methods")
+    if not isinstance(methods, list):
+        return Unknown("The gateway's answer holds no list of methods.", unreadable=True)
+    holds_nul = b"\\u0000" in raw
+    problems = [_problem_of(method, holds_nul=holds_nul) for method in methods]
+    usable = tuple(method for method, problem in zip(methods, problems, strict=True) if problem is None)
+    reasons = [problem for problem in problems if problem is not None]
+    if reasons and not usable:
+        return Unknown(reasons[0], unreadable=True)
+    if reasons:
+        log.warning(
+            "methods_skipped", merchant=merchant, skipped=len(reasons), usable=len(usable), reason=reasons[0]
+        )
+    return Done(usable)
+
+
+def _problem_of(method: object, *, holds_nul: bool) -> str | None:
+    """Return why a method cannot be offered, or None. `holds_nul`: some method of the list holds a NUL character."""
+    identifier = method.get("id") if isinstance(method, dict) else None
+    if not isinstance(identifier, str) or not identifier.strip() or len(identifier) > LONGEST_METHOD_ID:
+        return "The gateway's list of methods holds something that is not a method."
+    if not _shallow(method, METHOD_DEPTH):
+        return "The gateway's methods are nested too deeply."
+    if holds_nul and b"\\u0000" in msgspec.json.encode(method):  # Postgres stores no NUL
+        return "The gateway's methods hold a NUL character."
+    return None
+
+
+def _shallow(value: object, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_shallow(item, depth - 1) for item in inner)
+
+
+def read_payments(raw: bytes, limit: int) -> Outcome[Found]:
+    match payments.parse(raw, limit=limit):
+        case Found() as found:
+            return Done(found)
+        case RequestError(code=code):
+            return Refused(HTTPStatus.OK, "The gateway refused the lookup.", code)
+        case Malformed(reason=reason):
+            return Unknown(reason, unreadable=True)
+
+
+def read_movement(raw: bytes, transaction_id: str) -> Outcome[Movement]:
+    match payments.parse_movement(raw, transaction_id=transaction_id):
+        case Movement() as movement:
+            return Done(movement)
+        case RequestError(code=code):
+            return Refused(HTTPStatus.OK, "The gateway refused the request.", code)
+        case Malformed(reason=reason):
+            return Unknown(reason, unreadable=True)
