@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.api.problems import Refusal
 from orchestrator.errors import OrchestratorError
+from orchestrator.text import unmarked
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -46,7 +47,7 @@ async def read(request: Request, *, limit: int) -> bytes:
 
 
 async def read_json(request: Request, *, limit: int, optional: bool = False) -> bytes:
-    """Return a body that says it is JSON; 415 otherwise. An optional one may be empty, of whatever type."""
+    """Return a body that says it is JSON, without a byte order mark; 415 otherwise. An optional one may be empty, of whatever type."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
     if not is_json and not optional:
@@ -59,7 +60,7 @@ async def read_json(request: Request, *, limit: int, optional: bool = False) -> 
     raw = await read(request, limit=limit)
     if raw and not is_json:
         raise _not_json(kind)
-    return raw
+    return unmarked(raw)
 
 
 def _not_json(kind: str) -> Refusal:
