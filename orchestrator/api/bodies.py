@@ -26,7 +26,7 @@ async def read(request: Request, *, limit: int) -> bytes:
     """Return the body; 413 as soon as it is known to be longer than `limit` bytes, 408 if it does not come."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
-        raise _too_large(limit)
+        raise too_large(limit)
     chunks: list[bytes] = []
     size = 0
     try:
@@ -38,7 +38,7 @@ async def read(request: Request, *, limit: int) -> bytes:
                 chunk: bytes = message.get("body", b"")
                 size += len(chunk)
                 if size > limit:
-                    raise _too_large(limit)
+                    raise too_large(limit)
                 chunks.append(chunk)
                 if not message.get("more_body", False):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -70,7 +70,8 @@ def _not_json(kind: str) -> Refusal:
     )
 
 
-def _too_large(limit: int) -> Refusal:
+def too_large(limit: int) -> Refusal:
+    """Return the refusal of a body of more than `limit` bytes; it ends the connection."""
     return Refusal(
         413,
         f"the body is longer than {limit} bytes, which is the most here",

@@ -201,7 +201,7 @@ _CALLBACK: Final[Schema] = {
             "and failure, a problem for a notification, and never for redirect"
         ),
         "404": _problem("Not an address of ours; nothing is stored"),
-        "413": _problem("More than 256 KB"),
+        "413": _problem("Notification only: more than 256 KB, as sent or inflated"),
         "503": _problem("Notification only: Postgres is away, send it again"),
     },
 }
@@ -217,7 +217,7 @@ _MERCHANT_CALLBACK: Final[Schema] = {
         "200": {"description": "Acknowledged"},
         "401": _problem("Nothing proves that the gateway sent it; nothing comes of it"),
         "404": _problem("Not an address of ours; nothing is stored"),
-        "413": _problem("More than 256 KB"),
+        "413": _problem("More than 256 KB, as sent or inflated"),
         "503": _problem("Postgres is away, send it again"),
     },
 }

@@ -42,8 +42,21 @@ def plain(raw: bytes) -> bytes:
 
     Raises `BodyError` with `too_large` for more than `LARGEST` bytes, `not_gzip` for what is broken. The signature covers `raw`.
     """
+    return unmarked(_inflated(raw) if raw.startswith(_GZIP) else raw)
+
+
+def inflates_beyond(raw: bytes) -> bool:
+    """Say whether a body, inflated, is larger than `LARGEST`; at most so much of it is inflated."""
     if not raw.startswith(_GZIP):
-        return unmarked(raw)
+        return False
+    try:
+        _inflated(raw)
+    except BodyError as error:
+        return error.flag == "too_large"
+    return False
+
+
+def _inflated(raw: bytes) -> bytes:
     inflater = zlib.decompressobj(_GZIP_FORMAT)
     try:
         body = inflater.decompress(raw, LARGEST + 1)
@@ -53,7 +66,7 @@ def plain(raw: bytes) -> bytes:
         raise BodyError("too_large")
     if not inflater.eof:
         raise BodyError("not_gzip")
-    return unmarked(body)
+    return body
 
 
 def boundary_of(content_type: str, body: bytes) -> bytes | None:

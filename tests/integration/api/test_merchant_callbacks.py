@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -79,6 +80,54 @@ async def test_nothing_of_another_merchant_is_touched(database_url):
         rows = await api.sql("SELECT id, merchant_id, state FROM checkouts ORDER BY created_at")
         assert [(row.merchant_id, row.state) for row in rows] == [(2, "received"), (1, "failed")]
         assert (await api.sql("SELECT checkout_id FROM callbacks"))[0].checkout_id == rows[1].id
+
+
+def multipart(order_ref: str) -> bytes:
+    fields = {"shop_orderid": order_ref, "status": "succeeded"}
+    parts = [
+        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    ]
+    return "".join((*parts, "--b--\r\n")).encode()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data; boundary=b", multipart("A-77")),
+        ("multipart/form-data; boundary=b", gzip.compress(multipart("A-77"))),
+        (FORM["Content-Type"], b"\xef\xbb\xbf" + posted("A-77")),
+        (FORM["Content-Type"], gzip.compress(posted("A-77"))),
+        ("application/json", b'\xef\xbb\xbf{"order": {"orderId": "A-77"}, "status": "SUCCEEDED"}'),
+    ],
+    ids=["multipart", "multipart and gzip", "mark", "gzip", "json with a mark"],
+)
+async def test_in_whichever_form_it_comes_it_finds_its_order(database_url, content_type, body):
+    async with checking(database_url) as api:
+        checkout = await api.taken("A-77")
+        capitals = {
+            name: value.upper().replace("T=", "t=").replace("S0=", "s0=")
+            for name, value in signed(body).items()
+        }
+        answer = await send(api, body, headers=capitals | {"Content-Type": content_type})
+        assert (answer.status_code, answer.text) == (200, "Acknowledged")
+        (row,) = await api.sql("SELECT checkout_id, grade FROM callbacks")
+        assert tuple(row) == (UUID(checkout), "signed")
+
+
+async def test_a_body_that_inflates_beyond_the_limit_is_refused(database_url):
+    async with checking(database_url) as api:
+        bomb = gzip.compress(posted("A-77") + b"&xml=" + b"x" * 5_000_000)
+        problem(await send(api, bomb), 413, "too-large")
+        assert await api.count("callbacks") == 0
+
+
+@pytest.mark.parametrize("order_ref", ["4711\x1b[2J", "4711\u202e", "a\tb", "a\0b", "x" * 101])
+async def test_an_order_number_that_cannot_be_looked_up_becomes_no_order(database_url, order_ref):
+    async with checking(database_url) as api:
+        assert (await send(api, posted(order_ref))).status_code == 200
+        assert await api.count("checkouts") == 0
+        assert await api.count("callbacks") == 1, "it is kept for the record"
 
 
 # ── Unproven, unknown, away ─────────────────────────────────────────────────────────────────────────────────────────────
