@@ -19,6 +19,8 @@ BODY_LIMIT: Final = 262_144
 """Bytes of one intent."""
 ORDER_NUMBER: Final = re.compile(r"[a-zA-Z0-9-]{1,50}")
 """The gateway takes up to 100 characters, some payment methods only 50 (D7, D8)."""
+LONGEST_ORDER: Final = 255
+"""Characters of an order number that is searched for: payments that no shop handed over have numbers of other systems."""
 LONGEST_LIFE: Final = 30 * 86_400
 MOST_LINES: Final = 500
 MOST_PIECES: Final = 1_000_000
@@ -95,6 +97,11 @@ def parse(raw: bytes) -> Intent:
         document=bare if agent is None else _ENCODER.encode({**document, "userAgent": agent}),
         fingerprint=hashlib.sha256(bare).digest(),
     )
+
+
+def may_be_order(text: str) -> bool:
+    """Say whether the gateway may hold a payment with this order number: intents are held to `ORDER_NUMBER`, other systems are not."""
+    return 1 <= len(text) <= LONGEST_ORDER and UNPRINTABLE.search(text) is None
 
 
 def _malformed(error: Exception) -> str:

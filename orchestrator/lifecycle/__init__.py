@@ -27,12 +27,22 @@ from orchestrator.lifecycle.claims import (
     rival_of,
     tick,
 )
+from orchestrator.lifecycle.matching import (
+    NO_INTENT_PRINT,
+    Matched,
+    NoMoney,
+    Ordered,
+    Unsettled,
+    Unsuited,
+    match,
+)
 from orchestrator.lifecycle.move import KEEP, Event, Fact, Move, PaymentSeen
 from orchestrator.lifecycle.moves import Lifecycle
 
 __all__ = [
     "KEEP",
     "LETTERS_AT_ONCE",
+    "NO_INTENT_PRINT",
     "UNKNOWN_ORDER",
     "Birth",
     "Born",
@@ -45,17 +55,23 @@ __all__ = [
     "LeaseLost",
     "Letter",
     "Lifecycle",
+    "Matched",
     "Move",
+    "NoMoney",
     "Operation",
+    "Ordered",
     "PaymentSeen",
     "Ring",
     "Stray",
+    "Unsettled",
+    "Unsuited",
     "adopt",
     "claim",
     "claim_waiting",
     "create",
     "due",
     "intent_of",
+    "match",
     "merchants_of",
     "money_left",
     "order_is_shared",

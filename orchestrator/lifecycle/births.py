@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from orchestrator import audit
 from orchestrator.db import run
+from orchestrator.lifecycle.matching import NO_INTENT, NO_INTENT_PRINT
 from orchestrator.models import uuid7
 from orchestrator.states import State
 
@@ -142,7 +143,6 @@ _ADOPT = text("""
     INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
     SELECT i.id, 1, i.at, i.action, i.entry, i.key_id, decode(i.mac, 'hex') FROM i JOIN born USING (id) ORDER BY i.id
 """)
-_EMPTY: Final = b"{}"
 _NUMBERED: Final = 7
 """The version of the ids that we give."""
 
@@ -344,8 +344,8 @@ def _adopted(vault: Vault, one: UUID, stray: Stray, *, at: datetime) -> dict[str
         "currency": stray.currency,
         "amount": stray.amount,
         "correlation_id": stray.correlation_id,
-        "fingerprint": hashlib.sha256(_EMPTY).hexdigest(),
-        "body": key.seal(_EMPTY, purpose="intent").hex(),
+        "fingerprint": NO_INTENT_PRINT.hex(),
+        "body": key.seal(NO_INTENT, purpose="intent").hex(),
         "data_key": wrapped.hex(),
         "at": entry.at,
         "action": entry.action,
