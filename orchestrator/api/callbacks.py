@@ -163,7 +163,7 @@ async def take_for_merchant(request: Request) -> Response:
     merchant = await _named(known, name)
     read = await _read(known, request, merchant)
     one = Unaddressed(
-        told=_stray(merchant, gateway_callbacks.read_body(read.content_type, read.body)),
+        told=_stray(merchant, gateway_callbacks.read_body(read.content_type, read.body), read.grade),
         grade=read.grade,
         network=read.network,
         content_type=read.content_type,
@@ -171,8 +171,14 @@ async def take_for_merchant(request: Request) -> Response:
         source=read.source,
         body=read.body,
     )
-    stored = await _letterbox(request).take_stray(one, merchant=merchant.name)
-    return _told(stored=stored, unproven=known.callbacks.unproven(read.grade, read.network))
+    placed = await _letterbox(request).take_stray(one, merchant=merchant.name)
+    if placed is not None and placed.over_limit:
+        said = (
+            f"merchant {merchant.name} has too many payments of unknown orders that no lookup has confirmed: send it again later, "
+            "or sign callbacks with a secret"
+        )
+        raise Refusal(503, said, kind="unconfirmed-payments", headers={"Retry-After": "60"})
+    return _told(stored=placed is not None, unproven=known.callbacks.unproven(read.grade, read.network))
 
 
 def _opened(known: Services, kind: str, checkout_id: str, signed: str) -> tuple[UUID, OpenedLink]:
@@ -237,7 +243,7 @@ async def _read(known: Services, request: Request, merchant: Merchant | None) ->
     return _Read(body, content_type, headers, source, network, grade)
 
 
-def _stray(merchant: Merchant, facts: CallbackFacts) -> Stray:
+def _stray(merchant: Merchant, facts: CallbackFacts, grade: Grade) -> Stray:
     order_ref = facts.order_ref
     if order_ref is not None and (len(order_ref) > _LONGEST_ORDER or _ILLEGIBLE in order_ref):
         order_ref = None
@@ -254,6 +260,7 @@ def _stray(merchant: Merchant, facts: CallbackFacts) -> Stray:
         named=named,
         correlation_id=correlation.current(),
         adoptable=facts.status != "new",
+        proven=grade in {Grade.SIGNED, Grade.CHECKSUM},
     )
 
 

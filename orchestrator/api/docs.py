@@ -218,7 +218,9 @@ _MERCHANT_CALLBACK: Final[Schema] = {
         "401": _problem("Nothing proves that the gateway sent it; nothing comes of it"),
         "404": _problem("Not an address of ours; nothing is stored"),
         "413": _problem("More than 256 KB, as sent or inflated"),
-        "503": _problem("Postgres is away, send it again"),
+        "503": _problem(
+            "Postgres is away, or too many payments of unknown orders wait for a lookup that confirms them: send it again"
+        ),
     },
 }
 _RAW: Final[dict[str, dict[str, Schema]]] = {

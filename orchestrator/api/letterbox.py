@@ -102,14 +102,14 @@ class Letterbox:
             self._beyond(arrival.kind, arrival.grade, checkout=checkout)
         return stored is not None
 
-    async def take_stray(self, one: Unaddressed, *, merchant: str) -> bool:
-        """Store what came to a merchant's own address and ring its checkout, if it has one; False as for `take`."""
+    async def take_stray(self, one: Unaddressed, *, merchant: str) -> Placed | None:
+        """Store what came to a merchant's own address and ring its checkout, if it has one; None where `take` says False."""
         self._count("merchant", one.grade, one.network, merchant=merchant)
         placed = await self._patiently(
             self._place(one), size=len(one.body), kind="merchant", merchant=merchant
         )
         if placed is None:
-            return False
+            return None
         where = (
             {"merchant": merchant} if placed.checkout_id is None else {"checkout": str(placed.checkout_id)}
         )
@@ -117,9 +117,12 @@ class Letterbox:
             self._beyond("merchant", one.grade, **where)
         if placed.adopted:
             _log.warning("stray_adopted", merchant=merchant, checkout=str(placed.checkout_id))
+        elif placed.over_limit:
+            if self._seldom("unconfirmed_payments_over_limit", merchant):
+                _log.warning("unconfirmed_payments_over_limit", merchant=merchant, grade=one.grade)
         elif placed.checkout_id is None and self._seldom("stray_without_home", merchant):
             _log.warning("stray_without_home", merchant=merchant, grade=one.grade, network=one.network)
-        return True
+        return placed
 
     async def _store(self, arrival: Arrival, whose: int | None) -> Stored:
         stored = await self._known.callbacks.take(arrival)

@@ -9,7 +9,16 @@ alarm is now. Nobody holds a transaction while a socket to anybody else is open:
 """
 
 from orchestrator.lifecycle.alarms import Ring, due, ring, sweep
-from orchestrator.lifecycle.births import UNKNOWN_ORDER, Birth, Born, Home, Stray, adopt, create
+from orchestrator.lifecycle.births import (
+    MOST_UNCONFIRMED,
+    UNKNOWN_ORDER,
+    Birth,
+    Born,
+    Home,
+    Stray,
+    adopt,
+    create,
+)
 from orchestrator.lifecycle.claims import (
     LETTERS_AT_ONCE,
     Command,
@@ -42,6 +51,7 @@ from orchestrator.lifecycle.moves import Lifecycle
 __all__ = [
     "KEEP",
     "LETTERS_AT_ONCE",
+    "MOST_UNCONFIRMED",
     "NO_INTENT_PRINT",
     "UNKNOWN_ORDER",
     "Birth",
