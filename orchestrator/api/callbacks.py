@@ -114,7 +114,7 @@ async def take(request: Request) -> Response:
         if kind == "notification":
             raise
         # Neither the length of a body nor the time it takes is the shopper's affair.
-        return _onward(link.page, refusal.headers or {})
+        return _onward(link.page, await _skipped(request, refusal))
     arrival = Arrival(
         checkout_id=checkout_id,
         kind=kind,
@@ -138,7 +138,7 @@ async def _visited(request: Request, checkout_id: UUID, link: OpenedLink) -> Res
     try:
         await bodies.read(request, limit=VISIT_LIMIT)
     except Refusal as refusal:
-        closing = refusal.headers or {}
+        closing = await _skipped(request, refusal)
     visit = Arrival(
         checkout_id=checkout_id,
         kind="redirect",
@@ -150,6 +150,14 @@ async def _visited(request: Request, checkout_id: UUID, link: OpenedLink) -> Res
     )
     await _letterbox(request).visit(visit, whose=link.merchant_id)
     return _onward(link.page, closing)
+
+
+async def _skipped(request: Request, refusal: Refusal) -> Mapping[str, str]:
+    """Read what is left of a refused body; return the headers of the answer, which may end the connection."""
+    if not refusal.headers:
+        return {}
+    await bodies.skip(request)
+    return refusal.headers
 
 
 async def take_for_merchant(request: Request) -> Response:
@@ -220,7 +228,7 @@ async def _read(known: Services, request: Request, merchant: Merchant | None) ->
     settings = known.settings
     body = await bodies.read(request, limit=BODY_LIMIT)
     if callback_body.inflates_beyond(body):
-        raise bodies.too_large(BODY_LIMIT)
+        raise bodies.too_large(BODY_LIMIT, read=True)
     content_type = _printable(request.headers.get("content-type", ""))[:200]
     headers = {name: _printable(value) for name in _KEPT if (value := request.headers.get(name)) is not None}
     address, sure = sources.caller(

@@ -263,6 +263,10 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
     "/callbacks/merchant/{merchant}/{signed}": {"post": _MERCHANT_CALLBACK},
     "/callbacks/{kind}/{id}/{signed}": {
         "post": {"summary": "The gateway calls back", "operationId": "takeCallback", **_CALLBACK},
-        "get": {"summary": "The shopper comes back (redirect)", "operationId": "takeRedirect", **_CALLBACK},
+        "get": {
+            "summary": "A shopper's browser comes (redirect, success, failure)",
+            "operationId": "takeRedirect",
+            **_CALLBACK,
+        },
     },
 }

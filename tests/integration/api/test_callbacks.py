@@ -208,7 +208,9 @@ async def test_a_shopper_is_sent_on_when_the_body_is_over_the_limit(api: Api, ki
     rings = len(api.doorbell.rings)
     answer = await call(api, getattr(api.urls(checkout), kind), body)
     assert (answer.status_code, answer.headers["location"]) == (303, TARGETS[kind].format(checkout))
-    assert answer.headers["connection"] == "close", "the rest of the body is no request"
+    assert answer.headers.get("connection") == ("close" if body is not BOMB else None), (
+        "what is left is no request"
+    )
     assert await api.count("callbacks") == 0
     assert len(api.doorbell.rings) == rings
 
