@@ -9,7 +9,9 @@
     ├── intents.IntentRejected          an intent with all of its problems, each with its field
     ├── inbox.IntakeError               an intent that cannot be taken
     │   ├── inbox.OrderTaken            its order number has other content
+    │   │   └── inbox.PaidBefore        a payment that came before it does not fit
     │   └── inbox.KeyReused             its idempotency key came with other content
+    ├── gateway BodyError               the body of a callback cannot be read
     ├── access.AccessDenied             no token, a bad one, or one without the scope
     ├── api Refusal, Disconnected       an answer to the client; a client that has gone
     ├── merchants.UnknownMerchant       no such merchant

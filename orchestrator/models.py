@@ -67,6 +67,10 @@ IS_LIVE = f"state NOT IN ({_listed(sorted(CLOSED))}) AND NOT late"
 """SQL: the order number is taken by this checkout. One that money completed late may stand beside the one that came after it."""
 
 
+IS_UNCONFIRMED = "state = 'failed' AND deadline = created_at"
+"""SQL: created from a callback about a payment of an unknown order, which no lookup has shown to hold money. An intent's deadline is later."""
+
+
 IS_LISTED = "amount > 0"
 """SQL: true of every checkout. Who names it lists a merchant's checkouts by their ids, and may use the index for that. A look-up by
 order number must not: planned while there are no statistics, it would read all of the merchant's checkouts for the youngest of them."""
@@ -177,6 +181,8 @@ checkouts = Table(
     Index("ix_checkouts_listing", "merchant_id", "id", postgresql_where=text(IS_LISTED)),
     # Listings of what is still under way, which among millions of ended ones is rare.
     Index("ix_checkouts_open", "merchant_id", "id", postgresql_where=text(IS_OPEN)),
+    # Payments of unknown orders that no lookup has confirmed: they are counted before another is added.
+    Index("ix_checkouts_unconfirmed", "merchant_id", "created_at", postgresql_where=text(IS_UNCONFIRMED)),
     # What a person has to look at.
     Index("ix_checkouts_attention", "id", postgresql_where=text("attention IS NOT NULL")),
     postgresql_with={"fillfactor": 70},

@@ -21,6 +21,7 @@ from orchestrator.lifecycle import PaymentSeen
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
+    from uuid import UUID
 
     from orchestrator.lifecycle import Held, Known
     from orchestrator.settings import Settings
@@ -189,7 +190,9 @@ def judge(
         (one, binding)
         for one in found.transactions
         if (binding := bind(checkout, one)) is not None
-        and not (binding is Binding.ORDER_REF and (one.transaction_id in elsewhere or _older(checkout, one)))
+        and not (
+            binding is Binding.ORDER_REF and (one.transaction_id in elsewhere or _is_anothers(checkout, one))
+        )
     ]
     ours.sort(key=lambda pair: (pair[0].created_at, len(pair[0].transaction_id), pair[0].transaction_id))
     judged = _judged(checkout, ours, shared=shared, surcharges=surcharges)
@@ -443,17 +446,21 @@ def seen_alone(checkout: Held, transaction: Transaction) -> PaymentSeen:
     return replace(seen, role=before.role) if before is not None else seen
 
 
-def _older(checkout: Held, transaction: Transaction) -> bool:
-    """Say whether a transaction that names no checkout was made long before ours existed, for another order of this number.
+def is_older(checkout: UUID, transaction: Transaction) -> bool:
+    """Say whether a transaction was made long before a checkout existed, for another order of its number."""
+    made = _made_at(transaction)
+    # An id of ours begins with the milliseconds of its making; the gateway's dates have no offset, hence the day.
+    created = datetime.fromtimestamp((checkout.int >> 80) / 1000, UTC)
+    return made is not None and made < created - timedelta(days=1)
+
+
+def _is_anothers(checkout: Held, transaction: Transaction) -> bool:
+    """Say whether a transaction that names no checkout is no business of ours, because it was made long before.
 
     A checkout that was made of a payment is younger than that payment. What was taken for ours before stays ours.
     """
-    made = _made_at(transaction)
-    if checkout.openings == 0 or made is None or transaction.transaction_id in checkout.accepted:
-        return False
-    # An id of ours begins with the milliseconds of its making; the gateway's dates have no offset, hence the day.
-    born = datetime.fromtimestamp((checkout.id.int >> 80) / 1000, UTC)
-    return made < born - timedelta(days=1)
+    ours = checkout.openings == 0 or transaction.transaction_id in checkout.accepted
+    return not ours and is_older(checkout.id, transaction)
 
 
 def _made_at(transaction: Transaction) -> datetime | None:

@@ -31,6 +31,8 @@ class _App(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection or request."""
+        if scope["type"] == "http" and ("//" in scope["path"] or scope["path"].endswith("/")):
+            scope["path"] = callbacks.tidy(scope["path"])
         if scope["type"] == "http" and scope["method"] == "POST" and _is_hot(scope):
             scope["app"] = self
             await _HOT(scope, receive, send)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.api.problems import Refusal
 from orchestrator.errors import OrchestratorError
+from orchestrator.text import unmarked
 
 if TYPE_CHECKING:
     from fastapi import Request
 
 PATIENCE: Final = 20.0
 """Seconds in which a body has to have come in."""
+MOST_SKIPPED: Final = 1_048_576
+SKIP_PATIENCE: Final = 2.0
+"""Bytes and seconds that a refused body is read for, before the connection is closed."""
 # What is left of a refused body would be read as the next request.
 _CLOSE: Final = {"Connection": "close"}
 
@@ -25,7 +30,7 @@ async def read(request: Request, *, limit: int) -> bytes:
     """Return the body; 413 as soon as it is known to be longer than `limit` bytes, 408 if it does not come."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
-        raise _too_large(limit)
+        raise too_large(limit)
     chunks: list[bytes] = []
     size = 0
     try:
@@ -37,7 +42,7 @@ async def read(request: Request, *, limit: int) -> bytes:
                 chunk: bytes = message.get("body", b"")
                 size += len(chunk)
                 if size > limit:
-                    raise _too_large(limit)
+                    raise too_large(limit)
                 chunks.append(chunk)
                 if not message.get("more_body", False):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -45,8 +50,25 @@ async def read(request: Request, *, limit: int) -> bytes:
         raise Refusal(408, f"the body did not come within {PATIENCE:.0f} s", headers=_CLOSE) from None
 
 
+async def skip(request: Request) -> None:
+    """Read what is left of a refused body, within bounds, and forget it.
+
+    A connection that is closed while its caller still sends may lose the answer, which a shopper's way on depends on.
+    """
+    size = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SKIP_PATIENCE):
+            while size <= MOST_SKIPPED:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise Disconnected
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+
+
 async def read_json(request: Request, *, limit: int, optional: bool = False) -> bytes:
-    """Return a body that says it is JSON; 415 otherwise. An optional one may be empty, of whatever type."""
+    """Return a body that says it is JSON, without a byte order mark; 415 otherwise. An optional one may be empty, of whatever type."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
     if not is_json and not optional:
@@ -59,7 +81,7 @@ async def read_json(request: Request, *, limit: int, optional: bool = False) -> 
     raw = await read(request, limit=limit)
     if raw and not is_json:
         raise _not_json(kind)
-    return raw
+    return unmarked(raw)
 
 
 def _not_json(kind: str) -> Refusal:
@@ -69,10 +91,11 @@ def _not_json(kind: str) -> Refusal:
     )
 
 
-def _too_large(limit: int) -> Refusal:
+def too_large(limit: int, *, read: bool = False) -> Refusal:
+    """Return the refusal of a body of more than `limit` bytes; it ends the connection unless the body was `read` to its end."""
     return Refusal(
         413,
         f"the body is longer than {limit} bytes, which is the most here",
         kind="too-large",
-        headers=_CLOSE,
+        headers=None if read else _CLOSE,
     )

@@ -7,7 +7,10 @@ reaches a log.
 A callback is graded on arrival, without asking Postgres: its link names the merchant, whose secrets are kept in memory. Where they
 are not known it is `unchecked`: nothing is called wrong that may be right. What brings no proof though its merchant has a secret, or
 comes from elsewhere than the gateway where that counts, is stored and rings like any other, since a look at the gateway harms
-nobody; and it is answered 401. The shopper's own browser (redirect) is never asked for a proof.
+nobody; and it is answered 401.
+
+The shopper's own browser comes to redirect, and by GET to success and failure, for instance when a page is loaded again. It is never
+asked for a proof, what it brings is not kept, and it is always sent on to the shop.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import html
 import re
 import time
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from uuid import UUID
 
@@ -27,6 +31,7 @@ from orchestrator.api import bodies, correlation, sources, wiring
 from orchestrator.api.letterbox import PATIENCE, Letterbox
 from orchestrator.api.problems import RETRY_AFTER, Refusal
 from orchestrator.db import is_away
+from orchestrator.gateway import callback_body
 from orchestrator.gateway import callbacks as gateway_callbacks
 from orchestrator.gateway.callbacks import Grade
 from orchestrator.inbox import Arrival, CallbackKind, Unaddressed
@@ -42,15 +47,21 @@ if TYPE_CHECKING:
     from orchestrator.links import OpenedLink
     from orchestrator.merchants import Merchant
 
-BODY_LIMIT: Final = 262_144
+BODY_LIMIT: Final = callback_body.LARGEST
+VISIT_LIMIT: Final = 16_384
+"""Bytes that a shopper's browser may post: nothing of them is kept."""
+UNPROVEN_LIMIT: Final = 16_384
+"""Bytes that are kept of a body that proves nothing: enough to find out what sent it."""
 
 _SIGNATURE: Final = "altapay-signature"
 _KEPT: Final = (_SIGNATURE, "user-agent")
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 _LONGEST_HEADER: Final = 2048
-_FORM: Final = "application/x-www-form-urlencoded"
+_SLASHES: Final = re.compile("/{2,}")
 _LONGEST_ORDER: Final = 100
 """Characters of an order number at the gateway (D7); a longer one was cut or is none."""
+_ILLEGIBLE: Final = "\ufffd"
+"""Stands for what could not be read: by an order number with it nothing can be looked up."""
 _CHALLENGE: Final = {"WWW-Authenticate": "AltaPay-Signature"}
 
 _UNPROVEN_PAGE: Final = """<!doctype html>
@@ -89,12 +100,21 @@ async def take(request: Request) -> Response:
     path = request.path_params
     checkout_id, link = _opened(known, path["kind"], path["checkout_id"], path["signed"])
     kind = cast("CallbackKind", path["kind"])
-    if request.method != "POST" and kind != "redirect":
-        raise _only_posted(kind)
-    if request.method == "HEAD":
+    if kind == "notification":
+        if request.method != "POST":
+            raise _only_posted(kind)
+    elif request.method == "HEAD":
         return _onward(link.page)
+    elif request.method == "GET" or kind == "redirect":
+        return await _visited(request, checkout_id, link)
     merchant = None if link.merchant_id is None else known.merchants.known(link.merchant_id)
-    read = await _read(known, request, merchant, by_shopper=kind == "redirect")
+    try:
+        read = await _read(known, request, merchant)
+    except Refusal as refusal:
+        if kind == "notification":
+            raise
+        # Neither the length of a body nor the time it takes is the shopper's affair.
+        return _onward(link.page, await _skipped(request, refusal))
     arrival = Arrival(
         checkout_id=checkout_id,
         kind=kind,
@@ -112,6 +132,34 @@ async def take(request: Request) -> Response:
     return _told(stored=stored, unproven=unproven)
 
 
+async def _visited(request: Request, checkout_id: UUID, link: OpenedLink) -> Response:
+    """Note a visit of the shopper's browser and send it on. Nothing of what it brings is kept: where a shopper is belongs to a person."""
+    closing: Mapping[str, str] = {}
+    try:
+        await bodies.read(request, limit=VISIT_LIMIT)
+    except Refusal as refusal:
+        closing = await _skipped(request, refusal)
+    visit = Arrival(
+        checkout_id=checkout_id,
+        kind="redirect",
+        grade=Grade.UNCHECKED,
+        content_type="",
+        headers={},
+        source=None,
+        body=b"",
+    )
+    await _letterbox(request).visit(visit, whose=link.merchant_id)
+    return _onward(link.page, closing)
+
+
+async def _skipped(request: Request, refusal: Refusal) -> Mapping[str, str]:
+    """Read what is left of a refused body; return the headers of the answer, which may end the connection."""
+    if not refusal.headers:
+        return {}
+    await bodies.skip(request)
+    return refusal.headers
+
+
 async def take_for_merchant(request: Request) -> Response:
     """Take a notification that names no checkout in its address: the default of a merchant's terminals."""
     known = wiring.of(request)
@@ -123,7 +171,7 @@ async def take_for_merchant(request: Request) -> Response:
     merchant = await _named(known, name)
     read = await _read(known, request, merchant)
     one = Unaddressed(
-        told=_stray(merchant, gateway_callbacks.read_body(read.content_type, read.body)),
+        told=_stray(merchant, gateway_callbacks.read_body(read.content_type, read.body), read.grade),
         grade=read.grade,
         network=read.network,
         content_type=read.content_type,
@@ -131,8 +179,14 @@ async def take_for_merchant(request: Request) -> Response:
         source=read.source,
         body=read.body,
     )
-    stored = await _letterbox(request).take_stray(one, merchant=merchant.name)
-    return _told(stored=stored, unproven=known.callbacks.unproven(read.grade, read.network))
+    placed = await _letterbox(request).take_stray(one, merchant=merchant.name)
+    if placed is not None and placed.over_limit:
+        said = (
+            f"merchant {merchant.name} has too many payments of unknown orders that no lookup has confirmed: send it again later, "
+            "or sign callbacks with a secret"
+        )
+        raise Refusal(503, said, kind="unconfirmed-payments", headers={"Retry-After": "60"})
+    return _told(stored=placed is not None, unproven=known.callbacks.unproven(read.grade, read.network))
 
 
 def _opened(known: Services, kind: str, checkout_id: str, signed: str) -> tuple[UUID, OpenedLink]:
@@ -170,22 +224,13 @@ async def _named(known: Services, name: str) -> Merchant:
     return merchant
 
 
-async def _read(
-    known: Services, request: Request, merchant: Merchant | None, *, by_shopper: bool = False
-) -> _Read:
+async def _read(known: Services, request: Request, merchant: Merchant | None) -> _Read:
     settings = known.settings
-    if request.method == "GET":
-        # The shopper's own browser: what it brings is in the query.
-        body, content_type, headers = request.scope["query_string"], _FORM, {}
-    else:
-        body = await bodies.read(request, limit=BODY_LIMIT)
-        content_type = _printable(request.headers.get("content-type", ""))[:200]
-        headers = {
-            name: _printable(value) for name in _KEPT if (value := request.headers.get(name)) is not None
-        }
-    if by_shopper:
-        # Where a shopper is belongs to a person.
-        return _Read(body, content_type, headers, None, "unchecked", Grade.UNCHECKED)
+    body = await bodies.read(request, limit=BODY_LIMIT)
+    if callback_body.inflates_beyond(body):
+        raise bodies.too_large(BODY_LIMIT, read=True)
+    content_type = _printable(request.headers.get("content-type", ""))[:200]
+    headers = {name: _printable(value) for name in _KEPT if (value := request.headers.get(name)) is not None}
     address, sure = sources.caller(
         request.client.host if request.client is not None else None,
         request.headers.getlist("x-forwarded-for"),
@@ -201,11 +246,15 @@ async def _read(
     )
     network = sources.network_of(address, sure=sure, networks=settings.gateway_ranges)
     source = None if address is None else str(address)
+    if known.callbacks.unproven(grade, network):
+        body = body[:UNPROVEN_LIMIT]
     return _Read(body, content_type, headers, source, network, grade)
 
 
-def _stray(merchant: Merchant, facts: CallbackFacts) -> Stray:
-    order_ref = facts.order_ref if facts.order_ref and len(facts.order_ref) <= _LONGEST_ORDER else None
+def _stray(merchant: Merchant, facts: CallbackFacts, grade: Grade) -> Stray:
+    order_ref = facts.order_ref
+    if order_ref is not None and (len(order_ref) > _LONGEST_ORDER or _ILLEGIBLE in order_ref):
+        order_ref = None
     try:
         named = None if facts.checkout is None else UUID(facts.checkout)
     except ValueError:
@@ -219,6 +268,7 @@ def _stray(merchant: Merchant, facts: CallbackFacts) -> Stray:
         named=named,
         correlation_id=correlation.current(),
         adoptable=facts.status != "new",
+        proven=grade in {Grade.SIGNED, Grade.CHECKSUM},
     )
 
 
@@ -238,9 +288,18 @@ def _told(*, stored: bool, unproven: bool) -> Response:
     return PlainTextResponse("Acknowledged")
 
 
-def _onward(page: str) -> Response:
+def _onward(page: str, more: Mapping[str, str] = MappingProxyType({})) -> Response:
     # 303 turns the POST into a GET of the shop's page.
-    return Response(status_code=303, headers={"Location": page})
+    return Response(status_code=303, headers={**more, "Location": page})
+
+
+def tidy(path: str) -> str:
+    """Return the path of a callback link as we made it: proxies and shops double slashes, or add one at the end.
+
+    Nothing in a link has a slash of its own, so none is lost.
+    """
+    tidied = _SLASHES.sub("/", path).rstrip("/")
+    return tidied if tidied.startswith("/callbacks/") else path
 
 
 def _unproven_page(page: str) -> Response:

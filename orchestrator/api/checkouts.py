@@ -173,7 +173,7 @@ async def show(request: Request, checkout_id: str) -> Response:
 
 async def search(  # noqa: PLR0917 - FastAPI calls it by name
     request: Request,
-    order_id: Annotated[str | None, Query(alias="orderId", max_length=100)] = None,
+    order_id: Annotated[str | None, Query(alias="orderId", max_length=intents.LONGEST_ORDER)] = None,
     state: Annotated[list[State] | None, Query()] = None,
     attention: Annotated[bool | None, Query()] = None,
     cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before")] = None,
@@ -182,7 +182,7 @@ async def search(  # noqa: PLR0917 - FastAPI calls it by name
     """A merchant's checkouts, the youngest first, page by page."""
     known = wiring.of(request)
     _, merchant = await wiring.admit(request, "checkouts:read")
-    if order_id is not None and not intents.ORDER_NUMBER.fullmatch(order_id):
+    if order_id is not None and not intents.may_be_order(order_id):
         return answer({"checkouts": [], "nextCursor": None})  # no order has such a number
     async with asyncio.timeout(DATABASE_PATIENCE):
         found, more = await reads.page(
@@ -208,7 +208,7 @@ async def show_payments(  # noqa: PLR0917 - FastAPI calls it by name
     role: Annotated[
         reads.Role | None, Query(description="`surplus` and `unknown` are money without a home")
     ] = None,
-    order_id: Annotated[str | None, Query(alias="orderId", max_length=100)] = None,
+    order_id: Annotated[str | None, Query(alias="orderId", max_length=intents.LONGEST_ORDER)] = None,
     cursor: Annotated[
         str | None, Query(max_length=400, description="`nextCursor` of the page before")
     ] = None,
@@ -217,7 +217,7 @@ async def show_payments(  # noqa: PLR0917 - FastAPI calls it by name
     """A merchant's payments as the gateway showed them, the youngest first, page by page."""
     known = wiring.of(request)
     _, merchant = await wiring.admit(request, "checkouts:read")
-    if order_id is not None and not intents.ORDER_NUMBER.fullmatch(order_id):
+    if order_id is not None and not intents.may_be_order(order_id):
         return answer({"payments": [], "nextCursor": None})  # no order has such a number
     async with asyncio.timeout(DATABASE_PATIENCE):
         found = await reads.payments_page(

@@ -201,7 +201,7 @@ _CALLBACK: Final[Schema] = {
             "and failure, a problem for a notification, and never for redirect"
         ),
         "404": _problem("Not an address of ours; nothing is stored"),
-        "413": _problem("More than 256 KB"),
+        "413": _problem("Notification only: more than 256 KB, as sent or inflated"),
         "503": _problem("Notification only: Postgres is away, send it again"),
     },
 }
@@ -217,8 +217,10 @@ _MERCHANT_CALLBACK: Final[Schema] = {
         "200": {"description": "Acknowledged"},
         "401": _problem("Nothing proves that the gateway sent it; nothing comes of it"),
         "404": _problem("Not an address of ours; nothing is stored"),
-        "413": _problem("More than 256 KB"),
-        "503": _problem("Postgres is away, send it again"),
+        "413": _problem("More than 256 KB, as sent or inflated"),
+        "503": _problem(
+            "Postgres is away, or too many payments of unknown orders wait for a lookup that confirms them: send it again"
+        ),
     },
 }
 _RAW: Final[dict[str, dict[str, Schema]]] = {
@@ -261,6 +263,10 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
     "/callbacks/merchant/{merchant}/{signed}": {"post": _MERCHANT_CALLBACK},
     "/callbacks/{kind}/{id}/{signed}": {
         "post": {"summary": "The gateway calls back", "operationId": "takeCallback", **_CALLBACK},
-        "get": {"summary": "The shopper comes back (redirect)", "operationId": "takeRedirect", **_CALLBACK},
+        "get": {
+            "summary": "A shopper's browser comes (redirect, success, failure)",
+            "operationId": "takeRedirect",
+            **_CALLBACK,
+        },
     },
 }

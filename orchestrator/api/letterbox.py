@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from orchestrator import log
 from orchestrator.db import DatabaseAway, Unwritten, is_away
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Hashable
+    from uuid import UUID
 
     from orchestrator.api.wiring import Services
     from orchestrator.inbox import Arrival, Placed, Stored, Unaddressed
@@ -26,10 +27,23 @@ PATIENCE: Final = 2.5
 """Seconds that a callback waits for Postgres: a shopper gets three, a notification five (D7)."""
 MOST_WAITING: Final = 64 * 1024 * 1024
 """Bytes of callbacks that may wait for Postgres; beyond that they are answered as if it were away."""
+FIRST_PAUSE: Final = 5.0
+LONGEST_PAUSE: Final = 60.0
+"""Seconds for which further visits of a shopper to one checkout wake nothing: the pause doubles from the first to the longest. The
+status checks go on meanwhile, and a visit makes the next ones quick."""
+_FORGOTTEN: Final = 600.0
+_MOST_VISITED: Final = 10_000
 _TOLD_AGAIN: Final = 60.0
 _MOST_TOLD: Final = 10_000
 
 T = TypeVar("T")
+
+
+class _Visited(NamedTuple):
+    """When a checkout was last woken for a visit (monotonic seconds), and the pause after that."""
+
+    at: float
+    pause: float
 
 
 class Letterbox:
@@ -44,6 +58,7 @@ class Letterbox:
         self._waiting = 0
         self._tasks: set[asyncio.Task[object]] = set()
         self._told: dict[Hashable, float] = {}
+        self._visited: dict[UUID, _Visited] = {}
         self.arrived: Counter[tuple[str, str]] = Counter()
         self.over_limit: Counter[tuple[str, str]] = Counter()
         self.unproven: Counter[tuple[str, str, str]] = Counter()
@@ -52,6 +67,34 @@ class Letterbox:
         """Store a callback of a merchant and ring; False if it is not known within the patience what became of it."""
         checkout = str(arrival.checkout_id)
         self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
+        return await self._keep(arrival, checkout, whose)
+
+    async def visit(self, arrival: Arrival, *, whose: int | None) -> None:
+        """Note that a shopper's browser came, and wake the checkout for a lookup unless that was done a moment ago.
+
+        Anyone who knows the link can come as often as they like, so a visit within the pause of this process costs no write.
+        """
+        checkout = str(arrival.checkout_id)
+        self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
+        if self._pauses(arrival.checkout_id):
+            return
+        await self._keep(arrival, checkout, whose)
+
+    def _pauses(self, checkout: UUID) -> bool:
+        """Say whether the last visit that woke this checkout is too young for another; if not, the pause begins anew."""
+        now = time.monotonic()
+        last = self._visited.get(checkout)
+        if last is not None and now - last.at < last.pause:
+            return True
+        if len(self._visited) >= _MOST_VISITED:
+            self._visited = {one: seen for one, seen in self._visited.items() if now - seen.at < seen.pause}
+        recent = last is not None and now - last.at < _FORGOTTEN
+        pause = min(last.pause * 2, LONGEST_PAUSE) if last is not None and recent else FIRST_PAUSE
+        if len(self._visited) < _MOST_VISITED:
+            self._visited[checkout] = _Visited(now, pause)
+        return False
+
+    async def _keep(self, arrival: Arrival, checkout: str, whose: int | None) -> bool:
         stored = await self._patiently(
             self._store(arrival, whose), size=len(arrival.body), kind=arrival.kind, checkout=checkout
         )
@@ -59,14 +102,14 @@ class Letterbox:
             self._beyond(arrival.kind, arrival.grade, checkout=checkout)
         return stored is not None
 
-    async def take_stray(self, one: Unaddressed, *, merchant: str) -> bool:
-        """Store what came to a merchant's own address and ring its checkout, if it has one; False as for `take`."""
+    async def take_stray(self, one: Unaddressed, *, merchant: str) -> Placed | None:
+        """Store what came to a merchant's own address and ring its checkout, if it has one; None where `take` says False."""
         self._count("merchant", one.grade, one.network, merchant=merchant)
         placed = await self._patiently(
             self._place(one), size=len(one.body), kind="merchant", merchant=merchant
         )
         if placed is None:
-            return False
+            return None
         where = (
             {"merchant": merchant} if placed.checkout_id is None else {"checkout": str(placed.checkout_id)}
         )
@@ -74,9 +117,12 @@ class Letterbox:
             self._beyond("merchant", one.grade, **where)
         if placed.adopted:
             _log.warning("stray_adopted", merchant=merchant, checkout=str(placed.checkout_id))
+        elif placed.over_limit:
+            if self._seldom("unconfirmed_payments_over_limit", merchant):
+                _log.warning("unconfirmed_payments_over_limit", merchant=merchant, grade=one.grade)
         elif placed.checkout_id is None and self._seldom("stray_without_home", merchant):
             _log.warning("stray_without_home", merchant=merchant, grade=one.grade, network=one.network)
-        return True
+        return placed
 
     async def _store(self, arrival: Arrival, whose: int | None) -> Stored:
         stored = await self._known.callbacks.take(arrival)

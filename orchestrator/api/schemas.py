@@ -46,7 +46,12 @@ _MONEY: Final[Schema] = {
     "description": "Decimal number, exact; no more decimals than the currency has",
 }
 _URL: Final = _text("http(s) URL with a host and without credentials", format="uri", maxLength=LONGEST_URL)
-_COUNTRY: Final = _text("ISO 3166-1 alpha-2", minLength=2, maxLength=2, example="DK")
+_APP_URL: Final = _text(
+    "http(s) URL, or a URL with the scheme of an app such as `myshop://checkout/done`",
+    format="uri",
+    maxLength=LONGEST_URL,
+)
+_COUNTRY: Final = _text("ISO 3166-1 alpha-2, or XK", minLength=2, maxLength=2, example="DK")
 _CURRENCY: Final = _text("ISO 4217", minLength=3, maxLength=3, example="DKK")
 _WORD: Final = _text()
 _LINKS: Final[Schema] = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -207,7 +212,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
                 "success failure",
                 success=_PAGE,
                 failure=_PAGE,
-                redirect=_URL,
+                redirect=_APP_URL,
                 notification={**_URL, "description": "Kept with the intent; the gateway notifies the orchestrator"},
                 formStyling=_URL,
                 bodyFormat=_text(enum=["XML", "JSON"]),
@@ -219,7 +224,12 @@ SCHEMAS: Final[dict[str, Schema]] = {
                 paymentDisplayType=_text(example="REDIRECT"),
                 country=_COUNTRY,
                 language=_text("ISO 639-1", minLength=2, maxLength=2),
+                bodyFormat=_text("The same as callbacks.bodyFormat", enum=["XML", "JSON"]),
             ),
+            isNativeFlow={
+                "type": "boolean",
+                "description": "Passed on to the gateway: app-based methods open the app of the method without a payment page",
+            },
             expiresIn={"type": "number", "minimum": 1, "maximum": LONGEST_LIFE, "description": "Seconds"},
             userAgent=_text("The shopper's browser, for the choice of payment methods; not part of the content"),
         ),

@@ -34,6 +34,7 @@ class Action(StrEnum):
     CHECKOUT_RECEIVED = "checkout:received"
     CHECKOUT_MOVED = "checkout:moved"
     CHECKOUT_REOPENED = "checkout:reopened"
+    INTENT_MATCHED = "intent:matched"
     GATEWAY_ASKED = "gateway:asked"
     GATEWAY_FAILED = "gateway:failed"
     FACT_REFUSED = "fact:refused"

@@ -9,11 +9,14 @@ from orchestrator.audit import SYSTEM, Action
 from orchestrator.carry import letters
 from orchestrator.carry.step import QUARANTINE, Step, retry
 from orchestrator.gateway.outcomes import Done
-from orchestrator.lifecycle import KEEP, Event, order_is_shared, paying_others
+from orchestrator.lifecycle import KEEP, Event, order_is_shared, paying_others, ring, rival_of
 from orchestrator.reconcile import Finding, Verdict
-from orchestrator.states import CLOSED, Trigger
+from orchestrator.states import CLOSED, State, Trigger
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.gateway.payments import Found
     from orchestrator.lifecycle import Held, Operation
 
 UNKNOWN_ORDER: Final = "unknown_order"
@@ -21,7 +24,7 @@ LATE: Final = "late_payment"
 
 
 async def look(step: Step) -> Verdict | None:
-    """Ask the gateway what it holds for this order; None if it could not say, and the failure is written."""
+    """Ask the gateway what it holds for this order; None if it could not say, or the money is another's, and that is written."""
     held = step.held
     outcome = await step.carrier.gateway.find_payments(step.account, order_ref=held.order_ref)
     if not isinstance(outcome, Done):
@@ -29,6 +32,12 @@ async def look(step: Step) -> Verdict | None:
         return None
     shared, elsewhere = False, frozenset[str]()
     if unbound := reconcile.unbound_money(held, outcome.value):
+        if (
+            held.state is State.FAILED
+            and held.openings == 0
+            and await _left_to_the_order(step, outcome.value, unbound)
+        ):
+            return None
         merchants = await step.carrier.sharing(step.merchant)
         elsewhere = await paying_others(step.carrier.db, held, merchants, unbound)
         shared = len(elsewhere) < len(unbound) and await order_is_shared(step.carrier.db, held, merchants)
@@ -101,6 +110,24 @@ async def complete(step: Step, verdict: Verdict) -> None:
         require_capture=capture_required(step), operations=operating, read=letters.ids(step), attention=attention, last_error=None, looks=0,
         alarm=KEEP if operating else step.first_watch(verdict.reserved_until) or QUARANTINE, events=tuple(events),
     )  # fmt: skip
+
+
+async def _left_to_the_order(step: Step, found: Found, unbound: Sequence[str]) -> bool:
+    """Leave a payment to the checkout of its order, where the intent came at the same moment as the payment; wake that one."""
+    held = step.held
+    order = await rival_of(step.carrier.db, held)
+    if order is None or await step.was_asked_for():
+        return False
+    if any(reconcile.is_older(order, one) for one in found.transactions if one.transaction_id in unbound):
+        return False  # made long before that order, which does not take it for its own
+    async with step.carrier.db.transaction() as tx:
+        await ring(tx, [order], grace=0.0)
+    await step.write(
+        None, Action.CALLBACK_READ, evidence=letters.with_letters(step, {"order": str(order)}), read=letters.ids(step),
+        attention=standing(step), last_error=f"the order has checkout {order}, which the payment is left to",
+        looks=held.looks + 1, alarm=step.first_watch(None) or QUARANTINE,
+    )  # fmt: skip
+    return True
 
 
 async def unsure(step: Step, verdict: Verdict) -> None:

@@ -64,14 +64,15 @@ def matching(*, states: Sequence[State], order: str | None, merchant: str | None
 
 
 async def one(db: Database, wanted: str) -> Any:
-    """Return the checkout with this id, or the youngest with this order number."""
+    """Return the checkout with this id, or the youngest with this order number (which may look like an id, too)."""
+    from orchestrator import intents  # noqa: PLC0415
     from orchestrator.models import checkouts as c  # noqa: PLC0415
 
     found = matching(states=(), order=None, merchant=None, attention=False)
     number = uuid_of(wanted)
-    rows = await db.read(
-        found.where(c.c.id == number) if number else found.where(c.c.order_ref == wanted).limit(1)
-    )
+    rows = await db.read(found.where(c.c.id == number)) if number else ()
+    if not rows and intents.may_be_order(wanted):
+        rows = await db.read(found.where(c.c.order_ref == wanted).limit(1))
     if not rows:
         raise click.UsageError(f"there is no checkout with the id or order number {wanted!r}")
     return rows[0]

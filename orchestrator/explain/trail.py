@@ -179,6 +179,10 @@ def _since(record: Record, entry: Entry) -> str:
     return find(record, entry) if find else ""
 
 
+def _matched(_: Record, entry: Entry) -> str:
+    return f"At {moment(entry.at)} {who(entry.actor)} handed the order over, after its payment: the payment is the order's."
+
+
 def _failed(_: Record, entry: Entry) -> str:
     return f"At {moment(entry.at)} {_call(entry.evidence)} failed{_why(entry.evidence)}."
 
@@ -235,6 +239,7 @@ def _operation(said: str, *, why: bool = False) -> Callable[[Record, Entry], str
 
 # That an operation was put down or about to leave is told by the operation itself, for as long as it is so.
 _SINCE: Final[dict[str, Callable[[Record, Entry], str]]] = {
+    "intent:matched": _matched,
     "gateway:failed": _failed,
     "gateway:asked": _asked,
     "cancel:requested": _cancel,

@@ -15,17 +15,17 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl
 
 import msgspec
 
 from orchestrator import money
+from orchestrator.gateway import callback_body
+from orchestrator.gateway.callback_body import BodyError
+from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-MOST_FIELDS: Final = 500
-"""Form fields. About forty are documented, and `transactionInfo` may add fifty (D8)."""
 LONGEST: Final = 255
 """Characters kept of any one fact. The longest the gateway documents is an entry of transactionInfo (D8)."""
 
@@ -37,23 +37,13 @@ STATUSES: Final = frozenset({
 })  # fmt: skip
 """What a callback is documented to say of a payment, by form (2.2) and by JSON (2.3), in lower case."""
 
-_FORM_FIELDS: Final = frozenset({
-    "shop_orderid", "transaction_id", "payment_id", "session_id", "amount", "currency", "type", "status", "payment_status",
-    "nature", "require_capture", "embedded_window", "masked_credit_card", "credit_card_masked_pan", "credit_card_token",
-    "blacklist_token", "error_message", "merchant_error_message", "cardholder_message_must_be_shown", "fraud_recommendation",
-    "fraud_explanation", "fraud_risk_score", "language", "form_template", "title", "xml", "checksum",
-})  # fmt: skip
-_DOCUMENT: Final = re.compile(r"(^|&)xml=[^&]+")
-_INFO_FIELD: Final = "transaction_info["
-_JSON_FIELDS: Final = frozenset({
-    "requiresCapture", "status", "customerErrorMessage", "merchantErrorMessage", "merchantErrorCode",
-    "customerMessageMustBeShown", "paymentId", "sessionId", "transactionId", "paymentStatus", "order", "cardInformation",
-    "transactionInfo",
-})  # fmt: skip
-_JSON_ORDER_FIELDS: Final = frozenset({"orderId", "amount", "currency", "transactionInfo"})
-
+_BREAKS: Final = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]+")
 _SIGNATURE_LIMIT = 4096
 _SIGNED = re.compile(r"s[0-9]{1,3}")
+_STAMP: Final = re.compile(
+    r"[0-9]{1,19}|[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?"
+)
+"""A moment as digits (the unit is not documented) or as an ISO date. None of them ends with a dot and ten digits, as a moved one would."""
 _CHECKSUM_FIELDS = ("amount", "currency", "shop_orderid")
 
 
@@ -85,9 +75,9 @@ class CallbackFacts:
 
     `status` and `payment_status` are lower case; `amount` is in minor units of `currency` (letters); `checkout` is our own id
     from transactionInfo. `checked` holds the texts that the checksum covers, exactly as posted. `flags` name what was odd:
-    `empty`, `not_form`, `not_json`, `not_an_object`, `not_utf8`, `too_many_fields`, `field_repeated`, `text_cut`,
-    `nul_removed`, `wrong_type`, `amount_unreadable`, `currency_unknown`, `content_type_unexpected`, `status_unknown` and
-    `field_unknown` (not among the documented ones: read, or kept in the raw body, like any other).
+    `empty`, `not_form`, `not_json`, `not_an_object`, `not_utf8`, `not_gzip`, `too_large`, `too_many_fields`, `field_repeated`,
+    `text_cut`, `character_replaced`, `wrong_type`, `amount_unreadable`, `currency_unknown`, `content_type_unexpected` and
+    `status_unknown`. Fields beyond the documented ones are no oddity: the gateway adds some without notice.
     """
 
     order_ref: str | None = None
@@ -109,28 +99,33 @@ class CallbackFacts:
 
 
 def read_body(content_type: str, raw: bytes) -> CallbackFacts:
-    """Read a form body (facts 2.2) or a JSON body (2.3); the content type decides, the first byte where it says neither."""
-    if not raw.strip():
+    """Read a form body (facts 2.2) or a JSON body (2.3); the content type decides, the first byte where it says neither.
+
+    A form may be urlencoded or multipart. A gzip body is inflated, and a byte order mark is dropped.
+    """
+    try:
+        return _read_plain(content_type, callback_body.plain(raw))
+    except BodyError as error:
+        return CallbackFacts(flags=(error.flag,))
+
+
+def _read_plain(content_type: str, body: bytes) -> CallbackFacts:
+    if not body.strip():
         return CallbackFacts(flags=("empty",))
     flags: list[str] = []
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
-        return _read_json(raw, flags)
+        return _read_json(body, flags)
+    if kind == "multipart/form-data" and (boundary := callback_body.boundary_of(content_type, body)):
+        return _read_form(callback_body.multipart_pairs(boundary, body), flags)
     if kind != "application/x-www-form-urlencoded":
         flags.append("content_type_unexpected")
-        if raw.lstrip()[:1] in {b"{", b"["}:
-            return _read_json(raw, flags)
-    return _read_form(raw, flags)
+        if body.lstrip()[:1] in {b"{", b"["}:
+            return _read_json(body, flags)
+    return _read_form(callback_body.form_pairs(body), flags)
 
 
-def _read_form(raw: bytes, flags: list[str]) -> CallbackFacts:
-    # The document is not decoded, which would be most of the work: nothing in it is believed that the lookup does not show.
-    text_of_form = _DOCUMENT.sub(r"\1xml=", raw.decode("utf-8", "replace"))
-    try:
-        pairs = parse_qsl(text_of_form, keep_blank_values=True, max_num_fields=MOST_FIELDS)
-    except ValueError:
-        flags.append("too_many_fields")
-        return CallbackFacts(flags=tuple(flags))
+def _read_form(pairs: Sequence[tuple[str, str]], flags: list[str]) -> CallbackFacts:
     if not pairs:
         flags.append("not_form")
     fields: dict[str, str] = {}
@@ -141,8 +136,6 @@ def _read_form(raw: bytes, flags: list[str]) -> CallbackFacts:
             fields[name] = value
     if any("\ufffd" in value for value in fields.values()):
         flags.append("not_utf8")
-    if any(name not in _FORM_FIELDS and not name.startswith(_INFO_FIELD) for name in fields):
-        flags.append("field_unknown")
 
     def text(name: str) -> str | None:
         return _text(fields.get(name), flags)
@@ -157,7 +150,7 @@ def _read_form(raw: bytes, flags: list[str]) -> CallbackFacts:
         payment_status=_lower(text("payment_status")),
         amount=_amount(text("amount"), currency, flags),
         currency=currency,
-        error_message=text("error_message"),
+        error_message=_message(fields.get("error_message"), flags),
         checkout=text("transaction_info[checkout]"),
         require_capture=_flag(_lower(text("require_capture")), flags),
         checked={name: fields[name] for name in (*_CHECKSUM_FIELDS, "checksum") if name in fields},
@@ -175,8 +168,6 @@ def _read_json(raw: bytes, flags: list[str]) -> CallbackFacts:
         flags.append("not_an_object")
         return CallbackFacts(flags=tuple(flags))
     order = _object(body.get("order"), flags)
-    if not (_JSON_FIELDS.issuperset(body) and _JSON_ORDER_FIELDS.issuperset(order)):
-        flags.append("field_unknown")
     infos = _object(body.get("transactionInfo"), flags) or _object(order.get("transactionInfo"), flags)
     currency = _currency(_text(order.get("currency"), flags), flags)
     return CallbackFacts(
@@ -188,7 +179,7 @@ def _read_json(raw: bytes, flags: list[str]) -> CallbackFacts:
         payment_status=_lower(_text(body.get("paymentStatus"), flags)),
         amount=_amount(order.get("amount"), currency, flags),
         currency=currency,
-        error_message=_text(body.get("customerErrorMessage"), flags),
+        error_message=_message(body.get("customerErrorMessage"), flags),
         checkout=_text(infos.get("checkout"), flags),
         require_capture=_flag(body.get("requiresCapture"), flags),
         flags=tuple(dict.fromkeys(flags)),
@@ -204,21 +195,26 @@ def _object(value: object, flags: list[str]) -> dict[str, object]:
 
 
 def _text(value: object, flags: list[str]) -> str | None:
-    """Return a text that can be stored: without NUL (Postgres takes none) and of bounded length; numbers become text."""
+    """Return a text that can be stored and shown: without control characters and of bounded length; numbers become text."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
         value = str(value)
     if not isinstance(value, str):
         if value is not None:
             flags.append("wrong_type")
         return None
-    if "\0" in value:
-        flags.append("nul_removed")
-        value = value.replace("\0", "")
     value = value.strip()
     if len(value) > LONGEST:
         flags.append("text_cut")
         value = value[:LONGEST]
-    return value or None
+    readable = neutralised(value)
+    if readable != value:
+        flags.append("character_replaced")
+    return readable or None
+
+
+def _message(value: object, flags: list[str]) -> str | None:
+    """Return a sentence for the shopper as one line."""
+    return _text(_BREAKS.sub(" ", value) if isinstance(value, str) else value, flags)
 
 
 def _status(value: str | None, flags: list[str]) -> str | None:
@@ -288,7 +284,7 @@ def checksum_ok(fields: Mapping[str, str], secret: str) -> bool:
     pairs = sorted([*((name, fields[name]) for name in _CHECKSUM_FIELDS), ("secret", secret)])
     text = ",".join(f"{name}={value}" for name, value in pairs)
     expected = hashlib.md5(_bytes(text), usedforsecurity=False).hexdigest()  # the gateway's choice
-    return hmac.compare_digest(expected.encode(), _bytes(posted))
+    return hmac.compare_digest(expected.encode(), _bytes(posted.lower()))
 
 
 def signature_ok(
@@ -301,23 +297,20 @@ def signature_ok(
 ) -> Grade:
     """Grade the AltaPay-Signature header (facts 2.4 B; C1, C2, D6) over the raw body: SIGNED, STALE, WRONG, MISSING or UNCHECKED.
 
-    Several signatures and several secrets overlap while secrets change hands: any pair that matches will do. The age, in
-    seconds, is judged where `now` (seconds since 1970) is given and the timestamp's unit can be told: it is not documented. A
-    timestamp of the future is somebody's clock: nobody but the gateway could have signed it.
+    Several signatures and several secrets overlap while secrets change: any pair that matches will do, in small letters or
+    capitals. The timestamp is digits or an ISO date and nothing else: between body and timestamp stands a dot that both may hold, so
+    with any other text a part of a signed body could be passed off as its timestamp, and the rest as a body that was signed.
+
+    The age, in seconds, is judged where `now` (seconds since 1970) is given; a timestamp whose age cannot be told is STALE. A
+    timestamp of the future counts as fresh: only a clock can be wrong there, since nothing but the gateway could have signed it.
     """
     keys = [secret for secret in secrets if secret]
     if not keys:
         return Grade.UNCHECKED
     if not header:
         return Grade.MISSING
-    stamp, signatures = "", []
-    for part in header[:_SIGNATURE_LIMIT].split(";"):
-        name, _, value = part.strip().partition("=")
-        if name == "t":
-            stamp = value
-        elif _SIGNED.fullmatch(name):
-            signatures.append(_bytes(value))
-    if not stamp or not signatures:
+    stamp, signatures = _signatures_of(header)
+    if not _STAMP.fullmatch(stamp) or not signatures:
         return Grade.WRONG
     message = raw + b"." + _bytes(stamp)
     matched = False
@@ -328,8 +321,22 @@ def signature_ok(
             matched |= hmac.compare_digest(expected, signature)
     if not matched:
         return Grade.WRONG
-    made = None if now is None else signed_at(stamp)
-    return Grade.STALE if made is not None and now is not None and now - made > max_age else Grade.SIGNED
+    if now is None:
+        return Grade.SIGNED
+    made = signed_at(stamp)
+    return Grade.SIGNED if made is not None and now - made <= max_age else Grade.STALE
+
+
+def _signatures_of(header: str) -> tuple[str, list[bytes]]:
+    """Return the timestamp of a signature header and its signatures in small letters."""
+    stamp, signatures = "", []
+    for part in header[:_SIGNATURE_LIMIT].split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == "t":
+            stamp = value
+        elif _SIGNED.fullmatch(name):
+            signatures.append(_bytes(value.lower()))
+    return stamp, signatures
 
 
 def grade(

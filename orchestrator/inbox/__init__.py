@@ -16,7 +16,7 @@ from orchestrator.inbox.callbacks import (
     seal_body,
 )
 from orchestrator.inbox.commands import CommandKind, Requested, fingerprint_of, request, request_all
-from orchestrator.inbox.errors import IntakeError, KeyReused, OrderTaken
+from orchestrator.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
 from orchestrator.inbox.intents import Accepted, Intake, Intents
 from orchestrator.inbox.strays import Placed, Strays, Unaddressed
 from orchestrator.inbox.wishes import Holding, Objection, Standing, UnderWay, Wish, objection, standing
@@ -36,6 +36,7 @@ __all__ = [
     "KeyReused",
     "Objection",
     "OrderTaken",
+    "PaidBefore",
     "Placed",
     "Requested",
     "Standing",

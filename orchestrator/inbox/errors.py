@@ -25,6 +25,24 @@ class OrderTaken(IntakeError):  # noqa: N818 - named for the fact
         self.order_ref, self.checkout = order_ref, checkout
 
 
+class PaidBefore(OrderTaken):
+    """A payment came for the order number before any intent, and does not fit this one (HTTP 409)."""
+
+    def __init__(self, order_ref: str, checkout: UUID, payment: str, *, undecided: bool) -> None:
+        way = (
+            f"keep or return it first (POST /v1/checkouts/{checkout}/resolve)"
+            if undecided
+            else f"return it first (POST /v1/checkouts/{checkout}/refund or /release)"
+        )
+        sentence = (
+            f"order {order_ref} was paid before it was handed over: checkout {checkout} holds payment {payment}, which is not exactly "
+            f"what this intent is for. Do not have the shopper pay again: send the intent with the amount and the currency of the "
+            f"payment, or {way} and send the intent then"
+        )
+        IntakeError.__init__(self, sentence)
+        self.order_ref, self.checkout, self.payment = order_ref, checkout, payment
+
+
 class KeyReused(IntakeError):  # noqa: N818 - named for the fact
     """The idempotency key came before with other content (HTTP 422)."""
 

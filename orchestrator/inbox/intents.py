@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +11,8 @@ from sqlalchemy import text
 
 from orchestrator import lifecycle
 from orchestrator.db import AGAIN, Again, Batch, Database, run
-from orchestrator.inbox.errors import IntakeError, KeyReused, OrderTaken
+from orchestrator.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
+from orchestrator.lifecycle import NO_INTENT_PRINT
 from orchestrator.models import uuid7
 
 if TYPE_CHECKING:
@@ -87,6 +89,8 @@ _KEEP_KEYS = text("""
     ON CONFLICT (merchant_id, key) DO NOTHING
     RETURNING merchant_id, key
 """)
+LOOKUP_WAIT: Final = 2.0
+"""Seconds for which an intent waits until the payment that came before it has been looked up: a lookup takes a fraction of one."""
 _CLOSED: Final = frozenset({"cancelled", "expired", "failed"})
 
 
@@ -132,7 +136,9 @@ class Intents:
         """Create what is new; return the fates, and those whose checkout was there before and whose key is not noted yet."""
         met = await _meet(tx, batch)
         fates = _fates(batch, met)
-        new = _firsts(asked for asked in batch if asked.id not in fates)
+        matching = [asked for asked in batch if asked.id not in fates and _met_payment(met[asked.id])]
+        waiting = await self._match(matching, met, fates) if matching else frozenset()
+        new = _firsts(asked for asked in batch if asked.id not in fates and asked.id not in waiting)
         if new:
             now = next(iter(met.values())).now
             births = [_birth(asked, self._vault) for asked in new]
@@ -155,7 +161,7 @@ class Intents:
             unborn = [asked.id for asked in new if asked.id not in born]
             if unborn:
                 await run(tx, _FREE_KEYS, {"unborn": unborn})
-            later = [asked for asked in batch if asked.id not in fates]
+            later = [asked for asked in batch if asked.id not in fates and asked.id not in waiting]
             if later:
                 # Somebody was first, in this batch or between our two looks: a younger snapshot shows them.
                 younger = await _meet(tx, later)
@@ -170,6 +176,66 @@ class Intents:
             and met[asked.id].key_print is None
         ]
         return fates, unnoted
+
+    async def _match(
+        self,
+        matching: Sequence[Intake],
+        met: Mapping[UUID, Row[Any]],
+        fates: dict[UUID, Accepted | IntakeError],
+    ) -> frozenset[UUID]:
+        """Decide for intents that came after their payment; return those for which it is too early to say.
+
+        What is neither decided nor to wait is an order like any other. Of several for one checkout the first is decided; the others meet
+        what became of it.
+        """
+        waiting: set[UUID] = set()
+        seen: set[UUID] = set()
+        for asked in matching:
+            checkout = met[asked.id].id
+            if checkout in seen:
+                waiting.add(asked.id)
+                continue
+            seen.add(checkout)
+            match await lifecycle.match(self._db, self._vault, _ordered(asked, checkout)):
+                case lifecycle.Matched(state, created_at, deadline):
+                    fates[asked.id] = Accepted(
+                        checkout,
+                        asked.order_ref,
+                        state,
+                        fresh=False,
+                        created_at=created_at,
+                        deadline=deadline,
+                    )
+                case lifecycle.Unsuited(payment, undecided):
+                    fates[asked.id] = PaidBefore(asked.order_ref, checkout, payment, undecided=undecided)
+                case lifecycle.Unsettled(held) if held or _age(asked) < LOOKUP_WAIT:
+                    waiting.add(asked.id)
+                case lifecycle.Unsettled() | lifecycle.NoMoney():
+                    pass
+        return frozenset(waiting)
+
+
+def _met_payment(row: Row[Any]) -> bool:
+    """Say whether a request meets the checkout of a payment that came before any intent."""
+    return row.id is not None and bytes(row.fingerprint) == NO_INTENT_PRINT
+
+
+def _age(asked: Intake) -> float:
+    """Return the seconds since a request came in; its id was made then (UUIDv7)."""
+    return time.time() - (asked.id.int >> 80) / 1000
+
+
+def _ordered(asked: Intake, checkout: UUID) -> lifecycle.Ordered:
+    return lifecycle.Ordered(
+        checkout=checkout,
+        currency=asked.currency,
+        amount=asked.amount,
+        auto_capture=asked.auto_capture,
+        actor=asked.actor,
+        correlation_id=asked.correlation_id,
+        fingerprint=asked.fingerprint,
+        document=asked.document,
+    )
 
 
 def _firsts(asked: Iterable[Intake]) -> list[Intake]:
@@ -200,7 +266,7 @@ def _fates(batch: Sequence[Intake], met: Mapping[UUID, Row[Any]]) -> dict[UUID, 
         row = met[asked.id]
         if row.key_print is not None and bytes(row.key_print) != asked.fingerprint:
             fates[asked.id] = KeyReused(asked.idempotency_key or "")
-        elif row.id is None:
+        elif row.id is None or _met_payment(row):
             continue
         elif bytes(row.fingerprint) == asked.fingerprint:
             fates[asked.id] = Accepted(

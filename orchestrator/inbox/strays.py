@@ -86,12 +86,16 @@ class Unaddressed:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """What became of it: the checkout whose callback it is now, if there is one; `rings` and `kept` as for any callback."""
+    """What became of it: the checkout whose callback it is now, if there is one; `rings` and `kept` as for any callback.
+
+    `over_limit`: it tells of a payment, and too many of those wait for a lookup that confirms them.
+    """
 
     checkout_id: UUID | None
     adopted: bool
     rings: bool
     kept: bool
+    over_limit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,8 @@ class Strays:
         """Store it where it belongs and ring; `db.DatabaseAway` if Postgres does not answer within the patience."""
         fate = await self._batch.put(one)
         if fate.home is None:
-            return Placed(None, adopted=False, rings=False, kept=fate.kept)
+            over_limit = one.told.complete and not self._unproven(one)
+            return Placed(None, adopted=False, rings=False, kept=fate.kept, over_limit=over_limit)
         stored = await self._callbacks.take(
             Arrival(
                 checkout_id=fate.home.id,

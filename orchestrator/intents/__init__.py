@@ -8,15 +8,25 @@ Values of a customer are never repeated in a sentence, because sentences end up 
 """
 
 from orchestrator.intents.fields import Problem
-from orchestrator.intents.reading import BODY_LIMIT, ORDER_NUMBER, Intent, IntentRejected, parse
+from orchestrator.intents.reading import (
+    BODY_LIMIT,
+    LONGEST_ORDER,
+    ORDER_NUMBER,
+    Intent,
+    IntentRejected,
+    may_be_order,
+    parse,
+)
 from orchestrator.intents.sessions import session_body, shop_pages
 
 __all__ = [
     "BODY_LIMIT",
+    "LONGEST_ORDER",
     "ORDER_NUMBER",
     "Intent",
     "IntentRejected",
     "Problem",
+    "may_be_order",
     "parse",
     "session_body",
     "shop_pages",

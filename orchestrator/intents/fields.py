@@ -18,12 +18,26 @@ MOST_PROBLEMS: Final = 50
 LAST_PORT: Final = 65_535
 # Control characters, and half a surrogate pair, which is text to nobody.
 UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Line breaks, tabs and their kin: blanks where a text has one line.
+_BREAKS: Final = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]")
+_BLANKS: Final = re.compile(" {2,}")
+_HINTS: Final = {"UK": "GB", "EL": "GR", "XI": "GB"}
+"""Codes of the European Union and of everyday use, and the ISO 3166 codes of the same countries."""
+KOSOVO: Final = "XK"
+"""Not in ISO 3166, and used by the European Union, card schemes and banks."""
+_APP_URL: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://[!#$%&'()*+,./0-9:;=?@A-Z\[\]_a-z~-]*")
+_NO_APP: Final = frozenset({
+    "about", "blob", "chrome", "chrome-extension", "content", "data", "file", "filesystem", "ftp", "ftps", "http", "https", "jar",
+    "javascript", "livescript", "mailto", "mocha", "moz-extension", "ms-appx", "resource", "sms", "ssh", "tel", "telnet", "vbscript",
+    "view-source", "ws", "wss",
+})  # fmt: skip
+"""Schemes that a browser runs, reads from a device or opens with a program of its own: no app of a shop."""
 _URL: Final = re.compile(
     r"https?://(?P<host>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9.])?|\[[0-9A-Fa-f:.]+\])"
     r"(?::(?P<port>[0-9]{1,5}))?(?:[/?#][!#$%&'()*+,./0-9:;=?@A-Z\[\]_a-z~-]*)?"
 )
 _NAMES: Final[dict[str, frozenset[str]]] = {
-    "": frozenset({"order", "callbacks", "configuration", "expiresIn", "userAgent"}),
+    "": frozenset({"order", "callbacks", "configuration", "isNativeFlow", "expiresIn", "userAgent"}),
     "order.": frozenset({"orderId", "amount", "orderLines", "customer", "transactionInfo"}),
     "order.amount.": frozenset({"value", "currency"}),
     "line": frozenset({"itemId", "description", "quantity", "unitPrice", "taxAmount", "goodsType"}),
@@ -32,7 +46,16 @@ _NAMES: Final[dict[str, frozenset[str]]] = {
     "callbacks.": frozenset({"success", "failure", "redirect", "notification", "formStyling", "bodyFormat"}),
     "page": frozenset({"type", "value"}),
     "cancel": frozenset({"reason", "version"}),
-    "configuration.": frozenset({"paymentType", "autoCapture", "paymentDisplayType", "country", "language"}),
+    "configuration.": frozenset(
+        {
+            "paymentType",
+            "autoCapture",
+            "paymentDisplayType",
+            "country",
+            "language",
+            "bodyFormat",
+        }
+    ),
 }
 
 
@@ -105,9 +128,19 @@ class Fields:
         return None
 
     def text(
-        self, given: dict[str, Any], at: str, name: str, *, most: int, required: bool = True
+        self,
+        given: dict[str, Any],
+        at: str,
+        name: str,
+        *,
+        most: int,
+        required: bool = True,
+        lines: bool = False,
     ) -> str | None:
-        """Read a text without control characters; what is empty counts as not given."""
+        """Read a text without control characters; what is empty counts as not given.
+
+        `lines`: people type line breaks and tabs into it, and each run of them becomes one blank.
+        """
         value = given.get(name)
         if not isinstance(value, str):
             if value is not None:
@@ -115,6 +148,8 @@ class Fields:
             elif required:
                 self.missing(given, at, name, "a text")
             return None
+        if lines and not value.isprintable() and _BREAKS.search(value):
+            value = _BLANKS.sub(" ", _BREAKS.sub(" ", value))
         if len(value) > most:
             self.wrong(at + name, f"has {len(value)} characters, and the most is {most}")
             return None
@@ -130,14 +165,21 @@ class Fields:
         code = self.text(given, at, "country", required=False, most=255)
         if code is None:
             return None
-        if not code.isascii() or not money.is_country(code.upper()):
+        code = code.upper() if code.isascii() else code
+        if code in _HINTS:
+            self.wrong(
+                at + "country",
+                f"must be an ISO 3166 country, and there {code} is {_HINTS[code]}: send {_HINTS[code]}",
+            )
+        elif code != KOSOVO and not money.is_country(code):
             self.wrong(at + "country", "must be the two letters of an ISO 3166 country, such as DK")
-        return code.upper()
+        return code
 
-    def url(self, given: dict[str, Any], at: str, name: str) -> str | None:
+    def url(self, given: dict[str, Any], at: str, name: str, *, app: bool = False) -> str | None:
+        """Read the address of a page; with `app` it may have the scheme of an app instead of http(s)."""
         url = self.text(given, at, name, most=LONGEST_URL)
         if url is not None:
-            problem = _url_problem(url)
+            problem = None if app and _opens_app(url) else _url_problem(url, app=app)
             if problem is not None:
                 self.wrong(at + name, problem)
         return url
@@ -147,13 +189,19 @@ class Fields:
         self.wrong(at + name, f"{said}: it must be {wanted}")
 
 
-def _url_problem(url: str) -> str | None:
+def _opens_app(url: str) -> bool:
+    fits = _APP_URL.fullmatch(url)
+    return fits is not None and fits["scheme"].lower() not in _NO_APP
+
+
+def _url_problem(url: str, *, app: bool) -> str | None:
     fits = _URL.fullmatch(url)
     if fits is not None and 0 < int(fits["port"] or 443) <= LAST_PORT:
         return None
     scheme, _, rest = url.partition("://")
     if scheme.lower() not in {"http", "https"}:
-        return "must be a URL that starts with https:// (or http://)"
+        kinds = "https:// (or http://)" + (", or with the scheme of an app, such as myshop://" if app else "")
+        return f"must be a URL that starts with {kinds}"
     if scheme not in {"http", "https"}:
         return "must spell its scheme in small letters: https://"
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]

@@ -13,11 +13,14 @@ import msgspec
 from orchestrator import money
 from orchestrator.errors import OrchestratorError
 from orchestrator.intents.fields import UNPRINTABLE, Fields, Problem, kind_of, shown
+from orchestrator.text import unmarked
 
 BODY_LIMIT: Final = 262_144
 """Bytes of one intent."""
 ORDER_NUMBER: Final = re.compile(r"[a-zA-Z0-9-]{1,50}")
 """The gateway takes up to 100 characters, some payment methods only 50 (D7, D8)."""
+LONGEST_ORDER: Final = 255
+"""Characters of an order number that is searched for: payments that no shop handed over have numbers of other systems."""
 LONGEST_LIFE: Final = 30 * 86_400
 MOST_LINES: Final = 500
 MOST_PIECES: Final = 1_000_000
@@ -70,7 +73,7 @@ def parse(raw: bytes) -> Intent:
         too_long = f"has {len(raw)} bytes, and an intent may have {BODY_LIMIT}: send fewer order lines"
         raise IntentRejected((Problem("body", too_long),))
     try:
-        body = DECODER.decode(raw)
+        body = DECODER.decode(unmarked(raw))
     except (
         ValueError,
         RecursionError,
@@ -94,6 +97,11 @@ def parse(raw: bytes) -> Intent:
         document=bare if agent is None else _ENCODER.encode({**document, "userAgent": agent}),
         fingerprint=hashlib.sha256(bare).digest(),
     )
+
+
+def may_be_order(text: str) -> bool:
+    """Say whether the gateway may hold a payment with this order number: intents are held to `ORDER_NUMBER`, other systems are not."""
+    return 1 <= len(text) <= LONGEST_ORDER and UNPRINTABLE.search(text) is None
 
 
 def _malformed(error: Exception) -> str:
@@ -127,6 +135,10 @@ class _Reader(Fields):
             "callbacks": self.callbacks(self.member(body, "", "callbacks")),
             "configuration": self.configuration(self.member(body, "", "configuration")),
         }
+        self.body_format(body, document["callbacks"])
+        native = self.flag(body, "", "isNativeFlow")
+        if native is not None:
+            document["isNativeFlow"] = native
         life = body.get("expiresIn")
         if life is not None:
             if isinstance(life, bool) or not isinstance(life, int | Decimal) or not 1 <= life <= LONGEST_LIFE:
@@ -216,7 +228,8 @@ class _Reader(Fields):
         if isinstance(quantity, Decimal) and 1 <= quantity <= MOST_PIECES and quantity == int(quantity):
             quantity = int(quantity)  # 2.0 pieces are two
         if not isinstance(quantity, int) or isinstance(quantity, bool) or not 1 <= quantity <= MOST_PIECES:
-            self.wrong(at + "quantity", f"must be a whole number of pieces from 1 to {MOST_PIECES}")
+            remedy = "send what is sold by measure as quantity 1 with the price of the whole line"
+            self.wrong(at + "quantity", f"must be a whole number of pieces from 1 to {MOST_PIECES}: {remedy}")
             quantity = 1
         goods = self.text(line, at, "goodsType", required=False, most=50) or "item"
         if goods not in _GOODS:
@@ -228,7 +241,7 @@ class _Reader(Fields):
                 self.wrong(
                     at + name, "must not be negative (only goodsType handling may): discount the prices"
                 )
-        description = self.text(line, at, "description", most=BODY_LIMIT) or ""
+        description = self.text(line, at, "description", most=BODY_LIMIT, lines=True) or ""
         canonical = {
             "itemId": self.text(line, at, "itemId", most=100),
             "description": description[:DESCRIPTION].rstrip(),
@@ -246,7 +259,7 @@ class _Reader(Fields):
         self.names(customer, at, "customer")
         read: dict[str, Any] = {}
         for name, most in (("firstName", 255), ("lastName", 255), ("email", 254)):
-            value = self.text(customer, at, name, required=False, most=most)
+            value = self.text(customer, at, name, required=False, most=most, lines=name != "email")
             if value is not None:
                 read[name] = value
         if "email" in read and not _EMAIL.fullmatch(read["email"]):
@@ -268,7 +281,7 @@ class _Reader(Fields):
         self.names(address, at, "address")
         read = {}
         for name, most in (("street", 255), ("city", 255), ("zipCode", 32)):
-            value = self.text(address, at, name, required=False, most=most)
+            value = self.text(address, at, name, required=False, most=most, lines=True)
             if value is not None:
                 read[name] = value
         country = self.country(address, at)
@@ -325,13 +338,38 @@ class _Reader(Fields):
             read[name] = {"type": "URL", "value": self.url(page, inner, "value")}
         for name in ("redirect", "notification", "formStyling"):
             if callbacks.get(name) is not None:
-                read[name] = self.url(callbacks, at, name)
-        body_format = self.text(callbacks, at, "bodyFormat", required=False, most=50)
-        if body_format is not None:
-            read["bodyFormat"] = body_format.upper()
-            if read["bodyFormat"] not in {"XML", "JSON"}:
-                self.wrong("callbacks.bodyFormat", "must be XML or JSON")
+                read[name] = self.url(callbacks, at, name, app=name == "redirect")
         return read
+
+    def body_format(self, body: dict[str, Any], callbacks: dict[str, Any]) -> None:
+        """Read the format of callbacks from `callbacks`, or from `configuration`, where older vendor samples have it (1.2)."""
+        said: dict[str, str] = {}
+        for place in ("callbacks", "configuration"):
+            given = body.get(place)
+            value = (
+                self.text(given, f"{place}.", "bodyFormat", required=False, most=50)
+                if isinstance(given, dict)
+                else None
+            )
+            if value is None:
+                continue
+            said[place] = value.upper()
+            if said[place] not in {"XML", "JSON"}:
+                self.wrong(f"{place}.bodyFormat", "must be XML or JSON")
+        if len(set(said.values())) > 1:
+            self.wrong(
+                "configuration.bodyFormat",
+                "says something else than callbacks.bodyFormat: send callbacks.bodyFormat alone",
+            )
+        if said:
+            callbacks["bodyFormat"] = next(iter(said.values()))
+
+    def flag(self, given: dict[str, Any], at: str, name: str) -> bool | None:
+        value = given.get(name)
+        if value is not None and not isinstance(value, bool):
+            self.wrong(at + name, f"must be true or false, not {kind_of(value)}")
+            return None
+        return value
 
     def configuration(self, configuration: dict[str, Any] | None) -> dict[str, Any]:
         if configuration is None:
@@ -342,10 +380,8 @@ class _Reader(Fields):
         if kind not in {None, "PAYMENT"}:
             self.wrong("configuration.paymentType", "must be PAYMENT: no other type is carried")
         read: dict[str, Any] = {"paymentType": kind}
-        capture = configuration.get("autoCapture")
+        capture = self.flag(configuration, at, "autoCapture")
         if capture is not None:
-            if not isinstance(capture, bool):
-                self.wrong("configuration.autoCapture", f"must be true or false, not {kind_of(capture)}")
             read["autoCapture"] = capture
         display = self.text(configuration, at, "paymentDisplayType", required=False, most=50)
         if display is not None:

@@ -49,7 +49,8 @@ def session_body(document: bytes, *, checkout_id: UUID, urls: links.CallbackUrls
     if urls.redirect is not None:
         callbacks["redirect"] = urls.redirect
     callbacks.update((name, asked[name]) for name in ("formStyling", "bodyFormat") if name in asked)
-    return {"order": order, "callbacks": callbacks, "configuration": body["configuration"]}
+    native = {"isNativeFlow": body["isNativeFlow"]} if "isNativeFlow" in body else {}
+    return {"order": order, "callbacks": callbacks, "configuration": body["configuration"], **native}
 
 
 def _rounding_line(order: Mapping[str, Any]) -> dict[str, object] | None:

@@ -9,7 +9,16 @@ alarm is now. Nobody holds a transaction while a socket to anybody else is open:
 """
 
 from orchestrator.lifecycle.alarms import Ring, due, ring, sweep
-from orchestrator.lifecycle.births import UNKNOWN_ORDER, Birth, Born, Home, Stray, adopt, create
+from orchestrator.lifecycle.births import (
+    MOST_UNCONFIRMED,
+    UNKNOWN_ORDER,
+    Birth,
+    Born,
+    Home,
+    Stray,
+    adopt,
+    create,
+)
 from orchestrator.lifecycle.claims import (
     LETTERS_AT_ONCE,
     Command,
@@ -28,12 +37,23 @@ from orchestrator.lifecycle.claims import (
     rival_of,
     tick,
 )
+from orchestrator.lifecycle.matching import (
+    NO_INTENT_PRINT,
+    Matched,
+    NoMoney,
+    Ordered,
+    Unsettled,
+    Unsuited,
+    match,
+)
 from orchestrator.lifecycle.move import KEEP, Event, Fact, Move, PaymentSeen
 from orchestrator.lifecycle.moves import Lifecycle
 
 __all__ = [
     "KEEP",
     "LETTERS_AT_ONCE",
+    "MOST_UNCONFIRMED",
+    "NO_INTENT_PRINT",
     "UNKNOWN_ORDER",
     "Birth",
     "Born",
@@ -46,17 +66,23 @@ __all__ = [
     "LeaseLost",
     "Letter",
     "Lifecycle",
+    "Matched",
     "Move",
+    "NoMoney",
     "Operation",
+    "Ordered",
     "PaymentSeen",
     "Ring",
     "Stray",
+    "Unsettled",
+    "Unsuited",
     "adopt",
     "claim",
     "claim_waiting",
     "create",
     "due",
     "intent_of",
+    "match",
     "merchants_of",
     "money_left",
     "order_is_shared",

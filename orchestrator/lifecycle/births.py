@@ -15,7 +15,8 @@ from sqlalchemy import text
 
 from orchestrator import audit
 from orchestrator.db import run
-from orchestrator.models import uuid7
+from orchestrator.lifecycle.matching import NO_INTENT, NO_INTENT_PRINT
+from orchestrator.models import IS_UNCONFIRMED, uuid7
 from orchestrator.states import State
 
 if TYPE_CHECKING:
@@ -97,6 +98,15 @@ class Birth:
 UNKNOWN_ORDER: Final = "unknown_order: a payment came for an order number that nobody asked for"
 """The last error of a checkout that was born of a payment."""
 
+MOST_UNCONFIRMED: Final = 100
+"""Checkouts of a merchant, created within a day from callbacks that prove nothing, which no lookup has shown to hold money. Anyone who
+knows the merchant's address can send such callbacks, and each would be looked up for weeks."""
+_UNCONFIRMED: Final = text(f"""
+    SELECT m.id, (SELECT count(*) FROM (
+                    SELECT FROM checkouts c WHERE c.merchant_id = m.id AND {IS_UNCONFIRMED}
+                       AND c.created_at > clock() - interval '1 day' AND c.attention IS NULL LIMIT :most) AS found) AS number
+      FROM unnest(CAST(:merchants AS int[])) AS m(id)
+""")  # noqa: S608 - made of our own constant
 # The locks are taken in one order, so that two that adopt the same payments wait for each other and not in a circle.
 _TAKE_TURNS = text("""
     SELECT pg_advisory_xact_lock(turn)
@@ -142,7 +152,6 @@ _ADOPT = text("""
     INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
     SELECT i.id, 1, i.at, i.action, i.entry, i.key_id, decode(i.mac, 'hex') FROM i JOIN born USING (id) ORDER BY i.id
 """)
-_EMPTY: Final = b"{}"
 _NUMBERED: Final = 7
 """The version of the ids that we give."""
 
@@ -164,6 +173,8 @@ class Stray:
     correlation_id: str
     # False where nothing may be born of it: its status says that there is no payment yet.
     adoptable: bool = True
+    # The callback proves that the gateway sent it: such payments are not counted.
+    proven: bool = True
 
     @property
     def complete(self) -> bool:
@@ -269,6 +280,7 @@ async def adopt(
     met = dict(
         zip(orphans, (await _homes_of(tx, [strays[number] for number in orphans])).values(), strict=True)
     )
+    room = await _room_for(tx, [strays[number] for number in orphans])
     rows: list[dict[str, object]] = []
     born: dict[tuple[int, str], UUID] = {}
     for number in orphans:
@@ -277,6 +289,10 @@ async def adopt(
         if (found := met[number].id or born.get(order)) is not None:
             homes[number] = Home(found, adopted=False)
             continue
+        if not stray.proven:
+            if room[stray.merchant_id] <= 0:
+                continue
+            room[stray.merchant_id] -= 1
         named = stray.named
         free = named is not None and not met[number].named_is_used and named not in born.values()
         one = named if named is not None and free and named.version == _NUMBERED else uuid7()
@@ -291,6 +307,15 @@ async def adopt(
         }
         await tx.execute(_ADOPT, parameters)
     return homes
+
+
+async def _room_for(tx: AsyncConnection, strays: Sequence[Stray]) -> dict[int, int]:
+    """Return for each merchant how many payments may be added on the word of callbacks that prove nothing."""
+    merchants = sorted({stray.merchant_id for stray in strays if not stray.proven})
+    if not merchants:
+        return {}
+    rows = await tx.execute(_UNCONFIRMED, {"merchants": merchants, "most": MOST_UNCONFIRMED})
+    return {row.id: MOST_UNCONFIRMED - row.number for row in rows}
 
 
 def _turns(stray: Stray) -> list[int]:
@@ -344,8 +369,8 @@ def _adopted(vault: Vault, one: UUID, stray: Stray, *, at: datetime) -> dict[str
         "currency": stray.currency,
         "amount": stray.amount,
         "correlation_id": stray.correlation_id,
-        "fingerprint": hashlib.sha256(_EMPTY).hexdigest(),
-        "body": key.seal(_EMPTY, purpose="intent").hex(),
+        "fingerprint": NO_INTENT_PRINT.hex(),
+        "body": key.seal(NO_INTENT, purpose="intent").hex(),
         "data_key": wrapped.hex(),
         "at": entry.at,
         "action": entry.action,

@@ -289,7 +289,9 @@ _SHARED = text("""
      WHERE EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
                       AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late)
         OR EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
-                      AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late))
+                      AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late)
+                      -- Created from the payment itself, which it was not found to hold.
+                      AND NOT (state = 'failed' AND deadline = created_at))
      LIMIT 1
 """)
 _PAYING_OTHERS = text("""

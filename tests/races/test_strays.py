@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
 
 from orchestrator import audit, lifecycle
 from orchestrator.db import Unwritten
-from orchestrator.inbox import Strays, Unaddressed
+from orchestrator.inbox import KeyReused, Strays, Unaddressed
 from orchestrator.models import uuid7
 from orchestrator.states import State, Trigger
-from tests.factories import Breaking
+from tests.factories import Breaking, intake
 from tests.factories import core as another
 
 pytestmark = pytest.mark.anyio
@@ -168,3 +169,28 @@ async def test_the_same_unproven_one_many_times_at_once_is_kept_once_and_counted
     assert {(one.checkout_id, one.adopted, one.rings) for one in placed} == {(None, False, False)}
     assert await core.all("SELECT count(*), sum(times) FROM callbacks WHERE checkout_id IS NULL") == [(1, 20)]
     assert await core.all("SELECT count(*) FROM checkouts") == [0]
+
+
+async def test_intents_for_one_payment_from_two_processes_are_one_order_and_its_key_is_noted(core):
+    async with takers(core) as processes:
+        placed = await processes[0][1].take(stray("OLD-1"))
+        await core.do(
+            "UPDATE checkouts SET state = 'completed', late = true, version = 2, reserved = 13900, ended_at = clock()"
+        )
+        await core.do(
+            "INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, reading, "
+            "currency, reserved, captured, refunded) VALUES (1, '1', :id, 'OLD-1', 'accepted', 'order_ref', 'preauth', "
+            "'reserved', 'DKK', 13900, 0, 0)",
+            id=placed.checkout_id,
+        )
+        asked = intake(order_ref="OLD-1", amount=13900, currency="DKK", idempotency_key="K-1")
+        accepted = await asyncio.gather(
+            *(processes[number % 2][0].intents.accept(replace(asked, id=uuid7())) for number in range(20))
+        )
+        assert {(one.id, one.fresh, one.state) for one in accepted} == {
+            (placed.checkout_id, False, "completed")
+        }
+        with pytest.raises(KeyReused):
+            await core.intents.accept(replace(asked, id=uuid7(), order_ref="OLD-2", fingerprint=b"g" * 32))
+    assert await core.all("SELECT late, version, attention FROM checkouts") == [(False, 3, None)]
+    assert await core.all("SELECT count(*) FROM audit_entries WHERE action = 'intent:matched'") == [1]

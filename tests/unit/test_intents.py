@@ -304,9 +304,49 @@ def test_an_order_number_that_some_method_would_not_take_is_refused(order_ref):
 
 @pytest.mark.parametrize("path", ["order.orderId", "order.customer.firstName", "order.customer.billingAddress.city",
                                   "order.orderLines.0.itemId", "callbacks.success.value", "userAgent"])  # fmt: skip
-@pytest.mark.parametrize("text", ["a\0b", "a\nb", "a\x7fb", "a\x85b"])
+@pytest.mark.parametrize("text", ["a\0b", "a\x1bb", "a\x1cb", "a\x7fb", "a\x9bb"])
 def test_a_control_character_is_refused_wherever_it_stands(path, text):
     assert "control character" in refused(path, text)
+
+
+@pytest.mark.parametrize("path", ["order.orderId", "order.orderLines.0.itemId", "callbacks.success.value", "userAgent",
+                                  "order.customer.email"])  # fmt: skip
+@pytest.mark.parametrize("text", ["a@\nb", "a@\tb", "a@\x85b"])
+def test_a_line_break_in_what_identifies_is_refused(path, text):
+    assert "control character" in refused(path, text)
+
+
+ON_ONE_LINE = [
+    "order.customer.firstName", "order.customer.lastName", "order.customer.billingAddress.street",
+    "order.customer.billingAddress.city", "order.customer.billingAddress.zipCode", "order.orderLines.0.description",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ON_ONE_LINE)
+@pytest.mark.parametrize(
+    "between", ["\n", "\r\n", "\t", " \t \n ", "\v", "\f", "\x85", "\u2028", "\u2029\u2029"]
+)
+def test_line_breaks_and_tabs_of_an_address_or_a_description_are_one_blank(path, between):
+    broken = read(path, f"Havn{between}2")
+    assert msgspec.json.decode(broken.document) == msgspec.json.decode(read(path, "Havn 2").document)
+    assert broken.fingerprint == read(path, "Havn 2").fingerprint
+
+
+def test_blanks_of_a_text_on_one_line_stay_as_they_are():
+    street = msgspec.json.decode(read("order.customer.billingAddress.street", "A  1").document)
+    assert street["order"]["customer"]["billingAddress"]["street"] == "A  1"
+
+
+def test_a_text_of_line_breaks_alone_is_empty():
+    assert "is empty" in refused("order.orderLines.0.description", "\r\n\t")
+    assert read("order.customer.billingAddress.city", "\n")
+
+
+@pytest.mark.parametrize("path", ON_ONE_LINE[2:])
+def test_a_text_of_many_blanks_is_read_in_one_pass(path):
+    begun = time.process_time()
+    problems(body(path, " " * 200_000 + "\n" + " " * 50_000 + "\x1b"))
+    assert time.process_time() - begun < 0.5
 
 
 @pytest.mark.parametrize(
@@ -363,6 +403,64 @@ def test_a_page_with_a_host_is_taken(url):
     assert read("callbacks.success.value", url)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "myshop://checkout/done",
+        "com.shop.app://done?x=1#top",
+        "my-shop+beta://",
+        "MyShop://done",
+        "https://shop.example/done",
+    ],
+)
+def test_after_the_payment_an_app_may_be_opened(url):
+    intent = read("callbacks.redirect", url)
+    page = intents.shop_pages(intent.document)["redirect"]
+    assert page is not None
+    assert page.startswith(url.partition("#")[0])
+    assert "orderId=A-1001" in page
+
+
+@pytest.mark.parametrize("path", ["callbacks.success.value", "callbacks.failure.value", "callbacks.notification",
+                                  "callbacks.formStyling"])  # fmt: skip
+def test_a_server_is_called_back_by_http_alone(path):
+    changed = body(path, "myshop://checkout/done")
+    assert problems(changed) == {path: "must be a URL that starts with https:// (or http://)"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "javascript://shop.example/%0aalert(1)",
+        "JavaScript://x",
+        "javascript:alert(1)",
+        "data://text/html,x",
+        "data:text/html,x",
+        "vbscript://x",
+        "file:///etc/passwd",
+        "FILE://host/x",
+        "blob://x",
+        "about://blank",
+        "view-source://x",
+        "ftp://shop.example/",
+        "mailto://x",
+        "chrome-extension://x/y",
+        "1shop://done",
+        "my shop://done",
+        "myshop:done",
+        "//shop.example",
+        "shop",
+    ],
+)
+def test_what_a_browser_runs_or_reads_from_the_device_is_no_page_of_an_app(url):
+    assert "scheme of an app" in refused("callbacks.redirect", url)
+
+
+@pytest.mark.parametrize("url", ["myshop://a b", "myshop://a\\b", 'myshop://"', "myshop://\u00f8"])
+def test_the_address_of_an_app_holds_what_a_url_may_hold(url):
+    assert refused("callbacks.redirect", url)
+
+
 def test_a_function_is_no_callback_for_a_server():
     assert "browser" in refused("callbacks.success.type", "FUNCTION")
 
@@ -390,6 +488,67 @@ def test_a_function_is_no_callback_for_a_server():
 )
 def test_a_field_that_is_wrong_is_refused_with_what_it_takes(path, value, said):
     assert said in refused(path, value)
+
+
+@pytest.mark.parametrize("path", ["order.customer.billingAddress.country", "configuration.country"])
+@pytest.mark.parametrize("code", ["XK", "xk", "gb"])
+def test_kosovo_has_a_code_of_its_own(path, code):
+    read_back = msgspec.json.decode(read(path, code).document)
+    for part in path.split("."):
+        read_back = read_back[part]
+    assert read_back == code.upper()
+
+
+@pytest.mark.parametrize(("code", "right"), [("UK", "GB"), ("uk", "GB"), ("EL", "GR"), ("XI", "GB")])
+@pytest.mark.parametrize("path", ["order.customer.billingAddress.country", "configuration.country"])
+def test_a_code_that_is_not_the_countrys_is_refused_with_the_right_one(path, code, right):
+    assert f"send {right}" in refused(path, code)
+
+
+@pytest.mark.parametrize("quantity", [0.5, 1.5, 0.001, 0])
+def test_what_is_sold_by_measure_is_refused_with_a_way_to_send_it(quantity):
+    assert "as quantity 1 with the price of the whole line" in refused(
+        "order.orderLines.0.quantity", quantity
+    )
+
+
+def test_the_format_of_callbacks_may_stand_where_older_samples_have_it():
+    meant = read("callbacks.bodyFormat", "JSON")
+    assert read("configuration.bodyFormat", "json").fingerprint == meant.fingerprint
+    both = body("callbacks.bodyFormat", "JSON")
+    both["configuration"]["bodyFormat"] = "JSON"
+    assert intents.parse(json.dumps(both).encode()).fingerprint == meant.fingerprint
+    session = intents.session_body(
+        read("configuration.bodyFormat", "JSON").document, checkout_id=CHECKOUT, urls=URLS
+    )
+    assert session["callbacks"]["bodyFormat"] == "JSON"
+    assert "bodyFormat" not in session["configuration"]
+
+
+def test_two_formats_of_callbacks_contradict_each_other():
+    both = body("callbacks.bodyFormat", "XML")
+    both["configuration"]["bodyFormat"] = "JSON"
+    assert "callbacks.bodyFormat alone" in problems(both)["configuration.bodyFormat"]
+    assert "XML or JSON" in refused("configuration.bodyFormat", "YAML")
+    assert "must be a text" in refused("configuration.bodyFormat", 7)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_native_flow_is_passed_on(native):
+    session = intents.session_body(read("isNativeFlow", native).document, checkout_id=CHECKOUT, urls=URLS)
+    assert session["isNativeFlow"] is native
+    assert read("isNativeFlow", native).fingerprint != read().fingerprint
+    assert read("isNativeFlow", None).fingerprint == read().fingerprint
+
+
+def test_a_native_flow_is_yes_or_no():
+    assert "true or false" in refused("isNativeFlow", "yes")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_changes_nothing(encoding):
+    raw = json.dumps(body("order.customer.firstName", "S\u00f8s"), ensure_ascii=False).encode(encoding)
+    assert intents.parse(raw).fingerprint == read("order.customer.firstName", "S\u00f8s").fingerprint
 
 
 def test_a_customers_values_are_not_repeated_in_a_sentence():
@@ -434,7 +593,7 @@ def test_problems_have_an_end():
 @pytest.mark.parametrize(
     "raw",
     [b"", b"{", b"null", b"[]", b"7", b'"x"', b"\xff", b'{"order":"\xff"}', b"[" * 100_000, b'{"order":"\\ud800"}', b"NaN",
-     b" " * (BODY_LIMIT + 1), b"1" * 5000],
+     b"\xef\xbb\xbf", b"\xff\xfe{", b"\xef\xbb\xbf\xef\xbb\xbf{}", b" " * (BODY_LIMIT + 1), b"1" * 5000],
 )  # fmt: skip
 def test_what_is_no_intent_at_all_is_refused_as_a_whole(raw):
     assert list(problems(raw)) == ["body"]

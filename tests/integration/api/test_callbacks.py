@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -10,7 +11,8 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator import inbox
-from orchestrator.api.letterbox import PATIENCE
+from orchestrator.api.callbacks import BODY_LIMIT, VISIT_LIMIT
+from orchestrator.api.letterbox import FIRST_PAUSE, PATIENCE
 from tests.conftest import make_settings
 from tests.integration.api.scene import Api, path_of, serving, without_database
 from tests.integration.api.test_intake import problem
@@ -33,7 +35,6 @@ async def call(api: Api, url: str | None, body: bytes = BODY, **headers: str):
     [
         ("success", "https://shop.example/paid?lang=da&orderId=A-1&checkoutId={}"),
         ("failure", "https://shop.example/not-paid?orderId=A-1&checkoutId={}"),
-        ("redirect", "https://shop.example/done?orderId=A-1&checkoutId={}#end"),
     ],
 )
 async def test_a_browser_callback_is_stored_rings_and_sends_the_shopper_on(api: Api, kind, target):
@@ -55,28 +56,118 @@ async def test_a_notification_is_acknowledged(api: Api):
     assert await api.count("callbacks") == 1
 
 
-async def test_a_shopper_who_comes_back_by_get_is_stored_with_the_query(api: Api):
+TARGETS = {
+    "success": "https://shop.example/paid?lang=da&orderId=A-1&checkoutId={}",
+    "failure": "https://shop.example/not-paid?orderId=A-1&checkoutId={}",
+    "redirect": "https://shop.example/done?orderId=A-1&checkoutId={}#end",
+}
+VISITS = [("GET", "redirect"), ("POST", "redirect"), ("GET", "success"), ("GET", "failure")]
+
+
+@pytest.mark.parametrize(("method", "kind"), VISITS)
+async def test_a_shoppers_browser_is_sent_on_and_nothing_of_what_it_brings_is_kept(api: Api, method, kind):
     checkout = await api.taken()
-    answer = await api.client.get(
-        path_of(api.urls(checkout).redirect), params={"x": "1"}, headers={"User-Agent": "Phone"}
+    api.doorbell.rings.clear()
+    answer = await api.client.request(
+        method, path_of(getattr(api.urls(checkout), kind)), params={"x": "1"}, headers={"User-Agent": "Phone"},
+        content=BODY if method == "POST" else None,
+    )  # fmt: skip
+    assert (answer.status_code, answer.headers["location"]) == (303, TARGETS[kind].format(checkout))
+    row = (await api.sql("SELECT checkout_id, kind, headers, source, body FROM callbacks"))[0]
+    assert (str(row.checkout_id), row.kind, row.headers, row.source) == (checkout, "redirect", {}, None)
+    key = (await api.sql("SELECT data_key FROM intents"))[0].data_key
+    assert inbox.open_body(api.services.vault, UUID(checkout), key, bytes(row.body)) == b""
+    assert api.doorbell.rings == [("callbacks", UUID(checkout))]
+    assert (await api.sql("SELECT wake FROM checkouts"))[0].wake == 1
+
+
+async def test_however_often_a_link_is_opened_it_wakes_one_lookup_and_keeps_one_row(api: Api):
+    checkout, other = await api.taken(), await api.taken()
+    api.doorbell.rings.clear()
+    urls = api.urls(checkout)
+    for number in range(30):
+        for url in (urls.redirect, urls.success, urls.failure):
+            answer = await api.client.get(path_of(url), params={"x": str(number)})
+            assert answer.status_code == 303
+    await api.client.get(path_of(api.urls(other).redirect))
+    rows = await api.sql("SELECT checkout_id, times FROM callbacks ORDER BY checkout_id")
+    assert [(row.checkout_id, row.times) for row in rows] == [(UUID(checkout), 1), (UUID(other), 1)]
+    assert api.doorbell.rings == [("callbacks", UUID(checkout)), ("callbacks", UUID(other))]
+    assert (await call(api, urls.success)).status_code == 303
+    assert api.doorbell.rings[2:] == [("callbacks", UUID(checkout))], (
+        "a callback of the gateway waits for no pause"
     )
-    assert answer.status_code == 303
-    row = (await api.sql("SELECT kind, headers, source FROM callbacks"))[0]
-    assert tuple(row) == ("redirect", {}, None)
 
 
-async def test_a_look_at_the_address_alone_stores_nothing(api: Api):
-    answer = await api.client.head(path_of(api.urls(await api.taken()).redirect))
+async def test_the_pause_between_visits_that_wake_grows_and_is_forgotten(api: Api, monkeypatch):
+    checkout = await api.taken()
+    api.doorbell.rings.clear()
+    now = [1000.0]
+    monkeypatch.setattr("orchestrator.api.letterbox.time.monotonic", lambda: now[0])
+    woken = []
+    for second in range(300):
+        now[0] = 1000.0 + second
+        await api.client.get(path_of(api.urls(checkout).redirect))
+        if len(api.doorbell.rings) > len(woken):
+            woken.append(second)
+    assert woken == [0, 5, 15, 35, 75, 135, 195, 255]
+    now[0] += 1000.0
+    await api.client.get(path_of(api.urls(checkout).redirect))
+    now[0] += FIRST_PAUSE
+    await api.client.get(path_of(api.urls(checkout).redirect))
+    assert len(api.doorbell.rings) == len(woken) + 2
+
+
+async def test_a_shopper_is_sent_on_whatever_is_posted(api: Api):
+    checkout = await api.taken()
+    answer = await call(api, api.urls(checkout).redirect, b"x" * (VISIT_LIMIT + 1))
+    assert (answer.status_code, answer.headers["connection"]) == (303, "close")
+    assert answer.headers["location"] == TARGETS["redirect"].format(checkout)
+    assert await api.count("callbacks") == 1
+
+
+@pytest.mark.parametrize("kind", ["success", "failure", "redirect"])
+async def test_a_look_at_the_address_alone_stores_nothing(api: Api, kind):
+    answer = await api.client.head(path_of(getattr(api.urls(await api.taken()), kind)))
     assert answer.status_code == 303
     assert await api.count("callbacks") == 0
 
 
-@pytest.mark.parametrize("kind", ["success", "failure", "notification"])
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
-async def test_only_the_redirect_may_be_a_get(api: Api, kind, method):
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("GET", "notification"),
+        ("HEAD", "notification"),
+        *(("PUT", kind) for kind in ("success", "failure", "notification")),
+    ],
+)
+async def test_a_notification_is_posted_and_nothing_is_put(api: Api, method, kind):
     answer = await api.client.request(method, path_of(getattr(api.urls(await api.taken()), kind)))
     assert answer.status_code == 405
     assert await api.count("callbacks") == 0
+
+
+@pytest.mark.parametrize("kind", ["success", "failure", "redirect", "notification"])
+@pytest.mark.parametrize("change", ["{}/", "{}//", "/{}", "//{}/", "callbacks//", "//signed"])
+async def test_a_link_with_more_slashes_is_served(api: Api, kind, change):
+    checkout = await api.taken()
+    path = path_of(getattr(api.urls(checkout), kind))
+    match change:
+        case "callbacks//":
+            path = path.replace("/callbacks/", "/callbacks//")
+        case "//signed":
+            path = "//".join(path.rsplit("/", 1))
+        case _:
+            path = change.format(path)
+    answer = await api.client.post(f"http://pay.example{path}", content=BODY, headers=FORM)
+    assert answer.status_code == (200 if kind == "notification" else 303), path
+    assert [row.kind for row in await api.sql("SELECT kind FROM callbacks")] == [kind]
+
+
+async def test_elsewhere_a_slash_counts(api: Api):
+    for path in ("/v1/checkouts/", "//v1/checkouts", "/healthz/", "//healthz"):
+        answer = await api.client.get(f"http://pay.example{path}", headers=api.bearer())
+        assert answer.status_code == 404, path
 
 
 @pytest.mark.parametrize("change", ["kind", "checkout", "signature", "page", "other kind", "no id"])
@@ -99,12 +190,53 @@ async def test_a_wrong_signature_stores_nothing_and_says_nothing(api: Api, chang
     assert len(api.doorbell.rings) == rings
 
 
-async def test_a_body_over_the_limit_is_refused_and_not_stored(api: Api):
-    urls = api.urls(await api.taken())
-    for url in (urls.success, urls.notification):
-        problem(await call(api, url, b"x" * (262_144 + 1)), 413)
+BOMB = gzip.compress(b"0" * 10_000_000)
+
+
+@pytest.mark.parametrize("body", [b"x" * (BODY_LIMIT + 1), BOMB], ids=["long", "inflates"])
+async def test_a_notification_over_the_limit_is_refused_and_not_stored(api: Api, body):
+    url = api.urls(await api.taken()).notification
+    problem(await call(api, url, body), 413, "too-large")
     assert await api.count("callbacks") == 0
-    assert (await call(api, urls.notification, b"x" * 262_144)).status_code == 200
+    assert (await call(api, url, b"x" * BODY_LIMIT)).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["success", "failure"])
+@pytest.mark.parametrize("body", [b"x" * (BODY_LIMIT + 1), BOMB], ids=["long", "inflates"])
+async def test_a_shopper_is_sent_on_when_the_body_is_over_the_limit(api: Api, kind, body):
+    checkout = await api.taken()
+    rings = len(api.doorbell.rings)
+    answer = await call(api, getattr(api.urls(checkout), kind), body)
+    assert (answer.status_code, answer.headers["location"]) == (303, TARGETS[kind].format(checkout))
+    assert answer.headers.get("connection") == ("close" if body is not BOMB else None), (
+        "what is left is no request"
+    )
+    assert await api.count("callbacks") == 0
+    assert len(api.doorbell.rings) == rings
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="status"\r\n\r\nopen\r\n--b--\r\n',
+        ),
+        (FORM["Content-Type"], gzip.compress(BODY)),
+        (FORM["Content-Type"], b"\xef\xbb\xbf" + BODY),
+    ],
+    ids=["multipart", "gzip", "mark"],
+)
+async def test_a_callback_of_any_form_is_stored_as_it_came(api: Api, content_type, body):
+    checkout = await api.taken()
+    headers = {
+        "Content-Type": content_type,
+        "Content-Encoding": "gzip" if body[:1] == b"\x1f" else "identity",
+    }
+    answer = await api.client.post(path_of(api.urls(checkout).notification), content=body, headers=headers)
+    assert answer.status_code == 200
+    row = (await api.sql("SELECT b.body, i.data_key FROM callbacks b JOIN intents i USING (checkout_id)"))[0]
+    assert inbox.open_body(api.services.vault, UUID(checkout), row.data_key, bytes(row.body)) == body
 
 
 async def test_fifty_of_the_same_at_once_are_one_row(api: Api):

@@ -16,6 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from orchestrator import links
+from orchestrator.api.callbacks import UNPROVEN_LIMIT
 from tests.conftest import make_settings
 from tests.integration.api.scene import Api, intent, path_of, serving, without_database
 from tests.integration.api.test_callbacks import BODY, FORM, call
@@ -103,6 +104,20 @@ async def test_a_notification_without_proof_is_401_and_stored_and_worth_a_look(d
         assert (await api.sql("SELECT wake FROM checkouts"))[0].wake == 1
         assert letterbox(api).arrived == {("notification", grade): 1}
         assert letterbox(api).unproven == {("notification", grade, "outside"): 1}
+
+
+async def test_of_what_proves_nothing_little_is_kept(database_url):
+    async with checking(database_url) as api:
+        checkout = await api.taken()
+        body = BODY + b"&xml=" + b"x" * 200_000
+        for url in (api.urls(checkout).notification, links.merchant_url(api.services.vault, "", "default")):
+            assert (await call(api, url, body)).status_code == 401
+        assert (await call(api, api.urls(checkout).notification, body, **signed(body))).status_code == 200
+        rows = await api.sql("SELECT grade, length(body) AS size FROM callbacks ORDER BY received_at, id")
+        assert [(row.grade, row.size > 200_000) for row in rows] == [
+            ("missing", False), ("missing", False), ("signed", True),
+        ]  # fmt: skip
+        assert max(row.size for row in rows[:2]) < UNPROVEN_LIMIT + 100
 
 
 @pytest.mark.parametrize(

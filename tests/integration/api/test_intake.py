@@ -54,6 +54,25 @@ async def test_a_new_checkout_is_stored_answered_and_hinted_at(api: Api):
     assert (row.amount, row.currency, row.life) == (17900 - 4000 + 0, "DKK", 1800)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+async def test_a_body_with_a_byte_order_mark_is_read(api: Api, encoding):
+    headers = api.bearer() | {"Content-Type": "application/json"}
+    one = await api.client.post(
+        "/v1/checkouts", content=json.dumps(intent("A-1")).encode(encoding), headers=headers
+    )
+    assert one.status_code == 202, one.text
+    rows = json.dumps([intent("A-2"), intent("A-3")]).encode(encoding)
+    batch = await api.client.post("/v1/checkouts/batch", content=rows, headers=headers)
+    assert [result["status"] for result in batch.json()["results"]] == [202, 202]
+    cancel = await api.client.post(
+        f"/v1/checkouts/{one.json()['id']}/cancel",
+        content=json.dumps({"reason": "sold out"}).encode(encoding),
+        headers=headers,
+    )
+    assert cancel.status_code == 202, cancel.text
+    assert (await api.sql("SELECT reason FROM commands"))[0].reason == "sold out"
+
+
 async def test_without_a_life_of_its_own_a_checkout_gets_the_installations(api: Api):
     body = intent()
     del body["expiresIn"]

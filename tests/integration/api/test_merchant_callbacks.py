@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -10,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from orchestrator import audit, inbox, links
+from orchestrator.lifecycle import MOST_UNCONFIRMED
 from orchestrator.models import uuid7
 from tests.conftest import make_settings
 from tests.integration.api.scene import Api, intent, path_of, serving, without_database
@@ -79,6 +81,54 @@ async def test_nothing_of_another_merchant_is_touched(database_url):
         rows = await api.sql("SELECT id, merchant_id, state FROM checkouts ORDER BY created_at")
         assert [(row.merchant_id, row.state) for row in rows] == [(2, "received"), (1, "failed")]
         assert (await api.sql("SELECT checkout_id FROM callbacks"))[0].checkout_id == rows[1].id
+
+
+def multipart(order_ref: str) -> bytes:
+    fields = {"shop_orderid": order_ref, "status": "succeeded"}
+    parts = [
+        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    ]
+    return "".join((*parts, "--b--\r\n")).encode()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data; boundary=b", multipart("A-77")),
+        ("multipart/form-data; boundary=b", gzip.compress(multipart("A-77"))),
+        (FORM["Content-Type"], b"\xef\xbb\xbf" + posted("A-77")),
+        (FORM["Content-Type"], gzip.compress(posted("A-77"))),
+        ("application/json", b'\xef\xbb\xbf{"order": {"orderId": "A-77"}, "status": "SUCCEEDED"}'),
+    ],
+    ids=["multipart", "multipart and gzip", "mark", "gzip", "json with a mark"],
+)
+async def test_in_whichever_form_it_comes_it_finds_its_order(database_url, content_type, body):
+    async with checking(database_url) as api:
+        checkout = await api.taken("A-77")
+        capitals = {
+            name: value.upper().replace("T=", "t=").replace("S0=", "s0=")
+            for name, value in signed(body).items()
+        }
+        answer = await send(api, body, headers=capitals | {"Content-Type": content_type})
+        assert (answer.status_code, answer.text) == (200, "Acknowledged")
+        (row,) = await api.sql("SELECT checkout_id, grade FROM callbacks")
+        assert tuple(row) == (UUID(checkout), "signed")
+
+
+async def test_a_body_that_inflates_beyond_the_limit_is_refused(database_url):
+    async with checking(database_url) as api:
+        bomb = gzip.compress(posted("A-77") + b"&xml=" + b"x" * 5_000_000)
+        problem(await send(api, bomb), 413, "too-large")
+        assert await api.count("callbacks") == 0
+
+
+@pytest.mark.parametrize("order_ref", ["4711\x1b[2J", "4711\u202e", "a\tb", "a\0b", "x" * 101])
+async def test_an_order_number_that_cannot_be_looked_up_becomes_no_order(database_url, order_ref):
+    async with checking(database_url) as api:
+        assert (await send(api, posted(order_ref))).status_code == 200
+        assert await api.count("checkouts") == 0
+        assert await api.count("callbacks") == 1, "it is kept for the record"
 
 
 # ── Unproven, unknown, away ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -204,6 +254,47 @@ async def test_the_same_stray_again_meets_the_checkout_that_was_born_of_it(datab
         assert await api.count("checkouts") == 1
         rows = await api.sql("SELECT times FROM callbacks ORDER BY received_at, id")
         assert [row.times for row in rows] == [2, 1, 1]
+
+
+async def test_callbacks_that_prove_nothing_create_a_bounded_number_of_checkouts(database_url):
+    settings = make_settings(database_url=database_url)
+    async with serving(settings) as api:
+        await api.services.merchants.everyone()
+        numbers = range(MOST_UNCONFIRMED + 40)
+        answers = await asyncio.gather(
+            *(send(api, posted(f"OLD-{number}"), headers={}) for number in numbers)
+        )
+        refused = [answer for answer in answers if answer.status_code != 200]
+        assert await api.count("checkouts") == MOST_UNCONFIRMED
+        assert len(refused) == 40
+        problem(refused[0], 503, "unconfirmed-payments")
+        assert await api.count("callbacks") == len(numbers), "each is kept for the record"
+        # What a lookup confirmed counts no more, and neither does what another merchant has or is a day old.
+        await api.sql(
+            "UPDATE checkouts SET state = 'completed', late = true WHERE id IN (SELECT id FROM checkouts LIMIT 1)"
+        )
+        assert (await send(api, posted("NEW-1"), headers={})).status_code == 200
+        assert (await send(api, posted("NEW-2"), headers={})).status_code == 503
+        assert (await send(api, posted("NEW-1", transaction_id="2"), headers={})).status_code == 200
+        await api.services.merchants.add("second", **SHOP, callback_secrets=())
+        assert (await send(api, posted("NEW-2"), merchant="second", headers={})).status_code == 200
+        await api.sql(
+            "UPDATE checkouts SET created_at = created_at - interval '25 hours', deadline = created_at - interval '25 hours'"
+        )
+        assert (await send(api, posted("NEW-2"), headers={})).status_code == 200
+
+
+async def test_a_payment_that_the_gateway_signed_is_not_counted(database_url):
+    async with checking(database_url) as api:
+        await api.sql(
+            "INSERT INTO checkouts (id, merchant_id, order_ref, state, deadline, created_at, currency, amount, audit_sequence, "
+            "audit_head, correlation_id) SELECT gen_random_uuid(), 1, 'X-' || n, 'failed', t.now, t.now, 'DKK', 1, 1, '', '' "
+            "FROM generate_series(1, :most) AS n, (SELECT clock() AS now) AS t",
+            most=MOST_UNCONFIRMED,
+        )
+        assert (await send(api, posted("A-1"))).status_code == 200
+        (row,) = await api.sql("SELECT state FROM checkouts WHERE order_ref = 'A-1'")
+        assert row.state == "failed"
 
 
 async def test_an_intent_for_the_order_number_of_a_stray_is_a_checkout_of_its_own(database_url):

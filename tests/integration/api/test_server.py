@@ -21,6 +21,7 @@ import pytest
 
 from orchestrator import access, links
 from orchestrator.intents import BODY_LIMIT
+from orchestrator.models import uuid7
 from orchestrator.vault import Vault
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.integration.api.scene import PAGES, intent, path_of
@@ -128,6 +129,18 @@ def test_what_is_left_of_a_refused_body_is_not_read_as_a_request(server: Server)
     )
     assert answer.status_code == 413
     assert answer.headers["connection"] == "close"
+    assert server.client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["success", "failure", "redirect"])
+@pytest.mark.parametrize("size", [BODY_LIMIT + 1, BODY_LIMIT * 4])
+def test_a_shopper_is_sent_on_when_the_gateway_posts_more_than_is_taken(server: Server, kind, size):
+    urls = links.callback_urls(Vault(make_settings().secret_keys), "", uuid7(), PAGES, merchant_id=1)
+    path = path_of(getattr(urls, kind))
+    for body in (b"x" * size, iter([b"x" * 65_536] * (size // 65_536 + 1))):
+        answer = server.client.post(path + "/", content=body)
+        assert (answer.status_code, answer.headers["connection"]) == (303, "close")
+        assert answer.headers["location"].startswith(PAGES[kind].partition("#")[0])
     assert server.client.get("/healthz").status_code == 200
 
 

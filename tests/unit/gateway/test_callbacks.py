@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import hmac
 from dataclasses import fields, replace
@@ -12,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.gateway.callback_body import LARGEST, MOST_FIELDS
 from orchestrator.gateway.callbacks import (
     LONGEST,
-    MOST_FIELDS,
     CallbackFacts,
     Grade,
     checksum_ok,
@@ -23,6 +24,7 @@ from orchestrator.gateway.callbacks import (
     signature_ok,
     signed_at,
 )
+from orchestrator.text import neutralised
 
 FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
@@ -52,6 +54,10 @@ CHECKED = {
         (f"t=1767600000;s0={'0' * 64};s1={SIGNATURE}", [SECRET], Grade.SIGNED),
         (HEADER, ["another-secret-0", SECRET], Grade.SIGNED),
         (HEADER, ["another-secret-0"], Grade.WRONG),
+        (f"t=1767600000;s0={SIGNATURE.upper()}", [SECRET], Grade.SIGNED),
+        (f"t=1767600000;s0={SIGNATURE.swapcase()[:32]}{SIGNATURE[32:]}", [SECRET], Grade.SIGNED),
+        (f"t=1767600000;s0={'0' * 64};s1={SIGNATURE.upper()}", ["another-secret-0", SECRET], Grade.SIGNED),
+        (f"t=1767600000;s0={SIGNATURE.upper()}", ["another-secret-0"], Grade.WRONG),
         (HEADER.upper(), [SECRET], Grade.WRONG),
         (f"t=1767600001;s0={SIGNATURE}", [SECRET], Grade.WRONG),
         (f"t=1767600000;v0={SIGNATURE}", [SECRET], Grade.WRONG),
@@ -114,21 +120,40 @@ def test_a_signature_of_a_day_ago_is_stale_whatever_its_unit(stamp, made):
     assert signature_ok(signed(stamp), BODY, [SECRET]) is Grade.SIGNED, "nobody asked for the age"
 
 
+@pytest.mark.parametrize("stamp", ["1", "17676144", "20260105", "17676144000", "0000000001", "9" * 19])
+def test_where_the_age_cannot_be_told_a_signature_is_not_fresh(stamp):
+    assert signed_at(stamp) is None or stamp == "9" * 19
+    now = NOON + 10_000_000 * DAY
+    assert signature_ok(signed(stamp), BODY, [SECRET], now) is Grade.STALE
+    assert signature_ok(signed(stamp), BODY, [SECRET]) is Grade.SIGNED, "the age was not asked for"
+
+
 @pytest.mark.parametrize(
     "stamp",
-    [
-        "1",
-        "17676144",
-        "20260105",
-        "17676144000",
-        "0000000001",
-        "9" * 40,
-        "noon",
-        "٤٤٤٤٤٤٤٤٤٤",
-    ],
-)
-def test_where_the_unit_cannot_be_told_there_is_no_age(stamp):
-    assert signature_ok(signed(stamp), BODY, [SECRET], NOON + 10_000 * DAY) is Grade.SIGNED
+    ["noon", "٤٤٤٤٤٤٤٤٤٤", "9" * 40, "-1767614400", "1767614400.5", "1767614400 ", "0x69", "2026-13", "2026-W02-1", "12:00:00",
+     "2026-01-05T12:00:00+01:00[x]", "Mon, 05 Jan 2026 12:00:00 GMT"],
+)  # fmt: skip
+def test_a_timestamp_that_is_neither_digits_nor_a_date_signs_nothing(stamp):
+    assert signature_ok(signed(stamp), BODY, [SECRET], NOON) is Grade.WRONG
+    assert signature_ok(signed(stamp), BODY, [SECRET]) is Grade.WRONG
+
+
+DOTTED = b"shop_orderid=A-1&amount=139.00&ip=10.0.0.1&status=succeeded&date=2026-01-05 12:00:00"
+
+
+@pytest.mark.parametrize("stamp", [str(NOON), f"{NOON}000", "2026-01-05T12:00:00", "2026-01-05T12:00:00.123",
+                                   "2026-01-05T12:00:00.123456789", "2026-01-05T12:00:00.123Z"])  # fmt: skip
+def test_the_boundary_between_body_and_timestamp_cannot_be_moved(stamp):
+    whole = DOTTED + b"." + stamp.encode()
+    signature = hmac.new(SECRET.encode(), whole, hashlib.sha256).hexdigest()
+    grades = {}
+    for place, byte in enumerate(whole):
+        if byte == ord("."):
+            body, claimed = whole[:place], whole[place + 1 :].decode()
+            grades[body] = signature_ok(f"t={claimed};s0={signature}", body, [SECRET], NOON)
+    assert grades.pop(DOTTED) is Grade.SIGNED
+    assert grades
+    assert Grade.SIGNED not in grades.values()
 
 
 def test_a_timestamp_of_the_future_is_somebodys_clock():
@@ -170,6 +195,11 @@ def test_no_header_makes_the_check_raise_or_pass(header, raw):
 
 def test_the_known_checksum_matches():
     assert checksum_ok(CHECKED, "s3cret")
+
+
+def test_a_checksum_in_capitals_matches_too():
+    assert checksum_ok({**CHECKED, "checksum": CHECKED["checksum"].upper()}, "s3cret")
+    assert not checksum_ok({**CHECKED, "checksum": CHECKED["checksum"].upper()}, "other")
 
 
 @pytest.mark.parametrize("name", ["amount", "currency", "shop_orderid", "checksum"])
@@ -277,11 +307,18 @@ def test_an_unexpected_content_type_is_flagged_and_the_body_still_read(content_t
         ({"require_capture": "false"}, "require_capture", False, ()),
         ({"error_message": " Card Declined "}, "error_message", "Card Declined", ()),
         ({"error_message": "x" * 300}, "error_message", "x" * LONGEST, ("text_cut",)),
-        ({"shop_orderid": "a\0b"}, "order_ref", "ab", ("nul_removed",)),
+        ({"shop_orderid": "a\0b"}, "order_ref", "a\ufffdb", ("character_replaced",)),
+        ({"shop_orderid": "4711\x1b[2J"}, "order_ref", "4711\ufffd[2J", ("character_replaced",)),
+        ({"transaction_id": "1\u202e2"}, "transaction_id", "1\ufffd2", ("character_replaced",)),
+        ({"status": "held\x9b"}, "status", "held\ufffd", ("character_replaced", "status_unknown")),
+        ({"shop_orderid": "A\t1"}, "order_ref", "A\ufffd1", ("character_replaced",)),
+        ({"error_message": "Declined\r\ntry again"}, "error_message", "Declined try again", ()),
+        ({"shop_orderid": "usd_plan::4711 #2"}, "order_ref", "usd_plan::4711 #2", ()),
         ({"status": "ChargebackEvent"}, "status", "chargebackevent", ()),
         ({"status": "Pending"}, "status", "pending", ()),
         ({"status": "Reversed"}, "status", "reversed", ("status_unknown",)),
-        ({"sca_exemption": "TRA"}, "order_ref", "000000081", ("field_unknown",)),
+        ({"sca_exemption": "TRA"}, "order_ref", "000000081", ()),
+        ({"avs_code": "S", "avs_text": "not available"}, "order_ref", "000000081", ()),
         ({"transaction_info[colour]": "red"}, "order_ref", "000000081", ()),
         ({"session_id": "s-1"}, "session_id", "s-1", ()),
         ({"shop_orderid": ""}, "order_ref", None, ()),
@@ -315,6 +352,107 @@ def test_a_body_of_nothing_says_nothing():
 def test_neither_shopper_data_nor_proofs_are_printed():
     shown = repr(read_body(FORM, form(error_message="Anna", xml="<secret/>")))
     assert not any(word in shown for word in ("Anna", "secret", "4111", CHECKED["checksum"]))
+
+
+# ── Multipart forms, marks, compression ─────────────────────────────────────────────────────────────────────────────────
+
+
+def multipart(fields: dict[str, str] = POSTED, boundary: str = "b", end: str = "--") -> bytes:
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    ]
+    return "".join((*parts, f"--{boundary}{end}\r\n")).encode()
+
+
+@pytest.mark.parametrize(
+    "content_type", ["multipart/form-data; boundary=b", 'Multipart/Form-Data; charset=utf-8; boundary="b"']
+)
+def test_a_multipart_form_says_the_same_as_any_form(content_type):
+    assert read_body(content_type, multipart()) == READ
+    assert read_body(content_type, b"\r\n" + multipart()) == READ
+
+
+def test_what_was_read_from_a_multipart_form_can_be_checked():
+    content_type = "multipart/form-data; boundary=b"
+    assert (
+        grade(None, multipart(), lambda: read_body(content_type, multipart()), ["s3cret"]) is Grade.CHECKSUM
+    )
+
+
+def test_of_a_part_sent_twice_the_first_counts_and_files_say_nothing():
+    content_type = "multipart/form-data; boundary=b"
+    twice = multipart(end="")[: -len("--b\r\n")] + multipart({"shop_orderid": "OTHER"})
+    facts = read_body(content_type, twice)
+    assert (facts.order_ref, facts.flags) == ("000000081", ("field_repeated",))
+    file = (
+        b'--b\r\nContent-Disposition: form-data; name="shop_orderid"; filename="x"\r\nContent-Type: text/plain\r\n\r\n4711\r\n'
+        b"--b\r\nContent-Type: text/plain\r\n\r\nno name\r\n--b--\r\n"
+    )
+    assert read_body(content_type, file) == CallbackFacts(flags=("not_form",))
+
+
+@pytest.mark.parametrize(
+    ("raw", "flag"),
+    [
+        (multipart({f"f{number}": "x" for number in range(MOST_FIELDS + 1)}), "too_many_fields"),
+        (multipart(end=""), "not_form"),
+        (multipart()[:-20], "not_form"),
+        (b"--b\r\n" + b"X: y\r\n" * 100 + b"\r\n\r\n--b--\r\n", "not_form"),
+        (b"--b\r\nContent-Disposition: " + b"x" * 10_000 + b"\r\n\r\n\r\n--b--\r\n", "not_form"),
+    ],
+)
+def test_a_multipart_form_without_bounds_or_end_is_not_read(raw, flag):
+    assert read_body("multipart/form-data; boundary=b", raw) == CallbackFacts(flags=(flag,))
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "raw"),
+    [
+        (FORM, MARK + form()),
+        (FORM, b"%EF%BB%BF" + form()),
+        (FORM, b"%ef%bb%bf" + form()),
+        (FORM, ("\ufeff" + form().decode()).encode("utf-16-le")),
+        ("multipart/form-data; boundary=b", MARK + multipart()),
+        (FORM, gzip.compress(form())),
+        (FORM, gzip.compress(MARK + form())),
+        ("multipart/form-data; boundary=b", gzip.compress(multipart())),
+    ],
+)
+def test_neither_a_byte_order_mark_nor_compression_changes_what_a_form_says(content_type, raw):
+    assert read_body(content_type, raw) == READ
+
+
+@pytest.mark.parametrize(
+    "encode", [lambda raw: MARK + raw, gzip.compress, lambda raw: gzip.compress(MARK + raw)]
+)
+@pytest.mark.parametrize("content_type", [JSON, "text/plain"])
+def test_neither_a_byte_order_mark_nor_compression_changes_what_json_says(encode, content_type):
+    assert read_body(content_type, encode(msgspec.json.encode(SENT))).order_ref == "ORD-1"
+
+
+@pytest.mark.parametrize(
+    ("raw", "flag"),
+    [
+        (gzip.compress(b"a" * (LARGEST + 1)), "too_large"),
+        (gzip.compress(b"\0" * 20_000_000), "too_large"),
+        (gzip.compress(form())[:-4], "not_gzip"),
+        (gzip.compress(form())[:20], "not_gzip"),
+        (b"\x1f\x8b", "not_gzip"),
+        (b"\x1f\x8bshop_orderid=1", "not_gzip"),
+    ],
+)
+def test_what_inflates_beyond_the_bound_or_not_at_all_is_not_read(raw, flag):
+    assert read_body(FORM, raw) == CallbackFacts(flags=(flag,))
+
+
+def test_the_largest_body_is_still_read_when_it_was_compressed():
+    padded = form() + b"&padding=" + b"x" * (LARGEST - len(form()) - len("&padding="))
+    assert len(padded) == LARGEST
+    assert read_body(FORM, gzip.compress(padded)) == READ
 
 
 # ── JSON bodies ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -361,10 +499,10 @@ def test_our_own_id_is_found_in_either_place(where):
         (b'{"status":"\xff"}', ("not_json",)),
         (b'{"status":"\\ud800"}', ("not_json",)),
         (b'{"status":7.5,"order":[]}', ("wrong_type",)),
-        (b'{"status":"a\\u0000b"}', ("nul_removed", "status_unknown")),
+        (b'{"status":"a\\u0000b"}', ("character_replaced", "status_unknown")),
         (b'{"status":"UNKNOWN"}', ("status_unknown",)),
-        (b'{"status":"NEW","riskScore":7}', ("field_unknown",)),
-        (b'{"order":{"orderId":"A","shop":"B"}}', ("field_unknown",)),
+        (b'{"status":"NEW","riskScore":7}', ()),
+        (b'{"order":{"orderId":"A","shop":"B"}}', ()),
         (b'{"order":{"amount":10.005,"currency":"DKK"}}', ("amount_unreadable",)),
         (b'{"order":{"amount":true,"currency":"DKK"}}', ("amount_unreadable",)),
         (b'{"order":{"amount":' + b"9" * 4000 + b',"currency":"DKK"}}', ("amount_unreadable",)),
@@ -381,10 +519,10 @@ def test_odd_json_is_flagged(raw, flags):
 
 def storable(facts: CallbackFacts) -> bool:
     texts = [value for item in fields(facts) if isinstance(value := getattr(facts, item.name), str)]
-    return all("\0" not in text and len(text) <= LONGEST and text.encode() for text in texts)
+    return all(neutralised(text) == text and len(text) <= LONGEST and text.encode() for text in texts)
 
 
-_KINDS = st.sampled_from([FORM, JSON, "", "text/plain"])
+_KINDS = st.sampled_from([FORM, JSON, "", "text/plain", "multipart/form-data; boundary=b"])
 _ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*SENT, "orderId", "amount", "currency"]), inner),
@@ -392,9 +530,14 @@ _ANY_JSON = st.recursive(
 )  # fmt: skip
 
 
-@given(_KINDS | st.text(max_size=30), st.binary(max_size=300))
-def test_no_bytes_make_the_reader_raise(content_type, raw):
-    assert storable(read_body(content_type, raw))
+@given(
+    _KINDS | st.text(max_size=30),
+    st.binary(max_size=300),
+    st.sampled_from([b"", MARK, b"\x1f\x8b\x08", b"--b\r\n", b"\xff\xfe"]),
+)
+def test_no_bytes_make_the_reader_raise(content_type, raw, before):
+    assert storable(read_body(content_type, before + raw))
+    assert storable(read_body(content_type, gzip.compress(before + raw)))
 
 
 @given(st.dictionaries(st.sampled_from(sorted(POSTED)), st.text(max_size=30)))

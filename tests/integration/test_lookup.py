@@ -1,0 +1,49 @@
+"""The command line finds a checkout by its id or by any order number that the gateway may hold."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import click
+import pytest
+
+from orchestrator.cli import lookup
+from orchestrator.models import uuid7
+
+pytestmark = pytest.mark.anyio
+
+
+async def checkout(core, order_ref: str):
+    one = uuid7()
+    await core.all(
+        "INSERT INTO checkouts (id, merchant_id, order_ref, state, deadline, currency, amount, audit_sequence, audit_head, correlation_id) "
+        "VALUES (:id, 1, :order_ref, 'failed', clock(), 'DKK', 100, 1, '', '') RETURNING 1",
+        id=one, order_ref=order_ref,
+    )  # fmt: skip
+    return one
+
+
+@pytest.mark.parametrize(
+    "order_ref",
+    [
+        "A-1",
+        "4711 special invoice",
+        "usd_plan::1#a",
+        "x" * 255,
+        "[bold]1[/bold]",
+        "0123456789abcdef" * 2,
+        str(uuid4()),
+    ],
+)
+async def test_a_checkout_is_found_by_its_order_number_and_by_its_id(core, order_ref):
+    await checkout(core, "B-1")
+    one = await checkout(core, order_ref)
+    assert (await lookup.one(core.db, order_ref)).id == one
+    assert (await lookup.one(core.db, str(one))).order_ref == order_ref
+
+
+@pytest.mark.parametrize("wanted", ["C-1", "", "x" * 256, "a\x1bb", "\udcff", str(uuid4())])
+async def test_what_is_not_there_is_said_in_a_sentence(core, wanted):
+    await checkout(core, "B-1")
+    with pytest.raises(click.UsageError, match="there is no checkout"):
+        await lookup.one(core.db, wanted)
