@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from orchestrator import log
+from orchestrator.cli.output import say
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    from rich.console import Console
 
     from orchestrator.db import Database
     from orchestrator.settings import Settings
 
 DATA_DIR: Final = ".orchestrator"
-_FILE_WIDTH: Final = 250
 
 
 data_dir = click.option(
@@ -39,17 +37,7 @@ def logged(settings: Settings) -> Settings:
 
 def whisper(line: str) -> None:
     """Tell on stderr what takes a while; stdout is for the result."""
-    click.echo(line, err=True)
-
-
-def printer() -> Console:
-    """Return where tables go: as wide as the terminal, or, into files and pipes, as wide as a line of a table may get."""
-    from rich.console import Console  # noqa: PLC0415
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _FILE_WIDTH
-    return console
+    say(line, err=True)
 
 
 def on_database(place: Path, work: Callable[[Settings, Database], Awaitable[int | None]]) -> int:

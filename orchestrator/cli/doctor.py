@@ -15,6 +15,7 @@ import click
 
 from orchestrator import log
 from orchestrator.cli.attached import DATA_DIR, data_dir, on_database, whisper
+from orchestrator.cli.output import say
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
@@ -39,11 +40,11 @@ class _Report:
         self.problems = 0
 
     def well(self, what: str, found: str) -> None:
-        click.echo(f"{click.style('ok', fg='green')}       {what:<11} {found}")
+        say(f"       {what:<11} {found}", lead=click.style("ok", fg="green"))
 
     def ill(self, what: str, found: str) -> None:
         self.problems += 1
-        click.echo(f"{click.style('problem', fg='red', bold=True)}  {what:<11} {found}")
+        say(f"  {what:<11} {found}", lead=click.style("problem", fg="red", bold=True))
 
 
 @click.command(short_help="Check the installation; exit 1 if something is not well.")
@@ -69,7 +70,7 @@ def doctor(*, data_dir: Path, process: str | None) -> int:
             )
         asyncio.run(_examine(settings, report, stopped=stopped))
     if report.problems:
-        click.echo(f"{report.problems} problem{'s' if report.problems > 1 else ''} found.", err=True)
+        say(f"{report.problems} problem{'s' if report.problems > 1 else ''} found.", err=True)
     return 1 if report.problems else 0
 
 
@@ -87,9 +88,9 @@ async def _heartbeat(db: Database, kind: str) -> int:
     age = rows[0].age
     if age is None or age > SILENT_AFTER:
         found = "none was ever heard of" if age is None else f"the last one was {age:.0f} s ago"
-        click.echo(f"no heartbeat of a {kind} on {here}: {found}", err=True)
+        say(f"no heartbeat of a {kind} on {here}: {found}", err=True)
         return 1
-    click.echo(f"a {kind} on {here} gave its last heartbeat {age:.0f} s ago")
+    say(f"a {kind} on {here} gave its last heartbeat {age:.0f} s ago")
     return 0
 
 

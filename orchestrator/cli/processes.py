@@ -99,6 +99,8 @@ def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) 
 
 
 def _greet(up: Up) -> None:
+    from rich.text import Text  # noqa: PLC0415
+
     rows = [("API", f"{up.url}/docs")]
     if up.sandbox_url is not None:
         rows.append(
@@ -118,7 +120,10 @@ def _greet(up: Up) -> None:
     terminal = up.terminal
     terminal.say()
     terminal.say(
-        "[bold green]The orchestrator is up.[/] Ctrl-C ends it; what is open goes on with the next start."
+        Text.assemble(
+            ("The orchestrator is up.", "bold green"),
+            " Ctrl-C ends it; what is open goes on with the next start.",
+        )
     )
     terminal.facts(*rows)
     if not (up.settings.gateway_username and up.settings.gateway_password):

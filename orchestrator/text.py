@@ -1,0 +1,45 @@
+"""Text from outside, made safe to show: no control character, no escape sequence and no change of the writing direction in it.
+
+An order number, a status of the gateway or a line of a callback may hold anything. On a terminal a control character can clear the
+screen or write over it, and a bidirectional control shows a text in another order than it has. `neutralised` is for one value in
+one line, so that line breaks and tabs count too; `neutralised_lines` keeps line breaks and tabs; `escaped_json` is for a
+document of JSON that is printed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+REPLACEMENT: Final = "\ufffd"
+
+# Unicode's Bidi_Control, and the two separators that end a line.
+_BIDI: Final = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_LINES: Final = "\u2028\u2029"
+# Half of a pair, which no output can be encoded with.
+_HALVES: Final = "\ud800-\udfff"
+_UNSAFE: Final = re.compile(rf"[\x00-\x1f\x7f-\x9f{_BIDI}{_LINES}{_HALVES}]")
+_UNSAFE_BUT_LINES: Final = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{_BIDI}{_LINES}{_HALVES}]")
+_UNESCAPED: Final = re.compile(rf"[\x7f-\x9f{_BIDI}{_LINES}{_HALVES}]")
+
+
+def neutralised(text: str) -> str:
+    """Return `text` with each control character and each bidirectional control replaced by U+FFFD, in one line."""
+    return text if text.isascii() and text.isprintable() else _UNSAFE.sub(REPLACEMENT, text)
+
+
+def neutralised_lines(text: str) -> str:
+    """Return `text` as `neutralised` does, with its line breaks and tabs kept."""
+    return text if text.isascii() and text.isprintable() else _UNSAFE_BUT_LINES.sub(REPLACEMENT, text)
+
+
+def escaped_json(document: str) -> str:
+    r"""Return a JSON document with the same content in which those characters are escapes (``\u001b``), never themselves.
+
+    JSON escapes C0 characters by itself. All others of the set can only stand inside a string of the document.
+    """
+    return document if document.isascii() and document.isprintable() else _UNESCAPED.sub(_escape, document)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
