@@ -149,6 +149,8 @@ class Settings(BaseSettings):
     """Claim `iss` of those tokens."""
     jwt_audience: str = "orchestrator"
     """Claim `aud` of those tokens."""
+    jwt_max_lifetime: float = Field(default=366 * 86_400.0, ge=60, le=3660 * 86_400)
+    """The longest life of a token, from its `iat` to its `exp`: a longer one is neither issued nor accepted."""
 
     # Gateway calls. The total bounds one call whatever trickles in; answers beyond the size are an outcome.
     gateway_connect_timeout: float = Field(default=3.0, gt=0, le=60)
