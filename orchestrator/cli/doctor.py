@@ -19,6 +19,7 @@ from orchestrator.cli.output import say
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -108,6 +109,9 @@ async def _examine(settings: Settings, report: _Report, *, stopped: bool) -> Non
             await _alarms(db, report, stopped=stopped)
             if not stopped or settings.gateway_url is not None:
                 await _gateways(settings, db, report)
+            await _public_address(settings, db, report)
+        else:
+            _public_address_for([settings.gateway_url], settings, report)
     if not stopped or settings.broker_url is not None:
         await _broker(settings, report)
         await _left_alone(settings, report)
@@ -253,6 +257,21 @@ async def _alarms(db: Database, report: _Report, *, stopped: bool) -> None:
         report.ill(
             "attention", f"{row.attention} checkouts need a person: orchestrator checkouts list --attention"
         )
+
+
+async def _public_address(settings: Settings, db: Database, report: _Report) -> None:
+    """Look whether the gateways of all merchants could reach our callbacks."""
+    from sqlalchemy import text  # noqa: PLC0415
+
+    rows = await db.read(text("SELECT DISTINCT gateway_url FROM merchants WHERE disabled_at IS NULL"))
+    _public_address_for([settings.gateway_url, *(row.gateway_url for row in rows)], settings, report)
+
+
+def _public_address_for(gateways: Sequence[str | None], settings: Settings, report: _Report) -> None:
+    from orchestrator.cli.public_address import faults  # noqa: PLC0415
+
+    for fault in faults(settings.public_url, gateways):
+        report.ill("address", fault)
 
 
 async def _gateways(settings: Settings, db: Database, report: _Report) -> None:
