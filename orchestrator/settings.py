@@ -247,6 +247,10 @@ class Settings(BaseSettings):
     """`console` for people, `json` for machines, `auto`: console on a terminal."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """debug, info, warning or error."""
+    log_file: str | None = None
+    """A file that every process appends its log to, instead of stderr; opened again when it was moved away (logrotate)."""
+    access_log: bool = True
+    """Whether the API logs a line for each request: method, route, status, milliseconds, bytes, address, correlation id."""
 
     @model_validator(mode="before")
     @classmethod

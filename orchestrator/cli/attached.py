@@ -31,7 +31,15 @@ data_dir = click.option(
 
 def logged(settings: Settings) -> Settings:
     """Set up this process's logging as the settings say."""
-    log.configure(style=settings.log_format, level=settings.log_level)
+    from orchestrator.settings import PREFIX, SettingsError  # noqa: PLC0415 - most commands end before they need it
+
+    try:
+        log.configure(style=settings.log_format, level=settings.log_level, file=settings.log_file)
+    except OSError as error:
+        raise SettingsError(
+            f"{PREFIX}LOG_FILE: {settings.log_file} cannot be written ({error.strerror}): name a file in a directory that this "
+            "account may write to"
+        ) from None
     return settings
 
 

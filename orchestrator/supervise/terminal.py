@@ -119,6 +119,12 @@ class Terminal:
         return count >= _SHOWN
 
 
+def said(line: str) -> str:
+    """Return the words of a child's line: what it printed, or the event that it logged."""
+    record = _record(line)
+    return str(record.get("line") or record["event"])
+
+
 def _record(line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
