@@ -23,7 +23,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.service_links import is_service_link
+from orchestrator.pod_environment import is_service_link
 from orchestrator.text import neutralised
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from orchestrator import service_links
+from orchestrator import pod_environment
 from orchestrator.settings import PREFIX, Settings, SettingsError, environment, http_url, load
 from tests.conftest import SECRET_KEY, make_settings
 
@@ -315,10 +315,10 @@ def test_what_kubernetes_would_not_make_is_refused_like_any_unknown_name(monkeyp
 
 def test_no_setting_has_a_name_that_kubernetes_could_make():
     made = (
-        service_links._SERVICE_HOST,
-        service_links._SERVICE_PORT,
-        service_links._SERVICE_PART,
-        service_links._SERVICE_URL,
+        pod_environment._SERVICE_HOST,
+        pod_environment._SERVICE_PORT,
+        pod_environment._SERVICE_PART,
+        pod_environment._SERVICE_URL,
     )
     names = [PREFIX + name.upper() for name in Settings.model_fields]
     assert not [name for name in names if any(link.fullmatch(name) for link in made)]
