@@ -52,6 +52,8 @@ class AccessLog:
     def flush(self) -> None:
         """Write what has gathered."""
         rows, self._rows = self._rows, []
+        if not rows:
+            return
         log.write_plain(
             _access,
             [
