@@ -30,6 +30,8 @@ LONGEST_NAME: Final = 100
 
 _SKEW: Final = 60.0
 """Seconds that an issuer's clock may be ahead of ours."""
+_LAST_MOMENT: Final = 253_402_300_799
+"""The end of the year 9999."""
 _REMEMBERED: Final = 30.0
 _MOST_REMEMBERED: Final = 4096
 _CLAIMS: Final = ("iss", "aud", "sub", "exp", "iat", "merchant", "scope")
@@ -68,7 +70,8 @@ class Caller:
 def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime: float, subject: str) -> str:
     """Make a token for a merchant, signed under the newest secret; `lifetime` in seconds from now.
 
-    `ValueError` for a scope that does not exist, or a merchant or subject that no token could carry.
+    `ValueError` for a scope that does not exist, a merchant or subject that no token could carry, or a lifetime beyond the
+    longest that is accepted (`JWT_MAX_LIFETIME`).
     """
     wanted = frozenset(scopes)
     unknown = sorted(wanted - SCOPES)
@@ -77,6 +80,12 @@ def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime:
         raise ValueError(message)
     if not _fits(merchant) or not _fits(subject):
         message = f"merchant and subject must be 1 to {LONGEST_NAME} printable characters"
+        raise ValueError(message)
+    if lifetime > settings.jwt_max_lifetime:
+        message = (
+            f"a token may live {_days(settings.jwt_max_lifetime)} at the most, not {_days(lifetime)}: "
+            "ask for less, or raise ORCHESTRATOR_JWT_MAX_LIFETIME"
+        )
         raise ValueError(message)
     now = int(time.time())
     claims = {
@@ -149,14 +158,20 @@ def _verify(settings: Settings, token: str) -> tuple[Caller, float]:
         except (jwt.PyJWTError, ValueError, RecursionError, OverflowError) as error:
             failure = error  # a stranger's header may hold anything
             break
-        return _caller(claims)
+        return _caller(settings, claims)
     raise AccessDenied(401, _sentence(settings, failure)) from None
 
 
-def _caller(claims: dict[str, object]) -> tuple[Caller, float]:
-    issued, expires = claims["iat"], claims["exp"]
-    if isinstance(issued, int | float) and issued > time.time() + _SKEW:
+def _caller(settings: Settings, claims: dict[str, object]) -> tuple[Caller, float]:
+    issued, expires = _moment(claims, "iat"), _moment(claims, "exp")
+    if issued > time.time() + _SKEW:
         raise AccessDenied(401, "the token was issued in the future: set the issuer's clock right")
+    if expires - issued > settings.jwt_max_lifetime:
+        raise AccessDenied(
+            401,
+            f"the token lives for longer than {_days(settings.jwt_max_lifetime)} from its iat to its exp, which is the most "
+            "that is accepted: issue one with a shorter life",
+        )
     merchant, subject, scope = claims["merchant"], claims["sub"], claims["scope"]
     if not (isinstance(merchant, str) and isinstance(subject, str) and isinstance(scope, str)):
         raise AccessDenied(401, "the token's merchant, sub and scope must be texts: issue a new one")
@@ -164,7 +179,19 @@ def _caller(claims: dict[str, object]) -> tuple[Caller, float]:
         raise AccessDenied(
             401, f"the token's merchant and sub must be 1 to {LONGEST_NAME} printable characters"
         )
-    return Caller(merchant, subject, frozenset(scope.split())), float(expires)  # type: ignore[arg-type]  # checked by jwt
+    return Caller(merchant, subject, frozenset(scope.split())), expires
+
+
+def _moment(claims: dict[str, object], name: str) -> float:
+    """Return a time of a token as seconds since 1970; whatever its issuer wrote there, it must be one that a clock can show."""
+    value = claims[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LAST_MOMENT:
+        raise AccessDenied(401, f"the token's {name} must be a number of seconds since 1970: issue a new one")
+    return float(value)
+
+
+def _days(seconds: float) -> str:
+    return f"{seconds / 86_400:g} days" if seconds >= 86_400 else f"{seconds:g} seconds"  # noqa: PLR2004 - a day
 
 
 def _sentence(settings: Settings, failure: Exception | None) -> str:

@@ -340,7 +340,7 @@ class Batch(Generic[T, R]):
                 if not is_away(error):
                     await self._bisect(batch, error)
                     return True
-                _log.warning("batch_postponed", batch=self._name, size=len(batch), error=type(error).__name__)
+                _log.warning("batch_postponed", batch=self._name, size=len(batch), **log.cause(error))
                 for waiting in batch:
                     waiting.error, waiting.skipped = error, False
                 await asyncio.sleep(random.uniform(0, delay))  # noqa: S311 - jitter
@@ -365,7 +365,7 @@ class Batch(Generic[T, R]):
 
     async def _bisect(self, batch: list[_Waiting[T, R]], error: Exception) -> None:
         if len(batch) == 1:
-            _log.error("row_refused", batch=self._name, error=type(error).__name__)
+            _log.error("row_refused", batch=self._name, **log.cause(error))
             _fail(batch[0], Unwritten(f"Postgres refused this row ({type(error).__name__})"), error)
             return
         half = len(batch) // 2

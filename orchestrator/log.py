@@ -3,20 +3,32 @@
 An event is a static snake_case name with ids as fields. Whatever could carry a secret, a card or a person is removed by
 key and by shape in the last step before writing, also in third-party records, so that a careless call cannot leak it. The
 correlation id is bound with `bind` where work begins and travels in the row from the HTTP request to the last event.
+
+Lines go to stderr, or to the file that the settings name, which is opened again when it was moved (logrotate). No value can steer the
+terminal that shows it. `own_output` makes lines of whatever else a process prints, so that all of its output is JSON.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import re
 import sys
+import threading
+from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from logging.handlers import WatchedFileHandler
+from typing import IO, TYPE_CHECKING, Any, Final
+from urllib.parse import unquote_plus
 
+import msgspec
 import structlog
 
+from orchestrator.text import escaped_json, neutralised, neutralised_lines
+
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import MutableMapping, Sequence
 
     from structlog.typing import EventDict, Processor
 
@@ -35,12 +47,13 @@ _NOISY: Final = (
 """Loggers of libraries that say at info what a line of ours says, or what nobody wants to read thousands of times."""
 
 HIDDEN: Final = "[hidden]"
+_ENCODER: Final = msgspec.json.Encoder()
 
-_SENSITIVE_KEYS: Final = re.compile(
+_SENSITIVE_WORDS: Final = (
     r"password|passwd|secret|token|authorization|signature|checksum|cookie|card|\bpan\b|cvc|cvv|email|e_mail|"
-    r"first_?name|last_?name|customer|address|street|zip|phone|body|xml",
-    re.IGNORECASE,
+    r"first_?name|last_?name|customer|address|street|zip|phone|body|xml"
 )
+_SENSITIVE_KEYS: Final = re.compile(_SENSITIVE_WORDS, re.IGNORECASE)
 _SENSITIVE_TEXT: Final = (
     # A JSON Web Token.
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), HIDDEN),
@@ -50,10 +63,23 @@ _SENSITIVE_TEXT: Final = (
     # The signed part of our own callback URLs.
     (re.compile(r"(/callbacks/\w+/[\w-]+/)[^\s\"'?]+"), rf"\1{HIDDEN}"),
     # A card number: 13 to 19 digits with optional separators. Ids of ours are UUIDs and do not look like this.
-    (re.compile(r"(?<![\w-])(?:\d[ -]?){12,18}\d(?![\w-])"), HIDDEN),
+    (re.compile(r"(?<![\w-])(?:\d[ +-]?){12,18}\d(?![\w-])"), HIDDEN),
     # An e-mail address, also in a form body.
     (re.compile(r"[\w.+-]+(?:@|%40)[\w-]+\.[\w.-]+"), HIDDEN),
+    # A value behind a telling name, in a form, a query or JSON: first_name=Anna, "firstname": "Anna". Everything is bounded: a
+    # text of any length takes time in proportion to it.
+    (
+        re.compile(
+            rf"""(?P<name>(?:{_SENSITIVE_WORDS})[\w.\[\]%+-]{{0,40}}(?:["']\s{{0,3}}:\s{{0,3}}|=))"""
+            r"""(?:"[^"]*"?|'[^']*'?|\{[^}]*\}?|\[[^\]]*\]?|[^\s&,;"'<>}]+)""",
+            re.IGNORECASE,
+        ),
+        rf"\g<name>{HIDDEN}",
+    ),
 )
+_ENCODED: Final = re.compile(r"%[0-9A-Fa-f]{2}")
+_MOST_DECODED: Final = 3
+"""How often a text may be encoded over and over; what is so even more often is hidden as a whole."""
 
 
 # Words of ours and ids, which are most of what is logged, have none of those shapes: a token has dots, credentials have a space, a
@@ -65,9 +91,45 @@ def scrub(text: str) -> str:
     """Return `text` without anything that has the shape of a token, credential, signed URL, card or e-mail address."""
     if _PLAIN.fullmatch(text):
         return text
+    clean = _without_shapes(text)
+    decoded = clean
+    for _ in range(_MOST_DECODED):
+        if not _ENCODED.search(decoded):
+            return clean
+        decoded = unquote_plus(decoded)
+        found = _without_shapes(decoded)
+        if found != decoded:
+            return found  # in the clear, since only there it can be told what is hidden
+    return HIDDEN if _ENCODED.search(decoded) else clean
+
+
+def _without_shapes(text: str) -> str:
     for pattern, replacement in _SENSITIVE_TEXT:
         text = pattern.sub(replacement, text)
     return text
+
+
+def cause(error: BaseException) -> dict[str, str]:
+    """Return what a log may say of an error: its class; of one that Postgres answered, also SQLSTATE and message.
+
+    `error` is the class, `sqlstate` five characters, `said` the server's message or the driver's first line, without its detail and
+    parameters. Messages of class 22 (data exceptions) quote the value of a row, which is left out.
+    """
+    driver: Any = getattr(error, "orig", None) or error
+    facts = {"error": type(error).__name__}
+    state = getattr(driver, "sqlstate", None)
+    if state:
+        facts["sqlstate"] = state
+        said = getattr(getattr(driver, "diag", None), "message_primary", None)
+    elif type(driver).__module__.partition(".")[0] in {"psycopg", "redis"} or isinstance(error, OSError):
+        said = str(driver)
+    else:
+        said = None
+    if said:
+        line = said.strip().partition("\n")[0]
+        # Such a message ends in the value: invalid input syntax for type uuid: "…".
+        facts["said"] = re.split('[":]', line)[0].rstrip() if str(state).startswith("22") else line
+    return facts
 
 
 @lru_cache(maxsize=1024)
@@ -104,12 +166,41 @@ def _redact(_logger: object, _method: str, event: MutableMapping[str, object]) -
     }
 
 
-def configure(*, style: str = "auto", level: str = "info") -> None:
-    """Set up logging for this process: `style` is console, json, or auto (console on a terminal)."""
-    console = style == "console" or (style == "auto" and sys.stderr.isatty())
+# What Postgres adds to an error about a row is the row: DETAIL: Key (order_ref)=(A-1) already exists. So is what it could not read.
+_ROW_OF_ERROR: Final = re.compile(r"^(DETAIL|CONTEXT):.*|(?<=invalid input )(\w+ [^:\n]*):.*", re.MULTILINE)
+
+
+def _without_rows(_logger: object, _method: str, event: MutableMapping[str, Any]) -> EventDict:
+    if isinstance(trace := event.get("exception"), str):
+        event["exception"] = _ROW_OF_ERROR.sub(rf"\1\2: {HIDDEN}", trace)
+    return event
+
+
+def _harmless(_logger: object, _method: str, event: MutableMapping[str, Any]) -> EventDict:
+    """Keep every text in its line; those of a traceback are indented, so that none of them can be taken for a line of the log."""
+    shown = {
+        key: neutralised(value) if isinstance(value, str) and key != "exception" else value
+        for key, value in event.items()
+    }
+    if isinstance(trace := event.get("exception"), str):
+        shown["exception"] = "\n".join(f"    {line}" for line in neutralised_lines(trace).splitlines())
+    return shown
+
+
+def _escaped(_logger: object, _method: str, line: Any) -> str:
+    return escaped_json(line)
+
+
+def configure(*, style: str = "auto", level: str = "info", file: str | None = None) -> None:
+    """Set up logging for this process: `style` is console, json, or auto (console on a terminal).
+
+    Lines go to stderr, or to the end of `file`, which several processes may share; it is opened again when it was moved away.
+    """
+    console = style == "console" or (style == "auto" and file is None and sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.format_exc_info,
+        _without_rows,
         _redact,
         # What no caller has a say in comes after.
         structlog.stdlib.add_log_level,
@@ -126,17 +217,23 @@ def configure(*, style: str = "auto", level: str = "info") -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    renderer: Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    rendered: list[Processor] = (
+        [_harmless, structlog.dev.ConsoleRenderer(colors=file is None and sys.stderr.isatty())]
         if console
-        else structlog.processors.JSONRenderer(sort_keys=True)
+        else [structlog.processors.JSONRenderer(sort_keys=True), _escaped]
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler: logging.Handler = (
+        logging.StreamHandler(sys.stderr)
+        if file is None
+        else WatchedFileHandler(file, encoding="utf-8", errors="backslashreplace")
+    )
+    global _console  # noqa: PLW0603 - a process has one log
+    _console = console
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _Formatter(
             # What a library hands over as `extra`; ours comes as fields.
             foreign_pre_chain=[structlog.stdlib.ExtraAdder()],
-            processors=[*shared, structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[*shared, structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
         )
     )
     root = logging.getLogger()
@@ -156,3 +253,95 @@ def get(name: str) -> structlog.stdlib.BoundLogger:
 def bind(**ids: object) -> None:
     """Put ids onto every line that this task or thread logs from now on."""
     structlog.contextvars.bind_contextvars(**ids)
+
+
+def write_plain(logger: structlog.stdlib.BoundLogger, records: Sequence[dict[str, Any]]) -> None:
+    """Write records that hold no free text and nothing to hide, at once and past the steps of ordinary lines.
+
+    Each has `event` and `timestamp`; the caller answers for every value. On a console they go the ordinary way.
+    """
+    if _console:
+        for record in records:
+            logger.info(**{name: value for name, value in record.items() if name != "timestamp"})
+        return
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    about = {"level": "info", "logger": logger.name}
+    text = b"\n".join(_ENCODER.encode(record | about) for record in records).decode()
+    for handler in logging.getLogger().handlers:
+        handler.handle(logging.makeLogRecord({"name": PLAIN, "levelno": logging.INFO, "msg": text}))
+
+
+PLAIN: Final = "orchestrator.plain"
+"""Name of a record whose message is written as it stands."""
+
+
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    """The formatter of all lines but those that are finished already."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return record.msg if record.name == PLAIN else super().format(record)
+
+
+_console = True
+
+
+def own_output() -> None:
+    """Make log lines of whatever else this process writes, where the log is JSON: prints of libraries, warnings, tracebacks.
+
+    For processes whose only output is their log. Libraries write into a pipe instead of to stdout and stderr, also through the
+    descriptor of `sys.__stdout__`; a thread logs each line. What the interpreter itself writes when it dies still goes to stderr.
+    """
+    if _console:
+        return
+    before = sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__
+    out, err = _Piped("stdout", logging.INFO), _Piped("stderr", logging.WARNING)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = out.file, err.file  # type: ignore[misc]
+    logger = get(__name__)
+
+    def broke(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        logger.critical("process_broke", exc_info=(kind, error, trace))
+
+    def thread_broke(told: threading.ExceptHookArgs) -> None:
+        if told.exc_value is not None and told.exc_type is not SystemExit:
+            logger.critical("thread_broke", exc_info=(told.exc_type, told.exc_value, told.exc_traceback))
+
+    def unraisable(told: Any) -> None:
+        logger.error("error_ignored", exc_info=(told.exc_type, told.exc_value, told.exc_traceback))
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = broke, thread_broke, unraisable
+    logging.captureWarnings(capture=True)
+
+    def ended() -> None:
+        sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__ = before  # type: ignore[misc]
+        out.close()
+        err.close()
+
+    atexit.register(ended)
+
+
+class _Piped:
+    """A text file whose lines are logged by a thread."""
+
+    def __init__(self, name: str, level: int) -> None:
+        reading, writing = os.pipe()
+        self.file = os.fdopen(writing, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+        self._thread = threading.Thread(
+            target=self._log, args=(os.fdopen(reading, "rb"), name, level), name=f"log-{name}", daemon=True
+        )
+        self._thread.start()
+
+    @staticmethod
+    def _log(lines: IO[bytes], name: str, level: int) -> None:
+        logger = get(__name__)
+        with lines:
+            for line in lines:
+                if said := line.decode(errors="backslashreplace").strip():
+                    logger.log(level, "printed", to=name, line=said)
+
+    def close(self) -> None:
+        """Log what has been written, and end the thread."""
+        with suppress(OSError):
+            self.file.close()
+        self._thread.join(2)

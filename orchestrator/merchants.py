@@ -182,7 +182,7 @@ class Merchants:
             try:
                 await self.everyone()
             except Exception as error:  # noqa: BLE001 - whoever needs a merchant meets the error, and the watch goes on
-                _log.warning("merchants_not_watched", error=type(error).__name__)
+                _log.warning("merchants_not_watched", **log.cause(error))
             await asyncio.sleep(_WATCHED)
 
     async def add(
@@ -252,7 +252,7 @@ class Merchants:
                 if not is_away(error):
                     raise
                 self._failed_at = time.monotonic()
-                _log.warning("merchants_not_read", known=len(self._by_id), error=type(error).__name__)
+                _log.warning("merchants_not_read", known=len(self._by_id), **log.cause(error))
                 # Nobody may be called unknown because Postgres is away.
                 if missing:
                     raise

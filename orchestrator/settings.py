@@ -23,6 +23,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.pod_environment import is_service_link
+from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -147,6 +149,8 @@ class Settings(BaseSettings):
     """Claim `iss` of those tokens."""
     jwt_audience: str = "orchestrator"
     """Claim `aud` of those tokens."""
+    jwt_max_lifetime: float = Field(default=366 * 86_400.0, ge=60, le=3660 * 86_400)
+    """The longest life of a token, from its `iat` to its `exp`: a longer one is neither issued nor accepted."""
 
     # Gateway calls. The total bounds one call whatever trickles in; answers beyond the size are an outcome.
     gateway_connect_timeout: float = Field(default=3.0, gt=0, le=60)
@@ -243,6 +247,22 @@ class Settings(BaseSettings):
     """`console` for people, `json` for machines, `auto`: console on a terminal."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """debug, info, warning or error."""
+    log_file: str | None = None
+    """A file that every process appends its log to, instead of stderr; opened again when it was moved away (logrotate)."""
+    access_log: bool = True
+    """Whether the API logs a line for each request: method, route, status, milliseconds, bytes, address, correlation id."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _texts_have_no_blanks_around(cls, given: Any) -> Any:
+        """Refuse white space at either end of a text or secret: a file that was read with its last line break is the usual cause."""
+        for name, value in given.items() if isinstance(given, dict) else ():
+            field = cls.model_fields.get(name)
+            number = field is None or field.annotation in {int, float, bool}
+            if not number and (blank := _blank_around(value)) is not None:
+                message = f"{name.upper()}: {blank}: remove it"
+                raise ValueError(message)
+        return given
 
     @model_validator(mode="after")
     def _keys_are_given_or_unset(self) -> Self:
@@ -291,9 +311,11 @@ def load(overrides: Mapping[str, object] | None = None) -> Settings:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     own = {name for name in os.environ if name.upper().startswith(PREFIX)}
     for name in sorted(own):
-        if name.upper() not in known:
+        if name != name.upper() and name.upper() in own:
+            raise SettingsError(f"{neutralised(name)} and {name.upper()} are both set: remove one of them")
+        if name.upper() not in known and not is_service_link(name, os.environ[name]):
             near = _nearest(name.upper(), known)
-            message = f"{name} is not a setting of the orchestrator" + (
+            message = f"{neutralised(name)} is not a setting of the orchestrator" + (
                 f": did you mean {near}?" if near else ""
             )
             raise SettingsError(message)
@@ -381,7 +403,10 @@ def reference() -> str:
         rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {field.description} |")
     head = (
         "# Settings\n\nEnvironment variables, read once at the start. Lists are JSON arrays; durations are seconds. An empty default "
-        "means: not set; an empty variable counts as not set.\n\n| variable | default | what it is |\n|---|---|---|\n"
+        "means: not set; an empty variable counts as not set. White space "
+        "at either end of a text or secret stops the start, since a secret that was read from a file often ends in a line break. Variables that "
+        "Kubernetes makes for its services (`ORCHESTRATOR_SERVICE_HOST`, `ORCHESTRATOR_PORT=tcp://…` and the like) are no settings and "
+        "are left out; any other unknown name with the prefix stops the start.\n\n| variable | default | what it is |\n|---|---|---|\n"
     )
     return head + "\n".join(rows) + "\n"
 
@@ -392,6 +417,22 @@ def _as_typed(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _blank_around(value: object) -> str | None:
+    """Say what white space a text, a secret or an entry of a list has at its ends; None where it has none."""
+    if isinstance(value, list | tuple):
+        found = (_blank_around(one) for one in value)
+        return next((f"an entry {one}" for one in found if one is not None), None)
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not isinstance(text, str) or text == text.strip():
+        return None
+    end = "ends in" if text.rstrip() != text else "begins with"
+    around = text[len(text.rstrip()) :] if end == "ends in" else text[: len(text) - len(text.lstrip())]
+    return f"{end} {'a line break' if set(around) & set(_BREAKS) else 'white space'}"
+
+
+_BREAKS: Final = "\r\n\v\f\x85\u2028\u2029"
 
 
 def _nearest(name: str, known: set[str]) -> str | None:

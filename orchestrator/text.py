@@ -1,4 +1,10 @@
-"""Text from outside: what it may hold before it is kept or printed."""
+"""Text from outside, made safe to show: no control character, no escape sequence and no change of the writing direction in it.
+
+An order number, a status of the gateway or a line of a callback may hold anything. On a terminal a control character can clear the
+screen or write over it, and a bidirectional control shows a text in another order than it has. `neutralised` is for one value in
+one line, so that line breaks and tabs count too; `neutralised_lines` keeps line breaks and tabs; `escaped_json` is for a
+document of JSON that is printed. `unmarked` takes the byte order mark off a body.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +12,13 @@ import codecs
 import re
 from typing import Final
 
-# Control characters (C0, DEL, C1), and the characters that change the direction of what follows them.
-_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+REPLACEMENT: Final = "\ufffd"
+
+# Unicode's Bidi_Control, and the two separators that end a line.
+_BIDI: Final = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_LINES: Final = "\u2028\u2029"
+# Half of a pair, which no output can be encoded with.
+_HALVES: Final = "\ud800-\udfff"
 # UTF-32 comes first: its little-endian mark begins with that of UTF-16.
 _MARKS: Final = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -15,14 +26,31 @@ _MARKS: Final = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_UNSAFE: Final = re.compile(rf"[\x00-\x1f\x7f-\x9f{_BIDI}{_LINES}{_HALVES}]")
+_UNSAFE_BUT_LINES: Final = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{_BIDI}{_LINES}{_HALVES}]")
+_UNESCAPED: Final = re.compile(rf"[\x7f-\x9f{_BIDI}{_LINES}{_HALVES}]")
 
 
 def neutralised(text: str) -> str:
-    """Return a text in which each control character and each direction mark is U+FFFD.
+    """Return `text` with each control character and each bidirectional control replaced by U+FFFD, in one line."""
+    return text if text.isascii() and text.isprintable() else _UNSAFE.sub(REPLACEMENT, text)
 
-    The result moves no cursor, ends no line and shows its characters in the order in which they stand.
+
+def neutralised_lines(text: str) -> str:
+    """Return `text` as `neutralised` does, with its line breaks and tabs kept."""
+    return text if text.isascii() and text.isprintable() else _UNSAFE_BUT_LINES.sub(REPLACEMENT, text)
+
+
+def escaped_json(document: str) -> str:
+    r"""Return a JSON document with the same content in which those characters are escapes (``\u001b``), never themselves.
+
+    JSON escapes C0 characters by itself. All others of the set can only stand inside a string of the document.
     """
-    return text if text.isascii() and text.isprintable() else _CONTROLS.sub("\ufffd", text)
+    return document if document.isascii() and document.isprintable() else _UNESCAPED.sub(_escape, document)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def unmarked(raw: bytes) -> bytes:

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from hypothesis import settings as profiles
 from psycopg import sql
 
 from orchestrator.embedded import Embedded
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 SECRET_KEY = base64.b64encode(b"k" * 32).decode()
 OLDER_KEY = base64.b64encode(b"o" * 32).decode()
 JWT_SECRET = "a test's own secret, long enough for HS256"
+
+
+# One profile for every test: how long an example takes says how busy the machine is.
+profiles.register_profile("ours", deadline=None)
+profiles.load_profile("ours")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -14,6 +14,7 @@ from orchestrator.api import callbacks, checkouts, commands, docs, health, probl
 from orchestrator.api.docs import commanded, described, json_answer
 from orchestrator.api.envelope import Envelope
 from orchestrator.api.letterbox import Letterbox
+from orchestrator.api.request_log import AccessLog, SecurityLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -58,6 +59,7 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
     try:
         response = await scope["endpoint"](Request(scope, receive, send))
     except (problems.Refusal, AccessDenied) as error:
+        problems.note_denied(scope, error)
         response = problems.refused(error)
     await response(scope, receive, send)
 
@@ -77,6 +79,9 @@ def create_app(services: Services) -> FastAPI:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
             await services.close()
+            if app.state.access_log is not None:
+                app.state.access_log.flush()
+            app.state.security_log.flush()
 
     app = _App(
         title="Checkout orchestrator",
@@ -96,6 +101,9 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.letterbox = Letterbox(services)
+    depth = services.settings.trusted_proxies
+    app.state.security_log = SecurityLog(depth=depth)
+    app.state.access_log = AccessLog(depth=depth) if services.settings.access_log else None
     app.add_middleware(Envelope)
     problems.install(app)
     docs.install(app)

@@ -1,12 +1,13 @@
 """What surrounds every request: its correlation id, what is logged of it, and the answer when something broke.
 
-The log gets the endpoint's name and never the URL, because callback URLs are signed. What nobody expected becomes a problem that
+The log gets the route and never the URL, because callback URLs are signed. What nobody expected becomes a problem that
 says nothing of our insides; what means that Postgres is out of reach becomes 503.
 """
 
 from __future__ import annotations
 
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from orchestrator import log
@@ -45,10 +46,10 @@ class Envelope:
         head = scope["method"] == "HEAD" and not scope["path"].startswith("/callbacks/")
         if head:
             scope = {**scope, "method": "GET"}
-        status = 0
+        status = size = 0
 
         async def send_out(message: Message) -> None:
-            nonlocal status
+            nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = message["headers"] = list(message.get("headers", ()))
@@ -58,6 +59,8 @@ class Envelope:
                     headers.append(_NO_STORE)
             elif head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
+            else:
+                size += len(message.get("body", b""))
             await send(message)
 
         try:
@@ -69,25 +72,22 @@ class Envelope:
             if status:
                 raise  # the answer is half sent: the server ends the connection
             await problem(refusal)(scope, receive, send_out)
-        _log.debug(
-            "request_answered",
-            method=scope["method"],
-            endpoint=_name(scope.get("endpoint")),
-            status=status,
-            ms=round((time.perf_counter() - started) * 1000, 1),
+        _note(scope, status=status, seconds=time.perf_counter() - started, size=size)
+
+
+def _note(scope: Scope, *, status: int, seconds: float, size: int) -> None:
+    state = scope["app"].state
+    if status >= HTTPStatus.BAD_REQUEST:
+        state.security_log.note(scope, status)
+    if state.access_log is not None:
+        state.access_log.note(
+            scope, status=status, seconds=seconds, size=size, correlation_id=correlation.current()
         )
-
-
-def _name(endpoint: object) -> str | None:
-    if endpoint is None:
-        return None
-    module, name = getattr(endpoint, "__module__", ""), getattr(endpoint, "__qualname__", "")
-    return f"{module.rpartition('.')[2]}.{name}"
 
 
 def _explain(error: Exception) -> Refusal:
     if isinstance(error, DatabaseAway) or is_away(error):
-        _log.warning("database_away", error=type(error).__name__)
+        _log.warning("database_away", **log.cause(error))
         return away()
     _log.error("request_failed", exc_info=error)
     return Refusal(

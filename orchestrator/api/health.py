@@ -53,7 +53,7 @@ async def _look(known: Services) -> tuple[str | None, list[str]]:
     except Exception as error:
         if not is_away(error):
             raise
-        _log.warning("not_ready", error=type(error).__name__)
+        _log.warning("not_ready", **log.cause(error))
         return "the database is out of reach", []
     degraded = []
     if not known.doorbell.healthy:

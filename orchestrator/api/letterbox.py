@@ -163,7 +163,7 @@ class Letterbox:
         except Exception as error:  # noqa: BLE001 - a shopper is sent on whatever happened; the log says what did
             expected = isinstance(error, DatabaseAway | Unwritten) or is_away(error)
             _log.warning(
-                "callback_not_stored", kind=kind, error=type(error).__name__, exc_info=None if expected else error, **whose
+                "callback_not_stored", kind=kind, **log.cause(error), exc_info=None if expected else error, **whose
             )  # fmt: skip
             return None
         finally:

@@ -16,6 +16,7 @@ from starlette.routing import Match
 
 from orchestrator.access import AccessDenied
 from orchestrator.api import correlation
+from orchestrator.api.request_log import DENIED
 from orchestrator.errors import OrchestratorError
 from orchestrator.intents import IntentRejected, Problem
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from fastapi import FastAPI, Request
+    from starlette.types import Scope
 
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
 _TYPE: Final = "urn:checkout-orchestrator:problem:"
@@ -102,6 +104,12 @@ def refused(error: Refusal | AccessDenied) -> Response:
     return problem(denied(error) if isinstance(error, AccessDenied) else error)
 
 
+def note_denied(scope: Scope, error: Refusal | AccessDenied) -> None:
+    """Leave for the security log why a caller was denied."""
+    if isinstance(error, AccessDenied):
+        scope[DENIED] = error.sentence
+
+
 def install(app: FastAPI) -> None:
     """Make the app answer its own errors, and those of the frameworks below it, as problems."""
     app.add_exception_handler(Refusal, _refused)
@@ -113,7 +121,8 @@ def install(app: FastAPI) -> None:
 # The handlers' signature is Starlette's: any exception, though each gets only its own kind.
 
 
-async def _refused(_: Request, error: Any) -> Response:
+async def _refused(request: Request, error: Any) -> Response:
+    note_denied(request.scope, error)
     return refused(error)
 
 

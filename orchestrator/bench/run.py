@@ -168,12 +168,13 @@ class _Bench:
         if wrong:
             for sentence in wrong:
                 terminal.trouble(sentence)
-            terminal.say("[bold red]The books do not agree.[/]")
+            terminal.say("The books do not agree.", style="bold red")
         else:
             paid = ", paid and completed" if one.whole else " and offered to the shopper"
             terminal.say(
-                f"[bold green]All {one.taken} orders were taken{paid}; nothing was lost or doubled, and the gateway's books "
-                "and ours agree to the minor unit.[/]"
+                f"All {one.taken} orders were taken{paid}; nothing was lost or doubled, and the gateway's books "
+                "and ours agree to the minor unit.",
+                style="bold green",
             )
         return int(bool(wrong)), document
 

@@ -239,7 +239,7 @@ class Admission:
         for _, hint in hints:
             hint.tell(error)
         if is_away(error):
-            _log.warning("claim_failed", error=type(error).__name__)
+            _log.warning("claim_failed", **log.cause(error))
         else:
             _log.error("claim_broke", exc_info=error)
         asyncio.get_running_loop().call_later(AGAIN, self._wake.set)

@@ -157,7 +157,7 @@ class Carrier:
             _log.warning("move_not_known", state=step.held.state)
         except Exception as error:  # noqa: BLE001 - whatever breaks in a step, its checkout keeps an alarm
             if is_away(error):
-                _log.warning("postgres_away", state=step.held.state, error=type(error).__name__)
+                _log.warning("postgres_away", state=step.held.state, **log.cause(error))
             else:
                 _log.exception("step_broke", state=step.held.state)
                 await self._set_aside(step, error)

@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 
 import click
 
+from orchestrator.cli.output import say_lines
 from orchestrator.errors import OrchestratorError
 
 _COMMANDS: Final = {
@@ -66,7 +67,7 @@ def main() -> None:
     try:
         status = cli.main(prog_name="orchestrator", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as asked:
-        click.echo(asked.ctx.get_help(), err=True)
+        say_lines(asked.ctx.get_help(), err=True)
         sys.exit(WRONG)
     except click.ClickException as error:
         _fail(error.format_message())
@@ -82,5 +83,5 @@ def main() -> None:
 
 
 def _fail(sentence: str) -> NoReturn:
-    click.echo(f"orchestrator: {sentence}", err=True)
+    say_lines(f"orchestrator: {sentence}", err=True)
     sys.exit(WRONG)

@@ -9,6 +9,7 @@ import click
 
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import Span
+from orchestrator.cli.output import say
 
 if TYPE_CHECKING:
     from orchestrator.archive import Archived, Result
@@ -60,7 +61,7 @@ async def _count(db: Database, older_than: float) -> int:
     from orchestrator import archive as task  # noqa: PLC0415 - each command imports what it needs
 
     checkouts, entries = await task.candidates(db, await task.choose(db, older_than=older_than))
-    click.echo(f"The history of {checkouts} checkouts would go, with {entries} entries of the trail.")
+    say(f"The history of {checkouts} checkouts would go, with {entries} entries of the trail.")
     return 0
 
 
@@ -72,7 +73,7 @@ async def _run(settings: Settings, db: Database, place: Path, *, older_than: flo
     task.prepare(place)
 
     def tell(one: Archived) -> None:
-        click.echo(f"{one.file}: {one.checkouts} checkouts, {one.entries} entries")
+        say(f"{one.file}: {one.checkouts} checkouts, {one.entries} entries")
 
     result = await task.run(db, vault, place, older_than=older_than, most=size, tell=tell)
     _report(result, place)
@@ -81,9 +82,9 @@ async def _run(settings: Settings, db: Database, place: Path, *, older_than: flo
 
 def _report(result: Result, place: Path) -> None:
     for problem in result.problems:
-        click.echo(f"left as it is: {problem}", err=True)
+        say(f"left as it is: {problem}", err=True)
     for path in result.orphans:
-        click.echo(
+        say(
             f"{path} is no archive of this database: a run was killed before it committed; what is in it is in the tables, or in "
             "another archive",
             err=True,
@@ -93,7 +94,7 @@ def _report(result: Result, place: Path) -> None:
         for what, names in (("made ahead", result.made), ("dropped", result.dropped))
         if names
     )
-    click.echo(
+    say(
         f"Archived the history of {result.checkouts} checkouts ({result.entries} entries) in {result.archives} files in {place}{months}.",
         err=True,
     )

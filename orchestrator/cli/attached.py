@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from orchestrator import log
+from orchestrator.cli.output import say
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    from rich.console import Console
 
     from orchestrator.db import Database
     from orchestrator.settings import Settings
 
 DATA_DIR: Final = ".orchestrator"
-_FILE_WIDTH: Final = 250
 
 
 data_dir = click.option(
@@ -33,23 +31,21 @@ data_dir = click.option(
 
 def logged(settings: Settings) -> Settings:
     """Set up this process's logging as the settings say."""
-    log.configure(style=settings.log_format, level=settings.log_level)
+    from orchestrator.settings import PREFIX, SettingsError  # noqa: PLC0415 - most commands end before they need it
+
+    try:
+        log.configure(style=settings.log_format, level=settings.log_level, file=settings.log_file)
+    except OSError as error:
+        raise SettingsError(
+            f"{PREFIX}LOG_FILE: {settings.log_file} cannot be written ({error.strerror}): name a file in a directory that this "
+            "account may write to"
+        ) from None
     return settings
 
 
 def whisper(line: str) -> None:
     """Tell on stderr what takes a while; stdout is for the result."""
-    click.echo(line, err=True)
-
-
-def printer() -> Console:
-    """Return where tables go: as wide as the terminal, or, into files and pipes, as wide as a line of a table may get."""
-    from rich.console import Console  # noqa: PLC0415
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _FILE_WIDTH
-    return console
+    say(line, err=True)
 
 
 def on_database(place: Path, work: Callable[[Settings, Database], Awaitable[int | None]]) -> int:

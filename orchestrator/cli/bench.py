@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from orchestrator.cli.output import say_json
 from orchestrator.cli.processes import open_terminal
 
 
@@ -164,5 +165,5 @@ def bench(*, as_json: bool, sequential: int | None, **given: Any) -> int:
         Plan(sequential=sequential or 0, **given), open_terminal(least="error", aside=as_json)
     )
     if as_json and document is not None:
-        click.echo(json.dumps(document))
+        say_json(json.dumps(document))
     return status

@@ -11,10 +11,12 @@ from uuid import UUID
 import click
 
 from orchestrator.cli import commands
-from orchestrator.cli.attached import data_dir, on_database, printer
+from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import matching, merchant_id, one, price, table, uuid_of
+from orchestrator.cli.output import printer, say
 from orchestrator.cli.reconcile import reconcile
 from orchestrator.states import State
+from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +81,7 @@ def list_checkouts(
             )  # fmt: skip
         printer().print(shown)
         if len(rows) > limit:
-            click.echo(
+            say(
                 f"There are more than {limit}: ask for more with --limit, or for some with --state or --order.",
                 err=True,
             )
@@ -149,7 +151,7 @@ def explain(*, data_dir: Path, checkout: str) -> int:
         record = await explanation.gather(db, settings, row.id)
         assert record is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
         said = explanation.explain(record)
-        click.echo(said.summary)
+        say(said.summary)
         for title, sentences in (
             ("Because", said.because),
             ("Evidence", said.evidence),
@@ -157,9 +159,10 @@ def explain(*, data_dir: Path, checkout: str) -> int:
             ("You may", said.you_may),
         ):
             if sentences:
-                click.echo(f"\n{title}")
+                say()
+                say(title)
             for sentence in sentences:
-                click.echo(f"  - {sentence}")
+                say(f"  - {sentence}")
         return 0
 
     return on_database(data_dir, tell)
@@ -202,7 +205,7 @@ def list_payments(
             )  # fmt: skip
         printer().print(shown)
         if len(rows) > limit:
-            click.echo(
+            say(
                 f"There are more than {limit}: ask for more with --limit, or for some with --role or --order.",
                 err=True,
             )
@@ -357,5 +360,5 @@ def _described(row: Any) -> Table:
             table.add_row(name, f"{moment:%Y-%m-%d %H:%M:%S} UTC")
     for name, sentence in (("attention", row.attention), ("last error", row.last_error)):
         if sentence:
-            table.add_row(name, Text(sentence, style="yellow"))
+            table.add_row(name, Text(neutralised(sentence), style="yellow"))
     return table

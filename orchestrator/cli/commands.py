@@ -14,6 +14,7 @@ import click
 
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import ACTOR, Span, one, price
+from orchestrator.cli.output import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -159,7 +160,7 @@ def _ask(
         if (found := inbox.objection(stands, wish)) is not None:
             raise click.UsageError(found.sentence)
         if kind == "cancel" and stands.cancelling is not None:
-            click.echo(f"Checkout {row.id} is being cancelled already, by command {stands.cancelling}.")
+            say(f"Checkout {row.id} is being cancelled already, by command {stands.cancelling}.")
             return 0
         key = str(uuid4()) if kind in _KEYED else None
         stored = await inbox.request(
@@ -167,7 +168,7 @@ def _ask(
             idempotency_key=key, grace=0.0,
         )  # fmt: skip
         assert stored is not None  # noqa: S101 - as above
-        click.echo(_asked(stands, wish, stored.id, settings))
+        say(_asked(stands, wish, stored.id, settings))
         return await _answered(db, row.id, stored.id, wait) if wait else 0
 
     return on_database(place, ask)
@@ -222,7 +223,7 @@ async def _answered(db: Database, checkout: UUID, command: UUID, wait: float) ->
                 if rows[0].handled_at is not None
                 else "has not been taken up by a worker yet"
             )
-            click.echo(
+            say(
                 f"The command {taken} after {wait:g} s. It stands: `orchestrator checkouts explain {checkout}` says how far it is.",
                 err=True,
             )
@@ -237,22 +238,20 @@ def _told(rows: Sequence[Any]) -> int | None:
         return None
     said, _, sentence = result.partition(": ")
     if said == "refused":
-        click.echo(f"Refused: {sentence}", err=True)
+        say(f"Refused: {sentence}", err=True)
         return 1
     begun = [row for row in rows if row.state is not None]
     if not begun:
-        click.echo(f"Done: {sentence}" if said == "done" and sentence else "Accepted.")
+        say(f"Done: {sentence}" if said == "done" and sentence else "Accepted.")
         return 0
     if any(row.state not in {"succeeded", "rejected"} for row in begun):
         return None
     for row in begun:
         what = f"the {row.kind} of {price(row.amount, row.currency)} on transaction {row.transaction_id}"
         if row.state == "succeeded":
-            click.echo(f"Done: {what}.")
+            say(f"Done: {what}.")
         else:
-            click.echo(
-                f"Refused by the gateway: {what} ({row.last_error or 'no reason was given'}).", err=True
-            )
+            say(f"Refused by the gateway: {what} ({row.last_error or 'no reason was given'}).", err=True)
     return int(any(row.state == "rejected" for row in begun))
 
 

@@ -15,9 +15,11 @@ import click
 
 from orchestrator import log
 from orchestrator.cli.attached import DATA_DIR, data_dir, on_database, whisper
+from orchestrator.cli.output import say
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -39,11 +41,11 @@ class _Report:
         self.problems = 0
 
     def well(self, what: str, found: str) -> None:
-        click.echo(f"{click.style('ok', fg='green')}       {what:<11} {found}")
+        say(f"       {what:<11} {found}", lead=click.style("ok", fg="green"))
 
     def ill(self, what: str, found: str) -> None:
         self.problems += 1
-        click.echo(f"{click.style('problem', fg='red', bold=True)}  {what:<11} {found}")
+        say(f"  {what:<11} {found}", lead=click.style("problem", fg="red", bold=True))
 
 
 @click.command(short_help="Check the installation; exit 1 if something is not well.")
@@ -69,7 +71,7 @@ def doctor(*, data_dir: Path, process: str | None) -> int:
             )
         asyncio.run(_examine(settings, report, stopped=stopped))
     if report.problems:
-        click.echo(f"{report.problems} problem{'s' if report.problems > 1 else ''} found.", err=True)
+        say(f"{report.problems} problem{'s' if report.problems > 1 else ''} found.", err=True)
     return 1 if report.problems else 0
 
 
@@ -87,9 +89,9 @@ async def _heartbeat(db: Database, kind: str) -> int:
     age = rows[0].age
     if age is None or age > SILENT_AFTER:
         found = "none was ever heard of" if age is None else f"the last one was {age:.0f} s ago"
-        click.echo(f"no heartbeat of a {kind} on {here}: {found}", err=True)
+        say(f"no heartbeat of a {kind} on {here}: {found}", err=True)
         return 1
-    click.echo(f"a {kind} on {here} gave its last heartbeat {age:.0f} s ago")
+    say(f"a {kind} on {here} gave its last heartbeat {age:.0f} s ago")
     return 0
 
 
@@ -107,6 +109,9 @@ async def _examine(settings: Settings, report: _Report, *, stopped: bool) -> Non
             await _alarms(db, report, stopped=stopped)
             if not stopped or settings.gateway_url is not None:
                 await _gateways(settings, db, report)
+            await _public_address(settings, db, report)
+        else:
+            _public_address_for([settings.gateway_url], settings, report)
     if not stopped or settings.broker_url is not None:
         await _broker(settings, report)
         await _left_alone(settings, report)
@@ -252,6 +257,21 @@ async def _alarms(db: Database, report: _Report, *, stopped: bool) -> None:
         report.ill(
             "attention", f"{row.attention} checkouts need a person: orchestrator checkouts list --attention"
         )
+
+
+async def _public_address(settings: Settings, db: Database, report: _Report) -> None:
+    """Look whether the gateways of all merchants could reach our callbacks."""
+    from sqlalchemy import text  # noqa: PLC0415
+
+    rows = await db.read(text("SELECT DISTINCT gateway_url FROM merchants WHERE disabled_at IS NULL"))
+    _public_address_for([settings.gateway_url, *(row.gateway_url for row in rows)], settings, report)
+
+
+def _public_address_for(gateways: Sequence[str | None], settings: Settings, report: _Report) -> None:
+    from orchestrator.cli.public_address import faults  # noqa: PLC0415
+
+    for fault in faults(settings.public_url, gateways):
+        report.ill("address", fault)
 
 
 async def _gateways(settings: Settings, db: Database, report: _Report) -> None:

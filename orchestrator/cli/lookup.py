@@ -112,7 +112,7 @@ def table(*columns: str) -> Table:
 
 
 def price(minor: int, currency: str) -> str:
-    """Write an amount for people."""
-    from orchestrator import money  # noqa: PLC0415
+    """Write a stored amount for people, whatever its currency is."""
+    from orchestrator.demo import timeline  # noqa: PLC0415
 
-    return f"{money.to_decimal(minor, currency):,} {currency}"
+    return timeline.price(minor, currency)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 
     from orchestrator.supervise.terminal import Terminal
     from orchestrator.supervise.up import Options, Up
+
+_PATIENCE: Final = 5.0
+"""Seconds that a start waits for Postgres, for what it need not know."""
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -99,6 +104,10 @@ def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) 
 
 
 def _greet(up: Up) -> None:
+    from rich.text import Text  # noqa: PLC0415
+
+    from orchestrator.cli.public_address import faults  # noqa: PLC0415
+
     rows = [("API", f"{up.url}/docs")]
     if up.sandbox_url is not None:
         rows.append(
@@ -118,9 +127,14 @@ def _greet(up: Up) -> None:
     terminal = up.terminal
     terminal.say()
     terminal.say(
-        "[bold green]The orchestrator is up.[/] Ctrl-C ends it; what is open goes on with the next start."
+        Text.assemble(
+            ("The orchestrator is up.", "bold green"),
+            " Ctrl-C ends it; what is open goes on with the next start.",
+        )
     )
     terminal.facts(*rows)
+    for fault in faults(up.settings.public_url, [up.settings.gateway_url]):
+        terminal.trouble(fault)
     if not (up.settings.gateway_username and up.settings.gateway_password):
         terminal.trouble(
             "ORCHESTRATOR_GATEWAY_USERNAME and ORCHESTRATOR_GATEWAY_PASSWORD are not set: merchant default cannot pay there"
@@ -136,7 +150,11 @@ def api(*, host: str, port: int) -> None:
     from orchestrator.api import server  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
 
-    server.run(_needing(logged(load()), "database_url", "broker_url", "secret_keys"), host, port)
+    settings = _needing(logged(load()), "database_url", "broker_url", "secret_keys")
+    _check_listening(host, port)
+    _check_clock(settings)
+    log.own_output()
+    server.run(settings, host, port)
 
 
 @click.command(short_help="Carry checkouts (a Celery worker).")
@@ -145,7 +163,10 @@ def worker() -> int:
     from orchestrator.settings import load  # noqa: PLC0415
     from orchestrator.worker import run_worker  # noqa: PLC0415
 
-    return run_worker(_needing(logged(load()), "database_url", "broker_url", "secret_keys"))
+    settings = _needing(logged(load()), "database_url", "broker_url", "secret_keys")
+    _check_clock(settings)
+    log.own_output()
+    return run_worker(settings)
 
 
 @click.command()
@@ -154,7 +175,10 @@ def scheduler() -> None:
     from orchestrator.settings import load  # noqa: PLC0415
     from orchestrator.worker import run_scheduler  # noqa: PLC0415
 
-    run_scheduler(_needing(logged(load()), "database_url", "broker_url"))
+    settings = _needing(logged(load()), "database_url", "broker_url")
+    _check_clock(settings)
+    log.own_output()
+    run_scheduler(settings)
 
 
 @click.command(short_help="Serve a faithful gateway on this machine.")
@@ -180,6 +204,7 @@ def sandbox(*, host: str, port: int, data_dir: Path, state_file: Path | None, se
     if not settings.gateway_password and (keys := keys_of(data_dir)) is not None:
         settings = load(keys.missing_from(settings, sandbox=True))
     settings = _needing(settings, "gateway_username", "gateway_password")
+    _check_listening(host, port)
     secrets = [secret.get_secret_value() for secret in settings.gateway_secrets]
     config = SandboxConfig(
         username=settings.gateway_username,
@@ -203,6 +228,64 @@ def migrate(*, to: str) -> None:
     url = logged(load()).need("database_url")
     with schema.reachable(url):
         schema.migrate(url, to=to)
+
+
+def _check_listening(host: str, port: int) -> None:
+    """Say in a sentence that a host name is wrong or a port is taken, before anything is started."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise click.UsageError(
+            f"--host {host!r} is no address and no name that this machine can look up "
+            f"({getattr(error, 'strerror', None) or error}): give an address such as 127.0.0.1 or 0.0.0.0"
+        ) from None
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL and len(found) > 1:
+                    continue  # `localhost` on a machine without IPv6
+                raise click.UsageError(
+                    f"port {port} of {host} cannot be used ({error.strerror}): choose others with --host and --port"
+                ) from None
+
+
+def _check_clock(settings: Any) -> None:
+    """Refuse a clock that tests have moved, unless every gateway is on this machine or in a network of one's own.
+
+    While Postgres is out of reach nothing is known, and the process starts; `doctor` says it, too.
+    """
+    import asyncio  # noqa: PLC0415
+
+    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+    from orchestrator.cli.public_address import is_local  # noqa: PLC0415
+    from orchestrator.db import Database  # noqa: PLC0415
+    from orchestrator.settings import SettingsError  # noqa: PLC0415
+
+    asked = text(
+        "SELECT (SELECT seconds FROM clock_skew) AS seconds, array(SELECT gateway_url FROM merchants) AS gateways"
+    )
+
+    async def look() -> Any:
+        async with (
+            asyncio.timeout(_PATIENCE),
+            Database(settings.need("database_url"), pool_size=1, name="orchestrator-start") as db,
+        ):
+            return (await db.read(asked))[0]
+
+    try:
+        found = asyncio.run(look())
+    except (SQLAlchemyError, OSError, TimeoutError):
+        return
+    if found.seconds and not all(is_local(url) for url in (settings.gateway_url, *found.gateways) if url):
+        raise SettingsError(
+            f"the clock of the database is moved forward by {found.seconds} s, which is for tests with a gateway on this machine "
+            "alone: set clock_skew.seconds to 0"
+        )
 
 
 def _needing(settings: Any, *names: str) -> Any:

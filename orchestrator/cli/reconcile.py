@@ -15,8 +15,9 @@ from uuid import UUID
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database, printer
+from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import ACTOR, Span, merchant_id, one, table
+from orchestrator.cli.output import printer, say
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -120,7 +121,7 @@ async def _reconcile(
         answered = wait and await _settle(db, tally, most=0, patience=patience, show=show)
     printer().print(_summary(tally, waited=wait))
     if wait and not answered:
-        click.echo(
+        say(
             f"Not all were answered: nothing came for {patience:g} s. Are workers running, and is the gateway within reach "
             "(`orchestrator doctor`)? What was asked for stands.",
             err=True,
@@ -194,10 +195,9 @@ def _first_id(now: datetime, before: float) -> UUID:
 @contextmanager
 def _progress(tally: _Tally, total: int) -> Iterator[Callable[[], None]]:
     """Show how far it is: a bar on a terminal, now and then a line anywhere else."""
-    from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
-    console = Console(stderr=True, highlight=False)
+    console = printer(err=True)
     if console.is_terminal:
         columns = (TextColumn("Answered"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True) as bar:
@@ -210,7 +210,7 @@ def _progress(tally: _Tally, total: int) -> Iterator[Callable[[], None]]:
         nonlocal said_at
         if time.monotonic() - said_at >= _LINE_EVERY:
             said_at = time.monotonic()
-            click.echo(f"asked {tally.asked} of {total}, answered {tally.looked + tally.refused}", err=True)
+            say(f"asked {tally.asked} of {total}, answered {tally.looked + tally.refused}", err=True)
 
     yield line
 

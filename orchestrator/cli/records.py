@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database, printer
+from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.output import printer, say
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -78,9 +79,9 @@ def issue(*, data_dir: Path, merchant: str, scope: str, lifetime: float, subject
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    click.echo(made)
+    say(made)
     if settings.database_url is not None and asyncio.run(_is_unknown(settings.database_url, merchant)):
-        click.echo(
+        say(
             f"orchestrator: there is no merchant {merchant!r} yet, and until it is added (`orchestrator merchants add`) the API "
             "refuses this token",
             err=True,
@@ -113,6 +114,7 @@ def list_merchants(*, data_dir: Path) -> int:
 
     async def show(settings: Settings, db: Database) -> int:
         from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
 
         from orchestrator.merchants import POLICIES  # noqa: PLC0415
 
@@ -120,7 +122,7 @@ def list_merchants(*, data_dir: Path) -> int:
         for column in ("id", "name", "state", "gateway", "user name", "secrets", "policies"):
             table.add_column(column, overflow="fold")
         for one in await _merchants(settings, db).everyone():
-            state = "[red]disabled[/]" if one.disabled else "[green]enabled[/]"
+            state = Text("disabled", "red") if one.disabled else Text("enabled", "green")
             table.add_row(
                 str(one.id),
                 one.name,
@@ -163,7 +165,7 @@ def add(*, data_dir: Path, name: str, gateway_url: str, merchant_api_url: str | 
         )
         if not added:
             raise click.UsageError(f"there is a merchant {name!r} already: choose another name")
-        click.echo(f"Merchant {name} was added.")
+        say(f"Merchant {name} was added.")
         return 0
 
     return on_database(data_dir, write)
@@ -245,7 +247,7 @@ def url(*, data_dir: Path, name: str) -> int:
 
         if await _merchants(settings, db).named(name) is None:
             raise UnknownMerchant(name)
-        click.echo(links.merchant_url(Vault(settings.secret_keys), settings.public_url, name))
+        say(links.merchant_url(Vault(settings.secret_keys), settings.public_url, name))
         return 0
 
     return on_database(data_dir, show)
@@ -280,7 +282,7 @@ def _change(place: Path, name: str, change: Callable[[Merchants], Awaitable[bool
 
         if not await change(_merchants(settings, db)):
             raise UnknownMerchant(name)
-        click.echo(f"{said.format(name)}; within half a minute everywhere.")
+        say(f"{said.format(name)}; within half a minute everywhere.")
         return 0
 
     return on_database(place, write)

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.output import printer, say, say_json
 
 if TYPE_CHECKING:
     from orchestrator.audit import Findings
@@ -45,43 +46,42 @@ def _verify_file(place: Path, file: Path) -> int:
     except OSError as error:
         raise click.UsageError(f"{file} cannot be read ({error.strerror or error})") from error
     for problem in opened.problems:
-        click.echo(f"{file.name}: {problem}")
+        say(f"{file.name}: {problem}")
     if opened.problems or opened.manifest is None:
-        click.echo("The archive does not hold.", err=True)
+        say("The archive does not hold.", err=True)
         return 1
     told = opened.manifest
-    click.echo(
+    say(
         f"The archive holds: number {told.archive} of {told.at:%Y-%m-%d %H:%M} UTC, {told.checkouts} checkouts, {told.entries} entries."
     )
     return 0
 
 
 async def _verify(settings: Settings, db: Database) -> int:
-    from rich.console import Console  # noqa: PLC0415 - each command imports what it needs
+    from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
 
     from orchestrator import audit as trail  # noqa: PLC0415
     from orchestrator.vault import Vault  # noqa: PLC0415
 
     vault = Vault(settings.secret_keys)
-    console = Console(stderr=True, highlight=False)
-    with console.status("Verifying …") as status:
+    with printer(err=True).status(Text("Verifying …")) as status:
 
         def progress(found: Findings) -> None:
-            status.update(f"Verifying … {found.checkouts} checkouts, {found.entries} entries")
+            status.update(Text(f"Verifying … {found.checkouts} checkouts, {found.entries} entries"))
 
         found = await trail.verify(db, vault, progress=progress)
     for problem in found.problems:
-        click.echo(problem)
+        say(problem)
     walked = f"{found.checkouts} checkouts, {found.entries} entries, {found.seals} seals"
     if found.archives:
         walked += f", {found.archives} archives"
     if found.problems:
         count = len(found.problems)
-        click.echo(
+        say(
             f"The audit trail does not hold: {count} problem{'s' if count > 1 else ''} in {walked}.", err=True
         )
         return 1
-    click.echo(f"The audit trail holds: {walked}.")
+    say(f"The audit trail holds: {walked}.")
     return 0
 
 
@@ -97,9 +97,7 @@ async def _seal(settings: Settings, db: Database) -> int:
     from orchestrator.vault import Vault  # noqa: PLC0415
 
     sealed = await trail.seal(db, Vault(settings.secret_keys))
-    click.echo(
-        f"Sealed the heads of {sealed} checkouts." if sealed else "Nothing has grown since the last seal."
-    )
+    say(f"Sealed the heads of {sealed} checkouts." if sealed else "Nothing has grown since the last seal.")
     return 0
 
 
@@ -123,7 +121,7 @@ def export(*, data_dir: Path, file: Path | None) -> int:
             raise click.UsageError(f"{file} cannot be written ({error.strerror})") from error
         with out:
             lines = await _write(db, out)
-        click.echo(f"{lines} lines written to {file}.", err=True)
+        say(f"{lines} lines written to {file}.", err=True)
         return 0
 
     return on_database(data_dir, write)
@@ -134,6 +132,6 @@ async def _write(db: Database, out: IO[str]) -> int:
 
     lines = 0
     async for line in trail.export(db):
-        out.write(line + "\n")
+        say_json(line, out)
         lines += 1
     return lines

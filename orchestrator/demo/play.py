@@ -196,13 +196,14 @@ def _conclude(
         said = f"{len(bad)} of {len(outcomes)} orders did not end as scripted" if bad else ""
         unequal = "" if agree else "the sandbox's ledger and our books do not agree"
         terminal.console.print(
-            f"[bold red]{'; '.join(one for one in (said, unequal) if one)}.[/]", soft_wrap=True
+            f"{'; '.join(one for one in (said, unequal) if one)}.", style="bold red", soft_wrap=True
         )
         return
     if not moving:
         terminal.console.print(stage.totals(outcomes), soft_wrap=True)
     once = " No order was captured or refunded twice." if moving else ""
     terminal.console.print(
-        f"[bold green]All {len(outcomes)} orders ended as scripted; the sandbox's ledger and our books agree to the minor unit.{once}[/]",
+        f"All {len(outcomes)} orders ended as scripted; the sandbox's ledger and our books agree to the minor unit.{once}",
+        style="bold green",
         soft_wrap=True,
     )

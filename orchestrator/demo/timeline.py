@@ -10,6 +10,7 @@ from rich.text import Text
 
 from orchestrator import money
 from orchestrator.states import State
+from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,10 +34,18 @@ _UNTOLD: Final = frozenset({"intent", "orderId", "by", "currency"})
 _AMOUNTS: Final = frozenset({"amount", "reserved", "captured", "refunded", "chargedBack", "totalBefore"})
 
 
+def price(minor: int, currency: str) -> str:
+    """Write a stored amount for people; it never fails, since what is stored is shown whatever its currency is."""
+    try:
+        return f"{money.to_decimal(minor, currency):,} {currency}"
+    except money.MoneyError:
+        return money.spelled(minor, currency)
+
+
 def told(name: str, value: object, currency: str | None) -> str:
     """Write a fact of an event or entry for people: an amount, stored in minor units, as a price where the currency is known."""
     if name in _AMOUNTS and isinstance(value, int) and currency is not None:
-        return f"{money.to_decimal(value, currency):,} {currency}"
+        return price(value, currency)
     return str(value)
 
 
@@ -61,7 +70,7 @@ def timeline(entries: Sequence[Mapping[str, Any]]) -> Table:
             f"{(at - began).total_seconds():.3f} s",
             str(entry["trigger"] or entry["action"]),
             Text(state if moved else "", style=STYLES.get(state, "")),
-            Text(_evidence(entry, currency), style="dim"),
+            Text(neutralised(_evidence(entry, currency)), style="dim"),
         )
     return table
 

@@ -13,6 +13,7 @@ nothing lost. The wheels' own Python code is never imported: it adds a system us
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -183,4 +184,6 @@ def _no_right(data_dir: Path, error: PermissionError) -> EmbeddedError:
 
 
 def _unusable(data_dir: Path, error: OSError) -> EmbeddedError:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return EmbeddedError(f"the disk of {data_dir} is full: make room there, or choose another --data-dir")
     return EmbeddedError(f"{data_dir} cannot be used ({error.strerror or error}): choose another --data-dir")

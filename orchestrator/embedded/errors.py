@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.errors import OrchestratorError
 
@@ -11,16 +12,34 @@ if TYPE_CHECKING:
 
 
 class EmbeddedError(OrchestratorError):
-    """A server could not be started or found; with `log`, the sentence ends in the last lines of the server's own words."""
+    """A server could not be started or found: one sentence; with `log` it ends in what the server said last of its trouble."""
 
     def __init__(self, sentence: str, *, log: Path | None = None) -> None:
         self.log = log
-        super().__init__(sentence if log is None else f"{sentence}\nLast lines of {log}:\n{_tail(log)}")
+        super().__init__(sentence if log is None else f"{sentence}: {_reason(log)}")
 
 
-def _tail(log: Path, lines: int = 15) -> str:
+# What Postgres, initdb and Redis begin a line of trouble with, behind whatever time or process stands before it.
+_TROUBLE: Final = re.compile(
+    r".*?\b(?:FATAL|PANIC|ERROR|error|initdb: error|# (?:Fatal|Can't|Could not)[^:]*):?\s+(?P<said>.+)"
+)
+_FULL: Final = ("No space left on device", "Disk quota exceeded")
+_LINES: Final = 40
+"""Of a log's end, those that one start writes at the most."""
+
+
+def _reason(log: Path) -> str:
+    """Return what the last start said of its trouble, and where more stands."""
     try:
-        text = log.read_text(errors="replace")
+        lines = log.read_text(errors="replace").splitlines()[-_LINES:]
     except OSError as error:
-        return f"  ({error})"
-    return "\n".join(f"  {line}" for line in text.splitlines()[-lines:]) or "  (empty)"
+        return f"its log {log} cannot be read ({error.strerror})"
+    if any(full in line for full in _FULL for line in lines):
+        return f"the disk of {log.parent} is full: make room there, or choose another --data-dir (its log is {log})"
+    found = [trouble["said"] for line in lines if (trouble := _TROUBLE.match(line))]
+    last = (
+        found[-1]
+        if found
+        else next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    )
+    return f"{last} (its log is {log})"

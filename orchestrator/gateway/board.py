@@ -167,7 +167,7 @@ class Board:
 
     def _lost(self, error: Exception) -> None:
         if not self._missed:
-            log.warning("gateway_board_away", error=type(error).__name__)
+            log.warning("gateway_board_away", **logs.cause(error))
         self.away = self._missed = True
 
     async def _run(self, script: str, *arguments: str | int) -> Any:

@@ -11,12 +11,16 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
+from rich.segment import Segment
 from rich.text import Text
 
 from orchestrator.log import scrub
+from orchestrator.text import neutralised, neutralised_lines
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from collections.abc import Iterable
+
+    from rich.console import ConsoleOptions, RenderableType
 
     from orchestrator.supervise.child import Child
 
@@ -28,11 +32,32 @@ _SHOWN: Final = 3
 _UNSAID: Final = frozenset({"event", "level", "logger", "timestamp", "exception"})
 
 
+class PlainConsole(Console):
+    """The console of everything that is drawn here: a `str` is one line of text, whatever it holds, and never markup.
+
+    Styles come from `Text` objects alone. Whatever is drawn, no control character and no bidirectional control of its content
+    reaches the terminal.
+    """
+
+    def __init__(self, *, stderr: bool = False, **options: Any) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make text of a `str`: of a table's cell, too, and so that its width is that of what is shown."""
+        return super().render_str(neutralised(text), **(options | {"markup": False, "emoji": False}))
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Draw anything; `Text` objects come past `render_str`."""
+        for segment in super().render(renderable, options):
+            clean = segment.text if segment.control else neutralised_lines(segment.text)
+            yield segment if clean is segment.text else Segment(clean, segment.style)
+
+
 class Terminal:
     """Where everything is shown; `least` is the level from which on children's lines are. `aside`: stdout is kept for a result."""
 
     def __init__(self, *, least: str = "warning", raw: bool = False, aside: bool = False) -> None:
-        self.console = Console(highlight=False, stderr=aside)
+        self.console = PlainConsole(stderr=aside)
         if not self.console.is_terminal:
             self.console.width = _FILE_WIDTH
         self._least, self._raw = _RANK[least], raw
@@ -45,9 +70,9 @@ class Terminal:
         """Say whether a person watches on a terminal that can redraw."""
         return self.console.is_terminal
 
-    def say(self, line: RenderableType = "") -> None:
+    def say(self, line: RenderableType = "", *, style: str | None = None) -> None:
         """Show a line or a drawing."""
-        self.console.print(line)
+        self.console.print(line, style=style)
 
     def facts(self, *rows: tuple[str, str]) -> None:
         """Show names with what they stand for, a line each, whole, so that it can be copied."""
@@ -94,6 +119,12 @@ class Terminal:
         return count >= _SHOWN
 
 
+def said(line: str) -> str:
+    """Return the words of a child's line: what it printed, or the event that it logged."""
+    record = _record(line)
+    return str(record.get("line") or record["event"])
+
+
 def _record(line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
@@ -105,5 +136,7 @@ def _record(line: str) -> dict[str, Any]:
 def _sentence(child: Child, record: dict[str, Any]) -> str:
     at = str(record.get("timestamp", ""))[11:19]
     facts = " ".join(f"{name}={value}" for name, value in sorted(record.items()) if name not in _UNSAID)
-    trace = f"\n{record['exception']}" if "exception" in record else ""
-    return f"  {at:8} {child.name}: {record['event']} {facts}".rstrip() + trace
+    said = neutralised(f"  {at:8} {child.name}: {record['event']} {facts}".rstrip())
+    # Indented, so that no line of it can be taken for one of ours.
+    trace = "".join(f"\n      {line}" for line in str(record.get("exception", "")).splitlines())
+    return said + trace

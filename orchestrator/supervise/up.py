@@ -30,6 +30,7 @@ from orchestrator.supervise.child import Child, ending
 from orchestrator.supervise.errors import UpFailed
 from orchestrator.supervise.keys import NAME as KEYS
 from orchestrator.supervise.keys import generated
+from orchestrator.supervise.terminal import said
 from orchestrator.vault import Vault
 
 if TYPE_CHECKING:
@@ -193,6 +194,9 @@ class Up:
                 supplied["gateway_networks"] = ("127.0.0.1", "::1")
         if "public_url" not in given.model_fields_set:
             supplied["public_url"] = self.url
+        if "access_log" not in given.model_fields_set:
+            # Its logs are files that are set aside at a start only; a line for each request would fill the disk.
+            supplied["access_log"] = False
         # Files are read by programs; the terminal shows lines for people.
         return load({**supplied, "log_format": "json"})
 
@@ -325,8 +329,9 @@ async def _is_well(url: str) -> bool:
 
 def _last_words(child: Child) -> str:
     with suppress(OSError):
-        lines = child.log.read_text(errors="replace").splitlines()
-        return next((line for line in reversed(lines) if line.strip()), f"see {child.log}")
+        lines = [line for line in child.log.read_text(errors="replace").splitlines() if line.strip()]
+        if lines:
+            return said(lines[-1])
     return f"see {child.log}"
 
 

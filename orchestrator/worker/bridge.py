@@ -108,7 +108,7 @@ class Bridge:
         except Exception as error:
             if not is_away(error):
                 raise
-            _log.warning("database_away", error=type(error).__name__)
+            _log.warning("database_away", **log.cause(error))
         return None
 
     # On the loop.
@@ -192,7 +192,7 @@ class Bridge:
                 if taken:
                     _log.warning("swept_by_itself", checkouts=taken)
             except Exception as error:  # noqa: BLE001 - the next round tries again, whatever it was
-                _log.warning("self_sweep_failed", error=type(error).__name__)
+                _log.warning("self_sweep_failed", **log.cause(error))
 
     async def _beat(self) -> None:
         """Say that this process makes progress, and how much."""

@@ -106,7 +106,7 @@ class Doorbell:
                 self.healthy = True
             except Exception as error:  # noqa: BLE001 - the thread must outlive whatever a broker comes up with
                 if self.healthy:
-                    _log.warning("broker_away", error=type(error).__name__)
+                    _log.warning("broker_away", **log.cause(error))
                 self.healthy = False
                 pause = min(max(pause * 2, 0.2), 5.0)
                 time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter

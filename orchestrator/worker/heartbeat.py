@@ -76,7 +76,7 @@ async def note(db: Database, statement: TextClause, values: dict[str, object]) -
     try:
         await asyncio.wait_for(db.write(statement, values), HEARTBEAT / 2)
     except Exception as error:  # noqa: BLE001 - whatever keeps it from being written
-        _log.warning("heartbeat_failed", error=type(error).__name__)
+        _log.warning("heartbeat_failed", **log.cause(error))
 
 
 def heartbeat(name: str, kind: str, progress: dict[str, float]) -> dict[str, object]:

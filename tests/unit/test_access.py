@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from contextlib import suppress
 
 import jwt
 import pytest
@@ -153,3 +154,61 @@ def test_what_is_remembered_has_an_end(monkeypatch):
     for number in range(9):
         keeper.admit(f"Bearer {token(subject=f's{number}')}")
     assert len(keeper._seen) == 3
+
+
+YEAR = 366 * 86_400
+NOW = int(time.time())
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": int("9" * 400)},
+        {"exp": 10**18},
+        {"exp": 1e300},
+        {"exp": float("inf")},
+        {"exp": float("nan")},
+        {"exp": True},
+        {"exp": str(NOW + 60)},
+        {"exp": [NOW]},
+        {"exp": None},
+        {"iat": -int("9" * 400)},
+        {"iat": int("9" * 400)},
+        {"iat": float("-inf")},
+        {"iat": float("nan")},
+        {"iat": str(NOW)},
+        {"iat": None},
+        {"iat": {}},
+        {"nbf": int("9" * 400)},
+    ],
+    ids=lambda claims: str(claims)[:24],
+)
+def test_a_time_that_no_clock_can_show_is_refused(claims):
+    assert denied(signed(**claims))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["exp", "iat", "nbf", "sub", "merchant", "scope", "jti"]),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()),
+    )
+)
+def test_whatever_a_signed_token_claims_it_is_accepted_or_refused_with_a_sentence(claims):
+    with suppress(AccessDenied):  # any other error would be a 500
+        assert access.verify(settings(), signed(**claims)).merchant
+
+
+def test_a_token_that_lives_too_long_is_neither_issued_nor_accepted():
+    assert "366 days" in denied(signed(iat=NOW - 10, exp=NOW + 1000 * YEAR))
+    assert "366 days" in denied(signed(iat=0, exp=NOW + 60))
+    assert access.verify(settings(), signed(iat=NOW, exp=NOW + YEAR)).merchant == "m"
+    with pytest.raises(ValueError, match=r"366 days at the most, not 3660 days.*JWT_MAX_LIFETIME"):
+        token(lifetime=10 * YEAR)
+
+
+def test_the_longest_life_is_a_setting():
+    known = Settings(jwt_secrets=(NEW,), jwt_max_lifetime=3600)
+    assert access.verify(known, token(known, lifetime=3600))
+    with pytest.raises(ValueError, match="3600 seconds at the most"):
+        token(known, lifetime=3601)
+    assert "3600 seconds" in denied(signed(iat=NOW - 1, exp=NOW + 3601), known)

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import subprocess
 import sys
 from uuid import UUID, uuid4
 
@@ -13,8 +14,11 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from orchestrator import log
+from orchestrator.db import Database
 from orchestrator.models import uuid7
 
 JWT = "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJzaG9wIiwiZXhwIjoxfQ.c2lnbmF0dXJlLWJ5dGVz"
@@ -183,3 +187,154 @@ def test_auto_means_json_where_nobody_watches(capsys, written):
 @given(st.from_regex(log._PLAIN, fullmatch=True))
 def test_what_is_passed_over_as_plain_has_no_shape_of_a_secret(text):
     assert all(pattern.sub(replacement, text) == text for pattern, replacement in log._SENSITIVE_TEXT)
+
+
+ENCODED = {
+    "firstname=Anna&lastname=Berg&x=1": ("Anna", "Berg"),
+    "cardholder%20name=Anna%20Berg": ("Anna", "Berg"),
+    "customer%5Bemail%5D=anna%40shop.example": ("anna",),
+    "customer%255Bemail%255D%3Danna%2540shop.example": ("anna",),
+    "q=4111%200000%201111%200000": ("4111",),
+    "q=4111+0000+1111+0000": ("0000",),
+    "q=%34111000011110000": ("1110000",),
+    "mail=anna%2Bx%2540shop.example": ("anna",),
+    f"t%3D{JWT.replace('.', '%2E')}": ("c2lnbmF0dXJl",),
+    "redirect=https%3A%2F%2Fshop%3Apa55word%40db.example": ("pa55word",),
+    '{"customer": {"name": "Anna"}, "x": 1}': ("Anna",),
+    '{"billingAddress":["Street 1","Anna"],"x":1}': ("Anna",),
+    "password=hush": ("hush",),
+    "first_name='Anna Berg'": ("Anna", "Berg"),
+    "%2525252541nna": ("nna",),
+}
+
+
+@pytest.mark.parametrize(("careless", "secrets"), tuple(ENCODED.items()), ids=lambda value: str(value)[:30])
+def test_what_is_encoded_is_hidden_like_what_is_in_the_clear(written, careless, secrets):
+    log.get("orchestrator.test").warning("something_happened", note=careless)
+    text = written()
+    assert not [secret for secret in secrets if secret in text]
+    assert log.HIDDEN in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "100 % of 3%",
+        "order=A-1&state=paid",
+        "a+b",
+        "%20",
+        "from 10% to 20%",
+        "https://shop.example/a%20b",
+        "rate=5%2Fs",
+    ],
+)
+def test_what_is_encoded_and_harmless_stays(text):
+    assert log.scrub(text) == text
+
+
+@given(st.text(alphabet="abc123=%&;[]{}\"' .@-_", max_size=300))
+def test_scrubbing_again_changes_nothing(text):
+    assert log.scrub(log.scrub(text)) == log.scrub(text)
+
+
+def test_the_time_of_scrubbing_grows_with_the_text_and_not_faster():
+    for long in ("token" * 20_000, "a" * 100_000, "token[" * 16_000, "%41" * 30_000, '"customer": {' * 8_000):
+        assert log.scrub(long) is not None  # the limit of the whole test bounds it
+
+
+STEERING = ("\x1b[2JPaid: yes", "\x9b2J", "A-\u202e1002", "A\nPaid: yes", "\x7f")
+
+
+@pytest.mark.parametrize("text", STEERING, ids=ascii)
+def test_no_line_of_the_log_can_steer_a_terminal_or_fake_another_line(written, text):
+    log.get("orchestrator.test").warning("something_happened", reason=text, many=[text])
+    logging.getLogger("third.party").warning("it says %s", text)
+    log.get("orchestrator.test").warning("it_broke", exc_info=ValueError(text))
+    printed = written()
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", re.sub(r"\x1b\[[0-9;]*m", "", printed))
+    assert not [line for line in printed.splitlines() if line.startswith("Paid")]
+
+
+async def _refused(database_url, statement, **parameters):
+    async with Database(database_url, pool_size=1) as db:
+        with pytest.raises(DBAPIError) as caught:
+            await db.write(text(statement), parameters)
+    return caught.value
+
+
+@pytest.mark.anyio
+async def test_an_error_of_postgres_is_logged_with_its_state_and_message_and_without_values(
+    written, shared_database_url
+):
+    made = [
+        await _refused(shared_database_url, "SELECT CAST(CAST(:v AS text) AS uuid)", v="Anna Berg"),
+        await _refused(shared_database_url, "SELECT * FROM nowhere_to_be_found"),
+        await _refused(shared_database_url, "INSERT INTO merchants (name, username, password) VALUES (:v, 'a', 'b'), (:v, 'a', 'b')", v="Anna Berg"),
+        await _refused(shared_database_url, "DO $$ BEGIN PERFORM set_config('transaction_read_only', 'on', true); DELETE FROM events; END $$"),
+        await _refused("postgresql://u:hush@127.0.0.1:1/x", "SELECT 1"),
+    ]  # fmt: skip
+    facts = [log.cause(error) for error in made]
+    assert [one.get("sqlstate") for one in facts] == ["22P02", "42P01", "23505", "25006", None]
+    assert facts[0]["said"] == "invalid input syntax for type uuid"
+    assert 'relation "nowhere_to_be_found" does not exist' in facts[1]["said"]
+    assert "unique constraint" in facts[2]["said"]
+    assert "read-only transaction" in facts[3]["said"]
+    assert "127.0.0.1" in facts[4]["said"]
+    for error, known in zip(made, facts, strict=True):
+        log.get("orchestrator.test").warning("database_away", exc_info=error, **known)
+    printed = written()
+    assert "Anna" not in printed
+    assert "hush" not in printed
+    assert "25006" in printed
+
+
+def test_an_error_of_ours_is_logged_by_its_class_alone():
+    assert log.cause(ValueError("Anna")) == {"error": "ValueError"}
+    assert log.cause(TimeoutError()) == {"error": "TimeoutError"}
+
+
+def test_a_log_file_is_shared_and_opened_again_when_it_was_moved(written, tmp_path):
+    file = tmp_path / "orchestrator.log"
+    log.configure(style="auto", file=str(file))
+    log.get("orchestrator.test").info("first_thing")
+    file.rename(tmp_path / "orchestrator.log.1")
+    log.get("orchestrator.test").info("second_thing")
+    logging.getLogger().handlers[0].close()
+    assert json.loads((tmp_path / "orchestrator.log.1").read_text())["event"] == "first_thing"
+    assert json.loads(file.read_text())["event"] == "second_thing"
+    assert written() == ""
+
+
+PROCESS = """
+import os, sys, threading, warnings
+from orchestrator import log
+log.configure(style="json")
+log.own_output()
+print("printed \\x1b[2J by a library")
+print("to stderr", file=sys.stderr)
+os.write(sys.__stdout__.fileno(), b"\\nworker: Warm shutdown (MainProcess)\\n")
+warnings.warn("deprecated")
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+log.get("orchestrator.test").info("one_thing")
+raise ValueError("the end")
+"""
+
+
+def test_whatever_a_process_writes_is_json_where_the_log_is():
+    ended = subprocess.run([sys.executable, "-c", PROCESS], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    told = {(one["event"], one.get("line")) for one in lines}
+    assert {
+        ("printed", "printed \x1b[2J by a library"),
+        ("printed", "to stderr"),
+        ("printed", "worker: Warm shutdown (MainProcess)"),
+        ("one_thing", None),
+    } <= told
+    assert any("deprecated" in one["event"] for one in lines)
+    assert [one["level"] for one in lines if one["event"] in {"thread_broke", "process_broke"}] == [
+        "critical"
+    ] * 2
+    assert all("ZeroDivisionError" in one["exception"] for one in lines if one["event"] == "thread_broke")

@@ -9,6 +9,7 @@ import re
 import pytest
 from pydantic import ValidationError
 
+from orchestrator import pod_environment
 from orchestrator.settings import PREFIX, Settings, SettingsError, environment, http_url, load
 from tests.conftest import SECRET_KEY, make_settings
 
@@ -243,3 +244,130 @@ def test_the_environment_of_other_programs_is_none_of_our_business(monkeypatch):
     monkeypatch.setenv("DATABASE_URL", "mysql://x")
     monkeypatch.setenv("XORCHESTRATOR_FOO", "1")
     assert load().database_url is None
+
+
+SERVICE_LINKS = {
+    "": "10.0.0.1",
+    "WORKER_": "10.96.12.7",
+    "REDIS_": "fd00:10:96::a1",
+    "DATABASE_URL_": "10.0.0.2",
+    "SERVICE_": "10.0.0.3",
+    "PORT_53_UDP_": "10.0.0.4",
+}
+
+
+def links(service: str, address: str) -> dict[str, str]:
+    """The variables that Kubernetes makes for a service with a named port 8000 and a UDP port 53."""
+    host = f"[{address}]" if ":" in address else address
+    own = f"ORCHESTRATOR_{service}"
+    made = {
+        f"{own}SERVICE_HOST": address,
+        f"{own}SERVICE_PORT": "8000",
+        f"{own}SERVICE_PORT_HTTP": "8000",
+        f"{own}SERVICE_PORT_DNS_UDP": "53",
+        f"{own}PORT": f"tcp://{host}:8000",
+    }
+    for number, protocol in (("8000", "tcp"), ("53", "udp")):
+        port = f"{own}PORT_{number}_{protocol.upper()}"
+        made |= {
+            port: f"{protocol}://{host}:{number}",
+            f"{port}_PROTO": protocol,
+            f"{port}_PORT": number,
+            f"{port}_ADDR": address,
+        }
+    return made
+
+
+@pytest.mark.parametrize(("service", "address"), SERVICE_LINKS.items())
+def test_variables_that_kubernetes_makes_for_services_do_not_stop_the_start(monkeypatch, service, address):
+    for name, value in links(service, address).items():
+        monkeypatch.setenv(name, value)
+    assert load() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ORCHESTRATOR_SERVICE_HOST", "database.example"),
+        ("ORCHESTRATOR_SERVICE_HOST", "10.0.0.256"),
+        ("ORCHESTRATOR_SERVICE_PORT", "80 "),
+        ("ORCHESTRATOR_SERVICE_PORT_HTTP", "70000"),
+        ("ORCHESTRATOR_SERVICE_PORTS", "8000"),
+        ("ORCHESTRATOR_PORT", "8000"),
+        ("ORCHESTRATOR_PORT", "http://10.0.0.1:8000"),
+        ("ORCHESTRATOR_PORT", "tcp://api.example:8000"),
+        ("ORCHESTRATOR_PORT_8000_TCP", "tcp://10.0.0.1:8001"),
+        ("ORCHESTRATOR_PORT_8000_TCP", "udp://10.0.0.1:8000"),
+        ("ORCHESTRATOR_PORT_8000_TCP_PROTO", "udp"),
+        ("ORCHESTRATOR_PORT_8000_TCP_PORT", "8001"),
+        ("ORCHESTRATOR_PORT_8000_TCP_ADDR", "localhost"),
+        ("ORCHESTRATOR_PORT_8000_HTTP", "tcp://10.0.0.1:8000"),
+        ("orchestrator_port", "tcp://10.0.0.1:8000"),
+        ("ORCHESTRATOR_DATABASE_PORT", "5432"),
+        ("ORCHESTRATOR_API_PORT", "8000"),
+    ],
+)
+def test_what_kubernetes_would_not_make_is_refused_like_any_unknown_name(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=rf"^{name} is not a setting of the orchestrator"):
+        load()
+
+
+def test_no_setting_has_a_name_that_kubernetes_could_make():
+    made = (
+        pod_environment._SERVICE_HOST,
+        pod_environment._SERVICE_PORT,
+        pod_environment._SERVICE_PART,
+        pod_environment._SERVICE_URL,
+    )
+    names = [PREFIX + name.upper() for name in Settings.model_fields]
+    assert not [name for name in names if any(link.fullmatch(name) for link in made)]
+
+
+def test_a_setting_in_two_spellings_is_refused_and_not_chosen_by_chance(monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_HINT_SIZE", "7")
+    monkeypatch.setenv("orchestrator_hint_size", "9")
+    with pytest.raises(
+        SettingsError, match=r"^orchestrator_hint_size and ORCHESTRATOR_HINT_SIZE are both set"
+    ):
+        load()
+
+
+def test_an_unknown_name_cannot_steer_the_terminal(monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_\x1b[2J", "1")
+    with pytest.raises(SettingsError, match=r"^ORCHESTRATOR_\ufffd\[2J is not a setting"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("GATEWAY_PASSWORD", "api-pass\n", "ends in a line break"),
+        ("GATEWAY_PASSWORD", "api-pass\r\n", "ends in a line break"),
+        ("GATEWAY_PASSWORD", "\napi-pass", "begins with a line break"),
+        ("GATEWAY_PASSWORD", " api-pass", "begins with white space"),
+        ("GATEWAY_PASSWORD", "api-pass\t", "ends in white space"),
+        ("GATEWAY_PASSWORD", "api-pass\u00a0", "ends in white space"),
+        ("GATEWAY_USERNAME", "shop\n", "ends in a line break"),
+        ("GATEWAY_SECRETS", '["fine", "secret\\n"]', "an entry ends in a line break"),
+        ("JWT_SECRETS", f'["{"s" * 40} "]', "an entry ends in white space"),
+        ("SECRET_KEYS", f'["{SECRET_KEY}\\n"]', "an entry ends in a line break"),
+        ("DATABASE_URL", "postgresql://u:p@db.example/x\n", "ends in a line break"),
+        ("BROKER_URL", " redis://127.0.0.1", "begins with white space"),
+        ("PUBLIC_URL", "https://pay.example\n", "ends in a line break"),
+    ],
+)
+def test_white_space_around_a_secret_or_text_is_named_with_its_variable(monkeypatch, name, value, words):
+    monkeypatch.setenv(PREFIX + name, value)
+    with pytest.raises(SettingsError) as error:
+        load()
+    assert str(error.value) == f"{PREFIX}{name}: {words}: remove it"
+
+
+def test_blanks_inside_a_password_and_around_a_number_or_list_are_taken(monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_GATEWAY_PASSWORD", "two words")
+    monkeypatch.setenv("ORCHESTRATOR_HINT_SIZE", "7\n")
+    monkeypatch.setenv("ORCHESTRATOR_GATEWAY_SECRETS", '["one"]\n')
+    settings = load()
+    assert settings.gateway_password.get_secret_value() == "two words"
+    assert settings.hint_size == 7

@@ -1,37 +1,68 @@
-"""Text from outside: neither its control characters nor its byte order mark reach what is kept."""
+"""Nothing that comes from outside can steer a terminal, whichever character it tries."""
 
 from __future__ import annotations
 
 import codecs
+import json
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.text import neutralised, unmarked
+from orchestrator.text import escaped_json, neutralised, neutralised_lines, unmarked
 
-DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+HOSTILE = {
+    "\x1b[2JPaid: yes": "\ufffd[2JPaid: yes",
+    "\x1b]8;;https://evil.example\x1b\\click\x1b]8;;\x1b\\": "\ufffd]8;;https://evil.example\ufffd\\click\ufffd]8;;\ufffd\\",
+    "\x9b2J": "\ufffd2J",
+    "A-1\nPaid: yes": "A-1\ufffdPaid: yes",
+    "A-1\r\nX": "A-1\ufffd\ufffdX",
+    "A\tB": "A\ufffdB",
+    "\x7f\x00\x08": "\ufffd\ufffd\ufffd",
+    "A-\u202e1002\u202c": "A-\ufffd1002\ufffd",
+    "\u2066x\u2069\u200e\u200f\u061c": "\ufffdx\ufffd\ufffd\ufffd\ufffd",
+    "a\u2028b\u2029c": "a\ufffdb\ufffdc",
+}
 
 
-@pytest.mark.parametrize(
-    "character", ["\0", "\t", "\n", "\r", "\x1b", "\x7f", "\x80", "\x9b", "\x9f", *DIRECTIONS]
-)
-def test_a_control_character_or_a_direction_mark_is_replaced(character):
-    assert neutralised(f"a{character}b") == "a\ufffdb"
-
-
-@pytest.mark.parametrize(
-    "text", ["", "A-1001", "4711 special invoice", "Sø#_::[/b]", "\u05d0\u05d1", "\U0001f600"]
-)
-def test_what_is_readable_stays_as_it_is(text):
-    assert neutralised(text) == text
+@pytest.mark.parametrize(("given_text", "shown"), tuple(HOSTILE.items()), ids=ascii)
+def test_what_steers_a_terminal_becomes_a_replacement_character(given_text, shown):
+    assert neutralised(given_text) == shown
 
 
 @given(st.text())
-def test_no_text_keeps_a_control_character(text):
-    read = neutralised(text)
-    assert len(read) == len(text)
-    assert not any(ord(one) < 32 or 0x7F <= ord(one) <= 0x9F or one in DIRECTIONS for one in read)
+def test_no_control_and_no_direction_is_left_and_all_else_stays(text):
+    said = neutralised(text)
+    assert len(said) == len(text)
+    for before, after in zip(text, said, strict=True):
+        steers = unicodedata.category(before) == "Cc" or unicodedata.bidirectional(before) in {
+            "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI",
+        }  # fmt: skip
+        steers = steers or before in "\u200e\u200f\u061c\u2028\u2029"
+        assert after == ("\ufffd" if steers else before)
+    assert neutralised(said) == said
+
+
+@pytest.mark.parametrize(
+    "text", ["Ordre 42 — Ærø", "注文", "عربي", "👩‍👩‍👧", "[/b]held", "a\u00a0b", "\ufeffx"]
+)
+def test_texts_of_any_language_stay_as_they_are(text):
+    assert neutralised(text) == neutralised_lines(text) == text
+
+
+def test_several_lines_keep_their_breaks_and_nothing_else():
+    assert neutralised_lines("a\n\tb\r\n\x1b[2Jc\u202e") == "a\n\tb\ufffd\n\ufffd[2Jc\ufffd"
+
+
+@given(
+    st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+)
+def test_a_document_of_json_keeps_its_content_and_holds_no_raw_control(value):
+    document = json.dumps(value, ensure_ascii=False)
+    printed = escaped_json(document)
+    assert json.loads(printed) == value
+    assert neutralised(printed) == printed
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])

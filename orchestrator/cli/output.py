@@ -1,0 +1,48 @@
+"""The one way out of every command: what it prints, so that no text from outside can steer a terminal or fake a line.
+
+A line is one line: control characters, escape sequences and bidirectional controls in it become U+FFFD. Tables come from `printer`,
+to which a `str` is text and never markup. A document of JSON keeps its content, with escapes instead of such characters.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from orchestrator.text import escaped_json, neutralised, neutralised_lines
+
+if TYPE_CHECKING:
+    from typing import IO
+
+    from rich.console import Console
+
+_FILE_WIDTH: Final = 250
+
+
+def say(line: object = "", *, err: bool = False, lead: str = "") -> None:
+    """Print one line; `lead` is a styled word of our own in front of it."""
+    click.echo(lead + neutralised(str(line)), err=err)
+
+
+def say_lines(text: str, *, err: bool = False) -> None:
+    """Print a text of several lines, such as a page of help or a sentence with the end of a log."""
+    click.echo(neutralised_lines(text), err=err)
+
+
+def say_json(document: str, file: IO[str] | None = None) -> None:
+    """Print a document of JSON in one line, on stdout or into an open file."""
+    if file is None:
+        click.echo(escaped_json(document))
+    else:
+        file.write(escaped_json(document) + "\n")
+
+
+def printer(*, err: bool = False) -> Console:
+    """Return where tables go: as wide as the terminal, or, into files and pipes, as wide as a line of a table may get."""
+    from orchestrator.supervise.terminal import PlainConsole  # noqa: PLC0415 - most commands end before they need it
+
+    console = PlainConsole(stderr=err)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console
