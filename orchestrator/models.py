@@ -224,6 +224,8 @@ payments = Table(
     # The words of attention that a person has decided on for this transaction: they are not raised for it again.
     Column("decided", Text),
     Column("flags", JSONB, nullable=False, server_default=text("'[]'")),
+    # What the gateway wrote for amounts that cannot be read, by their names, and for a currency that is not known. Null: all are read.
+    Column("raw_amounts", JSONB),
     _time("first_seen_at", now=True),
     _time("updated_at", now=True),
     CheckConstraint("role IN ('accepted', 'surplus', 'attempt', 'unknown')", name="role"),

@@ -152,6 +152,7 @@ def judge(  # noqa: C901 - one branch for each finding
                 "role": one.role, "reserved": one.reserved, "captured": one.captured, "refunded": one.refunded,
                 **({"chargedBack": one.charged_back} if one.charged_back else {}),
                 **({"flags": list(one.flags)} if one.flags else {}),
+                **({"raw": dict(one.raw_amounts)} if one.raw_amounts else {}),
             }
             for one in seen
         ],
@@ -322,6 +323,7 @@ def _seen(one: Transaction, binding: Binding, reading: Reading, accepted: Transa
         refunded=refunded,
         charged_back=one.charged_back,
         flags=one.raw_flags,
+        raw_amounts=one.raw_amounts or None,
     )
 
 

@@ -114,4 +114,4 @@ def price(minor: int, currency: str) -> str:
     """Write an amount for people."""
     from orchestrator import money  # noqa: PLC0415
 
-    return f"{money.to_decimal(minor, currency):,} {currency}"
+    return money.spelled(minor, currency, grouped=True)

@@ -36,7 +36,7 @@ _AMOUNTS: Final = frozenset({"amount", "reserved", "captured", "refunded", "char
 def told(name: str, value: object, currency: str | None) -> str:
     """Write a fact of an event or entry for people: an amount, stored in minor units, as a price where the currency is known."""
     if name in _AMOUNTS and isinstance(value, int) and currency is not None:
-        return f"{money.to_decimal(value, currency):,} {currency}"
+        return money.spelled(value, currency, grouped=True)
     return str(value)
 
 

@@ -28,7 +28,7 @@ _GATHER = text("""
            (SELECT CAST(json_agg(json_build_object(
                        'transaction_id', p.transaction_id, 'role', p.role, 'binding', p.binding, 'status', p.status,
                        'reading', p.reading, 'currency', p.currency, 'reserved', p.reserved, 'captured', p.captured,
-                       'refunded', p.refunded, 'charged_back', p.charged_back)
+                       'refunded', p.refunded, 'charged_back', p.charged_back, 'raw_amounts', p.raw_amounts)
                        ORDER BY p.first_seen_at, p.transaction_id) AS text)
               FROM payments p WHERE p.checkout_id = c.id) AS payments,
            (SELECT CAST(json_agg(json_build_object(
@@ -86,6 +86,7 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     captured: int = 0
     refunded: int = 0
     charged_back: int = 0
+    raw_amounts: dict[str, str] | None = None
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,7 +204,21 @@ class Record:
     def price(self, minor: int, currency: str | None = None) -> str:
         """Write an amount for people."""
         code = currency or self.currency
-        return f"{money.to_decimal(minor, code)} {code}"
+        return money.spelled(minor, code)
+
+    def holding(self, one: Payment) -> str:
+        """Write what a payment holds for people; amounts that cannot be read as the gateway wrote them."""
+        raw = one.raw_amounts
+        unread = [
+            f"{name} {money.as_stored(getattr(one, name), one.currency, name, raw)}"
+            for name in ("reserved", "captured", "refunded")
+            if raw and name in raw
+        ]
+        if unread:
+            return f"amounts that cannot be read ({', '.join(unread)})"
+        return self.price(
+            max(max(one.reserved, one.captured) - one.refunded, 0), one.currency or "an unknown currency"
+        )
 
 
 def moment(at: datetime) -> str:
