@@ -232,6 +232,8 @@ payments = Table(
     # What persons decided on this transaction, each as word=decision@basis (see `decisions`).
     Column("decided", Text),
     Column("flags", JSONB, nullable=False, server_default=text("'[]'")),
+    # What the gateway wrote for amounts that cannot be read, by their names, and for a currency that is not known. Null: all are read.
+    Column("raw_amounts", JSONB),
     _time("first_seen_at", now=True),
     _time("updated_at", now=True),
     CheckConstraint("role IN ('accepted', 'surplus', 'attempt', 'unknown')", name="role"),

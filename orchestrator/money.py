@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pycountry
 
 from orchestrator.errors import OrchestratorError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # ISO 4217, table A.1: code and number, by minor units. Codes whose minor unit is "N.A." are left out, because no payment is made in
 # them: metals, units of account, the test code, "no currency".
@@ -140,17 +143,24 @@ def decimal_or_none(minor: int, currency: str) -> Decimal | None:
     return to_decimal(minor, currency) if currency in _CURRENCIES else None
 
 
-def spelled(minor: int, currency: str) -> str:
+def spelled(minor: int, currency: str, *, grouped: bool = False) -> str:
     """Return minor units as people read them: 13950 DKK is "139.50 DKK". It raises for nothing that is stored.
+
+    `grouped` separates thousands.
 
     Of a currency that is not known, the minor units and the code as it stands: "13950 minor units of QQQ".
     """
     amount = decimal_or_none(minor, currency)
-    return (
-        f"{minor} minor units of {currency or 'an unknown currency'}"
-        if amount is None
-        else f"{amount} {currency}"
-    )
+    if amount is None:
+        return f"{minor} minor units of {currency or 'an unknown currency'}"
+    return f"{amount:,} {currency}" if grouped else f"{amount} {currency}"
+
+
+def as_stored(minor: int, currency: str, name: str, raw: Mapping[str, str] | None) -> str:
+    """Return one amount of a payment for people; where it could not be read (`raw` has its `name`), as the gateway wrote it, in quotes."""
+    if raw is None or name not in raw:
+        return spelled(minor, currency)
+    return f'"{raw[name]}" {raw.get("currency") or currency}'.rstrip()
 
 
 def for_gateway(minor: int, currency: str) -> Decimal:

@@ -377,6 +377,7 @@ def _evidence(seen: Sequence[PaymentSeen], *, foreign: int) -> dict[str, object]
                 **({"chargedBack": one.charged_back} if one.charged_back else {}),
                 **({"surcharge": one.surcharge} if one.surcharge else {}),
                 **({"flags": list(one.flags)} if one.flags else {}),
+                **({"raw": dict(one.raw_amounts)} if one.raw_amounts else {}),
             }
             for one in seen
         ],
@@ -487,6 +488,7 @@ def _seen(checkout: Held, one: Transaction, binding: Binding) -> PaymentSeen:
         charged_back=one.charged_back,
         surcharge=one.surcharge,
         flags=(*one.raw_flags, *_notes(one)),
+        raw_amounts=one.raw_amounts or None,
     )
 
 

@@ -20,7 +20,7 @@ from orchestrator.states import CLOSED, ENDED, State
 from orchestrator.vault import VaultError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy import Row, Select
@@ -48,7 +48,7 @@ _ONE = text("""
                        'transactionId', p.transaction_id, 'paymentId', p.payment_id, 'role', p.role, 'binding', p.binding,
                        'status', p.status, 'reading', p.reading, 'currency', p.currency, 'reserved', p.reserved,
                        'captured', p.captured, 'refunded', p.refunded, 'chargedBack', p.charged_back,
-                       'surcharge', p.surcharge, 'flags', p.flags,
+                       'surcharge', p.surcharge, 'flags', p.flags, 'raw', p.raw_amounts,
                        'firstSeenAt', p.first_seen_at, 'updatedAt', p.updated_at)
                        ORDER BY p.first_seen_at, p.transaction_id)
               FROM payments p WHERE p.checkout_id = c.id) AS payments,
@@ -237,6 +237,18 @@ def _summary(row: Row[Any]) -> dict[str, object]:
         refunded=row.refunded,
         charged_back=row.charged_back,
     )
+    amounts = _valued(
+        currency,
+        {
+            "amount": row.amount,
+            "reserved": row.reserved,
+            "captured": row.captured,
+            "refunded": row.refunded,
+            "chargedBack": row.charged_back,
+        },
+        None,
+    )
+    raw = amounts.pop("raw")
     return {
         "id": row.id,
         "orderId": row.order_ref,
@@ -244,16 +256,9 @@ def _summary(row: Row[Any]) -> dict[str, object]:
         "outcome": _outcome(state, status),
         "paymentStatus": status,
         "late": row.late,
-        "amount": {"value": money.to_decimal(row.amount, currency), "currency": currency},
-        "money": {
-            name: money.to_decimal(minor, currency)
-            for name, minor in (
-                ("reserved", row.reserved),
-                ("captured", row.captured),
-                ("refunded", row.refunded),
-                ("chargedBack", row.charged_back),
-            )
-        },
+        "amount": {"value": amounts.pop("amount"), "currency": currency},
+        "money": amounts,
+        **({"raw": raw} if raw else {}),
         "autoCapture": row.auto_capture,
         "reservedUntil": row.reserved_until,
         "deadline": row.deadline,
@@ -299,20 +304,31 @@ def _session(row: Row[Any], vault: Vault) -> dict[str, object] | None:
 
 
 def _payment(payment: dict[str, Any]) -> dict[str, object]:
-    return _timed(
-        _priced(payment, "reserved", "captured", "refunded", "chargedBack", "surcharge"),
-        "firstSeenAt",
-        "updatedAt",
-    )
+    amounts = {
+        name: payment[name] for name in ("reserved", "captured", "refunded", "chargedBack", "surcharge")
+    }
+    read = {**payment, **_valued(payment["currency"], amounts, payment["raw"])}
+    return _timed(read, "firstSeenAt", "updatedAt")
 
 
 def _operation(operation: dict[str, Any]) -> dict[str, object]:
-    return _timed(_priced(operation, "amount"), "requestedAt", "submittedAt", "settledAt")
+    amount = money.decimal_or_none(operation["amount"], operation["currency"])
+    return _timed({**operation, "amount": amount}, "requestedAt", "submittedAt", "settledAt")
 
 
-def _priced(row: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Return a row of JSON from Postgres with these amounts as decimals of its currency."""
-    return {**row, **{name: money.to_decimal(row[name], row["currency"]) for name in names}}
+def _valued(currency: str, amounts: Mapping[str, int], raw: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return amounts as decimals, and `raw`, the texts of those that have none: null stands for what cannot be read, and never 0.
+
+    `raw` are the gateway's own texts by name, if it wrote what cannot be read; without them an amount of a currency that is not
+    known is told in minor units.
+    """
+    told, values = dict(raw or {}), {}
+    for name, minor in amounts.items():
+        value = None if name in told else money.decimal_or_none(minor, currency)
+        if value is None and minor:
+            told.setdefault(name, money.spelled(minor, currency))
+        values[name] = value
+    return {**values, "raw": told or None}
 
 
 def _timed(row: dict[str, Any], *names: str) -> dict[str, object]:
@@ -323,14 +339,11 @@ def _timed(row: dict[str, Any], *names: str) -> dict[str, object]:
 def _homeless(row: Row[Any]) -> dict[str, object]:
     """Return a payment as it stands alone, with the checkout that it belongs to, if it does to any."""
     amounts = {
-        name: money.to_decimal(minor, row.currency)
-        for name, minor in (
-            ("reserved", row.reserved),
-            ("captured", row.captured),
-            ("refunded", row.refunded),
-            ("chargedBack", row.charged_back),
-            ("surcharge", row.surcharge),
-        )
+        "reserved": row.reserved,
+        "captured": row.captured,
+        "refunded": row.refunded,
+        "chargedBack": row.charged_back,
+        "surcharge": row.surcharge,
     }
     return {
         "transactionId": row.transaction_id,
@@ -342,7 +355,7 @@ def _homeless(row: Row[Any]) -> dict[str, object]:
         "status": row.status,
         "reading": row.reading,
         "currency": row.currency,
-        **amounts,
+        **_valued(row.currency, amounts, row.raw_amounts),
         "flags": row.flags,
         "firstSeenAt": row.first_seen_at,
         "updatedAt": row.updated_at,

@@ -45,6 +45,16 @@ _MONEY: Final[Schema] = {
     "type": "number",
     "description": "Decimal number, exact; no more decimals than the currency has",
 }
+_HELD: Final = _or_null(
+    {**_MONEY, "description": "Null where it cannot be read: `raw` says what stands there instead"}
+)
+_RAW: Final[Schema] = {
+    "type": "object",
+    "nullable": True,
+    "additionalProperties": {"type": "string"},
+    "description": "What cannot be read, as the gateway wrote it: amounts, and a currency that is not known",
+    "example": {"reserved": "1.990,50"},
+}
 _URL: Final = _text("http(s) URL with a host and without credentials", format="uri", maxLength=LONGEST_URL)
 _APP_URL: Final = _text(
     "http(s) URL, or a URL with the scheme of an app such as `myshop://checkout/done`",
@@ -103,11 +113,12 @@ _SUMMARY: Final[dict[str, Schema]] = {
     "amount": ref("Amount"),
     "money": _object(
         "reserved captured refunded chargedBack",
-        reserved=_MONEY,
-        captured=_MONEY,
-        refunded=_MONEY,
-        chargedBack={**_MONEY, "description": "What the shopper's bank took back"},
+        reserved=_HELD,
+        captured=_HELD,
+        refunded=_HELD,
+        chargedBack=_or_null({**_MONEY, "description": "What the shopper's bank took back"}),
     ),
+    "raw": _RAW,
     "autoCapture": {"type": "boolean", "description": "The gateway was told to capture by itself"},
     "reservedUntil": _or_null(_text("Until when a capture is sure to work", format="date-time")),
     "deadline": _TIME,
@@ -134,11 +145,12 @@ _PAYMENT: Final[dict[str, Schema]] = {
     "binding": _text("How it is known to be the checkout's: bound (our own id), order_ref (its number only)"),
     "status": _text("The gateway's own word", example="preauth"),
     "reading": _text("What status and amounts mean together"),
-    "currency": _CURRENCY,
-    "reserved": _MONEY,
-    "captured": _MONEY,
-    "refunded": _MONEY,
-    "chargedBack": _MONEY,
+    "currency": _text("ISO 4217; empty where the gateway named none that is known", example="DKK"),
+    "reserved": _HELD,
+    "captured": _HELD,
+    "refunded": _HELD,
+    "chargedBack": _HELD,
+    "raw": _RAW,
     "flags": _list(_WORD),
     "firstSeenAt": _TIME,
     "updatedAt": _TIME,
@@ -251,7 +263,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "Operation": _object(
         "id kind transactionId amount currency state cause reconciliationIdentifier requestedAt",
-        id=_ID, kind=_text(enum=["capture", "refund", "release"]), transactionId=_WORD, amount=_MONEY, currency=_CURRENCY,
+        id=_ID, kind=_text(enum=["capture", "refund", "release"]), transactionId=_WORD, amount=_HELD, currency=_CURRENCY,
         state=_text(
             "submitted: it may have left; unknown: it has, and what came of it is not known yet",
             enum=["requested", "submitted", "succeeded", "rejected", "unknown"],

@@ -40,6 +40,8 @@ CREDENTIALS_PAUSE: Final = 60.0
 """Seconds for which a merchant's gateway is left alone after it refused the merchant's credentials."""
 MANY_FAILURES: Final = 8
 """Failures in a row after which a person should know that a checkout is stuck."""
+UNREADABLE_FAILURES: Final = 3
+"""The same where an answer came that cannot be read: the next one will most likely be like it, and money may stand in it."""
 QUARANTINE: Final = 3600.0
 """Seconds until a checkout is touched again whose holders kept dying."""
 
@@ -60,7 +62,8 @@ class Failure:
     """A call that brought nothing usable: why, and how soon it may be tried again at the earliest.
 
     `credentials` says that they are to blame and not the order; `blocks` that every order of the merchant would meet the same, so
-    that its gateway is left alone for a while; `congested` that it was not even tried, which counts for nothing.
+    that its gateway is left alone for a while; `congested` that it was not even tried, which counts for nothing; `unreadable` that an
+    answer came which no reader of ours makes anything of.
     """
 
     reason: str
@@ -68,6 +71,7 @@ class Failure:
     credentials: bool = False
     blocks: bool = False
     congested: bool = False
+    unreadable: bool = False
 
 
 class Step:
@@ -162,6 +166,11 @@ class Step:
         if failure.credentials:
             # What a person is asked already is not forgotten over it.
             alarm, attention = max(alarm, CREDENTIALS_PAUSE), self.calm() or CREDENTIALS
+        elif failure.unreadable and attempts >= UNREADABLE_FAILURES and attention is None:
+            attention = (
+                f"{STUCK}: the gateway's answer to {call} for order {held.order_ref} cannot be read, {attempts} times in a row, "
+                f"last {failure.reason}"
+            )
         elif attempts > MANY_FAILURES and attention is None:
             attention = f"{STUCK}: {attempts} failed calls in a row, last {failure.reason}"
         events = () if attention == held.attention else (Event("checkout.attention", {"reason": attention}),)
@@ -298,7 +307,7 @@ def retry(outcome: Failed) -> Failure:
             word = LEFT_ALONE if outcome.retry_after else "busy"
             return Failure(f"{word}: {outcome.reason}", at_least=outcome.retry_after, congested=True)
         case Unknown():
-            return Failure(f"unknown: {outcome.reason}")
+            return Failure(f"unknown: {outcome.reason}", unreadable=outcome.unreadable)
         case Unauthorized():
             return Failure(f"unauthorized: {outcome.reason}", credentials=True, blocks=True)
         case Refused():

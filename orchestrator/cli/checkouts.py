@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.table import Table
+    from rich.text import Text
 
     from orchestrator.db import Database
     from orchestrator.settings import Settings
@@ -283,9 +284,20 @@ def _operations() -> Any:
     return text("SELECT * FROM money_operations WHERE checkout_id = :id ORDER BY requested_at, id")
 
 
-def _amounts(payment: Any) -> list[str]:
-    amounts = (payment.reserved, payment.captured, payment.refunded, payment.charged_back)
-    return [price(minor, payment.currency) for minor in amounts]
+def _amounts(payment: Any) -> list[Text]:
+    """Return a payment's amounts as cells; one that cannot be read stands as the gateway wrote it."""
+    from rich.text import Text  # noqa: PLC0415
+
+    from orchestrator import money  # noqa: PLC0415
+
+    def cell(name: str) -> Text:
+        minor, raw = getattr(payment, name), payment.raw_amounts
+        unread = raw is not None and name in raw
+        return Text(
+            money.as_stored(minor, payment.currency, name, raw) if unread else price(minor, payment.currency)
+        )
+
+    return [cell(name) for name in ("reserved", "captured", "refunded", "charged_back")]
 
 
 def _status(row: Any) -> str:

@@ -158,9 +158,7 @@ def _way(record: Record, name: str) -> str:
 
 def _stray(record: Record, one: Payment) -> str:
     role = "beside the accepted payment" if one.role == "surplus" else "not taken for this order"
-    return (
-        f"Transaction {one.transaction_id} holds {record.price(decisions.left(one), one.currency)}, {role}."
-    )
+    return f"Transaction {one.transaction_id} holds {record.holding(one)}, {role}."
 
 
 def _back(record: Record, one: Payment) -> str:

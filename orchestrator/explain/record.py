@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import text
 
-from orchestrator import money
+from orchestrator import decisions, money
 from orchestrator.payment_status import PaymentStatus, payment_status
 from orchestrator.states import State
 
@@ -30,7 +30,7 @@ _GATHER = text("""
                        'transaction_id', p.transaction_id, 'role', p.role, 'binding', p.binding, 'status', p.status,
                        'reading', p.reading, 'currency', p.currency, 'reserved', p.reserved, 'captured', p.captured,
                        'refunded', p.refunded, 'charged_back', p.charged_back, 'surcharge', p.surcharge,
-                       'flags', p.flags, 'decided', p.decided)
+                       'flags', p.flags, 'decided', p.decided, 'raw_amounts', p.raw_amounts)
                        ORDER BY p.first_seen_at, p.transaction_id) AS text)
               FROM payments p WHERE p.checkout_id = c.id) AS payments,
            (SELECT CAST(json_agg(json_build_object(
@@ -91,6 +91,7 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     surcharge: int = 0
     flags: tuple[str, ...] = ()
     decided: str | None = None
+    raw_amounts: dict[str, str] | None = None
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,7 +221,19 @@ class Record:
     def price(self, minor: int, currency: str | None = None) -> str:
         """Write an amount for people."""
         code = currency or self.currency
-        return f"{money.to_decimal(minor, code)} {code}"
+        return money.spelled(minor, code)
+
+    def holding(self, one: Payment) -> str:
+        """Write what a payment holds for people; amounts that cannot be read as the gateway wrote them."""
+        raw = one.raw_amounts
+        unread = [
+            f"{name} {money.as_stored(getattr(one, name), one.currency, name, raw)}"
+            for name in ("reserved", "captured", "refunded")
+            if raw and name in raw
+        ]
+        if unread:
+            return f"amounts that cannot be read ({', '.join(unread)})"
+        return self.price(decisions.left(one), one.currency or "an unknown currency")
 
 
 def moment(at: datetime) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from orchestrator import money
 from orchestrator.explain.record import Entry, Record, moment
 from orchestrator.states import Trigger
 
@@ -151,10 +152,11 @@ def transactions(record: Record, evidence: dict[str, Any]) -> str:
     for one in evidence.get("transactions") or ():
         number = str(one.get("id") or "without a number")
         currency = currencies.get(number, record.currency)
+        raw = one.get("raw")
         amounts = [
-            f"{record.price(int(minor), currency)} {name.replace('_', ' ')}"
+            f"{money.as_stored(int(one.get(name) or 0), currency, name, raw)} {name.replace('_', ' ')}"
             for name in ("reserved", "captured", "refunded", "charged_back")
-            if (minor := one.get(name))
+            if one.get(name) or (raw and name in raw)
         ]
         held = " and ".join(amounts) or "no money"
         bound = "bound by our id" if one.get("binding") == "bound" else "known by its order number only"

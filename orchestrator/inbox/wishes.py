@@ -328,7 +328,7 @@ def _not_so_much(stands: Standing, wish: Wish, holding: Holding) -> Objection | 
             f"{_amount(wish.amount, holding)} is more than the {_amount(left, holding)} that is left to {wish.kind} of {named} "
             f"({has}): ask for {_amount(left, holding)} at most"
         )
-        return Objection("too-much", said, "amount", {"left": money.to_decimal(left, holding.currency)})
+        return Objection("too-much", said, "amount", {"left": money.decimal_or_none(left, holding.currency)})
     return None
 
 
@@ -344,7 +344,7 @@ def _books(holding: Holding) -> str:
 
 
 def _amount(minor: int, holding: Holding) -> str:
-    return f"{money.to_decimal(minor, holding.currency)} {holding.currency}"
+    return money.spelled(minor, holding.currency)
 
 
 def _word(state: State) -> str:

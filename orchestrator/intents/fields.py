@@ -98,10 +98,19 @@ class Fields:
         if currency is None:  # which was said already
             return None
         try:
-            return money.to_minor(value, currency)
+            minor = money.to_minor(value, currency)
         except money.MoneyError as error:
             self.wrong(at + name, f"{error}: round it to what the currency has before sending it")
             return None
+        if money.exponent(currency) > money.GATEWAY_DECIMALS:
+            try:
+                money.for_gateway(minor, currency)
+            except money.MoneyError as error:
+                self.wrong(
+                    at + name, f"{error}: round it to {money.GATEWAY_DECIMALS} decimals before sending it"
+                )
+                return None
+        return minor
 
     def names(self, given: dict[str, Any], at: str, shape: str) -> None:
         """Refuse names that the shape does not have: a misspelt optional field would otherwise be lost silently."""

@@ -9,6 +9,7 @@ from orchestrator.intents.reading import DECODER, OWN_INFO
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from decimal import Decimal
     from uuid import UUID
 
 ROUNDING_ITEM: Final = "comp-amount"
@@ -37,6 +38,8 @@ def session_body(document: bytes, *, checkout_id: UUID, urls: links.CallbackUrls
     """
     body: dict[str, Any] = DECODER.decode(document)
     order, asked = body["order"], body["callbacks"]
+    if money.exponent(order["amount"]["currency"]) > money.GATEWAY_DECIMALS:
+        _shorten(order)
     order["transactionInfo"] = {**order.get("transactionInfo", {}), OWN_INFO: str(checkout_id)}
     rounding = _rounding_line(order)
     if rounding is not None:
@@ -68,7 +71,27 @@ def _rounding_line(order: Mapping[str, Any]) -> dict[str, object] | None:
         "itemId": ROUNDING_ITEM,
         "description": "Rounding",
         "quantity": 1,
-        "unitPrice": money.to_decimal(missing, currency),
-        "taxAmount": money.to_decimal(0, currency),
+        "unitPrice": _short(missing, currency),
+        "taxAmount": _short(0, currency),
         "goodsType": "handling",
     }
+
+
+def _shorten(order: Mapping[str, Any]) -> None:
+    """Write the amounts of an order with the decimals that the gateway holds; intake let no others pass."""
+    currency = order["amount"]["currency"]
+    for amounts, name in (
+        (order["amount"], "value"),
+        *((line, name) for line in order["orderLines"] for name in _PRICES),
+    ):
+        amounts[name] = _short(money.to_minor(amounts[name], currency), currency)
+
+
+_PRICES: Final = ("unitPrice", "taxAmount")
+
+
+def _short(minor: int, currency: str) -> Decimal:
+    try:
+        return money.for_gateway(minor, currency)
+    except money.MoneyError:  # an intent that was taken before such amounts were refused
+        return money.to_decimal(minor, currency)

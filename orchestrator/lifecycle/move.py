@@ -44,7 +44,10 @@ class Fact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentSeen:
-    """One gateway transaction as a look showed it; amounts in minor units. The accepted one is never demoted."""
+    """One gateway transaction as a look showed it; amounts in minor units. The accepted one is never demoted.
+
+    `raw_amounts` are the texts of amounts that cannot be read, whose numbers here mean nothing; None where all are read.
+    """
 
     transaction_id: str
     payment_id: str | None
@@ -60,6 +63,7 @@ class PaymentSeen:
     charged_back: int = 0
     surcharge: int = 0
     flags: tuple[str, ...] = ()
+    raw_amounts: Mapping[str, str] | None = None
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):

@@ -117,21 +117,23 @@ _ADVANCE = text("""
     ),
     seen AS (
         INSERT INTO payments (merchant_id, transaction_id, checkout_id, payment_id, order_ref, role, binding, status,
-                              reading, currency, reserved, captured, refunded, charged_back, surcharge, flags)
+                              reading, currency, reserved, captured, refunded, charged_back, surcharge, flags, raw_amounts)
         SELECT DISTINCT ON (i.merchant_id, p.transaction_id) i.merchant_id, p.transaction_id, p.checkout_id, p.payment_id,
                p.order_ref, p.role, p.binding, p.status, p.reading, p.currency, p.reserved, p.captured, p.refunded, p.charged_back,
-               p.surcharge, p.flags
+               p.surcharge, p.flags, p.raw_amounts
           FROM json_to_recordset(CAST(:payments AS json)) AS p(
                transaction_id text, checkout_id uuid, payment_id text, order_ref text, role text, binding text, status text,
-               reading text, currency text, reserved int8, captured int8, refunded int8, charged_back int8, surcharge int8, flags jsonb)
+               reading text, currency text, reserved int8, captured int8, refunded int8, charged_back int8, surcharge int8, flags jsonb,
+               raw_amounts jsonb)
           JOIN i ON i.id = p.checkout_id JOIN moved ON moved.id = i.id
          ORDER BY i.merchant_id, p.transaction_id, p.role <> 'accepted', p.checkout_id
         ON CONFLICT (merchant_id, transaction_id) DO UPDATE
            SET role = CASE WHEN payments.role = 'accepted' THEN payments.role ELSE excluded.role END,
+               currency = CASE WHEN excluded.currency = '' THEN payments.currency ELSE excluded.currency END,
                binding = excluded.binding, status = excluded.status, reading = excluded.reading,
                reserved = excluded.reserved, captured = greatest(payments.captured, excluded.captured),
                refunded = greatest(payments.refunded, excluded.refunded), charged_back = excluded.charged_back,
-               surcharge = excluded.surcharge, flags = excluded.flags, updated_at = clock()
+               surcharge = excluded.surcharge, flags = excluded.flags, raw_amounts = excluded.raw_amounts, updated_at = clock()
          WHERE payments.checkout_id = excluded.checkout_id
     ),
     ruled AS (
@@ -367,7 +369,7 @@ def _known(before: tuple[Known, ...], move: Move) -> tuple[Known, ...]:
             role=old.role if old is not None and old.role == "accepted" else one.role,
             binding=one.binding,
             reading=one.reading,
-            currency=one.currency,
+            currency=one.currency or (old.currency if old is not None else ""),
             reserved=one.reserved,
             captured=max(one.captured, old.captured if old is not None else 0),
             refunded=max(one.refunded, old.refunded if old is not None else 0),

@@ -1,0 +1,126 @@
+"""What the gateway's damaged, unreadable and odd answers come to: money behind them is found, or a person is told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.integration.carry.scene import Scene
+
+pytestmark = pytest.mark.anyio
+
+
+def bend(world: Scene, monkeypatch: pytest.MonkeyPatch, change):
+    """Change the bytes of every answer to a lookup before they are read."""
+    wire = world.carrier.gateway._wire
+    exchange = wire.exchange
+
+    async def bent(request, **more):
+        answer = await exchange(request, **more)
+        return change(answer) if isinstance(answer, bytes) and "/payments?" in str(request.url) else answer
+
+    monkeypatch.setattr(wire, "exchange", bent)
+
+
+CUSTOMER = b"<CustomerInfo><Firstname>%s</Firstname></CustomerInfo></Transaction>"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"Ada\x1c", b"S&oslash;s", b"Smith & Sons", "Søs".encode("latin-1")],
+    ids=["control", "entity", "ampersand", "latin-1"],
+)
+async def test_money_behind_a_damaged_answer_completes_the_order(world: Scene, monkeypatch, name):
+    checkout = await world.offered()
+    await world.pay(checkout)
+    bend(world, monkeypatch, lambda raw: b"\r\n" + raw.replace(b"</Transaction>", CUSTOMER % name))
+    await world.call_back(checkout)
+    await world.carry(checkout)
+    row = await world.row(checkout)
+    assert (row.state, row.reserved, row.attention) == ("completed", 13900, None)
+    (payment,) = await world.sql("SELECT flags, raw_amounts FROM payments")
+    assert (payment.flags, payment.raw_amounts) == (["answer_repaired"], None)
+
+
+async def test_an_answer_that_stays_unreadable_is_told_with_its_order_after_three_failures(
+    world: Scene, monkeypatch
+):
+    checkout = await world.offered()
+    await world.pay(checkout)
+    await world.call_back(checkout)
+    bend(world, monkeypatch, lambda raw: raw[:-20])
+    for attempt in (1, 2, 3, 4):
+        await world.carry(checkout)
+        row = await world.row(checkout)
+        assert (row.attempts, row.attention is not None) == (attempt, attempt >= 3)
+    assert row.attention.startswith(
+        "gateway_failing: the gateway's answer to payments for order " + row.order_ref
+    )
+    assert "is not XML" in row.attention
+    assert (await world.events(checkout)).count("checkout.attention") == 1
+    monkeypatch.undo()
+    await world.carry(checkout)
+    row = await world.row(checkout)
+    assert (row.state, row.attention) == ("completed", None)
+
+
+async def test_rows_that_stand_elsewhere_are_money_all_the_same(world: Scene, monkeypatch):
+    checkout = await world.offered()
+    await world.pay(checkout)
+    await world.call_back(checkout)
+    bend(
+        world,
+        monkeypatch,
+        lambda raw: raw.replace(b"<Transactions>", b"<Actions><Action><Transactions>").replace(
+            b"</Transactions>", b"</Transactions></Action></Actions>"
+        ),
+    )
+    await world.carry(checkout)
+    assert (await world.row(checkout)).state == "completed"
+
+
+async def test_an_amount_that_cannot_be_read_is_kept_as_written_until_it_can(world: Scene, monkeypatch):
+    checkout = await world.offered()
+    await world.pay(checkout)
+    await world.call_back(checkout)
+    bend(
+        world,
+        monkeypatch,
+        lambda raw: raw.replace(b"<ReservedAmount>139.00<", b"<ReservedAmount>1.390,00<").replace(
+            b"<MerchantCurrencyAlpha>DKK<", b"<MerchantCurrencyAlpha>QQQ<"
+        ),
+    )
+    await world.carry(checkout)
+    assert (await world.row(checkout)).attention.startswith("unclear_payment")
+    (payment,) = await world.sql("SELECT currency, role, raw_amounts FROM payments")
+    assert (payment.currency, payment.role) == ("", "unknown")
+    assert payment.raw_amounts["reserved"] == "1.390,00"
+    assert payment.raw_amounts["currency"] == "QQQ / 208"
+    transactions = (await world.trail(checkout))[-1]["evidence"]["transactions"]
+    assert transactions[0]["raw"] == payment.raw_amounts
+    monkeypatch.undo()
+    await world.carry(checkout)
+    row = await world.row(checkout)
+    assert (row.state, row.reserved) == ("completed", 13900)
+    (payment,) = await world.sql("SELECT currency, raw_amounts FROM payments")
+    assert (payment.currency, payment.raw_amounts) == ("DKK", None)
+
+
+async def test_an_attempt_that_ended_in_an_error_without_money_lets_the_order_expire(
+    world: Scene, monkeypatch
+):
+    checkout = await world.offered(expiresIn=600)
+    await world.pay(checkout, card="4180000000000566")
+    bend(
+        world,
+        monkeypatch,
+        lambda raw: raw.replace(b"<Result>Success</Result>", b"<Result>Error</Result>").replace(
+            b">preauth_failed<", b">preauth<"
+        ),
+    )
+    await world.sql("UPDATE checkouts SET deadline = clock() - interval '1 hour'")
+    await world.carry(checkout)
+    row = await world.row(checkout)
+    assert (row.state, row.attention) == ("expired", None)
