@@ -150,6 +150,7 @@ _PAYMENT: Final[dict[str, Schema]] = {
     "captured": _HELD,
     "refunded": _HELD,
     "chargedBack": _HELD,
+    "surcharge": _HELD,
     "raw": _RAW,
     "flags": _list(_WORD),
     "firstSeenAt": _TIME,

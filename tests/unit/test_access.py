@@ -181,7 +181,8 @@ NOW = int(time.time())
         {"iat": {}},
         {"nbf": int("9" * 400)},
     ],
-    ids=lambda claims: str(claims)[:24],
+    # Both processes of a test run must name a test alike, whatever the time is.
+    ids=lambda claims: str(claims)[:9] + type(next(iter(claims.values()))).__name__,
 )
 def test_a_time_that_no_clock_can_show_is_refused(claims):
     assert denied(signed(**claims))
@@ -200,7 +201,7 @@ def test_whatever_a_signed_token_claims_it_is_accepted_or_refused_with_a_sentenc
 
 def test_a_token_that_lives_too_long_is_neither_issued_nor_accepted():
     assert "366 days" in denied(signed(iat=NOW - 10, exp=NOW + 1000 * YEAR))
-    assert "366 days" in denied(signed(iat=0, exp=NOW + 60))
+    assert "366 days" in denied(signed(iat=0, exp=NOW + 86_400))
     assert access.verify(settings(), signed(iat=NOW, exp=NOW + YEAR)).merchant == "m"
     with pytest.raises(ValueError, match=r"366 days at the most, not 3660 days.*JWT_MAX_LIFETIME"):
         token(lifetime=10 * YEAR)

@@ -151,7 +151,7 @@ def test_amounts_that_could_not_be_read_prove_nothing(status, flag):
         ("preauth", (13900, 0, 0), Reading.RESERVED, (13900, 0, 0)),
         ("preauth", (13900, 5000, 0), Reading.CAPTURED, (13900, 5000, 0)),
         ("pending", (13900, 0, 0), Reading.OPEN, (0, 0, 0)),
-        ("preauth_failed", (13900, 100, 0), Reading.UNKNOWN, (0, 100, 0)),
+        ("preauth_failed", (13900, 100, 0), Reading.UNKNOWN, (13900, 100, 0)),
     ],
 )
 def test_the_fixtures_that_mislead_are_read_right(status, amounts, reading, counted):
