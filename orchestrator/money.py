@@ -157,10 +157,10 @@ def spelled(minor: int, currency: str, *, grouped: bool = False) -> str:
 
 
 def as_stored(minor: int, currency: str, name: str, raw: Mapping[str, str] | None) -> str:
-    """Return one amount of a payment for people; where it could not be read (`raw` has its `name`), as the gateway wrote it, in quotes."""
+    """Return one amount of a payment for people; where `raw` has its `name`, it could not be read and stands as the gateway wrote it."""
     if raw is None or name not in raw:
         return spelled(minor, currency)
-    return f'"{raw[name]}" {raw.get("currency") or currency}'.rstrip()
+    return f"“{raw[name]}” {raw.get('currency') or currency}".rstrip()
 
 
 def for_gateway(minor: int, currency: str) -> Decimal:

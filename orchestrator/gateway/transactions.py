@@ -192,8 +192,13 @@ def _currency(row: _Row) -> str:
     currency, flag = _currency_of(alpha, numeric)
     if flag:
         row.flags.append(flag)
-        row.raw["currency"] = " / ".join(part for part in (alpha, numeric) if part)
+        row.raw["currency"] = _printable(" / ".join(part for part in (alpha, numeric) if part))
     return currency
+
+
+def _printable(text: str) -> str:
+    """Return a text that people are shown: what is not printable (controls, marks of direction) is replaced."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else DAMAGED for each in text)
 
 
 @lru_cache(maxsize=256)
@@ -219,7 +224,7 @@ def _amount(row: _Row, name: str, tag: str, currency: str) -> int:
         return 0
     amount = exact(text, currency) if currency else None
     if amount is None:
-        row.raw[name] = text
+        row.raw[name] = _printable(text)
         if currency:
             row.flags.append("surcharge_unreadable" if name == "surcharge" else "amount_unreadable")
         return 0

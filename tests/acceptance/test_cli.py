@@ -423,6 +423,26 @@ def test_money_without_a_home_is_listed(books):
     assert (len(named.stdout.splitlines()), "There are more than 1" in named.stderr) == (2, True)
 
 
+def test_money_that_cannot_be_read_is_printed_as_it_is_stored(books):
+    with psycopg.connect(books["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute(
+            "UPDATE payments SET currency = 'ISK', reserved = 0, raw_amounts = '{\"reserved\": \"1.990,50\"}' WHERE transaction_id = '8'"
+        )
+        connection.execute("UPDATE payments SET currency = 'QQQ' WHERE transaction_id = '7'")
+        connection.execute("UPDATE checkouts SET currency = 'QQQ' WHERE order_ref = 'paid-1'")
+    for arguments in (
+        ("checkouts", "show", "paid-1"),
+        ("payments", "list"),
+        ("checkouts", "explain", "paid-1"),
+    ):
+        told = orchestrator(*arguments, **books)
+        assert told.returncode == 0, told.stderr
+        assert "1.990,50" in told.stdout
+        assert "minor units of QQQ" in " ".join(told.stdout.split())
+    assert orchestrator("checkouts", "list", **books).returncode == 0
+    assert orchestrator("events", "list", **books).returncode == 0
+
+
 # ── Reconciling many ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

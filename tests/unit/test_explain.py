@@ -368,3 +368,39 @@ def test_an_archived_trail_is_told_with_where_it_is_and_what_came_after():
     assert len(made.evidence) == 2
     moved = replace(move(Trigger.PAYMENT_FOUND, transactions=[TRANSACTION]), archived=archived)
     assert check(moved).evidence[0] == where
+
+
+def test_amounts_that_cannot_be_read_are_told_as_they_were_written():
+    raw = {"reserved": "1.990,50"}
+    odd = payment("2", role="unknown", reading="unknown", currency="ISK", reserved=0, raw_amounts=raw)
+    evidence = {"by": "lookup", "transactions": [{**TRANSACTION, "id": "2", "reserved": 0, "raw": raw}]}
+    said = "\n".join(
+        sentences(
+            check(
+                replace(
+                    move(Trigger.PAYMENT_DECLINED, **evidence),
+                    payments=(odd,),
+                    attention="unclear_payment: transaction 2 is preauth with amounts that do not say what it means",
+                )
+            )
+        )
+    )
+    assert (
+        "Transaction 2 holds amounts that cannot be read (reserved “1.990,50” ISK), not taken for this order."
+        in said
+    )
+    assert "“1.990,50” ISK reserved" in said
+    assert "0 ISK" not in said
+
+
+@pytest.mark.parametrize("currency", ["QQQ", ""])
+def test_a_payment_in_an_unknown_currency_is_never_told_to_hold_nothing(currency):
+    raw = {"currency": "QQQ", "reserved": "139.00", "captured": "0.00", "refunded": "0.00"}
+    odd = payment("2", role="unknown", reading="unknown", currency="", reserved=0, raw_amounts=raw)
+    one = record(
+        payments=(odd,), currency=currency or "DKK", attention="unclear_payment: transaction 2 is unclear"
+    )
+    said = "\n".join(sentences(check(one)))
+    assert "reserved “139.00” QQQ" in said
+    assert "holds 0" not in said
+    assert ("13900 minor units of QQQ" in said) == bool(currency)

@@ -224,6 +224,63 @@ def test_a_number_beyond_all_numbers_is_refused():
     assert list(problems(raw)) == ["body"]
 
 
+def of_currency(currency: str, value: str, price: str, tax: str = "0"):
+    changed = body("order.amount", {"value": "V", "currency": currency})
+    changed["order"]["orderLines"] = [
+        {
+            "itemId": "1",
+            "description": "A lamp",
+            "quantity": 1,
+            "unitPrice": "P",
+            "taxAmount": "T",
+            "goodsType": "item",
+        }
+    ]
+    document = json.dumps(changed)
+    for name, number in (("V", value), ("P", price), ("T", tax)):
+        document = document.replace(f'"{name}"', number)
+    return document.encode()
+
+
+@pytest.mark.parametrize("currency", ["KWD", "BHD", "TND", "JOD", "OMR"])
+def test_a_third_decimal_is_refused_because_the_gateway_holds_two(currency):
+    wrong = problems(of_currency(currency, "1.234", "1.234"))
+    assert wrong["order.amount.value"] == (
+        f"1.234 {currency} has more decimals than the gateway holds (2): round it to 2 decimals before sending it"
+    )
+    assert "order.orderLines[0].unitPrice" in wrong
+    assert list(problems(of_currency(currency, "1.23", "1.225", "0.005"))) == [
+        "order.orderLines[0].unitPrice", "order.orderLines[0].taxAmount",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("currency", "value"), [("CLF", "1.2345"), ("UYW", "1.2301")])
+def test_a_fourth_decimal_is_refused_too(currency, value):
+    assert "order.amount.value" in problems(of_currency(currency, value, value))
+
+
+@pytest.mark.parametrize("currency", ["JPY", "ISK", "XOF"])
+def test_decimals_of_a_currency_without_any_are_refused(currency):
+    assert "has more decimals than" in problems(of_currency(currency, "139.5", "139.5"))["order.amount.value"]
+
+
+@pytest.mark.parametrize(
+    ("currency", "value", "sent"),
+    [("KWD", "1.230", "1.23"), ("CLF", "1.2300", "1.23"), ("JPY", "139.00", "139")],
+)
+def test_the_session_has_the_decimals_that_the_gateway_holds(currency, value, sent):
+    intent = intents.parse(of_currency(currency, value, value))
+    order = intents.session_body(intent.document, checkout_id=CHECKOUT, urls=URLS)["order"]
+    assert str(order["amount"]["value"]) == sent
+    assert [str(line["unitPrice"]) for line in order["orderLines"]] == [sent]
+    assert intents.parse(of_currency(currency, sent, sent)).fingerprint == intent.fingerprint
+
+
+@pytest.mark.parametrize("currency", ["BGN", "HRK", "ANG"])
+def test_an_order_in_a_withdrawn_currency_is_left_to_the_gateway(currency):
+    assert intents.parse(of_currency(currency, "139.00", "139.00")).amount == 13900
+
+
 @pytest.mark.parametrize("code", ["DKX", "XXX", "ZZZ", "ßab"])
 def test_a_currency_that_does_not_exist_is_refused_and_hides_no_other_problem(code):
     assert "ISO 4217" in refused("order.amount.currency", code)

@@ -13,6 +13,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.money import (
     MoneyError,
     alpha_code,
+    as_stored,
     decimal_or_none,
     exponent,
     for_gateway,
@@ -244,3 +245,13 @@ def test_the_gateway_is_sent_two_decimals_at_most(minor: int, currency: str, sen
 def test_a_decimal_that_the_gateway_does_not_hold_is_refused(minor: int, currency: str) -> None:
     with pytest.raises(MoneyError, match="more decimals than the gateway holds"):
         for_gateway(minor, currency)
+
+
+def test_an_amount_that_could_not_be_read_stands_as_it_was_written() -> None:
+    raw = {"reserved": "1.990,50"}
+    assert as_stored(0, "ISK", "reserved", raw) == "“1.990,50” ISK"
+    assert as_stored(0, "", "reserved", {**raw, "currency": "QQQ"}) == "“1.990,50” QQQ"
+    assert as_stored(0, "", "reserved", raw) == "“1.990,50”"
+    assert as_stored(1990, "ISK", "captured", raw) == "1990 ISK"
+    assert as_stored(1990, "ISK", "captured", None) == "1990 ISK"
+    assert spelled(123456789, "DKK", grouped=True) == "1,234,567.89 DKK"

@@ -203,6 +203,7 @@ async def test_a_history_that_is_read_to_its_end_ends_the_order(world: Shop, row
     checkout = await world.offered(expiresIn=600)
     await world.plan(checkout, noiseRows=rows)
     await world.later(seconds=640)
+    await world.follow(checkout)
     await world.alarm(checkout)
     row = await world.row(checkout)
     assert (row.state, row.attention) == ("expired", None)

@@ -103,6 +103,67 @@ async def test_a_currency_without_decimals_is_shown_without(api: Api):
     assert b'"value":13900,' in (await api.get(f"/v1/checkouts/{checkout}")).content
 
 
+@pytest.mark.parametrize("currency", ["BGN", "HRK", "ANG"])
+async def test_money_of_a_withdrawn_currency_is_shown_as_before(api: Api, currency):
+    checkout = await api.taken()
+    await api.sql("UPDATE checkouts SET currency = :currency", currency=currency)
+    found = await shown(api, checkout)
+    assert found["amount"] == {"value": Decimal("139.00"), "currency": currency}
+    assert "raw" not in found
+
+
+async def test_stored_money_of_an_unknown_currency_is_shown_in_minor_units(api: Api):
+    checkout = await api.taken("A-1")
+    await api.sql("UPDATE checkouts SET currency = 'QQQ', reserved = 13900")
+    await api.sql(
+        "INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, reading, currency, "
+        "reserved, captured, refunded) VALUES (1, '7', :id, 'A-1', 'accepted', 'bound', 'preauth', 'reserved', 'QQQ', 13900, 0, 0)",
+        id=UUID(checkout),
+    )  # fmt: skip
+    await api.sql(
+        "INSERT INTO money_operations (id, merchant_id, checkout_id, transaction_id, kind, amount, currency, state, "
+        "reconciliation_identifier, cause, actor) VALUES (:id, 1, :id, '7', 'capture', 5, 'QQQ', 'succeeded', 'r', 'asked', 'a')",
+        id=UUID(checkout),
+    )  # fmt: skip
+    listed = (await api.get("/v1/checkouts")).json()["checkouts"]
+    for found in (await shown(api, checkout), listed[0]):
+        assert found["amount"] == {"value": None, "currency": "QQQ"}
+        assert found["money"] == dict.fromkeys(("reserved", "captured", "refunded", "chargedBack"))
+        assert found["raw"] == {
+            "amount": "13900 minor units of QQQ",
+            "reserved": "13900 minor units of QQQ",
+        }
+    whole = await shown(api, checkout)
+    assert whole["operations"][0]["amount"] is None
+    for payment in (whole["payments"][0], (await api.get("/v1/payments")).json()["payments"][0]):
+        assert (payment["reserved"], payment["captured"]) == (None, None)
+        assert payment["raw"] == {"reserved": "13900 minor units of QQQ"}
+    explained = await api.get(f"/v1/checkouts/{checkout}/explain")
+    assert explained.status_code == 200
+    assert "13900 minor units of QQQ" in explained.text
+    headers = {**api.bearer(scopes=("money:write",)), "Idempotency-Key": "k-1"}
+    refund = await api.client.post(f"/v1/checkouts/{checkout}/refund", json={"amount": 1}, headers=headers)
+    assert refund.status_code in {409, 422}, refund.text
+
+
+async def test_an_amount_that_cannot_be_read_is_null_and_stands_beside_as_written(api: Api):
+    checkout = await api.taken("A-1")
+    await api.sql(
+        "INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, reading, currency, "
+        "reserved, captured, refunded, raw_amounts) VALUES (1, '7', :id, 'A-1', 'unknown', 'bound', 'preauth', 'unknown', 'ISK', "
+        """0, 12, 0, '{"reserved": "1990.50"}')""",
+        id=UUID(checkout),
+    )  # fmt: skip
+    (payment,) = (await shown(api, checkout))["payments"]
+    assert (payment["reserved"], payment["captured"], payment["raw"]) == (
+        None,
+        Decimal(12),
+        {"reserved": "1990.50"},
+    )
+    (listed,) = (await api.get("/v1/payments?role=unknown")).json()["payments"]
+    assert (listed["reserved"], listed["captured"], listed["raw"]) == (None, 12, {"reserved": "1990.50"})
+
+
 @pytest.mark.parametrize("path", ["", "/audit"])
 @pytest.mark.parametrize("checkout", ["019aa000-0000-7000-8000-000000000001", "A-1", "batch"])
 async def test_an_unknown_checkout_is_404(api: Api, checkout, path):

@@ -300,6 +300,11 @@ def test_an_amount_that_cannot_be_read_is_kept_as_the_gateway_wrote_it(changed, 
         assert read(one) is Reading.UNKNOWN
 
 
+def test_what_is_kept_of_an_amount_is_printable():
+    one = only(row(ReservedAmount="\u202e139\u009b2J"))
+    assert one.raw_amounts == {"reserved": "\ufffd139\ufffd2J"}
+
+
 def test_an_amount_that_comes_twice_is_not_chosen_from():
     twice = only(row("<ReservedAmount>1.00</ReservedAmount>"))
     assert twice.raw_amounts == {"reserved": "139.00 / 1.00"}
