@@ -270,6 +270,15 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _gateway_is_allowed(self) -> Self:
+        for name in ("gateway_url", "merchant_api_url"):
+            url = getattr(self, name)
+            if url is not None and not self.gateway_allowed(url):
+                message = f"{name.upper()} names a host that is not in GATEWAY_ALLOWED_HOSTS"
+                raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
     def _call_fits_into_lease(self) -> Self:
         # A look, and the call that it allows, each with its timeout, and room to spare.
         if self.lease_seconds < 3.2 * self.gateway_total_timeout:

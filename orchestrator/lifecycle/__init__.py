@@ -29,6 +29,7 @@ from orchestrator.lifecycle.claims import (
 )
 from orchestrator.lifecycle.move import KEEP, Event, Fact, Move, PaymentSeen
 from orchestrator.lifecycle.moves import Lifecycle
+from orchestrator.lifecycle.signatures import command_holds, operation_holds, sign_command, sign_operation
 
 __all__ = [
     "KEEP",
@@ -53,14 +54,18 @@ __all__ = [
     "adopt",
     "claim",
     "claim_waiting",
+    "command_holds",
     "create",
     "due",
     "intent_of",
     "merchants_of",
     "money_left",
+    "operation_holds",
     "order_is_shared",
     "ring",
     "rival_of",
+    "sign_command",
+    "sign_operation",
     "sweep",
     "tick",
 ]

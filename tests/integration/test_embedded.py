@@ -578,7 +578,7 @@ def test_an_ordinary_user_starts_the_servers_too(tmp_path: Path) -> None:
             environment={"PYTHONPATH": os.pathsep.join(sys.path)},
         )
     try:
-        assert eventually(lambda: "{" in log.read_text() or process.poll() is not None)
+        assert eventually(lambda: "{" in log.read_text() or process.poll() is not None, within=60.0)
         assert process.poll() is None, log.read_text()
         facts = json.loads(log.read_text().splitlines()[-1])
         write(facts["database"], facts["redis"], 1)

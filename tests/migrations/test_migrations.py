@@ -140,7 +140,9 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, vault):
             await one.intents.accept(intake(order_ref=asked.order_ref, idempotency_key="l"))
         ).id == accepted.id
         assert (await one.callbacks.take(arrival(accepted.id))).rings
-        assert await inbox.request(one.db, accepted.id, merchant_id=1, kind="cancel", actor="x", grace=1.0)
+        assert await inbox.request(
+            one.db, one.vault, accepted.id, merchant_id=1, kind="cancel", actor="x", grace=1.0
+        )
         (held,) = await one.claim(accepted.id)
         assert (len(held.letters), len(held.commands)) == (1, 1)
         held = await one.advance(

@@ -222,7 +222,7 @@ class Scene:
         **arguments: object,
     ) -> UUID:
         asked = await inbox.request(
-            self.db, checkout, merchant_id=1, kind=kind, actor="client:shop", reason="sold out",
+            self.db, self.vault, checkout, merchant_id=1, kind=kind, actor="client:shop", reason="sold out",
             expected_version=version, arguments=arguments, grace=0.2,
         )  # fmt: skip
         assert asked is not None
@@ -259,10 +259,7 @@ class Scene:
 
     async def policy(self, **policies: object) -> None:
         """Set policies of the merchant, for this scene."""
-        await self.sql(
-            "UPDATE merchants SET policies = policies || CAST(:new AS jsonb) WHERE id = 1",
-            new=json.dumps(policies),
-        )
+        assert await self.merchants.set_policies("default", policies)
         self.merchants = self.carrier.merchants = Merchants(self.db, self.vault, self.settings)
 
     async def later(self, **span: float) -> None:
