@@ -122,7 +122,8 @@ def _grant(url: str, role: str | None) -> None:
                 return
         quote = connection.dialect.identifier_preparer.quote_identifier
         to, schema = quote(role), quote(connection.execute(text("SELECT current_schema()")).scalar_one())
-        connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+        # Two at once would meet on the same rows of the catalogue.
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('orchestrator.grants'))")
         connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {to}")
         for table in connection.execute(_TABLES).all():
             name = f"{schema}.{quote(table.name)}"
