@@ -110,6 +110,8 @@ _WORDS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("late", "surplus", "unknown_order"), get_args(Homeless)),
     "capture": get_args(Capture),
 }
+BOUND: Final = ("late", "surplus", "unknown_order", "capture", "surcharge")
+"""Policies that decide on money, with those of later versions; they count only under our MAC."""
 POLICIES: Final = tuple(one.name for one in fields(Policies))
 
 
@@ -156,7 +158,7 @@ def password_purpose(
 def policies_text(name: str, policies: Mapping[str, object]) -> bytes:
     """Return what is signed of a merchant's policies: its name, and those that move money."""
     return msgspec.json.encode(
-        [name, {key: policies[key] for key in _WORDS if key in policies}], order="sorted"
+        [name, {key: policies[key] for key in BOUND if key in policies}], order="sorted"
     )
 
 
@@ -282,7 +284,7 @@ class Merchants:
     def _genuine(self, row: Row[Any]) -> dict[str, Any]:
         """Return the stored policies without those that move money, unless our MAC is on these."""
         stored = row.policies if isinstance(row.policies, dict) else {}
-        told = [name for name in _WORDS if name in stored]
+        told = [name for name in BOUND if name in stored]
         mac = bytes(row.policies_mac or b"")
         if not told or self._vault.signed(POLICIES_PURPOSE, policies_text(row.name, stored), mac):
             return dict(stored)

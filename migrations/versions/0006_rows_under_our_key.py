@@ -38,8 +38,8 @@ OPERATIONS = """
 MERCHANTS = """
     SELECT id, name, gateway_url, merchant_api_url, username, password, policies FROM merchants ORDER BY id
 """
-MONEY = ("late", "surplus", "unknown_order", "capture")
-"""Policies that move money."""
+MONEY = ("late", "surplus", "unknown_order", "capture", "surcharge")
+"""Policies that decide on money."""
 
 
 def upgrade() -> None:

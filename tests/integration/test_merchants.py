@@ -399,3 +399,10 @@ async def test_a_watch_learns_of_merchants_by_itself_and_outlives_an_outage(core
             await asyncio.sleep(0.02)
     watch.cancel()
     await asyncio.gather(watch, return_exceptions=True)
+
+
+def test_every_policy_in_words_is_one_that_a_row_alone_cannot_set():
+    """One that a later version adds is bound as well, in the migration too: what was signed before must still hold."""
+    from orchestrator import merchants
+
+    assert set(merchants._WORDS) <= set(merchants.BOUND)
