@@ -1,5 +1,5 @@
 # One image for every process of the orchestrator; the command says which.
-FROM python:3.12-slim
+FROM python:3.12.12-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

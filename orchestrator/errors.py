@@ -16,6 +16,7 @@
     ├── api Refusal, Disconnected       an answer to the client; a client that has gone
     ├── merchants.UnknownMerchant       no such merchant
     ├── merchants.PolicyRejected        no such policy, or not with this value
+    ├── merchants.GatewayNotAllowed     a gateway that credentials may not be sent to
     ├── states.UnknownTransition        code asked for a move that the table does not have
     ├── lifecycle.UnauditedMove         code tried to move without an entry in the trail
     ├── lifecycle.LeaseLost             somebody else holds the checkout now

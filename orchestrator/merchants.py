@@ -1,7 +1,9 @@
 """Whose money it is: a merchant's gateway account, callback secrets and policies, from its row or from the settings.
 
 The merchant `default` exists from the first migration on, and whatever its row leaves empty comes from the settings. Secrets
-are sealed in the row under the installation's secret keys. Rows are read again after half a minute, by one reader for all who
+are sealed in the row under the installation's secret keys. A row alone sends no password anywhere: a password opens only together
+with the URLs and the user name that it was given with, the password of the settings goes only where the settings say, and policies that
+move money count only with a MAC under our key. A merchant whose row does not hold is not served. Rows are read again after half a minute, by one reader for all who
 wait; while Postgres is away, what was read before goes on being served. `known` asks nobody at all.
 """
 
@@ -16,7 +18,7 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import log
-from orchestrator.db import DatabaseAway, is_away
+from orchestrator.db import DatabaseAway, is_away, run
 from orchestrator.errors import OrchestratorError
 from orchestrator.gateway.client import Account
 from orchestrator.vault import VaultError
@@ -38,7 +40,7 @@ _MOMENT: Final = 1.0
 _WATCHED: Final = 15.0
 _STALE: Final = 60.0
 _READ = text("""
-    SELECT id, name, gateway_url, merchant_api_url, username, password, callback_secrets, policies, disabled_at
+    SELECT id, name, gateway_url, merchant_api_url, username, password, callback_secrets, policies, policies_mac, disabled_at
       FROM merchants
 """)
 _ADD = text("""
@@ -49,10 +51,13 @@ _ADD = text("""
 _DISABLE = text("""
     UPDATE merchants SET disabled_at = CASE WHEN :disabled THEN clock() END WHERE name = :name RETURNING id
 """)
+_LOCK = text("""
+    SELECT name, gateway_url, merchant_api_url, username, policies, policies_mac FROM merchants WHERE name = :name FOR NO KEY UPDATE
+""")
 _SET_PASSWORD = text("UPDATE merchants SET password = :password WHERE name = :name RETURNING id")
 _SET_SECRETS = text("UPDATE merchants SET callback_secrets = :secrets WHERE name = :name RETURNING id")
 _SET_POLICIES = text("""
-    UPDATE merchants SET policies = policies || CAST(:changes AS jsonb) WHERE name = :name RETURNING id
+    UPDATE merchants SET policies = CAST(:policies AS jsonb), policies_mac = :mac WHERE name = :name RETURNING id
 """)
 
 Homeless = Literal["ask", "keep", "return"]
@@ -70,6 +75,16 @@ class UnknownMerchant(OrchestratorError):  # noqa: N818 - named for the fact
             f"there is no merchant {merchant} that can be used: see `orchestrator merchants list`, and SECRET_KEYS"
         )
         self.merchant = merchant
+
+
+class GatewayNotAllowed(OrchestratorError):  # noqa: N818 - named for the fact
+    """Credentials may not be sent to this URL."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(
+            f"{url} is not among the hosts of ORCHESTRATOR_GATEWAY_ALLOWED_HOSTS: correct the URL, or add its host to that list"
+        )
+        self.url = url
 
 
 class PolicyRejected(OrchestratorError):  # noqa: N818 - named for the fact
@@ -99,6 +114,8 @@ _WORDS: Final[dict[str, tuple[str, ...]]] = {
     "capture": get_args(Capture),
     "surcharge": get_args(Surcharge),
 }
+BOUND: Final = ("late", "surplus", "unknown_order", "capture", "surcharge")
+"""Policies that decide on money, with those of later versions; they count only under our MAC."""
 POLICIES: Final = tuple(one.name for one in fields(Policies))
 
 
@@ -128,6 +145,29 @@ def _policies(merchant: str, stored: Mapping[str, object]) -> Policies:
         except PolicyRejected as error:
             _log.warning("policy_ignored", merchant=merchant, policy=name, reason=str(error))
     return replace(Policies(), **read)
+
+
+POLICIES_PURPOSE: Final = "merchant-policies"
+"""The purpose of the key under which policies are signed."""
+
+
+def password_purpose(
+    name: str, gateway_url: str | None, merchant_api_url: str | None, username: str | None
+) -> str:
+    """Return what a merchant's password is bound to: it opens only for the same merchant, URLs and user name."""
+    bound = msgspec.json.encode([name, gateway_url, merchant_api_url, username]).decode()
+    return f"merchant-password/{bound}"
+
+
+def policies_text(name: str, policies: Mapping[str, object]) -> bytes:
+    """Return what is signed of a merchant's policies: its name, and those that move money."""
+    return msgspec.json.encode(
+        [name, {key: policies[key] for key in BOUND if key in policies}], order="sorted"
+    )
+
+
+def _purpose(row: Row[Any]) -> str:
+    return password_purpose(row.name, row.gateway_url, row.merchant_api_url, row.username)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +230,13 @@ class Merchants:
         callback_secrets: tuple[str, ...],
     ) -> bool:  # fmt: skip
         """Add a merchant with a gateway account of its own; False if the name is taken."""
+        for url in (gateway_url, merchant_api_url):
+            if url is not None and not self._settings.gateway_allowed(url):
+                raise GatewayNotAllowed(url)
+        purpose = password_purpose(name, gateway_url, merchant_api_url, username)
         row = {
             "name": name, "gateway_url": gateway_url, "merchant_api_url": merchant_api_url, "username": username,
-            "password": self._sealed_password(name, password),
+            "password": self._vault.seal(password.encode(), purpose=purpose),
             "callback_secrets": self._sealed_secrets(name, callback_secrets),
         }  # fmt: skip
         added = bool(await self._db.write(_ADD, row))
@@ -204,10 +248,17 @@ class Merchants:
         return await self._change(_DISABLE, {"name": name, "disabled": disabled})
 
     async def set_password(self, name: str, password: str) -> bool:
-        """Give a merchant's API user another password; False if there is none of this name."""
-        return await self._change(
-            _SET_PASSWORD, {"name": name, "password": self._sealed_password(name, password)}
-        )
+        """Give a merchant's API user another password, for the URLs and user name of its row; False if there is none of this name.
+
+        Whoever calls it must have seen the URLs: the password is sent there from now on.
+        """
+        async with self._db.transaction() as tx:
+            found = await run(tx, _LOCK, {"name": name})
+            for row in found:
+                sealed = self._vault.seal(password.encode(), purpose=_purpose(row))
+                await run(tx, _SET_PASSWORD, {"name": name, "password": sealed})
+        self._read_at = float("-inf")
+        return bool(found)
 
     async def set_secrets(self, name: str, secrets: tuple[str, ...]) -> bool:
         """Set a merchant's callback secrets, newest first; none: callbacks are not checked. False if there is no such merchant."""
@@ -218,17 +269,31 @@ class Merchants:
     async def set_policies(self, name: str, changes: Mapping[str, object]) -> bool:
         """Change some policies; `PolicyRejected` for what is none, and then nothing is changed. False if there is no such merchant."""
         checked = {key: policy(key, value) for key, value in changes.items()}
-        return await self._change(
-            _SET_POLICIES, {"name": name, "changes": msgspec.json.encode(checked).decode()}
-        )
+        async with self._db.transaction() as tx:
+            found = await run(tx, _LOCK, {"name": name})
+            for row in found:
+                # What did not count before must not be signed along with what is changed now.
+                policies = self._genuine(row) | checked
+                mac = self._vault.sign(POLICIES_PURPOSE, policies_text(name, policies))
+                document = msgspec.json.encode(policies).decode()
+                await run(tx, _SET_POLICIES, {"name": name, "policies": document, "mac": mac})
+        self._read_at = float("-inf")
+        return bool(found)
 
     async def _change(self, statement: Executable, parameters: Mapping[str, object]) -> bool:
         known = bool(await self._db.write(statement, parameters))
         self._read_at = float("-inf")
         return known
 
-    def _sealed_password(self, name: str, password: str) -> bytes:
-        return self._vault.seal(password.encode(), purpose=f"merchant/{name}/password")
+    def _genuine(self, row: Row[Any]) -> dict[str, Any]:
+        """Return the stored policies without those that move money, unless our MAC is on these."""
+        stored = row.policies if isinstance(row.policies, dict) else {}
+        told = [name for name in BOUND if name in stored]
+        mac = bytes(row.policies_mac or b"")
+        if not told or self._vault.signed(POLICIES_PURPOSE, policies_text(row.name, stored), mac):
+            return dict(stored)
+        _log.error("policies_not_authentic", security=True, merchant=row.name, ignored=told)
+        return {name: value for name, value in stored.items() if name not in told}
 
     def _sealed_secrets(self, name: str, secrets: tuple[str, ...]) -> bytes:
         return self._vault.seal(msgspec.json.encode(secrets), purpose=f"merchant/{name}/secrets")
@@ -267,7 +332,7 @@ class Merchants:
         for row in rows:
             try:
                 everyone.append(self._merchant(row))
-            except VaultError as error:
+            except (VaultError, GatewayNotAllowed) as error:
                 # One merchant whose secrets no key opens must not take the others along.
                 _log.error("merchant_unreadable", merchant=row.name, reason=str(error))
         self._by_id = {merchant.id: merchant for merchant in everyone}
@@ -279,11 +344,7 @@ class Merchants:
         url = row.gateway_url or known.gateway_url or ""
         # A merchant's own gateway has its own Merchant API below it unless its row says otherwise.
         merchant_api = row.merchant_api_url or (row.gateway_url or known.merchant_api)
-        password = (
-            self._vault.open(bytes(row.password), purpose=f"merchant/{row.name}/password").decode()
-            if row.password is not None
-            else known.gateway_password.get_secret_value()
-        )
+        password = self._password(row)
         secrets = (
             msgspec.json.decode(
                 self._vault.open(bytes(row.callback_secrets), purpose=f"merchant/{row.name}/secrets"),
@@ -293,6 +354,22 @@ class Merchants:
             else tuple(secret.get_secret_value() for secret in known.gateway_secrets)
         )
         account = Account(row.name, url, merchant_api, row.username or known.gateway_username, password)
-        return Merchant(
-            row.id, row.name, row.disabled_at is not None, account, secrets, _policies(row.name, row.policies)
+        for target in (account.url, account.merchant_api_url):
+            if target and not known.gateway_allowed(target):
+                raise GatewayNotAllowed(target)
+        policies = _policies(row.name, self._genuine(row))
+        return Merchant(row.id, row.name, row.disabled_at is not None, account, secrets, policies)
+
+    def _password(self, row: Row[Any]) -> str:
+        known = self._settings
+        if row.password is not None:
+            return self._vault.open(bytes(row.password), purpose=_purpose(row)).decode()
+        usual = (
+            (row.gateway_url, known.gateway_url),
+            (row.merchant_api_url, known.merchant_api),
+            (row.username, known.gateway_username),
         )
+        if any(own is not None and own != setting for own, setting in usual):
+            message = "the row names a gateway or a user of its own and no password: the password of the settings is not for those"
+            raise VaultError(message)
+        return known.gateway_password.get_secret_value()

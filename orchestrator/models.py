@@ -105,6 +105,8 @@ merchants = Table(
     Column("password", LargeBinary),
     Column("callback_secrets", LargeBinary),
     Column("policies", JSONB, nullable=False, server_default=text("'{}'")),
+    # Under our key, over those policies that move money; without it they are not followed.
+    Column("policies_mac", LargeBinary),
     _time("disabled_at"),
     _time("created_at", now=True),
 )
@@ -271,6 +273,8 @@ money_operations = Table(
     Column("total_before", BigInteger),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("last_error", Text),
+    # Under our key, over what would be sent (lifecycle.signatures).
+    Column("mac", LargeBinary),
     _time("requested_at", now=True),
     _time("submitted_at"),
     _time("settled_at"),
@@ -303,6 +307,8 @@ commands = Table(
     # A request with the same key again is the same command; with other content it is refused.
     Column("idempotency_key", Text),
     Column("fingerprint", LargeBinary),
+    # Under our key, over what is asked (lifecycle.signatures).
+    Column("mac", LargeBinary),
     _time("requested_at", now=True),
     _time("handled_at"),
     Column("result", Text),

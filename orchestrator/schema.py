@@ -10,21 +10,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from orchestrator import log
-from orchestrator.db import is_away
+from orchestrator.db import driver_url, is_away
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from pydantic import SecretStr
 
     from orchestrator.db import Database
+
+OWNER: Final = "orchestrator_owner"
+"""The role that owns the schema where migrations/roles.sql made the roles."""
+APPLICATION: Final = "orchestrator_app"
+"""The role of the processes there; `migrate` grants it what it needs."""
 
 _MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
 _VERSION = text("SELECT version_num FROM alembic_version")
@@ -63,13 +72,76 @@ def _config(url: str | None = None) -> Config:
     return config
 
 
-def migrate(url: str, *, to: str = "head") -> None:
-    """Bring the database at `url` to revision `to`; two at once wait for each other."""
+def migrate(
+    url: str, *, to: str = "head", keys: Sequence[SecretStr] = (), grant_to: str | None = None
+) -> None:
+    """Bring the database at `url` to revision `to`; two at once wait for each other.
+
+    `keys` are SECRET_KEYS, newest first: some migrations encrypt or sign rows again, and say so where they need them. The role
+    `grant_to` is then granted what the processes need; None: the role `orchestrator_app`, where there is one and the schema is ours.
+    """
+    config = _config(url)
+    config.attributes["secret_keys"] = keys
     try:
-        command.upgrade(_config(url), to)
+        command.upgrade(config, to)
     except CommandError as error:
         message = f"the database cannot be brought to revision {to!r}: {str(error).rstrip('.')}"
         raise NoDatabase(message) from error
+    _grant(url, grant_to)
+
+
+# What a table allows the application where that is less than all four. The trail is written and never changed; the rest is kept for
+# ever, or leaves by `orchestrator archive`, which is the owner's; the clock is moved by tests alone.
+_PRIVILEGES: Final = {
+    **dict.fromkeys(("alembic_version", "clock_skew", "archives", "archived_heads"), "SELECT"),
+    **dict.fromkeys(("audit_entries", "audit_seals"), "SELECT, INSERT"),
+    **dict.fromkeys(
+        ("merchants", "checkouts", "intents", "payments", "money_operations", "commands"),
+        "SELECT, INSERT, UPDATE",
+    ),
+}
+_OURS: Final = text("""
+    SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :role)
+           AND EXISTS (SELECT FROM pg_tables
+                        WHERE schemaname = current_schema() AND tablename = 'alembic_version'
+                          AND pg_has_role(current_user, tableowner, 'USAGE')) AS ours
+""")
+_TABLES: Final = text("""
+    SELECT c.relname AS name, c.relispartition AS part FROM pg_class c
+     WHERE c.relnamespace = CAST(current_schema() AS regnamespace) AND c.relkind IN ('r', 'p')
+""")
+
+
+def _grant(url: str, role: str | None) -> None:
+    """Let a role do what the processes do, and nothing else: what it was granted before on these tables is taken back first."""
+    engine = create_engine(driver_url(url), poolclass=NullPool, connect_args={"connect_timeout": 10})
+    with engine.begin() as connection:
+        if role is None:
+            role = APPLICATION
+            if not connection.execute(_OURS, {"role": role}).scalar_one():
+                return
+        quote = connection.dialect.identifier_preparer.quote_identifier
+        to, schema = quote(role), quote(connection.execute(text("SELECT current_schema()")).scalar_one())
+        # Two at once would meet on the same rows of the catalogue.
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('orchestrator.grants'))")
+        connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {to}")
+        for table in connection.execute(_TABLES).all():
+            name = f"{schema}.{quote(table.name)}"
+            connection.exec_driver_sql(f"REVOKE ALL ON {name} FROM {to}")
+            if not table.part:
+                allowed = _PRIVILEGES.get(table.name, "SELECT, INSERT, UPDATE, DELETE")
+                connection.exec_driver_sql(f"GRANT {allowed} ON {name} TO {to}")
+        connection.exec_driver_sql(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {to}")
+        connection.exec_driver_sql(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {to}")
+    engine.dispose()
+
+
+def make_roles(url: str, *, owner_password: str, application_password: str) -> None:
+    """Make the two roles as a superuser of the database at `url`, and give the owner what is there (migrations/roles.sql)."""
+    with psycopg.connect(url) as connection:
+        for name, password in (("owner", owner_password), ("application", application_password)):
+            connection.execute("SELECT set_config(%s, %s, true)", [f"orchestrator.{name}_password", password])
+        connection.execute((_MIGRATIONS / "roles.sql").read_bytes())
 
 
 def wanted() -> str:

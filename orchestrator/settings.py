@@ -12,6 +12,7 @@ import binascii
 import json
 import math
 import os
+import re
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import pairwise
@@ -97,6 +98,18 @@ def _network(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if not _HOST.fullmatch(value):
+        message = (
+            "each entry must be a host name without scheme and port, or *. and a domain such as *.example.com"
+        )
+        raise ValueError(message)
+    return value.lower().rstrip(".")
+
+
+_HOST: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?|\[?[0-9A-Fa-f:.]+\]?")
+
+
 def _ascending(value: tuple[float, ...]) -> tuple[float, ...]:
     rising = all(before < after for before, after in pairwise((0.0, *value)))
     if not rising or not all(math.isfinite(one) for one in value):
@@ -118,9 +131,11 @@ class Settings(BaseSettings):
     )
 
     # Where things are. Unset URLs mean the embedded servers (only `up` and `demo` start those).
-    # The first three hold a password.
+    # The first four hold a password.
     database_url: PostgresUrl | None = Field(default=None, repr=False)
     """Postgres 15 or newer: postgresql://user:password@host:port/name."""
+    migration_url: PostgresUrl | None = Field(default=None, repr=False)
+    """The same database for the role that owns its tables, for `migrate` and `archive`; unset: DATABASE_URL."""
     broker_url: BrokerUrl | None = Field(default=None, repr=False)
     """The broker of the hints: redis:// or amqp://."""
     redis_url: RedisUrl | None = Field(default=None, repr=False)
@@ -129,6 +144,8 @@ class Settings(BaseSettings):
     """The gateway; both of its APIs are below it: /checkout/v1/api and /merchant/API."""
     merchant_api_url: HttpUrl | None = None
     """Only where the Merchant API lives elsewhere."""
+    gateway_allowed_hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = ()
+    """Hosts that merchants' credentials may be sent to, such as "shop.altapaysecure.com" or "*.altapaysecure.com"; empty: any."""
     public_url: HttpUrl = "http://127.0.0.1:8000"
     """Where the gateway reaches our callbacks."""
 
@@ -273,6 +290,15 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _gateway_is_allowed(self) -> Self:
+        for name in ("gateway_url", "merchant_api_url"):
+            url = getattr(self, name)
+            if url is not None and not self.gateway_allowed(url):
+                message = f"{name.upper()} names a host that is not in GATEWAY_ALLOWED_HOSTS"
+                raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
     def _call_fits_into_lease(self) -> Self:
         # A look, and the call that it allows, each with its timeout, and room to spare.
         if self.lease_seconds < 3.2 * self.gateway_total_timeout:
@@ -292,10 +318,25 @@ class Settings(BaseSettings):
         """The networks that the gateway calls from."""
         return tuple(map(ip_network, self.gateway_networks))
 
+    def gateway_allowed(self, url: str) -> bool:
+        """Say whether credentials may be sent to this URL."""
+        if not self.gateway_allowed_hosts:
+            return True
+        host = (urlsplit(url).hostname or "").rstrip(".")
+        return any(
+            host == allowed.strip("[]") or (allowed.startswith("*.") and host.endswith(allowed[1:]))
+            for allowed in self.gateway_allowed_hosts
+        )
+
     @cached_property
     def merchant_api(self) -> str:
         """Base of the Merchant API; below the gateway's own URL unless set apart."""
         return self.merchant_api_url or self.gateway_url or ""
+
+    @property
+    def owner_url(self) -> str:
+        """Postgres for what changes tables: MIGRATION_URL, or DATABASE_URL, which must be set then."""
+        return str(self.migration_url or self.need("database_url"))
 
     def need(self, name: str) -> str:
         """Return a setting as text that this process cannot do without, or raise the sentence that names it."""
@@ -376,10 +417,26 @@ def http_url(value: str) -> str:
         raise ValueError(error.errors(include_url=False, include_input=False)[0]["ctx"]["error"]) from None
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """Return the environment of a child process that is to have these settings: ours, with every setting that is not a default."""
+_GATEWAY: Final = frozenset({"gateway_username", "gateway_password", "gateway_secrets"})
+SECRETS: Final[Mapping[str, frozenset[str]]] = {
+    "api": frozenset({"database_url", "broker_url", "secret_keys", "jwt_secrets", "gateway_secrets"}),
+    "worker": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "gateway_username", "gateway_password"}),
+    "scheduler": frozenset({"database_url", "broker_url"}),
+    "sandbox": _GATEWAY,
+    "migrate": frozenset({"migration_url", "secret_keys"}),
+}  # fmt: skip
+"""The settings with a secret in them that each process needs, and the only ones it should be given."""
+SECRET: Final = frozenset().union(*SECRETS.values())
+
+
+def environment(settings: Settings, process: str | None = None) -> dict[str, str]:
+    """Return the environment of a child process that is to have these settings: ours, with every setting that is not a default.
+
+    With the name of a process (a key of `SECRETS`) it has no other secrets than that process needs.
+    """
     passed = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
-    for name in sorted(settings.model_fields_set):
+    withheld = SECRET - SECRETS[process] if process is not None else frozenset()
+    for name in sorted(settings.model_fields_set - withheld):
         value = getattr(settings, name)
         if value is not None:
             passed[PREFIX + name.upper()] = _spelled(value)

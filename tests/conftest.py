@@ -126,11 +126,11 @@ def make_settings(**changes: object) -> Settings:
 
 
 def _url(servers: Embedded, name: str) -> str:
-    before, _, options = servers.database_url.partition("?")
+    before, _, options = servers.administrator_url.partition("?")
     base = before.rpartition("/")[0]
     return f"{base}/{name}" + (f"?{options}" if options else "")
 
 
 def _admin(servers: Embedded, statement: sql.Composed) -> None:
-    with psycopg.connect(servers.database_url, autocommit=True) as connection:
+    with psycopg.connect(servers.administrator_url, autocommit=True) as connection:
         connection.execute(statement)

@@ -130,7 +130,7 @@ async def _store(
     known = wiring.of(request)
     try:
         stored = await inbox.request(
-            known.db, stands.id, merchant_id=stands.merchant_id, kind=wish.kind, actor=actor, reason=reason,
+            known.db, known.vault, stands.id, merchant_id=stands.merchant_id, kind=wish.kind, actor=actor, reason=reason,
             expected_version=wish.version, arguments=wish.arguments, idempotency_key=key, fingerprint=print_,
             grace=known.settings.hint_grace,
         )  # fmt: skip

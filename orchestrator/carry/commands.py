@@ -8,14 +8,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator import decisions, money, operations, reconcile
+from orchestrator import decisions, log, money, operations, reconcile
 from orchestrator.audit import Action
-from orchestrator.lifecycle import KEEP, Event, Known, rival_of
+from orchestrator.lifecycle import KEEP, Event, Known, command_holds, rival_of
 from orchestrator.states import CARRIED, CLOSED, Moved, State, Trigger, decide
 
 if TYPE_CHECKING:
     from orchestrator.carry.step import Step
     from orchestrator.lifecycle import Command, Held, Operation
+
+_log = log.get(__name__)
 
 ORDER_USES: Final = 4
 """One order number serves about four orders or payments at the gateway (D7, D8)."""
@@ -32,6 +34,9 @@ def ready(held: Held) -> Command | None:
 
 
 def _blocked(held: Held, command: Command) -> bool:
+    if not isinstance(command.arguments, dict):
+        # Of our making it is not; it is refused when it is its turn.
+        return False
     if command.kind == "resolve" and command.arguments.get("decision") == "return":
         return held.operation is not None and reconcile.word_of(held.attention) != operations.UNCLEAR
     if command.kind not in operations.KINDS:
@@ -44,6 +49,9 @@ def _blocked(held: Held, command: Command) -> bool:
 async def obey(step: Step, command: Command) -> None:
     """Take a command: carry it out, turn it into an operation, or refuse it with the reason."""
     held = step.held
+    if not command_holds(step.carrier.vault, held.id, held.merchant_id, command) or command.taken:
+        await _refuse_foreign(step, command)
+        return
     if command.expected_version is not None and command.expected_version != held.version:
         said = f"it was asked for version {command.expected_version}, and the checkout is at version {held.version} now"
         await _refuse(step, command, said)
@@ -66,6 +74,26 @@ async def obey(step: Step, command: Command) -> None:
 
 def _about(command: Command) -> dict[str, object]:
     return {"command": str(command.id), "kind": command.kind, "reason": command.reason, **command.arguments}
+
+
+async def _refuse_foreign(step: Step, command: Command) -> None:
+    """Refuse what no process of ours stored as it stands, or what was taken before: somebody wrote into the database."""
+    why = (
+        "it was taken before, and its row was changed since"
+        if command.taken
+        else "its row was not written by the API or the command line of this installation, or was changed since"
+    )
+    _log.error(
+        "command_not_authentic", security=True, command=str(command.id), kind=command.kind, claimed_actor=command.actor, reason=why
+    )  # fmt: skip
+    told = {"operationId": None, "commandId": command.id, "kind": command.kind, "reason": why}
+    await step.write(
+        None, Action.COMMAND_REFUSED, evidence={
+            "command": str(command.id), "kind": command.kind, "claimedActor": command.actor, "refusal": why, "authentic": False,
+        },
+        attempts=step.held.attempts, done=((command.id, f"refused: {why}"),),
+        events=(Event("checkout.operation_rejected", told),) if command.kind in operations.KINDS else (),
+    )  # fmt: skip
 
 
 async def _refuse(step: Step, command: Command, why: str) -> None:
@@ -170,6 +198,9 @@ async def request(step: Step, operation: Operation, *, actor: str, **changes: An
         "operation": str(operation.id), "kind": operation.kind, "transaction": operation.transaction_id,
         "amount": operation.amount, "currency": operation.currency, "cause": operation.cause, "reason": operation.reason,
     }  # fmt: skip
+    if operation.command_id is not None:
+        # A command that the trail names is never taken again.
+        evidence["command"] = str(operation.command_id)
     await step.write(
         None, Action.MONEY_REQUESTED, actor=actor, evidence=evidence, operations=(operation,), attempts=0, alarm=KEEP,
         **changes,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
-from orchestrator import decisions, operations, reconcile
+from orchestrator import decisions, log, operations, reconcile
 from orchestrator.audit import SYSTEM, Action
 from orchestrator.carry import completion
 from orchestrator.carry.step import CREDENTIALS, MANY_FAILURES, STUCK, Failure, Step, retry
@@ -24,13 +24,15 @@ from orchestrator.gateway.outcomes import (
     Unauthorized,
     Unknown,
 )
-from orchestrator.lifecycle import KEEP, Event
+from orchestrator.lifecycle import KEEP, Event, operation_holds
 from orchestrator.operations import Fate
 
 if TYPE_CHECKING:
     from orchestrator.gateway.outcomes import Outcome
     from orchestrator.gateway.payments import Transaction
     from orchestrator.lifecycle import Operation
+
+_log = log.get(__name__)
 
 MARGIN: Final = 1.1
 """Calls' total timeouts that a lease must still last when an operation is written as submitted."""
@@ -41,6 +43,12 @@ REJECTED: Final = "operation_rejected"
 
 async def operate(step: Step, operation: Operation) -> None:
     """Take the next step of an operation that is not settled."""
+    if operation.id not in step.proven:
+        held = step.held
+        if not operation_holds(step.carrier.vault, held.id, held.merchant_id, operation):
+            await _refuse_foreign(step, operation)
+            return
+        step.proven.add(operation.id)
     transaction = await _look(step, operation)
     if transaction is None:
         return
@@ -48,6 +56,21 @@ async def operate(step: Step, operation: Operation) -> None:
         await _submit(step, operation, transaction)
     else:
         await _find_out(step, operation, transaction)
+
+
+async def _refuse_foreign(step: Step, operation: Operation) -> None:
+    """End an operation that no worker of ours wrote as it stands, unsent, and tell a person: somebody wrote into the database."""
+    why = "its row was not written by a worker of this installation, or was changed since"
+    _log.error(
+        "operation_not_authentic", security=True, operation=str(operation.id), kind=operation.kind, reason=why
+    )
+    said = f"{REJECTED}: {operation.kind} {operation.id} was not sent: {why}; compare the gateway's books and the audit trail"
+    attention = completion.standing(step) or said
+    news = attention != step.held.attention
+    await _write(
+        step, Action.MONEY_REJECTED, replace(operation, state="rejected", last_error=why), {"why": why, "authentic": False},
+        attention=attention, events=(Event("checkout.attention", {"reason": attention}),) if news else (), alarm=0.0,
+    )  # fmt: skip
 
 
 async def _look(step: Step, operation: Operation) -> Transaction | None:

@@ -78,7 +78,7 @@ class Step:
     """A checkout while it is carried: where it stands, and whether its lease is still with us."""
 
     __slots__ = (
-        "_intent", "_key", "_more", "_moved", "answering", "carrier", "facts", "held", "merchant", "released", "renewed", "settings", "shown", "waits",
+        "_intent", "_key", "_more", "_moved", "answering", "carrier", "facts", "held", "merchant", "proven", "released", "renewed", "settings", "shown", "waits",
     )  # fmt: skip
 
     merchant: Merchant
@@ -94,6 +94,8 @@ class Step:
         self.shown = ""
         # Operations that have had their turn under this lease, and the seconds until their next.
         self.waits: dict[UUID, float] = {}
+        # Operations whose rows are known to be ours: those that were checked, and those that this step wrote itself.
+        self.proven: set[UUID] = set()
         # What the letters say, each read once.
         self.facts: dict[UUID, CallbackFacts] = {}
         self._more = len(held.letters) >= LETTERS_AT_ONCE
@@ -124,6 +126,7 @@ class Step:
         move = Move(held=self.held, trigger=trigger, action=action, **changes)
         self.held = await self.carrier.lifecycle.advance(move)
         self.released = move.releases
+        self.proven.update(one.id for one in move.operations)
         self._moved |= trigger is not None
         if self._moved and self.released:
             # The trail has each move; here one line says what came of the lease.

@@ -7,6 +7,7 @@ did its work and found something wrong (a broken trail, an unhealthy installatio
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Final, NoReturn
 
@@ -64,6 +65,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and end the process."""
+    # What any of our processes writes may hold personal data or secrets: it is for the account that runs it.
+    os.umask(0o077)
     try:
         status = cli.main(prog_name="orchestrator", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as asked:

@@ -54,7 +54,8 @@ def archive(*, data_dir: Path, older_than: float, directory: Path | None, size: 
             return await _count(db, older_than)
         return await _run(settings, db, place, older_than=older_than, size=size)
 
-    return on_database(data_dir, work)
+    # Months of the trail are made and dropped, and what is archived is deleted: that takes the owner's rights.
+    return on_database(data_dir, work, owner=True)
 
 
 async def _count(db: Database, older_than: float) -> int:

@@ -48,14 +48,16 @@ def whisper(line: str) -> None:
     say(line, err=True)
 
 
-def on_database(place: Path, work: Callable[[Settings, Database], Awaitable[int | None]]) -> int:
-    """Run `work` with the settings and database of an installation; return its exit status."""
+def on_database(
+    place: Path, work: Callable[[Settings, Database], Awaitable[int | None]], *, owner: bool = False
+) -> int:
+    """Run `work` with the settings and database of an installation; return its exit status. `owner`: as the owner of its tables."""
     from orchestrator.schema import reachable  # noqa: PLC0415 - most commands end before they need it
     from orchestrator.supervise.place import attach  # noqa: PLC0415
 
     with attach(place, say=whisper) as settings:
         logged(settings)
-        url = settings.need("database_url")
+        url = settings.owner_url if owner else settings.need("database_url")
         with reachable(url):
             return asyncio.run(_connected(url, settings, work)) or 0
 

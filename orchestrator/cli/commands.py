@@ -152,6 +152,7 @@ def _ask(
         from uuid import uuid4  # noqa: PLC0415 - each command imports what it needs
 
         from orchestrator import inbox  # noqa: PLC0415
+        from orchestrator.vault import Vault  # noqa: PLC0415
 
         row = await one(db, checkout)
         stands = await inbox.standing(db, row.id)
@@ -164,7 +165,7 @@ def _ask(
             return 0
         key = str(uuid4()) if kind in _KEYED else None
         stored = await inbox.request(
-            db, row.id, merchant_id=row.merchant_id, kind=kind, actor=ACTOR, reason=reason, arguments=wish.arguments,
+            db, Vault(settings.secret_keys), row.id, merchant_id=row.merchant_id, kind=kind, actor=ACTOR, reason=reason, arguments=wish.arguments,
             idempotency_key=key, grace=0.0,
         )  # fmt: skip
         assert stored is not None  # noqa: S101 - as above

@@ -220,14 +220,22 @@ def sandbox(*, host: str, port: int, data_dir: Path, state_file: Path | None, se
 
 @click.command(short_help="Bring the database to this version's schema.")
 @click.option("--to", default="head", show_default=True, help="The revision to bring the database to.")
-def migrate(*, to: str) -> None:
-    """Bring the database to the schema that this version needs; two at once wait for each other."""
+@click.option(
+    "--grant-to", metavar="ROLE",
+    help="The role of the processes, which is granted what they need; without it `orchestrator_app`, where it exists.",
+)  # fmt: skip
+def migrate(*, to: str, grant_to: str | None) -> None:
+    """Bring the database to the schema that this version needs; two at once wait for each other.
+
+    Runs as the owner of the tables: ORCHESTRATOR_MIGRATION_URL, or ORCHESTRATOR_DATABASE_URL where that is not set.
+    """
     from orchestrator import schema  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
 
-    url = logged(load()).need("database_url")
+    settings = logged(load())
+    url = settings.owner_url
     with schema.reachable(url):
-        schema.migrate(url, to=to)
+        schema.migrate(url, to=to, keys=settings.secret_keys, grant_to=grant_to)
 
 
 def _check_listening(host: str, port: int) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from orchestrator.db import Database
     from orchestrator.settings import Settings
+    from orchestrator.vault import Vault
 
 SIZE: Final = 200
 """Checkouts in one list."""
@@ -60,13 +61,18 @@ def reconcile(
     if merchant is not None and since is None:
         raise click.UsageError("--merchant goes with --since: checkouts that are named need no merchant")
 
-    async def ask(_: Settings, db: Database) -> int:
+    async def ask(settings: Settings, db: Database) -> int:
+        from orchestrator.vault import Vault  # noqa: PLC0415 - each command imports what it needs
+
+        vault = Vault(settings.secret_keys)
         if since is None:
             rows = [await one(db, name) for name in dict.fromkeys(checkouts)]
-            return await _reconcile(db, _lists(rows), len(rows), wait=wait, patience=timeout)
+            return await _reconcile(db, vault, _lists(rows), len(rows), wait=wait, patience=timeout)
         period = await _period(db, since, merchant)
         (counted,) = await db.read(_count(), period)
-        return await _reconcile(db, _pages(db, period), int(counted.number), wait=wait, patience=timeout)
+        return await _reconcile(
+            db, vault, _pages(db, period), int(counted.number), wait=wait, patience=timeout
+        )
 
     return on_database(data_dir, ask)
 
@@ -107,14 +113,20 @@ class _Tally:
 
 
 async def _reconcile(
-    db: Database, lists: AsyncIterator[Sequence[Any]], total: int, *, wait: bool, patience: float
+    db: Database,
+    vault: Vault,
+    lists: AsyncIterator[Sequence[Any]],
+    total: int,
+    *,
+    wait: bool,
+    patience: float,
 ) -> int:
     tally = _Tally()
     with _progress(tally, total) as show:
         async for rows in lists:
             if tally.asked and not wait:
                 await asyncio.sleep(_BETWEEN)
-            await _ask(db, rows, tally)
+            await _ask(db, vault, rows, tally)
             show()
             if wait and not await _settle(db, tally, most=OUTSTANDING - SIZE, patience=patience, show=show):
                 break
@@ -129,10 +141,11 @@ async def _reconcile(
     return int(wait and not answered)
 
 
-async def _ask(db: Database, rows: Sequence[Any], tally: _Tally) -> None:
+async def _ask(db: Database, vault: Vault, rows: Sequence[Any], tally: _Tally) -> None:
     from orchestrator import inbox  # noqa: PLC0415 - each command imports what it needs
 
-    commands = await inbox.request_all(db, [row.id for row in rows], kind="reconcile", actor=ACTOR, grace=0.0)
+    ids = [row.id for row in rows]
+    commands = await inbox.request_all(db, vault, ids, kind="reconcile", actor=ACTOR, grace=0.0)
     tally.asked += len(commands)
     tally.waiting |= {commands[row.id]: _stand(row) for row in rows if row.id in commands}
 

@@ -5,10 +5,10 @@ alone, ask for generated passwords, end when their parent ends (also after `kill
 nothing lost. The wheels' own Python code is never imported: it adds a system user and changes permissions of parent folders.
 
     <data dir>/lock                       held while in use; names the process
-    <data dir>/{postgres,redis}.password  mode 0600
+    <data dir>/*.password                 mode 0600: redis, and postgres with its owner and app
     <data dir>/{postgres,redis}.log       what the servers say, mode 0600
-    <data dir>/postgres/                  data (the cluster), run (the socket); all that belongs to Postgres's account
-    <data dir>/redis/                     configuration and append-only file
+    <data dir>/postgres/                  data (the cluster), run (the socket): Postgres's account where root starts it
+    <data dir>/redis/                     configuration and append-only file: Redis's account
 """
 
 from __future__ import annotations
@@ -82,8 +82,18 @@ class Embedded:
 
     @property
     def database_url(self) -> str:
-        """`postgresql://…` with its password."""
-        return self._need_postgres().url
+        """`postgresql://…` with the password of the application's role, which reads and writes rows."""
+        return self._need_postgres().urls.application
+
+    @property
+    def owner_url(self) -> str:
+        """The same database for the role that owns it: migrations and the archive."""
+        return self._need_postgres().urls.owner
+
+    @property
+    def administrator_url(self) -> str:
+        """The same for a superuser of the server; for tests, which make databases of their own."""
+        return self._need_postgres().urls.administrator
 
     @property
     def redis_url(self) -> str:
@@ -137,8 +147,7 @@ class Embedded:
 def _claim(data_dir: Path, starting: ExitStack) -> Path:
     """Make the data directory if need be, and lock it for as long as the servers run."""
     try:
-        # Root's directory lets Postgres's account pass through; each file in it has permissions of its own.
-        data_dir.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         data_dir = data_dir.resolve()
         lock = starting.enter_context(
             os.fdopen(os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600), "r+")

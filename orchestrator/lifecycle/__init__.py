@@ -48,6 +48,7 @@ from orchestrator.lifecycle.matching import (
 )
 from orchestrator.lifecycle.move import KEEP, Event, Fact, Move, PaymentSeen
 from orchestrator.lifecycle.moves import Lifecycle
+from orchestrator.lifecycle.signatures import command_holds, operation_holds, sign_command, sign_operation
 
 __all__ = [
     "KEEP",
@@ -79,16 +80,20 @@ __all__ = [
     "adopt",
     "claim",
     "claim_waiting",
+    "command_holds",
     "create",
     "due",
     "intent_of",
     "match",
     "merchants_of",
     "money_left",
+    "operation_holds",
     "order_is_shared",
     "paying_others",
     "ring",
     "rival_of",
+    "sign_command",
+    "sign_operation",
     "sweep",
     "tick",
 ]

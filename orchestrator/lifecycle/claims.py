@@ -67,6 +67,10 @@ class Command:
     reason: str | None
     expected_version: int | None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    # Under our key (see `signatures`); None: it was not stored by us.
+    mac: bytes | None = None
+    # The trail names it: it was taken before, whatever its row says.
+    taken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,8 @@ class Operation:
     attempts: int = 0
     last_error: str | None = None
     submitted_at: datetime | None = None
+    # Of the row as it was read, under our key (see `signatures`); None: no worker wrote it, or it was not read.
+    mac: bytes | None = None
 
     @property
     def open(self) -> bool:
@@ -280,7 +286,7 @@ _BESIDE = text("""
 """)
 _OPERATIONS = text("""
     SELECT id, checkout_id, transaction_id, kind, amount, currency, state, cause, actor, reason, command_id, total_before,
-           attempts, last_error, submitted_at
+           attempts, last_error, submitted_at, mac
       FROM money_operations WHERE checkout_id = ANY(CAST(:ids AS uuid[])) ORDER BY requested_at, id
 """)
 # Two partial indexes tell live ones from closed ones; a merchant's closed ones of the number may be many, one is enough.
@@ -313,8 +319,10 @@ _LETTERS = text("""
          WHERE checkout_id = c.id AND handled_at IS NULL ORDER BY received_at, id LIMIT :most) b
 """)
 _COMMANDS = text("""
-    SELECT id, checkout_id, kind, actor, reason, expected_version, arguments FROM commands
-     WHERE checkout_id = ANY(CAST(:ids AS uuid[])) AND handled_at IS NULL ORDER BY requested_at, id
+    SELECT id, checkout_id, kind, actor, reason, expected_version, arguments, mac,
+           EXISTS (SELECT FROM audit_entries a
+                    WHERE a.checkout_id = k.checkout_id AND strpos(a.entry, CAST(k.id AS text)) > 0) AS taken
+      FROM commands k WHERE checkout_id = ANY(CAST(:ids AS uuid[])) AND handled_at IS NULL ORDER BY requested_at, id
 """)
 
 OPEN_OPERATIONS: Final = frozenset({"requested", "submitted", "unknown"})
@@ -380,7 +388,16 @@ async def _claim(
                 )
             for row in await run(tx, _COMMANDS, {"ids": rung}):
                 commands.setdefault(row.checkout_id, []).append(
-                    Command(row.id, row.kind, row.actor, row.reason, row.expected_version, row.arguments)
+                    Command(
+                        row.id,
+                        row.kind,
+                        row.actor,
+                        row.reason,
+                        row.expected_version,
+                        row.arguments,
+                        row.mac,
+                        row.taken,
+                    )
                 )
         operations: dict[UUID, list[Operation]] = {}
         operating = [row.id for row in beside.values() if row.operating]
@@ -476,6 +493,7 @@ def _operation(row: Row[Any]) -> Operation:
         attempts=row.attempts,
         last_error=row.last_error,
         submitted_at=row.submitted_at,
+        mac=row.mac,
     )
 
 

@@ -6,14 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from uuid import UUID
 
 import msgspec
 
 from orchestrator import audit
 from orchestrator.lifecycle.claims import Held, Operation
+from orchestrator.lifecycle.signatures import sign_operation
 from orchestrator.states import ENDED, State, Trigger
+
+if TYPE_CHECKING:
+    from orchestrator.vault import Vault
 
 
 class Keep(Enum):
@@ -145,7 +149,8 @@ def entry_rows(held: Held, entries: Sequence[audit.Entry]) -> list[dict[str, obj
     ]
 
 
-def operation_rows(move: Move) -> list[dict[str, object]]:
+def operation_rows(vault: Vault, move: Move) -> list[dict[str, object]]:
+    held = move.held
     return [
         {
             "id": one.id,
@@ -163,6 +168,7 @@ def operation_rows(move: Move) -> list[dict[str, object]]:
             "total_before": one.total_before,
             "attempts": one.attempts,
             "last_error": one.last_error,
+            "mac": sign_operation(vault, held.id, held.merchant_id, one).hex(),
         }
         for one in move.operations
     ]

@@ -144,18 +144,18 @@ _ADVANCE = text("""
     operated AS (
         INSERT INTO money_operations AS m (id, merchant_id, checkout_id, transaction_id, kind, amount, currency, state,
                                            reconciliation_identifier, cause, command_id, actor, reason, total_before,
-                                           attempts, last_error, requested_at, submitted_at, settled_at)
+                                           attempts, last_error, mac, requested_at, submitted_at, settled_at)
         SELECT o.id, i.merchant_id, o.checkout_id, o.transaction_id, o.kind, o.amount, o.currency, o.state, o.identifier,
-               o.cause, o.command_id, o.actor, o.reason, o.total_before, o.attempts, o.last_error, t.now,
+               o.cause, o.command_id, o.actor, o.reason, o.total_before, o.attempts, o.last_error, decode(o.mac, 'hex'), t.now,
                CASE WHEN o.state = 'submitted' THEN t.now END, CASE WHEN o.state IN ('succeeded', 'rejected') THEN t.now END
           FROM json_to_recordset(CAST(:operations AS json)) AS o(
                id uuid, checkout_id uuid, transaction_id text, kind text, amount int8, currency text, state text,
                identifier text, cause text, command_id uuid, actor text, reason text, total_before int8, attempts int,
-               last_error text)
+               last_error text, mac text)
           JOIN i ON i.id = o.checkout_id JOIN moved ON moved.id = i.id, t ORDER BY i.merchant_id, o.transaction_id, o.id
         ON CONFLICT (id) DO UPDATE
            SET state = excluded.state, total_before = excluded.total_before, attempts = excluded.attempts,
-               last_error = excluded.last_error, submitted_at = coalesce(excluded.submitted_at, m.submitted_at),
+               last_error = excluded.last_error, mac = excluded.mac, submitted_at = coalesce(excluded.submitted_at, m.submitted_at),
                settled_at = excluded.settled_at
     ),
     read AS (
@@ -261,7 +261,9 @@ class Lifecycle:
                     [row for prepared in batch for row in entry_rows(prepared.move.held, prepared.entries)]
                 ),
                 "events": _json([event for prepared in batch for event in prepared.events]),
-                "operations": _json([row for prepared in batch for row in operation_rows(prepared.move)]),
+                "operations": _json(
+                    [row for prepared in batch for row in operation_rows(self._vault, prepared.move)]
+                ),
                 "payments": _json([row for prepared in batch for row in payment_rows(prepared.move)]),
                 "read": _json(
                     [

@@ -98,7 +98,8 @@ def attach(data_dir: Path, *, say: Callable[[str], None]) -> Iterator[Settings]:
                     "--data-dir, or start `orchestrator up` first"
                 )
             servers = held.enter_context(Embedded.start(data_dir, redis=False, announce=say))
-            settings = configured(data_dir, {"database_url": servers.database_url})
+            urls = {"database_url": servers.database_url, "migration_url": servers.owner_url}
+            settings = configured(data_dir, urls)
         yield settings
 
 

@@ -8,10 +8,10 @@ answer. Nothing is left behind, and whatever was open is in Postgres with its al
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
 import socket
+import stat
 import tempfile
 import time
 from contextlib import ExitStack, suppress
@@ -24,7 +24,7 @@ from orchestrator import schema
 from orchestrator.db import Database
 from orchestrator.embedded import Embedded
 from orchestrator.embedded.files import free_port
-from orchestrator.settings import environment, load
+from orchestrator.settings import SECRETS, environment, load
 from orchestrator.supervise import place
 from orchestrator.supervise.child import Child, ending
 from orchestrator.supervise.errors import UpFailed
@@ -126,6 +126,7 @@ class Up:
         self._prepare_database()
         log = self.data_dir / "log"
         log.mkdir(mode=0o700, exist_ok=True)
+        _close(self.data_dir, log)
         commands = {"api": ["api", "--host", HOST, "--port", str(port)], "scheduler": ["scheduler"]}
         commands |= {f"worker-{number}": ["worker"] for number in range(1, self.options.workers + 1)}
         if sandbox_port is not None:
@@ -138,25 +139,27 @@ class Up:
                 str(self.options.seed),
             )
             commands[name] = [name, "--host", HOST, "--port", str(sandbox_port), *rest]
-        variables = environment(self.settings)
         self.children = [
-            Child(name, command, environment=variables, log=log / f"{name}.log", cwd=Path.cwd())
+            Child(
+                name, command, environment=environment(self.settings, command[0] if command[0] in SECRETS else "sandbox"),
+                log=log / f"{name}.log", cwd=Path.cwd(),
+            )
             for name, command in commands.items()
-        ]
+        ]  # fmt: skip
         held.callback(self._end_children)
         for child in self.children:
             child.start()
 
     def _prepare_database(self) -> None:
         """Bring the schema up to date, and refuse a database whose trail was written under keys that we do not have."""
-        url = self.settings.need("database_url")
+        url = self.settings.owner_url
 
         async def newest_key() -> str | None:
             async with Database(url, pool_size=1, name="orchestrator-up") as db:
                 return await schema.newest_key(db)
 
         with schema.reachable(url):
-            schema.migrate(url)
+            schema.migrate(url, keys=self.settings.secret_keys)
             key = asyncio.run(newest_key())
         if key is not None and Vault(self.settings.secret_keys).known(key) is None:
             raise UpFailed(
@@ -169,9 +172,6 @@ class Up:
             return self.options.data_dir.absolute()
         made = Path(tempfile.mkdtemp(prefix="orchestrator-"))
         held.callback(shutil.rmtree, made)
-        if os.geteuid() == 0:
-            # Postgres's account passes through; each file in it has permissions of its own.
-            made.chmod(0o711)
         return made
 
     def _settings(self, given: Settings) -> Settings:
@@ -183,6 +183,8 @@ class Up:
         supplied |= keys.missing_from(given, sandbox=self.sandbox_url is not None)
         if given.database_url is None:
             supplied["database_url"] = self.servers.database_url
+            # For migrations and `archive`; the processes are not given it.
+            supplied["migration_url"] = self.servers.owner_url
         if given.broker_url is None:
             supplied["broker_url"] = self.servers.redis_url
         if given.redis_url is None and not str(given.broker_url or "").startswith("amqp"):
@@ -296,6 +298,15 @@ class Up:
             child.tell(signal.SIGKILL)
         for child in self.children:
             child.end()
+
+
+def _close(*directories: Path) -> None:
+    """Take from others the right to read what earlier versions wrote here."""
+    for directory in directories:
+        for path in directory.iterdir():
+            mode = path.lstat().st_mode
+            if stat.S_ISREG(mode) and mode & 0o077:
+                path.chmod(stat.S_IMODE(mode) & 0o700)
 
 
 def _probe(port: int) -> None:

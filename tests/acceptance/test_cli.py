@@ -80,7 +80,7 @@ def test_a_taken_port_is_said_before_anything_starts(tmp_path):
 
 @pytest.mark.parametrize("trouble", ["refused", "missing", "password"])
 def test_up_refuses_a_database_that_cannot_be_used_and_leaves_nothing_running(servers, tmp_path, trouble):
-    parts = urlsplit(servers.database_url)
+    parts = urlsplit(servers.administrator_url)
     url = {
         "refused": NOBODY_THERE,
         "missing": urlunsplit(parts._replace(path="/nothing_here")),
@@ -175,7 +175,7 @@ def test_every_command_has_help():
 
 
 def test_a_database_without_schema_is_said_with_what_to_do(servers):
-    ended = orchestrator("checkouts", "list", DATABASE_URL=servers.database_url)
+    ended = orchestrator("checkouts", "list", DATABASE_URL=servers.administrator_url)
 
     assert ended.returncode == 2
     assert "has no schema yet" in ended.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import stat
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from orchestrator.settings import SECRET, SECRETS
 from tests.acceptance.command import orchestrator, running
 
 if TYPE_CHECKING:
@@ -135,7 +137,7 @@ def test_a_child_that_dies_is_started_again_and_ctrl_c_ends_everything_cleanly(t
         up.until_said("scheduler was started again")
         up.until_said("worker-1 was started again")
         assert before.isdisjoint({up.child("worker").pid, up.child("scheduler").pid})
-        server = next(one for one in up.family.values() if "redis-server" in one.name())
+        server = next(one for one in up.family.values() if "valkey-server" in one.name())
         server.kill()
         up.until_said("the embedded servers were started again")
         with Shop(up, up.until_up()["public_url"]) as shop:
@@ -143,6 +145,39 @@ def test_a_child_that_dies_is_started_again_and_ctrl_c_ends_everything_cleanly(t
         assert up.end() == 0
         assert up.left() == []
         assert not (tmp_path / "data" / "runtime.json").exists()
+
+
+def test_each_process_has_its_own_secrets_and_what_they_write_is_for_no_other_account(tmp_path):
+    place = tmp_path / "data"
+    place.mkdir(mode=0o755)
+    # As an earlier version left it.
+    (place / "sandbox.db").touch(mode=0o644)
+    (place / "sandbox.db").chmod(0o644)
+    with running("up", "--port", "0", data_dir=place, **BRISK) as up:
+        with Shop(up, up.until_up()["public_url"]) as shop:
+            shop.until(shop.create(), "awaiting_payment")
+        for process in ("api", "worker", "scheduler", "sandbox"):
+            environment = up.child(process).environ()
+            given = {
+                name.removeprefix("ORCHESTRATOR_").lower()
+                for name in environment
+                if name.startswith("ORCHESTRATOR_")
+            }
+            # Without a Redis of its own for what processes share it is the broker's.
+            assert given & SECRET == SECRETS[process]
+            url = environment.get("ORCHESTRATOR_DATABASE_URL", "//orchestrator_app:")
+            assert "//orchestrator_app:" in url
+        ran = [one for one in up.family.values() if one.name() in {"postgres", "valkey-server"}]
+        assert len(ran) >= 2
+        open_ = [
+            str(path)
+            for path in place.rglob("*")
+            if path.is_file() and "/postgres/data/" not in str(path) and path.stat().st_mode & 0o077
+        ]
+        assert open_ == []
+        assert stat.S_IMODE((place / "postgres/data").stat().st_mode) == 0o700
+        assert (place / "sandbox.db").stat().st_size
+        assert up.end() == 0
 
 
 def test_a_second_up_on_the_same_data_is_refused_while_commands_attach_to_the_first(tmp_path):

@@ -10,13 +10,21 @@ import click
 import pytest
 import yaml
 
-from orchestrator.settings import PREFIX, Settings
+from orchestrator.embedded.redis import ACCESS
+from orchestrator.settings import PREFIX, SECRET, SECRETS, Settings
 
 HOUSE = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((HOUSE / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
-ONE_SHOT = {"migrate"}
-OURS = {name: service for name, service in SERVICES.items() if service["image"] == "checkout-orchestrator"}
+ONE_SHOT = {"migrate", "roles"}
+OURS = {
+    name: service
+    for name, service in SERVICES.items()
+    if service["image"].startswith("checkout-orchestrator:")
+}
+BASE = next(
+    line.split()[1] for line in (HOUSE / "Dockerfile").read_text().splitlines() if line.startswith("FROM ")
+)
 PROCFILE = dict(line.split(": ", 1) for line in (HOUSE / "Procfile").read_text().splitlines())
 COMMANDS = sorted(
     {tuple(service["command"]) for service in OURS.values()}
@@ -33,6 +41,7 @@ def test_the_processes_of_the_contract_are_there() -> None:
     assert set(SERVICES) == {
         "postgres",
         "redis",
+        "roles",
         "migrate",
         "api",
         "worker",
@@ -51,11 +60,86 @@ def test_every_variable_is_a_setting() -> None:
         assert set(service["environment"]) <= known, name
 
 
-def test_every_secret_comes_from_outside() -> None:
+def test_every_secret_comes_from_outside_and_none_has_a_default() -> None:
     for name, service in SERVICES.items():
         for variable, value in service.get("environment", {}).items():
-            if re.search("PASSWORD|SECRET|AUTH|KEYS|_URL", variable):
+            if re.search("PASSWORD|SECRET|AUTH|KEYS|_URL|PGOPTIONS", variable):
                 assert "${" in value, f"{name}: {variable} is written down"
+                assert all(":?" in one for one in re.findall(r"\$\{[^}]*}", value)), f"{name}: {variable}"
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_each_process_is_given_the_secrets_that_it_needs_and_no_others(name: str) -> None:
+    process = name.rstrip("0123456789")
+    given = {variable.removeprefix(PREFIX).lower() for variable in OURS[name]["environment"]}
+    assert given & SECRET == SECRETS[process]
+
+
+def test_only_migrations_can_change_tables_and_only_the_roles_are_made_by_the_superuser() -> None:
+    for name, service in SERVICES.items():
+        told = yaml.safe_dump(service.get("environment", {}))
+        assert ("${POSTGRES_PASSWORD" in told) is (name in {"postgres", "roles"}), name
+        assert ("${POSTGRES_OWNER_PASSWORD" in told) is (name in {"migrate", "roles"}), name
+        assert ("${POSTGRES_APP_PASSWORD" in told) is (
+            name in {"api", "worker", "worker2", "scheduler", "roles"}
+        ), name
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_no_service_can_write_its_files_or_gain_a_right(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "cap_add" not in service
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert any(place.startswith("/tmp:") for place in service["tmpfs"])  # noqa: S108 - in a container
+    assert "privileged" not in service
+    # Ours run under the image's own account.
+    assert service.get("user", "orchestrator") not in {"root", "0"}
+    assert name in OURS or "user" in service
+    assert re.fullmatch(r"[1-9]\d*s", service["stop_grace_period"])
+    for volume in service.get("volumes", []):
+        assert volume.partition(":")[0] in COMPOSE["volumes"] or volume.endswith(":ro"), name
+
+
+@pytest.mark.parametrize("image", sorted({service["image"] for service in SERVICES.values()} | {BASE}))
+def test_every_image_is_named_with_its_whole_version_or_digest(image: str) -> None:
+    assert re.search(r"@sha256:[0-9a-f]{64}$|:\d+\.\d+(\.\d+)?(-[a-z0-9.-]+)?$", image)
+
+
+def test_the_broker_refuses_in_compose_what_it_refuses_when_it_is_embedded() -> None:
+    assert f"~* &* {ACCESS}\n" in SERVICES["redis"]["command"][-1]
+
+
+KEYS = {
+    "build": str, "cap_drop": list, "command": list, "depends_on": dict, "environment": dict, "healthcheck": dict, "image": str,
+    "pids_limit": int, "ports": list, "profiles": list, "pull_policy": str, "read_only": bool, "restart": str, "security_opt": list,
+    "shm_size": str, "stop_grace_period": str, "tmpfs": list, "user": str, "volumes": list,
+}  # fmt: skip
+"""What the Compose Specification knows of a service, as far as it is used here, and the type that it takes."""
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_each_service_says_what_the_compose_specification_knows(name: str) -> None:
+    assert re.fullmatch(r"[a-zA-Z0-9._-]+", name)
+    service = SERVICES[name]
+    assert {key: type(value) for key, value in service.items()} == {key: KEYS[key] for key in service}
+    assert set(service.get("healthcheck", {})) <= {"test", "interval", "timeout", "retries", "start_period"}
+    assert service["restart"] in {"no", "unless-stopped"}
+    assert service.get("pull_policy", "missing") in {"missing", "never", "build"}
+    for other, how in service.get("depends_on", {}).items():
+        assert other in SERVICES
+        assert set(how) == {"condition"}
+    for key in ("cap_drop", "command", "ports", "profiles", "security_opt", "tmpfs", "volumes"):
+        assert all(isinstance(one, str) for one in service.get(key, [])), key
+    for key, value in service.get("environment", {}).items():
+        assert isinstance(key, str)
+        assert isinstance(value, str)
+
+
+def test_the_file_as_a_whole_has_the_parts_of_the_compose_specification() -> None:
+    assert {key for key in COMPOSE if not key.startswith("x-")} == {"services", "volumes"}
+    assert set(COMPOSE["volumes"].values()) == {None}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -87,6 +171,7 @@ def test_whoever_needs_the_schema_waits_for_the_migrations() -> None:
         waits = {other: how["condition"] for other, how in SERVICES[name]["depends_on"].items()}
         assert waits["migrate"] == "service_completed_successfully"
         assert waits["postgres"] == "service_healthy"
+        assert SERVICES["migrate"]["depends_on"] == {"roles": {"condition": "service_completed_successfully"}}
         for other, condition in waits.items():
             assert condition == ("service_completed_successfully" if other in ONE_SHOT else "service_healthy")
 

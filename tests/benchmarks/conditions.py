@@ -28,7 +28,9 @@ def conditions(ground: Ground) -> dict[str, Any]:
         """).fetchone()
     assert told is not None
     with redis.Redis.from_url(ground.servers.redis_url) as client:
-        redis_version = str(client.info("server")["redis_version"])
+        broker = client.info("server")
+    valkey = broker.get("valkey_version")
+    redis_version = f"Valkey {valkey}" if valkey else str(broker["redis_version"])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

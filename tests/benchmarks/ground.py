@@ -83,8 +83,6 @@ class Ground:
         with ExitStack() as held:
             place = Path(tempfile.mkdtemp(prefix="benchmarks-"))
             held.callback(shutil.rmtree, place, ignore_errors=True)
-            if os.geteuid() == 0:
-                place.chmod(0o711)  # Postgres's account passes through
             servers = held.enter_context(Embedded.start(place / "servers"))
             yield cls(place, servers, held)
 
@@ -110,7 +108,7 @@ class Ground:
         named = sql.Identifier(name)
         with self.administering() as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(named))
-        parts = urlsplit(self.servers.database_url)
+        parts = urlsplit(self.servers.administrator_url)
         try:
             yield urlunsplit(parts._replace(path=f"/{name}"))
         finally:
@@ -121,7 +119,7 @@ class Ground:
 
     @contextmanager
     def administering(self) -> Iterator[psycopg.Connection[Any]]:
-        with psycopg.connect(self.servers.database_url, autocommit=True) as connection:
+        with psycopg.connect(self.servers.administrator_url, autocommit=True) as connection:
             yield connection
 
     def empty_redis(self) -> None:

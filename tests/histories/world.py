@@ -239,7 +239,7 @@ class World:
         self, checkout: UUID, kind: inbox.CommandKind, *, version: int | None = None, **arguments: object
     ) -> None:
         asked = await inbox.request(
-            self.db, checkout, merchant_id=1, kind=kind, actor="client:shop", expected_version=version, arguments=arguments,
+            self.db, self.vault, checkout, merchant_id=1, kind=kind, actor="client:shop", expected_version=version, arguments=arguments,
             grace=5.0,
         )  # fmt: skip
         assert asked is not None

@@ -36,9 +36,16 @@ async def settled(core, state=State.COMPLETED, **changes):
     """Return a checkout with everything that a history can have, settled for good."""
     held = await core.held(State.AWAITING_PAYMENT, **changes)
     await core.callbacks.take(arrival(held.id))
-    await inbox.request(core.db, held.id, merchant_id=1, kind="reconcile", actor="x", grace=60.0)
+    await inbox.request(core.db, core.vault, held.id, merchant_id=1, kind="reconcile", actor="x", grace=60.0)
     await inbox.request(
-        core.db, held.id, merchant_id=1, kind="capture", actor="x", idempotency_key=f"k-{held.id}", grace=60.0
+        core.db,
+        core.vault,
+        held.id,
+        merchant_id=1,
+        kind="capture",
+        actor="x",
+        idempotency_key=f"k-{held.id}",
+        grace=60.0,
     )
     held = await core.release(held, 0.0)
     (held,) = await core.claim(held.id)
@@ -255,7 +262,7 @@ async def test_an_archived_order_number_is_still_taken_and_its_request_met(core,
 
 async def test_a_money_command_is_not_obeyed_again_after_its_history_is_archived(core, archived):
     again = await inbox.request(
-        core.db, archived[0], merchant_id=1, kind="capture", actor="x", idempotency_key=f"k-{archived[0]}", grace=60.0
+        core.db, core.vault, archived[0], merchant_id=1, kind="capture", actor="x", idempotency_key=f"k-{archived[0]}", grace=60.0
     )  # fmt: skip
     assert not again.fresh
 

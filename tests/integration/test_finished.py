@@ -131,7 +131,7 @@ async def carry(place, vault, merchant=1):
     for one in ids:
         assert (await place.callbacks.take(arrival(one))).rings
         assert await inbox.request(
-            place.db, one, merchant_id=merchant, kind="reconcile", actor="x", grace=1.0
+            place.db, place.vault, one, merchant_id=merchant, kind="reconcile", actor="x", grace=1.0
         )
     claimed = await place.claim(*ids)
     assert [(len(one.letters), len(one.commands)) for one in claimed] == [(1, 1)] * OPEN

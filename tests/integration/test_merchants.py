@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 
 import pytest
@@ -10,7 +11,15 @@ from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from orchestrator.db import Database, DatabaseAway, is_away
-from orchestrator.merchants import Merchants, Policies, PolicyRejected, UnknownMerchant
+from orchestrator.merchants import (
+    POLICIES_PURPOSE,
+    GatewayNotAllowed,
+    Merchants,
+    Policies,
+    PolicyRejected,
+    UnknownMerchant,
+    policies_text,
+)
 from orchestrator.vault import Vault
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.factories import lost_connection
@@ -83,6 +92,80 @@ async def test_a_password_moved_to_another_merchants_row_does_not_open(core, mer
     read = Merchants(core.db, core.vault, make_settings())
     assert await read.named("third") is None
     assert (await read.named("second")).account.password == "their hidden password"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "gateway_url = 'https://thief.example.com'",
+        "merchant_api_url = 'https://thief.example.com'",
+        "gateway_url = NULL",
+        "username = 'another'",
+        "username = NULL",
+        "password = NULL",
+        "password = NULL, gateway_url = 'https://thief.example.com'",
+        "password = NULL, gateway_url = NULL",
+    ],
+)
+async def test_a_password_goes_nowhere_but_where_it_was_given_for(core, merchants, change):
+    await merchants.add("second", **SHOP)
+    await core.do(f"UPDATE merchants SET {change} WHERE name = 'second'")
+    with capture_logs() as lines:
+        read = Merchants(core.db, core.vault, make_settings())
+        assert await read.named("second") is None
+        assert await read.named("default")
+    assert [line["merchant"] for line in lines if line["event"] == "merchant_unreadable"] == ["second"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "gateway_url = 'https://thief.example.com'",
+        "merchant_api_url = 'https://thief.example.com'",
+        "username = 'another'",
+    ],
+)
+async def test_the_password_of_the_settings_goes_only_where_the_settings_say(core, change):
+    await core.do(f"UPDATE merchants SET {change} WHERE name = 'default'")
+    try:
+        assert await Merchants(core.db, core.vault, make_settings()).named("default") is None
+    finally:
+        await core.do("UPDATE merchants SET gateway_url = NULL, merchant_api_url = NULL, username = NULL")
+
+
+async def test_a_changed_password_is_for_the_same_gateway(core, merchants):
+    await merchants.add("second", **SHOP)
+    assert await merchants.set_password("second", "another")
+    assert (await merchants.named("second")).account.password == "another"
+    await core.do("UPDATE merchants SET gateway_url = 'https://thief.example.com' WHERE name = 'second'")
+    assert await Merchants(core.db, core.vault, make_settings()).named("second") is None
+
+
+@pytest.mark.parametrize(
+    ("hosts", "url", "allowed"),
+    [
+        (["gateway.example.com"], "https://gateway.example.com", True),
+        (["GATEWAY.example.com."], "https://gateway.EXAMPLE.com:8443/base", True),
+        (["*.example.com"], "https://gateway.example.com", True),
+        (["*.example.com"], "https://example.com", False),
+        (["*.example.com"], "https://gateway.example.com.thief.example", False),
+        (["*.example.com"], "https://thiefexample.com", False),
+        (["gateway.example.com"], "https://thief.example", False),
+        (["127.0.0.1", "[::1]"], "http://[::1]:9", True),
+    ],
+)
+async def test_credentials_are_sent_to_allowed_hosts_alone(core, hosts, url, allowed):
+    free = Merchants(core.db, core.vault, make_settings())
+    await free.add("second", **{**SHOP, "gateway_url": url})
+    settings = make_settings(gateway_allowed_hosts=hosts, gateway_url=None)
+    bound = Merchants(core.db, core.vault, settings)
+    assert (await bound.named("second") is not None) is allowed
+    for shop in ({**SHOP, "gateway_url": url}, {**SHOP, "gateway_url": url, "merchant_api_url": url}):
+        if allowed:
+            assert not await bound.add("second", **shop)
+        else:
+            with pytest.raises(GatewayNotAllowed, match="ORCHESTRATOR_GATEWAY_ALLOWED_HOSTS"):
+                await bound.add("third", **shop)
 
 
 async def test_rotated_keys_still_open_what_was_sealed_before(core, merchants):
@@ -287,9 +370,10 @@ async def test_a_policy_that_is_none_changes_nothing(core, merchants, change, se
 async def test_what_a_row_says_beyond_our_words_is_ignored_and_logged(core, merchants):
     await merchants.add("second", **SHOP)
     stored = '{"late": "keep", "surplus": "burn", "looks_per_minute": null, "dance": true}'
+    mac = core.vault.sign(POLICIES_PURPOSE, policies_text("second", json.loads(stored)))
     await core.do(
-        "UPDATE merchants SET policies = CAST(:stored AS jsonb) WHERE name = 'second'", stored=stored
-    )
+        "UPDATE merchants SET policies = CAST(:stored AS jsonb), policies_mac = :mac WHERE name = 'second'", stored=stored, mac=mac
+    )  # fmt: skip
     with capture_logs() as lines:
         read = await Merchants(core.db, core.vault, make_settings()).named("second")
     assert read.policies == Policies(late="keep")
@@ -315,3 +399,10 @@ async def test_a_watch_learns_of_merchants_by_itself_and_outlives_an_outage(core
             await asyncio.sleep(0.02)
     watch.cancel()
     await asyncio.gather(watch, return_exceptions=True)
+
+
+def test_every_policy_in_words_is_one_that_a_row_alone_cannot_set():
+    """One that a later version adds is bound as well, in the migration too: what was signed before must still hold."""
+    from orchestrator import merchants
+
+    assert set(merchants._WORDS) <= set(merchants.BOUND)

@@ -97,7 +97,7 @@ async def test_alarms_leases_and_deadlines_live_by_the_clock(core):
 
 async def test_the_database_says_which_schema_it_has(core, servers):
     assert await schema.current(core.db) == schema.wanted()
-    async with Database(servers.database_url, pool_size=1) as bare:
+    async with Database(servers.administrator_url, pool_size=1) as bare:
         assert await schema.current(bare) is None
 
 

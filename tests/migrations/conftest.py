@@ -85,7 +85,7 @@ def postgres_15() -> Iterator[str]:
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
     """An empty database without a schema."""
     if request.param == "embedded":
-        server = request.getfixturevalue("servers").database_url
+        server = request.getfixturevalue("servers").administrator_url
     else:
         server = request.getfixturevalue("postgres_15")
     before, _, options = server.partition("?")

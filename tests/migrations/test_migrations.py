@@ -18,8 +18,11 @@ from sqlalchemy.dialects import postgresql
 from orchestrator import audit, inbox, lifecycle, schema
 from orchestrator.db import Database, driver_url
 from orchestrator.lifecycle import Event
+from orchestrator.merchants import Merchants
 from orchestrator.models import PARTITION, metadata
+from orchestrator.operations import give_back
 from orchestrator.states import State, Trigger
+from tests.conftest import make_settings
 from tests.factories import arrival, core, intake, payment
 
 LEFT = """
@@ -140,7 +143,9 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, vault):
             await one.intents.accept(intake(order_ref=asked.order_ref, idempotency_key="l"))
         ).id == accepted.id
         assert (await one.callbacks.take(arrival(accepted.id))).rings
-        assert await inbox.request(one.db, accepted.id, merchant_id=1, kind="cancel", actor="x", grace=1.0)
+        assert await inbox.request(
+            one.db, one.vault, accepted.id, merchant_id=1, kind="cancel", actor="x", grace=1.0
+        )
         (held,) = await one.claim(accepted.id)
         assert (len(held.letters), len(held.commands)) == (1, 1)
         held = await one.advance(
@@ -158,3 +163,45 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, vault):
         await one.do("UPDATE clock_skew SET seconds = 86400")
         (ahead,) = await one.all("SELECT extract(epoch FROM clock() - statement_timestamp())::int")
         assert ahead == 86400
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("url", ["embedded"], indirect=True)
+async def test_what_is_open_is_signed_and_passwords_are_bound_when_the_keys_are_there(url, vault):
+    keys = make_settings().secret_keys
+    await asyncio.to_thread(schema.migrate, url)
+    async with core(url, vault) as one:
+        merchants = Merchants(one.db, vault, make_settings())
+        await merchants.add(
+            "second", gateway_url="https://shop.example.com", merchant_api_url=None, username="theirs", password="hidden",
+            callback_secrets=("a secret",),
+        )  # fmt: skip
+        await merchants.set_policies("default", {"surplus": "return", "looks_per_minute": 7})
+        held = await one.held(State.AWAITING_PAYMENT)
+        back = give_back(payment("t-1"), actor="client:shop", reason="surplus")
+        held = await one.advance(held, payments=(payment("t-1"),), operations=(back,))
+        await one.release(held)
+        arguments = {"amount": 100, "expiresIn": 90.0, "transactionId": "é"}
+        await inbox.request(
+            one.db, vault, held.id, merchant_id=1, kind="capture", actor="client:shop", arguments=arguments, grace=1.0
+        )  # fmt: skip
+        older = schema._config(url)
+        older.attributes["secret_keys"] = keys
+        await asyncio.to_thread(command.downgrade, older, "0008")
+        sealed = await one.all("SELECT password FROM merchants WHERE name = 'second'")
+        assert vault.open(bytes(sealed[0]), purpose="merchant/second/password") == b"hidden"
+        with pytest.raises(schema.NoDatabase, match="ORCHESTRATOR_SECRET_KEYS is not set"):
+            await asyncio.to_thread(schema.migrate, url)
+        await asyncio.to_thread(schema.migrate, url, keys=keys)
+        read = Merchants(one.db, vault, make_settings())
+        assert (await read.named("second")).account.password == "hidden"
+        assert (await read.named("default")).policies.surplus == "return"
+        await one.do(
+            "INSERT INTO commands (id, merchant_id, checkout_id, kind, actor) SELECT gen_random_uuid(), 1, id, 'release', 'x' FROM checkouts"
+        )
+        (claimed,) = await one.claim(held.id)
+        holds = [lifecycle.command_holds(vault, claimed.id, 1, asked) for asked in claimed.commands]
+        assert holds == [True, False], "what came afterwards is not ours"
+        assert lifecycle.operation_holds(vault, claimed.id, 1, claimed.operation)
+        await one.do("UPDATE merchants SET gateway_url = 'https://thief.example.com' WHERE name = 'second'")
+        assert await Merchants(one.db, vault, make_settings()).named("second") is None

@@ -60,7 +60,7 @@ async def _slots(servers):
     made = []
 
     async def make(**options):
-        made.append(Slots(Breaking(servers.database_url, pool_size=2, name="slots"), **options))
+        made.append(Slots(Breaking(servers.administrator_url, pool_size=2, name="slots"), **options))
         await made[-1].create()
         return made[-1]
 
@@ -139,7 +139,7 @@ async def test_a_row_that_is_too_large_for_postgres_is_refused_and_not_tried_unt
 
 
 async def test_a_database_ends_statements_that_take_longer_than_it_was_told(servers):
-    async with Database(servers.database_url, pool_size=1, statement_timeout=100) as db:
+    async with Database(servers.administrator_url, pool_size=1, statement_timeout=100) as db:
         with pytest.raises(OperationalError) as error:
             await db.read(text("SELECT pg_sleep(20)"))
         assert isinstance(error.value.orig, psycopg.errors.QueryCanceled)
@@ -235,7 +235,7 @@ async def test_every_connection_cut_at_once_loses_and_doubles_nothing(slots, ser
     writing = asyncio.gather(*(one.put(f"n{number}") for number in range(300)))
     for _ in range(5):
         await asyncio.sleep(0.01)
-        async with await psycopg.AsyncConnection.connect(servers.database_url, autocommit=True) as admin:
+        async with await psycopg.AsyncConnection.connect(servers.administrator_url, autocommit=True) as admin:
             await admin.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'slots'"
             )

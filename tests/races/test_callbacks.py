@@ -225,7 +225,7 @@ async def test_repeats_against_movers_that_mark_as_read_never_lock_each_other_ou
 async def test_a_command_is_stored_with_who_asked_and_rings(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     requested = await inbox.request(
-        core.db, checkout, merchant_id=1, kind="cancel", actor="client:shop", reason="no stock", expected_version=5,
+        core.db, core.vault, checkout, merchant_id=1, kind="cancel", actor="client:shop", reason="no stock", expected_version=5,
         grace=60.0,
     )  # fmt: skip
     (held,) = await core.claim(checkout)
@@ -245,7 +245,9 @@ async def test_a_command_is_stored_with_who_asked_and_rings(core):
 async def test_a_command_for_no_checkout_of_this_merchant_is_nothing(core, merchant_id):
     checkout = await core.checkout() if merchant_id == 2 else uuid4()
     assert (
-        await inbox.request(core.db, checkout, merchant_id=merchant_id, kind="cancel", actor="x", grace=60.0)
+        await inbox.request(
+            core.db, core.vault, checkout, merchant_id=merchant_id, kind="cancel", actor="x", grace=60.0
+        )
         is None
     )
     assert await core.all("SELECT count(*) FROM commands") == [0]

@@ -21,7 +21,7 @@ async def ask(core, checkout, **changes):
         "merchant_id": 1, "kind": "capture", "actor": "client:shop", "arguments": {"amount": 100, "transactionId": None},
         "idempotency_key": "k-1", "grace": 60.0, **changes,
     }  # fmt: skip
-    return await inbox.request(core.db, checkout, **values)
+    return await inbox.request(core.db, core.vault, checkout, **values)
 
 
 async def test_one_key_from_two_processes_at_once_is_one_command_and_both_get_its_id(core):
@@ -102,6 +102,7 @@ async def test_one_wish_for_many_is_a_command_for_each_and_a_ring(core):
     checkouts = await core.checkouts(30)
     commands = await inbox.request_all(
         core.db,
+        core.vault,
         [*checkouts, *checkouts, uuid4()],
         kind="reconcile",
         actor="operator:x",
@@ -122,15 +123,17 @@ async def test_one_wish_for_many_is_a_command_for_each_and_a_ring(core):
 
 
 async def test_a_wish_for_nobody_is_nothing(core):
-    assert await inbox.request_all(core.db, [], kind="reconcile", actor="x", grace=60.0) == {}
+    assert await inbox.request_all(core.db, core.vault, [], kind="reconcile", actor="x", grace=60.0) == {}
 
 
 async def test_wishes_for_the_same_many_from_two_sides_meet_without_a_deadlock(core):
     checkouts = await core.checkouts(100)
     async with another(core.url, core.vault) as other:
         both = await asyncio.gather(
-            inbox.request_all(core.db, checkouts, kind="reconcile", actor="x", grace=60.0),
-            inbox.request_all(other.db, checkouts[::-1], kind="reconcile", actor="y", grace=60.0),
+            inbox.request_all(core.db, core.vault, checkouts, kind="reconcile", actor="x", grace=60.0),
+            inbox.request_all(
+                other.db, other.vault, checkouts[::-1], kind="reconcile", actor="y", grace=60.0
+            ),
         )
     assert all(len(commands) == 100 for commands in both)
     assert await core.all("SELECT DISTINCT wake FROM checkouts") == [2]

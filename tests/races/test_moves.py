@@ -35,7 +35,9 @@ async def laden(core, state=State.AWAITING_PAYMENT):
     """Return a held checkout with a letter and a command in its inbox."""
     held = await core.held(state)
     await core.callbacks.take(arrival(held.id))
-    await inbox.request(core.db, held.id, merchant_id=1, kind="cancel", actor="client:shop", grace=60.0)
+    await inbox.request(
+        core.db, core.vault, held.id, merchant_id=1, kind="cancel", actor="client:shop", grace=60.0
+    )
     await core.release(held)
     (held,) = await core.claim(held.id)
     assert held.letters

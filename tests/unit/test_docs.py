@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import intents
-from orchestrator.settings import reference
+from orchestrator.settings import SECRETS, reference
 from orchestrator.states import diagram
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -35,9 +35,22 @@ def test_every_test_that_the_readme_names_exists():
     assert missing == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "docs/settings.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CHANGELOG.md", "docs/settings.md", "docs/security.md", "docs/archive.md"]
+)
 def test_no_document_names_a_path_that_is_not_there(name: str):
     import re
 
     for target in re.findall(r"\]\(([\w./-]+)\)", (ROOT / name).read_text()):
         assert (ROOT / name).parent.joinpath(target).exists(), target
+
+
+def test_the_security_page_names_the_secrets_of_each_process():
+    rows = {
+        cells[1].strip().strip("`").lower(): set(
+            cells[2].replace("`", "").replace(" ", "").lower().split(",")
+        )
+        for line in (ROOT / "docs/security.md").read_text().splitlines()
+        if len(cells := line.split("|")) == 4 and cells[1].strip().strip("`").lower() in SECRETS
+    }
+    assert rows == {name: set(names) for name, names in SECRETS.items() if name != "sandbox"}

@@ -79,5 +79,5 @@ async def test_a_database_in_use_is_noticed(core):
 
 
 async def test_a_database_without_a_schema_is_in_use_by_nobody(servers):
-    async with Database(servers.database_url.replace("/orchestrator?", "/postgres?"), pool_size=1) as db:
+    async with Database(servers.administrator_url.replace("/orchestrator?", "/postgres?"), pool_size=1) as db:
         assert await others(db, ours="bench-") == (0, 0)

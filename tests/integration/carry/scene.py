@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -16,7 +17,7 @@ from orchestrator import inbox, intents
 from orchestrator.carry import Carrier
 from orchestrator.db import Database
 from orchestrator.gateway.client import Gateway
-from orchestrator.lifecycle import Lifecycle, claim
+from orchestrator.lifecycle import Lifecycle, Operation, claim, sign_operation
 from orchestrator.merchants import Merchants
 from orchestrator.vault import Vault
 from tests.conftest import make_settings
@@ -222,7 +223,7 @@ class Scene:
         **arguments: object,
     ) -> UUID:
         asked = await inbox.request(
-            self.db, checkout, merchant_id=1, kind=kind, actor="client:shop", reason="sold out",
+            self.db, self.vault, checkout, merchant_id=1, kind=kind, actor="client:shop", reason="sold out",
             expected_version=version, arguments=arguments, grace=0.2,
         )  # fmt: skip
         assert asked is not None
@@ -248,6 +249,14 @@ class Scene:
             "SELECT * FROM money_operations WHERE checkout_id = :id ORDER BY requested_at, id", id=checkout
         )
 
+    async def sign_operations(self, checkout: UUID) -> None:
+        """Sign the operations as they stand now, after the test has written into them."""
+        names = [one.name for one in fields(Operation)]
+        for row in await self.operations(checkout):
+            operation = Operation(**{name: getattr(row, name) for name in names})
+            mac = sign_operation(self.vault, checkout, row.merchant_id, operation)
+            await self.sql("UPDATE money_operations SET mac = :mac WHERE id = :id", mac=mac, id=row.id)
+
     async def paid(self, **intent: Any) -> UUID:
         """Return a checkout that is completed."""
         checkout = await self.offered(**intent)
@@ -259,10 +268,7 @@ class Scene:
 
     async def policy(self, **policies: object) -> None:
         """Set policies of the merchant, for this scene."""
-        await self.sql(
-            "UPDATE merchants SET policies = policies || CAST(:new AS jsonb) WHERE id = 1",
-            new=json.dumps(policies),
-        )
+        assert await self.merchants.set_policies("default", policies)
         self.merchants = self.carrier.merchants = Merchants(self.db, self.vault, self.settings)
 
     async def later(self, **span: float) -> None:

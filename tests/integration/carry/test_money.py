@@ -612,6 +612,7 @@ async def test_a_transaction_that_the_gateway_does_not_know_is_a_persons_busines
     await world.command(checkout, "capture", amount=4000)
     await world.carry(checkout)
     await world.sql("UPDATE money_operations SET state = :state, transaction_id = '1'", state=state)
+    await world.sign_operations(checkout)
     await world.later(seconds=400)
     await world.carry(checkout)
     assert (await world.row(checkout)).attention.startswith("operation_unclear: the gateway does not know")
