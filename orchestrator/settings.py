@@ -237,6 +237,8 @@ class Settings(BaseSettings):
     """Checkouts that a worker carries at once; of one gateway at most twice GATEWAY_POOL_SIZE."""
     database_pool: int = Field(default=6, ge=1, le=200)
     """Connections to Postgres from one process; an API process has four more, for what comes in."""
+    api_connections: int = Field(default=1000, ge=16, le=100_000)
+    """Connections of callers to one API process, and an eighth more for callbacks; fewer where the limit of open files is lower."""
     batch_limit: int = Field(default=500, ge=1, le=5000)
     """Rows in one batch at the most."""
     log_format: Literal["auto", "console", "json"] = "auto"
