@@ -86,7 +86,7 @@ def api_process(
         )
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
     try:
-        for _ in range(200):
+        for _ in range(600):
             with contextlib.suppress(httpx.TransportError):
                 if client.get("/healthz", timeout=2).status_code == 200:
                     break
