@@ -12,8 +12,10 @@ import binascii
 import json
 import math
 import os
+import re
+import socket
 from functools import cached_property
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args
 from urllib.parse import urlsplit
@@ -34,8 +36,63 @@ class SettingsError(OrchestratorError):
     """A setting is missing or wrong; the sentence names the environment variable and what it takes."""
 
 
+_METADATA_NAMES: Final = frozenset(
+    {
+        "metadata",
+        "metadata.google.internal",
+        "metadata.goog",
+        "instance-data",
+        "instance-data.ec2.internal",
+    }
+)
+# AWS over IPv6, and Alibaba Cloud: the addresses of metadata services that are not link-local.
+_METADATA_ADDRESSES: Final = frozenset({ip_address("fd00:ec2::254"), ip_address("100.100.100.200")})
+_LOCAL_DOMAINS: Final = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
+
+
+def reach_of(host: str) -> Literal["public", "private", "forbidden"]:
+    """Say how far a host of a URL is away, by its text alone; names are not looked up.
+
+    `forbidden` is what serves a machine its own credentials (link-local and metadata addresses), and what is no address of one host.
+    `private` is loopback, a private network, or a name without a domain. IPv4 is read in all spellings that a resolver takes.
+    """
+    name = host.rstrip(".").lower()
+    address = _address(name)
+    if address is None:
+        if name in _METADATA_NAMES:
+            return "forbidden"
+        return "private" if "." not in name or name.endswith(_LOCAL_DOMAINS) else "public"
+    if isinstance(address, IPv6Address):
+        address = address.ipv4_mapped or address.sixtofour or address
+    if (
+        address.is_link_local
+        or address.is_multicast
+        or address.is_unspecified
+        or address in _METADATA_ADDRESSES
+    ):
+        return "forbidden"
+    return "public" if address.is_global else "private"
+
+
+def _address(name: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(name.partition("%")[0])
+    except ValueError:
+        pass
+    if not re.fullmatch(r"[0-9a-fx.]+", name):
+        return None
+    try:
+        return IPv4Address(socket.inet_aton(name))  # 0xA9FEA9FE, 2852039166, 0251.0376.0251.0376, 127.1
+    except OSError:
+        return None
+
+
 def _url(*schemes: str, bare: bool = False) -> AfterValidator:
     def check(value: str) -> str:
+        if not value.isprintable() or " " in value:
+            # urlsplit drops line breaks and tabs, so that what it reads is not what is used.
+            message = "must be a URL without spaces, line breaks and other control characters"
+            raise ValueError(message)
         wanted = " or ".join(f"{scheme}://" for scheme in schemes)
         message = f"must be a URL that starts with {wanted}"
         try:
@@ -56,6 +113,9 @@ def _url(*schemes: str, bare: bool = False) -> AfterValidator:
         if bare and ("?" in value or "#" in value or "@" in parts.netloc):
             # Paths are put behind it, and it is shown in logs.
             message = "must be a URL without query, fragment or credentials"
+            raise ValueError(message)
+        if bare and reach_of(parts.hostname or "") == "forbidden":
+            message = "must name a host that can be a gateway or an API, not a link-local, metadata, multicast or unspecified address"
             raise ValueError(message)
         return value.rstrip("/")
 
@@ -83,6 +143,26 @@ def _jwt_secret(value: SecretStr) -> SecretStr:
     if len(value.get_secret_value()) < 32:  # noqa: PLR2004 - RFC 7518, 3.2: at least the hash's size
         message = "each secret must have at least 32 characters"
         raise ValueError(message)
+    return value
+
+
+LEAST_CALLBACK_SECRET: Final = 6
+"""Characters. The gateway's own webhook secrets have 16 at least; the shared secret of a terminal may be shorter (D6, C5)."""
+
+
+def callback_secret(value: str) -> str:
+    """Return a callback secret as it is; `ValueError` with the end of a sentence about what is wrong with it."""
+    if len(value) < LEAST_CALLBACK_SECRET:
+        message = f"must have at least {LEAST_CALLBACK_SECRET} characters: take the one that the gateway shows (16 or more)"
+        raise ValueError(message)
+    if not value.isprintable() or value != value.strip():
+        message = "must not hold control characters, nor spaces at its ends: copy it without the line break"
+        raise ValueError(message)
+    return value
+
+
+def _callback_secret(value: SecretStr) -> SecretStr:
+    callback_secret(value.get_secret_value())
     return value
 
 
@@ -135,8 +215,11 @@ class Settings(BaseSettings):
     """The API user of merchant `default`; further merchants are in the database."""
     gateway_password: SecretStr = SecretStr("")
     """Its password."""
-    gateway_secrets: tuple[SecretStr, ...] = ()
+    gateway_secrets: tuple[Annotated[SecretStr, AfterValidator(_callback_secret)], ...] = ()
     """Callback secrets of merchant `default`, newest first."""
+
+    sandbox_token: SecretStr = SecretStr("")
+    """What the control API of the sandbox asks for; unset: `up` and `sandbox` make one."""
 
     # Keys, newest first; older ones only read.
     secret_keys: tuple[Annotated[SecretStr, AfterValidator(_secret_key)], ...] = ()
