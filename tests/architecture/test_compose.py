@@ -51,6 +51,14 @@ def test_every_variable_is_a_setting() -> None:
         assert set(service["environment"]) <= known, name
 
 
+def test_the_sandbox_is_the_gateway_only_where_that_is_said() -> None:
+    assert SERVICES["sandbox"]["profiles"] == ["sandbox"]
+    for name, service in OURS.items():
+        for variable in ("GATEWAY_URL", "GATEWAY_USERNAME", "GATEWAY_PASSWORD", "PUBLIC_URL"):
+            # `:?` ends `docker compose up` with the sentence behind it.
+            assert service["environment"][PREFIX + variable].startswith("${" + PREFIX + variable + ":?"), name
+
+
 def test_every_secret_comes_from_outside() -> None:
     for name, service in SERVICES.items():
         for variable, value in service.get("environment", {}).items():
