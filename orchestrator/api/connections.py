@@ -103,9 +103,7 @@ class Connections:
         self.limit = max(min(limit, possible), _LEAST_CONNECTIONS)
         self.reserve = max(self.limit // 8, 1)
         if self.limit < limit:
-            _log.warning(
-                "connections_limited_by_open_files", wanted=limit, limit=self.limit, open_files=allowed
-            )
+            _log.info("connections_limited_by_open_files", wanted=limit, limit=self.limit, open_files=allowed)
         self.refused: Counter[str] = Counter()
         self.open: set[Connection] = set()
         self._told_at = float("-inf")
@@ -357,7 +355,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, reason: str) -> None:
         """Read no further, and answer if the answer cannot be taken for that of another request."""
         self._connections.refused[reason] += 1
-        if self._discarded is not None:
+        if self._is_done_reading:
             return
         self._discarded = 0
         latest = self._latest

@@ -243,7 +243,7 @@ class _Inflated(Exception):  # noqa: N818 - never leaves this module
     """The file inflates to what no archive is."""
 
 
-def _bounded(file: IO[bytes], size: int) -> Iterator[bytes]:
+def _bounded(file: gzip.GzipFile, size: int) -> Iterator[bytes]:
     """Yield the lines of a file, as far as they can be an archive's."""
     left = INFLATION_FREE + INFLATION_LIMIT * size
     while line := file.readline(min(left, LINE_LIMIT) + 1):

@@ -190,6 +190,7 @@ def sandbox(
     No money moves here: an installation that takes real orders must not have it as its gateway.
     """
     from orchestrator.sandbox import SandboxConfig, run  # noqa: PLC0415
+    from orchestrator.sandbox.config import is_loopback  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
     from orchestrator.supervise.keys import keys_of  # noqa: PLC0415
 
@@ -204,11 +205,12 @@ def sandbox(
         click.echo(
             f"The control API of the sandbox takes the token {control_token} (header X-Sandbox-Token)."
         )
-    # On standard error, where every log of a deployment has it.
-    click.echo(
-        f"This is a sandbox: http://{host}:{port} moves no money, and is no gateway for real orders.",
-        err=True,
-    )
+    if not is_loopback(host):
+        # On standard error, where every log of a deployment has it.
+        click.echo(
+            f"This is a sandbox: http://{host}:{port} moves no money, and is no gateway for real orders.",
+            err=True,
+        )
     config = SandboxConfig(
         username=settings.gateway_username,
         password=settings.gateway_password.get_secret_value(),
