@@ -21,7 +21,8 @@ from orchestrator import log
 from orchestrator.db import DatabaseAway, is_away
 from orchestrator.errors import OrchestratorError
 from orchestrator.gateway.client import Account
-from orchestrator.settings import callback_secret, http_url, reach_of
+from orchestrator.hosts import reach_of
+from orchestrator.settings import callback_secret, http_url
 from orchestrator.vault import VaultError
 
 if TYPE_CHECKING:

@@ -12,10 +12,8 @@ import binascii
 import json
 import math
 import os
-import re
-import socket
 from functools import cached_property
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args
 from urllib.parse import urlsplit
@@ -25,6 +23,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.hosts import reach_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,57 +33,6 @@ PREFIX = "ORCHESTRATOR_"
 
 class SettingsError(OrchestratorError):
     """A setting is missing or wrong; the sentence names the environment variable and what it takes."""
-
-
-_METADATA_NAMES: Final = frozenset(
-    {
-        "metadata",
-        "metadata.google.internal",
-        "metadata.goog",
-        "instance-data",
-        "instance-data.ec2.internal",
-    }
-)
-# AWS over IPv6, and Alibaba Cloud: the addresses of metadata services that are not link-local.
-_METADATA_ADDRESSES: Final = frozenset({ip_address("fd00:ec2::254"), ip_address("100.100.100.200")})
-_LOCAL_DOMAINS: Final = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
-
-
-def reach_of(host: str) -> Literal["public", "private", "forbidden"]:
-    """Say how far a host of a URL is away, by its text alone; names are not looked up.
-
-    `forbidden` is what serves a machine its own credentials (link-local and metadata addresses), and what is no address of one host.
-    `private` is loopback, a private network, or a name without a domain. IPv4 is read in all spellings that a resolver takes.
-    """
-    name = host.rstrip(".").lower()
-    address = _address(name)
-    if address is None:
-        if name in _METADATA_NAMES:
-            return "forbidden"
-        return "private" if "." not in name or name.endswith(_LOCAL_DOMAINS) else "public"
-    if isinstance(address, IPv6Address):
-        address = address.ipv4_mapped or address.sixtofour or address
-    if (
-        address.is_link_local
-        or address.is_multicast
-        or address.is_unspecified
-        or address in _METADATA_ADDRESSES
-    ):
-        return "forbidden"
-    return "public" if address.is_global else "private"
-
-
-def _address(name: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(name.partition("%")[0])
-    except ValueError:
-        pass
-    if not re.fullmatch(r"[0-9a-fx.]+", name):
-        return None
-    try:
-        return IPv4Address(socket.inet_aton(name))  # 0xA9FEA9FE, 2852039166, 0251.0376.0251.0376, 127.1
-    except OSError:
-        return None
 
 
 def _url(*schemes: str, bare: bool = False) -> AfterValidator:
@@ -161,6 +109,15 @@ def callback_secret(value: str) -> str:
     return value
 
 
+def _credential(value: str | SecretStr) -> str | SecretStr:
+    given = value if isinstance(value, str) else value.get_secret_value()
+    if not given.isprintable() or (isinstance(value, str) and ":" in given):
+        # Basic authentication carries neither (RFC 7617).
+        message = "must not hold line breaks or other control characters, and a user name no colon"
+        raise ValueError(message)
+    return value
+
+
 def _callback_secret(value: SecretStr) -> SecretStr:
     callback_secret(value.get_secret_value())
     return value
@@ -211,9 +168,9 @@ class Settings(BaseSettings):
     """Where the gateway reaches our callbacks."""
 
     # Who we are at the gateway (merchant `default`); further merchants live in the database.
-    gateway_username: str = ""
+    gateway_username: Annotated[str, AfterValidator(_credential)] = ""
     """The API user of merchant `default`; further merchants are in the database."""
-    gateway_password: SecretStr = SecretStr("")
+    gateway_password: Annotated[SecretStr, AfterValidator(_credential)] = SecretStr("")
     """Its password."""
     gateway_secrets: tuple[Annotated[SecretStr, AfterValidator(_callback_secret)], ...] = ()
     """Callback secrets of merchant `default`, newest first."""

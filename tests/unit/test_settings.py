@@ -78,6 +78,17 @@ WRONG = {
     ("CALLBACKS_LIMIT", "0"): "greater than or equal to 1",
     ("CALLBACKS_UNPROVEN_LIMIT", "0"): "greater than or equal to 1",
     ("LOG_FORMAT", "xml"): "must be 'auto', 'console' or 'json'",
+    ("GATEWAY_URL", "https://gateway.example.com\nx"): "without spaces, line breaks",
+    ("GATEWAY_URL", "https://gate way.example.com"): "without spaces, line breaks",
+    ("GATEWAY_URL", "https://169.254.169.254"): "not a link-local, metadata",
+    ("MERCHANT_API_URL", "http://0xa9fea9fe"): "not a link-local, metadata",
+    ("PUBLIC_URL", "http://0.0.0.0:8000"): "not a link-local, metadata",
+    ("GATEWAY_USERNAME", "a:b"): "a user name no colon",
+    ("GATEWAY_USERNAME", "shop\r"): "must not hold line breaks",
+    ("GATEWAY_PASSWORD", "hush\n"): "must not hold line breaks",
+    ("GATEWAY_SECRETS", '["x"]'): "must have at least 6 characters",
+    ("GATEWAY_SECRETS", '["a secret\\n"]'): "must not hold control characters",
+    ("API_CONNECTIONS", "1"): "greater than or equal to 16",
     ("LOG_LEVEL", "INFO"): "must be 'debug', 'info', 'warning' or 'error'",
 }
 
