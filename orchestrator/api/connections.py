@@ -59,6 +59,10 @@ _LEAST_CONNECTIONS: Final = 16
 _INTERVAL: Final = 1.0
 
 _SENTENCES: Final = {
+    "upgrade_with_body": (
+        400,
+        "a request with a body must not offer another protocol: send it without the header Upgrade",
+    ),
     "request_malformed": (400, "this is not an HTTP/1.1 request"),
     "head_too_slow": (408, f"the head of the request did not come within {HEAD_SECONDS:.0f} s"),
     "body_too_slow": (408, f"the request did not come within {REQUEST_SECONDS:.0f} s"),
@@ -332,6 +336,12 @@ class Connection(HttpToolsProtocol):
             self._stop("url_too_long")
         if len(self.headers) > HEADERS_LIMIT:
             self._stop("too_many_headers")
+        if self.parser.should_upgrade() and any(
+            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+            for name, value in self.headers
+        ):
+            # httptools takes what follows the head for the other protocol: the body would be lost without a word.
+            self._stop("upgrade_with_body")
         super().on_headers_complete()
         self._in_body = True
 

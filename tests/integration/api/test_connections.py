@@ -183,7 +183,7 @@ class Echo:
     async def __call__(self, scope, receive, send) -> None:
         path = scope["path"]
         self.asked.append(path)
-        if path == "/held":
+        if path.endswith("/held"):
             await self.held.wait()
         size = 0
         while path != "/unread":
@@ -346,6 +346,22 @@ async def test_a_caller_that_waits_for_permission_to_send_gets_it():
         assert b'"size": 2' in await reader.readuntil(b"}")
 
 
+async def test_a_body_beside_the_offer_of_another_protocol_is_refused_and_not_lost():
+    """Java's own client offers HTTP/2 with each request to an http:// address."""
+    async with wire() as one:
+        offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA\r\n"
+        for length in (
+            b"Content-Length: 2\r\n\r\nab",
+            b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
+        ):
+            answer = await one.ask(b"POST /a HTTP/1.1\r\nHost: x\r\n" + offer + length)
+            assert status(answer) == 400
+            assert "without the header Upgrade" in document(answer)["detail"]
+        assert one.app.asked == []
+        empty = b"Content-Length: 0\r\n\r\n"
+        assert status(await one.ask(b"POST /a HTTP/1.1\r\nHost: x\r\n" + offer + empty)) == 200
+
+
 async def test_trailers_add_nothing_to_the_headers():
     async with wire() as one:
         raw = (
@@ -463,6 +479,12 @@ async def test_where_all_connections_are_busy_callbacks_still_come_in():
         assert status(refused) == 503
         assert document(refused)["detail"] == "too many connections at the moment: send it again"
         assert status(await one.ask(GET % (b"/callbacks/success/a/b", b""))) == 200
+        for _ in range(one.connections.reserve):
+            _, writer = await one.open()
+            writer.write(GET % (b"/callbacks/held", b""))
+        async with asyncio.timeout(10):
+            await until(lambda: one.app.asked.count("/callbacks/held") == one.connections.reserve)
+        assert await one.ask(GET % (b"/callbacks/success/a/b", b"")) == b""
         one.app.held.set()
         for reader, _ in busy:
             assert b'"/held"' in await reader.readuntil(b"}")
