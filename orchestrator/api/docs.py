@@ -6,12 +6,13 @@ is OpenAPI 3.1. The page shows the same as OpenAPI 3.0, the newest version that 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from fastapi.openapi.utils import get_openapi
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
 from orchestrator.api.commands import KEYED, SCOPES
@@ -73,12 +74,17 @@ async def asset(request: Request) -> Response:
     if name == "start.js":
         return Response(_START, media_type="text/javascript")
     if name == "openapi-3.0.json":
-        return JSONResponse({**_as_30(request.app.openapi()), "openapi": "3.0.3"})
+        return Response(_older(request.app), media_type="application/json")
     if name not in _ASSETS:
         raise Refusal(404, "the documentation has no such file")
     return Response(
         _asset(name), media_type=_ASSETS[name], headers={"Cache-Control": "public, max-age=86400"}
     )
+
+
+@lru_cache(maxsize=1)
+def _older(app: FastAPI) -> bytes:
+    return msgspec.json.encode({**_as_30(app.openapi()), "openapi": "3.0.3"})
 
 
 @cache
@@ -98,10 +104,9 @@ def install(app: FastAPI) -> None:
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
-    made = get_openapi(
+    document: dict[str, Any] = get_openapi(
         title=app.title, version=app.version, openapi_version="3.1.0", description=_ABOUT, routes=app.routes
     )
-    document: dict[str, Any] = made
     components = document.setdefault("components", {})
     # Validation errors are problems here, so FastAPI's own shapes of them describe nothing.
     unused = {"HTTPValidationError", "ValidationError"}

@@ -16,7 +16,6 @@ from functools import wraps
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 from starlette.responses import PlainTextResponse, Response
@@ -320,7 +319,7 @@ def permit(request: Request) -> None:
             f"the control API is not served for the host {host[:100]!r}: call it by its address",
         )
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
         raise Refused(HTTPStatus.FORBIDDEN, "the control API is not for pages of another origin")
     if not config.control_token:
         return

@@ -75,7 +75,9 @@ def test_this_machines_own_names_are_served(guarded, host):
     assert guarded.get("/sandbox/ledger", headers=TOKEN | {"Host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("origin", ["https://attacker.example", "http://localhost:3000", "null"])
+@pytest.mark.parametrize(
+    "origin", ["https://attacker.example", "http://localhost:3000", "null", "", "http://["]
+)
 def test_a_page_of_another_origin_is_refused_and_told_nothing_that_lets_it_read(guarded, origin):
     answer = guarded.get("/sandbox/ledger", headers=TOKEN | {"Origin": origin})
     assert answer.status_code == 403
