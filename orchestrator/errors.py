@@ -13,6 +13,7 @@
     ├── access.AccessDenied             no token, a bad one, or one without the scope
     ├── api Refusal, Disconnected       an answer to the client; a client that has gone
     ├── merchants.UnknownMerchant       no such merchant
+    ├── merchants.MerchantRejected      a value that a merchant cannot have, with its field
     ├── merchants.PolicyRejected        no such policy, or not with this value
     ├── states.UnknownTransition        code asked for a move that the table does not have
     ├── lifecycle.UnauditedMove         code tried to move without an entry in the trail

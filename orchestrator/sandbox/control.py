@@ -1,8 +1,6 @@
 """The script and control API (JSON): plans, faults, ledger, resolutions.
 
-Each request brings the sandbox's own token, in the header X-Sandbox-Token (a GET also as `?token=`, for a person's browser). A
-request that names another host than this machine, or that comes from a page of another origin, is refused: no web page can
-use the control API, by DNS rebinding neither.
+Who may call it is decided in `guard`.
 
 The ledger is what really happened to every shopper's money, in minor units; tests end by comparing it with the
 orchestrator's books. The whole control API is listed in `HELP`, shown at GET /sandbox/help.
@@ -11,32 +9,26 @@ orchestrator's books. The whole control API is listed in `HELP`, shown at GET /s
 from __future__ import annotations
 
 import datetime as dt
-import hmac
-from functools import wraps
 from http import HTTPStatus
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from orchestrator import money
-from orchestrator.sandbox.config import is_loopback
 from orchestrator.sandbox.core import Refused, body_of, sandbox_of
 from orchestrator.sandbox.faults import GlobalFaults, Plan, Resolution
+from orchestrator.sandbox.guard import guarded
 from orchestrator.sandbox.methods import MethodKind
 from orchestrator.sandbox.rules import RESULTS, Outcome, forced
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from starlette.requests import Request
 
     from orchestrator.sandbox.books import Order, Payment, Transaction
     from orchestrator.sandbox.core import Sandbox
 
-TOKEN_HEADER: Final = "X-Sandbox-Token"  # noqa: S105 - its name
 T = TypeVar("T")
 _DEFAULT_PAGE = 1000
 _LARGEST_PAGE = 10_000
@@ -308,62 +300,20 @@ async def show_help(_: Request) -> Response:
     return PlainTextResponse(HELP)
 
 
-def permit(request: Request) -> None:
-    """Refuse what is not sent by the holder of the token to this machine's own name."""
-    host = request.url.hostname or ""
-    config = sandbox_of(request).config
-    # A name with a domain may be anybody's, and lead here since a moment ago (DNS rebinding).
-    if not (is_loopback(host) or _is_address(host) or "." not in host or host in config.callback_hosts):
-        raise Refused(
-            HTTPStatus.FORBIDDEN,
-            f"the control API is not served for the host {host[:100]!r}: call it by its address",
-        )
-    origin = request.headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
-        raise Refused(HTTPStatus.FORBIDDEN, "the control API is not for pages of another origin")
-    if not config.control_token:
-        return
-    given = request.headers.get(TOKEN_HEADER) or (
-        request.query_params.get("token", "") if request.method in {"GET", "HEAD"} else ""
-    )
-    if not hmac.compare_digest(given.encode(), config.control_token.encode()):
-        raise Refused(
-            HTTPStatus.UNAUTHORIZED,
-            f"the control API needs the header {TOKEN_HEADER}: its value is ORCHESTRATOR_SANDBOX_TOKEN, or was printed at the start",
-        )
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _guarded(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    @wraps(endpoint)
-    async def serve(request: Request) -> Response:
-        permit(request)
-        return await endpoint(request)
-
-    return serve
-
-
 ROUTES = [
-    Route("/sandbox/orders/{order_id:path}", _guarded(put_plan), methods=["PUT"]),
-    Route("/sandbox/orders/{order_id:path}", _guarded(show_plan), methods=["GET"]),
-    Route("/sandbox/orders/{order_id:path}", _guarded(drop_plan), methods=["DELETE"]),
-    Route("/sandbox/faults", _guarded(faults), methods=["GET", "PUT", "DELETE"]),
-    Route("/sandbox/ledger", _guarded(ledger), methods=["GET"]),
-    Route("/sandbox/payments/stray", _guarded(stray), methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/resolve", _guarded(resolve), methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/send", _guarded(send), methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/refund", _guarded(refund), methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/release", _guarded(release), methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/chargeback", _guarded(charge_back), methods=["POST"]),
-    Route("/sandbox/sessions/{session_id}", _guarded(lose_session), methods=["DELETE"]),
-    Route("/sandbox/tokens/expire", _guarded(expire_tokens), methods=["POST"]),
+    Route("/sandbox/orders/{order_id:path}", guarded(put_plan), methods=["PUT"]),
+    Route("/sandbox/orders/{order_id:path}", guarded(show_plan), methods=["GET"]),
+    Route("/sandbox/orders/{order_id:path}", guarded(drop_plan), methods=["DELETE"]),
+    Route("/sandbox/faults", guarded(faults), methods=["GET", "PUT", "DELETE"]),
+    Route("/sandbox/ledger", guarded(ledger), methods=["GET"]),
+    Route("/sandbox/payments/stray", guarded(stray), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/resolve", guarded(resolve), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/send", guarded(send), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/refund", guarded(refund), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/release", guarded(release), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/chargeback", guarded(charge_back), methods=["POST"]),
+    Route("/sandbox/sessions/{session_id}", guarded(lose_session), methods=["DELETE"]),
+    Route("/sandbox/tokens/expire", guarded(expire_tokens), methods=["POST"]),
     Route("/sandbox/help", show_help, methods=["GET"]),
     Route("/healthz", health, methods=["GET"]),
 ]
