@@ -566,7 +566,7 @@ def test_a_file_that_inflates_without_end_is_a_finding_and_costs_no_memory(core_
         tracemalloc.stop()
     assert len(found) == 1
     assert found[0].startswith(("it inflates to more than", "it has a line of more than", "line 1 is not in"))
-    assert most < 90_000_000
+    assert most < 130_000_000
 
 
 def test_a_line_longer_than_any_page_is_a_finding(core_vault, tmp_path, monkeypatch):
