@@ -15,6 +15,7 @@
     ├── access.AccessDenied             no token, a bad one, or one without the scope
     ├── api Refusal, Disconnected       an answer to the client; a client that has gone
     ├── merchants.UnknownMerchant       no such merchant
+    ├── merchants.MerchantRejected      a value that a merchant cannot have, with its field
     ├── merchants.PolicyRejected        no such policy, or not with this value
     ├── merchants.GatewayNotAllowed     a gateway that credentials may not be sent to
     ├── states.UnknownTransition        code asked for a move that the table does not have

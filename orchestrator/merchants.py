@@ -10,9 +10,11 @@ wait; while Postgres is away, what was read before goes on being served. `known`
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from urllib.parse import urlsplit
 
 import msgspec
 from sqlalchemy import text
@@ -21,6 +23,8 @@ from orchestrator import log
 from orchestrator.db import DatabaseAway, is_away, run
 from orchestrator.errors import OrchestratorError
 from orchestrator.gateway.client import Account
+from orchestrator.hosts import reach_of
+from orchestrator.settings import callback_secret, http_url
 from orchestrator.vault import VaultError
 
 if TYPE_CHECKING:
@@ -65,6 +69,9 @@ Homeless = Literal["ask", "keep", "return"]
 Capture = Literal["manual", "automatic"]
 Surcharge = Literal["ask", "keep"]
 MOST_LOOKS: Final = 100_000
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+LONGEST_CREDENTIAL: Final = 255
+MOST_SECRETS: Final = 10
 
 
 class UnknownMerchant(OrchestratorError):  # noqa: N818 - named for the fact
@@ -85,6 +92,14 @@ class GatewayNotAllowed(OrchestratorError):  # noqa: N818 - named for the fact
             f"{url} is not among the hosts of ORCHESTRATOR_GATEWAY_ALLOWED_HOSTS: correct the URL, or add its host to that list"
         )
         self.url = url
+
+
+class MerchantRejected(OrchestratorError):  # noqa: N818 - named for the fact
+    """A value that a merchant cannot have; the sentence names the field and says what it takes, and never repeats a secret."""
+
+    def __init__(self, field_name: str, problem: str) -> None:
+        super().__init__(f"{field_name} {problem}")
+        self.field = field_name
 
 
 class PolicyRejected(OrchestratorError):  # noqa: N818 - named for the fact
@@ -134,6 +149,60 @@ def policy(name: str, value: object) -> str | int:
     if not 1 <= number <= MOST_LOOKS:
         raise PolicyRejected(f"{name} must be a whole number from 1 to {MOST_LOOKS}, not {value!r}")
     return number
+
+
+def _gateway_url(field_name: str, url: str, settings: Settings) -> str:
+    """Return the base URL of a merchant's gateway.
+
+    HTTPS and a public host, unless the installation's own GATEWAY_URL is without them too: then it works with a sandbox, or behind
+    a network of its own, and a private host may be called, over http:// as well.
+    """
+    try:
+        checked = http_url(url)
+    except ValueError as error:
+        raise MerchantRejected(field_name, str(error)) from None
+    private = _is_private(checked)
+    if not private and checked.startswith("https://"):
+        return checked
+    if private and settings.gateway_url is not None and _is_private(settings.gateway_url):
+        return checked
+    if private:
+        problem = "must name a public host: a private one is taken where the installation's own GATEWAY_URL names one too"
+        raise MerchantRejected(field_name, problem)
+    raise MerchantRejected(field_name, "must start with https://, since passwords are sent there")
+
+
+def _is_private(url: str) -> bool:
+    return reach_of(urlsplit(url).hostname or "") == "private"
+
+
+def _username(username: str) -> str:
+    if not 1 <= len(username) <= LONGEST_CREDENTIAL:
+        raise MerchantRejected("username", f"must have 1 to {LONGEST_CREDENTIAL} characters")
+    if not username.isprintable() or ":" in username or username != username.strip():
+        # RFC 7617: the colon ends the user name.
+        problem = "must not hold a colon, control characters, or spaces at its ends: take it as the gateway shows it"
+        raise MerchantRejected("username", problem)
+    return username
+
+
+def _password(password: str) -> str:
+    if not 1 <= len(password) <= LONGEST_CREDENTIAL:
+        raise MerchantRejected("password", f"must have 1 to {LONGEST_CREDENTIAL} characters")
+    if not password.isprintable():
+        raise MerchantRejected("password", "must not hold control characters: copy it without the line break")
+    return password
+
+
+def _secrets(secrets: tuple[str, ...]) -> tuple[str, ...]:
+    if len(secrets) > MOST_SECRETS:
+        raise MerchantRejected("callback secrets", f"are {len(secrets)}, and the most is {MOST_SECRETS}")
+    for number, secret in enumerate(secrets, start=1):
+        try:
+            callback_secret(secret)
+        except ValueError as error:
+            raise MerchantRejected(f"callback secret {number}", str(error)) from None
+    return secrets
 
 
 def _policies(merchant: str, stored: Mapping[str, object]) -> Policies:
@@ -229,7 +298,18 @@ class Merchants:
         self, name: str, *, gateway_url: str, merchant_api_url: str | None, username: str, password: str,
         callback_secrets: tuple[str, ...],
     ) -> bool:  # fmt: skip
-        """Add a merchant with a gateway account of its own; False if the name is taken."""
+        """Add a merchant with a gateway account of its own; False if the name is taken.
+
+        `MerchantRejected` if a value is wrong, `GatewayNotAllowed` if the installation names its gateways and not this one.
+        """
+        if not NAME.fullmatch(name):
+            raise MerchantRejected(
+                "name", "must be 1 to 63 small letters, digits, dots, hyphens or underscores"
+            )
+        gateway_url = _gateway_url("gateway URL", gateway_url, self._settings)
+        if merchant_api_url is not None:
+            merchant_api_url = _gateway_url("Merchant API URL", merchant_api_url, self._settings)
+        username, password = _username(username), _password(password)
         for url in (gateway_url, merchant_api_url):
             if url is not None and not self._settings.gateway_allowed(url):
                 raise GatewayNotAllowed(url)
@@ -237,7 +317,7 @@ class Merchants:
         row = {
             "name": name, "gateway_url": gateway_url, "merchant_api_url": merchant_api_url, "username": username,
             "password": self._vault.seal(password.encode(), purpose=purpose),
-            "callback_secrets": self._sealed_secrets(name, callback_secrets),
+            "callback_secrets": self._sealed_secrets(name, _secrets(callback_secrets)),
         }  # fmt: skip
         added = bool(await self._db.write(_ADD, row))
         self._read_at = float("-inf")
@@ -248,10 +328,12 @@ class Merchants:
         return await self._change(_DISABLE, {"name": name, "disabled": disabled})
 
     async def set_password(self, name: str, password: str) -> bool:
-        """Give a merchant's API user another password, for the URLs and user name of its row; False if there is none of this name.
+        """Give a merchant's API user another password, for the URLs and user name of its row.
 
-        Whoever calls it must have seen the URLs: the password is sent there from now on.
+        False if there is none of this name, `MerchantRejected` if the password is wrong. The caller must have seen the URLs: the
+        password is sent there from now on.
         """
+        password = _password(password)
         async with self._db.transaction() as tx:
             found = await run(tx, _LOCK, {"name": name})
             for row in found:
@@ -261,9 +343,12 @@ class Merchants:
         return bool(found)
 
     async def set_secrets(self, name: str, secrets: tuple[str, ...]) -> bool:
-        """Set a merchant's callback secrets, newest first; none: callbacks are not checked. False if there is no such merchant."""
+        """Set a merchant's callback secrets, newest first; none: callbacks are not checked.
+
+        False if there is no such merchant, `MerchantRejected` if one of them is too short or holds a control character.
+        """
         return await self._change(
-            _SET_SECRETS, {"name": name, "secrets": self._sealed_secrets(name, secrets)}
+            _SET_SECRETS, {"name": name, "secrets": self._sealed_secrets(name, _secrets(secrets))}
         )
 
     async def set_policies(self, name: str, changes: Mapping[str, object]) -> bool:

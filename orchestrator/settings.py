@@ -24,6 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.hosts import reach_of
 from orchestrator.pod_environment import is_service_link
 from orchestrator.text import neutralised
 
@@ -39,6 +40,10 @@ class SettingsError(OrchestratorError):
 
 def _url(*schemes: str, bare: bool = False) -> AfterValidator:
     def check(value: str) -> str:
+        if not value.isprintable() or " " in value:
+            # urlsplit drops line breaks and tabs, so that what it reads is not what is used.
+            message = "must be a URL without spaces, line breaks and other control characters"
+            raise ValueError(message)
         wanted = " or ".join(f"{scheme}://" for scheme in schemes)
         message = f"must be a URL that starts with {wanted}"
         try:
@@ -59,6 +64,9 @@ def _url(*schemes: str, bare: bool = False) -> AfterValidator:
         if bare and ("?" in value or "#" in value or "@" in parts.netloc):
             # Paths are put behind it, and it is shown in logs.
             message = "must be a URL without query, fragment or credentials"
+            raise ValueError(message)
+        if bare and reach_of(parts.hostname or "") == "forbidden":
+            message = "must name a host that can be a gateway or an API, not a link-local, metadata, multicast or unspecified address"
             raise ValueError(message)
         return value.rstrip("/")
 
@@ -86,6 +94,35 @@ def _jwt_secret(value: SecretStr) -> SecretStr:
     if len(value.get_secret_value()) < 32:  # noqa: PLR2004 - RFC 7518, 3.2: at least the hash's size
         message = "each secret must have at least 32 characters"
         raise ValueError(message)
+    return value
+
+
+LEAST_CALLBACK_SECRET: Final = 6
+"""Characters. The gateway's own webhook secrets have 16 at least; the shared secret of a terminal may be shorter (D6, C5)."""
+
+
+def callback_secret(value: str) -> str:
+    """Return a callback secret as it is; `ValueError` with the end of a sentence about what is wrong with it."""
+    if len(value) < LEAST_CALLBACK_SECRET:
+        message = f"must have at least {LEAST_CALLBACK_SECRET} characters: take the one that the gateway shows (16 or more)"
+        raise ValueError(message)
+    if not value.isprintable() or value != value.strip():
+        message = "must not hold control characters, nor spaces at its ends: copy it without the line break"
+        raise ValueError(message)
+    return value
+
+
+def _credential(value: str | SecretStr) -> str | SecretStr:
+    given = value if isinstance(value, str) else value.get_secret_value()
+    if not given.isprintable() or (isinstance(value, str) and ":" in given):
+        # Basic authentication carries neither (RFC 7617).
+        message = "must not hold line breaks or other control characters, and a user name no colon"
+        raise ValueError(message)
+    return value
+
+
+def _callback_secret(value: SecretStr) -> SecretStr:
+    callback_secret(value.get_secret_value())
     return value
 
 
@@ -150,12 +187,15 @@ class Settings(BaseSettings):
     """Where the gateway reaches our callbacks."""
 
     # Who we are at the gateway (merchant `default`); further merchants live in the database.
-    gateway_username: str = ""
+    gateway_username: Annotated[str, AfterValidator(_credential)] = ""
     """The API user of merchant `default`; further merchants are in the database."""
-    gateway_password: SecretStr = SecretStr("")
+    gateway_password: Annotated[SecretStr, AfterValidator(_credential)] = SecretStr("")
     """Its password."""
-    gateway_secrets: tuple[SecretStr, ...] = ()
+    gateway_secrets: tuple[Annotated[SecretStr, AfterValidator(_callback_secret)], ...] = ()
     """Callback secrets of merchant `default`, newest first."""
+
+    sandbox_token: SecretStr = SecretStr("")
+    """What the control API of the sandbox asks for; unset: `up` and `sandbox` make one."""
 
     # Keys, newest first; older ones only read.
     secret_keys: tuple[Annotated[SecretStr, AfterValidator(_secret_key)], ...] = ()
@@ -258,6 +298,8 @@ class Settings(BaseSettings):
     """Checkouts that a worker carries at once; of one gateway at most twice GATEWAY_POOL_SIZE."""
     database_pool: int = Field(default=6, ge=1, le=200)
     """Connections to Postgres from one process; an API process has four more, for what comes in."""
+    api_connections: int = Field(default=1000, ge=16, le=100_000)
+    """Connections of callers to one API process, and an eighth more for callbacks; fewer where the limit of open files is lower."""
     batch_limit: int = Field(default=500, ge=1, le=5000)
     """Rows in one batch at the most."""
     log_format: Literal["auto", "console", "json"] = "auto"

@@ -50,6 +50,7 @@ HURRY = {
     "look_cap": 1,
     "breaker_failures": 0,
 }
+SANDBOX_TOKEN = "the sandbox's own"
 GOOD_CARD, DECLINED_CARD = "4111000011110000", "4180000000000566"
 
 
@@ -68,6 +69,7 @@ class World:
             "public_url": self.api_url,
             "gateway_username": "shop",
             "gateway_password": "sandbox password",
+            "sandbox_token": SANDBOX_TOKEN,
             "secret_keys": [SECRET_KEY],
             "jwt_secrets": [JWT_SECRET],
             "log_format": "json",
@@ -78,6 +80,7 @@ class World:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.http = httpx.Client(timeout=10)
         self.http.headers["Authorization"] = bearer("default")
+        self.http.headers["X-Sandbox-Token"] = SANDBOX_TOKEN
         with redis.Redis.from_url(servers.redis_url) as broker:
             broker.flushall()
         # Everything is in a hurry here, and looks often.

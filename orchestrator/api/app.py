@@ -112,6 +112,7 @@ def create_app(services: Services) -> FastAPI:
     app.router.routes[:0] = [
         Route("/v1/checkouts", checkouts.accept, methods=["POST"]),
         Route("/v1/checkouts/batch", checkouts.accept_batch, methods=["POST"]),
+        Route("/v1/checkouts/batch", problems.only_post, methods=["GET"]),
         Route(
             "/callbacks/merchant/{merchant}/{signed}", callbacks.take_for_merchant, methods=["POST", "GET"]
         ),

@@ -21,7 +21,7 @@ from orchestrator.api.wiring import DATABASE_PATIENCE, Services
 from orchestrator.db import DatabaseAway
 from orchestrator.inbox import Accepted, Intake, KeyReused, OrderTaken
 from orchestrator.intents import Intent, IntentRejected, Problem
-from orchestrator.states import State  # noqa: TC001 - as above
+from orchestrator.states import State
 
 if TYPE_CHECKING:
     from orchestrator.access import Caller
@@ -174,7 +174,7 @@ async def show(request: Request, checkout_id: str) -> Response:
 async def search(  # noqa: PLR0917 - FastAPI calls it by name
     request: Request,
     order_id: Annotated[str | None, Query(alias="orderId", max_length=intents.LONGEST_ORDER)] = None,
-    state: Annotated[list[State] | None, Query()] = None,
+    state: Annotated[list[State] | None, Query(max_length=len(State))] = None,
     attention: Annotated[bool | None, Query()] = None,
     cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -233,7 +233,7 @@ async def show_payments(  # noqa: PLR0917 - FastAPI calls it by name
 async def show_audit(
     request: Request,
     checkout_id: str,
-    after: Annotated[int, Query(ge=0, lt=2**31, description="`nextAfter` of the page before")] = 0,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="`nextAfter` of the page before")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 500,
 ) -> Response:
     """The audit trail of one checkout, the oldest entry first."""

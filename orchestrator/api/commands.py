@@ -21,7 +21,7 @@ from orchestrator.api.problems import Refusal, answer
 from orchestrator.api.wiring import DATABASE_PATIENCE
 from orchestrator.inbox import CommandKind, KeyReused, Objection, Standing, Wish
 from orchestrator.intents import Problem
-from orchestrator.intents.fields import Fields, kind_of, shown
+from orchestrator.intents.fields import Fields, kind_of, repeated, repeated_name, shown
 from orchestrator.intents.reading import LONGEST_LIFE
 
 if TYPE_CHECKING:
@@ -193,6 +193,9 @@ class _Body(Fields):
             body = _DECODER.decode(raw)
         except (ValueError, RecursionError, InvalidOperation):
             raise Refusal(422, "the body is not JSON", kind="invalid-command") from None
+        if (name := repeated_name(raw)) is not None:
+            self.problems.append(repeated(name))
+            self._judge()
         if isinstance(body, dict):
             return body
         self.wrong("body", "must be a JSON object, or empty")

@@ -1,28 +1,32 @@
 """The OpenAPI document and the page that shows it; every asset comes from us and the page loads nothing from elsewhere.
 
-FastAPI writes the document for its own routes; the two hot endpoints and the bodies that are read raw are described here. It is
-version 3.0, the newest that the packaged Swagger UI shows.
+FastAPI writes the document for its own routes; the two hot endpoints and the bodies that are read raw are described here. The document
+is OpenAPI 3.1. The page shows the same as OpenAPI 3.0, the newest version that the packaged Swagger UI knows.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from fastapi.openapi.utils import get_openapi
 from starlette.responses import HTMLResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
 from orchestrator.api.commands import KEYED, SCOPES
+from orchestrator.api.connections import URL_LIMIT
 from orchestrator.api.problems import Refusal
 from orchestrator.api.schemas import SCHEMAS, Schema, ref
+from orchestrator.merchants import NAME
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
     from orchestrator.inbox import CommandKind
 
+_KEY_BOUNDS: Final[Schema] = {"pattern": r"^[\x21-\x7e]+$", "minLength": 1, "maxLength": 255}
 _SECURE: Final[list[Schema]] = [{"bearer": []}]
 _PAGE: Final = """<!doctype html>
 <html lang="en">
@@ -41,7 +45,7 @@ _PAGE: Final = """<!doctype html>
 </html>
 """
 # The validator would send the document to a server of somebody else.
-_START: Final = b"""SwaggerUIBundle({url: "/openapi.json", dom_id: "#api", validatorUrl: null, deepLinking: true});
+_START: Final = b"""SwaggerUIBundle({url: "/docs/assets/openapi-3.0.json", dom_id: "#api", validatorUrl: null, deepLinking: true});
 """
 _ASSETS: Final = {
     "swagger-ui.css": "text/css",
@@ -69,11 +73,18 @@ async def asset(request: Request) -> Response:
     name = request.path_params["name"]
     if name == "start.js":
         return Response(_START, media_type="text/javascript")
+    if name == "openapi-3.0.json":
+        return Response(_older(request.app), media_type="application/json")
     if name not in _ASSETS:
         raise Refusal(404, "the documentation has no such file")
     return Response(
         _asset(name), media_type=_ASSETS[name], headers={"Cache-Control": "public, max-age=86400"}
     )
+
+
+@lru_cache(maxsize=1)
+def _older(app: FastAPI) -> bytes:
+    return msgspec.json.encode({**_as_30(app.openapi()), "openapi": "3.0.3"})
 
 
 @cache
@@ -93,10 +104,9 @@ def install(app: FastAPI) -> None:
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
-    made = get_openapi(
-        title=app.title, version=app.version, openapi_version="3.0.3", description=_ABOUT, routes=app.routes
+    document: dict[str, Any] = get_openapi(
+        title=app.title, version=app.version, openapi_version="3.1.0", description=_ABOUT, routes=app.routes
     )
-    document: dict[str, Any] = _as_30(made)
     components = document.setdefault("components", {})
     # Validation errors are problems here, so FastAPI's own shapes of them describe nothing.
     unused = {"HTTPValidationError", "ValidationError"}
@@ -111,6 +121,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
             if operation not in _RAW.get(path, {}).values() and "422" in answers:
                 answers["422"] = _problem("A parameter or the body is wrong")
             answers.setdefault("default", _problem("Whatever else goes wrong"))
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "checkout_id":
+                    parameter["schema"] |= {"format": "uuid", "maxLength": 36}
     document["paths"] = dict(sorted(document["paths"].items()))
     return document
 
@@ -126,7 +139,9 @@ def _as_30(value: Any) -> Any:
     if isinstance(choices, list) and {"type": "null"} in choices:
         others = [one for one in choices if one != {"type": "null"}]
         del read["anyOf"]
-        read |= {**others[0], "nullable": True} if len(others) == 1 else {"anyOf": others, "nullable": True}
+        # In 3.0 nothing may stand beside a reference.
+        single = len(others) == 1 and "$ref" not in others[0]
+        read |= {**others[0], "nullable": True} if single else {"anyOf": others, "nullable": True}
     return read
 
 
@@ -164,7 +179,7 @@ def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
         "Idempotency-Key",
         "header",
         "The same key with the same content is the same command; with other content it is refused",
-        maxLength=255,
+        **_KEY_BOUNDS,
     )
     told["openapi_extra"]["parameters"] = [{**key, "required": kind in KEYED}]
     told["responses"] |= {
@@ -190,8 +205,8 @@ _CALLBACK: Final[Schema] = {
     "tags": ["callbacks"],
     "parameters": [
         _parameter("kind", "path", "", enum=["success", "failure", "notification", "redirect"]),
-        _parameter("id", "path", "The checkout", format="uuid"),
-        _parameter("signed", "path", "The shop's own page under our signature"),
+        _parameter("id", "path", "The checkout", format="uuid", maxLength=36),
+        _parameter("signed", "path", "The shop's own page under our signature", maxLength=URL_LIMIT),
     ],
     "responses": {
         "200": {"description": "Acknowledged (notification)"},
@@ -210,8 +225,14 @@ _MERCHANT_CALLBACK: Final[Schema] = {
     "summary": "What names no checkout comes in",
     "operationId": "takeMerchantCallback",
     "parameters": [
-        _parameter("merchant", "path", "Its name, as `orchestrator merchants url` prints it"),
-        _parameter("signed", "path", "Our signature"),
+        _parameter(
+            "merchant",
+            "path",
+            "Its name, as `orchestrator merchants url` prints it",
+            pattern=f"^{NAME.pattern}$",
+            maxLength=63,
+        ),
+        _parameter("signed", "path", "Our signature", maxLength=URL_LIMIT),
     ],
     "responses": {
         "200": {"description": "Acknowledged"},
@@ -231,12 +252,13 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
             "operationId": "accept",
             "security": _SECURE,
             "parameters": [
-                _parameter("Idempotency-Key", "header", "Refuses other content from now on", maxLength=255),
+                _parameter("Idempotency-Key", "header", "Refuses other content from now on", **_KEY_BOUNDS),
                 _parameter(
                     "X-Correlation-Id",
                     "header",
                     "Travels with the checkout",
                     pattern="^[A-Za-z0-9._-]{1,64}$",
+                    maxLength=64,
                 ),
             ],
             "requestBody": json_body(ref("Intent")),

@@ -19,6 +19,7 @@ from orchestrator.api import correlation
 from orchestrator.api.request_log import DENIED
 from orchestrator.errors import OrchestratorError
 from orchestrator.intents import IntentRejected, Problem
+from orchestrator.intents.fields import MOST_PROBLEMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -127,7 +128,7 @@ async def _refused(request: Request, error: Any) -> Response:
 
 
 async def _invalid(_: Request, error: Any) -> Response:
-    problems = [Problem(_field(one["loc"]), str(one["msg"])) for one in error.errors()]
+    problems = [Problem(_field(one["loc"]), str(one["msg"])) for one in error.errors()[:MOST_PROBLEMS]]
     named = ", ".join(one.field for one in problems)
     return problem(Refusal(422, f"the request is wrong in {named}", kind="invalid-request", errors=problems))
 
@@ -153,12 +154,23 @@ async def _http(request: Request, error: Any) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Return what an address takes, over all routes that share it."""
+    """Return what an address takes, over all routes that share its first match; a less specific route answers it with 404."""
     methods = {"OPTIONS"}
+    shape: str | None = None
     for route in request.app.routes:
         found, _ = route.matches(request.scope)
-        if found is not Match.NONE:
-            methods |= getattr(route, "methods", None) or set()
+        if found is Match.NONE:
+            continue
+        shape = shape or route.path
+        if route.path == shape and route.endpoint is not only_post:
+            methods |= route.methods or set()
+    if request.url.path.startswith("/callbacks/") and not request.url.path.startswith("/callbacks/redirect/"):
+        methods -= {"GET", "HEAD"}  # only a shopper's browser comes with one
     if "GET" in methods:
         methods.add("HEAD")
     return sorted(methods)
+
+
+async def only_post(_: Request) -> Response:
+    """Refuse every other method at an address that takes POST alone, which a less specific route would answer with 404."""
+    raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED)

@@ -1,4 +1,4 @@
-"""The shapes of the contract as OpenAPI 3.0 schemas, for the documentation alone: `intents` and `reads` are what counts."""
+"""The shapes of the contract as OpenAPI 3.1 schemas, for the documentation alone: `intents` and `reads` are what counts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from typing import Any, Final
 
 from orchestrator import intents
 from orchestrator.intents.fields import LONGEST_URL
-from orchestrator.intents.reading import LONGEST_LIFE, MOST_LINES, MOST_PIECES
+from orchestrator.intents.reading import LONGEST_INFO, LONGEST_LIFE, MOST_INFOS, MOST_LINES, MOST_PIECES
+from orchestrator.money import MOST_DIGITS
 from orchestrator.payment_status import PaymentStatus
 from orchestrator.states import State
 
 Schema = dict[str, Any]
+
+_LONGEST_TEXT: Final = 10_000
+_MOST_ITEMS: Final = 10_000
+"""Of a list in an answer that has no limit of its own."""
 
 
 def ref(name: str) -> Schema:
@@ -19,31 +24,35 @@ def ref(name: str) -> Schema:
 
 
 def _object(required: str, /, **properties: Schema) -> Schema:
-    return {
-        "type": "object",
-        "required": required.split(),
-        "properties": properties,
-        "additionalProperties": False,
-    }
+    named = {"required": required.split()} if required else {}
+    return {"type": "object", **named, "properties": properties, "additionalProperties": False}
 
 
-def _list(of: Schema) -> Schema:
-    return {"type": "array", "items": of}
+def _list(of: Schema, most: int = _MOST_ITEMS) -> Schema:
+    return {"type": "array", "items": of, "maxItems": most}
 
 
 def _text(about: str = "", **more: object) -> Schema:
-    return {"type": "string", **({"description": about} if about else {}), **more}
+    """Describe a text; one that has no other bound is at most as long as a sentence of ours may be."""
+    bounds = {} if more.keys() & {"enum", "maxLength"} else {"maxLength": _LONGEST_TEXT}
+    return {"type": "string", **({"description": about} if about else {}), **bounds, **more}
+
+
+def _integer(least: int = 0, most: int = 2**31 - 1, about: str = "") -> Schema:
+    return {"type": "integer", "minimum": least, "maximum": most, **({"description": about} if about else {})}
 
 
 def _or_null(schema: Schema) -> Schema:
-    return {"nullable": True, "allOf": [schema]} if "$ref" in schema else {**schema, "nullable": True}
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
-_ID: Final = _text(format="uuid")
-_TIME: Final = _text(format="date-time")
+_ID: Final = _text(format="uuid", maxLength=36)
+_TIME: Final = _text(format="date-time", maxLength=40)
 _MONEY: Final[Schema] = {
     "type": "number",
     "description": "Decimal number, exact; no more decimals than the currency has",
+    "minimum": -(10**MOST_DIGITS),
+    "maximum": 10**MOST_DIGITS,
 }
 _HELD: Final = _or_null(
     {**_MONEY, "description": "Null where it cannot be read: `raw` says what stands there instead"}
@@ -61,10 +70,11 @@ _APP_URL: Final = _text(
     format="uri",
     maxLength=LONGEST_URL,
 )
-_COUNTRY: Final = _text("ISO 3166-1 alpha-2, or XK", minLength=2, maxLength=2, example="DK")
-_CURRENCY: Final = _text("ISO 4217", minLength=3, maxLength=3, example="DKK")
+_COUNTRY: Final = _text("ISO 3166-1 alpha-2, or XK", pattern="^[A-Za-z]{2}$", maxLength=2, example="DK")
+_CURRENCY: Final = _text("ISO 4217", pattern="^[A-Za-z]{3}$", maxLength=3, example="DKK")
 _WORD: Final = _text()
-_LINKS: Final[Schema] = {"type": "object", "additionalProperties": {"type": "string"}}
+_NAME: Final = _text(maxLength=255)
+_LINKS: Final[Schema] = {"type": "object", "additionalProperties": _text(), "maxProperties": 50}
 _STATE: Final = _text(enum=[state.value for state in State])
 
 EXAMPLE: Final[Schema] = {
@@ -128,7 +138,7 @@ _SUMMARY: Final[dict[str, Schema]] = {
     "endedAt": _or_null(_TIME),
     "attention": _or_null(_text("Why a person must look at it")),
     "lastError": _or_null(_WORD),
-    "version": {"type": "integer"},
+    "version": _integer(1),
     "createdAt": _TIME,
     "updatedAt": _TIME,
     "links": _LINKS,
@@ -172,22 +182,20 @@ def _command(example: Schema, **fields: Schema) -> Schema:
         "",
         **fields,
         reason=_text("Stands in the audit trail", maxLength=500),
-        version={
-            "type": "integer",
-            "minimum": 1,
-            "description": "Refused if the checkout has another by now",
-        },
+        version=_integer(1, about="Refused if the checkout has another by now"),
     )
     return {**body, "example": example}
 
 
 SCHEMAS: Final[dict[str, Schema]] = {
     "Amount": _object("value currency", value=_MONEY, currency=_CURRENCY),
-    "Address": _object("", street=_WORD, city=_WORD, country=_COUNTRY, zipCode=_WORD),
+    "Address": _object("", street=_NAME, city=_NAME, country=_COUNTRY, zipCode=_text(maxLength=32)),
     "OrderLine": _object(
         "itemId description quantity unitPrice",
         itemId=_text(maxLength=100),
-        description=_text("Cut after 50 characters, as the gateway's own cartridge does"),
+        description=_text(
+            "Cut after 50 characters, as the gateway's own cartridge does", maxLength=intents.BODY_LIMIT
+        ),
         quantity={"type": "integer", "minimum": 1, "maximum": MOST_PIECES},
         unitPrice=_MONEY,
         taxAmount={**_MONEY, "default": 0, "description": "Tax of the whole line"},
@@ -195,7 +203,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "Customer": {
         **_object(
-            "", firstName=_WORD, lastName=_WORD, email=_text(format="email"), billingAddress=ref("Address"),
+            "", firstName=_NAME, lastName=_NAME, email=_text(format="email", maxLength=254), billingAddress=ref("Address"),
             shippingAddress=ref("Address"),
         ),
         "minProperties": 1,
@@ -205,19 +213,19 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "order callbacks configuration",
             order=_object(
                 "orderId amount orderLines customer",
-                orderId=_text("One live checkout each", pattern=f"^{intents.ORDER_NUMBER.pattern}$"),
+                orderId=_text("One live checkout each", pattern=f"^{intents.ORDER_NUMBER.pattern}$", maxLength=50),
                 amount=ref("Amount"),
                 orderLines={
-                    **_list(ref("OrderLine")),
+                    **_list(ref("OrderLine"), MOST_LINES),
                     "minItems": 1,
-                    "maxItems": MOST_LINES,
-                    "description": "Sum of unitPrice * quantity + taxAmount is the amount; up to one minor unit for each piece "
-                    "is completed by a rounding line",
+                    "description": "Sum of unitPrice * quantity + taxAmount is the amount; up to one minor unit for each piece that has "
+                    "a price is completed by a rounding line",
                 },
                 customer=ref("Customer"),
                 transactionInfo={
                     "type": "object",
-                    "additionalProperties": {"type": "string", "maxLength": 255},
+                    "additionalProperties": _text(maxLength=LONGEST_INFO),
+                    "maxProperties": MOST_INFOS,
                     "description": "At most 49 entries; `checkout` is reserved",
                 },
             ),
@@ -234,9 +242,9 @@ SCHEMAS: Final[dict[str, Schema]] = {
                 "paymentType",
                 paymentType=_text(enum=["PAYMENT"]),
                 autoCapture={"type": "boolean"},
-                paymentDisplayType=_text(example="REDIRECT"),
+                paymentDisplayType=_text(example="REDIRECT", pattern="^[A-Z_]+$", maxLength=50),
                 country=_COUNTRY,
-                language=_text("ISO 639-1", minLength=2, maxLength=2),
+                language=_text("ISO 639-1", pattern="^[A-Za-z]{2}$", maxLength=2),
                 bodyFormat=_text("The same as callbacks.bodyFormat", enum=["XML", "JSON"]),
             ),
             isNativeFlow={
@@ -244,7 +252,9 @@ SCHEMAS: Final[dict[str, Schema]] = {
                 "description": "Passed on to the gateway: app-based methods open the app of the method without a payment page",
             },
             expiresIn={"type": "number", "minimum": 1, "maximum": LONGEST_LIFE, "description": "Seconds"},
-            userAgent=_text("The shopper's browser, for the choice of payment methods; not part of the content"),
+            userAgent=_text(
+                "The shopper's browser, for the choice of payment methods; not part of the content", maxLength=intents.BODY_LIMIT
+            ),
         ),
         "example": EXAMPLE,
     },
@@ -252,15 +262,15 @@ SCHEMAS: Final[dict[str, Schema]] = {
         "id orderId state deadline clientToken links", id=_ID, orderId=_WORD, state=_STATE, deadline=_TIME,
         clientToken=_text("Lets the shopper's browser follow this one checkout"), links=_LINKS,
     ),
-    "BatchResult": _object("status", status={"type": "integer"}, checkout=ref("Accepted"), problem=ref("Problem")),
-    "BatchResults": _object("results", results=_list(ref("BatchResult"))),
+    "BatchResult": _object("status", status=_integer(100, 599), checkout=ref("Accepted"), problem=ref("Problem")),
+    "BatchResults": _object("results", results=_list(ref("BatchResult"), 500)),
     "Payment": _object(_PAYMENT_NEEDS, **_PAYMENT),
     "PlacedPayment": _object(
         f"{_PAYMENT_NEEDS} orderId", **_PAYMENT, orderId=_WORD,
         checkoutId=_or_null(_text("Null for a payment that belongs to no checkout", format="uuid")),
     ),
     "PaymentPage": _object(
-        "payments nextCursor", payments=_list(ref("PlacedPayment")), nextCursor=_or_null(_WORD)
+        "payments nextCursor", payments=_list(ref("PlacedPayment"), 200), nextCursor=_or_null(_WORD)
     ),
     "Operation": _object(
         "id kind transactionId amount currency state cause reconciliationIdentifier requestedAt",
@@ -281,20 +291,19 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "Checkout": _object(
         "id orderId state",
         **_SUMMARY,
-        session={
-            "nullable": True,
-            "description": "Only while the shopper may pay with it",
+        session=_or_null({
             **_object("id token expiresAt", id=_WORD, token=_WORD, expiresAt=_TIME),
-        },
+            "description": "Only while the shopper may pay with it",
+        }),
         paymentMethods=_list({"type": "object"}),
         payments=_list(ref("Payment")),
         operations=_list(ref("Operation")),
-        commands={**_list(ref("Command")), "description": "The last twenty"},
+        commands={**_list(ref("Command"), 20), "description": "The last twenty"},
         archivedAt=_or_null(_text("When its history was archived, if it was", format="date-time")),
         correlationId=_WORD,
     ),
     "CheckoutPage": _object(
-        "checkouts nextCursor", checkouts=_list(ref("CheckoutSummary")), nextCursor=_or_null(_ID)
+        "checkouts nextCursor", checkouts=_list(ref("CheckoutSummary"), 200), nextCursor=_or_null(_ID)
     ),
     "Cancel": _command({"reason": "out of stock"}),
     "Reopen": _command(
@@ -317,7 +326,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     },
     "CommandAccepted": {
         **_object(
-            "id orderId state version command links", id=_ID, orderId=_WORD, state=_STATE, version={"type": "integer"},
+            "id orderId state version command links", id=_ID, orderId=_WORD, state=_STATE, version=_integer(1),
             command=_object("id kind", id=_ID, kind=_COMMAND), links=_LINKS,
         ),
     },
@@ -347,24 +356,26 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "AuditTrail": _object(
         "checkoutId entries nextAfter",
         checkoutId=_ID,
-        entries=_list({"type": "object"}),
-        nextAfter=_or_null({"type": "integer"}),
+        entries=_list({"type": "object"}, 1000),
+        nextAfter=_or_null(_integer()),
         archived={
-            **_list(_object("until file at", until={"type": "integer"}, file=_WORD, at=_TIME)),
+            **_list(_object("until file at", until=_integer(), file=_WORD, at=_TIME)),
             "description": "Entries up to a number that stand in the file of an archive instead",
         },
     ),
     "Health": _object("status", status=_text(enum=["alive", "ready", "degraded", "unavailable"]), problems=_list(_WORD)),
     "Problem": {
         "type": "object",
-        "required": ["type", "title", "status", "detail", "errors", "correlationId"],
+        "required": ["type", "title", "status", "detail", "errors"],
         "properties": {
             "type": _WORD,
             "title": _WORD,
-            "status": {"type": "integer"},
+            "status": _integer(400, 599),
             "detail": _text("One sentence: what was wrong and what to do"),
             "errors": _list(_object("field message", field=_text(example="order.amount.value"), message=_WORD)),
-            "correlationId": _WORD,
+            "correlationId": _text(
+                "Absent where the request could not be read", pattern="^[A-Za-z0-9._-]+$", maxLength=64
+            ),
         },
     },
 }  # fmt: skip

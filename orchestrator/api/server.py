@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import uvicorn
 import uvloop
 
 from orchestrator import heap, inbox, log, schema, worker
 from orchestrator.api.app import create_app
+from orchestrator.api.connections import Connections
 from orchestrator.api.wiring import Services
 from orchestrator.db import Database
 from orchestrator.merchants import Merchants
@@ -78,11 +79,14 @@ def build(settings: Settings, doorbell: Doorbell) -> Services:
 
 async def serve(settings: Settings, doorbell: Doorbell, host: str, port: int) -> None:
     """Serve on this event loop until a signal comes."""
+    connections = Connections(settings.api_connections, files=settings.database_pool + INLET)
     config = uvicorn.Config(
         create_app(build(settings, doorbell)),
         host=host,
         port=port,
-        http="httptools",
+        # uvicorn calls what it is given as a class with its own arguments.
+        http=cast("type[asyncio.Protocol]", connections.protocol),
+        ws="none",
         # Lines of ours say what happened; an access line would carry signed URLs.
         access_log=False,
         log_config=None,
@@ -97,7 +101,13 @@ async def serve(settings: Settings, doorbell: Doorbell, host: str, port: int) ->
         loop.add_signal_handler(number, server.handle_exit, number, None)
     _log.info("api_serving", host=host, port=port)
     heap.settle()
-    await server.serve()
+    watch = asyncio.create_task(connections.watch(), name="connections")
+    try:
+        await server.serve()
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+        connections.tell()
     _log.info("api_ended")
 
 

@@ -23,7 +23,7 @@ from sqlalchemy import text
 from orchestrator.audit.chain import START, Head, unlike, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sqlalchemy import Row
@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     from orchestrator.audit.findings import Findings
     from orchestrator.db import Database
     from orchestrator.vault import Key, Vault
+
+LINE_LIMIT: Final = 128 * 1024 * 1024
+"""Bytes of one page: the history of one checkout with all callbacks that are kept for it."""
+INFLATION_LIMIT: Final = 200
+"""How many times larger than the file its content may be. What is sealed hardly shrinks: an archive has about a tenth of its content."""
+INFLATION_FREE: Final = 4 * 1024 * 1024
+"""Bytes of content that any file may have."""
 
 _PURPOSE: Final = "audit-archive"
 
@@ -224,10 +231,30 @@ def open_archive(path: Path, vault: Vault) -> Opened:
     opened = Opened()
     try:
         with gzip.open(path, "rb") as file:
-            _read(file, vault, opened)
+            _read(_bounded(file, path.stat().st_size), vault, opened)
+    except _Inflated as error:
+        opened.problems.append(str(error))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         opened.problems.append(f"it is damaged or cut off ({error})")
     return opened
+
+
+class _Inflated(Exception):  # noqa: N818 - never leaves this module
+    """The file inflates to what no archive is."""
+
+
+def _bounded(file: gzip.GzipFile, size: int) -> Iterator[bytes]:
+    """Yield the lines of a file, as far as they can be an archive's."""
+    left = INFLATION_FREE + INFLATION_LIMIT * size
+    while line := file.readline(min(left, LINE_LIMIT) + 1):
+        left -= len(line)
+        if left < 0:
+            raise _Inflated(
+                f"it inflates to more than {INFLATION_LIMIT} times its size, which no archive does"
+            )
+        if len(line) > LINE_LIMIT:
+            raise _Inflated(f"it has a line of more than {LINE_LIMIT} bytes, which no archive has")
+        yield line
 
 
 def _read(lines: Iterable[bytes], vault: Vault, opened: Opened) -> None:
@@ -243,7 +270,7 @@ def _read(lines: Iterable[bytes], vault: Vault, opened: Opened) -> None:
                 continue
             head = found.head.head()
             walked = walk(vault, found.id, map(_link, found.entries), after=found.after.head())
-        except (msgspec.DecodeError, ValueError):
+        except (msgspec.DecodeError, ValueError, RecursionError):
             opened.problems.append(f"line {number} is not in the words of an archive")
             return
         if (problem := unlike(found.id, walked, head)) is not None:

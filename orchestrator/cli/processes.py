@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import secrets
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -111,7 +113,7 @@ def _greet(up: Up) -> None:
     rows = [("API", f"{up.url}/docs")]
     if up.sandbox_url is not None:
         rows.append(
-            ("Sandbox", f"{up.sandbox_url}   what became of the money: {up.sandbox_url}/sandbox/ledger")
+            ("Sandbox", f"{up.sandbox_url}   what became of the money: {up.ledger_url(up.sandbox_url)}")
         )
     else:
         rows.append(("Gateway", str(up.settings.gateway_url)))
@@ -193,10 +195,26 @@ def scheduler() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Where it remembers; without one it forgets at its end.",
 )
+@click.option(
+    "--callback-host", "callback_hosts", multiple=True, metavar="HOST",
+    help="A host, beside loopback and that of PUBLIC_URL, that callbacks are sent to; may be repeated.",
+)  # fmt: skip
 @click.option("--seed", type=int, default=1, show_default=True, help="Makes a run repeatable.")
-def sandbox(*, host: str, port: int, data_dir: Path, state_file: Path | None, seed: int) -> None:
-    """Serve a faithful gateway on this machine, with a script API for its faults (GET /sandbox/help)."""
+def sandbox(
+    *,
+    host: str,
+    port: int,
+    data_dir: Path,
+    state_file: Path | None,
+    callback_hosts: tuple[str, ...],
+    seed: int,
+) -> None:
+    """Serve a faithful gateway on this machine, with a script API for its faults (GET /sandbox/help).
+
+    No money moves here: an installation that takes real orders must not have it as its gateway.
+    """
     from orchestrator.sandbox import SandboxConfig, run  # noqa: PLC0415
+    from orchestrator.sandbox.config import is_loopback  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
     from orchestrator.supervise.keys import keys_of  # noqa: PLC0415
 
@@ -205,13 +223,27 @@ def sandbox(*, host: str, port: int, data_dir: Path, state_file: Path | None, se
         settings = load(keys.missing_from(settings, sandbox=True))
     settings = _needing(settings, "gateway_username", "gateway_password")
     _check_listening(host, port)
-    secrets = [secret.get_secret_value() for secret in settings.gateway_secrets]
+    callback_secrets = [secret.get_secret_value() for secret in settings.gateway_secrets]
+    control_token = settings.sandbox_token.get_secret_value()
+    if not control_token:
+        control_token = secrets.token_urlsafe(24)
+        say(
+            f"The control API of the sandbox takes the token {control_token} (header X-Sandbox-Token)."
+        )
+    if not is_loopback(host):
+        # On standard error, where every log of a deployment has it.
+        say(
+            f"This is a sandbox: http://{host}:{port} moves no money, and is no gateway for real orders.",
+            err=True,
+        )
     config = SandboxConfig(
         username=settings.gateway_username,
         password=settings.gateway_password.get_secret_value(),
         # The first signs callbacks, the last is the terminal's, for checksums.
-        callback_secrets=tuple(secrets[:1]),
-        terminal_secret=secrets[-1] if secrets else "",
+        callback_secrets=tuple(callback_secrets[:1]),
+        terminal_secret=callback_secrets[-1] if callback_secrets else "",
+        control_token=control_token,
+        callback_hosts=frozenset({*callback_hosts, urlsplit(settings.public_url).hostname or ""}),
         seed=seed,
         state_file=state_file,
     )

@@ -24,7 +24,6 @@ _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_LIFE: Final = 366 * 86400
 _PATIENCE: Final = 3.0
 """Seconds for what is only a courtesy."""
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 class _Lifetime(click.ParamType[float]):
@@ -146,10 +145,13 @@ def list_merchants(*, data_dir: Path) -> int:
 @click.option("--username", required=True, help="The gateway's API user.")
 def add(*, data_dir: Path, name: str, gateway_url: str, merchant_api_url: str | None, username: str) -> int:
     """Add a merchant. The password, then the callback secret, are asked for, or read as two lines from standard input."""
-    if not _NAME.fullmatch(name):
+    from orchestrator.merchants import NAME  # noqa: PLC0415
+
+    if not NAME.fullmatch(name):
         raise click.UsageError(
             f"the name {name!r} must be 1 to 63 small letters, digits, dots, hyphens or underscores"
         )
+    # What is wrong with a URL by itself is said before a password is asked for.
     gateway = _url("--gateway-url", gateway_url)
     merchant_api = None if merchant_api_url is None else _url("--merchant-api-url", merchant_api_url)
     password, secret = _asked("Password of the API user"), _asked("Callback secret (empty: none)", empty=True)

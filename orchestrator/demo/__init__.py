@@ -65,10 +65,10 @@ def run(
         raise SettingsError(f"--scenario {error}") from None
     settings = load()
     given = settings.gateway_url
-    if given is not None and not _is_sandbox(given):
+    if given is not None and not _is_sandbox(given, settings.sandbox_token.get_secret_value()):
         raise SettingsError(
-            f"{PREFIX}GATEWAY_URL is set to a gateway without the sandbox's script API, which the demo needs: unset it, and "
-            "the demo brings its own sandbox"
+            f"{PREFIX}GATEWAY_URL is set to a gateway without the sandbox's script API, which the demo needs, or to a "
+            f"sandbox whose token is not {PREFIX}SANDBOX_TOKEN: unset it, and the demo brings its own sandbox"
         )
     number = _base36(int(time.time()))
 
@@ -89,11 +89,17 @@ def run(
     return supervise.run(options, terminal, defaults=defaults, greet=greet, visit=visit, stay=stay)
 
 
-def _is_sandbox(url: str) -> bool:
+def _is_sandbox(url: str, token: str) -> bool:
     import httpx  # noqa: PLC0415 - wanted only where a gateway is set
 
     try:
-        answer = httpx.get(f"{url}/sandbox/ledger", params={"limit": 1}, timeout=5.0, trust_env=False)
+        answer = httpx.get(
+            f"{url}/sandbox/ledger",
+            params={"limit": 1},
+            headers={"X-Sandbox-Token": token},
+            timeout=5.0,
+            trust_env=False,
+        )
         return answer.status_code == httpx.codes.OK and "orders" in answer.json()
     except (httpx.HTTPError, ValueError):
         return False

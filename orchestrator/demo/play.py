@@ -67,9 +67,10 @@ async def play(up: Up, orders: Sequence[Order], *, run: str, gateway: str, stay:
     outcomes = [Outcome(order) for order in orders]
     limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
     timeout = httpx.Timeout(20.0, pool=PATIENCE)
+    sandbox_token = {"X-Sandbox-Token": up.settings.sandbox_token.get_secret_value()}
     async with (
         Database(up.settings.need("database_url"), pool_size=2, name="orchestrator-demo") as db,
-        HttpxAiohttpClient(timeout=timeout, limits=limits, trust_env=False) as http,
+        HttpxAiohttpClient(timeout=timeout, limits=limits, trust_env=False, headers=sandbox_token) as http,
     ):
         shops = await _shops(up, db, http, orders, gateway=gateway)
         room = asyncio.Semaphore(AT_ONCE)

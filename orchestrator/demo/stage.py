@@ -166,7 +166,7 @@ def places(up: Up, gateway: str, sample: Outcome | None, *, stay: bool) -> list[
     option = up.data_dir_option(".orchestrator")
     rows = [("API", f"{up.url}/docs")] if stay else []
     if sample is not None and stay:
-        rows.append(("Money of one order", f"{gateway}/sandbox/ledger?orderId={sample.order.id}"))
+        rows.append(("Money of one order", up.ledger_url(gateway, orderId=sample.order.id)))
     if not up.options.ephemeral:
         if sample is not None:
             rows.append(("Story of one order", f"orchestrator checkouts show {sample.order.id}{option}"))

@@ -7,6 +7,7 @@ where that is an amount or a name of a field.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
@@ -36,6 +37,8 @@ _URL: Final = re.compile(
     r"https?://(?P<host>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9.])?|\[[0-9A-Fa-f:.]+\])"
     r"(?::(?P<port>[0-9]{1,5}))?(?:[/?#][!#$%&'()*+,./0-9:;=?@A-Z\[\]_a-z~-]*)?"
 )
+# Each name of a member ends so, and a text may hold it as well: never fewer than there are members.
+_NAME_END: Final = re.compile(rb'"[ \t\r\n]*:')
 _NAMES: Final[dict[str, frozenset[str]]] = {
     "": frozenset({"order", "callbacks", "configuration", "isNativeFlow", "expiresIn", "userAgent"}),
     "order.": frozenset({"orderId", "amount", "orderLines", "customer", "transactionInfo"}),
@@ -72,10 +75,12 @@ class Fields:
     `at` is the path of the object that a field is in, with the dot: a field's path is put together only when it is needed.
     """
 
-    __slots__ = ("problems",)
+    __slots__ = ("members", "problems")
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        # Members of the objects that were read.
+        self.members = 0
 
     def wrong(self, path: str, message: str) -> None:
         if len(self.problems) < MOST_PROBLEMS:
@@ -114,6 +119,7 @@ class Fields:
 
     def names(self, given: dict[str, Any], at: str, shape: str) -> None:
         """Refuse names that the shape does not have: a misspelt optional field would otherwise be lost silently."""
+        self.members += len(given)
         known = _NAMES[shape]
         if known.issuperset(given):
             return
@@ -201,6 +207,43 @@ class Fields:
 def _opens_app(url: str) -> bool:
     fits = _APP_URL.fullmatch(url)
     return fits is not None and fits["scheme"].lower() not in _NO_APP
+
+
+class _RepeatedName(Exception):  # noqa: N818 - never leaves this module
+    """An object has two members of the same name."""
+
+
+def repeated_name(raw: bytes, *, members: int = -1) -> str | None:
+    """Return a name that one object of a valid JSON text has twice; None where there is none.
+
+    `members` is how many members the decoded objects have: where the text has no more colons behind a quotation mark, no member was
+    lost, and the text is not read again.
+
+    Our decoder keeps the last of them, other readers the first (RFC 8259, 4): what was signed, logged or shown elsewhere need not be
+    what is carried out here. Numbers stay text, so that their size costs nothing.
+    """
+    if len(_NAME_END.findall(raw)) == members:
+        return None
+    try:
+        json.loads(raw, object_pairs_hook=_distinct, parse_int=str, parse_float=str)
+    except _RepeatedName as error:
+        return str(error)
+    except RecursionError:
+        return None  # nested deeper than any field that is known, so it is refused for that
+    return None
+
+
+def _distinct(members: list[tuple[str, object]]) -> None:
+    if len(members) > 1:
+        seen = {name for name, _ in members}
+        if len(seen) != len(members):
+            names = [name for name, _ in members]
+            raise _RepeatedName(next(name for name in names if names.count(name) > 1))
+
+
+def repeated(name: str) -> Problem:
+    """Return what is said of a name that an object has twice."""
+    return Problem(shown(name), "is given more than once in one object: send each name once")
 
 
 def _url_problem(url: str, *, app: bool) -> str | None:

@@ -12,7 +12,7 @@ import msgspec
 
 from orchestrator import money
 from orchestrator.errors import OrchestratorError
-from orchestrator.intents.fields import UNPRINTABLE, Fields, Problem, kind_of, shown
+from orchestrator.intents.fields import UNPRINTABLE, Fields, Problem, kind_of, repeated, repeated_name, shown
 from orchestrator.text import unmarked
 
 BODY_LIMIT: Final = 262_144
@@ -82,6 +82,8 @@ def parse(raw: bytes) -> Intent:
         raise IntentRejected((Problem("body", _malformed(error)),)) from None
     reader = _Reader()
     document, amount = reader.intent(body)
+    if (name := repeated_name(raw, members=reader.members)) is not None:
+        raise IntentRejected((repeated(name),))
     if reader.problems:
         raise IntentRejected(tuple(reader.problems))
     agent = document.pop("userAgent", None)
@@ -211,7 +213,8 @@ class _Reader(Fields):
             quantity, unit_price, tax, canonical = self.line(line, at, currency)
             read.append(canonical)
             total += unit_price * quantity + tax
-            pieces += quantity
+            # What costs nothing cannot be rounded; its tax can, once.
+            pieces += quantity if unit_price else bool(tax)
         if amount is not None and currency is not None and len(self.problems) == known:
             missing = amount - total
             # A net price is rounded once for each piece; whatever is further off is not rounding.
@@ -296,6 +299,7 @@ class _Reader(Fields):
         if not isinstance(infos, dict):
             self.wrong(at, f"must be an object of texts, not {kind_of(infos)}")
             return {}
+        self.members += len(infos)
         if len(infos) > MOST_INFOS:
             self.wrong(
                 at, f"has {len(infos)} entries, and the most is {MOST_INFOS}: with ours the gateway takes 50"
@@ -406,7 +410,7 @@ def _off(total: int, amount: int, pieces: int, currency: str) -> str:
     difference = f"{show(abs(amount - total))} {'are missing' if amount > total else 'are too much'}"
     return (
         f"the lines sum to {show(total)}, and order.amount is {show(amount)}: {difference}. Only a difference "
-        f"from rounding, here up to {show(pieces)} (one minor unit for each piece), is completed by a line of ours"
+        f"from rounding, here up to {show(pieces)} (one minor unit for each piece that has a price), is completed by a line of ours"
     )
 
 

@@ -22,10 +22,24 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from orchestrator.sandbox.config import SandboxConfig
 
 _GRACE = 2  # seconds that open requests get when the server ends; a hanging call is cut
+
+
+class _CheckoutCors:
+    """CORS for the Checkout API alone: its token is given to the shopper's browser by design (D1), so pages of any shop may call it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._open = CORSMiddleware(app, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        is_checkout = scope["type"] == "http" and scope["path"].startswith("/checkout/")
+        await (self._open if is_checkout else self._app)(scope, receive, send)
 
 
 def create_app(config: SandboxConfig) -> Starlette:
@@ -44,10 +58,7 @@ def create_app(config: SandboxConfig) -> Starlette:
 
     app = Starlette(
         routes=[*checkout_api.ROUTES, *merchant_api.ROUTES, *pages.ROUTES, *control.ROUTES],
-        # The token is given to the shopper's browser by design (D1), so browsers of any shop may call.
-        middleware=[
-            Middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
-        ],
+        middleware=[Middleware(_CheckoutCors)],
         exception_handlers={Refused: _refuse},
         lifespan=lifespan,
     )

@@ -48,6 +48,7 @@ class Answer:
 
 NOT_ASKED = Answer(note="no URL")
 LOST = Answer(note="lost")
+NOT_ALLOWED = Answer(note="not sent: the sandbox calls only loopback and the hosts that it was started with")
 
 
 class Courier:
@@ -110,6 +111,10 @@ class Courier:
         url = payment.callbacks.get(kind)
         if url is None:
             return NOT_ASKED
+        if not self._config.may_call(url):
+            self._note(payment, transaction, kind, status).note = NOT_ALLOWED.note
+            await self._store.flushed()
+            return NOT_ALLOWED
         plan = self._faults.plan(payment.order_id).callbacks
         if self._faults.everywhere.callbacks == "lost" or not getattr(plan, kind):
             self._note(payment, transaction, kind, status).note = LOST.note

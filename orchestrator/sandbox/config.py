@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from orchestrator.sandbox.methods import METHODS, Method
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host of a URL is this machine, by its text alone."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +46,10 @@ class SandboxConfig:
     password: str = field(repr=False)
     callback_secrets: tuple[str, ...] = field(default=(), repr=False)
     terminal_secret: str = field(default="", repr=False)
+    control_token: str = field(default="", repr=False)
+    """What the control API asks for; empty: nothing, for a sandbox inside a test's own process."""
+    callback_hosts: frozenset[str] = frozenset()
+    """Hosts, beside loopback, that callbacks are sent to."""
     seed: int = 1
     state_file: Path | None = None
     token_seconds: int = 1800
@@ -47,6 +63,15 @@ class SandboxConfig:
     timezone: str = "UTC"
     shop: str = "Sandbox Shop"
     methods: tuple[Method, ...] = METHODS
+
+    def may_call(self, url: str) -> bool:
+        """Say whether callbacks are sent to a URL: to loopback and the known hosts only, whatever a session names."""
+        try:
+            parts = urlsplit(url)
+            host = parts.hostname or ""
+        except ValueError:
+            return False
+        return parts.scheme in {"http", "https"} and (host in self.callback_hosts or is_loopback(host))
 
     @property
     def zone(self) -> dt.tzinfo:

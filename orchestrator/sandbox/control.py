@@ -1,4 +1,6 @@
-"""The script and control API (JSON, no credentials: the sandbox binds to localhost): plans, faults, ledger, resolutions.
+"""The script and control API (JSON): plans, faults, ledger, resolutions.
+
+Who may call it is decided in `guard`.
 
 The ledger is what really happened to every shopper's money, in minor units; tests end by comparing it with the
 orchestrator's books. The whole control API is listed in `HELP`, shown at GET /sandbox/help.
@@ -17,6 +19,7 @@ from starlette.routing import Route
 from orchestrator import money
 from orchestrator.sandbox.core import Refused, body_of, sandbox_of
 from orchestrator.sandbox.faults import GlobalFaults, Plan, Resolution
+from orchestrator.sandbox.guard import guarded
 from orchestrator.sandbox.methods import MethodKind
 from orchestrator.sandbox.rules import RESULTS, Outcome, forced
 
@@ -32,6 +35,7 @@ _LARGEST_PAGE = 10_000
 
 HELP = """\
 Control API of the sandbox (JSON; nothing here exists at the real gateway)
+Each request needs the header X-Sandbox-Token with the token that the sandbox was started with; a GET also takes ?token=
 
 PUT    /sandbox/orders/{orderId}   plan for one order number (DELETE forgets it, GET shows what is left of it)
        {"fail": {"session": 2, "payment-methods": 1, "payments": 1},   calls that fail, counted down per endpoint
@@ -189,6 +193,11 @@ async def stray(request: Request) -> Response:
     _known(wanted.currency)
     if wanted.amount_minor <= 0 or not wanted.order_id:
         raise Refused(HTTPStatus.BAD_REQUEST, "orderId and an amountMinor of more than 0 are needed")
+    if wanted.notification is not None and not sandbox.config.may_call(wanted.notification):
+        raise Refused(
+            HTTPStatus.BAD_REQUEST,
+            "notification must be at loopback, or at a host that the sandbox was started with (--callback-host)",
+        )
     method = next(each for each in sandbox.config.methods if each.kind == MethodKind.CARD)
     payment = sandbox.books.open_payment(
         "",
@@ -292,19 +301,19 @@ async def show_help(_: Request) -> Response:
 
 
 ROUTES = [
-    Route("/sandbox/orders/{order_id:path}", put_plan, methods=["PUT"]),
-    Route("/sandbox/orders/{order_id:path}", show_plan, methods=["GET"]),
-    Route("/sandbox/orders/{order_id:path}", drop_plan, methods=["DELETE"]),
-    Route("/sandbox/faults", faults, methods=["GET", "PUT", "DELETE"]),
-    Route("/sandbox/ledger", ledger, methods=["GET"]),
-    Route("/sandbox/payments/stray", stray, methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/resolve", resolve, methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/send", send, methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/refund", refund, methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/release", release, methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/chargeback", charge_back, methods=["POST"]),
-    Route("/sandbox/sessions/{session_id}", lose_session, methods=["DELETE"]),
-    Route("/sandbox/tokens/expire", expire_tokens, methods=["POST"]),
+    Route("/sandbox/orders/{order_id:path}", guarded(put_plan), methods=["PUT"]),
+    Route("/sandbox/orders/{order_id:path}", guarded(show_plan), methods=["GET"]),
+    Route("/sandbox/orders/{order_id:path}", guarded(drop_plan), methods=["DELETE"]),
+    Route("/sandbox/faults", guarded(faults), methods=["GET", "PUT", "DELETE"]),
+    Route("/sandbox/ledger", guarded(ledger), methods=["GET"]),
+    Route("/sandbox/payments/stray", guarded(stray), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/resolve", guarded(resolve), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/send", guarded(send), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/refund", guarded(refund), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/release", guarded(release), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/chargeback", guarded(charge_back), methods=["POST"]),
+    Route("/sandbox/sessions/{session_id}", guarded(lose_session), methods=["DELETE"]),
+    Route("/sandbox/tokens/expire", guarded(expire_tokens), methods=["POST"]),
     Route("/sandbox/help", show_help, methods=["GET"]),
     Route("/healthz", health, methods=["GET"]),
 ]

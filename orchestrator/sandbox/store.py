@@ -8,6 +8,7 @@ after `flushed`: what the gateway acknowledged survives kill -9. The file is loc
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,9 @@ class Store:
         self._encoder = msgspec.msgpack.Encoder()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # It holds what shoppers entered and the key of the tokens. SQLite gives its other files the mode of this one.
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            path.chmod(0o600)
             # The uvicorn thread may differ from the one that built the app; only one of them ever uses it.
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=2.0)
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")

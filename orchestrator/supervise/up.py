@@ -8,6 +8,7 @@ answer. Nothing is left behind, and whatever was open is in Postgres with its al
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from orchestrator import schema
 from orchestrator.db import Database
@@ -191,6 +192,8 @@ class Up:
             supplied["redis_url"] = given.broker_url or self.servers.redis_url
         if self.sandbox_url is not None:
             supplied["gateway_url"] = self.sandbox_url
+            if not given.sandbox_token.get_secret_value():
+                supplied["sandbox_token"] = secrets.token_urlsafe(24)
             if "gateway_networks" not in given.model_fields_set:
                 # The sandbox calls from this machine, and nobody else is the gateway here.
                 supplied["gateway_networks"] = ("127.0.0.1", "::1")
@@ -201,6 +204,11 @@ class Up:
             supplied["access_log"] = False
         # Files are read by programs; the terminal shows lines for people.
         return load({**supplied, "log_format": "json"})
+
+    def ledger_url(self, gateway: str, **query: str) -> str:
+        """Return where a person's browser sees the money at a sandbox; the token in it is that of the control API."""
+        token = self.settings.sandbox_token.get_secret_value()
+        return f"{gateway}/sandbox/ledger?{urlencode({**query, **({'token': token} if token else {})})}"
 
     def data_dir_option(self, usual: str) -> str:
         """Return what a command must be told besides to find this installation from here: nothing for the usual place."""

@@ -60,6 +60,10 @@ def test_every_variable_is_a_setting() -> None:
         assert set(service["environment"]) <= known, name
 
 
+def test_the_sandbox_is_the_gateway_only_where_that_is_said() -> None:
+    assert SERVICES["sandbox"]["profiles"] == ["sandbox"]
+
+
 def test_every_secret_comes_from_outside_and_none_has_a_default() -> None:
     for name, service in SERVICES.items():
         for variable, value in service.get("environment", {}).items():

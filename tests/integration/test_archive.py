@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -546,6 +547,60 @@ async def test_a_file_that_is_cut_or_is_no_archive_is_found(core, two, tmp_path)
         )
     with pytest.raises(OSError, match="No such file"):
         audit.open_archive(tmp_path / "nowhere", core.vault)
+
+
+def written(path, piece, times):
+    with gzip.open(path, "wb") as file:
+        for _ in range(times):
+            file.write(piece)
+
+
+@pytest.fixture
+def core_vault():
+    return Vault(make_settings().secret_keys)
+
+
+@pytest.mark.parametrize("piece", [b"\0", b" ", b"[", b'{"line":"page","x":[', b"\n", b'"'])
+def test_a_file_that_inflates_without_end_is_a_finding_and_costs_no_memory(core_vault, tmp_path, piece):
+    path = tmp_path / "archive-000001.jsonl.gz"
+    written(path, piece * (1024 * 1024 // len(piece)), 100)
+    assert path.stat().st_size < 2_000_000
+    tracemalloc.start()
+    try:
+        found = audit.open_archive(path, core_vault).problems
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 1
+    assert found[0].startswith(("it inflates to more than", "it has a line of more than", "line 1 is not in"))
+    assert most < 130_000_000
+
+
+def test_a_line_longer_than_any_page_is_a_finding(core_vault, tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.audit.archives.LINE_LIMIT", 1000)
+    path = tmp_path / "archive-000001.jsonl.gz"
+    path.write_bytes(gzip.compress(b"x" * 5000))
+    assert audit.open_archive(path, core_vault).problems == [
+        "it has a line of more than 1000 bytes, which no archive has"
+    ]
+
+
+@pytest.mark.parametrize("depth", [2_000, 200_000])
+@pytest.mark.parametrize("where", ["page", "entry", "manifest"])
+def test_deep_nesting_is_a_finding(core_vault, tmp_path, depth, where):
+    deep = "[" * depth + "]" * depth
+    line = {
+        "page": f'{{"line":"page","x":{deep}}}',
+        "entry": json.dumps({
+            "line": "page", "id": str(UUID(int=1)), "after": {"sequence": 0, "mac": "", "state": None},
+            "head": {"sequence": 1, "mac": "", "state": None}, "entries": [{"entry": deep, "keyId": "x", "mac": ""}],
+        }),
+        "manifest": json.dumps({"line": "manifest", "manifest": deep, "keyId": "x", "mac": ""}),
+    }[where]  # fmt: skip
+    path = tmp_path / "archive-000001.jsonl.gz"
+    path.write_bytes(gzip.compress(line.encode()))
+    found = audit.open_archive(path, core_vault).problems
+    assert found == ["line 1 is not in the words of an archive"]
 
 
 # ── Killed, full, busy ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,6 +14,7 @@ from orchestrator.db import Database, DatabaseAway, is_away
 from orchestrator.merchants import (
     POLICIES_PURPOSE,
     GatewayNotAllowed,
+    MerchantRejected,
     Merchants,
     Policies,
     PolicyRejected,
@@ -34,13 +35,13 @@ SHOP = {
 
 @pytest.fixture(name="merchants")
 async def _merchants(core):
-    return Merchants(core.db, core.vault, make_settings(gateway_secrets=("ours",)))
+    return Merchants(core.db, core.vault, make_settings(gateway_secrets=("ours-1",)))
 
 
 async def test_the_default_merchant_is_what_the_settings_say(merchants):
     default = await merchants.named("default")
     account = default.account
-    assert (default.id, default.disabled, default.callback_secrets) == (1, False, ("ours",))
+    assert (default.id, default.disabled, default.callback_secrets) == (1, False, ("ours-1",))
     assert (account.username, account.password) == ("shop", "sandbox password")
     assert await merchants.get(1) == default
 
@@ -320,8 +321,90 @@ async def test_a_changed_password_and_changed_secrets_are_sealed_and_read(core, 
 
 async def test_nobody_is_changed_by_a_name_that_nobody_has(merchants):
     assert not await merchants.set_password("nobody", "x")
-    assert not await merchants.set_secrets("nobody", ("x",))
+    assert not await merchants.set_secrets("nobody", ("a secret",))
     assert not await merchants.set_policies("nobody", {"late": "keep"})
+
+
+# ── What a merchant cannot have ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("field", ["gateway_url", "merchant_api_url"])
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://gateway.example.com", "https://"),
+        ("https://gateway.example.com\r\nX: y", "line breaks"),
+        ("https://gateway.example.com/\t", "line breaks"),
+        ("https://user:password@gateway.example.com", "credentials"),
+        ("https://169.254.169.254/latest", "link-local"),
+        ("http://169.254.10.1", "link-local"),
+        ("https://[fe80::1]", "link-local"),
+        ("https://[::ffff:169.254.169.254]", "link-local"),
+        ("https://[fd00:ec2::254]", "metadata"),
+        ("https://2852039166/", "link-local"),
+        ("https://0xa9fea9fe/", "link-local"),
+        ("https://0251.0376.0251.0376/", "link-local"),
+        ("https://metadata.google.internal./", "metadata"),
+        ("https://0.0.0.0", "unspecified"),
+        ("https://[::]", "unspecified"),
+        ("https://224.0.0.1", "multicast"),
+        ("ftp://gateway.example.com", "http:// or https://"),
+    ],
+)
+async def test_a_url_that_no_gateway_has_is_refused_in_a_sentence_that_names_the_field(
+    merchants, field, url, said
+):
+    with pytest.raises(MerchantRejected, match=re.escape(said)) as caught:
+        await merchants.add("second", **{**SHOP, field: url})
+    assert str(caught.value).startswith(
+        {"gateway_url": "gateway URL ", "merchant_api_url": "Merchant API URL "}[field]
+    )
+    assert await merchants.named("second") is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://127.0.0.1", "https://10.0.0.7", "https://[::1]", "https://localhost", "https://sandbox", "https://127.1",
+     "http://127.0.0.1:8001", "https://gateway.internal", "https://[fd12::1]"],
+)  # fmt: skip
+async def test_a_private_host_is_a_gateway_only_where_the_installations_own_is(core, url):
+    own = make_settings(gateway_url="https://gateway.example.com")
+    with pytest.raises(MerchantRejected, match="must name a public host"):
+        await Merchants(core.db, core.vault, own).add("second", **{**SHOP, "gateway_url": url})
+    sandboxed = make_settings(gateway_url="http://127.0.0.1:8001")
+    assert await Merchants(core.db, core.vault, sandboxed).add("second", **{**SHOP, "gateway_url": url})
+
+
+@pytest.mark.parametrize("username", ["", "a:b", "a\r\nb", "a\0", " a", "a" * 256])
+async def test_a_user_name_that_cannot_be_sent_is_refused(merchants, username):
+    with pytest.raises(MerchantRejected, match=r"^username must"):
+        await merchants.add("second", **{**SHOP, "username": username})
+
+
+@pytest.mark.parametrize("password", ["", "a\r\nb", "a\0b", "a" * 256])
+async def test_a_password_that_cannot_be_sent_is_refused_and_not_repeated(merchants, password):
+    with pytest.raises(MerchantRejected, match=r"^password must") as caught:
+        await merchants.add("second", **{**SHOP, "password": password})
+    assert not password or password not in str(caught.value)
+    assert await merchants.add("second", **SHOP)
+    with pytest.raises(MerchantRejected, match=r"^password must"):
+        await merchants.set_password("second", password)
+
+
+@pytest.mark.parametrize("secret", ["", "x", "short", "a secret\n", " a secret", "a\0secret"])
+async def test_a_callback_secret_that_protects_nothing_is_refused(merchants, secret):
+    with pytest.raises(MerchantRejected, match=r"^callback secret 2 must"):
+        await merchants.add("second", **{**SHOP, "callback_secrets": ("a good secret", secret)})
+    assert await merchants.add("second", **SHOP)
+    with pytest.raises(MerchantRejected, match=r"^callback secret 1 must"):
+        await merchants.set_secrets("second", (secret,))
+    assert (await merchants.named("second")).callback_secrets == SHOP["callback_secrets"]
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "a/b", "a\r\nb", "a" * 64, "-a"])
+async def test_a_name_that_no_link_can_carry_is_refused(merchants, name):
+    with pytest.raises(MerchantRejected, match=r"^name must"):
+        await merchants.add(name, **SHOP)
 
 
 # ── Policies ────────────────────────────────────────────────────────────────────────────────────────────────────────────

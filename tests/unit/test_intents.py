@@ -311,6 +311,46 @@ def test_lines_that_are_off_by_more_than_rounding_are_refused_with_the_differenc
     assert f"{abs(Decimal(str(value)) - 139):.2f} DKK" in sentence
 
 
+@pytest.mark.parametrize(
+    ("line", "most"),
+    [
+        ({"quantity": 1_000_000, "unitPrice": 0}, "0.00"),
+        ({"quantity": 1_000_000, "unitPrice": 0, "taxAmount": 0.10}, "0.01"),
+        ({"quantity": 2, "unitPrice": 50}, "0.02"),
+    ],
+)
+def test_what_costs_nothing_is_not_rounded(line, most):
+    """A million pieces for nothing leave no room for ten thousand kroner."""
+    changed = body("order.orderLines", [{"itemId": "mug", "description": "Mug", **line}])
+    changed["order"]["amount"]["value"] = 9999.00
+    assert f"up to {most} DKK" in problems(changed)["order.orderLines"]
+
+
+@pytest.mark.parametrize(
+    ("once", "twice", "name"),
+    [
+        ('"amount": {', '"amount": {"value": 1.00, "currency": "DKK"}, "amount": {', "amount"),
+        ('"value": 139.0', '"value": 1.0, "value": 139.0', "value"),
+        ('"value": 139.0', '"value" \t: 1.0, "value": 139.0', "value"),
+        ('"orderId":', '"order\\u0049d": "B-1", "orderId":', "orderId"),
+        ('"basket": "b-7"', '"basket": "b-7", "basket": "b-8"', "basket"),
+        ('"callbacks":', '"callbacks": null, "callbacks":', "callbacks"),
+        ('"unitPrice": 14.0', '"unitPrice": 14.0, "unitPrice": 14.0', "unitPrice"),
+    ],
+)
+def test_a_name_that_an_object_has_twice_is_refused(once, twice, name):
+    raw = json.dumps(BODY)
+    assert raw.count(once) == 1
+    assert problems(raw.replace(once, twice).encode()) == {
+        name: "is given more than once in one object: send each name once"
+    }
+
+
+@pytest.mark.parametrize("text", ['":', 'a":"b', '\\":', "::::", '"a" : "b"', '{"a":1,"a":2}'])
+def test_a_text_that_looks_like_names_is_a_text(text):
+    assert read("order.transactionInfo.basket", text).order_ref == "A-1001"
+
+
 def test_an_order_without_lines_is_refused():
     assert "at least one" in refused("order.orderLines", [])
     assert "at least one" in refused("order.orderLines")

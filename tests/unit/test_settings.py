@@ -79,6 +79,17 @@ WRONG = {
     ("CALLBACKS_LIMIT", "0"): "greater than or equal to 1",
     ("CALLBACKS_UNPROVEN_LIMIT", "0"): "greater than or equal to 1",
     ("LOG_FORMAT", "xml"): "must be 'auto', 'console' or 'json'",
+    ("GATEWAY_URL", "https://gateway.example.com\nx"): "without spaces, line breaks",
+    ("GATEWAY_URL", "https://gate way.example.com"): "without spaces, line breaks",
+    ("GATEWAY_URL", "https://169.254.169.254"): "not a link-local, metadata",
+    ("MERCHANT_API_URL", "http://0xa9fea9fe"): "not a link-local, metadata",
+    ("PUBLIC_URL", "http://0.0.0.0:8000"): "not a link-local, metadata",
+    ("GATEWAY_USERNAME", "a:b"): "a user name no colon",
+    ("GATEWAY_USERNAME", "sh\rop"): "must not hold line breaks",
+    ("GATEWAY_PASSWORD", "hu\nsh"): "must not hold line breaks",
+    ("GATEWAY_SECRETS", '["x"]'): "must have at least 6 characters",
+    ("GATEWAY_SECRETS", '["a se\\ncret"]'): "must not hold control characters",
+    ("API_CONNECTIONS", "1"): "greater than or equal to 16",
     ("LOG_LEVEL", "INFO"): "must be 'debug', 'info', 'warning' or 'error'",
 }
 
@@ -367,7 +378,7 @@ def test_white_space_around_a_secret_or_text_is_named_with_its_variable(monkeypa
 def test_blanks_inside_a_password_and_around_a_number_or_list_are_taken(monkeypatch):
     monkeypatch.setenv("ORCHESTRATOR_GATEWAY_PASSWORD", "two words")
     monkeypatch.setenv("ORCHESTRATOR_HINT_SIZE", "7\n")
-    monkeypatch.setenv("ORCHESTRATOR_GATEWAY_SECRETS", '["one"]\n')
+    monkeypatch.setenv("ORCHESTRATOR_GATEWAY_SECRETS", '["secret"]\n')
     settings = load()
     assert settings.gateway_password.get_secret_value() == "two words"
     assert settings.hint_size == 7

@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.integration.api.process import Server, api_process
 from tests.integration.api.scene import Api, serving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from orchestrator.settings import Settings
 
@@ -15,4 +17,10 @@ if TYPE_CHECKING:
 @pytest.fixture
 async def api(settings: Settings) -> AsyncIterator[Api]:
     async with serving(settings) as one:
+        yield one
+
+
+@pytest.fixture
+def server(database_url: str, servers, tmp_path: Path) -> Iterator[Server]:
+    with api_process(database_url, servers.redis_url, tmp_path) as one:
         yield one

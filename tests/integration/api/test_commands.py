@@ -283,6 +283,8 @@ async def test_other_content_that_wins_the_race_for_a_key_is_a_refusal_for_the_r
         ("cancel", '{"raeson": "x"}', "raeson"),
         ("cancel", '{"amount": 1}', "amount"),
         ("cancel", "[]", "body"),
+        ("capture", '{"amount": 10, "amount": 100}', "amount"),
+        ("capture", '{"amount": {"value": 10, "value": 100, "currency": "DKK"}}', "value"),
         ("capture", '{"amount": "10.00"}', "amount"),
         ("capture", '{"amount": true}', "amount"),
         ("capture", '{"amount": 0}', "amount"),

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+from uuid import uuid4
 
 import httpx
 import pytest
+from openapi_spec_validator import OpenAPIV30SpecValidator, OpenAPIV31SpecValidator
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
@@ -103,10 +106,106 @@ async def test_the_document_describes_every_address(api: Api):
         ("get", "/callbacks/{kind}/{id}/{signed}"), ("post", "/callbacks/merchant/{merchant}/{signed}"), ("get", "/healthz"), ("get", "/readyz"),
     }  # fmt: skip
     text = (await api.client.get("/openapi.json")).text
-    assert document["openapi"].startswith("3.0.")
-    assert '"null"' not in text
+    assert document["openapi"] == "3.1.0"
     for name in re.findall(r"#/components/schemas/(\w+)", text):
         assert name in document["components"]["schemas"]
+
+
+async def test_the_document_is_valid_and_so_is_the_one_that_the_page_shows(api: Api):
+    document = (await api.client.get("/openapi.json")).json()
+    assert [str(error) for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
+    shown = (await api.client.get("/docs/assets/openapi-3.0.json")).json()
+    assert shown["openapi"] == "3.0.3"
+    assert [str(error) for error in OpenAPIV30SpecValidator(shown).iter_errors()] == []
+    assert '"null"' not in json.dumps(shown)
+    assert shown["paths"].keys() == document["paths"].keys()
+    assert "openapi-3.0.json" in (await api.client.get("/docs/assets/start.js")).text
+
+
+async def test_every_text_list_and_number_of_the_document_is_bounded(api: Api):
+    document = (await api.client.get("/openapi.json")).json()
+    bounds = {
+        "string": {"maxLength", "enum", "const"},
+        "array": {"maxItems"},
+        "integer": {"maximum"},
+        "number": {"maximum"},
+    }
+    without = []
+
+    def walk(value: object, path: str) -> None:
+        if isinstance(value, dict):
+            # Named so, it is a schema and no property called `type`.
+            kind = value.get("type")
+            sized = value.get("format") == "uuid" or bounds.get(str(kind), set()) & value.keys()
+            if isinstance(kind, str) and kind in bounds and not sized:
+                without.append(path)
+            for name, inner in value.items():
+                if name not in {"example", "examples", "default"}:
+                    walk(inner, f"{path}/{name}")
+        elif isinstance(value, list):
+            for number, inner in enumerate(value):
+                walk(inner, f"{path}/{number}")
+
+    walk(document, "")
+    assert without == []
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/checkouts", "GET, HEAD, OPTIONS, POST"),
+        ("/v1/checkouts/batch", "OPTIONS, POST"),
+        (f"/v1/checkouts/{uuid4()}", "GET, HEAD, OPTIONS"),
+        (f"/v1/checkouts/{uuid4()}/capture", "OPTIONS, POST"),
+        (f"/v1/checkouts/{uuid4()}/audit", "GET, HEAD, OPTIONS"),
+        ("/callbacks/success/a/b", "OPTIONS, POST"),
+        ("/callbacks/notification/a/b", "OPTIONS, POST"),
+        ("/callbacks/redirect/a/b", "GET, HEAD, OPTIONS, POST"),
+        ("/callbacks/merchant/a/b", "OPTIONS, POST"),
+        ("/healthz", "GET, HEAD, OPTIONS"),
+        ("/openapi.json", "GET, HEAD, OPTIONS"),
+        ("/docs", "GET, HEAD, OPTIONS"),
+    ],
+)
+async def test_allow_names_what_an_address_takes(api: Api, path, allowed):
+    for method in ("DELETE", "PUT", "PATCH", "TRACE", "PROPFIND"):
+        refused = await api.client.request(method, path)
+        assert (refused.status_code, refused.headers["allow"]) == (405, allowed), method
+        assert refused.headers["content-type"] == "application/problem+json"
+    options = await api.client.options(path)
+    assert (options.status_code, options.headers["allow"]) == (204, allowed)
+    for method in {"GET", "POST"} - set(allowed.split(", ")):
+        refused = await api.client.request(method, path)
+        if path.startswith("/callbacks/"):
+            assert refused.status_code == 404  # an address that we did not sign does not exist
+        else:
+            assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS", "HEAD"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/v1",
+        "/v1/checkouts/",
+        "/v1/%00",
+        "/v1/nothing",
+        "/callbacks/success/a",
+        "//v1/checkouts",
+        "/docs/",
+    ],
+)
+async def test_an_unknown_address_is_a_problem_whatever_the_method(api: Api, method, path):
+    refused = await api.client.request(method, f"http://pay.example{path}")
+    assert refused.status_code == 404
+    assert refused.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_question_with_a_thousand_wrong_parameters_gets_a_short_answer(api: Api):
+    refused = await api.client.get("/v1/checkouts?" + "&".join(["state=x"] * 900), headers=api.bearer())
+    assert refused.status_code == 422
+    assert len(refused.json()["errors"]) <= 50
 
 
 async def test_the_documented_example_is_taken(api: Api):

@@ -3,97 +3,26 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-import httpx
 import psycopg
 import pytest
 
-from orchestrator import access, links
+from orchestrator import links
 from orchestrator.intents import BODY_LIMIT
 from orchestrator.models import uuid7
 from orchestrator.vault import Vault
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
+from tests.integration.api.process import PASSWORD, bearer
 from tests.integration.api.scene import PAGES, intent, path_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-PROGRAM = """
-import sys
-from orchestrator import log, settings
-from orchestrator.api.server import run
-
-log.configure(style="json", level="debug")
-run(settings.load(), "127.0.0.1", int(sys.argv[1]))
-"""
-PASSWORD = "correct horse battery staple"
-
-
-@dataclass
-class Server:
-    process: subprocess.Popen[bytes]
-    client: httpx.Client
-    log: Path
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(timeout=20)
-
-
-@pytest.fixture
-def server(database_url: str, servers, tmp_path: Path) -> Iterator[Server]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("ORCHESTRATOR_")
-    } | {
-        "ORCHESTRATOR_DATABASE_URL": database_url,
-        "ORCHESTRATOR_BROKER_URL": servers.redis_url,
-        "ORCHESTRATOR_GATEWAY_PASSWORD": PASSWORD,
-        "ORCHESTRATOR_SECRET_KEYS": json.dumps([SECRET_KEY]),
-        "ORCHESTRATOR_JWT_SECRETS": json.dumps([JWT_SECRET]),
-    }
-    log = tmp_path / "log"
-    with log.open("wb") as lines:
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(port)], env=environment, stderr=lines, stdout=lines
-        )
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
-    try:
-        for _ in range(200):
-            with contextlib.suppress(httpx.TransportError):
-                if client.get("/healthz").status_code == 200:
-                    break
-            time.sleep(0.1)
-        yield Server(process, client, log)
-    finally:
-        client.close()
-        process.kill()
-        process.wait()
-
-
-def bearer(lifetime: float = 60) -> dict[str, str]:
-    token = access.issue(
-        make_settings(),
-        merchant="default",
-        scopes=["checkouts:read", "checkouts:write"],
-        lifetime=lifetime,
-        subject="shop-1",
-    )
-    return {"Authorization": f"Bearer {token}"}
+    from tests.integration.api.process import Server
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

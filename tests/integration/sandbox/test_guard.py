@@ -1,0 +1,146 @@
+"""Who may use the control API, and whom the sandbox calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import stat
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from orchestrator.sandbox import create_app
+from tests.integration.sandbox.parties import CONFIG, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOKEN = {"X-Sandbox-Token": "a token of its own"}
+CALLS = [
+    ("PUT", "orders/A-1"), ("GET", "orders/A-1"), ("DELETE", "orders/A-1"), ("GET", "faults"), ("PUT", "faults"),
+    ("DELETE", "faults"), ("GET", "ledger"), ("POST", "payments/stray"), ("POST", "payments/x/resolve"),
+    ("POST", "payments/x/send"), ("POST", "payments/x/refund"), ("POST", "payments/x/release"),
+    ("POST", "payments/x/chargeback"), ("DELETE", "sessions/x"), ("POST", "tokens/expire"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[httpx.Client]:
+    config = dataclasses.replace(
+        CONFIG, control_token=TOKEN["X-Sandbox-Token"], callback_hosts=frozenset({"api"})
+    )
+    with serving(create_app(config)) as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+def test_each_call_of_the_control_api_needs_the_token(guarded, method, path):
+    for headers in (
+        {},
+        {"X-Sandbox-Token": "another"},
+        {"X-Sandbox-Token": ""},
+        {"Authorization": "Bearer x"},
+    ):
+        answer = guarded.request(method, f"/sandbox/{path}", headers=headers)
+        assert answer.status_code == 401
+        assert "X-Sandbox-Token" in answer.text
+    assert guarded.request(method, f"/sandbox/{path}", headers=TOKEN, content=b"{}").status_code not in {
+        401,
+        403,
+    }
+
+
+def test_a_person_reads_the_ledger_with_the_token_in_the_address_and_changes_nothing_so(guarded):
+    token = {"token": TOKEN["X-Sandbox-Token"]}
+    assert guarded.get("/sandbox/ledger", params=token).status_code == 200
+    assert guarded.put("/sandbox/faults", params=token, json={}).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/sandbox/help"])
+def test_what_tells_nothing_needs_no_token(guarded, path):
+    assert guarded.get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["attacker.example", "attacker.example:8001", "127.0.0.1.attacker.example", "localhost.example"]
+)
+def test_a_name_that_was_led_here_is_refused(guarded, host):
+    assert guarded.get("/sandbox/ledger", headers=TOKEN | {"Host": host}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost:8001", "127.0.0.1", "[::1]:8001", "10.0.0.7", "sandbox:8001", "api"]
+)
+def test_this_machines_own_names_are_served(guarded, host):
+    assert guarded.get("/sandbox/ledger", headers=TOKEN | {"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://attacker.example", "http://localhost:3000", "null", "", "http://["]
+)
+def test_a_page_of_another_origin_is_refused_and_told_nothing_that_lets_it_read(guarded, origin):
+    answer = guarded.get("/sandbox/ledger", headers=TOKEN | {"Origin": origin})
+    assert answer.status_code == 403
+    assert "access-control-allow-origin" not in answer.headers
+    asked = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "PUT",
+        "Access-Control-Request-Headers": "x-sandbox-token",
+    }
+    preflight = guarded.options("/sandbox/faults", headers=asked)
+    assert "access-control-allow-origin" not in preflight.headers
+    # The Checkout API is for shoppers' browsers.
+    checkout = guarded.options("/checkout/v1/api/session/x", headers=asked)
+    assert checkout.headers["access-control-allow-origin"] == "*"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest",
+        "https://shop.example/x",
+        "http://10.0.0.1/",
+        "ftp://localhost/",
+        "http://127.0.0.1.shop.example/",
+    ],
+)
+def test_a_stray_payment_makes_it_call_no_foreign_address(guarded, url):
+    stray = {"orderId": "A-1", "amountMinor": 100, "currency": "DKK", "notification": url}
+    answer = guarded.post("/sandbox/payments/stray", json=stray, headers=TOKEN)
+    assert answer.status_code == 400
+    assert "notification must be at loopback" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("url", "called"),
+    [
+        ("http://127.0.0.1:9/", True), ("http://localhost/", True), ("http://[::1]:8000/", True), ("http://127.1.2.3/", True),
+        ("http://api:8000/callbacks", True), ("http://api.example/", False), ("http://0.0.0.0/", False), ("http://[::ffff:10.0.0.1]/", False),
+        ("http://[", False), ("", False), ("http://user@127.0.0.1@shop.example/", False),
+    ],
+)  # fmt: skip
+def test_callbacks_go_to_loopback_and_known_hosts(url, called):
+    assert dataclasses.replace(CONFIG, callback_hosts=frozenset({"api"})).may_call(url) == called
+
+
+def test_a_session_with_a_foreign_callback_is_served_and_the_callback_is_noted_as_not_sent(gateway, order):
+    """As the gateway itself would take it; only the sandbox stays on this machine."""
+    pages = {"type": "URL", "value": "https://shop.example/paid"}
+    callbacks = {"success": pages, "failure": pages, "notification": "https://shop.example/n"}
+    gateway.pay(gateway.checkout(order, callbacks=callbacks))
+    (row,) = gateway.ledger(order)
+    assert {one["note"] for one in row["callbacks"]} == {
+        "not sent: the sandbox calls only loopback and the hosts that it was started with"
+    }
+
+
+@pytest.mark.parametrize("mode", [None, 0o644])
+def test_what_it_remembers_is_for_its_own_account(tmp_path, mode):
+    path = tmp_path / "state" / "sandbox.db"
+    if mode is not None:
+        path.parent.mkdir()
+        path.touch(mode)
+    with serving(create_app(dataclasses.replace(CONFIG, state_file=path))) as url:
+        httpx.put(f"{url}/sandbox/orders/A-1", json={"failStatus": 503})
+        for one in path.parent.iterdir():
+            assert stat.S_IMODE(one.stat().st_mode) == 0o600, one.name
