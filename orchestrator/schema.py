@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final
 
 from alembic import command
 from alembic.config import Config
@@ -20,6 +19,7 @@ from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from orchestrator import log
 from orchestrator.db import is_away
 from orchestrator.errors import OrchestratorError
+from orchestrator.postgres_url import place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,13 +47,8 @@ def reachable(url: str) -> Iterator[None]:
         if not is_away(error):
             raise NoDatabase(f"Postgres refused: {said}") from error
         raise NoDatabase(
-            f"Postgres at {_place(url)} cannot be used ({said}): start it, or correct ORCHESTRATOR_DATABASE_URL"
+            f"Postgres at {place(url)} cannot be used ({said}): start it, or correct ORCHESTRATOR_DATABASE_URL"
         ) from error
-
-
-def _place(url: str) -> str:
-    parts: Any = urlsplit(url)
-    return f"{parts.hostname or 'its socket'}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def _config(url: str | None = None) -> Config:
@@ -63,10 +58,15 @@ def _config(url: str | None = None) -> Config:
     return config
 
 
-def migrate(url: str, *, to: str = "head") -> None:
-    """Bring the database at `url` to revision `to`; two at once wait for each other."""
+def migrate(url: str, *, to: str = "head", direct: bool = False) -> None:
+    """Bring the database at `url` to revision `to`; two at once wait for each other.
+
+    Raises `NoDatabase` behind a pooler, unless the caller says that the URL is `direct`: it leads to a session of its own.
+    """
+    config = _config(url)
+    config.attributes["direct"] = direct
     try:
-        command.upgrade(_config(url), to)
+        command.upgrade(config, to)
     except CommandError as error:
         message = f"the database cannot be brought to revision {to!r}: {str(error).rstrip('.')}"
         raise NoDatabase(message) from error

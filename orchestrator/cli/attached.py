@@ -70,7 +70,8 @@ async def _connected(
     from orchestrator import schema  # noqa: PLC0415
     from orchestrator.db import Database  # noqa: PLC0415
 
-    async with Database(url, pool_size=2, name="orchestrator-cli") as db:
+    prepared = settings.database_prepared_statements
+    async with Database(url, pool_size=2, name="orchestrator-cli", prepared=prepared) as db:
         found, wanted = await schema.current(db), schema.wanted()
         if found != wanted:
             has = f"has schema {found}" if found else "has no schema yet"

@@ -200,9 +200,10 @@ def migrate(*, to: str) -> None:
     from orchestrator import schema  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
 
-    url = logged(load()).need("database_url")
+    settings = logged(load())
+    url = settings.database_direct_url or settings.need("database_url")
     with schema.reachable(url):
-        schema.migrate(url, to=to)
+        schema.migrate(url, to=to, direct=settings.database_direct_url is not None)
 
 
 def _needing(settings: Any, *names: str) -> Any:

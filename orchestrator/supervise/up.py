@@ -154,8 +154,9 @@ class Up:
             async with Database(url, pool_size=1, name="orchestrator-up") as db:
                 return await schema.newest_key(db)
 
+        direct = self.settings.database_direct_url
         with schema.reachable(url):
-            schema.migrate(url)
+            schema.migrate(direct or url, direct=direct is not None)
             key = asyncio.run(newest_key())
         if key is not None and Vault(self.settings.secret_keys).known(key) is None:
             raise UpFailed(

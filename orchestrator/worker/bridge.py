@@ -128,7 +128,11 @@ class Bridge:
         settings = self._settings
         self._vault = Vault(settings.secret_keys)
         self._db = Database(
-            settings.need("database_url"), pool_size=settings.database_pool, name="orchestrator-worker"
+            settings.need("database_url"),
+            pool_size=settings.database_pool,
+            name="orchestrator-worker",
+            timeout=settings.database_timeout,
+            prepared=settings.database_prepared_statements,
         )
         self._moves = lifecycle.Lifecycle(self._db, self._vault, batch_limit=settings.batch_limit)
         shared = board.Board(board.url_of(settings), name=self._name)

@@ -58,7 +58,11 @@ class Pulse:
 
     async def _beat(self) -> None:
         async with Database(
-            self._settings.need("database_url"), pool_size=1, name="orchestrator-scheduler"
+            self._settings.need("database_url"),
+            pool_size=1,
+            name="orchestrator-scheduler",
+            timeout=self._settings.database_timeout,
+            prepared=self._settings.database_prepared_statements,
         ) as db:
             wait = 0.0
             while not await asyncio.to_thread(self._ended.wait, wait):
