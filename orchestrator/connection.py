@@ -26,6 +26,7 @@ from psycopg import errors, waiting
 from psycopg.pq import TransactionStatus
 
 from orchestrator.postgres_url import parameters, prepare_threshold
+from orchestrator.sqlstates import ENDING, OTHERS_STATEMENTS, READ_ONLY
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -43,12 +44,6 @@ _LONGEST: Final = 30.0
 """Seconds to which the bound of a repeated statement grows at most."""
 _PREPARE_AFTER: Final = "5"
 """Executions after which psycopg prepares a statement; its own default."""
-
-# Read-only: the server was demoted, or its disk was taken from it. 26000 and 42P05: prepared statements met those of another client
-# behind a pooler. The rest: the connection, or the server, is ending or not there yet.
-_READ_ONLY: Final = "25006"
-_NOT_OURS: Final = frozenset({"26000", "42P05"})
-_ENDING: Final = ("08", "57P")
 
 STRETCH: ContextVar[float] = ContextVar("stretch", default=1.0)
 """How many times its usual bound a statement gets; a batch that passed its bound is repeated with a longer one."""
@@ -72,6 +67,8 @@ class Server:
     prepared: Prepared
     threshold: int | None
     """Executions after which a statement is prepared, where it may be."""
+    pooled: bool = False
+    """Whether the last connection was given by a pooler."""
     met_others: bool = False
     """Whether prepared statements of other clients were met, which a pooler shows that hides itself."""
     waiting: set[Connection] = field(default_factory=set)
@@ -160,7 +157,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         cursor = await self.execute(f"SELECT {ours}, {told}, {set_up}")
         row = await cursor.fetchone()
         assert row is not None  # noqa: S101 - a SELECT without FROM has one row
-        self.pooled = not row[0]
+        self.pooled = self.server.pooled = not row[0]
         if self.pooled and not row[1]:
             self.local = (
                 "SELECT set_config('timezone', 'UTC', true), set_config('random_page_cost', '1.1', true)"
@@ -221,9 +218,9 @@ class Connection(psycopg.AsyncConnection[Any]):
         if state is None:
             return
         self._heard = time.monotonic()
-        if state in _NOT_OURS:
+        if state in OTHERS_STATEMENTS:
             self.server.met_others = True
-        if state == _READ_ONLY or state in _NOT_OURS or state.startswith(_ENDING):
+        if state == READ_ONLY or state in OTHERS_STATEMENTS or state.startswith(ENDING):
             self.pgconn.finish()
 
     def _suspect_others(self) -> None:

@@ -12,6 +12,7 @@ and the batch is written again, so a write must recognise its own earlier succes
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
@@ -25,19 +26,15 @@ from psycopg.rows import namedtuple_row
 from sqlalchemy import TextClause, event
 from sqlalchemy.dialects.postgresql.psycopg import dialect
 from sqlalchemy.exc import (
-    DataError,
     DBAPIError,
-    IntegrityError,
     InvalidatePoolError,
-    ProgrammingError,
-    SQLAlchemyError,
 )
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from orchestrator import log
 from orchestrator.connection import STRETCH, Connection, Server, Unanswered
 from orchestrator.errors import OrchestratorError
+from orchestrator.sqlstates import about_server, state_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
@@ -47,14 +44,6 @@ if TYPE_CHECKING:
     from orchestrator.connection import Prepared
 
 _log = log.get(__name__)
-
-# SQLSTATE class 54, program_limit_exceeded (a row or an index entry that is too large). psycopg makes an OperationalError of it,
-# as of a lost connection; but it is about the row, and would be the same for ever.
-_TOO_LARGE: Final = "54"
-# Errors that would meet any row: the server is read-only, the role lost a right for a while, prepared statements met those of another
-# client behind a pooler; connections (08), resources (53: disk full, too many connections), the operator (57), the system (58).
-_ABOUT_THE_SERVER: Final = frozenset({"25006", "42501", "26000", "42P05"})
-_CLASSES_ABOUT_THE_SERVER: Final = ("08", "53", "57", "58")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -90,18 +79,7 @@ AGAIN: Final = Again()
 
 def is_away(error: BaseException) -> bool:
     """Say whether an error means that Postgres is out of reach or out of order, rather than that it refused a row."""
-    if isinstance(error, DBAPIError):
-        state = state_of(error)
-        if state in _ABOUT_THE_SERVER or state.startswith(_CLASSES_ABOUT_THE_SERVER):
-            return True
-        refused = isinstance(error, IntegrityError | DataError | ProgrammingError)
-        return not refused and not state.startswith(_TOO_LARGE)
-    return isinstance(error, DatabaseAway | PoolTimeout | OSError | TimeoutError | SQLAlchemyError)
-
-
-def state_of(error: BaseException) -> str:
-    """Return the SQLSTATE that Postgres gave; empty where it gave none, as for a lost connection."""
-    return getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+    return isinstance(error, DatabaseAway | OSError | TimeoutError) or about_server(error)
 
 
 class Database:
@@ -153,6 +131,11 @@ class Database:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler such as PgBouncer is between, as far as a connection has shown it."""
+        return self._server.pooled
 
     async def close(self) -> None:
         """Close every connection; a statement that is still under way ends as if its connection were lost."""
@@ -296,6 +279,17 @@ class _Waiting(Generic[T, R]):
     skipped: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """How a writer fares: seconds since it last wrote while something waits (0 if nothing does), and the SQLSTATE that it failed with."""
+
+    name: str
+    stalled: float
+    error: str
+    committed: float | None
+    """Seconds since it last wrote; None if it never did."""
+
+
 class Batch(Generic[T, R]):
     """Gathers items and writes them together; each `put` waits for the fate of its own item.
 
@@ -323,7 +317,21 @@ class Batch(Generic[T, R]):
         self._wakeup = asyncio.Event()
         self._writing = False
         self._under_way: list[_Waiting[T, R]] = []
+        self._wrote = self._waits_since = -math.inf
+        self._error = ""
         self._runner: asyncio.Task[None] | None = None
+
+    @property
+    def writes(self) -> Writes:
+        """How writing fares, for health: by what was written, and not by what could be read."""
+        now = time.monotonic()
+        waits = any(not waiting.done.done() for waiting in (*self._under_way, *self._queue))
+        return Writes(
+            self._name,
+            now - max(self._wrote, self._waits_since) if waits else 0.0,
+            self._error,
+            now - self._wrote if self._wrote > -math.inf else None,
+        )
 
     async def put(self, item: T) -> R:
         """Write `item` with whatever else has gathered and return its result.
@@ -334,6 +342,8 @@ class Batch(Generic[T, R]):
         loop = asyncio.get_running_loop()
         async with self._room:
             waiting: _Waiting[T, R] = _Waiting(item, self._keys(item), loop.create_future())
+            if not self._writing and not self._queue:
+                self._waits_since = time.monotonic()
             self._queue.append(waiting)
             if self._runner is None:
                 self._runner = asyncio.create_task(self._run(), name=f"batch-{self._name}")
@@ -384,6 +394,7 @@ class Batch(Generic[T, R]):
                         await asyncio.sleep(min((time.monotonic() - begun) * _REST, _LONGEST_REST))
             finally:
                 self._writing = False
+                self._under_way = []
 
     def _take(self) -> list[_Waiting[T, R]]:
         taken: list[_Waiting[T, R]] = []
@@ -423,6 +434,7 @@ class Batch(Generic[T, R]):
                 if isinstance(getattr(error, "orig", None), Unanswered):
                     # Silent, or slow: in that case it gets there in the end.
                     stretch *= 2
+                self._error = state_of(error)
                 for waiting in batch:
                     waiting.error, waiting.skipped = error, False
                 await asyncio.sleep(random.uniform(0, delay))  # noqa: S311 - jitter
@@ -443,6 +455,8 @@ class Batch(Generic[T, R]):
             progress = True
             if not waiting.done.done():
                 waiting.done.set_result(result)
+        if progress:
+            self._wrote, self._error = time.monotonic(), ""
         return progress
 
     async def _bisect(self, batch: list[_Waiting[T, R]], error: Exception) -> None:
@@ -461,4 +475,15 @@ def _fail(waiting: _Waiting[Any, Any], failure: OrchestratorError, cause: BaseEx
         waiting.done.set_exception(failure)
 
 
-__all__ = ["AGAIN", "Again", "Batch", "Database", "DatabaseAway", "Unwritten", "is_away", "run", "state_of"]
+__all__ = [
+    "AGAIN",
+    "Again",
+    "Batch",
+    "Database",
+    "DatabaseAway",
+    "Unwritten",
+    "Writes",
+    "is_away",
+    "run",
+    "state_of",
+]

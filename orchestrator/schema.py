@@ -6,12 +6,14 @@ A database that cannot be used is one sentence: `NoDatabase`.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
@@ -68,10 +70,14 @@ def migrate(url: str, *, to: str = "head", direct: bool = False) -> None:
     try:
         command.upgrade(config, to)
     except CommandError as error:
+        unknown = error.__cause__.argument if isinstance(error.__cause__, ResolutionError) else to
+        if unknown != to and (newer := difference(str(unknown))) is not None:
+            raise NoDatabase(newer) from error
         message = f"the database cannot be brought to revision {to!r}: {str(error).rstrip('.')}"
         raise NoDatabase(message) from error
 
 
+@lru_cache(maxsize=1)
 def wanted() -> str:
     """Return the revision that this code needs."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
@@ -79,6 +85,22 @@ def wanted() -> str:
         message = f"no migrations in {_MIGRATIONS}"
         raise FileNotFoundError(message)
     return head
+
+
+@lru_cache(maxsize=1)
+def _known() -> frozenset[str]:
+    return frozenset(one.revision for one in ScriptDirectory.from_config(_config()).walk_revisions())
+
+
+def difference(found: str | None) -> str | None:
+    """Say in a sentence what is wrong with a database that has revision `found`, and what to do; None if it is the one wanted."""
+    if found == wanted():
+        return None
+    if found is None:
+        return f"the database has no schema, and needs {wanted()}: run `orchestrator migrate`"
+    if found in _known():
+        return f"the database has schema {found}, and needs {wanted()}: run `orchestrator migrate`"
+    return f"the database has schema {found}, which this code does not know: it is older than the schema, deploy the newer version"
 
 
 async def current(db: Database) -> str | None:

@@ -93,6 +93,7 @@ def create_app(services: Services) -> FastAPI:
         },
     )
     app.state.services = services
+    app.state.health = health.Health(services)
     app.state.letterbox = Letterbox(services)
     app.add_middleware(Envelope)
     problems.install(app)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 import uvloop
 
-from orchestrator import heap, inbox, log, schema, worker
+from orchestrator import heap, inbox, log, worker
 from orchestrator.api.app import create_app
 from orchestrator.api.wiring import Services
 from orchestrator.db import Database
@@ -82,7 +82,6 @@ def build(settings: Settings, doorbell: Doorbell) -> Services:
         ),
         merchants=Merchants(inlet, vault, settings),
         doorbell=doorbell,
-        schema=schema.wanted(),
     )
 
 

@@ -72,10 +72,7 @@ async def _connected(
 
     prepared = settings.database_prepared_statements
     async with Database(url, pool_size=2, name="orchestrator-cli", prepared=prepared) as db:
-        found, wanted = await schema.current(db), schema.wanted()
-        if found != wanted:
-            has = f"has schema {found}" if found else "has no schema yet"
-            raise schema.NoDatabase(
-                f"the database {has}, and this version needs {wanted}: run `orchestrator migrate` (or `orchestrator up`)"
-            )
+        wrong = schema.difference(await schema.current(db))
+        if wrong is not None:
+            raise schema.NoDatabase(wrong)
         return await work(settings, db)

@@ -21,7 +21,7 @@ from orchestrator.gateway.client import Gateway
 from orchestrator.merchants import Merchants
 from orchestrator.vault import Vault
 from orchestrator.worker.doorbell import Doorbell
-from orchestrator.worker.heartbeat import BEAT, FORGET, GONE, HEARTBEAT, heartbeat, note
+from orchestrator.worker.heartbeat import BEAT, FORGET, GONE, HEARTBEAT, heartbeat, note, written
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -208,6 +208,7 @@ class Bridge:
                     "heardSecondsAgo": round(time.monotonic() - self._heard, 1),
                     "inFlight": self._admission.room.taken,
                     "crowded": len(self._admission.crowded),
+                    **written(self._moves.writes),
                 }
                 await note(self._db, BEAT, heartbeat(self._name, "worker", progress))
                 await asyncio.sleep(HEARTBEAT)

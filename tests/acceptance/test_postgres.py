@@ -39,13 +39,13 @@ class Orders:
         self.taken: dict[str, float] = {}
         self._ended = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(6)
+            threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(4)
         ]
 
     def _run(self, shopper: int) -> None:
         number = 0
         with httpx.Client(timeout=20, headers={**self._world.http.headers, **JSON}) as http:
-            while not self._ended.wait(0.1):
+            while not self._ended.wait(0.4):
                 number += 1
                 try:
                     answer = http.post(
@@ -70,6 +70,9 @@ class Orders:
 
     def taken_since(self, moment: float) -> bool:
         return any(at > moment for at in self.taken.values())
+
+
+pytestmark = pytest.mark.timeout(300)
 
 
 @contextmanager
@@ -110,7 +113,9 @@ def test_after_a_switchover_whose_old_primary_lives_on_the_new_one_is_found_in_s
             with reached(servers, old.url, tmp_path, url) as one:
                 one.start_all(workers=2)
                 with Orders(one, "S").placed() as orders:
-                    one.until(lambda: len(orders.taken) > 20, "orders are taken")
+                    one.until(
+                        lambda: len(orders.taken) > 10 and moves(one) > 10, "orders are under way", seconds=60
+                    )
                     old.read_only()
                     refused = time.monotonic()
                     time.sleep(3)
@@ -123,7 +128,7 @@ def test_after_a_switchover_whose_old_primary_lives_on_the_new_one_is_found_in_s
                     ordered, moved = goes_on(one, orders, since=time.monotonic())
                 assert ordered < GOAL
                 assert moved < GOAL
-                one.until_all("awaiting_payment")
+                one.until_all("awaiting_payment", seconds=120)
                 checkout = next(iter(orders.taken))
                 one.pay(checkout)
                 one.until_state(checkout, "completed")
@@ -143,13 +148,13 @@ def test_orders_and_moves_go_on_seconds_after_all_connections_fell_silent(
     ):
         one.start_all()
         with Orders(one, "H").placed() as orders:
-            one.until(lambda: len(orders.taken) > 20, "orders are taken")
+            one.until(lambda: len(orders.taken) > 10 and moves(one) > 10, "orders are under way", seconds=60)
             proxy.silence()
             ordered, moved = goes_on(one, orders, since=time.monotonic())
         assert ordered < GOAL
         assert moved < GOAL
         # What the server held for connections that it believed in ends too.
-        one.until_all("awaiting_payment")
+        one.until_all("awaiting_payment", seconds=120)
         checkout = next(iter(orders.taken))
         one.pay(checkout)
         one.until_state(checkout, "completed")
@@ -163,7 +168,7 @@ def test_every_process_ends_though_postgres_is_silent(servers: Embedded, databas
     ):
         one.start_all()
         with Orders(one, "E").placed() as orders:
-            one.until(lambda: len(orders.taken) > 20, "orders are taken")
+            one.until(lambda: len(orders.taken) > 10 and moves(one) > 10, "orders are under way", seconds=60)
             proxy.silence(new_ones_too=True)
             time.sleep(2)
             began = time.monotonic()
@@ -176,7 +181,7 @@ def test_every_process_ends_though_postgres_is_silent(servers: Embedded, databas
         for name in ("api", "worker-1", "scheduler"):
             del one.running[name]
             one.start(name)
-        one.until_all("awaiting_payment")
+        one.until_all("awaiting_payment", seconds=120)
         assert {row["id"] for row in one.sql("SELECT id::text FROM checkouts")} >= set(orders.taken)
 
 
