@@ -1,7 +1,7 @@
 """One connection to Postgres: every wait has a bound, and what is no longer of use is closed at once.
 
 A statement that is not answered within its bound, or whose caller is cancelled, closes its socket: nothing is asked of a connection
-that may be silent, no cancel, no rollback, no farewell. A server that became read-only, shuts down or starts ends the connection with
+that may be silent, neither a cancel nor a rollback. A server that became read-only, shuts down or starts ends the connection with
 its answer. The pool above (`db`) drops every older connection when it finds one closed, so that the next statement connects anew.
 
 Behind a pooler in transaction mode (PgBouncer) the server's session belongs to other clients too. It is recognised: the process id
@@ -194,7 +194,7 @@ class Connection(psycopg.AsyncConnection[Any]):
             self._heed(error)
             raise
         except BaseException:
-            # The caller is cancelled. Whatever is under way is left to the server, which notices that we are gone.
+            # The caller is cancelled. The statement is left to the server, which ends it when it finds the connection closed.
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 self.pgconn.finish()
             raise
@@ -205,7 +205,7 @@ class Connection(psycopg.AsyncConnection[Any]):
             others.discard(self)
 
     def cut(self) -> None:
-        """End the exchange under way, if there is one, as a lost connection: whoever waits for it hears at once."""
+        """End the exchange under way, if there is one, as a lost connection: its caller gets the error at once."""
         with (
             suppress(psycopg.OperationalError, OSError),
             socket.socket(fileno=os.dup(self.pgconn.socket)) as ours,

@@ -367,11 +367,12 @@ class Batch(Generic[T, R]):
             while (self._queue or self._writing) and time.monotonic() < end:  # noqa: ASYNC110 - once in the life of a process
                 await asyncio.sleep(0.005)
         finally:
+            left = (*self._under_way, *self._queue)
             if self._runner is not None:
                 self._runner.cancel()
                 await asyncio.gather(self._runner, return_exceptions=True)
                 self._runner = None
-            for waiting in (*self._under_way, *self._queue):
+            for waiting in left:
                 _fail(waiting, DatabaseAway("not known to be written: the process ends"), waiting.error)
 
     async def _run(self) -> None:

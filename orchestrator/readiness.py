@@ -40,8 +40,8 @@ _PROCESSES = text("""
     SELECT name, kind, progress, extract(epoch FROM clock() - seen_at)::float8 AS age FROM workers
      WHERE kind <> 'probe' ORDER BY name
 """)
-# Sweeps move `due_at`, so an old one shows that nobody sweeps, and a young one nothing. What progressed is told by `updated_at`, which
-# moves and postponements set, and nothing else does.
+# Sweeps move `due_at`, so an old one shows that no sweep runs, and a young one shows nothing. Progress is told by `updated_at`, which moves and
+# postponements set, and nothing else does.
 _BACKLOG = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     c AS (

@@ -172,7 +172,7 @@ async def test_closing_waits_for_no_silent_connection(database_url):
 
 
 async def test_a_closed_batch_tells_those_whose_rows_were_being_sorted_out(database_url):
-    hang = asyncio.Event()
+    hang = asyncio.Event()  # never set
 
     async def write(items):
         if len(items) > 1:

@@ -41,8 +41,10 @@ async def backlog(core):
 
 async def aged(core, **columns):
     """Move the times of every checkout into the past, by seconds."""
-    for column, seconds in columns.items():
-        await core.do(f"UPDATE checkouts SET {column} = clock() - make_interval(secs => {seconds})")
+    moved = ", ".join(
+        f"{name} = clock() - make_interval(secs => {seconds})" for name, seconds in columns.items()
+    )
+    await core.do(f"UPDATE checkouts SET {moved}")
 
 
 async def test_orders_that_no_worker_has_touched_are_named_though_sweeps_move_their_due_time(core):
