@@ -20,7 +20,7 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --extra bu
 # The modules whose every branch is tested, or `make test` fails.
 EXACT := orchestrator/states*,orchestrator/states/*,orchestrator/lifecycle*,orchestrator/lifecycle/*,orchestrator/inbox*,orchestrator/inbox/*,orchestrator/carry*,orchestrator/carry/*
 
-.PHONY: help venv demo test lint soak bench pins chromium clean
+.PHONY: help venv demo test lint soak bench pins chromium pgbouncer clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -49,7 +49,7 @@ $(BENCH_STAMP): requirements-bench.txt pyproject.toml
 demo: $(STAMP) ## shoppers through every outcome: make demo ARGS="--orders 45 --exit"
 	@$(BIN)/orchestrator demo $(ARGS)
 
-test: lint chromium ## lint, types, imports, all tests but the slow ones, coverage
+test: lint chromium pgbouncer ## lint, types, imports, all tests but the slow ones, coverage
 	@rm -f .coverage .coverage.*
 	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal --cov --cov-report= $(ARGS)
 	@echo "Branch coverage of states, lifecycle, inbox and carry:"
@@ -82,6 +82,16 @@ chromium:
 				|| echo "Chromium could not be installed: the browser tests will be skipped."; \
 		else \
 			echo "Chromium is not installed: the browser tests will be skipped."; \
+		fi; }
+
+pgbouncer:
+	@command -v pgbouncer >/dev/null || test -x /usr/sbin/pgbouncer || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "Installing PgBouncer for the tests of a pooler ..."; \
+			{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends pgbouncer; } >/dev/null 2>&1 \
+				|| echo "PgBouncer could not be installed: its tests will be skipped."; \
+		else \
+			echo "PgBouncer is not installed: its tests will be skipped."; \
 		fi; }
 
 clean: ## remove .venv, caches and the demo's data

@@ -12,6 +12,7 @@ and the batch is written again, so a write must recognise its own earlier succes
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
@@ -22,31 +23,27 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 import psycopg
 from psycopg.rows import namedtuple_row
-from sqlalchemy import TextClause
+from sqlalchemy import TextClause, event
 from sqlalchemy.dialects.postgresql.psycopg import dialect
 from sqlalchemy.exc import (
-    DataError,
     DBAPIError,
-    IntegrityError,
-    ProgrammingError,
-    SQLAlchemyError,
+    InvalidatePoolError,
 )
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from orchestrator import log
+from orchestrator.connection import STRETCH, Connection, Server, Unanswered
 from orchestrator.errors import OrchestratorError
+from orchestrator.sqlstates import about_server, state_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 
     from sqlalchemy import Executable, Row
 
-_log = log.get(__name__)
+    from orchestrator.connection import Prepared
 
-# SQLSTATE class 54, program_limit_exceeded (a row or an index entry that is too large). psycopg makes an OperationalError of it,
-# as of a lost connection; but it is about the row, and would be the same for ever.
-_TOO_LARGE: Final = "54"
+_log = log.get(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,6 +52,14 @@ R = TypeVar("R")
 _REST: Final = 3.0
 """How many times as long as a batch took the next may wait for more, where there is a crowd."""
 _LONGEST_REST: Final = 0.015
+_LATER: Final = 5.0
+"""Seconds by which the client waits longer than Postgres does, where nothing else is said."""
+_MAINTENANCE: Final = 86_400.0
+"""Seconds for a statement that maintains tables."""
+_ONE_WRITE: Final = 30.0
+"""Seconds for one write of a batch, with everything that it waits for."""
+_CLOSING: Final = 10.0
+"""Seconds that a batch gets to write what is queued when it is closed."""
 
 
 class Unwritten(OrchestratorError):  # noqa: N818 - named for the fact
@@ -72,32 +77,18 @@ class Again:
 AGAIN: Final = Again()
 
 
-def driver_url(url: str) -> str:
-    """Name the driver (psycopg 3) in a Postgres URL, whatever spelling of the scheme was given."""
-    _, _, rest = url.partition("://")
-    return f"postgresql+psycopg://{rest}"
-
-
 def is_away(error: BaseException) -> bool:
     """Say whether an error means that Postgres is out of reach or out of order, rather than that it refused a row."""
-    if isinstance(error, IntegrityError | DataError | ProgrammingError):
-        return False
-    if isinstance(error, DBAPIError) and _state_of(error).startswith(_TOO_LARGE):
-        return False
-    if isinstance(error, DatabaseAway | DBAPIError | PoolTimeout | OSError | TimeoutError):
-        return True
-    return isinstance(error, SQLAlchemyError)
-
-
-def _state_of(error: DBAPIError) -> str:
-    """Return the SQLSTATE that Postgres gave; empty where it gave none, as for a lost connection."""
-    return getattr(error.orig, "sqlstate", None) or ""
+    return isinstance(error, DatabaseAway | OSError | TimeoutError) or about_server(error)
 
 
 class Database:
     """An engine with a small pool, for one event loop; a process has one for each kind of work that must not wait for another.
 
-    `statement_timeout` is in milliseconds: Postgres itself ends a statement that takes longer, and the caller is told so.
+    `statement_timeout` is in milliseconds: Postgres itself ends a statement that takes longer, and the caller is told so. `timeout` is
+    in seconds, and counted here: a statement without an answer by then loses its connection, and with it go all that are as old. Give
+    a `timeout` below `statement_timeout` only where statements are short and may be repeated. `writes`: whether only a server that
+    takes writes is good enough; the URL's own `target_session_attrs` goes before it.
     """
 
     def __init__(
@@ -108,9 +99,21 @@ class Database:
         name: str = "orchestrator",
         pool_timeout: float = 30,
         statement_timeout: int = 30_000,
+        timeout: float | None = None,
+        prepared: Prepared = "auto",
+        writes: bool = True,
     ) -> None:
+        self._server = Server.of(
+            url,
+            name=name,
+            statement_timeout=statement_timeout,
+            timeout=statement_timeout / 1000 + _LATER if timeout is None else timeout,
+            prepared=prepared,
+            writes=writes,
+        )
         self._engine = create_async_engine(
-            driver_url(url),
+            "postgresql+psycopg://",
+            async_creator=self._server.connect,
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=pool_timeout,
@@ -118,18 +121,9 @@ class Database:
             hide_parameters=True,
             # A lone statement is a transaction of its own: Postgres opens and commits it, one round trip instead of three.
             isolation_level="AUTOCOMMIT",
-            # The planner is told that a page anywhere costs about as much as the next one: every statement is meant to go by index.
-            connect_args={
-                "connect_timeout": 5,
-                "application_name": name,
-                "options": f"-c timezone=UTC -c random_page_cost=1.1 -c statement_timeout={statement_timeout} "
-                "-c idle_in_transaction_session_timeout=30000",
-                # A dead peer is noticed in seconds, not after the kernel's two hours.
-                "keepalives_idle": 10,
-                "keepalives_interval": 5,
-                "keepalives_count": 3,
-            },
+            use_native_hstore=False,
         )
+        event.listen(self._engine.sync_engine, "checkout", _leave_outdated)
         self._begun = self._engine.execution_options(isolation_level="READ COMMITTED")
 
     async def __aenter__(self) -> Self:
@@ -138,15 +132,33 @@ class Database:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler such as PgBouncer is between, as far as a connection has shown it."""
+        return self._server.pooled
+
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; a statement that is still under way ends as if its connection were lost."""
+        for connection in tuple(self._server.waiting):
+            connection.cut()
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """Open a transaction that is committed at the end of the block, or rolled back by an error in it."""
-        async with self._begun.begin() as connection:
-            yield connection
+    async def transaction(self, *, timeout: float | None = None) -> AsyncIterator[AsyncConnection]:  # noqa: ASYNC109
+        """Open a transaction that is committed at the end of the block, or rolled back by an error in it.
+
+        `timeout`: seconds for each of its statements, where they may take longer than those of this database otherwise do.
+        """
+        async with self._begun.connect() as connection:
+            driver = _driver(connection)
+            usual, driver.timeout = driver.timeout, timeout or driver.timeout
+            try:
+                async with connection.begin():
+                    if driver.local:
+                        await connection.exec_driver_sql(driver.local)
+                    yield connection
+            finally:
+                driver.timeout = usual
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
@@ -154,6 +166,9 @@ class Database:
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             async with connection.begin():
+                local = _driver(connection).local
+                if local:
+                    await connection.exec_driver_sql(local)
                 yield connection
 
     async def write(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
@@ -161,13 +176,16 @@ class Database:
         return await self._alone(statement, parameters)
 
     async def maintain(self, statement: str) -> None:
-        """Run a statement that takes its time and stands in no transaction, such as VACUUM."""
-        async with self._engine.connect() as connection:
-            await connection.exec_driver_sql("SET statement_timeout = 0")
-            try:
-                await connection.exec_driver_sql(statement)
-            finally:
-                await connection.exec_driver_sql("RESET statement_timeout")
+        """Run a statement that takes its time and stands in no transaction, such as VACUUM, on a connection of its own."""
+        connection = None
+        try:
+            connection = await self._server.connect(statement_timeout=0, timeout=_MAINTENANCE)
+            await connection.execute(statement.encode())
+        except psycopg.Error as error:
+            raise _wrapped(statement, error, lost=connection is None or connection.closed) from error
+        finally:
+            if connection is not None:
+                await connection.close()
 
     async def read(
         self, statement: Executable, parameters: Mapping[str, object] | None = None
@@ -195,8 +213,7 @@ async def run(
     if not isinstance(statement, TextClause):
         result = await connection.execute(statement, parameters)
         return result.all() if result.returns_rows else ()
-    assert connection.sync_connection is not None  # noqa: S101 - it is, inside the block that connects
-    driver: Any = connection.sync_connection.connection.driver_connection
+    driver: Any = _driver(connection)
     try:
         async with driver.cursor(row_factory=namedtuple_row) as cursor:
             await cursor.execute(_driver_text(statement), parameters)
@@ -207,10 +224,40 @@ async def run(
             # SQLAlchemy finds out for itself and throws away what its pool holds from before.
             with suppress(DBAPIError):
                 await connection.exec_driver_sql("SELECT 1")
-        raise DBAPIError.instance(
-            statement.text, None, error, psycopg.Error, hide_parameters=True, connection_invalidated=driver.closed,
-            dialect=_DIALECT,
-        ) from error  # fmt: skip
+        raise _wrapped(statement.text, error, lost=driver.closed) from error
+    except asyncio.CancelledError:
+        if driver.closed:
+            # Or the pool would try to roll back on it.
+            await connection.invalidate()
+        raise
+
+
+def _leave_outdated(connection: Any, *_: object) -> None:
+    """Have the pool connect anew where a server takes no writes any more: what is read there grows old."""
+    if connection.driver_connection.outdated:
+        raise InvalidatePoolError
+
+
+def _driver(connection: AsyncConnection) -> Connection:
+    assert connection.sync_connection is not None  # noqa: S101 - it is, inside the block that connects
+    driver: Any = connection.sync_connection.connection.driver_connection
+    assert isinstance(driver, Connection)  # noqa: S101 - every one is made by `Server.connect`
+    return driver
+
+
+def _wrapped(statement: str, error: psycopg.Error, *, lost: bool) -> DBAPIError:
+    """Return an error of the driver as SQLAlchemy would have raised it."""
+    wrapped = DBAPIError.instance(
+        statement,
+        None,
+        error,
+        psycopg.Error,
+        hide_parameters=True,
+        connection_invalidated=lost,
+        dialect=_DIALECT,
+    )
+    assert isinstance(wrapped, DBAPIError)  # noqa: S101 - of an error of psycopg's it is one
+    return wrapped
 
 
 _DIALECT: Final = dialect()  # type: ignore[no-untyped-call]
@@ -230,6 +277,17 @@ class _Waiting(Generic[T, R]):
     # Why it still waits: the last error, or that somebody else holds its row.
     error: Exception | None = None
     skipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """How a writer fares: seconds since it last wrote while something waits (0 if nothing does), and the SQLSTATE that it failed with."""
+
+    name: str
+    stalled: float
+    error: str
+    committed: float | None
+    """Seconds since it last wrote; None if it never did."""
 
 
 class Batch(Generic[T, R]):
@@ -258,7 +316,22 @@ class Batch(Generic[T, R]):
         self._queue: deque[_Waiting[T, R]] = deque()
         self._wakeup = asyncio.Event()
         self._writing = False
+        self._under_way: list[_Waiting[T, R]] = []
+        self._wrote = self._waits_since = -math.inf
+        self._error = ""
         self._runner: asyncio.Task[None] | None = None
+
+    @property
+    def writes(self) -> Writes:
+        """How writing fares, for health: by what was written, and not by what could be read."""
+        now = time.monotonic()
+        waits = any(not waiting.done.done() for waiting in (*self._under_way, *self._queue))
+        return Writes(
+            self._name,
+            now - max(self._wrote, self._waits_since) if waits else 0.0,
+            self._error,
+            now - self._wrote if self._wrote > -math.inf else None,
+        )
 
     async def put(self, item: T) -> R:
         """Write `item` with whatever else has gathered and return its result.
@@ -269,6 +342,8 @@ class Batch(Generic[T, R]):
         loop = asyncio.get_running_loop()
         async with self._room:
             waiting: _Waiting[T, R] = _Waiting(item, self._keys(item), loop.create_future())
+            if not self._writing and not self._queue:
+                self._waits_since = time.monotonic()
             self._queue.append(waiting)
             if self._runner is None:
                 self._runner = asyncio.create_task(self._run(), name=f"batch-{self._name}")
@@ -285,14 +360,20 @@ class Batch(Generic[T, R]):
             waiting, DatabaseAway(f"not known to be written after {self._patience:g} s: {why}"), waiting.error
         )
 
-    async def close(self) -> None:
-        """Write what is queued, then stop."""
-        while self._queue or self._writing:  # noqa: ASYNC110 - once in the life of a process
-            await asyncio.sleep(0.005)
-        if self._runner is not None:
-            self._runner.cancel()
-            await asyncio.gather(self._runner, return_exceptions=True)
-            self._runner = None
+    async def close(self, *, within: float = _CLOSING) -> None:
+        """Write what is queued, for so many seconds at most, then stop; what is left fails with `DatabaseAway`."""
+        end = time.monotonic() + within
+        try:
+            while (self._queue or self._writing) and time.monotonic() < end:  # noqa: ASYNC110 - once in the life of a process
+                await asyncio.sleep(0.005)
+        finally:
+            left = (*self._under_way, *self._queue)
+            if self._runner is not None:
+                self._runner.cancel()
+                await asyncio.gather(self._runner, return_exceptions=True)
+                self._runner = None
+            for waiting in left:
+                _fail(waiting, DatabaseAway("not known to be written: the process ends"), waiting.error)
 
     async def _run(self) -> None:
         while True:
@@ -304,7 +385,8 @@ class Batch(Generic[T, R]):
                     # One turn of the loop: whoever is ready at this moment gets into this batch.
                     await asyncio.sleep(0)
                     begun = time.monotonic()
-                    progress = await self._settle(self._take())
+                    self._under_way = self._take()
+                    progress = await self._settle(self._under_way)
                     if not progress:
                         await asyncio.sleep(random.uniform(0.002, 0.02))  # noqa: S311 - jitter
                     elif self._queue:
@@ -313,6 +395,7 @@ class Batch(Generic[T, R]):
                         await asyncio.sleep(min((time.monotonic() - begun) * _REST, _LONGEST_REST))
             finally:
                 self._writing = False
+                self._under_way = []
 
     def _take(self) -> list[_Waiting[T, R]]:
         taken: list[_Waiting[T, R]] = []
@@ -332,15 +415,21 @@ class Batch(Generic[T, R]):
 
     async def _settle(self, batch: list[_Waiting[T, R]]) -> bool:
         """Write one batch and tell its waiters; return whether anything but waiting came of it."""
-        delay = 0.05
+        delay, stretch = 0.05, 1.0
         while batch:
+            STRETCH.set(stretch)
             try:
-                results = await self._write([waiting.item for waiting in batch])
+                async with asyncio.timeout(_ONE_WRITE):
+                    results = await self._write([waiting.item for waiting in batch])
             except Exception as error:  # noqa: BLE001 - a waiter must hear of every failure, whatever it is
                 if not is_away(error):
                     await self._bisect(batch, error)
                     return True
                 _log.warning("batch_postponed", batch=self._name, size=len(batch), **log.cause(error))
+                if isinstance(getattr(error, "orig", None), Unanswered):
+                    # Silent, or slow: in that case it gets there in the end.
+                    stretch *= 2
+                self._error = state_of(error)
                 for waiting in batch:
                     waiting.error, waiting.skipped = error, False
                 await asyncio.sleep(random.uniform(0, delay))  # noqa: S311 - jitter
@@ -361,6 +450,8 @@ class Batch(Generic[T, R]):
             progress = True
             if not waiting.done.done():
                 waiting.done.set_result(result)
+        if progress:
+            self._wrote, self._error = time.monotonic(), ""
         return progress
 
     async def _bisect(self, batch: list[_Waiting[T, R]], error: Exception) -> None:
@@ -379,4 +470,15 @@ def _fail(waiting: _Waiting[Any, Any], failure: OrchestratorError, cause: BaseEx
         waiting.done.set_exception(failure)
 
 
-__all__ = ["AGAIN", "Again", "Batch", "Database", "DatabaseAway", "Unwritten", "driver_url", "is_away", "run"]
+__all__ = [
+    "AGAIN",
+    "Again",
+    "Batch",
+    "Database",
+    "DatabaseAway",
+    "Unwritten",
+    "Writes",
+    "is_away",
+    "run",
+    "state_of",
+]

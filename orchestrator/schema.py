@@ -6,22 +6,25 @@ A database that cannot be used is one sentence: `NoDatabase`.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
+from psycopg.conninfo import make_conninfo
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from orchestrator import log
-from orchestrator.db import driver_url, is_away
+from orchestrator.db import is_away
 from orchestrator.errors import OrchestratorError
+from orchestrator.postgres_url import parameters, place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,13 +59,8 @@ def reachable(url: str) -> Iterator[None]:
         if not is_away(error):
             raise NoDatabase(f"Postgres refused: {said}") from error
         raise NoDatabase(
-            f"Postgres at {_place(url)} cannot be used ({said}): start it, or correct ORCHESTRATOR_DATABASE_URL"
+            f"Postgres at {place(url)} cannot be used ({said}): start it, or correct ORCHESTRATOR_DATABASE_URL"
         ) from error
-
-
-def _place(url: str) -> str:
-    parts: Any = urlsplit(url)
-    return f"{parts.hostname or 'its socket'}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def _config(url: str | None = None) -> Config:
@@ -73,18 +71,28 @@ def _config(url: str | None = None) -> Config:
 
 
 def migrate(
-    url: str, *, to: str = "head", keys: Sequence[SecretStr] = (), grant_to: str | None = None
+    url: str,
+    *,
+    to: str = "head",
+    keys: Sequence[SecretStr] = (),
+    grant_to: str | None = None,
+    direct: bool = False,
 ) -> None:
     """Bring the database at `url` to revision `to`; two at once wait for each other.
 
     `keys` are SECRET_KEYS, newest first: some migrations encrypt or sign rows again, and say so where they need them. The role
     `grant_to` is then granted what the processes need; None: the role `orchestrator_app`, where there is one and the schema is ours.
+    Raises `NoDatabase` behind a pooler, unless the caller says that the URL is `direct`: it leads to a session of its own.
     """
     config = _config(url)
     config.attributes["secret_keys"] = keys
+    config.attributes["direct"] = direct
     try:
         command.upgrade(config, to)
     except CommandError as error:
+        unknown = error.__cause__.argument if isinstance(error.__cause__, ResolutionError) else to
+        if unknown != to and (newer := difference(str(unknown))) is not None:
+            raise NoDatabase(newer) from error
         message = f"the database cannot be brought to revision {to!r}: {str(error).rstrip('.')}"
         raise NoDatabase(message) from error
     _grant(url, grant_to)
@@ -114,7 +122,7 @@ _TABLES: Final = text("""
 
 def _grant(url: str, role: str | None) -> None:
     """Let a role do what the processes do, and nothing else: what it was granted before on these tables is taken back first."""
-    engine = create_engine(driver_url(url), poolclass=NullPool, connect_args={"connect_timeout": 10})
+    engine = create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool)
     with engine.begin() as connection:
         if role is None:
             role = APPLICATION
@@ -136,14 +144,22 @@ def _grant(url: str, role: str | None) -> None:
     engine.dispose()
 
 
+def connect(url: str) -> psycopg.Connection:
+    """Connect to the server of this URL that takes writes."""
+    known = {"connect_timeout": "10", "target_session_attrs": "read-write", **parameters(url)}
+    known.pop("prepare_threshold", None)
+    return psycopg.connect(make_conninfo("", **known, application_name="orchestrator-migrate"))
+
+
 def make_roles(url: str, *, owner_password: str, application_password: str) -> None:
     """Make the two roles as a superuser of the database at `url`, and give the owner what is there (migrations/roles.sql)."""
-    with psycopg.connect(url) as connection:
+    with connect(url) as connection:
         for name, password in (("owner", owner_password), ("application", application_password)):
             connection.execute("SELECT set_config(%s, %s, true)", [f"orchestrator.{name}_password", password])
         connection.execute((_MIGRATIONS / "roles.sql").read_bytes())
 
 
+@lru_cache(maxsize=1)
 def wanted() -> str:
     """Return the revision that this code needs."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
@@ -151,6 +167,22 @@ def wanted() -> str:
         message = f"no migrations in {_MIGRATIONS}"
         raise FileNotFoundError(message)
     return head
+
+
+@lru_cache(maxsize=1)
+def _known() -> frozenset[str]:
+    return frozenset(one.revision for one in ScriptDirectory.from_config(_config()).walk_revisions())
+
+
+def difference(found: str | None) -> str | None:
+    """Say in a sentence what is wrong with a database that has revision `found`, and what to do; None if it is the one wanted."""
+    if found == wanted():
+        return None
+    if found is None:
+        return f"the database has no schema, and needs {wanted()}: run `orchestrator migrate`"
+    if found in _known():
+        return f"the database has schema {found}, and needs {wanted()}: run `orchestrator migrate`"
+    return f"the database has schema {found}, which this code does not know: it is older than the schema, deploy the newer version"
 
 
 async def current(db: Database) -> str | None:

@@ -26,6 +26,7 @@ from pydantic_settings.exceptions import SettingsError as SourceError
 from orchestrator.errors import OrchestratorError
 from orchestrator.hosts import reach_of
 from orchestrator.pod_environment import is_service_link
+from orchestrator.postgres_url import parameters, prepare_threshold
 from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ def _url(*schemes: str, bare: bool = False) -> AfterValidator:
             raise ValueError(message) from None
         if parts.scheme not in schemes or "://" not in value:
             raise ValueError(message)
-        local = parts.scheme.startswith("postgres") and parts.path.strip("/")  # over a socket: no host
-        if not (parts.hostname or local):
+        if not parts.hostname:
             message += ", and this one names no host"
             raise ValueError(message)
         if parts.netloc.count("@") > 1:
@@ -73,8 +73,24 @@ def _url(*schemes: str, bare: bool = False) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _postgres_url(value: str) -> str:
+    scheme, separator, _ = value.partition("://")
+    if scheme not in {"postgresql", "postgres", "postgresql+psycopg"} or not separator:
+        message = "must be a URL that starts with postgresql:// or postgres:// or postgresql+psycopg://"
+        raise ValueError(message)
+    if value.partition("?")[0].count("@") > 1:
+        message = "must have its user name and password percent-encoded: @ is written %40"
+        raise ValueError(message)
+    known = parameters(value)
+    prepare_threshold(known.get("prepare_threshold", "none"))
+    if not (known.get("host") or known.get("dbname")):
+        message = "must be a URL that starts with postgresql://, and this one names no host"
+        raise ValueError(message)
+    return value.rstrip("/")
+
+
 HttpUrl = Annotated[str, _url("http", "https", bare=True)]
-PostgresUrl = Annotated[str, _url("postgresql", "postgres", "postgresql+psycopg")]
+PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
 BrokerUrl = Annotated[str, _url("redis", "rediss", "amqp", "amqps")]
 RedisUrl = Annotated[str, _url("redis", "rediss")]
 
@@ -170,9 +186,13 @@ class Settings(BaseSettings):
     # Where things are. Unset URLs mean the embedded servers (only `up` and `demo` start those).
     # The first four hold a password.
     database_url: PostgresUrl | None = Field(default=None, repr=False)
-    """Postgres 15 or newer: postgresql://user:password@host:port/name."""
+    """Postgres 15 or newer: postgresql://user:password@host:port/name, or several hosts: user:password@a:5432,b:5432/name."""
     migration_url: PostgresUrl | None = Field(default=None, repr=False)
-    """The same database for the role that owns its tables, for `migrate` and `archive`; unset: DATABASE_URL."""
+    """The same database for the role that owns its tables, without a pooler between, for `migrate` and `archive`; unset: DATABASE_URL."""
+    database_prepared_statements: Literal["auto", "on", "off"] = "auto"
+    """Whether statements are prepared; auto: not behind a pooler, which is recognised. `on` for a pooler that keeps them apart."""
+    database_timeout: float = Field(default=3.0, ge=0.5, le=30)
+    """How long Postgres may take to answer a statement of orders and callbacks; then its connection is dropped, and it is repeated."""
     broker_url: BrokerUrl | None = Field(default=None, repr=False)
     """The broker of the hints: redis:// or amqp://."""
     redis_url: RedisUrl | None = Field(default=None, repr=False)

@@ -83,8 +83,8 @@ class Breaking(Database):
         self.committed = 0
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        async with super().transaction() as tx:
+    async def transaction(self, **options: Any) -> AsyncIterator[AsyncConnection]:
+        async with super().transaction(**options) as tx:
             yield tx
             if self.cut_before_commit:
                 self.cut_before_commit -= 1

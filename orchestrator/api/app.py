@@ -100,6 +100,7 @@ def create_app(services: Services) -> FastAPI:
         },
     )
     app.state.services = services
+    app.state.health = health.Health(services)
     app.state.letterbox = Letterbox(services)
     depth = services.settings.trusted_proxies
     app.state.security_log = SecurityLog(depth=depth)

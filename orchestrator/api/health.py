@@ -1,19 +1,23 @@
 """Health: is the process alive, and can it do its work.
 
-Ready means database and schema. A broker or workers that are away make it degraded, and still ready: callbacks must be taken, and
-what is taken waits for them.
+Ready means database and schema: the database takes a write, and the schema is the one that this code needs. A broker or workers that
+are away make it degraded, and still ready: callbacks must be taken, and what is taken waits for them. However many ask, the database
+is asked once in a second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
+import socket
+import time
 from typing import TYPE_CHECKING, Final
 
 from fastapi import Request  # noqa: TC002 - read at run time
 from starlette.responses import Response  # noqa: TC002 - as above
 
-from orchestrator import log, schema
-from orchestrator.api import reads, wiring
+from orchestrator import log, readiness, schema
 from orchestrator.api.problems import answer
 from orchestrator.db import is_away
 
@@ -23,8 +27,9 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 PATIENCE: Final = 2.0
-SEEN_WITHIN: Final = 45.0
-"""Seconds since the last sign of life after which a worker counts as away; they give one every ten."""
+"""Seconds that Postgres gets to take the probe and to answer."""
+FRESH: Final = 1.0
+"""Seconds for which a finding is told again without asking anew."""
 
 
 async def alive() -> Response:
@@ -34,30 +39,46 @@ async def alive() -> Response:
 
 async def ready(request: Request) -> Response:
     """Say whether requests can be served, and what is missing."""
-    known = wiring.of(request)
-    broken, degraded = await _look(known)
+    broken, degraded = await request.app.state.health.look()
     if broken is not None:
         return answer({"status": "unavailable", "problems": [broken]}, 503, {"Retry-After": "5"})
     return answer({"status": "degraded" if degraded else "ready", "problems": degraded})
 
 
-async def _look(known: Services) -> tuple[str | None, list[str]]:
-    """Return why nothing can be served (or None), and what else is away."""
-    try:
-        async with asyncio.timeout(PATIENCE):
-            revision = await schema.current(known.inlet)
-            if revision != known.schema:
-                has = f"has schema {revision}" if revision else "has no schema"
-                return f"the database {has} and needs {known.schema}: run `orchestrator migrate`", []
-            workers = await reads.workers_alive(known.inlet, within=SEEN_WITHIN)
-    except Exception as error:
-        if not is_away(error):
-            raise
-        _log.warning("not_ready", **log.cause(error))
-        return "the database is out of reach", []
-    degraded = []
-    if not known.doorbell.healthy:
-        degraded.append("the broker is out of reach: checkouts wait for the workers' own sweep")
-    if workers == 0:
-        degraded.append("no worker is alive: checkouts and callbacks are stored, and wait")
-    return None, degraded
+class Health:
+    """What was found last, and how to find it anew; one for each process."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._name = f"probe:{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._found: tuple[str | None, list[str]] = (None, [])
+        self._at = float("-inf")
+        self._looking = asyncio.Lock()
+
+    async def look(self) -> tuple[str | None, list[str]]:
+        """Return why nothing can be served (or None), and what else is wrong."""
+        async with self._looking:
+            if time.monotonic() - self._at >= FRESH:
+                self._found = await self._look()
+                self._at = time.monotonic()
+        return self._found
+
+    async def _look(self) -> tuple[str | None, list[str]]:
+        known = self._services
+        try:
+            async with asyncio.timeout(PATIENCE):
+                other = schema.difference(await schema.current(known.inlet))
+                if other is not None:
+                    return other, []
+                await readiness.probe(known.inlet, self._name)
+                found = await readiness.processes(known.inlet)
+        except Exception as error:
+            if not is_away(error):
+                raise
+            why = readiness.reason(error)
+            _log.warning("not_ready", reason=why, **log.cause(error))
+            return why, []
+        degraded = readiness.stalled([known.intents.writes, known.callbacks.writes, known.strays.writes])
+        if not known.doorbell.healthy:
+            degraded.append("the broker is out of reach: checkouts wait for the workers' own sweep")
+        return None, degraded + readiness.troubles(found)

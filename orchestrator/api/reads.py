@@ -84,9 +84,6 @@ _OF_ORDER = text(f"""
     UNION ALL
     SELECT id FROM checkouts WHERE merchant_id = :merchant_id AND order_ref = :order_ref AND NOT ({IS_LIVE})
 """)  # noqa: S608 - made of our own constant
-_WORKERS = text("""
-    SELECT count(*) AS alive FROM workers WHERE kind = 'worker' AND seen_at > clock() - make_interval(secs => :seconds)
-""")
 
 _c, _p = checkouts.c, payments.c
 _SUMMARY: Final = (
@@ -214,11 +211,6 @@ async def audit(
         "nextAfter": rows[limit - 1].sequence if len(rows) > limit else None,
         "archived": [{"until": one.sequence, "file": one.file, "at": one.at} for one in archived],
     }
-
-
-async def workers_alive(db: Database, *, within: float) -> int:
-    """Return how many workers were seen within so many seconds."""
-    return int((await db.read(_WORKERS, {"seconds": within}))[0].alive)
 
 
 def links_of(checkout_id: UUID) -> dict[str, str]:

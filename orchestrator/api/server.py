@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 import uvicorn
 import uvloop
 
-from orchestrator import heap, inbox, log, schema, worker
+from orchestrator import heap, inbox, log, worker
 from orchestrator.api.app import create_app
 from orchestrator.api.connections import Connections
 from orchestrator.api.wiring import Services
@@ -54,8 +54,18 @@ def build(settings: Settings, doorbell: Doorbell) -> Services:
         name="orchestrator-api",
         pool_timeout=POOL_PATIENCE,
         statement_timeout=READ_PATIENCE,
+        # A second later than Postgres itself, which ends a slow listing and keeps the connection.
+        timeout=READ_PATIENCE / 1000 + 1,
+        prepared=settings.database_prepared_statements,
     )
-    inlet = Database(url, pool_size=INLET, name="orchestrator-inlet", pool_timeout=POOL_PATIENCE)
+    inlet = Database(
+        url,
+        pool_size=INLET,
+        name="orchestrator-inlet",
+        pool_timeout=POOL_PATIENCE,
+        timeout=settings.database_timeout,
+        prepared=settings.database_prepared_statements,
+    )
     vault = Vault(settings.secret_keys)
     return Services(
         settings=settings,
@@ -73,7 +83,6 @@ def build(settings: Settings, doorbell: Doorbell) -> Services:
         ),
         merchants=Merchants(inlet, vault, settings),
         doorbell=doorbell,
-        schema=schema.wanted(),
     )
 
 

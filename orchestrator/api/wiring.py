@@ -50,7 +50,7 @@ class Doorbell(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """Everything that an endpoint needs. `schema` is the revision of the database that this code wants.
+    """Everything that an endpoint needs.
 
     `db` answers merchants' questions and takes their commands. Intents, callbacks, merchants and health go through connections
     of their own (`inlet`): however long a listing takes, none of them waits for it.
@@ -64,7 +64,6 @@ class Services:
     callbacks: Callbacks
     merchants: Merchants
     doorbell: Doorbell
-    schema: str
     doorkeeper: Doorkeeper = field(init=False)
     strays: Strays = field(init=False)
 

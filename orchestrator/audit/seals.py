@@ -53,6 +53,8 @@ _SEALED = text("""
        AND NOT EXISTS (SELECT FROM archived_heads a
                         WHERE a.checkout_id = h.id AND (a.sequence > h.sequence OR a.sequence = h.sequence AND a.mac = h.mac))
 """)
+_LONG: Final = 35.0
+"""Seconds for a statement of a seal: it may wait for another sealer, and it reads what has grown in minutes."""
 _ARCHIVED = text("SELECT EXISTS (SELECT FROM archives WHERE sequence = :sequence AND mac = :mac) AS known")
 
 
@@ -63,7 +65,7 @@ def _seal_mac(key: Key, before: bytes, *, sequence: int, at: datetime, heads: st
 
 async def seal(db: Database, vault: Vault) -> int:
     """Seal the heads of all chains that grew since the last seal; return how many. One sealer at a time."""
-    async with db.transaction() as tx:
+    async with db.transaction(timeout=_LONG) as tx:
         await tx.execute(_LOCK)
         place = (await tx.execute(_NEXT_SEAL)).one()
         grown = (await tx.execute(_GROWN, {"since": place.since})).all()

@@ -68,11 +68,9 @@ async def _connected(
     from orchestrator import schema  # noqa: PLC0415
     from orchestrator.db import Database  # noqa: PLC0415
 
-    async with Database(url, pool_size=2, name="orchestrator-cli") as db:
-        found, wanted = await schema.current(db), schema.wanted()
-        if found != wanted:
-            has = f"has schema {found}" if found else "has no schema yet"
-            raise schema.NoDatabase(
-                f"the database {has}, and this version needs {wanted}: run `orchestrator migrate` (or `orchestrator up`)"
-            )
+    prepared = settings.database_prepared_statements
+    async with Database(url, pool_size=2, name="orchestrator-cli", prepared=prepared) as db:
+        wrong = schema.difference(await schema.current(db))
+        if wrong is not None:
+            raise schema.NoDatabase(wrong)
         return await work(settings, db)

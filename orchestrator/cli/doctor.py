@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -17,20 +17,22 @@ from orchestrator import log
 from orchestrator.cli.attached import DATA_DIR, data_dir, on_database, whisper
 from orchestrator.cli.output import say
 from orchestrator.errors import OrchestratorError
+from orchestrator.postgres_url import place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
     from pathlib import Path
 
+    from orchestrator import readiness
     from orchestrator.db import Database
     from orchestrator.settings import Settings
 
-SILENT_AFTER: Final = 45.0
-"""Seconds without a heartbeat after which a process counts as away; they give one every ten."""
 DRIFT: Final = 5.0
 BROKER_PATIENCE: Final = 15.0
-OVERDUE: Final = 120.0
+DATABASE_PATIENCE: Final = 5.0
+"""Seconds that Postgres gets for the first answer, and for the first write."""
+SECOND_LOOK: Final = 10.0
+"""Seconds in which a healthy installation progresses, if it has only just been given something to do."""
 OLDEST_POSTGRES: Final = 15
 
 
@@ -78,6 +80,8 @@ def doctor(*, data_dir: Path, process: str | None) -> int:
 async def _heartbeat(db: Database, kind: str) -> int:
     from sqlalchemy import text  # noqa: PLC0415
 
+    from orchestrator.readiness import SEEN_WITHIN  # noqa: PLC0415
+
     here = socket.gethostname()
     rows = await db.read(
         text("""
@@ -87,7 +91,7 @@ async def _heartbeat(db: Database, kind: str) -> int:
         {"kind": kind, "here": f"{here}:"},
     )
     age = rows[0].age
-    if age is None or age > SILENT_AFTER:
+    if age is None or age > SEEN_WITHIN:
         found = "none was ever heard of" if age is None else f"the last one was {age:.0f} s ago"
         say(f"no heartbeat of a {kind} on {here}: {found}", err=True)
         return 1
@@ -100,7 +104,8 @@ async def _examine(settings: Settings, report: _Report, *, stopped: bool) -> Non
 
     _keys(settings, report)
     url = settings.need("database_url")
-    async with Database(url, pool_size=2, name="orchestrator-doctor") as db:
+    prepared = settings.database_prepared_statements
+    async with Database(url, pool_size=2, name="orchestrator-doctor", prepared=prepared) as db:
         if await _database(url, db, report):
             await _trail_key(settings, db, report)
             await _months(db, report)
@@ -143,28 +148,39 @@ async def _database(url: str, db: Database, report: _Report) -> bool:
     )
     try:
         with schema.reachable(url):
-            before = time.time()
-            row = (await db.read(facts))[0]
-            after = time.time()
+            async with asyncio.timeout(DATABASE_PATIENCE):
+                before = time.time()
+                row = (await db.read(facts))[0]
+                after = time.time()
     except OrchestratorError as error:
         report.ill("database", str(error))
+        return False
+    except TimeoutError:
+        report.ill(
+            "database",
+            f"Postgres at {place(url)} does not answer within {DATABASE_PATIENCE:.0f} s: look at it, and at what is between",
+        )
         return False
     if row.major < OLDEST_POSTGRES:
         report.ill(
             "database", f"Postgres {row.major} answers, and {OLDEST_POSTGRES} or newer is needed: upgrade it"
         )
     else:
-        report.well("database", f"Postgres {row.major} answers in {(after - before) * 1000:.0f} ms")
+        between = (
+            ", behind a pooler: its sessions are shared, and statements are not prepared" if db.pooled else ""
+        )
+        report.well("database", f"Postgres {row.major} answers in {(after - before) * 1000:.0f} ms{between}")
     drift = row.now - (before + after) / 2
     if abs(drift) > DRIFT:
         report.ill("clock", f"Postgres's clock is {drift:+.0f} s from this host's: set both by NTP")
     else:
         report.well("clock", f"Postgres and this host agree within {max(abs(drift), 0.001):.3f} s")
-    found, wanted = await schema.current(db), schema.wanted()
-    if found != wanted:
-        has = f"revision {found}" if found else "no schema"
-        report.ill("schema", f"the database has {has}, and {wanted} is needed: run `orchestrator migrate`")
+    found = await schema.current(db)
+    wrong = schema.difference(found)
+    if wrong is not None:
+        report.ill("schema", wrong)
         return False
+    await _writes(db, report)
     skew = (await db.read(text("SELECT coalesce(max(seconds), 0) AS seconds FROM clock_skew")))[0].seconds
     if skew:
         report.ill(
@@ -174,6 +190,22 @@ async def _database(url: str, db: Database, report: _Report) -> bool:
     else:
         report.well("schema", f"revision {found}")
     return True
+
+
+async def _writes(db: Database, report: _Report) -> None:
+    """Write something: a server that is read-only, or whose disk is full, still answers questions."""
+    from orchestrator import readiness  # noqa: PLC0415
+    from orchestrator.db import is_away  # noqa: PLC0415
+
+    try:
+        async with asyncio.timeout(DATABASE_PATIENCE):
+            await readiness.probe(db, f"probe:{socket.gethostname()}:doctor")
+    except Exception as error:
+        if not is_away(error):
+            raise
+        report.ill("writes", f"nothing can be written: {readiness.reason(error)}")
+    else:
+        report.well("writes", "the database takes writes")
 
 
 async def _trail_key(settings: Settings, db: Database, report: _Report) -> None:
@@ -214,49 +246,62 @@ async def _months(db: Database, report: _Report) -> None:
 
 
 async def _processes(db: Database, report: _Report) -> None:
-    from sqlalchemy import text  # noqa: PLC0415
+    from orchestrator import readiness  # noqa: PLC0415
 
-    rows = await db.read(
-        text("SELECT name, kind, seen_at, clock() AS now, progress FROM workers ORDER BY name")
-    )
+    found = await readiness.processes(db)
     for kind, missing in (
         ("worker", "start `orchestrator worker`; until then checkouts are stored, and wait"),
         ("scheduler", "start `orchestrator scheduler`; until then workers sweep by themselves, slowly"),
     ):
-        alive = [row for row in rows if row.kind == kind and _age(row.seen_at, row.now) <= SILENT_AFTER]
+        alive = [process for process in found if process.kind == kind and process.alive]
         if alive:
-            ages = max(_age(row.seen_at, row.now) for row in alive)
-            report.well(f"{kind}s", f"{len(alive)} alive, the last heartbeat at most {ages:.0f} s ago")
+            oldest = max(process.age for process in alive)
+            report.well(f"{kind}s", f"{len(alive)} alive, the last heartbeat at most {oldest:.0f} s ago")
         else:
             report.ill(f"{kind}s", f"none is alive: {missing}")
+        for process in alive:
+            if process.trouble is not None:
+                report.ill(f"{kind}s", f"{process.trouble}: look at its log, or start it anew")
 
 
 async def _alarms(db: Database, report: _Report, *, stopped: bool) -> None:
-    from sqlalchemy import text  # noqa: PLC0415
+    from orchestrator import readiness  # noqa: PLC0415
 
-    row: Any = (
-        await db.read(
-            text("""
-                SELECT count(*) FILTER (WHERE due_at < clock() - make_interval(secs => :late)) AS overdue,
-                       count(*) FILTER (WHERE attention IS NOT NULL) AS attention
-                  FROM checkouts WHERE due_at IS NOT NULL
-            """),
-            {"late": OVERDUE},
-        )
-    )[0]
-    if row.overdue and stopped:
-        report.well("alarms", f"{row.overdue} checkouts are due, and wait for the next start")
-    elif row.overdue:
-        report.ill(
-            "alarms",
-            f"{row.overdue} checkouts have waited for more than {OVERDUE:.0f} s: look at workers and broker",
-        )
+    found = await readiness.backlog(db)
+    if stopped:
+        report.well("backlog", f"{found.waiting} checkouts are due, and wait for the next start")
+    elif (wrong := await _stuck(db, found)) is not None:
+        report.ill("backlog", f"{wrong}: look at workers and broker")
     else:
-        report.well("alarms", "no checkout is overdue")
-    if row.attention:
+        report.well("backlog", f"{found.waiting} checkouts wait for a worker, none for long")
+    if found.lookups_age > readiness.LOOKUPS_OVERDUE:
         report.ill(
-            "attention", f"{row.attention} checkouts need a person: orchestrator checkouts list --attention"
+            "lookups",
+            f"{found.lookups} lookups wait for the budget of their merchant, the oldest for {found.lookups_age:.0f} s: paid orders "
+            "whose callbacks were lost complete that late; raise its looks_per_minute",
         )
+    if found.attention:
+        report.ill(
+            "attention", f"{found.attention} checkouts need a person: orchestrator checkouts list --attention"
+        )
+
+
+async def _stuck(db: Database, found: readiness.Backlog) -> str | None:
+    """Say what has waited for too long. After a quiet hour the first order looks like it for a moment, and is looked at twice."""
+    from orchestrator import readiness  # noqa: PLC0415
+
+    if found.overdue:
+        return f"{found.overdue} checkouts are overdue by more than {readiness.OVERDUE:.0f} s, and no sweep has found them"
+    if found.untouched:
+        return f"{found.untouched} checkouts have waited for more than {readiness.OVERDUE:.0f} s without a first step"
+    end = time.monotonic() + SECOND_LOOK
+    while found.suspicious:
+        if time.monotonic() > end:
+            since = "ever" if found.progressed is None else f"for {found.progressed:.0f} s"
+            return f"{found.waiting} checkouts wait, and none has progressed {since}"
+        await asyncio.sleep(1)
+        found = await readiness.backlog(db)
+    return None
 
 
 async def _public_address(settings: Settings, db: Database, report: _Report) -> None:
@@ -353,7 +398,3 @@ async def _left_alone(settings: Settings, report: _Report) -> None:
             else "it did not serve one call after the other"
         )
         report.ill("gateway", f"{gateway} is left alone for another {seconds:.0f} s: {why}")
-
-
-def _age(seen: datetime, now: datetime) -> float:
-    return (now - seen).total_seconds()

@@ -13,6 +13,7 @@ import click
 
 from orchestrator import log
 from orchestrator.cli.attached import DATA_DIR, logged
+from orchestrator.cli.output import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -227,9 +228,7 @@ def sandbox(
     control_token = settings.sandbox_token.get_secret_value()
     if not control_token:
         control_token = secrets.token_urlsafe(24)
-        say(
-            f"The control API of the sandbox takes the token {control_token} (header X-Sandbox-Token)."
-        )
+        say(f"The control API of the sandbox takes the token {control_token} (header X-Sandbox-Token).")
     if not is_loopback(host):
         # On standard error, where every log of a deployment has it.
         say(
@@ -267,7 +266,13 @@ def migrate(*, to: str, grant_to: str | None) -> None:
     settings = logged(load())
     url = settings.owner_url
     with schema.reachable(url):
-        schema.migrate(url, to=to, keys=settings.secret_keys, grant_to=grant_to)
+        schema.migrate(
+            url,
+            to=to,
+            keys=settings.secret_keys,
+            grant_to=grant_to,
+            direct=settings.migration_url is not None,
+        )
 
 
 def _check_listening(host: str, port: int) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import lifecycle
-from orchestrator.db import AGAIN, Again, Batch, Database, run
+from orchestrator.db import AGAIN, Again, Batch, Database, Writes, run
 from orchestrator.models import uuid7
 from orchestrator.vault import VaultError
 
@@ -185,6 +185,11 @@ class Callbacks:
             "worthless": sorted(UNPROVEN),
             "strict": self._strict,
         }
+
+    @property
+    def writes(self) -> Writes:
+        """How writing fares, for health."""
+        return self._batch.writes
 
     async def close(self) -> None:
         """Write what has gathered, then stop."""

@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import lifecycle
-from orchestrator.db import AGAIN, Again, Batch, Database, run
+from orchestrator.db import AGAIN, Again, Batch, Database, Writes, run
 from orchestrator.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
 from orchestrator.lifecycle import NO_INTENT_PRINT
 from orchestrator.models import uuid7
@@ -115,6 +115,11 @@ class Intents:
         if isinstance(fate, IntakeError):
             raise fate
         return fate
+
+    @property
+    def writes(self) -> Writes:
+        """How writing fares, for health."""
+        return self._batch.writes
 
     async def close(self) -> None:
         """Write what has gathered, then stop."""

@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import lifecycle
-from orchestrator.db import Again, Batch, Database
+from orchestrator.db import Again, Batch, Database, Writes
 from orchestrator.inbox.callbacks import UNPROVEN, Arrival, seal_body
 from orchestrator.models import uuid7
 
@@ -134,6 +134,11 @@ class Strays:
             )
         )
         return Placed(fate.home.id, fate.home.adopted, stored.rings, stored.kept)
+
+    @property
+    def writes(self) -> Writes:
+        """How writing fares, for health."""
+        return self._batch.writes
 
     async def close(self) -> None:
         """Write what has gathered, then stop."""

@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import audit
-from orchestrator.db import AGAIN, Again, Batch, Database
+from orchestrator.db import AGAIN, Again, Batch, Database, Writes
 from orchestrator.errors import OrchestratorError
 from orchestrator.lifecycle.claims import Held, Known, LeaseLost, Operation
 from orchestrator.lifecycle.move import (
@@ -215,6 +215,11 @@ class Lifecycle:
         if landed is None:
             raise LeaseLost(move.held.id)
         return _after(prepared, landed)
+
+    @property
+    def writes(self) -> Writes:
+        """How writing fares, for health."""
+        return self._batch.writes
 
     async def close(self) -> None:
         """Write what has gathered, then stop."""

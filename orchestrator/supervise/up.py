@@ -160,7 +160,11 @@ class Up:
                 return await schema.newest_key(db)
 
         with schema.reachable(url):
-            schema.migrate(url, keys=self.settings.secret_keys)
+            schema.migrate(
+                self.settings.migration_url or url,
+                keys=self.settings.secret_keys,
+                direct=self.settings.migration_url is not None,
+            )
             key = asyncio.run(newest_key())
         if key is not None and Vault(self.settings.secret_keys).known(key) is None:
             raise UpFailed(

@@ -21,7 +21,7 @@ from orchestrator.gateway.client import Gateway
 from orchestrator.merchants import Merchants
 from orchestrator.vault import Vault
 from orchestrator.worker.doorbell import Doorbell
-from orchestrator.worker.heartbeat import BEAT, FORGET, GONE, HEARTBEAT, heartbeat, note
+from orchestrator.worker.heartbeat import BEAT, FORGET, GONE, HEARTBEAT, heartbeat, note, written
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -128,7 +128,11 @@ class Bridge:
         settings = self._settings
         self._vault = Vault(settings.secret_keys)
         self._db = Database(
-            settings.need("database_url"), pool_size=settings.database_pool, name="orchestrator-worker"
+            settings.need("database_url"),
+            pool_size=settings.database_pool,
+            name="orchestrator-worker",
+            timeout=settings.database_timeout,
+            prepared=settings.database_prepared_statements,
         )
         self._moves = lifecycle.Lifecycle(self._db, self._vault, batch_limit=settings.batch_limit)
         shared = board.Board(board.url_of(settings), name=self._name)
@@ -204,6 +208,7 @@ class Bridge:
                     "heardSecondsAgo": round(time.monotonic() - self._heard, 1),
                     "inFlight": self._admission.room.taken,
                     "crowded": len(self._admission.crowded),
+                    **written(self._moves.writes),
                 }
                 await note(self._db, BEAT, heartbeat(self._name, "worker", progress))
                 await asyncio.sleep(HEARTBEAT)

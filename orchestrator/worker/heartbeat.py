@@ -16,11 +16,14 @@ from orchestrator import log
 from orchestrator.db import Database
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.db import Writes
     from orchestrator.settings import Settings
 
 _log = log.get(__name__)
 
-HEARTBEAT: Final = 10.0
+HEARTBEAT: Final = 5.0
 """Seconds between two signs of life."""
 
 BEAT = text("""
@@ -58,7 +61,11 @@ class Pulse:
 
     async def _beat(self) -> None:
         async with Database(
-            self._settings.need("database_url"), pool_size=1, name="orchestrator-scheduler"
+            self._settings.need("database_url"),
+            pool_size=1,
+            name="orchestrator-scheduler",
+            timeout=self._settings.database_timeout,
+            prepared=self._settings.database_prepared_statements,
         ) as db:
             wait = 0.0
             while not await asyncio.to_thread(self._ended.wait, wait):
@@ -74,10 +81,20 @@ class Pulse:
 async def note(db: Database, statement: TextClause, values: dict[str, object]) -> None:
     """Write a sign of life. One that fails is seen by its absence, so it stops nobody."""
     try:
-        await asyncio.wait_for(db.write(statement, values), HEARTBEAT / 2)
+        await asyncio.wait_for(db.write(statement, values), HEARTBEAT)
     except Exception as error:  # noqa: BLE001 - whatever keeps it from being written
         _log.warning("heartbeat_failed", **log.cause(error))
 
 
-def heartbeat(name: str, kind: str, progress: dict[str, float]) -> dict[str, object]:
+def written(writes: Writes) -> dict[str, float | str]:
+    """Say in a heartbeat what was written, and since when it could not be."""
+    told: dict[str, float | str] = {"stalledSeconds": round(writes.stalled, 1)}
+    if writes.committed is not None:
+        told["committedSecondsAgo"] = round(writes.committed, 1)
+    if writes.error:
+        told["stalledBy"] = writes.error
+    return told
+
+
+def heartbeat(name: str, kind: str, progress: Mapping[str, object]) -> dict[str, object]:
     return {"name": name, "kind": kind, "progress": msgspec.json.encode(progress).decode()}

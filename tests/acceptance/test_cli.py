@@ -178,7 +178,7 @@ def test_a_database_without_schema_is_said_with_what_to_do(servers):
     ended = orchestrator("checkouts", "list", DATABASE_URL=servers.administrator_url)
 
     assert ended.returncode == 2
-    assert "has no schema yet" in ended.stderr
+    assert "has no schema, and needs" in ended.stderr
     assert "orchestrator migrate" in ended.stderr
 
 
@@ -218,7 +218,7 @@ def test_doctor_names_what_is_not_well_and_what_to_do(database_url):
     assert ended.returncode == 1
     assert all(
         found[name].startswith("ok")
-        for name in ("settings", "database", "clock", "schema", "months", "alarms")
+        for name in ("settings", "database", "clock", "schema", "writes", "months", "backlog")
     )
     assert all(found[name].startswith("problem") for name in ("workers", "schedulers", "gateway", "broker"))
     assert heartbeat.returncode == 1

@@ -24,7 +24,6 @@ from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions, run_dbos_database
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import create_engine
 
-from orchestrator.db import driver_url
 from tests.benchmarks import work
 
 HERE = work.Surroundings.here()
@@ -118,7 +117,7 @@ async def work_off() -> None:
 
 def take(mark: str, orders: int) -> None:
     client = DBOSClient(system_database_url=HERE.database_url, application_name=NAME)
-    engine = create_engine(driver_url(HERE.database_url))
+    engine = create_engine("postgresql+psycopg://" + HERE.database_url.partition("://")[2])
     options: EnqueueOptions = {"queue_name": QUEUE, "workflow_name": carry.__qualname__}
     with psycopg.connect(HERE.database_url, autocommit=True) as clock:
         since = work.tell_began(clock)

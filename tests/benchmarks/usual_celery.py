@@ -25,7 +25,6 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from orchestrator.db import driver_url
 from tests.benchmarks import work
 
 AT_ONCE = int(os.environ.get("BENCH_AT_ONCE", "1"))
@@ -46,7 +45,9 @@ app.conf.update(
     broker_pool_limit=max(10, AT_ONCE),
     broker_transport_options={"visibility_timeout": 3600, "socket_keepalive": True},
 )
-engine = create_engine(driver_url(HERE.database_url), pool_size=AT_ONCE, max_overflow=0)
+engine = create_engine(
+    "postgresql+psycopg://" + HERE.database_url.partition("://")[2], pool_size=AT_ONCE, max_overflow=0
+)
 Transaction = sessionmaker(engine)
 
 

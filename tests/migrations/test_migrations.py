@@ -16,7 +16,7 @@ from sqlalchemy import CheckConstraint, create_engine, pool
 from sqlalchemy.dialects import postgresql
 
 from orchestrator import audit, inbox, lifecycle, schema
-from orchestrator.db import Database, driver_url
+from orchestrator.db import Database
 from orchestrator.lifecycle import Event
 from orchestrator.merchants import Merchants
 from orchestrator.models import PARTITION, metadata
@@ -51,7 +51,9 @@ def test_up_from_nothing_down_to_nothing_and_up_again(url):
 
 def test_the_migrations_lead_to_exactly_the_tables_of_the_code(url):
     schema.migrate(url)
-    engine = create_engine(driver_url(url), poolclass=pool.NullPool)
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=pool.NullPool
+    )
     with engine.connect() as connection:
         context = MigrationContext.configure(
             connection,

@@ -30,9 +30,9 @@ class Watched(Database):
         self.waited = 0
 
     @asynccontextmanager
-    async def transaction(self):
+    async def transaction(self, **options):
         try:
-            async with super().transaction() as tx:
+            async with super().transaction(**options) as tx:
                 yield tx
         except DBAPIError as error:
             self.waited += getattr(error.orig, "sqlstate", None) == "55P03"

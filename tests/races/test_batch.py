@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError, ProgrammingError
 
-from orchestrator.db import AGAIN, Batch, Database, DatabaseAway, Unwritten, driver_url, is_away
+from orchestrator.db import AGAIN, Batch, Database, DatabaseAway, Unwritten, is_away
 from tests.factories import Breaking, intake, lost_connection, row_held
 from tests.factories import core as another
 
@@ -370,8 +370,3 @@ def test_an_error_that_refuses_a_row_is_told_from_one_that_means_away():
     refusals = [kind("x", {}, cause) for kind in (IntegrityError, DataError, ProgrammingError)]
     assert not any(map(is_away, [*refusals, ValueError(), KeyError()]))
     assert all(map(is_away, [lost_connection(), OSError(), TimeoutError(), ConnectionResetError()]))
-
-
-@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
-def test_every_spelling_of_a_url_leads_to_the_same_driver(scheme):
-    assert driver_url(f"{scheme}://u:p@h/d?x=1") == "postgresql+psycopg://u:p@h/d?x=1"

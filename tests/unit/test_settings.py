@@ -31,6 +31,11 @@ WRONG = {
     ("DATABASE_URL", "postgresql://"): "and this one names no host",
     ("DATABASE_URL", "postgresql://sam:p@ss@db.example.com/x"): "percent-encoded: @ is written %40",
     ("DATABASE_URL", "postgresql://db.example.com:port/x"): "whose host and port can be read",
+    ("DATABASE_URL", "postgresql://a:1,b:port/x"): "whose host and port can be read",
+    (
+        "DATABASE_URL",
+        "postgresql://a/x?prepare_threshold=never",
+    ): "a whole number or none as prepare_threshold",
     ("DATABASE_URL", "db.example.com"): "must be a URL that starts with postgresql://",
     ("BROKER_URL", "http://127.0.0.1"): "must be a URL that starts with redis:// or rediss:// or amqp://",
     ("REDIS_URL", "redis:somewhere"): "must be a URL that starts with redis://",
@@ -161,6 +166,8 @@ def test_lists_are_json_arrays_newest_first(monkeypatch):
         "postgres://db.example.com/orders",
         "postgresql+psycopg://db.example.com/orders",
         "postgresql:///orders?host=/var/run/postgresql",
+        "postgresql://shop:x@a:5432,b:5433/orders",
+        "postgresql://shop:x@a,b/orders?prepare_threshold=0",
     ],
 )
 def test_every_spelling_of_a_postgres_url_is_taken(monkeypatch, url):

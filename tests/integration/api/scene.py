@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import httpx
 from sqlalchemy import text
 
-from orchestrator import access, inbox, links, schema
+from orchestrator import access, inbox, links
 from orchestrator.api import Services, create_app
 from orchestrator.api.schemas import EXAMPLE
 from orchestrator.db import Database
@@ -117,7 +117,6 @@ async def serving(settings: Settings, *, patience: float = 10.0) -> AsyncIterato
             inlet, vault, grace=5, patience=3, strict_network=settings.require_gateway_network,
             caps=inbox.Caps(settings.callbacks_limit, settings.callbacks_unproven_limit),
         ), merchants=Merchants(inlet, vault, settings), doorbell=doorbell,
-        schema=schema.wanted(),
     )  # fmt: skip
     transport = httpx.ASGITransport(create_app(services))
     async with httpx.AsyncClient(transport=transport, base_url="http://pay.example") as client:

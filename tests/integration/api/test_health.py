@@ -3,9 +3,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from uuid import uuid4
 
 import httpx
+import psycopg
 import pytest
 from openapi_spec_validator import OpenAPIV30SpecValidator, OpenAPIV31SpecValidator
 from sqlalchemy import text
@@ -14,8 +16,29 @@ from sqlalchemy.exc import OperationalError
 from orchestrator.api import create_app
 from orchestrator.api.server import build
 from tests.integration.api.scene import Api, Rung, path_of, serving, without_database
+from tests.postgres import Proxy, address, through
 
 pytestmark = pytest.mark.anyio
+
+SOON = 10.0
+"""Seconds after which health is right again when a fault is over."""
+
+
+@pytest.fixture(autouse=True)
+def _looked_at_each_time(monkeypatch):
+    monkeypatch.setattr("orchestrator.api.health.FRESH", 0.0)
+
+
+async def found(api: Api) -> tuple[int, str]:
+    """Return the status, and what is said to be wrong."""
+    answer = await api.client.get("/readyz")
+    return answer.status_code, "; ".join(answer.json()["problems"])
+
+
+async def until_ready(api: Api) -> None:
+    async with asyncio.timeout(SOON):
+        while await found(api) != (200, ""):  # noqa: ASYNC110 - it has to be asked
+            await asyncio.sleep(0.05)
 
 
 async def worker(api: Api) -> None:
@@ -40,10 +63,16 @@ async def test_without_broker_or_workers_it_is_degraded_and_still_ready(api: Api
 
 
 async def test_with_another_schema_it_is_not_ready(api: Api):
-    await api.sql("UPDATE alembic_version SET version_num = 'older'")
+    await api.sql("UPDATE alembic_version SET version_num = '0002'")
     answer = await api.client.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
+    assert "has schema 0002" in answer.json()["problems"][0]
     assert "orchestrator migrate" in answer.json()["problems"][0]
+    await api.sql("UPDATE alembic_version SET version_num = '9999'")
+    status, said = await found(api)
+    assert status == 503
+    assert "older than the schema, deploy the newer version" in said
+    assert "migrate" not in said
     await api.sql("DROP TABLE alembic_version")
     assert "has no schema" in (await api.client.get("/readyz")).json()["problems"][0]
 
@@ -53,6 +82,120 @@ async def test_without_postgres_it_is_alive_and_not_ready():
         assert (await api.client.get("/healthz")).json() == {"status": "alive"}
         answer = await api.client.get("/readyz")
         assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("25006", "read-only"),
+        ("53100", "disk of the database is full"),
+        ("42501", "refuses its role a right"),
+    ],
+)
+async def test_a_database_that_takes_no_writes_is_named_and_named_well_again(api: Api, state: str, said: str):
+    await worker(api)
+    await until_ready(api)
+    await api.sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '{state}'; END $$"
+    )
+    await api.sql(
+        "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON workers FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    status, problem = await found(api)
+    assert status == 503
+    assert said in problem
+    async with api.services.db.transaction() as tx:
+        await tx.execute(text("SET LOCAL session_replication_role = replica"))
+        await tx.execute(text("DROP TRIGGER refuse ON workers"))
+    await until_ready(api)
+
+
+async def test_a_server_that_only_takes_sessions_that_read_is_named(api: Api, database_url):
+    await worker(api)
+    with psycopg.connect(database_url, autocommit=True) as admin:
+        name = admin.info.dbname
+        admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
+            [name],
+        )
+        status, problem = await found(api)
+        assert status == 503
+        assert "read-only" in problem
+        admin.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    await until_ready(api)
+
+
+async def test_silent_connections_make_it_not_ready_within_its_own_patience(settings, database_url):
+    with Proxy(address(database_url)) as proxy:
+        async with serving(settings.model_copy(update={"database_url": through(database_url, proxy)})) as api:
+            await worker(api)
+            await until_ready(api)
+            proxy.silence(new_ones_too=True)
+            began = time.monotonic()
+            status, problem = await found(api)
+            assert 1.5 < time.monotonic() - began < 6.0
+            assert (status, problem) == (503, "the database does not answer")
+            proxy.answers = True
+            await until_ready(api)
+
+
+async def test_however_many_ask_the_database_is_written_to_once_in_a_moment(api: Api, monkeypatch):
+    monkeypatch.setattr("orchestrator.api.health.FRESH", 30.0)
+    await worker(api)
+
+    async def written():
+        return (
+            await api.sql("SELECT count(*) AS rows, max(seen_at) AS at FROM workers WHERE kind = 'probe'")
+        )[0]
+
+    assert (await found(api))[0] == 200
+    before = await written()
+    assert before.rows == 1
+    assert {status for status, _ in await asyncio.gather(*(found(api) for _ in range(50)))} == {200}
+    assert await written() == before
+    monkeypatch.setattr("orchestrator.api.health.FRESH", 0.0)
+    await found(api)
+    assert (await written()).at > before.at
+
+
+WORKERS = {
+    "writes nothing while moves wait": (
+        {"stalledSeconds": 40, "stalledBy": "53100"}, "written nothing for 40 s (the disk of the database is full)"
+    ),
+    "takes nothing up while hints wait": (
+        {"waiting": 7, "dispatchedSecondsAgo": 90.5}, "taken nothing up for 90 s, and 7 hints wait"
+    ),
+    "has nothing to do": ({"waiting": 0, "dispatchedSecondsAgo": 9000, "stalledSeconds": 0}, ""),
+    "is at work": ({"waiting": 9, "dispatchedSecondsAgo": 0.3, "stalledSeconds": 0.2}, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("progress", "said"), WORKERS.values(), ids=WORKERS)
+async def test_a_worker_that(api: Api, progress, said):
+    await api.sql(
+        "INSERT INTO workers (name, kind, progress) VALUES ('w-1', 'worker', CAST(:progress AS jsonb))",
+        progress=json.dumps(progress),
+    )
+    status, problem = await found(api)
+    assert status == 200
+    assert said in problem
+    assert bool(said) == bool(problem)
+
+
+async def test_writers_that_cannot_write_are_named_while_it_lasts(api: Api, database_url, monkeypatch):
+    monkeypatch.setattr("orchestrator.readiness.STALLED_AFTER", 0.3)
+    await worker(api)
+    async with await psycopg.AsyncConnection.connect(database_url) as blocker:
+        await blocker.execute("LOCK TABLE checkouts IN ACCESS EXCLUSIVE MODE")
+        order = asyncio.create_task(api.taken())
+        async with asyncio.timeout(SOON):
+            while "intents could not be written for" not in (await found(api))[1]:  # noqa: ASYNC110 - it has to be asked
+                await asyncio.sleep(0.05)
+        await blocker.rollback()
+    await order
+    await until_ready(api)
 
 
 async def test_slow_reads_delay_neither_health_nor_intake_nor_callbacks_and_end_themselves(

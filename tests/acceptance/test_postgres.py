@@ -1,0 +1,267 @@
+"""A whole installation on a Postgres that fails as real ones do: a switchover, silent connections, a pooler between.
+
+Each fault ends by itself: no process is started again, nothing is lost or doubled, and the books agree with the gateway's ledger.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from orchestrator import schema
+from tests.integration.carry.scene import intent
+from tests.postgres import Cluster, Proxy, address, needs_pgbouncer, pgbouncer, through
+from tests.world import DECLINED_CARD, JSON, World, world
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from orchestrator.embedded import Embedded
+
+GOAL = 5.0
+"""Seconds from the moment at which Postgres can be used again to the first order and the first move."""
+UNHURRIED = {
+    "gateway_connect_timeout": 3,
+    "gateway_read_timeout": 3,
+    "gateway_total_timeout": 3,
+    "lease_seconds": 10,
+}
+"""The sandbox shares the machine; how long it takes is not what is looked at here."""
+END = 30.0
+"""Seconds in which a process ends, whatever hangs."""
+
+
+class Orders:
+    """A shop that hands over an order every moment and notes which were taken, from a thread of its own."""
+
+    def __init__(self, one: World, prefix: str) -> None:
+        self._world, self._prefix = one, prefix
+        self.taken: dict[str, float] = {}
+        self._ended = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(4)
+        ]
+
+    def _run(self, shopper: int) -> None:
+        number = 0
+        with httpx.Client(timeout=20, headers={**self._world.http.headers, **JSON}) as http:
+            while not self._ended.wait(0.4):
+                number += 1
+                try:
+                    answer = http.post(
+                        f"{self._world.api_url}/v1/checkouts",
+                        content=intent(f"{self._prefix}-{shopper}-{number}"),
+                    )
+                except httpx.HTTPError:
+                    continue
+                if answer.status_code == 202:
+                    self.taken[str(answer.json()["id"])] = time.monotonic()
+
+    @contextmanager
+    def placed(self) -> Iterator[Orders]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            for thread in self._threads:
+                thread.join()
+
+    def taken_since(self, moment: float) -> bool:
+        return any(at > moment for at in self.taken.values())
+
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@contextmanager
+def reached(servers: Embedded, database_url: str, place: Path, url: str) -> Iterator[World]:
+    """An installation whose processes reach its database by another URL than the tests do."""
+    with world(servers, database_url, place, **UNHURRIED) as one:
+        one.settings["database_url"] = url
+        yield one
+
+
+def all_reach(one: World, *states: str) -> None:
+    """Wait until every checkout is in one of these states; say what else there is if that does not happen."""
+    try:
+        one.until_all(*states, seconds=120)
+    except AssertionError:
+        print(one.sql("SELECT state, last_error, attention, count(*) FROM checkouts GROUP BY 1, 2, 3"))
+        raise
+
+
+def moves(one: World) -> int:
+    """Return how many moves there have been."""
+    return int(
+        one.sql("SELECT count(*) AS number FROM audit_entries WHERE action = 'checkout:moved'")[0]["number"]
+    )
+
+
+def goes_on(one: World, orders: Orders, *, since: float) -> tuple[float, float]:
+    """Wait for the first order and the first move after a moment; return the seconds that each took."""
+    before = moves(one)
+    one.until(lambda: moves(one) > before, "a checkout moves", seconds=60)
+    moved = time.monotonic() - since
+    one.until(lambda: orders.taken_since(since), "an order is taken", seconds=60)
+    return min(at for at in orders.taken.values() if at > since) - since, moved
+
+
+# ── Failover ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_after_a_switchover_whose_old_primary_lives_on_the_new_one_is_found_in_seconds(
+    servers: Embedded, tmp_path: Path
+):
+    with Cluster.started() as old:
+        schema.migrate(old.url)
+        with old.follow() as new:
+            hosts = f"127.0.0.1:{old.port},127.0.0.1:{new.port}"
+            url = old.url.replace(f"127.0.0.1:{old.port}", hosts)
+            with reached(servers, old.url, tmp_path, url) as one:
+                one.start_all(workers=2)
+                with Orders(one, "S").placed() as orders:
+                    one.until(
+                        lambda: len(orders.taken) > 10 and moves(one) > 10, "orders are under way", seconds=60
+                    )
+                    old.read_only()
+                    refused = time.monotonic()
+                    time.sleep(3)
+                    assert not orders.taken_since(refused + 0.5)
+                    new.promote()
+                    one.database_url = new.url
+                    one.until(
+                        lambda: new.admin("SHOW transaction_read_only") == [("off",)], "it takes writes"
+                    )
+                    ordered, moved = goes_on(one, orders, since=time.monotonic())
+                assert ordered < GOAL
+                assert moved < GOAL
+                all_reach(one, "awaiting_payment")
+                checkout = next(iter(orders.taken))
+                one.pay(checkout)
+                one.until_state(checkout, "completed")
+                one.agree()
+                assert {row["id"] for row in one.sql("SELECT id::text FROM checkouts")} >= set(orders.taken)
+
+
+# ── Silence ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_orders_and_moves_go_on_seconds_after_all_connections_fell_silent(
+    servers: Embedded, database_url: str, tmp_path: Path
+):
+    with (
+        Proxy(address(database_url)) as proxy,
+        reached(servers, database_url, tmp_path, through(database_url, proxy)) as one,
+    ):
+        one.start_all()
+        with Orders(one, "H").placed() as orders:
+            one.until(lambda: len(orders.taken) > 10 and moves(one) > 10, "orders are under way", seconds=60)
+            proxy.silence()
+            ordered, moved = goes_on(one, orders, since=time.monotonic())
+        assert ordered < GOAL
+        assert moved < GOAL
+        # What the server held for connections that it believed in ends too.
+        all_reach(one, "awaiting_payment")
+        checkout = next(iter(orders.taken))
+        one.pay(checkout)
+        one.until_state(checkout, "completed")
+        one.agree()
+
+
+def test_every_process_ends_though_postgres_is_silent(servers: Embedded, database_url: str, tmp_path: Path):
+    with (
+        Proxy(address(database_url)) as proxy,
+        reached(servers, database_url, tmp_path, through(database_url, proxy)) as one,
+    ):
+        one.start_all()
+        with Orders(one, "E").placed() as orders:
+            one.until(lambda: len(orders.taken) > 10 and moves(one) > 10, "orders are under way", seconds=60)
+            proxy.silence(new_ones_too=True)
+            time.sleep(2)
+            began = time.monotonic()
+            for name in ("api", "worker-1", "scheduler"):
+                one.signal(name, signal.SIGTERM)
+            for name in ("api", "worker-1", "scheduler"):
+                one.running[name].wait(timeout=3 * END)
+                assert time.monotonic() - began < END, name
+        proxy.thaw()
+        for name in ("api", "worker-1", "scheduler"):
+            del one.running[name]
+            one.start(name)
+        all_reach(one, "awaiting_payment")
+        assert {row["id"] for row in one.sql("SELECT id::text FROM checkouts")} >= set(orders.taken)
+
+
+# ── A pooler ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(name="pooled")
+def _pooled(servers: Embedded, database_url: str, tmp_path: Path) -> Iterator[World]:
+    with (
+        pgbouncer(database_url, size=6) as url,
+        reached(servers, database_url, tmp_path, url) as one,
+    ):
+        yield one
+
+
+@needs_pgbouncer
+def test_behind_pgbouncer_orders_reach_every_outcome_though_workers_are_killed(pooled: World):
+    pooled.start_all(workers=2)
+    paid = [pooled.order() for _ in range(20)]
+    declined = [pooled.order() for _ in range(3)]
+    expiring = [pooled.order(expiresIn=5) for _ in range(3)]
+    cancelled = [pooled.order() for _ in range(3)]
+    refunded = pooled.order()
+    pooled.kill("worker-1")
+    pooled.start("worker-3")
+    all_reach(pooled, "awaiting_payment", "expired")
+    for checkout in cancelled:
+        pooled.cancel(checkout)
+    for checkout in declined:
+        pooled.pay(checkout, card=DECLINED_CARD)
+    for number, checkout in enumerate([*paid, refunded]):
+        pooled.pay(checkout)
+        if number == len(paid) // 2:
+            pooled.kill("worker-2")
+            pooled.start("worker-4")
+    pooled.until_state(refunded, "completed", seconds=90)
+    for kind, asked in (("capture", {}), ("refund", {"amount": 100})):
+        pooled.ask(refunded, kind, **asked)
+        pooled.until_operation(refunded, "succeeded", seconds=60)
+    wanted = {
+        "completed": [*paid, refunded],
+        "cancelled": cancelled,
+        "expired": expiring,
+        "awaiting_payment": declined,
+    }
+    for state, checkouts in wanted.items():
+        for checkout in checkouts:
+            pooled.until_state(checkout, state, seconds=90)
+    assert not pooled.sql("SELECT id, attention FROM checkouts WHERE attention IS NOT NULL")
+    pooled.agree()
+    for name in ("api", "worker-3", "worker-4"):
+        said = pooled.log(name)
+        assert "row_refused" not in said
+        assert "DuplicatePreparedStatement" not in said
+    ready = pooled.http.get(f"{pooled.api_url}/readyz")
+    assert ready.status_code == 200, ready.text
+    doctor = pooled.command("doctor")
+    assert "behind a pooler" in doctor.stdout, doctor.stdout + doctor.stderr
+
+
+@needs_pgbouncer
+def test_behind_pgbouncer_migrate_takes_the_direct_url(pooled: World):
+    refused = pooled.command("migrate")
+    assert refused.returncode == 2
+    assert "MIGRATION_URL" in refused.stderr
+    pooled.settings["migration_url"] = pooled.database_url
+    assert pooled.command("migrate").returncode == 0
