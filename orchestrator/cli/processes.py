@@ -149,12 +149,12 @@ def worker() -> int:
 
 
 @click.command()
-def scheduler() -> None:
-    """Ring the alarms: Celery beat, which drives the sweeper. Several are harmless."""
+def scheduler() -> int:
+    """Publish the sweep of what is due, and the seal of the audit trail, in their intervals. Several are harmless."""
     from orchestrator.settings import load  # noqa: PLC0415
     from orchestrator.worker import run_scheduler  # noqa: PLC0415
 
-    run_scheduler(_needing(logged(load()), "database_url", "broker_url"))
+    return run_scheduler(_needing(logged(load()), "database_url", "broker_url"))
 
 
 @click.command(short_help="Serve a faithful gateway on this machine.")

@@ -40,8 +40,7 @@ def configure(settings: Settings) -> Celery:
         broker_pool_limit=4,
         broker_connection_timeout=5,
         broker_pool_acquire_timeout=10,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
+        broker_heartbeat=10,
         result_backend=None,
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
@@ -61,19 +60,8 @@ def configure(settings: Settings) -> Celery:
         worker_redirect_stdouts=False,
         worker_send_task_events=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        beat_scheduler="celery.beat:Scheduler",
-        beat_schedule={
-            "sweep": {
-                "task": "orchestrator.sweep",
-                "schedule": settings.sweep_interval,
-                # While no worker runs, sweeps must not pile up.
-                "options": {"queue": "maintenance", "expires": max(10.0, 5 * settings.sweep_interval)},
-            },
-            "seal": {
-                "task": "orchestrator.seal",
-                "schedule": SEAL_EVERY,
-                "options": {"queue": "maintenance", "expires": SEAL_EVERY},
-            },
-        },
+        # Access to the broker is no right to command a worker; and RabbitMQ holds the queue of a connection that was cut for a while.
+        worker_enable_remote_control=False,
+        worker_consumer="orchestrator.worker.consumer:Consumer",
     )
     return app
