@@ -12,6 +12,7 @@ import binascii
 import json
 import math
 import os
+import ssl
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import pairwise
@@ -22,6 +23,8 @@ from pydantic import AfterValidator, Field, SecretStr, TypeAdapter, ValidationEr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SourceError
 
+from orchestrator.broker_url import AMQP, REDIS, Endpoint
+from orchestrator.broker_url import read as read_broker_url
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
@@ -64,8 +67,28 @@ def _url(*schemes: str, bare: bool = False) -> AfterValidator:
 
 HttpUrl = Annotated[str, _url("http", "https", bare=True)]
 PostgresUrl = Annotated[str, _url("postgresql", "postgres", "postgresql+psycopg")]
-BrokerUrl = Annotated[str, _url("redis", "rediss", "amqp", "amqps")]
-RedisUrl = Annotated[str, _url("redis", "rediss")]
+
+
+def _broker_url(*kinds: str) -> AfterValidator:
+    def check(value: str) -> str:
+        value = value.rstrip("/")
+        read_broker_url(value, kinds=kinds)
+        return value
+
+    return AfterValidator(check)
+
+
+BrokerUrl = Annotated[str, _broker_url(*REDIS, *AMQP)]
+RedisUrl = Annotated[str, _broker_url(*REDIS)]
+
+
+def _certificates(value: str) -> str:
+    try:
+        ssl.create_default_context(cafile=value)
+    except OSError as error:  # an SSLError is one
+        message = f"must be a file with certificates in PEM form ({error.strerror or 'it has none'})"
+        raise ValueError(message) from None
+    return value
 
 
 def _secret_key(value: SecretStr) -> SecretStr:
@@ -120,7 +143,9 @@ class Settings(BaseSettings):
     database_url: PostgresUrl | None = Field(default=None, repr=False)
     """Postgres 15 or newer: postgresql://user:password@host:port/name."""
     broker_url: BrokerUrl | None = Field(default=None, repr=False)
-    """The broker of the hints: redis:// or amqp://."""
+    """The broker of the hints: redis://, amqp://, the same over TLS (rediss://, amqps://), or Redis behind Sentinel: sentinel://host:26379/0;sentinel://host2:26379?master_name=NAME."""
+    broker_ca_file: Annotated[str, AfterValidator(_certificates)] | None = None
+    """Certificate authorities (a PEM file) that sign the certificates of the broker and of Redis; unset: the system's."""
     redis_url: RedisUrl | None = Field(default=None, repr=False)
     """Redis for what processes share beside the broker; unset: the broker's, where that is Redis."""
     gateway_url: HttpUrl | None = None
@@ -268,6 +293,19 @@ class Settings(BaseSettings):
             message = "REQUIRE_GATEWAY_NETWORK needs GATEWAY_NETWORKS, and that list is empty"
             raise ValueError(message)
         return self
+
+    @cached_property
+    def broker(self) -> Endpoint:
+        """The broker of the hints."""
+        return read_broker_url(self.need("broker_url"), ca_file=self.broker_ca_file)
+
+    @cached_property
+    def redis(self) -> Endpoint | None:
+        """Redis for what processes share: its own URL, or the broker's where that is Redis; None where there is none."""
+        url = self.redis_url or self.broker_url
+        if url is None or (self.redis_url is None and url.startswith(AMQP)):
+            return None
+        return read_broker_url(url, ca_file=self.broker_ca_file)
 
     @cached_property
     def gateway_ranges(self) -> tuple[IPv4Network | IPv6Network, ...]:

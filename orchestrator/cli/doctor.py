@@ -313,11 +313,10 @@ async def _left_alone(settings: Settings, report: _Report) -> None:
     """Name the gateways that the workers leave alone at this moment; where Redis is away, each worker knows only for itself."""
     from orchestrator.gateway import board  # noqa: PLC0415
 
-    url = board.url_of(settings)
-    if url is None:
+    if settings.redis is None:
         return
     try:
-        alone = await board.left_alone(url)
+        alone = await board.left_alone(settings.redis)
     except Exception as error:  # noqa: BLE001 - as for the broker
         found = log.scrub(str(error)) or type(error).__name__
         report.ill(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Final, Literal
 
 from celery import Celery
 from kombu import Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 if TYPE_CHECKING:
+    from orchestrator.broker_url import Endpoint
     from orchestrator.settings import Settings
 
 QueueName = Literal["checkouts", "callbacks"]
@@ -15,14 +18,35 @@ QUEUES: Final = ("callbacks", "checkouts", "maintenance")
 """What a worker consumes. `intents` and `deliveries` belong to stages of their own."""
 SEAL_EVERY: Final = 600.0
 
+TRANSPORTS: Final = {
+    "redis": "orchestrator.worker.transport:Transport",
+    "rediss": "orchestrator.worker.transport:Transport",
+    "sentinel": "orchestrator.worker.transport:SentinelTransport",
+}
+"""Kombu's transports by scheme that are replaced by ours."""
+# A connection whose other end is gone without a word is noticed in seconds, not after the kernel's quarter of an hour.
+_SOCKET: Final = {
+    getattr(socket, name): value
+    for name, value in (
+        ("TCP_USER_TIMEOUT", 15_000), ("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3),
+    )
+    if hasattr(socket, name)
+}  # fmt: skip
+
 app = Celery("orchestrator")
 
 
 def configure(settings: Settings) -> Celery:
     """Give the app its broker and the settings that the facts about Celery on Redis ask for."""
-    url = settings.broker_url or settings.need("broker_url")
-    transport: dict[str, object] = {}
-    if url.startswith("redis"):
+    broker = settings.broker
+    TRANSPORT_ALIASES.update(TRANSPORTS)
+    tls: dict[str, object] | None = None
+    transport: dict[str, object]
+    if broker.kind == "amqp":
+        transport = {"socket_settings": _SOCKET}
+        if broker.tls is not None:
+            tls = broker.tls.for_amqp(broker.host)
+    else:
         transport = {
             "visibility_timeout": 300,
             "unacked_restore_interval": 5,
@@ -34,8 +58,13 @@ def configure(settings: Settings) -> Celery:
             "max_connections": settings.worker_threads + 20,
             "global_keyprefix": "orchestrator:",
         }
+        if broker.tls is not None:
+            tls = broker.tls.for_redis()
+        if broker.kind == "sentinel":
+            transport |= {"master_name": broker.master, "sentinel_kwargs": _sentinel_options(broker)}
     app.conf.update(
-        broker_url=url,
+        broker_url=";".join(broker.urls),
+        broker_use_ssl=tls,
         broker_transport_options=transport,
         broker_pool_limit=4,
         broker_connection_timeout=5,
@@ -65,3 +94,13 @@ def configure(settings: Settings) -> Celery:
         worker_consumer="orchestrator.worker.consumer:Consumer",
     )
     return app
+
+
+def _sentinel_options(broker: Endpoint) -> dict[str, object]:
+    """Return how Sentinel itself is asked."""
+    options: dict[str, object] = {"socket_timeout": 2, "socket_connect_timeout": 2}
+    if broker.sentinel_password is not None:
+        options |= {"username": broker.sentinel_username, "password": broker.sentinel_password}
+    if broker.tls is not None:
+        options |= {"ssl": True, **broker.tls.for_redis()}
+    return options

@@ -17,6 +17,7 @@ from orchestrator.carry import Admission, Carrier
 from orchestrator.db import Database, is_away
 from orchestrator.gateway import board
 from orchestrator.gateway.client import Gateway
+from orchestrator.gateway.doors import LONGEST_THROTTLE
 from orchestrator.merchants import Merchants
 from orchestrator.vault import Vault
 from orchestrator.worker.doorbell import Doorbell
@@ -172,7 +173,9 @@ class Bridge:
             settings.need("database_url"), pool_size=settings.database_pool, name="orchestrator-worker"
         )
         self._moves = lifecycle.Lifecycle(self._db, self._vault, batch_limit=settings.batch_limit)
-        shared = board.Board(board.url_of(settings), name=self._name)
+        shared = board.Board(
+            settings.redis, name=self._name, longest=max(settings.breaker_pause, LONGEST_THROTTLE)
+        )
         async with self._db, Gateway(settings, shared) as gateway:
             self._carrier = Carrier(
                 settings,

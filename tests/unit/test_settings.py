@@ -31,7 +31,10 @@ WRONG = {
     ("DATABASE_URL", "postgresql://sam:p@ss@db.example.com/x"): "percent-encoded: @ is written %40",
     ("DATABASE_URL", "postgresql://db.example.com:port/x"): "whose host and port can be read",
     ("DATABASE_URL", "db.example.com"): "must be a URL that starts with postgresql://",
-    ("BROKER_URL", "http://127.0.0.1"): "must be a URL that starts with redis:// or rediss:// or amqp://",
+    (
+        "BROKER_URL",
+        "http://127.0.0.1",
+    ): "must be a URL that starts with redis:// or rediss:// or sentinel:// or amqp://",
     ("REDIS_URL", "redis:somewhere"): "must be a URL that starts with redis://",
     ("GATEWAY_URL", "gateway.example.com"): "must be a URL that starts with http:// or https://",
     ("GATEWAY_URL", "http:gateway.example.com"): "must be a URL that starts with http://",
