@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from orchestrator import log
 from orchestrator.carry.room import Flow, Room, Wish
 from orchestrator.db import is_away
-from orchestrator.lifecycle import claim, claim_waiting, merchants_of
+from orchestrator.lifecycle import claim, claim_waiting, merchants_of, renew
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +38,10 @@ CALLS_IN_HAND: Final = 2
 """Checkouts of one gateway in flight for each of its connections: one calls, one is being written or waits its turn."""
 REMEMBERED: Final = 1000
 """Checkouts of one merchant that are remembered by id when callbacks must wait; the others are brought by their alarms."""
+RENEWALS: Final = 4
+"""Times that a lease is renewed within its time."""
+LONGEST_HELD: Final = 6
+"""Leases' times after which one is renewed no more: no step takes so long that nothing is wrong with it."""
 AGAIN: Final = 1.0
 """Seconds until those who wait are looked for again after Postgres failed."""
 
@@ -73,7 +77,7 @@ class Admission:
         self._hints: dict[Lane, deque[_Hint]] = {"callbacks": deque(), "checkouts": deque()}
         # Who left something behind. What came by callbacks is remembered by id; the rest is in Postgres, in order of its alarms.
         self._behind: dict[Flow, dict[UUID, None]] = {}
-        self._carried: dict[tuple[UUID, UUID], tuple[Flow, str]] = {}
+        self._carried: dict[tuple[UUID, UUID], tuple[Flow, str, Held]] = {}
         self._left_since = 0
         self._wake = asyncio.Event()
         self._stopping = False
@@ -83,6 +87,7 @@ class Admission:
         self._under_way: set[asyncio.Task[list[UUID]]] = set()
         self._runner = asyncio.create_task(self._run(), name="admission")
         self._runner.add_done_callback(self._runner_ended)
+        self._renewer = asyncio.create_task(self._renew(), name="leases")
 
     @property
     def crowded(self) -> list[int]:
@@ -134,6 +139,27 @@ class Admission:
         """Stop, and wait for what is in flight."""
         self.stop()
         await asyncio.gather(self._runner, *self._under_way, return_exceptions=True)
+        self._renewer.cancel()
+        await asyncio.gather(self._renewer, return_exceptions=True)
+
+    async def _renew(self) -> None:
+        """Renew the leases of what takes long: they are short, so that what a dead process held is soon free."""
+        seconds = self._settings.lease_seconds
+        while True:
+            await asyncio.sleep(seconds / RENEWALS)
+            # What takes so long that something must be wrong with it here is left to the others.
+            held = [
+                one
+                for _, _, one in self._carried.values()
+                if one.lease_left() < seconds * (1 - 1 / RENEWALS) and one.held_for() < LONGEST_HELD * seconds
+            ]
+            if not held:
+                continue
+            try:
+                async with asyncio.timeout(seconds):
+                    await renew(self._carrier.db, held, lease_seconds=seconds)
+            except Exception as error:  # noqa: BLE001 - the next round tries again; a lease that runs out is known here
+                _log.warning("leases_not_renewed", leases=len(held), error=type(error).__name__)
 
     def _runner_ended(self, runner: asyncio.Task[None]) -> None:
         if not self._stopping:
@@ -247,7 +273,7 @@ class Admission:
         for one in held:
             flow = Flow(one.merchant_id, lanes.get(one.id, "checkouts"))
             gateway = self._carrier.gateway_of(one.merchant_id)
-            self._carried[one.id, one.lease] = flow, gateway
+            self._carried[one.id, one.lease] = flow, gateway, one
             self.room.enter(flow, gateway)
         if held:
             task = asyncio.create_task(self._carrier.carry(held, lanes=lanes, ended=self._ended))
@@ -255,7 +281,8 @@ class Admission:
             task.add_done_callback(self._under_way.discard)
 
     def _ended(self, one: Held, *, rung: bool) -> None:
-        self.room.leave(*self._carried.pop((one.id, one.lease)))
+        flow, gateway, _ = self._carried.pop((one.id, one.lease))
+        self.room.leave(flow, gateway)
         self._left_since += 1
         if rung and not self._stopping:
             # A ring that came while we held it is answered without a way through the broker.

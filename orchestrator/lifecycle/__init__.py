@@ -24,6 +24,7 @@ from orchestrator.lifecycle.claims import (
     merchants_of,
     money_left,
     order_is_shared,
+    renew,
     rival_of,
     tick,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "merchants_of",
     "money_left",
     "order_is_shared",
+    "renew",
     "ring",
     "rival_of",
     "sweep",

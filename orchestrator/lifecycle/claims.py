@@ -138,6 +138,15 @@ class Operation:
         return str(self.id)
 
 
+class Renewal:
+    """When a lease ends by its last renewal (see `tick`). All copies of one `Held` have the same one."""
+
+    __slots__ = ("ends",)
+
+    def __init__(self) -> None:
+        self.ends = float("-inf")
+
+
 # Not a dataclass: one of 50 fields is made for each move.
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """A checkout under our lease, as it stood when claimed or after our own last move."""
@@ -190,6 +199,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     claimed_at: datetime
     claimed_tick: float
     lease_ends: float
+    renewal: Renewal = msgspec.field(default_factory=Renewal)
     # Somebody rang while we held it: the release has set the alarm to now.
     rung: bool = False
 
@@ -198,8 +208,12 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
         return self.claimed_at + timedelta(seconds=tick() - self.claimed_tick)
 
     def lease_left(self) -> float:
-        """Return how many seconds of the lease are left; nothing may be begun that could outlast it."""
-        return self.lease_ends - tick()
+        """Return how many seconds of the lease are left; no money call may be begun that could outlast it."""
+        return max(self.lease_ends, self.renewal.ends) - tick()
+
+    def held_for(self) -> float:
+        """Return the seconds since it was claimed."""
+        return tick() - self.claimed_tick
 
     @property
     def accepted(self) -> str | None:
@@ -259,6 +273,21 @@ _CLAIM_WAITING = text(f"""
     )
     {_TAKE}
 """)  # noqa: S608 - made of our own constants
+# A row that a move has locked is left out: the next renewal comes soon. A lease that is over and that no one else took is still ours.
+_RENEW = text("""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    i AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:held AS json)) AS i(id uuid, lease uuid)),
+    mine AS MATERIALIZED (
+        SELECT c.id FROM checkouts c JOIN i ON i.id = c.id AND i.lease = c.lease
+         WHERE c.id = ANY(ARRAY(SELECT id FROM i)) ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
+    )
+    UPDATE checkouts c
+       SET leased_until = greatest(c.leased_until, t.now + make_interval(secs => :seconds)),
+           due_at = greatest(c.due_at, t.now + make_interval(secs => :seconds))
+      FROM t
+     WHERE c.id = ANY(ARRAY(SELECT id FROM mine))
+    RETURNING c.id, c.lease
+""")
 _MERCHANTS = text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now)
     SELECT c.id, c.merchant_id FROM checkouts c, t WHERE c.id = ANY(CAST(:ids AS uuid[])) AND {_FREE} ORDER BY c.due_at, c.id
@@ -331,6 +360,17 @@ async def claim_waiting(
     asked = [{"merchant_id": merchant, "most": most} for merchant, most in shares.items()]
     parameters = {"shares": msgspec.json.encode(asked).decode(), "grace": grace}
     return await _claim(db, _CLAIM_WAITING, parameters, lease_seconds)
+
+
+async def renew(db: Database, held: Sequence[Held], *, lease_seconds: float) -> None:
+    """Have the leases on these last for so many seconds from now, those that are still ours, in one statement."""
+    began = tick()
+    named = [{"id": one.id, "lease": one.lease} for one in held]
+    rows = await db.write(_RENEW, {"held": msgspec.json.encode(named).decode(), "seconds": lease_seconds})
+    renewed = {(row.id, row.lease) for row in rows}
+    for one in held:
+        if (one.id, one.lease) in renewed:
+            one.renewal.ends = max(one.renewal.ends, began + lease_seconds)
 
 
 async def merchants_of(db: Database, ids: Sequence[UUID]) -> dict[UUID, int]:
