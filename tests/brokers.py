@@ -8,6 +8,7 @@ import select
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import amqp
+import psutil
 import pytest
 import redis
 
@@ -97,10 +99,14 @@ def answers(client: redis.Redis) -> bool:
 
 
 @contextmanager
-def rabbitmq_server(place: Path) -> Iterator[RabbitMQServer]:
-    """Start Debian's RabbitMQ on free ports, under an account without rights where we are root."""
+def rabbitmq_server() -> Iterator[RabbitMQServer]:
+    """Start Debian's RabbitMQ on free ports, under an account without rights where we are root.
+
+    Its directory is none of pytest's, which only their owner may pass through.
+    """
     if not (RABBITMQ / "rabbitmq-server").exists():
         pytest.skip("needs rabbitmq-server, which is not installed here")
+    place = Path(tempfile.mkdtemp(prefix="orchestrator-rabbitmq-"))
     one = RabbitMQServer(place)
     one.start()
     try:
@@ -108,6 +114,7 @@ def rabbitmq_server(place: Path) -> Iterator[RabbitMQServer]:
         yield one
     finally:
         one.end()
+        shutil.rmtree(place)
 
 
 class RabbitMQServer:
@@ -116,14 +123,10 @@ class RabbitMQServer:
     def __init__(self, place: Path) -> None:
         self.port, epmd, distribution = free_port(), free_port(), free_port()
         self.place = place
-        place.mkdir(parents=True, exist_ok=True)
         account = pwd.getpwnam("rabbitmq") if os.geteuid() == 0 else None
         self._user = account.pw_uid if account is not None else None
         if account is not None:
             os.chown(place, account.pw_uid, account.pw_gid)
-            for above in [place, *place.parents]:
-                if above.stat().st_uid == 0 and above != above.parent:
-                    above.chmod(above.stat().st_mode | 0o011)
         (place / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\n")
         (place / "plugins").write_text("[].\n")
         self._environment = {
@@ -182,11 +185,14 @@ class RabbitMQServer:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, 9)
             self.process.wait(10)
-        epmd = shutil.which("epmd")
-        if epmd:
-            subprocess.run(
-                [epmd, "-kill"], env=self._environment, check=False, capture_output=True, timeout=10
-            )
+        # Erlang's port mapper is started by the broker and outlives it; ours is known by its port.
+        for process in psutil.process_iter(["name"]):
+            with suppress(psutil.Error):
+                if (
+                    process.info["name"] == "epmd"
+                    and process.environ().get("ERL_EPMD_PORT") == self._environment["ERL_EPMD_PORT"]
+                ):
+                    process.kill()
 
 
 class Way:

@@ -29,7 +29,18 @@ if TYPE_CHECKING:
 
     from orchestrator.settings import Settings
 
-__all__ = ["Doorbell", "app", "bridge", "carry", "configure", "run_scheduler", "run_worker", "seal", "sweep"]
+__all__ = [
+    "Doorbell",
+    "app",
+    "bridge",
+    "carry",
+    "configure",
+    "end_within",
+    "run_scheduler",
+    "run_worker",
+    "seal",
+    "sweep",
+]
 
 _bridge: Bridge | None = None
 

@@ -196,8 +196,8 @@ def test_no_message_on_redis_stops_a_worker(servers: Embedded, database_url: str
 
 
 @pytest.fixture(scope="module")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQServer]:
-    with rabbitmq_server(tmp_path_factory.mktemp("rabbitmq")) as one:
+def rabbitmq() -> Iterator[RabbitMQServer]:
+    with rabbitmq_server() as one:
         yield one
 
 
