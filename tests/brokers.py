@@ -20,6 +20,8 @@ import psutil
 import pytest
 import redis
 
+from tests.integration.gateway.tls import certified
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -121,13 +123,26 @@ class RabbitMQServer:
     """One broker."""
 
     def __init__(self, place: Path) -> None:
-        self.port, epmd, distribution = free_port(), free_port(), free_port()
+        self.port, self.tls_port, epmd, distribution = (free_port() for _ in range(4))
         self.place = place
+        certified(place)
+        self.certificate = place / "server.pem"
         account = pwd.getpwnam("rabbitmq") if os.geteuid() == 0 else None
         self._user = account.pw_uid if account is not None else None
         if account is not None:
             os.chown(place, account.pw_uid, account.pw_gid)
-        (place / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\n")
+        self.certificate.chmod(0o644)
+        (place / "rabbitmq.conf").write_text(
+            f"""
+            listeners.tcp.1 = 127.0.0.1:{self.port}
+            listeners.ssl.1 = 127.0.0.1:{self.tls_port}
+            ssl_options.cacertfile = {self.certificate}
+            ssl_options.certfile = {self.certificate}
+            ssl_options.keyfile = {self.certificate}
+            ssl_options.verify = verify_none
+            ssl_options.fail_if_no_peer_cert = false
+            """.replace(" " * 12, "")
+        )
         (place / "plugins").write_text("[].\n")
         self._environment = {
             "HOME": str(place),

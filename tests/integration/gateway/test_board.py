@@ -183,6 +183,44 @@ async def test_a_shorter_pause_does_not_shorten_a_longer_one(url: str):
         assert (await board.left_alone(read(url)))["somewhere"] > 50
 
 
+@pytest.mark.parametrize("score", [86_400_000, 10**15, float("inf")])
+async def test_an_entry_that_was_forged_closes_a_gateway_no_longer_than_our_own_pause(url: str, score: float):
+    with redis.Redis.from_url(url) as stranger:
+        seconds, _ = stranger.time()
+        for name in ("https://gateway.example.com:443", "https://gateway.example.com:443 default"):
+            stranger.zadd("orchestrator:gateways:alone", {name: seconds * 1000 + score})
+        async with board.Board(read(url), name="one", longest=2.0) as one:
+            await until(lambda: one.anything_alone)
+            assert one.alone_until("https://gateway.example.com:443") <= time.monotonic() + 2.1
+            # It is not heard again and again: in Redis too it ends.
+            await until(lambda: not one.anything_alone)
+            assert await board.left_alone(read(url)) == {}
+
+
+async def test_whatever_stands_in_redis_the_board_goes_on(url: str):
+    with redis.Redis.from_url(url) as stranger:
+        stranger.set("orchestrator:gateways:workers", "no set at all")
+        stranger.zadd(
+            "orchestrator:gateways:alone", {b"\xff\xfe": 10**13, **{f"g{n}": 10**13 for n in range(3000)}}
+        )
+        async with board.Board(read(url), name="one") as one:
+            await asyncio.sleep(1.2)
+            assert one.away
+            stranger.delete("orchestrator:gateways:workers")
+            await until(lambda: not one.away)
+            assert len(one._alone) <= board.MOST
+
+
+async def test_a_budget_that_was_forged_holds_calls_up_for_a_moment_only(url: str):
+    with redis.Redis.from_url(url) as stranger:
+        async with worker(url, "one") as (_, one):
+            for value in (10**18, -5, "no number"):
+                stranger.set("orchestrator:gateways:rate:g", value)
+                grant = await one.permits("g", 10.0, 1)
+                one.away = False
+                assert grant is None or grant.permits or grant.wait <= 2, value
+
+
 async def test_workers_are_counted_while_they_look(url: str):
     async with worker(url, "one") as (_, one), worker(url, "two"):
         await until(lambda: one.workers == 2)
