@@ -49,10 +49,11 @@ class Tls:
         }
 
     def for_amqp(self, host: str) -> dict[str, object]:
-        """Return what py-amqp takes; it checks the name only if it is told which."""
+        """Return what py-amqp takes. It checks the name only if it is told which; kombu fills in one that is None."""
+        name = {"server_hostname": host} if self.verify and self.check_hostname else {}
         return {
+            **name,
             "cert_reqs": ssl.CERT_REQUIRED if self.verify else ssl.CERT_NONE,
-            "server_hostname": host if self.verify and self.check_hostname else None,
             "ca_certs": self.ca_file,
             "certfile": self.certificate,
             "keyfile": self.key,

@@ -81,14 +81,14 @@ class Policies:
 
     `late`: money for a checkout that had ended. `surplus`: a second payment for one order. `unknown_order`: a payment for an order
     number that nobody asked for. `capture`: whether we capture what is reserved, where the checkout's intent does not say.
-    `looks_per_minute`: lookups at the gateway that alarms may cause.
+    `looks_per_minute`: lookups at the gateway that nobody waits for, at most (see `carry.budget`).
     """
 
     late: Homeless = "ask"
     surplus: Homeless = "ask"
     unknown_order: Homeless = "ask"
     capture: Capture = "manual"
-    looks_per_minute: int = 600
+    looks_per_minute: int = 3000
 
 
 _WORDS: Final[dict[str, tuple[str, ...]]] = {

@@ -96,6 +96,8 @@ def redis_server(place: Path, *options: str, sentinel: bool = False) -> Iterator
 def answers(client: redis.Redis) -> bool:
     try:
         return bool(client.ping())
+    except redis.AuthenticationError:
+        return True
     except redis.RedisError:
         return False
 

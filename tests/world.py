@@ -111,7 +111,7 @@ class World:
             "sandbox": f"http://127.0.0.1:{sandbox_port}/healthz",
         }.get(kind)
         if url:
-            self.until(lambda: self._answers(name, url), f"{name} answers", seconds=30)
+            self.until(lambda: self._answers(name, url), f"{name} answers", seconds=90)
 
     def environment(self) -> dict[str, str]:
         """Return the environment of a process of this installation."""

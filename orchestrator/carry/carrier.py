@@ -110,10 +110,9 @@ class Carrier:
     async def _places(self, held: Sequence[Held]) -> dict[UUID, float]:
         """Return how many seconds the looks of alarms alone must wait for their place in their merchant's queue."""
         quiet: dict[int, list[UUID]] = {}
-        for one in held:
-            if one.state in CARRIED or one.booked:
-                continue
-            if one.eventful:
+        looked_at = [one for one in held if one.state not in CARRIED and not one.booked]
+        for one in sorted(looked_at, key=budget.rank) if len(looked_at) > 1 else looked_at:
+            if budget.waited_for(one):
                 self._asked[one.merchant_id] += 1
             else:
                 quiet.setdefault(one.merchant_id, []).append(one.id)

@@ -105,6 +105,7 @@ async def _examine(settings: Settings, report: _Report, *, stopped: bool) -> Non
             if not stopped:
                 await _processes(db, report)
             await _alarms(db, report, stopped=stopped)
+            await _lookups(db, report)
             if not stopped or settings.gateway_url is not None:
                 await _gateways(settings, db, report)
     if not stopped or settings.broker_url is not None:
@@ -252,6 +253,21 @@ async def _alarms(db: Database, report: _Report, *, stopped: bool) -> None:
         report.ill(
             "attention", f"{row.attention} checkouts need a person: orchestrator checkouts list --attention"
         )
+
+
+async def _lookups(db: Database, report: _Report) -> None:
+    """Tell of lookups that wait for their turn: where callbacks get lost, paid orders may be among them."""
+    from orchestrator.carry import budget  # noqa: PLC0415 - each command imports what it needs
+
+    queues = await budget.queues(db)
+    for one in queues:
+        report.ill(
+            "lookups",
+            f"{one.waiting} lookups of merchant {one.merchant} wait for their turn, the oldest for {one.age:.0f} s, and a new one would "
+            f"for {one.wait:.0f} s: see whether its callbacks arrive, or raise its budget: orchestrator merchants set {one.merchant} looks_per_minute=…",
+        )
+    if not queues:
+        report.well("lookups", "none waits for its turn")
 
 
 async def _gateways(settings: Settings, db: Database, report: _Report) -> None:

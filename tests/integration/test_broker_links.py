@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
 
+@pytest.fixture(autouse=True)
+def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let handshakes take their time: how soon the board gives up is no matter here."""
+    monkeypatch.setattr(board, "PATIENCE", 10.0)
+
+
 async def reached(settings: Settings) -> tuple[bool, bool | None]:
     """Say whether the hints' client reaches the broker, and the board its Redis (None: it has none)."""
     doorbell = Doorbell(settings)

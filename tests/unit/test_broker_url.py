@@ -34,7 +34,7 @@ def test_verification_is_turned_off_by_saying_so_alone(spelling):
     assert tls is not None
     assert tls.for_redis()["ssl_cert_reqs"] == "none"
     assert tls.for_amqp("broker")["cert_reqs"] is ssl.CERT_NONE
-    assert tls.for_amqp("broker")["server_hostname"] is None
+    assert "server_hostname" not in tls.for_amqp("broker"), "kombu fills in one that is None"
 
 
 def test_plain_schemes_have_no_tls():
