@@ -24,10 +24,10 @@ from orchestrator.lifecycle.claims import (
     merchants_of,
     money_left,
     order_is_shared,
-    renew,
     rival_of,
     tick,
 )
+from orchestrator.lifecycle.leases import renew
 from orchestrator.lifecycle.move import KEEP, Event, Fact, Move, PaymentSeen
 from orchestrator.lifecycle.moves import Lifecycle
 

@@ -273,21 +273,6 @@ _CLAIM_WAITING = text(f"""
     )
     {_TAKE}
 """)  # noqa: S608 - made of our own constants
-# A row that a move has locked is left out: the next renewal comes soon. A lease that is over and that no one else took is still ours.
-_RENEW = text("""
-    WITH t AS MATERIALIZED (SELECT clock() AS now),
-    i AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:held AS json)) AS i(id uuid, lease uuid)),
-    mine AS MATERIALIZED (
-        SELECT c.id FROM checkouts c JOIN i ON i.id = c.id AND i.lease = c.lease
-         WHERE c.id = ANY(ARRAY(SELECT id FROM i)) ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
-    )
-    UPDATE checkouts c
-       SET leased_until = greatest(c.leased_until, t.now + make_interval(secs => :seconds)),
-           due_at = greatest(c.due_at, t.now + make_interval(secs => :seconds))
-      FROM t
-     WHERE c.id = ANY(ARRAY(SELECT id FROM mine))
-    RETURNING c.id, c.lease
-""")
 _MERCHANTS = text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now)
     SELECT c.id, c.merchant_id FROM checkouts c, t WHERE c.id = ANY(CAST(:ids AS uuid[])) AND {_FREE} ORDER BY c.due_at, c.id
@@ -360,17 +345,6 @@ async def claim_waiting(
     asked = [{"merchant_id": merchant, "most": most} for merchant, most in shares.items()]
     parameters = {"shares": msgspec.json.encode(asked).decode(), "grace": grace}
     return await _claim(db, _CLAIM_WAITING, parameters, lease_seconds)
-
-
-async def renew(db: Database, held: Sequence[Held], *, lease_seconds: float) -> None:
-    """Have the leases on these last for so many seconds from now, those that are still ours, in one statement."""
-    began = tick()
-    named = [{"id": one.id, "lease": one.lease} for one in held]
-    rows = await db.write(_RENEW, {"held": msgspec.json.encode(named).decode(), "seconds": lease_seconds})
-    renewed = {(row.id, row.lease) for row in rows}
-    for one in held:
-        if (one.id, one.lease) in renewed:
-            one.renewal.ends = max(one.renewal.ends, began + lease_seconds)
 
 
 async def merchants_of(db: Database, ids: Sequence[UUID]) -> dict[UUID, int]:
