@@ -41,7 +41,7 @@ REMEMBERED: Final = 1000
 RENEWALS: Final = 4
 """Times that a lease is renewed within its time."""
 LONGEST_HELD: Final = 6
-"""Leases' times after which one is renewed no more: no step takes so long that nothing is wrong with it."""
+"""Times that a lease lasts, or a call to the gateway may, after which one is renewed no more: something is wrong with its step."""
 AGAIN: Final = 1.0
 """Seconds until those who wait are looked for again after Postgres failed."""
 
@@ -145,13 +145,14 @@ class Admission:
     async def _renew(self) -> None:
         """Renew the leases of what takes long: they are short, so that what a dead process held is soon free."""
         seconds = self._settings.lease_seconds
+        longest = LONGEST_HELD * max(seconds, self._settings.gateway_total_timeout)
         while True:
             await asyncio.sleep(seconds / RENEWALS)
             # What takes so long that something must be wrong with it here is left to the others.
             held = [
                 one
                 for _, _, one in self._carried.values()
-                if one.lease_left() < seconds * (1 - 1 / RENEWALS) and one.held_for() < LONGEST_HELD * seconds
+                if one.lease_left() < seconds * (1 - 1 / RENEWALS) and one.held_for() < longest
             ]
             if not held:
                 continue

@@ -135,7 +135,11 @@ class Bridge:
         if self._stopping:
             work.close()
             return None
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:  # the loop has ended
+            work.close()
+            return None
         self._running.add(future)
         try:
             return future.result(timeout)

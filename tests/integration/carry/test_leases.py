@@ -108,7 +108,7 @@ async def test_a_lease_is_renewed_while_a_step_takes_longer_than_it(database_url
 
 
 async def test_a_lease_is_not_renewed_for_ever(database_url: str, gateway_url: str, monkeypatch):
-    monkeypatch.setattr(admission, "LONGEST_HELD", 1)
+    monkeypatch.setattr(admission, "LONGEST_HELD", 0.2)
     short = {"lease_seconds": 1.0, "gateway_total_timeout": 6.0, "gateway_read_timeout": 6.0}
     async with scene(database_url, gateway_url, **short) as world:
         checkout = await world.accept()
