@@ -15,11 +15,9 @@ from uuid import UUID
 
 from celery import signals
 from celery.exceptions import SecurityWarning
-from celery.worker import state
 
-from orchestrator.worker.app import QUEUES, app, configure
+from orchestrator.worker.app import CARRY, QUEUES, SEAL, SWEEP, app, configure
 from orchestrator.worker.bridge import Bridge
-from orchestrator.worker.consumer import CARRY, SEAL, SWEEP
 from orchestrator.worker.doorbell import Doorbell
 from orchestrator.worker.scheduler import run_scheduler
 from orchestrator.worker.watchdog import FAILED, end_within
@@ -77,6 +75,8 @@ def run_worker(settings: Settings) -> int:
 
     Returns the exit status: 0 after such a shutdown, another after a fault.
     """
+    from celery.worker import state  # noqa: PLC0415 - only a worker needs that side of Celery
+
     global _bridge  # noqa: PLW0603 - Celery finds its tasks' world in the process
     configure(settings)
     signals.setup_logging.connect(_own_logging)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 QueueName = Literal["checkouts", "callbacks"]
 QUEUES: Final = ("callbacks", "checkouts", "maintenance")
 """What a worker consumes. `intents` and `deliveries` belong to stages of their own."""
+CARRY: Final = "orchestrator.carry"
+SWEEP: Final = "orchestrator.sweep"
+SEAL: Final = "orchestrator.seal"
 SEAL_EVERY: Final = 600.0
 
 TRANSPORTS: Final = {

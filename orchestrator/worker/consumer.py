@@ -15,6 +15,7 @@ from celery.worker import loops
 from celery.worker.consumer import consumer
 from celery.worker.state import maybe_shutdown
 
+from orchestrator.worker.app import CARRY, SEAL, SWEEP
 from orchestrator.worker.dropped import dropped
 from orchestrator.worker.publisher import BackOff, discard
 
@@ -29,7 +30,6 @@ _loops: Any = loops
 
 WELL_AFTER: Final = 2.0
 """Seconds that a connection must last to count as well: a replica takes connections too, and refuses what comes next."""
-CARRY, SWEEP, SEAL = "orchestrator.carry", "orchestrator.sweep", "orchestrator.seal"
 MOST_IDS: Final = 1000
 """Checkouts that one message may name: HINT_SIZE's own bound."""
 

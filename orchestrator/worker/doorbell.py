@@ -8,8 +8,7 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from orchestrator.worker.app import configure
-from orchestrator.worker.consumer import CARRY
+from orchestrator.worker.app import CARRY, configure
 from orchestrator.worker.publisher import BackOff, Message, Publisher
 
 if TYPE_CHECKING:

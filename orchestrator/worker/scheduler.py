@@ -12,8 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
-from orchestrator.worker.app import SEAL_EVERY, configure
-from orchestrator.worker.consumer import SEAL, SWEEP
+from orchestrator.worker.app import SEAL, SEAL_EVERY, SWEEP, configure
 from orchestrator.worker.heartbeat import Pulse
 from orchestrator.worker.publisher import BackOff, Message, Publisher
 from orchestrator.worker.watchdog import end_within
