@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -87,6 +88,7 @@ class Admission:
         self._under_way: set[asyncio.Task[list[UUID]]] = set()
         self._runner = asyncio.create_task(self._run(), name="admission")
         self._runner.add_done_callback(self._runner_ended)
+        self._closed = asyncio.Event()
         self._renewer = asyncio.create_task(self._renew(), name="leases")
 
     @property
@@ -139,15 +141,14 @@ class Admission:
         """Stop, and wait for what is in flight."""
         self.stop()
         await asyncio.gather(self._runner, *self._under_way, return_exceptions=True)
-        self._renewer.cancel()
-        await asyncio.gather(self._renewer, return_exceptions=True)
+        self._closed.set()
+        await self._renewer
 
     async def _renew(self) -> None:
         """Renew the leases of what takes long: they are short, so that what a dead process held is soon free."""
         seconds = self._settings.lease_seconds
         longest = LONGEST_HELD * max(seconds, self._settings.gateway_total_timeout)
-        while True:
-            await asyncio.sleep(seconds / RENEWALS)
+        while not await self._is_closed_within(seconds / RENEWALS):
             # What takes so long that something must be wrong with it here is left to the others.
             held = [
                 one
@@ -161,6 +162,12 @@ class Admission:
                     await renew(self._carrier.db, held, lease_seconds=seconds)
             except Exception as error:  # noqa: BLE001 - the next round tries again; a lease that runs out is known here
                 _log.warning("leases_not_renewed", leases=len(held), error=type(error).__name__)
+
+    async def _is_closed_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        return self._closed.is_set()
 
     def _runner_ended(self, runner: asyncio.Task[None]) -> None:
         if not self._stopping:
