@@ -113,7 +113,7 @@ class Policies:
     `late`: money for a checkout that had ended. `surplus`: a second payment for one order. `unknown_order`: a payment for an order
     number that nobody asked for. `capture`: whether we capture what is reserved, where the checkout's intent does not say.
     `surcharge`: a payment of the order's amount and a surcharge that the gateway added: a person decides, or it pays the order.
-    `looks_per_minute`: lookups at the gateway that alarms may cause.
+    `looks_per_minute`: lookups at the gateway that no shopper waits for, at most (see `carry.budget`).
     """
 
     late: Homeless = "ask"
@@ -121,7 +121,7 @@ class Policies:
     unknown_order: Homeless = "ask"
     capture: Capture = "manual"
     surcharge: Surcharge = "ask"
-    looks_per_minute: int = 600
+    looks_per_minute: int = 3000
 
 
 _WORDS: Final[dict[str, tuple[str, ...]]] = {

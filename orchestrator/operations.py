@@ -106,6 +106,14 @@ def give_back(
     )
 
 
+def lease_for(settings: Settings) -> float:
+    """Return the seconds for which a lease lasts when an operation is written as submitted: a wait for its turn, and its call.
+
+    Its call is begun only while what is left of that outlasts the call; a renewal of the lease does not count.
+    """
+    return max(settings.lease_seconds, 3.0 * settings.gateway_total_timeout)
+
+
 def quiet_after(settings: Settings, operation: Operation) -> float:
     """Return the seconds since it was submitted before which the absence of an operation's effect proves nothing.
 
@@ -113,7 +121,7 @@ def quiet_after(settings: Settings, operation: Operation) -> float:
     that it was sent before.
     """
     patience = settings.operation_quiet * 2.0 ** max(min(operation.attempts, 10) - 1, 0)
-    return settings.lease_seconds + min(patience, 3600.0)
+    return lease_for(settings) + min(patience, 3600.0)
 
 
 def total_of(operation: Operation, transaction: Transaction) -> int:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import ssl
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import pairwise
@@ -23,6 +24,8 @@ from pydantic import AfterValidator, Field, SecretStr, TypeAdapter, ValidationEr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SourceError
 
+from orchestrator.broker_url import AMQP, REDIS, Endpoint
+from orchestrator.broker_url import read as read_broker_url
 from orchestrator.errors import OrchestratorError
 from orchestrator.hosts import reach_of
 from orchestrator.pod_environment import is_service_link
@@ -91,8 +94,28 @@ def _postgres_url(value: str) -> str:
 
 HttpUrl = Annotated[str, _url("http", "https", bare=True)]
 PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
-BrokerUrl = Annotated[str, _url("redis", "rediss", "amqp", "amqps")]
-RedisUrl = Annotated[str, _url("redis", "rediss")]
+
+
+def _broker_url(*kinds: str) -> AfterValidator:
+    def check(value: str) -> str:
+        value = value.rstrip("/")
+        read_broker_url(value, kinds=kinds)
+        return value
+
+    return AfterValidator(check)
+
+
+BrokerUrl = Annotated[str, _broker_url(*REDIS, *AMQP)]
+RedisUrl = Annotated[str, _broker_url(*REDIS)]
+
+
+def _certificates(value: str) -> str:
+    try:
+        ssl.create_default_context(cafile=value)
+    except OSError as error:  # an SSLError is one
+        message = f"must be a file with certificates in PEM form ({error.strerror or 'it has none'})"
+        raise ValueError(message) from None
+    return value
 
 
 def _secret_key(value: SecretStr) -> SecretStr:
@@ -194,7 +217,9 @@ class Settings(BaseSettings):
     database_timeout: float = Field(default=3.0, ge=0.5, le=30)
     """How long Postgres may take to answer a statement of orders and callbacks; then its connection is dropped, and it is repeated."""
     broker_url: BrokerUrl | None = Field(default=None, repr=False)
-    """The broker of the hints: redis:// or amqp://."""
+    """The broker of the hints: redis://, amqp://, the same over TLS (rediss://, amqps://), or Redis behind Sentinel: sentinel://host:26379/0;sentinel://host2:26379?master_name=NAME."""
+    broker_ca_file: Annotated[str, AfterValidator(_certificates)] | None = None
+    """Certificate authorities (a PEM file) that sign the certificates of the broker and of Redis; unset: the system's."""
     redis_url: RedisUrl | None = Field(default=None, repr=False)
     """Redis for what processes share beside the broker; unset: the broker's, where that is Redis."""
     gateway_url: HttpUrl | None = None
@@ -250,8 +275,8 @@ class Settings(BaseSettings):
     """Bytes; a longer answer counts as none."""
 
     # Leases, alarms, retries.
-    lease_seconds: float = Field(default=60.0, ge=1, le=3600)
-    """How long a worker may hold a checkout; at least 3.2 times GATEWAY_TOTAL_TIMEOUT."""
+    lease_seconds: float = Field(default=10.0, ge=1, le=3600)
+    """How long a checkout waits after the worker that held it has died; a worker that lives renews its leases, and a capture, refund or release makes its own last for 3 times GATEWAY_TOTAL_TIMEOUT."""
     hint_grace: float = Field(default=5.0, ge=0.2, le=300)
     """How long a published hint may take before the sweeper publishes it again."""
     hint_size: int = Field(default=50, ge=1, le=1000)
@@ -316,6 +341,8 @@ class Settings(BaseSettings):
     """Hints that a worker takes up at once; a thread is free again as soon as its checkouts are claimed or left behind."""
     in_flight_limit: int = Field(default=2000, ge=1, le=100_000)
     """Checkouts that a worker carries at once; of one gateway at most twice GATEWAY_POOL_SIZE."""
+    shutdown_timeout: float = Field(default=25.0, ge=1, le=600)
+    """Seconds after SIGTERM in which the API, a worker or the scheduler ends what it has in hand; then it ends at once, with status 1."""
     database_pool: int = Field(default=6, ge=1, le=200)
     """Connections to Postgres from one process; an API process has four more, for what comes in."""
     api_connections: int = Field(default=1000, ge=16, le=100_000)
@@ -361,19 +388,24 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _call_fits_into_lease(self) -> Self:
-        # A look, and the call that it allows, each with its timeout, and room to spare.
-        if self.lease_seconds < 3.2 * self.gateway_total_timeout:
-            message = "LEASE_SECONDS must be at least 3.2 times GATEWAY_TOTAL_TIMEOUT, or slow calls outlive their lease"
-            raise ValueError(message)
-        return self
-
-    @model_validator(mode="after")
     def _required_network_is_known(self) -> Self:
         if self.require_gateway_network and not self.gateway_networks:
             message = "REQUIRE_GATEWAY_NETWORK needs GATEWAY_NETWORKS, and that list is empty"
             raise ValueError(message)
         return self
+
+    @cached_property
+    def broker(self) -> Endpoint:
+        """The broker of the hints."""
+        return read_broker_url(self.need("broker_url"), ca_file=self.broker_ca_file)
+
+    @cached_property
+    def redis(self) -> Endpoint | None:
+        """Redis for what processes share: its own URL, or the broker's where that is Redis; None where there is none."""
+        url = self.redis_url or self.broker_url
+        if url is None or (self.redis_url is None and url.startswith(AMQP)):
+            return None
+        return read_broker_url(url, ca_file=self.broker_ca_file)
 
     @cached_property
     def gateway_ranges(self) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -104,22 +104,26 @@ class World:
             "worker": ["worker"],
             "scheduler": ["scheduler"],
         }[kind]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("ORCHESTRATOR_")}
-        for key, value in self.settings.items():
-            environment[f"ORCHESTRATOR_{key.upper()}"] = (
-                value if isinstance(value, str) else json.dumps(value)
-            )
         with (self.place / f"{name}.log").open("ab") as out:
             self.running[name] = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator", *command],
-                env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self.place,
+                env=self.environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self.place,
             )  # fmt: skip
         url = {
             "api": f"{self.api_url}/healthz",
             "sandbox": f"http://127.0.0.1:{sandbox_port}/healthz",
         }.get(kind)
         if url:
-            self.until(lambda: self._answers(name, url), f"{name} answers", seconds=30)
+            self.until(lambda: self._answers(name, url), f"{name} answers", seconds=90)
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of a process of this installation."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("ORCHESTRATOR_")}
+        for key, value in self.settings.items():
+            environment[f"ORCHESTRATOR_{key.upper()}"] = (
+                value if isinstance(value, str) else json.dumps(value)
+            )
+        return environment
 
     def start_all(self, *, workers: int = 1) -> None:
         for name in (
@@ -285,14 +289,9 @@ class World:
         assert verified.returncode == 0, verified.stderr + verified.stdout
 
     def command(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("ORCHESTRATOR_")}
-        for key, value in self.settings.items():
-            environment[f"ORCHESTRATOR_{key.upper()}"] = (
-                value if isinstance(value, str) else json.dumps(value)
-            )
         return subprocess.run(
             [sys.executable, "-m", "orchestrator", *arguments],
-            env=environment, cwd=self.place, capture_output=True, text=True, timeout=60, check=False, input=given,
+            env=self.environment(), cwd=self.place, capture_output=True, text=True, timeout=60, check=False, input=given,
         )  # fmt: skip
 
     def until(self, condition: Callable[[], object], what: str, *, seconds: float = 30) -> None:

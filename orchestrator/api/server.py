@@ -106,8 +106,13 @@ async def serve(settings: Settings, doorbell: Doorbell, host: str, port: int) ->
     )
     server = _Server(config)
     loop = asyncio.get_running_loop()
+
+    def asked_to_end(number: int) -> None:
+        worker.end_within(settings.shutdown_timeout, "api")
+        server.handle_exit(number, None)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.handle_exit, number, None)
+        loop.add_signal_handler(number, asked_to_end, number)
     _log.info("api_serving", host=host, port=port)
     heap.settle()
     watch = asyncio.create_task(connections.watch(), name="connections")

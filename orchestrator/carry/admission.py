@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
 from orchestrator.carry.room import Flow, Room, Wish
 from orchestrator.db import is_away
-from orchestrator.lifecycle import claim, claim_waiting, merchants_of
+from orchestrator.lifecycle import claim, claim_waiting, merchants_of, renew
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +39,10 @@ CALLS_IN_HAND: Final = 2
 """Checkouts of one gateway in flight for each of its connections: one calls, one is being written or waits its turn."""
 REMEMBERED: Final = 1000
 """Checkouts of one merchant that are remembered by id when callbacks must wait; the others are brought by their alarms."""
+RENEWALS: Final = 4
+"""Times that a lease is renewed within its time."""
+LONGEST_HELD: Final = 6
+"""Times that a lease lasts, or a call to the gateway may, after which one is renewed no more: something is wrong with its step."""
 AGAIN: Final = 1.0
 """Seconds until those who wait are looked for again after Postgres failed."""
 
@@ -46,20 +51,20 @@ AGAIN: Final = 1.0
 class _Hint:
     ids: Sequence[UUID]
     # None: nobody waits for it.
-    done: asyncio.Future[None] | None = None
+    done: asyncio.Future[bool] | None = None
 
     @property
     def over(self) -> bool:
         return self.done is not None and self.done.done()
 
-    def tell(self, error: Exception | None = None) -> None:
-        """Tell whoever waits that it is admitted, or why not."""
-        if self.done is None or self.done.done():
-            return
-        if error is None:
-            self.done.set_result(None)
-        else:
-            self.done.set_exception(error)
+    def tell(self, *, answered: bool = True) -> None:
+        """Tell the caller whether it is answered.
+
+        A value and never the exception: one exception object may reach several callers, and a caller outside the event loop
+        (Celery) clears the frames of its traceback, which ends the coroutines that they belong to.
+        """
+        if self.done is not None and not self.done.done():
+            self.done.set_result(answered)
 
 
 class Admission:
@@ -73,30 +78,54 @@ class Admission:
         self._hints: dict[Lane, deque[_Hint]] = {"callbacks": deque(), "checkouts": deque()}
         # Who left something behind. What came by callbacks is remembered by id; the rest is in Postgres, in order of its alarms.
         self._behind: dict[Flow, dict[UUID, None]] = {}
-        self._carried: dict[tuple[UUID, UUID], tuple[Flow, str]] = {}
+        self._carried: dict[tuple[UUID, UUID], tuple[Flow, str, Held]] = {}
         self._left_since = 0
         self._wake = asyncio.Event()
         self._stopping = False
+        self.rounds = 0
+        """Rounds of the dispatcher that have ended, well or not; `waiting` that stays while this stands still is a fault."""
+        self._round_ended = asyncio.get_running_loop().time()
         self._under_way: set[asyncio.Task[list[UUID]]] = set()
         self._runner = asyncio.create_task(self._run(), name="admission")
+        self._runner.add_done_callback(self._runner_ended)
+        self._closed = asyncio.Event()
+        self._renewer = asyncio.create_task(self._renew(), name="leases")
 
     @property
     def crowded(self) -> list[int]:
         """Merchants that left something behind which this process claims by itself."""
         return [flow.merchant_id for flow in self._behind if flow.lane == "checkouts"]
 
-    async def admit(self, ids: Sequence[UUID], lane: Lane = "checkouts") -> None:
-        """Return when each of `ids` is claimed or left behind, or the lease's time has gone by and there was no room at all."""
+    @property
+    def ended(self) -> bool:
+        """Whether the dispatcher has ended, which only a shutdown may make it do."""
+        return self._runner.done() and not self._stopping
+
+    @property
+    def waiting(self) -> int:
+        """How many hints wait for the dispatcher, with room for them."""
+        return 0 if self.room.full or self._stopping else sum(map(len, self._hints.values()))
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last round of the dispatcher ended."""
+        return asyncio.get_running_loop().time() - self._round_ended
+
+    async def admit(self, ids: Sequence[UUID], lane: Lane = "checkouts") -> bool:
+        """Return when each of `ids` is claimed or left behind; false where a claim failed, or no room came within a lease's time.
+
+        What is not claimed keeps its alarm, and the failure is logged here: the caller has nothing to do about it.
+        """
         if self._stopping:
-            return
-        done = asyncio.get_running_loop().create_future()
+            return False
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._put(_Hint(ids, done), lane)
         await asyncio.wait({done}, timeout=self._settings.lease_seconds)
         if done.done():
-            done.result()
-        else:
-            done.cancel()
-            _log.warning("no_room", in_flight=self.room.taken)
+            return done.result()
+        done.cancel()
+        _log.warning("no_room", in_flight=self.room.taken)
+        return False
 
     def stop(self) -> None:
         """Admit nothing more; what is in flight ends its step and gives its lease back."""
@@ -111,8 +140,39 @@ class Admission:
     async def close(self) -> None:
         """Stop, and wait for what is in flight."""
         self.stop()
-        await self._runner
-        await asyncio.gather(*self._under_way)
+        await asyncio.gather(self._runner, *self._under_way, return_exceptions=True)
+        self._closed.set()
+        await self._renewer
+
+    async def _renew(self) -> None:
+        """Renew the leases of what takes long: they are short, so that what a dead process held is soon free."""
+        seconds = self._settings.lease_seconds
+        longest = LONGEST_HELD * max(seconds, self._settings.gateway_total_timeout)
+        while not await self._is_closed_within(seconds / RENEWALS):
+            # What takes so long that something must be wrong with it here is left to the others.
+            held = [
+                one
+                for _, _, one in self._carried.values()
+                if one.lease_left() < seconds * (1 - 1 / RENEWALS) and one.held_for() < longest
+            ]
+            if not held:
+                continue
+            try:
+                async with asyncio.timeout(seconds):
+                    await renew(self._carrier.db, held, lease_seconds=seconds)
+            except Exception as error:  # noqa: BLE001 - the next round tries again; a lease that runs out is known here
+                _log.warning("leases_not_renewed", leases=len(held), error=type(error).__name__)
+
+    async def _is_closed_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        return self._closed.is_set()
+
+    def _runner_ended(self, runner: asyncio.Task[None]) -> None:
+        if not self._stopping:
+            error = None if runner.cancelled() else runner.exception()
+            _log.error("dispatcher_ended", exc_info=error)
 
     def _put(self, hint: _Hint, lane: Lane) -> None:
         self._hints[lane].append(hint)
@@ -126,12 +186,16 @@ class Admission:
                 return
             hints = self._gathered()
             try:
-                await self._admit(_lanes(hints))
-            except Exception as error:  # noqa: BLE001 - whoever hinted is told; the alarms stand
+                # What was claimed longer ago than a lease is no longer ours.
+                async with asyncio.timeout(self._settings.lease_seconds):
+                    await self._admit(_lanes(hints))
+            except Exception as error:  # noqa: BLE001 - the callers are told; the alarms stand
                 self._failed(error, hints)
             else:
                 for _, hint in hints:
                     hint.tell()
+            self.rounds += 1
+            self._round_ended = asyncio.get_running_loop().time()
 
     def _gathered(self) -> list[tuple[Lane, _Hint]]:
         """Take hints for one claim, callbacks first; none while there is no room at all."""
@@ -217,7 +281,7 @@ class Admission:
         for one in held:
             flow = Flow(one.merchant_id, lanes.get(one.id, "checkouts"))
             gateway = self._carrier.gateway_of(one.merchant_id)
-            self._carried[one.id, one.lease] = flow, gateway
+            self._carried[one.id, one.lease] = flow, gateway, one
             self.room.enter(flow, gateway)
         if held:
             task = asyncio.create_task(self._carrier.carry(held, lanes=lanes, ended=self._ended))
@@ -225,7 +289,8 @@ class Admission:
             task.add_done_callback(self._under_way.discard)
 
     def _ended(self, one: Held, *, rung: bool) -> None:
-        self.room.leave(*self._carried.pop((one.id, one.lease)))
+        flow, gateway, _ = self._carried.pop((one.id, one.lease))
+        self.room.leave(flow, gateway)
         self._left_since += 1
         if rung and not self._stopping:
             # A ring that came while we held it is answered without a way through the broker.
@@ -237,7 +302,7 @@ class Admission:
 
     def _failed(self, error: Exception, hints: Iterable[tuple[Lane, _Hint]]) -> None:
         for _, hint in hints:
-            hint.tell(error)
+            hint.tell(answered=False)
         if is_away(error):
             _log.warning("claim_failed", **log.cause(error))
         else:

@@ -1,8 +1,13 @@
-"""The budget of looks: how many an installation makes at a merchant's gateway for no reason but that an alarm rang.
+"""The budget of lookups: how many an installation makes at a merchant's gateway for no reason but that one is due.
 
-The gateway's lookup is no listing service. Each merchant has a queue of evenly spaced places, `looks_per_minute`, kept in Postgres, so that all workers share it. A look that a callback, a command or a money operation asks for goes at once and takes a
-place; the others get the next places in turn, so that what is looked at is spread evenly however many alarms ring together. Nothing
-starves: a place once given is kept (`booked`), and at least a quarter of the places is for looks that nobody asked for.
+The gateway's lookup is no listing service, and no document of the gateway names a rate that it takes. Each merchant has a queue of
+evenly spaced places, `looks_per_minute`, kept in Postgres, so that all workers share it. A lookup goes at once, and is charged for, where
+somebody waits for it: a callback, a command or a money operation asks for it, or a shopper has come back from the payment page a
+moment ago. The others get the next places in turn, those first behind which money may be (`rank`). Nothing starves: a place once
+given is kept (`booked`), and at least a quarter of the places is for lookups that nobody waits for.
+
+The default budget, 3,000 a minute, is that of a merchant whose gateway sends no callback at all at 50 orders a second: 50 places a
+second. In quiet times next to none of it is used, because lookups are due so seldom (an abandoned checkout costs about ten a day).
 """
 
 from __future__ import annotations
@@ -13,15 +18,20 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from sqlalchemy import text
 
+from orchestrator.states import State
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     from orchestrator.db import Database
+    from orchestrator.lifecycle import Held
 
 AT_ONCE: Final = 5.0
 """Seconds: a place this near is as good as now. An idle merchant's queue so takes a small crowd at once."""
 LATE: Final = 5.0
 """Seconds that a look may come after its place, because the process had other work, and still find its minute not full."""
+WAITED_FOR: Final = frozenset({State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED})
 SHARE: Final = 0.75
 """The most of all places that looks which somebody asked for may take."""
 
@@ -46,14 +56,70 @@ _OPEN = text("""
 """)
 
 
+BACK_FOR: Final = 300.0
+"""Seconds after the offer for which a shopper who showed up may be waiting at the shop's page."""
+
+_QUEUES = text("""
+    SELECT m.name AS merchant, b.merchant_id, extract(epoch FROM b.taken_until - clock())::float8 AS wait,
+           q.waiting, coalesce(extract(epoch FROM clock() - q.since), 0)::float8 AS age
+      FROM look_budgets b JOIN merchants m ON m.id = b.merchant_id CROSS JOIN LATERAL (
+        SELECT count(*) AS waiting, min(c.updated_at) AS since FROM checkouts c
+         WHERE c.merchant_id = b.merchant_id AND c.booked AND c.due_at <= b.taken_until + interval '10 s') q
+     WHERE b.taken_until > clock() + make_interval(secs => :at_once)
+     ORDER BY wait DESC
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The queue of one merchant's lookups: how many wait, for how long the oldest has (seconds), and how long a new one will."""
+
+    merchant: str
+    waiting: int
+    age: float
+    wait: float
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one merchant's looks want: seconds between two places, looks that somebody asked for, looks of alarms alone."""
+    """What one merchant's lookups want: seconds between two places, lookups that somebody waits for, and the others."""
 
     merchant_id: int
     apart: float
     asked: int
     quiet: int
+
+
+def waited_for(held: Held) -> bool:
+    """Say whether somebody waits for the lookup: it goes at once, and is charged for."""
+    return held.eventful or (
+        # A callback or the shopper's return has woken it; what it said was read, and the gateway did not confirm it yet.
+        held.wake > 0
+        and held.state in WAITED_FOR
+        and held.offered_at is not None
+        and (held.now() - held.offered_at).total_seconds() < BACK_FOR
+    )
+
+
+def rank(held: Held) -> tuple[bool, bool, int, datetime, int]:
+    """Return by what lookups take their places, the least first.
+
+    Checkouts that may still be paid come before ended ones, those that were woken before those that were not, those that were looked at
+    less before those that were looked at more; then the older one, then the greater amount.
+    """
+    return (
+        held.state not in WAITED_FOR,
+        not held.wake,
+        held.looks,
+        held.offered_at or held.deadline,
+        -held.amount,
+    )
+
+
+async def queues(db: Database) -> list[Queue]:
+    """Return the merchants whose lookups wait for their turn, the longest wait first. Only what is due within the queue is read."""
+    rows = await db.read(_QUEUES, {"at_once": AT_ONCE})
+    return [Queue(row.merchant, row.waiting, row.age, row.wait) for row in rows]
 
 
 def apart(looks_per_minute: int) -> float:

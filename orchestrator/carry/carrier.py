@@ -34,6 +34,8 @@ _log = log.get(__name__)
 
 NEWCOMER_TRIES: Final = 3
 """Tries to find a checkout's merchant, a second or more apart, before a person is told."""
+ENOUGH: Final = 0.2
+"""Of a lease: what is left of it where a step is begun. A process that lives renews it before; a call may outlast it but for money's."""
 STEPS_AT_ONCE: Final = 4
 """Steps that begin in one round of the event loop. One is about a millisecond of work; so is the wait of whoever comes next."""
 
@@ -108,10 +110,9 @@ class Carrier:
     async def _places(self, held: Sequence[Held]) -> dict[UUID, float]:
         """Return how many seconds the looks of alarms alone must wait for their place in their merchant's queue."""
         quiet: dict[int, list[UUID]] = {}
-        for one in held:
-            if one.state in CARRIED or one.booked:
-                continue
-            if one.eventful:
+        looked_at = [one for one in held if one.state not in CARRIED and not one.booked]
+        for one in sorted(looked_at, key=budget.rank) if len(looked_at) > 1 else looked_at:
+            if budget.waited_for(one):
                 self._asked[one.merchant_id] += 1
             else:
                 quiet.setdefault(one.merchant_id, []).append(one.id)
@@ -205,7 +206,7 @@ class Carrier:
         while not step.released:
             await self._turns.take(whose)
             loop.call_soon(self._turns.give_back)
-            if self._stopping or step.held.lease_left() < self.settings.gateway_total_timeout:
+            if self._stopping or step.held.lease_left() < ENOUGH * self.settings.lease_seconds:
                 await step.postpone(0.0)
             elif pause > 0 and not commands.wait(step.held):
                 await step.postpone(pause + reconcile.back_off(self.settings, 2))

@@ -1,7 +1,7 @@
 """Captures, refunds and releases under the lease: look, write `submitted`, send, settle; or look for what became of one.
 
-The call leaves only after `submitted` has landed and only while the lease outlasts it: the fence is asked once more when the body of
-the request goes to the socket. Whoever finds a submitted or unknown operation never sends it; it looks, and only an absence after the
+`submitted` makes the lease last for the call. The call leaves only after that has landed, and only while that lease outlasts it: the
+fence is asked when the body of the request goes to the socket. Whoever finds a submitted or unknown operation never sends it; it looks, and only an absence after the
 quiet period makes it `requested` again.
 """
 
@@ -24,7 +24,7 @@ from orchestrator.gateway.outcomes import (
     Unauthorized,
     Unknown,
 )
-from orchestrator.lifecycle import KEEP, Event, operation_holds
+from orchestrator.lifecycle import KEEP, Event, operation_holds, tick
 from orchestrator.operations import Fate
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
-MARGIN: Final = 1.1
-"""Calls' total timeouts that a lease must still last when an operation is written as submitted."""
 REFUSALS: Final = frozenset({"error", "failed", "cancelled", "declined"})
 """Results (lower case) by which the gateway says that it did nothing; `error` is also its answer to what is done already."""
 REJECTED: Final = "operation_rejected"
@@ -111,19 +109,18 @@ async def _submit(step: Step, operation: Operation, transaction: Transaction) ->
 
 async def _send(step: Step, operation: Operation, transaction: Transaction) -> None:
     total = step.settings.gateway_total_timeout
-    if step.held.lease_left() < MARGIN * total:
-        await step.postpone(0.0)
-        return
     before = operations.total_of(operation, transaction)
     submitted = replace(operation, state="submitted", total_before=before, attempts=operation.attempts + 1)
     await _write(
         step, Action.MONEY_SUBMITTED, submitted, {"totalBefore": before, "attempt": submitted.attempts},
-        attempts=step.held.attempts, alarm=KEEP,
+        attempts=step.held.attempts, alarm=KEEP, extends=operations.lease_for(step.settings),
     )  # fmt: skip
     operation = next(one for one in step.held.operations if one.id == submitted.id)
+    # Of this lease, and not of its renewals: whoever takes over counts the quiet period from `submitted`.
+    until = step.held.lease_ends
 
     def lease_lasts() -> bool:
-        return step.held.lease_left() > total
+        return until - tick() > total
 
     outcome = await _call(step, operation, lease_lasts)
     match outcome:

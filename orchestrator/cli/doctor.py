@@ -112,6 +112,7 @@ async def _examine(settings: Settings, report: _Report, *, stopped: bool) -> Non
             if not stopped:
                 await _processes(db, report)
             await _alarms(db, report, stopped=stopped)
+            await _lookups(db, report)
             if not stopped or settings.gateway_url is not None:
                 await _gateways(settings, db, report)
             await _public_address(settings, db, report)
@@ -319,6 +320,21 @@ def _public_address_for(gateways: Sequence[str | None], settings: Settings, repo
         report.ill("address", fault)
 
 
+async def _lookups(db: Database, report: _Report) -> None:
+    """Tell of lookups that wait for their turn: where callbacks get lost, paid orders may be among them."""
+    from orchestrator.carry import budget  # noqa: PLC0415 - each command imports what it needs
+
+    queues = await budget.queues(db)
+    for one in queues:
+        report.ill(
+            "lookups",
+            f"{one.waiting} lookups of merchant {one.merchant} wait for their turn, the oldest for {one.age:.0f} s, and a new one would "
+            f"for {one.wait:.0f} s: see whether its callbacks arrive, or raise its budget: orchestrator merchants set {one.merchant} looks_per_minute=…",
+        )
+    if not queues:
+        report.well("lookups", "none waits for its turn")
+
+
 async def _gateways(settings: Settings, db: Database, report: _Report) -> None:
     from orchestrator.gateway.client import Gateway  # noqa: PLC0415
     from orchestrator.gateway.outcomes import Done  # noqa: PLC0415
@@ -378,11 +394,10 @@ async def _left_alone(settings: Settings, report: _Report) -> None:
     """Name the gateways that the workers leave alone at this moment; where Redis is away, each worker knows only for itself."""
     from orchestrator.gateway import board  # noqa: PLC0415
 
-    url = board.url_of(settings)
-    if url is None:
+    if settings.redis is None:
         return
     try:
-        alone = await board.left_alone(url)
+        alone = await board.left_alone(settings.redis)
     except Exception as error:  # noqa: BLE001 - as for the broker
         found = log.scrub(str(error)) or type(error).__name__
         report.ill(

@@ -173,15 +173,15 @@ def worker() -> int:
 
 
 @click.command()
-def scheduler() -> None:
-    """Ring the alarms: Celery beat, which drives the sweeper. Several are harmless."""
+def scheduler() -> int:
+    """Publish the sweep of what is due, and the seal of the audit trail, in their intervals. Several are harmless."""
     from orchestrator.settings import load  # noqa: PLC0415
     from orchestrator.worker import run_scheduler  # noqa: PLC0415
 
     settings = _needing(logged(load()), "database_url", "broker_url")
     _check_clock(settings)
     log.own_output()
-    run_scheduler(settings)
+    return run_scheduler(settings)
 
 
 @click.command(short_help="Serve a faithful gateway on this machine.")

@@ -273,6 +273,12 @@ def _next(record: Record) -> Next:
             f"The gateway is being left alone until {moment(record.due_at)}; then {_what(record)}.{_after(record)}",
             record.due_at,
         )
+    if record.booked and not due:
+        return Next(
+            f"Its lookup waits for its turn within the merchant's budget of lookups: at {moment(record.due_at)} "
+            f"{_what(record)}.{_after(record)}",
+            record.due_at,
+        )
     when = "As soon as a worker is free" if due else f"At {moment(record.due_at)}"
     return Next(f"{when} {_what(record)}.{_after(record)}", record.due_at)
 

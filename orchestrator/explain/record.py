@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _GATHER = text("""
     SELECT c.id, c.order_ref, c.state, c.version, c.currency, c.amount, c.reserved, c.captured, c.refunded, c.charged_back,
            c.late, c.auto_capture, c.openings, c.created_at, c.deadline, c.due_at, c.offered_at, c.withdrawn_at, c.ended_at,
-           c.reserved_until, c.attention, c.last_error, c.attempts, m.name AS merchant, clock() AS now,
+           c.reserved_until, c.attention, c.last_error, c.attempts, c.booked, m.name AS merchant, clock() AS now,
            CASE WHEN c.leased_until > clock() THEN c.leased_until END AS leased_until,
            (SELECT s.token_expires_at FROM sessions s WHERE s.checkout_id = c.id) AS token_expires_at,
            (SELECT count(*) FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS letters,
@@ -130,7 +130,8 @@ class Archived(msgspec.Struct, frozen=True, kw_only=True):
 class Record:
     """One checkout at one moment (`now`). Amounts in minor units, graces in seconds, `watch` in seconds after the end.
 
-    `leased_until` is set while a worker holds it; `letters` is the number of callbacks that nobody has acted on.
+    `leased_until` is set while a worker holds it; `letters` is the number of callbacks that nobody has acted on;
+    `booked` says that its lookup waits for its turn within the merchant's budget.
     """
 
     id: UUID
@@ -160,6 +161,7 @@ class Record:
     attention: str | None = None
     last_error: str | None = None
     attempts: int = 0
+    booked: bool = False
     letters: int = 0
     entries: tuple[Entry, ...] = ()
     payments: tuple[Payment, ...] = ()

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import secrets
 import socket
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
@@ -25,7 +27,7 @@ from orchestrator.gateway import rate
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from orchestrator.settings import Settings
+    from orchestrator.broker_url import Endpoint
 
 log = logs.get(__name__)
 
@@ -35,6 +37,10 @@ PATIENCE: Final = 0.5
 """Seconds for anything that nobody waits for."""
 MOMENT: Final = 0.05
 """Seconds for permits, which a call waits for."""
+LONGEST: Final = 60.0
+"""Seconds for which anything is left alone at most, unless the settings say otherwise."""
+MOST: Final = 1000
+"""Entries that are read at most."""
 PRESENT: Final = 5.0
 """Seconds after its last look for which a worker counts."""
 
@@ -49,7 +55,11 @@ redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[2]))
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-local alone = redis.call('ZRANGE', KEYS[2], 0, -1, 'WITHSCORES')
+local last = now + tonumber(ARGV[3])
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. string.format('%.0f', last), '+inf', 'LIMIT', 0, ARGV[4])) do
+    redis.call('ZADD', KEYS[2], last, name)
+end
+local alone = redis.call('ZRANGE', KEYS[2], 0, ARGV[4] - 1, 'WITHSCORES')
 for i = 2, #alone, 2 do alone[i] = alone[i] - now end
 return {redis.call('ZCARD', KEYS[1]), alone}
 """
@@ -57,7 +67,7 @@ return {redis.call('ZCARD', KEYS[1]), alone}
 _READ: Final = (
     _NOW
     + """
-local alone = redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf', 'WITHSCORES')
+local alone = redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[1])
 for i = 2, #alone, 2 do alone[i] = alone[i] - now end
 return alone
 """
@@ -72,10 +82,16 @@ redis.call('PEXPIRE', KEYS[1], 7200000)
 
 
 class Board:
-    """What this process knows of the others; a context in which it is kept up to date. Without a URL it knows of nobody."""
+    """What this process knows of the others; a context in which it is kept up to date. Without an endpoint it knows of nobody.
 
-    def __init__(self, url: str | None, *, name: str = "") -> None:
-        self._url, self._name = url, name or f"{socket.gethostname()}:{os.getpid()}"
+    What it hears is bounded by `longest` seconds, whatever stands in Redis: whoever may write there may not close a gateway for a day.
+    """
+
+    def __init__(self, endpoint: Endpoint | None, *, name: str = "", longest: float = LONGEST) -> None:
+        self._endpoint = endpoint
+        # Processes of two containers may have the same host name and the same id.
+        self._name = name or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._longest = longest
         self._redis: Redis | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.away = True
@@ -87,8 +103,8 @@ class Board:
 
     async def __aenter__(self) -> Self:
         """Begin to look."""
-        if self._url is not None:
-            self._redis = connect(self._url)
+        if self._endpoint is not None:
+            self._redis = connect(self._endpoint)
             self.start(self._watch())
         return self
 
@@ -98,7 +114,7 @@ class Board:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._redis is not None:
-            await self._redis.aclose()
+            await close(self._redis)
 
     @property
     def anything_alone(self) -> bool:
@@ -149,13 +165,24 @@ class Board:
             self._lost(error)
 
     async def _watch(self) -> None:
+        assert self._redis is not None  # noqa: S101 - it is open
         while True:
             try:
                 async with asyncio.timeout(PATIENCE):
+                    if self.away and self._missed:
+                        # After a failover the old primary may live on, read-only: what is connected to it is given up.
+                        await self._redis.connection_pool.disconnect(inuse_connections=False)
                     self.workers, alone = await self._run(
-                        _LOOK, 2, _WORKERS, _ALONE, self._name, int(PRESENT * 1000)
+                        _LOOK,
+                        2,
+                        _WORKERS,
+                        _ALONE,
+                        self._name,
+                        int(PRESENT * 1000),
+                        int(self._longest * 1000),
+                        MOST,
                     )
-            except (RedisError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever stands in Redis, each process goes by what it knows itself
                 self._lost(error)
             else:
                 now = time.monotonic()
@@ -175,29 +202,47 @@ class Board:
         return await self._redis.eval(script, *arguments)  # type: ignore[arg-type]  # it writes numbers as text
 
 
-def url_of(settings: Settings) -> str | None:
-    """Return where the board is: Redis's own URL, or the broker's where that is Redis."""
-    if settings.redis_url is not None:
-        return settings.redis_url
-    broker = settings.broker_url
-    return broker if broker is not None and broker.startswith("redis") else None
-
-
-async def left_alone(url: str) -> dict[str, float]:
+async def left_alone(endpoint: Endpoint) -> dict[str, float]:
     """Return what is left alone at this moment, and for how many seconds; Redis's errors pass through."""
-    redis = connect(url)
+    redis = connect(endpoint)
     try:
-        return _pairs(await redis.eval(_READ, 1, _ALONE))
+        return _pairs(await redis.eval(_READ, 1, _ALONE, MOST))
     finally:
-        await redis.aclose()
+        await close(redis)
 
 
-def connect(url: str) -> Redis:
+def connect(endpoint: Endpoint) -> Redis:
     """Return a client that gives up soon and repeats nothing."""
-    return Redis.from_url(
-        url, socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE, retry=Retry(NoBackoff(), 0), max_connections=8
+    common: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "max_connections": 8}
+    tls: dict[str, Any] = endpoint.tls.for_redis() if endpoint.tls is not None else {}
+    if endpoint.kind != "sentinel":
+        return Redis.from_url(
+            endpoint.urls[0], socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE, **common, **tls
+        )
+    # One that does not answer leaves time for the next.
+    asked: dict[str, Any] = {"socket_timeout": PATIENCE / 4, "socket_connect_timeout": PATIENCE / 4, **tls}
+    if endpoint.sentinel_password is not None:
+        asked |= {"username": endpoint.sentinel_username, "password": endpoint.sentinel_password}
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        endpoint.sentinels, sentinel_kwargs={**asked, "ssl": bool(tls), **common},
+        username=endpoint.username, password=endpoint.password, db=endpoint.db, ssl=bool(tls),
+        socket_timeout=PATIENCE / 4, socket_connect_timeout=PATIENCE / 4, **common, **tls,
     )  # fmt: skip
+    client: Redis = sentinel.master_for(endpoint.master, redis_class=Redis)
+    return client
+
+
+async def close(redis: Redis) -> None:
+    """Close a client, and those that it asks Sentinel with."""
+    await redis.aclose()
+    await redis.connection_pool.disconnect()
+    manager = getattr(redis.connection_pool, "sentinel_manager", None)
+    for one in manager.sentinels if manager is not None else ():
+        await one.aclose()
 
 
 def _pairs(told: list[Any]) -> dict[str, float]:
-    return {name.decode(): int(left) / 1000 for name, left in zip(told[::2], told[1::2], strict=True)}
+    return {
+        name.decode(errors="replace"): int(left) / 1000
+        for name, left in zip(told[::2], told[1::2], strict=True)
+    }

@@ -79,8 +79,9 @@ class Breaker:
         self._begin(now + pause)
         return pause
 
-    def heard(self, until: float) -> bool:
-        """Note that another process leaves the gateway alone until then; say whether that is news."""
+    def heard(self, until: float, now: float) -> bool:
+        """Note that another process leaves the gateway alone until then, but no longer than we would; say whether that is news."""
+        until = min(until, now + self.longest)
         if self._until is not None and until <= self._until + SAME:
             return False
         news = self._until is None

@@ -65,10 +65,13 @@ class Door:
             return 0.0
         now = time.monotonic()
         elsewhere = self._board.alone_until(self.gateway)
-        if elsewhere > now and self._breaker.heard(elsewhere):
+        if elsewhere > now and self._breaker.heard(elsewhere, now):
             log.warning("gateway_paused", gateway=self.gateway, seconds=round(elsewhere - now, 1), heard=True)
         name = self._name(merchant)
-        throttled = max(self._throttled.get(name, now), self._board.alone_until(name)) - now
+        throttled = (
+            max(self._throttled.get(name, now), min(self._board.alone_until(name), now + LONGEST_THROTTLE))
+            - now
+        )
         return max(self._breaker.wait(now), throttled)
 
     def begin(self) -> bool:

@@ -18,12 +18,13 @@ BATCH: Final = 0.1
 KEPT: Final = 1.0
 """Seconds for which permits in hand are good."""
 
-# The next free moment of the schedule, in microseconds of Redis's clock; it is forgotten when it has passed.
+# The next free moment of the schedule, in microseconds of Redis's clock; it is forgotten when it has passed. Whatever stands in
+# Redis, it is no further ahead than a burst, as the schedule leaves it.
 SCRIPT: Final = """
 local now = redis.call('TIME')
 now = now[1] * 1000000 + now[2]
 local apart, burst, want = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local next = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
+local next = math.min(math.max(now, tonumber(redis.call('GET', KEYS[1]) or 0) or 0), now + burst)
 local granted = math.min(want, math.floor((now + burst - next) / apart))
 if granted < 1 then return {0, next + apart - burst - now} end
 next = next + granted * apart

@@ -37,6 +37,7 @@ from orchestrator.lifecycle.claims import (
     rival_of,
     tick,
 )
+from orchestrator.lifecycle.leases import renew
 from orchestrator.lifecycle.matching import (
     NO_INTENT_PRINT,
     Matched,
@@ -90,6 +91,7 @@ __all__ = [
     "operation_holds",
     "order_is_shared",
     "paying_others",
+    "renew",
     "ring",
     "rival_of",
     "sign_command",

@@ -147,6 +147,15 @@ class Operation:
         return str(self.id)
 
 
+class Renewal:
+    """When a lease ends by its last renewal (see `tick`). All copies of one `Held` have the same one."""
+
+    __slots__ = ("ends",)
+
+    def __init__(self) -> None:
+        self.ends = float("-inf")
+
+
 # Not a dataclass: one of 50 fields is made for each move.
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """A checkout under our lease, as it stood when claimed or after our own last move."""
@@ -199,6 +208,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     claimed_at: datetime
     claimed_tick: float
     lease_ends: float
+    renewal: Renewal = msgspec.field(default_factory=Renewal)
     # Somebody rang while we held it: the release has set the alarm to now.
     rung: bool = False
 
@@ -207,8 +217,12 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
         return self.claimed_at + timedelta(seconds=tick() - self.claimed_tick)
 
     def lease_left(self) -> float:
-        """Return how many seconds of the lease are left; nothing may be begun that could outlast it."""
-        return self.lease_ends - tick()
+        """Return how many seconds of the lease are left; no money call may be begun that could outlast it."""
+        return max(self.lease_ends, self.renewal.ends) - tick()
+
+    def held_for(self) -> float:
+        """Return the seconds since it was claimed."""
+        return tick() - self.claimed_tick
 
     @property
     def accepted(self) -> frozenset[str]:

@@ -88,6 +88,8 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     further: tuple[Fact, ...] = ()
     actor: str = audit.SYSTEM
     alarm: float | Kept | None = KEEP
+    # Seconds from now for which the lease lasts at least once the move has landed; only where it is kept.
+    extends: float | None = None
     attempts: int = 0
     looks: int | Kept = KEEP
     openings: int | Kept = KEEP
@@ -195,6 +197,7 @@ def row(move: Move, to: State, entries: Sequence[audit.Entry]) -> dict[str, obje
         "state": to,
         "release": move.releases,
         "alarm": None if isinstance(move.alarm, Keep) else move.alarm,
+        "extends": move.extends,
         "attempts": move.attempts,
         "looks": held.looks if isinstance(move.looks, Keep) else move.looks,
         "openings": held.openings if isinstance(move.openings, Keep) else move.openings,

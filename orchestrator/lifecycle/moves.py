@@ -12,7 +12,7 @@ from sqlalchemy import text
 from orchestrator import audit
 from orchestrator.db import AGAIN, Again, Batch, Database, Writes
 from orchestrator.errors import OrchestratorError
-from orchestrator.lifecycle.claims import Held, Known, LeaseLost, Operation
+from orchestrator.lifecycle.claims import Held, Known, LeaseLost, Operation, tick
 from orchestrator.lifecycle.move import (
     Fact,
     Keep,
@@ -51,7 +51,7 @@ _ADVANCE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:moves AS json)) AS i(
-            id uuid, merchant_id int, lease uuid, version int, wake int, state text, release boolean, alarm float8,
+            id uuid, merchant_id int, lease uuid, version int, wake int, state text, release boolean, alarm float8, extends float8,
             attempts int, looks int, openings int, last_error text, attention text, expires_in float8, offered boolean,
             withdrawn boolean, ended boolean, reopened boolean, late boolean, booked boolean, life float8,
             reserved int8, captured int8, refunded int8, charged_back int8, reserved_until timestamptz, require_capture boolean,
@@ -72,8 +72,10 @@ _ADVANCE = text("""
         UPDATE checkouts c
            SET state = i.state, version = c.version + i.entries, claims = 0,
                lease = CASE WHEN i.release THEN NULL ELSE c.lease END,
-               leased_until = CASE WHEN i.release THEN NULL ELSE c.leased_until END,
-               due_at = CASE WHEN NOT i.release THEN c.due_at WHEN c.wake <> i.wake THEN t.now
+               leased_until = CASE WHEN i.release THEN NULL WHEN i.extends IS NULL THEN c.leased_until
+                                   ELSE greatest(c.leased_until, t.now + make_interval(secs => i.extends)) END,
+               due_at = CASE WHEN NOT i.release AND i.extends IS NULL THEN c.due_at
+                             WHEN NOT i.release THEN greatest(c.due_at, t.now + make_interval(secs => i.extends)) WHEN c.wake <> i.wake THEN t.now
                              ELSE t.now + make_interval(secs => i.alarm) END,
                attempts = i.attempts, looks = i.looks, openings = i.openings,
                last_error = i.last_error, attention = i.attention,
@@ -180,6 +182,7 @@ class _Prepared:
     entries: Sequence[audit.Entry]
     row: dict[str, object]
     events: list[dict[str, object]]
+    began: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +258,7 @@ class Lifecycle:
                     evidence=fact.evidence,
                 )
             )
-        return _Prepared(move, to, entries, row(move, to, entries), event_rows(move, to))
+        return _Prepared(move, to, entries, row(move, to, entries), event_rows(move, to), tick())
 
     async def _write(self, batch: list[_Prepared]) -> list[_Landed | Again | None]:
         rows = await self._db.write(
@@ -356,6 +359,10 @@ def _after(prepared: _Prepared, landed: _Landed) -> Held:
             command for command in held.commands if command.id not in {done for done, _ in move.done}
         ),
         rung=landed.rung,
+        # Counted from before the write, so that waiting for it shortens it.
+        lease_ends=held.lease_ends
+        if move.extends is None
+        else max(held.lease_ends, prepared.began + move.extends),
     )
 
 

@@ -8,6 +8,7 @@ event loop of its process and returns when it is claimed or left behind. A worke
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -15,17 +16,29 @@ from uuid import UUID
 from celery import signals
 from celery.exceptions import SecurityWarning
 
-from orchestrator.worker.app import QUEUES, app, configure
+from orchestrator.worker.app import CARRY, QUEUES, SEAL, SWEEP, app, configure
 from orchestrator.worker.bridge import Bridge
 from orchestrator.worker.doorbell import Doorbell
-from orchestrator.worker.heartbeat import Pulse
+from orchestrator.worker.scheduler import run_scheduler
+from orchestrator.worker.watchdog import FAILED, end_within
 
 if TYPE_CHECKING:
     from celery import Task
 
     from orchestrator.settings import Settings
 
-__all__ = ["Doorbell", "app", "bridge", "carry", "configure", "run_scheduler", "run_worker", "seal", "sweep"]
+__all__ = [
+    "Doorbell",
+    "app",
+    "bridge",
+    "carry",
+    "configure",
+    "end_within",
+    "run_scheduler",
+    "run_worker",
+    "seal",
+    "sweep",
+]
 
 _bridge: Bridge | None = None
 
@@ -38,63 +51,63 @@ def bridge() -> Bridge:
     return _bridge
 
 
-@app.task(name="orchestrator.carry", bind=True, Request="orchestrator.worker.hint:Hint")
+@app.task(name=CARRY, bind=True, Request="orchestrator.worker.hint:Hint")
 def carry(task: Task[Any, Any], ids: list[str]) -> None:
     """Look at these checkouts."""
     came_by = (task.request.delivery_info or {}).get("routing_key")
     bridge().carry([UUID(one) for one in ids], "callbacks" if came_by == "callbacks" else "checkouts")
 
 
-@app.task(name="orchestrator.sweep")
+@app.task(name=SWEEP)
 def sweep() -> None:
     """Turn the alarms that ring into hints."""
     bridge().sweep()
 
 
-@app.task(name="orchestrator.seal")
+@app.task(name=SEAL)
 def seal() -> None:
     """Seal the audit trail."""
     bridge().seal()
 
 
 def run_worker(settings: Settings) -> int:
-    """Run a worker until SIGTERM or SIGINT: a warm shutdown, in which steps in flight end or give their lease back."""
+    """Run a worker until SIGTERM or SIGINT: a warm shutdown, in which steps in flight end or give their lease back.
+
+    Returns the exit status: 0 after such a shutdown, another after a fault.
+    """
+    from celery.worker import state  # noqa: PLC0415 - only a worker needs that side of Celery
+
     global _bridge  # noqa: PLW0603 - Celery finds its tasks' world in the process
     configure(settings)
     signals.setup_logging.connect(_own_logging)
-    signals.worker_shutting_down.connect(_shutting_down)
     # About pickle as root: only JSON is accepted here.
     warnings.simplefilter("ignore", SecurityWarning)
-    _bridge = Bridge(settings)
+    faults: list[str] = []
+
+    def shutting_down(**_: object) -> None:
+        end_within(settings.shutdown_timeout, "worker")
+        if _bridge is not None:
+            _bridge.stop()
+
+    def failed(fault: str) -> None:
+        faults.append(fault)
+        shutting_down()
+        vars(state)["should_stop"] = FAILED  # as Celery's own handler of signals does
+
+    signals.worker_shutting_down.connect(shutting_down, weak=False)
+    _bridge = Bridge(settings, fault=failed)
     _bridge.start()
     try:
-        app.worker_main([
-            "--quiet", "worker", "--pool=threads", f"--concurrency={settings.worker_threads}", f"--queues={','.join(QUEUES)}",
-            f"--hostname=orchestrator-{os.getpid()}@%h", "--without-gossip", "--without-mingle", "--loglevel=WARNING",
-        ])  # fmt: skip
-    except SystemExit as left:
-        return left.code if isinstance(left.code, int) else 0
+        worker = app.Worker(
+            hostname=f"orchestrator-{os.getpid()}@{socket.gethostname()}", pool_cls="threads", concurrency=settings.worker_threads,
+            queues=list(QUEUES), loglevel="WARNING", quiet=True, without_gossip=True, without_mingle=True,
+            without_heartbeat=True,
+        )  # fmt: skip
+        worker.start()
     finally:
         _bridge.close()
-
-
-def run_scheduler(settings: Settings) -> None:
-    """Run Celery beat, which drives the sweeper; several are harmless."""
-    configure(settings)
-    signals.setup_logging.connect(_own_logging)
-    pulse = Pulse(settings)
-    signals.after_task_publish.connect(pulse.published)
-    pulse.start()
-    try:
-        app.Beat(loglevel="WARNING", quiet=True).run()
-    finally:
-        pulse.stop()
+    return FAILED if faults else int(worker.exitcode or 0)
 
 
 def _own_logging(**_: object) -> None:
     """Keep Celery from setting up logging: ours stands."""
-
-
-def _shutting_down(**_: object) -> None:
-    if _bridge is not None:
-        _bridge.stop()

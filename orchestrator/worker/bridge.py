@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import socket
 import threading
 import time
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import uvloop
@@ -18,13 +17,17 @@ from orchestrator.carry import Admission, Carrier
 from orchestrator.db import Database, is_away
 from orchestrator.gateway import board
 from orchestrator.gateway.client import Gateway
+from orchestrator.gateway.doors import LONGEST_THROTTLE
 from orchestrator.merchants import Merchants
 from orchestrator.vault import Vault
 from orchestrator.worker.doorbell import Doorbell
-from orchestrator.worker.heartbeat import BEAT, FORGET, GONE, HEARTBEAT, heartbeat, note, written
+from orchestrator.worker.dropped import dropped
+from orchestrator.worker.heartbeat import BEAT, FORGET, GONE, HEARTBEAT, heartbeat, note, unique_name, written
+from orchestrator.worker.watchdog import LOOK, Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
+    from concurrent.futures import Future
     from uuid import UUID
 
     from orchestrator.carry.room import Lane
@@ -42,17 +45,21 @@ BACKLOG_LIMIT: Final = 100
 class Bridge:
     """One event loop for the whole process, with everything that lives on it; Celery's threads hand work over and wait."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
+    def __init__(self, settings: Settings, *, fault: Callable[[str], None]) -> None:
+        self._settings, self._fault = settings, fault
+        self._name = unique_name()
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._live, name="loop", daemon=True)
         self._ready = threading.Event()
         self._end = asyncio.Event()
-        self._failed: BaseException | None = None
+        self._start_error: BaseException | None = None
         self._heard = self._swept = time.monotonic()
         self._counts = {"hints": 0, "checkouts": 0, "swept": 0}
         self._sweeping = threading.Lock()
+        self._stopping = False
+        self._running: set[Future[Any]] = set()
+        # More than the longest round of the dispatcher.
+        self._watchdog = Watchdog(most=int(2 * settings.lease_seconds) + 30, fault=self._failed)
         self.doorbell = Doorbell(settings)
 
     def start(self) -> None:
@@ -60,18 +67,31 @@ class Bridge:
         self.doorbell.start()
         self._thread.start()
         self._ready.wait()
-        if self._failed is not None:
-            raise self._failed
+        if self._start_error is not None:
+            raise self._start_error
 
     def stop(self) -> None:
         """Begin nothing new; what is in flight ends its step and gives its lease back."""
-        self._loop.call_soon_threadsafe(self._admission.stop)
+        self._stopping = True
+        self._watchdog.stop()
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._admission.stop)
+        for future in list(self._running):
+            future.cancel()
 
     def close(self) -> None:
         """Wait for what is in flight, write what has gathered, close all connections, end the loop."""
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(timeout=self._settings.lease_seconds)
+        self.stop()
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(timeout=self._settings.shutdown_timeout)
         self.doorbell.close()
+
+    def _failed(self, fault: str) -> None:
+        _log.error(
+            "worker_stuck", fault=fault, dispatches=self._admission.rounds, waiting=self._admission.waiting
+        )
+        self._fault(fault)
 
     def carry(self, ids: Sequence[UUID], lane: Lane = "checkouts") -> None:
         """Have these carried, and return when they are claimed or left behind."""
@@ -86,7 +106,7 @@ class Bridge:
         if not self._sweeping.acquire(blocking=False):
             return
         try:
-            if self.doorbell.depth("checkouts") > BACKLOG_LIMIT:
+            if self._depth() > BACKLOG_LIMIT:
                 self._run(self._take_up(), timeout=2 * self._settings.lease_seconds)
                 # A busy installation is not a silent one.
                 self._swept = time.monotonic()
@@ -99,16 +119,42 @@ class Bridge:
         """Seal the audit trail."""
         self._run(audit.seal(self._db, self._vault), timeout=120)
 
+    def _depth(self) -> int:
+        try:
+            return self.doorbell.depth("checkouts")
+        except Exception as error:  # noqa: BLE001 - each transport has errors of its own; what is due is then taken up here
+            _log.warning("backlog_not_known", error=type(error).__name__)
+            return BACKLOG_LIMIT + 1
+
     def _run(self, work: Coroutine[Any, Any, T], *, timeout: float) -> T | None:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Have work done on the loop, and return what came of it; None if nothing did, and that is logged.
+
+        No exception of the loop leaves here. Celery clears the frames of every exception that it is handed; up to Python 3.11 that
+        closes a coroutine that is suspended in one of them, while its task waits for ever.
+        """
+        if self._stopping:
+            work.close()
+            return None
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:  # the loop has ended
+            work.close()
+            return None
+        self._running.add(future)
         try:
             return future.result(timeout)
-        except FutureTimeout:
-            _log.warning("waited_out", seconds=timeout)
-        except Exception as error:
-            if not is_away(error):
-                raise
-            _log.warning("database_away", **log.cause(error))
+        except CancelledError:
+            _log.info("given_up_for_shutdown")
+        except Exception as error:  # noqa: BLE001 - as said above
+            if not future.done():
+                future.cancel()
+                _log.warning("waited_out", seconds=timeout)
+            elif is_away(error):
+                _log.warning("database_away", **log.cause(error))
+            else:
+                _log.error("work_failed", exc_info=error)
+        finally:
+            self._running.discard(future)
         return None
 
     # On the loop.
@@ -118,7 +164,7 @@ class Bridge:
         try:
             self._loop.run_until_complete(self._main())
         except BaseException as error:
-            self._failed = error
+            self._start_error = error
             raise
         finally:
             self._ready.set()
@@ -135,7 +181,9 @@ class Bridge:
             prepared=settings.database_prepared_statements,
         )
         self._moves = lifecycle.Lifecycle(self._db, self._vault, batch_limit=settings.batch_limit)
-        shared = board.Board(board.url_of(settings), name=self._name)
+        shared = board.Board(
+            settings.redis, name=self._name, longest=max(settings.breaker_pause, LONGEST_THROTTLE)
+        )
         async with self._db, Gateway(settings, shared) as gateway:
             self._carrier = Carrier(
                 settings,
@@ -147,8 +195,9 @@ class Bridge:
             )
             self._admission = Admission(self._carrier)
             heap.settle()
+            self._watchdog.start(self._admission)
             self._ready.set()
-            beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._listen())]
+            beside = [asyncio.create_task(work) for work in (self._tick(), self._beat(), self._listen())]
             await self._end.wait()
             for task in beside:
                 task.cancel()
@@ -198,6 +247,12 @@ class Bridge:
             except Exception as error:  # noqa: BLE001 - the next round tries again, whatever it was
                 _log.warning("self_sweep_failed", **log.cause(error))
 
+    async def _tick(self) -> None:
+        """Show the watchdog that the loop runs."""
+        while True:
+            self._watchdog.ticks += 1
+            await asyncio.sleep(LOOK / 4)
+
     async def _beat(self) -> None:
         """Say that this process makes progress, and how much."""
         await note(self._db, FORGET, {})
@@ -209,7 +264,12 @@ class Bridge:
                     "inFlight": self._admission.room.taken,
                     "crowded": len(self._admission.crowded),
                     **written(self._moves.writes),
+                    "dispatches": self._admission.rounds,
+                    "dispatchedSecondsAgo": round(self._admission.idle_seconds, 1),
+                    "waiting": self._admission.waiting,
+                    "messagesDropped": dropped.total,
                 }
+                dropped.tell()
                 await note(self._db, BEAT, heartbeat(self._name, "worker", progress))
                 await asyncio.sleep(HEARTBEAT)
         finally:

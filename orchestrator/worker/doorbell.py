@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import queue
-import random
 import threading
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from kombu.exceptions import ChannelError
-
-from orchestrator import log
-from orchestrator.worker.app import configure
+from orchestrator.worker.app import CARRY, configure
+from orchestrator.worker.publisher import BackOff, Message, Publisher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,9 +17,6 @@ if TYPE_CHECKING:
 
     from orchestrator.settings import Settings
     from orchestrator.worker.app import QueueName
-
-_log = log.get(__name__)
-
 
 SHARE: Final = 0.05
 """The most of its time that the thread publishes. A message costs far more than another id in it, here and at the worker, so a crowd
@@ -54,11 +48,17 @@ class Doorbell:
 
     def __init__(self, settings: Settings) -> None:
         self._app = configure(settings)
+        self._publisher = Publisher(self._app)
+        self._link = BackOff("publisher")
         self._size = settings.hint_size
         self._waiting: queue.SimpleQueue[_Hint | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._room = 200_000
-        self.healthy = True
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last try went through."""
+        return not self._link.away
 
     def start(self) -> None:
         """Start the thread."""
@@ -85,32 +85,27 @@ class Doorbell:
             self._waiting.put(_Hint(queue, tuple(ids), alone, whose))
 
     def depth(self, name: QueueName) -> int:
-        """Return how many messages wait in a queue; raises kombu's errors when the broker is away."""
-        with self._app.connection_for_write(connect_timeout=5) as connection:
-            try:
-                declared = connection.default_channel.queue_declare(queue=name, passive=True)  # type: ignore[attr-defined]
-                return int(declared.message_count)
-            except ChannelError:
-                return 0  # A queue that is empty does not exist on Redis.
+        """Return how many messages wait in a queue; raises kombu's errors when the broker is away. For any thread."""
+        publisher = Publisher(self._app)
+        try:
+            return publisher.depth(name)
+        finally:
+            publisher.close()
 
     def _run(self) -> None:
-        pause, rest = 0.0, _Rest(float("-inf"))
+        rest = _Rest(float("-inf"))
         while True:
             hints, rested = self._gathered(rest)
             begun = time.monotonic()
             try:
                 self._publish([hint for hint in hints if hint is not None])
-                pause = 0.0
-                if not self.healthy:
-                    _log.info("broker_back")
-                self.healthy = True
-            except Exception as error:  # noqa: BLE001 - the thread must outlive whatever a broker comes up with
-                if self.healthy:
-                    _log.warning("broker_away", **log.cause(error))
-                self.healthy = False
-                pause = min(max(pause * 2, 0.2), 5.0)
-                time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter
+                self._link.worked()
+            except Exception as error:  # noqa: BLE001 - the thread outlives every error of a broker
+                pause = self._link.failed(error)
+                if hints[-1] is not None:
+                    time.sleep(pause)
             if hints[-1] is None:
+                self._publisher.close()
                 return
             ended = time.monotonic()
             length = min((ended - begun) / SHARE, LONGEST_REST)
@@ -153,13 +148,6 @@ class Doorbell:
             ]
         if not messages:
             return
-        with self._app.producer_pool.acquire(block=True, timeout=10) as producer:
-            for name, listed in messages:
-                self._app.send_task(
-                    "orchestrator.carry",
-                    args=[[str(one) for one in listed]],
-                    queue=name,
-                    producer=producer,
-                    retry=False,
-                    ignore_result=True,
-                )
+        self._publisher.publish(
+            Message(CARRY, name, [[str(one) for one in listed]]) for name, listed in messages
+        )

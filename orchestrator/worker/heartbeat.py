@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
 import threading
 import time
@@ -35,12 +36,17 @@ FORGET = text("DELETE FROM workers WHERE seen_at < clock() - interval '1 day'")
 GONE = text("DELETE FROM workers WHERE name = :name")
 
 
+def unique_name() -> str:
+    """Return a name that no other process has: containers share host names and process ids."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
 class Pulse:
-    """The scheduler's heartbeat, from a thread beside Celery beat: given only while its sweeps reach the broker."""
+    """The scheduler's heartbeat, from a thread of its own: given only while its sweeps reach the broker."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._name = unique_name()
         self._published = float("-inf")
         self._silence = max(3 * HEARTBEAT, 5 * settings.sweep_interval)
         self._ended = threading.Event()
@@ -50,8 +56,8 @@ class Pulse:
         """Start the thread."""
         self._thread.start()
 
-    def published(self, **_: object) -> None:
-        """Note that beat has published."""
+    def published(self) -> None:
+        """Note that a sweep has reached the broker."""
         self._published = time.monotonic()
 
     def stop(self) -> None:

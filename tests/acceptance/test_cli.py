@@ -26,7 +26,7 @@ NOBODY_THERE = "postgresql://u:p@127.0.0.1:1/x"
 
 WRONG = [
     (("up",), {"LEASE_SECONDS": "soon"}, "ORCHESTRATOR_LEASE_SECONDS"),
-    (("up",), {"LEASE_SECONDS": "5"}, "LEASE_SECONDS must be at least 3.2 times"),
+    (("up",), {"LEASE_SECONDS": "0"}, "LEASE_SECONDS: must be greater than or equal to 1"),
     (("worker",), {"DATABASE_URI": "postgresql:///x"}, "did you mean ORCHESTRATOR_DATABASE_URL?"),
     (("api",), {"DATABASE_URL": "mysql://x"}, "ORCHESTRATOR_DATABASE_URL: must be a URL"),
     (("api",), {}, "ORCHESTRATOR_DATABASE_URL is not set"),

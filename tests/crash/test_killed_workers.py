@@ -53,6 +53,29 @@ def test_a_worker_killed_while_it_asks_for_the_payment_completes_the_order_once(
     world.agree()
 
 
+def test_what_a_killed_worker_held_is_taken_over_in_seconds_with_the_settings_that_ship(installation: World):
+    world = installation
+    for name in ("lease_seconds", "gateway_connect_timeout", "gateway_read_timeout", "gateway_total_timeout"):
+        del world.settings[name]
+    for name in ("hint_grace", "sweep_interval", "self_sweep_after"):
+        del world.settings[name]
+    world.start("worker-1")
+    checkout = world.order(plan={"delayMs": {"payments": 1500}})
+    world.until_state(checkout, "awaiting_payment", seconds=60)
+    world.pay(checkout)
+    world.until(
+        lambda: world.sql("SELECT 1 FROM checkouts WHERE lease IS NOT NULL AND state = 'callback_received'"),
+        "the look is under way",
+    )
+    world.start("worker-2")
+    world.kill("worker-1")
+    (row,) = world.sql("SELECT extract(epoch FROM due_at - clock())::float8 AS left FROM checkouts")
+    assert row["left"] <= 10
+    # A lease of a minute would show; what a busy machine adds would not.
+    world.until_state(checkout, "completed", seconds=40)
+    world.agree()
+
+
 def test_workers_killed_again_and_again_lose_no_order(installation: World):
     world = installation
     world.control("PUT", "faults", {"latencyMs": {"all": 20}})

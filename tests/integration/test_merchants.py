@@ -414,7 +414,7 @@ async def test_unless_told_otherwise_a_person_is_asked_and_nothing_is_captured(m
     policies = (await merchants.named("default")).policies
     assert policies == Policies()
     assert (policies.late, policies.surplus, policies.unknown_order) == ("ask", "ask", "ask")
-    assert (policies.capture, policies.looks_per_minute) == ("manual", 600)
+    assert (policies.capture, policies.looks_per_minute) == ("manual", 3000)
 
 
 async def test_a_changed_policy_is_read_and_leaves_the_others_alone(core, merchants):

@@ -122,6 +122,7 @@ def test_every_state_with_every_reason_to_look_is_explained(state, attention):
         {},
         {"due_at": NOW - timedelta(seconds=1)},
         {"leased_until": NOW + timedelta(seconds=30)},
+        {"booked": True},
         {"withdrawn_at": NOW - timedelta(seconds=5)},
         {"attempts": 3, "last_error": "unknown: no answer within 10 s", "letters": 2},
         {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from orchestrator.carry import Admission, admission
 from orchestrator.gateway.client import Gateway
@@ -310,14 +310,62 @@ def breaking(monkeypatch, error: Exception) -> None:
     monkeypatch.setattr(claims, "_claim", once)
 
 
-async def test_whoever_hinted_hears_that_postgres_is_away(few: Crowd, monkeypatch):
-    (order,) = await few.orders(1)
-    breaking(monkeypatch, OperationalError("SELECT 1", {}, Exception("gone")))
-    with structlog.testing.capture_logs() as logs, pytest.raises(OperationalError):
-        await few.admission.admit([order])
-    assert [line["event"] for line in logs] == ["claim_failed"]
-    await few.admission.admit([order])
-    await few.until_through(order)
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [
+        (OperationalError("SELECT 1", {}, Exception("gone")), "claim_failed"),
+        (ProgrammingError("UPDATE", {}, Exception("permission denied")), "claim_broke"),
+        (ValueError("a mistake of ours"), "claim_broke"),
+        (TimeoutError(), "claim_failed"),
+    ],
+)
+async def test_a_claim_that_fails_is_told_by_a_value_and_the_dispatcher_goes_on(
+    few: Crowd, monkeypatch, error, event
+):
+    ids = await few.orders(3)
+    breaking(monkeypatch, error)
+    with structlog.testing.capture_logs() as logs:
+        answered = await asyncio.gather(*(few.admission.admit([one]) for one in ids))
+    assert not any(answered)
+    assert [line["event"] for line in logs] == [event]
+    rounds = few.admission.rounds
+    assert all(await asyncio.gather(*(few.admission.admit([one]) for one in ids)))
+    assert few.admission.rounds > rounds
+    assert (few.admission.ended, few.admission.waiting) == (False, 0)
+    await few.until_through(*ids)
+
+
+async def test_a_claim_that_takes_longer_than_its_lease_is_given_up(
+    database_url: str, gateway_url: str, monkeypatch
+):
+    brief = {"lease_seconds": 1.0, "gateway_total_timeout": 0.3}
+    async with crowd(database_url, gateway_url, **brief) as one:
+        (order,) = await one.orders(1)
+        real = claims._claim
+
+        async def hangs(*_: Any) -> Any:
+            monkeypatch.setattr(claims, "_claim", real)
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(claims, "_claim", hangs)
+        async with asyncio.timeout(10):
+            assert not await one.admission.admit([order])
+            while not await one.admission.admit([order]):
+                pass
+        await one.until_through(order)
+
+
+async def test_a_dispatcher_that_ends_is_told_of(few: Crowd):
+    with structlog.testing.capture_logs() as logs:
+        few.admission._runner.cancel()
+        await asyncio.gather(few.admission._runner, return_exceptions=True)
+    assert few.admission.ended
+    assert [line["event"] for line in logs] == ["dispatcher_ended"]
+    waiting = asyncio.create_task(few.admission.admit(await few.orders(1)))
+    await asyncio.sleep(0.05)
+    assert few.admission.waiting == 1
+    few.admission.stop()
+    await waiting
 
 
 async def test_what_was_left_behind_is_looked_for_again_when_a_claim_broke(few: Crowd, monkeypatch):

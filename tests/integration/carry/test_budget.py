@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from orchestrator import lifecycle
+from orchestrator.carry import budget
+from orchestrator.cli import doctor
+from orchestrator.explain import explain
+from orchestrator.explain.record import gather
 from orchestrator.gateway.client import Gateway
 from tests.integration.carry.scene import Scene, scene
 
@@ -113,3 +117,80 @@ async def test_a_look_that_waits_for_its_place_leaves_no_shopper_with_a_token_th
     )
     assert sorted(row.booked for row in rows) == ([False, False] if refused else [False, True])
     assert all((row.left.total_seconds() > 1000) != refused for row in rows)
+
+
+# ── Who comes first, and what is told of the others ─────────────────────────────────────────────────────────────────────
+
+
+async def due_in_order(world: Scene) -> list[object]:
+    rows = await world.sql("SELECT id FROM checkouts WHERE booked ORDER BY due_at")
+    return [row.id for row in rows]
+
+
+async def test_a_shopper_who_has_come_back_does_not_wait_behind_the_lookups_of_others(world: Scene):
+    await world.policy(looks_per_minute=6)
+    quiet = [await world.offered() for _ in range(4)]
+    await world.carry(*quiet)
+    assert len(await due_in_order(world)) == 3, "one at once, the others in their turn"
+    back = await world.offered()
+    # What came with the shopper was read, and the gateway did not confirm it yet.
+    await world.sql("UPDATE checkouts SET wake = 1 WHERE id = :id", id=back)
+    looks = (await world.row(back)).looks
+    await world.carry(back)
+    row = await world.row(back)
+    assert not row.booked
+    assert row.looks > looks, "it was looked at"
+    # Much later no one waits at the shop's page any more.
+    await world.sql(
+        "UPDATE checkouts SET offered_at = offered_at - interval '1 hour' WHERE id = :id", id=back
+    )
+    await world.carry(back)
+    assert (await due_in_order(world))[-1] == back
+
+
+async def test_lookups_take_their_places_by_what_may_be_lost(world: Scene):
+    await world.policy(looks_per_minute=6)
+    names = ("ended", "looked at", "young", "small", "great", "old", "first")
+    known = {name: await world.offered() for name in names}
+    hours = {"first": 9, "old": 3, "great": 2, "small": 2, "young": 1, "looked at": 5, "ended": 8}
+    for name, checkout in known.items():
+        await world.sql(
+            "UPDATE checkouts SET offered_at = date_trunc('hour', clock()) - make_interval(hours => :hours), looks = 0 WHERE id = :id",
+            id=checkout, hours=hours[name],
+        )  # fmt: skip
+    await world.sql("UPDATE checkouts SET amount = amount - 1 WHERE id = :id", id=known["small"])
+    await world.sql("UPDATE checkouts SET looks = 3 WHERE id = :id", id=known["looked at"])
+    await world.sql(
+        "UPDATE checkouts SET state = 'expired', ended_at = clock() WHERE id = :id", id=known["ended"]
+    )
+    await world.carry(*known.values())
+    names_of = {checkout: name for name, checkout in known.items()}
+    order = [names_of[one] for one in await due_in_order(world)]
+    assert order == ["old", "great", "small", "young", "looked at", "ended"], "and the first went at once"
+
+
+async def test_the_queue_of_lookups_is_told_of_with_its_length_and_its_age(world: Scene, capsys):
+    await world.offered()
+    assert await budget.queues(world.db) == []
+    await world.policy(looks_per_minute=6)
+    await world.carry(*[await world.offered() for _ in range(5)])
+    (queue,) = await budget.queues(world.db)
+    assert (queue.merchant, queue.waiting) == ("default", 4)
+    assert 30 < queue.wait < 60
+    assert 0 <= queue.age < 30
+    await world.later(seconds=20)
+    (queue,) = await budget.queues(world.db)
+    assert 20 <= queue.age < 60
+    report = doctor._Report()
+    await doctor._lookups(world.db, report)
+    said = capsys.readouterr().out
+    assert report.problems == 1
+    assert f"{queue.waiting} lookups of merchant default wait for their turn" in said
+    waiting = (await due_in_order(world))[-1]
+    record = await gather(world.db, world.settings, waiting)
+    assert record is not None
+    told = explain(record).next
+    assert "waits for its turn within the merchant's budget of lookups" in told.what
+    await world.later(seconds=300)
+    await doctor._lookups(world.db, report)
+    assert "none waits for its turn" in capsys.readouterr().out

@@ -9,7 +9,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from orchestrator.lifecycle import claim
+from orchestrator.carry import Admission, admission
+from orchestrator.lifecycle import claim, renew
 from tests.integration.carry.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio
@@ -69,18 +70,76 @@ async def test_stopping_gives_the_lease_back_between_two_steps(world: Scene, mon
     assert (await world.row(checkout)).claims == 0
 
 
-async def test_no_call_is_begun_that_could_outlast_the_lease(database_url: str, gateway_url: str):
-    short = {"lease_seconds": 3.3, "gateway_total_timeout": 1.0, "gateway_read_timeout": 1.0}
+async def test_no_step_is_begun_where_next_to_nothing_of_the_lease_is_left(
+    database_url: str, gateway_url: str
+):
+    short = {"lease_seconds": 4.0, "gateway_total_timeout": 2.0, "gateway_read_timeout": 2.0}
     async with scene(database_url, gateway_url, **short) as world:
         checkout = await world.accept()
-        await world.control("PUT", "faults", {"latencyMs": {"all": 850}})
-        # Whoever had it in hand before has used up some of it.
+        await world.control("PUT", "faults", {"latencyMs": {"all": 1000}})
+        # Whoever had it in hand before has used up some of it, and no one renews it here.
         await world.carrier.carry(await claim(world.db, [checkout], lease_seconds=2.6))
         await world.control("DELETE", "faults")
         row = await world.row(checkout)
         assert row.lease is None
         assert row.state == "session_created"
         assert row.due_in.total_seconds() <= 0
+
+
+async def test_a_lease_is_renewed_while_a_step_takes_longer_than_it(database_url: str, gateway_url: str):
+    short = {"lease_seconds": 1.0, "gateway_total_timeout": 4.0, "gateway_read_timeout": 4.0}
+    async with scene(database_url, gateway_url, **short) as world:
+        checkout = await world.accept()
+        await world.control("PUT", "faults", {"latencyMs": {"session": 2500}})
+        dispatcher = Admission(world.carrier)
+        try:
+            assert await dispatcher.admit([checkout])
+            lease = (await world.row(checkout)).lease
+            await asyncio.sleep(2.0)
+            await world.sql("UPDATE checkouts SET hinted = true WHERE id = :id", id=checkout)
+            assert await claim(world.db, [checkout], lease_seconds=1) == [], "no one else may take it"
+            row = await world.row(checkout)
+            assert row.lease == lease
+            assert row.due_in.total_seconds() > 0
+            await world.until_state(checkout, "awaiting_payment")
+            assert (await world.row(checkout)).version == 5, "each step was taken once"
+        finally:
+            await dispatcher.close()
+
+
+async def test_a_lease_is_not_renewed_for_ever(database_url: str, gateway_url: str, monkeypatch):
+    monkeypatch.setattr(admission, "LONGEST_HELD", 0.2)
+    short = {"lease_seconds": 1.0, "gateway_total_timeout": 6.0, "gateway_read_timeout": 6.0}
+    async with scene(database_url, gateway_url, **short) as world:
+        checkout = await world.accept()
+        await world.control("PUT", "faults", {"latencyMs": {"session": 5000}})
+        dispatcher = Admission(world.carrier)
+        try:
+            assert await dispatcher.admit([checkout])
+            async with asyncio.timeout(4.5):
+                while (await world.row(checkout)).due_in.total_seconds() > 0:  # noqa: ASYNC110 - in Postgres
+                    await asyncio.sleep(0.05)
+        finally:
+            await world.control("DELETE", "faults")
+            await dispatcher.close()
+
+
+async def test_a_lease_that_another_took_is_renewed_by_no_one_else(world: Scene):
+    checkout = await world.accept()
+    (first,) = await claim(world.db, [checkout], lease_seconds=60)
+    await world.sql(
+        "UPDATE checkouts SET leased_until = clock(), due_at = clock() WHERE id = :id", id=checkout
+    )
+    (second,) = await claim(world.db, [checkout], lease_seconds=5)
+    await renew(world.db, [first], lease_seconds=600)
+    row = await world.row(checkout)
+    assert row.lease == second.lease
+    assert row.due_in.total_seconds() < 6
+    assert first.lease_left() < 61
+    await renew(world.db, [first, second], lease_seconds=30)
+    assert 25 < second.lease_left() <= 30
+    await renew(world.db, [second], lease_seconds=1)
+    assert second.lease_left() > 25, "a renewal shortens nothing"
 
 
 async def test_an_order_whose_holders_keep_dying_is_set_aside_for_a_person(world: Scene):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import structlog
 
-from orchestrator import operations
-from orchestrator.carry import money
+from orchestrator import lifecycle, operations
 from orchestrator.gateway.outcomes import Done
 from orchestrator.merchants import UnknownMerchant
 from tests.integration.carry.scene import Scene, scene
@@ -651,20 +651,52 @@ async def test_an_operation_on_a_transaction_that_cannot_be_read_is_not_sent(wor
     assert row.attention is None
 
 
-async def test_a_lease_that_does_not_outlast_the_call_is_given_back_before_it_is_sent(
+async def test_what_is_left_of_a_short_lease_is_made_to_outlast_the_call_before_it_is_sent(
     database_url: str, gateway_url: str
 ):
-    async with scene(database_url, gateway_url, lease_seconds=3.2, gateway_total_timeout=1, gateway_read_timeout=0.95,
+    async with scene(database_url, gateway_url, lease_seconds=1.2, gateway_total_timeout=2, gateway_read_timeout=1.95,
                      gateway_connect_timeout=0.95) as world:  # fmt: skip
         checkout = await world.paid()
-        # The look before it takes so long that what is left of the lease would not outlast the call.
-        await world.plan(checkout, delayMs={"payments": 920})
+        # The look before it takes most of the lease.
+        await world.plan(checkout, delayMs={"payments": 700, "capture": 1500})
         await world.command(checkout, "capture", amount=4000)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(money, "MARGIN", 2.5)
-            await world.carry(checkout)
-        assert [row.attempts for row in await world.operations(checkout)] == [0]
-        await world.plan(checkout)
+        carrying = asyncio.create_task(world.carry(checkout))
+        await until_submitted(world, checkout)
+        row = await world.row(checkout)
+        assert row.due_in.total_seconds() > 4, "three times the longest call, which now goes out"
+        await asyncio.sleep(1.0)
+        assert await lifecycle.claim(world.db, [checkout], lease_seconds=1) == [], "no one may take it over"
+        await carrying
+        assert [amount for kind, amount in await world.movements(checkout) if kind == "captured"] == [4000]
+        assert (await until_settled(world, checkout)).captured == 4000
+
+
+async def test_a_call_that_has_waited_for_its_turn_until_the_lease_might_end_is_not_sent(
+    database_url: str, gateway_url: str, monkeypatch
+):
+    async with scene(database_url, gateway_url, lease_seconds=1, gateway_total_timeout=0.9, gateway_read_timeout=0.85,
+                     gateway_connect_timeout=0.85) as world:  # fmt: skip
+        checkout = await world.paid()
+        await world.command(checkout, "capture", amount=4000)
+        real = world.carrier.gateway.capture
+
+        async def late(account: Any, *, fence: Any, **asked: Any) -> Any:
+            assert fence()
+            (held,) = [one for one in holders if one.id == checkout]
+            # Renewals go on while it waits, and do not count: the quiet period of whoever takes over begins at `submitted`.
+            for _ in range(8):
+                await asyncio.sleep(0.25)
+                await lifecycle.renew(world.db, [held], lease_seconds=1)
+            assert held.lease_left() > 0.5
+            assert not fence()
+            return await real(account, fence=fence, **asked)
+
+        monkeypatch.setattr(world.carrier.gateway, "capture", late)
+        holders = await lifecycle.claim(world.db, [checkout], lease_seconds=1)
+        await world.carrier.carry(holders)
+        assert await world.movements(checkout) == []
+        assert [row.state for row in await world.operations(checkout)] == ["requested"]
+        monkeypatch.undo()
         assert (await until_settled(world, checkout)).captured == 4000
 
 

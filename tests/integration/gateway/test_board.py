@@ -12,6 +12,7 @@ import pytest
 import redis
 import structlog
 
+from orchestrator.broker_url import read
 from orchestrator.gateway import board, rate
 from orchestrator.gateway.board import Board
 from orchestrator.gateway.client import Gateway, gateway_of
@@ -104,7 +105,7 @@ async def way_to(url: str) -> AsyncIterator[Way]:
 
 @asynccontextmanager
 async def worker(url: str | None, name: str, **changed: float) -> AsyncIterator[tuple[Gateway, Board]]:
-    one = Board(url, name=name)
+    one = Board(None if url is None else read(url), name=name)
     async with Gateway(settings(**{**CALM, **changed}), one) as gateway:
         if url is not None:
             await until(lambda: not one.away)
@@ -112,10 +113,14 @@ async def worker(url: str | None, name: str, **changed: float) -> AsyncIterator[
 
 
 def test_the_board_is_in_redis_its_own_or_the_brokers():
-    assert board.url_of(Settings(redis_url="redis://a/1", broker_url="redis://b/2")) == "redis://a/1"
-    assert board.url_of(Settings(broker_url="redis://b/2")) == "redis://b/2"
-    assert board.url_of(Settings(broker_url="amqp://b")) is None
-    assert board.url_of(Settings()) is None
+    def where(**urls: str) -> tuple[str, int] | None:
+        found = Settings(**urls).redis
+        return None if found is None else (found.host, found.db)
+
+    assert where(redis_url="redis://a/1", broker_url="redis://b/2") == ("a", 1)
+    assert where(broker_url="redis://b/2") == ("b", 2)
+    assert where(broker_url="amqp://b") is None
+    assert where() is None
 
 
 async def test_a_gateway_that_one_worker_leaves_alone_is_left_alone_by_all(url: str):
@@ -134,13 +139,13 @@ async def test_a_gateway_that_one_worker_leaves_alone_is_left_alone_by_all(url: 
         assert 0 < outcome.retry_after <= 2
         assert len(server.asked) == 2
         assert [line.get("heard") for line in logs if line["event"] == "gateway_paused"] == [None, True]
-        assert list(await board.left_alone(url)) == [gateway_of(server.url)]
+        assert list(await board.left_alone(read(url))) == [gateway_of(server.url)]
         # When the pause is over, each tries for itself.
         server.answer = WELL
         async with asyncio.timeout(20):
             while isinstance(await second.authenticate(merchant), Busy):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        assert await board.left_alone(url) == {}
+        assert await board.left_alone(read(url)) == {}
 
 
 async def test_a_merchant_that_is_throttled_rests_at_all_workers(url: str):
@@ -154,7 +159,7 @@ async def test_a_merchant_that_is_throttled_rests_at_all_workers(url: str):
         outcome = await second.authenticate(account(server.url))
         assert isinstance(outcome, Busy)
         assert 15 < outcome.retry_after <= 20
-        assert list(await board.left_alone(url)) == [f"{gateway_of(server.url)} default"]
+        assert list(await board.left_alone(read(url))) == [f"{gateway_of(server.url)} default"]
 
 
 async def test_a_gateway_that_serves_while_it_is_left_alone_is_taken_off_the_board(url: str):
@@ -165,7 +170,7 @@ async def test_a_gateway_that_serves_while_it_is_left_alone_is_taken_off_the_boa
         one.take_back("somewhere")
         assert not one.anything_alone
         async with asyncio.timeout(10):
-            while await board.left_alone(url):  # noqa: ASYNC110
+            while await board.left_alone(read(url)):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 
@@ -175,7 +180,45 @@ async def test_a_shorter_pause_does_not_shorten_a_longer_one(url: str):
         one.leave_alone("somewhere", 1.0)
         await until(lambda: one.anything_alone)
         await asyncio.sleep(0.05)
-        assert (await board.left_alone(url))["somewhere"] > 50
+        assert (await board.left_alone(read(url)))["somewhere"] > 50
+
+
+@pytest.mark.parametrize("score", [86_400_000, 10**15, float("inf")])
+async def test_an_entry_that_was_forged_closes_a_gateway_no_longer_than_our_own_pause(url: str, score: float):
+    with redis.Redis.from_url(url) as stranger:
+        seconds, _ = stranger.time()
+        for name in ("https://gateway.example.com:443", "https://gateway.example.com:443 default"):
+            stranger.zadd("orchestrator:gateways:alone", {name: seconds * 1000 + score})
+        async with board.Board(read(url), name="one", longest=2.0) as one:
+            await until(lambda: one.anything_alone)
+            assert one.alone_until("https://gateway.example.com:443") <= time.monotonic() + 2.1
+            # It is not heard again and again: in Redis too it ends.
+            await until(lambda: not one.anything_alone)
+            assert await board.left_alone(read(url)) == {}
+
+
+async def test_whatever_stands_in_redis_the_board_goes_on(url: str):
+    with redis.Redis.from_url(url) as stranger:
+        stranger.set("orchestrator:gateways:workers", "no set at all")
+        stranger.zadd(
+            "orchestrator:gateways:alone", {b"\xff\xfe": 10**13, **{f"g{n}": 10**13 for n in range(3000)}}
+        )
+        async with board.Board(read(url), name="one") as one:
+            await asyncio.sleep(1.2)
+            assert one.away
+            stranger.delete("orchestrator:gateways:workers")
+            await until(lambda: not one.away)
+            assert len(one._alone) <= board.MOST
+
+
+async def test_a_budget_that_was_forged_holds_calls_up_for_a_moment_only(url: str):
+    with redis.Redis.from_url(url) as stranger:
+        async with worker(url, "one") as (_, one):
+            for value in (10**18, -5, "no number"):
+                stranger.set("orchestrator:gateways:rate:g", value)
+                grant = await one.permits("g", 10.0, 1)
+                one.away = False
+                assert grant is None or grant.permits or grant.wait <= 2, value
 
 
 async def test_workers_are_counted_while_they_look(url: str):

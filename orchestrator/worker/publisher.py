@@ -1,0 +1,130 @@
+"""The publisher: tasks sent to the broker over one connection, which is made anew after any error.
+
+After a failover the old primary may live on and refuse every write, so whatever error a publish meets, its connection is not used
+again. One thread uses a publisher.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from celery.utils import threads
+
+from orchestrator import log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from celery import Celery
+    from kombu import Connection
+
+_log = log.get(__name__)
+_threads: Any = threads  # more than its stubs know
+
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds for saying goodbye to a broker that may not answer."""
+FIRST_PAUSE: Final = 0.2
+LONGEST_PAUSE: Final = 5.0
+
+
+class Message(NamedTuple):
+    """A task by its name, its arguments, and the queue that it goes to."""
+
+    task: str
+    queue: str
+    arguments: Sequence[object] = ()
+
+
+class Publisher:
+    """Publishes tasks. Kombu's and the transport's errors pass through; the next publish connects anew."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._connection: Connection | None = None
+        self._producer: Any = None
+
+    def publish(self, messages: Iterable[Message]) -> None:
+        """Send these, in order; after an error some may have been sent."""
+        try:
+            producer = self._connected()
+            for message in messages:
+                self._app.send_task(
+                    message.task,
+                    args=list(message.arguments),
+                    queue=message.queue,
+                    producer=producer,
+                    retry=False,
+                    ignore_result=True,
+                )
+        except BaseException:
+            self.drop()
+            raise
+
+    def depth(self, queue: str) -> int:
+        """Return how many messages wait in a queue; it is declared where it does not exist."""
+        try:
+            channel = self._connected().channel
+            # As kombu declares a queue that says nothing else.
+            return int(
+                channel.queue_declare(
+                    queue=queue, durable=True, exclusive=False, auto_delete=False
+                ).message_count
+            )
+        except BaseException:
+            self.drop()
+            raise
+
+    def _connected(self) -> Any:
+        if self._producer is None:
+            self._connection = self._app.connection_for_write()
+            self._connection.connect()
+            self._producer = self._app.amqp.Producer(self._connection)
+        return self._producer
+
+    def drop(self) -> None:
+        """Give the connection up, as it is."""
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            discard(connection)
+
+    def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            _threads.bound_open_broker_sockets(connection, CLOSE_TIMEOUT)
+            with suppress(Exception):
+                connection.release()
+
+
+def discard(connection: Any) -> None:
+    """Close the sockets of a kombu connection that is of no use any more, whatever state it is in."""
+    _threads.bound_open_broker_sockets(connection, CLOSE_TIMEOUT)
+    for close in (lambda: connection.collect(socket_timeout=CLOSE_TIMEOUT), connection.release):
+        with suppress(Exception):
+            close()
+
+
+class BackOff:
+    """The pauses of one link to the broker, and the two log lines of an outage: when it begins, and when it is over."""
+
+    def __init__(self, link: str) -> None:
+        self._link = link
+        self._pause = 0.0
+        self.away = False
+
+    def failed(self, error: BaseException) -> float:
+        """Note a failure; return the seconds until the next try: full jitter below a ceiling that doubles."""
+        if not self.away:
+            reason = log.scrub(str(error))[:200]
+            _log.warning("broker_away", link=self._link, error=type(error).__name__, reason=reason)
+        self.away = True
+        self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+        return random.uniform(self._pause / 2, self._pause)  # noqa: S311 - jitter
+
+    def worked(self) -> None:
+        """Note that the broker took something."""
+        if self.away:
+            _log.info("broker_back", link=self._link)
+        self.away, self._pause = False, 0.0

@@ -1,0 +1,70 @@
+"""The scheduler: publishes the sweep, and the seal of the audit trail, each in its interval.
+
+Intervals are counted by a clock that no one sets, so that a step of the machine's time neither stops nor hurries them. What cannot
+be published is not made up for: the next tick sweeps all that is due. Several schedulers are harmless.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from orchestrator import log
+from orchestrator.worker.app import SEAL, SEAL_EVERY, SWEEP, configure
+from orchestrator.worker.heartbeat import Pulse
+from orchestrator.worker.publisher import BackOff, Message, Publisher
+from orchestrator.worker.watchdog import end_within
+
+if TYPE_CHECKING:
+    from orchestrator.settings import Settings
+
+_log = log.get(__name__)
+
+QUEUE: Final = "maintenance"
+MOST_WAITING: Final = 5
+"""Messages in the queue from which on nothing is added: while no worker runs, sweeps must not pile up."""
+
+
+def run_scheduler(settings: Settings) -> int:
+    """Publish until SIGTERM or SIGINT; return the exit status."""
+    ending = threading.Event()
+
+    def asked_to_end(*_: object) -> None:
+        end_within(settings.shutdown_timeout, "scheduler")
+        ending.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, asked_to_end)
+    pulse = Pulse(settings)
+    pulse.start()
+    try:
+        _publish(settings, ending, pulse)
+    finally:
+        pulse.stop()
+    return 0
+
+
+def _publish(settings: Settings, ending: threading.Event, pulse: Pulse) -> None:
+    publisher = Publisher(configure(settings))
+    link = BackOff("scheduler")
+    intervals = {SWEEP: settings.sweep_interval, SEAL: SEAL_EVERY}
+    due = dict.fromkeys(intervals, time.monotonic())
+    pause = 0.0
+    while not ending.wait(pause):
+        now = time.monotonic()
+        names = [name for name, at in due.items() if at <= now]
+        try:
+            if names and publisher.depth(QUEUE) < MOST_WAITING:
+                publisher.publish(Message(name, QUEUE) for name in names)
+        except Exception as error:  # noqa: BLE001 - no error of a broker ends the scheduler
+            pause = link.failed(error)
+            continue
+        if names:
+            link.worked()
+            pulse.published()
+        # From now on, and not from when it was due: ticks that were missed are not made up for.
+        due |= {name: now + intervals[name] for name in names}
+        pause = max(min(due.values()) - time.monotonic(), 0.0)
+    publisher.close()

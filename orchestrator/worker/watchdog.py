@@ -1,0 +1,98 @@
+"""The end of a process that cannot go on, or does not come to its end.
+
+A worker whose event loop stands still, or whose dispatcher takes nothing up while hints wait, serves nobody and looks alive. It says
+so and ends with a status that has it started again. All is counted in looks of this thread, not in seconds of a clock: a machine that
+slept has not stood still for hours.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Final, Protocol
+
+from orchestrator import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = log.get(__name__)
+
+LOOK: Final = 1.0
+"""Seconds between two looks."""
+FAILED: Final = 1
+"""The exit status of a process that ended by a fault."""
+
+
+class Dispatcher(Protocol):
+    """What is looked at."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it ended without being told to."""
+
+    @property
+    def waiting(self) -> int:
+        """How many hints wait that it could take."""
+
+    rounds: int
+    """Grows with each round of it."""
+
+
+class Watchdog:
+    """Looks after one event loop and the dispatcher on it; `most` looks without progress are a fault, told once."""
+
+    def __init__(self, *, most: int, fault: Callable[[str], None]) -> None:
+        self._most, self._tell = most, fault
+        self._dispatcher: Dispatcher | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self.ticks = 0
+        """Grows while the event loop runs; the loop itself counts it up at least once in a look."""
+
+    def start(self, dispatcher: Dispatcher) -> None:
+        """Begin to look."""
+        self._dispatcher = dispatcher
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more: the process ends in order."""
+        self._ended.set()
+
+    def _watch(self) -> None:
+        dispatcher = self._dispatcher
+        assert dispatcher is not None  # noqa: S101 - `start` has set it
+        ticks, rounds, still, stuck = -1, -1, 0, 0
+        while not self._ended.wait(LOOK):
+            still = still + 1 if self.ticks == ticks else 0
+            stuck = stuck + 1 if dispatcher.waiting and dispatcher.rounds == rounds else 0
+            ticks, rounds = self.ticks, dispatcher.rounds
+            fault = (
+                "the dispatcher ended"
+                if dispatcher.ended
+                else "the event loop stands still"
+                if still >= self._most
+                else "the dispatcher takes nothing up while hints wait"
+                if stuck >= self._most
+                else None
+            )
+            if fault is not None:
+                self._tell(fault)
+                return
+
+
+def end_within(seconds: float, process: str, *, status: int = FAILED) -> None:
+    """End this process by force if it still runs after so long; what it holds is in Postgres, with its due time."""
+
+    def end() -> None:
+        # In a thread of its own: what hangs may be whatever reads our log.
+        line = threading.Thread(
+            target=lambda: _log.error("shutdown_timed_out", process=process, seconds=seconds), daemon=True
+        )
+        line.start()
+        line.join(1.0)
+        os._exit(status)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

@@ -1,0 +1,92 @@
+"""Small parts of a worker: what is dropped is told in summary, an outage in two lines, and a process has a name of its own."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+import structlog
+
+from orchestrator.gateway.board import Board
+from orchestrator.worker import dropped
+from orchestrator.worker.consumer import MOST_IDS, flaw
+from orchestrator.worker.heartbeat import unique_name
+from orchestrator.worker.publisher import FIRST_PAUSE, LONGEST_PAUSE, BackOff
+
+
+def test_dropped_messages_are_told_in_summary(monkeypatch):
+    counted = dropped.Dropped()
+    with structlog.testing.capture_logs() as logs:
+        for number in range(1000):
+            counted.add("not_a_task" if number % 2 else "JSONDecodeError")
+        assert [line["count"] for line in logs] == [1], "the first at once"
+        monkeypatch.setattr(dropped, "SUMMARY_EVERY", 0.0)
+        counted.tell()
+        counted.tell()
+    assert [line["count"] for line in logs] == [1, 999]
+    assert logs[1]["reasons"] == {"not_a_task": 500, "JSONDecodeError": 499}
+    assert counted.total == 1000
+
+
+def test_an_outage_is_told_of_in_two_lines_and_its_pauses_are_bounded():
+    link = BackOff("scheduler")
+    with structlog.testing.capture_logs() as logs:
+        pauses = [link.failed(OSError("gone")) for _ in range(20)]
+        assert link.away
+        link.worked()
+        link.worked()
+    assert [line["event"] for line in logs] == ["broker_away", "broker_back"]
+    assert FIRST_PAUSE / 2 <= pauses[0] <= FIRST_PAUSE
+    assert all(LONGEST_PAUSE / 2 <= one <= LONGEST_PAUSE for one in pauses[8:])
+    assert not link.away
+
+
+def test_an_outage_tells_no_password():
+    link = BackOff("scheduler")
+    with structlog.testing.capture_logs() as logs:
+        link.failed(OSError("cannot reach redis://me:secret@broker:6379/0"))
+    assert "secret" not in str(logs)
+
+
+def test_processes_of_two_containers_have_names_of_their_own():
+    assert unique_name() != unique_name()
+    assert Board(None)._name != Board(None)._name
+
+
+def message(body: object, **headers: object) -> SimpleNamespace:
+    return SimpleNamespace(
+        headers={"task": "orchestrator.carry", "eta": None, "expires": None, **headers},
+        payload=json.loads(json.dumps(body)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "reason"),
+    [
+        ([[[str(uuid4())]], {}, {"callbacks": None, "chain": None}], "orchestrator.carry", None),
+        ([[[]], {}, {}], "orchestrator.carry", None),
+        ([[], {}, {}], "orchestrator.sweep", None),
+        ([[], {}, None], "orchestrator.seal", None),
+        ([[1], {}, {}], "orchestrator.sweep", "wrong_arguments"),
+        ([[[str(uuid4())] * (MOST_IDS + 1)], {}, {}], "orchestrator.carry", "wrong_arguments"),
+        ([[["x"]], {}, {}], "orchestrator.carry", "wrong_arguments"),
+        ([[[7]], {}, {}], "orchestrator.carry", "wrong_arguments"),
+        ([[[]], {"ids": []}, {}], "orchestrator.carry", "wrong_arguments"),
+        ([[[]], {}, {"chain": ["x"]}], "orchestrator.carry", "wrong_arguments"),
+        ({"args": []}, "orchestrator.carry", "no_arguments"),
+        ("text", "orchestrator.carry", "no_arguments"),
+        ([[], {}, {}], "orchestrator.other", "unknown_task"),
+        ([[], {}, {}], None, "not_a_task"),
+        ([[], {}, {}], ["orchestrator.carry"], "not_a_task"),
+    ],
+)
+def test_only_our_own_messages_are_carried_out(body, name, reason):
+    assert flaw(message(body, task=name)) == reason
+
+
+def test_no_message_waits_for_a_time_or_is_too_old():
+    late = message([[], {}, {}], task="orchestrator.sweep", eta="2099-01-01", expires="1999-01-01")
+    assert flaw(late) is None
+    assert (late.headers["eta"], late.headers["expires"]) == (None, None)
