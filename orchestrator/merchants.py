@@ -24,7 +24,7 @@ from orchestrator.db import DatabaseAway, is_away, run
 from orchestrator.errors import OrchestratorError
 from orchestrator.gateway.client import Account
 from orchestrator.hosts import reach_of
-from orchestrator.settings import callback_secret, http_url
+from orchestrator.setting_values import callback_secret, http_url
 from orchestrator.vault import VaultError
 
 if TYPE_CHECKING:

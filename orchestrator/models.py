@@ -33,7 +33,7 @@ from sqlalchemy import (
     UniqueConstraint,
     Uuid,
     text,
-)
+)  # fmt: skip
 from sqlalchemy.dialects.postgresql import JSONB
 
 from orchestrator.states import CLOSED, ENDED, State

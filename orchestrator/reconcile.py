@@ -3,13 +3,10 @@
 A look is one call to the Merchant API's `payments`; judging its answer is a pure function. A transaction counts for a checkout
 when our own id comes back in its PaymentInfo (bound), or, weaker, when it names no checkout at all and order number, amount and
 currency match. Nothing is concluded from a callback, and no absence from an answer that is as long as answers get.
-
-Also here, because they follow from what a look showed: when to look next, and how long a settled checkout is watched.
 """
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
@@ -18,13 +15,13 @@ from typing import TYPE_CHECKING, Final
 from orchestrator import decisions, money
 from orchestrator.gateway.payments import Found, Reading, Shape, Transaction, held, read, shape
 from orchestrator.lifecycle import PaymentSeen
+from orchestrator.schedule import made_at, valid_until
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from uuid import UUID
 
     from orchestrator.lifecycle import Held, Known
-    from orchestrator.settings import Settings
 
 
 class Finding(StrEnum):
@@ -66,10 +63,6 @@ _MONEY: Final = frozenset({Reading.RESERVED, Reading.CAPTURED, Reading.REFUNDED}
 _SHOWN: Final = frozenset({
     "surplus_payment", "lookup_at_limit", "open_payment", "payment_gone", *decisions.PROBLEMS, *decisions.IRREGULAR,
 })  # fmt: skip
-
-_VALID_DAYS: Final = {"visa": 7, "mastercard": 3}
-"""Days for which an authorisation is sure to be worth a capture (D9): Visa 7, Mastercard at least 3; others as Visa."""
-_OTHERS_DAYS: Final = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +241,7 @@ def judge(
     if counted:
         sums = [(one.reserved, one.captured, one.refunded) for one in counted]
         money = tuple(map(sum, zip(*sums, strict=True)))  # type: ignore[assignment]  # three columns
-    until = [moment for one in paying if (moment := _valid_until(one.transaction)) is not None]
+    until = [moment for one in paying if (moment := valid_until(one.transaction)) is not None]
     return Verdict(
         finding=finding,
         payments=seen,
@@ -449,7 +442,7 @@ def seen_alone(checkout: Held, transaction: Transaction) -> PaymentSeen:
 
 def is_older(checkout: UUID, transaction: Transaction) -> bool:
     """Say whether a transaction was made long before a checkout existed, for another order of its number."""
-    made = _made_at(transaction)
+    made = made_at(transaction)
     # An id of ours begins with the milliseconds of its making; the gateway's dates have no offset, hence the day.
     created = datetime.fromtimestamp((checkout.int >> 80) / 1000, UTC)
     return made is not None and made < created - timedelta(days=1)
@@ -462,13 +455,6 @@ def _is_anothers(checkout: Held, transaction: Transaction) -> bool:
     """
     ours = checkout.openings == 0 or transaction.transaction_id in checkout.accepted
     return not ours and is_older(checkout.id, transaction)
-
-
-def _made_at(transaction: Transaction) -> datetime | None:
-    try:
-        return datetime.strptime(transaction.created_at, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
-    except ValueError:
-        return None
 
 
 def _seen(checkout: Held, one: Transaction, binding: Binding) -> PaymentSeen:
@@ -506,54 +492,3 @@ def _notes(one: Transaction) -> list[str]:
     if one.credited:
         notes.append(f"{decisions.CREDIT}{money.spelled(one.credited, one.currency)}")
     return notes[:MOST_NOTES]
-
-
-def _valid_until(transaction: Transaction) -> datetime | None:
-    """Return until when a reservation is sure to be worth a capture; None where nothing is left to capture, or no date is known."""
-    if (
-        read(transaction) not in {Reading.RESERVED, Reading.CAPTURED}
-        or transaction.captured >= transaction.reserved
-    ):
-        return None
-    if transaction.reserved_until is not None:
-        return transaction.reserved_until
-    made = _made_at(transaction)
-    if made is None:
-        return None
-    days = next((days for name, days in _VALID_DAYS.items() if name in transaction.scheme), _OTHERS_DAYS)
-    return made + timedelta(days=days)
-
-
-# ── When to look again ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def next_look(settings: Settings, looks: int) -> float:
-    """Return the seconds until the look after `looks` looks since the last sign of life: doubling, capped, spread by jitter."""
-    delay = min(settings.recheck_after_callback * 2.0 ** min(looks, 40), settings.look_cap)
-    return delay * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
-
-
-def quiet_looks(settings: Settings) -> int:
-    """Return the number of looks that a checkout starts with while its shopper has shown no sign of life."""
-    looks = 0
-    while settings.recheck_after_callback * 2.0**looks < settings.first_look and looks < 40:  # noqa: PLR2004 - a bound
-        looks += 1
-    return looks
-
-
-def thinned(alarm: float, age: float) -> float:
-    """Return an alarm that grows with the age (seconds) of what it is for: a tenth of it, at most a week."""
-    return max(alarm, min(age / 10, 7 * 86_400.0))
-
-
-def back_off(settings: Settings, attempts: int, *, at_least: float = 0.0) -> float:
-    """Return the seconds until the next try after `attempts` failures: exponential with full jitter, never below `at_least`."""
-    ceiling = min(settings.retry_base * 2.0 ** min(attempts, 40), settings.retry_cap)
-    return at_least + random.uniform(0.05, 1.0) * ceiling  # noqa: S311 - jitter
-
-
-def next_watch(settings: Settings, ended_at: datetime, now: datetime) -> float | None:
-    """Return the seconds until the next look at an ended checkout, or None when the watch has run out."""
-    since = (now - ended_at).total_seconds()
-    later = [watch - since for watch in settings.settle_watch if watch > since]
-    return later[0] if later else None

@@ -7,29 +7,35 @@ environment; secrets are held so that printing the object does not show them.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import math
 import os
-import re
-import ssl
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SourceError
 
-from orchestrator.broker_url import AMQP, REDIS, Endpoint
+from orchestrator.broker_url import AMQP, Endpoint
 from orchestrator.broker_url import read as read_broker_url
 from orchestrator.errors import OrchestratorError
-from orchestrator.hosts import reach_of
 from orchestrator.pod_environment import is_service_link
-from orchestrator.postgres_url import parameters, prepare_threshold
+from orchestrator.setting_values import (
+    BrokerUrl,
+    HttpUrl,
+    PostgresUrl,
+    RedisUrl,
+    ascending,
+    certificates,
+    credential,
+    host_name,
+    jwt_secret,
+    network,
+    secret_key,
+    secret_of_callbacks,
+)  # fmt: skip
 from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
@@ -40,158 +46,6 @@ PREFIX = "ORCHESTRATOR_"
 
 class SettingsError(OrchestratorError):
     """A setting is missing or wrong; the sentence names the environment variable and what it takes."""
-
-
-def _url(*schemes: str, bare: bool = False) -> AfterValidator:
-    def check(value: str) -> str:
-        if not value.isprintable() or " " in value:
-            # urlsplit drops line breaks and tabs, so that what it reads is not what is used.
-            message = "must be a URL without spaces, line breaks and other control characters"
-            raise ValueError(message)
-        wanted = " or ".join(f"{scheme}://" for scheme in schemes)
-        message = f"must be a URL that starts with {wanted}"
-        try:
-            parts = urlsplit(value)
-            _ = parts.port
-        except ValueError:
-            message = "must be a URL whose host and port can be read"
-            raise ValueError(message) from None
-        if parts.scheme not in schemes or "://" not in value:
-            raise ValueError(message)
-        if not parts.hostname:
-            message += ", and this one names no host"
-            raise ValueError(message)
-        if parts.netloc.count("@") > 1:
-            message = "must have its user name and password percent-encoded: @ is written %40"
-            raise ValueError(message)
-        if bare and ("?" in value or "#" in value or "@" in parts.netloc):
-            # Paths are put behind it, and it is shown in logs.
-            message = "must be a URL without query, fragment or credentials"
-            raise ValueError(message)
-        if bare and reach_of(parts.hostname or "") == "forbidden":
-            message = "must name a host that can be a gateway or an API, not a link-local, metadata, multicast or unspecified address"
-            raise ValueError(message)
-        return value.rstrip("/")
-
-    return AfterValidator(check)
-
-
-def _postgres_url(value: str) -> str:
-    scheme, separator, _ = value.partition("://")
-    if scheme not in {"postgresql", "postgres", "postgresql+psycopg"} or not separator:
-        message = "must be a URL that starts with postgresql:// or postgres:// or postgresql+psycopg://"
-        raise ValueError(message)
-    if value.partition("?")[0].count("@") > 1:
-        message = "must have its user name and password percent-encoded: @ is written %40"
-        raise ValueError(message)
-    known = parameters(value)
-    prepare_threshold(known.get("prepare_threshold", "none"))
-    if not (known.get("host") or known.get("dbname")):
-        message = "must be a URL that starts with postgresql://, and this one names no host"
-        raise ValueError(message)
-    return value.rstrip("/")
-
-
-HttpUrl = Annotated[str, _url("http", "https", bare=True)]
-PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
-
-
-def _broker_url(*kinds: str) -> AfterValidator:
-    def check(value: str) -> str:
-        value = value.rstrip("/")
-        read_broker_url(value, kinds=kinds)
-        return value
-
-    return AfterValidator(check)
-
-
-BrokerUrl = Annotated[str, _broker_url(*REDIS, *AMQP)]
-RedisUrl = Annotated[str, _broker_url(*REDIS)]
-
-
-def _certificates(value: str) -> str:
-    try:
-        ssl.create_default_context(cafile=value)
-    except OSError as error:  # an SSLError is one
-        message = f"must be a file with certificates in PEM form ({error.strerror or 'it has none'})"
-        raise ValueError(message) from None
-    return value
-
-
-def _secret_key(value: SecretStr) -> SecretStr:
-    try:
-        size = len(base64.b64decode(value.get_secret_value(), validate=True))
-    except (binascii.Error, ValueError):
-        size = -1
-    if size != 32:  # noqa: PLR2004 - AES-256
-        message = "each key must be 32 bytes in base64 (openssl rand -base64 32)"
-        raise ValueError(message)
-    return value
-
-
-def _jwt_secret(value: SecretStr) -> SecretStr:
-    if len(value.get_secret_value()) < 32:  # noqa: PLR2004 - RFC 7518, 3.2: at least the hash's size
-        message = "each secret must have at least 32 characters"
-        raise ValueError(message)
-    return value
-
-
-LEAST_CALLBACK_SECRET: Final = 6
-"""Characters. The gateway's own webhook secrets have 16 at least; the shared secret of a terminal may be shorter (D6, C5)."""
-
-
-def callback_secret(value: str) -> str:
-    """Return a callback secret as it is; `ValueError` with the end of a sentence about what is wrong with it."""
-    if len(value) < LEAST_CALLBACK_SECRET:
-        message = f"must have at least {LEAST_CALLBACK_SECRET} characters: take the one that the gateway shows (16 or more)"
-        raise ValueError(message)
-    if not value.isprintable() or value != value.strip():
-        message = "must not hold control characters, nor spaces at its ends: copy it without the line break"
-        raise ValueError(message)
-    return value
-
-
-def _credential(value: str | SecretStr) -> str | SecretStr:
-    given = value if isinstance(value, str) else value.get_secret_value()
-    if not given.isprintable() or (isinstance(value, str) and ":" in given):
-        # Basic authentication carries neither (RFC 7617).
-        message = "must not hold line breaks or other control characters, and a user name no colon"
-        raise ValueError(message)
-    return value
-
-
-def _callback_secret(value: SecretStr) -> SecretStr:
-    callback_secret(value.get_secret_value())
-    return value
-
-
-def _network(value: str) -> str:
-    try:
-        ip_network(value)
-    except ValueError:
-        message = "each entry must be an address or a network such as 192.0.2.0/24 or 2001:db8::/32"
-        raise ValueError(message) from None
-    return value
-
-
-def _host(value: str) -> str:
-    if not _HOST.fullmatch(value):
-        message = (
-            "each entry must be a host name without scheme and port, or *. and a domain such as *.example.com"
-        )
-        raise ValueError(message)
-    return value.lower().rstrip(".")
-
-
-_HOST: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?|\[?[0-9A-Fa-f:.]+\]?")
-
-
-def _ascending(value: tuple[float, ...]) -> tuple[float, ...]:
-    rising = all(before < after for before, after in pairwise((0.0, *value)))
-    if not rising or not all(math.isfinite(one) for one in value):
-        message = "each number must be greater than 0 and greater than the one before it"
-        raise ValueError(message)
-    return value
 
 
 class Settings(BaseSettings):
@@ -218,7 +72,7 @@ class Settings(BaseSettings):
     """How long Postgres may take to answer a statement of orders and callbacks; then its connection is dropped, and it is repeated."""
     broker_url: BrokerUrl | None = Field(default=None, repr=False)
     """The broker of the hints: redis://, amqp://, the same over TLS (rediss://, amqps://), or Redis behind Sentinel: sentinel://host:26379/0;sentinel://host2:26379?master_name=NAME."""
-    broker_ca_file: Annotated[str, AfterValidator(_certificates)] | None = None
+    broker_ca_file: Annotated[str, AfterValidator(certificates)] | None = None
     """Certificate authorities (a PEM file) that sign the certificates of the broker and of Redis; unset: the system's."""
     redis_url: RedisUrl | None = Field(default=None, repr=False)
     """Redis for what processes share beside the broker; unset: the broker's, where that is Redis."""
@@ -226,26 +80,26 @@ class Settings(BaseSettings):
     """The gateway; both of its APIs are below it: /checkout/v1/api and /merchant/API."""
     merchant_api_url: HttpUrl | None = None
     """Only where the Merchant API lives elsewhere."""
-    gateway_allowed_hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = ()
+    gateway_allowed_hosts: tuple[Annotated[str, AfterValidator(host_name)], ...] = ()
     """Hosts that merchants' credentials may be sent to, such as "shop.altapaysecure.com" or "*.altapaysecure.com"; empty: any."""
     public_url: HttpUrl = "http://127.0.0.1:8000"
     """Where the gateway reaches our callbacks."""
 
     # Who we are at the gateway (merchant `default`); further merchants live in the database.
-    gateway_username: Annotated[str, AfterValidator(_credential)] = ""
+    gateway_username: Annotated[str, AfterValidator(credential)] = ""
     """The API user of merchant `default`; further merchants are in the database."""
-    gateway_password: Annotated[SecretStr, AfterValidator(_credential)] = SecretStr("")
+    gateway_password: Annotated[SecretStr, AfterValidator(credential)] = SecretStr("")
     """Its password."""
-    gateway_secrets: tuple[Annotated[SecretStr, AfterValidator(_callback_secret)], ...] = ()
+    gateway_secrets: tuple[Annotated[SecretStr, AfterValidator(secret_of_callbacks)], ...] = ()
     """Callback secrets of merchant `default`, newest first."""
 
     sandbox_token: SecretStr = SecretStr("")
     """What the control API of the sandbox asks for; unset: `up` and `sandbox` make one."""
 
     # Keys, newest first; older ones only read.
-    secret_keys: tuple[Annotated[SecretStr, AfterValidator(_secret_key)], ...] = ()
+    secret_keys: tuple[Annotated[SecretStr, AfterValidator(secret_key)], ...] = ()
     """Keys for encryption, audit trail and links, newest first: 32 bytes each in base64. Older ones still open and verify."""
-    jwt_secrets: tuple[Annotated[SecretStr, AfterValidator(_jwt_secret)], ...] = ()
+    jwt_secrets: tuple[Annotated[SecretStr, AfterValidator(jwt_secret)], ...] = ()
     """Secrets of the API's bearer tokens (HS256), newest first, at least 32 characters each."""
     jwt_issuer: str = "orchestrator"
     """Claim `iss` of those tokens."""
@@ -297,7 +151,7 @@ class Settings(BaseSettings):
     # Callbacks: what counts as the gateway's, and how much of it is kept.
     callback_max_age: float = Field(default=86_400.0, ge=1, le=366 * 86400)
     """A signature that is older proves nothing (a replay), where the unit of its timestamp can be told."""
-    gateway_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = (
+    gateway_networks: tuple[Annotated[str, AfterValidator(network)], ...] = (
         "185.206.120.0/24",
         "185.203.232.129",
         "185.203.233.129",
@@ -328,7 +182,7 @@ class Settings(BaseSettings):
     """From a callback that the gateway does not confirm yet to the next look; it doubles."""
     lapse_warning: float = Field(default=86_400.0, ge=0, le=30 * 86400)
     """How long before a reservation may lapse (Visa: 7 days) a person is told that it is not captured yet."""
-    settle_watch: Annotated[tuple[float, ...], AfterValidator(_ascending)] = (
+    settle_watch: Annotated[tuple[float, ...], AfterValidator(ascending)] = (
         3600.0,
         86400.0,
         7 * 86400.0,
@@ -498,17 +352,6 @@ def _array(name: str) -> str:
     numbers = field is not None and float in get_args(field.annotation)
     example = "[3600,86400]" if numbers else '["first","second"]'
     return f"must be a JSON array, for example {example}"
-
-
-_HTTP_URL: Final = TypeAdapter(HttpUrl)
-
-
-def http_url(value: str) -> str:
-    """Return a base URL as the settings take one, without its final slash; `ValueError` with the end of a sentence about it."""
-    try:
-        return _HTTP_URL.validate_python(value)
-    except ValidationError as error:
-        raise ValueError(error.errors(include_url=False, include_input=False)[0]["ctx"]["error"]) from None
 
 
 _GATEWAY: Final = frozenset({"gateway_username", "gateway_password", "gateway_secrets"})

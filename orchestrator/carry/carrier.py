@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
-from orchestrator import log, reconcile
+from orchestrator import log, schedule
 from orchestrator.audit import Action
 from orchestrator.carry import budget, commands, money, opening, payment, watch
 from orchestrator.carry.room import Flow
@@ -191,7 +191,7 @@ class Carrier:
                 None,
                 None,
                 attempts=held.attempts + 1,
-                alarm=1.0 + reconcile.back_off(self.settings, held.attempts),
+                alarm=1.0 + schedule.back_off(self.settings, held.attempts),
             )
             return
         if place > budget.AT_ONCE:
@@ -209,7 +209,7 @@ class Carrier:
             if self._stopping or step.held.lease_left() < ENOUGH * self.settings.lease_seconds:
                 await step.postpone(0.0)
             elif pause > 0 and not commands.wait(step.held):
-                await step.postpone(pause + reconcile.back_off(self.settings, 2))
+                await step.postpone(pause + schedule.back_off(self.settings, 2))
             else:
                 await _take(step)
 
@@ -222,7 +222,7 @@ class Carrier:
                 None,
                 Action.ATTENTION_RAISED,
                 evidence={"error": type(error).__name__},
-                alarm=reconcile.back_off(self.settings, held.attempts + 3),
+                alarm=schedule.back_off(self.settings, held.attempts + 3),
                 attempts=held.attempts + 1,
                 last_error=reason,
                 attention=step.calm() or reason,

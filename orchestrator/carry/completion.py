@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from orchestrator import decisions, money, operations, reconcile
+from orchestrator import decisions, money, operations, reconcile, schedule
 from orchestrator.audit import SYSTEM, Action
 from orchestrator.carry import letters
 from orchestrator.carry.step import QUARANTINE, Step, retry
@@ -139,7 +139,7 @@ async def unsure(step: Step, verdict: Verdict) -> None:
     await step.write(
         None, next((word for said, word in words if said), None), evidence=letters.with_letters(step, verdict.evidence),
         payments=verdict.payments, attention=attention, last_error=attention, attempts=held.attempts,
-        looks=held.looks + 1, alarm=reconcile.next_look(step.settings, held.looks), read=letters.ids(step),
+        looks=held.looks + 1, alarm=schedule.next_look(step.settings, held.looks), read=letters.ids(step),
         require_capture=capture_required(step),
         events=(Event("checkout.attention", {"reason": attention}),) if news else (),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
-from orchestrator import decisions, log, operations, reconcile
+from orchestrator import decisions, log, operations, reconcile, schedule
 from orchestrator.audit import SYSTEM, Action
 from orchestrator.carry import completion
 from orchestrator.carry.step import CREDENTIALS, MANY_FAILURES, STUCK, Failure, Step, retry
@@ -181,7 +181,7 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
     since = (step.held.now() - (operation.submitted_at or step.held.now())).total_seconds()
     if since < quiet:
         # Its call may still be on its way; the books are looked at ever more rarely meanwhile.
-        soon = reconcile.next_look(step.settings, step.held.looks)
+        soon = schedule.next_look(step.settings, step.held.looks)
         await _not_known(
             step, operation, "its call may still be on its way", wait=min(quiet - since + 0.05, soon)
         )
@@ -275,7 +275,7 @@ async def _again(step: Step, operation: Operation, failure: Failure) -> None:
     """Nothing reached the gateway: it is to be sent again, later."""
     held = step.held
     attempts = held.attempts + (not failure.congested)
-    alarm = reconcile.back_off(step.settings, attempts, at_least=failure.at_least)
+    alarm = schedule.back_off(step.settings, attempts, at_least=failure.at_least)
     attention = held.attention
     if failure.credentials:
         attention = step.calm() or CREDENTIALS
@@ -294,7 +294,7 @@ async def _again(step: Step, operation: Operation, failure: Failure) -> None:
 
 async def _lost(step: Step, operation: Operation, failure: Failure) -> None:
     """Sent, and no answer: what came of it shows in the gateway's books, maybe soon."""
-    await _not_known(step, operation, failure.reason, wait=reconcile.next_look(step.settings, 1))
+    await _not_known(step, operation, failure.reason, wait=schedule.next_look(step.settings, 1))
 
 
 # An operation that waits keeps nothing else from happening: the checkout's ordinary step follows under the same lease.
@@ -314,7 +314,7 @@ async def _unclear(
 ) -> None:
     """The gateway's books fit neither outcome: keep looking, and tell a person."""
     held = step.held
-    step.waits[operation.id] = reconcile.next_look(step.settings, held.looks + 5)
+    step.waits[operation.id] = schedule.next_look(step.settings, held.looks + 5)
     # What a person is asked already comes first; this is asked when that is decided.
     attention = step.calm() or reason
     if operation.last_error == reason and attention == held.attention:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrator import intents, links, reconcile
+from orchestrator import intents, links, schedule
 from orchestrator.audit import Action
 from orchestrator.carry import completion
 from orchestrator.carry.commands import ORDER_USES
@@ -174,7 +174,7 @@ def _offered(step: Step, methods: int) -> tuple[Fact, dict[str, Any]]:
     held = step.held
     asked = held.life or msgspec.json.decode(step.document()).get("expiresIn")
     expires_in = float(asked or step.settings.checkout_expires_in)
-    looks = reconcile.quiet_looks(step.settings)
+    looks = schedule.quiet_looks(step.settings)
     return Fact(Trigger.OFFERED, {"expiresIn": expires_in}), {
         "offered": True,
         "expires_in": expires_in,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, assert_never
 
 import msgspec
 
-from orchestrator import log, reconcile
+from orchestrator import log, schedule
 from orchestrator.audit import Action
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
 from orchestrator.lifecycle import KEEP, LETTERS_AT_ONCE, Event, Held, Move, intent_of
@@ -162,7 +162,7 @@ class Step:
         if failure.congested:
             await self._wait(failure, left)
             return
-        alarm = reconcile.back_off(settings, attempts - 1, at_least=failure.at_least)
+        alarm = schedule.back_off(settings, attempts - 1, at_least=failure.at_least)
         if held.state in CARRIED and left > 0:
             alarm = min(alarm, left + 0.05)
         attention = held.attention
@@ -188,7 +188,7 @@ class Step:
         alarm = failure.at_least + max(
             # All that wait for a gateway must not come back in one moment.
             random.uniform(0.0, failure.at_least),  # noqa: S311 - jitter
-            reconcile.back_off(self.settings, 2),
+            schedule.back_off(self.settings, 2),
         )
         if held.state in CARRIED:
             alarm = min(alarm, left + 0.05)
@@ -248,7 +248,7 @@ class Step:
             left = (held.token_expires_at - now).total_seconds()
             moments.append(max(left - RENEW_BEFORE, RENEW_APART))
         # Long after the deadline only an open payment keeps it here, and the gateway never times one out (D9).
-        alarm = reconcile.thinned(reconcile.next_look(settings, looks), -deadline_in)
+        alarm = schedule.thinned(schedule.next_look(settings, looks), -deadline_in)
         return min([alarm, *(moment + 0.02 for moment in moments if moment > 0)])
 
     def token_ends_within(self, seconds: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator import reconcile
+from orchestrator import reconcile, schedule
 from orchestrator.audit import Action
 from orchestrator.carry import commands, completion, letters
 from orchestrator.lifecycle import KEEP, Event
@@ -100,7 +100,7 @@ def _next_watch(step: Step, verdict: Verdict, attention: str | None) -> float | 
     """Return the seconds until the next look at an ended checkout; None when it is settled."""
     held, now = step.held, step.held.now()
     ended = held.ended_at or now
-    alarm = reconcile.next_watch(step.settings, ended, now)
+    alarm = schedule.next_watch(step.settings, ended, now)
     paid = verdict.finding is Finding.PAID
     # Not settled while something can still be captured, become money, or is with a person.
     unsettled = (
@@ -110,7 +110,7 @@ def _next_watch(step: Step, verdict: Verdict, attention: str | None) -> float | 
     )
     if alarm is None and unsettled:
         age = (now - ended).total_seconds()
-        alarm = reconcile.thinned(reconcile.next_look(step.settings, 40), age)
+        alarm = schedule.thinned(schedule.next_look(step.settings, 40), age)
     if alarm is not None and verdict.reserved_until is not None:
         warned = (verdict.reserved_until - now).total_seconds() - step.settings.lapse_warning
         alarm = min(alarm, warned + 1) if warned > 0 else alarm

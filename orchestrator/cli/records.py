@@ -291,7 +291,7 @@ def _change(place: Path, name: str, change: Callable[[Merchants], Awaitable[bool
 
 
 def _url(option: str, value: str) -> str:
-    from orchestrator.settings import http_url  # noqa: PLC0415
+    from orchestrator.setting_values import http_url  # noqa: PLC0415
 
     try:
         return http_url(value)

@@ -21,17 +21,12 @@ from orchestrator.lifecycle.births import (
 )
 from orchestrator.lifecycle.claims import (
     LETTERS_AT_ONCE,
-    Command,
     Held,
-    Known,
     LeaseLost,
-    Letter,
-    Operation,
     claim,
     claim_waiting,
     intent_of,
     merchants_of,
-    money_left,
     order_is_shared,
     paying_others,
     rival_of,
@@ -49,6 +44,7 @@ from orchestrator.lifecycle.matching import (
 )
 from orchestrator.lifecycle.move import KEEP, Event, Fact, Move, PaymentSeen
 from orchestrator.lifecycle.moves import Lifecycle
+from orchestrator.lifecycle.records import Command, Known, Letter, Operation, money_left
 from orchestrator.lifecycle.signatures import command_holds, operation_holds, sign_command, sign_operation
 
 __all__ = [

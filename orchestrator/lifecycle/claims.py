@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
@@ -13,6 +12,7 @@ from sqlalchemy import text
 
 from orchestrator.db import run
 from orchestrator.errors import OrchestratorError
+from orchestrator.lifecycle.records import Command, Known, Letter, Operation
 from orchestrator.states import CARRIED, State
 
 if TYPE_CHECKING:
@@ -40,111 +40,6 @@ class LeaseLost(OrchestratorError):  # noqa: N818 - named for the fact
     def __init__(self, checkout: UUID) -> None:
         super().__init__(f"the lease on checkout {checkout} is no longer ours")
         self.checkout = checkout
-
-
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """A callback in the inbox that nobody has acted on yet."""
-
-    id: UUID
-    kind: str
-    grade: str
-    content_type: str
-    # Whether the sender's address is one of the gateway's: inside, outside, unchecked.
-    network: str
-    # Sealed; None where it is too large to be worth reading for its status.
-    body: bytes | None
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """What somebody asked for (cancel, capture, …), stored and not yet acted on."""
-
-    id: UUID
-    kind: str
-    actor: str
-    reason: str | None
-    expected_version: int | None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    # Under our key (see `signatures`); None: it was not stored by us.
-    mac: bytes | None = None
-    # The trail names it: it was taken before, whatever its row says.
-    taken: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A gateway transaction as an earlier look left it. `decided` holds what was decided on it (see `decisions`)."""
-
-    transaction_id: str
-    role: str
-    binding: str
-    reading: str
-    currency: str
-    reserved: int
-    captured: int
-    refunded: int
-    charged_back: int
-    decided: str | None
-    status: str = ""
-    surcharge: int = 0
-    flags: tuple[str, ...] = ()
-
-    @property
-    def left(self) -> int:
-        """What of the shopper's money it still holds, in minor units."""
-        return money_left(self.reading, self.reserved, self.captured, self.refunded + self.charged_back)
-
-    def is_decided(self, *words: str) -> bool:
-        """Whether a person decided on any of these words for it, on whatever facts."""
-        return any(mark.partition("=")[0] in words for mark in (self.decided or "").split())
-
-
-def money_left(reading: str, reserved: int, captured: int, back: int) -> int:
-    """Return what a transaction still holds of the shopper's money: its reservation, or what was captured and is not `back` again.
-
-    A capture of a part leaves the rest of the reservation to the shopper's bank in time; it is ours no more than nothing.
-    """
-    if reading == "nothing":
-        return 0
-    return max(captured - back, 0) if captured > 0 else reserved
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """A capture, refund or release: requested → submitted → succeeded | rejected | unknown. Amounts in minor units.
-
-    `requested`: nothing has left for the gateway. `submitted`: it may have. `unknown`: it has, and what came of it is not known.
-    `total_before` is what the gateway had captured (for a refund: refunded) of the transaction before it was submitted.
-    """
-
-    id: UUID
-    transaction_id: str
-    kind: str
-    amount: int
-    currency: str
-    state: str
-    cause: str
-    actor: str
-    reason: str | None = None
-    command_id: UUID | None = None
-    total_before: int | None = None
-    attempts: int = 0
-    last_error: str | None = None
-    submitted_at: datetime | None = None
-    # Of the row as it was read, under our key (see `signatures`); None: no worker wrote it, or it was not read.
-    mac: bytes | None = None
-
-    @property
-    def open(self) -> bool:
-        """Whether it may still have, or get, an effect at the gateway."""
-        return self.state in OPEN_OPERATIONS
-
-    @property
-    def identifier(self) -> str:
-        """The reconciliation identifier by which the gateway's books name it (at most 100 characters; D8)."""
-        return str(self.id)
 
 
 class Renewal:
@@ -339,7 +234,6 @@ _COMMANDS = text("""
       FROM commands k WHERE checkout_id = ANY(CAST(:ids AS uuid[])) AND handled_at IS NULL ORDER BY requested_at, id
 """)
 
-OPEN_OPERATIONS: Final = frozenset({"requested", "submitted", "unknown"})
 LETTERS_AT_ONCE: Final = 20
 """Callbacks of one checkout that one claim takes; when there were so many, more may wait, and the release rings."""
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator import audit, money
 from orchestrator.db import run
-from orchestrator.lifecycle.claims import OPEN_OPERATIONS, money_left
+from orchestrator.lifecycle.records import OPEN_OPERATIONS, money_left
 from orchestrator.states import State
 
 if TYPE_CHECKING:

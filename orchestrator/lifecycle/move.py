@@ -12,7 +12,8 @@ from uuid import UUID
 import msgspec
 
 from orchestrator import audit
-from orchestrator.lifecycle.claims import Held, Operation
+from orchestrator.lifecycle.claims import Held
+from orchestrator.lifecycle.records import Operation
 from orchestrator.lifecycle.signatures import sign_operation
 from orchestrator.states import ENDED, State, Trigger
 

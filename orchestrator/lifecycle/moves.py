@@ -12,7 +12,7 @@ from sqlalchemy import text
 from orchestrator import audit
 from orchestrator.db import AGAIN, Again, Batch, Database, Writes
 from orchestrator.errors import OrchestratorError
-from orchestrator.lifecycle.claims import Held, Known, LeaseLost, Operation, tick
+from orchestrator.lifecycle.claims import Held, LeaseLost, tick
 from orchestrator.lifecycle.move import (
     Fact,
     Keep,
@@ -23,6 +23,7 @@ from orchestrator.lifecycle.move import (
     payment_rows,
     row,
 )
+from orchestrator.lifecycle.records import Known, Operation
 from orchestrator.states import Moved, State, Trigger, UnknownTransition, decide
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
-    from orchestrator.lifecycle.claims import Command, Operation
+    from orchestrator.lifecycle.records import Command, Operation
     from orchestrator.vault import Vault
 
 COMMAND: Final = "command"

@@ -13,14 +13,10 @@ from orchestrator.reconcile import (
     Binding,
     Finding,
     Role,
-    back_off,
     bind,
     judge,
-    next_look,
-    next_watch,
-    quiet_looks,
-    thinned,
 )
+from orchestrator.schedule import back_off, next_look, next_watch, quiet_looks, thinned
 from orchestrator.states import State
 from tests.conftest import make_settings
 from tests.unit.judging import ANOTHERS, NOW, checkout, known, transaction

@@ -1,0 +1,73 @@
+"""When a checkout is looked at again (seconds from now), and until when a reservation is worth a capture."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.gateway.payments import Reading, read
+
+if TYPE_CHECKING:
+    from orchestrator.gateway.payments import Transaction
+    from orchestrator.settings import Settings
+
+_VALID_DAYS: Final = {"visa": 7, "mastercard": 3}
+"""Days for which an authorisation is sure to be worth a capture (D9): Visa 7, Mastercard at least 3; others as Visa."""
+_OTHERS_DAYS: Final = 7
+
+
+def next_look(settings: Settings, looks: int) -> float:
+    """Return the seconds until the look after `looks` looks since the last sign of life: doubling, capped, spread by jitter."""
+    delay = min(settings.recheck_after_callback * 2.0 ** min(looks, 40), settings.look_cap)
+    return delay * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+
+
+def quiet_looks(settings: Settings) -> int:
+    """Return the number of looks that a checkout starts with while its shopper has shown no sign of life."""
+    looks = 0
+    while settings.recheck_after_callback * 2.0**looks < settings.first_look and looks < 40:  # noqa: PLR2004 - a bound
+        looks += 1
+    return looks
+
+
+def thinned(alarm: float, age: float) -> float:
+    """Return an alarm that grows with the age (seconds) of what it is for: a tenth of it, at most a week."""
+    return max(alarm, min(age / 10, 7 * 86_400.0))
+
+
+def back_off(settings: Settings, attempts: int, *, at_least: float = 0.0) -> float:
+    """Return the seconds until the next try after `attempts` failures: exponential with full jitter, never below `at_least`."""
+    ceiling = min(settings.retry_base * 2.0 ** min(attempts, 40), settings.retry_cap)
+    return at_least + random.uniform(0.05, 1.0) * ceiling  # noqa: S311 - jitter
+
+
+def next_watch(settings: Settings, ended_at: datetime, now: datetime) -> float | None:
+    """Return the seconds until the next look at an ended checkout, or None when the watch has run out."""
+    since = (now - ended_at).total_seconds()
+    later = [watch - since for watch in settings.settle_watch if watch > since]
+    return later[0] if later else None
+
+
+def valid_until(transaction: Transaction) -> datetime | None:
+    """Return until when a reservation is sure to be worth a capture; None where nothing is left to capture, or no date is known."""
+    if (
+        read(transaction) not in {Reading.RESERVED, Reading.CAPTURED}
+        or transaction.captured >= transaction.reserved
+    ):
+        return None
+    if transaction.reserved_until is not None:
+        return transaction.reserved_until
+    made = made_at(transaction)
+    if made is None:
+        return None
+    days = next((days for name, days in _VALID_DAYS.items() if name in transaction.scheme), _OTHERS_DAYS)
+    return made + timedelta(days=days)
+
+
+def made_at(transaction: Transaction) -> datetime | None:
+    """Return when the gateway says that a transaction was made, read as UTC; None where that is not told."""
+    try:
+        return datetime.strptime(transaction.created_at, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
