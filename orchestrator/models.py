@@ -1,11 +1,9 @@
 """The tables, as SQLAlchemy Core: the schema in one place, with the reason for each index.
 
 `checkouts` is narrow and hot: what a move writes, and nothing else; what was asked and what the gateway gave stands beside it
-and is written once. Beyond the identity of a checkout (its id, its order number, its merchant), indexes cover
-unsettled rows only, so that finished checkouts cost nothing to those under way. Rows that belong to a checkout are written by the
-same statement as their checkout and carry no foreign key on it: the check would cost more than the insert, and history can be
-moved away by id range. Times are Postgres's own, through `clock()`; money is in
-integer minor units. This module knows no behaviour.
+and is written once. Beyond the identity of a checkout (its id, its order number, its merchant), indexes cover unsettled rows only, so
+that finished checkouts cost nothing to those under way. Rows that belong to a checkout are written by the same statement as their
+checkout and carry no foreign key on it: the check would cost more than the insert, and history can be moved away by id range. Times are Postgres's own, through `clock()`; money is in integer minor units. This module knows no behaviour.
 """
 
 from __future__ import annotations
@@ -66,15 +64,12 @@ def _listed(values: object) -> str:
 IS_LIVE = f"state NOT IN ({_listed(sorted(CLOSED))}) AND NOT late"
 """SQL: the order number is taken by this checkout. One that money completed late may stand beside the one that came after it."""
 
-
 IS_UNCONFIRMED = "state = 'failed' AND deadline = created_at"
 """SQL: created from a callback about a payment of an unknown order, which no lookup has shown to hold money. An intent's deadline is later."""
-
 
 IS_LISTED = "amount > 0"
 """SQL: true of every checkout. Who names it lists a merchant's checkouts by their ids, and may use the index for that. A look-up by
 order number must not: planned while there are no statistics, it would read all of the merchant's checkouts for the youngest of them."""
-
 
 IS_OPEN = f"state NOT IN ({_listed(state for state in State if state in ENDED)})"
 """SQL: something is still expected of the shopper. A listing names it, so that the planner sees that the partial index will do."""

@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator import pod_environment
-from orchestrator.settings import PREFIX, Settings, SettingsError, environment, http_url, load
+from orchestrator.setting_values import http_url
+from orchestrator.settings import PREFIX, Settings, SettingsError, environment, load
 from tests.conftest import SECRET_KEY, make_settings
 
 SHORT_KEY = base64.b64encode(b"k" * 16).decode()
