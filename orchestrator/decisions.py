@@ -33,10 +33,16 @@ CREDITED: Final = "credited"
 IRREGULAR: Final = (CHARGEBACK_UNCLEAR, OVER_REFUND, OVER_CAPTURE, CREDITED)
 """Words of attention about a payment whose books at the gateway show more than captures and refunds of it; also flags of a payment."""
 
-UNREADABLE: Final = frozenset({"amount_unreadable", "currency_unknown", "currency_conflict"})
+UNREADABLE: Final = frozenset({
+    "amount_unreadable", "currency_unknown", "currency_conflict", "field_repeated", "transaction_nested",
+})  # fmt: skip
 """Flags of a payment whose amounts are not known as numbers."""
 EVENT, CREDIT = "chargeback event: ", "credit: "
 """Begin the flags of a payment that tell a person what the gateway shows beside its amounts."""
+FAILED: Final = frozenset({
+    "preauth_failed", "preauth_error", "3dsecure_failed", "recurring_failed", "epayment_cancelled", "epayment_declined",
+})  # fmt: skip
+"""The gateway's words for an attempt that came to nothing (part 3)."""
 MONEY: Final = frozenset({"reserved", "captured", "refunded"})
 """Readings that surely are money."""
 _MOST_NAMED: Final = 10
@@ -198,13 +204,26 @@ def refusal(
         if any(left(one) <= 0 for one in about):
             return f"transactions {named} do not all hold money: say dismiss, or reconcile"
     elif decision == "dismiss":
-        ours = [one for one in about if one.reading in MONEY and one.binding == "bound" and left(one) > 0]
-        if ours:
+        ours = [one for one in about if one.binding == "bound" and _may_hold(one)]
+        if any(one.reading in MONEY for one in ours):
             held = ", ".join(
                 f"{one.transaction_id} ({money.spelled(left(one), one.currency)})" for one in ours
             )
             return f"the gateway holds money for this order under {held}: say keep or return"
+        if ours:
+            return (
+                f"transaction {ours[0].transaction_id} names this order and is {ours[0].status or 'without a status'}: say keep, or give "
+                "its money back in the gateway's own interface, then reconcile"
+            )
     return None
+
+
+def _may_hold(payment: Payment) -> bool:
+    """Say whether a payment holds money as far as is known. Of one that the gateway calls failed a person may say that it does not."""
+    if payment.reading in MONEY:
+        return left(payment) > 0
+    over = payment.status in FAILED and UNREADABLE.isdisjoint(payment.flags)
+    return not over and (left(payment) > 0 or not UNREADABLE.isdisjoint(payment.flags))
 
 
 # ── What is asked ───────────────────────────────────────────────────────────────────────────────────────────────────────

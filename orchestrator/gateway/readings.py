@@ -101,7 +101,8 @@ TABLE: Final[dict[str, dict[Shape, Reading]]] = {
 _UNSURE = frozenset({
     "amount_unreadable", "currency_unknown", "currency_conflict", "field_repeated", "transaction_nested",
 })  # fmt: skip
-_AUTHORISED = frozenset({"preauth", "invoice_initialized"})
+# An attempt that failed before it authorised anything may keep the status that it was to get, or have none.
+_BEFORE_FAILURE = frozenset({"preauth", "invoice_initialized", ""})
 _COUNTED = frozenset({Reading.RESERVED, Reading.CAPTURED, Reading.REFUNDED})
 
 
@@ -116,17 +117,13 @@ def shape(transaction: Transaction) -> Shape:
 
 def read(transaction: Transaction) -> Reading:
     """Return what a transaction means for money: the table, unless its amounts could not be read."""
-    row = TABLE.get(transaction.status)
-    if row is None or not _UNSURE.isdisjoint(transaction.raw_flags):
+    if not _UNSURE.isdisjoint(transaction.raw_flags):
         return Reading.UNKNOWN
-    shaped = shape(transaction)
-    if (
-        shaped is Shape.EMPTY
-        and transaction.status in _AUTHORISED
-        and "ended_in_error" in transaction.raw_flags
-    ):
-        return Reading.NOTHING  # the attempt failed before it authorised anything, whatever its status says
-    return row[shaped]
+    row, shaped = TABLE.get(transaction.status), shape(transaction)
+    ended = "ended_in_error" in transaction.raw_flags and transaction.status in _BEFORE_FAILURE
+    if shaped is Shape.EMPTY and ended:
+        return Reading.NOTHING
+    return Reading.UNKNOWN if row is None else row[shaped]
 
 
 def held(transaction: Transaction) -> tuple[int, int, int]:

@@ -60,6 +60,7 @@ THIRD = transaction("3", "preauth", (1, 0, 0))
 ODD = transaction("6", "[/b]held", (13900, 0, 0))
 NAMELESS = transaction("11", "preauth", (13900, 0, 0), bound=None)
 EUROS = transaction("9", "preauth", (13900, 0, 0), currency="EUR")
+FAILED_UNREAD = transaction("6", "preauth_failed")
 EXTRA = transaction("12", "preauth", (14100, 0, 0), surcharge=200)
 
 
@@ -140,6 +141,13 @@ def test_a_surcharge_is_told_and_pays_the_order_where_the_policy_says_so():
             "the amounts of transaction 6 cannot be read",
         ),
         (transaction("6", "no_such_status"), "keep", "do not all hold money"),
+        (ODD, "dismiss", "transaction 6 names this order and is [/b]held: say keep"),
+        (replace(FAILED_UNREAD, raw_flags=("amount_unreadable",)), "dismiss", "names this order"),
+        (
+            transaction("6", "captured_failed", (13900, 0, 0)),
+            "dismiss",
+            "names this order and is captured_failed",
+        ),
     ],
 )
 def test_a_decision_that_cannot_be_carried_out_is_refused_with_the_reason(one, decision, why):
@@ -155,7 +163,15 @@ def test_a_decision_on_what_has_changed_since_is_refused():
     assert "have changed" in refused(stale, "keep")
 
 
-@pytest.mark.parametrize(("transactions", "options"), [((NAMELESS,), {"shared": True}), ((ODD,), {})])
+FAILED = transaction("6", "preauth_failed", (13900, 0, 0))
+UNBOUND_ODD = replace(ODD, payment_infos={})
+NOTHING_IN_IT = transaction("6", "no_such_status")
+
+
+@pytest.mark.parametrize(
+    ("transactions", "options"),
+    [((NAMELESS,), {"shared": True}), ((FAILED,), {}), ((UNBOUND_ODD,), {}), ((NOTHING_IN_IT,), {})],
+)
 def test_what_a_person_dismisses_is_no_money_of_the_order(transactions, options):
     held, found = asked(*transactions, **options)
     assert refused(held, "dismiss") is None

@@ -352,6 +352,7 @@ def test_an_attempt_that_ended_in_an_error_without_money_is_over(status, result)
     assert reading(ReservedAmount="0,00") is Reading.UNKNOWN
     assert reading(TransactionStatus="captured") is Reading.UNKNOWN
     assert reading(TransactionStatus="created") is Reading.OPEN
+    assert reading(TransactionStatus="") is Reading.NOTHING
     assert reading(TransactionStatus="levitating") is Reading.UNKNOWN
     assert read(only(row(TransactionStatus=status, ReservedAmount="0.00"))) is Reading.UNKNOWN
 
