@@ -255,18 +255,18 @@ def bind(**ids: object) -> None:
     structlog.contextvars.bind_contextvars(**ids)
 
 
-def write_plain(logger: structlog.stdlib.BoundLogger, records: Sequence[dict[str, Any]]) -> None:
-    """Write records that hold no free text and nothing to hide, at once and past the steps of ordinary lines.
+def write_plain(name: str, records: Sequence[dict[str, Any]]) -> None:
+    """Write records of a logger that hold no free text and nothing to hide, at once and past the steps of ordinary lines.
 
     Each has `event` and `timestamp`; the caller answers for every value. On a console they go the ordinary way.
     """
     if _console:
         for record in records:
-            logger.info(**{name: value for name, value in record.items() if name != "timestamp"})
+            get(name).info(**{key: value for key, value in record.items() if key != "timestamp"})
         return
-    if not logger.isEnabledFor(logging.INFO):
+    if not logging.getLogger(name).isEnabledFor(logging.INFO):
         return
-    about = {"level": "info", "logger": logger.name}
+    about = {"level": "info", "logger": name}
     text = b"\n".join(_ENCODER.encode(record | about) for record in records).decode()
     for handler in logging.getLogger().handlers:
         handler.handle(logging.makeLogRecord({"name": PLAIN, "levelno": logging.INFO, "msg": text}))

@@ -306,12 +306,15 @@ class Merchants:
             raise MerchantRejected(
                 "name", "must be 1 to 63 small letters, digits, dots, hyphens or underscores"
             )
-        gateway_url = _gateway_url("gateway URL", gateway_url, self._settings)
+        # Without a gateway of its own a merchant has that of the settings, with its user name.
+        if gateway_url:
+            gateway_url = _gateway_url("gateway URL", gateway_url, self._settings)
         if merchant_api_url is not None:
             merchant_api_url = _gateway_url("Merchant API URL", merchant_api_url, self._settings)
-        username, password = _username(username), _password(password)
+        username = _username(username) if gateway_url or username else ""
+        password = _password(password)
         for url in (gateway_url, merchant_api_url):
-            if url is not None and not self._settings.gateway_allowed(url):
+            if url and not self._settings.gateway_allowed(url):
                 raise GatewayNotAllowed(url)
         purpose = password_purpose(name, gateway_url, merchant_api_url, username)
         row = {

@@ -84,6 +84,7 @@ class Cluster:
         with _directory() as place:
             one = cls(place)
             (place / "password").write_text(LOGIN.partition(":")[2])
+            (place / "password").chmod(0o644)  # the server has an account of its own
             one._run("initdb", "-D", place / "data", "-U", "shop", "--auth=scram-sha-256", f"--pwfile={place / 'password'}",
                      "--no-sync", "--locale=C", "--encoding=UTF8")  # fmt: skip
             try:

@@ -29,7 +29,7 @@ LINES_A_MINUTE: Final = 20
 WINDOW: Final = 60.0
 FLUSH_AFTER: Final = 0.2
 
-_access = log.get("orchestrator.access")
+_ACCESS: Final = "orchestrator.access"
 _security = log.get("orchestrator.security")
 
 _SHOPPERS: Final = frozenset({"redirect"})
@@ -55,7 +55,7 @@ class AccessLog:
         if not rows:
             return
         log.write_plain(
-            _access,
+            _ACCESS,
             [
                 {
                     "event": "request_answered",

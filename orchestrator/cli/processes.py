@@ -172,7 +172,7 @@ def worker() -> int:
     return run_worker(settings)
 
 
-@click.command()
+@click.command(short_help="Publish sweeps and seals in their intervals.")
 def scheduler() -> int:
     """Publish the sweep of what is due, and the seal of the audit trail, in their intervals. Several are harmless."""
     from orchestrator.settings import load  # noqa: PLC0415

@@ -405,7 +405,7 @@ def test_show_and_explain_tell_of_operations_and_ways_out(books, database_url):
     assert re.search(r"capture +7 +10\.00 DKK +rejected +asked", shown.stdout)
     assert explained.returncode == 0
     assert (
-        "Order paid-1 for 139.00 DKK is completed: its payment is authorized. It needs a decision."
+        "Order paid-1 for 139.00 DKK is completed: its payment is captured in part. It needs a decision."
         in explained.stdout
     )
     assert "A capture of 10.00 DKK on transaction 7" in explained.stdout

@@ -254,7 +254,7 @@ def test_the_demo_needs_no_rights_of_root(tmp_path_factory):
 @contextmanager
 def as_superuser(place: Path) -> Iterator[psycopg.Connection]:
     """Somebody with every right, for whom the guard of the trail is no obstacle."""
-    with Embedded.start(place, redis=False) as servers, psycopg.connect(servers.database_url) as db:
+    with Embedded.start(place, redis=False) as servers, psycopg.connect(servers.administrator_url) as db:
         db.execute("ALTER TABLE audit_entries DISABLE TRIGGER ALL")
         yield db
         db.execute("ALTER TABLE audit_entries ENABLE TRIGGER ALL")

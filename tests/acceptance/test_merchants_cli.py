@@ -46,7 +46,9 @@ async def test_policies_are_changed_and_listed(database_url, known):
         late="keep", unknown_order="return", looks_per_minute=30
     )
     [line] = [line for line in listed.splitlines() if "shop2" in line]
-    assert "late=keep surplus=ask unknown_order=return capture=manual looks_per_minute=30" in line
+    assert (
+        "late=keep surplus=ask unknown_order=return capture=manual surcharge=ask looks_per_minute=30" in line
+    )
 
 
 async def test_password_and_secrets_are_read_from_standard_input_and_shown_nowhere(database_url, known):

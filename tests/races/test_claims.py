@@ -86,7 +86,7 @@ async def test_the_holder_knows_what_stands_beside_its_checkout(core):
     (held,) = await core.claim(held.id)
     assert (held.token, held.session_id, held.methods) == (b"a sealed token", "session-1", [{"id": "card"}])
     assert [letter.kind for letter in held.letters] == ["notification", "success"]
-    assert (held.correlation_id, held.intent, held.accepted) == ("c-77", None, None)
+    assert (held.correlation_id, held.intent, held.accepted) == ("c-77", None, frozenset())
     (fresh,) = await core.claim(await core.accept())
     assert fresh.intent is not None
     assert fresh.letters == fresh.commands == ()
