@@ -165,7 +165,7 @@ async def test_an_amount_that_cannot_be_read_is_null_and_stands_beside_as_writte
 
 
 @pytest.mark.parametrize("path", ["", "/audit"])
-@pytest.mark.parametrize("checkout", ["019aa000-0000-7000-8000-000000000001", "A-1", "batch"])
+@pytest.mark.parametrize("checkout", ["019aa000-0000-7000-8000-000000000001", "A-1", "batches"])
 async def test_an_unknown_checkout_is_404(api: Api, checkout, path):
     assert (
         checkout
