@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.gateway.xml import text_of
+from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -56,7 +57,9 @@ def total_of(events: Iterable[ChargebackEvent]) -> int:
 def _event(
     element: Element, exact: Callable[[str], int | None], is_currency: Callable[[str], bool]
 ) -> ChargebackEvent:
-    kind, amount, currency, date = (text_of(element, name) for name in ("Type", "Amount", "Currency", "Date"))
+    kind, amount, currency, date = (
+        neutralised(text_of(element, name)) for name in ("Type", "Amount", "Currency", "Date")
+    )
     word = re.sub("[^a-z0-9]", "", kind.lower())
     value = exact(amount.removeprefix("-")) if amount else None
     back = _REVERSAL.fullmatch(word) is not None

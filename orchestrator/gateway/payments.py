@@ -14,6 +14,7 @@ from orchestrator.gateway import xml
 from orchestrator.gateway.readings import TABLE, Reading, Shape, held, read, shape
 from orchestrator.gateway.transactions import Transaction, code_of, exact, transaction_of
 from orchestrator.gateway.xml import DAMAGED, LARGEST, Malformed, text_of
+from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -157,7 +158,7 @@ def parse_movement(body: bytes, *, transaction_id: str = "") -> Movement | Reque
     if not rows and answer.rows:
         return Malformed("The gateway's XML is about another transaction.")
     transaction = transaction_of(rows[0], failed=False, repaired=answer.repaired) if rows else None
-    return Movement(result.lower(), transaction, _moved(answer.body, transaction))
+    return Movement(neutralised(result.lower()), transaction, _moved(answer.body, transaction))
 
 
 def _moved(body: Element, transaction: Transaction | None) -> int | None:

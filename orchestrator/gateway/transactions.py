@@ -12,6 +12,7 @@ from orchestrator import money
 from orchestrator.gateway import chargebacks
 from orchestrator.gateway.readings import TABLE
 from orchestrator.gateway.xml import DAMAGED, LONGEST_TEXT, text_of
+from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,7 +126,7 @@ def transaction_of(element: Element, *, failed: bool, repaired: bool) -> Transac
     currency = _currency(row)
     amounts = {name: _amount(row, name, tag, currency) for name, tag in _AMOUNTS.items()}
     reserved, captured, refunded = amounts["reserved"], amounts["captured"], amounts["refunded"]
-    status = row.single("TransactionStatus").lower()
+    status = neutralised(row.single("TransactionStatus").lower())
     if status not in TABLE:
         flags.append("status_unknown")
     if refunded > captured:  # possible: allow_over_refund (C11)

@@ -836,3 +836,13 @@ def test_no_content_makes_the_reader_raise_and_nothing_unreadable_becomes_money(
             assert min(one.reserved, one.captured, one.refunded, one.credited) >= 0
             assert one.currency or read(one) is Reading.UNKNOWN
             held(one)
+
+
+def test_what_a_person_reads_of_an_answer_steers_no_terminal():
+    event = "<ChargebackEvents><ChargebackEvent><Type>\u202eDispute\x9b!</Type></ChargebackEvent></ChargebackEvents>"
+    document = xml(row(TransactionStatus="held\u202e\u2066")).replace(
+        b"</Transaction>", event.encode() + b"</Transaction>"
+    )
+    (one,) = parse(document).transactions
+    assert one.status == "held\ufffd\ufffd"
+    assert [each.kind for each in one.chargeback_events] == ["\ufffdDispute\ufffd!"]
