@@ -37,7 +37,7 @@ def test_rights_that_are_taken_away_and_given_back_stop_no_worker(installation: 
     world.sql("REVOKE UPDATE ON checkouts FROM carrier")
     later = [world.order() for _ in range(30)]
     world.until(
-        lambda: all("claim_broke" in world.log(name) for name in ("worker-1", "worker-2")), "claims break"
+        lambda: all("claim_failed" in world.log(name) for name in ("worker-1", "worker-2")), "claims fail"
     )
     time.sleep(3)
     world.sql("GRANT UPDATE ON checkouts TO carrier")
