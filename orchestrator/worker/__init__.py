@@ -83,8 +83,10 @@ def run_worker(settings: Settings) -> int:
     # About pickle as root: only JSON is accepted here.
     warnings.simplefilter("ignore", SecurityWarning)
     faults: list[str] = []
+    asked: list[object] = []
 
-    def shutting_down(**_: object) -> None:
+    def shutting_down(how: object = None, **_: object) -> None:
+        asked.append(how)
         end_within(settings.shutdown_timeout, "worker")
         if _bridge is not None:
             _bridge.stop()
@@ -106,7 +108,10 @@ def run_worker(settings: Settings) -> int:
         worker.start()
     finally:
         _bridge.close()
-    return FAILED if faults else int(worker.exitcode or 0)
+    if faults:
+        return FAILED
+    # Celery gives SIGINT a status of its own; a warm shutdown that was asked for is no failure, by whichever signal.
+    return 0 if asked == ["Warm"] else int(worker.exitcode or 0)
 
 
 def _own_logging(**_: object) -> None:

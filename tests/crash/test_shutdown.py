@@ -45,7 +45,7 @@ def test_every_process_ends_in_time_after_sigterm_while_a_server_hangs(
 ):
     place = tmp_path / "servers"
     with redis_server(tmp_path / "redis") as broker, Embedded.start(place, redis=False, durable=False) as own:
-        migrate(own.database_url)
+        migrate(own.owner_url)
         with world(
             servers,
             own.database_url,
