@@ -40,6 +40,12 @@ def carried_by(
         for name in PROCESSES:
             one.start(name)
         carries(one, seconds=90)
+        # It gives a heartbeat once it has published: then all links to the broker are there.
+        one.until(
+            lambda: one.sql("SELECT 1 FROM workers WHERE kind = 'scheduler'"),
+            "the scheduler publishes",
+            seconds=60,
+        )
         yield one
 
 
@@ -207,8 +213,6 @@ def test_connections_that_are_cut_and_a_broker_that_is_restarted_end_neither_wor
     way = Way(rabbitmq.port)
     url = f"amqp://guest:guest@127.0.0.1:{way.port}//"
     with carried_by(servers, database_url, tmp_path, url, redis_url=servers.redis_url) as one:
-        # The scheduler is connected too, or nothing of it would be cut.
-        hints_flow(one)
         # The broker holds on to what these connections had: it does not know that they are gone.
         way.cut()
         heard_of_once(one)
