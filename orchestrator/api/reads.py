@@ -250,7 +250,7 @@ def _summary(row: Row[Any]) -> dict[str, object]:
         "late": row.late,
         "amount": {"value": amounts.pop("amount"), "currency": currency},
         "money": amounts,
-        **({"raw": raw} if raw else {}),
+        "raw": raw,
         "autoCapture": row.auto_capture,
         "reservedUntil": row.reserved_until,
         "deadline": row.deadline,

@@ -60,7 +60,8 @@ _HELD: Final = _or_null(
 _RAW: Final[Schema] = {
     "type": "object",
     "nullable": True,
-    "additionalProperties": {"type": "string"},
+    "additionalProperties": _text(maxLength=1000),
+    "maxProperties": 10,
     "description": "What cannot be read, as the gateway wrote it: amounts, and a currency that is not known",
     "example": {"reserved": "1.990,50"},
 }

@@ -206,10 +206,13 @@ async def test_a_primary_that_lives_on_read_only_is_left_for_the_one_that_takes_
     login = old.url.partition("://")[2].partition("@")[0]
     url = f"postgresql://{login}@/shop{hosts}" if hosts[0] == "?" else f"postgresql://{login}@{hosts}/shop"
     old.read_only(on=False)
-    new.read_only()
+    new.read_only(on=False)
     try:
         async with Database(url, pool_size=3) as db:
             table, batch = writer(db)
+            # The new one has what the old one has before it takes writes.
+            await create(new.url, table)
+            new.read_only()
             async with Database(old.url, writes=False) as straight:
                 await straight.write(text(f"CREATE TABLE {table} (item int PRIMARY KEY)"), {})
             await asyncio.gather(*map(batch.put, range(20)))
@@ -218,7 +221,6 @@ async def test_a_primary_that_lives_on_read_only_is_left_for_the_one_that_takes_
             await asyncio.sleep(0.3)
             assert not waiting.done()
             new.read_only(on=False)
-            await create(new.url, table)
             began = time.monotonic()
             assert await waiting == 100
             assert time.monotonic() - began < 5.0

@@ -388,7 +388,10 @@ async def test_beyond_the_caps_nothing_is_stored_and_the_answer_is_the_same(data
         }
         # Told once a minute, however many they are.
         told = [(line["event"], line.get("kind")) for line in lines if line["log_level"] == "warning"]
-        assert sorted(told) == [
+        # The security log counts each refusal by itself, within bounds of its own.
+        refused = [one for one in told if one[0] == "callback_without_proof"]
+        assert 0 < len(refused) <= 20
+        assert sorted(one for one in told if one not in refused) == [
             ("callback_over_limit", "success"), ("callback_unproven", "notification"), ("callback_unproven", "success"),
         ]  # fmt: skip
 
