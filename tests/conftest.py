@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import psycopg
 import pytest
+import structlog
 from hypothesis import settings as profiles
 from psycopg import sql
 
+from orchestrator import log
 from orchestrator.embedded import Embedded
 from orchestrator.schema import migrate
 from orchestrator.settings import Settings
@@ -32,6 +35,17 @@ JWT_SECRET = "a test's own secret, long enough for HS256"
 profiles.register_profile("ours", deadline=None)
 profiles.load_profile("ours")
 
+# A logger that a test used while `log.configure` was in force would keep that configuration: no later test of this process could
+# capture its lines.
+_structlog_configure = structlog.configure
+
+
+def _configure_without_cache(*args: Any, **given: Any) -> None:
+    _structlog_configure(*args, **{**given, "cache_logger_on_first_use": False})
+
+
+structlog.configure = _configure_without_cache
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mishap(row): reproduces one row of tests/mishaps.py")
@@ -50,6 +64,23 @@ def _umask() -> Iterator[None]:
     os.umask(found)
     yield
     os.umask(found)
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """Give the next test the logging that this one found: a command that runs in this process configures it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    configured = structlog.get_config() if structlog.is_configured() else None
+    yield
+    root.handlers[:] = [one for one in root.handlers if one in handlers]
+    root.handlers.extend(one for one in handlers if one not in root.handlers)
+    root.setLevel(level)
+    log._console = True
+    if configured is None:
+        structlog.reset_defaults()
+    else:
+        structlog.configure(**configured)
 
 
 @pytest.fixture(scope="session")

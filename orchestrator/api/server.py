@@ -28,6 +28,9 @@ _log = log.get(__name__)
 
 GRACE: Final = 10
 """Seconds that requests under way get when the process is asked to end."""
+KEEP_ALIVE: Final = 130
+"""Seconds that a connection without a request is kept: longer than proxies keep theirs (nginx 60 s, Caddy 120 s), so that it is the
+proxy that ends it. The other way round, a request could meet the end of its connection, and a proxy answers 502 to it."""
 POOL_PATIENCE: Final = 3.0
 READ_PATIENCE: Final = 3_000
 """Milliseconds that one statement of a reading endpoint may take in Postgres."""
@@ -103,6 +106,7 @@ async def serve(settings: Settings, doorbell: Doorbell, host: str, port: int) ->
         # What a proxy says of its caller is read in one place, as deep as TRUSTED_PROXIES says (`sources`).
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE,
+        timeout_keep_alive=KEEP_ALIVE,
     )
     server = _Server(config)
     loop = asyncio.get_running_loop()

@@ -347,9 +347,7 @@ def _make_cluster(place: _Place, *, durable: bool) -> None:
     initdb looks its account up by name, which the server's own account does not have. So under root it runs as `nobody`, in a directory
     that only root can enter and that is given away afterwards.
     """
-    for left in place.home.glob("data.new-*"):
-        # An initdb whose parent was killed may be removing it at this moment.
-        shutil.rmtree(left, ignore_errors=True)
+    _remove_unfinished(place)
     making = place.home / f"data.new-{os.getpid()}-{time.monotonic_ns()}"
     half_done, password = making / "data", making / "password"
     making.mkdir(mode=0o700)
@@ -374,7 +372,13 @@ def _make_cluster(place: _Place, *, durable: bool) -> None:
             sync = (place.binaries / "initdb", "-D", data, "--sync-only")
             _complete(place, *sync, account=account, kept=kept)
     half_done.rename(place.cluster)
-    shutil.rmtree(making)
+    # Again: an initdb whose parent was killed may still have been writing when its directory was removed above.
+    _remove_unfinished(place)
+
+
+def _remove_unfinished(place: _Place) -> None:
+    for left in place.home.glob("data.new-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _has_name(account: Account) -> bool:

@@ -142,7 +142,12 @@ def _because(record: Record) -> list[str]:
         said += _offered(record)
     said += [_operation(record, one) for one in record.operations]
     said += [
-        f"At {moment(one.requested_at)} {trail.who(one.actor)} asked for a {one.kind}, which no worker has taken up yet."
+        f"At {moment(one.requested_at)} {trail.who(one.actor)} asked for a {one.kind}, "
+        + (
+            "which waits until it is known what came of the one before it."
+            if one in record.blocked_commands
+            else "which no worker has taken up yet."
+        )
         for one in record.commands
     ]
     if record.letters == 1:
@@ -289,8 +294,9 @@ def _settled(record: Record) -> str:
 
 
 def _what(record: Record) -> str:
-    if record.commands:
-        kinds = ", ".join(dict.fromkeys(one.kind for one in record.commands))
+    free = [one for one in record.commands if one not in record.blocked_commands]
+    if free:
+        kinds = ", ".join(dict.fromkeys(one.kind for one in free))
         return f"a worker takes up what was asked for ({kinds})"
     if record.letters:
         return "a worker reads what arrived and asks the gateway what it holds"

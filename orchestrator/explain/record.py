@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import text
 
-from orchestrator import decisions, money
+from orchestrator import decisions, money, operations
 from orchestrator.payment_status import PaymentStatus, payment_status
 from orchestrator.states import State
 
@@ -39,7 +39,8 @@ _GATHER = text("""
                        'submitted_at', o.submitted_at, 'settled_at', o.settled_at, 'error', o.last_error)
                        ORDER BY o.requested_at, o.id) AS text)
               FROM money_operations o WHERE o.checkout_id = c.id) AS operations,
-           (SELECT CAST(json_agg(json_build_object('kind', k.kind, 'actor', k.actor, 'requested_at', k.requested_at)
+           (SELECT CAST(json_agg(json_build_object('kind', k.kind, 'actor', k.actor, 'requested_at', k.requested_at,
+                                                   'transaction_id', k.arguments ->> 'transactionId')
                                  ORDER BY k.requested_at, k.id) AS text)
               FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS commands,
            (SELECT json_agg(a.entry ORDER BY a.sequence) FROM (
@@ -116,6 +117,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     actor: str
     requested_at: datetime
+    transaction_id: str | None = None
 
 
 class Archived(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,6 +204,18 @@ class Record:
     def open_operations(self) -> list[Operation]:
         """Operations that may still have an effect."""
         return [one for one in self.operations if one.state in {"requested", "submitted", "unknown"}]
+
+    @property
+    def blocked_commands(self) -> list[Command]:
+        """Money commands that wait for an open operation on their transaction."""
+        busy = {one.transaction_id for one in self.open_operations}
+        accepted = {one.transaction_id for one in self.accepted}
+        return [
+            one
+            for one in self.commands
+            if one.kind in operations.KINDS
+            and busy & ({one.transaction_id} if one.transaction_id else accepted)
+        ]
 
     @property
     def deadline_end(self) -> datetime:

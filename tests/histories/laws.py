@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from orchestrator import audit, decisions
+from orchestrator.operations import KINDS
 from orchestrator.sandbox.rules import Outcome
 from orchestrator.states import ENDED, TRANSITIONS, State, Trigger
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _ENTRIES = text("SELECT * FROM audit_entries WHERE checkout_id = :id ORDER BY sequence")
 _HEAD = text("SELECT id, audit_sequence, audit_head, state FROM checkouts WHERE id = :id")
 _OPERATIONS = text("SELECT * FROM money_operations WHERE checkout_id = :id ORDER BY requested_at, id")
+_WAITING = text("SELECT kind FROM commands WHERE checkout_id = :id AND handled_at IS NULL")
 _PAYMENTS = text("SELECT * FROM payments WHERE checkout_id = :id")
 _EVENTS = text("SELECT sequence, kind FROM events WHERE checkout_id = :id ORDER BY sequence")
 
@@ -66,7 +68,7 @@ async def in_the_end(world: World, policies: Mapping[str, object]) -> None:
     rows = await world.rows()
     for checkout, row in rows.items():
         await _the_trail(world, checkout)
-        _settled_or_alarmed(row)
+        await _settled_or_alarmed(world, row)
         await _the_money(world, row, policies)
         world.tally.states[row.state + (" late" if row.late else "")] += 1
         world.tally.attention[(row.attention or "none").partition(":")[0]] += 1
@@ -98,9 +100,19 @@ async def _the_trail(world: World, checkout: UUID) -> None:
     assert sum(one.kind == "checkout.completed" for one in events) == completions <= 1, (checkout, events)
 
 
-def _settled_or_alarmed(row: Any) -> None:
+async def _settled_or_alarmed(world: World, row: Any) -> None:
     assert row.lease is None, (row.id, "is still held")
-    assert (row.letters, row.commands) == (0, 0), (row.id, "has an inbox that nobody reads")
+    assert row.letters == 0, (row.id, "has an inbox that nobody reads")
+    if row.commands:
+        # A second movement of a transaction waits until it is known, or a person says, what came of the first.
+        waiting = {one.kind for one in await world.db.read(_WAITING, {"id": row.id})}
+        unclear = any(one.state == "unknown" for one in await world.db.read(_OPERATIONS, {"id": row.id}))
+        assert waiting <= KINDS, (row.id, "has an inbox that nobody reads", waiting)
+        assert unclear, (row.id, "has a command that waits for nothing", waiting)
+        assert row.attention, (
+            row.id,
+            "has a command that waits for an unclear operation, and no person is told",
+        )
     if not row.alarm:
         assert row.state in ENDED, (row.id, row.state)
         assert row.attention is None, (row.id, "waits for a person and has no alarm", row.attention)

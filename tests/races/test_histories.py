@@ -18,7 +18,23 @@ from psycopg import sql
 
 from tests.conftest import _admin, _url
 from tests.histories import laws
-from tests.histories.steps import Ask, ByHand, Carry, Deliver, Forge, History, Pay, Resolve, Step, histories
+from tests.histories.steps import (
+    Ask,
+    ByHand,
+    Carry,
+    Deliver,
+    Fail,
+    Forge,
+    History,
+    Pay,
+    Resolve,
+    Silence,
+    Step,
+    Stop,
+    Wait,
+    Wake,
+    histories,
+)
 from tests.histories.world import World, world
 from tests.integration.carry.scene import take
 
@@ -141,6 +157,36 @@ FOUND = {
     ),
     "a decision on a chargeback that says nothing of the surplus behind it": _paid(
         Ask(kind="capture"), Carry(), Pay(), ByHand(what="chargeback"), *LOOKED, Ask(kind="resolve"), Carry()
+    ),
+    "a capture behind a refund of which nobody can say what came of it": History(
+        (
+            ("late", "ask"),
+            ("surplus", "ask"),
+            ("unknown_order", "ask"),
+            ("capture", "manual"),
+            ("looks_per_minute", 600),
+        ),
+        True,
+        900.0,
+        "paid",
+        (
+            Silence(),
+            Ask(kind="refund", amount=1),
+            Fail(endpoint="refund", after=True),
+            Stop(nth=6),
+            Wait(seconds=61),
+            Carry(),
+            Wait(seconds=61),
+            Carry(),
+            Wake(),
+            Ask(kind="capture"),
+            Carry(hinted=False),
+            ByHand(),
+            Deliver(),
+            Carry(hinted=False),
+        ),
+        False,
+        False,
     ),
 }
 """Histories that once broke a law, in as few steps as it takes."""

@@ -180,6 +180,27 @@ def test_a_command_that_waits_comes_next(state, kind):
     assert any(f"an operator (command line) asked for a {kind}" in said for said in made.because)
 
 
+@pytest.mark.parametrize("named", [None, "539101"])
+@pytest.mark.parametrize("kind", ["capture", "refund", "release"])
+def test_a_command_behind_an_operation_that_nobody_can_judge_says_what_it_waits_for(kind, named):
+    asked = Command(kind=kind, actor="operator:command-line", requested_at=NOW, transaction_id=named)
+    held = record(
+        State.COMPLETED,
+        commands=(asked,),
+        payments=(payment("539101", role="accepted"), payment("539102", role="surplus")),
+        operations=(operation("unknown", kind="refund", transaction_id="539101"),),
+        attention="operation_unclear: the transaction is gone",
+    )
+    made = check(held)
+    assert any(
+        f"asked for a {kind}, which waits until it is known what came of the one before" in said
+        for said in made.because
+    )
+    assert "what was asked for" not in made.next.what
+    elsewhere = replace(held, commands=(msgspec.structs.replace(asked, transaction_id="539102"),))
+    assert f"what was asked for ({kind})" in check(elsewhere).next.what
+
+
 @pytest.mark.parametrize("trigger", Trigger)
 @pytest.mark.parametrize(
     "evidence",

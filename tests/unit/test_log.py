@@ -48,8 +48,6 @@ def written(request, monkeypatch):
     """Set logging up for one test; return what has been written since one last asked."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
     levels = {name: logging.getLogger(name).level for name in ("httpx", "uvicorn.access", "kombu")}
     log.configure(style=request.param, level="info")
     structlog.contextvars.clear_contextvars()
@@ -62,9 +60,6 @@ def written(request, monkeypatch):
 
     yield read
     structlog.contextvars.clear_contextvars()
-    structlog.reset_defaults()
-    root.handlers[:] = before
-    root.setLevel(level)
     for name, was in levels.items():
         logging.getLogger(name).setLevel(was)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import logging
 import sys
 
 import pytest
@@ -24,8 +23,6 @@ def lines(monkeypatch):
     """Set logging up as JSON; return the lines of one event that were written so far."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
     log.configure(style="json", level="info")
 
     def read(event: str | None = None):
@@ -34,10 +31,6 @@ def lines(monkeypatch):
 
     yield read
     structlog.contextvars.clear_contextvars()
-    structlog.reset_defaults()
-    root.handlers[:] = before
-    root.setLevel(level)
-    log._console = True
 
 
 async def answered(api, lines):

@@ -74,7 +74,8 @@ class Scene:
         )
         self.intents = inbox.Intents(db, self.vault, grace=settings.hint_grace)
         self.callbacks = inbox.Callbacks(db, self.vault, grace=settings.hint_grace)
-        self.http = httpx.AsyncClient(timeout=5)
+        # A kept connection is given up before the servers give it up (5 s): a request that meets its end has no answer.
+        self.http = httpx.AsyncClient(timeout=5, limits=httpx.Limits(keepalive_expiry=2))
         self.orders: dict[UUID, str] = {}
 
     async def accept(
