@@ -8,8 +8,9 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, pool, text
 from sqlalchemy.exc import DBAPIError
 
-from orchestrator import log, schema
-from orchestrator.models import PARTITION, metadata
+from orchestrator import log
+from orchestrator.store import schema
+from orchestrator.store.tables import PARTITION, metadata
 from orchestrator.settings import load
 
 _log = log.get(__name__)

@@ -16,10 +16,10 @@ from hypothesis import settings as profiles
 from psycopg import sql
 
 from orchestrator import log
-from orchestrator.embedded import Embedded
-from orchestrator.schema import migrate
+from orchestrator.devkit.local.servers import Embedded
+from orchestrator.store.schema import migrate
 from orchestrator.settings import Settings
-from orchestrator.vault import Vault
+from orchestrator.crypto import Vault
 from tests import mishaps
 from tests.factories import Core, core, empty
 

@@ -17,11 +17,11 @@ from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from orchestrator import inbox, lifecycle
+from orchestrator.store import inbox, checkouts as lifecycle
 from orchestrator.audit import Action
-from orchestrator.db import Database
-from orchestrator.models import metadata
-from orchestrator.states import State, Trigger
+from orchestrator.store.database import Database
+from orchestrator.store.tables import metadata
+from orchestrator.domain.states import State, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Executable, Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from orchestrator.lifecycle import Held, Move
-    from orchestrator.vault import Vault
+    from orchestrator.store.checkouts import Held, Move
+    from orchestrator.crypto import Vault
 
 T = Trigger
 JOURNEY: dict[State, tuple[Trigger, ...]] = {

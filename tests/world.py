@@ -22,7 +22,7 @@ import psycopg
 import redis
 from psycopg.rows import dict_row
 
-from orchestrator import access
+from orchestrator import auth
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.integration.carry.scene import intent
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from orchestrator.embedded import Embedded
+    from orchestrator.devkit.local.servers import Embedded
 
 HURRY = {
     "lease_seconds": 3.3,
@@ -306,7 +306,7 @@ JSON = {"Content-Type": "application/json"}
 
 def bearer(merchant: str) -> str:
     """Return what a merchant's client sends as Authorization."""
-    token = access.issue(
+    token = auth.issue(
         make_settings(),
         merchant=merchant,
         scopes=("checkouts:write", "checkouts:read", "money:write", "ops"),

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from alembic import context, op
 from alembic.util import CommandError
 
-from orchestrator.vault import Vault, VaultError
+from orchestrator.crypto import Vault, VaultError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

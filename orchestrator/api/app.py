@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import FastAPI, Request
 from starlette.routing import Route
 
-from orchestrator.access import AccessDenied
+from orchestrator.auth import AccessDenied
 from orchestrator.api import callbacks, checkouts, commands, docs, health, problems
 from orchestrator.api.docs import commanded, described, json_answer
-from orchestrator.api.envelope import Envelope
-from orchestrator.api.letterbox import Letterbox
+from orchestrator.api.middleware import Envelope
+from orchestrator.api.callback_intake import Letterbox
 from orchestrator.api.request_log import AccessLog, SecurityLog
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from orchestrator.api.wiring import Services
+    from orchestrator.api.dependencies import Services
 
 VERSION: Final = "1"
 """Of the contract, as in the paths."""

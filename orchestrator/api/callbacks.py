@@ -26,26 +26,26 @@ from uuid import UUID
 
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from orchestrator import links
-from orchestrator.api import bodies, correlation, sources, wiring
-from orchestrator.api.letterbox import PATIENCE, Letterbox
+from orchestrator import callback_urls
+from orchestrator.api import request_body, correlation, client_address, dependencies
+from orchestrator.api.callback_intake import PATIENCE, Letterbox
 from orchestrator.api.problems import RETRY_AFTER, Refusal
-from orchestrator.db import is_away
+from orchestrator.store.database import is_away
 from orchestrator.gateway import callback_body
 from orchestrator.gateway import callbacks as gateway_callbacks
 from orchestrator.gateway.callbacks import Grade
-from orchestrator.inbox import Arrival, CallbackKind, Unaddressed
-from orchestrator.lifecycle import Stray
+from orchestrator.store.inbox import Arrival, CallbackKind, Unaddressed
+from orchestrator.store.checkouts import Stray
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fastapi import Request
 
-    from orchestrator.api.wiring import Services
+    from orchestrator.api.dependencies import Services
     from orchestrator.gateway.callbacks import CallbackFacts
-    from orchestrator.links import OpenedLink
-    from orchestrator.merchants import Merchant
+    from orchestrator.callback_urls import OpenedLink
+    from orchestrator.store.merchants import Merchant
 
 BODY_LIMIT: Final = callback_body.LARGEST
 VISIT_LIMIT: Final = 16_384
@@ -90,13 +90,13 @@ class _Read(NamedTuple):
     content_type: str
     headers: Mapping[str, str]
     source: str | None
-    network: sources.Network
+    network: client_address.Network
     grade: Grade
 
 
 async def take(request: Request) -> Response:
     """Take one callback. Success, failure and redirect go on to the shop's own page; a notification is acknowledged."""
-    known = wiring.of(request)
+    known = dependencies.of(request)
     path = request.path_params
     checkout_id, link = _opened(known, path["kind"], path["checkout_id"], path["signed"])
     kind = cast("CallbackKind", path["kind"])
@@ -136,7 +136,7 @@ async def _visited(request: Request, checkout_id: UUID, link: OpenedLink) -> Res
     """Note a visit of the shopper's browser and send it on. Nothing of what it brings is kept: where a shopper is belongs to a person."""
     closing: Mapping[str, str] = {}
     try:
-        await bodies.read(request, limit=VISIT_LIMIT)
+        await request_body.read(request, limit=VISIT_LIMIT)
     except Refusal as refusal:
         closing = await _skipped(request, refusal)
     visit = Arrival(
@@ -156,15 +156,15 @@ async def _skipped(request: Request, refusal: Refusal) -> Mapping[str, str]:
     """Read what is left of a refused body; return the headers of the answer, which may end the connection."""
     if not refusal.headers:
         return {}
-    await bodies.skip(request)
+    await request_body.skip(request)
     return refusal.headers
 
 
 async def take_for_merchant(request: Request) -> Response:
     """Take a notification that names no checkout in its address: the default of a merchant's terminals."""
-    known = wiring.of(request)
+    known = dependencies.of(request)
     name = request.path_params["merchant"]
-    if not links.open_merchant_link(known.vault, name, request.path_params["signed"]):
+    if not callback_urls.open_merchant_link(known.vault, name, request.path_params["signed"]):
         raise _unknown()
     if request.method != "POST":
         raise _only_posted("notification")
@@ -195,7 +195,7 @@ def _opened(known: Services, kind: str, checkout_id: str, signed: str) -> tuple[
         one = UUID(checkout_id)
     except ValueError:
         raise _unknown() from None
-    link = links.open_link(known.vault, kind, one, signed)
+    link = callback_urls.open_link(known.vault, kind, one, signed)
     if link is None:
         raise _unknown()
     return one, link
@@ -226,12 +226,12 @@ async def _named(known: Services, name: str) -> Merchant:
 
 async def _read(known: Services, request: Request, merchant: Merchant | None) -> _Read:
     settings = known.settings
-    body = await bodies.read(request, limit=BODY_LIMIT)
+    body = await request_body.read(request, limit=BODY_LIMIT)
     if callback_body.inflates_beyond(body):
-        raise bodies.too_large(BODY_LIMIT, read=True)
+        raise request_body.too_large(BODY_LIMIT, read=True)
     content_type = _printable(request.headers.get("content-type", ""))[:200]
     headers = {name: _printable(value) for name in _KEPT if (value := request.headers.get(name)) is not None}
-    address, sure = sources.caller(
+    address, sure = client_address.caller(
         request.client.host if request.client is not None else None,
         request.headers.getlist("x-forwarded-for"),
         depth=settings.trusted_proxies,
@@ -244,7 +244,7 @@ async def _read(known: Services, request: Request, merchant: Merchant | None) ->
         now=time.time(),
         max_age=settings.callback_max_age,
     )
-    network = sources.network_of(address, sure=sure, networks=settings.gateway_ranges)
+    network = client_address.network_of(address, sure=sure, networks=settings.gateway_ranges)
     source = None if address is None else str(address)
     if known.callbacks.unproven(grade, network):
         body = body[:UNPROVEN_LIMIT]

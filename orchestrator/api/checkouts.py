@@ -14,18 +14,18 @@ import msgspec
 from fastapi import Query, Request
 from starlette.responses import Response  # noqa: TC002 - as above
 
-from orchestrator import explain, intents, links
-from orchestrator.api import bodies, correlation, problems, reads, wiring
+from orchestrator import explain, intents, callback_urls
+from orchestrator.api import request_body, correlation, problems, reads, dependencies
 from orchestrator.api.problems import Refusal, answer
-from orchestrator.api.wiring import DATABASE_PATIENCE, Services
-from orchestrator.db import DatabaseAway
-from orchestrator.inbox import Accepted, Intake, KeyReused, OrderTaken
+from orchestrator.api.dependencies import DATABASE_PATIENCE, Services
+from orchestrator.store.database import DatabaseAway
+from orchestrator.store.inbox import Accepted, Intake, KeyReused, OrderTaken
 from orchestrator.intents import Intent, IntentRejected, Problem
-from orchestrator.states import State
+from orchestrator.domain.states import State
 
 if TYPE_CHECKING:
-    from orchestrator.access import Caller
-    from orchestrator.merchants import Merchant
+    from orchestrator.auth import Caller
+    from orchestrator.store.merchants import Merchant
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
 BATCH_ROWS: Final = 500
@@ -39,10 +39,10 @@ _ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 async def accept(request: Request) -> Response:
     """Take one checkout: 202 if it is new, 200 if it was there with the same content."""
-    known = wiring.of(request)
-    caller, merchant = await wiring.admit(request, "checkouts:write")
+    known = dependencies.of(request)
+    caller, merchant = await dependencies.admit(request, "checkouts:write")
     key = idempotency_key(request)
-    raw = await bodies.read_json(request, limit=intents.BODY_LIMIT)
+    raw = await request_body.read_json(request, limit=intents.BODY_LIMIT)
     try:
         intent = intents.parse(raw)
     except IntentRejected as error:
@@ -57,11 +57,11 @@ async def accept(request: Request) -> Response:
 
 async def accept_batch(request: Request) -> Response:
     """Take many checkouts, each with a result of its own. Safe to send again: the order numbers tell what is there."""
-    known = wiring.of(request)
-    caller, merchant = await wiring.admit(request, "checkouts:write")
+    known = dependencies.of(request)
+    caller, merchant = await dependencies.admit(request, "checkouts:write")
     if "idempotency-key" in request.headers:
         raise Refusal(422, "a batch takes no Idempotency-Key: its order numbers make it safe to send again")
-    raw = await bodies.read_json(request, limit=BATCH_BYTES)
+    raw = await request_body.read_json(request, limit=BATCH_BYTES)
     try:
         rows = _ROWS.decode(raw)
     except (ValueError, RecursionError):
@@ -141,7 +141,7 @@ def _accepted(known: Services, accepted: Accepted) -> dict[str, object]:
         "orderId": accepted.order_ref,
         "state": accepted.state,
         "deadline": accepted.deadline,
-        "clientToken": links.client_token(known.vault, accepted.id),
+        "clientToken": callback_urls.client_token(known.vault, accepted.id),
         "links": reads.links_of(accepted.id),
     }
 
@@ -161,8 +161,8 @@ def idempotency_key(request: Request) -> str | None:
 
 async def show(request: Request, checkout_id: str) -> Response:
     """Everything about one checkout."""
-    known = wiring.of(request)
-    _, merchant = await wiring.admit(request, "checkouts:read")
+    known = dependencies.of(request)
+    _, merchant = await dependencies.admit(request, "checkouts:read")
     one = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_PATIENCE):
         found = await reads.checkout(known.db, known.vault, merchant.id, one)
@@ -180,8 +180,8 @@ async def search(  # noqa: PLR0917 - FastAPI calls it by name
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
     """A merchant's checkouts, the youngest first, page by page."""
-    known = wiring.of(request)
-    _, merchant = await wiring.admit(request, "checkouts:read")
+    known = dependencies.of(request)
+    _, merchant = await dependencies.admit(request, "checkouts:read")
     if order_id is not None and not intents.may_be_order(order_id):
         return answer({"checkouts": [], "nextCursor": None})  # no order has such a number
     async with asyncio.timeout(DATABASE_PATIENCE):
@@ -193,8 +193,8 @@ async def search(  # noqa: PLR0917 - FastAPI calls it by name
 
 async def show_explanation(request: Request, checkout_id: str) -> Response:
     """Why a checkout is where it is, what happens next and when, and what a person may do."""
-    known = wiring.of(request)
-    _, merchant = await wiring.admit(request, "checkouts:read")
+    known = dependencies.of(request)
+    _, merchant = await dependencies.admit(request, "checkouts:read")
     one = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_PATIENCE):
         record = await explain.gather(known.db, known.settings, one, merchant_id=merchant.id)
@@ -215,8 +215,8 @@ async def show_payments(  # noqa: PLR0917 - FastAPI calls it by name
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
     """A merchant's payments as the gateway showed them, the youngest first, page by page."""
-    known = wiring.of(request)
-    _, merchant = await wiring.admit(request, "checkouts:read")
+    known = dependencies.of(request)
+    _, merchant = await dependencies.admit(request, "checkouts:read")
     if order_id is not None and not intents.may_be_order(order_id):
         return answer({"payments": [], "nextCursor": None})  # no order has such a number
     async with asyncio.timeout(DATABASE_PATIENCE):
@@ -237,8 +237,8 @@ async def show_audit(
     limit: Annotated[int, Query(ge=1, le=1000)] = 500,
 ) -> Response:
     """The audit trail of one checkout, the oldest entry first."""
-    known = wiring.of(request)
-    _, merchant = await wiring.admit(request, "checkouts:read")
+    known = dependencies.of(request)
+    _, merchant = await dependencies.admit(request, "checkouts:read")
     one = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_PATIENCE):
         found = await reads.audit(known.db, merchant.id, one, after=after, limit=limit)

@@ -15,11 +15,12 @@ import msgspec
 from fastapi import Request  # noqa: TC002 - FastAPI reads the annotations of what it calls
 from starlette.responses import Response  # noqa: TC002 - as above
 
-from orchestrator import inbox, money
-from orchestrator.api import bodies, checkouts, reads, wiring
+from orchestrator.store import inbox
+from orchestrator.domain import money
+from orchestrator.api import request_body, checkouts, reads, dependencies
 from orchestrator.api.problems import Refusal, answer
-from orchestrator.api.wiring import DATABASE_PATIENCE
-from orchestrator.inbox import CommandKind, KeyReused, Objection, Standing, Wish
+from orchestrator.api.dependencies import DATABASE_PATIENCE
+from orchestrator.store.inbox import CommandKind, KeyReused, Objection, Standing, Wish
 from orchestrator.intents import Problem
 from orchestrator.intents.fields import Fields, kind_of, repeated, repeated_name, shown
 from orchestrator.intents.reading import LONGEST_LIFE
@@ -80,15 +81,15 @@ def taking(kind: CommandKind) -> Callable[[Request, str], Awaitable[Response]]:
 
 
 async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Response:
-    known = wiring.of(request)
-    caller, merchant = await wiring.admit(request, SCOPES[kind])
+    known = dependencies.of(request)
+    caller, merchant = await dependencies.admit(request, SCOPES[kind])
     one = checkouts.id_of(checkout_id)
     key = checkouts.idempotency_key(request)
     if key is None and kind in KEYED:
         message = f"is missing: each {kind} needs a key of its own, such as a UUID, so that sending it again moves nothing twice"
         wrong = [Problem("Idempotency-Key", message)]
         raise Refusal(422, f"Idempotency-Key {message}", kind="idempotency-key-missing", errors=wrong)
-    body = _Body(kind, await bodies.read_json(request, limit=COMMAND_BYTES, optional=True))
+    body = _Body(kind, await request_body.read_json(request, limit=COMMAND_BYTES, optional=True))
     async with asyncio.timeout(DATABASE_PATIENCE):
         stands = await inbox.standing(known.db, one, merchant_id=merchant.id, key=key)
         if stands is None:
@@ -127,7 +128,7 @@ def _met(stands: Standing, key: str | None, print_: bytes) -> UUID | None:
 async def _store(
     request: Request, stands: Standing, wish: Wish, *, actor: str, reason: str | None, key: str | None, print_: bytes
 ) -> UUID:  # fmt: skip
-    known = wiring.of(request)
+    known = dependencies.of(request)
     try:
         stored = await inbox.request(
             known.db, known.vault, stands.id, merchant_id=stands.merchant_id, kind=wish.kind, actor=actor, reason=reason,

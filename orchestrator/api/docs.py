@@ -19,12 +19,12 @@ from orchestrator.api.commands import KEYED, SCOPES
 from orchestrator.api.connections import URL_LIMIT
 from orchestrator.api.problems import Refusal
 from orchestrator.api.schemas import SCHEMAS, Schema, ref
-from orchestrator.merchants import NAME
+from orchestrator.store.merchants import NAME
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
-    from orchestrator.inbox import CommandKind
+    from orchestrator.store.inbox import CommandKind
 
 _KEY_BOUNDS: Final[Schema] = {"pattern": r"^[\x21-\x7e]+$", "minLength": 1, "maxLength": 255}
 _SECURE: Final[list[Schema]] = [{"bearer": []}]

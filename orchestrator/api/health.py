@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Final
 from fastapi import Request  # noqa: TC002 - read at run time
 from starlette.responses import Response  # noqa: TC002 - as above
 
-from orchestrator import log, readiness, schema
+from orchestrator import log
+from orchestrator.store import readiness, schema
 from orchestrator.api.problems import answer
-from orchestrator.db import is_away
+from orchestrator.store.database import is_away
 
 if TYPE_CHECKING:
-    from orchestrator.api.wiring import Services
+    from orchestrator.api.dependencies import Services
 
 _log = log.get(__name__)
 

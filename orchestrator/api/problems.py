@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
-from orchestrator.access import AccessDenied
+from orchestrator.auth import AccessDenied
 from orchestrator.api import correlation
 from orchestrator.api.request_log import DENIED
 from orchestrator.errors import OrchestratorError

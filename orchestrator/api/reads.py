@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 from sqlalchemy import bindparam, or_, select, text, tuple_, union_all
 
-from orchestrator import log, money
-from orchestrator.models import IS_LISTED, IS_LIVE, IS_OPEN, checkouts, payments
-from orchestrator.payment_status import GONE, PaymentStatus, payment_status
-from orchestrator.states import CLOSED, ENDED, State
-from orchestrator.vault import VaultError
+from orchestrator import log
+from orchestrator.domain import money
+from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN, checkouts, payments
+from orchestrator.domain.payment_status import GONE, PaymentStatus, payment_status
+from orchestrator.domain.states import CLOSED, ENDED, State
+from orchestrator.crypto import VaultError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Row, Select
 
-    from orchestrator.db import Database
-    from orchestrator.vault import Vault
+    from orchestrator.store.database import Database
+    from orchestrator.crypto import Vault
 
 _log = log.get(__name__)
 

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator import log
-from orchestrator.api import sources
+from orchestrator.api import client_address
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -29,7 +29,7 @@ LINES_A_MINUTE: Final = 20
 WINDOW: Final = 60.0
 FLUSH_AFTER: Final = 0.2
 
-_ACCESS: Final = "orchestrator.access"
+_ACCESS: Final = "orchestrator.auth"
 _security = log.get("orchestrator.security")
 
 _SHOPPERS: Final = frozenset({"redirect"})
@@ -146,5 +146,5 @@ def source_of(scope: Scope, *, depth: int) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _source(peer: str | None, forwarded: tuple[bytes, ...], depth: int) -> str | None:
-    address, _ = sources.caller(peer, [value.decode("latin-1") for value in forwarded], depth=depth)
+    address, _ = client_address.caller(peer, [value.decode("latin-1") for value in forwarded], depth=depth)
     return None if address is None else str(address)

@@ -7,9 +7,9 @@ from typing import Any, Final
 from orchestrator import intents
 from orchestrator.intents.fields import LONGEST_URL
 from orchestrator.intents.reading import LONGEST_INFO, LONGEST_LIFE, MOST_INFOS, MOST_LINES, MOST_PIECES
-from orchestrator.money import MOST_DIGITS
-from orchestrator.payment_status import PaymentStatus
-from orchestrator.states import State
+from orchestrator.domain.money import MOST_DIGITS
+from orchestrator.domain.payment_status import PaymentStatus
+from orchestrator.domain.states import State
 
 Schema = dict[str, Any]
 

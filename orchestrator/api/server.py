@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Final, cast
 import uvicorn
 import uvloop
 
-from orchestrator import heap, inbox, log, worker
+from orchestrator import gc_tuning, log, worker
+from orchestrator.store import inbox
 from orchestrator.api.app import create_app
 from orchestrator.api.connections import Connections
-from orchestrator.api.wiring import Services
-from orchestrator.db import Database
-from orchestrator.merchants import Merchants
-from orchestrator.vault import Vault
+from orchestrator.api.dependencies import Services
+from orchestrator.store.database import Database
+from orchestrator.store.merchants import Merchants
+from orchestrator.crypto import Vault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.api.wiring import Doorbell
+    from orchestrator.api.dependencies import Doorbell
     from orchestrator.settings import Settings
 
 _log = log.get(__name__)
@@ -118,7 +119,7 @@ async def serve(settings: Settings, doorbell: Doorbell, host: str, port: int) ->
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_end, number)
     _log.info("api_serving", host=host, port=port)
-    heap.settle()
+    gc_tuning.settle()
     watch = asyncio.create_task(connections.watch(), name="connections")
     try:
         await server.serve()

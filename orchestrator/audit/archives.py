@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from orchestrator.audit.chain import Link
     from orchestrator.audit.findings import Findings
-    from orchestrator.db import Database
-    from orchestrator.vault import Key, Vault
+    from orchestrator.store.database import Database
+    from orchestrator.crypto import Key, Vault
 
 LINE_LIMIT: Final = 128 * 1024 * 1024
 """Bytes of one page: the history of one checkout with all callbacks that are kept for it."""

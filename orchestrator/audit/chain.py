@@ -15,13 +15,13 @@ from uuid import UUID
 
 import msgspec
 
-from orchestrator.states import TRANSITIONS, State, Trigger
+from orchestrator.domain.states import TRANSITIONS, State, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
-    from orchestrator.vault import Key, Vault
+    from orchestrator.crypto import Key, Vault
 
 PURPOSE: Final = "audit"
 START: Final = b"\0" * 32

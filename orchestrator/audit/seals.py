@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.audit.findings import Findings
-    from orchestrator.db import Database
-    from orchestrator.vault import Key, Vault
+    from orchestrator.store.database import Database
+    from orchestrator.crypto import Key, Vault
 
 ARCHIVE: Final = "archive"
 """The first word of a line that names an archive instead of the head of a chain."""

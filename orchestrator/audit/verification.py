@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Row
 
-    from orchestrator.db import Database
-    from orchestrator.vault import Vault
+    from orchestrator.store.database import Database
+    from orchestrator.crypto import Vault
 
 _HEADS = text("""
     SELECT id, audit_sequence, audit_head, state FROM checkouts WHERE id > :after ORDER BY id LIMIT :most

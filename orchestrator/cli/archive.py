@@ -12,8 +12,8 @@ from orchestrator.cli.lookup import Span
 from orchestrator.cli.output import say
 
 if TYPE_CHECKING:
-    from orchestrator.archive import Archived, Result
-    from orchestrator.db import Database
+    from orchestrator.audit.archive import Archived, Result
+    from orchestrator.store.database import Database
     from orchestrator.settings import Settings
 
 _LONGEST = 100 * 366 * 86_400
@@ -59,7 +59,7 @@ def archive(*, data_dir: Path, older_than: float, directory: Path | None, size: 
 
 
 async def _count(db: Database, older_than: float) -> int:
-    from orchestrator import archive as task  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.audit import archive as task  # noqa: PLC0415 - each command imports what it needs
 
     checkouts, entries = await task.candidates(db, await task.choose(db, older_than=older_than))
     say(f"The history of {checkouts} checkouts would go, with {entries} entries of the trail.")
@@ -67,8 +67,8 @@ async def _count(db: Database, older_than: float) -> int:
 
 
 async def _run(settings: Settings, db: Database, place: Path, *, older_than: float, size: int) -> int:
-    from orchestrator import archive as task  # noqa: PLC0415
-    from orchestrator.vault import Vault  # noqa: PLC0415
+    from orchestrator.audit import archive as task  # noqa: PLC0415
+    from orchestrator.crypto import Vault  # noqa: PLC0415
 
     vault = Vault(settings.secret_keys)
     task.prepare(place)

@@ -14,7 +14,7 @@ from orchestrator.cli.output import say
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from orchestrator.db import Database
+    from orchestrator.store.database import Database
     from orchestrator.settings import Settings
 
 DATA_DIR: Final = ".orchestrator"
@@ -52,8 +52,8 @@ def on_database(
     place: Path, work: Callable[[Settings, Database], Awaitable[int | None]], *, owner: bool = False
 ) -> int:
     """Run `work` with the settings and database of an installation; return its exit status. `owner`: as the owner of its tables."""
-    from orchestrator.schema import reachable  # noqa: PLC0415 - most commands end before they need it
-    from orchestrator.supervise.place import attach  # noqa: PLC0415
+    from orchestrator.store.schema import reachable  # noqa: PLC0415 - most commands end before they need it
+    from orchestrator.devkit.local.place import attach  # noqa: PLC0415
 
     with attach(place, say=whisper) as settings:
         logged(settings)
@@ -65,8 +65,8 @@ def on_database(
 async def _connected(
     url: str, settings: Settings, work: Callable[[Settings, Database], Awaitable[int | None]]
 ) -> int | None:
-    from orchestrator import schema  # noqa: PLC0415
-    from orchestrator.db import Database  # noqa: PLC0415
+    from orchestrator.store import schema  # noqa: PLC0415
+    from orchestrator.store.database import Database  # noqa: PLC0415
 
     prepared = settings.database_prepared_statements
     async with Database(url, pool_size=2, name="orchestrator-cli", prepared=prepared) as db:

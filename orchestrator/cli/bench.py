@@ -13,7 +13,7 @@ from orchestrator.cli.processes import open_terminal
 
 
 def _checked_latency(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    from orchestrator.bench import latency  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.devkit.bench import latency  # noqa: PLC0415 - each command imports what it needs
 
     try:
         latency.parse(value)
@@ -50,9 +50,9 @@ def gateway(
     jitter: float,
 ) -> None:
     """Serve the light gateway of the bench; callbacks are signed with the first of ORCHESTRATOR_GATEWAY_SECRETS."""
-    from orchestrator.bench.gateway import Conduct, run  # noqa: PLC0415
-    from orchestrator.bench.latency import parse  # noqa: PLC0415
-    from orchestrator.bench.shoppers import Habits  # noqa: PLC0415
+    from orchestrator.devkit.bench.gateway import Conduct, run  # noqa: PLC0415
+    from orchestrator.devkit.bench.latency import parse  # noqa: PLC0415
+    from orchestrator.devkit.bench.shoppers import Habits  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
 
     secrets = [secret.get_secret_value() for secret in load().gateway_secrets]
@@ -67,7 +67,7 @@ def gateway(
 @click.command("bench-load", hidden=True)
 def load() -> None:
     """Hand intents over as the job on stdin says (the load of the bench)."""
-    from orchestrator.bench.load import run  # noqa: PLC0415
+    from orchestrator.devkit.bench.load import run  # noqa: PLC0415
 
     run()
 
@@ -155,7 +155,7 @@ def bench(*, as_json: bool, sequential: int | None, **given: Any) -> int:
     ORCHESTRATOR_DATABASE_URL or ORCHESTRATOR_BROKER_URL are set, those servers are measured instead, and what was written stays
     there: take a database of its own, and name its ORCHESTRATOR_SECRET_KEYS. Other settings hold as for any process.
     """
-    from orchestrator.bench.run import Plan, run  # noqa: PLC0415
+    from orchestrator.devkit.bench.run import Plan, run  # noqa: PLC0415
 
     if given["ramp"] and (sequential or given["stage"] != "whole"):
         raise click.UsageError(

@@ -15,7 +15,7 @@ from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import matching, merchant_id, one, price, table, uuid_of
 from orchestrator.cli.output import printer, say
 from orchestrator.cli.reconcile import reconcile
-from orchestrator.states import State
+from orchestrator.domain.states import State
 from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from orchestrator.db import Database
+    from orchestrator.store.database import Database
     from orchestrator.settings import Settings
 
 _HELD: Final = ("reserved", "captured", "refunded", "charged back")
@@ -67,7 +67,7 @@ def list_checkouts(
     async def show(_: Settings, db: Database) -> int:
         from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
 
-        from orchestrator.demo.timeline import STYLES  # noqa: PLC0415
+        from orchestrator.devkit.demo.timeline import STYLES  # noqa: PLC0415
 
         if merchant is not None:
             await merchant_id(db, merchant)
@@ -100,7 +100,7 @@ def show(*, data_dir: Path, checkout: str) -> int:
     async def tell(_: Settings, db: Database) -> int:
         import msgspec  # noqa: PLC0415
 
-        from orchestrator.demo.timeline import timeline  # noqa: PLC0415
+        from orchestrator.devkit.demo.timeline import timeline  # noqa: PLC0415
 
         row = await one(db, checkout)
         console = printer()
@@ -232,7 +232,7 @@ def list_events(*, data_dir: Path, after: str | None, checkout: str | None, limi
         raise click.UsageError(f"--after must be the id of a checkout, not {after!r}")
 
     async def show(_: Settings, db: Database) -> int:
-        from orchestrator.demo.timeline import told  # noqa: PLC0415
+        from orchestrator.devkit.demo.timeline import told  # noqa: PLC0415
 
         only = None if checkout is None else (await one(db, checkout)).id
         rows = await db.read(_events(), {"after": since or UUID(int=0), "only": only, "most": limit})
@@ -258,8 +258,8 @@ def list_events(*, data_dir: Path, after: str | None, checkout: str | None, limi
 def _payments_listed(*, role: str | None, order: str | None, merchant: int | None) -> Any:
     from sqlalchemy import bindparam, select  # noqa: PLC0415
 
-    from orchestrator.models import merchants as m  # noqa: PLC0415
-    from orchestrator.models import payments as p  # noqa: PLC0415
+    from orchestrator.store.tables import merchants as m  # noqa: PLC0415
+    from orchestrator.store.tables import payments as p  # noqa: PLC0415
 
     wanted = select(p, m.c.name.label("merchant")).join(m, m.c.id == p.c.merchant_id)
     if role is not None:
@@ -288,7 +288,7 @@ def _amounts(payment: Any) -> list[Text]:
     """Return a payment's amounts as cells; one that cannot be read stands as the gateway wrote it."""
     from rich.text import Text  # noqa: PLC0415
 
-    from orchestrator import money  # noqa: PLC0415
+    from orchestrator.domain import money  # noqa: PLC0415
 
     def cell(name: str) -> Text:
         minor, raw = getattr(payment, name), payment.raw_amounts
@@ -301,8 +301,8 @@ def _amounts(payment: Any) -> list[Text]:
 
 
 def _status(row: Any) -> str:
-    from orchestrator.payment_status import payment_status  # noqa: PLC0415
-    from orchestrator.states import State  # noqa: PLC0415
+    from orchestrator.domain.payment_status import payment_status  # noqa: PLC0415
+    from orchestrator.domain.states import State  # noqa: PLC0415
 
     return payment_status(
         State(row.state), reserved=row.reserved, captured=row.captured, refunded=row.refunded,
@@ -347,7 +347,7 @@ def _described(row: Any) -> Table:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    from orchestrator.demo.timeline import STYLES  # noqa: PLC0415
+    from orchestrator.devkit.demo.timeline import STYLES  # noqa: PLC0415
 
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim")

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
-    from orchestrator.db import Database
-    from orchestrator.inbox import CommandKind, Standing, Wish
+    from orchestrator.store.database import Database
+    from orchestrator.store.inbox import CommandKind, Standing, Wish
     from orchestrator.settings import Settings
 
 WAIT: Final = 30.0
@@ -151,8 +151,8 @@ def _ask(
     async def ask(settings: Settings, db: Database) -> int:
         from uuid import uuid4  # noqa: PLC0415 - each command imports what it needs
 
-        from orchestrator import inbox  # noqa: PLC0415
-        from orchestrator.vault import Vault  # noqa: PLC0415
+        from orchestrator.store import inbox  # noqa: PLC0415
+        from orchestrator.crypto import Vault  # noqa: PLC0415
 
         row = await one(db, checkout)
         stands = await inbox.standing(db, row.id)
@@ -176,7 +176,8 @@ def _ask(
 
 
 def _wish(stands: Standing, kind: CommandKind, amount: str | None, wanted: dict[str, Any]) -> Wish:
-    from orchestrator import inbox, money  # noqa: PLC0415
+    from orchestrator.store import inbox
+    from orchestrator.domain import money  # noqa: PLC0415
 
     transaction = wanted.get("transaction")
     minor = None if amount is None else money.to_minor(amount, stands.currency_of(transaction))

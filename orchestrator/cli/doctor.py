@@ -17,14 +17,14 @@ from orchestrator import log
 from orchestrator.cli.attached import DATA_DIR, data_dir, on_database, whisper
 from orchestrator.cli.output import say
 from orchestrator.errors import OrchestratorError
-from orchestrator.postgres_url import place
+from orchestrator.settings.postgres_url import place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from orchestrator import readiness
-    from orchestrator.db import Database
+    from orchestrator.store import readiness
+    from orchestrator.store.database import Database
     from orchestrator.settings import Settings
 
 DRIFT: Final = 5.0
@@ -58,7 +58,7 @@ def doctor(*, data_dir: Path, process: str | None) -> int:
     if process is not None:
         return on_database(data_dir, lambda _, db: _heartbeat(db, process))
     from orchestrator.settings import load  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.supervise.place import attach, running  # noqa: PLC0415
+    from orchestrator.devkit.local.place import attach, running  # noqa: PLC0415
 
     # Its Postgres is then started for the checks alone, and what else `up` would start cannot be there.
     stopped = load().database_url is None and running(data_dir) is None
@@ -80,7 +80,7 @@ def doctor(*, data_dir: Path, process: str | None) -> int:
 async def _heartbeat(db: Database, kind: str) -> int:
     from sqlalchemy import text  # noqa: PLC0415
 
-    from orchestrator.readiness import SEEN_WITHIN  # noqa: PLC0415
+    from orchestrator.store.readiness import SEEN_WITHIN  # noqa: PLC0415
 
     here = socket.gethostname()
     rows = await db.read(
@@ -100,7 +100,7 @@ async def _heartbeat(db: Database, kind: str) -> int:
 
 
 async def _examine(settings: Settings, report: _Report, *, stopped: bool) -> None:
-    from orchestrator.db import Database  # noqa: PLC0415
+    from orchestrator.store.database import Database  # noqa: PLC0415
 
     _keys(settings, report)
     url = settings.need("database_url")
@@ -142,7 +142,7 @@ async def _database(url: str, db: Database, report: _Report) -> bool:
     """Look at Postgres; say whether the other checks can ask it."""
     from sqlalchemy import text  # noqa: PLC0415
 
-    from orchestrator import schema  # noqa: PLC0415
+    from orchestrator.store import schema  # noqa: PLC0415
 
     facts = text(
         "SELECT current_setting('server_version_num')::int / 10000 AS major, extract(epoch FROM now())::float8 AS now"
@@ -195,8 +195,8 @@ async def _database(url: str, db: Database, report: _Report) -> bool:
 
 async def _writes(db: Database, report: _Report) -> None:
     """Write something: a server that is read-only, or whose disk is full, still answers questions."""
-    from orchestrator import readiness  # noqa: PLC0415
-    from orchestrator.db import is_away  # noqa: PLC0415
+    from orchestrator.store import readiness  # noqa: PLC0415
+    from orchestrator.store.database import is_away  # noqa: PLC0415
 
     try:
         async with asyncio.timeout(DATABASE_PATIENCE):
@@ -211,8 +211,8 @@ async def _writes(db: Database, report: _Report) -> None:
 
 async def _trail_key(settings: Settings, db: Database, report: _Report) -> None:
     """Compare the keys with the data: with keys of another installation nothing opens, and the trail breaks at its next entry."""
-    from orchestrator import schema  # noqa: PLC0415
-    from orchestrator.vault import Vault  # noqa: PLC0415
+    from orchestrator.store import schema  # noqa: PLC0415
+    from orchestrator.crypto import Vault  # noqa: PLC0415
 
     key = await schema.newest_key(db)
     if key is None or not settings.secret_keys:
@@ -233,7 +233,7 @@ async def _months(db: Database, report: _Report) -> None:
 
     from sqlalchemy import text  # noqa: PLC0415
 
-    from orchestrator import archive  # noqa: PLC0415
+    from orchestrator.audit import archive  # noqa: PLC0415
 
     soon = (await db.read(text("SELECT clock() AS now")))[0].now + timedelta(days=31)
     until = max(month.until for month in await archive.months_of(db) if month.until is not None)
@@ -247,7 +247,7 @@ async def _months(db: Database, report: _Report) -> None:
 
 
 async def _processes(db: Database, report: _Report) -> None:
-    from orchestrator import readiness  # noqa: PLC0415
+    from orchestrator.store import readiness  # noqa: PLC0415
 
     found = await readiness.processes(db)
     for kind, missing in (
@@ -266,7 +266,7 @@ async def _processes(db: Database, report: _Report) -> None:
 
 
 async def _alarms(db: Database, report: _Report, *, stopped: bool) -> None:
-    from orchestrator import readiness  # noqa: PLC0415
+    from orchestrator.store import readiness  # noqa: PLC0415
 
     found = await readiness.backlog(db)
     if stopped:
@@ -289,7 +289,7 @@ async def _alarms(db: Database, report: _Report, *, stopped: bool) -> None:
 
 async def _stuck(db: Database, found: readiness.Backlog) -> str | None:
     """Say what has waited for too long. After a quiet hour the first order looks like it for a moment, and is looked at twice."""
-    from orchestrator import readiness  # noqa: PLC0415
+    from orchestrator.store import readiness  # noqa: PLC0415
 
     if found.overdue:
         return f"{found.overdue} checkouts are overdue by more than {readiness.OVERDUE:.0f} s, and no sweep has found them"
@@ -322,9 +322,9 @@ def _public_address_for(gateways: Sequence[str | None], settings: Settings, repo
 
 async def _lookups(db: Database, report: _Report) -> None:
     """Tell of lookups that wait for their turn: where callbacks get lost, paid orders may be among them."""
-    from orchestrator.carry import budget  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.processing import lookup_budget  # noqa: PLC0415 - each command imports what it needs
 
-    queues = await budget.queues(db)
+    queues = await lookup_budget.queues(db)
     for one in queues:
         report.ill(
             "lookups",
@@ -338,8 +338,8 @@ async def _lookups(db: Database, report: _Report) -> None:
 async def _gateways(settings: Settings, db: Database, report: _Report) -> None:
     from orchestrator.gateway.client import Gateway  # noqa: PLC0415
     from orchestrator.gateway.outcomes import Done  # noqa: PLC0415
-    from orchestrator.merchants import Merchants  # noqa: PLC0415
-    from orchestrator.vault import Vault  # noqa: PLC0415
+    from orchestrator.store.merchants import Merchants  # noqa: PLC0415
+    from orchestrator.crypto import Vault  # noqa: PLC0415
 
     try:
         everyone = await Merchants(db, Vault(settings.secret_keys), settings).everyone()
@@ -392,12 +392,12 @@ async def _broker(settings: Settings, report: _Report) -> None:
 
 async def _left_alone(settings: Settings, report: _Report) -> None:
     """Name the gateways that the workers leave alone at this moment; where Redis is away, each worker knows only for itself."""
-    from orchestrator.gateway import board  # noqa: PLC0415
+    from orchestrator.gateway.limits import shared_state  # noqa: PLC0415
 
     if settings.redis is None:
         return
     try:
-        alone = await board.left_alone(settings.redis)
+        alone = await shared_state.left_alone(settings.redis)
     except Exception as error:  # noqa: BLE001 - as for the broker
         found = log.scrub(str(error)) or type(error).__name__
         report.ill(

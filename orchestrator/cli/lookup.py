@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from orchestrator.db import Database
-    from orchestrator.states import State
+    from orchestrator.store.database import Database
+    from orchestrator.domain.states import State
 
 ACTOR: Final = "operator:command-line"
 
@@ -49,9 +49,9 @@ def matching(*, states: Sequence[State], order: str | None, merchant: str | None
     """Return the statement for checkouts with the name of their merchant, the youngest first."""
     from sqlalchemy import select  # noqa: PLC0415 - each command imports what it needs
 
-    from orchestrator.models import checkouts as c  # noqa: PLC0415
-    from orchestrator.models import merchants as m  # noqa: PLC0415
-    from orchestrator.states import State  # noqa: PLC0415
+    from orchestrator.store.tables import checkouts as c  # noqa: PLC0415
+    from orchestrator.store.tables import merchants as m  # noqa: PLC0415
+    from orchestrator.domain.states import State  # noqa: PLC0415
 
     wanted = select(c, m.c.name.label("merchant")).join(m, m.c.id == c.c.merchant_id).order_by(c.c.id.desc())
     if states:
@@ -66,7 +66,7 @@ def matching(*, states: Sequence[State], order: str | None, merchant: str | None
 async def one(db: Database, wanted: str) -> Any:
     """Return the checkout with this id, or the youngest with this order number (which may look like an id, too)."""
     from orchestrator import intents  # noqa: PLC0415
-    from orchestrator.models import checkouts as c  # noqa: PLC0415
+    from orchestrator.store.tables import checkouts as c  # noqa: PLC0415
 
     found = matching(states=(), order=None, merchant=None, attention=False)
     number = uuid_of(wanted)
@@ -113,6 +113,6 @@ def table(*columns: str) -> Table:
 
 def price(minor: int, currency: str) -> str:
     """Write a stored amount for people, whatever its currency is."""
-    from orchestrator.demo import timeline  # noqa: PLC0415
+    from orchestrator.devkit.demo import timeline  # noqa: PLC0415
 
     return timeline.price(minor, currency)

@@ -40,7 +40,7 @@ def say_json(document: str, file: IO[str] | None = None) -> None:
 
 def printer(*, err: bool = False) -> Console:
     """Return where tables go: as wide as the terminal, or, into files and pipes, as wide as a line of a table may get."""
-    from orchestrator.supervise.terminal import PlainConsole  # noqa: PLC0415 - most commands end before they need it
+    from orchestrator.devkit.local.terminal import PlainConsole  # noqa: PLC0415 - most commands end before they need it
 
     console = PlainConsole(stderr=err)
     if not console.is_terminal:

@@ -18,8 +18,8 @@ from orchestrator.cli.output import say
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from orchestrator.supervise.terminal import Terminal
-    from orchestrator.supervise.up import Options, Up
+    from orchestrator.devkit.local.terminal import Terminal
+    from orchestrator.devkit.local.up import Options, Up
 
 _PATIENCE: Final = 5.0
 """Seconds that a start waits for Postgres, for what it need not know."""
@@ -45,7 +45,7 @@ def _up_options(command: F) -> F:
 
 
 def _options(given: dict[str, Any]) -> Options:
-    from orchestrator.supervise.up import Options  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.devkit.local.up import Options  # noqa: PLC0415 - each command imports what it needs
 
     return Options(**{name: given[name] for name in ("port", "data_dir", "ephemeral", "workers", "seed")})
 
@@ -53,7 +53,7 @@ def _options(given: dict[str, Any]) -> Options:
 def open_terminal(*, least: str = "warning", aside: bool = False) -> Terminal:
     """Return the terminal of a command that starts processes; `aside`: it speaks on stderr."""
     from orchestrator.settings import load  # noqa: PLC0415
-    from orchestrator.supervise.terminal import Terminal  # noqa: PLC0415
+    from orchestrator.devkit.local.terminal import Terminal  # noqa: PLC0415
 
     settings = load()
     # The terminal belongs to what we say ourselves; the children's lines stand in their logs.
@@ -69,7 +69,7 @@ def up(**given: Any) -> int:
     Postgres and Redis are embedded where ORCHESTRATOR_DATABASE_URL and ORCHESTRATOR_BROKER_URL are not set, and the sandbox
     stands in for the gateway where ORCHESTRATOR_GATEWAY_URL is not set. Ctrl-C ends it; the next start continues what is open.
     """
-    from orchestrator.supervise.up import run  # noqa: PLC0415
+    from orchestrator.devkit.local.up import run  # noqa: PLC0415
 
     return run(_options(given), open_terminal(), greet=_greet)
 
@@ -94,7 +94,7 @@ def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) 
 
     The exit status is 0 only if every order did, and the sandbox's ledger and our books agree to the minor unit.
     """
-    from orchestrator import demo as shop  # noqa: PLC0415
+    from orchestrator.devkit import demo as shop  # noqa: PLC0415
 
     return shop.run(
         _options(given),
@@ -214,10 +214,10 @@ def sandbox(
 
     No money moves here: an installation that takes real orders must not have it as its gateway.
     """
-    from orchestrator.sandbox import SandboxConfig, run  # noqa: PLC0415
-    from orchestrator.sandbox.config import is_loopback  # noqa: PLC0415
+    from orchestrator.devkit.sandbox import SandboxConfig, run  # noqa: PLC0415
+    from orchestrator.devkit.sandbox.config import is_loopback  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
-    from orchestrator.supervise.keys import keys_of  # noqa: PLC0415
+    from orchestrator.devkit.local.keys import keys_of  # noqa: PLC0415
 
     settings = logged(load())
     if not settings.gateway_password and (keys := keys_of(data_dir)) is not None:
@@ -260,7 +260,7 @@ def migrate(*, to: str, grant_to: str | None) -> None:
 
     Runs as the owner of the tables: ORCHESTRATOR_MIGRATION_URL, or ORCHESTRATOR_DATABASE_URL where that is not set.
     """
-    from orchestrator import schema  # noqa: PLC0415
+    from orchestrator.store import schema  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
 
     settings = logged(load())
@@ -308,7 +308,7 @@ def _check_clock(settings: Any) -> None:
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
     from orchestrator.cli.public_address import is_local  # noqa: PLC0415
-    from orchestrator.db import Database  # noqa: PLC0415
+    from orchestrator.store.database import Database  # noqa: PLC0415
     from orchestrator.settings import SettingsError  # noqa: PLC0415
 
     asked = text(

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from orchestrator.db import Database
+    from orchestrator.store.database import Database
     from orchestrator.settings import Settings
-    from orchestrator.vault import Vault
+    from orchestrator.crypto import Vault
 
 SIZE: Final = 200
 """Checkouts in one list."""
@@ -62,7 +62,7 @@ def reconcile(
         raise click.UsageError("--merchant goes with --since: checkouts that are named need no merchant")
 
     async def ask(settings: Settings, db: Database) -> int:
-        from orchestrator.vault import Vault  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.crypto import Vault  # noqa: PLC0415 - each command imports what it needs
 
         vault = Vault(settings.secret_keys)
         if since is None:
@@ -142,7 +142,7 @@ async def _reconcile(
 
 
 async def _ask(db: Database, vault: Vault, rows: Sequence[Any], tally: _Tally) -> None:
-    from orchestrator import inbox  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.store import inbox  # noqa: PLC0415 - each command imports what it needs
 
     ids = [row.id for row in rows]
     commands = await inbox.request_all(db, vault, ids, kind="reconcile", actor=ACTOR, grace=0.0)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from orchestrator.db import Database
-    from orchestrator.merchants import Merchants
+    from orchestrator.store.database import Database
+    from orchestrator.store.merchants import Merchants
     from orchestrator.settings import Settings
 
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -58,9 +58,9 @@ def token() -> None:
 )
 def issue(*, data_dir: Path, merchant: str, scope: str, lifetime: float, subject: str) -> None:
     """Print a token, and nothing else."""
-    from orchestrator import access  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator import auth  # noqa: PLC0415 - each command imports what it needs
     from orchestrator.settings import PREFIX, SettingsError  # noqa: PLC0415
-    from orchestrator.supervise.place import configured  # noqa: PLC0415
+    from orchestrator.devkit.local.place import configured  # noqa: PLC0415
 
     settings = configured(data_dir)
     if not settings.jwt_secrets:
@@ -69,7 +69,7 @@ def issue(*, data_dir: Path, merchant: str, scope: str, lifetime: float, subject
             "`orchestrator up` first"
         )
     try:
-        made = access.issue(
+        made = auth.issue(
             settings,
             merchant=merchant,
             scopes=scope.replace(",", " ").split(),
@@ -92,7 +92,7 @@ async def _is_unknown(url: str, merchant: str) -> bool:
     from sqlalchemy import text  # noqa: PLC0415
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
-    from orchestrator.db import Database  # noqa: PLC0415
+    from orchestrator.store.database import Database  # noqa: PLC0415
 
     try:
         async with asyncio.timeout(_PATIENCE), Database(url, pool_size=1, name="orchestrator-cli") as db:
@@ -115,7 +115,7 @@ def list_merchants(*, data_dir: Path) -> int:
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
-        from orchestrator.merchants import POLICIES  # noqa: PLC0415
+        from orchestrator.store.merchants import POLICIES  # noqa: PLC0415
 
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
         for column in ("id", "name", "state", "gateway", "user name", "secrets", "policies"):
@@ -145,7 +145,7 @@ def list_merchants(*, data_dir: Path) -> int:
 @click.option("--username", required=True, help="The gateway's API user.")
 def add(*, data_dir: Path, name: str, gateway_url: str, merchant_api_url: str | None, username: str) -> int:
     """Add a merchant. The password, then the callback secret, are asked for, or read as two lines from standard input."""
-    from orchestrator.merchants import NAME  # noqa: PLC0415
+    from orchestrator.store.merchants import NAME  # noqa: PLC0415
 
     if not NAME.fullmatch(name):
         raise click.UsageError(
@@ -179,7 +179,7 @@ def add(*, data_dir: Path, name: str, gateway_url: str, merchant_api_url: str | 
 @click.argument("policies", nargs=-1, required=True, metavar="POLICY=VALUE...")
 def set_policies(*, data_dir: Path, name: str, policies: tuple[str, ...]) -> int:
     """Change policies: late, surplus and unknown_order (ask, keep, return), capture (manual, automatic), looks_per_minute."""
-    from orchestrator.merchants import policy  # noqa: PLC0415
+    from orchestrator.store.merchants import policy  # noqa: PLC0415
 
     changes = {}
     for given in policies:
@@ -243,13 +243,13 @@ def url(*, data_dir: Path, name: str) -> int:
     """Print where a merchant's terminals may send what names no checkout. Whoever knows this address can call it."""
 
     async def show(settings: Settings, db: Database) -> int:
-        from orchestrator import links  # noqa: PLC0415
-        from orchestrator.merchants import UnknownMerchant  # noqa: PLC0415
-        from orchestrator.vault import Vault  # noqa: PLC0415
+        from orchestrator import callback_urls  # noqa: PLC0415
+        from orchestrator.store.merchants import UnknownMerchant  # noqa: PLC0415
+        from orchestrator.crypto import Vault  # noqa: PLC0415
 
         if await _merchants(settings, db).named(name) is None:
             raise UnknownMerchant(name)
-        say(links.merchant_url(Vault(settings.secret_keys), settings.public_url, name))
+        say(callback_urls.merchant_url(Vault(settings.secret_keys), settings.public_url, name))
         return 0
 
     return on_database(data_dir, show)
@@ -280,7 +280,7 @@ def _change(place: Path, name: str, change: Callable[[Merchants], Awaitable[bool
     """Change one merchant and say so."""
 
     async def write(settings: Settings, db: Database) -> int:
-        from orchestrator.merchants import UnknownMerchant  # noqa: PLC0415
+        from orchestrator.store.merchants import UnknownMerchant  # noqa: PLC0415
 
         if not await change(_merchants(settings, db)):
             raise UnknownMerchant(name)
@@ -291,7 +291,7 @@ def _change(place: Path, name: str, change: Callable[[Merchants], Awaitable[bool
 
 
 def _url(option: str, value: str) -> str:
-    from orchestrator.setting_values import http_url  # noqa: PLC0415
+    from orchestrator.settings.values import http_url  # noqa: PLC0415
 
     try:
         return http_url(value)
@@ -300,8 +300,8 @@ def _url(option: str, value: str) -> str:
 
 
 def _merchants(settings: Settings, db: Database) -> Merchants:
-    from orchestrator.merchants import Merchants  # noqa: PLC0415
-    from orchestrator.vault import Vault  # noqa: PLC0415
+    from orchestrator.store.merchants import Merchants  # noqa: PLC0415
+    from orchestrator.crypto import Vault  # noqa: PLC0415
 
     return Merchants(db, Vault(settings.secret_keys), settings)
 

@@ -14,7 +14,7 @@ from orchestrator.cli.output import printer, say, say_json
 
 if TYPE_CHECKING:
     from orchestrator.audit import Findings
-    from orchestrator.db import Database
+    from orchestrator.store.database import Database
     from orchestrator.settings import Settings
 
 
@@ -38,8 +38,8 @@ def verify(*, data_dir: Path, file: Path | None) -> int:
 
 def _verify_file(place: Path, file: Path) -> int:
     from orchestrator import audit as trail  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.supervise.place import configured  # noqa: PLC0415
-    from orchestrator.vault import Vault  # noqa: PLC0415
+    from orchestrator.devkit.local.place import configured  # noqa: PLC0415
+    from orchestrator.crypto import Vault  # noqa: PLC0415
 
     try:
         opened = trail.open_archive(file, Vault(configured(place).secret_keys))
@@ -61,7 +61,7 @@ async def _verify(settings: Settings, db: Database) -> int:
     from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
 
     from orchestrator import audit as trail  # noqa: PLC0415
-    from orchestrator.vault import Vault  # noqa: PLC0415
+    from orchestrator.crypto import Vault  # noqa: PLC0415
 
     vault = Vault(settings.secret_keys)
     with printer(err=True).status(Text("Verifying …")) as status:
@@ -94,7 +94,7 @@ def seal(*, data_dir: Path) -> int:
 
 async def _seal(settings: Settings, db: Database) -> int:
     from orchestrator import audit as trail  # noqa: PLC0415
-    from orchestrator.vault import Vault  # noqa: PLC0415
+    from orchestrator.crypto import Vault  # noqa: PLC0415
 
     sealed = await trail.seal(db, Vault(settings.secret_keys))
     say(f"Sealed the heads of {sealed} checkouts." if sealed else "Nothing has grown since the last seal.")

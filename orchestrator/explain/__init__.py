@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.explain import advice, trail
 from orchestrator.explain.record import Archived, Command, Entry, Operation, Payment, Record, gather, moment
-from orchestrator.payment_status import PaymentStatus
-from orchestrator.states import CARRIED, CLOSED, ENDED, State
+from orchestrator.domain.payment_status import PaymentStatus
+from orchestrator.domain.states import CARRIED, CLOSED, ENDED, State
 
 if TYPE_CHECKING:
     from datetime import datetime

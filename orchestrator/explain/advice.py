@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from orchestrator import decisions
+from orchestrator.domain import decisions
 from orchestrator.explain.record import moment
 from orchestrator.explain.trail import plain
-from orchestrator.states import CLOSED, State
+from orchestrator.domain.states import CLOSED, State
 
 if TYPE_CHECKING:
     from orchestrator.explain.record import Payment, Record

@@ -10,12 +10,12 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import text
 
-from orchestrator import decisions, money, operations
-from orchestrator.payment_status import PaymentStatus, payment_status
-from orchestrator.states import State
+from orchestrator.domain import decisions, money, operations
+from orchestrator.domain.payment_status import PaymentStatus, payment_status
+from orchestrator.domain.states import State
 
 if TYPE_CHECKING:
-    from orchestrator.db import Database
+    from orchestrator.store.database import Database
     from orchestrator.settings import Settings
 
 # The last entries, and the last that moved it, which may lie further back behind failed calls.

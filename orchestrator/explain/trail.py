@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator import money
+from orchestrator.domain import money
 from orchestrator.explain.record import Entry, Record, moment
-from orchestrator.states import Trigger
+from orchestrator.domain.states import Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Callable

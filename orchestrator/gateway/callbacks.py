@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from orchestrator import money
+from orchestrator.domain import money
 from orchestrator.gateway import callback_body
 from orchestrator.gateway.callback_body import BodyError
 from orchestrator.text import neutralised

@@ -22,14 +22,14 @@ from aiohttp import BytesPayload, hdrs
 from yarl import URL
 
 from orchestrator import log as logs
-from orchestrator import money
+from orchestrator.domain import money
 from orchestrator.gateway import answers, payments
 from orchestrator.gateway.answers import ASSUMED_LIFETIME, Session, Token
-from orchestrator.gateway.board import Board
-from orchestrator.gateway.doors import Doors
-from orchestrator.gateway.fence import FencedBody
+from orchestrator.gateway.limits.shared_state import Board
+from orchestrator.gateway.limits import Doors
+from orchestrator.gateway.lease_guard import FencedBody
 from orchestrator.gateway.outcomes import Busy, Done, NotSent, Outcome, Refused
-from orchestrator.gateway.wire import Request, Wire
+from orchestrator.gateway.http import Request, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from aiohttp import Payload
 
-    from orchestrator.gateway.fence import Fence
+    from orchestrator.gateway.lease_guard import Fence
     from orchestrator.gateway.payments import Found, Movement
     from orchestrator.settings import Settings
 

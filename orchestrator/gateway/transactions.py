@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from orchestrator import money
+from orchestrator.domain import money
 from orchestrator.gateway import chargebacks
 from orchestrator.gateway.readings import TABLE
 from orchestrator.gateway.xml import DAMAGED, LONGEST_TEXT, text_of

@@ -12,7 +12,7 @@ import re
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from orchestrator import money
+from orchestrator.domain import money
 
 LONGEST_URL: Final = 2048
 MOST_PROBLEMS: Final = 50

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from orchestrator import money
+from orchestrator.domain import money
 from orchestrator.errors import OrchestratorError
 from orchestrator.intents.fields import UNPRINTABLE, Fields, Problem, kind_of, repeated, repeated_name, shown
 from orchestrator.text import unmarked

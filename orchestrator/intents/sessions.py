@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator import links, money
+from orchestrator import callback_urls
+from orchestrator.domain import money
 from orchestrator.intents.reading import DECODER, OWN_INFO
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def shop_pages(document: bytes) -> dict[str, str | None]:
     asked, order_ref = body["callbacks"], body["order"]["orderId"]
 
     def page(url: str | None) -> str | None:
-        return None if url is None else links.with_query(url, orderId=order_ref)
+        return None if url is None else callback_urls.with_query(url, orderId=order_ref)
 
     return {
         "success": page(asked["success"]["value"]),
@@ -31,7 +32,7 @@ def shop_pages(document: bytes) -> dict[str, str | None]:
     }
 
 
-def session_body(document: bytes, *, checkout_id: UUID, urls: links.CallbackUrls) -> dict[str, object]:
+def session_body(document: bytes, *, checkout_id: UUID, urls: callback_urls.CallbackUrls) -> dict[str, object]:
     """Return what is posted to the gateway's /session (facts 1.2): our callback URLs, our id, and lines that sum up.
 
     Amounts are `Decimal`; whoever encodes it writes them as JSON numbers.

@@ -16,9 +16,9 @@ from uuid import UUID
 from celery import signals
 from celery.exceptions import SecurityWarning
 
-from orchestrator.worker.app import CARRY, QUEUES, SEAL, SWEEP, app, configure
-from orchestrator.worker.bridge import Bridge
-from orchestrator.worker.doorbell import Doorbell
+from orchestrator.messaging.app import CARRY, QUEUES, SEAL, SWEEP, app, configure
+from orchestrator.worker.event_loop import Bridge
+from orchestrator.messaging.hints import Doorbell
 from orchestrator.worker.scheduler import run_scheduler
 from orchestrator.worker.watchdog import FAILED, end_within
 
@@ -51,7 +51,7 @@ def bridge() -> Bridge:
     return _bridge
 
 
-@app.task(name=CARRY, bind=True, Request="orchestrator.worker.hint:Hint")
+@app.task(name=CARRY, bind=True, Request="orchestrator.worker.hint_request:Hint")
 def carry(task: Task[Any, Any], ids: list[str]) -> None:
     """Look at these checkouts."""
     came_by = (task.request.delivery_info or {}).get("routing_key")

@@ -15,9 +15,9 @@ from celery.worker import loops
 from celery.worker.consumer import consumer
 from celery.worker.state import maybe_shutdown
 
-from orchestrator.worker.app import CARRY, SEAL, SWEEP
-from orchestrator.worker.dropped import dropped
-from orchestrator.worker.publisher import BackOff, discard
+from orchestrator.messaging.app import CARRY, SEAL, SWEEP
+from orchestrator.messaging.dropped_messages import dropped
+from orchestrator.messaging.publisher import BackOff, discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,12 +14,12 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from orchestrator import log
-from orchestrator.db import Database
+from orchestrator.store.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from orchestrator.db import Writes
+    from orchestrator.store.database import Writes
     from orchestrator.settings import Settings
 
 _log = log.get(__name__)

@@ -12,9 +12,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
-from orchestrator.worker.app import SEAL, SEAL_EVERY, SWEEP, configure
+from orchestrator.messaging.app import SEAL, SEAL_EVERY, SWEEP, configure
 from orchestrator.worker.heartbeat import Pulse
-from orchestrator.worker.publisher import BackOff, Message, Publisher
+from orchestrator.messaging.publisher import BackOff, Message, Publisher
 from orchestrator.worker.watchdog import end_within
 
 if TYPE_CHECKING:

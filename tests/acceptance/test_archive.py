@@ -8,8 +8,8 @@ import gzip
 import psycopg
 import pytest
 
-from orchestrator.states import Trigger
-from orchestrator.vault import Vault
+from orchestrator.domain.states import Trigger
+from orchestrator.crypto import Vault
 from tests.acceptance.command import orchestrator
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.factories import core, payment

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from orchestrator.states import State
+from orchestrator.domain.states import State
 from tests.acceptance.command import orchestrator
 from tests.conftest import SECRET_KEY
 

@@ -14,9 +14,9 @@ import psutil
 import psycopg
 import pytest
 
-from orchestrator import access
-from orchestrator.states import State, Trigger
-from orchestrator.vault import Vault
+from orchestrator import auth
+from orchestrator.domain.states import State, Trigger
+from orchestrator.crypto import Vault
 from tests.acceptance.command import orchestrator
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.factories import core, payment
@@ -139,7 +139,7 @@ def test_an_unknown_merchant_is_named(database_url):
 
     assert (listed.returncode, "there is no merchant 'nobody'" in listed.stderr) == (2, True)
     assert (warned.returncode, "there is no merchant 'nobody'" in warned.stderr) == (0, True)
-    assert access.verify(make_settings(), warned.stdout.removesuffix("\n")).merchant == "nobody"
+    assert auth.verify(make_settings(), warned.stdout.removesuffix("\n")).merchant == "nobody"
     assert (silent.returncode, silent.stderr) == (0, "")
 
 
@@ -157,7 +157,7 @@ def test_token_issue_prints_the_token_and_nothing_else():
     )
 
     assert (ended.returncode, ended.stderr) == (0, "")
-    caller = access.verify(make_settings(), ended.stdout.removesuffix("\n"))
+    caller = auth.verify(make_settings(), ended.stdout.removesuffix("\n"))
     assert caller.merchant == "shop"
     assert caller.scopes == {"checkouts:read", "checkouts:write"}
 

@@ -19,14 +19,14 @@ import redis
 import yaml
 from psycopg import sql
 
-from orchestrator import schema
+from orchestrator.store import schema
 from tests.conftest import JWT_SECRET, SECRET_KEY
 from tests.world import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.embedded import Embedded
+    from orchestrator.devkit.local.servers import Embedded
 
 ROOT = Path(__file__).parents[2]
 SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from orchestrator.embedded import Embedded
+from orchestrator.devkit.local.servers import Embedded
 from tests.acceptance.command import NOBODY, ROOT, orchestrator, running
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from orchestrator.embedded import Embedded
+    from orchestrator.devkit.local.servers import Embedded
 
 TIGHT = {"in_flight_limit": 20, "gateway_pool_size": 10, "sweep_interval": 0.5}
 

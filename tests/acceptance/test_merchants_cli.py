@@ -7,10 +7,10 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy import text
 
-from orchestrator import links
-from orchestrator.db import Database
-from orchestrator.merchants import Merchants, Policies
-from orchestrator.vault import Vault
+from orchestrator import callback_urls
+from orchestrator.store.database import Database
+from orchestrator.store.merchants import Merchants, Policies
+from orchestrator.crypto import Vault
 from tests.acceptance.command import orchestrator
 from tests.conftest import SECRET_KEY, make_settings
 
@@ -76,7 +76,7 @@ def test_the_address_for_default_notifications_is_printed_alone(known):
     printed = ended.stdout.removesuffix("\n")
     assert printed.startswith("https://pay.example/callbacks/merchant/default/")
     *_, name, signed = urlsplit(printed).path.split("/")
-    assert links.open_merchant_link(Vault(make_settings().secret_keys), name, signed)
+    assert callback_urls.open_merchant_link(Vault(make_settings().secret_keys), name, signed)
 
 
 @pytest.mark.parametrize(

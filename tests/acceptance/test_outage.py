@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from orchestrator import lifecycle
+from orchestrator.store import checkouts
 from tests.acceptance.mishaps.shop import DECLINED_CARD, WHOLE, Shop, shop
 from tests.factories import empty
 from tests.mishaps import REPORT
@@ -50,7 +50,7 @@ async def world(shared_database_url: str) -> AsyncIterator[Shop]:
 async def pass_time(world: Shop, seconds: int) -> None:
     """Let time pass, and carry what is due and nothing else."""
     await world.later(seconds=seconds)
-    while ringing := await lifecycle.due(world.db, most=1000):
+    while ringing := await checkouts.due(world.db, most=1000):
         await world.take(*(one.id for one in ringing))
 
 

@@ -18,8 +18,8 @@ import structlog
 
 from orchestrator import cli
 from orchestrator.settings import PREFIX
-from orchestrator.states import State, Trigger
-from orchestrator.vault import Vault
+from orchestrator.domain.states import State, Trigger
+from orchestrator.crypto import Vault
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.factories import core, payment
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from orchestrator import schema
+from orchestrator.store import schema
 from tests.integration.carry.scene import intent
 from tests.postgres import Cluster, Proxy, address, needs_pgbouncer, pgbouncer, through
 from tests.world import DECLINED_CARD, JSON, World, world
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from orchestrator.embedded import Embedded
+    from orchestrator.devkit.local.servers import Embedded
 
 GOAL = 5.0
 """Seconds from the moment at which Postgres can be used again to the first order and the first move."""

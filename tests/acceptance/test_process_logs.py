@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from orchestrator.embedded.children import LINUX
+from orchestrator.devkit.local.servers.children import LINUX
 from tests.acceptance.command import ROOT, environment
 from tests.conftest import JWT_SECRET, SECRET_KEY
 

@@ -10,7 +10,7 @@ import click
 import pytest
 import yaml
 
-from orchestrator.embedded.redis import ACCESS
+from orchestrator.devkit.local.servers.redis import ACCESS
 from orchestrator.settings import PREFIX, SECRET, SECRETS, Settings
 
 HOUSE = Path(__file__).parents[2]

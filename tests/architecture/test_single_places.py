@@ -197,7 +197,7 @@ RULES = {
         "audit entries are written in lifecycle and audit, and leave in archive alone",
         writes("audit_entries"),
         ("lifecycle*", "audit*", "archive*"),
-        "from sqlalchemy import insert\nfrom orchestrator.schema import audit_entries\nADD = insert(audit_entries)\n",
+        "from sqlalchemy import insert\nfrom orchestrator.store.schema import audit_entries\nADD = insert(audit_entries)\n",
     ),
     "verbs": Rule(
         "a function is named for what it does: not process_, handle_, do_",

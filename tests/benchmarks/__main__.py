@@ -17,8 +17,8 @@ import psycopg
 from rich.console import Console
 from rich.markup import escape
 
-from orchestrator import schema
-from orchestrator.embedded import EmbeddedError
+from orchestrator.store import schema
+from orchestrator.devkit.local.servers import EmbeddedError
 from tests.benchmarks import claims, growth, isolation, lifecycle, report, rounds
 from tests.benchmarks.conditions import conditions, versions
 from tests.benchmarks.ground import BenchmarkFailed, Ground

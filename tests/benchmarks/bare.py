@@ -25,7 +25,7 @@ import msgspec
 import psycopg
 import uvloop
 
-from orchestrator.bench import wire
+from orchestrator.devkit.bench import wire
 from tests.benchmarks import work
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import redis
 
-from orchestrator.bench.usage import flush_time
+from orchestrator.devkit.bench.usage import flush_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -24,9 +24,9 @@ import psycopg
 import redis
 from psycopg import sql
 
-from orchestrator.embedded import Embedded
-from orchestrator.embedded.children import spawn
-from orchestrator.embedded.files import free_port
+from orchestrator.devkit.local.servers import Embedded
+from orchestrator.devkit.local.servers.children import spawn
+from orchestrator.devkit.local.servers.files import free_port
 from tests.benchmarks.work import ROOT
 
 if TYPE_CHECKING:

@@ -28,13 +28,13 @@ from uuid import uuid4
 
 from sqlalchemy import text
 
-from orchestrator import access
-from orchestrator.bench import wire
-from orchestrator.db import Database
-from orchestrator.merchants import Merchants
-from orchestrator.supervise.terminal import Terminal
-from orchestrator.supervise.up import Options, Up
-from orchestrator.vault import Vault
+from orchestrator import auth
+from orchestrator.devkit.bench import wire
+from orchestrator.store.database import Database
+from orchestrator.store.merchants import Merchants
+from orchestrator.devkit.local.terminal import Terminal
+from orchestrator.devkit.local.up import Options, Up
+from orchestrator.crypto import Vault
 from tests.benchmarks.work import intent
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class _Shop:
     def __init__(self, up: Up, name: str) -> None:
         self._host, _, port = up.url.removeprefix("http://").partition(":")
         self._lines = wire.Lines(self._host, int(port), most=200)
-        token = access.issue(
+        token = auth.issue(
             up.settings, merchant=name, scopes=("checkouts:write",), lifetime=3600, subject="load"
         )
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from orchestrator import access, schema
-from orchestrator.embedded.files import free_port
+from orchestrator import auth
+from orchestrator.store import schema
+from orchestrator.devkit.local.servers.files import free_port
 from orchestrator.settings import environment, load
-from orchestrator.supervise.keys import generated
+from orchestrator.devkit.local.keys import generated
 from tests.benchmarks import product, work
 from tests.benchmarks.ground import answers
 
@@ -142,7 +143,7 @@ class Product(Peer):
         own = environment(settings)
         commands = {"api": ["api", "--host", "127.0.0.1", "--port", str(port)], "scheduler": ["scheduler"]}
         commands |= {f"worker-{number}": ["worker"] for number in range(1, cell.processes + 1)}
-        token = access.issue(
+        token = auth.issue(
             settings, merchant="default", scopes=("checkouts:write",), lifetime=86_400.0, subject="bench"
         )
         shop = {**here.environment(), "BENCH_API_URL": url, "BENCH_TOKEN": token}

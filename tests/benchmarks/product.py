@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import psycopg
 import uvloop
 
-from orchestrator.bench import wire
+from orchestrator.devkit.bench import wire
 from tests.benchmarks import work
 
 AT_ONCE = 4

@@ -14,7 +14,7 @@ from tests.world import World, world
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.embedded import Embedded
+    from orchestrator.devkit.local.servers import Embedded
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = [

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from orchestrator.embedded import Embedded
+    from orchestrator.devkit.local.servers import Embedded
 
 # Processes are started, and brokers restarted, while other tests run beside these.
 pytestmark = pytest.mark.timeout(400)
@@ -137,13 +137,13 @@ def envelope(body: object, **changes: object) -> bytes:
         "body": body if isinstance(body, str) else json.dumps(body),
         "content-encoding": "utf-8",
         "content-type": "application/json",
-        "headers": {"task": "orchestrator.carry", "id": uuid4().hex, "lang": "py"},
+        "headers": {"task": "orchestrator.processing", "id": uuid4().hex, "lang": "py"},
         "properties": {"delivery_tag": uuid4().hex, "delivery_info": {"exchange": "", "routing_key": "checkouts"}},
         **changes,
     }).encode()  # fmt: skip
 
 
-HEAD = {"task": "orchestrator.carry", "id": "1", "lang": "py"}
+HEAD = {"task": "orchestrator.processing", "id": "1", "lang": "py"}
 FORGED = [
     envelope([[["no uuid"]], {}, {}]),
     envelope([[[1, 2, None]], {}, {}]),
@@ -157,7 +157,7 @@ FORGED = [
     envelope({"args": [[]], "kwargs": {}}),
     envelope([[[]], {}, {"chain": [{"task": "orchestrator.seal"}], "chord": {}}]),
     envelope([[[]], {}, {}], headers={**HEAD, "task": "orchestrator.unknown"}),
-    envelope([[[]], {}, {}], headers={**HEAD, "task": ["orchestrator.carry"]}),
+    envelope([[[]], {}, {}], headers={**HEAD, "task": ["orchestrator.processing"]}),
     envelope([[[]], {}, {}], headers=None),
     envelope([[[]], {}, {}], headers={**HEAD, "timelimit": "soon", "retries": "many"}),
     envelope([[[]], {}, {}], headers={**HEAD, "expires": "1999-01-01T00:00:00+00:00", "eta": "not a time"}),
@@ -271,7 +271,7 @@ def test_no_message_on_rabbitmq_stops_a_worker(
 
 STEPS = """
 import datetime, sys, threading, time
-import orchestrator.db
+import orchestrator.store.database
 from orchestrator import log
 from orchestrator.settings import load
 

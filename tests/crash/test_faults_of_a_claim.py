@@ -78,7 +78,7 @@ def test_a_worker_that_cannot_go_on_says_so_and_ends_with_a_status_that_is_not_0
     world = installation
     world.settings |= {"shutdown_timeout": 3, "self_sweep_after": 600}
     world.order()
-    program = "import asyncio, sys, threading\nfrom orchestrator import log\nfrom orchestrator.carry.admission import Admission\n"
+    program = "import asyncio, sys, threading\nfrom orchestrator import log\nfrom orchestrator.processing.dispatcher import Admission\n"
     program += "from orchestrator.settings import load\nfrom orchestrator.worker import bridge, run_worker, watchdog\nlog.configure(style='json')\n"
     program += FAULTS[fault] + "\nsys.exit(run_worker(load()))\n"
     done = subprocess.run(

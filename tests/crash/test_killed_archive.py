@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator import audit
-from orchestrator.states import Trigger
+from orchestrator.domain.states import Trigger
 from tests.acceptance.command import ROOT, environment, orchestrator
 from tests.conftest import SECRET_KEY
 from tests.factories import arrival, core, payment

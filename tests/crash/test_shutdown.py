@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from orchestrator.embedded import Embedded
-from orchestrator.schema import migrate
+from orchestrator.devkit.local.servers import Embedded
+from orchestrator.store.schema import migrate
 from tests.brokers import redis_server
 from tests.world import world
 

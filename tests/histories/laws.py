@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from orchestrator import audit, decisions
-from orchestrator.operations import KINDS
-from orchestrator.sandbox.rules import Outcome
-from orchestrator.states import ENDED, TRANSITIONS, State, Trigger
+from orchestrator import audit
+from orchestrator.domain import decisions
+from orchestrator.domain.operations import KINDS
+from orchestrator.devkit.sandbox.rules import Outcome
+from orchestrator.domain.states import ENDED, TRANSITIONS, State, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
-    from orchestrator.sandbox.books import Payment, Transaction
+    from orchestrator.devkit.sandbox.books import Payment, Transaction
     from tests.histories.world import World
 
 _ENTRIES = text("SELECT * FROM audit_entries WHERE checkout_id = :id ORDER BY sequence")

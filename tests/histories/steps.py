@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hypothesis import strategies as st
 
-from orchestrator import inbox
-from orchestrator.inbox import OrderTaken
-from orchestrator.sandbox.documents import callback_body
-from orchestrator.sandbox.faults import Burst
-from orchestrator.sandbox.rules import Outcome
+from orchestrator.store import inbox
+from orchestrator.store.inbox import OrderTaken
+from orchestrator.devkit.sandbox.documents import callback_body
+from orchestrator.devkit.sandbox.faults import Burst
+from orchestrator.devkit.sandbox.rules import Outcome
 from tests.histories.world import CONFIG, Mail
 from tests.integration.carry.scene import take
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from orchestrator.sandbox.books import Payment, Transaction
+    from orchestrator.devkit.sandbox.books import Payment, Transaction
     from tests.histories.world import World
 
 CARD, BANK, WALLET = "Sandbox Card Terminal", "Sandbox Bank Terminal", "Sandbox Mobile Wallet Terminal"

@@ -19,27 +19,28 @@ import aiohttp
 import uvicorn
 from sqlalchemy import text
 
-from orchestrator import inbox, intents
-from orchestrator.carry import Carrier
-from orchestrator.carry.step import CREDENTIALS_PAUSE
-from orchestrator.db import Database
+from orchestrator.store import inbox
+from orchestrator import intents
+from orchestrator.processing import Carrier
+from orchestrator.processing.step import CREDENTIALS_PAUSE
+from orchestrator.store.database import Database
 from orchestrator.gateway.client import Gateway
-from orchestrator.lifecycle import Lifecycle, claims
-from orchestrator.merchants import Merchants
-from orchestrator.sandbox import SandboxConfig, create_app
-from orchestrator.sandbox.faults import GlobalFaults, Plan
-from orchestrator.vault import Vault
+from orchestrator.store.checkouts import Lifecycle, claim
+from orchestrator.store.merchants import Merchants
+from orchestrator.devkit.sandbox import SandboxConfig, create_app
+from orchestrator.devkit.sandbox.faults import GlobalFaults, Plan
+from orchestrator.crypto import Vault
 from tests.conftest import make_settings
 from tests.integration.carry.scene import intent, take
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
 
-    from orchestrator.gateway.doors import Door
-    from orchestrator.gateway.wire import Failure, Request, Wire
-    from orchestrator.lifecycle import Held, Move
-    from orchestrator.sandbox.books import Payment, Transaction
-    from orchestrator.sandbox.core import Sandbox
+    from orchestrator.gateway.limits import Door
+    from orchestrator.gateway.http import Failure, Request, Wire
+    from orchestrator.store.checkouts import Held, Move
+    from orchestrator.devkit.sandbox.books import Payment, Transaction
+    from orchestrator.devkit.sandbox.core import Sandbox
 
 AMOUNT = 13900
 """Minor units of every order, in DKK."""
@@ -370,16 +371,16 @@ async def world(database_url: str) -> AsyncIterator[World]:
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
     settings = make_settings(database_url=database_url, gateway_url=url, **HASTE)
-    real = claims.tick
+    real = claim.tick
     async with Database(database_url, pool_size=4) as db, Gateway(settings) as gateway:
         one = World(
             database_url=database_url, gateway_url=url, sandbox=app.state.sandbox, db=db, gateway=gateway
         )
-        claims.tick = lambda: real() + one.offset
+        claim.tick = lambda: real() + one.offset
         try:
             yield one
         finally:
-            claims.tick = real
+            claim.tick = real
             await one.close()
     # Connections that a script reset may never count as closed, and nobody is left to wait for.
     server.should_exit = server.force_exit = True

@@ -14,15 +14,17 @@ import pytest
 from psycopg import errors
 from sqlalchemy.exc import OperationalError
 
-from orchestrator import archive, audit, inbox
-from orchestrator.archive import batch, files
-from orchestrator.archive.months import _drop
-from orchestrator.archive.patience import patiently
+from orchestrator.audit import archive
+from orchestrator import audit
+from orchestrator.store import inbox
+from orchestrator.audit.archive import batch, files
+from orchestrator.audit.archive.months import _drop
+from orchestrator.audit.archive.lock_timeout import patiently
 from orchestrator.audit import Action
-from orchestrator.lifecycle import KEEP, Event, Operation
-from orchestrator.models import uuid7
-from orchestrator.states import State, Trigger
-from orchestrator.vault import Vault
+from orchestrator.store.checkouts import KEEP, Event, Operation
+from orchestrator.store.tables import uuid7
+from orchestrator.domain.states import State, Trigger
+from orchestrator.crypto import Vault
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.factories import Breaking, arrival, intake, payment, row_held
 from tests.factories import core as another
@@ -450,7 +452,7 @@ async def test_a_trail_that_does_not_hold_is_not_buried_in_an_archive(core, tmp_
 
 
 async def test_keys_of_another_installation_archive_nothing(core, two, tmp_path, monkeypatch):
-    monkeypatch.setattr("orchestrator.archive.runs.MOST_PROBLEMS", 2)
+    monkeypatch.setattr("orchestrator.audit.archive.runs.MOST_PROBLEMS", 2)
     before = await counts(core)
     without = Vault(make_settings(secret_keys=(OLDER_KEY,)).secret_keys)
     with pytest.raises(

@@ -13,8 +13,8 @@ from psycopg import errors
 
 from orchestrator import audit
 from orchestrator.audit import Action, chain_mac
-from orchestrator.states import State, Trigger
-from orchestrator.vault import Vault
+from orchestrator.domain.states import State, Trigger
+from orchestrator.crypto import Vault
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.factories import core as another
 

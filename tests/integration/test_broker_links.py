@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 import redis
 
-from orchestrator.gateway import board
+from orchestrator.gateway.limits import shared_state
 from orchestrator.worker import Doorbell
 from tests.brokers import Server, answers, free_port, rabbitmq_server, redis_server, until
 from tests.conftest import make_settings
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 @pytest.fixture(autouse=True)
 def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let handshakes take their time: how soon the board gives up is no matter here."""
-    monkeypatch.setattr(board, "PATIENCE", 10.0)
+    monkeypatch.setattr(shared_state, "PATIENCE", 10.0)
 
 
 async def reached(settings: Settings) -> tuple[bool, bool | None]:
@@ -44,7 +44,7 @@ async def reached(settings: Settings) -> tuple[bool, bool | None]:
     if settings.redis is None:
         return hints, None
     try:
-        await board.left_alone(settings.redis)
+        await shared_state.left_alone(settings.redis)
     except redis.RedisError as error:
         if "certificate" not in str(error).lower():
             raise
@@ -154,7 +154,7 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
             f"sentinel://:pw@127.0.0.1:{free_port()}/0;sentinel://127.0.0.1:{sentinel.port}?master_name=shop"
         )
         settings = make_settings(broker_url=url)
-        shared = board.Board(settings.redis, name="worker")
+        shared = shared_state.Board(settings.redis, name="worker")
         doorbell = Doorbell(settings)
         doorbell.start()
         async with shared:
@@ -180,7 +180,7 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
         doorbell.close()
 
 
-async def reaches(shared: board.Board, *, away: bool = False, seconds: float = 30) -> None:
+async def reaches(shared: shared_state.Board, *, away: bool = False, seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while shared.away is not away:  # noqa: ASYNC110 - it happens in the background
             await asyncio.sleep(0.05)

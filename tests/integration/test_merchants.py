@@ -10,18 +10,9 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
-from orchestrator.db import Database, DatabaseAway, is_away
-from orchestrator.merchants import (
-    POLICIES_PURPOSE,
-    GatewayNotAllowed,
-    MerchantRejected,
-    Merchants,
-    Policies,
-    PolicyRejected,
-    UnknownMerchant,
-    policies_text,
-)
-from orchestrator.vault import Vault
+from orchestrator.store.database import Database, DatabaseAway, is_away
+from orchestrator.store.merchants import POLICIES_PURPOSE, GatewayNotAllowed, MerchantRejected, Merchants, Policies, PolicyRejected, UnknownMerchant, policies_text
+from orchestrator.crypto import Vault
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.factories import lost_connection
 
@@ -470,8 +461,8 @@ async def test_what_a_row_says_beyond_our_words_is_ignored_and_logged(core, merc
 
 
 async def test_a_watch_learns_of_merchants_by_itself_and_outlives_an_outage(core, counting, monkeypatch):
-    monkeypatch.setattr("orchestrator.merchants._WATCHED", 0.05)
-    monkeypatch.setattr("orchestrator.merchants._MOMENT", 0.0)
+    monkeypatch.setattr("orchestrator.store.merchants._WATCHED", 0.05)
+    monkeypatch.setattr("orchestrator.store.merchants._MOMENT", 0.0)
     counting.away = True
     merchants = Merchants(counting, core.vault, make_settings())
     watch = asyncio.create_task(merchants.watch())
@@ -488,6 +479,6 @@ async def test_a_watch_learns_of_merchants_by_itself_and_outlives_an_outage(core
 
 def test_every_policy_in_words_is_one_that_a_row_alone_cannot_set():
     """One that a later version adds is bound as well, in the migration too: what was signed before must still hold."""
-    from orchestrator import merchants
+    from orchestrator.store import merchants
 
     assert set(merchants._WORDS) <= set(merchants.BOUND)

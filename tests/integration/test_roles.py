@@ -7,8 +7,8 @@ import pytest
 from psycopg import errors, sql
 from psycopg.conninfo import make_conninfo
 
-from orchestrator import schema
-from orchestrator.models import metadata
+from orchestrator.store import schema
+from orchestrator.store.tables import metadata
 
 ALLOWED = {
     "alembic_version": "SELECT",

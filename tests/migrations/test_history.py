@@ -11,9 +11,11 @@ import pytest
 from alembic import command
 from psycopg import errors
 
-from orchestrator import archive, audit, schema
-from orchestrator.lifecycle import Event
-from orchestrator.states import State, Trigger
+from orchestrator.audit import archive
+from orchestrator import audit
+from orchestrator.store import schema
+from orchestrator.store.checkouts import Event
+from orchestrator.domain.states import State, Trigger
 from tests.factories import core, payment
 
 pytestmark = pytest.mark.anyio

@@ -15,13 +15,14 @@ from psycopg import errors
 from sqlalchemy import CheckConstraint, create_engine, pool
 from sqlalchemy.dialects import postgresql
 
-from orchestrator import audit, inbox, lifecycle, schema
-from orchestrator.db import Database
-from orchestrator.lifecycle import Event
-from orchestrator.merchants import Merchants
-from orchestrator.models import PARTITION, metadata
-from orchestrator.operations import give_back
-from orchestrator.states import State, Trigger
+from orchestrator import audit
+from orchestrator.store import inbox, checkouts, schema
+from orchestrator.store.database import Database
+from orchestrator.store.checkouts import Event
+from orchestrator.store.merchants import Merchants
+from orchestrator.store.tables import PARTITION, metadata
+from orchestrator.domain.operations import give_back
+from orchestrator.domain.states import State, Trigger
 from tests.conftest import make_settings
 from tests.factories import arrival, core, intake, payment
 
@@ -97,7 +98,7 @@ def test_check_constraints_and_triggers_are_those_of_the_code(url):
 
 @pytest.mark.parametrize("url", ["embedded"], indirect=True)
 def test_two_migrations_started_at_once_both_succeed(url):
-    code = "import sys; from orchestrator.schema import migrate; migrate(sys.argv[1])"
+    code = "import sys; from orchestrator.store.schema import migrate; migrate(sys.argv[1])"
     running = [subprocess.Popen([sys.executable, "-c", code, url], stderr=subprocess.PIPE) for _ in range(2)]
     said = [process.communicate(timeout=60)[1].decode() for process in running]
     assert [process.returncode for process in running] == [0, 0], said
@@ -156,8 +157,8 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, vault):
             money=(13900, 0, 0), alarm=0.0,
         )  # fmt: skip
         assert held.state is State.COMPLETED
-        assert [ring.id for ring in await lifecycle.due(one.db, most=5)] == [held.id]
-        assert [ring.id for ring in await lifecycle.sweep(one.db, most=5, grace=1.0)] == [held.id]
+        assert [ring.id for ring in await checkouts.due(one.db, most=5)] == [held.id]
+        assert [ring.id for ring in await checkouts.sweep(one.db, most=5, grace=1.0)] == [held.id]
         assert await audit.seal(one.db, vault) == 1
         found = await audit.verify(one.db, vault)
         assert (found.checkouts, found.entries, found.seals, found.problems) == (1, 2, 1, [])
@@ -202,8 +203,8 @@ async def test_what_is_open_is_signed_and_passwords_are_bound_when_the_keys_are_
             "INSERT INTO commands (id, merchant_id, checkout_id, kind, actor) SELECT gen_random_uuid(), 1, id, 'release', 'x' FROM checkouts"
         )
         (claimed,) = await one.claim(held.id)
-        holds = [lifecycle.command_holds(vault, claimed.id, 1, asked) for asked in claimed.commands]
+        holds = [checkouts.command_holds(vault, claimed.id, 1, asked) for asked in claimed.commands]
         assert holds == [True, False], "what came afterwards is not ours"
-        assert lifecycle.operation_holds(vault, claimed.id, 1, claimed.operation)
+        assert checkouts.operation_holds(vault, claimed.id, 1, claimed.operation)
         await one.do("UPDATE merchants SET gateway_url = 'https://thief.example.com' WHERE name = 'second'")
         assert await Merchants(one.db, vault, make_settings()).named("second") is None

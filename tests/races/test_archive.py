@@ -10,10 +10,12 @@ import pytest
 from psycopg import sql
 from sqlalchemy.exc import DBAPIError
 
-from orchestrator import archive, audit, lifecycle
-from orchestrator.archive.patience import LOCK_TIMEOUT
-from orchestrator.db import Database
-from orchestrator.states import State, Trigger
+from orchestrator.audit import archive
+from orchestrator import audit
+from orchestrator.store import checkouts
+from orchestrator.audit.archive.lock_timeout import LOCK_TIMEOUT
+from orchestrator.store.database import Database
+from orchestrator.domain.states import State, Trigger
 from tests.factories import arrival, core, payment
 
 pytestmark = pytest.mark.anyio
@@ -157,7 +159,7 @@ async def test_a_ring_and_a_run_that_meet_on_a_checkout_lose_neither(impatient_u
         held = await one.advance(held, Trigger.DEADLINE_PASSED)
         await one.release(held, None)
         async with one.db.transaction() as tx:
-            await lifecycle.ring(tx, [held.id], grace=60.0)
+            await checkouts.ring(tx, [held.id], grace=60.0)
             assert (await archive.run(one.db, vault, tmp_path, older_than=0.0, most=20)).checkouts == 0
         assert (await archive.run(one.db, vault, tmp_path, older_than=0.0, most=20)).checkouts == 0
         (again,) = await one.claim(held.id)

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError, ProgrammingError
 
-from orchestrator.db import AGAIN, Batch, Database, DatabaseAway, Unwritten, is_away
+from orchestrator.store.database import AGAIN, Batch, Database, DatabaseAway, Unwritten, is_away
 from tests.factories import Breaking, intake, lost_connection, row_held
 from tests.factories import core as another
 

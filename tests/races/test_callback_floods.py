@@ -9,8 +9,8 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from orchestrator.inbox import Callbacks, Caps, callbacks, strays
-from orchestrator.states import State
+from orchestrator.store.inbox import Callbacks, Caps, callbacks, unmatched
+from orchestrator.domain.states import State
 from tests.factories import arrival
 from tests.races.test_strays import stray
 
@@ -158,8 +158,8 @@ async def test_what_one_callback_costs_does_not_grow_with_those_of_others(core, 
         }  # fmt: skip
         statement = callbacks._STORE
     else:
-        writer = strays.Strays(core.db, core.vault, core.callbacks, grace=60.0)
-        parameters, statement = writer._parameters([stray(grade="wrong")]), strays._KEEP
+        writer = unmatched.Strays(core.db, core.vault, core.callbacks, grace=60.0)
+        parameters, statement = writer._parameters([stray(grade="wrong")]), unmatched._KEEP
     async with core.db.transaction() as tx:
         told = (await tx.execute(text(f"EXPLAIN (FORMAT JSON) {statement.text}"), parameters)).scalar_one()
     read = set(scans(told[0]["Plan"]))

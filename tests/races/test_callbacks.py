@@ -9,12 +9,12 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from orchestrator import inbox
-from orchestrator.db import DatabaseAway, Unwritten
-from orchestrator.inbox import open_body, seal_body
-from orchestrator.models import metadata, uuid7
-from orchestrator.states import State
-from orchestrator.vault import VaultError
+from orchestrator.store import inbox
+from orchestrator.store.database import DatabaseAway, Unwritten
+from orchestrator.store.inbox import open_body, seal_body
+from orchestrator.store.tables import metadata, uuid7
+from orchestrator.domain.states import State
+from orchestrator.crypto import VaultError
 from tests.factories import Breaking, arrival, row_held
 from tests.factories import core as another
 

@@ -11,10 +11,10 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from orchestrator import lifecycle
-from orchestrator.db import Unwritten
-from orchestrator.lifecycle import LeaseLost, alarms
-from orchestrator.states import ENDED, State, Trigger
+from orchestrator.store import checkouts
+from orchestrator.store.database import Unwritten
+from orchestrator.store.checkouts import LeaseLost, due
+from orchestrator.domain.states import ENDED, State, Trigger
 from tests.factories import arrival, row_held
 from tests.factories import core as another
 
@@ -108,11 +108,11 @@ async def test_claims_are_counted_until_a_holder_writes(core):
 async def test_a_crash_between_claim_and_move_rings_at_the_end_of_the_lease(core):
     checkout = await core.accept()
     await core.claim(checkout, lease=0.3)
-    assert await lifecycle.due(core.db, most=10) == []
-    assert await lifecycle.sweep(core.db, most=10, grace=60) == []
+    assert await checkouts.due(core.db, most=10) == []
+    assert await checkouts.sweep(core.db, most=10, grace=60) == []
     await asyncio.sleep(0.35)
-    assert [ring.id for ring in await lifecycle.due(core.db, most=10)] == [checkout]
-    (rung,) = await lifecycle.sweep(core.db, most=10, grace=60)
+    assert [ring.id for ring in await checkouts.due(core.db, most=10)] == [checkout]
+    (rung,) = await checkouts.sweep(core.db, most=10, grace=60)
     assert (rung.id, rung.rung) == (checkout, False)
     assert 0 <= rung.lag < 5
     assert [held.id for held in await core.claim(checkout)] == [checkout]
@@ -169,7 +169,7 @@ async def test_a_ring_before_the_claim_is_seen_by_it_and_not_again(core):
 async def test_a_ring_under_way_makes_the_release_wait_for_it(core):
     held = await core.held()
     async with core.db.transaction() as tx:
-        await lifecycle.ring(tx, [held.id], grace=60)
+        await checkouts.ring(tx, [held.id], grace=60)
         releasing = asyncio.create_task(core.release(held, 1000.0))
         await asyncio.sleep(0.1)
         assert not releasing.done()
@@ -255,15 +255,15 @@ async def test_two_sweepers_at_once_take_each_ringing_alarm_once_and_put_it_off(
     await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s', hinted = false")
     async with another(core.url, core.vault) as other:
         sweeps = await asyncio.gather(
-            *(lifecycle.sweep(one.db, most=60, grace=60.0) for one in (core, other) for _ in range(4))
+            *(checkouts.sweep(one.db, most=60, grace=60.0) for one in (core, other) for _ in range(4))
         )
-        rest = [await lifecycle.sweep(one.db, most=200, grace=60.0) for one in (core, other)]
+        rest = [await checkouts.sweep(one.db, most=200, grace=60.0) for one in (core, other)]
     taken = Counter(ring.id for sweep in (*sweeps, *rest) for ring in sweep)
     assert taken == Counter(ids)
     assert await core.all(
         "SELECT count(*) FROM checkouts WHERE hinted AND due_at > clock() + interval '50 s'"
     ) == [200]
-    assert await lifecycle.sweep(core.db, most=200, grace=60.0) == []
+    assert await checkouts.sweep(core.db, most=200, grace=60.0) == []
 
 
 async def test_the_longest_waiting_is_swept_first_and_says_whether_it_was_rung(core):
@@ -275,8 +275,8 @@ async def test_the_longest_waiting_is_swept_first_and_says_whether_it_was_rung(c
             s=10.0 * (3 - number),
         )
     await core.ring(ids[0])
-    assert [ring.id for ring in await lifecycle.due(core.db, most=2)] == ids[:2]
-    first, second = await lifecycle.sweep(core.db, most=2, grace=60.0)
+    assert [ring.id for ring in await checkouts.due(core.db, most=2)] == ids[:2]
+    first, second = await checkouts.sweep(core.db, most=2, grace=60.0)
     assert {first.id, second.id} == {*ids[:2]}
     assert {one.id: one.rung for one in (first, second)} == {ids[0]: True, ids[1]: False}
     assert {one.id: round(one.lag / 10) for one in (first, second)} == {ids[0]: 3, ids[1]: 2}
@@ -289,11 +289,11 @@ async def test_what_was_claimed_before_without_a_result_is_a_suspect(core):
         await core.claim(suspect, lease=0.01)
         await asyncio.sleep(0.02)
     await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s'")
-    assert {one.id: one.suspect for one in await lifecycle.due(core.db, most=5)} == {
+    assert {one.id: one.suspect for one in await checkouts.due(core.db, most=5)} == {
         well: False,
         suspect: True,
     }
-    swept = await lifecycle.sweep(core.db, most=5, grace=60)
+    swept = await checkouts.sweep(core.db, most=5, grace=60)
     assert {one.id: one.suspect for one in swept} == {well: False, suspect: True}
 
 
@@ -308,7 +308,7 @@ async def test_a_sweep_does_not_read_the_alarms_of_the_future(core):
     """)
     await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s' WHERE id = :id", id=checkout)
     await core.do("ANALYZE checkouts")
-    for statement in (alarms._SWEEP, alarms._DUE):
+    for statement in (due._SWEEP, due._DUE):
         asked = {"most": 2000, "grace": 5.0, "crowded": [], "few": 50}
         plan = await core.db.read(text(f"EXPLAIN {statement.text}"), asked)
         told = "\n".join(row[0] for row in plan)
@@ -321,5 +321,5 @@ async def test_a_sweep_passes_over_a_row_that_somebody_holds(core):
     ids = await core.checkouts(3)
     await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s'")
     async with row_held(core.url, ids[0]), asyncio.timeout(5):
-        assert {ring.id for ring in await lifecycle.sweep(core.db, most=10, grace=60)} == {*ids[1:]}
-    assert [ring.id for ring in await lifecycle.sweep(core.db, most=10, grace=60)] == [ids[0]]
+        assert {ring.id for ring in await checkouts.sweep(core.db, most=10, grace=60)} == {*ids[1:]}
+    assert [ring.id for ring in await checkouts.sweep(core.db, most=10, grace=60)] == [ids[0]]

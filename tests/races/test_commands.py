@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import pytest
 
-from orchestrator import inbox
-from orchestrator.inbox import KeyReused, Requested
-from orchestrator.states import State
+from orchestrator.store import inbox
+from orchestrator.store.inbox import KeyReused, Requested
+from orchestrator.domain.states import State
 from tests.factories import core as another
 from tests.factories import row_held
 

@@ -41,7 +41,7 @@ from tests.integration.carry.scene import take
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.embedded import Embedded
+    from orchestrator.devkit.local.servers import Embedded
 
 LEAPS = (0, 61, 0, 61, 3600, 86_400, 0, 31 * 86_400, 0, 0)
 """Seconds that pass at least between two rounds in the end: everything becomes quiet, or stays with a person."""

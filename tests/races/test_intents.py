@@ -10,11 +10,11 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
-from orchestrator.db import DatabaseAway, Unwritten
-from orchestrator.inbox import Accepted, KeyReused, OrderTaken
-from orchestrator.lifecycle import Held
-from orchestrator.models import uuid7
-from orchestrator.states import CLOSED, State, Trigger
+from orchestrator.store.database import DatabaseAway, Unwritten
+from orchestrator.store.inbox import Accepted, KeyReused, OrderTaken
+from orchestrator.store.checkouts import Held
+from orchestrator.store.tables import uuid7
+from orchestrator.domain.states import CLOSED, State, Trigger
 from tests.factories import Breaking, intake
 from tests.factories import core as another
 

@@ -9,12 +9,13 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy.exc import OperationalError
 
-from orchestrator import audit, inbox
+from orchestrator import audit
+from orchestrator.store import inbox
 from orchestrator.audit import Action
-from orchestrator.db import Unwritten
-from orchestrator.lifecycle import Event, Held, LeaseLost
-from orchestrator.lifecycle.moves import UnauditedMove
-from orchestrator.states import State, Trigger, UnknownTransition
+from orchestrator.store.database import Unwritten
+from orchestrator.store.checkouts import Event, Held, LeaseLost
+from orchestrator.store.checkouts.transition import UnauditedMove
+from orchestrator.domain.states import State, Trigger, UnknownTransition
 from tests.factories import Breaking, arrival, move, payment
 from tests.factories import core as another
 

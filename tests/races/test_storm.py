@@ -8,11 +8,12 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from orchestrator import audit, lifecycle
-from orchestrator.db import Unwritten
-from orchestrator.inbox import KeyReused, OrderTaken
-from orchestrator.lifecycle import Event, LeaseLost
-from orchestrator.states import CLOSED, TRANSITIONS, State, Trigger
+from orchestrator import audit
+from orchestrator.store import checkouts
+from orchestrator.store.database import Unwritten
+from orchestrator.store.inbox import KeyReused, OrderTaken
+from orchestrator.store.checkouts import Event, LeaseLost
+from orchestrator.domain.states import CLOSED, TRANSITIONS, State, Trigger
 from tests.factories import arrival, intake, payment
 from tests.factories import core as another
 
@@ -65,7 +66,7 @@ class Storm:
 
     async def worker(self, core):
         while self.running:
-            hinted = [ring.id for ring in await lifecycle.sweep(core.db, most=30, grace=0.05)]
+            hinted = [ring.id for ring in await checkouts.sweep(core.db, most=30, grace=0.05)]
             held = await core.claim(*hinted, *random.sample(self.ids, 5), lease=0.5)
             await asyncio.gather(*(self.carry(core, one) for one in held))
 

@@ -9,11 +9,12 @@ from uuid import uuid4
 
 import pytest
 
-from orchestrator import audit, lifecycle
-from orchestrator.db import Unwritten
-from orchestrator.inbox import KeyReused, Strays, Unaddressed
-from orchestrator.models import uuid7
-from orchestrator.states import State, Trigger
+from orchestrator import audit
+from orchestrator.store import checkouts
+from orchestrator.store.database import Unwritten
+from orchestrator.store.inbox import KeyReused, Strays, Unaddressed
+from orchestrator.store.tables import uuid7
+from orchestrator.domain.states import State, Trigger
 from tests.factories import Breaking, intake
 from tests.factories import core as another
 
@@ -30,7 +31,7 @@ def stray(order_ref: str | None = "OLD-1", **changes) -> Unaddressed:
     }  # fmt: skip
     told |= {name: value for name, value in changes.items() if name in told}
     came |= {name: value for name, value in changes.items() if name in came}
-    return Unaddressed(told=lifecycle.Stray(**told), **came)
+    return Unaddressed(told=checkouts.Stray(**told), **came)
 
 
 @asynccontextmanager

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from orchestrator.gateway.payments import Transaction
-from orchestrator.lifecycle import Held, Known
-from orchestrator.states import State
+from orchestrator.store.checkouts import Held, Known
+from orchestrator.domain.states import State
 
 OURS = UUID("0190a5a0-0000-7000-8000-000000000001")
 ANOTHERS = UUID("0190a5a0-0000-7000-8000-000000000002")

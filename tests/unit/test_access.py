@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import access
-from orchestrator.access import AccessDenied, Doorkeeper
+from orchestrator import auth
+from orchestrator.auth import AccessDenied, Doorkeeper
 from orchestrator.settings import Settings
 
 OLD, NEW, FOREIGN = "old-" * 10, "new-" * 16, "foreign-" * 5
@@ -28,7 +28,7 @@ def token(known: Settings | None = None, **changes: object) -> str:
         "lifetime": 60,
         "subject": "shop-1",
     } | changes
-    return access.issue(known or settings(), **asked)
+    return auth.issue(known or settings(), **asked)
 
 
 def signed(secret: str = NEW, *, without: str = "", algorithm: str = "HS256", **claims: object) -> str:
@@ -42,13 +42,13 @@ def signed(secret: str = NEW, *, without: str = "", algorithm: str = "HS256", **
 
 def denied(text: str, known: Settings | None = None) -> str:
     with pytest.raises(AccessDenied) as caught:
-        access.verify(known or settings(), text)
+        auth.verify(known or settings(), text)
     assert caught.value.status == 401
     return caught.value.sentence
 
 
 def test_a_token_says_who_calls_for_whom_and_what_for():
-    caller = access.verify(settings(), token(scopes=["checkouts:read", "checkouts:write"]))
+    caller = auth.verify(settings(), token(scopes=["checkouts:read", "checkouts:write"]))
     assert (caller.merchant, caller.subject) == ("default", "shop-1")
     assert caller.scopes == {"checkouts:read", "checkouts:write"}
     assert caller.actor == "client:default/shop-1"
@@ -56,8 +56,8 @@ def test_a_token_says_who_calls_for_whom_and_what_for():
 
 def test_the_newest_secret_signs_and_every_one_verifies():
     both = settings(NEW, OLD)
-    assert access.verify(both, token(settings(OLD))).merchant == "default"
-    assert access.verify(settings(NEW), token(both)).merchant == "default"
+    assert auth.verify(both, token(settings(OLD))).merchant == "default"
+    assert auth.verify(settings(NEW), token(both)).merchant == "default"
     assert "signature is wrong" in denied(token(both), settings(OLD))
 
 
@@ -118,7 +118,7 @@ def test_an_installation_without_secrets_knows_no_token():
 
 
 def test_a_missing_scope_is_forbidden_and_named():
-    caller = access.verify(settings(), token())
+    caller = auth.verify(settings(), token())
     caller.need("checkouts:read")
     with pytest.raises(AccessDenied, match="needs the scope checkouts:write") as caught:
         caller.need("checkouts:write")
@@ -149,7 +149,7 @@ def test_a_remembered_token_still_ends_when_it_ends():
 
 
 def test_what_is_remembered_has_an_end(monkeypatch):
-    monkeypatch.setattr(access, "_MOST_REMEMBERED", 3)
+    monkeypatch.setattr(auth, "_MOST_REMEMBERED", 3)
     keeper = Doorkeeper(settings())
     for number in range(9):
         keeper.admit(f"Bearer {token(subject=f's{number}')}")
@@ -196,20 +196,20 @@ def test_a_time_that_no_clock_can_show_is_refused(claims):
 )
 def test_whatever_a_signed_token_claims_it_is_accepted_or_refused_with_a_sentence(claims):
     with suppress(AccessDenied):  # any other error would be a 500
-        assert access.verify(settings(), signed(**claims)).merchant
+        assert auth.verify(settings(), signed(**claims)).merchant
 
 
 def test_a_token_that_lives_too_long_is_neither_issued_nor_accepted():
     assert "366 days" in denied(signed(iat=NOW - 10, exp=NOW + 1000 * YEAR))
     assert "366 days" in denied(signed(iat=0, exp=NOW + 86_400))
-    assert access.verify(settings(), signed(iat=NOW, exp=NOW + YEAR)).merchant == "m"
+    assert auth.verify(settings(), signed(iat=NOW, exp=NOW + YEAR)).merchant == "m"
     with pytest.raises(ValueError, match=r"366 days at the most, not 3660 days.*JWT_MAX_LIFETIME"):
         token(lifetime=10 * YEAR)
 
 
 def test_the_longest_life_is_a_setting():
     known = Settings(jwt_secrets=(NEW,), jwt_max_lifetime=3600)
-    assert access.verify(known, token(known, lifetime=3600))
+    assert auth.verify(known, token(known, lifetime=3600))
     with pytest.raises(ValueError, match="3600 seconds at the most"):
         token(known, lifetime=3601)
     assert "3600 seconds" in denied(signed(iat=NOW - 1, exp=NOW + 3601), known)

@@ -11,8 +11,8 @@ import pytest
 
 from orchestrator import audit
 from orchestrator.audit import Action, chain_mac, make
-from orchestrator.states import State, Trigger
-from orchestrator.vault import Vault
+from orchestrator.domain.states import State, Trigger
+from orchestrator.crypto import Vault
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 
 CHECKOUT = UUID("0190a5a0-0000-7000-8000-000000000001")

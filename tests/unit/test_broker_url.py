@@ -6,7 +6,7 @@ import ssl
 
 import pytest
 
-from orchestrator.broker_url import read
+from orchestrator.settings.broker_url import read
 
 
 @pytest.mark.parametrize("spelling", ["required", "CERT_REQUIRED", "cert_optional", None])

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import decisions
+from orchestrator.domain import decisions
 from orchestrator.gateway.payments import TABLE, Found, Reading, read
-from orchestrator.lifecycle import Known, PaymentSeen
-from orchestrator.reconcile import Finding, Role, concerned, judge, marks
-from orchestrator.states import State
+from orchestrator.store.checkouts import Known, PaymentSeen
+from orchestrator.domain.reconciliation import Finding, Role, concerned, judge, marks
+from orchestrator.domain.states import State
 from tests.unit.judging import ANOTHERS, OURS, checkout, transaction
 
 ABSENT = {Finding.NOTHING, Finding.DECLINED}

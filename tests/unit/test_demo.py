@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.demo.balance import Balance
-from orchestrator.demo.groups import GROUPS, choose
-from orchestrator.demo.mishaps import MERCHANTS
-from orchestrator.demo.shop import Unscripted
-from orchestrator.demo.told import Told
-from orchestrator.merchants import policy
+from orchestrator.devkit.demo.balance import Balance
+from orchestrator.devkit.demo.groups import GROUPS, choose
+from orchestrator.devkit.demo.mishaps import MERCHANTS
+from orchestrator.devkit.demo.shop import Unscripted
+from orchestrator.devkit.demo.told import Told
+from orchestrator.store.merchants import policy
 
 GOOD = {
     "summary": "Order 1 is paid.",

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator import intents
 from orchestrator.settings import SECRETS, reference
-from orchestrator.states import diagram
+from orchestrator.domain.states import diagram
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from orchestrator.worker import doorbell
+from orchestrator.messaging import hints as doorbell
 from tests.conftest import make_settings
 
 BUSY, QUIET, THIRD = 1, 2, 3

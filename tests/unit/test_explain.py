@@ -15,7 +15,7 @@ from orchestrator.audit import Action
 from orchestrator.explain import Command, Entry, Operation, Payment, Record
 from orchestrator.explain.advice import _FIRST, _OUT, _WHY
 from orchestrator.explain.trail import _SINCE, GRADES
-from orchestrator.states import CARRIED, CLOSED, ENDED, TRANSITIONS, State, Trigger
+from orchestrator.domain.states import CARRIED, CLOSED, ENDED, TRANSITIONS, State, Trigger
 
 NOW = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
 ID = UUID("019aa000-0000-7000-8000-000000000001")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.hosts import reach_of
+from orchestrator.settings.hosts import reach_of
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator import intents
 from orchestrator.intents import BODY_LIMIT, Intent, IntentRejected
-from orchestrator.links import CallbackUrls
+from orchestrator.callback_urls import CallbackUrls
 
 CHECKOUT = UUID("019aa000-0000-7000-8000-000000000001")
 URLS = CallbackUrls(

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from orchestrator import links
-from orchestrator.links import with_query
-from orchestrator.vault import Vault
+from orchestrator import callback_urls
+from orchestrator.callback_urls import with_query
+from orchestrator.crypto import Vault
 
 CHECKOUT = UUID("019aa000-0000-7000-8000-000000000001")
 PAGES = {
@@ -28,8 +28,8 @@ def keys(*names: str) -> Vault:
 VAULT = keys("k")
 
 
-def urls(vault: Vault = VAULT, *, merchant_id: int = 1, **pages: str | None) -> links.CallbackUrls:
-    return links.callback_urls(
+def urls(vault: Vault = VAULT, *, merchant_id: int = 1, **pages: str | None) -> callback_urls.CallbackUrls:
+    return callback_urls.callback_urls(
         vault, "https://pay.example/", CHECKOUT, PAGES | pages, merchant_id=merchant_id
     )
 
@@ -49,16 +49,16 @@ def parts(url: str) -> tuple[str, UUID, str]:
 def test_a_link_opens_to_the_shops_page_with_the_checkout():
     made = urls()
     assert made.success.startswith(f"https://pay.example/callbacks/success/{CHECKOUT}/")
-    opened = links.open_link(VAULT, *parts(made.success))
+    opened = callback_urls.open_link(VAULT, *parts(made.success))
     assert opened.page == f"https://shop.example/paid?lang=da&orderId=A-1&checkoutId={CHECKOUT}#top"
-    assert links.open_link(VAULT, *parts(made.failure)).page == (
+    assert callback_urls.open_link(VAULT, *parts(made.failure)).page == (
         f"https://shop.example/not-paid?checkoutId={CHECKOUT}"
     )
 
 
 def test_a_notification_leads_nowhere_and_is_signed_all_the_same():
     notification = urls().notification
-    assert links.open_link(VAULT, *parts(notification)).page == ""
+    assert callback_urls.open_link(VAULT, *parts(notification)).page == ""
     assert len(parts(notification)[2]) == 26
 
 
@@ -66,14 +66,14 @@ def test_a_shop_without_a_last_page_gets_no_link_for_it():
     assert urls().redirect is None
     redirect = urls(redirect="https://shop.example/done").redirect
     assert redirect is not None
-    assert links.open_link(VAULT, *parts(redirect)).page == f"https://shop.example/done?checkoutId={CHECKOUT}"
+    assert callback_urls.open_link(VAULT, *parts(redirect)).page == f"https://shop.example/done?checkoutId={CHECKOUT}"
 
 
 @given(st.integers(1, 2**31 - 1))
 def test_a_link_names_its_merchant(merchant_id):
     made = urls(merchant_id=merchant_id, redirect="https://shop.example/done")
     for url in (made.success, made.failure, made.redirect, made.notification):
-        assert links.open_link(VAULT, *parts(url)).merchant_id == merchant_id
+        assert callback_urls.open_link(VAULT, *parts(url)).merchant_id == merchant_id
 
 
 @pytest.mark.parametrize(
@@ -84,40 +84,40 @@ def test_a_link_names_its_merchant(merchant_id):
     ],
 )
 def test_a_link_of_the_older_form_opens_and_names_no_merchant(kind, page, leads_to):
-    opened = links.open_link(VAULT, kind, CHECKOUT, older(VAULT, kind, page))
+    opened = callback_urls.open_link(VAULT, kind, CHECKOUT, older(VAULT, kind, page))
     assert (opened.page, opened.merchant_id) == (leads_to, None)
 
 
 def test_a_link_is_good_for_its_own_kind_checkout_and_merchant_only():
     kind, checkout, signed = parts(urls().success)
-    assert links.open_link(VAULT, kind, checkout, signed)
+    assert callback_urls.open_link(VAULT, kind, checkout, signed)
     for other in ("failure", "redirect", "notification", "merchant", "other"):
-        assert links.open_link(VAULT, other, checkout, signed) is None
-    assert links.open_link(VAULT, kind, uuid4(), signed) is None
+        assert callback_urls.open_link(VAULT, other, checkout, signed) is None
+    assert callback_urls.open_link(VAULT, kind, uuid4(), signed) is None
     payload, _, tag = signed.partition(".")
     raw = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
     others = base64.urlsafe_b64encode(b"\x01\x02" + raw[2:]).rstrip(b"=").decode()
-    assert links.open_link(VAULT, kind, checkout, f"{others}.{tag}") is None
+    assert callback_urls.open_link(VAULT, kind, checkout, f"{others}.{tag}") is None
 
 
 def test_a_link_made_under_an_older_key_stays_good():
     old = urls(keys("o")).success
-    assert links.open_link(keys("n", "o"), *parts(old))
-    assert links.open_link(keys("n"), *parts(old)) is None
+    assert callback_urls.open_link(keys("n", "o"), *parts(old))
+    assert callback_urls.open_link(keys("n"), *parts(old)) is None
 
 
 def test_a_changed_page_does_not_open():
     kind, checkout, signed = parts(urls().success)
     evil = base64.urlsafe_b64encode(b"\x01\x01https://evil.example/").rstrip(b"=").decode()
-    assert links.open_link(VAULT, kind, checkout, f"{evil}.{signed.partition('.')[2]}") is None
+    assert callback_urls.open_link(VAULT, kind, checkout, f"{evil}.{signed.partition('.')[2]}") is None
 
 
 @given(
     st.text() | st.from_regex(r"[A-Za-z0-9_-]{0,60}\.?[A-Za-z0-9_-]{0,30}", fullmatch=True),
-    st.sampled_from(sorted(links.KINDS)),
+    st.sampled_from(sorted(callback_urls.KINDS)),
 )
 def test_whatever_a_stranger_makes_up_does_not_open(signed, kind):
-    assert links.open_link(VAULT, kind, CHECKOUT, signed) is None
+    assert callback_urls.open_link(VAULT, kind, CHECKOUT, signed) is None
 
 
 @given(st.data())
@@ -125,16 +125,16 @@ def test_one_changed_character_closes_a_link(data):
     kind, checkout, signed = parts(urls().success)
     at = data.draw(st.integers(0, len(signed) - 1))
     other = data.draw(st.sampled_from("ABCxyz019-_.=").filter(lambda character: character != signed[at]))
-    assert links.open_link(VAULT, kind, checkout, signed[:at] + other + signed[at + 1 :]) is None
+    assert callback_urls.open_link(VAULT, kind, checkout, signed[:at] + other + signed[at + 1 :]) is None
 
 
 def test_a_link_that_no_page_needs_is_not_looked_at():
-    assert links.open_link(VAULT, "success", CHECKOUT, "A" * 5000) is None
+    assert callback_urls.open_link(VAULT, "success", CHECKOUT, "A" * 5000) is None
 
 
 def test_a_link_hides_itself_when_printed():
     assert "callbacks" not in repr(urls())
-    assert "shop.example" not in repr(links.open_link(VAULT, *parts(urls().success)))
+    assert "shop.example" not in repr(callback_urls.open_link(VAULT, *parts(urls().success)))
 
 
 # ── A merchant's own link ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -147,23 +147,23 @@ def merchant_parts(url: str) -> tuple[str, str]:
 
 
 def test_a_merchants_link_is_the_same_each_time_and_good_for_that_merchant_only():
-    made = links.merchant_url(VAULT, "https://pay.example/", "shop-1")
-    assert made == links.merchant_url(VAULT, "https://pay.example", "shop-1")
+    made = callback_urls.merchant_url(VAULT, "https://pay.example/", "shop-1")
+    assert made == callback_urls.merchant_url(VAULT, "https://pay.example", "shop-1")
     name, signed = merchant_parts(made)
-    assert links.open_merchant_link(VAULT, name, signed)
-    assert not links.open_merchant_link(VAULT, "shop-2", signed)
+    assert callback_urls.open_merchant_link(VAULT, name, signed)
+    assert not callback_urls.open_merchant_link(VAULT, "shop-2", signed)
 
 
 def test_a_merchants_link_made_under_an_older_key_stays_good():
-    name, signed = merchant_parts(links.merchant_url(keys("o"), "https://pay.example", "default"))
-    assert links.open_merchant_link(keys("n", "o"), name, signed)
-    assert not links.open_merchant_link(keys("n"), name, signed)
+    name, signed = merchant_parts(callback_urls.merchant_url(keys("o"), "https://pay.example", "default"))
+    assert callback_urls.open_merchant_link(keys("n", "o"), name, signed)
+    assert not callback_urls.open_merchant_link(keys("n"), name, signed)
 
 
 @given(st.text(), st.text() | st.from_regex(r"[A-Za-z0-9_-]{22}", fullmatch=True))
 def test_whatever_a_stranger_makes_up_is_no_merchants_link(name, signed):
-    assert not links.open_merchant_link(VAULT, name, signed)
-    assert not links.open_merchant_link(VAULT, "\udcff", signed)
+    assert not callback_urls.open_merchant_link(VAULT, name, signed)
+    assert not callback_urls.open_merchant_link(VAULT, "\udcff", signed)
 
 
 @pytest.mark.parametrize(
@@ -196,18 +196,18 @@ def test_what_is_added_can_be_read_again(query, value):
 
 
 def test_a_client_token_names_its_checkout_and_is_the_same_each_time():
-    token = links.client_token(VAULT, CHECKOUT)
-    assert token == links.client_token(VAULT, CHECKOUT)
+    token = callback_urls.client_token(VAULT, CHECKOUT)
+    assert token == callback_urls.client_token(VAULT, CHECKOUT)
     assert len(token) == 43
-    assert links.client_of(VAULT, token) == CHECKOUT
+    assert callback_urls.client_of(VAULT, token) == CHECKOUT
 
 
 @given(st.text() | st.from_regex(r"[A-Za-z0-9_-]{43}", fullmatch=True))
 def test_a_made_up_client_token_names_nobody(token):
-    assert links.client_of(VAULT, token) is None
+    assert callback_urls.client_of(VAULT, token) is None
 
 
 def test_a_client_token_made_under_an_older_key_stays_good():
-    token = links.client_token(keys("o"), CHECKOUT)
-    assert links.client_of(keys("n", "o"), token) == CHECKOUT
-    assert links.client_of(keys("n"), token) is None
+    token = callback_urls.client_token(keys("o"), CHECKOUT)
+    assert callback_urls.client_of(keys("n", "o"), token) == CHECKOUT
+    assert callback_urls.client_of(keys("n"), token) is None

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import operations
-from orchestrator.operations import Fate, after_sending, before_sending
+from orchestrator.domain import operations
+from orchestrator.domain.operations import Fate, after_sending, before_sending
 from tests.unit.test_reconcile import known, transaction
 
 WHOLE = 13900

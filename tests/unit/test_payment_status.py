@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.payment_status import GONE, PaymentStatus, payment_status
-from orchestrator.states import State
+from orchestrator.domain.payment_status import GONE, PaymentStatus, payment_status
+from orchestrator.domain.states import State
 
 MINOR = st.integers(0, 10**6)
 

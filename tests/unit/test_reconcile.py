@@ -9,15 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.gateway.payments import Found
-from orchestrator.reconcile import (
-    Binding,
-    Finding,
-    Role,
-    bind,
-    judge,
-)
-from orchestrator.schedule import back_off, next_look, next_watch, quiet_looks, thinned
-from orchestrator.states import State
+from orchestrator.domain.reconciliation import Binding, Finding, Role, bind, judge
+from orchestrator.domain.schedule import back_off, next_look, next_watch, quiet_looks, thinned
+from orchestrator.domain.states import State
 from tests.conftest import make_settings
 from tests.unit.judging import ANOTHERS, NOW, checkout, known, transaction
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.carry.room import Flow, Room, Wish
+from orchestrator.processing.fair_share import Flow, Room, Wish
 
 A, B, C = (Flow(number, "checkouts") for number in (1, 2, 3))
 GATEWAY = "https://gateway.example:443"

@@ -9,8 +9,8 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from orchestrator import pod_environment
-from orchestrator.setting_values import http_url
+from orchestrator.settings import pod_environment
+from orchestrator.settings.values import http_url
 from orchestrator.settings import PREFIX, Settings, SettingsError, environment, load
 from tests.conftest import SECRET_KEY, make_settings
 

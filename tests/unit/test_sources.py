@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.api.sources import address_of, caller, network_of
+from orchestrator.api.client_address import address_of, caller, network_of
 
 GATEWAY = [
     ip_network(one) for one in ("185.206.120.0/24", "185.203.232.129", "185.203.233.129", "2a10:a200::/29")

@@ -9,20 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.states import (
-    CARRIED,
-    CLOSED,
-    ENDED,
-    TRANSITIONS,
-    Moved,
-    Refused,
-    State,
-    Trigger,
-    Unchanged,
-    UnknownTransition,
-    decide,
-    diagram,
-)
+from orchestrator.domain.states import CARRIED, CLOSED, ENDED, TRANSITIONS, Moved, Refused, State, Trigger, Unchanged, UnknownTransition, decide, diagram
 
 # A letter: moves there. "=": nothing new. "!": a contradiction.
 LETTERS = {

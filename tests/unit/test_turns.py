@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from orchestrator.turns import Turns
+from orchestrator.gateway.limits.round_robin import Turns
 
 pytestmark = pytest.mark.anyio
 

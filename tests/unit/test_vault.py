@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from orchestrator.vault import Vault, VaultError
+from orchestrator.crypto import Vault, VaultError
 
 NEW, OLD, FOREIGN = (SecretStr(base64.b64encode(os.urandom(32)).decode()) for _ in range(3))
 

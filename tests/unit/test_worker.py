@@ -9,20 +9,20 @@ from uuid import uuid4
 import pytest
 import structlog
 
-from orchestrator.gateway.board import Board
-from orchestrator.worker import dropped
+from orchestrator.gateway.limits.shared_state import Board
+from orchestrator.messaging import dropped_messages
 from orchestrator.worker.consumer import MOST_IDS, flaw
 from orchestrator.worker.heartbeat import unique_name
-from orchestrator.worker.publisher import FIRST_PAUSE, LONGEST_PAUSE, BackOff
+from orchestrator.messaging.publisher import FIRST_PAUSE, LONGEST_PAUSE, BackOff
 
 
 def test_dropped_messages_are_told_in_summary(monkeypatch):
-    counted = dropped.Dropped()
+    counted = dropped_messages.Dropped()
     with structlog.testing.capture_logs() as logs:
         for number in range(1000):
             counted.add("not_a_task" if number % 2 else "JSONDecodeError")
         assert [line["count"] for line in logs] == [1], "the first at once"
-        monkeypatch.setattr(dropped, "SUMMARY_EVERY", 0.0)
+        monkeypatch.setattr(dropped_messages, "SUMMARY_EVERY", 0.0)
         counted.tell()
         counted.tell()
     assert [line["count"] for line in logs] == [1, 999]
@@ -57,7 +57,7 @@ def test_processes_of_two_containers_have_names_of_their_own():
 
 def message(body: object, **headers: object) -> SimpleNamespace:
     return SimpleNamespace(
-        headers={"task": "orchestrator.carry", "eta": None, "expires": None, **headers},
+        headers={"task": "orchestrator.processing", "eta": None, "expires": None, **headers},
         payload=json.loads(json.dumps(body)),
     )
 
@@ -65,21 +65,21 @@ def message(body: object, **headers: object) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("body", "name", "reason"),
     [
-        ([[[str(uuid4())]], {}, {"callbacks": None, "chain": None}], "orchestrator.carry", None),
-        ([[[]], {}, {}], "orchestrator.carry", None),
+        ([[[str(uuid4())]], {}, {"callbacks": None, "chain": None}], "orchestrator.processing", None),
+        ([[[]], {}, {}], "orchestrator.processing", None),
         ([[], {}, {}], "orchestrator.sweep", None),
         ([[], {}, None], "orchestrator.seal", None),
         ([[1], {}, {}], "orchestrator.sweep", "wrong_arguments"),
-        ([[[str(uuid4())] * (MOST_IDS + 1)], {}, {}], "orchestrator.carry", "wrong_arguments"),
-        ([[["x"]], {}, {}], "orchestrator.carry", "wrong_arguments"),
-        ([[[7]], {}, {}], "orchestrator.carry", "wrong_arguments"),
-        ([[[]], {"ids": []}, {}], "orchestrator.carry", "wrong_arguments"),
-        ([[[]], {}, {"chain": ["x"]}], "orchestrator.carry", "wrong_arguments"),
-        ({"args": []}, "orchestrator.carry", "no_arguments"),
-        ("text", "orchestrator.carry", "no_arguments"),
+        ([[[str(uuid4())] * (MOST_IDS + 1)], {}, {}], "orchestrator.processing", "wrong_arguments"),
+        ([[["x"]], {}, {}], "orchestrator.processing", "wrong_arguments"),
+        ([[[7]], {}, {}], "orchestrator.processing", "wrong_arguments"),
+        ([[[]], {"ids": []}, {}], "orchestrator.processing", "wrong_arguments"),
+        ([[[]], {}, {"chain": ["x"]}], "orchestrator.processing", "wrong_arguments"),
+        ({"args": []}, "orchestrator.processing", "no_arguments"),
+        ("text", "orchestrator.processing", "no_arguments"),
         ([[], {}, {}], "orchestrator.other", "unknown_task"),
         ([[], {}, {}], None, "not_a_task"),
-        ([[], {}, {}], ["orchestrator.carry"], "not_a_task"),
+        ([[], {}, {}], ["orchestrator.processing"], "not_a_task"),
     ],
 )
 def test_only_our_own_messages_are_carried_out(body, name, reason):

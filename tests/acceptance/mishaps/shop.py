@@ -21,16 +21,17 @@ from uuid import UUID, uuid4
 
 import uvicorn
 
-from orchestrator import access, audit, inbox, intents, links
+from orchestrator import auth, audit, intents, callback_urls
+from orchestrator.store import inbox
 from orchestrator.api import create_app
 from orchestrator.api.server import build
-from orchestrator.carry import Carrier
-from orchestrator.db import Database
+from orchestrator.processing import Carrier
+from orchestrator.store.database import Database
 from orchestrator.gateway.client import Gateway
-from orchestrator.lifecycle import Lifecycle
-from orchestrator.merchants import Merchants
-from orchestrator.sandbox import SandboxConfig
-from orchestrator.sandbox import create_app as create_gateway
+from orchestrator.store.checkouts import Lifecycle
+from orchestrator.store.merchants import Merchants
+from orchestrator.devkit.sandbox import SandboxConfig
+from orchestrator.devkit.sandbox import create_app as create_gateway
 from tests.conftest import make_settings
 from tests.factories import empty
 from tests.integration.carry.scene import GOOD_CARD, Scene, intent, take
@@ -164,7 +165,7 @@ class Shop(Scene):
 
     async def post(self, order: str, **changes: Any) -> Any:
         """Hand an intent over by HTTP, as a shop does; return the answer."""
-        token = access.issue(
+        token = auth.issue(
             self.settings, merchant="default", scopes=("checkouts:write",), lifetime=60, subject="shop-1"
         )
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
@@ -266,7 +267,7 @@ class Shop(Scene):
     ) -> int:
         """Call back with any body, signed with a secret or not at all; return what it was answered."""
         pages = {"success": "https://shop.example/thanks", "failure": "https://shop.example/sorry"}
-        urls = links.callback_urls(self.vault, self.settings.public_url, checkout, pages, merchant_id=1)
+        urls = callback_urls.callback_urls(self.vault, self.settings.public_url, checkout, pages, merchant_id=1)
         headers = {"Content-Type": content_type}
         if secret is not None:
             stamp = str(int(time.time()))
@@ -277,7 +278,7 @@ class Shop(Scene):
 
     async def stray(self, order: str, **changes: object) -> None:
         """Have a payment made that no session of ours has to do with, and told to the merchant's own address."""
-        notification = links.merchant_url(self.vault, self.settings.public_url, "default")
+        notification = callback_urls.merchant_url(self.vault, self.settings.public_url, "default")
         body = {
             "orderId": order,
             "amountMinor": WHOLE,

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from orchestrator import access, audit
+from orchestrator import auth, audit
 from tests.acceptance.mishaps.shop import WHOLE, Shop
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +24,7 @@ async def unmatched(world: Shop, order: str, *, looked_up: bool = True, **change
 
 
 async def read(world: Shop, path: str, **params: str) -> dict:
-    token = access.issue(
+    token = auth.issue(
         world.settings, merchant="default", scopes=("checkouts:read",), lifetime=60, subject="shop-1"
     )
     answer = await world.http.get(

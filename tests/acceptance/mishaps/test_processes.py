@@ -12,7 +12,7 @@ from tests.world import world
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from orchestrator.embedded import Embedded
+    from orchestrator.devkit.local.servers import Embedded
 
 ORDERS = 6
 

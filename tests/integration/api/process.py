@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 
-from orchestrator import access
+from orchestrator import auth
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def api_process(
 
 
 def bearer(lifetime: float = 60) -> dict[str, str]:
-    token = access.issue(
+    token = auth.issue(
         make_settings(),
         merchant="default",
         scopes=["checkouts:read", "checkouts:write"],

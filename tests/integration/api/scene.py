@@ -12,12 +12,13 @@ from uuid import UUID, uuid4
 import httpx
 from sqlalchemy import text
 
-from orchestrator import access, inbox, links
+from orchestrator import auth, callback_urls
+from orchestrator.store import inbox
 from orchestrator.api import Services, create_app
 from orchestrator.api.schemas import EXAMPLE
-from orchestrator.db import Database
-from orchestrator.merchants import Merchants
-from orchestrator.vault import Vault
+from orchestrator.store.database import Database
+from orchestrator.store.merchants import Merchants
+from orchestrator.crypto import Vault
 from tests.conftest import make_settings
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Api:
     def bearer(
         self, merchant: str = "default", scopes: tuple[str, ...] = ALL, lifetime: float = 60
     ) -> dict[str, str]:
-        token = access.issue(
+        token = auth.issue(
             self.services.settings, merchant=merchant, scopes=scopes, lifetime=lifetime, subject="shop-1"
         )
         return {"Authorization": f"Bearer {token}"}
@@ -77,8 +78,8 @@ class Api:
         assert answer.status_code == 202, answer.text
         return answer.json()["id"]
 
-    def urls(self, checkout: str | UUID, *, merchant_id: int = 1) -> links.CallbackUrls:
-        return links.callback_urls(
+    def urls(self, checkout: str | UUID, *, merchant_id: int = 1) -> callback_urls.CallbackUrls:
+        return callback_urls.callback_urls(
             self.services.vault, "", UUID(str(checkout)), PAGES, merchant_id=merchant_id
         )
 

@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from orchestrator import inbox
+from orchestrator.store import inbox
 from orchestrator.api.callbacks import BODY_LIMIT, VISIT_LIMIT
-from orchestrator.api.letterbox import FIRST_PAUSE, PATIENCE
+from orchestrator.api.callback_intake import FIRST_PAUSE, PATIENCE
 from tests.conftest import make_settings
 from tests.integration.api.scene import Api, path_of, serving, without_database
 from tests.integration.api.test_intake import problem
@@ -103,7 +103,7 @@ async def test_the_pause_between_visits_that_wake_grows_and_is_forgotten(api: Ap
     checkout = await api.taken()
     api.doorbell.rings.clear()
     now = [1000.0]
-    monkeypatch.setattr("orchestrator.api.letterbox.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("orchestrator.api.callback_intake.time.monotonic", lambda: now[0])
     woken = []
     for second in range(300):
         now[0] = 1000.0 + second
@@ -339,7 +339,7 @@ async def test_a_callback_that_was_answered_before_it_was_stored_still_lands_and
 
 
 async def test_a_flood_while_postgres_is_away_does_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr("orchestrator.api.letterbox.MOST_WAITING", 1000)
+    monkeypatch.setattr("orchestrator.api.callback_intake.MOST_WAITING", 1000)
     async with serving(without_database()) as api:
         url = api.urls(uuid4()).notification
         waiting = asyncio.create_task(call(api, url, b"x" * 900))

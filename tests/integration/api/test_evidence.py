@@ -15,7 +15,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from orchestrator import links
+from orchestrator import callback_urls
 from orchestrator.api.callbacks import UNPROVEN_LIMIT
 from tests.conftest import make_settings
 from tests.integration.api.scene import Api, intent, path_of, serving, without_database
@@ -25,7 +25,7 @@ from tests.integration.api.test_intake import problem
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from orchestrator.api.letterbox import Letterbox
+    from orchestrator.api.callback_intake import Letterbox
 
 pytestmark = pytest.mark.anyio
 
@@ -110,7 +110,7 @@ async def test_of_what_proves_nothing_little_is_kept(database_url):
     async with checking(database_url) as api:
         checkout = await api.taken()
         body = BODY + b"&xml=" + b"x" * 200_000
-        for url in (api.urls(checkout).notification, links.merchant_url(api.services.vault, "", "default")):
+        for url in (api.urls(checkout).notification, callback_urls.merchant_url(api.services.vault, "", "default")):
             assert (await call(api, url, body)).status_code == 401
         assert (await call(api, api.urls(checkout).notification, body, **signed(body))).status_code == 200
         rows = await api.sql("SELECT grade, length(body) AS size FROM callbacks ORDER BY received_at, id")
@@ -151,7 +151,7 @@ async def test_the_page_of_a_shop_is_escaped(database_url):
         checkout = UUID(await api.taken())
         evil = "https://shop.example/?a=\"><script>alert(1)</script>&b='{page}'"
         pages = {"success": evil, "failure": evil}
-        url = links.callback_urls(api.services.vault, "", checkout, pages, merchant_id=1).success
+        url = callback_urls.callback_urls(api.services.vault, "", checkout, pages, merchant_id=1).success
         answer = await call(api, url)
         assert answer.status_code == 401
         page = Page(answer.text)
@@ -248,7 +248,7 @@ async def test_nothing_is_called_wrong_before_the_merchant_is_known_or_by_a_link
         await api.services.merchants.everyone()
         assert (await call(api, url, b"x=1", **UNPROVEN["wrong"])).status_code == 401
         tag = api.services.vault.sign("callback-link", b"notification\0" + checkout.bytes + b"\0")
-        older = f"/callbacks/notification/{checkout}/.{links._encode(tag)}"
+        older = f"/callbacks/notification/{checkout}/.{callback_urls._encode(tag)}"
         assert (await call(api, older, b"x=2", **UNPROVEN["wrong"])).status_code == 200
         grades = [row.grade for row in await api.sql("SELECT grade FROM callbacks ORDER BY id")]
         assert grades == ["unchecked", "wrong", "unchecked"]
@@ -400,7 +400,7 @@ async def test_neither_body_nor_address_of_a_callback_reaches_the_log(database_u
     body = f"cardholder={MARKER}&amount=x".encode()
     async with checking(database_url, callbacks_unproven_limit=1) as api:
         urls = api.urls(await api.taken())
-        mine = path_of(links.merchant_url(api.services.vault, "", "default"))
+        mine = path_of(callback_urls.merchant_url(api.services.vault, "", "default"))
         with capture_logs() as lines:
             for number in range(3):
                 for url in (urls.success, urls.notification, mine):

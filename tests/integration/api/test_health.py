@@ -184,7 +184,7 @@ async def test_a_worker_that(api: Api, progress, said):
 
 
 async def test_writers_that_cannot_write_are_named_while_it_lasts(api: Api, database_url, monkeypatch):
-    monkeypatch.setattr("orchestrator.readiness.STALLED_AFTER", 0.3)
+    monkeypatch.setattr("orchestrator.store.readiness.STALLED_AFTER", 0.3)
     await worker(api)
     async with await psycopg.AsyncConnection.connect(database_url) as blocker:
         await blocker.execute("LOCK TABLE checkouts IN ACCESS EXCLUSIVE MODE")

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 import structlog
 
-from orchestrator import access, links
+from orchestrator import auth, callback_urls
 from orchestrator.intents import BODY_LIMIT
 from tests.conftest import make_settings
 from tests.integration.api.scene import Api, intent, serving, without_database
@@ -43,7 +43,7 @@ async def test_a_new_checkout_is_stored_answered_and_hinted_at(api: Api):
     body = answer.json()
     checkout = UUID(body["id"])
     assert (body["orderId"], body["state"]) == ("A-1", "received")
-    assert links.client_of(api.services.vault, body["clientToken"]) == checkout
+    assert callback_urls.client_of(api.services.vault, body["clientToken"]) == checkout
     assert answer.headers["location"] == body["links"]["self"] == f"/v1/checkouts/{checkout}"
     assert api.doorbell.rings == [("checkouts", checkout)]
     row = (
@@ -176,7 +176,7 @@ async def test_an_expired_token_is_refused_with_its_own_sentence(api: Api):
 
 
 async def test_a_foreign_token_and_none_at_all_are_refused(api: Api):
-    foreign = access.issue(
+    foreign = auth.issue(
         make_settings(jwt_secrets=("somebody else's secret, just as long",)), merchant="default", scopes=["checkouts:write"],
         lifetime=60, subject="s",
     )  # fmt: skip

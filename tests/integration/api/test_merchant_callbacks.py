@@ -10,9 +10,10 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
-from orchestrator import audit, inbox, links
-from orchestrator.lifecycle import MOST_UNCONFIRMED
-from orchestrator.models import uuid7
+from orchestrator import audit, callback_urls
+from orchestrator.store import inbox
+from orchestrator.store.checkouts import MOST_UNCONFIRMED
+from orchestrator.store.tables import uuid7
 from tests.conftest import make_settings
 from tests.integration.api.scene import Api, intent, path_of, serving, without_database
 from tests.integration.api.test_callbacks import FORM
@@ -31,7 +32,7 @@ def posted(order_ref: str = "OLD-1", **changes: str | None) -> bytes:
 
 
 async def send(api: Api, body: bytes, *, merchant: str = "default", headers: dict[str, str] | None = None):
-    url = path_of(links.merchant_url(api.services.vault, "", merchant))
+    url = path_of(callback_urls.merchant_url(api.services.vault, "", merchant))
     return await api.client.post(
         url, content=body, headers=FORM | (signed(body) if headers is None else headers)
     )
@@ -173,7 +174,7 @@ async def test_a_flood_without_proof_fills_no_disk_and_shuts_out_nothing_real(da
 )
 async def test_an_address_that_we_did_not_make_stores_nothing(database_url, path):
     async with checking(database_url) as api:
-        signed_part = links.merchant_url(api.services.vault, "", "default").rsplit("/", 1)[1]
+        signed_part = callback_urls.merchant_url(api.services.vault, "", "default").rsplit("/", 1)[1]
         answer = await api.client.post(path.format(signed_part), content=posted(), headers=FORM)
         problem(answer, 404, "unknown-callback")
         assert await api.count("callbacks") == 0
@@ -181,7 +182,7 @@ async def test_an_address_that_we_did_not_make_stores_nothing(database_url, path
 
 async def test_only_a_post_is_taken(database_url):
     async with checking(database_url) as api:
-        url = path_of(links.merchant_url(api.services.vault, "", "default"))
+        url = path_of(callback_urls.merchant_url(api.services.vault, "", "default"))
         assert (await api.client.get(url)).status_code == 405
         assert (await api.client.post(url, content=b"x" * 262_145, headers=FORM)).status_code == 413
         assert await api.count("callbacks") == 0

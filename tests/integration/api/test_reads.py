@@ -6,9 +6,10 @@ from uuid import UUID
 
 import pytest
 
-from orchestrator import archive, lifecycle
+from orchestrator.audit import archive
+from orchestrator.store import checkouts
 from orchestrator.audit import Action
-from orchestrator.states import Trigger
+from orchestrator.domain.states import Trigger
 from tests.integration.api.scene import Api, intent
 from tests.integration.api.test_intake import problem
 
@@ -298,9 +299,9 @@ async def test_an_archived_checkout_is_shown_with_its_books_and_its_trail_with_w
     assert (await shown(api, checkout))["archivedAt"] is None
     assert (await api.get(f"/v1/checkouts/{checkout}/audit")).json()["archived"] == []
     services = api.services
-    (held,) = await lifecycle.claim(services.db, [UUID(checkout)], lease_seconds=60)
-    moves = lifecycle.Lifecycle(services.db, services.vault)
-    refused = lifecycle.Move(held=held, trigger=Trigger.REFUSED, action=Action.CHECKOUT_MOVED, alarm=None)
+    (held,) = await checkouts.claim(services.db, [UUID(checkout)], lease_seconds=60)
+    moves = checkouts.Lifecycle(services.db, services.vault)
+    refused = checkouts.Move(held=held, trigger=Trigger.REFUSED, action=Action.CHECKOUT_MOVED, alarm=None)
     await moves.advance(refused)
     await moves.close()
     await archive.run(services.db, services.vault, tmp_path, older_than=0.0, most=10)

@@ -6,8 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from decimal import Decimal
 
-from orchestrator.bench.gateway import Conduct, listening
-from orchestrator.bench.shoppers import Habits
+from orchestrator.devkit.bench.gateway import Conduct, listening
+from orchestrator.devkit.bench.shoppers import Habits
 from orchestrator.gateway.client import Account, Gateway
 from orchestrator.settings import Settings
 from tests.integration.gateway.misbehaving import Misbehaving

@@ -7,8 +7,8 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from orchestrator.bench import wire
-from orchestrator.bench.latency import Latency
+from orchestrator.devkit.bench import wire
+from orchestrator.devkit.bench.latency import Latency
 from orchestrator.gateway.outcomes import Done, Refused, Unauthorized, Unknown
 from orchestrator.gateway.payments import Reading, read
 from tests.integration.bench.parties import AT_ONCE, CHECKOUT, asked, light, offered, until

@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from orchestrator.bench import load, wire
+from orchestrator.devkit.bench import load, wire
 from tests.integration.gateway.misbehaving import Misbehaving, answering
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from orchestrator.bench.shoppers import Habits
+from orchestrator.devkit.bench.shoppers import Habits
 from orchestrator.gateway.callbacks import Grade, grade, read_body
 from tests.integration.bench.parties import AT_ONCE, CHECKOUT, SECRET, asked, light, offered, shop, until
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.bench.truth import Left, Truth, others
-from orchestrator.db import Database
-from orchestrator.lifecycle import Event
-from orchestrator.states import State, Trigger
+from orchestrator.devkit.bench.truth import Left, Truth, others
+from orchestrator.store.database import Database
+from orchestrator.store.checkouts import Event
+from orchestrator.domain.states import State, Trigger
 from tests.factories import payment
 
 pytestmark = pytest.mark.anyio

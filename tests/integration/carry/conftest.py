@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from orchestrator.sandbox import SandboxConfig, create_app
+from orchestrator.devkit.sandbox import SandboxConfig, create_app
 from tests.integration.carry.scene import Scene, scene
 from tests.integration.sandbox.parties import serving
 

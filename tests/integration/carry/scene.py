@@ -13,13 +13,14 @@ from uuid import UUID, uuid4
 import httpx
 from sqlalchemy import text
 
-from orchestrator import inbox, intents
-from orchestrator.carry import Carrier
-from orchestrator.db import Database
+from orchestrator.store import inbox
+from orchestrator import intents
+from orchestrator.processing import Carrier
+from orchestrator.store.database import Database
 from orchestrator.gateway.client import Gateway
-from orchestrator.lifecycle import Lifecycle, Operation, claim, sign_operation
-from orchestrator.merchants import Merchants
-from orchestrator.vault import Vault
+from orchestrator.store.checkouts import Lifecycle, Operation, claim, sign_operation
+from orchestrator.store.merchants import Merchants
+from orchestrator.crypto import Vault
 from tests.conftest import make_settings
 
 if TYPE_CHECKING:

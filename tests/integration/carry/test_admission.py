@@ -13,9 +13,9 @@ import pytest
 import structlog
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from orchestrator.carry import Admission, admission
+from orchestrator.processing import Admission, dispatcher
 from orchestrator.gateway.client import Gateway
-from orchestrator.lifecycle import claims
+from orchestrator.store.checkouts import claim
 from tests.integration.carry.scene import Scene, scene
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ async def test_while_the_event_loop_has_work_enough_only_newcomers_are_claimed(f
 async def test_more_than_one_claim_takes_is_claimed_in_several(
     database_url: str, gateway_url: str, monkeypatch
 ):
-    monkeypatch.setattr(admission, "MOST", 4)
+    monkeypatch.setattr(dispatcher, "MOST", 4)
     roomy = {"in_flight_limit": 100, "gateway_pool_size": 50}
     async with crowd(database_url, gateway_url, **roomy) as many:
         many.gateway.hold("default")
@@ -284,7 +284,7 @@ async def test_more_than_one_claim_takes_is_claimed_in_several(
         await asyncio.gather(*(many.admission.admit([one]) for one in ids[:10]))
         assert await many.leased() == {1: 10}
         # Where something was left behind, a claim takes what has waited longest, four at a time.
-        many.admission._behind[admission.Flow(1, "checkouts")] = {}
+        many.admission._behind[dispatcher.Flow(1, "checkouts")] = {}
         await many.admission.admit(ids[10:11])
         await many.until_leased(m1=22)
 
@@ -301,13 +301,13 @@ async def test_a_merchant_that_is_not_known_yet_has_its_room_too(few: Crowd):
 
 def breaking(monkeypatch, error: Exception) -> None:
     """Have the next claim fail."""
-    real = claims._claim
+    real = claim._claim
 
     async def once(*arguments: Any) -> Any:
-        monkeypatch.setattr(claims, "_claim", real)
+        monkeypatch.setattr(claim, "_claim", real)
         raise error
 
-    monkeypatch.setattr(claims, "_claim", once)
+    monkeypatch.setattr(claim, "_claim", once)
 
 
 @pytest.mark.parametrize(
@@ -341,13 +341,13 @@ async def test_a_claim_that_takes_longer_than_its_lease_is_given_up(
     brief = {"lease_seconds": 1.0, "gateway_total_timeout": 0.3}
     async with crowd(database_url, gateway_url, **brief) as one:
         (order,) = await one.orders(1)
-        real = claims._claim
+        real = claim._claim
 
         async def hangs(*_: Any) -> Any:
-            monkeypatch.setattr(claims, "_claim", real)
+            monkeypatch.setattr(claim, "_claim", real)
             await asyncio.Event().wait()
 
-        monkeypatch.setattr(claims, "_claim", hangs)
+        monkeypatch.setattr(claim, "_claim", hangs)
         async with asyncio.timeout(10):
             assert not await one.admission.admit([order])
             while not await one.admission.admit([order]):
@@ -369,7 +369,7 @@ async def test_a_dispatcher_that_ends_is_told_of(few: Crowd):
 
 
 async def test_what_was_left_behind_is_looked_for_again_when_a_claim_broke(few: Crowd, monkeypatch):
-    monkeypatch.setattr(admission, "AGAIN", 0.05)
+    monkeypatch.setattr(dispatcher, "AGAIN", 0.05)
     few.gateway.hold("default")
     burst = await few.orders(12)
     await few.admission.admit(burst)

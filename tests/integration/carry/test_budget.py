@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from orchestrator import lifecycle
-from orchestrator.carry import budget
+from orchestrator.store import checkouts as lifecycle
+from orchestrator.processing import lookup_budget
 from orchestrator.cli import doctor
 from orchestrator.explain import explain
 from orchestrator.explain.record import gather
@@ -171,15 +171,15 @@ async def test_lookups_take_their_places_by_what_may_be_lost(world: Scene):
 
 async def test_the_queue_of_lookups_is_told_of_with_its_length_and_its_age(world: Scene, capsys):
     await world.offered()
-    assert await budget.queues(world.db) == []
+    assert await lookup_budget.queues(world.db) == []
     await world.policy(looks_per_minute=6)
     await world.carry(*[await world.offered() for _ in range(5)])
-    (queue,) = await budget.queues(world.db)
+    (queue,) = await lookup_budget.queues(world.db)
     assert (queue.merchant, queue.waiting) == ("default", 4)
     assert 30 < queue.wait < 60
     assert 0 <= queue.age < 30
     await world.later(seconds=20)
-    (queue,) = await budget.queues(world.db)
+    (queue,) = await lookup_budget.queues(world.db)
     assert 20 <= queue.age < 60
     report = doctor._Report()
     await doctor._lookups(world.db, report)

@@ -9,9 +9,9 @@ from uuid import uuid4
 import pytest
 from structlog.testing import capture_logs
 
-from orchestrator import lifecycle
-from orchestrator.merchants import Merchants
-from orchestrator.vault import Vault
+from orchestrator.store import checkouts
+from orchestrator.store.merchants import Merchants
+from orchestrator.crypto import Vault
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 
 if TYPE_CHECKING:
@@ -162,20 +162,20 @@ async def test_commands_and_operations_signed_before_a_rotation_of_keys_are_ours
     alone = Vault(make_settings(secret_keys=(SECRET_KEY,)).secret_keys)
     checkout = uuid4()
     arguments = {"amount": 100, "expiresIn": 90.0, "ratio": 0.1, "transactionId": "é"}
-    command = lifecycle.Command(uuid4(), "capture", "client:shop", None, 3, arguments)
+    command = checkouts.Command(uuid4(), "capture", "client:shop", None, 3, arguments)
     (stored,) = await core.all("SELECT CAST(:it AS jsonb)", it=json.dumps(arguments))
-    signed = lifecycle.Command(
+    signed = checkouts.Command(
         command.id,
         "capture",
         "client:shop",
         None,
         3,
         stored,
-        lifecycle.sign_command(older, checkout, 1, command),
+        checkouts.sign_command(older, checkout, 1, command),
     )
-    assert lifecycle.command_holds(rotated, checkout, 1, signed)
-    assert not lifecycle.command_holds(alone, checkout, 1, signed)
-    assert not lifecycle.command_holds(rotated, checkout, 2, signed)
+    assert checkouts.command_holds(rotated, checkout, 1, signed)
+    assert not checkouts.command_holds(alone, checkout, 1, signed)
+    assert not checkouts.command_holds(rotated, checkout, 2, signed)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from orchestrator.carry import Admission, admission
-from orchestrator.lifecycle import claim, renew
+from orchestrator.processing import Admission, dispatcher as admission
+from orchestrator.store.checkouts import claim, renew
 from tests.integration.carry.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio

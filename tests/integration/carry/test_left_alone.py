@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from orchestrator import explain
-from orchestrator.gateway import breaker
+from orchestrator.gateway.limits import circuit_breaker
 from tests.integration.carry.scene import Scene, scene
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ async def test_while_a_gateway_is_left_alone_no_attempt_is_counted(database_url:
 
 
 async def test_when_the_gateway_is_back_everything_goes_on(database_url: str, gateway_url: str, monkeypatch):
-    monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 0.1)
     async with watchful(database_url, gateway_url) as world:
         await left_alone(world)
         checkouts = [await world.accept() for _ in range(5)]
@@ -93,7 +93,7 @@ async def test_an_offered_order_waits_until_it_can_be_looked_at(
         row = await world.row(checkout)
         assert (row.state, row.attempts) == ("callback_received", 0)
         await world.control("DELETE", "faults")
-        monkeypatch.setattr(breaker, "PROBING", 0.05)
+        monkeypatch.setattr(circuit_breaker, "PROBING", 0.05)
         await world.sql("UPDATE checkouts SET due_at = clock() + interval '2 s' WHERE id = :id", id=checkout)
         await asyncio.sleep(2.0)
         await world.carried_until(checkout, "completed")
@@ -102,7 +102,7 @@ async def test_an_offered_order_waits_until_it_can_be_looked_at(
 async def test_money_that_is_asked_for_meanwhile_is_moved_once_when_the_gateway_is_back(
     database_url: str, gateway_url: str, monkeypatch
 ):
-    monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.3)
+    monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 0.3)
     async with watchful(database_url, gateway_url) as world:
         checkout = await world.paid()
         await left_alone(world)
@@ -121,7 +121,7 @@ async def test_money_whose_gateway_is_left_alone_between_look_and_call_is_not_se
     database_url: str, gateway_url: str, monkeypatch
 ):
     """The look is served, and the door shuts before the capture: it is withdrawn as not sent, and sent once afterwards."""
-    monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.3)
+    monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 0.3)
     async with watchful(database_url, gateway_url) as world:
         checkout = await world.paid()
         await world.command(checkout, "capture", amount=13900)

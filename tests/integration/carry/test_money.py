@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import structlog
 
-from orchestrator import lifecycle, operations
+from orchestrator.store import checkouts
+from orchestrator.domain import operations
 from orchestrator.gateway.outcomes import Done
-from orchestrator.merchants import UnknownMerchant
+from orchestrator.store.merchants import UnknownMerchant
 from tests.integration.carry.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio
@@ -665,7 +666,7 @@ async def test_what_is_left_of_a_short_lease_is_made_to_outlast_the_call_before_
         row = await world.row(checkout)
         assert row.due_in.total_seconds() > 4, "three times the longest call, which now goes out"
         await asyncio.sleep(1.0)
-        assert await lifecycle.claim(world.db, [checkout], lease_seconds=1) == [], "no one may take it over"
+        assert await checkouts.claim(world.db, [checkout], lease_seconds=1) == [], "no one may take it over"
         await carrying
         assert [amount for kind, amount in await world.movements(checkout) if kind == "captured"] == [4000]
         assert (await until_settled(world, checkout)).captured == 4000
@@ -686,13 +687,13 @@ async def test_a_call_that_has_waited_for_its_turn_until_the_lease_might_end_is_
             # Renewals go on while it waits, and do not count: the quiet period of whoever takes over begins at `submitted`.
             for _ in range(8):
                 await asyncio.sleep(0.25)
-                await lifecycle.renew(world.db, [held], lease_seconds=1)
+                await checkouts.renew(world.db, [held], lease_seconds=1)
             assert held.lease_left() > 0.5
             assert not fence()
             return await real(account, fence=fence, **asked)
 
         monkeypatch.setattr(world.carrier.gateway, "capture", late)
-        holders = await lifecycle.claim(world.db, [checkout], lease_seconds=1)
+        holders = await checkouts.claim(world.db, [checkout], lease_seconds=1)
         await world.carrier.carry(holders)
         assert await world.movements(checkout) == []
         assert [row.state for row in await world.operations(checkout)] == ["requested"]

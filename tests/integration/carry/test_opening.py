@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from orchestrator.audit import Action
-from orchestrator.lifecycle import Move, claim
-from orchestrator.sandbox import create_app
-from orchestrator.states import Trigger
+from orchestrator.store.checkouts import Move, claim
+from orchestrator.devkit.sandbox import create_app
+from orchestrator.domain.states import Trigger
 from tests.integration.carry.conftest import CONFIG
 from tests.integration.carry.scene import Scene, scene
 from tests.integration.sandbox.parties import serving

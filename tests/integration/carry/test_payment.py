@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator import lifecycle, reconcile
+from orchestrator.store import checkouts
+from orchestrator.domain import reconciliation
 from tests.integration.carry.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio
@@ -229,13 +230,13 @@ async def test_a_payment_that_names_no_checkout_pays_one_of_two_with_the_same_nu
     # As if the gateway did not echo our id: the transaction names an order number that two checkouts have.
     await world.sql("UPDATE checkouts SET order_ref = :ref WHERE id = :id", ref=row.order_ref, id=newer)
     await world.sql("UPDATE checkouts SET hinted = true WHERE id = :id", id=newer)
-    (held,) = await lifecycle.claim(world.db, [newer], lease_seconds=5)
-    assert await lifecycle.order_is_shared(world.db, held, [1])
+    (held,) = await checkouts.claim(world.db, [newer], lease_seconds=5)
+    assert await checkouts.order_is_shared(world.db, held, [1])
     account = (await world.merchants.get(1)).account
     found = (await world.carrier.gateway.find_payments(account, order_ref=row.order_ref)).value
     unbound = replace(found, transactions=tuple(replace(one, payment_infos={}) for one in found.transactions))
-    assert reconcile.unbound_money(held, unbound)
-    verdict = reconcile.judge(held, unbound, shared=True)
+    assert reconciliation.unbound_money(held, unbound)
+    verdict = reconciliation.judge(held, unbound, shared=True)
     assert (verdict.finding, verdict.attention.split(":")[0]) == ("unsure", "unbound_payment")
 
 

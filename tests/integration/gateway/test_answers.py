@@ -11,7 +11,7 @@ from email.utils import format_datetime
 import msgspec
 import pytest
 
-from orchestrator.gateway import client, wire
+from orchestrator.gateway import client, http
 from orchestrator.gateway.client import Gateway, Token
 from orchestrator.gateway.outcomes import Done, Refused, Throttled, Unauthorized, Unknown
 from orchestrator.gateway.payments import Found
@@ -212,7 +212,7 @@ LATER = dt.datetime(2026, 1, 5, 8, 0, 30, tzinfo=dt.UTC)
         (429, {}, None),
         (429, {"retry_after": "7"}, 7.0),
         (429, {"retry_after": " 0 "}, 0.0),
-        (429, {"retry_after": "999999999999999999999"}, wire.RETRY_AFTER_CAP),
+        (429, {"retry_after": "999999999999999999999"}, http.RETRY_AFTER_CAP),
         (429, {"retry_after": "-5"}, None),
         (429, {"retry_after": "soon"}, None),
         (429, {"retry_after": "1.5"}, None),
@@ -226,7 +226,7 @@ LATER = dt.datetime(2026, 1, 5, 8, 0, 30, tzinfo=dt.UTC)
             {"retry_after": format_datetime(LATER, usegmt=True), "date": "Mon, 05 Jan 2026 09:00:00 GMT"},
             0.0,
         ),
-        (429, {"retry_after": "Wed, 01 Jan 2200 00:00:00 GMT"}, wire.RETRY_AFTER_CAP),
+        (429, {"retry_after": "Wed, 01 Jan 2200 00:00:00 GMT"}, http.RETRY_AFTER_CAP),
         (429, {"retry_after": "Sat, 01 Jan 2000 00:00:00 GMT"}, 0.0),
         (429, {"retry_after": "Wed, 99 Jan 2200 00:00:00 GMT"}, None),
         (429, {"retry_after": "Wed, 01 Jan 2025 00:00:00"}, 0.0),

@@ -12,9 +12,9 @@ import pytest
 import redis
 import structlog
 
-from orchestrator.broker_url import read
-from orchestrator.gateway import board, rate
-from orchestrator.gateway.board import Board
+from orchestrator.settings.broker_url import read
+from orchestrator.gateway.limits import shared_state, rate
+from orchestrator.gateway.limits.shared_state import Board
 from orchestrator.gateway.client import Gateway, gateway_of
 from orchestrator.gateway.outcomes import Busy, Done
 from orchestrator.settings import Settings
@@ -24,7 +24,7 @@ from tests.integration.gateway.scene import account, settings, token_answer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from orchestrator.embedded import Embedded
+    from orchestrator.devkit.local.servers import Embedded
 
 pytestmark = pytest.mark.anyio
 
@@ -139,13 +139,13 @@ async def test_a_gateway_that_one_worker_leaves_alone_is_left_alone_by_all(url: 
         assert 0 < outcome.retry_after <= 2
         assert len(server.asked) == 2
         assert [line.get("heard") for line in logs if line["event"] == "gateway_paused"] == [None, True]
-        assert list(await board.left_alone(read(url))) == [gateway_of(server.url)]
+        assert list(await shared_state.left_alone(read(url))) == [gateway_of(server.url)]
         # When the pause is over, each tries for itself.
         server.answer = WELL
         async with asyncio.timeout(20):
             while isinstance(await second.authenticate(merchant), Busy):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        assert await board.left_alone(read(url)) == {}
+        assert await shared_state.left_alone(read(url)) == {}
 
 
 async def test_a_merchant_that_is_throttled_rests_at_all_workers(url: str):
@@ -159,7 +159,7 @@ async def test_a_merchant_that_is_throttled_rests_at_all_workers(url: str):
         outcome = await second.authenticate(account(server.url))
         assert isinstance(outcome, Busy)
         assert 15 < outcome.retry_after <= 20
-        assert list(await board.left_alone(read(url))) == [f"{gateway_of(server.url)} default"]
+        assert list(await shared_state.left_alone(read(url))) == [f"{gateway_of(server.url)} default"]
 
 
 async def test_a_gateway_that_serves_while_it_is_left_alone_is_taken_off_the_board(url: str):
@@ -170,7 +170,7 @@ async def test_a_gateway_that_serves_while_it_is_left_alone_is_taken_off_the_boa
         one.take_back("somewhere")
         assert not one.anything_alone
         async with asyncio.timeout(10):
-            while await board.left_alone(read(url)):  # noqa: ASYNC110
+            while await shared_state.left_alone(read(url)):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 
@@ -180,7 +180,7 @@ async def test_a_shorter_pause_does_not_shorten_a_longer_one(url: str):
         one.leave_alone("somewhere", 1.0)
         await until(lambda: one.anything_alone)
         await asyncio.sleep(0.05)
-        assert (await board.left_alone(read(url)))["somewhere"] > 50
+        assert (await shared_state.left_alone(read(url)))["somewhere"] > 50
 
 
 @pytest.mark.parametrize("score", [86_400_000, 10**15, float("inf")])
@@ -189,12 +189,12 @@ async def test_an_entry_that_was_forged_closes_a_gateway_no_longer_than_our_own_
         seconds, _ = stranger.time()
         for name in ("https://gateway.example.com:443", "https://gateway.example.com:443 default"):
             stranger.zadd("orchestrator:gateways:alone", {name: seconds * 1000 + score})
-        async with board.Board(read(url), name="one", longest=2.0) as one:
+        async with shared_state.Board(read(url), name="one", longest=2.0) as one:
             await until(lambda: one.anything_alone)
             assert one.alone_until("https://gateway.example.com:443") <= time.monotonic() + 2.1
             # It is not heard again and again: in Redis too it ends.
             await until(lambda: not one.anything_alone)
-            assert await board.left_alone(read(url)) == {}
+            assert await shared_state.left_alone(read(url)) == {}
 
 
 async def test_whatever_stands_in_redis_the_board_goes_on(url: str):
@@ -203,12 +203,12 @@ async def test_whatever_stands_in_redis_the_board_goes_on(url: str):
         stranger.zadd(
             "orchestrator:gateways:alone", {b"\xff\xfe": 10**13, **{f"g{n}": 10**13 for n in range(3000)}}
         )
-        async with board.Board(read(url), name="one") as one:
+        async with shared_state.Board(read(url), name="one") as one:
             await asyncio.sleep(1.2)
             assert one.away
             stranger.delete("orchestrator:gateways:workers")
             await until(lambda: not one.away)
-            assert len(one._alone) <= board.MOST
+            assert len(one._alone) <= shared_state.MOST
 
 
 async def test_a_budget_that_was_forged_holds_calls_up_for_a_moment_only(url: str):

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import structlog
 
-from orchestrator.gateway import client, wire
+from orchestrator.gateway import client, http
 from orchestrator.gateway.client import Gateway, Session, Token
 from orchestrator.gateway.outcomes import Busy, Done, NotSent, Refused, Unknown
 from tests.integration.gateway.misbehaving import Exchange, Misbehaving, answering
@@ -347,7 +347,7 @@ def test_a_call_that_left_and_brought_no_answer_is_unknown(run, answer, reasons)
 
 
 def test_a_fault_that_nobody_foresaw_counts_as_sent():
-    assert wire._fault(OSError(5, "surprise")) == Unknown("The exchange with the gateway broke off.")
+    assert http._fault(OSError(5, "surprise")) == Unknown("The exchange with the gateway broke off.")
 
 
 # ── Kept connections ────────────────────────────────────────────────────────────────────────────────────────────────────

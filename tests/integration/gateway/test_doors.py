@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from orchestrator.gateway import breaker, client
+from orchestrator.gateway.limits import circuit_breaker
+from orchestrator.gateway import client
 from orchestrator.gateway.client import Gateway, gateway_of
 from orchestrator.gateway.outcomes import Busy, Done, NotSent, Refused, Throttled, Unauthorized, Unknown
 from tests.integration.gateway.misbehaving import Exchange, Misbehaving, answering
@@ -114,7 +115,7 @@ def test_a_gateway_that_does_not_serve_is_left_alone_and_nobody_elses(run):
         outcomes, asked, other = run(scene())
     assert [type(one) for one in outcomes] == [Unknown, Unknown, Unknown, Busy, Busy]
     assert outcomes[-1].reason == client.LEFT_ALONE
-    assert 0 < outcomes[-1].retry_after <= breaker.FIRST_PAUSE
+    assert 0 < outcomes[-1].retry_after <= circuit_breaker.FIRST_PAUSE
     assert asked == 3
     assert isinstance(other, Done)
     assert [line["reason"] for line in logs if line["event"] == "gateway_paused"] == [
@@ -123,7 +124,7 @@ def test_a_gateway_that_does_not_serve_is_left_alone_and_nobody_elses(run):
 
 
 def test_when_it_serves_again_everybody_is_let_in(run, monkeypatch):
-    monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 0.05)
 
     async def scene():
         async with gateway_that(BROKEN, breaker_failures=2, **PATIENT) as (gateway, server, merchant):
@@ -131,7 +132,7 @@ def test_when_it_serves_again_everybody_is_let_in(run, monkeypatch):
             slow = Slow()
             server.answer = slow
             await asyncio.sleep(0.06)
-            probes = [asyncio.create_task(gateway.authenticate(merchant)) for _ in range(breaker.PROBES)]
+            probes = [asyncio.create_task(gateway.authenticate(merchant)) for _ in range(circuit_breaker.PROBES)]
             await slow.arrived.wait()
             beyond = await gateway.authenticate(merchant)
             server.answer = WELL
@@ -143,14 +144,14 @@ def test_when_it_serves_again_everybody_is_let_in(run, monkeypatch):
 
     with structlog.testing.capture_logs() as logs:
         beyond, results, after = run(scene())
-    assert beyond == Busy(client.LEFT_ALONE, breaker.PROBING)
+    assert beyond == Busy(client.LEFT_ALONE, circuit_breaker.PROBING)
     assert {type(one) for one in (*results, *after)} == {Done}
     told = [line["event"] for line in logs if line["event"] in {"gateway_paused", "gateway_back"}]
     assert told == ["gateway_paused", "gateway_back"]
 
 
 def test_a_probe_that_is_cancelled_makes_room_for_the_next(run, monkeypatch):
-    monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 0.01)
 
     async def scene():
         async with gateway_that(BROKEN, breaker_failures=1, **PATIENT) as (gateway, server, merchant):
@@ -158,7 +159,7 @@ def test_a_probe_that_is_cancelled_makes_room_for_the_next(run, monkeypatch):
             slow = Slow()
             server.answer = slow
             await asyncio.sleep(0.02)
-            probes = [asyncio.create_task(gateway.authenticate(merchant)) for _ in range(breaker.PROBES)]
+            probes = [asyncio.create_task(gateway.authenticate(merchant)) for _ in range(circuit_breaker.PROBES)]
             await slow.arrived.wait()
             for probe in probes:
                 probe.cancel()

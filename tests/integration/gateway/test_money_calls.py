@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 import pytest
 import structlog
 
-from orchestrator.gateway import wire
+from orchestrator.gateway import http
 from orchestrator.gateway.client import Gateway
 from orchestrator.gateway.outcomes import (
     Busy,
@@ -108,7 +108,7 @@ def recorder():
 def trusted(tmp_path, monkeypatch):
     """The TLS of a server on 127.0.0.1 that the client trusts."""
     server_side, client_side = certified(tmp_path)
-    monkeypatch.setattr(wire, "_tls", lambda: client_side)
+    monkeypatch.setattr(http, "_tls", lambda: client_side)
     return server_side
 
 

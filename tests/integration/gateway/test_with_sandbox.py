@@ -11,7 +11,7 @@ from orchestrator.gateway.client import Account
 from orchestrator.gateway.client import Gateway as Client
 from orchestrator.gateway.outcomes import Done, NotSent, Refused, Unauthorized, Unknown
 from orchestrator.gateway.payments import Reading, held, read
-from orchestrator.sandbox import create_app
+from orchestrator.devkit.sandbox import create_app
 from tests.integration.gateway.scene import settings
 from tests.integration.sandbox.parties import CONFIG, Gateway, Merchant, serving
 

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrator.sandbox import SandboxConfig
+from orchestrator.devkit.sandbox import SandboxConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import jwt
 import pytest
 
-from orchestrator.sandbox import create_app
+from orchestrator.devkit.sandbox import create_app
 from tests.integration.sandbox.parties import CONFIG, Gateway, Merchant, serving
 
 if TYPE_CHECKING:

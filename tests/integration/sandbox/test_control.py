@@ -12,7 +12,7 @@ import httpx
 import pytest
 from defusedxml import ElementTree
 
-from orchestrator.sandbox import create_app
+from orchestrator.devkit.sandbox import create_app
 from tests.integration.sandbox.parties import CONFIG, Gateway, serving, until
 
 API = "/checkout/v1/api"
@@ -240,7 +240,7 @@ def test_health(gateway):
 PROGRAM = """
 import sys
 from pathlib import Path
-from orchestrator.sandbox import SandboxConfig, run
+from orchestrator.devkit.sandbox import SandboxConfig, run
 run(SandboxConfig(username="shop", password="correct horse", state_file=Path(sys.argv[1])), port=int(sys.argv[2]))
 """
 

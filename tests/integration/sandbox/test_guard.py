@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from orchestrator.sandbox import create_app
+from orchestrator.devkit.sandbox import create_app
 from tests.integration.sandbox.parties import CONFIG, serving
 
 if TYPE_CHECKING:

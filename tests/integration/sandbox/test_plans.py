@@ -9,7 +9,7 @@ import time
 import httpx
 import pytest
 
-from orchestrator.sandbox import create_app
+from orchestrator.devkit.sandbox import create_app
 from tests.integration.sandbox.parties import CONFIG, Gateway, serving, until
 
 API = "/checkout/v1/api"
@@ -302,7 +302,7 @@ def test_a_stray_payment_may_fail_as_any_other(gateway, order):
 
 
 def test_the_help_names_everything_that_a_plan_takes(gateway):
-    from orchestrator.sandbox.faults import CallbackPlan, GlobalFaults, Plan
+    from orchestrator.devkit.sandbox.faults import CallbackPlan, GlobalFaults, Plan
 
     text = httpx.get(f"{gateway.url}/sandbox/help", trust_env=False).text
     for struct in (Plan, CallbackPlan):

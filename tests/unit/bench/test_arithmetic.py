@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from orchestrator import intents
-from orchestrator.bench import figures, latency, schedule
+from orchestrator.devkit.bench import figures, latency, schedule
 
 # ── Percentiles ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.bench.ledger import Books, Payment, Row, check
+from orchestrator.devkit.bench.ledger import Books, Payment, Row, check
 
 DONE = Row(
     order_ref="b-0", state="completed", offered_at=10.0, ended_at=12.0, amount=13900, reserved=13900, completions=1, accepted=1

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from orchestrator.bench import ramp
-from orchestrator.bench.ramp import Try
+from orchestrator.devkit.bench import ramp
+from orchestrator.devkit.bench.ramp import Try
 
 
 def tried(rate, **changes):

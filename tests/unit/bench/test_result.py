@@ -7,13 +7,13 @@ import json
 import pytest
 from defusedxml.ElementTree import fromstring
 
-from orchestrator.bench import board, ledger, load, report, result
-from orchestrator.bench.errors import BenchFailed
-from orchestrator.bench.run import Plan, _Bench
-from orchestrator.bench.scene import Progress, Run
-from orchestrator.bench.truth import Left
-from orchestrator.bench.usage import Sample
-from orchestrator.supervise.terminal import Terminal
+from orchestrator.devkit.bench import board, ledger, load, report, result
+from orchestrator.devkit.bench.errors import BenchFailed
+from orchestrator.devkit.bench.run import Plan, _Bench
+from orchestrator.devkit.bench.scene import Progress, Run
+from orchestrator.devkit.bench.truth import Left
+from orchestrator.devkit.bench.usage import Sample
+from orchestrator.devkit.local.terminal import Terminal
 
 BEGAN = 1_000.0
 CONDITIONS = result.Conditions(

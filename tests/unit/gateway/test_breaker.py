@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.gateway.breaker import FIRST_PAUSE, PROBES, PROBING, SAME, WINDOW, Breaker
+from orchestrator.gateway.limits.circuit_breaker import FIRST_PAUSE, PROBES, PROBING, SAME, WINDOW, Breaker
 
 
 def opened(*, run: int = 3, longest: float = 30.0) -> Breaker:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.gateway.rate import BURST, Schedule, arguments, batch
+from orchestrator.gateway.limits.rate import BURST, Schedule, arguments, batch
 
 
 @given(

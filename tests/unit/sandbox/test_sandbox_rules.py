@@ -8,10 +8,10 @@ from decimal import Decimal
 
 import pytest
 
-from orchestrator.sandbox.methods import Device, device_of
-from orchestrator.sandbox.rules import RESULTS, Outcome, forced, fraud_score, judge
-from orchestrator.sandbox.signing import checksum, signature, signature_header
-from orchestrator.sandbox.store import Store
+from orchestrator.devkit.sandbox.methods import Device, device_of
+from orchestrator.devkit.sandbox.rules import RESULTS, Outcome, forced, fraud_score, judge
+from orchestrator.devkit.sandbox.signing import checksum, signature, signature_header
+from orchestrator.devkit.sandbox.store import Store
 
 
 def test_the_checksum_vector():

@@ -1,0 +1,194 @@
+"""Taking callbacks in: they are stored and rung for behind whoever waits for an answer, counted, and told of in the log.
+
+Whoever calls waits for a moment only. Neither URL nor body reaches a log, and no flood fills one: what is told of a callback is
+told once a minute for each checkout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from orchestrator import log
+from orchestrator.store.database import DatabaseAway, Unwritten, is_away
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Hashable
+    from uuid import UUID
+
+    from orchestrator.api.dependencies import Services
+    from orchestrator.store.inbox import Arrival, Placed, Stored, Unaddressed
+
+_log = log.get(__name__)
+
+PATIENCE: Final = 2.5
+"""Seconds that a callback waits for Postgres: a shopper gets three, a notification five (D7)."""
+MOST_WAITING: Final = 64 * 1024 * 1024
+"""Bytes of callbacks that may wait for Postgres; beyond that they are answered as if it were away."""
+FIRST_PAUSE: Final = 5.0
+LONGEST_PAUSE: Final = 60.0
+"""Seconds for which further visits of a shopper to one checkout wake nothing: the pause doubles from the first to the longest. The
+status checks go on meanwhile, and a visit makes the next ones quick."""
+_FORGOTTEN: Final = 600.0
+_MOST_VISITED: Final = 10_000
+_TOLD_AGAIN: Final = 60.0
+_MOST_TOLD: Final = 10_000
+
+T = TypeVar("T")
+
+
+class _Visited(NamedTuple):
+    """When a checkout was last woken for a visit (monotonic seconds), and the pause after that."""
+
+    at: float
+    pause: float
+
+
+class Letterbox:
+    """Takes callbacks in for one process: stores them, rings, counts them, and knows what still waits for Postgres.
+
+    `arrived` and `over_limit` count by (kind, grade): all that came, and those of them that were not kept because there are too
+    many of their checkout already. `unproven` counts by (kind, grade, network) those that were answered 401.
+    """
+
+    def __init__(self, known: Services) -> None:
+        self._known = known
+        self._waiting = 0
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._told: dict[Hashable, float] = {}
+        self._visited: dict[UUID, _Visited] = {}
+        self.arrived: Counter[tuple[str, str]] = Counter()
+        self.over_limit: Counter[tuple[str, str]] = Counter()
+        self.unproven: Counter[tuple[str, str, str]] = Counter()
+
+    async def take(self, arrival: Arrival, *, whose: int | None) -> bool:
+        """Store a callback of a merchant and ring; False if it is not known within the patience what became of it."""
+        checkout = str(arrival.checkout_id)
+        self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
+        return await self._keep(arrival, checkout, whose)
+
+    async def visit(self, arrival: Arrival, *, whose: int | None) -> None:
+        """Note that a shopper's browser came, and wake the checkout for a lookup unless that was done a moment ago.
+
+        Anyone who knows the link can come as often as they like, so a visit within the pause of this process costs no write.
+        """
+        checkout = str(arrival.checkout_id)
+        self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
+        if self._pauses(arrival.checkout_id):
+            return
+        await self._keep(arrival, checkout, whose)
+
+    def _pauses(self, checkout: UUID) -> bool:
+        """Say whether the last visit that woke this checkout is too young for another; if not, the pause begins anew."""
+        now = time.monotonic()
+        last = self._visited.get(checkout)
+        if last is not None and now - last.at < last.pause:
+            return True
+        if len(self._visited) >= _MOST_VISITED:
+            self._visited = {one: seen for one, seen in self._visited.items() if now - seen.at < seen.pause}
+        recent = last is not None and now - last.at < _FORGOTTEN
+        pause = min(last.pause * 2, LONGEST_PAUSE) if last is not None and recent else FIRST_PAUSE
+        if len(self._visited) < _MOST_VISITED:
+            self._visited[checkout] = _Visited(now, pause)
+        return False
+
+    async def _keep(self, arrival: Arrival, checkout: str, whose: int | None) -> bool:
+        stored = await self._patiently(
+            self._store(arrival, whose), size=len(arrival.body), kind=arrival.kind, checkout=checkout
+        )
+        if stored is not None and not stored.kept:
+            self._beyond(arrival.kind, arrival.grade, checkout=checkout)
+        return stored is not None
+
+    async def take_stray(self, one: Unaddressed, *, merchant: str) -> Placed | None:
+        """Store what came to a merchant's own address and ring its checkout, if it has one; None where `take` says False."""
+        self._count("merchant", one.grade, one.network, merchant=merchant)
+        placed = await self._patiently(
+            self._place(one), size=len(one.body), kind="merchant", merchant=merchant
+        )
+        if placed is None:
+            return None
+        where = (
+            {"merchant": merchant} if placed.checkout_id is None else {"checkout": str(placed.checkout_id)}
+        )
+        if not placed.kept:
+            self._beyond("merchant", one.grade, **where)
+        if placed.adopted:
+            _log.warning("stray_adopted", merchant=merchant, checkout=str(placed.checkout_id))
+        elif placed.over_limit:
+            if self._seldom("unconfirmed_payments_over_limit", merchant):
+                _log.warning("unconfirmed_payments_over_limit", merchant=merchant, grade=one.grade)
+        elif placed.checkout_id is None and self._seldom("stray_without_home", merchant):
+            _log.warning("stray_without_home", merchant=merchant, grade=one.grade, network=one.network)
+        return placed
+
+    async def _store(self, arrival: Arrival, whose: int | None) -> Stored:
+        stored = await self._known.callbacks.take(arrival)
+        if stored.rings:
+            self._known.doorbell.ring([arrival.checkout_id], queue="callbacks", whose=whose)
+        return stored
+
+    async def _place(self, one: Unaddressed) -> Placed:
+        placed = await self._known.strays.take(one)
+        if placed.checkout_id is not None and (placed.rings or placed.adopted):
+            self._known.doorbell.ring([placed.checkout_id], queue="callbacks", whose=one.told.merchant_id)
+        return placed
+
+    async def _patiently(
+        self, storing: Coroutine[None, None, T], *, size: int, kind: str, **whose: str
+    ) -> T | None:
+        """Wait a moment for a write; None if it is not known by then, or failed. It goes on all the same: it may still land."""
+        if self._waiting + size > MOST_WAITING:
+            storing.close()
+            if self._seldom("callback_not_taken", *whose.values()):
+                _log.warning("callback_not_taken", kind=kind, waiting=self._waiting, **whose)
+            return None
+        self._waiting += size
+        task = asyncio.create_task(self._known_fate(storing, size=size, kind=kind, whose=whose))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        done, _ = await asyncio.wait({task}, timeout=PATIENCE)
+        if not done:
+            _log.warning("callback_waits", kind=kind, **whose)
+            return None
+        return task.result()
+
+    async def _known_fate(
+        self, storing: Coroutine[None, None, T], *, size: int, kind: str, whose: dict[str, str]
+    ) -> T | None:
+        try:
+            return await storing
+        except Exception as error:  # noqa: BLE001 - a shopper is sent on whatever happened; the log says what did
+            expected = isinstance(error, DatabaseAway | Unwritten) or is_away(error)
+            _log.warning(
+                "callback_not_stored", kind=kind, **log.cause(error), exc_info=None if expected else error, **whose
+            )  # fmt: skip
+            return None
+        finally:
+            self._waiting -= size
+
+    def _count(self, kind: str, grade: str, network: str, **whose: str) -> None:
+        self.arrived[kind, grade] += 1
+        if self._known.callbacks.unproven(grade, network):
+            self.unproven[kind, grade, network] += 1
+            if self._seldom("callback_unproven", kind, grade, network, *whose.values()):
+                _log.warning("callback_unproven", kind=kind, grade=grade, network=network, **whose)
+
+    def _beyond(self, kind: str, grade: str, **whose: str) -> None:
+        self.over_limit[kind, grade] += 1
+        if self._seldom("callback_over_limit", *whose.values()):
+            _log.warning("callback_over_limit", kind=kind, grade=grade, **whose)
+
+    def _seldom(self, *about: str) -> bool:
+        """Say whether this may be told: not within a minute of the last time."""
+        now = time.monotonic()
+        if now - self._told.get(about, float("-inf")) < _TOLD_AGAIN:
+            return False
+        if len(self._told) >= _MOST_TOLD:
+            self._told = {what: at for what, at in self._told.items() if now - at < _TOLD_AGAIN}
+            if len(self._told) >= _MOST_TOLD:
+                return False
+        self._told[about] = now
+        return True

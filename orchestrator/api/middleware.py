@@ -1,0 +1,95 @@
+"""What surrounds every request: its correlation id, what is logged of it, and the answer when something broke.
+
+The log gets the route and never the URL, because callback URLs are signed. What nobody expected becomes a problem that
+says nothing of our insides; what means that Postgres is out of reach becomes 503.
+"""
+
+from __future__ import annotations
+
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from orchestrator import log
+from orchestrator.api import correlation
+from orchestrator.api.request_body import Disconnected
+from orchestrator.api.problems import Refusal, away, problem
+from orchestrator.store.database import DatabaseAway, is_away
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_log = log.get(__name__)
+
+_ALWAYS = (
+    (b"x-content-type-options", b"nosniff"),
+    # The shop's page must not learn our signed URL, and no cache may keep a session token.
+    (b"referrer-policy", b"no-referrer"),
+)
+_NO_STORE = (b"cache-control", b"no-store")
+
+
+class Envelope:
+    """The outermost middleware of ours."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        chosen = correlation.begin(scope["headers"]).encode()
+        # A HEAD is answered like a GET without the body; callbacks tell them apart themselves, since a GET there is stored.
+        head = scope["method"] == "HEAD" and not scope["path"].startswith("/callbacks/")
+        if head:
+            scope = {**scope, "method": "GET"}
+        status = size = 0
+
+        async def send_out(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = message["headers"] = list(message.get("headers", ()))
+                headers.append((correlation.HEADER, chosen))
+                headers.extend(_ALWAYS)
+                if not any(name == b"cache-control" for name, _ in headers):
+                    headers.append(_NO_STORE)
+            elif head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            else:
+                size += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_out)
+        except Disconnected:
+            return
+        except Exception as error:  # whatever it is, the caller gets an answer and we get a line
+            refusal = _explain(error)
+            if status:
+                raise  # the answer is half sent: the server ends the connection
+            await problem(refusal)(scope, receive, send_out)
+        _note(scope, status=status, seconds=time.perf_counter() - started, size=size)
+
+
+def _note(scope: Scope, *, status: int, seconds: float, size: int) -> None:
+    state = scope["app"].state
+    if status >= HTTPStatus.BAD_REQUEST:
+        state.security_log.note(scope, status)
+    if state.access_log is not None:
+        state.access_log.note(
+            scope, status=status, seconds=seconds, size=size, correlation_id=correlation.current()
+        )
+
+
+def _explain(error: Exception) -> Refusal:
+    if isinstance(error, DatabaseAway) or is_away(error):
+        _log.warning("database_away", **log.cause(error))
+        return away()
+    _log.error("request_failed", exc_info=error)
+    return Refusal(
+        500, "something went wrong here: name the correlation id when you ask about it", kind="internal"
+    )

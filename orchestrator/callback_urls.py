@@ -1,0 +1,183 @@
+"""Signed links: the callback URLs that the gateway is given, and the token that a shopper's browser may ask with.
+
+A callback link carries the shop's own page inside, under our signature, so that a shopper can be sent on without asking anybody,
+also while Postgres is away, and so that nobody turns us into a redirect to elsewhere; and the merchant, so that a callback is
+graded with that merchant's secrets without asking either. The signature covers the kind, the checkout, the merchant and the page.
+Any key that the installation still has opens a link; nothing about links is stored.
+
+What a merchant's terminals send by default names no checkout: for that there is one link for each merchant.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, unquote_plus
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.crypto import Vault
+
+KINDS: Final = frozenset({"success", "failure", "notification", "redirect"})
+LONGEST: Final = 4096
+"""Characters of the signed part: a page of 2,048 characters with its order number takes 2,900."""
+
+_PURPOSE: Final = "callback-link"
+_MERCHANT: Final = "merchant-link"
+_CLIENT: Final = "client-token"
+_TEXT: Final = re.compile(r"[A-Za-z0-9_-]*")
+_TAG: Final = 16
+_CLIENT_SIZE: Final = 16 + _TAG
+# The first byte of a payload that names a merchant. A page is a URL and starts with no control character, so the older form, a page
+# alone, is told from it.
+_NAMES_MERCHANT: Final = b"\x01"
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackUrls:
+    """Where the gateway calls back. They are signed: whoever knows one can call it, so they reach no log."""
+
+    success: str = field(repr=False)
+    failure: str = field(repr=False)
+    redirect: str | None = field(repr=False)
+    notification: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedLink:
+    """What a callback link of ours says.
+
+    `page` is where to send the shopper, with the checkout's id in its query; empty for a notification, which sends nobody
+    anywhere. `merchant_id` is None for a link of the older form.
+    """
+
+    page: str = field(repr=False)
+    merchant_id: int | None
+
+
+def callback_urls(
+    vault: Vault, public_url: str, checkout_id: UUID, pages: Mapping[str, str | None], *, merchant_id: int
+) -> CallbackUrls:
+    """Make the links of one checkout. `pages` are the shop's own by kind; without a page for redirect there is no such link."""
+
+    def link(kind: str, page: str) -> str:
+        payload = _NAMES_MERCHANT + _packed(merchant_id) + page.encode()
+        tag = vault.sign(_PURPOSE, _message(kind, checkout_id, payload))
+        return f"{public_url.rstrip('/')}/callbacks/{kind}/{checkout_id}/{_encode(payload)}.{_encode(tag)}"
+
+    redirect = pages.get("redirect")
+    return CallbackUrls(
+        success=link("success", pages["success"] or ""),
+        failure=link("failure", pages["failure"] or ""),
+        redirect=None if redirect is None else link("redirect", redirect),
+        notification=link("notification", ""),
+    )
+
+
+def open_link(vault: Vault, kind: str, checkout_id: UUID, signed: str) -> OpenedLink | None:
+    """Return what a link says; None if we did not sign it."""
+    if kind not in KINDS or len(signed) > LONGEST:
+        return None
+    payload_text, dot, tag_text = signed.partition(".")
+    payload, tag = _decode(payload_text), _decode(tag_text)
+    if not dot or payload is None or tag is None:
+        return None
+    if not vault.signed(_PURPOSE, _message(kind, checkout_id, payload), tag):
+        return None
+    merchant_id = None
+    if payload.startswith(_NAMES_MERCHANT):
+        merchant_id, payload = _unpacked(payload[1:])
+    page = payload.decode()
+    return OpenedLink(with_query(page, checkoutId=str(checkout_id)) if page else "", merchant_id)
+
+
+def merchant_url(vault: Vault, public_url: str, merchant: str) -> str:
+    """Make the link for what names no checkout: the address of a merchant's terminals for their default notification.
+
+    It is the same each time, and as secret as the others: whoever knows it can call it.
+    """
+    tag = _encode(vault.sign(_MERCHANT, merchant.encode()))
+    return f"{public_url.rstrip('/')}/callbacks/merchant/{quote(merchant, safe='')}/{tag}"
+
+
+def open_merchant_link(vault: Vault, merchant: str, signed: str) -> bool:
+    """Say whether we made this merchant's link."""
+    tag = _decode(signed) if len(signed) < 2 * _TAG else None
+    return tag is not None and vault.signed(_MERCHANT, merchant.encode("utf-8", "surrogatepass"), tag)
+
+
+def client_token(vault: Vault, checkout_id: UUID) -> str:
+    """Return the token with which a shopper's browser may follow this one checkout: 43 characters, the same each time."""
+    return _encode(checkout_id.bytes + vault.sign(_CLIENT, checkout_id.bytes))
+
+
+def client_of(vault: Vault, token: str) -> UUID | None:
+    """Return the checkout that a client token is for; None if we did not make it."""
+    raw = _decode(token) if len(token) < 2 * _CLIENT_SIZE else None
+    if raw is None or len(raw) != _CLIENT_SIZE or not vault.signed(_CLIENT, raw[:16], raw[16:]):
+        return None
+    return UUID(bytes=raw[:16])
+
+
+def with_query(url: str, **values: str) -> str:
+    """Add parameters to a URL's query; what is there stays as it is, also the fragment, and no pair is added twice."""
+    rest, hash_sign, fragment = url.partition("#")
+    base, _, query = rest.partition("?")
+    present = {(unquote_plus(name), unquote_plus(value)) for name, _, value in _pairs(query)}
+    added = "&".join(
+        f"{quote(name, safe='')}={quote(value, safe='')}"
+        for name, value in values.items()
+        if (name, value) not in present
+    )
+    if not added:
+        return url
+    joined = f"{query}&{added}" if query and not query.endswith("&") else query + added
+    return f"{base}?{joined}{hash_sign}{fragment}"
+
+
+def _pairs(query: str) -> list[tuple[str, str, str]]:
+    return [part.partition("=") for part in query.split("&") if part]
+
+
+def _message(kind: str, checkout_id: UUID, payload: bytes) -> bytes:
+    return b"\0".join((kind.encode(), checkout_id.bytes, payload))
+
+
+def _packed(number: int) -> bytes:
+    """Write a number in as few bytes as it takes, seven bits in each, the last one without its high bit."""
+    packed = bytearray()
+    while number > 0x7F:  # noqa: PLR2004 - seven bits
+        packed.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*packed, number))
+
+
+def _unpacked(packed: bytes) -> tuple[int, bytes]:
+    """Return the number that `_packed` wrote in front, and what follows it. We signed it, so it is whole."""
+    number = shift = size = 0
+    for size, byte in enumerate(packed, 1):  # noqa: B007 - the last value counts
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:  # noqa: PLR2004 - the high bit
+            break
+    return number, packed[size:]
+
+
+def _encode(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _decode(text: str) -> bytes | None:
+    """Decode base64url without padding; None unless it is exactly what `_encode` writes."""
+    if not _TEXT.fullmatch(text):
+        return None
+    try:
+        raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except binascii.Error:
+        return None
+    return raw if _encode(raw) == text else None

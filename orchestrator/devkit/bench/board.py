@@ -1,0 +1,133 @@
+"""What whoever watches sees: a run while it goes on, as a drawing or as lines, and what it came to."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.devkit.bench.result import BESIDE, PRODUCT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from orchestrator.devkit.bench.ramp import Try
+    from orchestrator.devkit.bench.scene import Progress
+    from orchestrator.devkit.local.terminal import Terminal
+
+NAMES: Final = {
+    "intake": "intake answered", "ready": "intake → awaiting_payment", "completed": "payment → completed",
+    "callback": "callback answered",
+}  # fmt: skip
+"""The four times that a run measures."""
+_BAR: Final = 44
+_LINE_EVERY: Final = 2.0
+_NOTICED: Final = 5.0
+"""Percent."""
+
+
+@contextmanager
+def watching(terminal: Terminal) -> Iterator[Callable[[Progress], None]]:
+    """Give what shows a run's progress: redrawn in place where that can be done, else a line now and then."""
+    if terminal.live:
+        with Live(console=terminal.console, auto_refresh=False, transient=True) as live:
+            yield lambda progress: live.update(_drawn(progress), refresh=True)
+        return
+    said = time.monotonic()
+
+    def show(progress: Progress) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _LINE_EVERY:
+            said = time.monotonic()
+            terminal.step(line(progress))
+
+    yield show
+
+
+def line(progress: Progress) -> str:
+    """Say how far a run is."""
+    told, seconds = progress.told, time.monotonic() - progress.began
+    failed = f", {told.failed} not taken" if told.failed else ""
+    what = "waiting for the last" if progress.over else f"slowest answer {told.slowest:.0f} ms"
+    return (
+        f"{progress.title}  {seconds:3.0f} s  {told.sent} sent{failed}, {progress.ready} ready, {progress.ended} ended, "
+        f"{progress.left.open} under way; {what}"
+    )
+
+
+def _drawn(progress: Progress) -> Group:
+    told = progress.told
+    table = Table(box=None, padding=(0, 1), show_header=False, pad_edge=False)
+    table.add_column(min_width=18)
+    table.add_column(justify="right", min_width=7)
+    table.add_column(min_width=_BAR)
+    most = max(told.sent, 1)
+    for name, number, style in (
+        ("sent", told.sent, "bright_black"), ("taken", told.taken, "cyan"), ("ready to be paid", progress.ready, "blue"),
+        ("ended", progress.ended, "green"), ("under way", progress.left.open, "yellow"), ("not taken", told.failed, "red"),
+    ):  # fmt: skip
+        size = round(number / most * _BAR) or int(number > 0)
+        table.add_row(name, Text(str(number) if number else "·", style="bold"), Text("━" * size, style=style))
+    seconds = time.monotonic() - progress.began
+    what = "waiting for the last orders" if progress.over else f"slowest answer {told.slowest:.0f} ms"
+    return Group(Text(f"\n  {progress.title}   {seconds:.0f} s   {what}", style="dim"), table)
+
+
+def ramp_line(one: Try) -> Text:
+    """Say what one rate came to."""
+    mark, style = ("✓", "green") if one.held else ("✗", "red")
+    return Text.assemble((f"  {mark} ", style), f"{one.rate:7.1f}/s  ", (one.why, "dim"))
+
+
+def summary(document: dict[str, Any]) -> Table:
+    """Draw the times that a run measured."""
+    times = Table(box=None, padding=(0, 2, 0, 2), header_style="dim", pad_edge=False)
+    for title in ("milliseconds", "p50", "p95", "p99"):
+        times.add_column(title, justify="left" if title == "milliseconds" else "right", no_wrap=True)
+    spans = {NAMES[name]: values for name, values in document["latency_ms"].items() if name in NAMES}
+    beyond = document.get("beyond_gateway_ms")
+    if beyond:
+        spans["beyond the gateway's own time"] = beyond
+    for name, values in spans.items():
+        if values["p50"] is not None:
+            times.add_row(name, *(f"{values[share]:.1f}" for share in ("p50", "p95", "p99")))
+    return times
+
+
+def facts(document: dict[str, Any]) -> Sequence[tuple[str, str]]:
+    """Return the other figures of a run, a line each."""
+    conditions, gateway = document["conditions"], document["gateway"]
+    durable = "every commit is on disk" if conditions["durable"] else "commits may be lost with the machine"
+    rows = [
+        ("Carried", f"{document['orders']} orders, {document['orders_per_s']:.1f}/s"),
+        ("CPU", f"{document['product_cpu_ms_per_order']:.2f} ms an order: {_spent(document, PRODUCT)}; beside it {_spent(document, BESIDE)}"),
+        ("Memory", ", ".join(f"worker {one['peak']:.0f} MB at most, {one['final']:.0f} MB at the end" for one in document["workers_rss_mb"])),
+        ("Postgres", f"{conditions['postgres']}, {durable}; a flush of this disk takes {document['flush_ms']:.2f} ms"),
+    ]  # fmt: skip
+    if gateway["calls"]:
+        faults = sum(gateway["faults"].values())
+        rows.append(
+            (
+                "Gateway",
+                f"{sum(gateway['calls'].values())} calls, {faults} of them broken; latency {conditions['gateway_latency']}",
+            )
+        )
+    others = document["others_cpu_percent"]
+    if others >= _NOTICED:
+        rows.append(
+            (
+                "Machine",
+                f"{others:.0f} % of its CPU went to other processes: figures are worse than they would be alone",
+            )
+        )
+    return [row for row in rows if row[1]]
+
+
+def _spent(document: dict[str, Any], kinds: Sequence[str]) -> str:
+    cpu = document["cpu_ms_per_order"]
+    return ", ".join(f"{kind} {cpu[kind]:.2f}" for kind in kinds if kind in cpu)

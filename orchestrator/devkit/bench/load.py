@@ -1,0 +1,209 @@
+"""The load: a process of its own that hands intents over HTTP on their schedule and notes how long each answer took.
+
+What it is to do comes as one line of JSON on stdin, what it did goes as lines of JSON to stdout: how far it is, now and then, and at
+the end everything. It ends when stdin closes, so that it never outlives who started it. Whoever sends is not whoever measures the
+rest, draws or counts: a late intent would be the load's fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import uvloop
+
+from orchestrator.devkit.bench import schedule, wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CONNECTIONS: Final = 128
+"""To the API. A shop has a few; more are used only while answers are late."""
+LONGEST_LINE: Final = 64 * 1024 * 1024
+"""Bytes of the last line; a million orders have about thirty each."""
+
+_TELL_EVERY: Final = 0.25
+_START: Final = 0.1
+"""Seconds between the decision on the schedule and its beginning."""
+
+
+class Job(msgspec.Struct, frozen=True, rename="camel"):
+    """What to send: `rate` a second for `seconds`, or, with `orders`, so many as fast as `at_once` open requests allow."""
+
+    host: str
+    port: int
+    token: str
+    prefix: str
+    rate: float = 0.0
+    seconds: float = 0.0
+    evenly: bool = False
+    seed: int = 1
+    orders: int = 0
+    at_once: int = 32
+
+    def __repr__(self) -> str:
+        """Hide the token."""
+        return f"Job(prefix={self.prefix!r})"
+
+
+class Told(msgspec.Struct, rename="camel"):
+    """How far the load is; `slowest` is the longest answer, in milliseconds, since it was last told."""
+
+    sent: int = 0
+    taken: int = 0
+    failed: int = 0
+    slowest: float = 0.0
+
+
+class Sent(msgspec.Struct, rename="camel"):
+    """What was done, one entry for each order in turn.
+
+    `began` is the beginning of the schedule in seconds since 1970, `moments` when each intent was to leave after that,
+    `milliseconds` how long after that its answer came (or that there was none), `statuses` the answers (0: none).
+    """
+
+    began: float
+    moments: list[float]
+    milliseconds: list[float]
+    statuses: list[int]
+
+    @property
+    def due(self) -> list[float]:
+        """When each intent was to leave, in seconds since 1970."""
+        return [self.began + moment for moment in self.moments]
+
+
+class Line(msgspec.Struct, omit_defaults=True):
+    """One line of stdout."""
+
+    told: Told | None = None
+    sent: Sent | None = None
+
+
+def run() -> None:
+    """Say that we are there, and do the job that stdin names."""
+    _say()
+    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+    # One run is bounded, and a collection in the middle of it would be measured as lateness.
+    gc.disable()
+    uvloop.run(_until_done(job))
+
+
+async def _until_done(job: Job) -> None:
+    working = asyncio.current_task()
+    assert working is not None  # noqa: S101 - we are in one
+
+    def orphaned() -> None:
+        if not os.read(sys.stdin.fileno(), 1):
+            working.cancel()
+
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), orphaned)
+    sent = await fire(job, tell=_say)
+    _say(sent=sent)
+
+
+def _say(told: Told | None = None, sent: Sent | None = None) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(Line(told, sent)) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+class _Load:
+    """One job under way."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._lines = wire.Lines(job.host, job.port, most=CONNECTIONS)
+        self._headers = {"Authorization": f"Bearer {job.token}", "Content-Type": "application/json"}
+        self.told = Told()
+        self.sent = Sent(0.0, [], [], [])
+
+    def plan(self) -> None:
+        """Decide on every moment and make room for the answers."""
+        job = self._job
+        self.sent.moments = (
+            [0.0] * job.orders
+            if job.orders
+            else schedule.moments(job.rate, job.seconds, evenly=job.evenly, seed=job.seed)
+        )
+        count = len(self.sent.moments)
+        self.sent.milliseconds, self.sent.statuses = [0.0] * count, [0] * count
+
+    async def on_schedule(self) -> None:
+        """Send every intent at its moment, and wait for the last answer."""
+        loop = asyncio.get_running_loop()
+        begin = loop.time() + _START
+        self.sent.began = time.time() + _START
+        async with asyncio.TaskGroup() as tasks:
+            for number, moment in enumerate(self.sent.moments):
+                ahead = begin + moment - loop.time()
+                if ahead > 0:
+                    await asyncio.sleep(ahead)
+                tasks.create_task(self._send(number, begin + moment))
+        self._lines.close()
+
+    async def in_a_batch(self) -> None:
+        """Send all intents, so many at once; latency counts from the moment at which each is sent."""
+        loop = asyncio.get_running_loop()
+        begin, self.sent.began = loop.time(), time.time()
+        numbers = iter(range(len(self.sent.moments)))
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(self._job.at_once):
+                tasks.create_task(self._send_on(numbers, begin))
+        self._lines.close()
+
+    async def _send_on(self, numbers: Iterator[int], begin: float) -> None:
+        for number in numbers:
+            now = asyncio.get_running_loop().time()
+            self.sent.moments[number] = now - begin
+            await self._send(number, now)
+
+    async def _send(self, number: int, due: float) -> None:
+        job, told = self._job, self.told
+        body = schedule.intent(job.prefix, number)
+        request = wire.request(
+            "POST", f"{job.host}:{job.port}", "/v1/checkouts", headers=self._headers, body=body
+        )
+        told.sent += 1
+        try:
+            answer = await self._lines.exchange(request)
+        except OSError:
+            status = 0
+        else:
+            status = answer.status
+        took = (asyncio.get_running_loop().time() - due) * 1000
+        self.sent.milliseconds[number], self.sent.statuses[number] = round(took, 2), status
+        if accepted(status):
+            told.taken += 1
+        else:
+            told.failed += 1
+        told.slowest = max(told.slowest, took)
+
+
+async def fire(job: Job, *, tell: Callable[[Told], None]) -> Sent:
+    """Do a job on this event loop; `tell` hears now and then how far it is."""
+    load = _Load(job)
+    load.plan()
+
+    async def keep_telling() -> None:
+        while True:
+            await asyncio.sleep(_TELL_EVERY)
+            tell(load.told)
+            load.told.slowest = 0.0
+
+    telling = asyncio.get_running_loop().create_task(keep_telling())
+    try:
+        await (load.in_a_batch() if job.orders else load.on_schedule())
+    finally:
+        telling.cancel()
+    tell(load.told)
+    return load.sent
+
+
+def accepted(status: int) -> bool:
+    """Say whether an answer means that the intent is stored; 200 is the answer to one that was there already."""
+    return status in {200, 202}

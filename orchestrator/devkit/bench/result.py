@@ -1,0 +1,148 @@
+"""A run as figures: one JSON object for programs, and what a person wants to know first.
+
+Times of a stage are taken from the moment at which the shop (or the gateway) was due to ask for it: an answer from the scheduled
+arrival, readiness likewise, completion from the payment at the gateway, a callback from the moment at which it was to be sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from orchestrator.devkit.bench import figures, load, schedule
+from orchestrator.devkit.bench.ramp import Try
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from orchestrator.devkit.bench.scene import Run
+
+PRODUCT: Final = ("api", "worker", "scheduler")
+BESIDE: Final = ("postgres", "redis", "gateway", "load", "bench")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """Under what a result was measured."""
+
+    version: str
+    python: str
+    cpus: int
+    postgres: str
+    durable: bool
+    flush_ms: float
+    workers: int
+    latency: str
+    faults: float
+    think_s: float
+    """The longest that a shopper thinks; 0 where nobody pays."""
+
+    def document(self) -> dict[str, object]:
+        return {
+            "version": self.version, "python": self.python, "cpus": self.cpus, "postgres": self.postgres,
+            "durable": self.durable, "workers": self.workers, "gateway_latency": self.latency, "faults": self.faults,
+        }  # fmt: skip
+
+
+def latencies(run: Run) -> dict[str, list[float]]:
+    """Return the milliseconds of every answer, readiness, completion and callback of the orders that were taken."""
+    due = {
+        schedule.order_ref(run.job.prefix, number): moment
+        for number, (moment, status) in enumerate(zip(run.sent.due, run.sent.statuses, strict=True))
+        if load.accepted(status)
+    }
+    paid_at = run.paid_at
+    return {
+        "intake": [
+            took
+            for took, status in zip(run.sent.milliseconds, run.sent.statuses, strict=True)
+            if load.accepted(status)
+        ],
+        "ready": [
+            (row.offered_at - due[row.order_ref]) * 1000
+            for row in run.rows
+            if row.offered_at is not None and row.order_ref in due
+        ],
+        "completed": [
+            (row.ended_at - paid_at[row.order_ref]) * 1000
+            for row in run.rows
+            if row.ended_at is not None and row.completed and row.order_ref in paid_at
+        ],
+        "callback": [took for told in run.gateway["callbacks"].values() for took in told["milliseconds"]],
+    }
+
+
+def throughput(run: Run) -> float:
+    """Return orders a second: under an open load from the first end to the last, of a batch from its beginning to the last end."""
+    ended = run.ended
+    if len(ended) < 2:  # noqa: PLR2004 - two moments make a span
+        return 0.0
+    if run.job.orders:
+        return len(ended) / (ended[-1] - run.sent.began)
+    span = ended[-1] - ended[0]
+    return (len(ended) - 1) / span if span > 0 else 0.0
+
+
+def drained_after(run: Run, *, think: float) -> float | None:
+    """Return how long after the last arrival, and after what the last shopper thought, the last order ended; None: not all did."""
+    ended = run.ended
+    if len(ended) < run.taken or not ended:
+        return None
+    return ended[-1] - run.sent.began - run.sent.moments[-1] - think
+
+
+def tried(run: Run, *, think: float) -> Try:
+    """Return what a run says of its rate."""
+    intake = sorted(latencies(run)["intake"])
+    return Try(
+        rate=run.job.rate,
+        clean=run.ledger.clean,
+        failed=run.failed,
+        intake_p99=figures.percentile(intake, 99) if intake else float("inf"),
+        drained_after=drained_after(run, think=think),
+    )
+
+
+def cpu_per_order(run: Run) -> dict[str, float]:
+    """Return CPU milliseconds for one order by kind of process; what was not measured is left out."""
+    orders = max(run.taken, 1)
+    return {kind: round(run.cpu[kind] * 1000 / orders, 3) for kind in (*PRODUCT, *BESIDE) if kind in run.cpu}
+
+
+def document(
+    run: Run, conditions: Conditions, *, tries: Sequence[Try] = (), extra: Mapping[str, object] | None = None
+) -> dict[str, Any]:
+    """Return a run as the object that `--json` prints."""
+    cpu = cpu_per_order(run)
+    one = tried(run, think=conditions.think_s)
+    callbacks = run.gateway["callbacks"]
+    return {
+        "stage": "whole" if run.whole else "ready",
+        "orders": run.taken,
+        "failed": run.failed,
+        "lost": len(run.ledger.lost),
+        "doubled": len(run.ledger.doubled),
+        "unequal": len(run.ledger.unequal),
+        "rate": run.job.rate or None,
+        "seconds": run.job.seconds or None,
+        "held": one.held if run.job.rate else None,
+        "drained_after_s": None if one.drained_after is None else round(one.drained_after, 2),
+        "orders_per_s": round(throughput(run), 2),
+        "cpu_ms_per_order": cpu,
+        "product_cpu_ms_per_order": round(sum(cpu.get(kind, 0.0) for kind in PRODUCT), 3),
+        "latency_ms": {name: figures.summary(values) for name, values in latencies(run).items()},
+        "worker_rss_mb": round(max((peak for peak, _ in run.workers), default=0.0), 1),
+        "workers_rss_mb": [{"peak": round(peak, 1), "final": round(last, 1)} for peak, last in run.workers],
+        "flush_ms": round(conditions.flush_ms, 3),
+        "others_cpu_percent": round(run.others * 100, 1),
+        "gateway": {
+            "calls": run.gateway["calls"],
+            "faults": run.gateway["faults"],
+            "callbacks": {kind: told["answers"] for kind, told in callbacks.items()},
+        },
+        "ramp": [
+            {"rate": round(each.rate, 2), "held": each.held, "why": each.why} for each in tries
+        ] or None,
+        "conditions": conditions.document(),
+        **(extra or {}),
+    }  # fmt: skip

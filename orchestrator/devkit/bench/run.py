@@ -1,0 +1,230 @@
+"""One bench from start to verdict: bring everything up, warm it, find the rate if asked to, measure, check, say what it came to.
+
+The exit status is 0 only if nothing was lost, doubled or unequal in any run that counts. It never runs beside what belongs to others: a
+database with unsettled checkouts, or with workers, is refused before anything is started, because our workers would carry those
+checkouts against the light gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from orchestrator.store import schema
+from orchestrator.devkit.bench import board, figures, ramp, report, result, truth
+from orchestrator.devkit.bench.errors import BenchFailed
+from orchestrator.devkit.bench.scene import NAMED, PATIENCE, Scene, prepared
+from orchestrator.devkit.bench.shoppers import Habits
+from orchestrator.devkit.bench.usage import flush_time
+from orchestrator.store.database import Database
+from orchestrator.settings import PREFIX, SettingsError, load
+from orchestrator.devkit.local import up as supervise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from orchestrator.devkit.bench.ramp import Try
+    from orchestrator.devkit.bench.scene import Progress, Run
+    from orchestrator.devkit.local.terminal import Terminal
+    from orchestrator.devkit.local.up import Up
+
+DEFAULTS: Final[dict[str, object]] = {"first_look": 30.0}
+"""Settings of the run where none are set: a lost callback is made up for within the patience of a run."""
+
+TRY_SECONDS: Final = 10.0
+TRY_PATIENCE: Final = 30.0
+WARM_UP: Final = 24
+"""Orders before the first that counts: pools open, code is compiled, and plans are made."""
+FIRST_RATE: Final = 40.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the command line asks for. `latency` is as it was typed; `rate` of None: the usual."""
+
+    rate: float | None = None
+    seconds: float = 30.0
+    ramp: bool = False
+    stage: Literal["whole", "ready"] = "whole"
+    orders: int = 1000
+    sequential: int = 0
+    latency: str = "0"
+    faults: float = 0.0
+    think: float = 1.0
+    evenly: bool = False
+    workers: int = 1
+    seed: int = 1
+    report: Path | None = None
+
+    @property
+    def pays(self) -> bool:
+        return self.stage == "whole" and not self.sequential
+
+    def gateway(self) -> tuple[str, ...]:
+        """Return the command of the light gateway for this plan."""
+        return (
+            "bench-gateway", "--latency", self.latency, "--faults", str(self.faults), "--seed", str(self.seed), "--think",
+            str(self.think), "--shoppers" if self.pays else "--no-shoppers",
+        )  # fmt: skip
+
+
+def run(plan: Plan, terminal: Terminal) -> tuple[int, dict[str, Any] | None]:
+    """Do it; return the exit status and the result, which is None if it was broken off."""
+    _refuse_others()
+    documents: list[dict[str, Any]] = []
+
+    async def visit(up: Up) -> int:
+        async with prepared(up, run=_base36(int(time.time()))) as scene:
+            bench = _Bench(plan, scene, terminal, await _conditions(plan, scene, up))
+            status, document = await bench.whole()
+            documents.append(document)
+            return status
+
+    options = supervise.Options(
+        port=0, ephemeral=True, durable=True, workers=plan.workers, seed=plan.seed, gateway=plan.gateway()
+    )
+    status = supervise.run(
+        options, terminal, defaults=DEFAULTS, greet=lambda _: None, visit=visit, stay=False
+    )
+    return status, documents[0] if documents else None
+
+
+class _Bench:
+    """A plan on a scene."""
+
+    def __init__(self, plan: Plan, scene: Scene, terminal: Terminal, conditions: result.Conditions) -> None:
+        self._plan, self._scene, self._terminal, self._conditions = plan, scene, terminal, conditions
+        self._twice: list[str] = []
+
+    async def whole(self) -> tuple[int, dict[str, Any]]:
+        plan, terminal = self._plan, self._terminal
+        with board.watching(terminal) as show:
+            await self._scene.measure(
+                self._scene.job(orders=WARM_UP, at_once=4), whole=plan.pays, title="warming up", show=show
+            )
+            if plan.sequential:
+                one, beyond = await self._scene.one_by_one(plan.sequential, show=show)
+                return self._told(one, (), stage="sequential", beyond_gateway_ms=figures.summary(beyond))
+            rate = plan.rate or FIRST_RATE
+            tries: list[Try] = []
+            if plan.ramp:
+                found, tries = await ramp.search(rate, lambda each: self._try(each, show))
+                if found is None:
+                    raise BenchFailed(
+                        f"not even {tries[-1].rate:g} orders a second were held: {tries[-1].why}"
+                    )
+                rate = found
+            one = await self._measured(rate, show)
+        return self._told(one, tries)
+
+    async def _try(self, rate: float, show: Callable[[Progress], None]) -> Try:
+        job = self._scene.job(rate=rate, seconds=TRY_SECONDS, evenly=self._plan.evenly, seed=self._plan.seed)
+        one = await self._scene.measure(
+            job, whole=self._plan.pays, title=f"{rate:.1f}/s", show=show, patience=TRY_PATIENCE
+        )
+        tried = result.tried(one, think=self._conditions.think_s)
+        self._terminal.say(board.ramp_line(tried))
+        # What a rate beyond the limit leaves unfinished is the rate's fault; what it does twice is ours.
+        self._twice += [
+            f"at {rate:.1f}/s {order_ref}: {why}"
+            for order_ref, why in (*one.ledger.doubled.items(), *one.ledger.unequal.items())
+        ]
+        return tried
+
+    async def _measured(self, rate: float, show: Callable[[Progress], None]) -> Run:
+        plan, scene = self._plan, self._scene
+        if plan.stage == "ready":
+            job, title = scene.job(orders=plan.orders), f"{plan.orders} orders"
+        else:
+            job = scene.job(rate=rate, seconds=plan.seconds, evenly=plan.evenly, seed=plan.seed)
+            title = f"{rate:.1f}/s"
+        return await scene.measure(job, whole=plan.pays, title=title, show=show, patience=PATIENCE)
+
+    def _told(self, one: Run, tries: Sequence[Try], **extra: object) -> tuple[int, dict[str, Any]]:
+        terminal = self._terminal
+        document = result.document(one, self._conditions, tries=tries, extra=extra)
+        if not one.taken:
+            raise BenchFailed("the API took none of the intents: see what its log says with LOG_LEVEL=debug")
+        terminal.say()
+        terminal.say(board.summary(document))
+        terminal.say()
+        terminal.facts(*board.facts(document))
+        if self._plan.report is not None:
+            self._plan.report.write_text(report.page(one, document), encoding="utf-8")
+            terminal.facts(("Report", str(self._plan.report)))
+        terminal.say()
+        wrong = [*one.ledger.sentences(), *self._twice]
+        if document["held"] is False:
+            why = result.tried(one, think=self._conditions.think_s).why
+            terminal.trouble(f"{one.job.rate:.1f} orders a second are more than it holds: {why}")
+        if one.failed:
+            terminal.trouble(f"{one.failed} of {len(one.sent.statuses)} intents were not taken")
+        if wrong:
+            for sentence in wrong:
+                terminal.trouble(sentence)
+            terminal.say("The books do not agree.", style="bold red")
+        else:
+            paid = ", paid and completed" if one.whole else " and offered to the shopper"
+            terminal.say(
+                f"All {one.taken} orders were taken{paid}; nothing was lost or doubled, and the gateway's books "
+                "and ours agree to the minor unit.",
+                style="bold green",
+            )
+        return int(bool(wrong)), document
+
+
+async def _conditions(plan: Plan, scene: Scene, up: Up) -> result.Conditions:
+    server = await scene.truth.server()
+    usual = Habits()
+    return result.Conditions(
+        version=metadata.version("checkout-orchestrator"),
+        python=platform.python_version(),
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        postgres=server.version,
+        durable=server.durable,
+        flush_ms=flush_time(up.data_dir),
+        workers=plan.workers,
+        latency=plan.latency,
+        faults=plan.faults,
+        think_s=plan.think * (1 + usual.jitter) if plan.pays else 0.0,
+    )
+
+
+def _refuse_others() -> None:
+    """Refuse a database that others use."""
+    settings = load()
+    url = settings.database_url
+    if url is None:
+        return
+    if not settings.secret_keys:
+        raise SettingsError(
+            f"{PREFIX}SECRET_KEYS is not set, and what is written to {PREFIX}DATABASE_URL would be under keys that end with the "
+            "bench: give it the keys of that database"
+        )
+
+    async def look() -> tuple[int, int]:
+        async with Database(url, pool_size=1, name="orchestrator-bench") as db:
+            return await truth.others(db, ours=NAMED)
+
+    with schema.reachable(url):
+        unsettled, workers = asyncio.run(look())
+    if unsettled or workers:
+        raise SettingsError(
+            f"{PREFIX}DATABASE_URL names a database in use ({unsettled} unsettled checkouts, {workers} running workers), and the "
+            "bench's own workers would carry those checkouts against its own gateway: give it a database of its own, or none"
+        )
+
+
+def _base36(number: int) -> str:
+    """Write a number in few characters, for order numbers that no run before has used."""
+    digits, alphabet = "", "0123456789abcdefghijklmnopqrstuvwxyz"
+    while number:
+        number, rest = divmod(number, len(alphabet))
+        digits = alphabet[rest] + digits
+    return digits or "0"

@@ -1,0 +1,363 @@
+"""The running product with a merchant for the bench, and one measurement on it: load, drain, every book read, one `Run`.
+
+The load and the light gateway are processes of their own; this one starts them, watches, and reads at the end. It reads Postgres twice a second by
+a query over what is under way, and the processes' meters once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from orchestrator import auth
+from orchestrator.devkit.bench import ledger, load, schedule, wire
+from orchestrator.devkit.bench.errors import BenchFailed
+from orchestrator.devkit.bench.truth import Left, Truth
+from orchestrator.devkit.bench.usage import Usage
+from orchestrator.store.database import Database, is_away
+from orchestrator.store.merchants import MOST_LOOKS, Merchants
+from orchestrator.crypto import Vault
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from orchestrator.devkit.bench.ledger import Ledger, Row
+    from orchestrator.devkit.bench.usage import Sample
+    from orchestrator.devkit.local.up import Up
+
+NAMED: Final = "bench-"
+"""How the names of a bench's merchants begin."""
+PATIENCE: Final = 60.0
+"""Seconds after the last arrival in which every order must have come to its end."""
+
+_LOOK_EVERY: Final = 0.5
+_METER_EVERY: Final = 1.0
+_SLEEP: Final = 0.1
+_ONE_BY_ONE: Final = 0.003
+_START_PATIENCE: Final = 30.0
+_TELLING_PATIENCE: Final = 10.0
+_TOKEN_LIFE: Final = 86_400.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is, for whoever watches."""
+
+    title: str
+    began: float = field(default_factory=time.monotonic)
+    told: load.Told = field(default_factory=load.Told)
+    left: Left = field(default_factory=lambda: Left(0, 0))
+    over: bool = False
+    """All intents have been sent; what is left is under way."""
+
+    @property
+    def ready(self) -> int:
+        return max(self.told.taken - self.left.unready, 0)
+
+    @property
+    def ended(self) -> int:
+        return max(self.told.taken - self.left.open, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Everything that was measured in one run."""
+
+    whole: bool
+    job: load.Job
+    sent: load.Sent
+    rows: list[Row]
+    gateway: dict[str, Any]
+    """The light gateway's books."""
+    ledger: Ledger
+    cpu: dict[str, float]
+    """Seconds by kind of process."""
+    samples: list[Sample]
+    workers: list[tuple[float, float]]
+    """Peak and last memory of each worker, in megabytes."""
+    others: float
+    """Share of the machine's CPU that processes took which are not ours."""
+
+    @property
+    def taken(self) -> int:
+        return sum(map(load.accepted, self.sent.statuses))
+
+    @property
+    def failed(self) -> int:
+        return len(self.sent.statuses) - self.taken
+
+    @property
+    def paid_at(self) -> dict[str, float]:
+        return {one["orderId"]: one["paidAt"] for one in self.gateway["payments"]}
+
+    @property
+    def ended(self) -> list[float]:
+        """When each order came to what the run is about: its end, or its offer to the shopper; in ascending order."""
+        moments = (row.ended_at if self.whole else row.offered_at for row in self.rows)
+        return sorted(moment for moment in moments if moment is not None)
+
+
+class Scene:
+    """The product, up and known to itself, ready to be loaded; made by `prepared`."""
+
+    def __init__(self, up: Up, db: Database, *, merchant: str, merchant_id: int) -> None:
+        self.truth = Truth(db, merchant_id)
+        self._up, self._merchant = up, merchant
+        self._token = auth.issue(
+            up.settings,
+            merchant=merchant,
+            scopes=("checkouts:write", "checkouts:read"),
+            lifetime=_TOKEN_LIFE,
+            subject="bench",
+        )
+        self._runs = 0
+        self._load_pid: int | None = None
+        self._usage = Usage(self._processes)
+        self._api = _address(up.url)
+        self._gateway = _address(str(up.sandbox_url))
+
+    def next_prefix(self) -> str:
+        """Return the beginning of order numbers that no other run has."""
+        self._runs += 1
+        return f"{self._merchant.removeprefix(NAMED)}-{self._runs}"
+
+    def job(self, **what: Any) -> load.Job:
+        """Return a job against the API, under order numbers of its own."""
+        host, port = self._api
+        return load.Job(host=host, port=port, token=self._token, prefix=self.next_prefix(), **what)
+
+    async def measure(
+        self,
+        job: load.Job,
+        *,
+        whole: bool,
+        title: str,
+        show: Callable[[Progress], None],
+        patience: float = PATIENCE,
+    ) -> Run:
+        """Do a job from the first intent until the last order has come to its end, or `patience` is over."""
+        await self._control("POST", "/bench/reset")
+        progress = Progress(title)
+        watching = None
+        try:
+            async with self._loading(job) as sending:
+                self._usage.begin()
+                progress.began = time.monotonic()
+                watching = asyncio.get_running_loop().create_task(self._watch(job.prefix, progress, show))
+                sent = await sending(progress)
+            progress.over = True
+            await self._drained(job.prefix, whole=whole, patience=patience)
+        finally:
+            if watching is not None:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+        self._usage.sample()
+        return await self._read(job, sent, whole=whole)
+
+    async def one_by_one(self, orders: int, *, show: Callable[[Progress], None]) -> tuple[Run, list[float]]:
+        """Carry orders one after the other until each is ready; return the run, and the milliseconds that were not the gateway's own."""
+        await self._control("POST", "/bench/reset")
+        job, beyond = self.job(orders=orders, at_once=1), []
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        lines, progress = wire.Lines(job.host, job.port, most=1), Progress("one order at a time")
+        self._usage.begin()
+        sent = load.Sent(time.time(), [], [], [])
+        for number in range(orders):
+            before = await self._waited()
+            body = schedule.intent(job.prefix, number)
+            request = wire.request(
+                "POST", f"{job.host}:{job.port}", "/v1/checkouts", headers=headers, body=body
+            )
+            began, ticked = time.time(), time.perf_counter()
+            answer = await lines.exchange(request)
+            sent.milliseconds.append((time.perf_counter() - ticked) * 1000)
+            sent.moments.append(began - sent.began)
+            sent.statuses.append(answer.status)
+            if not load.accepted(answer.status):
+                said = answer.body[:200].decode(errors="replace")
+                raise BenchFailed(f"an intent was answered with {answer.status}: {said}")
+            ready = await self._offered(schedule.order_ref(job.prefix, number), began)
+            beyond.append((ready - (await self._waited() - before)) * 1000)
+            progress.told = load.Told(number + 1, number + 1, 0, sent.milliseconds[-1])
+            show(progress)
+        lines.close()
+        self._usage.sample()
+        return await self._read(job, sent, whole=False), beyond
+
+    async def _waited(self) -> float:
+        """Return how long the gateway has taken for all its answers, in seconds."""
+        return float((await self._control("GET", "/bench/state"))["waitedSeconds"])
+
+    async def _offered(self, order_ref: str, began: float) -> float:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            offered_at = await self.truth.offered_at(order_ref)
+            if offered_at is not None:
+                return offered_at - began
+            await asyncio.sleep(_ONE_BY_ONE)
+        raise BenchFailed(f"order {order_ref} was not ready within {PATIENCE:g} s")
+
+    # While a run is under way.
+
+    @asynccontextmanager
+    async def _loading(self, job: load.Job) -> AsyncIterator[Callable[[Progress], Awaitable[load.Sent]]]:
+        """Start the load's process; what is given hands it the job, notes how far it is, and returns what it sent."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "orchestrator", "bench-load",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=load.LONGEST_LINE,
+        )  # fmt: skip
+        assert process.stdin is not None  # noqa: S101 - asked for above
+        assert process.stdout is not None  # noqa: S101 - as above
+        stdin, stdout = process.stdin, process.stdout
+
+        async def said() -> load.Line:
+            raw = await stdout.readline()
+            if not raw:
+                raise BenchFailed(f"the load's process ended with status {await process.wait()}")
+            return msgspec.json.decode(raw, type=load.Line)
+
+        async def sending(progress: Progress) -> load.Sent:
+            stdin.write(msgspec.json.encode(job) + b"\n")
+            while True:
+                line = await said()
+                if line.told is not None:
+                    progress.told = line.told
+                if line.sent is not None:
+                    return line.sent
+
+        try:
+            await said()  # it has read its program
+            self._load_pid = process.pid
+            yield sending
+            self._usage.sample()
+        finally:
+            self._load_pid = None
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+    async def _watch(self, prefix: str, progress: Progress, show: Callable[[Progress], None]) -> None:
+        metered = time.monotonic()
+        while True:
+            try:
+                progress.left = await self.truth.left(prefix)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+            show(progress)
+            if time.monotonic() - metered >= _METER_EVERY:
+                metered = time.monotonic()
+                self._usage.sample()
+            await asyncio.sleep(_LOOK_EVERY)
+
+    async def _drained(self, prefix: str, *, whole: bool, patience: float) -> None:
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            left = await self.truth.left(prefix)
+            if (left.open if whole else left.unready) == 0:
+                break
+            await asyncio.sleep(_SLEEP)
+        # A callback may be answered after the order has ended by the other one.
+        deadline = time.monotonic() + _TELLING_PATIENCE
+        while time.monotonic() < deadline:
+            if not (await self._control("GET", "/bench/state"))["telling"]:
+                break
+            await asyncio.sleep(_SLEEP)
+
+    async def _read(self, job: load.Job, sent: load.Sent, *, whole: bool) -> Run:
+        rows = await self.truth.rows(job.prefix)
+        told = await self._control("GET", "/bench/books")
+        books = ledger.Books(
+            payments=[
+                ledger.Payment(
+                    order_ref=one["orderId"], paid_at=one["paidAt"], amount=one["amountMinor"], currency=one["currency"],
+                    captured=one["capturedMinor"],
+                )
+                for one in told["payments"]
+            ],
+            doubled={*told["doubled"]["sessions"], *told["doubled"]["payments"]},
+        )  # fmt: skip
+        taken = [
+            schedule.order_ref(job.prefix, number)
+            for number, status in enumerate(sent.statuses)
+            if load.accepted(status)
+        ]
+        return Run(
+            whole=whole,
+            job=job,
+            sent=sent,
+            rows=rows,
+            gateway=told,
+            ledger=ledger.check(taken, rows, books, whole=whole),
+            cpu=self._usage.used(),
+            samples=list(self._usage.samples),
+            workers=self._usage.memory("worker"),
+            others=self._usage.others(),
+        )
+
+    def _processes(self) -> dict[str, int]:
+        found = {name.removeprefix(NAMED): pid for name, pid in self._up.pids.items()}
+        found["bench"] = os.getpid()
+        return found if self._load_pid is None else {**found, "load": self._load_pid}
+
+    async def _control(self, method: str, path: str) -> dict[str, Any]:
+        """Ask the light gateway itself. A connection for each call: they are few, and it closes none."""
+        host, port = self._gateway
+        lines = wire.Lines(host, port, most=1)
+        try:
+            answer = await lines.exchange(wire.request(method, f"{host}:{port}", path, headers={}))
+        finally:
+            lines.close()
+        decoded: dict[str, Any] = msgspec.json.decode(answer.body)
+        return decoded
+
+    async def known(self) -> None:
+        """Wait until the API knows the merchant: one that was added a moment ago it may not."""
+        host, port = self._api
+        lines = wire.Lines(host, port, most=1)
+        request = wire.request(
+            "GET",
+            f"{host}:{port}",
+            "/v1/checkouts?limit=1",
+            headers={"Authorization": f"Bearer {self._token}"},
+        )
+        deadline = time.monotonic() + _START_PATIENCE
+        try:
+            while not (await lines.exchange(request)).good:
+                if time.monotonic() > deadline:
+                    raise BenchFailed(f"the API does not know merchant {self._merchant}")
+                await asyncio.sleep(_SLEEP)
+        finally:
+            lines.close()
+
+
+@asynccontextmanager
+async def prepared(up: Up, *, run: str) -> AsyncIterator[Scene]:
+    """Give the bench a merchant of its own at the light gateway, whose looks are not rationed, and wait until the API knows it."""
+    name = f"{NAMED}{run}"
+    async with Database(up.settings.need("database_url"), pool_size=3, name="orchestrator-bench") as db:
+        merchants = Merchants(db, Vault(up.settings.secret_keys), up.settings)
+        secrets = tuple(secret.get_secret_value() for secret in up.settings.gateway_secrets)
+        await merchants.add(
+            name, gateway_url=str(up.sandbox_url), merchant_api_url=None, username="bench", password=name, callback_secrets=secrets
+        )  # fmt: skip
+        await merchants.set_policies(name, {"looks_per_minute": MOST_LOOKS})
+        found = await merchants.named(name)
+        if found is None:
+            raise BenchFailed(f"merchant {name} could not be added")
+        scene = Scene(up, db, merchant=name, merchant_id=found.id)
+        await scene.known()
+        yield scene
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or 80

@@ -1,0 +1,108 @@
+"""Shoppers at the light gateway: they think, they pay, and the gateway tells the shop by two callbacks at the same moment.
+
+A callback's time counts from the moment at which it was to be sent, so that waiting for a free connection is not hidden. An answer
+is noted and nothing follows from it: a callback that was not taken is lost, and the shop has to find out by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from orchestrator.devkit.bench import documents, wire
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from orchestrator.devkit.bench.books import Books, Order
+
+AT_ONCE: Final = 64
+"""Connections to one shop; at a thousand callbacks a second that take 30 ms each, 30 are in use."""
+PATIENCE: Final = 30.0
+FIRST_TRANSACTION: Final = 539_101
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What shoppers do: `think` seconds before they pay, more or less a share `jitter` of it; the secret signs what is told."""
+
+    think: float = 1.0
+    jitter: float = 0.5
+    secret: str = ""
+
+
+class Shoppers:
+    """All shoppers of one gateway, on its event loop."""
+
+    def __init__(self, books: Books, habits: Habits, random: Random) -> None:
+        self._books, self._habits, self._random = books, habits, random
+        self._lines: dict[tuple[str, int], wire.Lines] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._transactions = FIRST_TRANSACTION
+
+    def welcome(self, order: Order) -> None:
+        """Let a shopper look at the payment methods of an order, once for each order."""
+        if order.expected:
+            return
+        order.expected = True
+        self._books.thinking += 1
+        spread = self._random.uniform(-self._habits.jitter, self._habits.jitter)
+        thinks = self._habits.think * (1 + spread)
+        asyncio.get_running_loop().call_later(thinks, self._pay, order, self._books.epoch)
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        for task in self._under_way:
+            task.cancel()
+        for lines in self._lines.values():
+            lines.close()
+
+    def _pay(self, order: Order, epoch: int) -> None:
+        if epoch != self._books.epoch:
+            return
+        books = self._books
+        books.thinking -= 1
+        number, self._transactions = str(self._transactions), self._transactions + 1
+        paid = documents.Paid(
+            order_ref=order.order_ref,
+            checkout=order.checkout,
+            transaction_id=number,
+            payment_id=str(UUID(int=self._random.getrandbits(128), version=4)),
+            amount=order.amount,
+            currency=order.currency,
+            captured=order.captures,
+            at=time.time(),
+        )
+        order.paid.append(paid)
+        body = documents.callback(paid)
+        headers = {"User-Agent": "AltaPay bench", "Content-Type": "application/x-www-form-urlencoded"}
+        if self._habits.secret:
+            headers[documents.SIGNATURE] = documents.signature(body, self._habits.secret, paid.at)
+        for kind, url in (("success", order.success), ("notification", order.notification)):
+            if url is not None:
+                books.telling += 1
+                task = asyncio.get_running_loop().create_task(
+                    self._tell(kind, url, epoch, headers=headers, body=body)
+                )
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
+
+    async def _tell(self, kind: str, url: str, epoch: int, *, headers: dict[str, str], body: bytes) -> None:
+        began = time.perf_counter()
+        try:
+            parts = urlsplit(url)
+            address = parts.hostname or "", parts.port or 80
+            lines = self._lines.setdefault(address, wire.Lines(*address, most=AT_ONCE))
+            request = wire.request("POST", parts.netloc, parts.path, headers=headers, body=body)
+            outcome = str((await lines.exchange(request, patience=PATIENCE)).status)
+        except (OSError, ValueError) as error:
+            outcome = type(error).__name__
+        if epoch == self._books.epoch:
+            self._books.telling -= 1
+            told = self._books.told[kind]
+            told.milliseconds.append(round((time.perf_counter() - began) * 1000, 2))
+            told.answers[outcome] += 1

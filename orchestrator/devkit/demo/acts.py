@@ -1,0 +1,291 @@
+"""What happens to the orders of group `money`.
+
+Shoppers are late or pay twice, the shop captures and returns, the gateway does something by itself, and a person decides. Each act
+waits for what it has begun, so that whatever comes next in a script meets it done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from orchestrator.devkit.demo.shop import Unscripted
+from orchestrator.domain.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from orchestrator.devkit.demo.shopper import Shopper
+
+_AFTER_DEADLINE: Final = 3.0
+"""Seconds beyond a deadline after which a checkout without an open payment would have expired."""
+
+# ── After the payment ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def pay(shopper: Shopper) -> None:
+    await shopper.pay()
+    shopper.expect_page("thanks")
+    await shopper.paid()
+
+
+async def capture(shopper: Shopper) -> None:
+    await pay(shopper)
+    await shopper.ask("capture")
+
+
+async def capture_in_parts(shopper: Shopper) -> None:
+    await pay(shopper)
+    whole = shopper.order.amount
+    await shopper.refused("capture", why="too-much", amount=shopper.price(whole + 1))
+    await shopper.ask("capture", amount=shopper.price(whole // 3))
+    await shopper.ask("capture", amount=shopper.price(whole - whole // 3))
+    await shopper.refused("capture", why="nothing-left", amount=shopper.price(1))
+
+
+async def refund_in_parts(shopper: Shopper) -> None:
+    await capture(shopper)
+    whole = shopper.order.amount
+    await shopper.ask("refund", amount=shopper.price(whole // 4))
+    await shopper.refused("refund", why="too-much", amount=shopper.price(whole))
+    await shopper.ask("refund", amount=shopper.price(whole - whole // 4))
+    await shopper.refused("refund", why="nothing-left", amount=shopper.price(1))
+
+
+async def release(shopper: Shopper) -> None:
+    await pay(shopper)
+    await shopper.ask("release", reason="the goods are sold out")
+    await shopper.refused("capture", why="nothing-left")
+
+
+async def capture_twice_with_one_key(shopper: Shopper) -> None:
+    await pay(shopper)
+    key, body = str(uuid4()), {"amount": shopper.price(shopper.order.amount)}
+    commands = await asyncio.gather(
+        *(shopper.shop.command(shopper.known, "capture", body, key=key) for _ in range(3))
+    )
+    if len(set(commands)) != 1:
+        raise Unscripted(expected="one command for one key", seen=", ".join(commands))
+    await shopper.obeyed(commands[0])
+    if await shopper.shop.command(shopper.known, "capture", body, key=key) != commands[0]:
+        raise Unscripted(expected="the same command for the same key afterwards", seen="another")
+    await shopper.refused("capture", why="idempotency-key-reused", key=key, amount=shopper.price(1))
+
+
+async def refund(shopper: Shopper) -> None:
+    await capture(shopper)
+    await shopper.ask("refund")
+
+
+async def capture_after_hand(shopper: Shopper) -> None:
+    await pay(shopper)
+    row = await shopper.paid_row()
+    await shopper.shop.capture_by_hand(shopper.order, row["transactionId"])
+    await shopper.ask("capture")
+
+
+async def capture_refused_then_done(shopper: Shopper) -> None:
+    await pay(shopper)
+    await shopper.ask("capture", fails=True)
+    await shopper.ask("capture")
+
+
+async def pay_captured_by_itself(shopper: Shopper) -> None:
+    await pay(shopper)
+    await shopper.until("all of it captured", _all_captured, ended=True)
+
+
+async def charge_back(shopper: Shopper) -> None:
+    await capture(shopper)
+    await shopper.shop.at_gateway((await shopper.paid_row())["paymentId"], "chargeback", {})
+    await shopper.attention("charged_back")
+    await shopper.ask("resolve", decision="dismiss", reason="answered at the gateway")
+    await shopper.calm()
+
+
+async def refunded_at_gateway(shopper: Shopper) -> None:
+    await capture(shopper)
+    part = {"amountMinor": shopper.order.amount // 2}
+    payment = (await shopper.paid_row())["paymentId"]
+    await shopper.shop.at_gateway(payment, "refund", part)
+    await shopper.until(
+        "the gateway's refund in our books", lambda found: found["money"]["refunded"] > 0, ended=True
+    )
+    # What is left, and no more than that, can be refunded by us.
+    await shopper.refused("refund", why="too-much", amount=shopper.price(shopper.order.amount))
+    await shopper.ask("refund")
+
+
+async def released_at_gateway(shopper: Shopper) -> None:
+    await pay(shopper)
+    await shopper.shop.at_gateway((await shopper.paid_row())["paymentId"], "release", {})
+    await shopper.attention("payment_released")
+    await shopper.ask("resolve", decision="dismiss", reason="the shop released it at the gateway")
+    await shopper.calm()
+
+
+# ── Evidence ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def pay_unheard(shopper: Shopper) -> None:
+    """Pay while no callback is believed, or none comes: a look finds the payment."""
+    await shopper.pay()
+    shopper.expect_page(None)
+    await shopper.paid()
+
+
+async def fail_after_success(shopper: Shopper) -> None:
+    """Pay, go back in the browser and send the empty form: the gateway calls the failure page although it holds the money."""
+    await pay(shopper)
+    payment = (await shopper.paid_row())["paymentId"]
+    await shopper.shop.at_gateway(payment, "send", {"kind": "failure", "status": "failed"})
+    await shopper.letter("signed", status="failed")
+
+
+async def be_forged_then_pay(shopper: Shopper) -> None:
+    page = await shopper.open_page()
+    for _ in range(2):
+        status = await shopper.shop.forge(shopper.order, shopper.known)
+        if status != 401:  # noqa: PLR2004 - HTTP
+            raise Unscripted(expected="401 to a forged callback", seen=str(status))
+    await shopper.letter("wrong")
+    read = await shopper.shop.read(shopper.known)
+    if read["state"] != State.AWAITING_PAYMENT:
+        raise Unscripted(expected="a forged success to move nothing", seen=f"state {read['state']}")
+    await shopper.pay_on(page)
+    shopper.expect_page("thanks")
+    await shopper.paid()
+
+
+# ── Late, surplus and unknown money ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def _let_expire(shopper: Shopper) -> str:
+    """Open the gateway's page and wait until the checkout is expired; return the page, on which can still be paid."""
+    page = await shopper.open_page()
+    await shopper.until("state expired", lambda found: found["state"] == State.EXPIRED, ended=True)
+    return page
+
+
+async def pay_late(shopper: Shopper) -> None:
+    await shopper.pay_on(await _let_expire(shopper))
+    await shopper.paid()
+
+
+def late_and_a_person(decision: str) -> Callable[[Shopper], Any]:
+    async def act(shopper: Shopper) -> None:
+        await pay_late(shopper)
+        await shopper.attention("late_payment")
+        await shopper.ask("resolve", decision=decision, reason="asked the shopper")
+        await shopper.calm()
+
+    return act
+
+
+async def be_cancelled_then_pay(shopper: Shopper) -> None:
+    page = await shopper.open_page()
+    await shopper.merchant_cancels()
+    await shopper.until("state cancelled", lambda found: found["state"] == State.CANCELLED, ended=True)
+    await shopper.pay_on(page)
+    await shopper.paid()
+    await shopper.attention("late_payment")
+    await shopper.ask("resolve", decision="keep", reason="the shopper wants the goods after all")
+    await shopper.calm()
+
+
+async def be_reopened_then_pay(shopper: Shopper) -> None:
+    await _let_expire(shopper)
+    await shopper.ask("reopen", expiresIn=60, reason="the shopper is back")
+    await pay(shopper)
+
+
+async def _pay_in_two_tabs(shopper: Shopper) -> None:
+    tabs = [await shopper.open_page(), await shopper.open_page()]
+    await asyncio.gather(*(shopper.pay_on(tab) for tab in tabs))
+    await shopper.until(
+        "both payments in our books", lambda found: len(found["payments"]) == len(tabs), ended=True
+    )
+
+
+async def surplus_by_hand(shopper: Shopper) -> None:
+    await _pay_in_two_tabs(shopper)
+    found = await shopper.attention("surplus_payment")
+    [second] = [one["transactionId"] for one in found["payments"] if one["role"] == "surplus"]
+    await shopper.ask("release", transactionId=second, reason="paid twice")
+    await shopper.calm()
+
+
+async def surplus_by_policy(shopper: Shopper) -> None:
+    await _pay_in_two_tabs(shopper)
+    await _returned_by_policy(shopper)
+
+
+async def _pay_elsewhere(shopper: Shopper) -> None:
+    """Pay an order number that nobody has handed over: it becomes a checkout of its own."""
+    shop, order = shopper.shop, shopper.order
+    await shop.pay_elsewhere(order)
+    found = await shop.find(order)
+    if len(found) != 1:
+        raise Unscripted(expected="one checkout adopted for the payment", seen=str(len(found)))
+    shopper.checkout = found[0]
+    await shopper.paid()
+
+
+async def unknown_order_kept(shopper: Shopper) -> None:
+    await _pay_elsewhere(shopper)
+    await shopper.attention("unknown_order")
+    await shopper.ask("resolve", decision="keep", reason="an order by telephone")
+    await shopper.calm()
+
+
+async def _returned_by_policy(shopper: Shopper) -> None:
+    await shopper.until("the money returned", _operations_over, ended=True)
+    await shopper.ask("reconcile")
+    await shopper.calm()
+
+
+async def late_returned_by_policy(shopper: Shopper) -> None:
+    await pay_late(shopper)
+    await _returned_by_policy(shopper)
+
+
+async def unknown_order_returned(shopper: Shopper) -> None:
+    await _pay_elsewhere(shopper)
+    await _returned_by_policy(shopper)
+
+
+async def pay_another_amount(shopper: Shopper) -> None:
+    await shopper.pay()
+    found = await shopper.attention("payment_mismatch")
+    if found["state"] == State.COMPLETED:
+        raise Unscripted(expected="an order that is not completed by another amount", seen="completed")
+    await shopper.ask("resolve", decision="return", reason="not what the order costs")
+    await shopper.calm()
+
+
+async def pay_open_until_after_deadline(shopper: Shopper) -> None:
+    await shopper.leave_open()
+    found = await shopper.shop.read(shopper.known)
+    left = (datetime.fromisoformat(found["deadline"]) - datetime.now(UTC)).total_seconds()
+    await asyncio.sleep(left + _AFTER_DEADLINE)
+    found = await shopper.shop.read(shopper.known)
+    if found["state"] != State.AWAITING_PAYMENT:
+        raise Unscripted(
+            expected="an open payment to keep its checkout alive", seen=f"state {found['state']}"
+        )
+    [row] = await shopper.shop.ledger(shopper.order)
+    await shopper.shop.at_gateway(row["paymentId"], "resolve", {"outcome": "succeeded"})
+    await shopper.paid()
+
+
+# ── What a checkout shows ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _all_captured(found: dict[str, Any]) -> bool:
+    return bool(found["money"]["captured"] == found["amount"]["value"])
+
+
+def _operations_over(found: dict[str, Any]) -> bool:
+    return bool(found["operations"]) and all(one["state"] == "succeeded" for one in found["operations"])

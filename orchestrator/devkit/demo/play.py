@@ -1,0 +1,210 @@
+"""The demo as a whole: shoppers arrive, the audience watches, and at the end it says whether every order went by its script."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+from httpx_aiohttp import HttpxAiohttpClient
+from rich.live import Live
+from sqlalchemy import text
+
+from orchestrator import auth
+from orchestrator.store.database import Database, is_away
+from orchestrator.devkit.demo import accounts, balance, stage
+from orchestrator.devkit.demo.orders import prefix_of
+from orchestrator.devkit.demo.shop import Shop, Unscripted
+from orchestrator.devkit.demo.shopper import Shopper
+from orchestrator.crypto import Vault
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.devkit.demo.balance import Balance
+    from orchestrator.devkit.demo.orders import Order
+    from orchestrator.devkit.demo.told import Told
+    from orchestrator.devkit.local.up import Up
+
+PATIENCE: Final = 30.0
+"""Seconds that one order may take for one step of its script; all scripts wait less than ten."""
+AT_ONCE: Final = 60
+"""Shoppers who are there at the same time; more wait outside."""
+_REDRAW: Final = 0.25
+_LINE_EVERY: Final = 2.0
+_TOKEN_LIFE: Final = 3600.0
+_SCOPES: Final = ("checkouts:write", "checkouts:read", "money:write", "ops")
+
+_STATES = text("""
+    SELECT state, count(*) AS orders FROM checkouts WHERE order_ref LIKE :prefix AND created_at > clock() - interval '1 hour'
+     GROUP BY state
+""")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one order: as told at its end, or why it did not go by its script."""
+
+    order: Order
+    told: Told | None = None
+    problem: str | None = None
+    checkout: str | None = None
+    seconds: float | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.told is not None or self.problem is not None
+
+    @property
+    def scripted(self) -> bool:
+        return self.told is not None and self.problem is None
+
+
+async def play(up: Up, orders: Sequence[Order], *, run: str, gateway: str, stay: bool) -> int:
+    """Play all orders and show them; 0 only if every one ended as scripted with its money in both books."""
+    outcomes = [Outcome(order) for order in orders]
+    limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+    timeout = httpx.Timeout(20.0, pool=PATIENCE)
+    sandbox_token = {"X-Sandbox-Token": up.settings.sandbox_token.get_secret_value()}
+    async with (
+        Database(up.settings.need("database_url"), pool_size=2, name="orchestrator-demo") as db,
+        HttpxAiohttpClient(timeout=timeout, limits=limits, trust_env=False, headers=sandbox_token) as http,
+    ):
+        shops = await _shops(up, db, http, orders, gateway=gateway)
+        room = asyncio.Semaphore(AT_ONCE)
+        shoppers = [
+            asyncio.create_task(_live(shops[outcome.order.script.merchant], outcome, room))
+            for outcome in outcomes
+        ]
+        watching = asyncio.create_task(_show(up, db, outcomes, run=run))
+        try:
+            await asyncio.gather(*shoppers)
+        finally:
+            for task in shoppers:
+                task.cancel()
+            watching.cancel()
+            # The last drawing is made while it unwinds.
+            await asyncio.gather(watching, *shoppers, return_exceptions=True)
+        balances = await balance.of_run(http, gateway, db, prefix=prefix_of(run))
+    _conclude(up, outcomes, balances, gateway=gateway, stay=stay)
+    whole = all(outcome.scripted for outcome in outcomes) and all(one.agrees for one in balances)
+    return 0 if whole else 1
+
+
+async def _shops(
+    up: Up, db: Database, http: httpx.AsyncClient, orders: Sequence[Order], *, gateway: str
+) -> dict[str, Shop]:
+    """Open the shops that the scripts want; each merchant has a token of its own."""
+    names = dict.fromkeys(order.script.merchant for order in orders)
+    vault = Vault(up.settings.secret_keys)
+    shops = {}
+    for name, account in (await accounts.prepare(db, up.settings, names)).items():
+        token = auth.issue(up.settings, merchant=name, scopes=_SCOPES, lifetime=_TOKEN_LIFE, subject="demo")
+        shops[name] = Shop(
+            http, up.url, gateway, name, account, up.settings.public_url, token=token, vault=vault
+        )
+    deadline = time.monotonic() + PATIENCE
+    for shop in shops.values():
+        while not await shop.known():
+            if time.monotonic() > deadline:
+                raise Unscripted(
+                    expected=f"the API to know merchant {shop.merchant}", seen="that it does not"
+                )
+            await asyncio.sleep(_REDRAW)
+    return shops
+
+
+async def _live(shop: Shop, outcome: Outcome, room: asyncio.Semaphore) -> None:
+    await asyncio.sleep(outcome.order.arrives)
+    async with room:
+        shopper = Shopper(shop, outcome.order, patience=PATIENCE)
+        try:
+            told = await shopper.play()
+        except Unscripted as error:
+            outcome.problem = str(error)
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            # Nobody answered, or not what the contract says: the order is lost to its script, the others go on.
+            outcome.problem = f"expected an answer by the contract, saw {type(error).__name__}: {error}"
+        else:
+            outcome.told = told
+        outcome.checkout = shopper.checkout
+        if shopper.began is not None and shopper.ended is not None:
+            outcome.seconds = shopper.ended - shopper.began
+
+
+async def _show(up: Up, db: Database, outcomes: Sequence[Outcome], *, run: str) -> None:
+    """Keep the board up to date until cancelled."""
+    terminal, began = up.terminal, time.monotonic()
+    states: dict[str, int] = {}
+    if not terminal.live:
+        while True:
+            await asyncio.sleep(_LINE_EVERY)
+            states = await _states(db, run, states)
+            terminal.step(stage.line(states, outcomes, seconds=time.monotonic() - began))
+    with Live(console=terminal.console, auto_refresh=False) as live:
+        try:
+            while True:
+                states = await _states(db, run, states)
+                live.update(stage.board(states, outcomes, seconds=time.monotonic() - began), refresh=True)
+                await asyncio.sleep(_REDRAW)
+        finally:
+            states = await asyncio.shield(_states(db, run, states))
+            live.update(stage.board(states, outcomes, seconds=time.monotonic() - began), refresh=True)
+
+
+async def _states(db: Database, run: str, before: dict[str, int]) -> dict[str, int]:
+    """Count the orders by state; what was known before, while Postgres is away."""
+    try:
+        rows: Any = await db.read(_STATES, {"prefix": f"{prefix_of(run)}%"})
+    except Exception as error:
+        if not is_away(error):
+            raise
+        return before
+    return {str(row.state): int(row.orders) for row in rows}
+
+
+def _conclude(
+    up: Up, outcomes: Sequence[Outcome], balances: Sequence[Balance], *, gateway: str, stay: bool
+) -> None:
+    terminal = up.terminal
+    terminal.say()
+    terminal.say(stage.summary(outcomes, width=terminal.console.width))
+    terminal.say()
+    slow = stage.slowest(outcomes)
+    if slow is not None:
+        terminal.say(slow)
+        terminal.say()
+    why = stage.explained(outcomes)
+    if why is not None:
+        terminal.say(why)
+        terminal.say()
+    sample = next((one for one in outcomes if one.checkout), None)
+    rows = stage.places(up, gateway, sample, stay=stay)
+    if rows:
+        terminal.facts(*rows)
+        terminal.say()
+    agree = all(one.agrees for one in balances)
+    moving = any(outcome.order.script.holds for outcome in outcomes)
+    if moving or not agree:
+        for line in stage.balances(balances):
+            terminal.console.print(line, soft_wrap=True)
+    bad = stage.failures(outcomes)
+    for line in bad:
+        terminal.console.print(line, soft_wrap=True)
+    if bad or not agree:
+        said = f"{len(bad)} of {len(outcomes)} orders did not end as scripted" if bad else ""
+        unequal = "" if agree else "the sandbox's ledger and our books do not agree"
+        terminal.console.print(
+            f"{'; '.join(one for one in (said, unequal) if one)}.", style="bold red", soft_wrap=True
+        )
+        return
+    if not moving:
+        terminal.console.print(stage.totals(outcomes), soft_wrap=True)
+    once = " No order was captured or refunded twice." if moving else ""
+    terminal.console.print(
+        f"All {len(outcomes)} orders ended as scripted; the sandbox's ledger and our books agree to the minor unit.{once}",
+        style="bold green",
+        soft_wrap=True,
+    )

@@ -1,0 +1,277 @@
+"""One shopper with one order, over plain HTTP only: what a browser would send, and what the shop asks for in the meantime.
+
+Every wait is bounded, and whatever does not go by the script ends in `Unscripted`, which says what was expected and what was seen.
+The shop's own pages are never fetched: the shopper stops where the redirect leads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urljoin, urlsplit
+
+from orchestrator.domain import money
+from orchestrator.devkit.demo.orders import SORRY, THANKS
+from orchestrator.devkit.demo.shop import Shop, Unscripted, need
+from orchestrator.devkit.demo.told import Told
+from orchestrator.domain.states import ENDED, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import httpx
+
+    from orchestrator.devkit.demo.orders import Order
+
+APPROVED: Final = "4111 1111 1111 1111"
+DECLINED: Final = "4180 0000 0000 0566"
+CHALLENGED: Final = "4170 0000 0000 0568"
+"""Documented test numbers."""
+
+AGENT: Final = "Mozilla/5.0 (X11; Linux x86_64) Demo-Shopper"
+_PAUSE: Final = 0.15
+_LONGEST_PAUSE: Final = 1.2
+"""Seconds between two looks at a checkout: soon at first, and ever more patiently."""
+_LATECOMERS: Final = 5.0
+_PAGES: Final = {"thanks": THANKS, "sorry": SORRY}
+
+
+class Shopper:
+    """One shopper with one order; `play` lives the script and returns what came of it."""
+
+    def __init__(self, shop: Shop, order: Order, *, patience: float) -> None:
+        self.shop, self.order = shop, order
+        self._patience = patience
+        self._page: str | None = None
+        self.checkout: str | None = None
+        self.began: float | None = None
+        self.ended: float | None = None
+
+    async def play(self) -> Told:
+        """Live through the script; `Unscripted` if it goes another way or takes longer than the patience."""
+        script = self.order.script
+        self.began = time.monotonic()
+        if script.plan:
+            await self.shop.plan(self.order, script.plan)
+        if script.handed_over:
+            self.checkout = await self.shop.create(self.order)
+            await self.until("the checkout to be offered", lambda found: bool(found["session"]))
+        await script.act(self)
+        found = await self.until(f"state {script.ends}", lambda found: found["state"] in ENDED)
+        self.ended = time.monotonic()
+        if found["state"] != script.ends:
+            raise Unscripted(expected=f"state {script.ends}", seen=f"state {found['state']}")
+        return await self._settled(self.known)
+
+    async def _settled(self, checkout: str) -> Told:
+        """Return what is told at the end; callbacks that were sent beside the one that counted get a moment to arrive."""
+        deadline = time.monotonic() + _LATECOMERS
+        while True:
+            ledger = await self.shop.ledger(self.order)
+            explained = await self.shop.explain(checkout) if self.order.script.holds else {}
+            told = Told(await self.shop.read(checkout), ledger, await self.shop.trail(checkout), explained)
+            try:
+                self._weigh(told)
+            except Unscripted:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_PAUSE)
+            else:
+                return told
+
+    # What a script can have a shopper do.
+
+    async def pay(self) -> None:
+        """Pay with the method of choice; where the bank wants to know who pays, say so."""
+        await self.pay_on(await self.open_page())
+
+    async def pay_on(self, page: str) -> None:
+        """Pay on a page of the gateway that was opened before."""
+        card = CHALLENGED if self.order.challenged else APPROVED
+        answer = await self._submit(page, self._form(card))
+        if (where := answer.headers.get("location", "")).endswith("/3ds"):
+            challenge = urljoin(page, where)
+            await self._fetch(challenge, "the bank's 3-D Secure page")
+            answer = await self._submit(challenge, {"result": "pass"})
+        self._page = answer.headers.get("location")
+
+    async def leave_open(self) -> None:
+        """Agree to pay, and leave the bank to say so some time."""
+        await self._submit(await self.open_page(), {"action": "open"})
+
+    async def be_declined(self) -> None:
+        """Try to pay with a card that the acquirer declines."""
+        answer = await self._submit(await self.open_page(), self._form(DECLINED))
+        self._page = answer.headers.get("location")
+
+    async def open_page(self) -> str:
+        """Choose the method, start a payment, open the gateway's page; return its address."""
+        found = await self.until("a session to pay with", lambda found: bool(found["session"]))
+        method = next((each for each in found["paymentMethods"] if each["type"] == self.order.method), None)
+        if method is None:
+            offered = ", ".join(each["type"] for each in found["paymentMethods"]) or "none"
+            raise Unscripted(expected=f"{self.order.method} among the methods", seen=offered)
+        session = found["session"]
+        answer = await self.shop.http.post(
+            method["onInitiatePayment"]["value"],
+            json={"sessionId": session["id"], "paymentMethodId": method["id"]},
+            headers={"authorization": f"Bearer {session['token']}", "user-agent": AGENT},
+        )
+        need(answer, (200,), "the gateway to start a payment")
+        page = str(answer.json()["url"])
+        await self._fetch(page, "the gateway's payment page")
+        return page
+
+    async def merchant_cancels(self) -> None:
+        """Have the shop cancel the checkout."""
+        await self.shop.cancel(self.known)
+
+    def expect_page(self, name: str | None) -> None:
+        """See where the gateway sent the shopper: to a page of the shop's with the order's number, or nowhere."""
+        seen = self._page or "no redirect"
+        if name is None:
+            if self._page is not None:
+                raise Unscripted(expected="the gateway's own page at the end", seen=seen)
+            return
+        if not seen.startswith(f"{_PAGES[name]}?") or f"orderId={self.order.id}" not in seen:
+            raise Unscripted(expected=f"a redirect to {_PAGES[name]} with the order number", seen=seen)
+
+    def _form(self, card: str) -> dict[str, str]:
+        if self.order.method != "CARD":
+            return {"action": "accept"}
+        return {"action": "pay", "card_number": card, "expiry": "12/39", "cvc": "123"}
+
+    async def _submit(self, page: str, form: Mapping[str, str]) -> httpx.Response:
+        answer = await self.shop.http.post(page, data=dict(form), headers={"user-agent": AGENT})
+        need(answer, (200, 303), f"the gateway to take the form of {urlsplit(page).path}")
+        return answer
+
+    async def _fetch(self, page: str, what: str) -> None:
+        need(await self.shop.http.get(page, headers={"user-agent": AGENT}), (200,), what)
+
+    # What a script can have the shop do, and a person who looks after it.
+
+    @property
+    def known(self) -> str:
+        """The id of the checkout, which the script has by now."""
+        if self.checkout is None:
+            raise Unscripted(expected="a checkout of the order", seen="none")
+        return self.checkout
+
+    def price(self, minor: int) -> dict[str, object]:
+        """Return an amount as the API takes it."""
+        return {"value": float(money.to_decimal(minor, self.order.currency)), "currency": self.order.currency}
+
+    async def ask(
+        self, kind: str, *, key: str | None = None, fails: bool = False, **body: object
+    ) -> dict[str, Any]:
+        """Ask for something and wait until it is done, with all that it began; return the checkout.
+
+        `fails`: the gateway is to refuse it.
+        """
+        return await self.obeyed(await self.shop.command(self.known, kind, body, key=key), fails=fails)
+
+    async def obeyed(self, command: str, *, fails: bool = False) -> dict[str, Any]:
+        """Wait until a command is carried out; return the checkout."""
+        found = await self.until(
+            "the command to be carried out", lambda found: _fate(found, command) is not None, ended=True
+        )
+        fate = _fate(found, command)
+        if fate != ("rejected" if fails else "done"):
+            raise Unscripted(
+                expected="the gateway to refuse it" if fails else "it to be done", seen=str(fate)
+            )
+        return found
+
+    async def refused(self, kind: str, *, why: str, key: str | None = None, **body: object) -> None:
+        """Ask for something that must not be taken."""
+        await self.shop.refused(self.known, kind, body, why=why, key=key)
+
+    async def paid_row(self) -> dict[str, Any]:
+        """Return the payment in the gateway's ledger that holds money."""
+        rows = [row for row in await self.shop.ledger(self.order) if row["outcome"] == "succeeded"]
+        if len(rows) != 1:
+            raise Unscripted(expected="one payment with money in the ledger", seen=str(len(rows)))
+        return rows[0]
+
+    async def paid(self) -> dict[str, Any]:
+        """Wait until we know that the order is paid; return the checkout."""
+        return await self.until(
+            "state completed", lambda found: found["state"] == State.COMPLETED, ended=True
+        )
+
+    async def attention(self, word: str) -> dict[str, Any]:
+        """Wait until a person is called for this reason; return the checkout."""
+        return await self.until(
+            f"attention {word}", lambda found: (found["attention"] or "").startswith(f"{word}:"), ended=True
+        )
+
+    async def calm(self) -> dict[str, Any]:
+        """Wait until nobody is called any more; return the checkout."""
+        return await self.until("no attention", lambda found: found["attention"] is None, ended=True)
+
+    async def letter(self, grade: str, *, status: str = "succeeded") -> None:
+        """Wait until a callback of this grade that says this is read."""
+        deadline = time.monotonic() + self._patience
+        while time.monotonic() < deadline:
+            read = (entry["evidence"].get("callbacks", ()) for entry in await self.shop.trail(self.known))
+            if any((one["grade"], one["status"]) == (grade, status) for letters in read for one in letters):
+                return
+            await asyncio.sleep(_LONGEST_PAUSE)
+        raise Unscripted(expected=f"a callback {status} with grade {grade} in the trail", seen="none")
+
+    async def until(
+        self, what: str, there: Callable[[dict[str, Any]], bool], *, ended: bool = False
+    ) -> dict[str, Any]:
+        """Read the checkout until something is there, or patience is out; or it has ended without it, unless that may be."""
+        deadline = time.monotonic() + self._patience
+        pause = _PAUSE
+        while True:
+            found = await self.shop.read(self.known)
+            if there(found):
+                return found
+            overdue = time.monotonic() > deadline
+            if overdue or (State(found["state"]) in ENDED and not ended):
+                waited = f" after {self._patience:g} s" if overdue else ""
+                error = f", last error: {found['lastError']}" if found["lastError"] else ""
+                attention = f", attention: {found['attention']}" if found["attention"] else ""
+                raise Unscripted(expected=what, seen=f"state {found['state']}{waited}{error}{attention}")
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.3, _LONGEST_PAUSE)
+
+    def _weigh(self, told: Told) -> None:
+        """Compare the sandbox's ledger with our books, and both with the script."""
+        script, order = self.order.script, self.order
+        told.check_money()
+        told.check_movements(script.moves)
+        ours = told.held_by_us
+        due = script.holds(order.amount) if script.holds else (order.amount if script.paid else 0, *ours[1:])
+        if ours != due:
+            wanted, seen = (
+                [str(money.to_decimal(one, order.currency)) for one in sums] for sums in (due, ours)
+            )
+            raise Unscripted(
+                expected=f"(reserved, captured, refunded) to be {', '.join(wanted)} {order.currency}",
+                seen=", ".join(seen),
+            )
+        completions = told.moves(State.COMPLETED)
+        if completions != int(script.paid):
+            raise Unscripted(expected=f"{int(script.paid)} moves to completed", seen=str(completions))
+        missing = script.evidence(told)
+        if missing is not None:
+            raise Unscripted(expected=missing, seen="no such thing")
+        if script.holds:
+            told.check_explanation()
+
+
+def _fate(found: dict[str, Any], command: str) -> str | None:
+    """Return what became of a command: done, rejected (by the gateway), why it was refused; None while that is open."""
+    result = next((one["result"] for one in found["commands"] if one["id"] == command), None)
+    if result is None or not result.startswith("accepted: "):
+        return "done" if result is not None and result.startswith(("done", "accepted")) else result
+    begun = set(result.removeprefix("accepted: ").split(", "))
+    states = {one["state"] for one in found["operations"] if one["id"] in begun}
+    if states - {"succeeded", "rejected"}:
+        return None
+    return "rejected" if "rejected" in states else "done"

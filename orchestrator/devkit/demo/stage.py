@@ -1,0 +1,175 @@
+"""What the audience sees: orders by state while they move, and at the end a summary, the slowest order, and where to look."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.domain import money
+from orchestrator.devkit.demo.groups import scripts_of
+from orchestrator.devkit.demo.timeline import STYLES, timeline
+from orchestrator.domain.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import RenderableType
+
+    from orchestrator.devkit.demo.balance import Balance
+    from orchestrator.devkit.demo.play import Outcome
+    from orchestrator.devkit.demo.scripts import Script
+    from orchestrator.devkit.local.up import Up
+
+_BAR: Final = 40
+_WIDE: Final = 108
+
+
+def board(states: Mapping[str, int], outcomes: Sequence[Outcome], *, seconds: float) -> RenderableType:
+    """Draw the orders by state, with how far the demo is."""
+    count = len(outcomes)
+    table = Table(box=None, padding=(0, 1, 0, 1), show_header=False, pad_edge=False)
+    table.add_column(min_width=18)
+    table.add_column(justify="right", min_width=len(str(count)))
+    table.add_column(min_width=_BAR)
+    coming = count - sum(states.values())
+    for name, number, style in [
+        ("still to come", coming, "dim"),
+        *((s.value, states.get(s, 0), STYLES[s]) for s in State),
+    ]:
+        size = round(number / count * _BAR) or int(number > 0)
+        table.add_row(
+            Text(name, style=style if number else "bright_black"),
+            Text(str(number) if number else "·", style="bold" if number else "bright_black"),
+            Text("━" * size, style=style),
+        )
+    over = sum(outcome.over for outcome in outcomes)
+    bad = sum(outcome.over and not outcome.scripted for outcome in outcomes)
+    line = Text.assemble(
+        ("\n  ", ""), (f"{over}", "bold"), (f" of {count} orders ended", ""),
+        (f", {bad} not as scripted" if bad else "", "bold red"), (f"   {seconds:.0f} s", "dim"),
+    )  # fmt: skip
+    return Group(Text(), table, line, Text())
+
+
+def line(states: Mapping[str, int], outcomes: Sequence[Outcome], *, seconds: float) -> str:
+    """Say the same in one line, where nobody can redraw."""
+    over = sum(outcome.over for outcome in outcomes)
+    told = ", ".join(f"{states[state]} {state}" for state in State if states.get(state))
+    return f"{seconds:4.0f} s  {over} of {len(outcomes)} orders ended: {told or 'none has arrived'}"
+
+
+def summary(outcomes: Sequence[Outcome], *, width: int) -> Table:
+    """Draw how many orders of each script ended as it says, and how long they took; what it says where there is room."""
+    wide = width >= _WIDE
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("script", no_wrap=True)
+    if wide:
+        table.add_column("the shopper …")
+    table.add_column("ends", no_wrap=True)
+    table.add_column("as scripted", justify="right", no_wrap=True)
+    table.add_column("median", justify="right", no_wrap=True)
+    for script in scripts_of("all"):
+        mine = [outcome for outcome in outcomes if outcome.order.script is script]
+        if mine:
+            name, *rest = _row(script, mine)
+            table.add_row(name, *([script.says] if wide else []), *rest)
+    return table
+
+
+def _row(script: Script, mine: Sequence[Outcome]) -> list[RenderableType]:
+    good = sum(outcome.scripted for outcome in mine)
+    whole = good == len(mine)
+    times = [outcome.seconds for outcome in mine if outcome.seconds is not None]
+    return [
+        Text(script.name, style="bold"),
+        Text(script.ends, style=STYLES[script.ends]),
+        Text(f"{good} of {len(mine)} {'✓' if whole else '✗'}", style="green" if whole else "bold red"),
+        f"{statistics.median(times):.1f} s" if times else "",
+    ]
+
+
+def failures(outcomes: Sequence[Outcome]) -> list[Text]:
+    """Return a line for each order that did not end as scripted."""
+    return [
+        Text(f"  ✗ {outcome.order.id} ({outcome.order.script.name}): {outcome.problem}", style="red")
+        for outcome in outcomes
+        if not outcome.scripted
+    ]
+
+
+def totals(outcomes: Sequence[Outcome]) -> Text:
+    """Say what the gateway and we hold, currency by currency."""
+    reserved: Counter[str] = Counter()
+    captured: Counter[str] = Counter()
+    for outcome in outcomes:
+        if outcome.told is not None:
+            ours = outcome.told.held_by_us
+            reserved[outcome.order.currency] += ours[0]
+            captured[outcome.order.currency] += ours[1]
+    sums = ", ".join(
+        f"{money.to_decimal(minor, currency):,} {currency} ({money.to_decimal(captured[currency], currency):,} captured)"
+        for currency, minor in sorted(reserved.items())
+        if minor
+    )
+    return Text(f"Held at the gateway and in our books alike: {sums or 'nothing'}")
+
+
+def balances(found: Sequence[Balance]) -> list[Text]:
+    """Say currency by currency what the gateway's ledger and our books hold of this run."""
+    lines = [Text("Money of all orders, reserved/captured/refunded:", style="bold")]
+    for one in found:
+        ledger, books = (
+            " / ".join(f"{money.to_decimal(minor, one.currency):,}" for minor in side)
+            for side in (one.ledger, one.books)
+        )
+        sign = ("✓", "green") if one.agrees else ("✗", "bold red")
+        lines.append(
+            Text.assemble(
+                f"  {one.currency}  ", ("ledger ", "dim"), ledger, ("   books ", "dim"), books, "  ", sign
+            )
+        )
+    return lines
+
+
+def explained(outcomes: Sequence[Outcome]) -> RenderableType | None:
+    """Say in sentences why one order is where it is: one that came late, and about which we did something."""
+    known = [one.told for one in outcomes if one.told is not None and one.told.explained]
+    if not known:
+        return None
+    told = max(known, key=lambda told: (told.checkout["late"], len(told.operations), -len(told.trail)))
+    said = [told.explained["summary"], *told.explained["because"], *told.explained["evidence"]]
+    title = Text.assemble(("One order explained: ", "bold"), str(told.checkout["orderId"]))
+    return Group(title, *(Padding(Text(sentence), (0, 0, 0, 2)) for sentence in said))
+
+
+def slowest(outcomes: Sequence[Outcome]) -> RenderableType | None:
+    """Draw the story of the order that took longest, from its audit trail."""
+    known = [outcome for outcome in outcomes if outcome.told is not None and outcome.seconds is not None]
+    if not known:
+        return None
+    slow = max(known, key=lambda outcome: outcome.seconds or 0.0)
+    assert slow.told is not None  # noqa: S101 - chosen above
+    title = Text.assemble(
+        ("The slowest order: ", "bold"), f"{slow.order.id} ({slow.order.script.says}), {slow.seconds:.1f} s"
+    )
+    return Group(title, timeline(slow.told.trail))
+
+
+def places(up: Up, gateway: str, sample: Outcome | None, *, stay: bool) -> list[tuple[str, str]]:
+    """Return where to look further: addresses only where something answers at them when the demo is over."""
+    option = up.data_dir_option(".orchestrator")
+    rows = [("API", f"{up.url}/docs")] if stay else []
+    if sample is not None and stay:
+        rows.append(("Money of one order", up.ledger_url(gateway, orderId=sample.order.id)))
+    if not up.options.ephemeral:
+        if sample is not None:
+            rows.append(("Story of one order", f"orchestrator checkouts show {sample.order.id}{option}"))
+        rows.append(("All orders", f"orchestrator checkouts list{option}"))
+        rows.append(("The audit trail", f"orchestrator audit verify{option}"))
+    return rows

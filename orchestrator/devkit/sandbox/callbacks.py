@@ -1,0 +1,222 @@
+"""Telling the merchant: browser callbacks while the shopper waits, notifications beside them, in the order a plan asks for.
+
+Success and failure are POSTed by the gateway's own server and their answer is relayed to the shopper; a notification is a
+separate POST with a timeout of 5 s whose answer is discarded; no order between them is promised (D7, part 2.1). Every
+sending, also one kept back on purpose, is noted in the books with what came of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urljoin
+
+import aiohttp
+
+from orchestrator.devkit.sandbox.books import Delivery
+from orchestrator.devkit.sandbox.documents import callback_body
+from orchestrator.devkit.sandbox.rules import Outcome
+from orchestrator.devkit.sandbox.signing import signature_header
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from orchestrator.devkit.sandbox.books import Books, Payment, Transaction
+    from orchestrator.devkit.sandbox.config import SandboxConfig
+    from orchestrator.devkit.sandbox.faults import Faults
+    from orchestrator.devkit.sandbox.store import Store
+
+_PAGE_LIMIT = 2_000_000  # the merchant's page may have 2 MB (D7)
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_STALE_BY = 2 * 86400
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the merchant said to a callback: a place to go, a page to show, or neither and why."""
+
+    status: int | None = None
+    location: str | None = None
+    page: bytes | None = None
+    note: str | None = None
+
+
+NOT_ASKED = Answer(note="no URL")
+LOST = Answer(note="lost")
+NOT_ALLOWED = Answer(note="not sent: the sandbox calls only loopback and the hosts that it was started with")
+
+
+class Courier:
+    """Sends callbacks; `start` and `stop` belong to the life of the server."""
+
+    def __init__(self, config: SandboxConfig, books: Books, store: Store, faults: Faults) -> None:
+        self._config = config
+        self._books = books
+        self._store = store
+        self._faults = faults
+        self._session: aiohttp.ClientSession | None = None
+        self._under_way: set[asyncio.Task[object]] = set()
+
+    async def start(self) -> None:
+        """Open the connection pool."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=200),
+            headers={"user-agent": "AltaPay sandbox"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def stop(self) -> None:
+        """Give up what is under way: an unsent callback is lost, as with the real gateway's outages."""
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    async def tell(self, payment: Payment, transaction: Transaction) -> Answer:
+        """Send what an ended attempt asks for and return the answer that the shopper's browser gets."""
+        if transaction.outcome == Outcome.OPEN:
+            self._start(self._repeat(payment, transaction, "notification", "open"))
+            return NOT_ASKED
+        kind = "success" if transaction.outcome == Outcome.SUCCEEDED else "failure"
+        plan = self._faults.plan(payment.order_id).callbacks
+        if plan.delay_ms:
+            await asyncio.sleep(plan.delay_ms / 1000)
+
+        def browser() -> Coroutine[None, None, Answer]:
+            return self._repeat(payment, transaction, kind, transaction.outcome)
+
+        def notification() -> Coroutine[None, None, Answer]:
+            return self._repeat(payment, transaction, "notification", transaction.outcome)
+
+        match plan.order:
+            case "notificationFirst":
+                await notification()
+                return await browser()
+            case "successFirst":
+                answer = await browser()
+                self._start(notification())
+                return answer
+            case "race":
+                self._start(notification())
+                return await browser()
+
+    async def call(self, payment: Payment, transaction: Transaction | None, kind: str, status: str) -> Answer:
+        """Send one callback of a kind with a status, now and once (plus the retries of a notification)."""
+        url = payment.callbacks.get(kind)
+        if url is None:
+            return NOT_ASKED
+        if not self._config.may_call(url):
+            self._note(payment, transaction, kind, status).note = NOT_ALLOWED.note
+            await self._store.flushed()
+            return NOT_ALLOWED
+        plan = self._faults.plan(payment.order_id).callbacks
+        if self._faults.everywhere.callbacks == "lost" or not getattr(plan, kind):
+            self._note(payment, transaction, kind, status).note = LOST.note
+            await self._store.flushed()
+            return LOST
+        attempts = self._config.callback_retry.attempts if kind == "notification" else 1
+        delay = self._config.callback_retry.first_delay
+        answer = await self._post(payment, transaction, kind, status, url=url)
+        for _ in range(attempts - 1):
+            if answer.status == HTTPStatus.OK:
+                break
+            await asyncio.sleep(delay)
+            delay *= self._config.callback_retry.factor
+            answer = await self._post(payment, transaction, kind, status, url=url)
+        return answer
+
+    def announce(self, payment: Payment) -> None:
+        """Send the notification `new` of a payment that was created (Checkout API only; C1, C2)."""
+        if "notification" in payment.callbacks:
+            self._start(self.call(payment, None, "notification", "new"))
+
+    def follow(self, coroutine: Coroutine[None, None, object]) -> None:
+        """Let something run beside the requests; it is given up at the end like a callback that was not sent."""
+        self._start(coroutine)
+
+    async def _repeat(self, payment: Payment, transaction: Transaction, kind: str, status: str) -> Answer:
+        """Send a callback as often as planned; the first answer counts, the others follow behind it."""
+        plan = self._faults.plan(payment.order_id).callbacks
+
+        def send() -> Coroutine[None, None, Answer]:
+            return self.call(payment, transaction, kind, status)
+
+        if plan.simultaneous:
+            first, *_ = [self._start(send()) for _ in range(max(plan.times, 1))]
+            return await first
+        answer = await send()
+        if plan.times > 1:
+            self._start(_one_by_one(send, plan.times - 1))
+        return answer
+
+    async def _post(
+        self, payment: Payment, transaction: Transaction | None, kind: str, status: str, *, url: str
+    ) -> Answer:
+        if self._session is None:
+            raise RuntimeError("the courier was not started: run the app with its lifespan")
+        tamper = self._faults.plan(payment.order_id).callbacks.tamper
+        body = callback_body(self._config, payment, transaction, status, tamper=tamper)
+        headers = {"content-type": body.content_type}
+        if self._config.callback_secrets and tamper != "noSignature":
+            stamp = int(time.time()) - (_STALE_BY if tamper == "staleTimestamp" else 0)
+            secrets = (
+                ("not-the-merchants-secret",) if tamper == "badSignature" else self._config.callback_secrets
+            )
+            headers["altapay-signature"] = signature_header(body.content, secrets, stamp)
+        seconds = (
+            self._config.notification_timeout if kind == "notification" else self._config.browser_timeout
+        )
+        delivery = self._note(payment, transaction, kind, status)
+        try:
+            async with self._session.post(
+                url,
+                data=body.content,
+                headers=headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=seconds),
+            ) as response:
+                answer = await _answer(response, url)
+        except TimeoutError:
+            answer = Answer(note="timeout")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            answer = Answer(note=f"unreachable: {type(error).__name__}")
+        delivery.answer_status, delivery.note = answer.status, answer.note
+        self._books.touch(payment)
+        await self._store.flushed()
+        return answer
+
+    def _note(self, payment: Payment, transaction: Transaction | None, kind: str, status: str) -> Delivery:
+        number = transaction.transaction_id if transaction is not None else None
+        delivery = Delivery(kind=kind, status=str(status), sent_at=time.time(), transaction_id=number)
+        payment.deliveries.append(delivery)
+        self._books.touch(payment)
+        return delivery
+
+    def _start(self, coroutine: Coroutine[None, None, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
+
+async def _one_by_one(send: Callable[[], Awaitable[object]], times: int) -> None:
+    for _ in range(times):
+        await send()
+
+
+async def _answer(response: aiohttp.ClientResponse, url: str) -> Answer:
+    location = response.headers.get("location")
+    if response.status in _REDIRECTS and location:
+        return Answer(status=response.status, location=urljoin(url, location))
+    page = await response.content.read(_PAGE_LIMIT + 1)
+    if len(page) > _PAGE_LIMIT:
+        return Answer(status=response.status, note="page of more than 2 MB")
+    if response.status == HTTPStatus.OK and page and response.content_type == "text/html":
+        return Answer(status=response.status, page=page)
+    return Answer(status=response.status)

@@ -1,0 +1,471 @@
+"""The script and control API (JSON): plans, faults, ledger, resolutions.
+
+Who may call it is decided in `guard`.
+
+The ledger is what really happened to every shopper's money, in minor units; tests end by comparing it with the
+orchestrator's books. The whole control API is listed in `HELP`, shown at GET /sandbox/help.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import msgspec
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from orchestrator.domain import money
+from orchestrator.devkit.sandbox.core import Refused, body_of, sandbox_of
+from orchestrator.devkit.sandbox.faults import GlobalFaults, Plan, Resolution
+from orchestrator.devkit.sandbox.guard import guarded
+from orchestrator.devkit.sandbox.methods import MethodKind
+from orchestrator.devkit.sandbox.rules import RESULTS, Outcome, forced
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from orchestrator.devkit.sandbox.books import Order, Payment, Transaction
+    from orchestrator.devkit.sandbox.core import Sandbox
+
+T = TypeVar("T")
+_DEFAULT_PAGE = 1000
+_LARGEST_PAGE = 10_000
+
+HELP = """\
+Control API of the sandbox (JSON; nothing here exists at the real gateway)
+Each request needs the header X-Sandbox-Token with the token that the sandbox was started with; a GET also takes ?token=
+
+PUT    /sandbox/orders/{orderId}   plan for one order number (DELETE forgets it, GET shows what is left of it)
+       {"fail": {"session": 2, "payment-methods": 1, "payments": 1},   calls that fail, counted down per endpoint
+        "failStatus": 503,          or any status, "timeout", "reset", "malformed", "empty", "huge", "html"
+        "failAfter": false,         true: the call takes effect, only its answer is lost
+        "retryAfter": 1,            Retry-After of a 429, in seconds
+        "delayMs": {"session": 500},
+        "callbacks": {"success": true, "failure": true, "notification": true, "redirect": true,
+                      "times": 3, "simultaneous": true, "order": "race", "delayMs": 0,
+                      "tamper": null},
+        "outcome": "succeeded",     or "declined", "error", "open": whatever the card and the amount say
+        "resolveAfterMs": 800, "resolveTo": "succeeded",   an open payment ends by itself (or "declined") and notifies
+        "amountMinor": 100, "currency": "EUR",    payments are made with these instead of the order's
+        "requireCapture": true,     with autoCapture: nothing is captured, callbacks say require_capture=true
+        "bindings": false,          transactionInfo is not echoed, neither in XML nor in callbacks
+        "echo": false,              movements do not show the merchant's reconciliation_identifier (true: they do)
+        "expiresInSeconds": 3600,   AuthorisationExpiryDate, from the payment on; else as the card has it (Visa 7 days)
+        "refuse": {"capture": 1, "refund": 1, "release": 1},   answered with "refuseResult", without effect, counted down
+        "refuseResult": "Error",    or "Failed"
+        "loseSession": 1,           the first N sessions are lost when their methods are asked for
+        "tokenLifetime": 5,         calls about this order refuse tokens older than this (seconds), whatever their exp says
+        "noiseRows": 100}           a lookup by order number finds N older failed attempts of other checkouts as well
+       endpoints: authenticate session payment-methods payment payments capture refund release all
+       order:     race notificationFirst successFirst
+       tamper:    badSignature staleTimestamp noSignature noChecksum badChecksum noTransactions invalidXml emptyXml
+       amountMinor, currency, requireCapture, bindings and expiresInSeconds count for payments opened after the plan was made
+
+PUT    /sandbox/faults             for everybody (GET shows, DELETE resets)
+       {"share": 0.007, "shareStatus": 503, "authenticate": {"count": 3, "status": 503}, "all": {"count": 1},
+        "callbacks": "lost", "latencyMs": {"all": 20, "session": 200}, "tokenLifetime": 60}
+
+GET    /sandbox/ledger?orderId=&after=&limit=     every shopper's money; follow "next" with after=
+POST   /sandbox/payments/stray                    a payment for an order number that no session has to know; notifies
+       {"orderId": "X-1", "amountMinor": 13900, "currency": "DKK", "notification": "http://...", "checkout": "...",
+        "outcome": "succeeded" | "declined" | "error" | "open", "autoCapture": false}    the last four may be left out
+POST   /sandbox/payments/{paymentId}/resolve      {"outcome": "succeeded" | "declined"} ends an open payment and notifies
+POST   /sandbox/payments/{paymentId}/send         {"kind": "failure", "status": "failed"} sends one more callback as it is
+POST   /sandbox/payments/{paymentId}/refund       {"amountMinor": 100} refund made at the gateway; notifies
+POST   /sandbox/payments/{paymentId}/release      {} reservation let go at the gateway; notifies
+POST   /sandbox/payments/{paymentId}/chargeback   {"amountMinor": 100} chargeback; notifies ("reversed": true takes one back)
+DELETE /sandbox/sessions/{sessionId}              the session is lost
+POST   /sandbox/tokens/expire                     all tokens issued so far are stale
+GET    /healthz
+"""
+
+
+class _Resolution(msgspec.Struct, forbid_unknown_fields=True):
+    outcome: Resolution
+
+
+class _Stray(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    order_id: str
+    amount_minor: int
+    currency: str
+    notification: str | None = None
+    checkout: str | None = None
+    outcome: Literal["succeeded", "declined", "error", "open"] = "succeeded"
+    auto_capture: bool = False
+
+
+class _Sending(msgspec.Struct, forbid_unknown_fields=True):
+    kind: Literal["success", "failure", "notification"]
+    status: str
+
+
+class _Movement(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    amount_minor: int | None = None
+
+
+class _Chargeback(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    amount_minor: int | None = None
+    reversed: bool = False
+
+
+async def put_plan(request: Request) -> Response:
+    """Replace the plan of an order number."""
+    sandbox = sandbox_of(request)
+    plan = _read(await body_of(request), Plan)
+    if plan.currency is not None:
+        _known(plan.currency)
+    if plan.amount_minor is not None and plan.amount_minor <= 0:
+        raise Refused(HTTPStatus.BAD_REQUEST, "amountMinor must be more than 0")
+    sandbox.faults.set_plan(request.path_params["order_id"], plan)
+    await sandbox.store.flushed()
+    return _json(plan)
+
+
+async def show_plan(request: Request) -> Response:
+    """Show what is left of a plan."""
+    return _json(sandbox_of(request).faults.plan(request.path_params["order_id"]))
+
+
+async def drop_plan(request: Request) -> Response:
+    """Forget a plan."""
+    sandbox = sandbox_of(request)
+    sandbox.faults.drop_plan(request.path_params["order_id"])
+    await sandbox.store.flushed()
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+async def faults(request: Request) -> Response:
+    """Show, replace or reset the faults that everybody meets."""
+    sandbox = sandbox_of(request)
+    match request.method:
+        case "PUT":
+            sandbox.faults.set_everywhere(_read(await body_of(request), GlobalFaults))
+        case "DELETE":
+            sandbox.faults.set_everywhere(GlobalFaults())
+        case _:
+            pass
+    await sandbox.store.flushed()
+    return _json(sandbox.faults.everywhere)
+
+
+async def ledger(request: Request) -> Response:
+    """Return what happened, by order number; totals cover everything asked for and come with the first page."""
+    books = sandbox_of(request).books
+    query = request.query_params
+    following: int | None = None
+    counted: list[Order] | None
+    if order_id := query.get("orderId"):
+        found = books.orders.get(order_id)
+        orders = counted = [found] if found else []
+    else:
+        after = _number(query.get("after", "0"))
+        limit = min(_number(query.get("limit", str(_DEFAULT_PAGE))), _LARGEST_PAGE)
+        orders = books.orders_after(after, max(limit, 1))
+        if orders and books.orders_after(orders[-1].number, 1):
+            following = orders[-1].number
+        counted = list(books.orders.values()) if after == 0 else None
+    payments = books.payments
+    listed = [_entry(order, [payments[each] for each in order.payments]) for order in orders]
+    totals = (
+        None if counted is None else _totals([payments[each] for order in counted for each in order.payments])
+    )
+    return _json({"orders": listed, "next": following, "totals": totals})
+
+
+async def resolve(request: Request) -> Response:
+    """End an open payment; only a notification tells the merchant."""
+    sandbox = sandbox_of(request)
+    payment = _payment(sandbox, request)
+    wanted = _read(await body_of(request), _Resolution)
+    transaction = payment.latest
+    if transaction is None or transaction.outcome != Outcome.OPEN:
+        raise Refused(HTTPStatus.CONFLICT, "the payment is not open")
+    await sandbox.resolve(payment, transaction, wanted.outcome)
+    return _json(_payments(payment))
+
+
+async def stray(request: Request) -> Response:
+    """Make a card payment as another system of the merchant would: no session of ours, any order number."""
+    sandbox = sandbox_of(request)
+    wanted = _read(await body_of(request), _Stray)
+    _known(wanted.currency)
+    if wanted.amount_minor <= 0 or not wanted.order_id:
+        raise Refused(HTTPStatus.BAD_REQUEST, "orderId and an amountMinor of more than 0 are needed")
+    if wanted.notification is not None and not sandbox.config.may_call(wanted.notification):
+        raise Refused(
+            HTTPStatus.BAD_REQUEST,
+            "notification must be at loopback, or at a host that the sandbox was started with (--callback-host)",
+        )
+    method = next(each for each in sandbox.config.methods if each.kind == MethodKind.CARD)
+    payment = sandbox.books.open_payment(
+        "",
+        method,
+        order_id=wanted.order_id,
+        currency=wanted.currency,
+        amount_minor=wanted.amount_minor,
+        auto_capture=wanted.auto_capture,
+        transaction_info={"checkout": wanted.checkout} if wanted.checkout is not None else {},
+        callbacks={"notification": wanted.notification} if wanted.notification is not None else {},
+    )
+    transaction = sandbox.books.start_attempt(payment, masked_pan="411111******1111", expiry="12/2030")
+    sandbox.books.conclude(payment, transaction, forced(wanted.outcome))
+    await sandbox.store.flushed()
+    await sandbox.courier.call(payment, transaction, "notification", transaction.outcome)
+    return _json(_payments(payment))
+
+
+async def send(request: Request) -> Response:
+    """Send one more callback, whatever really happened: repeats, late failures."""
+    sandbox = sandbox_of(request)
+    payment = _payment(sandbox, request)
+    wanted = _read(await body_of(request), _Sending)
+    if wanted.status not in RESULTS:
+        raise Refused(HTTPStatus.BAD_REQUEST, f"status must be one of {', '.join(RESULTS)}")
+    answer = await sandbox.courier.call(payment, payment.paid or payment.latest, wanted.kind, wanted.status)
+    return _json({"answerStatus": answer.status, "location": answer.location, "note": answer.note})
+
+
+async def refund(request: Request) -> Response:
+    """Refund at the gateway, without the merchant asking."""
+    sandbox = sandbox_of(request)
+    payment = _payment(sandbox, request)
+    paid = _captured(payment)
+    rest = paid.captured_minor - paid.refunded_minor
+    wanted = _movement(await body_of(request))
+    minor = rest if wanted is None else wanted
+    if not 0 < minor <= rest:
+        raise Refused(HTTPStatus.CONFLICT, f"only {rest} minor units are left to refund")
+    sandbox.books.refund(payment, paid, minor, identifier="", by="gateway")
+    await sandbox.store.flushed()
+    await sandbox.courier.call(payment, paid, "notification", "succeeded")
+    return _json(_payments(payment))
+
+
+async def release(request: Request) -> Response:
+    """Let a reservation go at the gateway, without the merchant asking."""
+    sandbox = sandbox_of(request)
+    payment = _payment(sandbox, request)
+    paid = payment.paid
+    if paid is None or paid.captured_minor or paid.status == "released":
+        raise Refused(HTTPStatus.CONFLICT, "there is no reservation to release")
+    sandbox.books.release(payment, paid, by="gateway")
+    await sandbox.store.flushed()
+    await sandbox.courier.call(payment, paid, "notification", "succeeded")
+    return _json(_payments(payment))
+
+
+async def charge_back(request: Request) -> Response:
+    """Let the shopper's bank take a payment back, or return what it took."""
+    sandbox = sandbox_of(request)
+    payment = _payment(sandbox, request)
+    paid = _captured(payment)
+    wanted = _read(await body_of(request), _Chargeback)
+    taken = paid.charged_back_minor
+    rest = taken if wanted.reversed else paid.captured_minor - taken
+    minor = rest if wanted.amount_minor is None else wanted.amount_minor
+    if not 0 < minor <= rest:
+        raise Refused(HTTPStatus.CONFLICT, f"only {rest} minor units are left for that")
+    sandbox.books.charge_back(payment, paid, -minor if wanted.reversed else minor)
+    await sandbox.store.flushed()
+    await sandbox.courier.call(payment, paid, "notification", "ChargebackEvent")
+    return _json(_payments(payment))
+
+
+async def lose_session(request: Request) -> Response:
+    """Lose a session."""
+    sandbox = sandbox_of(request)
+    if not sandbox.books.lose_session(request.path_params["session_id"]):
+        raise Refused(HTTPStatus.NOT_FOUND, "no such session")
+    await sandbox.store.flushed()
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+async def expire_tokens(request: Request) -> Response:
+    """Make all tokens stale."""
+    sandbox = sandbox_of(request)
+    sandbox.tokens.expire_all()
+    await sandbox.store.flushed()
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+async def health(request: Request) -> Response:
+    """Say that the sandbox serves."""
+    return _json({"status": "ok", "orders": len(sandbox_of(request).books.orders)})
+
+
+async def show_help(_: Request) -> Response:
+    """Show the control API."""
+    return PlainTextResponse(HELP)
+
+
+ROUTES = [
+    Route("/sandbox/orders/{order_id:path}", guarded(put_plan), methods=["PUT"]),
+    Route("/sandbox/orders/{order_id:path}", guarded(show_plan), methods=["GET"]),
+    Route("/sandbox/orders/{order_id:path}", guarded(drop_plan), methods=["DELETE"]),
+    Route("/sandbox/faults", guarded(faults), methods=["GET", "PUT", "DELETE"]),
+    Route("/sandbox/ledger", guarded(ledger), methods=["GET"]),
+    Route("/sandbox/payments/stray", guarded(stray), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/resolve", guarded(resolve), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/send", guarded(send), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/refund", guarded(refund), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/release", guarded(release), methods=["POST"]),
+    Route("/sandbox/payments/{payment_id}/chargeback", guarded(charge_back), methods=["POST"]),
+    Route("/sandbox/sessions/{session_id}", guarded(lose_session), methods=["DELETE"]),
+    Route("/sandbox/tokens/expire", guarded(expire_tokens), methods=["POST"]),
+    Route("/sandbox/help", show_help, methods=["GET"]),
+    Route("/healthz", health, methods=["GET"]),
+]
+
+
+def _json(content: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")
+
+
+def _read(raw: bytes, wanted: type[T]) -> T:
+    try:
+        return msgspec.json.decode(raw or b"{}", type=wanted)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
+
+
+def _known(currency: str) -> None:
+    try:
+        money.exponent(currency)
+    except money.MoneyError as error:
+        raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
+
+
+def _movement(raw: bytes) -> int | None:
+    return _read(raw, _Movement).amount_minor
+
+
+def _number(given: str) -> int:
+    if not given.isascii() or not given.isdigit():
+        raise Refused(HTTPStatus.BAD_REQUEST, f"'{given}' is not a number")
+    return int(given)
+
+
+def _payment(sandbox: Sandbox, request: Request) -> Payment:
+    payment = sandbox.books.payments.get(request.path_params["payment_id"])
+    if payment is None:
+        raise Refused(HTTPStatus.NOT_FOUND, "no such payment")
+    return payment
+
+
+def _captured(payment: Payment) -> Transaction:
+    paid = payment.paid
+    if paid is None or not paid.captured_minor:
+        raise Refused(HTTPStatus.CONFLICT, "nothing was captured on this payment")
+    return paid
+
+
+def _entry(order: Order, payments: list[Payment]) -> dict[str, Any]:
+    rows = [row for payment in payments for row in _payments(payment)]
+    return {"orderId": order.order_id, "sessions": order.sessions, "payments": rows}
+
+
+def _payments(payment: Payment) -> list[dict[str, Any]]:
+    """Return one row for each transaction, or one with `transactionId` null while the shopper has not submitted."""
+    shared = {
+        "paymentId": payment.payment_id,
+        "orderId": payment.order_id,
+        "sessionId": payment.session_id or None,
+        "checkout": payment.transaction_info.get("checkout"),
+        "terminal": payment.terminal,
+        "currency": payment.currency,
+        "amountMinor": payment.amount_minor,
+    }
+    if not payment.transactions:
+        row: dict[str, Any] = {
+            "transactionId": None,
+            "status": "initiated",
+            "outcome": None,
+            "reservedMinor": 0,
+            "capturedMinor": 0,
+            "refundedMinor": 0,
+            "chargedBackMinor": 0,
+            "heldMinor": 0,
+            "movements": [],
+            "createdAt": _iso(payment.created_at),
+        }
+        return [{**shared, **row, "callbacks": _deliveries(payment, None)}]
+    return [
+        {
+            **shared,
+            "transactionId": each.transaction_id,
+            "status": each.status,
+            "outcome": each.outcome,
+            "reservedMinor": each.reserved_minor,
+            "capturedMinor": each.captured_minor,
+            "refundedMinor": each.refunded_minor,
+            "chargedBackMinor": each.charged_back_minor,
+            "heldMinor": each.held_minor,
+            "movements": _movements(each),
+            "createdAt": _iso(each.created_at),
+            "callbacks": _deliveries(payment, each),
+        }
+        for each in payment.transactions
+    ]
+
+
+def _movements(transaction: Transaction) -> list[dict[str, Any]]:
+    """Return what happened to the money, in turn; `by` says who asked, the merchant or the gateway itself."""
+    return [
+        {
+            "type": each.type,
+            "amountMinor": each.amount_minor,
+            "identifier": each.identifier,
+            "by": each.by,
+            "at": _iso(each.at),
+        }
+        for each in transaction.movements
+    ]
+
+
+def _deliveries(payment: Payment, transaction: Transaction | None) -> list[dict[str, Any]]:
+    """Return a transaction's callbacks; the `new` of the payment stands with its first transaction."""
+    number = transaction.transaction_id if transaction is not None else None
+    first = transaction is None or transaction is payment.transactions[0]
+    return [
+        {
+            "kind": each.kind,
+            "status": each.status,
+            "sentAt": _iso(each.sent_at),
+            "answerStatus": each.answer_status,
+            "note": each.note,
+        }
+        for each in payment.deliveries
+        if each.transaction_id == number or (first and each.transaction_id is None)
+    ]
+
+
+def _totals(payments: list[Payment]) -> dict[str, Any]:
+    currencies: dict[str, dict[str, int]] = {}
+    callbacks = 0
+    for payment in payments:
+        callbacks += len(payment.deliveries)
+        sums = currencies.setdefault(
+            payment.currency,
+            {
+                "transactions": 0,
+                "reservedMinor": 0,
+                "capturedMinor": 0,
+                "refundedMinor": 0,
+                "chargedBackMinor": 0,
+                "heldMinor": 0,
+            },
+        )
+        for each in payment.transactions:
+            sums["transactions"] += 1
+            sums["reservedMinor"] += each.reserved_minor
+            sums["capturedMinor"] += each.captured_minor
+            sums["refundedMinor"] += each.refunded_minor
+            sums["chargedBackMinor"] += each.charged_back_minor
+            sums["heldMinor"] += each.held_minor
+    return {"payments": len(payments), "callbacks": callbacks, "currencies": currencies}
+
+
+def _iso(moment: float) -> str:
+    return dt.datetime.fromtimestamp(moment, dt.UTC).isoformat(timespec="milliseconds")

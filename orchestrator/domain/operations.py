@@ -1,0 +1,212 @@
+"""Captures, refunds and releases: what one is, whether it may be sent, and whether it was done.
+
+Nothing is sent twice on purpose. An operation is written as `submitted` before its call leaves; whoever takes over a submitted one
+never sends: it looks. The gateway's books show the operation by its reconciliation identifier; where a method does not echo that, by
+the totals, which only one operation at a time of ours can have changed. An absence counts only after a quiet period that is far longer
+than a call can last. Whatever fits neither is a person's business.
+
+Pure functions over the gateway's own answer; who sends and writes is `carry.money`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from orchestrator.domain import money
+from orchestrator.gateway.payments import Reading, read
+from orchestrator.store.checkouts import Operation
+from orchestrator.store.tables import uuid7
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from orchestrator.gateway.payments import Transaction
+    from orchestrator.store.checkouts import Known, PaymentSeen
+    from orchestrator.settings import Settings
+
+Kind: TypeAlias = Literal["capture", "refund", "release"]
+Cause: TypeAlias = Literal["asked", "automatic", "returned"]
+
+KINDS: Final = frozenset({"capture", "refund", "release"})
+UNCLEAR: Final = "operation_unclear"
+"""The word of the attention that an operation raises whose effect the gateway's books do not tell."""
+MOST_SENDS: Final = 3
+"""Times that an operation is sent, each time found absent afterwards, before a person has to look."""
+
+_SURE: Final = frozenset({Reading.RESERVED, Reading.CAPTURED, Reading.REFUNDED})
+
+
+class Fate(StrEnum):
+    """What a look says of an operation."""
+
+    DUE = "due"
+    """Not done, and it can be: send it."""
+    DONE = "done"
+    """The gateway's books have it."""
+    IMPOSSIBLE = "impossible"
+    """Not done, and it cannot be done any more."""
+    ABSENT = "absent"
+    """It was sent, and the gateway's books do not have it."""
+    UNCLEAR = "unclear"
+    """The books fit neither: a person must look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The fate of an operation by a look; `why` is a short text for the trail and for people."""
+
+    fate: Fate
+    why: str
+
+
+def ask(
+    payment: Known | PaymentSeen,
+    kind: Kind,
+    *,
+    amount: int,
+    cause: Cause,
+    actor: str,
+    reason: str | None = None,
+    command_id: UUID | None = None,
+) -> Operation:
+    """Make an operation on a payment as our books have it; `amount` in minor units of its currency."""
+    return Operation(
+        id=uuid7(),
+        transaction_id=payment.transaction_id,
+        kind=kind,
+        amount=amount,
+        currency=payment.currency,
+        state="requested",
+        cause=cause,
+        actor=actor,
+        reason=reason,
+        command_id=command_id,
+        total_before=payment.refunded if kind == "refund" else payment.captured,
+    )
+
+
+def give_back(
+    payment: Known | PaymentSeen, *, actor: str, reason: str, command_id: UUID | None = None
+) -> Operation:
+    """Make the operation that returns what a payment still holds: a release before its capture, a refund after it."""
+    if payment.captured > 0:
+        kind, amount = "refund", payment.captured - payment.refunded - payment.charged_back
+    else:
+        kind, amount = "release", payment.reserved
+    return ask(
+        payment,
+        kind,  # type: ignore[arg-type]  # one of the two texts above
+        amount=amount,
+        cause="returned",
+        actor=actor,
+        reason=reason,
+        command_id=command_id,
+    )
+
+
+def lease_for(settings: Settings) -> float:
+    """Return the seconds for which a lease lasts when an operation is written as submitted: a wait for its turn, and its call.
+
+    Its call is begun only while what is left of that outlasts the call; a renewal of the lease does not count.
+    """
+    return max(settings.lease_seconds, 3.0 * settings.gateway_total_timeout)
+
+
+def quiet_after(settings: Settings, operation: Operation) -> float:
+    """Return the seconds since it was submitted before which the absence of an operation's effect proves nothing.
+
+    Its sender may have sent it at the end of the lease, and an acquirer takes its time: `operation_quiet`, doubled with each time
+    that it was sent before.
+    """
+    patience = settings.operation_quiet * 2.0 ** max(min(operation.attempts, 10) - 1, 0)
+    return lease_for(settings) + min(patience, 3600.0)
+
+
+def total_of(operation: Operation, transaction: Transaction) -> int:
+    """Return the total at the gateway that this operation would raise."""
+    return transaction.refunded if operation.kind == "refund" else transaction.captured
+
+
+def left_for(operation: Operation, transaction: Transaction) -> int:
+    """Return how much of its kind the transaction still has room for, in minor units."""
+    if operation.kind == "refund":
+        return transaction.captured - transaction.refunded
+    return transaction.reserved - transaction.captured
+
+
+def before_sending(operation: Operation, transaction: Transaction) -> Judged:
+    """Say from a fresh look whether a requested operation may be sent.
+
+    The look must show the totals that our books had when it was asked for: whoever asked decided on those. What was captured
+    in full meanwhile (by the gateway itself, or by hand in its interface) is done, as asked.
+    """
+    if operation.identifier in transaction.reconciliations:
+        return Judged(Fate.DONE, "by_identifier")
+    reading = read(transaction)
+    if operation.kind == "release":
+        return _before_release(transaction, reading)
+    if reading not in _SURE:
+        return _not_sure(transaction, reading)
+    before, total = operation.total_before or 0, total_of(operation, transaction)
+    left = left_for(operation, transaction)
+    if total == before:
+        if left >= operation.amount:
+            return Judged(Fate.DUE, "books_agree")
+        return Judged(
+            Fate.IMPOSSIBLE,
+            f"only {money.spelled(left, operation.currency)} are left to {operation.kind}, "
+            f"not {money.spelled(operation.amount, operation.currency)}",
+        )
+    if total == before + operation.amount or (left <= 0 and total > before + operation.amount):
+        return Judged(Fate.DONE, "already_done_at_the_gateway")
+    return Judged(
+        Fate.IMPOSSIBLE,
+        f"the gateway's total is {money.spelled(total, operation.currency)} and was {money.spelled(before, operation.currency)} "
+        "when this was asked for: decide again",
+    )
+
+
+def after_sending(operation: Operation, transaction: Transaction) -> Judged:
+    """Say from a look whether an operation that may have been sent was done."""
+    if operation.identifier in transaction.reconciliations:
+        return Judged(Fate.DONE, "by_identifier")
+    reading = read(transaction)
+    if operation.kind == "release":
+        # Some providers turn a release into a refund (D8).
+        if reading in {Reading.NOTHING, Reading.REFUNDED}:
+            return Judged(Fate.DONE, "by_status")
+        if reading is Reading.RESERVED:
+            return Judged(Fate.ABSENT, "still_reserved")
+        return Judged(Fate.UNCLEAR, f"transaction is {transaction.status}")
+    before, total = operation.total_before or 0, total_of(operation, transaction)
+    if total == before + operation.amount:
+        return Judged(Fate.DONE, "by_total")
+    if total == before:
+        return Judged(Fate.ABSENT, "total_unchanged")
+    return Judged(
+        Fate.UNCLEAR,
+        f"the gateway's total is {money.spelled(total, operation.currency)}, and with or without this it would be "
+        f"{money.spelled(before + operation.amount, operation.currency)} or {money.spelled(before, operation.currency)}",
+    )
+
+
+def _before_release(transaction: Transaction, reading: Reading) -> Judged:
+    if reading is Reading.NOTHING or (
+        reading is Reading.REFUNDED and transaction.captured == transaction.refunded
+    ):
+        return Judged(Fate.DONE, "already_done_at_the_gateway")
+    if reading is Reading.RESERVED:
+        return Judged(Fate.DUE, "books_agree")
+    if reading in _SURE:
+        return Judged(Fate.IMPOSSIBLE, "it has been captured: refund it instead")
+    return _not_sure(transaction, reading)
+
+
+def _not_sure(transaction: Transaction, reading: Reading) -> Judged:
+    if reading is Reading.NOTHING:
+        return Judged(Fate.IMPOSSIBLE, f"the transaction is {transaction.status}: it holds no money")
+    return Judged(
+        Fate.UNCLEAR, f"the transaction is {transaction.status} with amounts that do not say what it means"
+    )

@@ -1,0 +1,51 @@
+"""What is held of the shopper's money, in one word: the same word in API, command line, explanations and events.
+
+The state of a checkout says how far its way is; only this says what is held.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from orchestrator.domain.states import State
+
+
+class PaymentStatus(StrEnum):
+    """Derived from the money facts of a checkout, never stored."""
+
+    UNPAID = "unpaid"
+    """No payment completed it."""
+    AUTHORIZED = "authorized"
+    """Reserved, and nothing is captured."""
+    PARTIALLY_CAPTURED = "partially_captured"
+    """Less is captured than was reserved, and nothing went back."""
+    CAPTURED = "captured"
+    """All that was reserved is captured, and nothing went back."""
+    PARTIALLY_REFUNDED = "partially_refunded"
+    """A part of what was captured is refunded."""
+    REFUNDED = "refunded"
+    """All that was captured is refunded."""
+    RELEASED = "released"
+    """The reservation was given back before a capture."""
+    CHARGED_BACK = "charged_back"
+    """The shopper's bank took all of it, or a part, back."""
+
+
+def payment_status(
+    state: State, *, reserved: int, captured: int, refunded: int, charged_back: int
+) -> PaymentStatus:
+    """Return what is held of a checkout; amounts in minor units, of what pays it."""
+    if state is not State.COMPLETED:
+        return PaymentStatus.UNPAID
+    if charged_back > 0:
+        return PaymentStatus.CHARGED_BACK
+    if captured > 0:
+        if refunded > 0:
+            return PaymentStatus.REFUNDED if refunded >= captured else PaymentStatus.PARTIALLY_REFUNDED
+        return PaymentStatus.CAPTURED if captured >= reserved else PaymentStatus.PARTIALLY_CAPTURED
+    return PaymentStatus.AUTHORIZED if reserved > 0 else PaymentStatus.RELEASED
+
+
+GONE: Final = frozenset({PaymentStatus.REFUNDED, PaymentStatus.RELEASED, PaymentStatus.CHARGED_BACK})
+"""The words of a completed checkout whose money went back."""

@@ -1,0 +1,494 @@
+"""What the gateway's own answer means for a checkout: binding, reading, and the money it proves.
+
+A look is one call to the Merchant API's `payments`; judging its answer is a pure function. A transaction counts for a checkout
+when our own id comes back in its PaymentInfo (bound), or, weaker, when it names no checkout at all and order number, amount and
+currency match. Nothing is concluded from a callback, and no absence from an answer that is as long as answers get.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.domain import decisions, money
+from orchestrator.gateway.payments import Found, Reading, Shape, Transaction, held, read, shape
+from orchestrator.store.checkouts import PaymentSeen
+from orchestrator.domain.schedule import made_at, valid_until
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+    from uuid import UUID
+
+    from orchestrator.store.checkouts import Held, Known
+
+
+class Finding(StrEnum):
+    """What a look shows of a checkout as a whole."""
+
+    PAID = "paid"
+    """Money is or was held for it: the checkout is worth completing."""
+    OPEN = "open"
+    """Something is under way that may still become money."""
+    DECLINED = "declined"
+    """There were attempts, and all are over without money."""
+    NOTHING = "nothing"
+    """The gateway knows no attempt."""
+    RELEASED = "released"
+    """The payment that completed it was given back before its capture. What else may hold money for it is a person's business."""
+    UNSURE = "unsure"
+    """The answer contradicts itself or our order: a person must look, and nothing is concluded."""
+
+
+class Binding(StrEnum):
+    """How we know that a transaction belongs to the checkout."""
+
+    BOUND = "bound"
+    ORDER_REF = "order_ref"
+
+
+class Role(StrEnum):
+    """What a transaction is to its checkout."""
+
+    ACCEPTED = "accepted"
+    SURPLUS = "surplus"
+    ATTEMPT = "attempt"
+    UNKNOWN = "unknown"
+
+
+_MONEY: Final = frozenset({Reading.RESERVED, Reading.CAPTURED, Reading.REFUNDED})
+
+# Attention that a look raises, and the next look that does not show it takes back. Everything else stays until a person decides.
+_SHOWN: Final = frozenset({
+    "surplus_payment", "lookup_at_limit", "open_payment", "payment_gone", *decisions.PROBLEMS, *decisions.IRREGULAR,
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement of one look. `money` is (reserved, captured, refunded) of what pays the checkout, minor units.
+
+    `paying` are the transactions that pay it: one, or the parts that a person decided to keep as a whole. `surplus` are those that
+    hold money beside them and on which no decision was taken. `reserved_until` is until when all of the accepted reservation is sure to be worth a capture; None where nothing is left to capture.
+    """
+
+    finding: Finding
+    payments: tuple[PaymentSeen, ...]
+    money: tuple[int, int, int]
+    evidence: dict[str, object]
+    attention: str | None = None
+    surplus: tuple[PaymentSeen, ...] = ()
+    charged_back: int = 0
+    reserved_until: datetime | None = None
+
+    @property
+    def paying(self) -> tuple[PaymentSeen, ...]:
+        """The transactions that pay the checkout."""
+        return tuple(one for one in self.payments if one.role == Role.ACCEPTED)
+
+    @property
+    def bound(self) -> bool:
+        """Whether all that pays it is tied to it by our own id."""
+        return all(one.binding == Binding.BOUND for one in self.paying)
+
+    @property
+    def left(self) -> int:
+        """What is still held of what pays it, in minor units."""
+        return sum(map(decisions.left, self.paying))
+
+
+class _Part(Enum):
+    """What a transaction is in the judgement of a look."""
+
+    PAYS = "pays"
+    """Money of the order: of its amount and currency, accepted before, or kept by a person's decision."""
+    PROBLEM = "problem"
+    """It holds money, or may, and is not what was ordered: a person decides."""
+    DISMISSED = "dismissed"
+    """A problem of which a person decided that it is no money of this order."""
+    OPEN = "open"
+    OVER = "over"
+    AGREEMENT = "agreement"
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    transaction: Transaction
+    seen: PaymentSeen
+    part: _Part
+
+    @property
+    def id(self) -> str:
+        return self.transaction.transaction_id
+
+
+def word_of(attention: str | None) -> str:
+    """Return the word that an attention begins with."""
+    return (attention or "").partition(":")[0]
+
+
+def concerned(checkout: Held) -> tuple[Known, ...]:
+    """Return the transactions that the checkout's attention is about, and on which a person so decides."""
+    word = word_of(checkout.attention)
+    if word == "surplus_payment":
+        return tuple(one for one in checkout.known if one.role == Role.SURPLUS and one.left > 0)
+    if word in decisions.PROBLEMS:
+        return tuple(decisions.open_problems(checkout, checkout.known))
+    if word in decisions.IRREGULAR:
+        about = [one for one in _irregular(checkout.known) if one.attention == checkout.attention]
+        return tuple(
+            one for one in checkout.known if any(one.transaction_id in each.transactions for each in about)
+        )
+    if word == "open_payment":
+        return tuple(one for one in checkout.known if one.reading == Reading.OPEN)
+    return tuple(one for one in checkout.known if one.role == Role.ACCEPTED)
+
+
+def marks(checkout: Held, decision: str) -> dict[str, str]:
+    """Return how a decision on the checkout's attention is stored with each transaction that it is about."""
+    word, about = word_of(checkout.attention), concerned(checkout)
+    basis = ""
+    if about and word in decisions.PROBLEMS:
+        basis = decisions.problem(checkout, about).basis
+    elif word in decisions.IRREGULAR:
+        asked = (one for one in _irregular(checkout.known) if one.attention == checkout.attention)
+        basis = next((one.basis for one in asked), "")
+    return {one.transaction_id: decisions.mark(word, decision, basis) for one in about}
+
+
+def _irregular(payments: Iterable[Known | PaymentSeen]) -> list[decisions.Question]:
+    return decisions.irregular([one for one in payments if one.role in {Role.ACCEPTED, Role.SURPLUS}])
+
+
+def still(attention: str | None) -> str | None:
+    """Return what remains of an attention after a look that does not raise it again."""
+    return None if word_of(attention) in _SHOWN else attention
+
+
+def judge(
+    checkout: Held,
+    found: Found,
+    *,
+    shared: bool = False,
+    elsewhere: Collection[str] = (),
+    surcharges: bool = False,
+) -> Verdict:
+    """Say what the gateway's answer to a look by order number proves for this checkout.
+
+    `shared`: other checkouts have the same order number, so that a transaction which names no checkout may be theirs.
+    `elsewhere`: transactions that pay other checkouts. `surcharges`: the order's amount and a surcharge pay the order.
+    """
+    ours = [
+        (one, binding)
+        for one in found.transactions
+        if (binding := bind(checkout, one)) is not None
+        and not (
+            binding is Binding.ORDER_REF and (one.transaction_id in elsewhere or _is_anothers(checkout, one))
+        )
+    ]
+    ours.sort(key=lambda pair: (pair[0].created_at, len(pair[0].transaction_id), pair[0].transaction_id))
+    judged = _judged(checkout, ours, shared=shared, surcharges=surcharges)
+    parts = {part: [one for one in judged if one.part is part] for part in _Part}
+    seen = tuple(one.seen for one in judged)
+    paying = [one for one in judged if one.seen.role == Role.ACCEPTED]
+    released = [one for one in judged if one.id in checkout.accepted and one.part is _Part.OVER]
+    evidence = _evidence(seen, foreign=len(found.transactions) - len(ours))
+    asked = (
+        decisions.problem(checkout, [one.seen for one in parts[_Part.PROBLEM]])
+        if parts[_Part.PROBLEM]
+        else None
+    )
+    settled = {
+        one.transaction_id
+        for one in checkout.known
+        if one.is_decided("surplus_payment") or decisions.kept(one)
+    }
+    surplus = tuple(
+        one.seen for one in judged
+        if one.seen.role == Role.SURPLUS and decisions.left(one.seen) > 0 and one.id not in settled
+    )  # fmt: skip
+    attention = _irregularity(checkout, seen)
+    if paying:
+        finding = Finding.PAID
+        attention = attention or _released_parts(checkout, released) or _surplus(surplus)
+        attention = attention or (asked.attention if asked is not None else None)
+    elif released:
+        finding = Finding.RELEASED
+        attention = attention or _released_parts(checkout, released)
+        if surplus:
+            beside = f"transactions {_names(surplus)} hold money for it"
+            attention = f"{attention}; {beside}" if attention else f"surplus_payment: {beside}"
+    elif asked is not None:
+        finding, attention = Finding.UNSURE, attention or asked.attention
+    elif parts[_Part.OPEN]:
+        finding = Finding.OPEN
+    elif parts[_Part.AGREEMENT]:
+        finding = Finding.UNSURE
+        attention = (
+            attention or decisions.problem(checkout, [one.seen for one in parts[_Part.AGREEMENT]]).attention
+        )
+    elif found.at_limit:
+        finding = Finding.UNSURE
+        evidence["atLimit"] = True
+        attention = attention or (
+            "lookup_at_limit: the gateway's answer has as many rows as it may have, so it proves no absence"
+        )
+    else:
+        finding = Finding.DECLINED if judged else Finding.NOTHING
+    counted = [one.seen for one in paying or released]
+    money = (checkout.reserved, checkout.captured, checkout.refunded)
+    if counted:
+        sums = [(one.reserved, one.captured, one.refunded) for one in counted]
+        money = tuple(map(sum, zip(*sums, strict=True)))  # type: ignore[assignment]  # three columns
+    until = [moment for one in paying if (moment := valid_until(one.transaction)) is not None]
+    return Verdict(
+        finding=finding,
+        payments=seen,
+        money=money,
+        evidence=evidence,
+        attention=attention,
+        surplus=surplus,
+        charged_back=sum(one.charged_back for one in counted) if counted else checkout.charged_back,
+        reserved_until=min(until, default=None),
+    )
+
+
+def _judged(
+    checkout: Held, ours: Sequence[tuple[Transaction, Binding]], *, shared: bool, surcharges: bool
+) -> list[_Judged]:
+    """Say of each transaction what it is in this judgement, and which role it has so."""
+    first = [_part(checkout, one, binding, shared=shared, surcharges=surcharges) for one, binding in ours]
+    seen = [_seen(checkout, one, binding) for one, binding in ours]
+    problems = [
+        replace(one, role=Role.UNKNOWN)
+        for one, part in zip(seen, first, strict=True)
+        if part is _Part.PROBLEM
+    ]
+    decided = decisions.decided_on(checkout, checkout.known, problems)
+    kept = {name for name, decision in decided.items() if decision == "keep"}
+    parts = [
+        part if one.transaction_id not in decided
+        else _Part.PAYS if one.transaction_id in kept and not checkout.accepted
+        else _Part.DISMISSED
+        for one, part in zip(seen, first, strict=True)
+    ]  # fmt: skip
+    judged = [_Judged(one, each, part) for (one, _), each, part in zip(ours, seen, parts, strict=True)]
+    accepted = _accepted(checkout, [one for one in judged if one.part is _Part.PAYS], kept)
+    return [replace(one, seen=replace(one.seen, role=_role(one, accepted, kept))) for one in judged]
+
+
+def _part(
+    checkout: Held, transaction: Transaction, binding: Binding, *, shared: bool, surcharges: bool
+) -> _Part:
+    """Hold a transaction against our order: money of another amount or currency is not what was asked for.
+
+    Nor is money that names no checkout where several have the order number: it would pay each of them.
+    """
+    before = _before(checkout, transaction)
+    reading = _read(checkout, transaction)
+    match reading:
+        case Reading.OPEN:
+            return _Part.OPEN
+        case Reading.NOTHING:
+            return _Part.OVER
+        case Reading.AGREEMENT:
+            return _Part.AGREEMENT
+        case Reading.UNKNOWN:
+            return _Part.PROBLEM
+        case _ if before is not None and before.role == Role.ACCEPTED:
+            # What it was taken for was decided then; what is left of it may have become less since.
+            return _Part.PAYS if transaction.currency == checkout.currency else _Part.PROBLEM
+    seen = _seen(checkout, transaction, binding)
+    uncertain = shared or "info_repeated" in transaction.raw_flags
+    ordered = decisions.pays(checkout, seen) or (surcharges and decisions.with_surcharge(checkout, seen))
+    if ordered and (binding is Binding.BOUND or not uncertain):
+        return _Part.PAYS
+    # What went back holds nothing that could be decided on.
+    return _Part.PROBLEM if decisions.left(seen) > 0 else _Part.OVER
+
+
+def _read(checkout: Held, transaction: Transaction) -> Reading:
+    """Read a transaction; one that a person decided to keep although its status is not clear is read by its amounts."""
+    reading, before = read(transaction), _before(checkout, transaction)
+    if (
+        reading is not Reading.UNKNOWN
+        or before is None
+        or before.role != Role.ACCEPTED
+        or not decisions.kept(before)
+    ):
+        return reading
+    if not decisions.UNREADABLE.isdisjoint(transaction.raw_flags):
+        return reading
+    return {
+        Shape.HELD: Reading.RESERVED,
+        Shape.TAKEN: Reading.CAPTURED,
+        Shape.RETURNED: Reading.REFUNDED,
+    }.get(shape(transaction), reading)
+
+
+def _before(checkout: Held, transaction: Transaction) -> Known | None:
+    return next((one for one in checkout.known if one.transaction_id == transaction.transaction_id), None)
+
+
+def _accepted(checkout: Held, paying: Sequence[_Judged], kept: Collection[str]) -> set[str]:
+    """Return the transactions that pay the checkout: those accepted before, else those kept, else the first that holds money."""
+    if checkout.accepted:
+        return {one.id for one in paying if one.id in checkout.accepted}
+    if kept:
+        return {one.id for one in paying if one.id in kept}
+
+    def rank(one: _Judged) -> tuple[bool, bool]:
+        # One that went back already pays nothing while another still holds; and what is bound to this very checkout goes
+        # before what merely has its order number.
+        return decisions.left(one.seen) <= 0, one.seen.binding != Binding.BOUND
+
+    return {min(paying, key=rank).id} if paying else set()
+
+
+def _role(one: _Judged, accepted: Collection[str], kept: Collection[str]) -> Role:
+    if one.id in accepted:
+        return Role.ACCEPTED
+    match one.part:
+        case _Part.PAYS:
+            return Role.SURPLUS
+        case _Part.DISMISSED if one.id in kept:
+            return Role.SURPLUS  # kept beside the payment of a paid order
+        case _Part.PROBLEM | _Part.DISMISSED:
+            return Role.UNKNOWN
+        case _:
+            return Role.ATTEMPT
+
+
+def _evidence(seen: Sequence[PaymentSeen], *, foreign: int) -> dict[str, object]:
+    evidence: dict[str, object] = {
+        "by": "lookup",
+        "transactions": [
+            {
+                "id": one.transaction_id, "status": one.status, "reading": one.reading, "binding": one.binding,
+                "role": one.role, "reserved": one.reserved, "captured": one.captured, "refunded": one.refunded,
+                **({"chargedBack": one.charged_back} if one.charged_back else {}),
+                **({"surcharge": one.surcharge} if one.surcharge else {}),
+                **({"flags": list(one.flags)} if one.flags else {}),
+                **({"raw": dict(one.raw_amounts)} if one.raw_amounts else {}),
+            }
+            for one in seen
+        ],
+    }  # fmt: skip
+    if foreign:
+        evidence["foreign"] = foreign
+    return evidence
+
+
+def _irregularity(checkout: Held, seen: Sequence[PaymentSeen]) -> str | None:
+    """Return the first question about the books of a payment that no person has answered yet."""
+    known = {one.transaction_id: one for one in checkout.known}
+    for asked in _irregular(seen):
+        before = known.get(asked.transactions[0])
+        if before is None or not decisions.is_decided(before, asked):
+            return asked.attention
+    return None
+
+
+def _released_parts(checkout: Held, released: Sequence[_Judged]) -> str | None:
+    by_us = {
+        one.transaction_id
+        for one in checkout.operations
+        if one.kind == "release" and one.state == "succeeded"
+    }
+    others = [one.id for one in released if one.id not in by_us]
+    if not others:
+        return None
+    return f"payment_released: transaction {', '.join(others)}, which paid this order, was released at the gateway"
+
+
+def _surplus(surplus: Sequence[PaymentSeen]) -> str | None:
+    return (
+        f"surplus_payment: transactions {_names(surplus)} also hold money for this order" if surplus else None
+    )
+
+
+def _names(payments: Sequence[PaymentSeen]) -> str:
+    return ", ".join(one.transaction_id for one in payments)
+
+
+def bind(checkout: Held, transaction: Transaction) -> Binding | None:
+    """Say how a transaction is tied to this checkout, or None if it is another's. A blank PaymentInfo names no checkout."""
+    if transaction.order_ref != checkout.order_ref:
+        return None
+    ours = transaction.payment_infos.get("checkout", "").strip()
+    if not ours:
+        return Binding.ORDER_REF
+    return Binding.BOUND if ours == str(checkout.id) else None
+
+
+def unbound_money(checkout: Held, found: Found) -> list[str]:
+    """Return the money in this answer that is tied to the checkout by the order number alone, so that sharing it matters."""
+    return [
+        one.transaction_id
+        for one in found.transactions
+        if bind(checkout, one) is Binding.ORDER_REF
+        and read(one) in _MONEY
+        and one.transaction_id not in checkout.accepted
+    ]
+
+
+def seen_alone(checkout: Held, transaction: Transaction) -> PaymentSeen:
+    """Return how one transaction of the checkout stands by a look at it alone; its role is as it was known."""
+    before = _before(checkout, transaction)
+    seen = _seen(checkout, transaction, bind(checkout, transaction) or Binding.ORDER_REF)
+    return replace(seen, role=before.role) if before is not None else seen
+
+
+def is_older(checkout: UUID, transaction: Transaction) -> bool:
+    """Say whether a transaction was made long before a checkout existed, for another order of its number."""
+    made = made_at(transaction)
+    # An id of ours begins with the milliseconds of its making; the gateway's dates have no offset, hence the day.
+    created = datetime.fromtimestamp((checkout.int >> 80) / 1000, UTC)
+    return made is not None and made < created - timedelta(days=1)
+
+
+def _is_anothers(checkout: Held, transaction: Transaction) -> bool:
+    """Say whether a transaction that names no checkout is no business of ours, because it was made long before.
+
+    A checkout that was made of a payment is younger than that payment. What was taken for ours before stays ours.
+    """
+    ours = checkout.openings == 0 or transaction.transaction_id in checkout.accepted
+    return not ours and is_older(checkout.id, transaction)
+
+
+def _seen(checkout: Held, one: Transaction, binding: Binding) -> PaymentSeen:
+    reserved, captured, refunded = held(one)
+    return PaymentSeen(
+        transaction_id=one.transaction_id,
+        payment_id=one.payment_id or None,
+        order_ref=one.order_ref,
+        role=Role.ATTEMPT,
+        binding=binding,
+        status=one.status,
+        reading=_read(checkout, one),
+        currency=one.currency,
+        reserved=reserved,
+        captured=captured,
+        refunded=refunded,
+        charged_back=one.charged_back,
+        surcharge=one.surcharge,
+        flags=(*one.raw_flags, *_notes(one)),
+        raw_amounts=one.raw_amounts or None,
+    )
+
+
+MOST_NOTES: Final = 10
+"""Events of a payment that are told in words; the gateway has all of them."""
+
+
+def _notes(one: Transaction) -> list[str]:
+    """Return what the gateway tells beside the amounts of a payment, for a person: uncounted chargeback events, and a credit."""
+    notes = []
+    for event in one.chargeback_events:
+        if event.counted is None:
+            told = " ".join(filter(None, (event.kind, event.amount, event.currency, event.date)))
+            notes.append(f"{decisions.EVENT}{told or 'without a type and an amount'}")
+    if one.credited:
+        notes.append(f"{decisions.CREDIT}{money.spelled(one.credited, one.currency)}")
+    return notes[:MOST_NOTES]

@@ -1,0 +1,231 @@
+"""The wire to the gateway: one request out, the bytes of a 2xx answer back, or what it came to instead.
+
+Guarantees: an exchange ends within `gateway_total_timeout`, whatever the other side sends (nothing, too much, nonsense, for
+ever); only cancellation passes through. A request with a `FencedBody` leaves at most once and only past its fence, and what did
+not leave is told apart from what may have. No redirect is followed, no cookie kept, no proxy or other word of the environment
+heard; certificates are verified. Nothing here knows what a request is about, and nothing is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
+from http import HTTPStatus
+from typing import TYPE_CHECKING, TypeAlias
+
+import aiohttp
+import certifi
+
+from orchestrator.gateway.lease_guard import FencedBody
+from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+    from yarl import URL
+
+    from orchestrator.gateway.limits import Door
+    from orchestrator.settings import Settings
+
+Failure: TypeAlias = Refused | Unauthorized | NotSent | Busy | Unknown | Throttled
+
+RETRY_AFTER_CAP = 3600.0
+"""Seconds. Whatever a Retry-After says, we ask again within the hour: the alarm belongs to us, not to the gateway."""
+KEEPALIVE = 15.0
+"""Seconds that an idle connection is kept; short, so that the gateway rarely closes one while we start to use it."""
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Return the one TLS context of the process: certificates verified, and reading the roots takes tens of milliseconds."""
+    return ssl.create_default_context(cafile=certifi.where())
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; its body, if it has one, brings its own Content-Type."""
+
+    method: str
+    url: URL
+    headers: Mapping[str, str] = field(repr=False)
+    body: aiohttp.Payload | None = field(repr=False)
+
+
+class Wire:
+    """The connections of one process.
+
+    An exchange begins when its gateway's door lets it pass. One that is not let in within half of the total timeout is `Busy`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Take limits and timeouts; connections open as they are needed."""
+        self._total = settings.gateway_total_timeout
+        self._limit = settings.gateway_answer_limit
+        # aiohttp's "sock_connect" is one socket's; its "connect" runs from the request to a connection that can be used, so it
+        # is what bounds name lookup, several addresses and TLS. Waiting at the door is over by then.
+        connect, read = settings.gateway_connect_timeout, settings.gateway_read_timeout
+        self._timeout = aiohttp.ClientTimeout(connect=connect, sock_connect=connect, sock_read=read)
+        self._tls = _tls()
+        self._session: aiohttp.ClientSession | None = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        # No limit of its own: the doors have theirs, and nobody may wait twice.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE, ssl=self._tls),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            timeout=self._timeout,
+        )
+        return self._session
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._session:
+            await self._session.close()
+
+    async def exchange(self, request: Request, *, door: Door, whose: Hashable = None) -> bytes | Failure:
+        """Send one request and return the body of a 2xx answer, or what it came to instead.
+
+        `whose` says in which line it waits before the door: nobody's line is served twice before another's.
+        """
+        body = request.body
+        if not isinstance(body, FencedBody):
+            return await self._exchange(request, door, whose)
+        try:
+            outcome = await self._exchange(request, door, whose)
+        finally:
+            body.withdraw()  # after an answer, a timeout or a cancellation nothing may follow
+        return _past_fence(body, outcome)
+
+    async def _exchange(self, request: Request, door: Door, whose: Hashable) -> bytes | Failure:
+        deadline = asyncio.get_running_loop().time() + self._total
+        if not door.enter_now():
+            try:
+                async with asyncio.timeout(self._total / 2):
+                    await door.enter(whose)
+            except TimeoutError:
+                return Busy("Every connection to the gateway was busy.")
+        try:
+            async with asyncio.timeout_at(deadline):
+                session = self._session or self._open()
+                response = await session.request(
+                    request.method,
+                    request.url,
+                    headers=request.headers,
+                    data=request.body,
+                    allow_redirects=False,
+                )
+                try:
+                    if response.status in range(200, 300):
+                        return await self._body(response.content)
+                    return _refusal(request, response)
+                finally:
+                    response.close()  # a connection whose answer has come to its end is already kept for others
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            return _fault(error)
+        finally:
+            door.leave()
+
+    async def _body(self, stream: aiohttp.StreamReader) -> bytes | Unknown:
+        chunks, size = [], 0
+        while chunk := await stream.readany():
+            size += len(chunk)
+            if size > self._limit:
+                return Unknown("The gateway's answer went beyond the size limit.", unreadable=True)
+            chunks.append(chunk)
+        if not size:
+            return Unknown("The gateway answered without a body.")
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+# ── What came back instead of an answer ─────────────────────────────────────────────────────────────────────────────────
+
+# First match wins: a connection that could not be made (ClientConnectorError) is one kind of a connection that failed.
+# A kept connection that the gateway closed meanwhile: aiohttp itself repeats a GET once on a new one (looking twice harms
+# nobody); a POST is `Unknown`, because nothing tells whether it was read before the connection closed.
+_FAULTS: tuple[tuple[tuple[type[BaseException], ...], NotSent | Unknown], ...] = (
+    ((aiohttp.ClientConnectorDNSError,), NotSent("The gateway's host name was not found.")),
+    ((aiohttp.ClientSSLError,), NotSent("No secure connection to the gateway could be made.")),
+    ((aiohttp.ClientConnectorError,), NotSent("The gateway could not be connected to.")),
+    ((aiohttp.ConnectionTimeoutError,), NotSent("The gateway did not take the connection in time.")),
+    (
+        (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError),
+        NotSent("The gateway's URL of this merchant is not an HTTP URL."),
+    ),
+    ((aiohttp.SocketTimeoutError,), Unknown("The gateway fell silent.")),
+    ((aiohttp.ClientConnectionError,), Unknown("The connection to the gateway was lost before it answered.")),
+    (
+        (aiohttp.ClientPayloadError,),
+        Unknown("The connection to the gateway was lost in the middle of its answer."),
+    ),
+    ((aiohttp.ClientResponseError,), Unknown("The gateway's answer is not HTTP.")),
+    ((TimeoutError,), Unknown("The gateway did not finish its answer in time.")),
+)
+
+
+def _fault(error: Exception) -> NotSent | Unknown:
+    """Tell what a failure on the way means. Anything not in the table counts as sent."""
+    for kinds, meaning in _FAULTS:
+        if isinstance(error, kinds):
+            return meaning
+    return Unknown("The exchange with the gateway broke off.")
+
+
+def _past_fence(body: FencedBody, outcome: bytes | Failure) -> bytes | Failure:
+    """Correct an outcome by what is known of a fenced body: what did not leave was not sent, however the exchange ended."""
+    if body.left:
+        # No failure on the way is expected to say so of a request that left; none may.
+        return (
+            Unknown("The exchange with the gateway broke off.") if isinstance(outcome, NotSent) else outcome
+        )
+    if isinstance(outcome, NotSent | Busy):
+        return outcome
+    if body.refused:
+        return NotSent("The lease ran out before the call left.")
+    return NotSent("The connection to the gateway ended before the call left.")
+
+
+# A proxy in between may produce these for a request that went through; 409 and 425 say "not now", not "never".
+_UNSETTLED = frozenset({408, 409, 425})
+
+
+def _refusal(request: Request, response: aiohttp.ClientResponse) -> Failure:
+    """Read a status that is not 2xx. The body is not looked at: its shape is not documented, its text may be personal."""
+    status = response.status
+    if status == HTTPStatus.UNAUTHORIZED:
+        return Unauthorized("The gateway did not accept the token or the credentials.")
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return Throttled(_retry_after(response.headers), "The gateway asked for fewer calls.")
+    # A proxy may say so of a request that went through. Looking or asking twice harms nobody; moving money twice does.
+    harmless = not isinstance(request.body, FencedBody)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE and "retry-after" in response.headers and harmless:
+        return Throttled(_retry_after(response.headers), "The gateway is unavailable and named a time.")
+    if status in range(400, 500) and status not in _UNSETTLED:
+        return Refused(status, f"The gateway refused with HTTP {status}.")
+    return Unknown(f"The gateway answered HTTP {status}.")
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Read Retry-After, seconds or a date, as seconds between 0 and the cap; None for what is neither."""
+    text = headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text[:10]), RETRY_AFTER_CAP)
+    when = _date(text)
+    if when is None:
+        return None
+    # The gateway's own clock, where it tells it: a date is only as good as the clock that it was read from.
+    now = _date(headers.get("date", "")) or datetime.now(UTC)
+    return min(max((when - now).total_seconds(), 0.0), RETRY_AFTER_CAP)
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        when = parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    return when if when.tzinfo else when.replace(tzinfo=UTC)

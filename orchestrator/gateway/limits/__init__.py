@@ -1,0 +1,194 @@
+"""The doors of gateways: how many calls go through one at once, how many in a second, and when a gateway is left alone.
+
+A gateway is scheme, host and port. Each has connections of its own, so that a slow one takes nobody else's; whoever waits for one
+is served in turn, merchant after merchant and kind of call after kind of call. Behind a door that is shut nothing is sent and nothing
+is waited for: the call is `Busy`, and says for how long. Only what shows that a gateway does not work shuts its door.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from orchestrator import log as logs
+from orchestrator.gateway.limits import rate
+from orchestrator.gateway.limits.circuit_breaker import Breaker
+from orchestrator.gateway.outcomes import Busy, Done, NotSent, Refused, Throttled, Unauthorized, Unknown
+from orchestrator.gateway.limits.round_robin import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from orchestrator.gateway.limits.shared_state import Board
+    from orchestrator.gateway.outcomes import Outcome
+    from orchestrator.settings import Settings
+
+log = logs.get(__name__)
+
+LONGEST_THROTTLE: Final = 60.0
+"""Seconds for which a merchant's calls rest at most because one of them was told to come later. The call itself waits as it was told."""
+
+
+class Doors:
+    """All doors of a process."""
+
+    def __init__(self, settings: Settings, board: Board) -> None:
+        self._settings, self._board = settings, board
+        self._places = Turns(settings.gateway_pool_total)
+        self._doors: dict[str, Door] = {}
+
+    def of(self, gateway: str) -> Door:
+        """Return the door of a gateway."""
+        door = self._doors.get(gateway)
+        if door is None:
+            door = self._doors[gateway] = Door(gateway, self._settings, self._board, self._places)
+        return door
+
+
+class Door:
+    """The door of one gateway; `places` are those that all gateways share."""
+
+    def __init__(self, gateway: str, settings: Settings, board: Board, places: Turns) -> None:
+        self.gateway, self._board, self._everybodys = gateway, board, places
+        self._slots = Turns(settings.gateway_pool_size)
+        self._breaker = Breaker(settings.breaker_failures, settings.breaker_pause)
+        per_second = settings.gateway_calls_per_second
+        self._permits = Permits(gateway, per_second, board) if per_second else None
+        self._throttled: dict[str, float] = {}
+
+    # Whether to call at all.
+
+    def wait(self, merchant: str) -> float:
+        """Return the seconds for which this merchant's calls are not to be made; 0: none."""
+        if self._breaker.closed and not self._throttled and not self._board.anything_alone:
+            return 0.0
+        now = time.monotonic()
+        elsewhere = self._board.alone_until(self.gateway)
+        if elsewhere > now and self._breaker.heard(elsewhere, now):
+            log.warning("gateway_paused", gateway=self.gateway, seconds=round(elsewhere - now, 1), heard=True)
+        name = self._name(merchant)
+        throttled = (
+            max(self._throttled.get(name, now), min(self._board.alone_until(name), now + LONGEST_THROTTLE))
+            - now
+        )
+        return max(self._breaker.wait(now), throttled)
+
+    def begin(self) -> bool:
+        """Begin a call; say whether it must `end`."""
+        return self._breaker.enter()
+
+    def end(self) -> None:
+        """End a call that began so."""
+        self._breaker.leave()
+
+    def note(self, merchant: str, outcome: Outcome[object]) -> None:
+        """Learn from what a call came to."""
+        match outcome:
+            case Done() | Refused() | Unauthorized():
+                if self._breaker.served():
+                    self._board.take_back(self.gateway)
+                    log.info("gateway_back", gateway=self.gateway)
+                if self._throttled:
+                    self._unthrottle(merchant)
+            case Throttled(retry_after=float() | int() as seconds) if seconds > 0:
+                self._throttle(merchant, min(seconds, LONGEST_THROTTLE))
+            case NotSent() | Unknown() | Throttled():
+                pause = self._breaker.failed(time.monotonic())
+                if pause is not None:
+                    self._board.leave_alone(self.gateway, pause)
+                    log.warning("gateway_paused", gateway=self.gateway, seconds=pause, reason=outcome.reason)
+            case Busy():
+                pass  # it was not asked
+
+    def _throttle(self, merchant: str, seconds: float) -> None:
+        name, until = self._name(merchant), time.monotonic() + seconds
+        if name not in self._throttled:
+            log.warning(
+                "gateway_paused", gateway=self.gateway, merchant=merchant, seconds=seconds, reason="throttled"
+            )
+        if until > self._throttled.get(name, 0.0):
+            self._throttled[name] = until
+            self._board.leave_alone(name, seconds)
+
+    def _unthrottle(self, merchant: str) -> None:
+        name = self._name(merchant)
+        if self._throttled.get(name, float("inf")) <= time.monotonic():
+            del self._throttled[name]
+            log.info("gateway_back", gateway=self.gateway, merchant=merchant)
+
+    def _name(self, merchant: str) -> str:
+        return f"{self.gateway} {merchant}"
+
+    # When to call.
+
+    def enter_now(self) -> bool:
+        """Take a place and a permit, if they are there."""
+        if not self._slots.take_now():
+            return False
+        if not self._everybodys.take_now():
+            self._slots.give_back()
+            return False
+        if self._permits is not None and not self._permits.take_now():
+            self.leave()
+            return False
+        return True
+
+    async def enter(self, whose: Hashable) -> None:
+        """Take a permit and a place, in turn with whoever else waits for them."""
+        if self._permits is not None:
+            await self._permits.take(whose)
+        await self._slots.take(whose)
+        try:
+            await self._everybodys.take(self.gateway)
+        except asyncio.CancelledError:
+            self._slots.give_back()
+            raise
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self._everybodys.give_back()
+        self._slots.give_back()
+
+
+class Permits:
+    """The calls that a gateway's budget allows now: in hand, or fetched in batches in the background while somebody wants them."""
+
+    def __init__(self, gateway: str, per_second: float, board: Board) -> None:
+        self._gateway, self._rate, self._board = gateway, per_second, board
+        self._batch = rate.batch(per_second)
+        self._alone = rate.Schedule()
+        self._hand = Turns(0)
+        self._fetched_at = 0.0
+        self._fetching: asyncio.Task[None] | None = None
+
+    def take_now(self) -> bool:
+        """Take a permit that is in hand."""
+        if time.monotonic() - self._fetched_at > rate.KEPT:
+            self._hand.withdraw_free()
+        taken = self._hand.take_now()
+        if self._hand.free * 2 < self._batch:
+            self._fetch()
+        return taken
+
+    async def take(self, whose: Hashable) -> None:
+        """Wait for a permit."""
+        self._fetch()
+        await self._hand.take(whose)
+
+    def _fetch(self) -> None:
+        if self._fetching is None or self._fetching.done():
+            self._fetching = self._board.start(self._fetched())
+
+    async def _fetched(self) -> None:
+        """Fetch a batch, and more while anybody waits."""
+        while True:
+            grant = await self._board.permits(self._gateway, self._rate, self._batch)
+            if grant is None:
+                own = self._rate / max(self._board.workers, 1)
+                grant = self._alone.take(self._batch, own, time.monotonic())
+            self._fetched_at = time.monotonic()
+            self._hand.add(grant.permits)
+            if not self._hand.waiting:
+                return
+            await asyncio.sleep(grant.wait)

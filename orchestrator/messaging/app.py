@@ -1,0 +1,109 @@
+"""The Celery app: its queues, its broker, and the settings that the facts about Celery on Redis ask for."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Final, Literal
+
+from celery import Celery
+from kombu import Queue
+from kombu.transport import TRANSPORT_ALIASES
+
+if TYPE_CHECKING:
+    from orchestrator.settings.broker_url import Endpoint
+    from orchestrator.settings import Settings
+
+QueueName = Literal["checkouts", "callbacks"]
+QUEUES: Final = ("callbacks", "checkouts", "maintenance")
+"""What a worker consumes. `intents` and `deliveries` belong to stages of their own."""
+CARRY: Final = "orchestrator.process"
+SWEEP: Final = "orchestrator.sweep"
+SEAL: Final = "orchestrator.seal"
+SEAL_EVERY: Final = 600.0
+
+TRANSPORTS: Final = {
+    "redis": "orchestrator.messaging.transport:Transport",
+    "rediss": "orchestrator.messaging.transport:Transport",
+    "sentinel": "orchestrator.messaging.transport:SentinelTransport",
+}
+"""Kombu's transports by scheme that are replaced by ours."""
+# A connection whose other end is gone without a word is noticed in seconds, not after the kernel's quarter of an hour.
+_SOCKET: Final = {
+    getattr(socket, name): value
+    for name, value in (
+        ("TCP_USER_TIMEOUT", 15_000), ("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3),
+    )
+    if hasattr(socket, name)
+}  # fmt: skip
+
+app = Celery("orchestrator")
+
+
+def configure(settings: Settings) -> Celery:
+    """Give the app its broker and the settings that the facts about Celery on Redis ask for."""
+    broker = settings.broker
+    TRANSPORT_ALIASES.update(TRANSPORTS)
+    tls: dict[str, object] | None = None
+    transport: dict[str, object]
+    if broker.kind == "amqp":
+        transport = {"socket_settings": _SOCKET}
+        if broker.tls is not None:
+            tls = broker.tls.for_amqp(broker.host)
+    else:
+        transport = {
+            "visibility_timeout": 300,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            "max_connections": settings.worker_threads + 20,
+            "global_keyprefix": "orchestrator:",
+        }
+        if broker.tls is not None:
+            tls = broker.tls.for_redis()
+        if broker.kind == "sentinel":
+            transport |= {"master_name": broker.master, "sentinel_kwargs": _sentinel_options(broker)}
+    app.conf.update(
+        broker_url=";".join(broker.urls),
+        broker_use_ssl=tls,
+        broker_transport_options=transport,
+        broker_pool_limit=4,
+        broker_connection_timeout=5,
+        broker_pool_acquire_timeout=10,
+        broker_heartbeat=10,
+        result_backend=None,
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_serializer="json",
+        accept_content=["json"],
+        task_queues=[
+            # A hint that is lost with its worker is an alarm that rings; to note down each and strike it out again would cost half
+            # of what consuming it costs.
+            *(Queue(name, routing_key=name, no_ack=True) for name in QUEUES),
+            *(Queue(name, routing_key=name) for name in ("intents", "deliveries")),
+        ],
+        task_default_queue="checkouts",
+        task_publish_retry=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_rate_limits=True,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_send_task_events=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # Access to the broker is no right to command a worker; and RabbitMQ holds the queue of a connection that was cut for a while.
+        worker_enable_remote_control=False,
+        worker_consumer="orchestrator.worker.consumer:Consumer",
+    )
+    return app
+
+
+def _sentinel_options(broker: Endpoint) -> dict[str, object]:
+    """Return how Sentinel itself is asked."""
+    options: dict[str, object] = {"socket_timeout": 2, "socket_connect_timeout": 2}
+    if broker.sentinel_password is not None:
+        options |= {"username": broker.sentinel_username, "password": broker.sentinel_password}
+    if broker.tls is not None:
+        options |= {"ssl": True, **broker.tls.for_redis()}
+    return options

@@ -1,0 +1,153 @@
+"""The doorbell: hints published from a background thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from orchestrator.messaging.app import CARRY, configure
+from orchestrator.messaging.publisher import BackOff, Message, Publisher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from uuid import UUID
+
+    from orchestrator.settings import Settings
+    from orchestrator.messaging.app import QueueName
+
+SHARE: Final = 0.05
+"""The most of its time that the thread publishes. A message costs far more than another id in it, here and at the worker, so a crowd
+of hints gathers for as long as the last publishing makes it worth; a hint that comes alone waits for nothing."""
+LONGEST_REST: Final = 0.1
+
+
+class _Hint(NamedTuple):
+    queue: str
+    ids: tuple[UUID, ...]
+    alone: bool
+    whose: int | None
+
+
+class _Rest(NamedTuple):
+    """Until when hints gather, and whose the crowd is. Somebody else's hint breaks the rest, once in the time of one."""
+
+    until: float
+    crowd: frozenset[int | None] = frozenset()
+    unbroken_until: float = float("-inf")
+
+
+class Doorbell:
+    """Publishes hints from a background thread, never in the way of a request.
+
+    A hint that cannot be published is dropped: its checkout's alarm rings by itself. `healthy` says whether the last try went
+    through.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = configure(settings)
+        self._publisher = Publisher(self._app)
+        self._link = BackOff("publisher")
+        self._size = settings.hint_size
+        self._waiting: queue.SimpleQueue[_Hint | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._room = 200_000
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last try went through."""
+        return not self._link.away
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name="doorbell", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Publish what waits (within seconds), then stop."""
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join(timeout=5)
+            self._thread = None
+
+    def ring(
+        self,
+        ids: Iterable[UUID],
+        *,
+        queue: QueueName = "checkouts",
+        alone: bool = False,
+        whose: int | None = None,
+    ) -> None:
+        """Hint at checkouts of a merchant; returns at once. `alone` keeps others out of the message."""
+        if self._waiting.qsize() < self._room:
+            self._waiting.put(_Hint(queue, tuple(ids), alone, whose))
+
+    def depth(self, name: QueueName) -> int:
+        """Return how many messages wait in a queue; raises kombu's errors when the broker is away. For any thread."""
+        publisher = Publisher(self._app)
+        try:
+            return publisher.depth(name)
+        finally:
+            publisher.close()
+
+    def _run(self) -> None:
+        rest = _Rest(float("-inf"))
+        while True:
+            hints, rested = self._gathered(rest)
+            begun = time.monotonic()
+            try:
+                self._publish([hint for hint in hints if hint is not None])
+                self._link.worked()
+            except Exception as error:  # noqa: BLE001 - the thread outlives every error of a broker
+                pause = self._link.failed(error)
+                if hints[-1] is not None:
+                    time.sleep(pause)
+            if hints[-1] is None:
+                self._publisher.close()
+                return
+            ended = time.monotonic()
+            length = min((ended - begun) / SHARE, LONGEST_REST)
+            # Where they come one after the other, each because the one before is done, a rest gathers nothing.
+            crowd = not self._waiting.empty() or (rested and len(hints) > 1)
+            broken = ended + length if rested and begun < rest.until else rest.unbroken_until
+            rest = _Rest(
+                ended + length if crowd else ended,
+                frozenset(hint.whose for hint in hints if hint is not None),
+                unbroken_until=broken,
+            )
+
+    def _gathered(self, rest: _Rest) -> tuple[list[_Hint | None], bool]:
+        """Wait for a hint, and for the end of the rest; return whatever has come, and whether there was a rest.
+
+        None at the end means that no more will come.
+        """
+        hints = [self._waiting.get()]
+        until, rested = rest.until, rest.until > time.monotonic()
+        while (last := hints[-1]) is not None and len(hints) < self._size * 20:
+            now = time.monotonic()
+            if last.whose not in rest.crowd and now >= rest.unbroken_until:
+                until = now
+            try:
+                hints.append(self._waiting.get(timeout=max(until - now, 0.0)))
+            except queue.Empty:
+                break
+        return hints, rested
+
+    def _publish(self, hints: list[_Hint]) -> None:
+        together: dict[str, dict[UUID, None]] = defaultdict(dict)
+        for hint in hints:
+            if not hint.alone:
+                together[hint.queue].update(dict.fromkeys(hint.ids))
+        messages = [(hint.queue, hint.ids) for hint in hints if hint.alone]
+        for name, ids in together.items():
+            listed = tuple(ids)
+            messages += [
+                (name, listed[start : start + self._size]) for start in range(0, len(listed), self._size)
+            ]
+        if not messages:
+            return
+        self._publisher.publish(
+            Message(CARRY, name, [[str(one) for one in listed]]) for name, listed in messages
+        )

@@ -1,0 +1,340 @@
+"""What people and clients ask for. A command is taken under the lease, like every other reason to move.
+
+A command that asks for money becomes an operation of its own; one whose transaction has an operation under way waits for that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from orchestrator.domain import decisions, money, operations, reconciliation
+from orchestrator import log
+from orchestrator.audit import Action
+from orchestrator.store.checkouts import KEEP, Event, Known, command_holds, rival_of
+from orchestrator.domain.states import CARRIED, CLOSED, Moved, State, Trigger, decide
+
+if TYPE_CHECKING:
+    from orchestrator.processing.step import Step
+    from orchestrator.store.checkouts import Command, Held, Operation
+
+_log = log.get(__name__)
+
+ORDER_USES: Final = 4
+"""One order number serves about four orders or payments at the gateway (D7, D8)."""
+
+
+def wait(held: Held) -> bool:
+    """Say whether there is something to do that asks nothing of the gateway."""
+    return bool(held.commands) or (held.withdrawn_at is not None and held.state in CARRIED)
+
+
+def ready(held: Held) -> Command | None:
+    """Return the oldest command that can be taken now; None while all wait for an operation on their transaction."""
+    return next((one for one in held.commands if not _blocked(held, one)), None)
+
+
+def _blocked(held: Held, command: Command) -> bool:
+    if not isinstance(command.arguments, dict):
+        # Of our making it is not; it is refused when it is its turn.
+        return False
+    if command.kind == "resolve" and command.arguments.get("decision") == "return":
+        return held.operation is not None and reconciliation.word_of(held.attention) != operations.UNCLEAR
+    if command.kind not in operations.KINDS:
+        return False
+    named = command.arguments.get("transactionId")
+    targets = {named} if named else held.accepted
+    return any(one.open and one.transaction_id in targets for one in held.operations)
+
+
+async def obey(step: Step, command: Command) -> None:
+    """Take a command: carry it out, turn it into an operation, or refuse it with the reason."""
+    held = step.held
+    if not command_holds(step.carrier.vault, held.id, held.merchant_id, command) or command.taken:
+        await _refuse_foreign(step, command)
+        return
+    if command.expected_version is not None and command.expected_version != held.version:
+        said = f"it was asked for version {command.expected_version}, and the checkout is at version {held.version} now"
+        await _refuse(step, command, said)
+        return
+    match command.kind:
+        case "cancel":
+            await _withdraw(step, command)
+        case "capture" | "refund" | "release":
+            await _move_money(step, command)
+        case "retry":
+            await _retry(step, command)
+        case "resolve":
+            await _resolve(step, command)
+        case "reopen" if held.state not in CLOSED:
+            await _refuse(step, command, f"a checkout that is {held.state} cannot be reopened")
+        case _:
+            # reopen and reconcile are answered by the next look, which is taken under this lease.
+            step.answering = command
+
+
+def _about(command: Command) -> dict[str, object]:
+    return {"command": str(command.id), "kind": command.kind, "reason": command.reason, **command.arguments}
+
+
+async def _refuse_foreign(step: Step, command: Command) -> None:
+    """Refuse what no process of ours stored as it stands, or what was taken before: somebody wrote into the database."""
+    why = (
+        "it was taken before, and its row was changed since"
+        if command.taken
+        else "its row was not written by the API or the command line of this installation, or was changed since"
+    )
+    _log.error(
+        "command_not_authentic", security=True, command=str(command.id), kind=command.kind, claimed_actor=command.actor, reason=why
+    )  # fmt: skip
+    told = {"operationId": None, "commandId": command.id, "kind": command.kind, "reason": why}
+    await step.write(
+        None, Action.COMMAND_REFUSED, evidence={
+            "command": str(command.id), "kind": command.kind, "claimedActor": command.actor, "refusal": why, "authentic": False,
+        },
+        attempts=step.held.attempts, done=((command.id, f"refused: {why}"),),
+        events=(Event("checkout.operation_rejected", told),) if command.kind in operations.KINDS else (),
+    )  # fmt: skip
+
+
+async def _refuse(step: Step, command: Command, why: str) -> None:
+    events: tuple[Event, ...] = ()
+    if command.kind in operations.KINDS:
+        told = {"operationId": None, "commandId": command.id, "kind": command.kind, "reason": why}
+        events = (Event("checkout.operation_rejected", told),)
+    await step.write(
+        None, Action.COMMAND_REFUSED, actor=command.actor, evidence={**_about(command), "refusal": why},
+        attempts=step.held.attempts, done=((command.id, f"refused: {why}"),), events=events,
+    )  # fmt: skip
+
+
+async def _withdraw(step: Step, command: Command) -> None:
+    held = step.held
+    if held.withdrawn_at is not None:
+        await _refuse(step, command, "it is being cancelled already")
+        return
+    if (
+        not isinstance(decide(held.state, Trigger.CANCELLED), Moved)
+        and held.state is not State.CALLBACK_RECEIVED
+    ):
+        await _refuse(step, command, f"a checkout that is {held.state} cannot be cancelled")
+        return
+    # From now on the token is not handed out; a checkout that was never offered is cancelled at once, any other
+    # after its grace and a look that shows nothing paid, pending or open.
+    await step.write(
+        None, Action.CANCEL_REQUESTED, actor=command.actor, evidence=_about(command), withdrawn=True, looks=0,
+        attempts=held.attempts, done=((command.id, "accepted"),),
+    )  # fmt: skip
+
+
+async def cancel(step: Step) -> None:
+    """Cancel a withdrawn checkout that was never offered: nobody could pay it, so there is nothing to wait for."""
+    await step.end(Trigger.CANCELLED, "checkout.cancelled", {"by": "command"})
+
+
+# ── Money ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _move_money(step: Step, command: Command) -> None:
+    held = step.held
+    wanted = command.arguments.get("transactionId")
+    if not wanted and len(held.accepted) > 1:
+        parts = ", ".join(sorted(held.accepted))
+        await _refuse(step, command, f"this order is paid by transactions {parts}: name one of them")
+        return
+    targets = {wanted} if wanted else held.accepted
+    payment = next((one for one in held.known if one.transaction_id in targets), None)
+    if payment is None:
+        said = (
+            f"no look has seen transaction {wanted} for this order"
+            if wanted
+            else f"a checkout that is {held.state} has no payment"
+        )
+        await _refuse(step, command, said)
+        return
+    amount, refusal = _amount_of(held, command, payment)
+    if refusal is not None:
+        await _refuse(step, command, refusal)
+        return
+    operation = operations.ask(
+        payment, command.kind, amount=amount, cause="asked", actor=command.actor, reason=command.reason,  # type: ignore[arg-type]
+        command_id=command.id,
+    )  # fmt: skip
+    await request(step, operation, actor=command.actor, done=((command.id, f"accepted: {operation.id}"),))
+
+
+def _amount_of(held: Held, command: Command, payment: Known) -> tuple[int, str | None]:
+    """Return the amount that a command is about, in minor units, and why it cannot be taken, if it cannot."""
+    kind, asked = command.kind, command.arguments.get("amount")
+    accepted = payment.transaction_id in held.accepted
+    if kind == "capture" and not accepted:
+        return (
+            0,
+            "only the payment that completed the checkout can be captured; surplus is released or refunded",
+        )
+    if kind == "capture" and held.captures_itself:
+        return (
+            0,
+            "the gateway captures this payment by itself (autoCapture), and has not said that it will not",
+        )
+    if kind == "release" and payment.captured > 0:
+        return 0, "it has been captured: refund it instead"
+    if kind == "release":
+        return payment.reserved, None if payment.left > 0 else "nothing is left to release"
+    # What the shopper's bank took back is with the shopper already.
+    back = payment.refunded + payment.charged_back
+    left = payment.captured - back if kind == "refund" else payment.reserved - payment.captured
+    amount = left if asked is None else int(asked)
+    if amount <= 0 or left <= 0:
+        return 0, f"nothing is left to {kind}"
+    if amount > left:
+        asked_for, there = money.spelled(amount, payment.currency), money.spelled(left, payment.currency)
+        return 0, f"only {there} are left to {kind}, and {asked_for} were asked for"
+    return amount, None
+
+
+async def request(step: Step, operation: Operation, *, actor: str, **changes: Any) -> None:
+    """Write a requested operation; it is carried out under the same lease."""
+    evidence = {
+        "operation": str(operation.id), "kind": operation.kind, "transaction": operation.transaction_id,
+        "amount": operation.amount, "currency": operation.currency, "cause": operation.cause, "reason": operation.reason,
+    }  # fmt: skip
+    if operation.command_id is not None:
+        # A command that the trail names is never taken again.
+        evidence["command"] = str(operation.command_id)
+    await step.write(
+        None, Action.MONEY_REQUESTED, actor=actor, evidence=evidence, operations=(operation,), attempts=0, alarm=KEEP,
+        **changes,
+    )  # fmt: skip
+
+
+# ── What a person decides ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _retry(step: Step, command: Command) -> None:
+    """Forget failures and look at it now."""
+    await step.write(
+        None, Action.COMMAND_TAKEN, actor=command.actor, evidence=_about(command), attempts=0, looks=0,
+        attention=step.calm(poisoned=True), last_error=None, done=((command.id, "done: it is tried again now"),),
+    )  # fmt: skip
+
+
+async def _resolve(step: Step, command: Command) -> None:
+    held = step.held
+    word = reconciliation.word_of(held.attention)
+    if not word:
+        await _refuse(step, command, "nothing is waiting for a decision")
+        return
+    if word == operations.UNCLEAR:
+        await _settle(step, command)
+        return
+    decision = str(command.arguments.get("decision"))
+    if decision == "return":
+        await _return(step, command, word)
+        return
+    completed = held.state is State.COMPLETED
+    refusal = decisions.refusal(held, held.known, held.attention or "", decision, completed=completed)
+    if refusal is not None:
+        await _refuse(step, command, refusal)
+        return
+    marks = reconciliation.marks(held, decision)
+    keeps = decision == "keep" and word in decisions.PROBLEMS and not completed
+    said = (
+        "the order is completed with these payments, if the gateway still holds the same"
+        if keeps
+        else "it is not asked again"
+    )
+    about = [
+        {"id": one.transaction_id, "reserved": one.reserved, "captured": one.captured, "refunded": one.refunded,
+         "currency": one.currency}
+        for one in held.known if one.transaction_id in marks
+    ]  # fmt: skip
+    await step.write(
+        None, Action.ATTENTION_CLEARED, actor=command.actor,
+        evidence={**_about(command), "attention": word, "transactions": about}, attempts=0, attention=None,
+        # What is kept completes the order under this very lease, as soon as a lookup shows the same once more.
+        decided=marks or None, done=((command.id, f"done: {said}"),), alarm=KEEP if keeps else 0.0,
+    )  # fmt: skip
+
+
+async def _settle(step: Step, command: Command) -> None:
+    """End the operation of which the gateway's books say nothing clear, as a person found it: done (keep), or not (dismiss)."""
+    decision = command.arguments.get("decision")
+    unclear = [
+        one
+        for one in step.held.operations
+        if one.open and (one.last_error or "").startswith(operations.UNCLEAR)
+    ]
+    if decision == "return" or not unclear:
+        await _refuse(step, command, "say keep if it was done at the gateway, or dismiss if it was not")
+        return
+    state = "succeeded" if decision == "keep" else "rejected"
+    await step.write(
+        None, Action.MONEY_SUCCEEDED if decision == "keep" else Action.MONEY_REJECTED, actor=command.actor,
+        evidence={**_about(command), "by": "person", "operations": [str(one.id) for one in unclear]}, attempts=0,
+        attention=None, done=((command.id, f"done: it is {state}, as you found it"),), alarm=0.0,
+        operations=tuple(replace(one, state=state, last_error=f"{state} by decision of a person") for one in unclear),
+    )  # fmt: skip
+
+
+async def _return(step: Step, command: Command, word: str) -> None:
+    held = step.held
+    if word not in {"late_payment", "unknown_order", "surplus_payment", *decisions.PROBLEMS}:
+        await _refuse(step, command, f"{word} is not about money that could be returned: say keep or dismiss")
+        return
+    late = word in {"late_payment", "unknown_order"}
+    concerned = [one for one in reconciliation.concerned(held) if one.left > 0]
+    unclear = [one.transaction_id for one in concerned if one.reading not in decisions.MONEY]
+    if unclear:
+        said = f"what transaction {unclear[0]} holds is not clear: give its money back in the gateway's own interface, then reconcile"
+        await _refuse(step, command, said)
+        return
+    targets = [
+        one
+        for one in concerned
+        if (word in decisions.PROBLEMS or not one.is_decided(word))
+        and (late or one.binding == reconciliation.Binding.BOUND)
+    ]
+    if not targets:
+        await _refuse(
+            step, command, "no transaction that this is about holds money that is surely this order's"
+        )
+        return
+    back = tuple(
+        operations.give_back(one, actor=command.actor, reason=word, command_id=command.id) for one in targets
+    )
+    await step.write(
+        None, Action.MONEY_REQUESTED, actor=command.actor,
+        evidence={**_about(command), "attention": word, "operations": [str(one.id) for one in back]}, attempts=0,
+        operations=back, done=((command.id, f"accepted: {', '.join(str(one.id) for one in back)}"),), alarm=KEEP,
+    )  # fmt: skip
+
+
+async def reopen(step: Step, verdict: reconciliation.Verdict) -> None:
+    """Take a closed checkout up again, after a look that shows no money and nothing open."""
+    held, command = step.held, step.answering
+    assert command is not None  # noqa: S101 - the caller's condition
+    rival = await rival_of(step.carrier.db, held)
+    refusal = None
+    if not await step.was_asked_for():
+        refusal = f"nobody asked for order {held.order_ref}: there is nothing to open a session with"
+    elif rival is not None:
+        refusal = f"order {held.order_ref} belongs to checkout {rival} now"
+    elif held.openings >= ORDER_USES:
+        refusal = f"order number {held.order_ref} has been used {held.openings} times at the gateway, which takes about {ORDER_USES}"
+    elif verdict.finding not in {reconciliation.Finding.NOTHING, reconciliation.Finding.DECLINED}:
+        refusal = f"the gateway shows this order as {verdict.finding}"
+    step.answering = None
+    if refusal is not None:
+        await _refuse(step, command, refusal)
+        return
+    asked = command.arguments.get("expiresIn")
+    life = float(asked) if asked is not None else held.life
+    await step.write(
+        Trigger.REOPENED, Action.CHECKOUT_REOPENED, actor=command.actor,
+        evidence={**_about(command), **verdict.evidence, "openings": held.openings}, payments=verdict.payments,
+        expires_in=life or float(step.settings.checkout_expires_in), life=life, session_id=None, methods=None,
+        attention=None, last_error=None, looks=0, done=((command.id, "done: it is reopened"),),
+        # A new claim brings the intent along.
+        alarm=0.0, events=(Event("checkout.reopened", {}),),
+    )  # fmt: skip

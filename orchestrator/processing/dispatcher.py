@@ -1,0 +1,319 @@
+"""Admission: hints come in, and checkouts are claimed and carried as far as there is room, each merchant within its fair share.
+
+A hint is answered at once: what it names is claimed, or it is left behind in Postgres, where it stays hinted and has its alarm. So
+the backlog is in Postgres and never in the way of somebody else's hint. Admission remembers who left something behind, and when
+there is room again it claims what has waited longest, without another hint. A hint waits only while there is no room at all.
+
+While there is room for all, nothing is weighed and nobody is asked whose it is. Claims run one after the other, each with whatever
+came while the last one ran: when idle nothing waits, and under load there are fewer and larger ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from orchestrator import log
+from orchestrator.processing.fair_share import Flow, Room, Wish
+from orchestrator.store.database import is_away
+from orchestrator.store.checkouts import claim, claim_waiting, merchants_of, renew
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from uuid import UUID
+
+    from orchestrator.processing.processor import Carrier
+    from orchestrator.processing.fair_share import Lane
+    from orchestrator.store.checkouts import Held
+
+_log = log.get(__name__)
+
+MOST: Final = 50
+"""Checkouts in one claim: its rows are read on the event loop, where everybody else waits meanwhile."""
+PARTS: Final = 20
+"""Places that became free are given to those who wait in portions of one in so many: claims of one row each would cost more."""
+CALLS_IN_HAND: Final = 2
+"""Checkouts of one gateway in flight for each of its connections: one calls, one is being written or waits its turn."""
+REMEMBERED: Final = 1000
+"""Checkouts of one merchant that are remembered by id when callbacks must wait; the others are brought by their alarms."""
+RENEWALS: Final = 4
+"""Times that a lease is renewed within its time."""
+LONGEST_HELD: Final = 6
+"""Times that a lease lasts, or a call to the gateway may, after which one is renewed no more: something is wrong with its step."""
+AGAIN: Final = 1.0
+"""Seconds until those who wait are looked for again after Postgres failed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Hint:
+    ids: Sequence[UUID]
+    # None: nobody waits for it.
+    done: asyncio.Future[bool] | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.done is not None and self.done.done()
+
+    def tell(self, *, answered: bool = True) -> None:
+        """Tell the caller whether it is answered.
+
+        A value and never the exception: one exception object may reach several callers, and a caller outside the event loop
+        (Celery) clears the frames of its traceback, which ends the coroutines that they belong to.
+        """
+        if self.done is not None and not self.done.done():
+            self.done.set_result(answered)
+
+
+class Admission:
+    """The way into one process, on its event loop."""
+
+    def __init__(self, carrier: Carrier) -> None:
+        settings = carrier.settings
+        self._carrier, self._settings = carrier, settings
+        self.room = Room(places=settings.in_flight_limit, each=CALLS_IN_HAND * settings.gateway_pool_size)
+        self._portion = max(min(self.room.smallest // PARTS, MOST), 1)
+        self._hints: dict[Lane, deque[_Hint]] = {"callbacks": deque(), "checkouts": deque()}
+        # Who left something behind. What came by callbacks is remembered by id; the rest is in Postgres, in order of its alarms.
+        self._behind: dict[Flow, dict[UUID, None]] = {}
+        self._carried: dict[tuple[UUID, UUID], tuple[Flow, str, Held]] = {}
+        self._left_since = 0
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self.rounds = 0
+        """Rounds of the dispatcher that have ended, well or not; `waiting` that stays while this stands still is a fault."""
+        self._round_ended = asyncio.get_running_loop().time()
+        self._under_way: set[asyncio.Task[list[UUID]]] = set()
+        self._runner = asyncio.create_task(self._run(), name="admission")
+        self._runner.add_done_callback(self._runner_ended)
+        self._closed = asyncio.Event()
+        self._renewer = asyncio.create_task(self._renew(), name="leases")
+
+    @property
+    def crowded(self) -> list[int]:
+        """Merchants that left something behind which this process claims by itself."""
+        return [flow.merchant_id for flow in self._behind if flow.lane == "checkouts"]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the dispatcher has ended, which only a shutdown may make it do."""
+        return self._runner.done() and not self._stopping
+
+    @property
+    def waiting(self) -> int:
+        """How many hints wait for the dispatcher, with room for them."""
+        return 0 if self.room.full or self._stopping else sum(map(len, self._hints.values()))
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last round of the dispatcher ended."""
+        return asyncio.get_running_loop().time() - self._round_ended
+
+    async def admit(self, ids: Sequence[UUID], lane: Lane = "checkouts") -> bool:
+        """Return when each of `ids` is claimed or left behind; false where a claim failed, or no room came within a lease's time.
+
+        What is not claimed keeps its alarm, and the failure is logged here: the caller has nothing to do about it.
+        """
+        if self._stopping:
+            return False
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._put(_Hint(ids, done), lane)
+        await asyncio.wait({done}, timeout=self._settings.lease_seconds)
+        if done.done():
+            return done.result()
+        done.cancel()
+        _log.warning("no_room", in_flight=self.room.taken)
+        return False
+
+    def stop(self) -> None:
+        """Admit nothing more; what is in flight ends its step and gives its lease back."""
+        self._stopping = True
+        self._carrier.stop()
+        for hints in self._hints.values():
+            for hint in hints:
+                hint.tell()
+            hints.clear()
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Stop, and wait for what is in flight."""
+        self.stop()
+        await asyncio.gather(self._runner, *self._under_way, return_exceptions=True)
+        self._closed.set()
+        await self._renewer
+
+    async def _renew(self) -> None:
+        """Renew the leases of what takes long: they are short, so that what a dead process held is soon free."""
+        seconds = self._settings.lease_seconds
+        longest = LONGEST_HELD * max(seconds, self._settings.gateway_total_timeout)
+        while not await self._is_closed_within(seconds / RENEWALS):
+            # What takes so long that something must be wrong with it here is left to the others.
+            held = [
+                one
+                for _, _, one in self._carried.values()
+                if one.lease_left() < seconds * (1 - 1 / RENEWALS) and one.held_for() < longest
+            ]
+            if not held:
+                continue
+            try:
+                async with asyncio.timeout(seconds):
+                    await renew(self._carrier.db, held, lease_seconds=seconds)
+            except Exception as error:  # noqa: BLE001 - the next round tries again; a lease that runs out is known here
+                _log.warning("leases_not_renewed", leases=len(held), error=type(error).__name__)
+
+    async def _is_closed_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        return self._closed.is_set()
+
+    def _runner_ended(self, runner: asyncio.Task[None]) -> None:
+        if not self._stopping:
+            error = None if runner.cancelled() else runner.exception()
+            _log.error("dispatcher_ended", exc_info=error)
+
+    def _put(self, hint: _Hint, lane: Lane) -> None:
+        self._hints[lane].append(hint)
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._stopping:
+                return
+            hints = self._gathered()
+            try:
+                # What was claimed longer ago than a lease is no longer ours.
+                async with asyncio.timeout(self._settings.lease_seconds):
+                    await self._admit(_lanes(hints))
+            except Exception as error:  # noqa: BLE001 - the callers are told; the alarms stand
+                self._failed(error, hints)
+            else:
+                for _, hint in hints:
+                    hint.tell()
+            self.rounds += 1
+            self._round_ended = asyncio.get_running_loop().time()
+
+    def _gathered(self) -> list[tuple[Lane, _Hint]]:
+        """Take hints for one claim, callbacks first; none while there is no room at all."""
+        gathered: list[tuple[Lane, _Hint]] = []
+        size = 0
+        for lane, hints in self._hints.items():
+            while hints and size < MOST and not self.room.full:
+                hint = hints.popleft()
+                if not hint.over:
+                    gathered.append((lane, hint))
+                    size += len(hint.ids)
+        if any(self._hints.values()) and not self.room.full:
+            self._wake.set()
+        return gathered
+
+    async def _admit(self, lanes: Mapping[UUID, Lane]) -> None:
+        if self._behind or self._carrier.busy or not self.room.fits(len(lanes)):
+            await self._share(lanes)
+        elif lanes:
+            self._begin(await self._claim(list(lanes)), lanes)
+
+    async def _share(self, lanes: Mapping[UUID, Lane]) -> None:
+        """Give everybody its share of what room there is, those who were left behind before too."""
+        self._left_since = 0
+        named = await self._named(lanes)
+        wishes = {
+            flow: Wish(self._carrier.gateway_of(flow.merchant_id), len(named.get(flow, ())) or MOST)
+            for flow in (*self._behind, *named)
+        }
+        shares = self.room.share(wishes, most=MOST, busy=self._carrier.busy)
+        chosen: dict[UUID, Lane] = {}
+        for flow, ids in named.items():
+            mine = shares.get(flow, 0)
+            chosen |= dict.fromkeys(ids[:mine], flow.lane)
+            self._leave_behind(flow, ids[mine:])
+        waiting = {flow.merchant_id: number for flow, number in shares.items() if flow not in named}
+        if chosen:
+            self._begin(await self._claim(list(chosen)), chosen)
+        # A place or two are kept for the next time, unless somebody has none at all.
+        if sum(waiting.values()) >= self._portion or any(
+            not self.room.held(Flow(one, "checkouts")) for one in waiting
+        ):
+            await self._claim_waiting(waiting)
+        if sum(shares.values()) == MOST:
+            self._wake.set()
+
+    async def _named(self, lanes: Mapping[UUID, Lane]) -> dict[Flow, list[UUID]]:
+        """Return by flow which checkouts are to be claimed by id: those hinted at, and callbacks' that were left behind."""
+        named: dict[Flow, dict[UUID, None]] = {
+            flow: dict(ids) for flow, ids in self._behind.items() if flow.lane == "callbacks"
+        }
+        whose = await merchants_of(self._carrier.db, list(lanes)) if lanes else {}
+        for one, merchant_id in whose.items():
+            flow = Flow(merchant_id, lanes[one])
+            # Of a merchant with something behind, what has waited longest comes first, and this is no more than hinted at.
+            if flow.lane == "callbacks" or flow not in self._behind:
+                named.setdefault(flow, {})[one] = None
+        return {flow: list(ids) for flow, ids in named.items()}
+
+    def _leave_behind(self, flow: Flow, ids: Sequence[UUID]) -> None:
+        self._behind.pop(flow, None)
+        if ids:
+            by_id = ids[:REMEMBERED] if flow.lane == "callbacks" else ()
+            self._behind[flow] = dict.fromkeys(by_id)
+
+    async def _claim_waiting(self, shares: Mapping[int, int]) -> None:
+        settings = self._settings
+        held = await claim_waiting(
+            self._carrier.db, shares, lease_seconds=settings.lease_seconds, grace=settings.hint_grace
+        )
+        self._begin(held, {})
+        found = Counter(one.merchant_id for one in held)
+        for merchant_id, asked in shares.items():
+            flow = Flow(merchant_id, "checkouts")
+            self._behind.pop(flow, None)
+            if found[merchant_id] == asked:
+                self._behind[flow] = {}  # there may be more; the others' turn comes first
+
+    async def _claim(self, ids: Sequence[UUID]) -> list[Held]:
+        return await claim(self._carrier.db, ids, lease_seconds=self._settings.lease_seconds)
+
+    def _begin(self, held: Sequence[Held], lanes: Mapping[UUID, Lane]) -> None:
+        for one in held:
+            flow = Flow(one.merchant_id, lanes.get(one.id, "checkouts"))
+            gateway = self._carrier.gateway_of(one.merchant_id)
+            self._carried[one.id, one.lease] = flow, gateway, one
+            self.room.enter(flow, gateway)
+        if held:
+            task = asyncio.create_task(self._carrier.carry(held, lanes=lanes, ended=self._ended))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    def _ended(self, one: Held, *, rung: bool) -> None:
+        flow, gateway, _ = self._carried.pop((one.id, one.lease))
+        self.room.leave(flow, gateway)
+        self._left_since += 1
+        if rung and not self._stopping:
+            # A ring that came while we held it is answered without a way through the broker.
+            self._put(_Hint((one.id,)), "callbacks")
+        elif any(self._hints.values()) or (
+            self._behind and (self._left_since >= self._portion or not self.room.taken)
+        ):
+            self._wake.set()
+
+    def _failed(self, error: Exception, hints: Iterable[tuple[Lane, _Hint]]) -> None:
+        for _, hint in hints:
+            hint.tell(answered=False)
+        if is_away(error):
+            _log.warning("claim_failed", **log.cause(error))
+        else:
+            _log.error("claim_broke", exc_info=error)
+        asyncio.get_running_loop().call_later(AGAIN, self._wake.set)
+
+
+def _lanes(hints: Iterable[tuple[Lane, _Hint]]) -> dict[UUID, Lane]:
+    """Return by which lane each checkout came; by callbacks, where it came by both."""
+    lanes: dict[UUID, Lane] = {}
+    for lane, hint in hints:
+        for one in hint.ids:
+            lanes.setdefault(one, lane)
+    return lanes

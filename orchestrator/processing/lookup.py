@@ -1,0 +1,165 @@
+"""From the offer to the end: letters, looks, the deadline and the grace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.audit import Action
+from orchestrator.processing import complete, callbacks
+from orchestrator.processing.open_session import renew
+from orchestrator.processing.step import RENEW_BEFORE
+from orchestrator.store.checkouts import KEEP, Event
+from orchestrator.domain.reconciliation import Finding, Verdict
+from orchestrator.domain.states import Trigger
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from orchestrator.processing.step import Step
+
+LONG_OPEN: Final = 86_400.0
+"""Seconds after the deadline for which an open payment is nobody's business but the shopper's."""
+
+_COUNTERPART: Final = {
+    Finding.OPEN: Trigger.PAYMENT_OPEN,
+    Finding.DECLINED: Trigger.PAYMENT_DECLINED,
+    Finding.NOTHING: Trigger.NOTHING_FOUND,
+}
+
+
+async def read_letters(step: Step) -> None:
+    """Note what arrived, and go on to ask the gateway: a callback is a hint.
+
+    The announcement of a payment (`new`; C1, C2) says only that the shopper is there, so it is acknowledged and asks for no look. A
+    callback that proves nothing is worth a look, and moves nothing.
+    """
+    opened = callbacks.opened(step)
+    if any(callbacks.counts(letter, facts) for letter, facts in opened):
+        await step.write(
+            Trigger.CALLBACK_ARRIVED,
+            evidence={"callbacks": callbacks.told(opened)},
+            looks=0,
+            attempts=step.held.attempts,
+        )
+    elif not _over(step) and all(callbacks.is_new(letter, facts) for letter, facts in opened):
+        await step.write(
+            None, Action.CALLBACK_READ, evidence={"callbacks": callbacks.told(opened)}, read=callbacks.ids(step), looks=0,
+            attempts=step.held.attempts, alarm=step.next_alarm(0),
+        )  # fmt: skip
+    else:
+        await await_payment(step)
+
+
+# ── Looks ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def look_early(step: Step) -> None:
+    """Look at a checkout that has not been offered yet, because somebody asked for it."""
+    verdict = await complete.look(step)
+    if verdict is None:
+        return
+    if verdict.finding is Finding.PAID:
+        await complete.complete(step, verdict)
+    else:
+        await step.write(
+            None,
+            None,
+            evidence=verdict.evidence,
+            payments=verdict.payments,
+            attempts=step.held.attempts,
+            alarm=KEEP,
+        )
+
+
+async def settle_callback(step: Step) -> None:
+    verdict = await complete.look(step)
+    if verdict is None:
+        return
+    if verdict.finding is Finding.PAID:
+        await complete.complete(step, verdict)
+    elif verdict.finding not in _COUNTERPART:
+        await complete.unsure(step, verdict)
+    else:
+        trigger = _COUNTERPART[verdict.finding]
+        declined = verdict.finding is Finding.DECLINED
+        await step.write(
+            trigger, evidence=callbacks.with_letters(step, verdict.evidence), payments=verdict.payments, read=callbacks.ids(step),
+            attention=complete.standing(step), last_error=None, looks=step.held.looks + 1,
+            require_capture=complete.capture_required(step),
+            # A grace that is over meanwhile ends it now, under the same lease.
+            alarm=KEEP if _over(step) and verdict.finding is not Finding.OPEN else step.next_alarm(step.held.looks),
+            events=(Event("checkout.declined", {}),) if declined else (),
+        )  # fmt: skip
+
+
+async def await_payment(step: Step) -> None:
+    """Look because the alarm rang: for lost callbacks, the deadline, a withdrawal, or to keep the token alive."""
+    held = step.held
+    verdict = await complete.look(step)
+    if verdict is None:
+        return
+    over = verdict.finding is not Finding.OPEN
+    evidence = callbacks.with_letters(step, verdict.evidence)
+    if verdict.finding is Finding.PAID:
+        await complete.complete(step, verdict)
+    elif verdict.finding in {Finding.UNSURE, Finding.RELEASED}:
+        await complete.unsure(step, verdict)
+    elif over and _grace_over(step, held.withdrawn_at, step.settings.cancel_grace):
+        await step.end(
+            Trigger.CANCELLED,
+            "checkout.cancelled",
+            evidence,
+            payments=verdict.payments,
+            read=callbacks.ids(step),
+            attention=complete.standing(step),
+            last_error=None,
+        )
+    elif over and _grace_over(step, held.deadline, step.settings.deadline_grace):
+        await step.end(
+            Trigger.DEADLINE_PASSED,
+            "checkout.expired",
+            evidence,
+            payments=verdict.payments,
+            read=callbacks.ids(step),
+            attention=complete.standing(step),
+            last_error=None,
+        )
+    else:
+        await _wait_on(step, verdict)
+
+
+async def _wait_on(step: Step, verdict: Verdict) -> None:
+    """Stay where it is until the next reason to look; before that, keep the token of an offered checkout alive."""
+    held, now = step.held, step.held.now()
+    if not step.renewed and step.token_ends_within(RENEW_BEFORE):
+        await renew(step)
+        if step.released:
+            return
+    attention = complete.standing(step)
+    if verdict.finding is Finding.OPEN and (now - held.deadline).total_seconds() > LONG_OPEN:
+        attention = attention or complete.raised(
+            step,
+            "open_payment: a payment has been open since long before the deadline; ask the gateway or the shopper",
+        )
+    news = attention is not None and attention != held.attention
+    # Nothing moved: the rows of `payments` say what was seen, and the trail is spared an entry for each look.
+    words = ((news, Action.ATTENTION_RAISED), (held.letters, Action.CALLBACK_READ))
+    action = next((word for said, word in words if said), None)
+    await step.write(
+        None, action, evidence=callbacks.with_letters(step, verdict.evidence if action else {}), payments=verdict.payments,
+        attention=attention, last_error=None, looks=held.looks + 1, alarm=step.next_alarm(held.looks), read=callbacks.ids(step),
+        require_capture=complete.capture_required(step),
+        events=(Event("checkout.attention", {"reason": attention}),) if news else (),
+    )  # fmt: skip
+
+
+def _over(step: Step) -> bool:
+    """Say whether only a look stands between the checkout and its end."""
+    held, settings = step.held, step.settings
+    return _grace_over(step, held.withdrawn_at, settings.cancel_grace) or _grace_over(
+        step, held.deadline, settings.deadline_grace
+    )
+
+
+def _grace_over(step: Step, since: datetime | None, grace: float) -> bool:
+    return since is not None and (step.held.now() - since).total_seconds() >= grace

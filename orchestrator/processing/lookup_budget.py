@@ -1,0 +1,147 @@
+"""The budget of lookups: how many an installation makes at a merchant's gateway for no reason but that one is due.
+
+The gateway's lookup is no listing service, and no document of the gateway names a rate that it takes. Each merchant has a queue of
+evenly spaced places, `looks_per_minute`, kept in Postgres, so that all workers share it. A lookup goes at once, and is charged for, where
+somebody waits for it: a callback, a command or a money operation asks for it, or a shopper has come back from the payment page a
+moment ago. The others get the next places in turn, those first behind which money may be (`rank`). Nothing starves: a place once
+given is kept (`booked`), and at least a quarter of the places is for lookups that nobody waits for.
+
+The default budget, 3,000 a minute, is that of a merchant whose gateway sends no callback at all at 50 orders a second: 50 places a
+second. In quiet times next to none of it is used, because lookups are due so seldom (an abandoned checkout costs about ten a day).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from sqlalchemy import text
+
+from orchestrator.domain.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from orchestrator.store.database import Database
+    from orchestrator.store.checkouts import Held
+
+AT_ONCE: Final = 5.0
+"""Seconds: a place this near is as good as now. An idle merchant's queue so takes a small crowd at once."""
+LATE: Final = 5.0
+"""Seconds that a look may come after its place, because the process had other work, and still find its minute not full."""
+WAITED_FOR: Final = frozenset({State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED})
+SHARE: Final = 0.75
+"""The most of all places that looks which somebody asked for may take."""
+
+_TAKE = text("""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    i AS MATERIALIZED (
+        SELECT * FROM json_to_recordset(CAST(:asked AS json)) AS i(merchant_id int, apart float8, asked int, quiet int)
+    ),
+    held AS MATERIALIZED (
+        SELECT b.merchant_id, i.apart, i.quiet, t.now,
+               greatest(b.taken_until, t.now) + make_interval(secs => least(
+                   i.asked * i.apart, :share * extract(epoch FROM greatest(t.now - b.charged_at, interval '0'))::float8)) AS free_from
+          FROM look_budgets b JOIN i USING (merchant_id), t ORDER BY b.merchant_id FOR UPDATE OF b
+    )
+    UPDATE look_budgets b
+       SET taken_until = h.free_from + make_interval(secs => h.quiet * h.apart), charged_at = h.now
+      FROM held h WHERE b.merchant_id = h.merchant_id
+    RETURNING b.merchant_id, extract(epoch FROM h.free_from - h.now)::float8 AS wait
+""")
+_OPEN = text("""
+    INSERT INTO look_budgets (merchant_id) SELECT unnest(CAST(:merchants AS int[])) ON CONFLICT DO NOTHING
+""")
+
+
+BACK_FOR: Final = 300.0
+"""Seconds after the offer for which a shopper who showed up may be waiting at the shop's page."""
+
+_QUEUES = text("""
+    SELECT m.name AS merchant, b.merchant_id, extract(epoch FROM b.taken_until - clock())::float8 AS wait,
+           q.waiting, coalesce(extract(epoch FROM clock() - q.since), 0)::float8 AS age
+      FROM look_budgets b JOIN merchants m ON m.id = b.merchant_id CROSS JOIN LATERAL (
+        SELECT count(*) AS waiting, min(c.updated_at) AS since FROM checkouts c
+         WHERE c.merchant_id = b.merchant_id AND c.booked AND c.due_at <= b.taken_until + interval '10 s') q
+     WHERE b.taken_until > clock() + make_interval(secs => :at_once)
+     ORDER BY wait DESC
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The queue of one merchant's lookups: how many wait, for how long the oldest has (seconds), and how long a new one will."""
+
+    merchant: str
+    waiting: int
+    age: float
+    wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one merchant's lookups want: seconds between two places, lookups that somebody waits for, and the others."""
+
+    merchant_id: int
+    apart: float
+    asked: int
+    quiet: int
+
+
+def waited_for(held: Held) -> bool:
+    """Say whether somebody waits for the lookup: it goes at once, and is charged for."""
+    return held.eventful or (
+        # A callback or the shopper's return has woken it; what it said was read, and the gateway did not confirm it yet.
+        held.wake > 0
+        and held.state in WAITED_FOR
+        and held.offered_at is not None
+        and (held.now() - held.offered_at).total_seconds() < BACK_FOR
+    )
+
+
+def rank(held: Held) -> tuple[bool, bool, int, datetime, int]:
+    """Return by what lookups take their places, the least first.
+
+    Checkouts that may still be paid come before ended ones, those that were woken before those that were not, those that were looked at
+    less before those that were looked at more; then the older one, then the greater amount.
+    """
+    return (
+        held.state not in WAITED_FOR,
+        not held.wake,
+        held.looks,
+        held.offered_at or held.deadline,
+        -held.amount,
+    )
+
+
+async def queues(db: Database) -> list[Queue]:
+    """Return the merchants whose lookups wait for their turn, the longest wait first. Only what is due within the queue is read."""
+    rows = await db.read(_QUEUES, {"at_once": AT_ONCE})
+    return [Queue(row.merchant, row.waiting, row.age, row.wait) for row in rows]
+
+
+def apart(looks_per_minute: int) -> float:
+    """Return the seconds between two places, such that no minute has more looks than that, early and late ones counted."""
+    return (60.0 + AT_ONCE + LATE) / looks_per_minute
+
+
+async def take(db: Database, demands: Sequence[Demand]) -> Mapping[int, float]:
+    """Take places for all; return by merchant the seconds until the first of its quiet ones, the others follow `apart`."""
+    wanted = sorted(demands, key=lambda one: one.merchant_id)
+    waits = await _take(db, wanted)
+    new = [one for one in wanted if one.merchant_id not in waits]
+    if new:
+        await db.write(_OPEN, {"merchants": [one.merchant_id for one in new]})
+        waits |= await _take(db, new)
+    return waits
+
+
+async def _take(db: Database, wanted: Sequence[Demand]) -> dict[int, float]:
+    asked = [
+        {"merchant_id": one.merchant_id, "apart": one.apart, "asked": one.asked, "quiet": one.quiet}
+        for one in wanted
+    ]
+    rows = await db.write(_TAKE, {"asked": msgspec.json.encode(asked).decode(), "share": SHARE})
+    return {row.merchant_id: row.wait for row in rows}

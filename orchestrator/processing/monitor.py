@@ -1,0 +1,117 @@
+"""The watch over ended checkouts: late and surplus money, refunds, chargebacks, reservations that lapse; until it is settled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.domain import reconciliation, schedule
+from orchestrator.audit import Action
+from orchestrator.processing import commands, complete, callbacks
+from orchestrator.store.checkouts import KEEP, Event
+from orchestrator.domain.reconciliation import Finding, Verdict
+from orchestrator.domain.states import CLOSED, Moved, State, Trigger, decide
+
+if TYPE_CHECKING:
+    from orchestrator.processing.step import Step
+    from orchestrator.store.checkouts import Operation
+
+
+async def watch(step: Step) -> None:
+    """Look at an ended checkout: late money, refunds and chargebacks at the gateway; settle it when the watch is over."""
+    held = step.held
+    verdict = await complete.look(step)
+    if verdict is None:
+        return
+    paid = verdict.finding is Finding.PAID
+    if paid and isinstance(decide(held.state, Trigger.PAYMENT_FOUND), Moved):
+        await complete.complete(step, verdict)
+        return
+    if step.answering is not None and step.answering.kind == "reopen":
+        await commands.reopen(step, verdict)
+        return
+    attention, back = _attention(step, verdict)
+    capture = paid and complete.captures(step, verdict) and not attention
+    operating = (*back, *(complete.captures_of(verdict) if capture else ()))
+    reserved, captured, refunded = verdict.money
+    # Captured and refunded totals never shrink in our books, whatever a look shows.
+    captured, refunded = max(captured, held.captured), max(refunded, held.refunded)
+    changed = (reserved, captured, refunded, verdict.charged_back) != (
+        held.reserved, held.captured, held.refunded, held.charged_back,
+    )  # fmt: skip
+    events = complete.news_of(step, verdict, attention)
+    if changed:
+        told = {
+            "reserved": reserved,
+            "captured": captured,
+            "refunded": refunded,
+            "chargedBack": verdict.charged_back,
+        }
+        events.insert(0, Event("checkout.money", told))
+    alarm = _next_watch(step, verdict, attention)
+    words = (
+        (changed or operating, Action.PAYMENT_SEEN),
+        (attention is not None and attention != held.attention, Action.ATTENTION_RAISED),
+        (held.attention is not None and attention is None, Action.ATTENTION_CLEARED),
+        (alarm is None, Action.WATCH_ENDED),
+        (held.letters, Action.CALLBACK_READ),
+    )
+    action = next((word for said, word in words if said), None)
+    await step.write(
+        None, action, evidence=callbacks.with_letters(step, verdict.evidence), payments=verdict.payments, money=verdict.money,
+        charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, require_capture=complete.capture_required(step),
+        operations=operating, attention=attention, last_error=held.last_error if held.state in CLOSED else None,
+        looks=held.looks + 1, alarm=KEEP if operating else alarm, read=callbacks.ids(step), events=tuple(events),
+    )  # fmt: skip
+
+
+def _attention(step: Step, verdict: Verdict) -> tuple[str | None, tuple[Operation, ...]]:
+    """Return what a person must know of an ended checkout after this look, and what policy returns by itself."""
+    held = step.held
+    paid = verdict.finding is Finding.PAID
+    attention, back = complete.surplus(step, verdict)
+    if attention is not None and verdict.finding is Finding.RELEASED and not verdict.surplus:
+        # What was decided on a surplus payment before says nothing of this one: a verdict names only undecided ones.
+        attention = complete.raised(step, attention)
+    attention = complete.charged_back(step, verdict) or attention
+    if (
+        attention is None
+        and held.state is State.COMPLETED
+        and not paid
+        and verdict.finding is not Finding.RELEASED
+    ):
+        attention = complete.raised(
+            step, "payment_gone: the gateway no longer shows the payment that completed this checkout"
+        )
+    standing = complete.standing(step)
+    if reconciliation.word_of(standing) == "reservation_lapses" and verdict.reserved_until is None:
+        standing = None
+    attention = attention or standing or complete.late_question(step, verdict)
+    until = verdict.reserved_until
+    if attention is None and until is not None:
+        left = (until - held.now()).total_seconds()
+        if left <= step.settings.lapse_warning:
+            attention = complete.raised(
+                step, f"reservation_lapses: the reservation is sure to be worth a capture until {until:%Y-%m-%d %H:%M} UTC only; capture or release it"
+            )  # fmt: skip
+    return attention, back
+
+
+def _next_watch(step: Step, verdict: Verdict, attention: str | None) -> float | None:
+    """Return the seconds until the next look at an ended checkout; None when it is settled."""
+    held, now = step.held, step.held.now()
+    ended = held.ended_at or now
+    alarm = schedule.next_watch(step.settings, ended, now)
+    paid = verdict.finding is Finding.PAID
+    # Not settled while something can still be captured, become money, or is with a person.
+    unsettled = (
+        (paid and verdict.money[1] < verdict.money[0])
+        or attention is not None
+        or verdict.finding in {Finding.OPEN, Finding.UNSURE}
+    )
+    if alarm is None and unsettled:
+        age = (now - ended).total_seconds()
+        alarm = schedule.thinned(schedule.next_look(step.settings, 40), age)
+    if alarm is not None and verdict.reserved_until is not None:
+        warned = (verdict.reserved_until - now).total_seconds() - step.settings.lapse_warning
+        alarm = min(alarm, warned + 1) if warned > 0 else alarm
+    return alarm

@@ -1,0 +1,186 @@
+"""The worker's own way: a token, a session, the methods, the offer. Each may be repeated; none is seen by a shopper before the offer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from orchestrator import intents, callback_urls
+from orchestrator.domain import schedule
+from orchestrator.audit import Action
+from orchestrator.processing import complete
+from orchestrator.processing.commands import ORDER_USES
+from orchestrator.processing.step import Failure, Step, credentials, retry
+from orchestrator.gateway.outcomes import FINAL_STATUSES, Done, Refused, Unauthorized
+from orchestrator.store.checkouts import KEEP, Event, Fact
+from orchestrator.domain.reconciliation import Finding
+from orchestrator.domain.states import CARRIED, Trigger
+
+if TYPE_CHECKING:
+    from orchestrator.store.checkouts import Held
+    from orchestrator.store.checkouts.change import Kept
+
+
+async def authenticate(step: Step) -> None:
+    outcome = await step.carrier.gateway.authenticate(step.account)
+    if isinstance(outcome, Done):
+        step.carrier.blocked.pop(step.held.merchant_id, None)
+        await step.write(
+            Trigger.AUTHENTICATED, evidence={"lifetime": int(outcome.value.lifetime)}, token=step.sealed(outcome.value),
+            token_lifetime=outcome.value.lifetime, attention=step.calm(), last_error=None,
+        )  # fmt: skip
+    else:
+        await step.fail(credentials(outcome), "authenticate")
+
+
+async def renew(step: Step) -> None:
+    """Fetch a new token for the session; once in a lease."""
+    if step.renewed:
+        # About this session alone, as far as anybody knows: the merchant's other orders go on.
+        reason = "unauthorized: the gateway refuses a token that it issued a moment ago"
+        await step.fail(Failure(reason, credentials=True), "token")
+        return
+    outcome = await step.carrier.gateway.authenticate(step.account)
+    if not isinstance(outcome, Done):
+        await step.fail(credentials(outcome), "authenticate")
+        return
+    step.renewed = True
+    await step.write(
+        None, Action.TOKEN_RENEWED, evidence={"lifetime": int(outcome.value.lifetime)}, token=step.sealed(outcome.value),
+        token_lifetime=outcome.value.lifetime, attempts=step.held.attempts,
+    )  # fmt: skip
+
+
+async def open_session(step: Step) -> None:
+    held = step.held
+    if held.openings >= ORDER_USES:
+        reason = f"order_number_used_up: {held.openings} sessions were opened for it, and the gateway takes about {ORDER_USES}"
+        await fail(
+            step, Trigger.ATTEMPTS_EXHAUSTED, {"openings": held.openings}, reason=reason, attention=reason
+        )
+        return
+    token = step.token()
+    if token is None:
+        await renew(step)
+        return
+    document = step.document()
+    pages = intents.shop_pages(document)
+    urls = callback_urls.callback_urls(
+        step.carrier.vault, step.settings.public_url, held.id, pages, merchant_id=held.merchant_id
+    )
+    body = intents.session_body(document, checkout_id=held.id, urls=urls)
+    outcome = await step.carrier.gateway.open_session(step.account, token, body, user_agent=step.user_agent())
+    match outcome:
+        case Done(session):
+            await step.write(
+                Trigger.SESSION_OPENED, evidence={"session": session.session_id}, session_id=session.session_id,
+                openings=held.openings + 1, attention=step.calm(), last_error=None,
+            )  # fmt: skip
+        case Unauthorized():
+            await renew(step)
+        case Refused(status) if status in FINAL_STATUSES:
+            await _refused(step, outcome, "session")
+        case _:
+            await step.fail(retry(outcome), "session")
+
+
+async def list_methods(step: Step) -> None:
+    held = step.held
+    token = step.token()
+    if token is None:
+        await renew(step)
+        return
+    outcome = await step.carrier.gateway.list_methods(
+        step.account, token, held.session_id or "", user_agent=step.user_agent()
+    )
+    match outcome:
+        case Done(()):
+            reason = (
+                "no_payment_methods: the gateway offers none for this order; check the merchant's terminals, and the "
+                "order's country, currency and amount"
+            )
+            about = {"call": "payment-methods", "methods": 0}
+            await fail(step, Trigger.REFUSED, about, reason=reason, attention=reason)
+        case Done(methods):
+            # Nobody is asked between the list and the offer: both are one write.
+            fact, changes = _offered(step, len(methods))
+            await step.write(
+                Trigger.METHODS_LISTED, evidence={"methods": len(methods)}, further=(fact,), methods=methods,
+                attention=step.calm(), last_error=None, **changes,
+            )  # fmt: skip
+        case Unauthorized():
+            await renew(step)
+        case Refused(status=404 | 410):
+            await step.write(
+                Trigger.SESSION_LOST,
+                evidence={"session": held.session_id, "status": outcome.status},
+                session_id=None,
+            )
+        case Refused(status) if status in FINAL_STATUSES:
+            await _refused(step, outcome, "payment-methods")
+        case _:
+            await step.fail(retry(outcome), "payment-methods")
+
+
+async def _refused(step: Step, outcome: Refused, call: str) -> None:
+    about = {"call": call, "status": outcome.status, "reason": outcome.reason}
+    await fail(step, Trigger.REFUSED, about, reason=f"gateway_refused: {outcome.reason}")
+
+
+def is_given_up(held: Held) -> bool:
+    """Say whether the deadline passed while a checkout that a shopper could once pay was to be offered again."""
+    return held.state in CARRIED and held.offered_at is not None and held.now() >= held.deadline
+
+
+async def give_up(step: Step) -> None:
+    """End a checkout that could not be offered again before its deadline."""
+    reason = step.held.last_error or "the deadline passed before it could be offered again"
+    await fail(step, Trigger.ATTEMPTS_EXHAUSTED, {"reason": reason, "call": "session"}, reason=reason)
+
+
+async def fail(
+    step: Step,
+    trigger: Trigger,
+    evidence: dict[str, object],
+    *,
+    reason: str,
+    attention: str | Kept | None = KEEP,
+) -> None:
+    """End a checkout that cannot be offered. Where a shopper could once pay it, the gateway is asked first what it holds."""
+    changes: dict[str, Any] = {"last_error": reason, "attention": attention}
+    if step.held.offered_at is not None:
+        verdict = await complete.look(step)
+        if verdict is None:
+            return
+        if verdict.finding is Finding.PAID:
+            await complete.complete(step, verdict)
+            return
+        if verdict.finding not in {Finding.DECLINED, Finding.NOTHING}:
+            await complete.unsure(step, verdict)
+            return
+        evidence = {**verdict.evidence, **evidence}
+        changes |= {"payments": verdict.payments}
+    await step.end(trigger, "checkout.failed", evidence, reason=reason, **changes)
+
+
+async def offer(step: Step) -> None:
+    """Offer a checkout whose methods were listed before."""
+    fact, changes = _offered(step, len(step.held.methods or ()))
+    await step.write(fact.trigger, evidence=fact.evidence, **changes)
+
+
+def _offered(step: Step, methods: int) -> tuple[Fact, dict[str, Any]]:
+    """Return the fact that it is offered, and what changes with it."""
+    held = step.held
+    asked = held.life or msgspec.json.decode(step.document()).get("expiresIn")
+    expires_in = float(asked or step.settings.checkout_expires_in)
+    looks = schedule.quiet_looks(step.settings)
+    return Fact(Trigger.OFFERED, {"expiresIn": expires_in}), {
+        "offered": True,
+        "expires_in": expires_in,
+        "looks": looks,
+        # Letters that beat us are read at once, under the same lease.
+        "alarm": KEEP if held.letters else step.next_alarm(looks, deadline_in=expires_in),
+        "events": (Event("checkout.ready", {"methods": methods}),),
+    }

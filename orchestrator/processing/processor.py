@@ -1,0 +1,279 @@
+"""The carrier: many checkouts at once on one event loop, each under its lease until its step gives it back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
+
+from orchestrator import log
+from orchestrator.domain import schedule
+from orchestrator.audit import Action
+from orchestrator.processing import lookup_budget, commands, money_operations, open_session, lookup, monitor
+from orchestrator.processing.fair_share import Flow
+from orchestrator.processing.step import BROKE, POISONED, QUARANTINE, RENEW_BEFORE, Step
+from orchestrator.store.database import DatabaseAway, Unwritten, is_away
+from orchestrator.gateway.client import gateway_of
+from orchestrator.store.checkouts import Event, Held, LeaseLost, Lifecycle
+from orchestrator.store.merchants import UnknownMerchant
+from orchestrator.domain.states import CARRIED, State
+from orchestrator.gateway.limits.round_robin import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
+
+    from orchestrator.processing.fair_share import Lane
+    from orchestrator.store.database import Database
+    from orchestrator.gateway.client import Gateway
+    from orchestrator.store.merchants import Merchant, Merchants
+    from orchestrator.settings import Settings
+    from orchestrator.crypto import Vault
+
+_log = log.get(__name__)
+
+NEWCOMER_TRIES: Final = 3
+"""Tries to find a checkout's merchant, a second or more apart, before a person is told."""
+ENOUGH: Final = 0.2
+"""Of a lease: what is left of it where a step is begun. A process that lives renews it before; a call may outlast it but for money's."""
+STEPS_AT_ONCE: Final = 4
+"""Steps that begin in one round of the event loop. One is about a millisecond of work; so is the wait of whoever comes next."""
+
+STEPS_IN_HAND: Final = 32
+"""Steps that wait for the event loop, from which on it has work enough."""
+
+_NO_LANES: Final[Mapping[UUID, Lane]] = {}
+
+
+class Ended(Protocol):
+    """Is told that a checkout is carried no further."""
+
+    def __call__(self, held: Held, /, *, rung: bool) -> None:
+        """Hear of it; whoever is called may not wait."""
+
+
+class Carrier:
+    """Carries checkouts; all of a process share one, and with it the batch writer and the gateway's connections."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database,
+        vault: Vault,
+        *,
+        gateway: Gateway,
+        lifecycle: Lifecycle,
+        merchants: Merchants,
+    ) -> None:
+        self.settings, self.db, self.vault = settings, db, vault
+        self.gateway, self.lifecycle, self.merchants = gateway, lifecycle, merchants
+        self.blocked: dict[int, float] = {}
+        """Merchants whose credentials were refused, and until when (monotonic) their gateway is left alone."""
+        # Looks that somebody asked for, by merchant, since they were last charged to its budget.
+        self._asked: Counter[int] = Counter()
+        # The loop is everybody's: a step begins when it is its merchant's turn.
+        self._turns = Turns(STEPS_AT_ONCE)
+        self._stopping = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether so many steps wait for the event loop that further checkouts would only wait with them."""
+        return self._turns.waiting >= STEPS_IN_HAND
+
+    def stop(self) -> None:
+        """Begin no further step: what is in flight ends its step and gives its lease back."""
+        self._stopping = True
+
+    async def carry(
+        self, held: Sequence[Held], *, lanes: Mapping[UUID, Lane] = _NO_LANES, ended: Ended | None = None
+    ) -> list[UUID]:
+        """Take what was claimed as far as it goes; return those that were rung meanwhile and want another look.
+
+        `ended` is told of each as soon as its lease is given back, and whether it was rung.
+        """
+        places = await self._places(held)
+        rung = await asyncio.gather(
+            *(
+                self._carry_one(
+                    one, places.get(one.id, 0.0), lane=lanes.get(one.id, "checkouts"), ended=ended
+                )
+                for one in held
+            )
+        )
+        return [one.id for one, again in zip(held, rung, strict=True) if again]
+
+    def gateway_of(self, merchant_id: int) -> str:
+        """Return which gateway a merchant's sessions are opened at, as far as it is known without asking anybody."""
+        merchant = self.merchants.known(merchant_id)
+        return "" if merchant is None else gateway_of(merchant.account.url)
+
+    async def _places(self, held: Sequence[Held]) -> dict[UUID, float]:
+        """Return how many seconds the looks of alarms alone must wait for their place in their merchant's queue."""
+        quiet: dict[int, list[UUID]] = {}
+        looked_at = [one for one in held if one.state not in CARRIED and not one.booked]
+        for one in sorted(looked_at, key=lookup_budget.rank) if len(looked_at) > 1 else looked_at:
+            if lookup_budget.waited_for(one):
+                self._asked[one.merchant_id] += 1
+            else:
+                quiet.setdefault(one.merchant_id, []).append(one.id)
+        if not quiet:
+            return {}
+        try:
+            demands = [
+                lookup_budget.Demand(number, await self._apart(number), self._asked.pop(number, 0), len(ids))
+                for number, ids in quiet.items()
+            ]
+            waits = await lookup_budget.take(self.db, demands)
+        except Exception as error:  # noqa: BLE001 - whoever it is about meets the same in its own step, where it is dealt with
+            if not isinstance(error, UnknownMerchant) and not is_away(error):
+                _log.exception("places_not_taken")
+            return {}
+        return {
+            one: waits[demand.merchant_id] + place * demand.apart
+            for demand in demands
+            for place, one in enumerate(quiet[demand.merchant_id])
+        }
+
+    async def sharing(self, merchant: Merchant) -> list[int]:
+        """Return the merchants whose payments a look with this merchant's account may show."""
+        return [
+            one.id
+            for one in await self.merchants.everyone()
+            if (one.account.merchant_api_url, one.account.username)
+            == (merchant.account.merchant_api_url, merchant.account.username)
+        ]
+
+    async def _apart(self, merchant_id: int) -> float:
+        merchant = await self.merchants.get(merchant_id)
+        return lookup_budget.apart(merchant.policies.looks_per_minute)
+
+    async def _carry_one(self, held: Held, place: float, *, lane: Lane, ended: Ended | None) -> bool:
+        log.bind(checkout=str(held.id), correlation_id=held.correlation_id)
+        step = Step(self, held)
+        try:
+            await self._steps(step, place, lane)
+        except LeaseLost:
+            _log.warning("lease_lost", state=step.held.state)
+        except DatabaseAway:
+            _log.warning("move_not_known", state=step.held.state)
+        except Exception as error:  # noqa: BLE001 - whatever breaks in a step, its checkout keeps an alarm
+            if is_away(error):
+                _log.warning("postgres_away", state=step.held.state, **log.cause(error))
+            else:
+                _log.exception("step_broke", state=step.held.state)
+                await self._set_aside(step, error)
+        finally:
+            rung = step.held.rung and not self._stopping
+            if ended is not None:
+                ended(held, rung=rung)
+        return rung
+
+    async def _steps(self, step: Step, place: float, lane: Lane) -> None:
+        held = step.held
+        if held.claims > self.settings.poison_claims:
+            await step.write(
+                None,
+                Action.ATTENTION_RAISED,
+                evidence={"claims": held.claims},
+                alarm=QUARANTINE,
+                attempts=held.attempts,
+                attention=step.calm() or POISONED,
+                events=(Event("checkout.attention", {"reason": POISONED}),),
+            )
+            return
+        try:
+            merchant = step.merchant = await self.merchants.get(held.merchant_id)
+        except UnknownMerchant:
+            if held.attempts >= NEWCOMER_TRIES:
+                raise
+            # Added a moment ago, after this process last read the merchants.
+            await step.write(
+                None,
+                None,
+                attempts=held.attempts + 1,
+                alarm=1.0 + schedule.back_off(self.settings, held.attempts),
+            )
+            return
+        if place > lookup_budget.AT_ONCE:
+            if step.token_ends_within(place + RENEW_BEFORE):
+                # A token is no lookup: the shopper's session does not wait for the budget.
+                await open_session.renew(step)
+            if not step.released:
+                await step.postpone(place, booked=True)
+            return
+        pause = self.blocked.get(merchant.id, 0.0) - time.monotonic()
+        loop, whose = asyncio.get_running_loop(), Flow(held.merchant_id, lane)
+        while not step.released:
+            await self._turns.take(whose)
+            loop.call_soon(self._turns.give_back)
+            if self._stopping or step.held.lease_left() < ENOUGH * self.settings.lease_seconds:
+                await step.postpone(0.0)
+            elif pause > 0 and not commands.wait(step.held):
+                await step.postpone(pause + schedule.back_off(self.settings, 2))
+            else:
+                await _take(step)
+
+    async def _set_aside(self, step: Step, error: Exception) -> None:
+        """Leave an alarm behind a step that broke in a way nobody foresaw, and tell a person."""
+        held = step.held
+        reason = f"{BROKE}: {type(error).__name__} while {held.state}; see the workers' logs"
+        try:
+            await step.write(
+                None,
+                Action.ATTENTION_RAISED,
+                evidence={"error": type(error).__name__},
+                alarm=schedule.back_off(self.settings, held.attempts + 3),
+                attempts=held.attempts + 1,
+                last_error=reason,
+                attention=step.calm() or reason,
+            )
+        except (LeaseLost, DatabaseAway, Unwritten):
+            # The alarm at the end of the lease stands, whatever becomes of this note.
+            _log.warning("alarm_left_to_the_lease", state=held.state)
+
+
+async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each state
+    """Take the next step."""
+    held = step.held
+    command = commands.ready(held) if step.answering is None else None
+    if command is not None:
+        await commands.obey(step, command)
+        return
+    operation = next((one for one in held.operations if one.open and one.id not in step.waits), None)
+    if operation is not None:
+        await money_operations.operate(step, operation)
+        return
+    if step.answering is not None and held.state in CARRIED:
+        await lookup.look_early(step)
+        return
+    if held.withdrawn_at is not None and held.state in CARRIED:
+        if held.offered_at is not None:
+            # Reopened: a shopper may have paid through the session before.
+            await lookup.await_payment(step)
+            return
+        # Nothing was ever offered to a shopper: there is nothing to wait for.
+        await commands.cancel(step)
+        return
+    if open_session.is_given_up(held):
+        await open_session.give_up(step)
+        return
+    match held.state:
+        case State.RECEIVED:
+            await open_session.authenticate(step)
+        case State.AUTHENTICATED:
+            await open_session.open_session(step)
+        case State.SESSION_CREATED:
+            await open_session.list_methods(step)
+        case State.METHODS_FETCHED:
+            await open_session.offer(step)
+        case State.AWAITING_PAYMENT if held.letters:
+            await lookup.read_letters(step)
+        case State.AWAITING_PAYMENT:
+            await lookup.await_payment(step)
+        case State.CALLBACK_RECEIVED:
+            await lookup.settle_callback(step)
+        case State.COMPLETED | State.FAILED | State.EXPIRED | State.CANCELLED:
+            await monitor.watch(step)
+        case _:
+            assert_never(held.state)

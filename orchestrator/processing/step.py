@@ -1,0 +1,328 @@
+"""One checkout under one lease: what every step needs to write, to fail and to open its secrets."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, assert_never
+
+import msgspec
+
+from orchestrator import log
+from orchestrator.domain import schedule
+from orchestrator.audit import Action
+from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
+from orchestrator.store.checkouts import KEEP, LETTERS_AT_ONCE, Event, Held, Move, intent_of
+from orchestrator.domain.states import CARRIED, State, Trigger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from uuid import UUID
+
+    from orchestrator.processing.processor import Carrier
+    from orchestrator.gateway.callbacks import CallbackFacts
+    from orchestrator.gateway.client import Account, Token
+    from orchestrator.store.checkouts import Command
+    from orchestrator.store.merchants import Merchant
+    from orchestrator.crypto import DataKey
+
+_log = log.get(__name__)
+
+RENEW_BEFORE: Final = 120.0
+"""Seconds before its end at which the token of an offered checkout is renewed."""
+FRESH_ENOUGH: Final = 30.0
+"""Seconds that a token must still live to be worth a call."""
+RENEW_APART: Final = 15.0
+"""Seconds between two renewals at least, however short the gateway's tokens live."""
+CREDENTIALS_PAUSE: Final = 60.0
+"""Seconds for which a merchant's gateway is left alone after it refused the merchant's credentials."""
+MANY_FAILURES: Final = 8
+"""Failures in a row after which a person should know that a checkout is stuck."""
+UNREADABLE_FAILURES: Final = 3
+"""The same where an answer came that cannot be read: the next one will most likely be like it, and money may stand in it."""
+QUARANTINE: Final = 3600.0
+"""Seconds until a checkout is touched again whose holders kept dying."""
+
+CREDENTIALS: Final = (
+    "gateway_credentials: the gateway refuses this merchant's user name and password; correct them"
+)
+STUCK: Final = "gateway_failing"
+LEFT_ALONE: Final = "left_alone"
+"""Begins the last error of a checkout that waits until its gateway is no longer left alone."""
+BROKE: Final = "step_broke"
+POISONED: Final = (
+    "poisoned: every worker that took this checkout stopped in the middle; see the workers' logs"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call that brought nothing usable: why, and how soon it may be tried again at the earliest.
+
+    `credentials` says that they are to blame and not the order; `blocks` that every order of the merchant would meet the same, so
+    that its gateway is left alone for a while; `congested` that it was not even tried, which counts for nothing; `unreadable` that an
+    answer came which no reader of ours makes anything of.
+    """
+
+    reason: str
+    at_least: float = 0.0
+    credentials: bool = False
+    blocks: bool = False
+    congested: bool = False
+    unreadable: bool = False
+
+
+class Step:
+    """A checkout while it is carried: where it stands, and whether its lease is still with us."""
+
+    __slots__ = (
+        "_intent", "_key", "_more", "_moved", "answering", "carrier", "facts", "held", "merchant", "proven", "released", "renewed", "settings", "shown", "waits",
+    )  # fmt: skip
+
+    merchant: Merchant
+    """Known once it has been read."""
+
+    def __init__(self, carrier: Carrier, held: Held) -> None:
+        self.carrier, self.held = carrier, held
+        self.settings = carrier.settings
+        self.released = False
+        self.renewed = False
+        # A command that the next look answers, and what the look showed.
+        self.answering: Command | None = None
+        self.shown = ""
+        # Operations that have had their turn under this lease, and the seconds until their next.
+        self.waits: dict[UUID, float] = {}
+        # Operations whose rows are known to be ours: those that were checked, and those that this step wrote itself.
+        self.proven: set[UUID] = set()
+        # What the letters say, each read once.
+        self.facts: dict[UUID, CallbackFacts] = {}
+        self._more = len(held.letters) >= LETTERS_AT_ONCE
+        self._moved = False
+        self._key: DataKey | None = None
+        self._intent: bytes | None = None
+
+    async def write(
+        self, trigger: Trigger | None, action: Action | None = Action.CHECKOUT_MOVED, **changes: Any
+    ) -> None:
+        """Write one move (`changes` are fields of `Move`) and stand where it leads; `LeaseLost` if we may no longer."""
+        if self._more and changes.get("read"):
+            changes["alarm"] = 0.0
+        alarm = changes.get("alarm", KEEP)
+        if self.waits and not isinstance(alarm, Enum):
+            changes["alarm"] = min([*self.waits.values(), *(() if alarm is None else (alarm,))])
+        if self.answering is not None and self.shown:
+            # Whatever the look led to, somebody asked for it and is told what it showed.
+            command, self.answering = self.answering, None
+            changes["done"] = (*changes.get("done", ()), (command.id, f"done: {self.shown}"))
+            if action is None:
+                action, changes["actor"] = Action.GATEWAY_ASKED, command.actor
+                changes["evidence"] = {
+                    "command": str(command.id),
+                    "shown": self.shown,
+                    **changes.get("evidence", {}),
+                }
+        move = Move(held=self.held, trigger=trigger, action=action, **changes)
+        self.held = await self.carrier.lifecycle.advance(move)
+        self.released = move.releases
+        self.proven.update(one.id for one in move.operations)
+        self._moved |= trigger is not None
+        if self._moved and self.released:
+            # The trail has each move; here one line says what came of the lease.
+            _log.info("checkout_moved", state=self.held.state, version=self.held.version)
+
+    async def postpone(self, alarm: float, *, booked: bool = False) -> None:
+        """Give the lease back with an alarm and change nothing else."""
+        await self.write(None, None, alarm=alarm, attempts=self.held.attempts, booked=booked)
+
+    @property
+    def account(self) -> Account:
+        """Where and as whom the merchant talks to the gateway."""
+        return self.merchant.account
+
+    async def fail(self, failure: Failure, call: str) -> None:
+        """Leave a failed call behind: an alarm with back-off, the reason, and attention where a person is needed."""
+        held, settings = self.held, self.settings
+        if failure.blocks:
+            self.carrier.blocked[held.merchant_id] = time.monotonic() + CREDENTIALS_PAUSE
+        attempts = held.attempts + 1
+        left = (held.deadline - held.now()).total_seconds()
+        evidence = {"call": call, "reason": failure.reason, "attempt": attempts}
+        # Where a shopper could once pay, a lookup comes before the end (`opening.give_up`).
+        if held.state in CARRIED and held.offered_at is None and left <= 0 and not failure.credentials:
+            await self.end(
+                Trigger.ATTEMPTS_EXHAUSTED,
+                "checkout.failed",
+                evidence,
+                reason=failure.reason,
+                last_error=failure.reason,
+            )
+            return
+        if failure.congested:
+            await self._wait(failure, left)
+            return
+        alarm = schedule.back_off(settings, attempts - 1, at_least=failure.at_least)
+        if held.state in CARRIED and left > 0:
+            alarm = min(alarm, left + 0.05)
+        attention = held.attention
+        if failure.credentials:
+            # What a person is asked already is not forgotten over it.
+            alarm, attention = max(alarm, CREDENTIALS_PAUSE), self.calm() or CREDENTIALS
+        elif failure.unreadable and attempts >= UNREADABLE_FAILURES and attention is None:
+            attention = (
+                f"{STUCK}: the gateway's answer to {call} for order {held.order_ref} cannot be read, {attempts} times in a row, "
+                f"last {failure.reason}"
+            )
+        elif attempts > MANY_FAILURES and attention is None:
+            attention = f"{STUCK}: {attempts} failed calls in a row, last {failure.reason}"
+        events = () if attention == held.attention else (Event("checkout.attention", {"reason": attention}),)
+        await self.write(
+            None, Action.GATEWAY_FAILED, evidence=evidence, alarm=alarm, attempts=attempts, last_error=failure.reason,
+            attention=attention, events=events,
+        )  # fmt: skip
+
+    async def _wait(self, failure: Failure, left: float) -> None:
+        """Come again when there may be room, or the gateway is no longer left alone; no attempt was made."""
+        held = self.held
+        alarm = failure.at_least + max(
+            # All that wait for a gateway must not come back in one moment.
+            random.uniform(0.0, failure.at_least),  # noqa: S311 - jitter
+            schedule.back_off(self.settings, 2),
+        )
+        if held.state in CARRIED:
+            alarm = min(alarm, left + 0.05)
+        why = failure.reason if failure.at_least else held.last_error
+        await self.write(None, None, alarm=alarm, attempts=held.attempts, last_error=why)
+
+    async def end(
+        self,
+        trigger: Trigger,
+        event: str,
+        evidence: Mapping[str, object],
+        *,
+        reason: str | None = None,
+        **changes: Any,
+    ) -> None:
+        """Close a checkout without money, and begin the watch for late money."""
+        payload = {"reason": reason} if reason else {}
+        await self.write(
+            trigger,
+            evidence=evidence,
+            # What arrived meanwhile, and was not read by this look, is read at once.
+            alarm=0.0 if self.held.letters and not changes.get("read") else self.first_watch(),
+            looks=0,
+            events=(Event(event, payload),),
+            **changes,
+        )
+
+    def first_watch(self, reserved_until: datetime | None = None) -> float | None:
+        """Return the seconds until the first look at an ended checkout, before its reservation can lapse."""
+        if reserved_until is None or not self.settings.settle_watch:
+            return self.settings.settle_watch[0] if self.settings.settle_watch else None
+        warned = (reserved_until - self.held.now()).total_seconds() - self.settings.lapse_warning
+        return max(min(self.settings.settle_watch[0], warned + 1), 1.0)
+
+    def calm(self, *, poisoned: bool = False) -> str | None:
+        """Return the attention that remains once the gateway has answered: not ours that it does not answer.
+
+        `poisoned`: nor that the checkout was set aside, because somebody wants it tried again.
+        """
+        attention = self.held.attention
+        words = (CREDENTIALS, STUCK, BROKE, *((POISONED,) if poisoned else ()))
+        return None if attention is not None and attention.startswith(words) else attention
+
+    def next_alarm(self, looks: int, *, deadline_in: float | None = None) -> float:
+        """Return the seconds until the next reason to look at an offered checkout.
+
+        That is the look for a lost callback, the end of a grace, or the renewal of the token, whichever comes first. A moment
+        that has passed has had its look.
+        """
+        held, settings, now = self.held, self.settings, self.held.now()
+        if deadline_in is None:
+            deadline_in = (held.deadline - now).total_seconds()
+        moments = [deadline_in + settings.deadline_grace]
+        if held.withdrawn_at is not None:
+            moments.append((held.withdrawn_at - now).total_seconds() + settings.cancel_grace)
+        elif held.token_expires_at is not None and deadline_in > 0:
+            left = (held.token_expires_at - now).total_seconds()
+            moments.append(max(left - RENEW_BEFORE, RENEW_APART))
+        # Long after the deadline only an open payment keeps it here, and the gateway never times one out (D9).
+        alarm = schedule.thinned(schedule.next_look(settings, looks), -deadline_in)
+        return min([alarm, *(moment + 0.02 for moment in moments if moment > 0)])
+
+    def token_ends_within(self, seconds: float) -> bool:
+        """Say whether a shopper who may still pay would be left with a token that has run out."""
+        held, now = self.held, self.held.now()
+        offered = held.state is State.AWAITING_PAYMENT and held.withdrawn_at is None and now < held.deadline
+        return (
+            offered
+            and held.token_expires_at is not None
+            and (held.token_expires_at - now).total_seconds() < seconds
+        )
+
+    def data_key(self) -> DataKey:
+        if self._key is None:
+            self._key = self.carrier.vault.data_key(self.held.id, self.held.data_key)
+        return self._key
+
+    def document(self) -> bytes:
+        if self._intent is None:
+            self._intent = self.data_key().open(self.held.intent or b"", purpose="intent")
+        return self._intent
+
+    async def was_asked_for(self) -> bool:
+        """Say whether an intent stands behind the checkout, rather than a payment that came for nobody's order number."""
+        self.held = msgspec.structs.replace(self.held, intent=await intent_of(self.carrier.db, self.held))
+        return bool(msgspec.json.decode(self.document()))
+
+    def user_agent(self) -> str | None:
+        agent = msgspec.json.decode(self.document()).get("userAgent")
+        return agent if isinstance(agent, str) else None
+
+    def token(self) -> str | None:
+        """Return the session's token if it will outlive a call."""
+        held = self.held
+        if held.token is None or held.token_expires_at is None:
+            return None
+        if (held.token_expires_at - held.now()).total_seconds() < min(
+            FRESH_ENOUGH, self.settings.gateway_total_timeout
+        ):
+            return None
+        return self.data_key().open(held.token, purpose="token").decode()
+
+    def sealed(self, token: Token) -> bytes:
+        return self.data_key().seal(token.value.encode(), purpose="token")
+
+
+Failed: TypeAlias = Refused | Unauthorized | NotSent | Busy | Unknown | Throttled
+"""Every outcome of a gateway call but the one that was done."""
+
+
+def retry(outcome: Failed) -> Failure:
+    """Turn a call that brought nothing into a failure to retry."""
+    match outcome:
+        case Throttled():
+            return Failure(f"throttled: {outcome.reason}", at_least=outcome.retry_after or 0.0)
+        case NotSent():
+            return Failure(f"not_sent: {outcome.reason}")
+        case Busy():
+            word = LEFT_ALONE if outcome.retry_after else "busy"
+            return Failure(f"{word}: {outcome.reason}", at_least=outcome.retry_after, congested=True)
+        case Unknown():
+            return Failure(f"unknown: {outcome.reason}", unreadable=outcome.unreadable)
+        case Unauthorized():
+            return Failure(f"unauthorized: {outcome.reason}", credentials=True, blocks=True)
+        case Refused():
+            return Failure(f"refused: {outcome.reason}")
+        case _:
+            assert_never(outcome)
+
+
+def credentials(outcome: Failed) -> Failure:
+    """Turn a failed call with the merchant's own credentials into a failure: a refusal is about the merchant, not the order."""
+    failure = retry(outcome)
+    if isinstance(outcome, Refused):
+        return Failure(failure.reason, credentials=True, blocks=True)
+    return failure

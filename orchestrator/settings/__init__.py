@@ -1,0 +1,425 @@
+"""All settings, read once from the environment into one frozen object.
+
+Every name is an environment variable with the prefix ``ORCHESTRATOR_``; lists are JSON arrays. A wrong value stops the
+start with one sentence that names the variable (``SettingsError``). This is the only module that looks at the
+environment; secrets are held so that printing the object does not show them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as SourceError
+
+from orchestrator.settings.broker_url import AMQP, Endpoint
+from orchestrator.settings.broker_url import read as read_broker_url
+from orchestrator.errors import OrchestratorError
+from orchestrator.settings.pod_environment import is_service_link
+from orchestrator.settings.values import BrokerUrl, HttpUrl, PostgresUrl, RedisUrl, ascending, certificates, credential, host_name, jwt_secret, network, secret_key, secret_of_callbacks  # fmt: skip
+from orchestrator.text import neutralised
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "ORCHESTRATOR_"
+
+
+class SettingsError(OrchestratorError):
+    """A setting is missing or wrong; the sentence names the environment variable and what it takes."""
+
+
+class Settings(BaseSettings):
+    """The settings of one process. Durations are seconds unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+    # Where things are. Unset URLs mean the embedded servers (only `up` and `demo` start those).
+    # The first four hold a password.
+    database_url: PostgresUrl | None = Field(default=None, repr=False)
+    """Postgres 15 or newer: postgresql://user:password@host:port/name, or several hosts: user:password@a:5432,b:5432/name."""
+    migration_url: PostgresUrl | None = Field(default=None, repr=False)
+    """The same database for the role that owns its tables, without a pooler between, for `migrate` and `archive`; unset: DATABASE_URL."""
+    database_prepared_statements: Literal["auto", "on", "off"] = "auto"
+    """Whether statements are prepared; auto: not behind a pooler, which is recognised. `on` for a pooler that keeps them apart."""
+    database_timeout: float = Field(default=3.0, ge=0.5, le=30)
+    """How long Postgres may take to answer a statement of orders and callbacks; then its connection is dropped, and it is repeated."""
+    broker_url: BrokerUrl | None = Field(default=None, repr=False)
+    """The broker of the hints: redis://, amqp://, the same over TLS (rediss://, amqps://), or Redis behind Sentinel: sentinel://host:26379/0;sentinel://host2:26379?master_name=NAME."""
+    broker_ca_file: Annotated[str, AfterValidator(certificates)] | None = None
+    """Certificate authorities (a PEM file) that sign the certificates of the broker and of Redis; unset: the system's."""
+    redis_url: RedisUrl | None = Field(default=None, repr=False)
+    """Redis for what processes share beside the broker; unset: the broker's, where that is Redis."""
+    gateway_url: HttpUrl | None = None
+    """The gateway; both of its APIs are below it: /checkout/v1/api and /merchant/API."""
+    merchant_api_url: HttpUrl | None = None
+    """Only where the Merchant API lives elsewhere."""
+    gateway_allowed_hosts: tuple[Annotated[str, AfterValidator(host_name)], ...] = ()
+    """Hosts that merchants' credentials may be sent to, such as "shop.altapaysecure.com" or "*.altapaysecure.com"; empty: any."""
+    public_url: HttpUrl = "http://127.0.0.1:8000"
+    """Where the gateway reaches our callbacks."""
+
+    # Who we are at the gateway (merchant `default`); further merchants live in the database.
+    gateway_username: Annotated[str, AfterValidator(credential)] = ""
+    """The API user of merchant `default`; further merchants are in the database."""
+    gateway_password: Annotated[SecretStr, AfterValidator(credential)] = SecretStr("")
+    """Its password."""
+    gateway_secrets: tuple[Annotated[SecretStr, AfterValidator(secret_of_callbacks)], ...] = ()
+    """Callback secrets of merchant `default`, newest first."""
+
+    sandbox_token: SecretStr = SecretStr("")
+    """What the control API of the sandbox asks for; unset: `up` and `sandbox` make one."""
+
+    # Keys, newest first; older ones only read.
+    secret_keys: tuple[Annotated[SecretStr, AfterValidator(secret_key)], ...] = ()
+    """Keys for encryption, audit trail and links, newest first: 32 bytes each in base64. Older ones still open and verify."""
+    jwt_secrets: tuple[Annotated[SecretStr, AfterValidator(jwt_secret)], ...] = ()
+    """Secrets of the API's bearer tokens (HS256), newest first, at least 32 characters each."""
+    jwt_issuer: str = "orchestrator"
+    """Claim `iss` of those tokens."""
+    jwt_audience: str = "orchestrator"
+    """Claim `aud` of those tokens."""
+    jwt_max_lifetime: float = Field(default=366 * 86_400.0, ge=60, le=3660 * 86_400)
+    """The longest life of a token, from its `iat` to its `exp`: a longer one is neither issued nor accepted."""
+
+    # Gateway calls. The total bounds one call whatever trickles in; answers beyond the size are an outcome.
+    gateway_connect_timeout: float = Field(default=3.0, gt=0, le=60)
+    """Name, connection and TLS handshake of one call."""
+    gateway_read_timeout: float = Field(default=8.0, gt=0, le=60)
+    """Silence within one call."""
+    gateway_total_timeout: float = Field(default=10.0, gt=0, le=60)
+    """One call, whatever trickles in."""
+    gateway_pool_size: int = Field(default=200, ge=1, le=2000)
+    """Connections to one gateway (scheme, host and port) from one process."""
+    gateway_pool_total: int = Field(default=600, ge=1, le=10_000)
+    """Connections to all gateways from one process."""
+    gateway_calls_per_second: float = Field(default=0.0, ge=0, le=100_000)
+    """Calls to one gateway from all workers together; 0: as many as there are. Without Redis each worker takes its part of it."""
+    breaker_failures: int = Field(default=10, ge=0, le=10_000)
+    """Calls in a row that a gateway did not serve, after which all workers leave it alone for a moment; 0: never."""
+    breaker_pause: float = Field(default=30.0, gt=0, le=600)
+    """The longest of those moments; the first is 2 seconds, and it doubles while the gateway stays away."""
+    gateway_answer_limit: int = Field(default=2_000_000, ge=10_000, le=50_000_000)
+    """Bytes; a longer answer counts as none."""
+
+    # Leases, alarms, retries.
+    lease_seconds: float = Field(default=10.0, ge=1, le=3600)
+    """How long a checkout waits after the worker that held it has died; a worker that lives renews its leases, and a capture, refund or release makes its own last for 3 times GATEWAY_TOTAL_TIMEOUT."""
+    hint_grace: float = Field(default=5.0, ge=0.2, le=300)
+    """How long a published hint may take before the sweeper publishes it again."""
+    hint_size: int = Field(default=50, ge=1, le=1000)
+    """Checkouts in one message."""
+    sweep_interval: float = Field(default=1.0, ge=0.1, le=60)
+    """Seconds between two sweeps of due alarms."""
+    self_sweep_after: float = Field(default=10.0, ge=0.5, le=600)
+    """A worker that has heard nothing for so long sweeps by itself."""
+    retry_base: float = Field(default=1.0, gt=0, le=60)
+    """Ceiling of the first back-off; it doubles, with full jitter."""
+    retry_cap: float = Field(default=300.0, gt=0, le=3600)
+    """Ceiling of every back-off."""
+    operation_quiet: float = Field(default=120.0, ge=0.1, le=3600)
+    """How long after a capture, refund or release may have been sent its absence at the gateway proves nothing."""
+    poison_claims: int = Field(default=10, ge=2, le=1000)
+    """Claims without any result after which a checkout is set aside for a person."""
+
+    # Callbacks: what counts as the gateway's, and how much of it is kept.
+    callback_max_age: float = Field(default=86_400.0, ge=1, le=366 * 86400)
+    """A signature that is older proves nothing (a replay), where the unit of its timestamp can be told."""
+    gateway_networks: tuple[Annotated[str, AfterValidator(network)], ...] = (
+        "185.206.120.0/24",
+        "185.203.232.129",
+        "185.203.233.129",
+        "2a10:a200::/29",
+    )
+    """Addresses that the gateway calls from; an empty list: not looked at."""
+    trusted_proxies: int = Field(default=0, ge=0, le=20)
+    """Proxies in front of the API, each of which appends to X-Forwarded-For the address that it was called from; 0: none."""
+    require_gateway_network: bool = False
+    """Whether a callback from outside GATEWAY_NETWORKS counts as unproven; otherwise its address is only noted."""
+    callbacks_unproven_limit: int = Field(default=100, ge=1, le=100_000)
+    """Callbacks without proof that are kept for one checkout."""
+    callbacks_limit: int = Field(default=1000, ge=1, le=100_000)
+    """Callbacks of any kind that are kept for one checkout."""
+
+    # A checkout's life.
+    checkout_expires_in: float = Field(default=3600.0, ge=1, le=30 * 86400)
+    """From the offer to the deadline, where the intent names no expiresIn."""
+    deadline_grace: float = Field(default=30.0, ge=0, le=86400)
+    """From the deadline to the last look and `expired`."""
+    cancel_grace: float = Field(default=30.0, ge=0, le=86400)
+    """From a cancel request to the look and `cancelled`."""
+    first_look: float = Field(default=120.0, gt=0, le=86400)
+    """From the offer to the first look for a lost callback, while the shopper shows no sign of life."""
+    look_cap: float = Field(default=1800.0, gt=0, le=7 * 86400)
+    """The longest time between two looks at an unsettled checkout."""
+    recheck_after_callback: float = Field(default=2.0, gt=0, le=3600)
+    """From a callback that the gateway does not confirm yet to the next look; it doubles."""
+    lapse_warning: float = Field(default=86_400.0, ge=0, le=30 * 86400)
+    """How long before a reservation may lapse (Visa: 7 days) a person is told that it is not captured yet."""
+    settle_watch: Annotated[tuple[float, ...], AfterValidator(ascending)] = (
+        3600.0,
+        86400.0,
+        7 * 86400.0,
+        30 * 86400.0,
+    )
+    """Looks at an ended checkout, counted from its end, in ascending order."""
+
+    # Processes.
+    worker_threads: int = Field(default=8, ge=1, le=512)
+    """Hints that a worker takes up at once; a thread is free again as soon as its checkouts are claimed or left behind."""
+    in_flight_limit: int = Field(default=2000, ge=1, le=100_000)
+    """Checkouts that a worker carries at once; of one gateway at most twice GATEWAY_POOL_SIZE."""
+    shutdown_timeout: float = Field(default=25.0, ge=1, le=600)
+    """Seconds after SIGTERM in which the API, a worker or the scheduler ends what it has in hand; then it ends at once, with status 1."""
+    database_pool: int = Field(default=6, ge=1, le=200)
+    """Connections to Postgres from one process; an API process has four more, for what comes in."""
+    api_connections: int = Field(default=1000, ge=16, le=100_000)
+    """Connections of callers to one API process, and an eighth more for callbacks; fewer where the limit of open files is lower."""
+    batch_limit: int = Field(default=500, ge=1, le=5000)
+    """Rows in one batch at the most."""
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """`console` for people, `json` for machines, `auto`: console on a terminal."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """debug, info, warning or error."""
+    log_file: str | None = None
+    """A file that every process appends its log to, instead of stderr; opened again when it was moved away (logrotate)."""
+    access_log: bool = True
+    """Whether the API logs a line for each request: method, route, status, milliseconds, bytes, address, correlation id."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _texts_have_no_blanks_around(cls, given: Any) -> Any:
+        """Refuse white space at either end of a text or secret: a file that was read with its last line break is the usual cause."""
+        for name, value in given.items() if isinstance(given, dict) else ():
+            field = cls.model_fields.get(name)
+            number = field is None or field.annotation in {int, float, bool}
+            if not number and (blank := _blank_around(value)) is not None:
+                message = f"{name.upper()}: {blank}: remove it"
+                raise ValueError(message)
+        return given
+
+    @model_validator(mode="after")
+    def _keys_are_given_or_unset(self) -> Self:
+        for name in ("secret_keys", "jwt_secrets"):
+            if name in self.model_fields_set and not getattr(self, name):
+                message = f"{name.upper()}: must not be an empty list: give it at least one entry, or leave it unset"
+                raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _gateway_is_allowed(self) -> Self:
+        for name in ("gateway_url", "merchant_api_url"):
+            url = getattr(self, name)
+            if url is not None and not self.gateway_allowed(url):
+                message = f"{name.upper()} names a host that is not in GATEWAY_ALLOWED_HOSTS"
+                raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _required_network_is_known(self) -> Self:
+        if self.require_gateway_network and not self.gateway_networks:
+            message = "REQUIRE_GATEWAY_NETWORK needs GATEWAY_NETWORKS, and that list is empty"
+            raise ValueError(message)
+        return self
+
+    @cached_property
+    def broker(self) -> Endpoint:
+        """The broker of the hints."""
+        return read_broker_url(self.need("broker_url"), ca_file=self.broker_ca_file)
+
+    @cached_property
+    def redis(self) -> Endpoint | None:
+        """Redis for what processes share: its own URL, or the broker's where that is Redis; None where there is none."""
+        url = self.redis_url or self.broker_url
+        if url is None or (self.redis_url is None and url.startswith(AMQP)):
+            return None
+        return read_broker_url(url, ca_file=self.broker_ca_file)
+
+    @cached_property
+    def gateway_ranges(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks that the gateway calls from."""
+        return tuple(map(ip_network, self.gateway_networks))
+
+    def gateway_allowed(self, url: str) -> bool:
+        """Say whether credentials may be sent to this URL."""
+        if not self.gateway_allowed_hosts:
+            return True
+        host = (urlsplit(url).hostname or "").rstrip(".")
+        return any(
+            host == allowed.strip("[]") or (allowed.startswith("*.") and host.endswith(allowed[1:]))
+            for allowed in self.gateway_allowed_hosts
+        )
+
+    @cached_property
+    def merchant_api(self) -> str:
+        """Base of the Merchant API; below the gateway's own URL unless set apart."""
+        return self.merchant_api_url or self.gateway_url or ""
+
+    @property
+    def owner_url(self) -> str:
+        """Postgres for what changes tables: MIGRATION_URL, or DATABASE_URL, which must be set then."""
+        return str(self.migration_url or self.need("database_url"))
+
+    def need(self, name: str) -> str:
+        """Return a setting as text that this process cannot do without, or raise the sentence that names it."""
+        value = getattr(self, name)
+        if not value:
+            message = f"{PREFIX}{name.upper()} is not set: this command needs it (only `orchestrator up` brings its own)"
+            raise SettingsError(message)
+        return str(value)
+
+
+def load(overrides: Mapping[str, object] | None = None) -> Settings:
+    """Read the environment; raise `SettingsError` with one sentence for the first thing that is wrong."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    own = {name for name in os.environ if name.upper().startswith(PREFIX)}
+    for name in sorted(own):
+        if name != name.upper() and name.upper() in own:
+            raise SettingsError(f"{neutralised(name)} and {name.upper()} are both set: remove one of them")
+        if name.upper() not in known and not is_service_link(name, os.environ[name]):
+            near = _nearest(name.upper(), known)
+            message = f"{neutralised(name)} is not a setting of the orchestrator" + (
+                f": did you mean {near}?" if near else ""
+            )
+            raise SettingsError(message)
+    try:
+        return Settings(**(overrides or {}))  # type: ignore[arg-type]  # values are validated by the model
+    except ValidationError as error:
+        raise SettingsError(_sentence(error.errors(include_url=False, include_input=False)[0])) from None
+    except SourceError as error:
+        name = str(error).split('"')[1] if '"' in str(error) else "?"
+        message = f"{PREFIX}{name.upper()}: {_array(name)}"
+        raise SettingsError(message) from None
+
+
+_SAID: Final = {
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "string_type": "must be text in quotes",
+}
+"""Our words for what pydantic finds wrong, by its type of error."""
+
+
+def _sentence(found: Any) -> str:
+    """Say what is wrong with one value; its text is not repeated, since it may be a secret."""
+    where = [str(part) for part in found["loc"]]
+    said = str(found["msg"]).removeprefix("Value error, ")
+    if not where:
+        return f"{PREFIX}{said}"
+    if found["type"] == "tuple_type":
+        said = _array(where[0])
+    elif found["type"] in _SAID:
+        said = ("each entry " if where[1:] else "") + _SAID[found["type"]]
+    elif said.startswith("Input should be "):
+        said = f"must be {said.removeprefix('Input should be ')}"
+    return f"{PREFIX}{where[0].upper()}: {said}"
+
+
+def _array(name: str) -> str:
+    field = Settings.model_fields.get(name)
+    numbers = field is not None and float in get_args(field.annotation)
+    example = "[3600,86400]" if numbers else '["first","second"]'
+    return f"must be a JSON array, for example {example}"
+
+
+_GATEWAY: Final = frozenset({"gateway_username", "gateway_password", "gateway_secrets"})
+SECRETS: Final[Mapping[str, frozenset[str]]] = {
+    "api": frozenset({"database_url", "broker_url", "secret_keys", "jwt_secrets", "gateway_secrets"}),
+    "worker": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "gateway_username", "gateway_password"}),
+    "scheduler": frozenset({"database_url", "broker_url"}),
+    "sandbox": _GATEWAY,
+    "migrate": frozenset({"migration_url", "secret_keys"}),
+}  # fmt: skip
+"""The settings with a secret in them that each process needs, and the only ones it should be given."""
+SECRET: Final = frozenset().union(*SECRETS.values())
+
+
+def environment(settings: Settings, process: str | None = None) -> dict[str, str]:
+    """Return the environment of a child process that is to have these settings: ours, with every setting that is not a default.
+
+    With the name of a process (a key of `SECRETS`) it has no other secrets than that process needs.
+    """
+    passed = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
+    withheld = SECRET - SECRETS[process] if process is not None else frozenset()
+    for name in sorted(settings.model_fields_set - withheld):
+        value = getattr(settings, name)
+        if value is not None:
+            passed[PREFIX + name.upper()] = _spelled(value)
+    return passed
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, tuple):
+        return json.dumps([one.get_secret_value() if isinstance(one, SecretStr) else one for one in value])
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def reference() -> str:
+    """Return the table of all settings; docs/settings.md is exactly this (a test compares)."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = field.get_default()
+        shown = (
+            "" if default in (None, "", ()) or isinstance(default, SecretStr) else f"`{_as_typed(default)}`"
+        )
+        rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {field.description} |")
+    head = (
+        "# Settings\n\nEnvironment variables, read once at the start. Lists are JSON arrays; durations are seconds. An empty default "
+        "means: not set; an empty variable counts as not set. White space "
+        "at either end of a text or secret stops the start, since a secret that was read from a file often ends in a line break. Variables that "
+        "Kubernetes makes for its services (`ORCHESTRATOR_SERVICE_HOST`, `ORCHESTRATOR_PORT=tcp://…` and the like) are no settings and "
+        "are left out; any other unknown name with the prefix stops the start.\n\n| variable | default | what it is |\n|---|---|---|\n"
+    )
+    return head + "\n".join(rows) + "\n"
+
+
+def _as_typed(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f'"{one}"' if isinstance(one, str) else _as_typed(one) for one in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _blank_around(value: object) -> str | None:
+    """Say what white space a text, a secret or an entry of a list has at its ends; None where it has none."""
+    if isinstance(value, list | tuple):
+        found = (_blank_around(one) for one in value)
+        return next((f"an entry {one}" for one in found if one is not None), None)
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not isinstance(text, str) or text == text.strip():
+        return None
+    end = "ends in" if text.rstrip() != text else "begins with"
+    around = text[len(text.rstrip()) :] if end == "ends in" else text[: len(text) - len(text.lstrip())]
+    return f"{end} {'a line break' if set(around) & set(_BREAKS) else 'white space'}"
+
+
+_BREAKS: Final = "\r\n\v\f\x85\u2028\u2029"
+
+
+def _nearest(name: str, known: set[str]) -> str | None:
+    import difflib  # noqa: PLC0415 - only on the way out
+
+    # The prefix is the same everywhere and must not make everything look alike.
+    bare = [one.removeprefix(PREFIX) for one in known]
+    near = difflib.get_close_matches(name.removeprefix(PREFIX), bare, n=1, cutoff=0.75)
+    return PREFIX + near[0] if near else None

@@ -1,0 +1,183 @@
+"""The kinds of values that settings take, each checked with one sentence that says what it must be."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+import ssl
+from ipaddress import ip_network
+from itertools import pairwise
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, SecretStr, TypeAdapter, ValidationError
+
+from orchestrator.settings.broker_url import AMQP, REDIS
+from orchestrator.settings.broker_url import read as read_broker_url
+from orchestrator.settings.hosts import reach_of
+from orchestrator.settings.postgres_url import parameters, prepare_threshold
+
+
+def url(*schemes: str, bare: bool = False) -> AfterValidator:
+    def check(value: str) -> str:
+        if not value.isprintable() or " " in value:
+            # urlsplit drops line breaks and tabs, so that what it reads is not what is used.
+            message = "must be a URL without spaces, line breaks and other control characters"
+            raise ValueError(message)
+        wanted = " or ".join(f"{scheme}://" for scheme in schemes)
+        message = f"must be a URL that starts with {wanted}"
+        try:
+            parts = urlsplit(value)
+            _ = parts.port
+        except ValueError:
+            message = "must be a URL whose host and port can be read"
+            raise ValueError(message) from None
+        if parts.scheme not in schemes or "://" not in value:
+            raise ValueError(message)
+        if not parts.hostname:
+            message += ", and this one names no host"
+            raise ValueError(message)
+        if parts.netloc.count("@") > 1:
+            message = "must have its user name and password percent-encoded: @ is written %40"
+            raise ValueError(message)
+        if bare and ("?" in value or "#" in value or "@" in parts.netloc):
+            # Paths are put behind it, and it is shown in logs.
+            message = "must be a URL without query, fragment or credentials"
+            raise ValueError(message)
+        if bare and reach_of(parts.hostname or "") == "forbidden":
+            message = "must name a host that can be a gateway or an API, not a link-local, metadata, multicast or unspecified address"
+            raise ValueError(message)
+        return value.rstrip("/")
+
+    return AfterValidator(check)
+
+
+def postgres_url_text(value: str) -> str:
+    scheme, separator, _ = value.partition("://")
+    if scheme not in {"postgresql", "postgres", "postgresql+psycopg"} or not separator:
+        message = "must be a URL that starts with postgresql:// or postgres:// or postgresql+psycopg://"
+        raise ValueError(message)
+    if value.partition("?")[0].count("@") > 1:
+        message = "must have its user name and password percent-encoded: @ is written %40"
+        raise ValueError(message)
+    known = parameters(value)
+    prepare_threshold(known.get("prepare_threshold", "none"))
+    if not (known.get("host") or known.get("dbname")):
+        message = "must be a URL that starts with postgresql://, and this one names no host"
+        raise ValueError(message)
+    return value.rstrip("/")
+
+
+HttpUrl = Annotated[str, url("http", "https", bare=True)]
+PostgresUrl = Annotated[str, AfterValidator(postgres_url_text)]
+
+
+def broker_url_text(*kinds: str) -> AfterValidator:
+    def check(value: str) -> str:
+        value = value.rstrip("/")
+        read_broker_url(value, kinds=kinds)
+        return value
+
+    return AfterValidator(check)
+
+
+BrokerUrl = Annotated[str, broker_url_text(*REDIS, *AMQP)]
+RedisUrl = Annotated[str, broker_url_text(*REDIS)]
+
+
+def certificates(value: str) -> str:
+    try:
+        ssl.create_default_context(cafile=value)
+    except OSError as error:  # an SSLError is one
+        message = f"must be a file with certificates in PEM form ({error.strerror or 'it has none'})"
+        raise ValueError(message) from None
+    return value
+
+
+def secret_key(value: SecretStr) -> SecretStr:
+    try:
+        size = len(base64.b64decode(value.get_secret_value(), validate=True))
+    except (binascii.Error, ValueError):
+        size = -1
+    if size != 32:  # noqa: PLR2004 - AES-256
+        message = "each key must be 32 bytes in base64 (openssl rand -base64 32)"
+        raise ValueError(message)
+    return value
+
+
+def jwt_secret(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value()) < 32:  # noqa: PLR2004 - RFC 7518, 3.2: at least the hash's size
+        message = "each secret must have at least 32 characters"
+        raise ValueError(message)
+    return value
+
+
+LEAST_CALLBACK_SECRET: Final = 6
+"""Characters. The gateway's own webhook secrets have 16 at least; the shared secret of a terminal may be shorter (D6, C5)."""
+
+
+def callback_secret(value: str) -> str:
+    """Return a callback secret as it is; `ValueError` with the end of a sentence about what is wrong with it."""
+    if len(value) < LEAST_CALLBACK_SECRET:
+        message = f"must have at least {LEAST_CALLBACK_SECRET} characters: take the one that the gateway shows (16 or more)"
+        raise ValueError(message)
+    if not value.isprintable() or value != value.strip():
+        message = "must not hold control characters, nor spaces at its ends: copy it without the line break"
+        raise ValueError(message)
+    return value
+
+
+def credential(value: str | SecretStr) -> str | SecretStr:
+    given = value if isinstance(value, str) else value.get_secret_value()
+    if not given.isprintable() or (isinstance(value, str) and ":" in given):
+        # Basic authentication carries neither (RFC 7617).
+        message = "must not hold line breaks or other control characters, and a user name no colon"
+        raise ValueError(message)
+    return value
+
+
+def secret_of_callbacks(value: SecretStr) -> SecretStr:
+    callback_secret(value.get_secret_value())
+    return value
+
+
+def network(value: str) -> str:
+    try:
+        ip_network(value)
+    except ValueError:
+        message = "each entry must be an address or a network such as 192.0.2.0/24 or 2001:db8::/32"
+        raise ValueError(message) from None
+    return value
+
+
+def host_name(value: str) -> str:
+    if not HOST.fullmatch(value):
+        message = (
+            "each entry must be a host name without scheme and port, or *. and a domain such as *.example.com"
+        )
+        raise ValueError(message)
+    return value.lower().rstrip(".")
+
+
+HOST: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?|\[?[0-9A-Fa-f:.]+\]?")
+
+
+def ascending(value: tuple[float, ...]) -> tuple[float, ...]:
+    rising = all(before < after for before, after in pairwise((0.0, *value)))
+    if not rising or not all(math.isfinite(one) for one in value):
+        message = "each number must be greater than 0 and greater than the one before it"
+        raise ValueError(message)
+    return value
+
+
+_HTTP_URL: Final = TypeAdapter(HttpUrl)
+
+
+def http_url(value: str) -> str:
+    """Return a base URL as the settings take one, without its final slash; `ValueError` with the end of a sentence about it."""
+    try:
+        return _HTTP_URL.validate_python(value)
+    except ValidationError as error:
+        raise ValueError(error.errors(include_url=False, include_input=False)[0]["ctx"]["error"]) from None

@@ -1,0 +1,234 @@
+"""One move: the fact or the note that the holder writes, and the rows that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Final, Literal
+from uuid import UUID
+
+import msgspec
+
+from orchestrator import audit
+from orchestrator.store.checkouts.claim import Held
+from orchestrator.store.checkouts.records import Operation
+from orchestrator.store.checkouts.row_macs import sign_operation
+from orchestrator.domain.states import ENDED, State, Trigger
+
+if TYPE_CHECKING:
+    from orchestrator.crypto import Vault
+
+
+class Keep(Enum):
+    """Says that a value stays as it is."""
+
+    IT = "keep"
+
+
+KEEP: Final = Keep.IT
+Kept = Literal[Keep.IT]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What the merchant is told: `checkout.ready` and so on, with ids and amounts."""
+
+    kind: str
+    payload: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A fact and what it rests on; it has an audit entry of its own. None leaves the checkout where it is."""
+
+    trigger: Trigger | None
+    evidence: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentSeen:
+    """One gateway transaction as a look showed it; amounts in minor units. The accepted one is never demoted.
+
+    `raw_amounts` are the texts of amounts that cannot be read, whose numbers here mean nothing; None where all are read.
+    """
+
+    transaction_id: str
+    payment_id: str | None
+    order_ref: str
+    role: str
+    binding: str
+    status: str
+    reading: str
+    currency: str
+    reserved: int
+    captured: int
+    refunded: int
+    charged_back: int = 0
+    surcharge: int = 0
+    flags: tuple[str, ...] = ()
+    raw_amounts: Mapping[str, str] | None = None
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """One write by the holder: a fact that moves the checkout (`trigger`), or one that leaves it where it is (None).
+
+    Without an `action` nothing is audited: a lease given back, or a look that showed what was known. Such a write moves nothing, makes
+    no new version, and always releases.
+
+    `alarm` is KEEP to go on under the same lease, a number of seconds to release and be looked at again, or None to release
+    a settled checkout for good. Fields left at KEEP stay as they are.
+    """
+
+    held: Held
+    trigger: Trigger | None
+    action: audit.Action | None
+    evidence: Mapping[str, object] = msgspec.field(default_factory=dict)
+    # Facts that are established by then too, in their order; nothing leaves the house between one and the next.
+    further: tuple[Fact, ...] = ()
+    actor: str = audit.SYSTEM
+    alarm: float | Kept | None = KEEP
+    # Seconds from now for which the lease lasts at least once the move has landed; only where it is kept.
+    extends: float | None = None
+    attempts: int = 0
+    looks: int | Kept = KEEP
+    openings: int | Kept = KEEP
+    last_error: str | Kept | None = KEEP
+    attention: str | Kept | None = KEEP
+    expires_in: float | Kept = KEEP
+    offered: bool = False
+    withdrawn: bool = False
+    late: bool = False
+    booked: bool = False
+    life: float | Kept | None = KEEP
+    money: tuple[int, int, int] | Kept = KEEP
+    charged_back: int | Kept = KEEP
+    reserved_until: datetime | Kept | None = KEEP
+    require_capture: bool = False
+    operations: tuple[Operation, ...] = ()
+    # What was decided on which transactions (see `decisions.mark`); never together with `payments`.
+    decided: Mapping[str, str] | None = None
+    token: bytes | Kept = KEEP
+    token_lifetime: float = 0.0
+    session_id: str | Kept | None = KEEP
+    methods: Sequence[Mapping[str, object]] | Kept | None = KEEP
+    payments: tuple[PaymentSeen, ...] = ()
+    read: tuple[UUID, ...] = ()
+    done: tuple[tuple[UUID, str], ...] = ()
+    events: tuple[Event, ...] = ()
+
+    @property
+    def releases(self) -> bool:
+        """Say whether the lease is given back by this write."""
+        return not isinstance(self.alarm, Keep)
+
+
+def event_rows(move: Move, to: State) -> list[dict[str, object]]:
+    held = move.held
+    return [
+        {
+            "checkout_id": held.id,
+            "sequence": held.event_sequence + number,
+            "kind": event.kind,
+            "payload": {"checkoutId": held.id, "orderId": held.order_ref, "state": to, **event.payload},
+        }
+        for number, event in enumerate(move.events, start=1)
+    ]
+
+
+def entry_rows(held: Held, entries: Sequence[audit.Entry]) -> list[dict[str, object]]:
+    return [
+        {
+            "checkout_id": held.id,
+            "sequence": entry.sequence,
+            "at": entry.at,
+            "action": entry.action,
+            "entry": entry.text,
+            "key_id": entry.key_id,
+            "mac": entry.mac.hex(),
+        }
+        for entry in entries
+    ]
+
+
+def operation_rows(vault: Vault, move: Move) -> list[dict[str, object]]:
+    held = move.held
+    return [
+        {
+            "id": one.id,
+            "checkout_id": move.held.id,
+            "transaction_id": one.transaction_id,
+            "kind": one.kind,
+            "amount": one.amount,
+            "currency": one.currency,
+            "state": one.state,
+            "identifier": one.identifier,
+            "cause": one.cause,
+            "command_id": one.command_id,
+            "actor": one.actor,
+            "reason": one.reason,
+            "total_before": one.total_before,
+            "attempts": one.attempts,
+            "last_error": one.last_error,
+            "mac": sign_operation(vault, held.id, held.merchant_id, one).hex(),
+        }
+        for one in move.operations
+    ]
+
+
+def payment_rows(move: Move) -> list[dict[str, object]]:
+    return [{**asdict(payment), "checkout_id": move.held.id} for payment in move.payments]
+
+
+def row(move: Move, to: State, entries: Sequence[audit.Entry]) -> dict[str, object]:
+    held = move.held
+    reserved, captured, refunded = (
+        (held.reserved, held.captured, held.refunded) if isinstance(move.money, Keep) else move.money
+    )
+    keeps_session = (
+        isinstance(move.token, Keep) and isinstance(move.session_id, Keep) and isinstance(move.methods, Keep)
+    )
+    return {
+        "id": held.id,
+        "merchant_id": held.merchant_id,
+        "lease": held.lease,
+        "version": held.version,
+        "wake": held.wake,
+        "state": to,
+        "release": move.releases,
+        "alarm": None if isinstance(move.alarm, Keep) else move.alarm,
+        "extends": move.extends,
+        "attempts": move.attempts,
+        "looks": held.looks if isinstance(move.looks, Keep) else move.looks,
+        "openings": held.openings if isinstance(move.openings, Keep) else move.openings,
+        "last_error": held.last_error if isinstance(move.last_error, Keep) else move.last_error,
+        "attention": held.attention if isinstance(move.attention, Keep) else move.attention,
+        "expires_in": None if isinstance(move.expires_in, Keep) else move.expires_in,
+        "offered": move.offered,
+        "withdrawn": move.withdrawn,
+        "ended": to in ENDED and held.state is not to,
+        "reopened": move.trigger is Trigger.REOPENED,
+        "late": move.late,
+        "booked": move.booked,
+        "decided": move.decided,
+        "life": held.life if isinstance(move.life, Keep) else move.life,
+        "charged_back": held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
+        "reserved_until": held.reserved_until
+        if isinstance(move.reserved_until, Keep)
+        else move.reserved_until,
+        "require_capture": held.require_capture or move.require_capture,
+        "reserved": reserved,
+        "captured": captured,
+        "refunded": refunded,
+        "entries": len(entries),
+        "sequence": held.audit_sequence + len(entries),
+        "mac": entries[-1].mac.hex() if entries else None,
+        "event_sequence": held.event_sequence + len(move.events),
+        "correlation_id": held.correlation_id,
+        "keeps_session": keeps_session,
+        "token": None if isinstance(move.token, Keep) else move.token.hex(),
+        "token_lifetime": None if isinstance(move.token, Keep) else move.token_lifetime,
+        "session_id": held.session_id if isinstance(move.session_id, Keep) else move.session_id,
+        "methods": held.methods if isinstance(move.methods, Keep) else move.methods,
+    }

@@ -1,0 +1,432 @@
+"""Claiming: taking the lease on checkouts, and what their holder knows of them."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID, uuid4
+
+import msgspec
+from sqlalchemy import text
+
+from orchestrator.store.database import run
+from orchestrator.errors import OrchestratorError
+from orchestrator.store.checkouts.records import Command, Known, Letter, Operation
+from orchestrator.domain.states import CARRIED, State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Row, TextClause
+
+    from orchestrator.store.database import Database
+
+
+def tick() -> float:
+    """Return seconds of a clock that never goes back, and that goes on while this machine sleeps, where it has such a clock.
+
+    A lease that a suspended machine holds is over when it wakes up, and it must know.
+    """
+    return time.clock_gettime(_CLOCK)
+
+
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class LeaseLost(OrchestratorError):  # noqa: N818 - named for the fact
+    """Somebody else holds this checkout now, or moved it: what was learned here is dropped, and the new holder looks again."""
+
+    def __init__(self, checkout: UUID) -> None:
+        super().__init__(f"the lease on checkout {checkout} is no longer ours")
+        self.checkout = checkout
+
+
+class Renewal:
+    """When a lease ends by its last renewal (see `tick`). All copies of one `Held` have the same one."""
+
+    __slots__ = ("ends",)
+
+    def __init__(self) -> None:
+        self.ends = float("-inf")
+
+
+# Not a dataclass: one of 50 fields is made for each move.
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkout under our lease, as it stood when claimed or after our own last move."""
+
+    id: UUID
+    merchant_id: int
+    order_ref: str
+    state: State
+    version: int
+    lease: UUID
+    wake: int
+    currency: str
+    amount: int
+    reserved: int
+    captured: int
+    refunded: int
+    late: bool
+    deadline: datetime
+    offered_at: datetime | None
+    withdrawn_at: datetime | None
+    ended_at: datetime | None
+    charged_back: int
+    reserved_until: datetime | None
+    auto_capture: bool
+    require_capture: bool
+    booked: bool
+    life: float | None
+    claims: int
+    attempts: int
+    looks: int
+    openings: int
+    last_error: str | None
+    attention: str | None
+    correlation_id: str
+    audit_sequence: int
+    audit_head: bytes
+    event_sequence: int
+    token: bytes | None
+    token_expires_at: datetime | None
+    session_id: str | None
+    methods: list[dict[str, object]] | None
+    intent: bytes | None
+    data_key: bytes | None
+    # What earlier looks saw at the gateway, and what was asked of it since.
+    known: tuple[Known, ...] = ()
+    operations: tuple[Operation, ...] = ()
+    letters: tuple[Letter, ...] = ()
+    commands: tuple[Command, ...] = ()
+    # Postgres's clock when we claimed, our own then (see `tick`), and when our own clock says that the lease ends.
+    claimed_at: datetime
+    claimed_tick: float
+    lease_ends: float
+    renewal: Renewal = msgspec.field(default_factory=Renewal)
+    # Somebody rang while we held it: the release has set the alarm to now.
+    rung: bool = False
+
+    def now(self) -> datetime:
+        """Return Postgres's time, as far as our own clock has run since the claim."""
+        return self.claimed_at + timedelta(seconds=tick() - self.claimed_tick)
+
+    def lease_left(self) -> float:
+        """Return how many seconds of the lease are left; no money call may be begun that could outlast it."""
+        return max(self.lease_ends, self.renewal.ends) - tick()
+
+    def held_for(self) -> float:
+        """Return the seconds since it was claimed."""
+        return tick() - self.claimed_tick
+
+    @property
+    def accepted(self) -> frozenset[str]:
+        """The gateway transactions that completed it: one, or the parts that a person decided to keep as a whole."""
+        return frozenset(one.transaction_id for one in self.known if one.role == "accepted")
+
+    @property
+    def captures_itself(self) -> bool:
+        """Whether the gateway captures the payment, as it was asked to and as far as it has told."""
+        return self.auto_capture and not self.require_capture
+
+    @property
+    def operation(self) -> Operation | None:
+        """The oldest operation that is not settled: one at a time is carried out."""
+        return next((one for one in self.operations if one.open), None)
+
+    @property
+    def eventful(self) -> bool:
+        """Whether somebody waits for the next step: a callback, a command or an operation, and not an alarm alone."""
+        return bool(self.letters or self.commands or self.operation)
+
+
+# The claim takes what is due or hinted at and not under a living lease. A hint allows one claim: the second finds nothing.
+# That there is an alarm is asked in words in which the planner does not recognise the index of alarms: where nearly all checkouts are
+# finished it takes that for the shortest way, and each claim would read the alarms of everybody under way.
+_FREE = (
+    "coalesce(c.due_at < 'infinity', false) AND (c.hinted OR c.due_at <= t.now) "
+    "AND (c.lease IS NULL OR c.leased_until <= t.now)"
+)
+# By an array: the planner takes it for short. Of a join it may expect so many rows that it reads all checkouts for it.
+_TAKE = """
+    UPDATE checkouts c
+       SET lease = :lease, leased_until = t.now + make_interval(secs => :seconds),
+           due_at = t.now + make_interval(secs => :seconds), hinted = false, claims = c.claims + 1
+      FROM t
+     WHERE c.id = ANY(ARRAY(SELECT id FROM free))
+    RETURNING c.*, t.now
+"""
+_CLAIM = text(f"""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    free AS MATERIALIZED (
+        SELECT c.id FROM checkouts c, t WHERE c.id = ANY(CAST(:ids AS uuid[])) AND {_FREE}
+         ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
+    )
+    {_TAKE}
+""")  # noqa: S608 - made of our own constants
+# What waits is due, or hinted at and then due within the grace; so the alarms of the future are not read. A suspect is left to the
+# sweep, which has it go alone.
+_CLAIM_WAITING = text(f"""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    free AS MATERIALIZED (
+        SELECT f.id FROM json_to_recordset(CAST(:shares AS json)) AS s(merchant_id int, most int) CROSS JOIN LATERAL (
+            SELECT c.id FROM checkouts c, t
+             WHERE c.merchant_id = s.merchant_id AND c.claims <= 1 AND {_FREE}
+               AND c.due_at <= (SELECT now FROM t) + make_interval(secs => :grace)
+             ORDER BY c.due_at LIMIT s.most FOR NO KEY UPDATE OF c SKIP LOCKED) f
+    )
+    {_TAKE}
+""")  # noqa: S608 - made of our own constants
+_MERCHANTS = text(f"""
+    WITH t AS MATERIALIZED (SELECT clock() AS now)
+    SELECT c.id, c.merchant_id FROM checkouts c, t WHERE c.id = ANY(CAST(:ids AS uuid[])) AND {_FREE} ORDER BY c.due_at, c.id
+""")  # noqa: S608 - made of our own constants
+_BESIDE = text("""
+    SELECT i.checkout_id AS id, i.data_key,
+           CASE WHEN i.checkout_id = ANY(CAST(:opening AS uuid[])) THEN i.body END AS intent,
+           s.token, s.token_expires_at, s.session_id, s.methods,
+           (SELECT json_agg(json_build_array(p.transaction_id, p.role, p.binding, p.reading, p.currency, p.reserved,
+                                             p.captured, p.refunded, p.charged_back, p.decided, p.status, p.surcharge, p.flags)
+                           ORDER BY p.first_seen_at, p.transaction_id)
+              FROM payments p WHERE p.checkout_id = i.checkout_id) AS known,
+           EXISTS (SELECT 1 FROM money_operations o WHERE o.checkout_id = i.checkout_id) AS operating
+      FROM intents i LEFT JOIN sessions s USING (checkout_id)
+     WHERE i.checkout_id = ANY(CAST(:ids AS uuid[]))
+""")
+_OPERATIONS = text("""
+    SELECT id, checkout_id, transaction_id, kind, amount, currency, state, cause, actor, reason, command_id, total_before,
+           attempts, last_error, submitted_at, mac
+      FROM money_operations WHERE checkout_id = ANY(CAST(:ids AS uuid[])) ORDER BY requested_at, id
+""")
+# Two partial indexes tell live ones from closed ones; a merchant's closed ones of the number may be many, one is enough.
+_SHARED = text("""
+    SELECT 1 FROM unnest(CAST(:merchants AS int[])) AS m(id)
+     WHERE EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
+                      AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late)
+        OR EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
+                      AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late)
+                      -- Created from the payment itself, which it was not found to hold.
+                      AND NOT (state = 'failed' AND deadline = created_at))
+     LIMIT 1
+""")
+_PAYING_OTHERS = text("""
+    SELECT transaction_id FROM payments
+     WHERE merchant_id = ANY(CAST(:merchants AS int[])) AND transaction_id = ANY(CAST(:transactions AS text[]))
+       AND checkout_id <> :id AND role = 'accepted'
+""")
+_INTENT = text("SELECT body FROM intents WHERE checkout_id = :id")
+_RIVAL = text("""
+    SELECT o.id FROM checkouts o WHERE o.merchant_id = :merchant_id AND o.order_ref = :order_ref AND o.id <> :id
+       AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late
+""")
+# A statement of its own, after the claim: its snapshot is younger than the row locks, so every ring that `wake` counts is seen.
+# A few at a time: their bodies are large, and anybody who knows a link may send many.
+_LETTERS = text("""
+    SELECT b.* FROM unnest(CAST(:ids AS uuid[])) AS c(id) CROSS JOIN LATERAL (
+        SELECT id, checkout_id, kind, grade, network, content_type, digest,
+               CASE WHEN octet_length(body) <= 65536 THEN body END AS body FROM callbacks
+         WHERE checkout_id = c.id AND handled_at IS NULL ORDER BY received_at, id LIMIT :most) b
+""")
+_COMMANDS = text("""
+    SELECT id, checkout_id, kind, actor, reason, expected_version, arguments, mac,
+           EXISTS (SELECT FROM audit_entries a
+                    WHERE a.checkout_id = k.checkout_id AND strpos(a.entry, CAST(k.id AS text)) > 0) AS taken
+      FROM commands k WHERE checkout_id = ANY(CAST(:ids AS uuid[])) AND handled_at IS NULL ORDER BY requested_at, id
+""")
+
+LETTERS_AT_ONCE: Final = 20
+"""Callbacks of one checkout that one claim takes; when there were so many, more may wait, and the release rings."""
+
+_NEEDS_INTENT: Final = frozenset(CARRIED)
+
+
+async def claim(db: Database, ids: Sequence[UUID], *, lease_seconds: float) -> list[Held]:
+    """Take the lease on those of `ids` that are due or hinted at and free; return them with their inbox.
+
+    The claim counts itself on the row (`claims`), so that a checkout whose holders die is known for it.
+    """
+    return await _claim(db, _CLAIM, {"ids": list(ids)}, lease_seconds) if ids else []
+
+
+async def claim_waiting(
+    db: Database, shares: Mapping[int, int], *, lease_seconds: float, grace: float
+) -> list[Held]:
+    """Take the lease on the longest waiting of each merchant, at most so many as its share; like `claim` in everything else.
+
+    What is hinted at waits too: its alarm is at most `grace` seconds away.
+    """
+    asked = [{"merchant_id": merchant, "most": most} for merchant, most in shares.items()]
+    parameters = {"shares": msgspec.json.encode(asked).decode(), "grace": grace}
+    return await _claim(db, _CLAIM_WAITING, parameters, lease_seconds)
+
+
+async def merchants_of(db: Database, ids: Sequence[UUID]) -> dict[UUID, int]:
+    """Return whose those of `ids` are that a claim would take, the longest waiting first."""
+    return {row.id: row.merchant_id for row in await db.read(_MERCHANTS, {"ids": list(ids)})}
+
+
+async def _claim(
+    db: Database, statement: TextClause, chosen: Mapping[str, object], lease_seconds: float
+) -> list[Held]:
+    began, lease = tick(), uuid4()
+    async with db.transaction() as tx:
+        rows = await run(tx, statement, {**chosen, "lease": lease, "seconds": lease_seconds})
+        # Postgres's clock is read at this moment; the lease is counted from before, so that waiting for a connection shortens it.
+        read = tick()
+        if not rows:
+            return []
+        claimed = [row.id for row in rows]
+        opening = [row.id for row in rows if row.state in _NEEDS_INTENT]
+        beside = {row.id: row for row in await run(tx, _BESIDE, {"ids": claimed, "opening": opening})}
+        letters: dict[UUID, list[Letter]] = {}
+        commands: dict[UUID, list[Command]] = {}
+        rung = [row.id for row in rows if row.wake > 0]
+        if rung:
+            for row in await run(tx, _LETTERS, {"ids": rung, "most": LETTERS_AT_ONCE}):
+                letters.setdefault(row.checkout_id, []).append(
+                    Letter(
+                        row.id,
+                        row.kind,
+                        row.grade,
+                        row.content_type,
+                        row.network,
+                        row.body,
+                        bytes(row.digest),
+                    )
+                )
+            for row in await run(tx, _COMMANDS, {"ids": rung}):
+                commands.setdefault(row.checkout_id, []).append(
+                    Command(
+                        row.id,
+                        row.kind,
+                        row.actor,
+                        row.reason,
+                        row.expected_version,
+                        row.arguments,
+                        row.mac,
+                        row.taken,
+                    )
+                )
+        operations: dict[UUID, list[Operation]] = {}
+        operating = [row.id for row in beside.values() if row.operating]
+        if operating:
+            for row in await run(tx, _OPERATIONS, {"ids": operating}):
+                operations.setdefault(row.checkout_id, []).append(_operation(row))
+    return [
+        _held(
+            row,
+            beside[row.id],
+            read=read,
+            lease_ends=began + lease_seconds,
+            operations=tuple(operations.get(row.id, ())),
+            letters=tuple(letters.get(row.id, ())),
+            commands=tuple(commands.get(row.id, ())),
+        )
+        for row in rows
+    ]
+
+
+def _known(*values: Any) -> Known:
+    *columns, flags = values
+    return Known(*[*columns, tuple(flags)])
+
+
+def _held(
+    row: Row[Any], beside: Row[Any], *, read: float, lease_ends: float, operations: tuple[Operation, ...],
+    letters: tuple[Letter, ...], commands: tuple[Command, ...],
+) -> Held:  # fmt: skip
+    return Held(
+        id=row.id,
+        merchant_id=row.merchant_id,
+        order_ref=row.order_ref,
+        state=State(row.state),
+        version=row.version,
+        lease=row.lease,
+        wake=row.wake,
+        currency=row.currency,
+        amount=row.amount,
+        reserved=row.reserved,
+        captured=row.captured,
+        refunded=row.refunded,
+        late=row.late,
+        deadline=row.deadline,
+        offered_at=row.offered_at,
+        withdrawn_at=row.withdrawn_at,
+        ended_at=row.ended_at,
+        charged_back=row.charged_back,
+        reserved_until=row.reserved_until,
+        auto_capture=row.auto_capture,
+        require_capture=row.require_capture,
+        booked=row.booked,
+        life=row.life,
+        claims=row.claims,
+        attempts=row.attempts,
+        looks=row.looks,
+        openings=row.openings,
+        last_error=row.last_error,
+        attention=row.attention,
+        correlation_id=row.correlation_id,
+        audit_sequence=row.audit_sequence,
+        audit_head=bytes(row.audit_head),
+        event_sequence=row.event_sequence,
+        token=beside.token,
+        token_expires_at=beside.token_expires_at,
+        session_id=beside.session_id,
+        methods=beside.methods,
+        intent=beside.intent,
+        data_key=beside.data_key,
+        known=tuple(_known(*one) for one in beside.known or ()),
+        operations=operations,
+        letters=letters,
+        commands=commands,
+        claimed_at=row.now,
+        claimed_tick=read,
+        lease_ends=lease_ends,
+    )
+
+
+def _operation(row: Row[Any]) -> Operation:
+    return Operation(
+        id=row.id,
+        transaction_id=row.transaction_id,
+        kind=row.kind,
+        amount=row.amount,
+        currency=row.currency,
+        state=row.state,
+        cause=row.cause,
+        actor=row.actor,
+        reason=row.reason,
+        command_id=row.command_id,
+        total_before=row.total_before,
+        attempts=row.attempts,
+        last_error=row.last_error,
+        submitted_at=row.submitted_at,
+        mac=row.mac,
+    )
+
+
+async def intent_of(db: Database, held: Held) -> bytes | None:
+    """Return the sealed intent, which a claim brings along only where a session is to be opened."""
+    rows = await db.read(_INTENT, {"id": held.id})
+    return bytes(rows[0].body) if rows else None
+
+
+async def paying_others(
+    db: Database, held: Held, merchants: Sequence[int], transactions: Sequence[str]
+) -> frozenset[str]:
+    """Return those of the gateway's transactions that pay other checkouts of these merchants."""
+    asked = {"id": held.id, "merchants": list(merchants), "transactions": list(transactions)}
+    return frozenset(row.transaction_id for row in await db.read(_PAYING_OTHERS, asked))
+
+
+async def order_is_shared(db: Database, held: Held, merchants: Sequence[int]) -> bool:
+    """Say whether other checkouts of these merchants have the same order number: what names only that may be theirs."""
+    asked = {"id": held.id, "order_ref": held.order_ref, "merchants": list(merchants)}
+    return bool(await db.read(_SHARED, asked))
+
+
+async def rival_of(db: Database, held: Held) -> UUID | None:
+    """Return the live checkout that has this one's order number now, if there is one."""
+    asked = {"id": held.id, "order_ref": held.order_ref, "merchant_id": held.merchant_id}
+    rows = await db.read(_RIVAL, asked)
+    return rows[0].id if rows else None

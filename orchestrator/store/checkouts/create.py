@@ -1,0 +1,380 @@
+"""Births: the first row of a checkout, with its intent, its first audit entry and its first alarm.
+
+A checkout is born of an intent, or, where a payment comes for an order number that nobody asked for, of that payment (`adopt`), so
+that lease, alarm, look, trail and policy are there for it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from sqlalchemy import text
+
+from orchestrator import audit
+from orchestrator.store.database import run
+from orchestrator.store.checkouts.matching import NO_INTENT, NO_INTENT_PRINT
+from orchestrator.store.tables import IS_UNCONFIRMED, uuid7
+from orchestrator.domain.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Row
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from orchestrator.crypto import Vault
+
+# Sorted by the unique key, so that two batches with the same order numbers wait for each other in one order.
+_CREATE = text("""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    i AS MATERIALIZED (
+        SELECT * FROM json_to_recordset(CAST(:births AS json)) AS i(
+            id uuid, merchant_id int, order_ref text, currency text, amount int8, expires_in float8, auto_capture boolean,
+            correlation_id text, fingerprint text, body text, data_key text, at timestamptz, action text, entry text,
+            key_id text, mac text, idempotency_key text, idempotency_print text)
+    ),
+    -- Before the checkouts: whoever holds an order number has all of its keys already, so no two batches wait in a circle.
+    keyed AS (
+        INSERT INTO idempotency_keys (merchant_id, key, fingerprint, checkout_id)
+        SELECT i.merchant_id, i.idempotency_key, decode(i.idempotency_print, 'hex'), i.id FROM i
+         WHERE i.idempotency_key IS NOT NULL ORDER BY i.merchant_id, i.idempotency_key
+        ON CONFLICT (merchant_id, key) DO NOTHING
+        RETURNING checkout_id
+    ),
+    born AS (
+        INSERT INTO checkouts (id, merchant_id, order_ref, state, due_at, hinted, deadline, currency, amount,
+                               auto_capture, audit_sequence, audit_head, correlation_id, created_at, updated_at)
+        SELECT i.id, i.merchant_id, i.order_ref, 'received', t.now + make_interval(secs => :grace), true,
+               t.now + make_interval(secs => i.expires_in), i.currency, i.amount,
+               i.auto_capture, 1, decode(i.mac, 'hex'), i.correlation_id, t.now, t.now
+          FROM i, t
+         WHERE i.idempotency_key IS NULL OR i.id IN (SELECT checkout_id FROM keyed)
+         ORDER BY i.merchant_id, i.order_ref
+        ON CONFLICT (merchant_id, order_ref) WHERE state NOT IN ('cancelled', 'expired', 'failed') AND NOT late DO NOTHING
+        RETURNING id, created_at, deadline
+    ),
+    asked AS (
+        INSERT INTO intents (checkout_id, fingerprint, body, data_key)
+        SELECT i.id, decode(i.fingerprint, 'hex'), decode(i.body, 'hex'), decode(i.data_key, 'hex')
+          FROM i JOIN born USING (id) ORDER BY i.id
+    ),
+    audited AS (
+        INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
+        SELECT i.id, 1, i.at, i.action, i.entry, i.key_id, decode(i.mac, 'hex') FROM i JOIN born USING (id) ORDER BY i.id
+    )
+    SELECT id, created_at, deadline FROM born
+""")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Birth:
+    """A checkout to be created. `body` is sealed already; `expires_in` is seconds from now; `amount` minor units."""
+
+    id: UUID
+    merchant_id: int
+    order_ref: str
+    currency: str
+    amount: int
+    expires_in: float
+    correlation_id: str
+    actor: str
+    fingerprint: bytes
+    # A MAC of the content under the checkout's own data key: it proves what was asked for while that key exists, and says
+    # nothing once the customer is erased. A plain hash would let anybody confirm a guess for ever.
+    proof: bytes
+    body: bytes
+    data_key: bytes
+    # The gateway was asked to capture by itself.
+    auto_capture: bool = False
+    idempotency_key: str | None = None
+    idempotency_print: bytes = b""
+
+
+UNKNOWN_ORDER: Final = "unknown_order: a payment came for an order number that nobody asked for"
+"""The last error of a checkout that was born of a payment."""
+
+MOST_UNCONFIRMED: Final = 100
+"""Checkouts of a merchant, created within a day from callbacks that prove nothing, which no lookup has shown to hold money. Anyone who
+knows the merchant's address can send such callbacks, and each would be looked up for weeks."""
+_UNCONFIRMED: Final = text(f"""
+    SELECT m.id, (SELECT count(*) FROM (
+                    SELECT FROM checkouts c WHERE c.merchant_id = m.id AND {IS_UNCONFIRMED}
+                       AND c.created_at > clock() - interval '1 day' AND c.attention IS NULL LIMIT :most) AS found) AS number
+      FROM unnest(CAST(:merchants AS int[])) AS m(id)
+""")  # noqa: S608 - made of our own constant
+# The locks are taken in one order, so that two that adopt the same payments wait for each other and not in a circle.
+_TAKE_TURNS = text("""
+    SELECT pg_advisory_xact_lock(turn)
+      FROM (SELECT turn FROM unnest(CAST(:turns AS bigint[])) AS t(turn) ORDER BY turn) AS turns
+""")
+# A checkout is told by the id that it was given, else by the order number: the live one, else the youngest. Whether an id is used is
+# asked in a form that is looked up: of EXISTS the planner may make a table of all ids there are.
+_OF_STRAYS = text("""
+    SELECT s.number, c.id, (SELECT o.id FROM checkouts o WHERE o.id = s.named LIMIT 1) IS NOT NULL AS named_is_used
+      FROM json_to_recordset(CAST(:strays AS json)) AS s(number int, merchant_id int, named uuid, order_ref text)
+      LEFT JOIN LATERAL (
+            (SELECT id FROM checkouts WHERE id = s.named AND merchant_id = s.merchant_id)
+            UNION ALL
+            (SELECT id FROM checkouts
+              WHERE merchant_id = s.merchant_id AND order_ref = s.order_ref
+                AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late LIMIT 1)
+            UNION ALL
+            (SELECT id FROM checkouts
+              WHERE merchant_id = s.merchant_id AND order_ref = s.order_ref
+                AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late) ORDER BY id DESC LIMIT 1)
+            LIMIT 1) c ON true
+""")
+_ADOPT = text("""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    i AS MATERIALIZED (
+        SELECT * FROM json_to_recordset(CAST(:strays AS json)) AS i(
+            id uuid, merchant_id int, order_ref text, currency text, amount int8, correlation_id text, fingerprint text,
+            body text, data_key text, at timestamptz, action text, entry text, key_id text, mac text)
+    ),
+    born AS (
+        INSERT INTO checkouts (id, merchant_id, order_ref, state, due_at, hinted, deadline, currency, amount, auto_capture,
+                               last_error, audit_sequence, audit_head, correlation_id, created_at, updated_at, ended_at)
+        SELECT i.id, i.merchant_id, i.order_ref, 'failed', t.now + make_interval(secs => :grace), true, t.now, i.currency,
+               i.amount, false, :last_error, 1, decode(i.mac, 'hex'), i.correlation_id, t.now, t.now, t.now
+          FROM i, t ORDER BY i.merchant_id, i.order_ref
+        RETURNING id
+    ),
+    asked AS (
+        INSERT INTO intents (checkout_id, fingerprint, body, data_key)
+        SELECT i.id, decode(i.fingerprint, 'hex'), decode(i.body, 'hex'), decode(i.data_key, 'hex')
+          FROM i JOIN born USING (id) ORDER BY i.id
+    )
+    INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
+    SELECT i.id, 1, i.at, i.action, i.entry, i.key_id, decode(i.mac, 'hex') FROM i JOIN born USING (id) ORDER BY i.id
+""")
+_NUMBERED: Final = 7
+"""The version of the ids that we give."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stray:
+    """A payment that a callback to a merchant's own address tells of. `amount` is minor units, only to be compared with.
+
+    `named` is the checkout that the callback names, whose id may be of any version and anybody's. Without an amount and a
+    currency, or without a transaction, it can be found a checkout and cannot become one.
+    """
+
+    merchant_id: int
+    order_ref: str | None
+    transaction_id: str | None
+    currency: str | None
+    amount: int | None
+    named: UUID | None
+    correlation_id: str
+    # False where nothing may be born of it: its status says that there is no payment yet.
+    adoptable: bool = True
+    # The callback proves that the gateway sent it: such payments are not counted.
+    proven: bool = True
+
+    @property
+    def complete(self) -> bool:
+        """Say whether a checkout can be born of it."""
+        return bool(
+            self.adoptable and self.order_ref and self.transaction_id and self.currency and self.amount
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The checkout that a stray belongs to; `adopted`: it was born of it just now."""
+
+    id: UUID
+    adopted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Born:
+    """A checkout that was created just now."""
+
+    id: UUID
+    created_at: datetime
+    deadline: datetime
+
+
+async def create(
+    tx: AsyncConnection, vault: Vault, births: Sequence[Birth], *, at: datetime, grace: float
+) -> dict[UUID, Born]:
+    """Create those whose order number and idempotency key are free; return them by id.
+
+    The others meet a live checkout or a used key and are left out; a key of theirs that was free now names the id that was
+    not born, and the caller has to point it at the checkout that it met (`inbox`).
+
+    The first alarm stands `grace` seconds away, behind the hint that the caller publishes after the commit.
+    """
+    rows = []
+    for birth in births:
+        entry = audit.make(
+            vault,
+            checkout=birth.id,
+            sequence=1,
+            before=audit.START,
+            at=at,
+            action=audit.Action.CHECKOUT_RECEIVED,
+            actor=birth.actor,
+            correlation_id=birth.correlation_id,
+            state=None,
+            to=State.RECEIVED,
+            evidence={"orderId": birth.order_ref, "amount": birth.amount, "currency": birth.currency,
+                      "intent": birth.proof.hex()},
+        )  # fmt: skip
+        rows.append(
+            {
+                "id": birth.id,
+                "merchant_id": birth.merchant_id,
+                "order_ref": birth.order_ref,
+                "currency": birth.currency,
+                "amount": birth.amount,
+                "expires_in": birth.expires_in,
+                "auto_capture": birth.auto_capture,
+                "correlation_id": birth.correlation_id,
+                "fingerprint": birth.fingerprint.hex(),
+                "body": birth.body.hex(),
+                "data_key": birth.data_key.hex(),
+                "at": entry.at,
+                "action": entry.action,
+                "entry": entry.text,
+                "key_id": entry.key_id,
+                "mac": entry.mac.hex(),
+                "idempotency_key": birth.idempotency_key,
+                "idempotency_print": birth.idempotency_print.hex(),
+            }
+        )
+    born = await run(tx, _CREATE, {"births": msgspec.json.encode(rows).decode(), "grace": grace})
+    return {row.id: Born(row.id, row.created_at, row.deadline) for row in born}
+
+
+async def adopt(
+    tx: AsyncConnection, vault: Vault, strays: Sequence[Stray], *, at: datetime, grace: float
+) -> list[Home | None]:
+    """Return the checkout of each stray: one of the merchant's that has its id or its order number, or one born of it.
+
+    None where there is neither a checkout nor enough to make one of. The same stray again, also at the same moment in another
+    process, meets the checkout that was born of the first: whoever adopts an order number takes its turn. A checkout keeps the id
+    that the payment names, if that is one of the kind that we give and nobody has it (a database restored from an older backup).
+
+    It begins as failed, since nobody asked for it, with an alarm: the watch looks at the gateway and policy decides.
+    """
+    homes: list[Home | None] = [None] * len(strays)
+    met = await _homes_of(tx, strays)
+    orphans = []
+    for number, stray in enumerate(strays):
+        if (found := met[number].id) is not None:
+            homes[number] = Home(found, adopted=False)
+        elif stray.complete:
+            orphans.append(number)
+    if not orphans:
+        return homes
+    turns = {turn for number in orphans for turn in _turns(strays[number])}
+    await tx.execute(_TAKE_TURNS, {"turns": sorted(turns)})
+    # A younger snapshot shows what whoever was before us in the queue has adopted.
+    met = dict(
+        zip(orphans, (await _homes_of(tx, [strays[number] for number in orphans])).values(), strict=True)
+    )
+    room = await _room_for(tx, [strays[number] for number in orphans])
+    rows: list[dict[str, object]] = []
+    born: dict[tuple[int, str], UUID] = {}
+    for number in orphans:
+        stray = strays[number]
+        order = (stray.merchant_id, stray.order_ref or "")
+        if (found := met[number].id or born.get(order)) is not None:
+            homes[number] = Home(found, adopted=False)
+            continue
+        if not stray.proven:
+            if room[stray.merchant_id] <= 0:
+                continue
+            room[stray.merchant_id] -= 1
+        named = stray.named
+        free = named is not None and not met[number].named_is_used and named not in born.values()
+        one = named if named is not None and free and named.version == _NUMBERED else uuid7()
+        born[order] = one
+        rows.append(_adopted(vault, one, stray, at=at))
+        homes[number] = Home(one, adopted=True)
+    if rows:
+        parameters = {
+            "strays": msgspec.json.encode(rows).decode(),
+            "grace": grace,
+            "last_error": UNKNOWN_ORDER,
+        }
+        await tx.execute(_ADOPT, parameters)
+    return homes
+
+
+async def _room_for(tx: AsyncConnection, strays: Sequence[Stray]) -> dict[int, int]:
+    """Return for each merchant how many payments may be added on the word of callbacks that prove nothing."""
+    merchants = sorted({stray.merchant_id for stray in strays if not stray.proven})
+    if not merchants:
+        return {}
+    rows = await tx.execute(_UNCONFIRMED, {"merchants": merchants, "most": MOST_UNCONFIRMED})
+    return {row.id: MOST_UNCONFIRMED - row.number for row in rows}
+
+
+def _turns(stray: Stray) -> list[int]:
+    """Return the numbers of the advisory locks for what a stray may take: an order number of a merchant, and an id."""
+    names = [f"order/{stray.merchant_id}/{stray.order_ref}"]
+    if stray.named is not None:
+        names.append(f"id/{stray.named}")
+    digests = (hashlib.sha256(f"orchestrator.stray/{name}".encode()).digest() for name in names)
+    return [int.from_bytes(digest[:8], signed=True) for digest in digests]
+
+
+async def _homes_of(tx: AsyncConnection, strays: Sequence[Stray]) -> dict[int, Row[Any]]:
+    asked = [
+        {
+            "number": number,
+            "merchant_id": stray.merchant_id,
+            "named": stray.named,
+            "order_ref": stray.order_ref,
+        }
+        for number, stray in enumerate(strays)
+    ]
+    rows = await tx.execute(_OF_STRAYS, {"strays": msgspec.json.encode(asked).decode()})
+    return {row.number: row for row in sorted(rows, key=lambda row: row.number)}
+
+
+def _adopted(vault: Vault, one: UUID, stray: Stray, *, at: datetime) -> dict[str, object]:
+    key, wrapped = vault.new_data_key(one)
+    entry = audit.make(
+        vault,
+        checkout=one,
+        sequence=1,
+        before=audit.START,
+        at=at,
+        action=audit.Action.CHECKOUT_RECEIVED,
+        actor=audit.SYSTEM,
+        correlation_id=stray.correlation_id,
+        state=None,
+        to=State.FAILED,
+        evidence={
+            "stray": True,
+            "orderId": stray.order_ref,
+            "transaction": stray.transaction_id,
+            "amount": stray.amount,
+            "currency": stray.currency,
+        },
+    )
+    return {
+        "id": one,
+        "merchant_id": stray.merchant_id,
+        "order_ref": stray.order_ref,
+        "currency": stray.currency,
+        "amount": stray.amount,
+        "correlation_id": stray.correlation_id,
+        "fingerprint": NO_INTENT_PRINT.hex(),
+        "body": key.seal(NO_INTENT, purpose="intent").hex(),
+        "data_key": wrapped.hex(),
+        "at": entry.at,
+        "action": entry.action,
+        "entry": entry.text,
+        "key_id": entry.key_id,
+        "mac": entry.mac.hex(),
+    }

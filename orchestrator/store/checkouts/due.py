@@ -1,0 +1,113 @@
+"""Alarms: ringing a checkout from outside its lease, and the sweep that turns due alarms into hints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from orchestrator.store.database import run
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from orchestrator.store.database import Database
+
+# Rows are locked in id order, as everywhere, so that two ringers cannot deadlock; a ringer waits for a mover's short
+# transaction, since a ring may not be left out. Whoever rings publishes the hint too: the alarm stands behind it by `grace`.
+_RING = text("""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    locked AS MATERIALIZED (
+        SELECT id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
+    )
+    UPDATE checkouts c
+       SET wake = c.wake + 1,
+           looks = CASE WHEN c.lease IS NULL THEN 0 ELSE c.looks END,
+           hinted = c.hinted OR c.lease IS NULL,
+           due_at = CASE WHEN c.lease IS NULL
+                         THEN least(coalesce(c.due_at, 'infinity'), t.now + make_interval(secs => :grace))
+                         ELSE c.due_at END
+      FROM locked, t
+     WHERE c.id = locked.id
+""")
+# However many alarms of one merchant ring, the others' ring too: each merchant that has any gets an equal part of what is taken. The
+# time as a sub-select is a bound of the index scans; as a join it would be a filter on every alarm of the future.
+_RINGING = """
+    t AS MATERIALIZED (SELECT clock() AS now),
+    crowd AS MATERIALIZED (
+        -- One look into the index for each merchant, whatever the planner believes of how many ring.
+        SELECT m.id, m.id = ANY(CAST(:crowded AS int[])) AS crowded FROM merchants m CROSS JOIN LATERAL (
+            SELECT FROM checkouts c WHERE c.merchant_id = m.id AND c.due_at <= (SELECT now FROM t)
+             ORDER BY c.due_at LIMIT 1) first
+    ),
+    part AS MATERIALIZED (SELECT CAST(ceil(CAST(:most AS float8) / greatest(count(*), 1)) AS int) AS each FROM crowd)
+"""
+_SWEEP = text(f"""
+    WITH {_RINGING},
+    ringing AS MATERIALIZED (
+        SELECT r.id, (SELECT now FROM t) - r.due_at AS lag FROM crowd m CROSS JOIN part p CROSS JOIN LATERAL (
+            SELECT c.id, c.due_at FROM checkouts c
+             WHERE c.merchant_id = m.id AND c.due_at <= (SELECT now FROM t)
+             ORDER BY c.due_at LIMIT CASE WHEN m.crowded THEN least(p.each, :few) ELSE p.each END
+               FOR NO KEY UPDATE OF c SKIP LOCKED) r
+    ),
+    put_off AS (
+        -- By their ids as an array: as a join the planner, who cannot know how many ring, may read all checkouts.
+        UPDATE checkouts c SET hinted = true, due_at = t.now + make_interval(secs => :grace)
+          FROM t WHERE c.id = ANY(ARRAY(SELECT id FROM ringing))
+        RETURNING c.id, c.wake > 0 AS rung, c.claims > 1 AS suspect
+    )
+    SELECT p.id, p.rung, p.suspect, extract(epoch FROM r.lag)::float8 AS lag FROM put_off p JOIN ringing r USING (id)
+""")  # noqa: S608 - made of our own constants
+_DUE = text(f"""
+    WITH {_RINGING}
+    SELECT r.id, r.wake > 0 AS rung, r.claims > 1 AS suspect, 0.0 AS lag FROM crowd m CROSS JOIN part p CROSS JOIN LATERAL (
+        SELECT c.id, c.due_at, c.wake, c.claims FROM checkouts c
+         WHERE c.merchant_id = m.id AND c.due_at <= (SELECT now FROM t) ORDER BY c.due_at LIMIT p.each) r
+     ORDER BY r.due_at LIMIT :most
+""")  # noqa: S608 - made of our own constants
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """An alarm that rings: hint it. `lag` is how many seconds late the sweep was.
+
+    A `suspect` was claimed before and nothing came of it, maybe because it stops whoever takes it: it goes alone, so that it
+    takes no others along.
+    """
+
+    id: UUID
+    rung: bool
+    suspect: bool
+    lag: float
+
+
+async def ring(tx: AsyncConnection, ids: Sequence[UUID], *, grace: float) -> None:
+    """Ring checkouts from outside their lease, inside the transaction that stores the reason.
+
+    The caller publishes the hint after the commit; if that fails, the alarm rings by itself after `grace` seconds.
+    """
+    await run(tx, _RING, {"ids": list(ids), "grace": grace})
+
+
+async def sweep(
+    db: Database, *, most: int, grace: float, crowded: Collection[int] = (), few: int = 0
+) -> list[Ring]:
+    """Take alarms that ring, about `most`, put each off by `grace` seconds and return them, to be published as hints.
+
+    Every merchant gets an equal part of them. Of the `crowded` merchants, whose work the workers find by themselves, it takes only
+    a `few`. Several sweepers are harmless: each takes what the others have not locked.
+    """
+    asked = {"most": most, "grace": grace, "crowded": list(crowded), "few": few}
+    rows = await db.write(_SWEEP, asked)
+    return [Ring(row.id, row.rung, row.suspect, row.lag) for row in rows]
+
+
+async def due(db: Database, *, most: int) -> list[Ring]:
+    """Return checkouts whose alarm rings, in equal parts of every merchant, for a worker that sweeps for itself."""
+    rows = await db.read(_DUE, {"most": most, "crowded": []})
+    return [Ring(row.id, row.rung, row.suspect, row.lag) for row in rows]

@@ -1,0 +1,221 @@
+"""An intent that comes after its payment: the payment was found for an order number that no shop had handed over.
+
+Such a payment has a checkout of its own (`adopt`). The intent becomes the order of that checkout, so that the shopper is not asked to
+pay again. That happens once, under the row's lock and never under a worker's lease: an entry in the trail, the content of the intent
+and the facts that follow from it are written together. Where payment and intent do not fit, nothing is written, and the caller is
+told which payment waits for a decision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from orchestrator import audit
+from orchestrator.domain import money
+from orchestrator.store.database import run
+from orchestrator.store.checkouts.records import OPEN_OPERATIONS, money_left
+from orchestrator.domain.states import State
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Row
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from orchestrator.store.database import Database
+    from orchestrator.crypto import DataKey, Vault
+
+NO_INTENT: Final = b"{}"
+"""The stored content of a checkout that no intent stands behind."""
+NO_INTENT_PRINT: Final = hashlib.sha256(NO_INTENT).digest()
+
+_UNDECIDED: Final = ("payment_mismatch", "unclear_payment", "unbound_payment")
+"""Attention about money of which it is not known that it pays the order."""
+_HARMLESS: Final = ("unknown_order", "reservation_lapses")
+"""Attention beside which the payment counts as the order's: the first is answered by the intent itself."""
+
+_READ = text(f"""
+    SELECT c.state, c.version, c.currency, c.amount, c.attention, c.audit_sequence, c.audit_head, c.created_at, c.deadline,
+           i.fingerprint, i.data_key, clock() AS now, c.lease IS NOT NULL AND c.leased_until > clock() AS leased,
+           EXISTS (SELECT FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS asked,
+           EXISTS (SELECT FROM money_operations o WHERE o.checkout_id = c.id
+                      AND o.state IN ({", ".join(f"'{state}'" for state in sorted(OPEN_OPERATIONS))})) AS operating,
+           (SELECT json_agg(json_build_object(
+                       'id', p.transaction_id, 'role', p.role, 'reading', p.reading, 'currency', p.currency,
+                       'reserved', p.reserved, 'captured', p.captured, 'back', p.refunded + p.charged_back)
+                       ORDER BY p.first_seen_at, p.transaction_id)
+              FROM payments p WHERE p.checkout_id = c.id) AS payments
+      FROM checkouts c JOIN intents i ON i.checkout_id = c.id
+     WHERE c.id = :id FOR NO KEY UPDATE OF c SKIP LOCKED
+""")  # noqa: S608 - made of our own constants
+# The lease goes with the version: a holder that is late finds neither.
+_MATCH = text("""
+    WITH ordered AS (
+        UPDATE intents SET fingerprint = :fingerprint, body = :body, data_key = :data_key WHERE checkout_id = :id
+    ),
+    audited AS (
+        INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
+        VALUES (:id, :sequence, :at, :action, :entry, :key_id, :mac)
+    )
+    UPDATE checkouts
+       SET version = version + 1, late = false, auto_capture = :auto_capture, require_capture = :auto_capture,
+           attention = CASE WHEN attention LIKE 'unknown\\_order%' THEN NULL ELSE attention END, last_error = NULL,
+           audit_sequence = :sequence, audit_head = :mac, wake = wake + 1, looks = 0, lease = NULL, leased_until = NULL,
+           due_at = clock(), updated_at = clock()
+     WHERE id = :id
+""")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ordered:
+    """An intent that met the checkout of an unmatched payment. `amount` is in minor units.
+
+    `auto_capture`: the gateway was to capture by itself. It was not told so for this payment, so a worker captures it.
+    """
+
+    checkout: UUID
+    currency: str
+    amount: int
+    auto_capture: bool
+    actor: str
+    correlation_id: str
+    fingerprint: bytes
+    document: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """The intent is the order of the checkout now."""
+
+    state: str
+    created_at: datetime
+    deadline: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Unsuited:
+    """The payment is not simply this order's: `payment` names it with its amount, `undecided` says that a person is to decide on it."""
+
+    payment: str
+    undecided: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NoMoney:
+    """The gateway has shown no money for it, or holds none any more: the order is a checkout of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """It is not known yet: the payment has not been looked up, or a worker or another process has the checkout at this moment.
+
+    `held`: it may hold money, so that no other checkout may be created for the order meanwhile.
+    """
+
+    held: bool = True
+
+
+Match = Matched | Unsuited | NoMoney | Unsettled
+
+
+async def match(db: Database, vault: Vault, wanted: Ordered) -> Match:
+    """Make an intent the order of the checkout that was created from its payment, or say why not.
+
+    It may be repeated after a lost connection: the caller then meets a checkout that has the content of the intent.
+    """
+    try:
+        async with db.transaction() as tx:
+            rows = await run(tx, _READ, {"id": wanted.checkout})
+            if not rows:
+                return Unsettled()
+            found = _judged(rows[0], wanted)
+            if isinstance(found, Matched):
+                await _write(tx, vault, wanted, rows[0])
+            return found
+    except IntegrityError:
+        # Another checkout took the order number meanwhile: the caller meets that one.
+        return Unsettled()
+
+
+def _judged(row: Row[Any], wanted: Ordered) -> Match:
+    if bytes(row.fingerprint) != NO_INTENT_PRINT:
+        return Unsettled()
+    holding = [one for one in row.payments or () if one["reading"] == "open" or _left(one) > 0]
+    if row.leased or row.asked or row.version == 1:
+        return Unsettled(held=bool(holding))
+    word = (row.attention or "").partition(":")[0]
+    if not holding and word not in _UNDECIDED:
+        return NoMoney()
+    fits = (
+        row.state == State.COMPLETED
+        and [one["role"] for one in holding] == ["accepted"]
+        and (row.currency, row.amount) == (wanted.currency, wanted.amount)
+        and not row.operating
+        and word in {"", *_HARMLESS}
+    )
+    if fits:
+        return Matched(row.state, row.created_at, row.deadline)
+    shown = holding or row.payments or ()
+    named = ", ".join(
+        f"{one['id']} ({money.spelled(max(one['reserved'], one['captured']), one['currency'])})"
+        for one in shown
+    )
+    return Unsuited(named or "a payment that cannot be read", undecided=bool(word))
+
+
+def _left(one: dict[str, Any]) -> int:
+    return money_left(one["reading"], one["reserved"], one["captured"], one["back"])
+
+
+async def _write(tx: AsyncConnection, vault: Vault, wanted: Ordered, row: Row[Any]) -> None:
+    key, wrapped = _key(vault, wanted.checkout, row.data_key)
+    state = State(row.state)
+    entry = audit.make(
+        vault,
+        checkout=wanted.checkout,
+        sequence=row.audit_sequence + 1,
+        before=bytes(row.audit_head),
+        at=row.now,
+        action=audit.Action.INTENT_MATCHED,
+        actor=wanted.actor,
+        correlation_id=wanted.correlation_id,
+        state=state,
+        to=state,
+        evidence={
+            "amount": wanted.amount,
+            "currency": wanted.currency,
+            "autoCapture": wanted.auto_capture,
+            "intent": key.mac(wanted.fingerprint).hex(),
+            "attention": (row.attention or "").partition(":")[0] or None,
+        },
+    )
+    await run(
+        tx,
+        _MATCH,
+        {
+            "id": wanted.checkout,
+            "fingerprint": wanted.fingerprint,
+            "body": key.seal(wanted.document, purpose="intent"),
+            "data_key": wrapped,
+            "auto_capture": wanted.auto_capture,
+            "sequence": entry.sequence,
+            "at": row.now,
+            "action": entry.action,
+            "entry": entry.text,
+            "key_id": entry.key_id,
+            "mac": entry.mac,
+        },
+    )
+
+
+def _key(vault: Vault, checkout: UUID, wrapped: bytes | None) -> tuple[DataKey, bytes]:
+    """Return the data key of the checkout, under which its callbacks are encrypted, or a new one where that was destroyed."""
+    if wrapped is None:
+        return vault.new_data_key(checkout)
+    return vault.data_key(checkout, wrapped), bytes(wrapped)

@@ -1,0 +1,398 @@
+"""Moving: everything that one step of one checkout writes, for many checkouts in one statement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import text
+
+from orchestrator import audit
+from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes
+from orchestrator.errors import OrchestratorError
+from orchestrator.store.checkouts.claim import Held, LeaseLost, tick
+from orchestrator.store.checkouts.change import Fact, Keep, Move, entry_rows, event_rows, operation_rows, payment_rows, row
+from orchestrator.store.checkouts.records import Known, Operation
+from orchestrator.domain.states import Moved, State, Trigger, UnknownTransition, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Row
+
+    from orchestrator.crypto import Vault
+
+
+class UnauditedMove(OrchestratorError):  # noqa: N818 - named for the fact
+    """Code tried to move a checkout without saying so in the audit trail."""
+
+    def __init__(self, checkout: UUID, trigger: Trigger) -> None:
+        super().__init__(f"the move of checkout {checkout} by {trigger} has no audit action")
+        self.checkout, self.trigger = checkout, trigger
+
+
+# One statement writes everything of many moves. `locked` takes the rows in id order and leaves out those that somebody else has
+# locked (they come again); `mine` is the fence; `already` recognises a move that landed before its connection was lost: the head
+# of the chain is ours. Postgres applies the update to the newest version of a row, so the fence holds against any racer. What it
+# updates it names by arrays: of joins alone the planner expects so many rows that it reads a whole table while that is small.
+_ADVANCE = text("""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    i AS MATERIALIZED (
+        SELECT * FROM json_to_recordset(CAST(:moves AS json)) AS i(
+            id uuid, merchant_id int, lease uuid, version int, wake int, state text, release boolean, alarm float8, extends float8,
+            attempts int, looks int, openings int, last_error text, attention text, expires_in float8, offered boolean,
+            withdrawn boolean, ended boolean, reopened boolean, late boolean, booked boolean, life float8,
+            reserved int8, captured int8, refunded int8, charged_back int8, reserved_until timestamptz, require_capture boolean,
+            decided jsonb,
+            entries int, sequence int, mac text, event_sequence int,
+            correlation_id text, keeps_session boolean, token text, token_lifetime float8, session_id text, methods jsonb)
+    ),
+    letters AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:read AS json)) AS r(id uuid, checkout_id uuid)),
+    wishes AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:done AS json)) AS r(id uuid, checkout_id uuid, result text)),
+    locked AS MATERIALIZED (
+        SELECT c.id, coalesce(c.lease = i.lease AND c.version = i.version, false) AS mine,
+               c.audit_head = decode(i.mac, 'hex') AS already
+          FROM checkouts c JOIN i ON i.id = c.id
+         WHERE c.id = ANY(ARRAY(SELECT id FROM i))
+         ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
+    ),
+    moved AS (
+        UPDATE checkouts c
+           SET state = i.state, version = c.version + i.entries, claims = 0,
+               lease = CASE WHEN i.release THEN NULL ELSE c.lease END,
+               leased_until = CASE WHEN i.release THEN NULL WHEN i.extends IS NULL THEN c.leased_until
+                                   ELSE greatest(c.leased_until, t.now + make_interval(secs => i.extends)) END,
+               due_at = CASE WHEN NOT i.release AND i.extends IS NULL THEN c.due_at
+                             WHEN NOT i.release THEN greatest(c.due_at, t.now + make_interval(secs => i.extends)) WHEN c.wake <> i.wake THEN t.now
+                             ELSE t.now + make_interval(secs => i.alarm) END,
+               attempts = i.attempts, looks = i.looks, openings = i.openings,
+               last_error = i.last_error, attention = i.attention,
+               deadline = CASE WHEN i.expires_in IS NULL THEN c.deadline
+                               ELSE t.now + make_interval(secs => i.expires_in) END,
+               offered_at = CASE WHEN i.offered THEN t.now ELSE c.offered_at END,
+               withdrawn_at = CASE WHEN i.reopened THEN NULL WHEN i.withdrawn THEN t.now ELSE c.withdrawn_at END,
+               ended_at = CASE WHEN i.reopened THEN NULL WHEN i.ended THEN t.now ELSE c.ended_at END,
+               late = c.late OR i.late, booked = i.booked, life = i.life,
+               reserved = i.reserved, captured = greatest(c.captured, i.captured),
+               refunded = greatest(c.refunded, i.refunded), charged_back = i.charged_back,
+               reserved_until = i.reserved_until, require_capture = i.require_capture,
+               audit_sequence = i.sequence, audit_head = coalesce(decode(i.mac, 'hex'), c.audit_head),
+               event_sequence = i.event_sequence,
+               updated_at = t.now
+          FROM i, t
+         WHERE c.id = i.id AND c.id = ANY(ARRAY(SELECT id FROM locked WHERE mine))
+        RETURNING c.id, c.deadline, c.wake <> i.wake AS rung
+    ),
+    audited AS (
+        INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
+        SELECT e.checkout_id, e.sequence, e.at, e.action, e.entry, e.key_id, decode(e.mac, 'hex')
+          FROM json_to_recordset(CAST(:entries AS json)) AS e(
+               checkout_id uuid, sequence int, at timestamptz, action text, entry text, key_id text, mac text)
+          JOIN moved ON moved.id = e.checkout_id ORDER BY e.checkout_id, e.sequence
+    ),
+    opened AS (
+        INSERT INTO sessions (checkout_id, token, token_expires_at, session_id, methods)
+        SELECT i.id, decode(i.token, 'hex'), t.now + make_interval(secs => i.token_lifetime), i.session_id, i.methods
+          FROM i JOIN moved USING (id), t WHERE NOT i.keeps_session ORDER BY i.id
+        ON CONFLICT (checkout_id) DO UPDATE
+           SET token = coalesce(excluded.token, sessions.token),
+               token_expires_at = coalesce(excluded.token_expires_at, sessions.token_expires_at),
+               session_id = excluded.session_id, methods = excluded.methods
+    ),
+    told AS (
+        INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, created_at)
+        SELECT e.checkout_id, e.sequence, i.merchant_id, e.kind, e.payload, i.correlation_id, t.now
+          FROM json_to_recordset(CAST(:events AS json)) AS e(checkout_id uuid, sequence int, kind text, payload jsonb)
+          JOIN i ON i.id = e.checkout_id JOIN moved ON moved.id = i.id, t ORDER BY e.checkout_id, e.sequence
+    ),
+    seen AS (
+        INSERT INTO payments (merchant_id, transaction_id, checkout_id, payment_id, order_ref, role, binding, status,
+                              reading, currency, reserved, captured, refunded, charged_back, surcharge, flags, raw_amounts)
+        SELECT DISTINCT ON (i.merchant_id, p.transaction_id) i.merchant_id, p.transaction_id, p.checkout_id, p.payment_id,
+               p.order_ref, p.role, p.binding, p.status, p.reading, p.currency, p.reserved, p.captured, p.refunded, p.charged_back,
+               p.surcharge, p.flags, p.raw_amounts
+          FROM json_to_recordset(CAST(:payments AS json)) AS p(
+               transaction_id text, checkout_id uuid, payment_id text, order_ref text, role text, binding text, status text,
+               reading text, currency text, reserved int8, captured int8, refunded int8, charged_back int8, surcharge int8, flags jsonb,
+               raw_amounts jsonb)
+          JOIN i ON i.id = p.checkout_id JOIN moved ON moved.id = i.id
+         ORDER BY i.merchant_id, p.transaction_id, p.role <> 'accepted', p.checkout_id
+        ON CONFLICT (merchant_id, transaction_id) DO UPDATE
+           SET role = CASE WHEN payments.role = 'accepted' THEN payments.role ELSE excluded.role END,
+               currency = CASE WHEN excluded.currency = '' THEN payments.currency ELSE excluded.currency END,
+               binding = excluded.binding, status = excluded.status, reading = excluded.reading,
+               reserved = excluded.reserved, captured = greatest(payments.captured, excluded.captured),
+               refunded = greatest(payments.refunded, excluded.refunded), charged_back = excluded.charged_back,
+               surcharge = excluded.surcharge, flags = excluded.flags, raw_amounts = excluded.raw_amounts, updated_at = clock()
+         WHERE payments.checkout_id = excluded.checkout_id
+    ),
+    ruled AS (
+        UPDATE payments p SET decided = concat_ws(' ', p.decided, i.decided ->> p.transaction_id) FROM i JOIN moved USING (id)
+         WHERE i.decided IS NOT NULL AND p.checkout_id = i.id AND i.decided ? p.transaction_id
+           AND p.checkout_id = ANY(ARRAY(SELECT id FROM i WHERE decided IS NOT NULL))
+    ),
+    operated AS (
+        INSERT INTO money_operations AS m (id, merchant_id, checkout_id, transaction_id, kind, amount, currency, state,
+                                           reconciliation_identifier, cause, command_id, actor, reason, total_before,
+                                           attempts, last_error, mac, requested_at, submitted_at, settled_at)
+        SELECT o.id, i.merchant_id, o.checkout_id, o.transaction_id, o.kind, o.amount, o.currency, o.state, o.identifier,
+               o.cause, o.command_id, o.actor, o.reason, o.total_before, o.attempts, o.last_error, decode(o.mac, 'hex'), t.now,
+               CASE WHEN o.state = 'submitted' THEN t.now END, CASE WHEN o.state IN ('succeeded', 'rejected') THEN t.now END
+          FROM json_to_recordset(CAST(:operations AS json)) AS o(
+               id uuid, checkout_id uuid, transaction_id text, kind text, amount int8, currency text, state text,
+               identifier text, cause text, command_id uuid, actor text, reason text, total_before int8, attempts int,
+               last_error text, mac text)
+          JOIN i ON i.id = o.checkout_id JOIN moved ON moved.id = i.id, t ORDER BY i.merchant_id, o.transaction_id, o.id
+        ON CONFLICT (id) DO UPDATE
+           SET state = excluded.state, total_before = excluded.total_before, attempts = excluded.attempts,
+               last_error = excluded.last_error, mac = excluded.mac, submitted_at = coalesce(excluded.submitted_at, m.submitted_at),
+               settled_at = excluded.settled_at
+    ),
+    read AS (
+        UPDATE callbacks b SET handled_at = t.now
+          FROM letters r JOIN moved ON moved.id = r.checkout_id, t WHERE b.id = r.id AND b.id = ANY(ARRAY(SELECT id FROM letters))
+    ),
+    done AS (
+        UPDATE commands d SET handled_at = t.now, result = r.result
+          FROM wishes r JOIN moved ON moved.id = r.checkout_id, t WHERE d.id = r.id AND d.id = ANY(ARRAY(SELECT id FROM wishes))
+    )
+    SELECT i.id, l.mine, l.already, m.deadline, m.rung
+      FROM i LEFT JOIN locked l USING (id) LEFT JOIN moved m USING (id)
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A move with its audit entries, as it goes to Postgres; made once, so that a repeat is recognised by its mac."""
+
+    move: Move
+    to: State
+    entries: Sequence[audit.Entry]
+    row: dict[str, object]
+    events: list[dict[str, object]]
+    began: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Landed:
+    """What Postgres says of a landed move; the deadline is unknown when the move was recognised after a lost connection."""
+
+    deadline: datetime | None
+    rung: bool
+
+
+class Lifecycle:
+    """The mover: gathers moves from everything in flight in this process and writes them together."""
+
+    def __init__(self, db: Database, vault: Vault, *, batch_limit: int = 500, patience: float = 30.0) -> None:
+        self._db = db
+        self._vault = vault
+        self._batch: Batch[_Prepared, _Landed | None] = Batch(
+            self._write,
+            keys=_places,
+            limit=batch_limit,
+            patience=patience,
+            name="moves",
+        )
+
+    async def advance(self, move: Move) -> Held:
+        """Write one move together with whatever others have gathered; return the checkout as it stands afterwards.
+
+        Raises `LeaseLost` if the lease or the version is no longer ours (nothing was written), `UnknownTransition` if the
+        table does not have the move, `db.DatabaseAway` if it is not known whether it landed.
+        """
+        prepared = self._prepare(move)
+        landed = await self._batch.put(prepared)
+        if landed is None:
+            raise LeaseLost(move.held.id)
+        return _after(prepared, landed)
+
+    @property
+    def writes(self) -> Writes:
+        """How writing fares, for health."""
+        return self._batch.writes
+
+    async def close(self) -> None:
+        """Write what has gathered, then stop."""
+        await self._batch.close()
+
+    def _prepare(self, move: Move) -> _Prepared:
+        held, to = move.held, move.held.state
+        entries: list[audit.Entry] = []
+        for fact in (Fact(move.trigger, move.evidence), *move.further):
+            state = to
+            if fact.trigger is not None:
+                decision = decide(state, fact.trigger)
+                if not isinstance(decision, Moved):
+                    raise UnknownTransition(state, fact.trigger)
+                if move.action is None:
+                    raise UnauditedMove(held.id, fact.trigger)
+                to = decision.to
+            if move.action is None:
+                continue
+            entries.append(
+                audit.make(
+                    self._vault,
+                    checkout=held.id,
+                    sequence=held.audit_sequence + len(entries) + 1,
+                    before=entries[-1].mac if entries else held.audit_head,
+                    at=held.now().astimezone(UTC),
+                    action=move.action,
+                    actor=move.actor,
+                    correlation_id=held.correlation_id,
+                    state=state,
+                    to=to,
+                    trigger=fact.trigger,
+                    evidence=fact.evidence,
+                )
+            )
+        return _Prepared(move, to, entries, row(move, to, entries), event_rows(move, to), tick())
+
+    async def _write(self, batch: list[_Prepared]) -> list[_Landed | Again | None]:
+        rows = await self._db.write(
+            _ADVANCE,
+            {
+                "moves": _json([prepared.row for prepared in batch]),
+                "entries": _json(
+                    [row for prepared in batch for row in entry_rows(prepared.move.held, prepared.entries)]
+                ),
+                "events": _json([event for prepared in batch for event in prepared.events]),
+                "operations": _json(
+                    [row for prepared in batch for row in operation_rows(self._vault, prepared.move)]
+                ),
+                "payments": _json([row for prepared in batch for row in payment_rows(prepared.move)]),
+                "read": _json(
+                    [
+                        {"id": letter, "checkout_id": prepared.move.held.id}
+                        for prepared in batch
+                        for letter in prepared.move.read
+                    ]
+                ),
+                "done": _json(
+                    [
+                        {"id": command, "checkout_id": prepared.move.held.id, "result": result}
+                        for prepared in batch
+                        for command, result in prepared.move.done
+                    ]
+                ),
+            },
+        )
+        fates = {row.id: row for row in rows}
+        return [_fate(fates[prepared.move.held.id]) for prepared in batch]
+
+
+def _places(prepared: _Prepared) -> Sequence[Hashable]:
+    """Return what no two moves of one batch may share: the checkout, and that one reopens.
+
+    A holder whose lease is over and its successor may both write, in one process; of two rows for a checkout Postgres would take
+    either. A reopened checkout takes its order number again. Two of them in one transaction could wait for an intake that holds the
+    one number and waits for the other; so there is one in a batch.
+    """
+    held, trigger = prepared.move.held, prepared.move.trigger
+    return (held.id, trigger) if trigger is Trigger.REOPENED else (held.id,)
+
+
+def _json(rows: list[dict[str, object]]) -> str:
+    return msgspec.json.encode(rows).decode()
+
+
+def _fate(row: Row[Any]) -> _Landed | Again | None:
+    if row.mine is None:
+        return AGAIN
+    if row.mine:
+        return _Landed(row.deadline, row.rung)
+    return _Landed(None, rung=True) if row.already else None
+
+
+def _after(prepared: _Prepared, landed: _Landed) -> Held:
+    """Return the checkout as the landed move left it; under the same lease if the move kept it."""
+    move, row, held = prepared.move, prepared.row, prepared.move.held
+    token_given = not isinstance(move.token, Keep)
+    return msgspec.structs.replace(
+        held,
+        state=prepared.to,
+        version=held.version + len(prepared.entries),
+        claims=0,
+        attempts=move.attempts,
+        looks=held.looks if isinstance(move.looks, Keep) else move.looks,
+        openings=held.openings if isinstance(move.openings, Keep) else move.openings,
+        last_error=held.last_error if isinstance(move.last_error, Keep) else move.last_error,
+        attention=held.attention if isinstance(move.attention, Keep) else move.attention,
+        deadline=landed.deadline or held.deadline,
+        offered_at=held.now() if move.offered else held.offered_at,
+        withdrawn_at=None if row["reopened"] else held.now() if move.withdrawn else held.withdrawn_at,
+        ended_at=None if row["reopened"] else held.now() if row["ended"] else held.ended_at,
+        late=held.late or move.late,
+        reserved=held.reserved if isinstance(move.money, Keep) else move.money[0],
+        captured=held.captured if isinstance(move.money, Keep) else max(held.captured, move.money[1]),
+        refunded=held.refunded if isinstance(move.money, Keep) else max(held.refunded, move.money[2]),
+        charged_back=held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
+        reserved_until=held.reserved_until if isinstance(move.reserved_until, Keep) else move.reserved_until,
+        require_capture=held.require_capture or move.require_capture,
+        booked=move.booked,
+        life=held.life if isinstance(move.life, Keep) else move.life,
+        known=_known(held.known, move),
+        operations=_operated(held, move.operations),
+        audit_sequence=held.audit_sequence + len(prepared.entries),
+        audit_head=prepared.entries[-1].mac if prepared.entries else held.audit_head,
+        event_sequence=held.event_sequence + len(move.events),
+        token=move.token if not isinstance(move.token, Keep) else held.token,
+        token_expires_at=held.now() + timedelta(seconds=move.token_lifetime)
+        if token_given
+        else held.token_expires_at,
+        session_id=held.session_id if isinstance(move.session_id, Keep) else move.session_id,
+        methods=held.methods if isinstance(move.methods, Keep) else list(map(dict, move.methods or ())),
+        letters=tuple(letter for letter in held.letters if letter.id not in move.read),
+        commands=tuple(
+            command for command in held.commands if command.id not in {done for done, _ in move.done}
+        ),
+        rung=landed.rung,
+        # Counted from before the write, so that waiting for it shortens it.
+        lease_ends=held.lease_ends
+        if move.extends is None
+        else max(held.lease_ends, prepared.began + move.extends),
+    )
+
+
+def _known(before: tuple[Known, ...], move: Move) -> tuple[Known, ...]:
+    """Return what is known of the gateway's transactions after a move, as its statement left them."""
+    if move.decided is not None:
+        return tuple(
+            replace(one, decided=f"{one.decided or ''} {move.decided[one.transaction_id]}".strip())
+            if one.transaction_id in move.decided
+            else one
+            for one in before
+        )
+    known = {one.transaction_id: one for one in before}
+    for one in move.payments:
+        old = known.get(one.transaction_id)
+        known[one.transaction_id] = Known(
+            transaction_id=one.transaction_id,
+            role=old.role if old is not None and old.role == "accepted" else one.role,
+            binding=one.binding,
+            reading=one.reading,
+            currency=one.currency or (old.currency if old is not None else ""),
+            reserved=one.reserved,
+            captured=max(one.captured, old.captured if old is not None else 0),
+            refunded=max(one.refunded, old.refunded if old is not None else 0),
+            charged_back=one.charged_back,
+            decided=old.decided if old is not None else None,
+            status=one.status,
+            surcharge=one.surcharge,
+            flags=one.flags,
+        )
+    return tuple(known.values())
+
+
+def _operated(held: Held, changed: tuple[Operation, ...]) -> tuple[Operation, ...]:
+    if not changed:
+        return held.operations
+    operations = {one.id: one for one in held.operations}
+    for one in changed:
+        submitted_at = held.now() if one.state == "submitted" else one.submitted_at
+        operations[one.id] = replace(one, submitted_at=submitted_at)
+    return tuple(operations.values())

@@ -1,0 +1,235 @@
+"""One connection to Postgres: every wait has a bound, and what is no longer of use is closed at once.
+
+A statement that is not answered within its bound, or whose caller is cancelled, closes its socket: nothing is asked of a connection
+that may be silent, neither a cancel nor a rollback. A server that became read-only, shuts down or starts ends the connection with
+its answer. The pool above (`db`) drops every older connection when it finds one closed, so that the next statement connects anew.
+
+Behind a pooler in transaction mode (PgBouncer) the server's session belongs to other clients too. It is recognised: the process id
+that the pooler gave is not that of the server process. Such a connection leaves nothing in the session: no setting, and no prepared
+statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import socket
+import time
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+import psycopg
+from psycopg import errors, waiting
+from psycopg.pq import TransactionStatus
+
+from orchestrator.settings.postgres_url import parameters, prepare_threshold
+from orchestrator.store.sqlstates import ENDING, OTHERS_STATEMENTS, READ_ONLY
+
+if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+
+Prepared = Literal["auto", "on", "off"]
+RV = TypeVar("RV")
+
+_CONNECT_TIMEOUT: Final = 3
+"""Seconds for each address of each host."""
+_SESSION_TIMEOUT: Final = 3.0
+"""Seconds for the first statement of a connection."""
+_SUSPECT: Final = 1.0
+"""Seconds that a connection gets which has heard nothing since another one fell silent."""
+_LONGEST: Final = 30.0
+"""Seconds to which the bound of a repeated statement grows at most."""
+_PREPARE_AFTER: Final = "5"
+"""Executions after which psycopg prepares a statement; its own default."""
+
+STRETCH: ContextVar[float] = ContextVar("stretch", default=1.0)
+"""How many times its usual bound a statement gets; a batch that passed its bound is repeated with a longer one."""
+
+
+class Unanswered(psycopg.OperationalError):
+    """Postgres did not answer a statement within its bound; whether it ran is not known, and its connection is closed."""
+
+
+@dataclass(slots=True)
+class Server:
+    """Where connections go, and how they behave.
+
+    `statement_timeout` and `idle_timeout` are kept by the server, in milliseconds; `timeout` is the client's, in seconds.
+    """
+
+    parameters: dict[str, str]
+    statement_timeout: int
+    idle_timeout: int
+    timeout: float
+    prepared: Prepared
+    threshold: int | None
+    """Executions after which a statement is prepared, where it may be."""
+    pooled: bool = False
+    """Whether the last connection was given by a pooler."""
+    met_others: bool = False
+    """Whether prepared statements of other clients were met, which a pooler shows that hides itself."""
+    waiting: set[Connection] = field(default_factory=set)
+
+    @classmethod
+    def of(
+        cls, url: str, *, name: str, statement_timeout: int, timeout: float, prepared: Prepared, writes: bool
+    ) -> Server:
+        """Read a URL; what it says itself goes before the defaults here."""
+        given = parameters(url)
+        threshold = prepare_threshold(given.pop("prepare_threshold", _PREPARE_AFTER))
+        usual = {
+            "connect_timeout": str(_CONNECT_TIMEOUT),
+            "target_session_attrs": "read-write" if writes else "any",
+            # A dead peer is noticed in seconds, not after the kernel's two hours or its fifteen minutes of repeats.
+            "keepalives_idle": "10",
+            "keepalives_interval": "5",
+            "keepalives_count": "3",
+            "tcp_user_timeout": "10000",
+        }
+        return cls(
+            {**usual, **given, "application_name": name},
+            statement_timeout,
+            idle_timeout=round(min(30.0, timeout + 2) * 1000),
+            timeout=timeout,
+            prepared=prepared,
+            threshold=threshold,
+        )
+
+    async def connect(
+        self,
+        *,
+        statement_timeout: int | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - for later statements
+    ) -> Connection:
+        """Connect to the first host that takes the session, and settle what holds for it, in one round trip."""
+        connection = await Connection.connect(**self.parameters, autocommit=True)  # type: ignore[arg-type]
+        connection.server, connection.timeout = self, _SESSION_TIMEOUT
+        try:
+            limit = self.statement_timeout if statement_timeout is None else statement_timeout
+            await connection.settle(limit)
+        except BaseException:
+            connection.pgconn.finish()
+            raise
+        connection.timeout = self.timeout if timeout is None else timeout
+        return connection
+
+
+class Connection(psycopg.AsyncConnection[Any]):
+    """A connection of psycopg's whose waits are bounded; `timeout` is in seconds and may be changed at any time."""
+
+    server: Server
+    timeout: float
+    pooled = False
+    """Whether the server's session is shared with other clients, by a pooler."""
+    local: str | None = None
+    """What a transaction has to set for itself, because neither session nor database does; a statement."""
+    _began = _heard = -math.inf
+
+    @property
+    def outdated(self) -> bool:
+        """Whether its server takes no writes any more, which newer ones (Postgres 14) report by themselves to every session."""
+        if self.server.parameters["target_session_attrs"] != "read-write":
+            return False
+        told = self.pgconn.parameter_status
+        return told(b"default_transaction_read_only") == b"on" or told(b"in_hot_standby") == b"on"
+
+    async def settle(self, statement_timeout: int) -> None:
+        """Set what holds for the session where it is ours alone; where it is not, find out what is set already.
+
+        Both in one statement: settings made by it end with it unless the server process is the one that this connection was
+        given, so a session that belongs to others keeps nothing.
+        """
+        ours = f"pg_backend_pid() = {self.pgconn.backend_pid}"
+        session = {
+            "timezone": "'UTC'",
+            # The planner is told that a page anywhere costs about as much as the next one: every statement is meant to go by index.
+            "random_page_cost": "'1.1'",
+            "statement_timeout": f"'{statement_timeout}'",
+            "idle_in_transaction_session_timeout": f"'{self.server.idle_timeout}'",
+            # A statement whose client has closed its connection is given up. Postgres on Windows cannot.
+            "client_connection_check_interval": "CASE WHEN version() ~* 'windows|mingw|visual c' THEN '0' ELSE '1000' END",
+        }
+        set_up = ", ".join(f"set_config('{name}', {value}, NOT {ours})" for name, value in session.items())
+        told = "current_setting('timezone') = 'UTC' AND current_setting('random_page_cost') = '1.1'"
+        cursor = await self.execute(f"SELECT {ours}, {told}, {set_up}")
+        row = await cursor.fetchone()
+        assert row is not None  # noqa: S101 - a SELECT without FROM has one row
+        self.pooled = self.server.pooled = not row[0]
+        if self.pooled and not row[1]:
+            self.local = (
+                "SELECT set_config('timezone', 'UTC', true), set_config('random_page_cost', '1.1', true)"
+            )
+        match self.server.prepared:
+            case "off":
+                self.prepare_threshold = None
+            case "auto" if self.pooled or self.server.met_others:
+                self.prepare_threshold = None
+            case _:
+                self.prepare_threshold = self.server.threshold
+
+    async def wait(
+        self,
+        gen: PQGen[RV],
+        interval: float = 0.1,
+        timeout: float | None = None,  # noqa: ASYNC109 - psycopg's signature
+    ) -> RV:
+        """Run one exchange with the server, within the bound; psycopg calls it for everything it does with a connection."""
+        bound = self.timeout if timeout is None else timeout
+        stretch = STRETCH.get()
+        if stretch > 1:
+            bound = max(bound, min(bound * stretch, _LONGEST))
+        self._began = time.monotonic()
+        others = self.server.waiting
+        others.add(self)
+        try:
+            result = await waiting.wait_async(gen, self.pgconn.socket, interval=interval, timeout=bound)
+        except errors._WaitTimeout:  # noqa: SLF001 - what `wait_async` says it raises
+            self.pgconn.finish()
+            self._suspect_others()
+            raise Unanswered(f"no answer within {bound:g} s; the connection was closed") from None
+        except psycopg.Error as error:
+            self._heed(error)
+            raise
+        except BaseException:
+            # The caller is cancelled. The statement is left to the server, which ends it when it finds the connection closed.
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.pgconn.finish()
+            raise
+        else:
+            self._heard = time.monotonic()
+            return result
+        finally:
+            others.discard(self)
+
+    def cut(self) -> None:
+        """End the exchange under way, if there is one, as a lost connection: its caller gets the error at once."""
+        with (
+            suppress(psycopg.OperationalError, OSError),
+            socket.socket(fileno=os.dup(self.pgconn.socket)) as ours,
+        ):
+            ours.shutdown(socket.SHUT_RDWR)
+
+    def _heed(self, error: psycopg.Error) -> None:
+        """Close the connection where the error says that it, or its server, is of no more use."""
+        state = error.sqlstate
+        if state is None:
+            return
+        self._heard = time.monotonic()
+        if state in OTHERS_STATEMENTS:
+            self.server.met_others = True
+        if state == READ_ONLY or state in OTHERS_STATEMENTS or state.startswith(ENDING):
+            self.pgconn.finish()
+
+    def _suspect_others(self) -> None:
+        """Give others that have heard nothing since this exchange began a moment; they are most likely just as silent."""
+        loop = asyncio.get_running_loop()
+        for other in self.server.waiting:
+            if other is not self and other._heard < self._began:  # noqa: SLF001 - of the same class
+                loop.call_later(_SUSPECT, other._cut_unless_heard, other._began)  # noqa: SLF001
+
+    def _cut_unless_heard(self, began: float) -> None:
+        if self in self.server.waiting and self._began == began:
+            self.cut()

@@ -1,0 +1,46 @@
+"""What comes in from outside: intents, callbacks, commands. Stored, answered, rung; decided elsewhere.
+
+Each kind goes in as a list in one transaction. An intent becomes a checkout once, however often it is sent. A callback is stored
+raw before anybody reads it; a repeat rings again unless the first was acted on. A command is a row with who asked and which
+version they saw. Nothing here moves a checkout and nothing here talks to the gateway.
+"""
+
+from orchestrator.store.inbox.callbacks import UNPROVEN, Arrival, CallbackKind, Callbacks, Caps, Stored, open_body, seal_body
+from orchestrator.store.inbox.commands import CommandKind, Requested, fingerprint_of, request, request_all
+from orchestrator.store.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
+from orchestrator.store.inbox.intents import Accepted, Intake, Intents
+from orchestrator.store.inbox.unmatched import Placed, Strays, Unaddressed
+from orchestrator.store.inbox.command_requests import Holding, Objection, Standing, UnderWay, Wish, objection, standing
+
+__all__ = [
+    "UNPROVEN",
+    "Accepted",
+    "Arrival",
+    "CallbackKind",
+    "Callbacks",
+    "Caps",
+    "CommandKind",
+    "Holding",
+    "Intake",
+    "IntakeError",
+    "Intents",
+    "KeyReused",
+    "Objection",
+    "OrderTaken",
+    "PaidBefore",
+    "Placed",
+    "Requested",
+    "Standing",
+    "Stored",
+    "Strays",
+    "Unaddressed",
+    "UnderWay",
+    "Wish",
+    "fingerprint_of",
+    "objection",
+    "open_body",
+    "request",
+    "request_all",
+    "seal_body",
+    "standing",
+]

@@ -1,0 +1,264 @@
+"""Callbacks: stored raw before anybody reads them; a repeat rings again unless the first was acted on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+import msgspec
+from sqlalchemy import text
+
+from orchestrator.store import checkouts
+from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes, run
+from orchestrator.store.tables import uuid7
+from orchestrator.crypto import VaultError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
+
+    from orchestrator.crypto import Vault
+
+CallbackKind = Literal["success", "failure", "notification", "redirect"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A callback as it came: raw body, white-listed headers, where it came from, and how well it proves its sender.
+
+    `grade` and `network` are the words of the gateway's `Grade` and of `inside`, `outside`, `unchecked`.
+    """
+
+    checkout_id: UUID
+    kind: CallbackKind
+    grade: str
+    network: str = "unchecked"
+    content_type: str
+    headers: Mapping[str, str]
+    source: str | None
+    body: bytes
+    id: UUID = field(default_factory=uuid7)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of kind and raw body: the same callback has the same."""
+        return hashlib.sha256(self.kind.encode() + b"\0" + self.body).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What became of a callback. `rings`: somebody has to look, so publish a hint. `kept`: it is safe, and not beyond the cap."""
+
+    rings: bool
+    kept: bool = True
+
+
+class Caps(NamedTuple):
+    """How many callbacks are kept for one checkout, of any kind and of those without proof."""
+
+    any: int = 1000
+    unproven: int = 100
+
+
+_CAPS: Final = Caps()
+
+UNPROVEN: Final = frozenset({"missing", "wrong", "stale"})
+"""The grades of what may be anybody's, though its merchant has a secret."""
+_BETTER: Final = ["unchecked", "checksum", "signed"]
+"""Grades from weak to strong; those without proof are weaker."""
+
+
+# The checkouts are locked before their callbacks, as by a mover, which marks callbacks as read: nobody waits in a circle. One
+# that somebody else holds comes again, so that a held row stalls no other callback.
+_MINE = text("""
+    WITH locked AS MATERIALIZED (
+        SELECT id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+    )
+    SELECT c.id, i.data_key, l.id IS NOT NULL AS mine
+      FROM checkouts c LEFT JOIN intents i ON i.checkout_id = c.id LEFT JOIN locked l ON l.id = c.id
+     WHERE c.id = ANY(CAST(:ids AS uuid[]))
+""")
+# A repeat is not stored twice; it counts, and rings while nobody has acted on the first. It rings again where it proves more than
+# the first did: somebody may have sent a guess ahead of it. An empty body says too little to be told from an earlier one, so
+# it always rings, unless it proves nothing.
+#
+# Beyond its caps a checkout keeps nothing new: a flood fills no disk. What is counted is bounded by the caps themselves.
+_STORE = text("""
+    WITH a AS MATERIALIZED (
+        SELECT * FROM json_to_recordset(CAST(:arrivals AS json)) AS a(
+            id uuid, checkout_id uuid, kind text, grade text, network text, content_type text, headers jsonb, source text,
+            body text, digest bytea, times int, unproven boolean)
+    ),
+    room AS MATERIALIZED (
+        SELECT c.checkout_id,
+               (SELECT count(*) FROM (SELECT FROM callbacks b WHERE b.checkout_id = c.checkout_id LIMIT :most) AS found) AS kept,
+               CASE WHEN bool_or(unproven) THEN
+                   (SELECT count(*) FROM (SELECT FROM callbacks b WHERE b.checkout_id = c.checkout_id
+                       AND (b.grade = ANY(CAST(:worthless AS text[])) OR (:strict AND b.network = 'outside'))
+                     LIMIT :most_unproven) AS found)
+               ELSE 0 END AS kept_unproven
+          FROM a AS c GROUP BY c.checkout_id
+    ),
+    numbered AS (
+        SELECT a.*, b.id IS NOT NULL AS again,
+               row_number() OVER (PARTITION BY a.checkout_id, b.id IS NULL ORDER BY a.unproven, a.id) AS place,
+               row_number() OVER (PARTITION BY a.checkout_id, b.id IS NULL, a.unproven ORDER BY a.id) AS place_of_its_kind
+          FROM a LEFT JOIN LATERAL (
+                SELECT id FROM callbacks WHERE checkout_id = a.checkout_id AND kind = a.kind AND digest = a.digest LIMIT 1) b ON true
+    ),
+    stored AS (
+        INSERT INTO callbacks AS b (id, checkout_id, kind, grade, network, content_type, headers, source, body, digest, times)
+        SELECT n.id, n.checkout_id, n.kind, n.grade, n.network, n.content_type, n.headers, n.source, decode(n.body, 'hex'),
+               n.digest, n.times
+          FROM numbered n JOIN room r USING (checkout_id)
+         WHERE n.again OR (r.kept + n.place <= :most
+                           AND (NOT n.unproven OR r.kept_unproven + n.place_of_its_kind <= :most_unproven))
+         ORDER BY n.checkout_id, n.kind, n.digest
+        ON CONFLICT (checkout_id, kind, digest) DO UPDATE
+           SET times = b.times + excluded.times, repeated_at = clock(),
+               (grade, network, headers, source, handled_at) = (
+                   SELECT CASE WHEN p.new > p.old THEN excluded.grade ELSE b.grade END,
+                          CASE WHEN p.new > p.old THEN excluded.network ELSE b.network END,
+                          CASE WHEN p.new > p.old THEN excluded.headers ELSE b.headers END,
+                          CASE WHEN p.new > p.old THEN excluded.source ELSE b.source END,
+                          CASE WHEN p.worthless OR NOT (p.was_worthless OR b.digest = ANY(CAST(:empty AS bytea[])))
+                               THEN b.handled_at END
+                     FROM (SELECT coalesce(array_position(CAST(:better AS text[]), excluded.grade), 0) * 2
+                                      + CAST(excluded.network <> 'outside' AS int) AS new,
+                                  coalesce(array_position(CAST(:better AS text[]), b.grade), 0) * 2
+                                      + CAST(b.network <> 'outside' AS int) AS old,
+                                  excluded.grade = ANY(CAST(:worthless AS text[]))
+                                      OR (:strict AND excluded.network = 'outside') AS worthless,
+                                  b.grade = ANY(CAST(:worthless AS text[]))
+                                      OR (:strict AND b.network = 'outside') AS was_worthless) AS p)
+        RETURNING checkout_id, kind, digest, handled_at IS NULL AS open
+    )
+    SELECT a.checkout_id, a.kind, a.digest, s.digest IS NOT NULL AS kept,
+           CASE WHEN s.digest IS NOT NULL THEN s.open
+                WHEN a.unproven THEN false
+                ELSE a.grade = 'signed'
+                     OR EXISTS (SELECT FROM callbacks b WHERE b.checkout_id = a.checkout_id AND b.handled_at IS NULL)
+                END AS rings
+      FROM a LEFT JOIN stored s USING (checkout_id, kind, digest)
+""")
+_EMPTY: Final = [
+    hashlib.sha256(kind + b"\0").digest() for kind in (b"success", b"failure", b"notification", b"redirect")
+]
+
+
+class Callbacks:
+    """Takes callbacks from everything in flight in this process, stores them together and rings their checkouts.
+
+    `strict_network`: what comes from outside the gateway's addresses counts as unproven.
+    """
+
+    def __init__(
+        self, db: Database, vault: Vault, *, grace: float, batch_limit: int = 500, patience: float = 30.0,
+        caps: Caps = _CAPS, strict_network: bool = False,
+    ) -> None:  # fmt: skip
+        self._db, self._vault, self._grace = db, vault, grace
+        self._caps, self._strict = caps, strict_network
+        self._batch: Batch[Arrival, Stored] = Batch(
+            self._write,
+            keys=lambda arrival: (arrival.id,),
+            limit=batch_limit,
+            patience=patience,
+            name="callbacks",
+        )
+
+    async def take(self, arrival: Arrival) -> Stored:
+        """Store a callback and ring; `db.DatabaseAway` if Postgres does not answer within the patience."""
+        return await self._batch.put(arrival)
+
+    def unproven(self, grade: str, network: str) -> bool:
+        """Say whether a callback may be anybody's, though there is something to check it with: worth a look, and no more."""
+        return grade in UNPROVEN or (self._strict and network == "outside")
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        """The caps, and what counts as unproven, as parameters of a statement."""
+        return {
+            "most": self._caps.any,
+            "most_unproven": self._caps.unproven,
+            "worthless": sorted(UNPROVEN),
+            "strict": self._strict,
+        }
+
+    @property
+    def writes(self) -> Writes:
+        """How writing fares, for health."""
+        return self._batch.writes
+
+    async def close(self) -> None:
+        """Write what has gathered, then stop."""
+        await self._batch.close()
+
+    async def _write(self, batch: list[Arrival]) -> list[Stored | Again]:
+        same = {arrival.id: (arrival.checkout_id, arrival.kind, arrival.digest) for arrival in batch}
+        times = Counter(same.values())
+        # Of the same ones the first among those that prove most stands for all.
+        first: dict[tuple[UUID, CallbackKind, bytes], Arrival] = {}
+        for arrival in sorted(batch, key=_proof, reverse=True):
+            first.setdefault(same[arrival.id], arrival)
+        async with self._db.transaction() as tx:
+            ids = sorted({arrival.checkout_id for arrival in batch})
+            known = {row.id: row for row in await run(tx, _MINE, {"ids": ids})}
+            held = {checkout for checkout, row in known.items() if not row.mine}
+            keys = {checkout: row.data_key for checkout, row in known.items()}
+            rows = [
+                self._row(one, keys.get(one.checkout_id), times[what])
+                for what, one in first.items()
+                if one.checkout_id not in held
+            ]
+            parameters = {"arrivals": _json(rows), "empty": _EMPTY, "better": _BETTER, **self.bounds}
+            fates = {
+                (row.checkout_id, row.kind, bytes(row.digest)): Stored(row.rings, row.kept)
+                for row in await run(tx, _STORE, parameters)
+            }
+            rung = sorted({checkout for (checkout, _, _), fate in fates.items() if fate.rings})
+            if rung:
+                await checkouts.ring(tx, rung, grace=self._grace)
+        return [AGAIN if arrival.checkout_id in held else fates[same[arrival.id]] for arrival in batch]
+
+    def _row(self, arrival: Arrival, wrapped: bytes | None, times: int) -> dict[str, object]:
+        return {
+            "id": arrival.id,
+            "checkout_id": arrival.checkout_id,
+            "kind": arrival.kind,
+            "grade": arrival.grade,
+            "network": arrival.network,
+            "content_type": arrival.content_type,
+            "headers": dict(arrival.headers),
+            "source": arrival.source,
+            "body": seal_body(self._vault, arrival.checkout_id, wrapped, arrival.body).hex(),
+            "digest": "\\x" + arrival.digest.hex(),
+            "times": times,
+            "unproven": self.unproven(arrival.grade, arrival.network),
+        }
+
+
+def _proof(arrival: Arrival) -> tuple[int, bool]:
+    rank = _BETTER.index(arrival.grade) + 1 if arrival.grade in _BETTER else 0
+    return rank, arrival.network != "outside"
+
+
+def seal_body(vault: Vault, checkout: UUID, wrapped: bytes | None, body: bytes) -> bytes:
+    """Seal a raw callback under its checkout's data key, or under the installation's where that key is gone."""
+    try:
+        return b"\0" + vault.data_key(checkout, wrapped).seal(body, purpose="callback")
+    except VaultError:
+        # Erased, unknown, or sealed under a key that is gone: it is taken all the same.
+        return b"\1" + vault.seal(body, purpose=f"callback/{checkout}")
+
+
+def open_body(vault: Vault, checkout: UUID, wrapped: bytes | None, sealed: bytes) -> bytes:
+    """Open what `seal_body` made; `vault.VaultError` if the customer was erased since."""
+    if sealed[:1] == b"\1":
+        return vault.open(sealed[1:], purpose=f"callback/{checkout}")
+    return vault.data_key(checkout, wrapped).open(sealed[1:], purpose="callback")
+
+
+def _json(rows: Sequence[Mapping[str, object]]) -> str:
+    return msgspec.json.encode(rows).decode()

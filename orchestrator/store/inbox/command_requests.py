@@ -1,0 +1,351 @@
+"""Where a checkout stands for whoever wants something of it, and why a wish is refused before it is stored.
+
+Our books may be younger or older than what the gateway holds, so whatever passes here is decided again under the lease. What is
+refused here is refused with the reason and the way out, while the person who asked is still there to read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from sqlalchemy import text
+
+from orchestrator.domain import decisions, money
+from orchestrator.store.tables import IS_LIVE
+from orchestrator.domain.states import CLOSED, ENDED, State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from uuid import UUID
+
+    from orchestrator.store.database import Database
+    from orchestrator.store.inbox.commands import CommandKind
+
+# One statement, so that a used key and the books are seen at one moment: whoever repeats a capture meets either the first
+# request, or books on which nothing of it was booked yet.
+_STANDING = text(f"""
+    SELECT c.id, c.merchant_id, c.order_ref, c.state, c.version, c.currency, c.amount, c.attention,
+           m.id AS met, m.fingerprint AS met_print,
+           EXISTS (SELECT FROM audit_entries a
+                    WHERE a.checkout_id = c.id AND a.sequence = 1
+                      AND CAST(a.entry AS jsonb) #> '{{evidence,stray}}' = 'true') AS stray,
+           (SELECT k.id FROM commands k
+             WHERE k.checkout_id = c.id AND k.kind = 'cancel'
+               AND (k.handled_at IS NULL OR c.withdrawn_at IS NOT NULL AND k.result LIKE 'accepted%')
+             ORDER BY k.requested_at DESC LIMIT 1) AS cancelling,
+           (SELECT o.id FROM checkouts o
+             WHERE o.merchant_id = c.merchant_id AND o.order_ref = c.order_ref AND o.id <> c.id AND {IS_LIVE}) AS rival,
+           (SELECT json_agg(json_build_object(
+                       'transaction_id', p.transaction_id, 'role', p.role, 'binding', p.binding, 'currency', p.currency,
+                       'reserved', p.reserved, 'captured', p.captured, 'refunded', p.refunded,
+                       'charged_back', p.charged_back, 'surcharge', p.surcharge, 'status', p.status, 'reading', p.reading,
+                       'flags', p.flags, 'decided', p.decided))
+              FROM payments p WHERE p.checkout_id = c.id) AS payments,
+           (SELECT json_agg(json_build_object('kind', w.kind, 'transaction_id', w.transaction_id, 'amount', w.amount))
+              FROM (SELECT o.kind, o.transaction_id, o.amount FROM money_operations o
+                     WHERE o.checkout_id = c.id AND o.state IN ('requested', 'submitted', 'unknown')
+                    UNION ALL
+                    SELECT k.kind, k.arguments ->> 'transactionId', CAST(k.arguments ->> 'amount' AS int8) FROM commands k
+                     WHERE k.checkout_id = c.id AND k.handled_at IS NULL AND k.kind IN ('capture', 'refund', 'release')
+                   ) w) AS under_way
+      FROM checkouts c LEFT JOIN commands m ON m.merchant_id = c.merchant_id AND m.idempotency_key = :key
+     WHERE c.id = :id AND c.merchant_id = coalesce(CAST(:merchant_id AS int), c.merchant_id)
+""")  # noqa: S608 - made of our own constant
+
+_MOVES_MONEY: Final = frozenset({"capture", "refund", "release"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What somebody wants of a checkout. `amount` in minor units (None: all that is left), `expires_in` in seconds."""
+
+    kind: CommandKind
+    amount: int | None = None
+    transaction_id: str | None = None
+    expires_in: float | None = None
+    decision: Literal["keep", "return", "dismiss"] | None = None
+    version: int | None = None
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """What the command carries beside its kind."""
+        match self.kind:
+            case "capture" | "refund":
+                return {"amount": self.amount, "transactionId": self.transaction_id}
+            case "release":
+                return {"transactionId": self.transaction_id}
+            case "reopen":
+                return {"expiresIn": self.expires_in}
+            case "resolve":
+                return {"decision": self.decision}
+            case _:
+                return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """Why a wish is refused: a word for programs, a sentence with the way out, and the field to blame, if it is one's fault."""
+
+    kind: str
+    sentence: str
+    field: str | None = None
+    facts: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One gateway transaction of the checkout in our books; minor units of its own currency."""
+
+    transaction_id: str
+    role: str
+    binding: str
+    currency: str
+    reserved: int
+    captured: int
+    refunded: int
+    charged_back: int
+    surcharge: int = 0
+    status: str = ""
+    reading: str = ""
+    flags: tuple[str, ...] = ()
+    decided: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """Money that an open operation or an unread command will move. `amount` None is all; no transaction: the accepted one."""
+
+    kind: str
+    transaction_id: str | None
+    amount: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where a checkout stands. `cancelling` is the cancel that runs, `rival` the live checkout that has its order number.
+
+    `met` is the command that the idempotency key was used for, with the fingerprint of its content. A `stray` was born of a payment
+    for an order number that no shop had handed over.
+    """
+
+    id: UUID
+    merchant_id: int
+    order_ref: str
+    state: State
+    version: int
+    currency: str
+    amount: int
+    attention: str | None
+    stray: bool
+    cancelling: UUID | None
+    rival: UUID | None
+    met: tuple[UUID, bytes] | None
+    holdings: tuple[Holding, ...]
+    under_way: tuple[UnderWay, ...]
+
+    @property
+    def paying(self) -> tuple[Holding, ...]:
+        """What pays the checkout: one transaction, or the parts that a person decided to keep as a whole."""
+        return tuple(one for one in self.holdings if one.role == "accepted")
+
+    def holding(self, transaction_id: str | None) -> Holding | None:
+        """Return what is held under a transaction; without one, under the one transaction that pays the checkout."""
+        if transaction_id is None:
+            paying = self.paying
+            return paying[0] if len(paying) == 1 else None
+        return next((one for one in self.holdings if one.transaction_id == transaction_id), None)
+
+    def currency_of(self, transaction_id: str | None) -> str:
+        """Return the currency in which an amount of this transaction is meant."""
+        holding = self.holding(transaction_id)
+        return self.currency if holding is None else holding.currency
+
+    def left(self, holding: Holding, kind: str) -> int:
+        """Return how much of a transaction can still be captured, released or refunded when all that is under way has come true."""
+        left = (
+            holding.captured - holding.refunded - holding.charged_back
+            if kind == "refund"
+            else holding.reserved - holding.captured
+        )
+        for one in self.busy(holding, kind):
+            left = 0 if one.amount is None else left - one.amount
+        return max(left, 0)
+
+    def busy(self, holding: Holding, kind: str) -> list[UnderWay]:
+        """Return what is under way with the money that a capture or release, or a refund, of this transaction would move."""
+        return [
+            one
+            for one in self.under_way
+            if self.holding(one.transaction_id) == holding and (one.kind == "refund") == (kind == "refund")
+        ]
+
+
+async def standing(
+    db: Database, checkout_id: UUID, *, merchant_id: int | None = None, key: str | None = None
+) -> Standing | None:
+    """Return where a checkout stands; None if there is none of this id, or it is not this merchant's (None: anybody's).
+
+    `key` is the idempotency key of the request, if it has one.
+    """
+    rows = await db.read(_STANDING, {"id": checkout_id, "merchant_id": merchant_id, "key": key})
+    if not rows:
+        return None
+    row = rows[0]
+    return Standing(
+        id=row.id,
+        merchant_id=row.merchant_id,
+        order_ref=row.order_ref,
+        state=State(row.state),
+        version=row.version,
+        currency=row.currency,
+        amount=row.amount,
+        attention=row.attention,
+        stray=row.stray,
+        cancelling=row.cancelling,
+        rival=row.rival,
+        met=None if row.met is None else (row.met, bytes(row.met_print)),
+        holdings=tuple(Holding(**{**one, "flags": tuple(one["flags"])}) for one in row.payments or ()),
+        under_way=tuple(UnderWay(**one) for one in row.under_way or ()),
+    )
+
+
+def objection(stands: Standing, wish: Wish) -> Objection | None:
+    """Say why a wish cannot come true as the checkout stands by our books; None if it may be stored."""
+    found = (
+        _about_money(stands, wish)
+        if wish.kind in _MOVES_MONEY
+        else _about_state(stands, wish.kind, wish.decision)
+    )
+    if found is None and wish.version is not None and wish.version != stands.version:
+        return Objection(
+            "version-changed",
+            f"checkout {stands.id} has version {stands.version} by now, and the {wish.kind} was based on {wish.version}: "
+            "read it again and decide again",
+            facts={"version": stands.version},
+        )
+    return found
+
+
+def _about_state(stands: Standing, kind: CommandKind, decision: str | None) -> Objection | None:
+    state = {"state": stands.state}
+    match kind:
+        case "cancel" if stands.state is State.COMPLETED:
+            said = "is completed: its money is there, so release or refund it instead of cancelling"
+            return Objection("already-ended", f"checkout {stands.id} {said}", facts=state)
+        case "cancel" if stands.state in ENDED:
+            said = f"is {stands.state} already: there is nothing left to cancel"
+            return Objection("already-ended", f"checkout {stands.id} {said}", facts=state)
+        case "reopen" if stands.state not in CLOSED:
+            paid = stands.state is State.COMPLETED
+            why = "its money is there" if paid else "it has not ended, so the shopper may go on with it"
+            said = f"checkout {stands.id} is {_word(stands.state)}: {why}; only what failed, expired or was cancelled is reopened"
+            return Objection("not-closed", said, facts=state)
+        case "reopen" if stands.stray:
+            said = (
+                f"no shop has handed order {stands.order_ref} over, so checkout {stands.id} has nothing to offer: hand the order over "
+                "as a new checkout"
+            )
+            return Objection("not-an-order", said)
+        case "reopen" if stands.rival is not None:
+            said = (
+                f"order {stands.order_ref} has another live checkout, {stands.rival}: let the shopper pay that one, or cancel it "
+                f"before reopening {stands.id}"
+            )
+            return Objection("order-taken", said, facts={"checkoutId": str(stands.rival)})
+        case "resolve" if stands.attention is None:
+            said = f"nothing about checkout {stands.id} waits for a decision: its attention is empty"
+            return Objection("nothing-to-resolve", said)
+        case "resolve" if stands.attention is not None and decision in {"keep", "dismiss"}:
+            completed = stands.state is State.COMPLETED
+            refused = decisions.refusal(
+                stands, stands.holdings, stands.attention, decision, completed=completed
+            )
+            return None if refused is None else Objection("not-decidable", refused, "decision")
+        case _:
+            return None
+
+
+def _about_money(stands: Standing, wish: Wish) -> Objection | None:
+    holding = stands.holding(wish.transaction_id)
+    if holding is None and wish.transaction_id is not None:
+        said = (
+            f"checkout {stands.id} has no transaction {wish.transaction_id!r}: its payments say which it has; leave transactionId "
+            "out for the one that pays it"
+        )
+        return Objection("unknown-transaction", said, "transactionId")
+    if holding is None and len(stands.paying) > 1:
+        parts = ", ".join(one.transaction_id for one in stands.paying)
+        said = f"checkout {stands.id} is paid by several transactions, {parts}: name one of them"
+        return Objection("several-payments", said, "transactionId")
+    if holding is None or holding.role == "accepted":
+        if stands.state is not State.COMPLETED:
+            said = f"checkout {stands.id} is {_word(stands.state)} and not paid: there is nothing to {wish.kind} before it is completed"
+            return Objection("not-paid", said, facts={"state": stands.state})
+        if holding is None:
+            said = f"the payment of checkout {stands.id} is not in our books: ask for a reconcile, and again after it"
+            return Objection("not-paid", said, facts={"state": stands.state})
+    elif (found := _not_ours(stands, wish, holding)) is not None:
+        return found
+    return _not_so_much(stands, wish, holding)
+
+
+def _not_ours(stands: Standing, wish: Wish, holding: Holding) -> Objection | None:
+    """Of payments beside the accepted one only money that is surely this checkout's can be moved, and only back."""
+    named = f"transaction {holding.transaction_id}"
+    if holding.role == "attempt":
+        said = f"{named} is an attempt that holds no money: there is nothing to {wish.kind}"
+    elif holding.role == "unknown" and holding.binding != "bound":
+        said = f"{named} is not surely a payment of checkout {stands.id}: look it up at the gateway, and move its money there"
+    elif wish.kind == "capture":
+        said = f"{named} is not the payment that pays checkout {stands.id}: its money can only be returned, by release or refund"
+    else:
+        return None
+    return Objection("not-its-payment", said, "transactionId")
+
+
+def _not_so_much(stands: Standing, wish: Wish, holding: Holding) -> Objection | None:
+    left, named = stands.left(holding, wish.kind), f"transaction {holding.transaction_id}"
+    has = _books(holding)
+    if wish.kind == "release":
+        if holding.captured > 0:
+            said = f"of {named} {_amount(holding.captured, holding)} is captured, and a release gives back whole reservations only: "
+            return Objection("captured", f"{said}refund what is captured")
+        if 0 < left < holding.reserved:
+            said = f"a capture of {named} is under way: wait for its end, and refund it instead"
+            return Objection("under-way", said)
+    if left == 0:
+        more = "; what is under way takes the rest" if stands.busy(holding, wish.kind) else ""
+        said = f"nothing is left to {wish.kind} of {named} ({has}{more})"
+        hint = {
+            "capture": ": read the checkout again",
+            "refund": ": only captured money is refunded; a reservation is released",
+            "release": ": captured money is refunded instead",
+        }[wish.kind]
+        return Objection("nothing-left", said + hint, None if wish.amount is None else "amount")
+    if wish.amount is not None and wish.amount > left:
+        said = (
+            f"{_amount(wish.amount, holding)} is more than the {_amount(left, holding)} that is left to {wish.kind} of {named} "
+            f"({has}): ask for {_amount(left, holding)} at most"
+        )
+        return Objection("too-much", said, "amount", {"left": money.decimal_or_none(left, holding.currency)})
+    return None
+
+
+def _books(holding: Holding) -> str:
+    names: tuple[Any, ...] = (
+        ("reserved", holding.reserved),
+        ("captured", holding.captured),
+        ("refunded", holding.refunded),
+        ("charged back", holding.charged_back),
+    )
+    told = [f"{name} {_amount(minor, holding)}" for name, minor in names if minor]
+    return ", ".join(told) or "it holds no money"
+
+
+def _amount(minor: int, holding: Holding) -> str:
+    return money.spelled(minor, holding.currency)
+
+
+def _word(state: State) -> str:
+    return state.value.replace("_", " ")

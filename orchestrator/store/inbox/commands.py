@@ -1,0 +1,152 @@
+"""Commands: rows that say who asked for what, why, and which version of the checkout they saw. Obeyed under the lease, elsewhere.
+
+A command with an idempotency key is stored once: whoever sends the same again, at the same moment from another process or days
+later, meets the first. Only a command that is new rings. Each is signed with a key that the database does not have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+from sqlalchemy import text
+
+from orchestrator.store import checkouts
+from orchestrator.store.inbox.errors import KeyReused
+from orchestrator.store.checkouts.row_macs import sign_command
+from orchestrator.store.tables import uuid7
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from uuid import UUID
+
+    from orchestrator.store.database import Database
+    from orchestrator.crypto import Vault
+
+CommandKind = Literal["cancel", "reopen", "capture", "refund", "release", "retry", "reconcile", "resolve"]
+
+# A used key returns the command that it was used for: the update changes nothing, and waits for whoever is storing that very
+# command at this moment. Such a repeat must not ring in the same transaction, or it would hold a row that the mover who holds
+# its checkout may want.
+_STORE = text("""
+    INSERT INTO commands AS k (id, merchant_id, checkout_id, kind, actor, reason, expected_version, arguments,
+                               idempotency_key, fingerprint, mac)
+    SELECT a.id, c.merchant_id, c.id, a.kind, a.actor, a.reason, a.expected_version, a.arguments, a.idempotency_key,
+           decode(a.fingerprint, 'hex'), decode(a.mac, 'hex')
+      FROM json_to_recordset(CAST(:asked AS json)) AS a(
+           id uuid, merchant_id int, checkout_id uuid, kind text, actor text, reason text, expected_version int,
+           arguments jsonb, idempotency_key text, fingerprint text, mac text)
+     CROSS JOIN LATERAL (SELECT id, merchant_id FROM checkouts
+                          WHERE id = a.checkout_id AND merchant_id = coalesce(a.merchant_id, merchant_id) LIMIT 1) c
+     ORDER BY a.id
+    ON CONFLICT (merchant_id, idempotency_key) WHERE idempotency_key IS NOT NULL
+       DO UPDATE SET idempotency_key = k.idempotency_key
+    RETURNING id, checkout_id, fingerprint
+""")
+
+_MERCHANTS = text("SELECT id, merchant_id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id")
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A command that is stored: by this request (`fresh`), or by an earlier one with the same idempotency key."""
+
+    id: UUID
+    fresh: bool
+
+
+def fingerprint_of(
+    checkout_id: UUID,
+    kind: CommandKind,
+    arguments: Mapping[str, object],
+    *,
+    reason: str | None = None,
+    expected_version: int | None = None,
+) -> bytes:
+    """Return what makes a request the same again: the SHA-256 of everything that was asked, but not of who asked."""
+    asked = [checkout_id, kind, arguments, reason, expected_version]
+    return hashlib.sha256(msgspec.json.encode(asked, order="sorted")).digest()
+
+
+async def request(  # noqa: PLR0913 - the columns of a command
+    db: Database,
+    vault: Vault,
+    checkout_id: UUID,
+    *,
+    merchant_id: int,
+    kind: CommandKind,
+    actor: str,
+    reason: str | None = None,
+    expected_version: int | None = None,
+    arguments: Mapping[str, object] | None = None,
+    idempotency_key: str | None = None,
+    fingerprint: bytes | None = None,
+    grace: float,
+) -> Requested | None:
+    """Store a command and ring; None if the merchant has no such checkout. Publish a hint afterwards.
+
+    With a key that was used before, the same content returns the first command, and other content raises `KeyReused`; nothing
+    is stored in either case. `fingerprint` is what counts as the content; without one it is everything that is asked.
+    """
+    wanted, told = uuid7(), dict(arguments or {})
+    if fingerprint is None:
+        fingerprint = fingerprint_of(
+            checkout_id, kind, told, reason=reason, expected_version=expected_version
+        )
+    command = {
+        "id": wanted, "merchant_id": merchant_id, "checkout_id": checkout_id, "kind": kind, "actor": actor, "reason": reason,
+        "expected_version": expected_version, "arguments": told, "idempotency_key": idempotency_key,
+        "fingerprint": None if idempotency_key is None else fingerprint.hex(), "mac": _mac(
+            vault, checkout_id, merchant_id, checkouts.Command(wanted, kind, actor, reason, expected_version, told)
+        ),
+    }  # fmt: skip
+    async with db.transaction() as tx:
+        stored = (await tx.execute(_STORE, {"asked": _json([command])})).first()
+        if stored is None:
+            return None
+        if stored.id == wanted:
+            await checkouts.ring(tx, [checkout_id], grace=grace)
+            return Requested(wanted, fresh=True)
+        if bytes(stored.fingerprint) != fingerprint:
+            raise KeyReused(idempotency_key or "")
+        return Requested(stored.id, fresh=False)
+
+
+async def request_all(
+    db: Database,
+    vault: Vault,
+    ids: Iterable[UUID],
+    *,
+    kind: CommandKind,
+    actor: str,
+    reason: str | None = None,
+    arguments: Mapping[str, object] | None = None,
+    grace: float,
+) -> dict[UUID, UUID]:
+    """Store the same command for many checkouts, of whatever merchants, and ring them all; return each one's command.
+
+    Checkouts that do not exist are left out. Publish hints afterwards, or let the alarms ring after `grace` seconds.
+    """
+    told = dict(arguments or {})
+    commands: list[dict[str, object]] = []
+    for row in await db.read(_MERCHANTS, {"ids": sorted(set(ids))}):
+        checkout, merchant, wanted = row.id, row.merchant_id, uuid7()
+        mac = _mac(vault, checkout, merchant, checkouts.Command(wanted, kind, actor, reason, None, told))
+        commands.append(
+            {"id": wanted, "merchant_id": merchant, "checkout_id": checkout, "kind": kind, "actor": actor, "reason": reason,
+             "arguments": told, "mac": mac}
+        )  # fmt: skip
+    async with db.transaction() as tx:
+        stored = (await tx.execute(_STORE, {"asked": _json(commands)})).all()
+        await checkouts.ring(tx, [row.checkout_id for row in stored], grace=grace)
+    return {row.checkout_id: row.id for row in stored}
+
+
+def _mac(vault: Vault, checkout_id: UUID, merchant_id: int, command: checkouts.Command) -> str:
+    return sign_command(vault, checkout_id, merchant_id, command).hex()
+
+
+def _json(rows: list[dict[str, object]]) -> str:
+    return msgspec.json.encode(rows).decode()

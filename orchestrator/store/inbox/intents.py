@@ -1,0 +1,328 @@
+"""Intents: an order number becomes a checkout once, however often and by however many it is sent."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from sqlalchemy import text
+
+from orchestrator.store import checkouts
+from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes, run
+from orchestrator.store.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
+from orchestrator.store.checkouts import NO_INTENT_PRINT
+from orchestrator.store.tables import uuid7
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Row
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from orchestrator.crypto import Vault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake:
+    """A validated intent on its way in. `document` is what is stored (sealed), `fingerprint` what makes it the same again.
+
+    `auto_capture`: the gateway is asked to capture by itself.
+    """
+
+    merchant_id: int
+    order_ref: str
+    currency: str
+    amount: int
+    expires_in: float
+    document: bytes
+    fingerprint: bytes
+    actor: str
+    correlation_id: str
+    auto_capture: bool = False
+    idempotency_key: str | None = None
+    id: UUID = field(default_factory=uuid7)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The checkout of an intent: created by it (`fresh`) or met by it."""
+
+    id: UUID
+    order_ref: str
+    state: str
+    fresh: bool
+    created_at: datetime
+    deadline: datetime
+
+
+# What a request meets: the checkout that its key was answered with before, else the live one of its order number, else the last
+# closed one. Each key is looked up by itself: joined as a table, a planner that expects a hundred requests reads all keys there are.
+_MEET = text("""
+    SELECT i.id AS asked, c.id, c.state, c.created_at, c.deadline, f.fingerprint, k.fingerprint AS key_print,
+           clock() AS now
+      FROM json_to_recordset(CAST(:asked AS json)) AS i(id uuid, merchant_id int, order_ref text, key text)
+      LEFT JOIN LATERAL (
+            SELECT checkout_id, fingerprint FROM idempotency_keys WHERE merchant_id = i.merchant_id AND key = i.key LIMIT 1) k ON true
+      LEFT JOIN LATERAL (
+            (SELECT id, state, created_at, deadline FROM checkouts WHERE id = k.checkout_id)
+            UNION ALL
+            (SELECT id, state, created_at, deadline FROM checkouts
+              WHERE merchant_id = i.merchant_id AND order_ref = i.order_ref
+                AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late LIMIT 1)
+            UNION ALL
+            (SELECT id, state, created_at, deadline FROM checkouts
+              WHERE merchant_id = i.merchant_id AND order_ref = i.order_ref
+                AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late) ORDER BY id DESC LIMIT 1)
+            LIMIT 1) c ON true
+      LEFT JOIN intents f ON f.checkout_id = c.id
+""")
+_FREE_KEYS = text("DELETE FROM idempotency_keys WHERE checkout_id = ANY(CAST(:unborn AS uuid[]))")
+_KEEP_KEYS = text("""
+    INSERT INTO idempotency_keys (merchant_id, key, fingerprint, checkout_id)
+    SELECT merchant_id, key, decode(print, 'hex'), checkout_id
+      FROM json_to_recordset(CAST(:keys AS json)) AS k(merchant_id int, key text, print text, checkout_id uuid)
+     ORDER BY merchant_id, key
+    ON CONFLICT (merchant_id, key) DO NOTHING
+    RETURNING merchant_id, key
+""")
+LOOKUP_WAIT: Final = 2.0
+"""Seconds for which an intent waits until the payment that came before it has been looked up: a lookup takes a fraction of one."""
+_CLOSED: Final = frozenset({"cancelled", "expired", "failed"})
+
+
+class Intents:
+    """Takes intents from everything in flight in this process and stores them together."""
+
+    def __init__(
+        self, db: Database, vault: Vault, *, grace: float, batch_limit: int = 500, patience: float = 10.0
+    ) -> None:
+        self._db, self._vault, self._grace = db, vault, grace
+        self._batch: Batch[Intake, Accepted | IntakeError] = Batch(
+            self._write, keys=lambda asked: (asked.id,), limit=batch_limit, patience=patience, name="intents",
+        )  # fmt: skip
+
+    async def accept(self, asked: Intake) -> Accepted:
+        """Store an intent; return its checkout, whether new or met.
+
+        Raises `OrderTaken` or `KeyReused` for other content, `db.Unwritten` if Postgres refuses the row, `db.DatabaseAway`
+        if it is not known whether it was stored: the same request may be sent again.
+        """
+        fate = await self._batch.put(asked)
+        if isinstance(fate, IntakeError):
+            raise fate
+        return fate
+
+    @property
+    def writes(self) -> Writes:
+        """How writing fares, for health."""
+        return self._batch.writes
+
+    async def close(self) -> None:
+        """Write what has gathered, then stop."""
+        await self._batch.close()
+
+    async def _write(self, batch: list[Intake]) -> list[Accepted | IntakeError | Again]:
+        async with self._db.transaction() as tx:
+            fates, unnoted = await self._settle(tx, batch)
+        # In a transaction that holds no order number: two processes, each with one that the other waits for, would wait in a circle.
+        noted = await _keep_keys(self._db, unnoted, fates) if unnoted else set()
+        for asked in unnoted:
+            if asked.id not in noted:
+                del fates[asked.id]  # somebody took the key meanwhile: the next batch meets whose it is
+        return [fates.get(asked.id, AGAIN) for asked in batch]
+
+    async def _settle(
+        self, tx: AsyncConnection, batch: list[Intake]
+    ) -> tuple[dict[UUID, Accepted | IntakeError], list[Intake]]:
+        """Create what is new; return the fates, and those whose checkout was there before and whose key is not noted yet."""
+        met = await _meet(tx, batch)
+        fates = _fates(batch, met)
+        matching = [asked for asked in batch if asked.id not in fates and _met_payment(met[asked.id])]
+        waiting = await self._match(matching, met, fates) if matching else frozenset()
+        new = _firsts(asked for asked in batch if asked.id not in fates and asked.id not in waiting)
+        if new:
+            now = next(iter(met.values())).now
+            births = [_birth(asked, self._vault) for asked in new]
+            born = await checkouts.create(tx, self._vault, births, at=now, grace=self._grace)
+            fates.update(
+                (
+                    one.id,
+                    Accepted(
+                        one.id,
+                        one.order_ref,
+                        "received",
+                        fresh=True,
+                        created_at=born[one.id].created_at,
+                        deadline=born[one.id].deadline,
+                    ),
+                )
+                for one in new
+                if one.id in born
+            )
+            unborn = [asked.id for asked in new if asked.id not in born]
+            if unborn:
+                await run(tx, _FREE_KEYS, {"unborn": unborn})
+            later = [asked for asked in batch if asked.id not in fates and asked.id not in waiting]
+            if later:
+                # Somebody was first, in this batch or between our two looks: a younger snapshot shows them.
+                younger = await _meet(tx, later)
+                met.update(younger)
+                fates.update(_fates(later, younger))
+        unnoted = [
+            asked
+            for asked in batch
+            if asked.idempotency_key is not None
+            and isinstance(fate := fates.get(asked.id), Accepted)
+            and fate.id != asked.id
+            and met[asked.id].key_print is None
+        ]
+        return fates, unnoted
+
+    async def _match(
+        self,
+        matching: Sequence[Intake],
+        met: Mapping[UUID, Row[Any]],
+        fates: dict[UUID, Accepted | IntakeError],
+    ) -> frozenset[UUID]:
+        """Decide for intents that came after their payment; return those for which it is too early to say.
+
+        What is neither decided nor to wait is an order like any other. Of several for one checkout the first is decided; the others meet
+        what became of it.
+        """
+        waiting: set[UUID] = set()
+        seen: set[UUID] = set()
+        for asked in matching:
+            checkout = met[asked.id].id
+            if checkout in seen:
+                waiting.add(asked.id)
+                continue
+            seen.add(checkout)
+            match await checkouts.match(self._db, self._vault, _ordered(asked, checkout)):
+                case checkouts.Matched(state, created_at, deadline):
+                    fates[asked.id] = Accepted(
+                        checkout,
+                        asked.order_ref,
+                        state,
+                        fresh=False,
+                        created_at=created_at,
+                        deadline=deadline,
+                    )
+                case checkouts.Unsuited(payment, undecided):
+                    fates[asked.id] = PaidBefore(asked.order_ref, checkout, payment, undecided=undecided)
+                case checkouts.Unsettled(held) if held or _age(asked) < LOOKUP_WAIT:
+                    waiting.add(asked.id)
+                case checkouts.Unsettled() | checkouts.NoMoney():
+                    pass
+        return frozenset(waiting)
+
+
+def _met_payment(row: Row[Any]) -> bool:
+    """Say whether a request meets the checkout of a payment that came before any intent."""
+    return row.id is not None and bytes(row.fingerprint) == NO_INTENT_PRINT
+
+
+def _age(asked: Intake) -> float:
+    """Return the seconds since a request came in; its id was made then (UUIDv7)."""
+    return time.time() - (asked.id.int >> 80) / 1000
+
+
+def _ordered(asked: Intake, checkout: UUID) -> checkouts.Ordered:
+    return checkouts.Ordered(
+        checkout=checkout,
+        currency=asked.currency,
+        amount=asked.amount,
+        auto_capture=asked.auto_capture,
+        actor=asked.actor,
+        correlation_id=asked.correlation_id,
+        fingerprint=asked.fingerprint,
+        document=asked.document,
+    )
+
+
+def _firsts(asked: Iterable[Intake]) -> list[Intake]:
+    """Leave out what repeats an order number or a key of the same batch: it meets the first one once that is born."""
+    orders: set[tuple[int, str]] = set()
+    keys: set[tuple[int, str]] = set()
+    firsts = []
+    for one in asked:
+        order, key = (one.merchant_id, one.order_ref), (one.merchant_id, one.idempotency_key or "")
+        if order in orders or (one.idempotency_key is not None and key in keys):
+            continue
+        orders.add(order)
+        keys.add(key)
+        firsts.append(one)
+    return firsts
+
+
+async def _meet(tx: AsyncConnection, batch: Sequence[Intake]) -> dict[UUID, Row[Any]]:
+    asked = [{"id": one.id, "merchant_id": one.merchant_id, "order_ref": one.order_ref, "key": one.idempotency_key}
+             for one in batch]  # fmt: skip
+    return {row.asked: row for row in await run(tx, _MEET, {"asked": _json(asked)})}
+
+
+def _fates(batch: Sequence[Intake], met: Mapping[UUID, Row[Any]]) -> dict[UUID, Accepted | IntakeError]:
+    """Decide for those that meet a checkout or a used key; whoever meets nothing is left out."""
+    fates: dict[UUID, Accepted | IntakeError] = {}
+    for asked in batch:
+        row = met[asked.id]
+        if row.key_print is not None and bytes(row.key_print) != asked.fingerprint:
+            fates[asked.id] = KeyReused(asked.idempotency_key or "")
+        elif row.id is None or _met_payment(row):
+            continue
+        elif bytes(row.fingerprint) == asked.fingerprint:
+            fates[asked.id] = Accepted(
+                row.id, asked.order_ref, row.state, row.id == asked.id, row.created_at, row.deadline
+            )
+        elif row.state not in _CLOSED:
+            fates[asked.id] = OrderTaken(asked.order_ref, row.id)
+    return fates
+
+
+async def _keep_keys(
+    db: Database, unnoted: Sequence[Intake], fates: Mapping[UUID, Accepted | IntakeError]
+) -> set[UUID]:
+    """Note the keys of requests that met their checkout, so that each refuses other content from now on; return whose were free."""
+    firsts: dict[tuple[int, str], Intake] = {}
+    for asked in unnoted:
+        firsts.setdefault((asked.merchant_id, asked.idempotency_key or ""), asked)
+    keys = [
+        {"merchant_id": merchant, "key": key, "print": asked.fingerprint.hex(), "checkout_id": fate.id}
+        for (merchant, key), asked in firsts.items()
+        if isinstance(fate := fates[asked.id], Accepted)
+    ]
+    free = {(row.merchant_id, row.key) for row in await db.write(_KEEP_KEYS, {"keys": _json(keys)})}
+    return {
+        asked.id
+        for asked in unnoted
+        if (name := (asked.merchant_id, asked.idempotency_key or "")) in free
+        and asked.fingerprint == firsts[name].fingerprint
+    }
+
+
+def _birth(asked: Intake, vault: Vault) -> checkouts.Birth:
+    key, wrapped = vault.new_data_key(asked.id)
+    return checkouts.Birth(
+        id=asked.id,
+        merchant_id=asked.merchant_id,
+        order_ref=asked.order_ref,
+        currency=asked.currency,
+        amount=asked.amount,
+        expires_in=asked.expires_in,
+        correlation_id=asked.correlation_id,
+        actor=asked.actor,
+        fingerprint=asked.fingerprint,
+        proof=key.mac(asked.fingerprint),
+        body=key.seal(asked.document, purpose="intent"),
+        data_key=wrapped,
+        auto_capture=asked.auto_capture,
+        idempotency_key=asked.idempotency_key,
+        idempotency_print=asked.fingerprint if asked.idempotency_key is not None else b"",
+    )
+
+
+def _json(rows: Sequence[Mapping[str, object]]) -> str:
+    return msgspec.json.encode(rows).decode()

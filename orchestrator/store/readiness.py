@@ -1,0 +1,174 @@
+"""What tells whether an installation does its work: by what was written, not by what can be read.
+
+A read-only server, a full disk and a stopped worker all answer questions. So a probe writes, writers tell since when they could not,
+and workers tell in their heartbeats what they have written and taken up. Readiness and `doctor` say the same, in the same sentences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import text
+
+from orchestrator import log
+from orchestrator.store.database import state_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from orchestrator.store.database import Database, Writes
+
+SEEN_WITHIN: Final = 45.0
+"""Seconds since the last heartbeat after which a process counts as away; processes give one every five."""
+STALLED_AFTER: Final = 10.0
+"""Seconds without a commit, while something waits to be written, after which a writer counts as stalled."""
+IDLE_AFTER: Final = 30.0
+"""Seconds in which a worker's dispatcher has taken nothing up, while hints wait, after which it counts as stopped."""
+OVERDUE: Final = 120.0
+"""Seconds for which a checkout may wait for a worker."""
+LOOKUPS_OVERDUE: Final = 120.0
+"""Seconds for which a lookup may wait for its merchant's budget."""
+
+# A row is written and committed; and a file, because an update of a row finds room in its page when the disk has none left. The file
+# is a snapshot's, which Postgres removes at the end of the statement.
+_PROBE = text("""
+    INSERT INTO workers (name, kind, progress) VALUES (:name, 'probe', jsonb_build_object('snapshot', pg_export_snapshot()))
+    ON CONFLICT (name) DO UPDATE SET seen_at = clock(), progress = excluded.progress
+""")
+_PROCESSES = text("""
+    SELECT name, kind, progress, extract(epoch FROM clock() - seen_at)::float8 AS age FROM workers
+     WHERE kind <> 'probe' ORDER BY name
+""")
+# Sweeps move `due_at`, so an old one shows that no sweep runs, and a young one shows nothing. Progress is told by `updated_at`, which moves and
+# postponements set, and nothing else does.
+_BACKLOG = text("""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    c AS (
+        SELECT c.due_at, c.created_at, c.updated_at, c.booked, c.attention, t.now,
+               (c.lease IS NULL OR c.leased_until <= t.now) AND (c.hinted OR c.due_at <= t.now) AS waits
+          FROM checkouts c, t WHERE c.due_at IS NOT NULL
+    )
+    SELECT count(*) FILTER (WHERE waits) AS waiting,
+           count(*) FILTER (WHERE due_at < now - make_interval(secs => :late)) AS overdue,
+           count(*) FILTER (WHERE waits AND updated_at = created_at AND created_at < now - make_interval(secs => :late)) AS untouched,
+           extract(epoch FROM max(now) - max(updated_at) FILTER (WHERE updated_at > created_at))::float8 AS progressed,
+           count(*) FILTER (WHERE booked) AS lookups,
+           coalesce(extract(epoch FROM max(now) - min(updated_at) FILTER (WHERE booked)), 0)::float8 AS lookups_age,
+           count(*) FILTER (WHERE attention IS NOT NULL) AS attention
+      FROM c
+""")
+
+_STATES: Final[Mapping[str, str]] = {
+    "25006": "the database is read-only",
+    "53100": "the disk of the database is full",
+    "53200": "the database is out of memory",
+    "53300": "the database has no connection left",
+    "57P01": "the database shuts down",
+    "57P02": "the database shuts down",
+    "57P03": "the database starts, or shuts down",
+    "28P01": "the database refuses the password",
+    "42501": "the database refuses its role a right",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process by its heartbeat; `age` is in seconds."""
+
+    name: str
+    kind: str
+    age: float
+    progress: Mapping[str, Any]
+
+    @property
+    def alive(self) -> bool:
+        """Whether it gave a heartbeat lately."""
+        return self.age <= SEEN_WITHIN
+
+    @property
+    def trouble(self) -> str | None:
+        """What the process itself says is wrong with it, in a sentence."""
+        told = self.progress
+        stalled = told.get("stalledSeconds", 0)
+        if stalled > STALLED_AFTER:
+            return f"{self.kind} {self.name} has written nothing for {stalled:.0f} s{_because(told.get('stalledBy'))}, and moves wait"
+        idle, waiting = told.get("dispatchedSecondsAgo", 0), told.get("waiting", 0)
+        if waiting and idle > IDLE_AFTER:
+            return f"{self.kind} {self.name} has taken nothing up for {idle:.0f} s, and {waiting} hints wait in it"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits, of all checkouts that are not settled; ages in seconds."""
+
+    waiting: int
+    """Checkouts that a worker could take now."""
+    overdue: int
+    """Checkouts that no sweep has found for long."""
+    untouched: int
+    """Checkouts that have waited for long, and were never moved."""
+    progressed: float | None
+    """Since any checkout was moved or postponed; None if none ever was."""
+    lookups: int
+    """Lookups that wait for their merchant's budget."""
+    lookups_age: float
+    """How long the oldest of them has waited."""
+    attention: int
+    """Checkouts that need a person."""
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether something waits and nothing has progressed for long; true for a moment after a long quiet time, too."""
+        return self.waiting > 0 and (self.progressed is None or self.progressed > OVERDUE)
+
+
+async def probe(db: Database, name: str) -> None:
+    """Write something small, and commit it; raises what keeps it from being written. `name` is the row's."""
+    await db.write(_PROBE, {"name": name})
+
+
+async def processes(db: Database) -> list[Process]:
+    """Return every process that has given a heartbeat and did not take it back."""
+    return [Process(row.name, row.kind, row.age, row.progress) for row in await db.read(_PROCESSES)]
+
+
+async def backlog(db: Database) -> Backlog:
+    """Return what waits. It reads every unsettled checkout: not for every second."""
+    return Backlog(**(await db.read(_BACKLOG, {"late": OVERDUE}))[0]._asdict())
+
+
+def troubles(found: Sequence[Process]) -> list[str]:
+    """Return what is wrong with the workers, a sentence each."""
+    workers = [process for process in found if process.kind == "worker" and process.alive]
+    if not workers:
+        return ["no worker is alive: checkouts and callbacks are stored, and wait"]
+    return [trouble for process in workers if (trouble := process.trouble)]
+
+
+def stalled(writers: Sequence[Writes]) -> list[str]:
+    """Return which writers of this process cannot write, a sentence each."""
+    return [
+        f"{writer.name} could not be written for {writer.stalled:.0f} s{_because(writer.error)}"
+        for writer in writers
+        if writer.stalled > STALLED_AFTER
+    ]
+
+
+def reason(error: BaseException) -> str:
+    """Say in a sentence why the database cannot be used, without login or parameters."""
+    state = state_of(error)
+    if state in _STATES:
+        return _STATES[state]
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    # What libpq says of a server that is not the one it was asked for.
+    if any("session is read-only" in line or "hot standby" in line for line in lines):
+        return f"{_STATES['25006']} (no server that takes writes was found)"
+    if isinstance(error, TimeoutError) or not lines:
+        return "the database does not answer"
+    return f"the database is out of reach ({log.scrub(lines[0])})"
+
+
+def _because(state: object) -> str:
+    return f" ({_STATES.get(str(state), f'SQLSTATE {state}')})" if state else ""

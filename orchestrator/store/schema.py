@@ -1,0 +1,200 @@
+"""Bringing a database to the schema that this code needs, and telling whether it has it, and is the one that is meant.
+
+A database that cannot be used is one sentence: `NoDatabase`.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.script.revision import ResolutionError
+from alembic.util import CommandError
+from psycopg.conninfo import make_conninfo
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from orchestrator import log
+from orchestrator.store.database import is_away
+from orchestrator.errors import OrchestratorError
+from orchestrator.settings.postgres_url import parameters, place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pydantic import SecretStr
+
+    from orchestrator.store.database import Database
+
+OWNER: Final = "orchestrator_owner"
+"""The role that owns the schema where migrations/roles.sql made the roles."""
+APPLICATION: Final = "orchestrator_app"
+"""The role of the processes there; `migrate` grants it what it needs."""
+
+_MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
+_VERSION = text("SELECT version_num FROM alembic_version")
+# Of the youngest checkout, because the primary key finds it at once however long the trail is.
+_NEWEST_KEY = text("SELECT key_id FROM audit_entries ORDER BY checkout_id DESC, sequence DESC LIMIT 1")
+
+
+class NoDatabase(OrchestratorError):  # noqa: N818 - named for the fact
+    """Postgres does not answer, or holds no schema that this version can use."""
+
+
+@contextmanager
+def reachable(url: str) -> Iterator[None]:
+    """Turn Postgres's own errors within the block into one sentence."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()
+        said = log.scrub(reason[0]) if reason else type(error).__name__
+        if not is_away(error):
+            raise NoDatabase(f"Postgres refused: {said}") from error
+        raise NoDatabase(
+            f"Postgres at {place(url)} cannot be used ({said}): start it, or correct ORCHESTRATOR_DATABASE_URL"
+        ) from error
+
+
+def _config(url: str | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["database_url"] = url
+    return config
+
+
+def migrate(
+    url: str,
+    *,
+    to: str = "head",
+    keys: Sequence[SecretStr] = (),
+    grant_to: str | None = None,
+    direct: bool = False,
+) -> None:
+    """Bring the database at `url` to revision `to`; two at once wait for each other.
+
+    `keys` are SECRET_KEYS, newest first: some migrations encrypt or sign rows again, and say so where they need them. The role
+    `grant_to` is then granted what the processes need; None: the role `orchestrator_app`, where there is one and the schema is ours.
+    Raises `NoDatabase` behind a pooler, unless the caller says that the URL is `direct`: it leads to a session of its own.
+    """
+    config = _config(url)
+    config.attributes["secret_keys"] = keys
+    config.attributes["direct"] = direct
+    try:
+        command.upgrade(config, to)
+    except CommandError as error:
+        unknown = error.__cause__.argument if isinstance(error.__cause__, ResolutionError) else to
+        if unknown != to and (newer := difference(str(unknown))) is not None:
+            raise NoDatabase(newer) from error
+        message = f"the database cannot be brought to revision {to!r}: {str(error).rstrip('.')}"
+        raise NoDatabase(message) from error
+    _grant(url, grant_to)
+
+
+# What a table allows the application where that is less than all four. The trail is written and never changed; the rest is kept for
+# ever, or leaves by `orchestrator archive`, which is the owner's; the clock is moved by tests alone.
+_PRIVILEGES: Final = {
+    **dict.fromkeys(("alembic_version", "clock_skew", "archives", "archived_heads"), "SELECT"),
+    **dict.fromkeys(("audit_entries", "audit_seals"), "SELECT, INSERT"),
+    **dict.fromkeys(
+        ("merchants", "checkouts", "intents", "payments", "money_operations", "commands"),
+        "SELECT, INSERT, UPDATE",
+    ),
+}
+_OURS: Final = text("""
+    SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :role)
+           AND EXISTS (SELECT FROM pg_tables
+                        WHERE schemaname = current_schema() AND tablename = 'alembic_version'
+                          AND pg_has_role(current_user, tableowner, 'USAGE')) AS ours
+""")
+_TABLES: Final = text("""
+    SELECT c.relname AS name, c.relispartition AS part FROM pg_class c
+     WHERE c.relnamespace = CAST(current_schema() AS regnamespace) AND c.relkind IN ('r', 'p')
+""")
+
+
+def _grant(url: str, role: str | None) -> None:
+    """Let a role do what the processes do, and nothing else: what it was granted before on these tables is taken back first."""
+    engine = create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool)
+    with engine.begin() as connection:
+        if role is None:
+            role = APPLICATION
+            if not connection.execute(_OURS, {"role": role}).scalar_one():
+                return
+        quote = connection.dialect.identifier_preparer.quote_identifier
+        to, schema = quote(role), quote(connection.execute(text("SELECT current_schema()")).scalar_one())
+        # Two at once would meet on the same rows of the catalogue.
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('orchestrator.grants'))")
+        connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {schema} TO {to}")
+        for table in connection.execute(_TABLES).all():
+            name = f"{schema}.{quote(table.name)}"
+            connection.exec_driver_sql(f"REVOKE ALL ON {name} FROM {to}")
+            if not table.part:
+                allowed = _PRIVILEGES.get(table.name, "SELECT, INSERT, UPDATE, DELETE")
+                connection.exec_driver_sql(f"GRANT {allowed} ON {name} TO {to}")
+        connection.exec_driver_sql(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {to}")
+        connection.exec_driver_sql(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {to}")
+    engine.dispose()
+
+
+def connect(url: str) -> psycopg.Connection:
+    """Connect to the server of this URL that takes writes."""
+    known = {"connect_timeout": "10", "target_session_attrs": "read-write", **parameters(url)}
+    known.pop("prepare_threshold", None)
+    return psycopg.connect(make_conninfo("", **known, application_name="orchestrator-migrate"))
+
+
+def make_roles(url: str, *, owner_password: str, application_password: str) -> None:
+    """Make the two roles as a superuser of the database at `url`, and give the owner what is there (migrations/roles.sql)."""
+    with connect(url) as connection:
+        for name, password in (("owner", owner_password), ("application", application_password)):
+            connection.execute("SELECT set_config(%s, %s, true)", [f"orchestrator.{name}_password", password])
+        connection.execute((_MIGRATIONS / "roles.sql").read_bytes())
+
+
+@lru_cache(maxsize=1)
+def wanted() -> str:
+    """Return the revision that this code needs."""
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    if head is None:
+        message = f"no migrations in {_MIGRATIONS}"
+        raise FileNotFoundError(message)
+    return head
+
+
+@lru_cache(maxsize=1)
+def _known() -> frozenset[str]:
+    return frozenset(one.revision for one in ScriptDirectory.from_config(_config()).walk_revisions())
+
+
+def difference(found: str | None) -> str | None:
+    """Say in a sentence what is wrong with a database that has revision `found`, and what to do; None if it is the one wanted."""
+    if found == wanted():
+        return None
+    if found is None:
+        return f"the database has no schema, and needs {wanted()}: run `orchestrator migrate`"
+    if found in _known():
+        return f"the database has schema {found}, and needs {wanted()}: run `orchestrator migrate`"
+    return f"the database has schema {found}, which this code does not know: it is older than the schema, deploy the newer version"
+
+
+async def current(db: Database) -> str | None:
+    """Return the revision that the database has, or None if it has no schema yet."""
+    try:
+        rows = await db.read(_VERSION)
+    except ProgrammingError:
+        return None
+    return str(rows[0].version_num) if rows else None
+
+
+async def newest_key(db: Database) -> str | None:
+    """Return the id of the secret key under which the youngest checkout's audit trail was last written; None without any."""
+    rows = await db.read(_NEWEST_KEY)
+    return str(rows[0].key_id) if rows else None

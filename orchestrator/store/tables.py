@@ -1,0 +1,500 @@
+"""The tables, as SQLAlchemy Core: the schema in one place, with the reason for each index.
+
+`checkouts` is narrow and hot: what a move writes, and nothing else; what was asked and what the gateway gave stands beside it
+and is written once. Beyond the identity of a checkout (its id, its order number, its merchant), indexes cover unsettled rows only, so
+that finished checkouts cost nothing to those under way. Rows that belong to a checkout are written by the same statement as their
+checkout and carry no foreign key on it: the check would cost more than the insert, and history can be moved away by id range. Times are Postgres's own, through `clock()`; money is in integer minor units. This module knows no behaviour.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)  # fmt: skip
+from sqlalchemy.dialects.postgresql import JSONB
+
+from orchestrator.domain.states import CLOSED, ENDED, State
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def uuid7() -> UUID:
+    """Make a UUIDv7 (RFC 9562, 5.7): milliseconds, then 74 random bits. Ids sort by time, and can be made before the insert."""
+    bits = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    return UUID(int=bits & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)
+
+
+PARTITION = re.compile(r"audit_entries_(before|rest|\d{4,}_\d{2})")
+"""The names of the partitions of the trail, which are not tables of their own."""
+
+
+def _listed(values: object) -> str:
+    return ", ".join(f"'{value}'" for value in values)  # type: ignore[attr-defined]  # StrEnum classes and frozensets
+
+
+IS_LIVE = f"state NOT IN ({_listed(sorted(CLOSED))}) AND NOT late"
+"""SQL: the order number is taken by this checkout. One that money completed late may stand beside the one that came after it."""
+
+IS_UNCONFIRMED = "state = 'failed' AND deadline = created_at"
+"""SQL: created from a callback about a payment of an unknown order, which no lookup has shown to hold money. An intent's deadline is later."""
+
+IS_LISTED = "amount > 0"
+"""SQL: true of every checkout. Who names it lists a merchant's checkouts by their ids, and may use the index for that. A look-up by
+order number must not: planned while there are no statistics, it would read all of the merchant's checkouts for the youngest of them."""
+
+IS_OPEN = f"state NOT IN ({_listed(state for state in State if state in ENDED)})"
+"""SQL: something is still expected of the shopper. A listing names it, so that the planner sees that the partial index will do."""
+
+
+def _time(name: str, *, now: bool = False, nullable: bool = True) -> Column[object]:
+    return Column(
+        name,
+        DateTime(timezone=True),
+        nullable=nullable and not now,
+        server_default=text("clock()") if now else None,
+    )
+
+
+def _id(name: str = "id", **options: object) -> Column[UUID]:
+    return Column(name, Uuid, **options)  # type: ignore[arg-type]  # keyword options of Column
+
+
+merchants = Table(
+    "merchants",
+    metadata,
+    Column("id", Integer, Identity(), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    # Null: the settings of the process (merchant `default`).
+    Column("gateway_url", Text),
+    Column("merchant_api_url", Text),
+    Column("username", Text),
+    Column("password", LargeBinary),
+    Column("callback_secrets", LargeBinary),
+    Column("policies", JSONB, nullable=False, server_default=text("'{}'")),
+    # Under our key, over those policies that move money; without it they are not followed.
+    Column("policies_mac", LargeBinary),
+    _time("disabled_at"),
+    _time("created_at", now=True),
+)
+
+checkouts = Table(
+    "checkouts",
+    metadata,
+    _id(primary_key=True),
+    Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
+    Column("order_ref", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    # One more at each write by the holder; every such write names the version it saw.
+    Column("version", Integer, nullable=False, server_default=text("1")),
+    Column("lease", Uuid),
+    _time("leased_until"),
+    # One more at each ring; the release compares it with what the holder saw.
+    Column("wake", Integer, nullable=False, server_default=text("0")),
+    # A hint has been published for the present alarm: one claim may come before `due_at`.
+    Column("hinted", Boolean, nullable=False, server_default=text("false")),
+    _time("due_at"),
+    _time("deadline", nullable=False),
+    _time("offered_at"),
+    # Cancelling was asked for: the token is no longer handed out, and the grace runs.
+    _time("withdrawn_at"),
+    _time("ended_at"),
+    Column("currency", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("reserved", BigInteger, nullable=False, server_default=text("0")),
+    Column("captured", BigInteger, nullable=False, server_default=text("0")),
+    Column("refunded", BigInteger, nullable=False, server_default=text("0")),
+    # What the shopper's bank took back, as the gateway tells it; a reversal makes it less again.
+    Column("charged_back", BigInteger, nullable=False, server_default=text("0")),
+    # Until when the reservation is sure to be worth a capture.
+    _time("reserved_until"),
+    Column("late", Boolean, nullable=False, server_default=text("false")),
+    # The gateway was asked to capture by itself: we capture only if it says that it will not (require_capture).
+    Column("auto_capture", Boolean, nullable=False, server_default=text("false")),
+    # The gateway was asked to capture, and has told us that it will not.
+    Column("require_capture", Boolean, nullable=False, server_default=text("false")),
+    # Claims since the last write by a holder (a crash loop), failures since the last move, looks since the last ring.
+    Column("claims", Integer, nullable=False, server_default=text("0")),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("looks", Integer, nullable=False, server_default=text("0")),
+    # A look that had to wait for the merchant's budget has its place in the queue: the next one goes at once.
+    Column("booked", Boolean, nullable=False, server_default=text("false")),
+    # Seconds from the offer to the deadline where a reopening named them; else the intent says.
+    Column("life", Double),
+    # Uses of this order number at the gateway: one id serves about four orders (D7, D8).
+    Column("openings", Integer, nullable=False, server_default=text("0")),
+    Column("audit_sequence", Integer, nullable=False),
+    Column("audit_head", LargeBinary, nullable=False),
+    Column("event_sequence", Integer, nullable=False, server_default=text("0")),
+    Column("last_error", Text),
+    Column("attention", Text),
+    Column("correlation_id", Text, nullable=False),
+    _time("created_at", now=True),
+    _time("updated_at", now=True),
+    CheckConstraint(f"state IN ({_listed(State)})", name="state"),
+    CheckConstraint(
+        "amount > 0 AND reserved >= 0 AND captured >= 0 AND refunded >= 0 AND charged_back >= 0", name="money"
+    ),
+    CheckConstraint("(lease IS NULL) = (leased_until IS NULL)", name="lease"),
+    # Rule 2: null only when settled, and nobody settles what is not ended.
+    CheckConstraint(
+        "due_at IS NOT NULL OR state IN ('completed', 'failed', 'expired', 'cancelled')", name="alarm"
+    ),
+    # The alarm clock, merchant by merchant: for sweeps, and for workers that claim what has waited longest.
+    Index("ix_checkouts_alarm", "merchant_id", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    # An order number belongs to one live checkout of a merchant; also the look-up by order number.
+    Index("uq_checkouts_live_order", "merchant_id", "order_ref", unique=True, postgresql_where=text(IS_LIVE)),
+    # Closed ones by order number: replays of old requests, and support asking.
+    Index("ix_checkouts_closed_order", "merchant_id", "order_ref", postgresql_where=text(f"NOT ({IS_LIVE})")),
+    # Listings, page by page from the youngest on; without it a small merchant's would read everybody's checkouts.
+    Index("ix_checkouts_listing", "merchant_id", "id", postgresql_where=text(IS_LISTED)),
+    # Listings of what is still under way, which among millions of ended ones is rare.
+    Index("ix_checkouts_open", "merchant_id", "id", postgresql_where=text(IS_OPEN)),
+    # Payments of unknown orders that no lookup has confirmed: they are counted before another is added.
+    Index("ix_checkouts_unconfirmed", "merchant_id", "created_at", postgresql_where=text(IS_UNCONFIRMED)),
+    # What a person has to look at.
+    Index("ix_checkouts_attention", "id", postgresql_where=text("attention IS NOT NULL")),
+    postgresql_with={"fillfactor": 70},
+)
+
+intents = Table(
+    "intents",
+    metadata,
+    _id("checkout_id", primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    # The key of all personal data of this checkout, wrapped by SECRET_KEYS; destroying it erases the customer.
+    Column("data_key", LargeBinary),
+    _time("erased_at"),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    _id("checkout_id", primary_key=True),
+    Column("token", LargeBinary),
+    _time("token_expires_at"),
+    Column("session_id", Text),
+    Column("methods", JSONB),
+)
+
+payments = Table(
+    "payments",
+    metadata,
+    Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True),
+    Column("transaction_id", Text, primary_key=True),
+    Column("checkout_id", Uuid),
+    Column("payment_id", Text),
+    Column("order_ref", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    # How we know that it belongs to the checkout: bound (our own id came back), order_ref, none.
+    Column("binding", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("reading", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("reserved", BigInteger, nullable=False),
+    Column("captured", BigInteger, nullable=False),
+    Column("refunded", BigInteger, nullable=False),
+    Column("charged_back", BigInteger, nullable=False, server_default=text("0")),
+    # What the gateway added for the way of payment (SurchargeAmount): a part of the amounts above, or beside them.
+    Column("surcharge", BigInteger, nullable=False, server_default=text("0")),
+    # What persons decided on this transaction, each as word=decision@basis (see `decisions`).
+    Column("decided", Text),
+    Column("flags", JSONB, nullable=False, server_default=text("'[]'")),
+    # What the gateway wrote for amounts that cannot be read, by their names, and for a currency that is not known. Null: all are read.
+    Column("raw_amounts", JSONB),
+    _time("first_seen_at", now=True),
+    _time("updated_at", now=True),
+    CheckConstraint("role IN ('accepted', 'surplus', 'attempt', 'unknown')", name="role"),
+    Index("ix_payments_checkout_id", "checkout_id"),
+    # Listings: all of a merchant's, and those that nobody can read.
+    Index("ix_payments_merchant", "merchant_id", "first_seen_at", "transaction_id"),
+    Index(
+        "ix_payments_unknown",
+        "merchant_id",
+        "first_seen_at",
+        "transaction_id",
+        postgresql_where=text("role = 'unknown'"),
+    ),
+    Index("ix_payments_surplus", "merchant_id", "first_seen_at", postgresql_where=text("role = 'surplus'")),
+)
+
+money_operations = Table(
+    "money_operations",
+    metadata,
+    _id(primary_key=True),
+    Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
+    Column("checkout_id", Uuid, nullable=False),
+    Column("transaction_id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reconciliation_identifier", Text, nullable=False, unique=True),
+    # Why: a merchant asked; the capture that a checkout's intent asked for; money that policy or a person returns.
+    Column("cause", Text, nullable=False),
+    Column("command_id", Uuid),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text),
+    # What the gateway had captured (for a refund: refunded) of this transaction when we last looked before sending.
+    Column("total_before", BigInteger),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("last_error", Text),
+    # Under our key, over what would be sent (lifecycle.signatures).
+    Column("mac", LargeBinary),
+    _time("requested_at", now=True),
+    _time("submitted_at"),
+    _time("settled_at"),
+    CheckConstraint("kind IN ('capture', 'refund', 'release')", name="kind"),
+    CheckConstraint("state IN ('requested', 'submitted', 'succeeded', 'rejected', 'unknown')", name="state"),
+    CheckConstraint("amount > 0", name="amount"),
+    CheckConstraint("cause IN ('asked', 'automatic', 'returned')", name="cause"),
+    Index("ix_money_operations_checkout_id", "checkout_id"),
+    # One open operation for a transaction.
+    Index(
+        "uq_money_operations_open",
+        "merchant_id",
+        "transaction_id",
+        unique=True,
+        postgresql_where=text("state IN ('requested', 'submitted', 'unknown')"),
+    ),
+)
+
+commands = Table(
+    "commands",
+    metadata,
+    _id(primary_key=True),
+    Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
+    Column("checkout_id", Uuid, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text),
+    Column("expected_version", Integer),
+    Column("arguments", JSONB, nullable=False, server_default=text("'{}'")),
+    # A request with the same key again is the same command; with other content it is refused.
+    Column("idempotency_key", Text),
+    Column("fingerprint", LargeBinary),
+    # Under our key, over what is asked (lifecycle.signatures).
+    Column("mac", LargeBinary),
+    _time("requested_at", now=True),
+    _time("handled_at"),
+    Column("result", Text),
+    CheckConstraint(
+        "kind IN ('cancel', 'reopen', 'capture', 'refund', 'release', 'retry', 'reconcile', 'resolve')",
+        name="kind",
+    ),
+    Index("ix_commands_open", "checkout_id", postgresql_where=text("handled_at IS NULL")),
+    Index("ix_commands_checkout_id", "checkout_id", "requested_at"),
+    Index(
+        "uq_commands_key",
+        "merchant_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+)
+
+callbacks = Table(
+    "callbacks",
+    metadata,
+    _id(primary_key=True),
+    Column("merchant_id", Integer),
+    Column("checkout_id", Uuid),
+    Column("kind", Text, nullable=False),
+    Column("grade", Text, nullable=False),
+    # Whether the sender's address is one of the gateway's: inside, outside, unchecked.
+    Column("network", Text, nullable=False, server_default=text("'unchecked'")),
+    Column("content_type", Text, nullable=False),
+    Column("headers", JSONB, nullable=False),
+    Column("source", Text),
+    # The raw body as it came, encrypted under the checkout's data key.
+    Column("body", LargeBinary, nullable=False),
+    # SHA-256 of kind and raw body: what counts as the same callback.
+    Column("digest", LargeBinary, nullable=False),
+    Column("times", Integer, nullable=False, server_default=text("1")),
+    _time("received_at", now=True),
+    _time("repeated_at"),
+    _time("handled_at"),
+    UniqueConstraint("checkout_id", "kind", "digest"),
+    Index("ix_callbacks_open", "checkout_id", postgresql_where=text("handled_at IS NULL")),
+    CheckConstraint("kind IN ('success', 'failure', 'notification', 'redirect')", name="kind"),
+)
+
+# In partitions by month of the checkout id, which is its time; migrations and `orchestrator archive` make them ahead.
+audit_entries = Table(
+    "audit_entries",
+    metadata,
+    _id("checkout_id", primary_key=True),
+    Column("sequence", Integer, primary_key=True),
+    Column("at", DateTime(timezone=True), nullable=False),
+    Column("action", Text, nullable=False),
+    # The canonical text, over which the chain is; the columns above only help to find it.
+    Column("entry", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    Index("ix_audit_entries_at", "at", postgresql_using="brin"),
+    postgresql_partition_by="RANGE (checkout_id)",
+)
+
+archives = Table(
+    "archives",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", DateTime(timezone=True), nullable=False),
+    # Its name, wherever it is kept.
+    Column("file", Text, nullable=False),
+    # The last line of the file: counts and digests, and over it a mac that follows the one of the archive before.
+    Column("manifest", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+# Up to where the chain of a checkout stands in an archive: an entry may leave only below such a head.
+archived_heads = Table(
+    "archived_heads",
+    metadata,
+    _id("checkout_id", primary_key=True),
+    Column("sequence", Integer, primary_key=True, autoincrement=False),
+    Column(
+        "archive",
+        BigInteger,
+        ForeignKey("archives.sequence", deferrable=True, initially="DEFERRED"),
+        nullable=False,
+    ),
+    Column("state", Text, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    Index("ix_archived_heads_archive", "archive", "checkout_id"),
+)
+
+audit_seals = Table(
+    "audit_seals",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True),
+    Column("at", DateTime(timezone=True), nullable=False),
+    # The heads of all chains that grew since the seal before, one line each: checkout, sequence, mac.
+    Column("heads", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    _id("checkout_id", primary_key=True),
+    Column("sequence", Integer, primary_key=True),
+    Column("merchant_id", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("payload", JSONB, nullable=False),
+    Column("correlation_id", Text, nullable=False),
+    _time("created_at", now=True),
+    # The place in the merchant's feed, given after the commit by one sequencer, so that a cursor never skips.
+    Column("position", BigInteger, unique=True),
+    Index("ix_events_unplaced", "created_at", postgresql_where=text("position IS NULL")),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    _id(primary_key=True),
+    Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("secret", LargeBinary, nullable=False),
+    Column("kinds", JSONB, nullable=False, server_default=text("'[]'")),
+    _time("created_at", now=True),
+    _time("disabled_at"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    _id(primary_key=True),
+    Column("webhook_id", Uuid, ForeignKey("webhooks.id"), nullable=False),
+    Column("checkout_id", Uuid, nullable=False),
+    Column("event_sequence", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("lease", Uuid),
+    _time("leased_until"),
+    _time("due_at"),
+    Column("last_status", Integer),
+    Column("last_error", Text),
+    _time("delivered_at"),
+    UniqueConstraint("webhook_id", "checkout_id", "event_sequence"),
+    Index("ix_deliveries_due_at", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+)
+
+# The queue of a merchant's looks at the gateway: until when its places are taken (see carry.budget).
+look_budgets = Table(
+    "look_budgets",
+    metadata,
+    Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True),
+    _time("taken_until", now=True),
+    _time("charged_at", now=True),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("merchant_id", Integer, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("checkout_id", Uuid, nullable=False),
+    _time("created_at", now=True),
+)
+
+rejected_intents = Table(
+    "rejected_intents",
+    metadata,
+    _id(primary_key=True),
+    Column("merchant_id", Integer),
+    Column("source", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("errors", JSONB, nullable=False),
+    _time("created_at", now=True),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    _time("started_at", now=True),
+    _time("seen_at", now=True),
+    Column("progress", JSONB, nullable=False, server_default=text("'{}'")),
+)
+
+clock_skew = Table(
+    "clock_skew",
+    metadata,
+    # One row. Production leaves it at zero; tests push it forward to live through days in seconds.
+    Column("id", Boolean, primary_key=True, server_default=text("true")),
+    Column("seconds", BigInteger, nullable=False, server_default=text("0")),
+    CheckConstraint("id", name="single"),
+)

@@ -1,0 +1,277 @@
+"""The bridge between Celery's threads and the one event loop of the process, with everything that lives on that loop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import uvloop
+
+from orchestrator import audit, gc_tuning, log
+from orchestrator.store import checkouts
+from orchestrator.processing import Admission, Carrier
+from orchestrator.store.database import Database, is_away
+from orchestrator.gateway.limits import shared_state
+from orchestrator.gateway.client import Gateway
+from orchestrator.gateway.limits import LONGEST_THROTTLE
+from orchestrator.store.merchants import Merchants
+from orchestrator.crypto import Vault
+from orchestrator.messaging.hints import Doorbell
+from orchestrator.messaging.dropped_messages import dropped
+from orchestrator.worker.heartbeat import BEAT, FORGET, GONE, HEARTBEAT, heartbeat, note, unique_name, written
+from orchestrator.worker.watchdog import LOOK, Watchdog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from concurrent.futures import Future
+    from uuid import UUID
+
+    from orchestrator.processing.fair_share import Lane
+    from orchestrator.settings import Settings
+
+_log = log.get(__name__)
+
+T = TypeVar("T")
+
+SWEEP_LIMIT: Final = 2000
+BACKLOG_LIMIT: Final = 100
+"""Messages in a queue beyond which a sweep publishes nothing, but takes up a few of each merchant's alarms itself."""
+
+
+class Bridge:
+    """One event loop for the whole process, with everything that lives on it; Celery's threads hand work over and wait."""
+
+    def __init__(self, settings: Settings, *, fault: Callable[[str], None]) -> None:
+        self._settings, self._fault = settings, fault
+        self._name = unique_name()
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._live, name="loop", daemon=True)
+        self._ready = threading.Event()
+        self._end = asyncio.Event()
+        self._start_error: BaseException | None = None
+        self._heard = self._swept = time.monotonic()
+        self._counts = {"hints": 0, "checkouts": 0, "swept": 0}
+        self._sweeping = threading.Lock()
+        self._stopping = False
+        self._running: set[Future[Any]] = set()
+        # More than the longest round of the dispatcher.
+        self._watchdog = Watchdog(most=int(2 * settings.lease_seconds) + 30, fault=self._failed)
+        self.doorbell = Doorbell(settings)
+
+    def start(self) -> None:
+        """Start the loop and wait until it can work."""
+        self.doorbell.start()
+        self._thread.start()
+        self._ready.wait()
+        if self._start_error is not None:
+            raise self._start_error
+
+    def stop(self) -> None:
+        """Begin nothing new; what is in flight ends its step and gives its lease back."""
+        self._stopping = True
+        self._watchdog.stop()
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._admission.stop)
+        for future in list(self._running):
+            future.cancel()
+
+    def close(self) -> None:
+        """Wait for what is in flight, write what has gathered, close all connections, end the loop."""
+        self.stop()
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(timeout=self._settings.shutdown_timeout)
+        self.doorbell.close()
+
+    def _failed(self, fault: str) -> None:
+        _log.error(
+            "worker_stuck", fault=fault, dispatches=self._admission.rounds, waiting=self._admission.waiting
+        )
+        self._fault(fault)
+
+    def carry(self, ids: Sequence[UUID], lane: Lane = "checkouts") -> None:
+        """Have these carried, and return when they are claimed or left behind."""
+        self._heard = time.monotonic()
+        self._counts["hints"] += 1
+        self._counts["checkouts"] += len(ids)
+        self._run(self._admission.admit(ids, lane), timeout=2 * self._settings.lease_seconds)
+
+    def sweep(self) -> None:
+        """Turn ringing alarms into hints; where enough hints wait already, take up some alarms past them. One sweep at a time."""
+        self._heard = time.monotonic()
+        if not self._sweeping.acquire(blocking=False):
+            return
+        try:
+            if self._depth() > BACKLOG_LIMIT:
+                self._run(self._take_up(), timeout=2 * self._settings.lease_seconds)
+                # A busy installation is not a silent one.
+                self._swept = time.monotonic()
+            else:
+                self._run(self._sweep(), timeout=self._settings.lease_seconds)
+        finally:
+            self._sweeping.release()
+
+    def seal(self) -> None:
+        """Seal the audit trail."""
+        self._run(audit.seal(self._db, self._vault), timeout=120)
+
+    def _depth(self) -> int:
+        try:
+            return self.doorbell.depth("checkouts")
+        except Exception as error:  # noqa: BLE001 - each transport has errors of its own; what is due is then taken up here
+            _log.warning("backlog_not_known", error=type(error).__name__)
+            return BACKLOG_LIMIT + 1
+
+    def _run(self, work: Coroutine[Any, Any, T], *, timeout: float) -> T | None:
+        """Have work done on the loop, and return what came of it; None if nothing did, and that is logged.
+
+        No exception of the loop leaves here. Celery clears the frames of every exception that it is handed; up to Python 3.11 that
+        closes a coroutine that is suspended in one of them, while its task waits for ever.
+        """
+        if self._stopping:
+            work.close()
+            return None
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:  # the loop has ended
+            work.close()
+            return None
+        self._running.add(future)
+        try:
+            return future.result(timeout)
+        except CancelledError:
+            _log.info("given_up_for_shutdown")
+        except Exception as error:  # noqa: BLE001 - as said above
+            if not future.done():
+                future.cancel()
+                _log.warning("waited_out", seconds=timeout)
+            elif is_away(error):
+                _log.warning("database_away", **log.cause(error))
+            else:
+                _log.error("work_failed", exc_info=error)
+        finally:
+            self._running.discard(future)
+        return None
+
+    # On the loop.
+
+    def _live(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._main())
+        except BaseException as error:
+            self._start_error = error
+            raise
+        finally:
+            self._ready.set()
+            self._loop.close()
+
+    async def _main(self) -> None:
+        settings = self._settings
+        self._vault = Vault(settings.secret_keys)
+        self._db = Database(
+            settings.need("database_url"),
+            pool_size=settings.database_pool,
+            name="orchestrator-worker",
+            timeout=settings.database_timeout,
+            prepared=settings.database_prepared_statements,
+        )
+        self._moves = checkouts.Lifecycle(self._db, self._vault, batch_limit=settings.batch_limit)
+        shared = shared_state.Board(
+            settings.redis, name=self._name, longest=max(settings.breaker_pause, LONGEST_THROTTLE)
+        )
+        async with self._db, Gateway(settings, shared) as gateway:
+            self._carrier = Carrier(
+                settings,
+                self._db,
+                self._vault,
+                gateway=gateway,
+                lifecycle=self._moves,
+                merchants=Merchants(self._db, self._vault, settings),
+            )
+            self._admission = Admission(self._carrier)
+            gc_tuning.settle()
+            self._watchdog.start(self._admission)
+            self._ready.set()
+            beside = [asyncio.create_task(work) for work in (self._tick(), self._beat(), self._listen())]
+            await self._end.wait()
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+            await self._admission.close()
+            await self._moves.close()
+
+    async def _sweep(self) -> None:
+        settings = self._settings
+        ringing = await checkouts.sweep(
+            self._db,
+            most=SWEEP_LIMIT,
+            grace=settings.hint_grace,
+            crowded=self._admission.crowded,
+            few=settings.hint_size,
+        )
+        self._swept = time.monotonic()
+        self._counts["swept"] += len(ringing)
+        for one in ringing:
+            if one.suspect:
+                self.doorbell.ring([one.id], alone=True)
+        well = [one for one in ringing if not one.suspect]
+        self.doorbell.ring([one.id for one in well if one.rung], queue="callbacks")
+        self.doorbell.ring([one.id for one in well if not one.rung])
+
+    async def _take_up(self) -> int:
+        """Carry some of each merchant's ringing alarms, without a way through the broker; return how many."""
+        ringing = await checkouts.due(self._db, most=self._settings.hint_size)
+        await self._admission.admit([one.id for one in ringing if not one.suspect])
+        for one in ringing:
+            if one.suspect:
+                await self._admission.admit([one.id])
+        return len(ringing)
+
+    async def _listen(self) -> None:
+        """Sweep by ourselves while nobody has us sweep: the scheduler or the broker is away, or sweeps fail."""
+        settings = self._settings
+        while True:
+            await asyncio.sleep(settings.sweep_interval * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            # Sweeps, not hints: a scheduler can be away while orders still come in.
+            if time.monotonic() - self._swept < settings.self_sweep_after:
+                continue
+            try:
+                taken = await self._take_up()
+                if taken:
+                    _log.warning("swept_by_itself", checkouts=taken)
+            except Exception as error:  # noqa: BLE001 - the next round tries again, whatever it was
+                _log.warning("self_sweep_failed", **log.cause(error))
+
+    async def _tick(self) -> None:
+        """Show the watchdog that the loop runs."""
+        while True:
+            self._watchdog.ticks += 1
+            await asyncio.sleep(LOOK / 4)
+
+    async def _beat(self) -> None:
+        """Say that this process makes progress, and how much."""
+        await note(self._db, FORGET, {})
+        try:
+            while True:
+                progress = {
+                    **self._counts,
+                    "heardSecondsAgo": round(time.monotonic() - self._heard, 1),
+                    "inFlight": self._admission.room.taken,
+                    "crowded": len(self._admission.crowded),
+                    **written(self._moves.writes),
+                    "dispatches": self._admission.rounds,
+                    "dispatchedSecondsAgo": round(self._admission.idle_seconds, 1),
+                    "waiting": self._admission.waiting,
+                    "messagesDropped": dropped.total,
+                }
+                dropped.tell()
+                await note(self._db, BEAT, heartbeat(self._name, "worker", progress))
+                await asyncio.sleep(HEARTBEAT)
+        finally:
+            await note(self._db, GONE, {"name": self._name})
