@@ -9,9 +9,9 @@ from sqlalchemy import Connection, create_engine, pool, text
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator import log
+from orchestrator.settings import load
 from orchestrator.store import schema
 from orchestrator.store.tables import PARTITION, metadata
-from orchestrator.settings import load
 
 _log = log.get(__name__)
 

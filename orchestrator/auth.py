@@ -107,7 +107,7 @@ def verify(settings: Settings, token: str) -> Caller:
     return caller
 
 
-class Doorkeeper:
+class Authenticator:
     """Verifies tokens for one process and remembers them for half a minute, never beyond their end."""
 
     def __init__(self, settings: Settings) -> None:

@@ -21,7 +21,7 @@ from uuid import UUID
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from orchestrator.crypto import Vault
+    from orchestrator.crypto import Encryptor
 
 KINDS: Final = frozenset({"success", "failure", "notification", "redirect"})
 LONGEST: Final = 4096
@@ -61,13 +61,13 @@ class OpenedLink:
 
 
 def callback_urls(
-    vault: Vault, public_url: str, checkout_id: UUID, pages: Mapping[str, str | None], *, merchant_id: int
+    encryptor: Encryptor, public_url: str, checkout_id: UUID, pages: Mapping[str, str | None], *, merchant_id: int
 ) -> CallbackUrls:
     """Make the links of one checkout. `pages` are the shop's own by kind; without a page for redirect there is no such link."""
 
     def link(kind: str, page: str) -> str:
         payload = _NAMES_MERCHANT + _packed(merchant_id) + page.encode()
-        tag = vault.sign(_PURPOSE, _message(kind, checkout_id, payload))
+        tag = encryptor.sign(_PURPOSE, _message(kind, checkout_id, payload))
         return f"{public_url.rstrip('/')}/callbacks/{kind}/{checkout_id}/{_encode(payload)}.{_encode(tag)}"
 
     redirect = pages.get("redirect")
@@ -79,7 +79,7 @@ def callback_urls(
     )
 
 
-def open_link(vault: Vault, kind: str, checkout_id: UUID, signed: str) -> OpenedLink | None:
+def open_link(encryptor: Encryptor, kind: str, checkout_id: UUID, signed: str) -> OpenedLink | None:
     """Return what a link says; None if we did not sign it."""
     if kind not in KINDS or len(signed) > LONGEST:
         return None
@@ -87,7 +87,7 @@ def open_link(vault: Vault, kind: str, checkout_id: UUID, signed: str) -> Opened
     payload, tag = _decode(payload_text), _decode(tag_text)
     if not dot or payload is None or tag is None:
         return None
-    if not vault.signed(_PURPOSE, _message(kind, checkout_id, payload), tag):
+    if not encryptor.signed(_PURPOSE, _message(kind, checkout_id, payload), tag):
         return None
     merchant_id = None
     if payload.startswith(_NAMES_MERCHANT):
@@ -96,30 +96,30 @@ def open_link(vault: Vault, kind: str, checkout_id: UUID, signed: str) -> Opened
     return OpenedLink(with_query(page, checkoutId=str(checkout_id)) if page else "", merchant_id)
 
 
-def merchant_url(vault: Vault, public_url: str, merchant: str) -> str:
+def merchant_url(encryptor: Encryptor, public_url: str, merchant: str) -> str:
     """Make the link for what names no checkout: the address of a merchant's terminals for their default notification.
 
     It is the same each time, and as secret as the others: whoever knows it can call it.
     """
-    tag = _encode(vault.sign(_MERCHANT, merchant.encode()))
+    tag = _encode(encryptor.sign(_MERCHANT, merchant.encode()))
     return f"{public_url.rstrip('/')}/callbacks/merchant/{quote(merchant, safe='')}/{tag}"
 
 
-def open_merchant_link(vault: Vault, merchant: str, signed: str) -> bool:
+def open_merchant_link(encryptor: Encryptor, merchant: str, signed: str) -> bool:
     """Say whether we made this merchant's link."""
     tag = _decode(signed) if len(signed) < 2 * _TAG else None
-    return tag is not None and vault.signed(_MERCHANT, merchant.encode("utf-8", "surrogatepass"), tag)
+    return tag is not None and encryptor.signed(_MERCHANT, merchant.encode("utf-8", "surrogatepass"), tag)
 
 
-def client_token(vault: Vault, checkout_id: UUID) -> str:
+def client_token(encryptor: Encryptor, checkout_id: UUID) -> str:
     """Return the token with which a shopper's browser may follow this one checkout: 43 characters, the same each time."""
-    return _encode(checkout_id.bytes + vault.sign(_CLIENT, checkout_id.bytes))
+    return _encode(checkout_id.bytes + encryptor.sign(_CLIENT, checkout_id.bytes))
 
 
-def client_of(vault: Vault, token: str) -> UUID | None:
+def client_of(encryptor: Encryptor, token: str) -> UUID | None:
     """Return the checkout that a client token is for; None if we did not make it."""
     raw = _decode(token) if len(token) < 2 * _CLIENT_SIZE else None
-    if raw is None or len(raw) != _CLIENT_SIZE or not vault.signed(_CLIENT, raw[:16], raw[16:]):
+    if raw is None or len(raw) != _CLIENT_SIZE or not encryptor.signed(_CLIENT, raw[:16], raw[16:]):
         return None
     return UUID(bytes=raw[:16])
 

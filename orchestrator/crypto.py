@@ -34,7 +34,7 @@ _NONCE: Final = 12
 _ID: Final = 4
 
 
-class VaultError(OrchestratorError):
+class EncryptionError(OrchestratorError):
     """Sealed data that no known key opens: a key is missing from SECRET_KEYS, or the data was changed."""
 
 
@@ -72,16 +72,16 @@ def _open(key: bytes, sealed: bytes, bound: bytes) -> bytes:
         return _cipher(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], bound)
     except (InvalidTag, ValueError) as error:
         message = "sealed data does not open: it was changed, moved, or sealed under another key"
-        raise VaultError(message) from error
+        raise EncryptionError(message) from error
 
 
-class Vault:
+class Encryptor:
     """The secret keys of an installation, newest first."""
 
     def __init__(self, secret_keys: Sequence[SecretStr]) -> None:
         if not secret_keys:
             message = "ORCHESTRATOR_SECRET_KEYS is not set: give it a JSON array with one key (openssl rand -base64 32)"
-            raise VaultError(message)
+            raise EncryptionError(message)
         masters = [base64.b64decode(key.get_secret_value()) for key in secret_keys]
         self._keys = [Key(_key_id(master), master) for master in masters]
         self._by_id = {key.id: key for key in self._keys}
@@ -101,11 +101,11 @@ class Vault:
         return bytes.fromhex(key.id) + _seal(key.derived("seal"), plain, purpose.encode())
 
     def open(self, sealed: bytes, *, purpose: str) -> bytes:
-        """Open what `seal` made; `VaultError` if no known key does."""
+        """Open what `seal` made; `EncryptionError` if no known key does."""
         key = self._by_id.get(sealed[:_ID].hex())
         if key is None:
             message = f"sealed under key {sealed[:_ID].hex()}, which ORCHESTRATOR_SECRET_KEYS does not have"
-            raise VaultError(message)
+            raise EncryptionError(message)
         return _open(key.derived("seal"), sealed[_ID:], purpose.encode())
 
     def new_data_key(self, owner: object) -> tuple[DataKey, bytes]:
@@ -114,10 +114,10 @@ class Vault:
         return DataKey(key, str(owner)), self.seal(key, purpose=f"data-key/{owner}")
 
     def data_key(self, owner: object, wrapped: bytes | None) -> DataKey:
-        """Unwrap a data key; `VaultError` if it was destroyed (the customer was erased)."""
+        """Unwrap a data key; `EncryptionError` if it was destroyed (the customer was erased)."""
         if wrapped is None:
             message = f"the personal data of {owner} was erased"
-            raise VaultError(message)
+            raise EncryptionError(message)
         return DataKey(self.open(bytes(wrapped), purpose=f"data-key/{owner}"), str(owner))
 
     def sign(self, purpose: str, message: bytes) -> bytes:
@@ -145,7 +145,7 @@ class DataKey:
         return _seal(self.key, plain, f"{purpose}/{self.owner}".encode())
 
     def open(self, sealed: bytes, *, purpose: str) -> bytes:
-        """Open what `seal` made; `VaultError` if it was changed or belongs elsewhere."""
+        """Open what `seal` made; `EncryptionError` if it was changed or belongs elsewhere."""
         return _open(self.key, bytes(sealed), f"{purpose}/{self.owner}".encode())
 
     def mac(self, message: bytes) -> bytes:

@@ -234,9 +234,9 @@ class Way:
                     client.close()
                     continue
                 self._pairs.append((client, server))
-                threading.Thread(target=self._carry, args=(client, server), daemon=True).start()
+                threading.Thread(target=self._process, args=(client, server), daemon=True).start()
 
-    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+    def _process(self, client: socket.socket, server: socket.socket) -> None:
         with suppress(OSError, ValueError):
             while True:
                 for one in select.select([client, server], [], [], 1)[0]:

@@ -16,10 +16,10 @@ from hypothesis import settings as profiles
 from psycopg import sql
 
 from orchestrator import log
+from orchestrator.crypto import Encryptor
 from orchestrator.devkit.local.servers import Embedded
-from orchestrator.store.schema import migrate
 from orchestrator.settings import Settings
-from orchestrator.crypto import Vault
+from orchestrator.store.schema import migrate
 from tests import mishaps
 from tests.factories import Core, core, empty
 
@@ -118,8 +118,8 @@ def settings(database_url: str, servers: Embedded) -> Settings:
 
 
 @pytest.fixture
-def vault() -> Vault:
-    return Vault(make_settings().secret_keys)
+def encryptor() -> Encryptor:
+    return Encryptor(make_settings().secret_keys)
 
 
 @pytest.fixture(scope="session")
@@ -134,10 +134,10 @@ def shared_database_url(servers: Embedded, template: str) -> str:
 
 
 @pytest.fixture(name="core")
-async def _core(shared_database_url: str, vault: Vault) -> AsyncIterator[Core]:
+async def _core(shared_database_url: str, encryptor: Encryptor) -> AsyncIterator[Core]:
     """The inside of one process on an empty database; nothing rings by itself."""
     empty(shared_database_url)
-    async with core(shared_database_url, vault) as one:
+    async with core(shared_database_url, encryptor) as one:
         yield one
 
 

@@ -17,11 +17,12 @@ from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from orchestrator.store import inbox, checkouts as lifecycle
 from orchestrator.audit import Action
+from orchestrator.domain.states import State, Trigger
+from orchestrator.store import checkouts as lifecycle
+from orchestrator.store import inbox
 from orchestrator.store.database import Database
 from orchestrator.store.tables import metadata
-from orchestrator.domain.states import State, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Executable, Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from orchestrator.store.checkouts import Held, Move
-    from orchestrator.crypto import Vault
+    from orchestrator.crypto import Encryptor
+    from orchestrator.store.checkouts import ClaimedCheckout, Move
 
 T = Trigger
 JOURNEY: dict[State, tuple[Trigger, ...]] = {
@@ -134,7 +135,7 @@ def arrival(checkout: UUID, **changes: Any) -> inbox.Arrival:
     return inbox.Arrival(**values)
 
 
-def payment(transaction_id: str, **changes: Any) -> lifecycle.PaymentSeen:
+def payment(transaction_id: str, **changes: Any) -> lifecycle.ObservedPayment:
     """Return a transaction that pays the factory's order."""
     values: dict[str, Any] = {
         "transaction_id": transaction_id,
@@ -150,10 +151,10 @@ def payment(transaction_id: str, **changes: Any) -> lifecycle.PaymentSeen:
         "refunded": 0,
         **changes,
     }
-    return lifecycle.PaymentSeen(**values)
+    return lifecycle.ObservedPayment(**values)
 
 
-def move(held: Held, trigger: Trigger | None = None, **changes: Any) -> Move:
+def move(held: ClaimedCheckout, trigger: Trigger | None = None, **changes: Any) -> Move:
     """Return one write of the holder, audited unless told otherwise."""
     values: dict[str, Any] = {"action": Action.CHECKOUT_MOVED, **changes}
     return lifecycle.Move(held=held, trigger=trigger, **values)
@@ -165,25 +166,25 @@ class Core:
 
     url: str
     db: Database
-    vault: Vault
+    encryptor: Encryptor
     intents: inbox.Intents
     callbacks: inbox.Callbacks
-    lifecycle: lifecycle.Lifecycle
+    lifecycle: lifecycle.Transitions
 
-    async def claim(self, *ids: UUID, lease: float = 60.0) -> list[Held]:
+    async def claim(self, *ids: UUID, lease: float = 60.0) -> list[ClaimedCheckout]:
         return await lifecycle.claim(self.db, ids, lease_seconds=lease)
 
-    async def advance(self, held: Held, trigger: Trigger | None = None, **changes: Any) -> Held:
+    async def advance(self, held: ClaimedCheckout, trigger: Trigger | None = None, **changes: Any) -> ClaimedCheckout:
         return await self.lifecycle.advance(move(held, trigger, **changes))
 
-    async def release(self, held: Held, alarm: float | None = 60.0, **changes: Any) -> Held:
+    async def release(self, held: ClaimedCheckout, alarm: float | None = 60.0, **changes: Any) -> ClaimedCheckout:
         """Give the lease back and change nothing else."""
         return await self.advance(held, action=None, alarm=alarm, **changes)
 
     async def accept(self, **changes: Any) -> UUID:
         return (await self.intents.accept(intake(**changes))).id
 
-    async def held(self, state: State = State.RECEIVED, *, lease: float = 60.0, **changes: Any) -> Held:
+    async def held(self, state: State = State.RECEIVED, *, lease: float = 60.0, **changes: Any) -> ClaimedCheckout:
         """Return a checkout in `state` under a lease of ours; `changes` are of its intake."""
         (held,) = await self.claim(await self.accept(**changes), lease=lease)
         for trigger in JOURNEY[state]:
@@ -231,7 +232,7 @@ class Core:
 @asynccontextmanager
 async def core(
     url: str,
-    vault: Vault,
+    encryptor: Encryptor,
     *,
     database: type[Database] = Database,
     pool: int = 6,
@@ -241,12 +242,12 @@ async def core(
     """Open the inside of one process. The grace is long: nothing rings by itself unless a test wants it."""
     async with AsyncExitStack() as closing:
         db = await closing.enter_async_context(database(url, pool_size=pool))
-        intents = inbox.Intents(db, vault, grace=grace, patience=patience)
-        callbacks = inbox.Callbacks(db, vault, grace=grace, patience=patience)
-        mover = lifecycle.Lifecycle(db, vault, patience=patience)
+        intents = inbox.Intents(db, encryptor, grace=grace, patience=patience)
+        callbacks = inbox.Callbacks(db, encryptor, grace=grace, patience=patience)
+        mover = lifecycle.Transitions(db, encryptor, patience=patience)
         for batch in (intents, callbacks, mover):
             closing.push_async_callback(batch.close)
-        yield Core(url, db, vault, intents, callbacks, mover)
+        yield Core(url, db, encryptor, intents, callbacks, mover)
 
 
 @asynccontextmanager

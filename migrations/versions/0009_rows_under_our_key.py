@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from alembic import context, op
 from alembic.util import CommandError
 
-from orchestrator.crypto import Vault, VaultError
+from orchestrator.crypto import EncryptionError, Encryptor
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -77,7 +77,7 @@ def downgrade() -> None:
     op.drop_column("commands", "mac")
 
 
-def _vault() -> Vault:
+def _vault() -> Encryptor:
     keys = context.config.attributes.get("secret_keys")
     if not keys:
         message = (
@@ -85,10 +85,10 @@ def _vault() -> Vault:
             "this migration the keys that the installation runs with"
         )
         raise CommandError(message)
-    return Vault(keys)
+    return Encryptor(keys)
 
 
-def _bind(connection: Connection, vault: Vault, *, commands: Any, operations: Any, merchants: Any) -> None:
+def _bind(connection: Connection, vault: Encryptor, *, commands: Any, operations: Any, merchants: Any) -> None:
     for row in commands:
         arguments = {
             name: int(value) if isinstance(value, float) and value.is_integer() else value
@@ -118,11 +118,11 @@ def _sign(connection: Connection, table: str, row: Any, mac: bytes) -> None:
     connection.exec_driver_sql(f"UPDATE {table} SET mac = %s WHERE id = %s", (mac, row))  # noqa: S608 - one of two names
 
 
-def _again(connection: Connection, vault: Vault, row: Any, *, before: str, after: str) -> None:
+def _again(connection: Connection, vault: Encryptor, row: Any, *, before: str, after: str) -> None:
     """Encrypt a merchant's password again; one that no key opens is left as it is: such a merchant could not be used before either."""
     try:
         sealed = vault.seal(vault.open(bytes(row.password), purpose=before), purpose=after)
-    except VaultError:
+    except EncryptionError:
         return
     connection.exec_driver_sql("UPDATE merchants SET password = %s WHERE id = %s", (sealed, row.id))
 

@@ -5,6 +5,6 @@ through `inbox` and nothing here moves a checkout; `reads` only reads. No URL of
 """
 
 from orchestrator.api.app import create_app
-from orchestrator.api.dependencies import Doorbell, Services
+from orchestrator.api.dependencies import HintPublisher, Services
 
-__all__ = ["Doorbell", "Services", "create_app"]
+__all__ = ["HintPublisher", "Services", "create_app"]

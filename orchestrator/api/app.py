@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import FastAPI, Request
 from starlette.routing import Route
 
-from orchestrator.auth import AccessDenied
 from orchestrator.api import callbacks, checkouts, commands, docs, health, problems
+from orchestrator.api.callback_intake import CallbackIntake
 from orchestrator.api.docs import commanded, described, json_answer
 from orchestrator.api.middleware import Envelope
-from orchestrator.api.callback_intake import Letterbox
 from orchestrator.api.request_log import AccessLog, SecurityLog
+from orchestrator.auth import AccessDenied
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -101,7 +101,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.health = health.Health(services)
-    app.state.letterbox = Letterbox(services)
+    app.state.callback_intake = CallbackIntake(services)
     depth = services.settings.trusted_proxies
     app.state.security_log = SecurityLog(depth=depth)
     app.state.access_log = AccessLog(depth=depth) if services.settings.access_log else None

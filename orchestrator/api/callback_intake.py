@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.api.dependencies import Services
-    from orchestrator.store.inbox import Arrival, Placed, Stored, Unaddressed
+    from orchestrator.store.inbox import Arrival, MerchantCallback, Stored, StoredCallback
 
 _log = log.get(__name__)
 
@@ -46,7 +46,7 @@ class _Visited(NamedTuple):
     pause: float
 
 
-class Letterbox:
+class CallbackIntake:
     """Takes callbacks in for one process: stores them, rings, counts them, and knows what still waits for Postgres.
 
     `arrived` and `over_limit` count by (kind, grade): all that came, and those of them that were not kept because there are too
@@ -102,7 +102,7 @@ class Letterbox:
             self._beyond(arrival.kind, arrival.grade, checkout=checkout)
         return stored is not None
 
-    async def take_stray(self, one: Unaddressed, *, merchant: str) -> Placed | None:
+    async def take_stray(self, one: MerchantCallback, *, merchant: str) -> StoredCallback | None:
         """Store what came to a merchant's own address and ring its checkout, if it has one; None where `take` says False."""
         self._count("merchant", one.grade, one.network, merchant=merchant)
         placed = await self._patiently(
@@ -127,13 +127,13 @@ class Letterbox:
     async def _store(self, arrival: Arrival, whose: int | None) -> Stored:
         stored = await self._known.callbacks.take(arrival)
         if stored.rings:
-            self._known.doorbell.ring([arrival.checkout_id], queue="callbacks", whose=whose)
+            self._known.hint_publisher.ring([arrival.checkout_id], queue="callbacks", whose=whose)
         return stored
 
-    async def _place(self, one: Unaddressed) -> Placed:
+    async def _place(self, one: MerchantCallback) -> StoredCallback:
         placed = await self._known.strays.take(one)
         if placed.checkout_id is not None and (placed.rings or placed.adopted):
-            self._known.doorbell.ring([placed.checkout_id], queue="callbacks", whose=one.told.merchant_id)
+            self._known.hint_publisher.ring([placed.checkout_id], queue="callbacks", whose=one.told.merchant_id)
         return placed
 
     async def _patiently(

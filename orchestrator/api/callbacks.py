@@ -27,15 +27,15 @@ from uuid import UUID
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from orchestrator import callback_urls
-from orchestrator.api import request_body, correlation, client_address, dependencies
-from orchestrator.api.callback_intake import PATIENCE, Letterbox
+from orchestrator.api import client_address, correlation, dependencies, request_body
+from orchestrator.api.callback_intake import PATIENCE, CallbackIntake
 from orchestrator.api.problems import RETRY_AFTER, Refusal
-from orchestrator.store.database import is_away
 from orchestrator.gateway import callback_body
 from orchestrator.gateway import callbacks as gateway_callbacks
 from orchestrator.gateway.callbacks import Grade
-from orchestrator.store.inbox import Arrival, CallbackKind, Unaddressed
-from orchestrator.store.checkouts import Stray
+from orchestrator.store.checkouts import UnmatchedPayment
+from orchestrator.store.database import is_away
+from orchestrator.store.inbox import Arrival, CallbackKind, MerchantCallback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from fastapi import Request
 
     from orchestrator.api.dependencies import Services
-    from orchestrator.gateway.callbacks import CallbackFacts
     from orchestrator.callback_urls import OpenedLink
+    from orchestrator.gateway.callbacks import CallbackFacts
     from orchestrator.store.merchants import Merchant
 
 BODY_LIMIT: Final = callback_body.LARGEST
@@ -125,7 +125,7 @@ async def take(request: Request) -> Response:
         source=read.source,
         body=read.body,
     )
-    stored = await _letterbox(request).take(arrival, whose=link.merchant_id)
+    stored = await _callback_intake(request).take(arrival, whose=link.merchant_id)
     unproven = known.callbacks.unproven(read.grade, read.network)
     if kind != "notification":
         return _unproven_page(link.page) if unproven else _onward(link.page)
@@ -148,7 +148,7 @@ async def _visited(request: Request, checkout_id: UUID, link: OpenedLink) -> Res
         source=None,
         body=b"",
     )
-    await _letterbox(request).visit(visit, whose=link.merchant_id)
+    await _callback_intake(request).visit(visit, whose=link.merchant_id)
     return _onward(link.page, closing)
 
 
@@ -164,13 +164,13 @@ async def take_for_merchant(request: Request) -> Response:
     """Take a notification that names no checkout in its address: the default of a merchant's terminals."""
     known = dependencies.of(request)
     name = request.path_params["merchant"]
-    if not callback_urls.open_merchant_link(known.vault, name, request.path_params["signed"]):
+    if not callback_urls.open_merchant_link(known.encryptor, name, request.path_params["signed"]):
         raise _unknown()
     if request.method != "POST":
         raise _only_posted("notification")
     merchant = await _named(known, name)
     read = await _read(known, request, merchant)
-    one = Unaddressed(
+    one = MerchantCallback(
         told=_stray(merchant, gateway_callbacks.read_body(read.content_type, read.body), read.grade),
         grade=read.grade,
         network=read.network,
@@ -179,7 +179,7 @@ async def take_for_merchant(request: Request) -> Response:
         source=read.source,
         body=read.body,
     )
-    placed = await _letterbox(request).take_stray(one, merchant=merchant.name)
+    placed = await _callback_intake(request).take_stray(one, merchant=merchant.name)
     if placed is not None and placed.over_limit:
         said = (
             f"merchant {merchant.name} has too many payments of unknown orders that no lookup has confirmed: send it again later, "
@@ -195,7 +195,7 @@ def _opened(known: Services, kind: str, checkout_id: str, signed: str) -> tuple[
         one = UUID(checkout_id)
     except ValueError:
         raise _unknown() from None
-    link = callback_urls.open_link(known.vault, kind, one, signed)
+    link = callback_urls.open_link(known.encryptor, kind, one, signed)
     if link is None:
         raise _unknown()
     return one, link
@@ -251,7 +251,7 @@ async def _read(known: Services, request: Request, merchant: Merchant | None) ->
     return _Read(body, content_type, headers, source, network, grade)
 
 
-def _stray(merchant: Merchant, facts: CallbackFacts, grade: Grade) -> Stray:
+def _stray(merchant: Merchant, facts: CallbackFacts, grade: Grade) -> UnmatchedPayment:
     order_ref = facts.order_ref
     if order_ref is not None and (len(order_ref) > _LONGEST_ORDER or _ILLEGIBLE in order_ref):
         order_ref = None
@@ -259,7 +259,7 @@ def _stray(merchant: Merchant, facts: CallbackFacts, grade: Grade) -> Stray:
         named = None if facts.checkout is None else UUID(facts.checkout)
     except ValueError:
         named = None
-    return Stray(
+    return UnmatchedPayment(
         merchant_id=merchant.id,
         order_ref=order_ref,
         transaction_id=facts.transaction_id,
@@ -272,9 +272,9 @@ def _stray(merchant: Merchant, facts: CallbackFacts, grade: Grade) -> Stray:
     )
 
 
-def _letterbox(request: Request) -> Letterbox:
-    letterbox: Letterbox = request.app.state.letterbox
-    return letterbox
+def _callback_intake(request: Request) -> CallbackIntake:
+    callback_intake: CallbackIntake = request.app.state.callback_intake
+    return callback_intake
 
 
 def _told(*, stored: bool, unproven: bool) -> Response:

@@ -14,14 +14,14 @@ import msgspec
 from fastapi import Query, Request
 from starlette.responses import Response  # noqa: TC002 - as above
 
-from orchestrator import explain, intents, callback_urls
-from orchestrator.api import request_body, correlation, problems, reads, dependencies
-from orchestrator.api.problems import Refusal, answer
+from orchestrator import callback_urls, explain, intents
+from orchestrator.api import correlation, dependencies, problems, reads, request_body
 from orchestrator.api.dependencies import DATABASE_PATIENCE, Services
+from orchestrator.api.problems import Refusal, answer
+from orchestrator.domain.states import State
+from orchestrator.intents import Intent, IntentRejected, Problem
 from orchestrator.store.database import DatabaseAway
 from orchestrator.store.inbox import Accepted, Intake, KeyReused, OrderTaken
-from orchestrator.intents import Intent, IntentRejected, Problem
-from orchestrator.domain.states import State
 
 if TYPE_CHECKING:
     from orchestrator.auth import Caller
@@ -49,7 +49,7 @@ async def accept(request: Request) -> Response:
         raise problems.rejected(error) from None
     accepted = await _take(known, _intake(known, caller, merchant, intent, key=key))
     if accepted.fresh:
-        known.doorbell.ring([accepted.id], whose=merchant.id)
+        known.hint_publisher.ring([accepted.id], whose=merchant.id)
     document = _accepted(known, accepted)
     status = 202 if accepted.fresh else 200
     return answer(document, status, {"Location": f"/v1/checkouts/{accepted.id}"})
@@ -76,7 +76,7 @@ async def accept_batch(request: Request) -> Response:
     results = await asyncio.gather(*(_take_row(known, row) for row in read))
     fresh = [result.id for result in results if isinstance(result, Accepted) and result.fresh]
     if fresh:
-        known.doorbell.ring(fresh, whose=merchant.id)
+        known.hint_publisher.ring(fresh, whose=merchant.id)
     return answer({"results": [_result(known, result) for result in results]})
 
 
@@ -141,7 +141,7 @@ def _accepted(known: Services, accepted: Accepted) -> dict[str, object]:
         "orderId": accepted.order_ref,
         "state": accepted.state,
         "deadline": accepted.deadline,
-        "clientToken": callback_urls.client_token(known.vault, accepted.id),
+        "clientToken": callback_urls.client_token(known.encryptor, accepted.id),
         "links": reads.links_of(accepted.id),
     }
 
@@ -165,7 +165,7 @@ async def show(request: Request, checkout_id: str) -> Response:
     _, merchant = await dependencies.admit(request, "checkouts:read")
     one = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_PATIENCE):
-        found = await reads.checkout(known.db, known.vault, merchant.id, one)
+        found = await reads.checkout(known.db, known.encryptor, merchant.id, one)
     if found is None:
         raise unknown(checkout_id)
     return answer(found)

@@ -15,15 +15,15 @@ import msgspec
 from fastapi import Request  # noqa: TC002 - FastAPI reads the annotations of what it calls
 from starlette.responses import Response  # noqa: TC002 - as above
 
-from orchestrator.store import inbox
-from orchestrator.domain import money
-from orchestrator.api import request_body, checkouts, reads, dependencies
-from orchestrator.api.problems import Refusal, answer
+from orchestrator.api import checkouts, dependencies, reads, request_body
 from orchestrator.api.dependencies import DATABASE_PATIENCE
-from orchestrator.store.inbox import CommandKind, KeyReused, Objection, Standing, Wish
+from orchestrator.api.problems import Refusal, answer
+from orchestrator.domain import money
 from orchestrator.intents import Problem
 from orchestrator.intents.fields import Fields, kind_of, repeated, repeated_name, shown
 from orchestrator.intents.reading import LONGEST_LIFE
+from orchestrator.store import inbox
+from orchestrator.store.inbox import CheckoutView, CommandKind, CommandRequest, KeyReused, Rejection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -100,14 +100,14 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
         )
         command = _met(stands, key, print_)
         if command is None:
-            _refuse(inbox.objection(stands, wish))
+            _refuse(inbox.rejection(stands, wish))
             # A cancel that runs is the same cancel, whoever asked for it.
             command = stands.cancelling if kind == "cancel" else None
         if command is None:
             command = await _store(
                 request, stands, wish, actor=caller.actor, reason=body.reason, key=key, print_=print_
             )
-    known.doorbell.ring([one], whose=merchant.id)
+    known.hint_publisher.ring([one], whose=merchant.id)
     document = {
         "id": one, "orderId": stands.order_ref, "state": stands.state, "version": stands.version,
         "command": {"id": command, "kind": kind}, "links": reads.links_of(one),
@@ -115,7 +115,7 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
     return answer(document, 202)
 
 
-def _met(stands: Standing, key: str | None, print_: bytes) -> UUID | None:
+def _met(stands: CheckoutView, key: str | None, print_: bytes) -> UUID | None:
     """Return the command that the key was used for, if its content was the same."""
     if stands.met is None:
         return None
@@ -126,12 +126,12 @@ def _met(stands: Standing, key: str | None, print_: bytes) -> UUID | None:
 
 
 async def _store(
-    request: Request, stands: Standing, wish: Wish, *, actor: str, reason: str | None, key: str | None, print_: bytes
+    request: Request, stands: CheckoutView, wish: CommandRequest, *, actor: str, reason: str | None, key: str | None, print_: bytes
 ) -> UUID:  # fmt: skip
     known = dependencies.of(request)
     try:
         stored = await inbox.request(
-            known.db, known.vault, stands.id, merchant_id=stands.merchant_id, kind=wish.kind, actor=actor, reason=reason,
+            known.db, known.encryptor, stands.id, merchant_id=stands.merchant_id, kind=wish.kind, actor=actor, reason=reason,
             expected_version=wish.version, arguments=wish.arguments, idempotency_key=key, fingerprint=print_,
             grace=known.settings.hint_grace,
         )  # fmt: skip
@@ -142,13 +142,13 @@ async def _store(
     return stored.id
 
 
-def _refuse(objection: Objection | None) -> None:
-    if objection is None:
+def _refuse(rejection: Rejection | None) -> None:
+    if rejection is None:
         return
-    said, field = objection.sentence, objection.field
+    said, field = rejection.sentence, rejection.field
     raise Refusal(
-        409 if field is None else 422, said, kind=objection.kind,
-        errors=() if field is None else [Problem(field, said)], facts=objection.facts,
+        409 if field is None else 422, said, kind=rejection.kind,
+        errors=() if field is None else [Problem(field, said)], facts=rejection.facts,
     )  # fmt: skip
 
 
@@ -173,10 +173,10 @@ class _Body(Fields):
         self.version = self._version()
         self._judge()
 
-    def wish(self, stands: Standing) -> Wish:
+    def wish(self, stands: CheckoutView) -> CommandRequest:
         """Return what is wished of this checkout."""
         transaction_id = self._transaction()
-        wish = Wish(
+        wish = CommandRequest(
             kind=self.kind,
             amount=self._amount(stands.currency_of(transaction_id)),
             transaction_id=transaction_id,

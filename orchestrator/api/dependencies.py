@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from orchestrator import log
-from orchestrator.auth import Caller, Doorkeeper
 from orchestrator.api.problems import Refusal
-from orchestrator.store.inbox import Strays
+from orchestrator.auth import Authenticator, Caller
+from orchestrator.store.inbox import UnmatchedCallbacks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from fastapi import Request
 
+    from orchestrator.crypto import Encryptor
+    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
     from orchestrator.store.inbox import Callbacks, Intents
     from orchestrator.store.merchants import Merchant, Merchants
-    from orchestrator.settings import Settings
-    from orchestrator.crypto import Vault
 
 DATABASE_PATIENCE = 15.0
 """Seconds that a request waits for Postgres in all, before it answers 503."""
@@ -31,7 +31,7 @@ CLOSING_PATIENCE = 5.0
 _log = log.get(__name__)
 
 
-class Doorbell(Protocol):
+class HintPublisher(Protocol):
     """Publishes hints without making a request wait. A lost hint costs delay only."""
 
     @property
@@ -59,17 +59,17 @@ class Services:
     settings: Settings
     db: Database
     inlet: Database
-    vault: Vault
+    encryptor: Encryptor
     intents: Intents
     callbacks: Callbacks
     merchants: Merchants
-    doorbell: Doorbell
-    doorkeeper: Doorkeeper = field(init=False)
-    strays: Strays = field(init=False)
+    hint_publisher: HintPublisher
+    authenticator: Authenticator = field(init=False)
+    strays: UnmatchedCallbacks = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "doorkeeper", Doorkeeper(self.settings))
-        strays = Strays(self.inlet, self.vault, self.callbacks, grace=self.settings.hint_grace)
+        object.__setattr__(self, "doorkeeper", Authenticator(self.settings))
+        strays = UnmatchedCallbacks(self.inlet, self.encryptor, self.callbacks, grace=self.settings.hint_grace)
         object.__setattr__(self, "strays", strays)
 
     async def close(self) -> None:
@@ -93,7 +93,7 @@ def of(request: Request) -> Services:
 async def admit(request: Request, scope: str) -> tuple[Caller, Merchant]:
     """Return who calls and for which merchant; 401 or 403 with the reason otherwise."""
     services = of(request)
-    caller = services.doorkeeper.admit(request.headers.get("authorization"))
+    caller = services.authenticator.admit(request.headers.get("authorization"))
     caller.need(scope)
     async with asyncio.timeout(DATABASE_PATIENCE):
         merchant = await services.merchants.named(caller.merchant)

@@ -18,8 +18,8 @@ from fastapi import Request  # noqa: TC002 - read at run time
 from starlette.responses import Response  # noqa: TC002 - as above
 
 from orchestrator import log
-from orchestrator.store import readiness, schema
 from orchestrator.api.problems import answer
+from orchestrator.store import readiness, schema
 from orchestrator.store.database import is_away
 
 if TYPE_CHECKING:
@@ -80,6 +80,6 @@ class Health:
             _log.warning("not_ready", reason=why, **log.cause(error))
             return why, []
         degraded = readiness.stalled([known.intents.writes, known.callbacks.writes, known.strays.writes])
-        if not known.doorbell.healthy:
+        if not known.hint_publisher.healthy:
             degraded.append("the broker is out of reach: checkouts wait for the workers' own sweep")
         return None, degraded + readiness.troubles(found)

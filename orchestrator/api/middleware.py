@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator import log
 from orchestrator.api import correlation
-from orchestrator.api.request_body import Disconnected
 from orchestrator.api.problems import Refusal, away, problem
+from orchestrator.api.request_body import Disconnected
 from orchestrator.store.database import DatabaseAway, is_away
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
-from orchestrator.auth import AccessDenied
 from orchestrator.api import correlation
 from orchestrator.api.request_log import DENIED
+from orchestrator.auth import AccessDenied
 from orchestrator.errors import OrchestratorError
 from orchestrator.intents import IntentRejected, Problem
 from orchestrator.intents.fields import MOST_PROBLEMS

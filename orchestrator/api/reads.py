@@ -14,11 +14,11 @@ import msgspec
 from sqlalchemy import bindparam, or_, select, text, tuple_, union_all
 
 from orchestrator import log
+from orchestrator.crypto import EncryptionError
 from orchestrator.domain import money
-from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN, checkouts, payments
 from orchestrator.domain.payment_status import GONE, PaymentStatus, payment_status
 from orchestrator.domain.states import CLOSED, ENDED, State
-from orchestrator.crypto import VaultError
+from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN, checkouts, payments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Row, Select
 
+    from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
-    from orchestrator.crypto import Vault
 
 _log = log.get(__name__)
 
@@ -95,14 +95,14 @@ _SUMMARY: Final = (
 
 
 async def checkout(
-    db: Database, vault: Vault, merchant_id: int, checkout_id: UUID
+    db: Database, encryptor: Encryptor, merchant_id: int, checkout_id: UUID
 ) -> dict[str, object] | None:
     """Return everything about one checkout, or None if the merchant has none of this id."""
     rows = await db.read(_ONE, {"id": checkout_id, "merchant_id": merchant_id, "most": COMMANDS_SHOWN})
     if not rows:
         return None
     row = rows[0]
-    session = _session(row, vault)
+    session = _session(row, encryptor)
     return {
         **_summary(row),
         "session": session,
@@ -276,7 +276,7 @@ def _outcome(state: State, status: PaymentStatus) -> str | None:
     return status if status in GONE else "paid"
 
 
-def _session(row: Row[Any], vault: Vault) -> dict[str, object] | None:
+def _session(row: Row[Any], encryptor: Encryptor) -> dict[str, object] | None:
     offered = (
         State(row.state) in OFFERED
         and row.session_id is not None
@@ -289,8 +289,8 @@ def _session(row: Row[Any], vault: Vault) -> dict[str, object] | None:
     if not offered:
         return None
     try:
-        token = vault.data_key(row.id, row.data_key).open(row.token, purpose="token").decode()
-    except VaultError as error:
+        token = encryptor.data_key(row.id, row.data_key).open(row.token, purpose="token").decode()
+    except EncryptionError as error:
         _log.warning("session_sealed_for_good", checkout=str(row.id), error=str(error))
         return None
     return {"id": row.session_id, "token": token, "expiresAt": row.token_expires_at}

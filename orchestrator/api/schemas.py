@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from orchestrator import intents
-from orchestrator.intents.fields import LONGEST_URL
-from orchestrator.intents.reading import LONGEST_INFO, LONGEST_LIFE, MOST_INFOS, MOST_LINES, MOST_PIECES
 from orchestrator.domain.money import MOST_DIGITS
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State
+from orchestrator.intents.fields import LONGEST_URL
+from orchestrator.intents.reading import LONGEST_INFO, LONGEST_LIFE, MOST_INFOS, MOST_LINES, MOST_PIECES
 
 Schema = dict[str, Any]
 

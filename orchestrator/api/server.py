@@ -11,18 +11,18 @@ import uvicorn
 import uvloop
 
 from orchestrator import gc_tuning, log, worker
-from orchestrator.store import inbox
 from orchestrator.api.app import create_app
 from orchestrator.api.connections import Connections
 from orchestrator.api.dependencies import Services
+from orchestrator.crypto import Encryptor
+from orchestrator.store import inbox
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
-from orchestrator.crypto import Vault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.api.dependencies import Doorbell
+    from orchestrator.api.dependencies import HintPublisher
     from orchestrator.settings import Settings
 
 _log = log.get(__name__)
@@ -41,15 +41,15 @@ INLET: Final = 4
 
 def run(settings: Settings, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT; then finish what is under way, write what has gathered, publish its hints, and return."""
-    doorbell = worker.Doorbell(settings)
-    doorbell.start()
+    hint_publisher = worker.HintPublisher(settings)
+    hint_publisher.start()
     try:
-        uvloop.run(serve(settings, doorbell, host, port))
+        uvloop.run(serve(settings, hint_publisher, host, port))
     finally:
-        doorbell.close()
+        hint_publisher.close()
 
 
-def build(settings: Settings, doorbell: Doorbell) -> Services:
+def build(settings: Settings, hint_publisher: HintPublisher) -> Services:
     """Make the services of one process; on its event loop."""
     url = settings.need("database_url")
     db = Database(
@@ -70,31 +70,31 @@ def build(settings: Settings, doorbell: Doorbell) -> Services:
         timeout=settings.database_timeout,
         prepared=settings.database_prepared_statements,
     )
-    vault = Vault(settings.secret_keys)
+    encryptor = Encryptor(settings.secret_keys)
     return Services(
         settings=settings,
         db=db,
         inlet=inlet,
-        vault=vault,
-        intents=inbox.Intents(inlet, vault, grace=settings.hint_grace, batch_limit=settings.batch_limit),
+        encryptor=encryptor,
+        intents=inbox.Intents(inlet, encryptor, grace=settings.hint_grace, batch_limit=settings.batch_limit),
         callbacks=inbox.Callbacks(
             inlet,
-            vault,
+            encryptor,
             grace=settings.hint_grace,
             batch_limit=settings.batch_limit,
             caps=inbox.Caps(settings.callbacks_limit, settings.callbacks_unproven_limit),
             strict_network=settings.require_gateway_network,
         ),
-        merchants=Merchants(inlet, vault, settings),
-        doorbell=doorbell,
+        merchants=Merchants(inlet, encryptor, settings),
+        hint_publisher=hint_publisher,
     )
 
 
-async def serve(settings: Settings, doorbell: Doorbell, host: str, port: int) -> None:
+async def serve(settings: Settings, hint_publisher: HintPublisher, host: str, port: int) -> None:
     """Serve on this event loop until a signal comes."""
     connections = Connections(settings.api_connections, files=settings.database_pool + INLET)
     config = uvicorn.Config(
-        create_app(build(settings, doorbell)),
+        create_app(build(settings, hint_publisher)),
         host=host,
         port=port,
         # uvicorn calls what it is given as a class with its own arguments.

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from orchestrator.audit.chain import Link
     from orchestrator.audit.findings import Findings
+    from orchestrator.crypto import Encryptor, Key
     from orchestrator.store.database import Database
-    from orchestrator.crypto import Key, Vault
 
 LINE_LIMIT: Final = 128 * 1024 * 1024
 """Bytes of one page: the history of one checkout with all callbacks that are kept for it."""
@@ -226,12 +226,12 @@ _LINE: Final = msgspec.json.Decoder(_Page | _Last)
 _TOLD: Final = msgspec.json.Decoder(_Told)
 
 
-def open_archive(path: Path, vault: Vault) -> Opened:
+def open_archive(path: Path, encryptor: Encryptor) -> Opened:
     """Read a file from its first page to its manifest, and name what does not hold; `OSError` if it cannot be read."""
     opened = Opened()
     try:
         with gzip.open(path, "rb") as file:
-            _read(_bounded(file, path.stat().st_size), vault, opened)
+            _read(_bounded(file, path.stat().st_size), encryptor, opened)
     except _Inflated as error:
         opened.problems.append(str(error))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -257,7 +257,7 @@ def _bounded(file: gzip.GzipFile, size: int) -> Iterator[bytes]:
         yield line
 
 
-def _read(lines: Iterable[bytes], vault: Vault, opened: Opened) -> None:
+def _read(lines: Iterable[bytes], encryptor: Encryptor, opened: Opened) -> None:
     tally = _Tally()
     for number, line in enumerate(lines, start=1):
         if opened.manifest is not None:
@@ -266,10 +266,10 @@ def _read(lines: Iterable[bytes], vault: Vault, opened: Opened) -> None:
         try:
             found = _LINE.decode(line)
             if isinstance(found, _Last):
-                _conclude(vault, found, tally, opened)
+                _conclude(encryptor, found, tally, opened)
                 continue
             head = found.head.head()
-            walked = walk(vault, found.id, map(_link, found.entries), after=found.after.head())
+            walked = walk(encryptor, found.id, map(_link, found.entries), after=found.after.head())
         except (msgspec.DecodeError, ValueError, RecursionError):
             opened.problems.append(f"line {number} is not in the words of an archive")
             return
@@ -287,11 +287,11 @@ def _link(written: _Written) -> _Link:
     )
 
 
-def _conclude(vault: Vault, last: _Last, tally: _Tally, opened: Opened) -> None:
+def _conclude(encryptor: Encryptor, last: _Last, tally: _Tally, opened: Opened) -> None:
     manifest = opened.manifest = msgspec.json.decode(last.manifest, type=Manifest)
     opened.mac = bytes.fromhex(last.mac)
     problem = _unproven(
-        vault, last.manifest, key_id=last.key_id, before=bytes.fromhex(manifest.before), mac=opened.mac
+        encryptor, last.manifest, key_id=last.key_id, before=bytes.fromhex(manifest.before), mac=opened.mac
     )
     if problem is not None:
         opened.problems.append(f"its manifest {problem}")
@@ -305,8 +305,8 @@ def _conclude(vault: Vault, last: _Last, tally: _Tally, opened: Opened) -> None:
         opened.problems.append("its pages are not those that were written")
 
 
-def _unproven(vault: Vault, manifest: str, *, key_id: str, before: bytes, mac: bytes) -> str | None:
-    key = vault.known(key_id)
+def _unproven(encryptor: Encryptor, manifest: str, *, key_id: str, before: bytes, mac: bytes) -> str | None:
+    key = encryptor.known(key_id)
     if key is None:
         return f"was made under key {key_id}, which SECRET_KEYS does not have"
     return None if hmac.compare_digest(_mac(key, before, manifest), mac) else "was changed"
@@ -315,7 +315,7 @@ def _unproven(vault: Vault, manifest: str, *, key_id: str, before: bytes, mac: b
 # ── The chain of archives ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def verify_archives(db: Database, vault: Vault, found: Findings) -> None:
+async def verify_archives(db: Database, encryptor: Encryptor, found: Findings) -> None:
     """Walk the chain of archives: each manifest follows from the one before, and its heads are those that are noted here."""
     before, expected = START, 1
     while True:
@@ -334,7 +334,7 @@ async def verify_archives(db: Database, vault: Vault, found: Findings) -> None:
             if row.sequence != expected:
                 found.problems.append(f"archive {expected} is missing")
                 return
-            problem = _unlisted(vault, row, before, digests.get(row.sequence))
+            problem = _unlisted(encryptor, row, before, digests.get(row.sequence))
             if problem is not None:
                 found.problems.append(f"archive {row.sequence} {problem}")
                 return
@@ -348,8 +348,8 @@ async def verify_archives(db: Database, vault: Vault, found: Findings) -> None:
         found.problems.append(said)
 
 
-def _unlisted(vault: Vault, row: Row[Any], before: bytes, digest: Any) -> str | None:
-    problem = _unproven(vault, row.manifest, key_id=row.key_id, before=before, mac=bytes(row.mac))
+def _unlisted(encryptor: Encryptor, row: Row[Any], before: bytes, digest: Any) -> str | None:
+    problem = _unproven(encryptor, row.manifest, key_id=row.key_id, before=before, mac=bytes(row.mac))
     if problem is not None:
         return problem
     manifest = msgspec.json.decode(row.manifest, type=Manifest)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
-    from orchestrator.crypto import Key, Vault
+    from orchestrator.crypto import Encryptor, Key
 
 PURPOSE: Final = "audit"
 START: Final = b"\0" * 32
@@ -77,7 +77,7 @@ def chain_mac(key: Key, before: bytes, entry: str) -> bytes:
 
 
 def make(  # noqa: PLR0913 - the words of an entry
-    vault: Vault,
+    encryptor: Encryptor,
     *,
     checkout: UUID,
     sequence: int,
@@ -110,7 +110,7 @@ def make(  # noqa: PLR0913 - the words of an entry
         "correlation": correlation_id,
     }
     entry = msgspec.json.encode(body, order="sorted").decode()
-    key = vault.newest
+    key = encryptor.newest
     return Entry(sequence, moment, action, entry, key.id, chain_mac(key, before, entry))
 
 
@@ -160,7 +160,7 @@ class Walked:
     problem: str | None = None
 
 
-def walk(vault: Vault, checkout: UUID, links: Iterable[Link], *, after: Head) -> Walked:
+def walk(encryptor: Encryptor, checkout: UUID, links: Iterable[Link], *, after: Head) -> Walked:
     """Follow the entries of a checkout from a head on; stop at the first that does not follow."""
     head, read = after, 0
     for link in links:
@@ -170,7 +170,7 @@ def walk(vault: Vault, checkout: UUID, links: Iterable[Link], *, after: Head) ->
             return Walked(head, read, f"{where} stands here, though it was archived")
         if link.sequence != head.sequence + 1:
             return Walked(head, read, f"entry {head.sequence + 1} of checkout {checkout} is missing")
-        key = vault.known(link.key_id)
+        key = encryptor.known(link.key_id)
         if key is None:
             problem = f"{where} was made under key {link.key_id}, which SECRET_KEYS does not have"
             return Walked(head, read, problem)
@@ -228,8 +228,8 @@ def _read_entry(row: Link, checkout: UUID, state: str | None) -> tuple[str | Non
     if told.before is None:
         # A payment for an order number that nobody asked for begins where its order would have ended.
         stray = told.to is State.FAILED and told.evidence.get("stray") is True
-        born = told.to is State.RECEIVED or stray
-        return (None if born else f"begins in {told.to}, and every checkout begins as received"), told.to
+        created = told.to is State.RECEIVED or stray
+        return (None if created else f"begins in {told.to}, and every checkout begins as received"), told.to
     moves = told.trigger is not None and TRANSITIONS.get((told.before, told.trigger)) is told.to
     if told.to is not told.before and not moves:
         return (

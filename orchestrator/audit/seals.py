@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.audit.findings import Findings
+    from orchestrator.crypto import Encryptor, Key
     from orchestrator.store.database import Database
-    from orchestrator.crypto import Key, Vault
 
 ARCHIVE: Final = "archive"
 """The first word of a line that names an archive instead of the head of a chain."""
@@ -63,7 +63,7 @@ def _seal_mac(key: Key, before: bytes, *, sequence: int, at: datetime, heads: st
     return hmac.digest(key.derived("audit-seal"), before + body.encode(), "sha256")
 
 
-async def seal(db: Database, vault: Vault) -> int:
+async def seal(db: Database, encryptor: Encryptor) -> int:
     """Seal the heads of all chains that grew since the last seal; return how many. One sealer at a time."""
     async with db.transaction(timeout=_LONG) as tx:
         await tx.execute(_LOCK)
@@ -72,25 +72,25 @@ async def seal(db: Database, vault: Vault) -> int:
         if not grown:
             return 0
         heads = "\n".join(f"{row.checkout_id} {row.sequence} {row.mac.hex()}" for row in grown)
-        await _write(tx, vault, place, heads)
+        await _write(tx, encryptor, place, heads)
         return len(grown)
 
 
-async def seal_archive(tx: AsyncConnection, vault: Vault, sequence: int, mac: bytes) -> None:
+async def seal_archive(tx: AsyncConnection, encryptor: Encryptor, sequence: int, mac: bytes) -> None:
     """Seal an archive in the transaction that makes it: it cannot be taken back without a seal that misses it."""
     await tx.execute(_LOCK)
     place = (await tx.execute(_NEXT_SEAL)).one()
-    await _write(tx, vault, place, f"{ARCHIVE} {sequence} {mac.hex()}")
+    await _write(tx, encryptor, place, f"{ARCHIVE} {sequence} {mac.hex()}")
 
 
-async def _write(tx: AsyncConnection, vault: Vault, place: Row[Any], heads: str) -> None:
-    key = vault.newest
+async def _write(tx: AsyncConnection, encryptor: Encryptor, place: Row[Any], heads: str) -> None:
+    key = encryptor.newest
     mac = _seal_mac(key, bytes(place.before), sequence=place.sequence, at=place.now, heads=heads)
     seal = {"sequence": place.sequence, "at": place.now, "heads": heads, "key_id": key.id, "mac": mac}
     await tx.execute(_WRITE_SEAL, seal)
 
 
-async def verify_seals(db: Database, vault: Vault, found: Findings) -> None:
+async def verify_seals(db: Database, encryptor: Encryptor, found: Findings) -> None:
     """Walk the chain of seals, and look for each head and archive that they name."""
     mac, expected = START, 1
     while rows := await db.read(SEALS, {"after": expected - 1}):
@@ -99,7 +99,7 @@ async def verify_seals(db: Database, vault: Vault, found: Findings) -> None:
             if row.sequence != expected:
                 found.problems.append(f"seal {expected} is missing")
                 return
-            key = vault.known(row.key_id)
+            key = encryptor.known(row.key_id)
             if key is None:
                 found.problems.append(
                     f"seal {row.sequence} was made under key {row.key_id}, which SECRET_KEYS does not have"

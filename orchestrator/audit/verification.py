@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Row
 
+    from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
-    from orchestrator.crypto import Vault
 
 _HEADS = text("""
     SELECT id, audit_sequence, audit_head, state FROM checkouts WHERE id > :after ORDER BY id LIMIT :most
@@ -39,7 +39,7 @@ _STRAYS = text("""
 
 
 async def verify(
-    db: Database, vault: Vault, *, progress: Callable[[Findings], None] | None = None
+    db: Database, encryptor: Encryptor, *, progress: Callable[[Findings], None] | None = None
 ) -> Findings:
     """Walk every chain, every archive's manifest and every seal, and name what does not hold.
 
@@ -64,23 +64,23 @@ async def verify(
             chains.setdefault(row.checkout_id, []).append(row)
         for head in heads:
             found.checkouts += 1
-            verify_chain(vault, head, chains[head.id], found, after=archived.get(head.id, Head()))
+            verify_chain(encryptor, head, chains[head.id], found, after=archived.get(head.id, Head()))
         after = heads[-1].id
         if progress:
             progress(found)
     for stray in await db.read(_STRAYS):
         found.problems.append(f"checkout {stray.checkout_id} is missing, though its entries exist")
     # Last, so that whatever was taken for archived above is among what is proven here.
-    await verify_archives(db, vault, found)
-    await verify_seals(db, vault, found)
+    await verify_archives(db, encryptor, found)
+    await verify_seals(db, encryptor, found)
     return found
 
 
 def verify_chain(
-    vault: Vault, head: Row[Any], entries: Sequence[Row[Any]], found: Findings, *, after: Head
+    encryptor: Encryptor, head: Row[Any], entries: Sequence[Row[Any]], found: Findings, *, after: Head
 ) -> None:
     """Follow the chain of one checkout, from what is archived of it on, to the head that it carries."""
-    walked = walk(vault, head.id, entries, after=after)
+    walked = walk(encryptor, head.id, entries, after=after)
     found.entries += walked.entries
     problem = unlike(head.id, walked, Head(head.audit_sequence, bytes(head.audit_head), head.state))
     if problem is not None:

@@ -13,8 +13,8 @@ from orchestrator.cli.output import say
 
 if TYPE_CHECKING:
     from orchestrator.audit.archive import Archived, Result
-    from orchestrator.store.database import Database
     from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
 
 _LONGEST = 100 * 366 * 86_400
 
@@ -68,15 +68,15 @@ async def _count(db: Database, older_than: float) -> int:
 
 async def _run(settings: Settings, db: Database, place: Path, *, older_than: float, size: int) -> int:
     from orchestrator.audit import archive as task  # noqa: PLC0415
-    from orchestrator.crypto import Vault  # noqa: PLC0415
+    from orchestrator.crypto import Encryptor  # noqa: PLC0415
 
-    vault = Vault(settings.secret_keys)
+    encryptor = Encryptor(settings.secret_keys)
     task.prepare(place)
 
     def tell(one: Archived) -> None:
         say(f"{one.file}: {one.checkouts} checkouts, {one.entries} entries")
 
-    result = await task.run(db, vault, place, older_than=older_than, most=size, tell=tell)
+    result = await task.run(db, encryptor, place, older_than=older_than, most=size, tell=tell)
     _report(result, place)
     return 1 if result.problems else 0
 

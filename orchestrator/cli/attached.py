@@ -14,8 +14,8 @@ from orchestrator.cli.output import say
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from orchestrator.store.database import Database
     from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
 
 DATA_DIR: Final = ".orchestrator"
 
@@ -52,8 +52,8 @@ def on_database(
     place: Path, work: Callable[[Settings, Database], Awaitable[int | None]], *, owner: bool = False
 ) -> int:
     """Run `work` with the settings and database of an installation; return its exit status. `owner`: as the owner of its tables."""
-    from orchestrator.store.schema import reachable  # noqa: PLC0415 - most commands end before they need it
     from orchestrator.devkit.local.place import attach  # noqa: PLC0415
+    from orchestrator.store.schema import reachable  # noqa: PLC0415 - most commands end before they need it
 
     with attach(place, say=whisper) as settings:
         logged(settings)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from orchestrator.store.database import Database
     from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
 
 _HELD: Final = ("reserved", "captured", "refunded", "charged back")
 _SAID: Final = frozenset({"checkoutId", "currency"})

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
-    from orchestrator.store.database import Database
-    from orchestrator.store.inbox import CommandKind, Standing, Wish
     from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
+    from orchestrator.store.inbox import CheckoutView, CommandKind, CommandRequest
 
 WAIT: Final = 30.0
 """Seconds that a command waits for its answer unless told otherwise."""
@@ -151,21 +151,21 @@ def _ask(
     async def ask(settings: Settings, db: Database) -> int:
         from uuid import uuid4  # noqa: PLC0415 - each command imports what it needs
 
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415
         from orchestrator.store import inbox  # noqa: PLC0415
-        from orchestrator.crypto import Vault  # noqa: PLC0415
 
         row = await one(db, checkout)
         stands = await inbox.standing(db, row.id)
         assert stands is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
         wish = _wish(stands, kind, amount, wanted)
-        if (found := inbox.objection(stands, wish)) is not None:
+        if (found := inbox.rejection(stands, wish)) is not None:
             raise click.UsageError(found.sentence)
         if kind == "cancel" and stands.cancelling is not None:
             say(f"Checkout {row.id} is being cancelled already, by command {stands.cancelling}.")
             return 0
         key = str(uuid4()) if kind in _KEYED else None
         stored = await inbox.request(
-            db, Vault(settings.secret_keys), row.id, merchant_id=row.merchant_id, kind=kind, actor=ACTOR, reason=reason, arguments=wish.arguments,
+            db, Encryptor(settings.secret_keys), row.id, merchant_id=row.merchant_id, kind=kind, actor=ACTOR, reason=reason, arguments=wish.arguments,
             idempotency_key=key, grace=0.0,
         )  # fmt: skip
         assert stored is not None  # noqa: S101 - as above
@@ -175,15 +175,15 @@ def _ask(
     return on_database(place, ask)
 
 
-def _wish(stands: Standing, kind: CommandKind, amount: str | None, wanted: dict[str, Any]) -> Wish:
-    from orchestrator.store import inbox
+def _wish(stands: CheckoutView, kind: CommandKind, amount: str | None, wanted: dict[str, Any]) -> CommandRequest:
     from orchestrator.domain import money  # noqa: PLC0415
+    from orchestrator.store import inbox
 
     transaction = wanted.get("transaction")
     minor = None if amount is None else money.to_minor(amount, stands.currency_of(transaction))
     if minor is not None and minor <= 0:
         raise click.UsageError(f"--amount must be more than 0, not {amount}")
-    return inbox.Wish(
+    return inbox.CommandRequest(
         kind=kind,
         amount=minor,
         transaction_id=transaction,
@@ -192,7 +192,7 @@ def _wish(stands: Standing, kind: CommandKind, amount: str | None, wanted: dict[
     )
 
 
-def _asked(stands: Standing, wish: Wish, command: UUID, settings: Settings) -> str:
+def _asked(stands: CheckoutView, wish: CommandRequest, command: UUID, settings: Settings) -> str:
     checkout = stands.id
     match wish.kind:
         case "cancel":

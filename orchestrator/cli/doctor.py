@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from orchestrator.settings import Settings
     from orchestrator.store import readiness
     from orchestrator.store.database import Database
-    from orchestrator.settings import Settings
 
 DRIFT: Final = 5.0
 BROKER_PATIENCE: Final = 15.0
@@ -57,8 +57,8 @@ def doctor(*, data_dir: Path, process: str | None) -> int:
     """Check the installation, or the heartbeat of the worker or scheduler on this host; exit 1 if something is not well."""
     if process is not None:
         return on_database(data_dir, lambda _, db: _heartbeat(db, process))
-    from orchestrator.settings import load  # noqa: PLC0415 - each command imports what it needs
     from orchestrator.devkit.local.place import attach, running  # noqa: PLC0415
+    from orchestrator.settings import load  # noqa: PLC0415 - each command imports what it needs
 
     # Its Postgres is then started for the checks alone, and what else `up` would start cannot be there.
     stopped = load().database_url is None and running(data_dir) is None
@@ -120,7 +120,7 @@ async def _examine(settings: Settings, report: _Report, *, stopped: bool) -> Non
             _public_address_for([settings.gateway_url], settings, report)
     if not stopped or settings.broker_url is not None:
         await _broker(settings, report)
-        await _left_alone(settings, report)
+        await _circuit_open(settings, report)
 
 
 def _keys(settings: Settings, report: _Report) -> None:
@@ -211,13 +211,13 @@ async def _writes(db: Database, report: _Report) -> None:
 
 async def _trail_key(settings: Settings, db: Database, report: _Report) -> None:
     """Compare the keys with the data: with keys of another installation nothing opens, and the trail breaks at its next entry."""
+    from orchestrator.crypto import Encryptor  # noqa: PLC0415
     from orchestrator.store import schema  # noqa: PLC0415
-    from orchestrator.crypto import Vault  # noqa: PLC0415
 
     key = await schema.newest_key(db)
     if key is None or not settings.secret_keys:
         return
-    if Vault(settings.secret_keys).known(key) is None:
+    if Encryptor(settings.secret_keys).known(key) is None:
         report.ill(
             "keys",
             f"the database was written under secret key {key}, which ORCHESTRATOR_SECRET_KEYS does not have: add that key to the "
@@ -336,13 +336,13 @@ async def _lookups(db: Database, report: _Report) -> None:
 
 
 async def _gateways(settings: Settings, db: Database, report: _Report) -> None:
+    from orchestrator.crypto import Encryptor  # noqa: PLC0415
     from orchestrator.gateway.client import Gateway  # noqa: PLC0415
     from orchestrator.gateway.outcomes import Done  # noqa: PLC0415
     from orchestrator.store.merchants import Merchants  # noqa: PLC0415
-    from orchestrator.crypto import Vault  # noqa: PLC0415
 
     try:
-        everyone = await Merchants(db, Vault(settings.secret_keys), settings).everyone()
+        everyone = await Merchants(db, Encryptor(settings.secret_keys), settings).everyone()
     except OrchestratorError as error:
         report.ill("merchants", str(error))
         return
@@ -375,10 +375,10 @@ async def _broker(settings: Settings, report: _Report) -> None:
         return
 
     def waiting() -> int:
-        from orchestrator.worker import Doorbell  # noqa: PLC0415
+        from orchestrator.worker import HintPublisher  # noqa: PLC0415
 
-        doorbell = Doorbell(settings)
-        return doorbell.depth("checkouts") + doorbell.depth("callbacks")
+        hint_publisher = HintPublisher(settings)
+        return hint_publisher.depth("checkouts") + hint_publisher.depth("callbacks")
 
     try:
         async with asyncio.timeout(BROKER_PATIENCE):
@@ -390,14 +390,14 @@ async def _broker(settings: Settings, report: _Report) -> None:
         report.well("broker", f"answers; {hints} hints wait")
 
 
-async def _left_alone(settings: Settings, report: _Report) -> None:
+async def _circuit_open(settings: Settings, report: _Report) -> None:
     """Name the gateways that the workers leave alone at this moment; where Redis is away, each worker knows only for itself."""
     from orchestrator.gateway.limits import shared_state  # noqa: PLC0415
 
     if settings.redis is None:
         return
     try:
-        alone = await shared_state.left_alone(settings.redis)
+        alone = await shared_state.circuits_open(settings.redis)
     except Exception as error:  # noqa: BLE001 - as for the broker
         found = log.scrub(str(error)) or type(error).__name__
         report.ill(

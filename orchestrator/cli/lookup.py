@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from orchestrator.store.database import Database
     from orchestrator.domain.states import State
+    from orchestrator.store.database import Database
 
 ACTOR: Final = "operator:command-line"
 
@@ -49,9 +49,9 @@ def matching(*, states: Sequence[State], order: str | None, merchant: str | None
     """Return the statement for checkouts with the name of their merchant, the youngest first."""
     from sqlalchemy import select  # noqa: PLC0415 - each command imports what it needs
 
+    from orchestrator.domain.states import State  # noqa: PLC0415
     from orchestrator.store.tables import checkouts as c  # noqa: PLC0415
     from orchestrator.store.tables import merchants as m  # noqa: PLC0415
-    from orchestrator.domain.states import State  # noqa: PLC0415
 
     wanted = select(c, m.c.name.label("merchant")).join(m, m.c.id == c.c.merchant_id).order_by(c.c.id.desc())
     if states:

@@ -52,8 +52,8 @@ def _options(given: dict[str, Any]) -> Options:
 
 def open_terminal(*, least: str = "warning", aside: bool = False) -> Terminal:
     """Return the terminal of a command that starts processes; `aside`: it speaks on stderr."""
-    from orchestrator.settings import load  # noqa: PLC0415
     from orchestrator.devkit.local.terminal import Terminal  # noqa: PLC0415
+    from orchestrator.settings import load  # noqa: PLC0415
 
     settings = load()
     # The terminal belongs to what we say ourselves; the children's lines stand in their logs.
@@ -214,10 +214,10 @@ def sandbox(
 
     No money moves here: an installation that takes real orders must not have it as its gateway.
     """
+    from orchestrator.devkit.local.keys import keys_of  # noqa: PLC0415
     from orchestrator.devkit.sandbox import SandboxConfig, run  # noqa: PLC0415
     from orchestrator.devkit.sandbox.config import is_loopback  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
-    from orchestrator.devkit.local.keys import keys_of  # noqa: PLC0415
 
     settings = logged(load())
     if not settings.gateway_password and (keys := keys_of(data_dir)) is not None:
@@ -260,8 +260,8 @@ def migrate(*, to: str, grant_to: str | None) -> None:
 
     Runs as the owner of the tables: ORCHESTRATOR_MIGRATION_URL, or ORCHESTRATOR_DATABASE_URL where that is not set.
     """
-    from orchestrator.store import schema  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
+    from orchestrator.store import schema  # noqa: PLC0415
 
     settings = logged(load())
     url = settings.owner_url
@@ -308,8 +308,8 @@ def _check_clock(settings: Any) -> None:
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
     from orchestrator.cli.public_address import is_local  # noqa: PLC0415
-    from orchestrator.store.database import Database  # noqa: PLC0415
     from orchestrator.settings import SettingsError  # noqa: PLC0415
+    from orchestrator.store.database import Database  # noqa: PLC0415
 
     asked = text(
         "SELECT (SELECT seconds FROM clock_skew) AS seconds, array(SELECT gateway_url FROM merchants) AS gateways"

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from orchestrator.store.database import Database
+    from orchestrator.crypto import Encryptor
     from orchestrator.settings import Settings
-    from orchestrator.crypto import Vault
+    from orchestrator.store.database import Database
 
 SIZE: Final = 200
 """Checkouts in one list."""
@@ -62,16 +62,16 @@ def reconcile(
         raise click.UsageError("--merchant goes with --since: checkouts that are named need no merchant")
 
     async def ask(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Vault  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
 
-        vault = Vault(settings.secret_keys)
+        encryptor = Encryptor(settings.secret_keys)
         if since is None:
             rows = [await one(db, name) for name in dict.fromkeys(checkouts)]
-            return await _reconcile(db, vault, _lists(rows), len(rows), wait=wait, patience=timeout)
+            return await _reconcile(db, encryptor, _lists(rows), len(rows), wait=wait, patience=timeout)
         period = await _period(db, since, merchant)
         (counted,) = await db.read(_count(), period)
         return await _reconcile(
-            db, vault, _pages(db, period), int(counted.number), wait=wait, patience=timeout
+            db, encryptor, _pages(db, period), int(counted.number), wait=wait, patience=timeout
         )
 
     return on_database(data_dir, ask)
@@ -114,7 +114,7 @@ class _Tally:
 
 async def _reconcile(
     db: Database,
-    vault: Vault,
+    encryptor: Encryptor,
     lists: AsyncIterator[Sequence[Any]],
     total: int,
     *,
@@ -126,7 +126,7 @@ async def _reconcile(
         async for rows in lists:
             if tally.asked and not wait:
                 await asyncio.sleep(_BETWEEN)
-            await _ask(db, vault, rows, tally)
+            await _ask(db, encryptor, rows, tally)
             show()
             if wait and not await _settle(db, tally, most=OUTSTANDING - SIZE, patience=patience, show=show):
                 break
@@ -141,11 +141,11 @@ async def _reconcile(
     return int(wait and not answered)
 
 
-async def _ask(db: Database, vault: Vault, rows: Sequence[Any], tally: _Tally) -> None:
+async def _ask(db: Database, encryptor: Encryptor, rows: Sequence[Any], tally: _Tally) -> None:
     from orchestrator.store import inbox  # noqa: PLC0415 - each command imports what it needs
 
     ids = [row.id for row in rows]
-    commands = await inbox.request_all(db, vault, ids, kind="reconcile", actor=ACTOR, grace=0.0)
+    commands = await inbox.request_all(db, encryptor, ids, kind="reconcile", actor=ACTOR, grace=0.0)
     tally.asked += len(commands)
     tally.waiting |= {commands[row.id]: _stand(row) for row in rows if row.id in commands}
 

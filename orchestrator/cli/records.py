@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
     from orchestrator.store.merchants import Merchants
-    from orchestrator.settings import Settings
 
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_LIFE: Final = 366 * 86400
@@ -59,8 +59,8 @@ def token() -> None:
 def issue(*, data_dir: Path, merchant: str, scope: str, lifetime: float, subject: str) -> None:
     """Print a token, and nothing else."""
     from orchestrator import auth  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.settings import PREFIX, SettingsError  # noqa: PLC0415
     from orchestrator.devkit.local.place import configured  # noqa: PLC0415
+    from orchestrator.settings import PREFIX, SettingsError  # noqa: PLC0415
 
     settings = configured(data_dir)
     if not settings.jwt_secrets:
@@ -244,12 +244,12 @@ def url(*, data_dir: Path, name: str) -> int:
 
     async def show(settings: Settings, db: Database) -> int:
         from orchestrator import callback_urls  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415
         from orchestrator.store.merchants import UnknownMerchant  # noqa: PLC0415
-        from orchestrator.crypto import Vault  # noqa: PLC0415
 
         if await _merchants(settings, db).named(name) is None:
             raise UnknownMerchant(name)
-        say(callback_urls.merchant_url(Vault(settings.secret_keys), settings.public_url, name))
+        say(callback_urls.merchant_url(Encryptor(settings.secret_keys), settings.public_url, name))
         return 0
 
     return on_database(data_dir, show)
@@ -300,10 +300,10 @@ def _url(option: str, value: str) -> str:
 
 
 def _merchants(settings: Settings, db: Database) -> Merchants:
+    from orchestrator.crypto import Encryptor  # noqa: PLC0415
     from orchestrator.store.merchants import Merchants  # noqa: PLC0415
-    from orchestrator.crypto import Vault  # noqa: PLC0415
 
-    return Merchants(db, Vault(settings.secret_keys), settings)
+    return Merchants(db, Encryptor(settings.secret_keys), settings)
 
 
 def _asked(what: str, *, empty: bool = False, prompt: bool = True) -> str:

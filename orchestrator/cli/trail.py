@@ -14,8 +14,8 @@ from orchestrator.cli.output import printer, say, say_json
 
 if TYPE_CHECKING:
     from orchestrator.audit import Findings
-    from orchestrator.store.database import Database
     from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
 
 
 @click.group()
@@ -38,11 +38,11 @@ def verify(*, data_dir: Path, file: Path | None) -> int:
 
 def _verify_file(place: Path, file: Path) -> int:
     from orchestrator import audit as trail  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.crypto import Encryptor  # noqa: PLC0415
     from orchestrator.devkit.local.place import configured  # noqa: PLC0415
-    from orchestrator.crypto import Vault  # noqa: PLC0415
 
     try:
-        opened = trail.open_archive(file, Vault(configured(place).secret_keys))
+        opened = trail.open_archive(file, Encryptor(configured(place).secret_keys))
     except OSError as error:
         raise click.UsageError(f"{file} cannot be read ({error.strerror or error})") from error
     for problem in opened.problems:
@@ -61,15 +61,15 @@ async def _verify(settings: Settings, db: Database) -> int:
     from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
 
     from orchestrator import audit as trail  # noqa: PLC0415
-    from orchestrator.crypto import Vault  # noqa: PLC0415
+    from orchestrator.crypto import Encryptor  # noqa: PLC0415
 
-    vault = Vault(settings.secret_keys)
+    encryptor = Encryptor(settings.secret_keys)
     with printer(err=True).status(Text("Verifying …")) as status:
 
         def progress(found: Findings) -> None:
             status.update(Text(f"Verifying … {found.checkouts} checkouts, {found.entries} entries"))
 
-        found = await trail.verify(db, vault, progress=progress)
+        found = await trail.verify(db, encryptor, progress=progress)
     for problem in found.problems:
         say(problem)
     walked = f"{found.checkouts} checkouts, {found.entries} entries, {found.seals} seals"
@@ -94,9 +94,9 @@ def seal(*, data_dir: Path) -> int:
 
 async def _seal(settings: Settings, db: Database) -> int:
     from orchestrator import audit as trail  # noqa: PLC0415
-    from orchestrator.crypto import Vault  # noqa: PLC0415
+    from orchestrator.crypto import Encryptor  # noqa: PLC0415
 
-    sealed = await trail.seal(db, Vault(settings.secret_keys))
+    sealed = await trail.seal(db, Encryptor(settings.secret_keys))
     say(f"Sealed the heads of {sealed} checkouts." if sealed else "Nothing has grown since the last seal.")
     return 0
 

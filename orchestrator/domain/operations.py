@@ -5,7 +5,7 @@ never sends: it looks. The gateway's books show the operation by its reconciliat
 the totals, which only one operation at a time of ours can have changed. An absence counts only after a quiet period that is far longer
 than a call can last. Whatever fits neither is a person's business.
 
-Pure functions over the gateway's own answer; who sends and writes is `carry.money`.
+Pure functions over the gateway's own answer; who sends and writes is `process.money`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from orchestrator.domain import money
-from orchestrator.gateway.payments import Reading, read
+from orchestrator.gateway.payments import PaymentMeaning, read
 from orchestrator.store.checkouts import Operation
 from orchestrator.store.tables import uuid7
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.gateway.payments import Transaction
-    from orchestrator.store.checkouts import Known, PaymentSeen
     from orchestrator.settings import Settings
+    from orchestrator.store.checkouts import ObservedPayment, PaymentRecord
 
 Kind: TypeAlias = Literal["capture", "refund", "release"]
 Cause: TypeAlias = Literal["asked", "automatic", "returned"]
@@ -35,7 +35,7 @@ UNCLEAR: Final = "operation_unclear"
 MOST_SENDS: Final = 3
 """Times that an operation is sent, each time found absent afterwards, before a person has to look."""
 
-_SURE: Final = frozenset({Reading.RESERVED, Reading.CAPTURED, Reading.REFUNDED})
+_SURE: Final = frozenset({PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED})
 
 
 class Fate(StrEnum):
@@ -62,7 +62,7 @@ class Judged:
 
 
 def ask(
-    payment: Known | PaymentSeen,
+    payment: PaymentRecord | ObservedPayment,
     kind: Kind,
     *,
     amount: int,
@@ -88,7 +88,7 @@ def ask(
 
 
 def give_back(
-    payment: Known | PaymentSeen, *, actor: str, reason: str, command_id: UUID | None = None
+    payment: PaymentRecord | ObservedPayment, *, actor: str, reason: str, command_id: UUID | None = None
 ) -> Operation:
     """Make the operation that returns what a payment still holds: a release before its capture, a refund after it."""
     if payment.captured > 0:
@@ -175,9 +175,9 @@ def after_sending(operation: Operation, transaction: Transaction) -> Judged:
     reading = read(transaction)
     if operation.kind == "release":
         # Some providers turn a release into a refund (D8).
-        if reading in {Reading.NOTHING, Reading.REFUNDED}:
+        if reading in {PaymentMeaning.NOTHING, PaymentMeaning.REFUNDED}:
             return Judged(Fate.DONE, "by_status")
-        if reading is Reading.RESERVED:
+        if reading is PaymentMeaning.RESERVED:
             return Judged(Fate.ABSENT, "still_reserved")
         return Judged(Fate.UNCLEAR, f"transaction is {transaction.status}")
     before, total = operation.total_before or 0, total_of(operation, transaction)
@@ -192,20 +192,20 @@ def after_sending(operation: Operation, transaction: Transaction) -> Judged:
     )
 
 
-def _before_release(transaction: Transaction, reading: Reading) -> Judged:
-    if reading is Reading.NOTHING or (
-        reading is Reading.REFUNDED and transaction.captured == transaction.refunded
+def _before_release(transaction: Transaction, reading: PaymentMeaning) -> Judged:
+    if reading is PaymentMeaning.NOTHING or (
+        reading is PaymentMeaning.REFUNDED and transaction.captured == transaction.refunded
     ):
         return Judged(Fate.DONE, "already_done_at_the_gateway")
-    if reading is Reading.RESERVED:
+    if reading is PaymentMeaning.RESERVED:
         return Judged(Fate.DUE, "books_agree")
     if reading in _SURE:
         return Judged(Fate.IMPOSSIBLE, "it has been captured: refund it instead")
     return _not_sure(transaction, reading)
 
 
-def _not_sure(transaction: Transaction, reading: Reading) -> Judged:
-    if reading is Reading.NOTHING:
+def _not_sure(transaction: Transaction, reading: PaymentMeaning) -> Judged:
+    if reading is PaymentMeaning.NOTHING:
         return Judged(Fate.IMPOSSIBLE, f"the transaction is {transaction.status}: it holds no money")
     return Judged(
         Fate.UNCLEAR, f"the transaction is {transaction.status} with amounts that do not say what it means"

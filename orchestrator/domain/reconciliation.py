@@ -13,18 +13,18 @@ from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.domain import decisions, money
-from orchestrator.gateway.payments import Found, Reading, Shape, Transaction, held, read, shape
-from orchestrator.store.checkouts import PaymentSeen
 from orchestrator.domain.schedule import made_at, valid_until
+from orchestrator.gateway.payments import Found, PaymentMeaning, Shape, Transaction, held, read, shape
+from orchestrator.store.checkouts import ObservedPayment
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from uuid import UUID
 
-    from orchestrator.store.checkouts import Held, Known
+    from orchestrator.store.checkouts import ClaimedCheckout, PaymentRecord
 
 
-class Finding(StrEnum):
+class LookupOutcome(StrEnum):
     """What a look shows of a checkout as a whole."""
 
     PAID = "paid"
@@ -57,7 +57,7 @@ class Role(StrEnum):
     UNKNOWN = "unknown"
 
 
-_MONEY: Final = frozenset({Reading.RESERVED, Reading.CAPTURED, Reading.REFUNDED})
+_MONEY: Final = frozenset({PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED})
 
 # Attention that a look raises, and the next look that does not show it takes back. Everything else stays until a person decides.
 _SHOWN: Final = frozenset({
@@ -66,24 +66,24 @@ _SHOWN: Final = frozenset({
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Reconciliation:
     """The judgement of one look. `money` is (reserved, captured, refunded) of what pays the checkout, minor units.
 
     `paying` are the transactions that pay it: one, or the parts that a person decided to keep as a whole. `surplus` are those that
     hold money beside them and on which no decision was taken. `reserved_until` is until when all of the accepted reservation is sure to be worth a capture; None where nothing is left to capture.
     """
 
-    finding: Finding
-    payments: tuple[PaymentSeen, ...]
+    finding: LookupOutcome
+    payments: tuple[ObservedPayment, ...]
     money: tuple[int, int, int]
     evidence: dict[str, object]
     attention: str | None = None
-    surplus: tuple[PaymentSeen, ...] = ()
+    surplus: tuple[ObservedPayment, ...] = ()
     charged_back: int = 0
     reserved_until: datetime | None = None
 
     @property
-    def paying(self) -> tuple[PaymentSeen, ...]:
+    def paying(self) -> tuple[ObservedPayment, ...]:
         """The transactions that pay the checkout."""
         return tuple(one for one in self.payments if one.role == Role.ACCEPTED)
 
@@ -115,7 +115,7 @@ class _Part(Enum):
 @dataclass(frozen=True, slots=True)
 class _Judged:
     transaction: Transaction
-    seen: PaymentSeen
+    seen: ObservedPayment
     part: _Part
 
     @property
@@ -128,7 +128,7 @@ def word_of(attention: str | None) -> str:
     return (attention or "").partition(":")[0]
 
 
-def concerned(checkout: Held) -> tuple[Known, ...]:
+def concerned(checkout: ClaimedCheckout) -> tuple[PaymentRecord, ...]:
     """Return the transactions that the checkout's attention is about, and on which a person so decides."""
     word = word_of(checkout.attention)
     if word == "surplus_payment":
@@ -141,11 +141,11 @@ def concerned(checkout: Held) -> tuple[Known, ...]:
             one for one in checkout.known if any(one.transaction_id in each.transactions for each in about)
         )
     if word == "open_payment":
-        return tuple(one for one in checkout.known if one.reading == Reading.OPEN)
+        return tuple(one for one in checkout.known if one.reading == PaymentMeaning.OPEN)
     return tuple(one for one in checkout.known if one.role == Role.ACCEPTED)
 
 
-def marks(checkout: Held, decision: str) -> dict[str, str]:
+def marks(checkout: ClaimedCheckout, decision: str) -> dict[str, str]:
     """Return how a decision on the checkout's attention is stored with each transaction that it is about."""
     word, about = word_of(checkout.attention), concerned(checkout)
     basis = ""
@@ -157,7 +157,7 @@ def marks(checkout: Held, decision: str) -> dict[str, str]:
     return {one.transaction_id: decisions.mark(word, decision, basis) for one in about}
 
 
-def _irregular(payments: Iterable[Known | PaymentSeen]) -> list[decisions.Question]:
+def _irregular(payments: Iterable[PaymentRecord | ObservedPayment]) -> list[decisions.Question]:
     return decisions.irregular([one for one in payments if one.role in {Role.ACCEPTED, Role.SURPLUS}])
 
 
@@ -167,13 +167,13 @@ def still(attention: str | None) -> str | None:
 
 
 def judge(
-    checkout: Held,
+    checkout: ClaimedCheckout,
     found: Found,
     *,
     shared: bool = False,
     elsewhere: Collection[str] = (),
     surcharges: bool = False,
-) -> Verdict:
+) -> Reconciliation:
     """Say what the gateway's answer to a look by order number proves for this checkout.
 
     `shared`: other checkouts have the same order number, so that a transaction which names no checkout may be theirs.
@@ -210,39 +210,39 @@ def judge(
     )  # fmt: skip
     attention = _irregularity(checkout, seen)
     if paying:
-        finding = Finding.PAID
+        finding = LookupOutcome.PAID
         attention = attention or _released_parts(checkout, released) or _surplus(surplus)
         attention = attention or (asked.attention if asked is not None else None)
     elif released:
-        finding = Finding.RELEASED
+        finding = LookupOutcome.RELEASED
         attention = attention or _released_parts(checkout, released)
         if surplus:
             beside = f"transactions {_names(surplus)} hold money for it"
             attention = f"{attention}; {beside}" if attention else f"surplus_payment: {beside}"
     elif asked is not None:
-        finding, attention = Finding.UNSURE, attention or asked.attention
+        finding, attention = LookupOutcome.UNSURE, attention or asked.attention
     elif parts[_Part.OPEN]:
-        finding = Finding.OPEN
+        finding = LookupOutcome.OPEN
     elif parts[_Part.AGREEMENT]:
-        finding = Finding.UNSURE
+        finding = LookupOutcome.UNSURE
         attention = (
             attention or decisions.problem(checkout, [one.seen for one in parts[_Part.AGREEMENT]]).attention
         )
     elif found.at_limit:
-        finding = Finding.UNSURE
+        finding = LookupOutcome.UNSURE
         evidence["atLimit"] = True
         attention = attention or (
             "lookup_at_limit: the gateway's answer has as many rows as it may have, so it proves no absence"
         )
     else:
-        finding = Finding.DECLINED if judged else Finding.NOTHING
+        finding = LookupOutcome.DECLINED if judged else LookupOutcome.NOTHING
     counted = [one.seen for one in paying or released]
     money = (checkout.reserved, checkout.captured, checkout.refunded)
     if counted:
         sums = [(one.reserved, one.captured, one.refunded) for one in counted]
         money = tuple(map(sum, zip(*sums, strict=True)))  # type: ignore[assignment]  # three columns
     until = [moment for one in paying if (moment := valid_until(one.transaction)) is not None]
-    return Verdict(
+    return Reconciliation(
         finding=finding,
         payments=seen,
         money=money,
@@ -255,7 +255,7 @@ def judge(
 
 
 def _judged(
-    checkout: Held, ours: Sequence[tuple[Transaction, Binding]], *, shared: bool, surcharges: bool
+    checkout: ClaimedCheckout, ours: Sequence[tuple[Transaction, Binding]], *, shared: bool, surcharges: bool
 ) -> list[_Judged]:
     """Say of each transaction what it is in this judgement, and which role it has so."""
     first = [_part(checkout, one, binding, shared=shared, surcharges=surcharges) for one, binding in ours]
@@ -279,7 +279,7 @@ def _judged(
 
 
 def _part(
-    checkout: Held, transaction: Transaction, binding: Binding, *, shared: bool, surcharges: bool
+    checkout: ClaimedCheckout, transaction: Transaction, binding: Binding, *, shared: bool, surcharges: bool
 ) -> _Part:
     """Hold a transaction against our order: money of another amount or currency is not what was asked for.
 
@@ -288,13 +288,13 @@ def _part(
     before = _before(checkout, transaction)
     reading = _read(checkout, transaction)
     match reading:
-        case Reading.OPEN:
+        case PaymentMeaning.OPEN:
             return _Part.OPEN
-        case Reading.NOTHING:
+        case PaymentMeaning.NOTHING:
             return _Part.OVER
-        case Reading.AGREEMENT:
+        case PaymentMeaning.AGREEMENT:
             return _Part.AGREEMENT
-        case Reading.UNKNOWN:
+        case PaymentMeaning.UNKNOWN:
             return _Part.PROBLEM
         case _ if before is not None and before.role == Role.ACCEPTED:
             # What it was taken for was decided then; what is left of it may have become less since.
@@ -308,11 +308,11 @@ def _part(
     return _Part.PROBLEM if decisions.left(seen) > 0 else _Part.OVER
 
 
-def _read(checkout: Held, transaction: Transaction) -> Reading:
+def _read(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentMeaning:
     """Read a transaction; one that a person decided to keep although its status is not clear is read by its amounts."""
     reading, before = read(transaction), _before(checkout, transaction)
     if (
-        reading is not Reading.UNKNOWN
+        reading is not PaymentMeaning.UNKNOWN
         or before is None
         or before.role != Role.ACCEPTED
         or not decisions.kept(before)
@@ -321,17 +321,17 @@ def _read(checkout: Held, transaction: Transaction) -> Reading:
     if not decisions.UNREADABLE.isdisjoint(transaction.raw_flags):
         return reading
     return {
-        Shape.HELD: Reading.RESERVED,
-        Shape.TAKEN: Reading.CAPTURED,
-        Shape.RETURNED: Reading.REFUNDED,
+        Shape.HELD: PaymentMeaning.RESERVED,
+        Shape.TAKEN: PaymentMeaning.CAPTURED,
+        Shape.RETURNED: PaymentMeaning.REFUNDED,
     }.get(shape(transaction), reading)
 
 
-def _before(checkout: Held, transaction: Transaction) -> Known | None:
+def _before(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentRecord | None:
     return next((one for one in checkout.known if one.transaction_id == transaction.transaction_id), None)
 
 
-def _accepted(checkout: Held, paying: Sequence[_Judged], kept: Collection[str]) -> set[str]:
+def _accepted(checkout: ClaimedCheckout, paying: Sequence[_Judged], kept: Collection[str]) -> set[str]:
     """Return the transactions that pay the checkout: those accepted before, else those kept, else the first that holds money."""
     if checkout.accepted:
         return {one.id for one in paying if one.id in checkout.accepted}
@@ -360,7 +360,7 @@ def _role(one: _Judged, accepted: Collection[str], kept: Collection[str]) -> Rol
             return Role.ATTEMPT
 
 
-def _evidence(seen: Sequence[PaymentSeen], *, foreign: int) -> dict[str, object]:
+def _evidence(seen: Sequence[ObservedPayment], *, foreign: int) -> dict[str, object]:
     evidence: dict[str, object] = {
         "by": "lookup",
         "transactions": [
@@ -380,7 +380,7 @@ def _evidence(seen: Sequence[PaymentSeen], *, foreign: int) -> dict[str, object]
     return evidence
 
 
-def _irregularity(checkout: Held, seen: Sequence[PaymentSeen]) -> str | None:
+def _irregularity(checkout: ClaimedCheckout, seen: Sequence[ObservedPayment]) -> str | None:
     """Return the first question about the books of a payment that no person has answered yet."""
     known = {one.transaction_id: one for one in checkout.known}
     for asked in _irregular(seen):
@@ -390,7 +390,7 @@ def _irregularity(checkout: Held, seen: Sequence[PaymentSeen]) -> str | None:
     return None
 
 
-def _released_parts(checkout: Held, released: Sequence[_Judged]) -> str | None:
+def _released_parts(checkout: ClaimedCheckout, released: Sequence[_Judged]) -> str | None:
     by_us = {
         one.transaction_id
         for one in checkout.operations
@@ -402,17 +402,17 @@ def _released_parts(checkout: Held, released: Sequence[_Judged]) -> str | None:
     return f"payment_released: transaction {', '.join(others)}, which paid this order, was released at the gateway"
 
 
-def _surplus(surplus: Sequence[PaymentSeen]) -> str | None:
+def _surplus(surplus: Sequence[ObservedPayment]) -> str | None:
     return (
         f"surplus_payment: transactions {_names(surplus)} also hold money for this order" if surplus else None
     )
 
 
-def _names(payments: Sequence[PaymentSeen]) -> str:
+def _names(payments: Sequence[ObservedPayment]) -> str:
     return ", ".join(one.transaction_id for one in payments)
 
 
-def bind(checkout: Held, transaction: Transaction) -> Binding | None:
+def bind(checkout: ClaimedCheckout, transaction: Transaction) -> Binding | None:
     """Say how a transaction is tied to this checkout, or None if it is another's. A blank PaymentInfo names no checkout."""
     if transaction.order_ref != checkout.order_ref:
         return None
@@ -422,7 +422,7 @@ def bind(checkout: Held, transaction: Transaction) -> Binding | None:
     return Binding.BOUND if ours == str(checkout.id) else None
 
 
-def unbound_money(checkout: Held, found: Found) -> list[str]:
+def unbound_money(checkout: ClaimedCheckout, found: Found) -> list[str]:
     """Return the money in this answer that is tied to the checkout by the order number alone, so that sharing it matters."""
     return [
         one.transaction_id
@@ -433,7 +433,7 @@ def unbound_money(checkout: Held, found: Found) -> list[str]:
     ]
 
 
-def seen_alone(checkout: Held, transaction: Transaction) -> PaymentSeen:
+def seen_alone(checkout: ClaimedCheckout, transaction: Transaction) -> ObservedPayment:
     """Return how one transaction of the checkout stands by a look at it alone; its role is as it was known."""
     before = _before(checkout, transaction)
     seen = _seen(checkout, transaction, bind(checkout, transaction) or Binding.ORDER_REF)
@@ -448,7 +448,7 @@ def is_older(checkout: UUID, transaction: Transaction) -> bool:
     return made is not None and made < created - timedelta(days=1)
 
 
-def _is_anothers(checkout: Held, transaction: Transaction) -> bool:
+def _is_anothers(checkout: ClaimedCheckout, transaction: Transaction) -> bool:
     """Say whether a transaction that names no checkout is no business of ours, because it was made long before.
 
     A checkout that was made of a payment is younger than that payment. What was taken for ours before stays ours.
@@ -457,9 +457,9 @@ def _is_anothers(checkout: Held, transaction: Transaction) -> bool:
     return not ours and is_older(checkout.id, transaction)
 
 
-def _seen(checkout: Held, one: Transaction, binding: Binding) -> PaymentSeen:
+def _seen(checkout: ClaimedCheckout, one: Transaction, binding: Binding) -> ObservedPayment:
     reserved, captured, refunded = held(one)
-    return PaymentSeen(
+    return ObservedPayment(
         transaction_id=one.transaction_id,
         payment_id=one.payment_id or None,
         order_ref=one.order_ref,

@@ -6,7 +6,7 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.gateway.payments import Reading, read
+from orchestrator.gateway.payments import PaymentMeaning, read
 
 if TYPE_CHECKING:
     from orchestrator.gateway.payments import Transaction
@@ -52,7 +52,7 @@ def next_watch(settings: Settings, ended_at: datetime, now: datetime) -> float |
 def valid_until(transaction: Transaction) -> datetime | None:
     """Return until when a reservation is sure to be worth a capture; None where nothing is left to capture, or no date is known."""
     if (
-        read(transaction) not in {Reading.RESERVED, Reading.CAPTURED}
+        read(transaction) not in {PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED}
         or transaction.captured >= transaction.reserved
     ):
         return None

@@ -64,7 +64,7 @@ class Trigger(StrEnum):
 
 _S, _T = State, Trigger
 
-CARRIED: Final = (_S.RECEIVED, _S.AUTHENTICATED, _S.SESSION_CREATED, _S.METHODS_FETCHED)
+UNOFFERED: Final = (_S.RECEIVED, _S.AUTHENTICATED, _S.SESSION_CREATED, _S.METHODS_FETCHED)
 """The worker's own way, before anything has been offered to a shopper."""
 CLOSED: Final = frozenset({_S.FAILED, _S.EXPIRED, _S.CANCELLED})
 """Ended without money, as far as is known: the order number may be used for a new checkout, or this one reopened."""
@@ -129,7 +129,7 @@ _REPEATS: Final[dict[Trigger, frozenset[State]]] = {
     _T.CANCELLED: frozenset({_S.CANCELLED}),
     _T.REFUSED: frozenset({_S.FAILED}),
     _T.ATTEMPTS_EXHAUSTED: frozenset({_S.FAILED}),
-    _T.REOPENED: frozenset(CARRIED) | {_S.AWAITING_PAYMENT, _S.CALLBACK_RECEIVED},
+    _T.REOPENED: frozenset(UNOFFERED) | {_S.AWAITING_PAYMENT, _S.CALLBACK_RECEIVED},
 }
 """Where a fact says nothing new: a duplicate, or one that comes before its time."""
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.domain.payment_status import PaymentStatus
+from orchestrator.domain.states import CLOSED, ENDED, UNOFFERED, State
 from orchestrator.explain import advice, trail
 from orchestrator.explain.record import Archived, Command, Entry, Operation, Payment, Record, gather, moment
-from orchestrator.domain.payment_status import PaymentStatus
-from orchestrator.domain.states import CARRIED, CLOSED, ENDED, State
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -136,7 +136,7 @@ def _because(record: Record) -> list[str]:
         said.append("It exists here only so that its money has a place to be decided on.")
     elif record.state in CLOSED:
         said.append("The gateway shows no money that was taken for this order, as far as we have looked.")
-    elif record.state in CARRIED:
+    elif record.state in UNOFFERED:
         said += _opening(record)
     else:
         said += _offered(record)
@@ -150,10 +150,10 @@ def _because(record: Record) -> list[str]:
         )
         for one in record.commands
     ]
-    if record.letters == 1:
+    if record.callbacks == 1:
         said.append("A callback of the gateway waits to be read.")
-    elif record.letters:
-        said.append(f"{record.letters} callbacks of the gateway wait to be read.")
+    elif record.callbacks:
+        said.append(f"{record.callbacks} callbacks of the gateway wait to be read.")
     return said
 
 
@@ -161,7 +161,7 @@ def _opening(record: Record) -> list[str]:
     said = ["Nothing has been offered to the shopper yet."]
     if record.withdrawn_at is not None:
         said.append(f"At {moment(record.withdrawn_at)} it was withdrawn, to be cancelled.")
-    if _left_alone(record):
+    if _circuit_open(record):
         said.append(_LEFT_ALONE)
     elif record.attempts:
         tries = "once" if record.attempts == 1 else f"{record.attempts} times in a row"
@@ -189,14 +189,14 @@ def _offered(record: Record) -> list[str]:
         said.append(
             "A payment is open: it may still become money, so nothing is expired or cancelled meanwhile."
         )
-    if _left_alone(record):
+    if _circuit_open(record):
         said.append(_LEFT_ALONE)
     elif record.attempts:
         said.append(f"The last look at the gateway failed: {trail.plain(record.last_error)}.")
     return said
 
 
-def _left_alone(record: Record) -> bool:
+def _circuit_open(record: Record) -> bool:
     return (record.last_error or "").startswith("left_alone")
 
 
@@ -273,7 +273,7 @@ def _next(record: Record) -> Next:
     if record.due_at is None:
         return Next(_settled(record), None)
     due = record.due_at <= record.now
-    if _left_alone(record) and not due:
+    if _circuit_open(record) and not due:
         return Next(
             f"The gateway is being left alone until {moment(record.due_at)}; then {_what(record)}.{_after(record)}",
             record.due_at,
@@ -298,14 +298,14 @@ def _what(record: Record) -> str:
     if free:
         kinds = ", ".join(dict.fromkeys(one.kind for one in free))
         return f"a worker takes up what was asked for ({kinds})"
-    if record.letters:
+    if record.callbacks:
         return "a worker reads what arrived and asks the gateway what it holds"
     if record.open_operations:
         one = record.open_operations[0]
         if one.state == "requested":
             return f"a worker sends the {one.kind} to the gateway"
         return f"a worker asks the gateway's books what came of the {one.kind}"
-    if record.state in CARRIED:
+    if record.state in UNOFFERED:
         if record.withdrawn_at is not None:
             return "a worker cancels it, since it was never offered"
         again = " once more" if record.attempts else ""
@@ -321,7 +321,7 @@ def _what(record: Record) -> str:
 
 def _after(record: Record) -> str:
     """Say what the step after the next one depends on, where that is known."""
-    if record.state in CARRIED and record.withdrawn_at is None:
+    if record.state in UNOFFERED and record.withdrawn_at is None:
         return f" If it has not been offered by {moment(record.deadline)}, it fails."
     if record.state in {State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED}:
         if record.cancel_end is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.domain import decisions
+from orchestrator.domain.states import CLOSED, State
 from orchestrator.explain.record import moment
 from orchestrator.explain.trail import plain
-from orchestrator.domain.states import CLOSED, State
 
 if TYPE_CHECKING:
     from orchestrator.explain.record import Payment, Record

@@ -15,8 +15,8 @@ from orchestrator.domain.payment_status import PaymentStatus, payment_status
 from orchestrator.domain.states import State
 
 if TYPE_CHECKING:
-    from orchestrator.store.database import Database
     from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
 
 # The last entries, and the last that moved it, which may lie further back behind failed calls.
 _GATHER = text("""
@@ -25,7 +25,7 @@ _GATHER = text("""
            c.reserved_until, c.attention, c.last_error, c.attempts, c.booked, m.name AS merchant, clock() AS now,
            CASE WHEN c.leased_until > clock() THEN c.leased_until END AS leased_until,
            (SELECT s.token_expires_at FROM sessions s WHERE s.checkout_id = c.id) AS token_expires_at,
-           (SELECT count(*) FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS letters,
+           (SELECT count(*) FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS callbacks,
            (SELECT CAST(json_agg(json_build_object(
                        'transaction_id', p.transaction_id, 'role', p.role, 'binding', p.binding, 'status', p.status,
                        'reading', p.reading, 'currency', p.currency, 'reserved', p.reserved, 'captured', p.captured,
@@ -132,7 +132,7 @@ class Archived(msgspec.Struct, frozen=True, kw_only=True):
 class Record:
     """One checkout at one moment (`now`). Amounts in minor units, graces in seconds, `watch` in seconds after the end.
 
-    `leased_until` is set while a worker holds it; `letters` is the number of callbacks that nobody has acted on;
+    `leased_until` is set while a worker holds it; `callbacks` is the number of callbacks that nobody has acted on;
     `booked` says that its lookup waits for its turn within the merchant's budget.
     """
 
@@ -164,7 +164,7 @@ class Record:
     last_error: str | None = None
     attempts: int = 0
     booked: bool = False
-    letters: int = 0
+    callbacks: int = 0
     entries: tuple[Entry, ...] = ()
     payments: tuple[Payment, ...] = ()
     operations: tuple[Operation, ...] = ()

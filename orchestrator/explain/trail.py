@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.domain import money
-from orchestrator.explain.record import Entry, Record, moment
 from orchestrator.domain.states import Trigger
+from orchestrator.explain.record import Entry, Record, moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,11 +25,11 @@ from orchestrator import log as logs
 from orchestrator.domain import money
 from orchestrator.gateway import answers, payments
 from orchestrator.gateway.answers import ASSUMED_LIFETIME, Session, Token
-from orchestrator.gateway.limits.shared_state import Board
-from orchestrator.gateway.limits import Doors
-from orchestrator.gateway.lease_guard import FencedBody
-from orchestrator.gateway.outcomes import Busy, Done, NotSent, Outcome, Refused
 from orchestrator.gateway.http import Request, Wire
+from orchestrator.gateway.lease_guard import FencedBody
+from orchestrator.gateway.limits import LimitsRegistry
+from orchestrator.gateway.limits.shared_state import SharedGatewayState
+from orchestrator.gateway.outcomes import Busy, Done, NotSent, Outcome, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -121,10 +121,10 @@ def gateway_of(url: str) -> str:
 class Gateway:
     """All calls of one process; use it as a context manager on the event loop that makes the calls."""
 
-    def __init__(self, settings: Settings, board: Board | None = None) -> None:
+    def __init__(self, settings: Settings, shared_state: SharedGatewayState | None = None) -> None:
         """Take limits and timeouts, and the board that is shared with other workers; connections open as they are needed."""
-        self._board = board or Board(None)
-        self._doors = Doors(settings, self._board)
+        self._shared_state = shared_state or SharedGatewayState(None)
+        self._limits = LimitsRegistry(settings, self._shared_state)
         self._wire = Wire(settings)
         # One thread: what it reads waits in turn, and takes no more than its share from the event loop.
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="gateway-answers")
@@ -133,7 +133,7 @@ class Gateway:
 
     async def __aenter__(self) -> Self:
         """Be ready to call; connections open as they are needed."""
-        await self._board.__aenter__()
+        await self._shared_state.__aenter__()
         return self
 
     async def __aexit__(
@@ -141,7 +141,7 @@ class Gateway:
     ) -> None:
         """Close every connection."""
         self._aside.shutdown(wait=False, cancel_futures=True)
-        await self._board.__aexit__(kind, error, trace)
+        await self._shared_state.__aexit__(kind, error, trace)
         await self._wire.close()
 
     async def authenticate(self, account: Account) -> Outcome[Token]:
@@ -251,19 +251,19 @@ class Gateway:
         amount: int,
         currency: str,
         identifier: str,
-        fence: Fence,
+        lease_guard: Fence,
     ) -> Outcome[Movement]:
         """Capture part or all of a reservation: `amount` in minor units, `identifier` to find the movement by.
 
         `Done` says that the gateway answered, not that money moved. What was captured already gets Result "error" (part 1.7).
-        For this and the other two: a `fence` that says no is `NotSent`; its module says what window remains. 503 is `Unknown`
+        For this and the other two: a `lease_guard` that says no is `NotSent`; its module says what window remains. 503 is `Unknown`
         even where it names a time.
         """
         fields = _sum(amount, currency, identifier)
         if isinstance(fields, Refused):
             return fields
         fields = {"transaction_id": transaction_id, **fields}
-        return await self._move("capture", "captureReservation", account, fields=fields, fence=fence)
+        return await self._move("capture", "captureReservation", account, fields=fields, lease_guard=lease_guard)
 
     async def refund(
         self,
@@ -273,23 +273,23 @@ class Gateway:
         amount: int,
         currency: str,
         identifier: str,
-        fence: Fence,
+        lease_guard: Fence,
     ) -> Outcome[Movement]:
         """Refund part or all of what was captured, never more: the gateway is not allowed to refund above it."""
         fields = _sum(amount, currency, identifier)
         if isinstance(fields, Refused):
             return fields
         fields = {"transaction_id": transaction_id, **fields}
-        return await self._move("refund", "refundCapturedReservation", account, fields=fields, fence=fence)
+        return await self._move("refund", "refundCapturedReservation", account, fields=fields, lease_guard=lease_guard)
 
-    async def release(self, account: Account, *, transaction_id: str, fence: Fence) -> Outcome[Movement]:
+    async def release(self, account: Account, *, transaction_id: str, lease_guard: Fence) -> Outcome[Movement]:
         """Release a whole reservation, there being no other way; some providers make a refund of it (D8)."""
         return await self._move(
-            "release", "releaseReservation", account, fields={"transaction_id": transaction_id}, fence=fence
+            "release", "releaseReservation", account, fields={"transaction_id": transaction_id}, lease_guard=lease_guard
         )
 
     async def _move(
-        self, name: str, method: str, account: Account, *, fields: Mapping[str, str], fence: Fence
+        self, name: str, method: str, account: Account, *, fields: Mapping[str, str], lease_guard: Fence
     ) -> Outcome[Movement]:
         if not fields["transaction_id"]:
             message = f"{name} needs the id of a transaction"
@@ -300,7 +300,7 @@ class Gateway:
             lambda raw: answers.read_movement(raw, fields["transaction_id"]),
             method="POST",
             url=lambda known: URL(known.movements + method),
-            body=FencedBody(urlencode(fields).encode(), fence),
+            body=FencedBody(urlencode(fields).encode(), lease_guard),
         )
 
     async def _call(
@@ -324,15 +324,15 @@ class Gateway:
         except ValueError:
             outcome = NotSent("The gateway's URL of this merchant is not a URL.")
         else:
-            door = self._doors.of(known.merchant_gateway if name in _MERCHANT_API else known.checkout_gateway)
-            alone = door.wait(account.merchant)
+            limits_of_gateway = self._limits.of(known.merchant_gateway if name in _MERCHANT_API else known.checkout_gateway)
+            alone = limits_of_gateway.wait(account.merchant)
             if alone > 0:
                 return Busy(LEFT_ALONE, alone)
             headers = _headers(f"Bearer {token}" if token else known.basic, user_agent)
             request = Request(method, target, headers, body)
-            probes = door.begin()
+            probes = limits_of_gateway.begin()
             try:
-                answer = await self._wire.exchange(request, door=door, whose=(account.merchant, name))
+                answer = await self._wire.exchange(request, limits_of_gateway=limits_of_gateway, whose=(account.merchant, name))
                 if not isinstance(answer, bytes):
                     outcome = answer
                 elif len(answer) <= answers.LARGE:
@@ -340,10 +340,10 @@ class Gateway:
                 else:
                     outcome = await asyncio.get_running_loop().run_in_executor(self._aside, read, answer)
                 if not (isinstance(body, FencedBody) and body.refused):  # the fence's no is about our lease
-                    door.note(account.merchant, outcome)
+                    limits_of_gateway.note(account.merchant, outcome)
             finally:
                 if probes:
-                    door.end()
+                    limits_of_gateway.end()
         took = round((time.perf_counter() - started) * 1000, 1)
         if isinstance(outcome, Done):
             log.debug("gateway_called", call=name, merchant=account.merchant, outcome="Done", ms=took)

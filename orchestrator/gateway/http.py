@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from yarl import URL
 
-    from orchestrator.gateway.limits import Door
+    from orchestrator.gateway.limits import GatewayLimits
     from orchestrator.settings import Settings
 
 Failure: TypeAlias = Refused | Unauthorized | NotSent | Busy | Unknown | Throttled
@@ -88,26 +88,26 @@ class Wire:
         if self._session:
             await self._session.close()
 
-    async def exchange(self, request: Request, *, door: Door, whose: Hashable = None) -> bytes | Failure:
+    async def exchange(self, request: Request, *, limits_of_gateway: GatewayLimits, whose: Hashable = None) -> bytes | Failure:
         """Send one request and return the body of a 2xx answer, or what it came to instead.
 
         `whose` says in which line it waits before the door: nobody's line is served twice before another's.
         """
         body = request.body
         if not isinstance(body, FencedBody):
-            return await self._exchange(request, door, whose)
+            return await self._exchange(request, limits_of_gateway, whose)
         try:
-            outcome = await self._exchange(request, door, whose)
+            outcome = await self._exchange(request, limits_of_gateway, whose)
         finally:
             body.withdraw()  # after an answer, a timeout or a cancellation nothing may follow
-        return _past_fence(body, outcome)
+        return _past_lease_guard(body, outcome)
 
-    async def _exchange(self, request: Request, door: Door, whose: Hashable) -> bytes | Failure:
+    async def _exchange(self, request: Request, limits_of_gateway: GatewayLimits, whose: Hashable) -> bytes | Failure:
         deadline = asyncio.get_running_loop().time() + self._total
-        if not door.enter_now():
+        if not limits_of_gateway.enter_now():
             try:
                 async with asyncio.timeout(self._total / 2):
-                    await door.enter(whose)
+                    await limits_of_gateway.enter(whose)
             except TimeoutError:
                 return Busy("Every connection to the gateway was busy.")
         try:
@@ -129,7 +129,7 @@ class Wire:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             return _fault(error)
         finally:
-            door.leave()
+            limits_of_gateway.leave()
 
     async def _body(self, stream: aiohttp.StreamReader) -> bytes | Unknown:
         chunks, size = [], 0
@@ -176,7 +176,7 @@ def _fault(error: Exception) -> NotSent | Unknown:
     return Unknown("The exchange with the gateway broke off.")
 
 
-def _past_fence(body: FencedBody, outcome: bytes | Failure) -> bytes | Failure:
+def _past_lease_guard(body: FencedBody, outcome: bytes | Failure) -> bytes | Failure:
     """Correct an outcome by what is known of a fenced body: what did not leave was not sent, however the exchange ended."""
     if body.left:
         # No failure on the way is expected to say so of a request that left; none may.

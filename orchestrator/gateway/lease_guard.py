@@ -35,7 +35,7 @@ Fence: TypeAlias = Callable[[], bool]
 FORM: Final = "application/x-www-form-urlencoded"
 
 
-class Withheld(Exception):  # noqa: N818 - an answer of the fence, not an error
+class WithheldBody(Exception):  # noqa: N818 - an answer of the fence, not an error
     """The body is not written; aiohttp closes the connection on it."""
 
 
@@ -48,11 +48,11 @@ class FencedBody(aiohttp.Payload):
     # Nothing has to be closed: the content is bytes in memory.
     _autoclose = True
 
-    def __init__(self, content: bytes, fence: Fence) -> None:
+    def __init__(self, content: bytes, lease_guard: Fence) -> None:
         super().__init__(content, content_type=FORM)
         self._size = len(content)
         self._content = content
-        self._fence = fence
+        self._lease_guard = lease_guard
         self._over = False
         self.left = False
         """Whether any of it, or of its headers, may have been handed to the kernel."""
@@ -68,13 +68,13 @@ class FencedBody(aiohttp.Payload):
         assert isinstance(writer, StreamWriter)  # noqa: S101 - narrows aiohttp's abstract writer
         transport = writer.transport
         if self._over or content_length not in {None, self._size}:
-            raise Withheld
+            raise WithheldBody
         if transport is None or transport.is_closing():
-            raise Withheld  # a kept connection that ended meanwhile: nothing can leave on it
+            raise WithheldBody  # a kept connection that ended meanwhile: nothing can leave on it
         self._over = True
-        if not self._fence():
+        if not self._lease_guard():
             self.refused = True
-            raise Withheld
+            raise WithheldBody
         self.left = True
         await writer.write(self._content, drain=False)
 

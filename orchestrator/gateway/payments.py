@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestrator.gateway import xml
-from orchestrator.gateway.readings import TABLE, Reading, Shape, held, read, shape
+from orchestrator.gateway.readings import TABLE, PaymentMeaning, Shape, held, read, shape
 from orchestrator.gateway.transactions import Transaction, code_of, exact, transaction_of
 from orchestrator.gateway.xml import DAMAGED, LARGEST, Malformed, text_of
 from orchestrator.text import neutralised
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 __all__ = [
-    "DEFAULT_ROWS", "LARGEST", "MOST_ROWS", "QUIET_RESULTS", "TABLE", "Found", "Malformed", "Movement", "Reading", "RequestError",
+    "DEFAULT_ROWS", "LARGEST", "MOST_ROWS", "QUIET_RESULTS", "TABLE", "Found", "Malformed", "Movement", "PaymentMeaning", "RequestError",
     "Shape", "Transaction", "held", "is_cut_short", "joined", "parse", "parse_movement", "read", "shape",
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from orchestrator.gateway.transactions import Transaction
 
 
-class Reading(StrEnum):
+class PaymentMeaning(StrEnum):
     """What a transaction means for money."""
 
     RESERVED = "reserved"
@@ -48,17 +48,17 @@ class Shape(StrEnum):
 
 
 _O, _A, _R, _C, _F, _N, _U = (
-    Reading.OPEN,
-    Reading.AGREEMENT,
-    Reading.RESERVED,
-    Reading.CAPTURED,
-    Reading.REFUNDED,
-    Reading.NOTHING,
-    Reading.UNKNOWN,
+    PaymentMeaning.OPEN,
+    PaymentMeaning.AGREEMENT,
+    PaymentMeaning.RESERVED,
+    PaymentMeaning.CAPTURED,
+    PaymentMeaning.REFUNDED,
+    PaymentMeaning.NOTHING,
+    PaymentMeaning.UNKNOWN,
 )
 
 # Every TransactionStatus that was seen (facts, part 3) and what it means for each shape of the amounts. ODD is always UNKNOWN.
-_ROWS: Final[dict[str, tuple[Reading, Reading, Reading, Reading]]] = {
+_ROWS: Final[dict[str, tuple[PaymentMeaning, PaymentMeaning, PaymentMeaning, PaymentMeaning]]] = {
     #                          EMPTY HELD TAKEN RETURNED
     # Under way. `created` is OPEN too: the shopper may be at the bank this minute, and the gateway never times one out (D9).
     # A pending payment may already name its amount; money in one that was only just created contradicts itself.
@@ -93,8 +93,8 @@ _ROWS: Final[dict[str, tuple[Reading, Reading, Reading, Reading]]] = {
     "reauth_failed":           (_N, _U, _C, _F),
 }  # fmt: skip
 
-TABLE: Final[dict[str, dict[Shape, Reading]]] = {
-    status: {**dict(zip(Shape, row, strict=False)), Shape.ODD: Reading.UNKNOWN}
+TABLE: Final[dict[str, dict[Shape, PaymentMeaning]]] = {
+    status: {**dict(zip(Shape, row, strict=False)), Shape.ODD: PaymentMeaning.UNKNOWN}
     for status, row in _ROWS.items()
 }
 
@@ -103,7 +103,7 @@ _UNSURE = frozenset({
 })  # fmt: skip
 # An attempt that failed before it authorised anything may keep the status that it was to get, or have none.
 _BEFORE_FAILURE = frozenset({"preauth", "invoice_initialized", ""})
-_COUNTED = frozenset({Reading.RESERVED, Reading.CAPTURED, Reading.REFUNDED})
+_COUNTED = frozenset({PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED})
 
 
 def shape(transaction: Transaction) -> Shape:
@@ -115,15 +115,15 @@ def shape(transaction: Transaction) -> Shape:
     return Shape.HELD if transaction.reserved > 0 else Shape.EMPTY
 
 
-def read(transaction: Transaction) -> Reading:
+def read(transaction: Transaction) -> PaymentMeaning:
     """Return what a transaction means for money: the table, unless its amounts could not be read."""
     if not _UNSURE.isdisjoint(transaction.raw_flags):
-        return Reading.UNKNOWN
+        return PaymentMeaning.UNKNOWN
     row, shaped = TABLE.get(transaction.status), shape(transaction)
     ended = "ended_in_error" in transaction.raw_flags and transaction.status in _BEFORE_FAILURE
     if shaped is Shape.EMPTY and ended:
-        return Reading.NOTHING
-    return Reading.UNKNOWN if row is None else row[shaped]
+        return PaymentMeaning.NOTHING
+    return PaymentMeaning.UNKNOWN if row is None else row[shaped]
 
 
 def held(transaction: Transaction) -> tuple[int, int, int]:
@@ -134,7 +134,7 @@ def held(transaction: Transaction) -> tuple[int, int, int]:
     tells them, but of an agreement nothing counts: its amounts are those of the transaction beside it.
     """
     reading = read(transaction)
-    if reading is Reading.AGREEMENT:
+    if reading is PaymentMeaning.AGREEMENT:
         return 0, 0, 0
-    reserved = transaction.reserved if reading in _COUNTED or reading is Reading.UNKNOWN else 0
+    reserved = transaction.reserved if reading in _COUNTED or reading is PaymentMeaning.UNKNOWN else 0
     return reserved, transaction.captured, transaction.refunded

@@ -10,13 +10,13 @@ from kombu import Queue
 from kombu.transport import TRANSPORT_ALIASES
 
 if TYPE_CHECKING:
-    from orchestrator.settings.broker_url import Endpoint
     from orchestrator.settings import Settings
+    from orchestrator.settings.broker_url import Endpoint
 
 QueueName = Literal["checkouts", "callbacks"]
 QUEUES: Final = ("callbacks", "checkouts", "maintenance")
 """What a worker consumes. `intents` and `deliveries` belong to stages of their own."""
-CARRY: Final = "orchestrator.process"
+PROCESS: Final = "orchestrator.process"
 SWEEP: Final = "orchestrator.sweep"
 SEAL: Final = "orchestrator.seal"
 SEAL_EVERY: Final = 600.0

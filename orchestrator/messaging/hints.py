@@ -8,15 +8,15 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from orchestrator.messaging.app import CARRY, configure
+from orchestrator.messaging.app import PROCESS, configure
 from orchestrator.messaging.publisher import BackOff, Message, Publisher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
 
-    from orchestrator.settings import Settings
     from orchestrator.messaging.app import QueueName
+    from orchestrator.settings import Settings
 
 SHARE: Final = 0.05
 """The most of its time that the thread publishes. A message costs far more than another id in it, here and at the worker, so a crowd
@@ -39,7 +39,7 @@ class _Rest(NamedTuple):
     unbroken_until: float = float("-inf")
 
 
-class Doorbell:
+class HintPublisher:
     """Publishes hints from a background thread, never in the way of a request.
 
     A hint that cannot be published is dropped: its checkout's alarm rings by itself. `healthy` says whether the last try went
@@ -62,7 +62,7 @@ class Doorbell:
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="doorbell", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="hint-publisher", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -149,5 +149,5 @@ class Doorbell:
         if not messages:
             return
         self._publisher.publish(
-            Message(CARRY, name, [[str(one) for one in listed]]) for name, listed in messages
+            Message(PROCESS, name, [[str(one) for one in listed]]) for name, listed in messages
         )

@@ -10,7 +10,7 @@ fenced. An answer that comes too late is dropped, and whoever holds the checkout
 
 from __future__ import annotations
 
-from orchestrator.processing.dispatcher import Admission
-from orchestrator.processing.processor import Carrier
+from orchestrator.processing.dispatcher import Dispatcher
+from orchestrator.processing.processor import CheckoutProcessor
 
-__all__ = ["Admission", "Carrier"]
+__all__ = ["CheckoutProcessor", "Dispatcher"]

@@ -5,59 +5,59 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator import log
+from orchestrator.crypto import EncryptionError
 from orchestrator.gateway.callbacks import CallbackFacts, Grade, read_body
 from orchestrator.store.inbox import open_body
-from orchestrator.crypto import VaultError
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.processing.step import Step
-    from orchestrator.store.checkouts import Letter
+    from orchestrator.store.checkouts import Callback
 
 _log = log.get(__name__)
 
 
-def believed(letter: Letter) -> bool:
+def believed(letter: Callback) -> bool:
     """Say whether a callback proves enough to count as one. The shopper's own browser (redirect) proves nothing."""
     return letter.kind != "redirect" and Grade(letter.grade).believed
 
 
-def proves_all(letter: Letter) -> bool:
+def proves_all(letter: Callback) -> bool:
     """Say whether a callback proves every field of its body: the checksum leaves most of them out."""
     return believed(letter) and letter.grade != Grade.CHECKSUM
 
 
-def is_new(letter: Letter, facts: CallbackFacts) -> bool:
+def is_new(letter: Callback, facts: CallbackFacts) -> bool:
     """Say whether a callback announces a payment that was only just created."""
     return believed(letter) and letter.kind == "notification" and facts.status == "new"
 
 
-def counts(letter: Letter, facts: CallbackFacts) -> bool:
+def counts(letter: Callback, facts: CallbackFacts) -> bool:
     return believed(letter) and not is_new(letter, facts)
 
 
-def opened(step: Step) -> list[tuple[Letter, CallbackFacts]]:
+def opened(step: Step) -> list[tuple[Callback, CallbackFacts]]:
     """Open the letters; one that cannot be read says nothing, and asking the gateway needs none of it."""
     opened = []
-    for letter in step.held.letters:
+    for letter in step.held.callbacks:
         if letter.id not in step.facts:
             step.facts[letter.id] = _read(step, letter)
         opened.append((letter, step.facts[letter.id]))
     return opened
 
 
-def _read(step: Step, letter: Letter) -> CallbackFacts:
+def _read(step: Step, letter: Callback) -> CallbackFacts:
     if letter.body is not None:
         try:
-            raw = open_body(step.carrier.vault, step.held.id, step.held.data_key, letter.body)
+            raw = open_body(step.processor.encryptor, step.held.id, step.held.data_key, letter.body)
             return read_body(letter.content_type, raw)
-        except VaultError as error:
+        except EncryptionError as error:
             _log.warning("callback_unreadable", callback=str(letter.id), reason=str(error))
     return CallbackFacts(flags=("unreadable",))
 
 
-def told(letters: list[tuple[Letter, CallbackFacts]]) -> list[dict[str, object]]:
+def told(callbacks: list[tuple[Callback, CallbackFacts]]) -> list[dict[str, object]]:
     """Say of each letter what the trail may keep: ids, kind, proof, status; nothing about the shopper."""
     return [
         {
@@ -65,13 +65,13 @@ def told(letters: list[tuple[Letter, CallbackFacts]]) -> list[dict[str, object]]
             "digest": letter.digest.hex(), "status": (facts.status or "")[:40],
             "transaction": (facts.transaction_id or "")[:40], **({"flags": list(facts.flags)} if facts.flags else {}),
         }
-        for letter, facts in letters
+        for letter, facts in callbacks
     ]  # fmt: skip
 
 
-def with_letters(step: Step, evidence: dict[str, object]) -> dict[str, object]:
-    return {**evidence, "callbacks": told(opened(step))} if step.held.letters else evidence
+def with_callbacks(step: Step, evidence: dict[str, object]) -> dict[str, object]:
+    return {**evidence, "callbacks": told(opened(step))} if step.held.callbacks else evidence
 
 
 def ids(step: Step) -> tuple[UUID, ...]:
-    return tuple(letter.id for letter in step.held.letters)
+    return tuple(letter.id for letter in step.held.callbacks)

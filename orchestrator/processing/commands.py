@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.domain import decisions, money, operations, reconciliation
 from orchestrator import log
 from orchestrator.audit import Action
-from orchestrator.store.checkouts import KEEP, Event, Known, command_holds, rival_of
-from orchestrator.domain.states import CARRIED, CLOSED, Moved, State, Trigger, decide
+from orchestrator.domain import decisions, money, operations, reconciliation
+from orchestrator.domain.states import CLOSED, UNOFFERED, Moved, State, Trigger, decide
+from orchestrator.store.checkouts import KEEP, Event, PaymentRecord, command_holds, rival_of
 
 if TYPE_CHECKING:
     from orchestrator.processing.step import Step
-    from orchestrator.store.checkouts import Command, Held, Operation
+    from orchestrator.store.checkouts import ClaimedCheckout, Command, Operation
 
 _log = log.get(__name__)
 
@@ -24,17 +24,17 @@ ORDER_USES: Final = 4
 """One order number serves about four orders or payments at the gateway (D7, D8)."""
 
 
-def wait(held: Held) -> bool:
+def wait(held: ClaimedCheckout) -> bool:
     """Say whether there is something to do that asks nothing of the gateway."""
-    return bool(held.commands) or (held.withdrawn_at is not None and held.state in CARRIED)
+    return bool(held.commands) or (held.withdrawn_at is not None and held.state in UNOFFERED)
 
 
-def ready(held: Held) -> Command | None:
+def ready(held: ClaimedCheckout) -> Command | None:
     """Return the oldest command that can be taken now; None while all wait for an operation on their transaction."""
     return next((one for one in held.commands if not _blocked(held, one)), None)
 
 
-def _blocked(held: Held, command: Command) -> bool:
+def _blocked(held: ClaimedCheckout, command: Command) -> bool:
     if not isinstance(command.arguments, dict):
         # Of our making it is not; it is refused when it is its turn.
         return False
@@ -47,10 +47,10 @@ def _blocked(held: Held, command: Command) -> bool:
     return any(one.open and one.transaction_id in targets for one in held.operations)
 
 
-async def obey(step: Step, command: Command) -> None:
+async def execute(step: Step, command: Command) -> None:
     """Take a command: carry it out, turn it into an operation, or refuse it with the reason."""
     held = step.held
-    if not command_holds(step.carrier.vault, held.id, held.merchant_id, command) or command.taken:
+    if not command_holds(step.processor.encryptor, held.id, held.merchant_id, command) or command.taken:
         await _refuse_foreign(step, command)
         return
     if command.expected_version is not None and command.expected_version != held.version:
@@ -163,7 +163,7 @@ async def _move_money(step: Step, command: Command) -> None:
     await request(step, operation, actor=command.actor, done=((command.id, f"accepted: {operation.id}"),))
 
 
-def _amount_of(held: Held, command: Command, payment: Known) -> tuple[int, str | None]:
+def _amount_of(held: ClaimedCheckout, command: Command, payment: PaymentRecord) -> tuple[int, str | None]:
     """Return the amount that a command is about, in minor units, and why it cannot be taken, if it cannot."""
     kind, asked = command.kind, command.arguments.get("amount")
     accepted = payment.transaction_id in held.accepted
@@ -310,11 +310,11 @@ async def _return(step: Step, command: Command, word: str) -> None:
     )  # fmt: skip
 
 
-async def reopen(step: Step, verdict: reconciliation.Verdict) -> None:
+async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
     """Take a closed checkout up again, after a look that shows no money and nothing open."""
     held, command = step.held, step.answering
     assert command is not None  # noqa: S101 - the caller's condition
-    rival = await rival_of(step.carrier.db, held)
+    rival = await rival_of(step.processor.db, held)
     refusal = None
     if not await step.was_asked_for():
         refusal = f"nobody asked for order {held.order_ref}: there is nothing to open a session with"
@@ -322,7 +322,7 @@ async def reopen(step: Step, verdict: reconciliation.Verdict) -> None:
         refusal = f"order {held.order_ref} belongs to checkout {rival} now"
     elif held.openings >= ORDER_USES:
         refusal = f"order number {held.order_ref} has been used {held.openings} times at the gateway, which takes about {ORDER_USES}"
-    elif verdict.finding not in {reconciliation.Finding.NOTHING, reconciliation.Finding.DECLINED}:
+    elif verdict.finding not in {reconciliation.LookupOutcome.NOTHING, reconciliation.LookupOutcome.DECLINED}:
         refusal = f"the gateway shows this order as {verdict.finding}"
     step.answering = None
     if refusal is not None:

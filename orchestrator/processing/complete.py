@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.domain import decisions, money, operations, reconciliation, schedule
 from orchestrator.audit import SYSTEM, Action
+from orchestrator.domain import decisions, money, operations, reconciliation, schedule
+from orchestrator.domain.reconciliation import LookupOutcome, Reconciliation
+from orchestrator.domain.states import CLOSED, State, Trigger
+from orchestrator.gateway.outcomes import Done
 from orchestrator.processing import callbacks
 from orchestrator.processing.step import QUARANTINE, Step, retry
-from orchestrator.gateway.outcomes import Done
 from orchestrator.store.checkouts import KEEP, Event, order_is_shared, paying_others, ring, rival_of
-from orchestrator.domain.reconciliation import Finding, Verdict
-from orchestrator.domain.states import CLOSED, State, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from orchestrator.gateway.payments import Found
-    from orchestrator.store.checkouts import Held, Operation
+    from orchestrator.store.checkouts import ClaimedCheckout, Operation
 
 UNKNOWN_ORDER: Final = "unknown_order"
 LATE: Final = "late_payment"
 
 
-async def look(step: Step) -> Verdict | None:
+async def look(step: Step) -> Reconciliation | None:
     """Ask the gateway what it holds for this order; None if it could not say, or the money is another's, and that is written."""
     held = step.held
-    outcome = await step.carrier.gateway.find_payments(step.account, order_ref=held.order_ref)
+    outcome = await step.processor.gateway.find_payments(step.account, order_ref=held.order_ref)
     if not isinstance(outcome, Done):
         await step.fail(retry(outcome), "payments")
         return None
@@ -38,9 +38,9 @@ async def look(step: Step) -> Verdict | None:
             and await _left_to_the_order(step, outcome.value, unbound)
         ):
             return None
-        merchants = await step.carrier.sharing(step.merchant)
-        elsewhere = await paying_others(step.carrier.db, held, merchants, unbound)
-        shared = len(elsewhere) < len(unbound) and await order_is_shared(step.carrier.db, held, merchants)
+        merchants = await step.processor.sharing(step.merchant)
+        elsewhere = await paying_others(step.processor.db, held, merchants, unbound)
+        shared = len(elsewhere) < len(unbound) and await order_is_shared(step.processor.db, held, merchants)
     surcharges = step.merchant.policies.surcharge == "keep"
     verdict = reconciliation.judge(held, outcome.value, shared=shared, elsewhere=elsewhere, surcharges=surcharges)
     step.shown = f"the gateway shows {_SHOWN[verdict.finding]}"
@@ -48,12 +48,12 @@ async def look(step: Step) -> Verdict | None:
 
 
 _SHOWN: Final = {
-    Finding.PAID: "money held for this order",
-    Finding.OPEN: "a payment that is still open",
-    Finding.DECLINED: "only attempts that are over without money",
-    Finding.NOTHING: "no attempt to pay",
-    Finding.RELEASED: "that the payment was released",
-    Finding.UNSURE: "something that a person must look at",
+    LookupOutcome.PAID: "money held for this order",
+    LookupOutcome.OPEN: "a payment that is still open",
+    LookupOutcome.DECLINED: "only attempts that are over without money",
+    LookupOutcome.NOTHING: "no attempt to pay",
+    LookupOutcome.RELEASED: "that the payment was released",
+    LookupOutcome.UNSURE: "something that a person must look at",
 }
 
 
@@ -74,7 +74,7 @@ def raised(step: Step, attention: str) -> str | None:
 # ── Money ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def complete(step: Step, verdict: Verdict) -> None:
+async def complete(step: Step, verdict: Reconciliation) -> None:
     held, policies, paying = step.held, step.merchant.policies, verdict.paying
     late = held.state in CLOSED
     attention, back = surplus(step, verdict)
@@ -105,7 +105,7 @@ async def complete(step: Step, verdict: Verdict) -> None:
     })]  # fmt: skip
     events += news_of(step, verdict, attention)
     await step.write(
-        Trigger.PAYMENT_FOUND, evidence=callbacks.with_letters(step, verdict.evidence), payments=verdict.payments,
+        Trigger.PAYMENT_FOUND, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments,
         money=verdict.money, charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, late=late,
         require_capture=capture_required(step), operations=operating, read=callbacks.ids(step), attention=attention, last_error=None, looks=0,
         alarm=KEEP if operating else step.first_watch(verdict.reserved_until) or QUARANTINE, events=tuple(events),
@@ -115,29 +115,29 @@ async def complete(step: Step, verdict: Verdict) -> None:
 async def _left_to_the_order(step: Step, found: Found, unbound: Sequence[str]) -> bool:
     """Leave a payment to the checkout of its order, where the intent came at the same moment as the payment; wake that one."""
     held = step.held
-    order = await rival_of(step.carrier.db, held)
+    order = await rival_of(step.processor.db, held)
     if order is None or await step.was_asked_for():
         return False
     if any(reconciliation.is_older(order, one) for one in found.transactions if one.transaction_id in unbound):
         return False  # made long before that order, which does not take it for its own
-    async with step.carrier.db.transaction() as tx:
+    async with step.processor.db.transaction() as tx:
         await ring(tx, [order], grace=0.0)
     await step.write(
-        None, Action.CALLBACK_READ, evidence=callbacks.with_letters(step, {"order": str(order)}), read=callbacks.ids(step),
+        None, Action.CALLBACK_READ, evidence=callbacks.with_callbacks(step, {"order": str(order)}), read=callbacks.ids(step),
         attention=standing(step), last_error=f"the order has checkout {order}, which the payment is left to",
         looks=held.looks + 1, alarm=step.first_watch(None) or QUARANTINE,
     )  # fmt: skip
     return True
 
 
-async def unsure(step: Step, verdict: Verdict) -> None:
+async def unsure(step: Step, verdict: Reconciliation) -> None:
     """Leave it where it is, keep looking, and ask for a decision: the answer proves neither payment nor its absence."""
     held = step.held
     attention = verdict.attention or standing(step)
     news = attention is not None and attention != held.attention
-    words = ((news, Action.ATTENTION_RAISED), (held.letters, Action.CALLBACK_READ))
+    words = ((news, Action.ATTENTION_RAISED), (held.callbacks, Action.CALLBACK_READ))
     await step.write(
-        None, next((word for said, word in words if said), None), evidence=callbacks.with_letters(step, verdict.evidence),
+        None, next((word for said, word in words if said), None), evidence=callbacks.with_callbacks(step, verdict.evidence),
         payments=verdict.payments, attention=attention, last_error=attention, attempts=held.attempts,
         looks=held.looks + 1, alarm=schedule.next_look(step.settings, held.looks), read=callbacks.ids(step),
         require_capture=capture_required(step),
@@ -145,13 +145,13 @@ async def unsure(step: Step, verdict: Verdict) -> None:
     )  # fmt: skip
 
 
-def kept_by_decision(held: Held, verdict: Verdict) -> bool:
+def kept_by_decision(held: ClaimedCheckout, verdict: Reconciliation) -> bool:
     """Say whether a person decided to keep what pays the checkout, and with it the order."""
     kept = {one.transaction_id for one in held.known if decisions.kept(one)}
     return kept.issuperset(one.transaction_id for one in verdict.paying)
 
 
-def charged_back(step: Step, verdict: Verdict) -> str | None:
+def charged_back(step: Step, verdict: Reconciliation) -> str | None:
     """Return what a person must know of money that the shopper's bank has taken back since the last look."""
     if verdict.charged_back <= step.held.charged_back:
         return None
@@ -168,7 +168,7 @@ def _late(step: Step, *, unordered: bool) -> str | None:
     )
 
 
-def late_question(step: Step, verdict: Verdict) -> str | None:
+def late_question(step: Step, verdict: Reconciliation) -> str | None:
     """Return what a person is still to decide of money that came late, whatever else was asked meanwhile."""
     held = step.held
     if not held.late or verdict.left <= 0 or kept_by_decision(held, verdict):
@@ -184,10 +184,10 @@ def late_question(step: Step, verdict: Verdict) -> str | None:
     return None if going_back else _late(step, unordered=unordered)
 
 
-def surplus(step: Step, verdict: Verdict) -> tuple[str | None, tuple[Operation, ...]]:
+def surplus(step: Step, verdict: Reconciliation) -> tuple[str | None, tuple[Operation, ...]]:
     """Return the attention of a verdict, and the operations by which policy returns what is surplus beside a payment."""
     policy = step.merchant.policies.surplus
-    if not verdict.surplus or verdict.finding is not Finding.PAID or policy == "ask":
+    if not verdict.surplus or verdict.finding is not LookupOutcome.PAID or policy == "ask":
         return verdict.attention, ()
     if policy == "keep":
         return None, ()
@@ -212,7 +212,7 @@ def capture_required(step: Step) -> bool:
     )
 
 
-def captures(step: Step, verdict: Verdict) -> bool:
+def captures(step: Step, verdict: Reconciliation) -> bool:
     """Say whether we capture a payment without being asked: by the merchant's policy, or because the gateway will not."""
     held, policies = step.held, step.merchant.policies
     required = held.require_capture or capture_required(step)
@@ -232,7 +232,7 @@ def captures(step: Step, verdict: Verdict) -> bool:
     return settled and not tried and captured == 0 and reserved > 0
 
 
-def captures_of(verdict: Verdict) -> tuple[Operation, ...]:
+def captures_of(verdict: Reconciliation) -> tuple[Operation, ...]:
     """Return the captures of all that is reserved of what pays a checkout."""
     return tuple(
         operations.ask(
@@ -243,13 +243,13 @@ def captures_of(verdict: Verdict) -> tuple[Operation, ...]:
     )
 
 
-def news_of(step: Step, verdict: Verdict, attention: str | None) -> list[Event]:
+def news_of(step: Step, verdict: Reconciliation, attention: str | None) -> list[Event]:
     """Return the events of what a look shows for the first time."""
     held = step.held
     events = []
     before = {one.transaction_id for one in held.known if one.role == reconciliation.Role.SURPLUS}
     fresh = [one.transaction_id for one in verdict.surplus if one.transaction_id not in before]
-    if fresh and verdict.finding is Finding.PAID:
+    if fresh and verdict.finding is LookupOutcome.PAID:
         events.append(Event("checkout.surplus", {"transactionIds": fresh}))
     if verdict.charged_back != held.charged_back:
         told = {"chargedBack": verdict.charged_back, "before": held.charged_back, "currency": held.currency}

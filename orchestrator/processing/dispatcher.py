@@ -17,17 +17,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
-from orchestrator.processing.fair_share import Flow, Room, Wish
-from orchestrator.store.database import is_away
+from orchestrator.processing.fair_share import FairShare, FlowKey, SlotDemand
 from orchestrator.store.checkouts import claim, claim_waiting, merchants_of, renew
+from orchestrator.store.database import is_away
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from uuid import UUID
 
-    from orchestrator.processing.processor import Carrier
-    from orchestrator.processing.fair_share import Lane
-    from orchestrator.store.checkouts import Held
+    from orchestrator.processing.fair_share import QueueKind
+    from orchestrator.processing.processor import CheckoutProcessor
+    from orchestrator.store.checkouts import ClaimedCheckout
 
 _log = log.get(__name__)
 
@@ -67,18 +67,18 @@ class _Hint:
             self.done.set_result(answered)
 
 
-class Admission:
+class Dispatcher:
     """The way into one process, on its event loop."""
 
-    def __init__(self, carrier: Carrier) -> None:
-        settings = carrier.settings
-        self._carrier, self._settings = carrier, settings
-        self.room = Room(places=settings.in_flight_limit, each=CALLS_IN_HAND * settings.gateway_pool_size)
+    def __init__(self, processor: CheckoutProcessor) -> None:
+        settings = processor.settings
+        self._processor, self._settings = processor, settings
+        self.room = FairShare(places=settings.in_flight_limit, each=CALLS_IN_HAND * settings.gateway_pool_size)
         self._portion = max(min(self.room.smallest // PARTS, MOST), 1)
-        self._hints: dict[Lane, deque[_Hint]] = {"callbacks": deque(), "checkouts": deque()}
+        self._hints: dict[QueueKind, deque[_Hint]] = {"callbacks": deque(), "checkouts": deque()}
         # Who left something behind. What came by callbacks is remembered by id; the rest is in Postgres, in order of its alarms.
-        self._behind: dict[Flow, dict[UUID, None]] = {}
-        self._carried: dict[tuple[UUID, UUID], tuple[Flow, str, Held]] = {}
+        self._behind: dict[FlowKey, dict[UUID, None]] = {}
+        self._carried: dict[tuple[UUID, UUID], tuple[FlowKey, str, ClaimedCheckout]] = {}
         self._left_since = 0
         self._wake = asyncio.Event()
         self._stopping = False
@@ -86,15 +86,15 @@ class Admission:
         """Rounds of the dispatcher that have ended, well or not; `waiting` that stays while this stands still is a fault."""
         self._round_ended = asyncio.get_running_loop().time()
         self._under_way: set[asyncio.Task[list[UUID]]] = set()
-        self._runner = asyncio.create_task(self._run(), name="admission")
+        self._runner = asyncio.create_task(self._run(), name="dispatcher")
         self._runner.add_done_callback(self._runner_ended)
         self._closed = asyncio.Event()
         self._renewer = asyncio.create_task(self._renew(), name="leases")
 
     @property
-    def crowded(self) -> list[int]:
+    def overloaded(self) -> list[int]:
         """Merchants that left something behind which this process claims by itself."""
-        return [flow.merchant_id for flow in self._behind if flow.lane == "checkouts"]
+        return [flow.merchant_id for flow in self._behind if flow.queue == "checkouts"]
 
     @property
     def ended(self) -> bool:
@@ -111,7 +111,7 @@ class Admission:
         """Seconds since the last round of the dispatcher ended."""
         return asyncio.get_running_loop().time() - self._round_ended
 
-    async def admit(self, ids: Sequence[UUID], lane: Lane = "checkouts") -> bool:
+    async def admit(self, ids: Sequence[UUID], queue: QueueKind = "checkouts") -> bool:
         """Return when each of `ids` is claimed or left behind; false where a claim failed, or no room came within a lease's time.
 
         What is not claimed keeps its alarm, and the failure is logged here: the caller has nothing to do about it.
@@ -119,7 +119,7 @@ class Admission:
         if self._stopping:
             return False
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._put(_Hint(ids, done), lane)
+        self._put(_Hint(ids, done), queue)
         await asyncio.wait({done}, timeout=self._settings.lease_seconds)
         if done.done():
             return done.result()
@@ -130,7 +130,7 @@ class Admission:
     def stop(self) -> None:
         """Admit nothing more; what is in flight ends its step and gives its lease back."""
         self._stopping = True
-        self._carrier.stop()
+        self._processor.stop()
         for hints in self._hints.values():
             for hint in hints:
                 hint.tell()
@@ -159,7 +159,7 @@ class Admission:
                 continue
             try:
                 async with asyncio.timeout(seconds):
-                    await renew(self._carrier.db, held, lease_seconds=seconds)
+                    await renew(self._processor.db, held, lease_seconds=seconds)
             except Exception as error:  # noqa: BLE001 - the next round tries again; a lease that runs out is known here
                 _log.warning("leases_not_renewed", leases=len(held), error=type(error).__name__)
 
@@ -174,8 +174,8 @@ class Admission:
             error = None if runner.cancelled() else runner.exception()
             _log.error("dispatcher_ended", exc_info=error)
 
-    def _put(self, hint: _Hint, lane: Lane) -> None:
-        self._hints[lane].append(hint)
+    def _put(self, hint: _Hint, queue: QueueKind) -> None:
+        self._hints[queue].append(hint)
         self._wake.set()
 
     async def _run(self) -> None:
@@ -197,98 +197,98 @@ class Admission:
             self.rounds += 1
             self._round_ended = asyncio.get_running_loop().time()
 
-    def _gathered(self) -> list[tuple[Lane, _Hint]]:
+    def _gathered(self) -> list[tuple[QueueKind, _Hint]]:
         """Take hints for one claim, callbacks first; none while there is no room at all."""
-        gathered: list[tuple[Lane, _Hint]] = []
+        gathered: list[tuple[QueueKind, _Hint]] = []
         size = 0
-        for lane, hints in self._hints.items():
+        for queue, hints in self._hints.items():
             while hints and size < MOST and not self.room.full:
                 hint = hints.popleft()
                 if not hint.over:
-                    gathered.append((lane, hint))
+                    gathered.append((queue, hint))
                     size += len(hint.ids)
         if any(self._hints.values()) and not self.room.full:
             self._wake.set()
         return gathered
 
-    async def _admit(self, lanes: Mapping[UUID, Lane]) -> None:
-        if self._behind or self._carrier.busy or not self.room.fits(len(lanes)):
+    async def _admit(self, lanes: Mapping[UUID, QueueKind]) -> None:
+        if self._behind or self._processor.busy or not self.room.fits(len(lanes)):
             await self._share(lanes)
         elif lanes:
             self._begin(await self._claim(list(lanes)), lanes)
 
-    async def _share(self, lanes: Mapping[UUID, Lane]) -> None:
+    async def _share(self, lanes: Mapping[UUID, QueueKind]) -> None:
         """Give everybody its share of what room there is, those who were left behind before too."""
         self._left_since = 0
         named = await self._named(lanes)
-        wishes = {
-            flow: Wish(self._carrier.gateway_of(flow.merchant_id), len(named.get(flow, ())) or MOST)
+        demands = {
+            flow: SlotDemand(self._processor.gateway_of(flow.merchant_id), len(named.get(flow, ())) or MOST)
             for flow in (*self._behind, *named)
         }
-        shares = self.room.share(wishes, most=MOST, busy=self._carrier.busy)
-        chosen: dict[UUID, Lane] = {}
+        shares = self.room.share(demands, most=MOST, busy=self._processor.busy)
+        chosen: dict[UUID, QueueKind] = {}
         for flow, ids in named.items():
             mine = shares.get(flow, 0)
-            chosen |= dict.fromkeys(ids[:mine], flow.lane)
+            chosen |= dict.fromkeys(ids[:mine], flow.queue)
             self._leave_behind(flow, ids[mine:])
         waiting = {flow.merchant_id: number for flow, number in shares.items() if flow not in named}
         if chosen:
             self._begin(await self._claim(list(chosen)), chosen)
         # A place or two are kept for the next time, unless somebody has none at all.
         if sum(waiting.values()) >= self._portion or any(
-            not self.room.held(Flow(one, "checkouts")) for one in waiting
+            not self.room.held(FlowKey(one, "checkouts")) for one in waiting
         ):
             await self._claim_waiting(waiting)
         if sum(shares.values()) == MOST:
             self._wake.set()
 
-    async def _named(self, lanes: Mapping[UUID, Lane]) -> dict[Flow, list[UUID]]:
+    async def _named(self, lanes: Mapping[UUID, QueueKind]) -> dict[FlowKey, list[UUID]]:
         """Return by flow which checkouts are to be claimed by id: those hinted at, and callbacks' that were left behind."""
-        named: dict[Flow, dict[UUID, None]] = {
-            flow: dict(ids) for flow, ids in self._behind.items() if flow.lane == "callbacks"
+        named: dict[FlowKey, dict[UUID, None]] = {
+            flow: dict(ids) for flow, ids in self._behind.items() if flow.queue == "callbacks"
         }
-        whose = await merchants_of(self._carrier.db, list(lanes)) if lanes else {}
+        whose = await merchants_of(self._processor.db, list(lanes)) if lanes else {}
         for one, merchant_id in whose.items():
-            flow = Flow(merchant_id, lanes[one])
+            flow = FlowKey(merchant_id, lanes[one])
             # Of a merchant with something behind, what has waited longest comes first, and this is no more than hinted at.
-            if flow.lane == "callbacks" or flow not in self._behind:
+            if flow.queue == "callbacks" or flow not in self._behind:
                 named.setdefault(flow, {})[one] = None
         return {flow: list(ids) for flow, ids in named.items()}
 
-    def _leave_behind(self, flow: Flow, ids: Sequence[UUID]) -> None:
+    def _leave_behind(self, flow: FlowKey, ids: Sequence[UUID]) -> None:
         self._behind.pop(flow, None)
         if ids:
-            by_id = ids[:REMEMBERED] if flow.lane == "callbacks" else ()
+            by_id = ids[:REMEMBERED] if flow.queue == "callbacks" else ()
             self._behind[flow] = dict.fromkeys(by_id)
 
     async def _claim_waiting(self, shares: Mapping[int, int]) -> None:
         settings = self._settings
         held = await claim_waiting(
-            self._carrier.db, shares, lease_seconds=settings.lease_seconds, grace=settings.hint_grace
+            self._processor.db, shares, lease_seconds=settings.lease_seconds, grace=settings.hint_grace
         )
         self._begin(held, {})
         found = Counter(one.merchant_id for one in held)
         for merchant_id, asked in shares.items():
-            flow = Flow(merchant_id, "checkouts")
+            flow = FlowKey(merchant_id, "checkouts")
             self._behind.pop(flow, None)
             if found[merchant_id] == asked:
                 self._behind[flow] = {}  # there may be more; the others' turn comes first
 
-    async def _claim(self, ids: Sequence[UUID]) -> list[Held]:
-        return await claim(self._carrier.db, ids, lease_seconds=self._settings.lease_seconds)
+    async def _claim(self, ids: Sequence[UUID]) -> list[ClaimedCheckout]:
+        return await claim(self._processor.db, ids, lease_seconds=self._settings.lease_seconds)
 
-    def _begin(self, held: Sequence[Held], lanes: Mapping[UUID, Lane]) -> None:
+    def _begin(self, held: Sequence[ClaimedCheckout], lanes: Mapping[UUID, QueueKind]) -> None:
         for one in held:
-            flow = Flow(one.merchant_id, lanes.get(one.id, "checkouts"))
-            gateway = self._carrier.gateway_of(one.merchant_id)
+            flow = FlowKey(one.merchant_id, lanes.get(one.id, "checkouts"))
+            gateway = self._processor.gateway_of(one.merchant_id)
             self._carried[one.id, one.lease] = flow, gateway, one
             self.room.enter(flow, gateway)
         if held:
-            task = asyncio.create_task(self._carrier.carry(held, lanes=lanes, ended=self._ended))
+            task = asyncio.create_task(self._processor.process(held, lanes=lanes, ended=self._ended))
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
 
-    def _ended(self, one: Held, *, rung: bool) -> None:
+    def _ended(self, one: ClaimedCheckout, *, rung: bool) -> None:
         flow, gateway, _ = self._carried.pop((one.id, one.lease))
         self.room.leave(flow, gateway)
         self._left_since += 1
@@ -300,7 +300,7 @@ class Admission:
         ):
             self._wake.set()
 
-    def _failed(self, error: Exception, hints: Iterable[tuple[Lane, _Hint]]) -> None:
+    def _failed(self, error: Exception, hints: Iterable[tuple[QueueKind, _Hint]]) -> None:
         for _, hint in hints:
             hint.tell(answered=False)
         if is_away(error):
@@ -310,10 +310,10 @@ class Admission:
         asyncio.get_running_loop().call_later(AGAIN, self._wake.set)
 
 
-def _lanes(hints: Iterable[tuple[Lane, _Hint]]) -> dict[UUID, Lane]:
-    """Return by which lane each checkout came; by callbacks, where it came by both."""
-    lanes: dict[UUID, Lane] = {}
-    for lane, hint in hints:
+def _lanes(hints: Iterable[tuple[QueueKind, _Hint]]) -> dict[UUID, QueueKind]:
+    """Return by which queue each checkout came; by callbacks, where it came by both."""
+    lanes: dict[UUID, QueueKind] = {}
+    for queue, hint in hints:
         for one in hint.ids:
-            lanes.setdefault(one, lane)
+            lanes.setdefault(one, queue)
     return lanes

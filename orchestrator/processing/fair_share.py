@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 K = TypeVar("K")
-Lane: TypeAlias = Literal["callbacks", "checkouts"]
+QueueKind: TypeAlias = Literal["callbacks", "checkouts"]
 """The queue that a hint came by: what somebody waits for with a callback, and everything else."""
 RESERVE: Final = 10
 """One place in so many is kept for flows with next to nothing in flight."""
@@ -23,26 +23,26 @@ NEWCOMER: Final = 100
 """One place in so many is next to nothing; but one at least."""
 
 
-class Flow(NamedTuple):
+class FlowKey(NamedTuple):
     """Whose work it is, and how it came: a merchant's callbacks do not wait behind its own new orders."""
 
     merchant_id: int
-    lane: Lane
+    queue: QueueKind
 
 
-class Wish(NamedTuple):
+class SlotDemand(NamedTuple):
     """What a flow could use: so many places, at this gateway."""
 
     gateway: str
     number: int
 
 
-class Room:
+class FairShare:
     """The places of one process: `places` in all, `each` for one gateway."""
 
     def __init__(self, *, places: int, each: int) -> None:
         self._places, self._each = places, min(each, places)
-        self._held: Counter[Flow] = Counter()
+        self._held: Counter[FlowKey] = Counter()
         self._at: Counter[str] = Counter()
         self.taken = 0
 
@@ -56,7 +56,7 @@ class Room:
         """The tightest bound that a flow may meet."""
         return self._each
 
-    def held(self, flow: Flow) -> int:
+    def held(self, flow: FlowKey) -> int:
         """Return how many places a flow has."""
         return self._held[flow]
 
@@ -64,40 +64,40 @@ class Room:
         """Say whether there is room for so many, whoever they are and wherever they go."""
         return self.taken + number <= _open(self._each)
 
-    def enter(self, flow: Flow, gateway: str) -> None:
+    def enter(self, flow: FlowKey, gateway: str) -> None:
         """Take a place."""
         self.taken += 1
         self._held[flow] += 1
         self._at[gateway] += 1
 
-    def leave(self, flow: Flow, gateway: str) -> None:
+    def leave(self, flow: FlowKey, gateway: str) -> None:
         """Give a place back."""
         self.taken -= 1
         _less(self._held, flow)
         _less(self._at, gateway)
 
-    def share(self, wishes: Mapping[Flow, Wish], *, most: int, busy: bool = False) -> dict[Flow, int]:
+    def share(self, demands: Mapping[FlowKey, SlotDemand], *, most: int, busy: bool = False) -> dict[FlowKey, int]:
         """Return how many places each flow may take now, at most `most` in all; who gets none is left out.
 
         `busy`: there is work enough, whatever places are free; only who has next to nothing gets any.
         """
-        given: dict[Flow, int] = {}
+        given: dict[FlowKey, int] = {}
         taken, at = self.taken, Counter(self._at)
-        queue = [(self._held[flow], number, flow) for number, flow in enumerate(wishes)]
+        queue = [(self._held[flow], number, flow) for number, flow in enumerate(demands)]
         heapq.heapify(queue)
         left = most
         while queue and left:
             held, number, flow = heapq.heappop(queue)
-            wish = wishes[flow]
+            demand = demands[flow]
             if not (
                 _admits(self._places, taken, held, busy=busy)
-                and _admits(self._each, at[wish.gateway], held, busy=busy)
+                and _admits(self._each, at[demand.gateway], held, busy=busy)
             ):
                 continue  # what is full for it now gets no emptier in this round
             given[flow] = given.get(flow, 0) + 1
             taken, left = taken + 1, left - 1
-            at[wish.gateway] += 1
-            if given[flow] < wish.number:
+            at[demand.gateway] += 1
+            if given[flow] < demand.number:
                 heapq.heappush(queue, (held + 1, number, flow))
         return given
 

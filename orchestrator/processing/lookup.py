@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.audit import Action
-from orchestrator.processing import complete, callbacks
+from orchestrator.domain.reconciliation import LookupOutcome, Reconciliation
+from orchestrator.domain.states import Trigger
+from orchestrator.processing import callbacks, complete
 from orchestrator.processing.open_session import renew
 from orchestrator.processing.step import RENEW_BEFORE
 from orchestrator.store.checkouts import KEEP, Event
-from orchestrator.domain.reconciliation import Finding, Verdict
-from orchestrator.domain.states import Trigger
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -21,13 +21,13 @@ LONG_OPEN: Final = 86_400.0
 """Seconds after the deadline for which an open payment is nobody's business but the shopper's."""
 
 _COUNTERPART: Final = {
-    Finding.OPEN: Trigger.PAYMENT_OPEN,
-    Finding.DECLINED: Trigger.PAYMENT_DECLINED,
-    Finding.NOTHING: Trigger.NOTHING_FOUND,
+    LookupOutcome.OPEN: Trigger.PAYMENT_OPEN,
+    LookupOutcome.DECLINED: Trigger.PAYMENT_DECLINED,
+    LookupOutcome.NOTHING: Trigger.NOTHING_FOUND,
 }
 
 
-async def read_letters(step: Step) -> None:
+async def read_callbacks(step: Step) -> None:
     """Note what arrived, and go on to ask the gateway: a callback is a hint.
 
     The announcement of a payment (`new`; C1, C2) says only that the shopper is there, so it is acknowledged and asks for no look. A
@@ -58,7 +58,7 @@ async def look_early(step: Step) -> None:
     verdict = await complete.look(step)
     if verdict is None:
         return
-    if verdict.finding is Finding.PAID:
+    if verdict.finding is LookupOutcome.PAID:
         await complete.complete(step, verdict)
     else:
         await step.write(
@@ -75,19 +75,19 @@ async def settle_callback(step: Step) -> None:
     verdict = await complete.look(step)
     if verdict is None:
         return
-    if verdict.finding is Finding.PAID:
+    if verdict.finding is LookupOutcome.PAID:
         await complete.complete(step, verdict)
     elif verdict.finding not in _COUNTERPART:
         await complete.unsure(step, verdict)
     else:
         trigger = _COUNTERPART[verdict.finding]
-        declined = verdict.finding is Finding.DECLINED
+        declined = verdict.finding is LookupOutcome.DECLINED
         await step.write(
-            trigger, evidence=callbacks.with_letters(step, verdict.evidence), payments=verdict.payments, read=callbacks.ids(step),
+            trigger, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments, read=callbacks.ids(step),
             attention=complete.standing(step), last_error=None, looks=step.held.looks + 1,
             require_capture=complete.capture_required(step),
             # A grace that is over meanwhile ends it now, under the same lease.
-            alarm=KEEP if _over(step) and verdict.finding is not Finding.OPEN else step.next_alarm(step.held.looks),
+            alarm=KEEP if _over(step) and verdict.finding is not LookupOutcome.OPEN else step.next_alarm(step.held.looks),
             events=(Event("checkout.declined", {}),) if declined else (),
         )  # fmt: skip
 
@@ -98,11 +98,11 @@ async def await_payment(step: Step) -> None:
     verdict = await complete.look(step)
     if verdict is None:
         return
-    over = verdict.finding is not Finding.OPEN
-    evidence = callbacks.with_letters(step, verdict.evidence)
-    if verdict.finding is Finding.PAID:
+    over = verdict.finding is not LookupOutcome.OPEN
+    evidence = callbacks.with_callbacks(step, verdict.evidence)
+    if verdict.finding is LookupOutcome.PAID:
         await complete.complete(step, verdict)
-    elif verdict.finding in {Finding.UNSURE, Finding.RELEASED}:
+    elif verdict.finding in {LookupOutcome.UNSURE, LookupOutcome.RELEASED}:
         await complete.unsure(step, verdict)
     elif over and _grace_over(step, held.withdrawn_at, step.settings.cancel_grace):
         await step.end(
@@ -128,7 +128,7 @@ async def await_payment(step: Step) -> None:
         await _wait_on(step, verdict)
 
 
-async def _wait_on(step: Step, verdict: Verdict) -> None:
+async def _wait_on(step: Step, verdict: Reconciliation) -> None:
     """Stay where it is until the next reason to look; before that, keep the token of an offered checkout alive."""
     held, now = step.held, step.held.now()
     if not step.renewed and step.token_ends_within(RENEW_BEFORE):
@@ -136,17 +136,17 @@ async def _wait_on(step: Step, verdict: Verdict) -> None:
         if step.released:
             return
     attention = complete.standing(step)
-    if verdict.finding is Finding.OPEN and (now - held.deadline).total_seconds() > LONG_OPEN:
+    if verdict.finding is LookupOutcome.OPEN and (now - held.deadline).total_seconds() > LONG_OPEN:
         attention = attention or complete.raised(
             step,
             "open_payment: a payment has been open since long before the deadline; ask the gateway or the shopper",
         )
     news = attention is not None and attention != held.attention
     # Nothing moved: the rows of `payments` say what was seen, and the trail is spared an entry for each look.
-    words = ((news, Action.ATTENTION_RAISED), (held.letters, Action.CALLBACK_READ))
+    words = ((news, Action.ATTENTION_RAISED), (held.callbacks, Action.CALLBACK_READ))
     action = next((word for said, word in words if said), None)
     await step.write(
-        None, action, evidence=callbacks.with_letters(step, verdict.evidence if action else {}), payments=verdict.payments,
+        None, action, evidence=callbacks.with_callbacks(step, verdict.evidence if action else {}), payments=verdict.payments,
         attention=attention, last_error=None, looks=held.looks + 1, alarm=step.next_alarm(held.looks), read=callbacks.ids(step),
         require_capture=complete.capture_required(step),
         events=(Event("checkout.attention", {"reason": attention}),) if news else (),

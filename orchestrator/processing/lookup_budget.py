@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from orchestrator.store.checkouts import ClaimedCheckout
     from orchestrator.store.database import Database
-    from orchestrator.store.checkouts import Held
 
 AT_ONCE: Final = 5.0
 """Seconds: a place this near is as good as now. An idle merchant's queue so takes a small crowd at once."""
@@ -90,7 +90,7 @@ class Demand:
     quiet: int
 
 
-def waited_for(held: Held) -> bool:
+def waited_for(held: ClaimedCheckout) -> bool:
     """Say whether somebody waits for the lookup: it goes at once, and is charged for."""
     return held.eventful or (
         # A callback or the shopper's return has woken it; what it said was read, and the gateway did not confirm it yet.
@@ -101,7 +101,7 @@ def waited_for(held: Held) -> bool:
     )
 
 
-def rank(held: Held) -> tuple[bool, bool, int, datetime, int]:
+def rank(held: ClaimedCheckout) -> tuple[bool, bool, int, datetime, int]:
     """Return by what lookups take their places, the least first.
 
     Checkouts that may still be paid come before ended ones, those that were woken before those that were not, those that were looked at

@@ -10,11 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
-from orchestrator.domain import decisions, operations, reconciliation, schedule
 from orchestrator import log
 from orchestrator.audit import SYSTEM, Action
-from orchestrator.processing import complete
-from orchestrator.processing.step import CREDENTIALS, MANY_FAILURES, STUCK, Failure, Step, retry
+from orchestrator.domain import decisions, operations, reconciliation, schedule
+from orchestrator.domain.operations import Fate
 from orchestrator.gateway.outcomes import (
     FINAL_STATUSES,
     Busy,
@@ -25,8 +24,9 @@ from orchestrator.gateway.outcomes import (
     Unauthorized,
     Unknown,
 )
+from orchestrator.processing import complete
+from orchestrator.processing.step import CREDENTIALS, MANY_FAILURES, STUCK, Failure, Step, retry
 from orchestrator.store.checkouts import KEEP, Event, operation_holds, tick
-from orchestrator.domain.operations import Fate
 
 if TYPE_CHECKING:
     from orchestrator.gateway.outcomes import Outcome
@@ -44,7 +44,7 @@ async def operate(step: Step, operation: Operation) -> None:
     """Take the next step of an operation that is not settled."""
     if operation.id not in step.proven:
         held = step.held
-        if not operation_holds(step.carrier.vault, held.id, held.merchant_id, operation):
+        if not operation_holds(step.processor.encryptor, held.id, held.merchant_id, operation):
             await _refuse_foreign(step, operation)
             return
         step.proven.add(operation.id)
@@ -74,7 +74,7 @@ async def _refuse_foreign(step: Step, operation: Operation) -> None:
 
 async def _look(step: Step, operation: Operation) -> Transaction | None:
     """Ask the gateway for the transaction; None if it could not say, and that is written."""
-    outcome = await step.carrier.gateway.find_payments(step.account, transaction_id=operation.transaction_id)
+    outcome = await step.processor.gateway.find_payments(step.account, transaction_id=operation.transaction_id)
     if not isinstance(outcome, Done):
         await step.fail(retry(outcome), "payments")
         return None
@@ -145,15 +145,15 @@ async def _send(step: Step, operation: Operation, transaction: Transaction) -> N
             assert_never(outcome)
 
 
-async def _call(step: Step, operation: Operation, fence: Any) -> Outcome[Any]:
-    gateway, account = step.carrier.gateway, step.account
+async def _call(step: Step, operation: Operation, lease_guard: Any) -> Outcome[Any]:
+    gateway, account = step.processor.gateway, step.account
     number = operation.transaction_id
     if operation.kind == "release":
-        return await gateway.release(account, transaction_id=number, fence=fence)
+        return await gateway.release(account, transaction_id=number, lease_guard=lease_guard)
     call = gateway.capture if operation.kind == "capture" else gateway.refund
     return await call(
         account, transaction_id=number, amount=operation.amount, currency=operation.currency,
-        identifier=operation.identifier, fence=fence,
+        identifier=operation.identifier, lease_guard=lease_guard,
     )  # fmt: skip
 
 

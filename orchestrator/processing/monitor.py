@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.domain import reconciliation, schedule
 from orchestrator.audit import Action
-from orchestrator.processing import commands, complete, callbacks
-from orchestrator.store.checkouts import KEEP, Event
-from orchestrator.domain.reconciliation import Finding, Verdict
+from orchestrator.domain import reconciliation, schedule
+from orchestrator.domain.reconciliation import LookupOutcome, Reconciliation
 from orchestrator.domain.states import CLOSED, Moved, State, Trigger, decide
+from orchestrator.processing import callbacks, commands, complete
+from orchestrator.store.checkouts import KEEP, Event
 
 if TYPE_CHECKING:
     from orchestrator.processing.step import Step
@@ -22,7 +22,7 @@ async def watch(step: Step) -> None:
     verdict = await complete.look(step)
     if verdict is None:
         return
-    paid = verdict.finding is Finding.PAID
+    paid = verdict.finding is LookupOutcome.PAID
     if paid and isinstance(decide(held.state, Trigger.PAYMENT_FOUND), Moved):
         await complete.complete(step, verdict)
         return
@@ -53,23 +53,23 @@ async def watch(step: Step) -> None:
         (attention is not None and attention != held.attention, Action.ATTENTION_RAISED),
         (held.attention is not None and attention is None, Action.ATTENTION_CLEARED),
         (alarm is None, Action.WATCH_ENDED),
-        (held.letters, Action.CALLBACK_READ),
+        (held.callbacks, Action.CALLBACK_READ),
     )
     action = next((word for said, word in words if said), None)
     await step.write(
-        None, action, evidence=callbacks.with_letters(step, verdict.evidence), payments=verdict.payments, money=verdict.money,
+        None, action, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments, money=verdict.money,
         charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, require_capture=complete.capture_required(step),
         operations=operating, attention=attention, last_error=held.last_error if held.state in CLOSED else None,
         looks=held.looks + 1, alarm=KEEP if operating else alarm, read=callbacks.ids(step), events=tuple(events),
     )  # fmt: skip
 
 
-def _attention(step: Step, verdict: Verdict) -> tuple[str | None, tuple[Operation, ...]]:
+def _attention(step: Step, verdict: Reconciliation) -> tuple[str | None, tuple[Operation, ...]]:
     """Return what a person must know of an ended checkout after this look, and what policy returns by itself."""
     held = step.held
-    paid = verdict.finding is Finding.PAID
+    paid = verdict.finding is LookupOutcome.PAID
     attention, back = complete.surplus(step, verdict)
-    if attention is not None and verdict.finding is Finding.RELEASED and not verdict.surplus:
+    if attention is not None and verdict.finding is LookupOutcome.RELEASED and not verdict.surplus:
         # What was decided on a surplus payment before says nothing of this one: a verdict names only undecided ones.
         attention = complete.raised(step, attention)
     attention = complete.charged_back(step, verdict) or attention
@@ -77,7 +77,7 @@ def _attention(step: Step, verdict: Verdict) -> tuple[str | None, tuple[Operatio
         attention is None
         and held.state is State.COMPLETED
         and not paid
-        and verdict.finding is not Finding.RELEASED
+        and verdict.finding is not LookupOutcome.RELEASED
     ):
         attention = complete.raised(
             step, "payment_gone: the gateway no longer shows the payment that completed this checkout"
@@ -96,17 +96,17 @@ def _attention(step: Step, verdict: Verdict) -> tuple[str | None, tuple[Operatio
     return attention, back
 
 
-def _next_watch(step: Step, verdict: Verdict, attention: str | None) -> float | None:
+def _next_watch(step: Step, verdict: Reconciliation, attention: str | None) -> float | None:
     """Return the seconds until the next look at an ended checkout; None when it is settled."""
     held, now = step.held, step.held.now()
     ended = held.ended_at or now
     alarm = schedule.next_watch(step.settings, ended, now)
-    paid = verdict.finding is Finding.PAID
+    paid = verdict.finding is LookupOutcome.PAID
     # Not settled while something can still be captured, become money, or is with a person.
     unsettled = (
         (paid and verdict.money[1] < verdict.money[0])
         or attention is not None
-        or verdict.finding in {Finding.OPEN, Finding.UNSURE}
+        or verdict.finding in {LookupOutcome.OPEN, LookupOutcome.UNSURE}
     )
     if alarm is None and unsettled:
         age = (now - ended).total_seconds()

@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrator import intents, callback_urls
-from orchestrator.domain import schedule
+from orchestrator import callback_urls, intents
 from orchestrator.audit import Action
+from orchestrator.domain import schedule
+from orchestrator.domain.reconciliation import LookupOutcome
+from orchestrator.domain.states import UNOFFERED, Trigger
+from orchestrator.gateway.outcomes import FINAL_STATUSES, Done, Refused, Unauthorized
 from orchestrator.processing import complete
 from orchestrator.processing.commands import ORDER_USES
 from orchestrator.processing.step import Failure, Step, credentials, retry
-from orchestrator.gateway.outcomes import FINAL_STATUSES, Done, Refused, Unauthorized
 from orchestrator.store.checkouts import KEEP, Event, Fact
-from orchestrator.domain.reconciliation import Finding
-from orchestrator.domain.states import CARRIED, Trigger
 
 if TYPE_CHECKING:
-    from orchestrator.store.checkouts import Held
+    from orchestrator.store.checkouts import ClaimedCheckout
     from orchestrator.store.checkouts.change import Kept
 
 
 async def authenticate(step: Step) -> None:
-    outcome = await step.carrier.gateway.authenticate(step.account)
+    outcome = await step.processor.gateway.authenticate(step.account)
     if isinstance(outcome, Done):
-        step.carrier.blocked.pop(step.held.merchant_id, None)
+        step.processor.blocked.pop(step.held.merchant_id, None)
         await step.write(
             Trigger.AUTHENTICATED, evidence={"lifetime": int(outcome.value.lifetime)}, token=step.sealed(outcome.value),
             token_lifetime=outcome.value.lifetime, attention=step.calm(), last_error=None,
@@ -41,7 +41,7 @@ async def renew(step: Step) -> None:
         reason = "unauthorized: the gateway refuses a token that it issued a moment ago"
         await step.fail(Failure(reason, credentials=True), "token")
         return
-    outcome = await step.carrier.gateway.authenticate(step.account)
+    outcome = await step.processor.gateway.authenticate(step.account)
     if not isinstance(outcome, Done):
         await step.fail(credentials(outcome), "authenticate")
         return
@@ -67,10 +67,10 @@ async def open_session(step: Step) -> None:
     document = step.document()
     pages = intents.shop_pages(document)
     urls = callback_urls.callback_urls(
-        step.carrier.vault, step.settings.public_url, held.id, pages, merchant_id=held.merchant_id
+        step.processor.encryptor, step.settings.public_url, held.id, pages, merchant_id=held.merchant_id
     )
     body = intents.session_body(document, checkout_id=held.id, urls=urls)
-    outcome = await step.carrier.gateway.open_session(step.account, token, body, user_agent=step.user_agent())
+    outcome = await step.processor.gateway.open_session(step.account, token, body, user_agent=step.user_agent())
     match outcome:
         case Done(session):
             await step.write(
@@ -91,7 +91,7 @@ async def list_methods(step: Step) -> None:
     if token is None:
         await renew(step)
         return
-    outcome = await step.carrier.gateway.list_methods(
+    outcome = await step.processor.gateway.list_methods(
         step.account, token, held.session_id or "", user_agent=step.user_agent()
     )
     match outcome:
@@ -128,9 +128,9 @@ async def _refused(step: Step, outcome: Refused, call: str) -> None:
     await fail(step, Trigger.REFUSED, about, reason=f"gateway_refused: {outcome.reason}")
 
 
-def is_given_up(held: Held) -> bool:
+def is_given_up(held: ClaimedCheckout) -> bool:
     """Say whether the deadline passed while a checkout that a shopper could once pay was to be offered again."""
-    return held.state in CARRIED and held.offered_at is not None and held.now() >= held.deadline
+    return held.state in UNOFFERED and held.offered_at is not None and held.now() >= held.deadline
 
 
 async def give_up(step: Step) -> None:
@@ -153,10 +153,10 @@ async def fail(
         verdict = await complete.look(step)
         if verdict is None:
             return
-        if verdict.finding is Finding.PAID:
+        if verdict.finding is LookupOutcome.PAID:
             await complete.complete(step, verdict)
             return
-        if verdict.finding not in {Finding.DECLINED, Finding.NOTHING}:
+        if verdict.finding not in {LookupOutcome.DECLINED, LookupOutcome.NOTHING}:
             await complete.unsure(step, verdict)
             return
         evidence = {**verdict.evidence, **evidence}
@@ -181,6 +181,6 @@ def _offered(step: Step, methods: int) -> tuple[Fact, dict[str, Any]]:
         "expires_in": expires_in,
         "looks": looks,
         # Letters that beat us are read at once, under the same lease.
-        "alarm": KEEP if held.letters else step.next_alarm(looks, deadline_in=expires_in),
+        "alarm": KEEP if held.callbacks else step.next_alarm(looks, deadline_in=expires_in),
         "events": (Event("checkout.ready", {"methods": methods}),),
     }

@@ -8,28 +8,28 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 from orchestrator import log
-from orchestrator.domain import schedule
 from orchestrator.audit import Action
-from orchestrator.processing import lookup_budget, commands, money_operations, open_session, lookup, monitor
-from orchestrator.processing.fair_share import Flow
-from orchestrator.processing.step import BROKE, POISONED, QUARANTINE, RENEW_BEFORE, Step
-from orchestrator.store.database import DatabaseAway, Unwritten, is_away
+from orchestrator.domain import schedule
+from orchestrator.domain.states import UNOFFERED, State
 from orchestrator.gateway.client import gateway_of
-from orchestrator.store.checkouts import Event, Held, LeaseLost, Lifecycle
+from orchestrator.gateway.limits.round_robin import RoundRobinSemaphore
+from orchestrator.processing import commands, lookup, lookup_budget, money_operations, monitor, open_session
+from orchestrator.processing.fair_share import FlowKey
+from orchestrator.processing.step import BROKE, POISONED, QUARANTINE, RENEW_BEFORE, Step
+from orchestrator.store.checkouts import ClaimedCheckout, Event, LeaseLost, Transitions
+from orchestrator.store.database import DatabaseAway, Unwritten, is_away
 from orchestrator.store.merchants import UnknownMerchant
-from orchestrator.domain.states import CARRIED, State
-from orchestrator.gateway.limits.round_robin import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from orchestrator.processing.fair_share import Lane
-    from orchestrator.store.database import Database
+    from orchestrator.crypto import Encryptor
     from orchestrator.gateway.client import Gateway
-    from orchestrator.store.merchants import Merchant, Merchants
+    from orchestrator.processing.fair_share import QueueKind
     from orchestrator.settings import Settings
-    from orchestrator.crypto import Vault
+    from orchestrator.store.database import Database
+    from orchestrator.store.merchants import Merchant, Merchants
 
 _log = log.get(__name__)
 
@@ -43,50 +43,50 @@ STEPS_AT_ONCE: Final = 4
 STEPS_IN_HAND: Final = 32
 """Steps that wait for the event loop, from which on it has work enough."""
 
-_NO_LANES: Final[Mapping[UUID, Lane]] = {}
+_NO_LANES: Final[Mapping[UUID, QueueKind]] = {}
 
 
 class Ended(Protocol):
     """Is told that a checkout is carried no further."""
 
-    def __call__(self, held: Held, /, *, rung: bool) -> None:
+    def __call__(self, held: ClaimedCheckout, /, *, rung: bool) -> None:
         """Hear of it; whoever is called may not wait."""
 
 
-class Carrier:
+class CheckoutProcessor:
     """Carries checkouts; all of a process share one, and with it the batch writer and the gateway's connections."""
 
     def __init__(
         self,
         settings: Settings,
         db: Database,
-        vault: Vault,
+        encryptor: Encryptor,
         *,
         gateway: Gateway,
-        lifecycle: Lifecycle,
+        lifecycle: Transitions,
         merchants: Merchants,
     ) -> None:
-        self.settings, self.db, self.vault = settings, db, vault
+        self.settings, self.db, self.encryptor = settings, db, encryptor
         self.gateway, self.lifecycle, self.merchants = gateway, lifecycle, merchants
         self.blocked: dict[int, float] = {}
         """Merchants whose credentials were refused, and until when (monotonic) their gateway is left alone."""
         # Looks that somebody asked for, by merchant, since they were last charged to its budget.
         self._asked: Counter[int] = Counter()
         # The loop is everybody's: a step begins when it is its merchant's turn.
-        self._turns = Turns(STEPS_AT_ONCE)
+        self._slots = RoundRobinSemaphore(STEPS_AT_ONCE)
         self._stopping = False
 
     @property
     def busy(self) -> bool:
         """Whether so many steps wait for the event loop that further checkouts would only wait with them."""
-        return self._turns.waiting >= STEPS_IN_HAND
+        return self._slots.waiting >= STEPS_IN_HAND
 
     def stop(self) -> None:
         """Begin no further step: what is in flight ends its step and gives its lease back."""
         self._stopping = True
 
-    async def carry(
-        self, held: Sequence[Held], *, lanes: Mapping[UUID, Lane] = _NO_LANES, ended: Ended | None = None
+    async def process(
+        self, held: Sequence[ClaimedCheckout], *, lanes: Mapping[UUID, QueueKind] = _NO_LANES, ended: Ended | None = None
     ) -> list[UUID]:
         """Take what was claimed as far as it goes; return those that were rung meanwhile and want another look.
 
@@ -96,7 +96,7 @@ class Carrier:
         rung = await asyncio.gather(
             *(
                 self._carry_one(
-                    one, places.get(one.id, 0.0), lane=lanes.get(one.id, "checkouts"), ended=ended
+                    one, places.get(one.id, 0.0), queue=lanes.get(one.id, "checkouts"), ended=ended
                 )
                 for one in held
             )
@@ -108,10 +108,10 @@ class Carrier:
         merchant = self.merchants.known(merchant_id)
         return "" if merchant is None else gateway_of(merchant.account.url)
 
-    async def _places(self, held: Sequence[Held]) -> dict[UUID, float]:
+    async def _places(self, held: Sequence[ClaimedCheckout]) -> dict[UUID, float]:
         """Return how many seconds the looks of alarms alone must wait for their place in their merchant's queue."""
         quiet: dict[int, list[UUID]] = {}
-        looked_at = [one for one in held if one.state not in CARRIED and not one.booked]
+        looked_at = [one for one in held if one.state not in UNOFFERED and not one.booked]
         for one in sorted(looked_at, key=lookup_budget.rank) if len(looked_at) > 1 else looked_at:
             if lookup_budget.waited_for(one):
                 self._asked[one.merchant_id] += 1
@@ -148,11 +148,11 @@ class Carrier:
         merchant = await self.merchants.get(merchant_id)
         return lookup_budget.apart(merchant.policies.looks_per_minute)
 
-    async def _carry_one(self, held: Held, place: float, *, lane: Lane, ended: Ended | None) -> bool:
+    async def _carry_one(self, held: ClaimedCheckout, place: float, *, queue: QueueKind, ended: Ended | None) -> bool:
         log.bind(checkout=str(held.id), correlation_id=held.correlation_id)
         step = Step(self, held)
         try:
-            await self._steps(step, place, lane)
+            await self._steps(step, place, queue)
         except LeaseLost:
             _log.warning("lease_lost", state=step.held.state)
         except DatabaseAway:
@@ -169,7 +169,7 @@ class Carrier:
                 ended(held, rung=rung)
         return rung
 
-    async def _steps(self, step: Step, place: float, lane: Lane) -> None:
+    async def _steps(self, step: Step, place: float, queue: QueueKind) -> None:
         held = step.held
         if held.claims > self.settings.poison_claims:
             await step.write(
@@ -203,10 +203,10 @@ class Carrier:
                 await step.postpone(place, booked=True)
             return
         pause = self.blocked.get(merchant.id, 0.0) - time.monotonic()
-        loop, whose = asyncio.get_running_loop(), Flow(held.merchant_id, lane)
+        loop, whose = asyncio.get_running_loop(), FlowKey(held.merchant_id, queue)
         while not step.released:
-            await self._turns.take(whose)
-            loop.call_soon(self._turns.give_back)
+            await self._slots.take(whose)
+            loop.call_soon(self._slots.give_back)
             if self._stopping or step.held.lease_left() < ENOUGH * self.settings.lease_seconds:
                 await step.postpone(0.0)
             elif pause > 0 and not commands.wait(step.held):
@@ -238,16 +238,16 @@ async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each 
     held = step.held
     command = commands.ready(held) if step.answering is None else None
     if command is not None:
-        await commands.obey(step, command)
+        await commands.execute(step, command)
         return
     operation = next((one for one in held.operations if one.open and one.id not in step.waits), None)
     if operation is not None:
         await money_operations.operate(step, operation)
         return
-    if step.answering is not None and held.state in CARRIED:
+    if step.answering is not None and held.state in UNOFFERED:
         await lookup.look_early(step)
         return
-    if held.withdrawn_at is not None and held.state in CARRIED:
+    if held.withdrawn_at is not None and held.state in UNOFFERED:
         if held.offered_at is not None:
             # Reopened: a shopper may have paid through the session before.
             await lookup.await_payment(step)
@@ -267,8 +267,8 @@ async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each 
             await open_session.list_methods(step)
         case State.METHODS_FETCHED:
             await open_session.offer(step)
-        case State.AWAITING_PAYMENT if held.letters:
-            await lookup.read_letters(step)
+        case State.AWAITING_PAYMENT if held.callbacks:
+            await lookup.read_callbacks(step)
         case State.AWAITING_PAYMENT:
             await lookup.await_payment(step)
         case State.CALLBACK_RECEIVED:

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, assert_never
 import msgspec
 
 from orchestrator import log
-from orchestrator.domain import schedule
 from orchestrator.audit import Action
+from orchestrator.domain import schedule
+from orchestrator.domain.states import UNOFFERED, State, Trigger
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
-from orchestrator.store.checkouts import KEEP, LETTERS_AT_ONCE, Event, Held, Move, intent_of
-from orchestrator.domain.states import CARRIED, State, Trigger
+from orchestrator.store.checkouts import CALLBACKS_PER_CLAIM, KEEP, ClaimedCheckout, Event, Move, intent_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
     from uuid import UUID
 
-    from orchestrator.processing.processor import Carrier
+    from orchestrator.crypto import DataKey
     from orchestrator.gateway.callbacks import CallbackFacts
     from orchestrator.gateway.client import Account, Token
+    from orchestrator.processing.processor import CheckoutProcessor
     from orchestrator.store.checkouts import Command
     from orchestrator.store.merchants import Merchant
-    from orchestrator.crypto import DataKey
 
 _log = log.get(__name__)
 
@@ -79,15 +79,29 @@ class Step:
     """A checkout while it is carried: where it stands, and whether its lease is still with us."""
 
     __slots__ = (
-        "_intent", "_key", "_more", "_moved", "answering", "carrier", "facts", "held", "merchant", "proven", "released", "renewed", "settings", "shown", "waits",
+        "_intent",
+        "_key",
+        "_more",
+        "_moved",
+        "answering",
+        "facts",
+        "held",
+        "merchant",
+        "processor",
+        "proven",
+        "released",
+        "renewed",
+        "settings",
+        "shown",
+        "waits",
     )  # fmt: skip
 
     merchant: Merchant
     """Known once it has been read."""
 
-    def __init__(self, carrier: Carrier, held: Held) -> None:
-        self.carrier, self.held = carrier, held
-        self.settings = carrier.settings
+    def __init__(self, processor: CheckoutProcessor, held: ClaimedCheckout) -> None:
+        self.processor, self.held = processor, held
+        self.settings = processor.settings
         self.released = False
         self.renewed = False
         # A command that the next look answers, and what the look showed.
@@ -99,7 +113,7 @@ class Step:
         self.proven: set[UUID] = set()
         # What the letters say, each read once.
         self.facts: dict[UUID, CallbackFacts] = {}
-        self._more = len(held.letters) >= LETTERS_AT_ONCE
+        self._more = len(held.callbacks) >= CALLBACKS_PER_CLAIM
         self._moved = False
         self._key: DataKey | None = None
         self._intent: bytes | None = None
@@ -125,7 +139,7 @@ class Step:
                     **changes.get("evidence", {}),
                 }
         move = Move(held=self.held, trigger=trigger, action=action, **changes)
-        self.held = await self.carrier.lifecycle.advance(move)
+        self.held = await self.processor.lifecycle.advance(move)
         self.released = move.releases
         self.proven.update(one.id for one in move.operations)
         self._moved |= trigger is not None
@@ -146,12 +160,12 @@ class Step:
         """Leave a failed call behind: an alarm with back-off, the reason, and attention where a person is needed."""
         held, settings = self.held, self.settings
         if failure.blocks:
-            self.carrier.blocked[held.merchant_id] = time.monotonic() + CREDENTIALS_PAUSE
+            self.processor.blocked[held.merchant_id] = time.monotonic() + CREDENTIALS_PAUSE
         attempts = held.attempts + 1
         left = (held.deadline - held.now()).total_seconds()
         evidence = {"call": call, "reason": failure.reason, "attempt": attempts}
         # Where a shopper could once pay, a lookup comes before the end (`opening.give_up`).
-        if held.state in CARRIED and held.offered_at is None and left <= 0 and not failure.credentials:
+        if held.state in UNOFFERED and held.offered_at is None and left <= 0 and not failure.credentials:
             await self.end(
                 Trigger.ATTEMPTS_EXHAUSTED,
                 "checkout.failed",
@@ -164,7 +178,7 @@ class Step:
             await self._wait(failure, left)
             return
         alarm = schedule.back_off(settings, attempts - 1, at_least=failure.at_least)
-        if held.state in CARRIED and left > 0:
+        if held.state in UNOFFERED and left > 0:
             alarm = min(alarm, left + 0.05)
         attention = held.attention
         if failure.credentials:
@@ -191,7 +205,7 @@ class Step:
             random.uniform(0.0, failure.at_least),  # noqa: S311 - jitter
             schedule.back_off(self.settings, 2),
         )
-        if held.state in CARRIED:
+        if held.state in UNOFFERED:
             alarm = min(alarm, left + 0.05)
         why = failure.reason if failure.at_least else held.last_error
         await self.write(None, None, alarm=alarm, attempts=held.attempts, last_error=why)
@@ -211,7 +225,7 @@ class Step:
             trigger,
             evidence=evidence,
             # What arrived meanwhile, and was not read by this look, is read at once.
-            alarm=0.0 if self.held.letters and not changes.get("read") else self.first_watch(),
+            alarm=0.0 if self.held.callbacks and not changes.get("read") else self.first_watch(),
             looks=0,
             events=(Event(event, payload),),
             **changes,
@@ -264,7 +278,7 @@ class Step:
 
     def data_key(self) -> DataKey:
         if self._key is None:
-            self._key = self.carrier.vault.data_key(self.held.id, self.held.data_key)
+            self._key = self.processor.encryptor.data_key(self.held.id, self.held.data_key)
         return self._key
 
     def document(self) -> bytes:
@@ -274,7 +288,7 @@ class Step:
 
     async def was_asked_for(self) -> bool:
         """Say whether an intent stands behind the checkout, rather than a payment that came for nobody's order number."""
-        self.held = msgspec.structs.replace(self.held, intent=await intent_of(self.carrier.db, self.held))
+        self.held = msgspec.structs.replace(self.held, intent=await intent_of(self.processor.db, self.held))
         return bool(msgspec.json.decode(self.document()))
 
     def user_agent(self) -> str | None:

@@ -18,11 +18,24 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SourceError
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.settings.broker_url import AMQP, Endpoint
 from orchestrator.settings.broker_url import read as read_broker_url
-from orchestrator.errors import OrchestratorError
 from orchestrator.settings.pod_environment import is_service_link
-from orchestrator.settings.values import BrokerUrl, HttpUrl, PostgresUrl, RedisUrl, ascending, certificates, credential, host_name, jwt_secret, network, secret_key, secret_of_callbacks  # fmt: skip
+from orchestrator.settings.values import (  # fmt: skip
+    BrokerUrl,
+    HttpUrl,
+    PostgresUrl,
+    RedisUrl,
+    ascending,
+    certificates,
+    credential,
+    host_name,
+    jwt_secret,
+    network,
+    secret_key,
+    secret_of_callbacks,
+)
 from orchestrator.text import neutralised
 
 if TYPE_CHECKING:

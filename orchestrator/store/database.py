@@ -32,8 +32,8 @@ from sqlalchemy.exc import (
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from orchestrator import log
-from orchestrator.store.connection import STRETCH, Connection, Server, Unanswered
 from orchestrator.errors import OrchestratorError
+from orchestrator.store.connection import STRETCH, Connection, Server, Unanswered
 from orchestrator.store.sqlstates import about_server, state_of
 
 if TYPE_CHECKING:

@@ -20,21 +20,21 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import log
-from orchestrator.store.database import DatabaseAway, is_away, run
+from orchestrator.crypto import EncryptionError
 from orchestrator.errors import OrchestratorError
 from orchestrator.gateway.client import Account
 from orchestrator.settings.hosts import reach_of
 from orchestrator.settings.values import callback_secret, http_url
-from orchestrator.crypto import VaultError
+from orchestrator.store.database import DatabaseAway, is_away, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Executable, Row
 
-    from orchestrator.store.database import Database
+    from orchestrator.crypto import Encryptor
     from orchestrator.settings import Settings
-    from orchestrator.crypto import Vault
+    from orchestrator.store.database import Database
 
 _log = log.get(__name__)
 
@@ -113,7 +113,7 @@ class Policies:
     `late`: money for a checkout that had ended. `surplus`: a second payment for one order. `unknown_order`: a payment for an order
     number that nobody asked for. `capture`: whether we capture what is reserved, where the checkout's intent does not say.
     `surcharge`: a payment of the order's amount and a surcharge that the gateway added: a person decides, or it pays the order.
-    `looks_per_minute`: lookups at the gateway that no shopper waits for, at most (see `carry.budget`).
+    `looks_per_minute`: lookups at the gateway that no shopper waits for, at most (see `process.budget`).
     """
 
     late: Homeless = "ask"
@@ -254,8 +254,8 @@ class Merchant:
 class Merchants:
     """All merchants of the installation, kept in memory for half a minute."""
 
-    def __init__(self, db: Database, vault: Vault, settings: Settings) -> None:
-        self._db, self._vault, self._settings = db, vault, settings
+    def __init__(self, db: Database, encryptor: Encryptor, settings: Settings) -> None:
+        self._db, self._encryptor, self._settings = db, encryptor, settings
         self._by_id: dict[int, Merchant] = {}
         self._by_name: dict[str, Merchant] = {}
         self._read_at = self._failed_at = float("-inf")
@@ -319,7 +319,7 @@ class Merchants:
         purpose = password_purpose(name, gateway_url, merchant_api_url, username)
         row = {
             "name": name, "gateway_url": gateway_url, "merchant_api_url": merchant_api_url, "username": username,
-            "password": self._vault.seal(password.encode(), purpose=purpose),
+            "password": self._encryptor.seal(password.encode(), purpose=purpose),
             "callback_secrets": self._sealed_secrets(name, _secrets(callback_secrets)),
         }  # fmt: skip
         added = bool(await self._db.write(_ADD, row))
@@ -340,7 +340,7 @@ class Merchants:
         async with self._db.transaction() as tx:
             found = await run(tx, _LOCK, {"name": name})
             for row in found:
-                sealed = self._vault.seal(password.encode(), purpose=_purpose(row))
+                sealed = self._encryptor.seal(password.encode(), purpose=_purpose(row))
                 await run(tx, _SET_PASSWORD, {"name": name, "password": sealed})
         self._read_at = float("-inf")
         return bool(found)
@@ -362,7 +362,7 @@ class Merchants:
             for row in found:
                 # What did not count before must not be signed along with what is changed now.
                 policies = self._genuine(row) | checked
-                mac = self._vault.sign(POLICIES_PURPOSE, policies_text(name, policies))
+                mac = self._encryptor.sign(POLICIES_PURPOSE, policies_text(name, policies))
                 document = msgspec.json.encode(policies).decode()
                 await run(tx, _SET_POLICIES, {"name": name, "policies": document, "mac": mac})
         self._read_at = float("-inf")
@@ -378,13 +378,13 @@ class Merchants:
         stored = row.policies if isinstance(row.policies, dict) else {}
         told = [name for name in BOUND if name in stored]
         mac = bytes(row.policies_mac or b"")
-        if not told or self._vault.signed(POLICIES_PURPOSE, policies_text(row.name, stored), mac):
+        if not told or self._encryptor.signed(POLICIES_PURPOSE, policies_text(row.name, stored), mac):
             return dict(stored)
         _log.error("policies_not_authentic", security=True, merchant=row.name, ignored=told)
         return {name: value for name, value in stored.items() if name not in told}
 
     def _sealed_secrets(self, name: str, secrets: tuple[str, ...]) -> bytes:
-        return self._vault.seal(msgspec.json.encode(secrets), purpose=f"merchant/{name}/secrets")
+        return self._encryptor.seal(msgspec.json.encode(secrets), purpose=f"merchant/{name}/secrets")
 
     async def _refresh(self, *, missing: bool) -> None:
         if self._fresh(missing=missing):
@@ -420,7 +420,7 @@ class Merchants:
         for row in rows:
             try:
                 everyone.append(self._merchant(row))
-            except (VaultError, GatewayNotAllowed) as error:
+            except (EncryptionError, GatewayNotAllowed) as error:
                 # One merchant whose secrets no key opens must not take the others along.
                 _log.error("merchant_unreadable", merchant=row.name, reason=str(error))
         self._by_id = {merchant.id: merchant for merchant in everyone}
@@ -435,7 +435,7 @@ class Merchants:
         password = self._password(row)
         secrets = (
             msgspec.json.decode(
-                self._vault.open(bytes(row.callback_secrets), purpose=f"merchant/{row.name}/secrets"),
+                self._encryptor.open(bytes(row.callback_secrets), purpose=f"merchant/{row.name}/secrets"),
                 type=tuple[str, ...],
             )
             if row.callback_secrets is not None
@@ -451,7 +451,7 @@ class Merchants:
     def _password(self, row: Row[Any]) -> str:
         known = self._settings
         if row.password is not None:
-            return self._vault.open(bytes(row.password), purpose=_purpose(row)).decode()
+            return self._encryptor.open(bytes(row.password), purpose=_purpose(row)).decode()
         usual = (
             (row.gateway_url, known.gateway_url),
             (row.merchant_api_url, known.merchant_api),
@@ -459,5 +459,5 @@ class Merchants:
         )
         if any(own is not None and own != setting for own, setting in usual):
             message = "the row names a gateway or a user of its own and no password: the password of the settings is not for those"
-            raise VaultError(message)
+            raise EncryptionError(message)
         return known.gateway_password.get_secret_value()

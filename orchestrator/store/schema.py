@@ -22,9 +22,9 @@ from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from orchestrator import log
-from orchestrator.store.database import is_away
 from orchestrator.errors import OrchestratorError
 from orchestrator.settings.postgres_url import parameters, place
+from orchestrator.store.database import is_away
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

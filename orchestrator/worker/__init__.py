@@ -16,9 +16,9 @@ from uuid import UUID
 from celery import signals
 from celery.exceptions import SecurityWarning
 
-from orchestrator.messaging.app import CARRY, QUEUES, SEAL, SWEEP, app, configure
+from orchestrator.messaging.app import PROCESS, QUEUES, SEAL, SWEEP, app, configure
+from orchestrator.messaging.hints import HintPublisher
 from orchestrator.worker.event_loop import Bridge
-from orchestrator.messaging.hints import Doorbell
 from orchestrator.worker.scheduler import run_scheduler
 from orchestrator.worker.watchdog import FAILED, end_within
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
 __all__ = [
-    "Doorbell",
+    "HintPublisher",
     "app",
     "bridge",
-    "carry",
     "configure",
     "end_within",
+    "process",
     "run_scheduler",
     "run_worker",
     "seal",
@@ -51,11 +51,11 @@ def bridge() -> Bridge:
     return _bridge
 
 
-@app.task(name=CARRY, bind=True, Request="orchestrator.worker.hint_request:Hint")
-def carry(task: Task[Any, Any], ids: list[str]) -> None:
+@app.task(name=PROCESS, bind=True, Request="orchestrator.worker.hint_request:Hint")
+def process(task: Task[Any, Any], ids: list[str]) -> None:
     """Look at these checkouts."""
     came_by = (task.request.delivery_info or {}).get("routing_key")
-    bridge().carry([UUID(one) for one in ids], "callbacks" if came_by == "callbacks" else "checkouts")
+    bridge().process([UUID(one) for one in ids], "callbacks" if came_by == "callbacks" else "checkouts")
 
 
 @app.task(name=SWEEP)

@@ -15,7 +15,7 @@ from celery.worker import loops
 from celery.worker.consumer import consumer
 from celery.worker.state import maybe_shutdown
 
-from orchestrator.messaging.app import CARRY, SEAL, SWEEP
+from orchestrator.messaging.app import PROCESS, SEAL, SWEEP
 from orchestrator.messaging.dropped_messages import dropped
 from orchestrator.messaging.publisher import BackOff, discard
 
@@ -126,7 +126,7 @@ def flaw(message: Any) -> str | None:
     """Return why a message is not one of ours; None if it is. Raises whatever decoding it raises."""
     headers = message.headers
     name = headers.get("task") if isinstance(headers, dict) else None
-    if name not in (CARRY, SWEEP, SEAL):
+    if name not in (PROCESS, SWEEP, SEAL):
         return "unknown_task" if isinstance(name, str) else "not_a_task"
     # Nothing here has another time than now: a time would be compared with this host's clock, which may be wrong.
     headers["eta"] = headers["expires"] = None
@@ -136,7 +136,7 @@ def flaw(message: Any) -> str | None:
     arguments, named, embedded = body
     if named or (isinstance(embedded, dict) and any(embedded.values())):
         return "wrong_arguments"
-    if name != CARRY:
+    if name != PROCESS:
         return "wrong_arguments" if arguments else None
     return None if len(arguments) == 1 and _are_ids(arguments[0]) else "wrong_arguments"
 

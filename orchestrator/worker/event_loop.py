@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import uvloop
 
 from orchestrator import audit, gc_tuning, log
-from orchestrator.store import checkouts
-from orchestrator.processing import Admission, Carrier
-from orchestrator.store.database import Database, is_away
-from orchestrator.gateway.limits import shared_state
+from orchestrator.crypto import Encryptor
 from orchestrator.gateway.client import Gateway
-from orchestrator.gateway.limits import LONGEST_THROTTLE
-from orchestrator.store.merchants import Merchants
-from orchestrator.crypto import Vault
-from orchestrator.messaging.hints import Doorbell
+from orchestrator.gateway.limits import LONGEST_THROTTLE, shared_state
 from orchestrator.messaging.dropped_messages import dropped
+from orchestrator.messaging.hints import HintPublisher
+from orchestrator.processing import CheckoutProcessor, Dispatcher
+from orchestrator.store import checkouts
+from orchestrator.store.database import Database, is_away
+from orchestrator.store.merchants import Merchants
 from orchestrator.worker.heartbeat import BEAT, FORGET, GONE, HEARTBEAT, heartbeat, note, unique_name, written
 from orchestrator.worker.watchdog import LOOK, Watchdog
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from uuid import UUID
 
-    from orchestrator.processing.fair_share import Lane
+    from orchestrator.processing.fair_share import QueueKind
     from orchestrator.settings import Settings
 
 _log = log.get(__name__)
@@ -61,11 +60,11 @@ class Bridge:
         self._running: set[Future[Any]] = set()
         # More than the longest round of the dispatcher.
         self._watchdog = Watchdog(most=int(2 * settings.lease_seconds) + 30, fault=self._failed)
-        self.doorbell = Doorbell(settings)
+        self.hint_publisher = HintPublisher(settings)
 
     def start(self) -> None:
         """Start the loop and wait until it can work."""
-        self.doorbell.start()
+        self.hint_publisher.start()
         self._thread.start()
         self._ready.wait()
         if self._start_error is not None:
@@ -86,7 +85,7 @@ class Bridge:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(timeout=self._settings.shutdown_timeout)
-        self.doorbell.close()
+        self.hint_publisher.close()
 
     def _failed(self, fault: str) -> None:
         _log.error(
@@ -94,12 +93,12 @@ class Bridge:
         )
         self._fault(fault)
 
-    def carry(self, ids: Sequence[UUID], lane: Lane = "checkouts") -> None:
+    def process(self, ids: Sequence[UUID], queue: QueueKind = "checkouts") -> None:
         """Have these carried, and return when they are claimed or left behind."""
         self._heard = time.monotonic()
         self._counts["hints"] += 1
         self._counts["checkouts"] += len(ids)
-        self._run(self._admission.admit(ids, lane), timeout=2 * self._settings.lease_seconds)
+        self._run(self._admission.admit(ids, queue), timeout=2 * self._settings.lease_seconds)
 
     def sweep(self) -> None:
         """Turn ringing alarms into hints; where enough hints wait already, take up some alarms past them. One sweep at a time."""
@@ -118,11 +117,11 @@ class Bridge:
 
     def seal(self) -> None:
         """Seal the audit trail."""
-        self._run(audit.seal(self._db, self._vault), timeout=120)
+        self._run(audit.seal(self._db, self._encryptor), timeout=120)
 
     def _depth(self) -> int:
         try:
-            return self.doorbell.depth("checkouts")
+            return self.hint_publisher.depth("checkouts")
         except Exception as error:  # noqa: BLE001 - each transport has errors of its own; what is due is then taken up here
             _log.warning("backlog_not_known", error=type(error).__name__)
             return BACKLOG_LIMIT + 1
@@ -173,7 +172,7 @@ class Bridge:
 
     async def _main(self) -> None:
         settings = self._settings
-        self._vault = Vault(settings.secret_keys)
+        self._encryptor = Encryptor(settings.secret_keys)
         self._db = Database(
             settings.need("database_url"),
             pool_size=settings.database_pool,
@@ -181,20 +180,20 @@ class Bridge:
             timeout=settings.database_timeout,
             prepared=settings.database_prepared_statements,
         )
-        self._moves = checkouts.Lifecycle(self._db, self._vault, batch_limit=settings.batch_limit)
-        shared = shared_state.Board(
+        self._moves = checkouts.Transitions(self._db, self._encryptor, batch_limit=settings.batch_limit)
+        shared = shared_state.SharedGatewayState(
             settings.redis, name=self._name, longest=max(settings.breaker_pause, LONGEST_THROTTLE)
         )
         async with self._db, Gateway(settings, shared) as gateway:
-            self._carrier = Carrier(
+            self._processor = CheckoutProcessor(
                 settings,
                 self._db,
-                self._vault,
+                self._encryptor,
                 gateway=gateway,
                 lifecycle=self._moves,
-                merchants=Merchants(self._db, self._vault, settings),
+                merchants=Merchants(self._db, self._encryptor, settings),
             )
-            self._admission = Admission(self._carrier)
+            self._admission = Dispatcher(self._processor)
             gc_tuning.settle()
             self._watchdog.start(self._admission)
             self._ready.set()
@@ -212,17 +211,17 @@ class Bridge:
             self._db,
             most=SWEEP_LIMIT,
             grace=settings.hint_grace,
-            crowded=self._admission.crowded,
+            overloaded=self._admission.overloaded,
             few=settings.hint_size,
         )
         self._swept = time.monotonic()
         self._counts["swept"] += len(ringing)
         for one in ringing:
             if one.suspect:
-                self.doorbell.ring([one.id], alone=True)
+                self.hint_publisher.ring([one.id], alone=True)
         well = [one for one in ringing if not one.suspect]
-        self.doorbell.ring([one.id for one in well if one.rung], queue="callbacks")
-        self.doorbell.ring([one.id for one in well if not one.rung])
+        self.hint_publisher.ring([one.id for one in well if one.rung], queue="callbacks")
+        self.hint_publisher.ring([one.id for one in well if not one.rung])
 
     async def _take_up(self) -> int:
         """Carry some of each merchant's ringing alarms, without a way through the broker; return how many."""
@@ -263,7 +262,7 @@ class Bridge:
                     **self._counts,
                     "heardSecondsAgo": round(time.monotonic() - self._heard, 1),
                     "inFlight": self._admission.room.taken,
-                    "crowded": len(self._admission.crowded),
+                    "overloaded": len(self._admission.overloaded),
                     **written(self._moves.writes),
                     "dispatches": self._admission.rounds,
                     "dispatchedSecondsAgo": round(self._admission.idle_seconds, 1),

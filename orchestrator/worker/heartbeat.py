@@ -19,8 +19,8 @@ from orchestrator.store.database import Database
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from orchestrator.store.database import Writes
     from orchestrator.settings import Settings
+    from orchestrator.store.database import Writes
 
 _log = log.get(__name__)
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
 from orchestrator.messaging.app import SEAL, SEAL_EVERY, SWEEP, configure
-from orchestrator.worker.heartbeat import Pulse
 from orchestrator.messaging.publisher import BackOff, Message, Publisher
+from orchestrator.worker.heartbeat import Pulse
 from orchestrator.worker.watchdog import end_within
 
 if TYPE_CHECKING:

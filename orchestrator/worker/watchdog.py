@@ -24,7 +24,7 @@ FAILED: Final = 1
 """The exit status of a process that ended by a fault."""
 
 
-class Dispatcher(Protocol):
+class WatchedDispatcher(Protocol):
     """What is looked at."""
 
     @property
@@ -44,13 +44,13 @@ class Watchdog:
 
     def __init__(self, *, most: int, fault: Callable[[str], None]) -> None:
         self._most, self._tell = most, fault
-        self._dispatcher: Dispatcher | None = None
+        self._dispatcher: WatchedDispatcher | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.ticks = 0
         """Grows while the event loop runs; the loop itself counts it up at least once in a look."""
 
-    def start(self, dispatcher: Dispatcher) -> None:
+    def start(self, dispatcher: WatchedDispatcher) -> None:
         """Begin to look."""
         self._dispatcher = dispatcher
         self._thread.start()

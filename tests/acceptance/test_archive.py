@@ -8,8 +8,8 @@ import gzip
 import psycopg
 import pytest
 
+from orchestrator.crypto import Encryptor
 from orchestrator.domain.states import Trigger
-from orchestrator.crypto import Vault
 from tests.acceptance.command import orchestrator
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.factories import core, payment
@@ -22,7 +22,7 @@ def _books(database_url):
     """Three paid orders that are settled for good; return the settings that reach them."""
 
     async def write():
-        async with core(database_url, Vault(make_settings().secret_keys)) as one:
+        async with core(database_url, Encryptor(make_settings().secret_keys)) as one:
             for number in range(3):
                 held = await one.held(order_ref=f"paid-{number}")
                 held = await one.advance(

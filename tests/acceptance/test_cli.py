@@ -15,8 +15,8 @@ import psycopg
 import pytest
 
 from orchestrator import auth
+from orchestrator.crypto import Encryptor
 from orchestrator.domain.states import State, Trigger
-from orchestrator.crypto import Vault
 from tests.acceptance.command import orchestrator
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.factories import core, payment
@@ -234,7 +234,7 @@ def books(database_url):
     known = {"DATABASE_URL": database_url, "SECRET_KEYS": f'["{SECRET_KEY}"]'}
 
     async def write():
-        async with core(database_url, Vault(make_settings().secret_keys)) as one:
+        async with core(database_url, Encryptor(make_settings().secret_keys)) as one:
             await one.checkout(State.AWAITING_PAYMENT, order_ref="open-1")
             held = await one.held(State.AWAITING_PAYMENT, order_ref="paid-1")
             paid = {"money": (13900, 5000, 0), "attention": "surplus_payment: transactions 8"}

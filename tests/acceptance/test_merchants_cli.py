@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator import callback_urls
+from orchestrator.crypto import Encryptor
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants, Policies
-from orchestrator.crypto import Vault
 from tests.acceptance.command import orchestrator
 from tests.conftest import SECRET_KEY, make_settings
 
@@ -31,7 +31,7 @@ def known(database_url):
 
 async def stored(database_url, name="shop2"):
     async with Database(database_url, pool_size=1) as db:
-        return await Merchants(db, Vault(make_settings().secret_keys), make_settings()).named(name)
+        return await Merchants(db, Encryptor(make_settings().secret_keys), make_settings()).named(name)
 
 
 async def test_policies_are_changed_and_listed(database_url, known):
@@ -76,7 +76,7 @@ def test_the_address_for_default_notifications_is_printed_alone(known):
     printed = ended.stdout.removesuffix("\n")
     assert printed.startswith("https://pay.example/callbacks/merchant/default/")
     *_, name, signed = urlsplit(printed).path.split("/")
-    assert callback_urls.open_merchant_link(Vault(make_settings().secret_keys), name, signed)
+    assert callback_urls.open_merchant_link(Encryptor(make_settings().secret_keys), name, signed)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ import pytest
 import structlog
 
 from orchestrator import cli
-from orchestrator.settings import PREFIX
+from orchestrator.crypto import Encryptor
 from orchestrator.domain.states import State, Trigger
-from orchestrator.crypto import Vault
+from orchestrator.settings import PREFIX
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.factories import core, payment
 
@@ -75,7 +75,7 @@ def write(database_url: str, text: str, *, currency: str = "DKK") -> str:
     """Store a paid checkout in which every text that can come from outside is this one; return its id."""
 
     async def paid() -> str:
-        async with core(database_url, Vault(make_settings().secret_keys)) as one:
+        async with core(database_url, Encryptor(make_settings().secret_keys)) as one:
             held = await one.held(State.AWAITING_PAYMENT, order_ref="paid-1")
             seen = (payment("7", order_ref="paid-1"), payment("8", order_ref="paid-1", role="unknown"))
             held = await one.advance(

@@ -17,8 +17,8 @@ import psycopg
 from rich.console import Console
 from rich.markup import escape
 
-from orchestrator.store import schema
 from orchestrator.devkit.local.servers import EmbeddedError
+from orchestrator.store import schema
 from tests.benchmarks import claims, growth, isolation, lifecycle, report, rounds
 from tests.benchmarks.conditions import conditions, versions
 from tests.benchmarks.ground import BenchmarkFailed, Ground
@@ -97,7 +97,7 @@ def _keys(text: str) -> list[str]:
     return [key for key in PEERS if key in wanted]
 
 
-class Board:
+class Display:
     """What whoever watches sees: one line that changes on a terminal, and a line for each figure."""
 
     def __init__(self) -> None:
@@ -115,9 +115,9 @@ class Board:
             self.console.print(f"    {figure.calls:.2f} calls to the gateway for one order, and not 3")
 
 
-def measure(given: argparse.Namespace, document: dict[str, Any], board: Board) -> None:
+def measure(given: argparse.Namespace, document: dict[str, Any], display: Display) -> None:
     """Measure what is asked for, and note it in the document as it comes."""
-    console = board.console
+    console = display.console
 
     def say(told: str) -> None:
         console.print(f"  {told}")
@@ -138,17 +138,17 @@ def measure(given: argparse.Namespace, document: dict[str, Any], board: Board) -
             seconds=given.seconds,
             show=status.update,
         ):
-            board.figure(figure)
+            display.figure(figure)
             document["figures"].append(figure.document())
         if given.full:
-            document["growth"] = grown(ground, given, board, status.update)
+            document["growth"] = grown(ground, given, display, status.update)
     if not given.no_lifecycle:
         document["quiet_merchant"] = isolation.quiet_merchant(seconds=5.0 if given.quick else 100.0, show=say)
         document["lifecycle"] = lifecycle.measure(lifecycle.QUICK if given.quick else lifecycle.Length(), say)
 
 
 def grown(
-    ground: Ground, given: argparse.Namespace, board: Board, show: Callable[[str], None]
+    ground: Ground, given: argparse.Namespace, display: Display, show: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measure the product on empty tables and on tables full of history, in turn."""
     orders = max(round(PRODUCT.cells[SOON].rate * given.seconds), 20)
@@ -160,7 +160,7 @@ def grown(
             row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
             assert row is not None
             size = int(row[0]) / 1e9
-        board.console.print(f"  {given.finished:,} finished checkouts, {size:.1f} GB, made in {took:.0f} s")
+        display.console.print(f"  {given.finished:,} finished checkouts, {size:.1f} GB, made in {took:.0f} s")
         for number in range(1, given.rounds + 1):
             with ground.database(f"empty_{number}") as empty:
                 found = {
@@ -170,8 +170,8 @@ def grown(
                     for name, url in (("empty", empty), ("full", full))[:: 1 if number % 2 else -1]
                 }  # fmt: skip
             for name, figure in found.items():
-                board.console.print(f"  {name} tables:")
-                board.figure(figure)
+                display.console.print(f"  {name} tables:")
+                display.figure(figure)
             with psycopg.connect(full) as connection:
                 # The orders of this round are no work for the next one's processes.
                 connection.execute(
@@ -199,7 +199,7 @@ def write(document: dict[str, Any], place: Path) -> None:
 
 def main(given: Sequence[str]) -> int:
     asked = arguments(given)
-    board = Board()
+    display = Display()
     if asked.page:
         write(json.loads(asked.page.read_text()), ROOT / "docs")
         return 0
@@ -212,7 +212,7 @@ def main(given: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     failed = False
     try:
-        measure(asked, document, board)
+        measure(asked, document, display)
     except (BenchmarkFailed, EmbeddedError) as error:
         document["failed"], failed = str(error), True
     except KeyboardInterrupt:
@@ -222,15 +222,15 @@ def main(given: Sequence[str]) -> int:
     build.mkdir(exist_ok=True)
     (build / "benchmarks.json").write_text(json.dumps(document, indent=2) + "\n")
     if failed:
-        board.console.print(f"[bold red]Failed:[/] {escape(document['failed'])}")
-        board.console.print("  what was measured before is in build/benchmarks.json")
+        display.console.print(f"[bold red]Failed:[/] {escape(document['failed'])}")
+        display.console.print("  what was measured before is in build/benchmarks.json")
         return 1
     whole = asked.only == list(PEERS) and not asked.latency and not asked.no_lifecycle and not asked.quick
     places = [build, *([ROOT / "docs"] if whole and asked.rounds >= WHOLE_ROUNDS else [])]
-    board.console.print(report.table(claims.claims(document)))
+    display.console.print(report.table(claims.claims(document)))
     for place in places:
         write(document, place)
-        board.console.print(f"  {place.relative_to(ROOT)}/benchmarks.md")
+        display.console.print(f"  {place.relative_to(ROOT)}/benchmarks.md")
     return 0
 
 

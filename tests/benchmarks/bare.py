@@ -69,7 +69,7 @@ class _Methods(msgspec.Struct):
 _token, _session, _methods = (msgspec.json.Decoder(kind) for kind in (_Token, _Session, _Methods))
 
 
-class Carrier:
+class CheckoutProcessor:
     """One process's event loop: its connections to the gateway and to Postgres, and the moves that wait to be written."""
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Carrier:
             raise RuntimeError(f"the gateway answered {status}: {body[:200]!r}")
         return body
 
-    async def _carry(self, order_id: object, document: str) -> None:
+    async def _process(self, order_id: object, document: str) -> None:
         async with self._room:
             token = _token.decode(await self._asked(self._authenticate)).token
             await self._moved((order_id, 0, token, None, None, "{}"))
@@ -144,7 +144,7 @@ class Carrier:
             for chunk in chunks:
                 await connections[0].execute(work.TAKE, chunk.parameters())
                 for order_id, document in zip(chunk.ids, chunk.documents, strict=True):
-                    carrying.create_task(self._carry(order_id, document))
+                    carrying.create_task(self._process(order_id, document))
         work.tell_spent(since)
         for writer in writers:
             writer.cancel()
@@ -166,7 +166,7 @@ class Share:
 
 def live(share: Share) -> None:
     async def main() -> None:
-        await Carrier().run(share)
+        await CheckoutProcessor().run(share)
 
     uvloop.run(main())
 

@@ -88,7 +88,7 @@ async def offer(order_id: str) -> None:
 
 
 @DBOS.workflow()
-async def carry(order_id: str) -> None:
+async def process(order_id: str) -> None:
     token = await authenticate(order_id)
     session = await open_session(order_id, token)
     await list_methods(order_id, token, session)
@@ -118,7 +118,7 @@ async def work_off() -> None:
 def take(mark: str, orders: int) -> None:
     client = DBOSClient(system_database_url=HERE.database_url, application_name=NAME)
     engine = create_engine("postgresql+psycopg://" + HERE.database_url.partition("://")[2])
-    options: EnqueueOptions = {"queue_name": QUEUE, "workflow_name": carry.__qualname__}
+    options: EnqueueOptions = {"queue_name": QUEUE, "workflow_name": process.__qualname__}
     with psycopg.connect(HERE.database_url, autocommit=True) as clock:
         since = work.tell_began(clock)
     for chunk in work.chunks(mark, orders):

@@ -29,12 +29,12 @@ from uuid import uuid4
 from sqlalchemy import text
 
 from orchestrator import auth
+from orchestrator.crypto import Encryptor
 from orchestrator.devkit.bench import wire
-from orchestrator.store.database import Database
-from orchestrator.store.merchants import Merchants
 from orchestrator.devkit.local.terminal import Terminal
 from orchestrator.devkit.local.up import Options, Up
-from orchestrator.crypto import Vault
+from orchestrator.store.database import Database
+from orchestrator.store.merchants import Merchants
 from tests.benchmarks.work import intent
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Isolation:
 
 
 def measure(
-    *, rate: float = 3.0, times: float = 20.0, seconds: float = 20.0, turns: int = 2, latency: str = "0",
+    *, rate: float = 3.0, times: float = 20.0, seconds: float = 20.0, slots: int = 2, latency: str = "0",
     noisy_latency: str | None = None, workers: int = 1,
 ) -> Isolation:  # fmt: skip
     """Run the product with two merchants, and load it; main thread only.
@@ -92,7 +92,7 @@ def measure(
         patch.dict(os.environ, {"ORCHESTRATOR_GATEWAY_URL": gateway, **SECRETS}),
         Up(Options(port=0, data_dir=Path(place) / "data", workers=workers), Terminal(least="error")) as up,
     ):
-        load = _load(up, rate=rate, times=times, seconds=seconds, turns=turns, gateways=(gateway, noisys))
+        load = _load(up, rate=rate, times=times, seconds=seconds, slots=slots, gateways=(gateway, noisys))
         return asyncio.run(load)
 
 
@@ -111,13 +111,13 @@ def _gateway(latency: str) -> Iterator[str]:
 
 
 async def _load(
-    up: Up, *, rate: float, times: float, seconds: float, turns: int, gateways: tuple[str, str]
+    up: Up, *, rate: float, times: float, seconds: float, slots: int, gateways: tuple[str, str]
 ) -> Isolation:
     watching = asyncio.create_task(up.watch())
     try:
         await up.ready()
         async with Database(up.settings.need("database_url"), pool_size=2) as db:
-            merchants = Merchants(db, Vault(up.settings.secret_keys), up.settings)
+            merchants = Merchants(db, Encryptor(up.settings.secret_keys), up.settings)
             for name, gateway in zip(("quiet", "noisy"), gateways, strict=True):
                 await merchants.add(
                     name, gateway_url=gateway, merchant_api_url=None, username="shop", password="a password",
@@ -127,12 +127,12 @@ async def _load(
             shops = {name: _Shop(up, name) for name in ("quiet", "noisy")}
             await asyncio.gather(*(shop.send(10.0, WARM_UP, "W") for shop in shops.values()))
             await _settled(db)
-            for _ in range(turns):
-                await shops["quiet"].send(rate, seconds / turns, "A")
+            for _ in range(slots):
+                await shops["quiet"].send(rate, seconds / slots, "A")
                 await _settled(db)
                 await asyncio.gather(
-                    shops["quiet"].send(rate, seconds / turns, "B"),
-                    shops["noisy"].send(rate * times, seconds / turns, "N"),
+                    shops["quiet"].send(rate, seconds / slots, "B"),
+                    shops["noisy"].send(rate * times, seconds / slots, "N"),
                 )
                 await _settled(db)
             found = {phase: await _percentiles(db, phase) for phase in "ABN"}
@@ -198,7 +198,7 @@ async def _percentiles(db: Database, phase: str) -> Percentiles:
 def quiet_merchant(*, seconds: float, show: Callable[[str], None]) -> dict[str, float]:
     """Return both p99s of the quiet merchant in milliseconds: alone, and while another sends 20 times its rate."""
     show(f"a quiet merchant alone and beside a busy one, in turn ({seconds:g} s each)")
-    found = measure(seconds=seconds, turns=max(1, round(seconds / _TURN)))
+    found = measure(seconds=seconds, slots=max(1, round(seconds / _TURN)))
     return {"alone_p99_ms": found.alone.p99, "beside_p99_ms": found.beside.p99}
 
 

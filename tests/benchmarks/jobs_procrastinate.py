@@ -56,7 +56,7 @@ async def move(order_id: str, step: int, evidence: str = "{}", **gained: object)
 
 
 @app.task(name="carry", retry=procrastinate.RetryStrategy(max_attempts=10, exponential_wait=2))
-async def carry(order_id: str) -> None:
+async def process(order_id: str) -> None:
     async with Tools.rows.connection() as connection:
         row = await (await connection.execute(work.FETCH, (order_id,))).fetchone()
     assert row is not None
@@ -105,7 +105,7 @@ async def take(mark: str, orders: int) -> None:
             for chunk in work.chunks(mark, orders):
                 await connection.execute(work.TAKE, chunk.parameters())
                 jobs = [{"order_id": str(order_id)} for order_id in chunk.ids]
-                await carry.configure(connection=connection).batch_defer_async(*jobs)
+                await process.configure(connection=connection).batch_defer_async(*jobs)
                 await connection.commit()
             work.tell_spent(since)
 

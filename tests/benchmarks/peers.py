@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from orchestrator import auth
-from orchestrator.store import schema
+from orchestrator.devkit.local.keys import generated
 from orchestrator.devkit.local.servers.files import free_port
 from orchestrator.settings import environment, load
-from orchestrator.devkit.local.keys import generated
+from orchestrator.store import schema
 from tests.benchmarks import product, work
 from tests.benchmarks.ground import answers
 
@@ -80,7 +80,7 @@ class Peer:
     packages: Sequence[str]
     """Whose versions matter."""
     cells: Mapping[int, Cell]
-    carried: str = work.CARRIED
+    carried: str = work.UNOFFERED
     wrong: str = work.WRONG
 
     def install(self, here: work.Surroundings, latency: int, place: Path) -> Installed:  # noqa: ARG002 - the product wants it
@@ -275,7 +275,7 @@ PRODUCT: Final = Product(
     "audit chain, and encrypts what is personal.",
     module="product",
     packages=("celery", "sqlalchemy", "psycopg", "aiohttp", "uvloop"),
-    carried=product.CARRIED,
+    carried=product.UNOFFERED,
     wrong=product.WRONG,
     cells={
         SOON: Cell(rate=1100, processes=2, said="1 API, 2 workers, 1 scheduler; default settings"),

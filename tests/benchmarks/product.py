@@ -23,7 +23,7 @@ AT_ONCE = 4
 """Batches under way; each is work.CHUNK orders."""
 
 # By the index over what is unsettled: looking must cost nothing beside what is measured, however long the history is.
-CARRIED = """
+UNOFFERED = """
     SELECT count(*) AS orders, count(*) FILTER (WHERE state = 'awaiting_payment') AS carried,
            extract(epoch FROM max(offered_at)) AS ended
       FROM checkouts WHERE due_at IS NOT NULL AND order_ref LIKE %s

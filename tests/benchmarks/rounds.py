@@ -112,10 +112,10 @@ def run(
         show(f"{title}: starting")
         _await_up(installed, workers)
         one = _Run(ground, peer, installed, workers, connection, title, show)
-        one.carry(f"warm-{mark}", WARM_UP)
+        one.process(f"warm-{mark}", WARM_UP)
         asked(here.gateway_url, "POST", "/bench/reset")
         before = ground.meter(workers)
-        seconds, intake = one.carry(mark, orders)
+        seconds, intake = one.process(mark, orders)
         after = ground.meter(workers)
         calls = json.loads(asked(here.gateway_url, "GET", "/bench/state") or b"{}").get("calls", {})
     spent = after.since(before, intake=intake)
@@ -153,7 +153,7 @@ class _Run:
     title: str
     show: Callable[[str], None]
 
-    def carry(self, mark: str, orders: int) -> tuple[float, float]:
+    def process(self, mark: str, orders: int) -> tuple[float, float]:
         """Hand orders over and wait until the last has arrived; return the seconds, and the CPU seconds of the intake."""
         start = self.installed.take
         intake = self.ground.spawned(start.name, [*start.arguments, mark, str(orders)], start.environment)

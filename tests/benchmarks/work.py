@@ -60,7 +60,7 @@ TAKE: Final = """
 """
 FETCH: Final = "SELECT state, document, token, session_id FROM orders WHERE id = %s"
 
-CARRIED: Final = """
+UNOFFERED: Final = """
     SELECT count(*) AS orders, count(*) FILTER (WHERE state = 'awaiting_payment') AS carried,
            extract(epoch FROM max(updated_at)) AS ended
       FROM orders WHERE order_ref LIKE %s

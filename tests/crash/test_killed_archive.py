@@ -51,10 +51,10 @@ def archived(place, names):
 
 
 async def test_an_archive_run_killed_at_any_moment_loses_nothing_and_leaves_nothing_twice(
-    database_url, vault, tmp_path
+    database_url, encryptor, tmp_path
 ):
     place = tmp_path / "archives"
-    async with core(database_url, vault) as one:
+    async with core(database_url, encryptor) as one:
         for number in range(ORDERS):
             held = await one.held()
             await one.callbacks.take(arrival(held.id))
@@ -63,8 +63,8 @@ async def test_an_archive_run_killed_at_any_moment_loses_nothing_and_leaves_noth
                 events=(), alarm=0.0,
             )  # fmt: skip
             (held,) = await one.claim(held.id)
-            await one.advance(held, action=None, alarm=None, read=tuple(letter.id for letter in held.letters))
-        await audit.seal(one.db, vault)
+            await one.advance(held, action=None, alarm=None, read=tuple(letter.id for letter in held.callbacks))
+        await audit.seal(one.db, encryptor)
         everything = sorted(await one.all(ENTRIES))
         await one.do("UPDATE clock_skew SET seconds = 10")
         killed = 0
@@ -81,7 +81,7 @@ async def test_an_archive_run_killed_at_any_moment_loses_nothing_and_leaves_noth
             running.kill()
             running.communicate(timeout=30)
             killed += running.returncode == -9
-            found = await audit.verify(one.db, vault)
+            found = await audit.verify(one.db, encryptor)
             assert found.problems == []
             names = await one.all("SELECT file FROM archives ORDER BY sequence")
             entries, _ = archived(place, names) if names else ([], [])
@@ -97,8 +97,8 @@ async def test_an_archive_run_killed_at_any_moment_loses_nothing_and_leaves_noth
         entries, _ = archived(place, names)
         assert sorted(entries) == everything
         assert Counter(entries).most_common(1)[0][1] == 1
-        assert all(audit.open_archive(place / name, vault).problems == [] for name in names)
-        found = await audit.verify(one.db, vault)
+        assert all(audit.open_archive(place / name, encryptor).problems == [] for name in names)
+        found = await audit.verify(one.db, encryptor)
         assert (found.problems, found.archives, found.checkouts) == ([], len(names), ORDERS)
         left = (await one.db.read(text("SELECT count(*) AS n FROM callbacks")))[0].n
         assert left == 0

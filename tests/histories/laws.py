@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from orchestrator import audit
+from orchestrator.devkit.sandbox.rules import Outcome
 from orchestrator.domain import decisions
 from orchestrator.domain.operations import KINDS
-from orchestrator.devkit.sandbox.rules import Outcome
 from orchestrator.domain.states import ENDED, TRANSITIONS, State, Trigger
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ async def _the_trail(world: World, checkout: UUID) -> None:
     (head,) = await world.db.read(_HEAD, {"id": checkout})
     entries = list(await world.db.read(_ENTRIES, {"id": checkout}))
     found = audit.Findings()
-    audit.verify_chain(world.vault, head, entries, found, after=audit.Head())
+    audit.verify_chain(world.encryptor, head, entries, found, after=audit.Head())
     assert not found.problems, found.problems
     state: str | None = None
     completions = 0
@@ -103,7 +103,7 @@ async def _the_trail(world: World, checkout: UUID) -> None:
 
 async def _settled_or_alarmed(world: World, row: Any) -> None:
     assert row.lease is None, (row.id, "is still held")
-    assert row.letters == 0, (row.id, "has an inbox that nobody reads")
+    assert row.callbacks == 0, (row.id, "has an inbox that nobody reads")
     if row.commands:
         # A second movement of a transaction waits until it is known, or a person says, what came of the first.
         waiting = {one.kind for one in await world.db.read(_WAITING, {"id": row.id})}

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from hypothesis import strategies as st
+from tests.integration.process.scene import take
 
-from orchestrator.store import inbox
-from orchestrator.store.inbox import OrderTaken
 from orchestrator.devkit.sandbox.documents import callback_body
 from orchestrator.devkit.sandbox.faults import Burst
 from orchestrator.devkit.sandbox.rules import Outcome
+from orchestrator.store import inbox
+from orchestrator.store.inbox import OrderTaken
 from tests.histories.world import CONFIG, Mail
-from tests.integration.carry.scene import take
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -153,13 +153,13 @@ class Resolve(Step):
 
 
 async def _arrive(world: World, mail: Mail, grade: str, times: int) -> None:
-    letters = [
+    callbacks = [
         inbox.Arrival(
             checkout_id=mail.checkout, kind=mail.kind, grade=grade, content_type=FORM, headers={}, source=None, body=mail.body  # type: ignore[arg-type]
         )
         for _ in range(times)
     ]  # fmt: skip
-    await asyncio.gather(*(world.callbacks.take(one) for one in letters))
+    await asyncio.gather(*(world.callbacks.take(one) for one in callbacks))
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class Order(Step):
         except OrderTaken:
             return
         await world.hint(checkout)
-        await take(world.carrier, [checkout])
+        await take(world.processor, [checkout])
 
 
 # ── The gateway, by itself ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -366,9 +366,9 @@ class Carry(Step):
     async def happen(self, world: World) -> None:
         if self.hinted:
             await world.hint(*world.checkouts)
-        again = await take(world.carrier, world.checkouts)
+        again = await take(world.processor, world.checkouts)
         if again:
-            await take(world.carrier, again)
+            await take(world.processor, again)
 
 
 @dataclass(frozen=True)

@@ -18,29 +18,29 @@ from uuid import UUID, uuid4
 import aiohttp
 import uvicorn
 from sqlalchemy import text
+from tests.integration.process.scene import intent, take
 
-from orchestrator.store import inbox
 from orchestrator import intents
-from orchestrator.processing import Carrier
-from orchestrator.processing.step import CREDENTIALS_PAUSE
-from orchestrator.store.database import Database
-from orchestrator.gateway.client import Gateway
-from orchestrator.store.checkouts import Lifecycle, claim
-from orchestrator.store.merchants import Merchants
+from orchestrator.crypto import Encryptor
 from orchestrator.devkit.sandbox import SandboxConfig, create_app
 from orchestrator.devkit.sandbox.faults import GlobalFaults, Plan
-from orchestrator.crypto import Vault
+from orchestrator.gateway.client import Gateway
+from orchestrator.processing import CheckoutProcessor
+from orchestrator.processing.step import CREDENTIALS_PAUSE
+from orchestrator.store import inbox
+from orchestrator.store.checkouts import Transitions, claim
+from orchestrator.store.database import Database
+from orchestrator.store.merchants import Merchants
 from tests.conftest import make_settings
-from tests.integration.carry.scene import intent, take
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
 
-    from orchestrator.gateway.limits import Door
-    from orchestrator.gateway.http import Failure, Request, Wire
-    from orchestrator.store.checkouts import Held, Move
     from orchestrator.devkit.sandbox.books import Payment, Transaction
     from orchestrator.devkit.sandbox.core import Sandbox
+    from orchestrator.gateway.http import Failure, Request, Wire
+    from orchestrator.gateway.limits import GatewayLimits
+    from orchestrator.store.checkouts import ClaimedCheckout, Move
 
 AMOUNT = 13900
 """Minor units of every order, in DKK."""
@@ -55,7 +55,7 @@ _ROWS = text("""
     SELECT c.id, c.state, c.version, c.reserved, c.captured, c.refunded, c.charged_back, c.late, c.attention, c.auto_capture,
            c.audit_sequence, c.event_sequence, c.openings, c.lease, c.withdrawn_at, c.due_at IS NOT NULL AS alarm,
            extract(epoch FROM c.due_at - clock())::float8 AS due_in,
-           (SELECT count(*) FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS letters,
+           (SELECT count(*) FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS callbacks,
            (SELECT count(*) FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS commands,
            (SELECT json_object_agg(p.transaction_id, json_build_array(p.captured, p.refunded))
               FROM payments p WHERE p.checkout_id = c.id) AS payments
@@ -92,9 +92,9 @@ class _MortalWire:
     def __init__(self, wire: Wire, trap: Trap) -> None:
         self._wire, self._trap = wire, trap
 
-    async def exchange(self, request: Request, *, door: Door, whose: Hashable) -> bytes | Failure:
+    async def exchange(self, request: Request, *, limits_of_gateway: GatewayLimits, whose: Hashable) -> bytes | Failure:
         await self._trap.passing(f"before {request.url.path}")
-        answer = await self._wire.exchange(request, door=door, whose=whose)
+        answer = await self._wire.exchange(request, limits_of_gateway=limits_of_gateway, whose=whose)
         await self._trap.passing(f"after {request.url.path}")
         return answer
 
@@ -103,17 +103,17 @@ class _MortalGateway(Gateway):
     """The real client over the real connections, of a worker that may stop beside each exchange."""
 
     def __init__(self, gateway: Gateway, trap: Trap) -> None:
-        self._doors = gateway._doors
+        self._limits = gateway._limits
         self._wire = _MortalWire(gateway._wire, trap)  # type: ignore[assignment]
 
 
-class _MortalLifecycle(Lifecycle):
+class _MortalLifecycle(Transitions):
     """The real mover, of a worker that may stop beside each write."""
 
-    def __init__(self, moves: Lifecycle, trap: Trap) -> None:
+    def __init__(self, moves: Transitions, trap: Trap) -> None:
         self._moves, self._trap = moves, trap
 
-    async def advance(self, move: Move) -> Held:
+    async def advance(self, move: Move) -> ClaimedCheckout:
         await self._trap.passing(f"before {move.action}")
         held = await self._moves.advance(move)
         await self._trap.passing(f"after {move.action}")
@@ -169,11 +169,11 @@ class World:
             recheck_after_callback=2.0, look_cap=1800.0, retry_base=1.0, retry_cap=300.0, hint_grace=5.0, **HASTE,
         )  # fmt: skip
         self.url, self.sandbox, self.db, self.gateway = gateway_url, sandbox, db, gateway
-        self.vault = Vault(self.settings.secret_keys)
-        self.moves = Lifecycle(db, self.vault)
-        self.merchants = Merchants(db, self.vault, self.settings)
-        self.intents = inbox.Intents(db, self.vault, grace=5.0)
-        self.callbacks = inbox.Callbacks(db, self.vault, grace=5.0)
+        self.encryptor = Encryptor(self.settings.secret_keys)
+        self.moves = Transitions(db, self.encryptor)
+        self.merchants = Merchants(db, self.encryptor, self.settings)
+        self.intents = inbox.Intents(db, self.encryptor, grace=5.0)
+        self.callbacks = inbox.Callbacks(db, self.encryptor, grace=5.0)
         self.browser = aiohttp.ClientSession()
         self.tally = Tally()
         self.offset = 0.0
@@ -184,7 +184,7 @@ class World:
         self.by_hand: set[str] = set()
         self.decided: set[str] = set()
         self._deciding: set[UUID] = set()
-        self.carrier = self.worker()
+        self.processor = self.worker()
 
     async def close(self) -> None:
         await self.browser.close()
@@ -201,15 +201,15 @@ class World:
         await self.merchants.set_policies("default", policies)
         await self.merchants.everyone()
         self.sandbox.faults.set_everywhere(GlobalFaults(callbacks="lost"))
-        self.carrier = self.worker()
+        self.processor = self.worker()
 
     # The orchestrator's side.
 
-    def worker(self, trap: Trap | None = None) -> Carrier:
+    def worker(self, trap: Trap | None = None) -> CheckoutProcessor:
         gateway = self.gateway if trap is None else _MortalGateway(self.gateway, trap)
         moves = self.moves if trap is None else _MortalLifecycle(self.moves, trap)
-        return Carrier(
-            self.settings, self.db, self.vault, gateway=gateway, lifecycle=moves, merchants=self.merchants
+        return CheckoutProcessor(
+            self.settings, self.db, self.encryptor, gateway=gateway, lifecycle=moves, merchants=self.merchants
         )
 
     async def sql(self, statement: str, **parameters: object) -> Sequence[Any]:
@@ -240,7 +240,7 @@ class World:
         self, checkout: UUID, kind: inbox.CommandKind, *, version: int | None = None, **arguments: object
     ) -> None:
         asked = await inbox.request(
-            self.db, self.vault, checkout, merchant_id=1, kind=kind, actor="client:shop", expected_version=version, arguments=arguments,
+            self.db, self.encryptor, checkout, merchant_id=1, kind=kind, actor="client:shop", expected_version=version, arguments=arguments,
             grace=5.0,
         )  # fmt: skip
         assert asked is not None
@@ -264,9 +264,9 @@ class World:
         whole = math.ceil(seconds)
         self.offset += whole
         if whole >= CREDENTIALS_PAUSE:
-            self.carrier.blocked.clear()
-        for door in self.gateway._doors._doors.values():
-            door._throttled = {whose: until - whole for whose, until in door._throttled.items()}
+            self.processor.blocked.clear()
+        for limits_of_gateway in self.gateway._limits._limits.values():
+            limits_of_gateway._throttled = {whose: until - whole for whose, until in limits_of_gateway._throttled.items()}
         await self.sql("UPDATE clock_skew SET seconds = seconds + :seconds", seconds=whole)
 
     async def stop(self, ids: Sequence[UUID], nth: int, *, sleeps: bool) -> None:

@@ -14,17 +14,16 @@ import pytest
 from psycopg import errors
 from sqlalchemy.exc import OperationalError
 
-from orchestrator.audit import archive
 from orchestrator import audit
-from orchestrator.store import inbox
+from orchestrator.audit import Action, archive
 from orchestrator.audit.archive import batch, files
-from orchestrator.audit.archive.months import _drop
 from orchestrator.audit.archive.lock_timeout import patiently
-from orchestrator.audit import Action
+from orchestrator.audit.archive.months import _drop
+from orchestrator.crypto import Encryptor
+from orchestrator.domain.states import State, Trigger
+from orchestrator.store import inbox
 from orchestrator.store.checkouts import KEEP, Event, Operation
 from orchestrator.store.tables import uuid7
-from orchestrator.domain.states import State, Trigger
-from orchestrator.crypto import Vault
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.factories import Breaking, arrival, intake, payment, row_held
 from tests.factories import core as another
@@ -39,10 +38,10 @@ async def settled(core, state=State.COMPLETED, **changes):
     """Return a checkout with everything that a history can have, settled for good."""
     held = await core.held(State.AWAITING_PAYMENT, **changes)
     await core.callbacks.take(arrival(held.id))
-    await inbox.request(core.db, core.vault, held.id, merchant_id=1, kind="reconcile", actor="x", grace=60.0)
+    await inbox.request(core.db, core.encryptor, held.id, merchant_id=1, kind="reconcile", actor="x", grace=60.0)
     await inbox.request(
         core.db,
-        core.vault,
+        core.encryptor,
         held.id,
         merchant_id=1,
         kind="capture",
@@ -53,7 +52,7 @@ async def settled(core, state=State.COMPLETED, **changes):
     held = await core.release(held, 0.0)
     (held,) = await core.claim(held.id)
     read = {
-        "read": tuple(one.id for one in held.letters),
+        "read": tuple(one.id for one in held.callbacks),
         "done": tuple((one.id, "done") for one in held.commands),
     }
     if state is State.COMPLETED:
@@ -72,7 +71,7 @@ async def settled(core, state=State.COMPLETED, **changes):
 
 
 async def run(core, place, **changes):
-    return await archive.run(core.db, core.vault, place, **{"older_than": 0.0, "most": 100, **changes})
+    return await archive.run(core.db, core.encryptor, place, **{"older_than": 0.0, "most": 100, **changes})
 
 
 async def told(core, place, **changes):
@@ -82,8 +81,8 @@ async def told(core, place, **changes):
     return heard
 
 
-async def problems(core, vault=None):
-    return (await audit.verify(core.db, vault or core.vault)).problems
+async def problems(core, encryptor=None):
+    return (await audit.verify(core.db, encryptor or core.encryptor)).problems
 
 
 async def counts(core, tables=HISTORY):
@@ -114,7 +113,7 @@ async def _two(core):
 @pytest.fixture(name="archived")
 async def _archived(core, two, tmp_path):
     """Two archives of a checkout each; return the checkouts."""
-    await audit.seal(core.db, core.vault)
+    await audit.seal(core.db, core.encryptor)
     assert (await run(core, tmp_path, most=1)).archives == 2
     return two
 
@@ -156,7 +155,7 @@ async def test_nothing_of_the_customer_is_readable_in_a_file_once_its_key_is_des
     body = bytes.fromhex(page["callbacks"][0]["body"].removeprefix("\\x"))
     assert b"succeeded" not in body
     (wrapped,) = await core.all("SELECT data_key FROM intents WHERE checkout_id = :id", id=two[0])
-    assert inbox.open_body(core.vault, two[0], bytes(wrapped), body) == b"status=succeeded"
+    assert inbox.open_body(core.encryptor, two[0], bytes(wrapped), body) == b"status=succeeded"
     assert wrapped.hex() not in json.dumps(page)
 
 
@@ -265,7 +264,7 @@ async def test_an_archived_order_number_is_still_taken_and_its_request_met(core,
 
 async def test_a_money_command_is_not_obeyed_again_after_its_history_is_archived(core, archived):
     again = await inbox.request(
-        core.db, core.vault, archived[0], merchant_id=1, kind="capture", actor="x", idempotency_key=f"k-{archived[0]}", grace=60.0
+        core.db, core.encryptor, archived[0], merchant_id=1, kind="capture", actor="x", idempotency_key=f"k-{archived[0]}", grace=60.0
     )  # fmt: skip
     assert not again.fresh
 
@@ -276,14 +275,14 @@ async def test_an_archived_checkout_wakes_up_goes_on_with_its_chain_and_is_archi
     (checkout, expired) = archived
     assert (await core.callbacks.take(arrival(expired, body=b"late"))).rings
     (held,) = await core.claim(expired)
-    assert (held.state, held.known, held.letters[0].kind) == (State.EXPIRED, (), "notification")
+    assert (held.state, held.known, held.callbacks[0].kind) == (State.EXPIRED, (), "notification")
     held = await core.advance(
-        held, Trigger.PAYMENT_FOUND, late=True, payments=(payment("t-late"),), read=(held.letters[0].id,),
+        held, Trigger.PAYMENT_FOUND, late=True, payments=(payment("t-late"),), read=(held.callbacks[0].id,),
         events=(Event("checkout.completed", {}),), alarm=KEEP,
     )  # fmt: skip
     assert await problems(core) == []
     assert await core.all("SELECT sequence FROM audit_entries") == [7]
-    await audit.seal(core.db, core.vault)
+    await audit.seal(core.db, core.encryptor)
     await core.release(held, None)
     assert [(one.number, one.entries) for one in await told(core, tmp_path)] == [(3, 1)]
     first, second = pages(tmp_path)[expired]
@@ -293,7 +292,7 @@ async def test_an_archived_checkout_wakes_up_goes_on_with_its_chain_and_is_archi
         ("audit_entries", "events", "callbacks"), 0
     )
     for path in tmp_path.glob("*.gz"):
-        assert audit.open_archive(path, core.vault).problems == []
+        assert audit.open_archive(path, core.encryptor).problems == []
     assert checkout in pages(tmp_path)
 
 
@@ -322,7 +321,7 @@ async def test_an_entry_leaves_only_below_an_archived_head(core, two, tmp_path):
             await owner.execute("INSERT INTO archived_heads VALUES (%s, 3, 1, 'x', '')", [two[0]])
         # Whoever lists an archive of their own gets that far, and is found.
         await owner.execute(
-            "INSERT INTO archives VALUES (1, clock(), 'x', '{}', %s, '')", [core.vault.newest.id]
+            "INSERT INTO archives VALUES (1, clock(), 'x', '{}', %s, '')", [core.encryptor.newest.id]
         )
         await owner.execute("INSERT INTO archived_heads VALUES (%s, 3, 1, 'session_created', '')", [two[0]])
         with pytest.raises(errors.RestrictViolation):
@@ -418,7 +417,7 @@ async def test_a_manifest_under_our_key_with_another_number_is_named(core, archi
     """Somebody with the keys and the database moves an archive to another place in the chain."""
     (manifest,) = await core.all("SELECT manifest FROM archives WHERE sequence = 1")
     forged = manifest.replace('"archive":1', '"archive":9')
-    key = core.vault.newest
+    key = core.encryptor.newest
     mac = audit.archives._mac(key, audit.START, forged)
     await core.tamper(
         "UPDATE archives SET manifest = :text, mac = :mac WHERE sequence = 1", text=forged, mac=mac
@@ -454,7 +453,7 @@ async def test_a_trail_that_does_not_hold_is_not_buried_in_an_archive(core, tmp_
 async def test_keys_of_another_installation_archive_nothing(core, two, tmp_path, monkeypatch):
     monkeypatch.setattr("orchestrator.audit.archive.runs.MOST_PROBLEMS", 2)
     before = await counts(core)
-    without = Vault(make_settings(secret_keys=(OLDER_KEY,)).secret_keys)
+    without = Encryptor(make_settings(secret_keys=(OLDER_KEY,)).secret_keys)
     with pytest.raises(
         archive.ArchiveError,
         match=r"the trails of 2 checkouts and more do not hold .* SECRET_KEYS does not have",
@@ -468,16 +467,16 @@ async def test_keys_of_another_installation_archive_nothing(core, two, tmp_path,
 
 
 async def test_a_file_proves_itself_with_the_keys_alone(core, archived, tmp_path):
-    first, second = (audit.open_archive(path, core.vault) for path in sorted(tmp_path.glob("*.gz")))
+    first, second = (audit.open_archive(path, core.encryptor) for path in sorted(tmp_path.glob("*.gz")))
     assert (first.problems, second.problems) == ([], [])
     assert (first.manifest.archive, first.manifest.checkouts, first.manifest.entries) == (1, 1, 7)
     assert first.manifest.before == audit.START.hex()
     assert second.manifest.before == first.mac.hex()
     assert (first.manifest.rows["callbacks"], first.manifest.rows["commands"]) == (1, 2)
-    rotated = Vault(make_settings(secret_keys=(OLDER_KEY, SECRET_KEY)).secret_keys)
+    rotated = Encryptor(make_settings(secret_keys=(OLDER_KEY, SECRET_KEY)).secret_keys)
     assert audit.open_archive(tmp_path / "archive-000001.jsonl.gz", rotated).problems == []
-    without = Vault(make_settings(secret_keys=(OLDER_KEY,)).secret_keys)
-    assert f"its manifest was made under key {core.vault.newest.id}, which SECRET_KEYS does not have" in (
+    without = Encryptor(make_settings(secret_keys=(OLDER_KEY,)).secret_keys)
+    assert f"its manifest was made under key {core.encryptor.newest.id}, which SECRET_KEYS does not have" in (
         audit.open_archive(tmp_path / "archive-000001.jsonl.gz", without).problems
     )
 
@@ -527,7 +526,7 @@ def _without_last_entry(line):
 async def test_a_file_that_was_tampered_with_is_found_by_itself(core, both, change, words):
     path = both
     rewritten(path, change)
-    found = audit.open_archive(path, core.vault).problems
+    found = audit.open_archive(path, core.encryptor).problems
     assert any(words in one for one in found), found
 
 
@@ -542,13 +541,13 @@ async def test_a_file_that_is_cut_or_is_no_archive_is_found(core, two, tmp_path)
         whole[:400] + b"\0" * 200 + whole[600:],
     ):
         path.write_bytes(content)
-        opened = audit.open_archive(path, core.vault)
+        opened = audit.open_archive(path, core.encryptor)
         assert opened.manifest is None or "damaged" in opened.problems[-1]
         assert any(
             "it is damaged or cut off" in one or "words of an archive" in one for one in opened.problems
         )
     with pytest.raises(OSError, match="No such file"):
-        audit.open_archive(tmp_path / "nowhere", core.vault)
+        audit.open_archive(tmp_path / "nowhere", core.encryptor)
 
 
 def written(path, piece, times):
@@ -558,18 +557,18 @@ def written(path, piece, times):
 
 
 @pytest.fixture
-def core_vault():
-    return Vault(make_settings().secret_keys)
+def core_encryptor():
+    return Encryptor(make_settings().secret_keys)
 
 
 @pytest.mark.parametrize("piece", [b"\0", b" ", b"[", b'{"line":"page","x":[', b"\n", b'"'])
-def test_a_file_that_inflates_without_end_is_a_finding_and_costs_no_memory(core_vault, tmp_path, piece):
+def test_a_file_that_inflates_without_end_is_a_finding_and_costs_no_memory(core_encryptor, tmp_path, piece):
     path = tmp_path / "archive-000001.jsonl.gz"
     written(path, piece * (1024 * 1024 // len(piece)), 100)
     assert path.stat().st_size < 2_000_000
     tracemalloc.start()
     try:
-        found = audit.open_archive(path, core_vault).problems
+        found = audit.open_archive(path, core_encryptor).problems
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -578,18 +577,18 @@ def test_a_file_that_inflates_without_end_is_a_finding_and_costs_no_memory(core_
     assert most < 130_000_000
 
 
-def test_a_line_longer_than_any_page_is_a_finding(core_vault, tmp_path, monkeypatch):
+def test_a_line_longer_than_any_page_is_a_finding(core_encryptor, tmp_path, monkeypatch):
     monkeypatch.setattr("orchestrator.audit.archives.LINE_LIMIT", 1000)
     path = tmp_path / "archive-000001.jsonl.gz"
     path.write_bytes(gzip.compress(b"x" * 5000))
-    assert audit.open_archive(path, core_vault).problems == [
+    assert audit.open_archive(path, core_encryptor).problems == [
         "it has a line of more than 1000 bytes, which no archive has"
     ]
 
 
 @pytest.mark.parametrize("depth", [2_000, 200_000])
 @pytest.mark.parametrize("where", ["page", "entry", "manifest"])
-def test_deep_nesting_is_a_finding(core_vault, tmp_path, depth, where):
+def test_deep_nesting_is_a_finding(core_encryptor, tmp_path, depth, where):
     deep = "[" * depth + "]" * depth
     line = {
         "page": f'{{"line":"page","x":{deep}}}',
@@ -601,7 +600,7 @@ def test_deep_nesting_is_a_finding(core_vault, tmp_path, depth, where):
     }[where]  # fmt: skip
     path = tmp_path / "archive-000001.jsonl.gz"
     path.write_bytes(gzip.compress(line.encode()))
-    found = audit.open_archive(path, core_vault).problems
+    found = audit.open_archive(path, core_encryptor).problems
     assert found == ["line 1 is not in the words of an archive"]
 
 
@@ -613,11 +612,11 @@ async def test_a_run_cut_off_at_its_commit_loses_nothing_and_leaves_nothing_twic
     core, two, tmp_path, *, landed
 ):
     before = await counts(core)
-    async with another(core.url, core.vault, database=Breaking) as breaking:
+    async with another(core.url, core.encryptor, database=Breaking) as breaking:
         breaking.db.lost_answers, breaking.db.cut_before_commit = int(landed), int(not landed)
         choice = await archive.choose(breaking.db, older_than=0.0)
         with pytest.raises(OperationalError):
-            await archive.take(breaking.db, core.vault, tmp_path, choice, most=100)
+            await archive.take(breaking.db, core.encryptor, tmp_path, choice, most=100)
     (path,) = tmp_path.iterdir()
     assert await problems(core) == []
     if not landed:
@@ -631,7 +630,7 @@ async def test_a_run_cut_off_at_its_commit_loses_nothing_and_leaves_nothing_twic
         # What the killed run had written is told, and is not overwritten.
         assert (result.archives, result.orphans) == (1, [path])
         assert await core.all("SELECT file FROM archives") == ["archive-000001-2.jsonl.gz"]
-        assert audit.open_archive(tmp_path / "archive-000001-2.jsonl.gz", core.vault).problems == []
+        assert audit.open_archive(tmp_path / "archive-000001-2.jsonl.gz", core.encryptor).problems == []
 
 
 async def test_a_half_written_draft_of_a_killed_run_is_replaced(core, two, tmp_path):
@@ -700,7 +699,7 @@ async def test_a_lock_that_is_not_to_be_had_is_given_up_and_tried_again(core, tw
         choice = await archive.choose(core.db, older_than=0.0)
         with pytest.raises(archive.ArchiveBusy, match="in 2 tries"):
             await patiently(
-                lambda: archive.take(core.db, core.vault, tmp_path, choice, most=100), tries=2, pause=0.001
+                lambda: archive.take(core.db, core.encryptor, tmp_path, choice, most=100), tries=2, pause=0.001
             )
         assert not list(tmp_path.glob("*.gz"))
         running = asyncio.create_task(run(core, tmp_path))
@@ -745,9 +744,9 @@ async def test_an_insert_never_fails_for_want_of_a_month(core):
 
 
 @pytest.fixture(name="own")
-async def _own(database_url, vault):
+async def _own(database_url, encryptor):
     """A database of its own, whose months may come and go."""
-    async with another(database_url, vault) as one:
+    async with another(database_url, encryptor) as one:
         yield one
 
 

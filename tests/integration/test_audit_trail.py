@@ -13,16 +13,16 @@ from psycopg import errors
 
 from orchestrator import audit
 from orchestrator.audit import Action, chain_mac
+from orchestrator.crypto import Encryptor
 from orchestrator.domain.states import State, Trigger
-from orchestrator.crypto import Vault
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.factories import core as another
 
 pytestmark = pytest.mark.anyio
 
 
-async def problems(core, vault=None):
-    return (await audit.verify(core.db, vault or core.vault)).problems
+async def problems(core, encryptor=None):
+    return (await audit.verify(core.db, encryptor or core.encryptor)).problems
 
 
 @pytest.fixture(name="trail")
@@ -34,16 +34,16 @@ async def _trail(core):
 
 
 async def test_a_whole_trail_verifies_and_is_counted(core, trail):
-    assert await audit.seal(core.db, core.vault) == 3
+    assert await audit.seal(core.db, core.encryptor) == 3
     seen = []
-    found = await audit.verify(core.db, core.vault, progress=lambda so_far: seen.append(so_far.checkouts))
+    found = await audit.verify(core.db, core.encryptor, progress=lambda so_far: seen.append(so_far.checkouts))
     assert (found.checkouts, found.entries, found.seals, found.problems) == (3, 15, 1, [])
     assert seen == [3]
 
 
 async def test_an_empty_trail_verifies_and_needs_no_seal(core):
-    assert await audit.seal(core.db, core.vault) == 0
-    assert await audit.verify(core.db, core.vault) == audit.Findings()
+    assert await audit.seal(core.db, core.encryptor) == 0
+    assert await audit.verify(core.db, core.encryptor) == audit.Findings()
 
 
 # ── What ordinary means cannot do ───────────────────────────────────────────────────────────────────────────────────────
@@ -54,7 +54,7 @@ async def test_an_empty_trail_verifies_and_needs_no_seal(core):
     "change", ["UPDATE {} SET key_id = 'x'", "DELETE FROM {}", "TRUNCATE {}", "TRUNCATE {} CASCADE"]
 )
 async def test_the_trail_is_append_only_also_for_its_owner(core, trail, table, change):
-    await audit.seal(core.db, core.vault)
+    await audit.seal(core.db, core.encryptor)
     async with await psycopg.AsyncConnection.connect(core.url, autocommit=True) as owner:
         with pytest.raises(errors.RestrictViolation, match=f"{table} is append-only"):
             await owner.execute(change.format(table))
@@ -116,7 +116,7 @@ async def test_all_entries_of_a_checkout_deleted_names_it(core, trail):
 
 
 async def test_a_tail_cut_together_with_its_head_is_named_by_the_seal(core, trail):
-    await audit.seal(core.db, core.vault)
+    await audit.seal(core.db, core.encryptor)
     await core.tamper(
         "DELETE FROM audit_entries WHERE checkout_id = :id AND sequence = 5",
         """UPDATE checkouts SET audit_sequence = 4, state = 'methods_fetched', audit_head =
@@ -127,7 +127,7 @@ async def test_a_tail_cut_together_with_its_head_is_named_by_the_seal(core, trai
 
 
 async def test_a_missing_checkout_is_named_by_its_entries_and_with_them_by_the_seal(core, trail):
-    await audit.seal(core.db, core.vault)
+    await audit.seal(core.db, core.encryptor)
     await core.tamper("DELETE FROM checkouts WHERE id = :id", id=trail)
     assert await problems(core) == [f"checkout {trail} is missing, though its entries exist"]
     await core.tamper("DELETE FROM audit_entries WHERE checkout_id = :id", id=trail)
@@ -158,10 +158,10 @@ async def forge(core, checkout, **changes):
         "to": State.AWAITING_PAYMENT,
     }  # fmt: skip
     rewrite = changes.pop("rewrite", None)
-    entry = audit.make(core.vault, **{**values, **changes})
+    entry = audit.make(core.encryptor, **{**values, **changes})
     if rewrite:
         text = rewrite(entry.text)
-        entry = replace(entry, text=text, mac=chain_mac(core.vault.newest, bytes(row.audit_head), text))
+        entry = replace(entry, text=text, mac=chain_mac(core.encryptor.newest, bytes(row.audit_head), text))
     await core.do(
         "INSERT INTO audit_entries VALUES (:id, :n, CAST(:at AS timestamptz), :action, :entry, :key, :mac)",
         id=checkout, n=entry.sequence, at=at, action=entry.action, entry=entry.text, key=entry.key_id, mac=entry.mac,
@@ -240,8 +240,8 @@ async def test_an_entry_that_moves_nothing_is_no_problem(core, trail):
 
 async def test_seals_chain_and_a_changed_or_missing_one_is_named(core, trail):
     for _ in range(3):
-        assert await audit.seal(core.db, core.vault) == 3
-    assert (await audit.verify(core.db, core.vault)).seals == 3
+        assert await audit.seal(core.db, core.encryptor) == 3
+    assert (await audit.verify(core.db, core.encryptor)).seals == 3
     (heads,) = await core.all("SELECT heads FROM audit_seals WHERE sequence = 2")
     await core.tamper("UPDATE audit_seals SET heads = replace(heads, ' 5 ', ' 4 ') WHERE sequence = 2")
     assert await problems(core) == ["seal 2 was changed"]
@@ -254,20 +254,20 @@ async def test_seals_chain_and_a_changed_or_missing_one_is_named(core, trail):
 
 
 async def test_sealers_at_once_make_one_chain(core, trail):
-    async with another(core.url, core.vault) as other:
-        await asyncio.gather(*(audit.seal(one.db, one.vault) for one in (core, other) for _ in range(4)))
-    found = await audit.verify(core.db, core.vault)
+    async with another(core.url, core.encryptor) as other:
+        await asyncio.gather(*(audit.seal(one.db, one.encryptor) for one in (core, other) for _ in range(4)))
+    found = await audit.verify(core.db, core.encryptor)
     assert (found.seals, found.problems) == (8, [])
 
 
 async def test_a_seal_holds_what_grew_since_the_one_before_and_not_what_rested(core, trail):
-    await audit.seal(core.db, core.vault)
+    await audit.seal(core.db, core.encryptor)
     await core.do("UPDATE clock_skew SET seconds = 86400")
-    assert await audit.seal(core.db, core.vault) == 3  # entries may be committed later than their time
+    assert await audit.seal(core.db, core.encryptor) == 3  # entries may be committed later than their time
     await core.do("UPDATE clock_skew SET seconds = 2 * 86400")
-    assert await audit.seal(core.db, core.vault) == 0
+    assert await audit.seal(core.db, core.encryptor) == 0
     await core.checkout()
-    assert await audit.seal(core.db, core.vault) == 1
+    assert await audit.seal(core.db, core.encryptor) == 1
     assert await problems(core) == []
 
 
@@ -275,8 +275,8 @@ async def test_a_seal_holds_what_grew_since_the_one_before_and_not_what_rested(c
 
 
 async def test_what_was_chained_under_an_older_key_still_verifies_after_rotation(core, trail):
-    await audit.seal(core.db, core.vault)
-    rotated = Vault(make_settings(secret_keys=(OLDER_KEY, SECRET_KEY)).secret_keys)
+    await audit.seal(core.db, core.encryptor)
+    rotated = Encryptor(make_settings(secret_keys=(OLDER_KEY, SECRET_KEY)).secret_keys)
     async with another(core.url, rotated) as process:
         await process.ring(trail)
         (held,) = await process.claim(trail)
@@ -284,15 +284,15 @@ async def test_what_was_chained_under_an_older_key_still_verifies_after_rotation
         await audit.seal(process.db, rotated)
         assert await core.all(
             "SELECT DISTINCT key_id FROM audit_entries WHERE checkout_id = :id", id=trail
-        ) != [core.vault.newest.id]
+        ) != [core.encryptor.newest.id]
         assert await problems(process, rotated) == []
 
 
 async def test_a_missing_key_is_named_and_never_taken_for_proof(core, trail):
-    await audit.seal(core.db, core.vault)
-    without = Vault(make_settings(secret_keys=(OLDER_KEY,)).secret_keys)
+    await audit.seal(core.db, core.encryptor)
+    without = Encryptor(make_settings(secret_keys=(OLDER_KEY,)).secret_keys)
     found = await problems(core, without)
-    key = core.vault.newest.id
+    key = core.encryptor.newest.id
     assert f"entry 1 of checkout {trail} was made under key {key}, which SECRET_KEYS does not have" in found
     assert f"seal 1 was made under key {key}, which SECRET_KEYS does not have" in found
     assert len(found) == 4
@@ -312,10 +312,10 @@ async def test_verifying_while_movers_are_running_reports_no_false_problem(core)
             moved += 1
 
     tasks = [asyncio.create_task(mover()) for _ in range(6)]
-    async with another(core.url, core.vault) as auditor:
+    async with another(core.url, core.encryptor) as auditor:
         for _ in range(15):
             assert await problems(auditor) == []
-            await audit.seal(auditor.db, auditor.vault)
+            await audit.seal(auditor.db, auditor.encryptor)
     running = False
     await asyncio.gather(*tasks)
     assert moved > 10
@@ -324,8 +324,8 @@ async def test_verifying_while_movers_are_running_reports_no_false_problem(core)
 
 async def test_more_checkouts_than_one_page_are_all_verified(core):
     ids = await core.checkouts(620)
-    await audit.seal(core.db, core.vault)
-    found = await audit.verify(core.db, core.vault)
+    await audit.seal(core.db, core.encryptor)
+    found = await audit.verify(core.db, core.encryptor)
     assert (found.checkouts, found.entries, found.problems) == (620, 620, [])
     await core.tamper("DELETE FROM audit_entries WHERE checkout_id = :id", id=ids[-1])
     assert await problems(core) == [
@@ -335,7 +335,7 @@ async def test_more_checkouts_than_one_page_are_all_verified(core):
 
 
 async def test_an_export_proves_the_trail_without_the_database(core, trail):
-    await audit.seal(core.db, core.vault)
+    await audit.seal(core.db, core.encryptor)
     lines = [json.loads(line) async for line in audit.export(core.db)]
     entries, seals = [one for one in lines if "entry" in one], [one for one in lines if "seal" in one]
     assert (len(entries), len(seals)) == (15, 1)
@@ -343,7 +343,7 @@ async def test_an_export_proves_the_trail_without_the_database(core, trail):
     for line in entries:
         body = json.loads(line["entry"])
         before = macs.get(body["checkout"], audit.START)
-        key = core.vault.known(line["keyId"])
+        key = core.encryptor.known(line["keyId"])
         assert chain_mac(key, before, line["entry"]).hex() == line["mac"]
         macs[body["checkout"]] = bytes.fromhex(line["mac"])
         heads[body["checkout"]] = f"{body['checkout']} {body['sequence']} {line['mac']}"

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from orchestrator.gateway.limits import shared_state
-from orchestrator.worker import Doorbell
+from orchestrator.worker import HintPublisher
 from tests.brokers import Server, answers, free_port, rabbitmq_server, redis_server, until
 from tests.conftest import make_settings
 from tests.integration.gateway.tls import certified
@@ -33,9 +33,9 @@ def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def reached(settings: Settings) -> tuple[bool, bool | None]:
     """Say whether the hints' client reaches the broker, and the board its Redis (None: it has none)."""
-    doorbell = Doorbell(settings)
+    hint_publisher = HintPublisher(settings)
     try:
-        doorbell.depth("checkouts")
+        hint_publisher.depth("checkouts")
         hints = True
     except Exception as error:  # each transport has errors of its own
         if "certificate" not in str(error).lower():
@@ -44,7 +44,7 @@ async def reached(settings: Settings) -> tuple[bool, bool | None]:
     if settings.redis is None:
         return hints, None
     try:
-        await shared_state.left_alone(settings.redis)
+        await shared_state.circuits_open(settings.redis)
     except redis.RedisError as error:
         if "certificate" not in str(error).lower():
             raise
@@ -154,12 +154,12 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
             f"sentinel://:pw@127.0.0.1:{free_port()}/0;sentinel://127.0.0.1:{sentinel.port}?master_name=shop"
         )
         settings = make_settings(broker_url=url)
-        shared = shared_state.Board(settings.redis, name="worker")
-        doorbell = Doorbell(settings)
-        doorbell.start()
+        shared = shared_state.SharedGatewayState(settings.redis, name="worker")
+        hint_publisher = HintPublisher(settings)
+        hint_publisher.start()
         async with shared:
-            doorbell.ring([uuid4()])
-            until(lambda: doorbell.depth("checkouts") == 1, "the hint is in the queue")
+            hint_publisher.ring([uuid4()])
+            until(lambda: hint_publisher.depth("checkouts") == 1, "the hint is in the queue")
             await reaches(shared)
             one.kill()
             await reaches(shared, away=True)
@@ -170,17 +170,17 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
             )
 
             def rings() -> bool:
-                doorbell.ring([uuid4()])
+                hint_publisher.ring([uuid4()])
                 try:
-                    return doorbell.healthy and doorbell.depth("checkouts") > 1
+                    return hint_publisher.healthy and hint_publisher.depth("checkouts") > 1
                 except redis.RedisError:
                     return False
 
             until(rings, "hints go to the new primary", seconds=60)
-        doorbell.close()
+        hint_publisher.close()
 
 
-async def reaches(shared: shared_state.Board, *, away: bool = False, seconds: float = 30) -> None:
+async def reaches(shared: shared_state.SharedGatewayState, *, away: bool = False, seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while shared.away is not away:  # noqa: ASYNC110 - it happens in the background
             await asyncio.sleep(0.05)

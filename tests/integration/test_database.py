@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from orchestrator.settings.postgres_url import parameters, place
 from orchestrator.store import schema
 from orchestrator.store.database import Batch, Database, DatabaseAway, is_away
-from orchestrator.settings.postgres_url import parameters, place
 from tests.postgres import Cluster, Proxy, address, needs_pgbouncer, pgbouncer, through
 
 pytestmark = pytest.mark.anyio

@@ -22,10 +22,10 @@ import psycopg
 import pytest
 import redis
 
-from orchestrator.store import schema
 from orchestrator.devkit.local.servers import Embedded, EmbeddedError
 from orchestrator.devkit.local.servers.children import LINUX, command_of, spawn
 from orchestrator.devkit.local.servers.postgres import BINARIES
+from orchestrator.store import schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

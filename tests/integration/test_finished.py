@@ -11,8 +11,8 @@ from psycopg import AsyncCursor
 from psycopg.rows import tuple_row
 from sqlalchemy import text
 
-from orchestrator.store import inbox, checkouts
 from orchestrator.domain.states import State, Trigger
+from orchestrator.store import checkouts, inbox
 from tests.factories import arrival, core, intake, payment
 from tests.finished import fill
 
@@ -27,29 +27,29 @@ AT_ALL = 250 * OPEN
 NEW_MERCHANT = 2
 
 
-@pytest.fixture(name="crowded")
-async def _crowded(database_url, vault):
+@pytest.fixture(name="overloaded")
+async def _overloaded(database_url, encryptor):
     fill(database_url, FINISHED)
     # Others under way, of whom the planner's statistics know nothing yet, as after a quiet night.
-    async with core(database_url, vault) as one:
+    async with core(database_url, encryptor) as one:
         await one.checkouts(BUSY)
         yield one
 
 
 @pytest.fixture(name="burst")
-async def _burst(database_url, vault):
+async def _burst(database_url, encryptor):
     """A merchant's first two thousand orders, beside thousands of another: the statistics do not know it."""
     fill(database_url, FINISHED)
-    async with core(database_url, vault) as one:
+    async with core(database_url, encryptor) as one:
         assert await one.all("INSERT INTO merchants (name) VALUES ('new') RETURNING id") == [NEW_MERCHANT]
         await asyncio.gather(*(one.accept(merchant_id=NEW_MERCHANT) for _ in range(BUSY)))
         yield one
 
 
 @pytest.fixture(name="fresh")
-async def _fresh(database_url, vault):
+async def _fresh(database_url, encryptor):
     """A new installation: nobody has gathered any statistics, its tables are still small, and no order has come to its end."""
-    async with core(database_url, vault) as one:
+    async with core(database_url, encryptor) as one:
         await asyncio.gather(*(one.callbacks.take(arrival(each)) for each in await one.checkouts(BUSY)))
         yield one
 
@@ -106,9 +106,9 @@ class Explained:
         assert greedy == []
 
 
-async def test_the_bound_is_one_that_a_walk_over_finished_checkouts_would_break(crowded):
+async def test_the_bound_is_one_that_a_walk_over_finished_checkouts_would_break(overloaded):
     with Explained() as explained:
-        async with crowded.db.transaction() as tx:
+        async with overloaded.db.transaction() as tx:
             await tx.execute(text("SELECT id FROM checkouts WHERE last_error = 'x'"))
             await tx.execute(text("SELECT checkout_id FROM audit_entries WHERE action = 'x'"))
     with pytest.raises(AssertionError):
@@ -117,7 +117,7 @@ async def test_the_bound_is_one_that_a_walk_over_finished_checkouts_would_break(
     assert all(pages > 300 for ((_, pages),) in explained.reads.values())
 
 
-async def carry(place, vault, merchant=1):
+async def process(place, encryptor, merchant=1):
     """Have everything done that the lives of eight checkouts consist of."""
     ids = []
     for _ in range(OPEN):
@@ -131,12 +131,12 @@ async def carry(place, vault, merchant=1):
     for one in ids:
         assert (await place.callbacks.take(arrival(one))).rings
         assert await inbox.request(
-            place.db, place.vault, one, merchant_id=merchant, kind="reconcile", actor="x", grace=1.0
+            place.db, place.encryptor, one, merchant_id=merchant, kind="reconcile", actor="x", grace=1.0
         )
     claimed = await place.claim(*ids)
-    assert [(len(one.letters), len(one.commands)) for one in claimed] == [(1, 1)] * OPEN
+    assert [(len(one.callbacks), len(one.commands)) for one in claimed] == [(1, 1)] * OPEN
     for one in claimed:
-        (letter,), (command,) = one.letters, one.commands
+        (letter,), (command,) = one.callbacks, one.commands
         held = await place.advance(one, Trigger.AUTHENTICATED, token=b"t", token_lifetime=60.0)
         held = await place.advance(
             held, Trigger.PAYMENT_FOUND, payments=(payment(f"T-{one.id}"),), money=(13900, 0, 0), read=(letter.id,),
@@ -145,47 +145,47 @@ async def carry(place, vault, merchant=1):
         assert held.state is State.COMPLETED
     await place.ring(*ids)
     assert await checkouts.claim_waiting(place.db, {merchant: 5}, lease_seconds=60.0, grace=60.0)
-    strays = inbox.Strays(place.db, vault, place.callbacks, grace=60.0)
-    told = checkouts.Stray(
+    strays = inbox.UnmatchedCallbacks(place.db, encryptor, place.callbacks, grace=60.0)
+    told = checkouts.UnmatchedPayment(
         merchant_id=merchant, order_ref=f"N-{uuid4().hex[:8]}", transaction_id="s", currency="DKK", amount=1, named=None,
         correlation_id="c",
     )  # fmt: skip
-    stray = inbox.Unaddressed(
+    stray = inbox.MerchantCallback(
         told=told, grade="signed", network="inside", content_type="", headers={}, source=None, body=b""
     )
     assert (await strays.take(stray)).adopted
     await strays.close()
     async with place.db.transaction() as tx:
-        assert len((await tx.execute(checkouts.due._DUE, {"most": 100, "crowded": []})).all()) >= 1
+        assert len((await tx.execute(checkouts.due._DUE, {"most": 100, "overloaded": []})).all()) >= 1
     assert len(await checkouts.sweep(place.db, most=100, grace=60.0)) >= 1
 
 
-async def test_no_statement_under_way_looks_at_finished_checkouts(crowded, vault):
+async def test_no_statement_under_way_looks_at_finished_checkouts(overloaded, encryptor):
     with Explained() as explained:
-        await carry(crowded, vault)
+        await process(overloaded, encryptor)
     explained.check(at_least=15)
 
 
-async def test_no_statement_reads_all_of_a_merchant_that_the_statistics_do_not_know(burst, vault):
+async def test_no_statement_reads_all_of_a_merchant_that_the_statistics_do_not_know(burst, encryptor):
     with Explained() as explained:
-        await carry(burst, vault, NEW_MERCHANT)
+        await process(burst, encryptor, NEW_MERCHANT)
     explained.check(at_least=15)
 
 
-async def test_no_statement_reads_a_table_of_a_new_installation(fresh, vault):
+async def test_no_statement_reads_a_table_of_a_new_installation(fresh, encryptor):
     with Explained() as explained:
-        await carry(fresh, vault)
+        await process(fresh, encryptor)
     explained.check(at_least=15)
 
 
-async def test_a_plan_that_was_made_for_empty_tables_reads_no_more_when_they_have_filled(database_url, vault):
+async def test_a_plan_that_was_made_for_empty_tables_reads_no_more_when_they_have_filled(database_url, encryptor):
     """A connection keeps its plans until statistics are gathered; a busy first minute of an installation has none."""
-    async with core(database_url, vault, pool=1) as one:
+    async with core(database_url, encryptor, pool=1) as one:
         for _ in range(3):  # Postgres keeps to one plan after some runs of a statement
-            await carry(one, vault)
+            await process(one, encryptor)
         await asyncio.gather(*(one.callbacks.take(arrival(each)) for each in await one.checkouts(BUSY)))
         before = await reads(one)
-        await carry(one, vault)
+        await process(one, encryptor)
         most = {table: rows - before[table] for table, rows in (await reads(one)).items()}
     assert {table: rows for table, rows in most.items() if rows > AT_ALL} == {}
     assert sum(most.values()) > OPEN  # they are counted
@@ -211,8 +211,8 @@ async def reads(place):
         "SELECT id FROM deliveries WHERE due_at <= now() ORDER BY due_at LIMIT 10",
     ],
 )
-async def test_what_waits_for_somebody_is_found_without_what_does_not(crowded, query):
+async def test_what_waits_for_somebody_is_found_without_what_does_not(overloaded, query):
     with Explained() as explained:
-        async with crowded.db.transaction() as tx:
+        async with overloaded.db.transaction() as tx:
             await tx.execute(text(query))
     explained.check(at_least=1)

@@ -10,9 +10,18 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
+from orchestrator.crypto import Encryptor
 from orchestrator.store.database import Database, DatabaseAway, is_away
-from orchestrator.store.merchants import POLICIES_PURPOSE, GatewayNotAllowed, MerchantRejected, Merchants, Policies, PolicyRejected, UnknownMerchant, policies_text
-from orchestrator.crypto import Vault
+from orchestrator.store.merchants import (
+    POLICIES_PURPOSE,
+    GatewayNotAllowed,
+    MerchantRejected,
+    Merchants,
+    Policies,
+    PolicyRejected,
+    UnknownMerchant,
+    policies_text,
+)
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.factories import lost_connection
 
@@ -26,7 +35,7 @@ SHOP = {
 
 @pytest.fixture(name="merchants")
 async def _merchants(core):
-    return Merchants(core.db, core.vault, make_settings(gateway_secrets=("ours-1",)))
+    return Merchants(core.db, core.encryptor, make_settings(gateway_secrets=("ours-1",)))
 
 
 async def test_the_default_merchant_is_what_the_settings_say(merchants):
@@ -43,12 +52,12 @@ async def test_an_added_merchant_has_its_own_account_and_secrets(core, merchants
     assert (added.account.username, added.account.password) == ("their user", "their hidden password")
     assert added.callback_secrets == ("their hidden secret", "an older one")
     assert [one.name for one in await merchants.everyone()] == ["default", "second"]
-    fresh = Merchants(core.db, core.vault, make_settings())
+    fresh = Merchants(core.db, core.encryptor, make_settings())
     assert await fresh.get(added.id) == added
 
 
 async def test_a_merchant_with_its_own_gateway_has_its_merchant_api_there_too(core):
-    merchants = Merchants(core.db, core.vault, make_settings(merchant_api_url="https://ours.example.com"))
+    merchants = Merchants(core.db, core.encryptor, make_settings(merchant_api_url="https://ours.example.com"))
     await merchants.add("second", **SHOP)
     await merchants.add("third", **{**SHOP, "merchant_api_url": "https://theirs.example.com"})
     names = ("default", "second", "third")
@@ -81,7 +90,7 @@ async def test_a_password_moved_to_another_merchants_row_does_not_open(core, mer
     await core.do(
         "UPDATE merchants SET password = (SELECT password FROM merchants WHERE name = 'second') WHERE name = 'third'"
     )
-    read = Merchants(core.db, core.vault, make_settings())
+    read = Merchants(core.db, core.encryptor, make_settings())
     assert await read.named("third") is None
     assert (await read.named("second")).account.password == "their hidden password"
 
@@ -103,7 +112,7 @@ async def test_a_password_goes_nowhere_but_where_it_was_given_for(core, merchant
     await merchants.add("second", **SHOP)
     await core.do(f"UPDATE merchants SET {change} WHERE name = 'second'")
     with capture_logs() as lines:
-        read = Merchants(core.db, core.vault, make_settings())
+        read = Merchants(core.db, core.encryptor, make_settings())
         assert await read.named("second") is None
         assert await read.named("default")
     assert [line["merchant"] for line in lines if line["event"] == "merchant_unreadable"] == ["second"]
@@ -120,7 +129,7 @@ async def test_a_password_goes_nowhere_but_where_it_was_given_for(core, merchant
 async def test_the_password_of_the_settings_goes_only_where_the_settings_say(core, change):
     await core.do(f"UPDATE merchants SET {change} WHERE name = 'default'")
     try:
-        assert await Merchants(core.db, core.vault, make_settings()).named("default") is None
+        assert await Merchants(core.db, core.encryptor, make_settings()).named("default") is None
     finally:
         await core.do("UPDATE merchants SET gateway_url = NULL, merchant_api_url = NULL, username = NULL")
 
@@ -130,7 +139,7 @@ async def test_a_changed_password_is_for_the_same_gateway(core, merchants):
     assert await merchants.set_password("second", "another")
     assert (await merchants.named("second")).account.password == "another"
     await core.do("UPDATE merchants SET gateway_url = 'https://thief.example.com' WHERE name = 'second'")
-    assert await Merchants(core.db, core.vault, make_settings()).named("second") is None
+    assert await Merchants(core.db, core.encryptor, make_settings()).named("second") is None
 
 
 @pytest.mark.parametrize(
@@ -147,12 +156,12 @@ async def test_a_changed_password_is_for_the_same_gateway(core, merchants):
     ],
 )
 async def test_credentials_are_sent_to_allowed_hosts_alone(core, hosts, url, allowed):
-    free = Merchants(core.db, core.vault, make_settings())
+    free = Merchants(core.db, core.encryptor, make_settings())
     await free.add("second", **{**SHOP, "gateway_url": url})
     # A private host is taken only where the installation's own gateway is one.
     own = "http://127.0.0.1:9" if "127.0.0.1" in hosts else None
     settings = make_settings(gateway_allowed_hosts=hosts, gateway_url=own)
-    bound = Merchants(core.db, core.vault, settings)
+    bound = Merchants(core.db, core.encryptor, settings)
     assert (await bound.named("second") is not None) is allowed
     for shop in ({**SHOP, "gateway_url": url}, {**SHOP, "gateway_url": url, "merchant_api_url": url}):
         if allowed:
@@ -164,7 +173,7 @@ async def test_credentials_are_sent_to_allowed_hosts_alone(core, hosts, url, all
 
 async def test_rotated_keys_still_open_what_was_sealed_before(core, merchants):
     await merchants.add("second", **SHOP)
-    rotated = Vault(make_settings(secret_keys=(OLDER_KEY, SECRET_KEY)).secret_keys)
+    rotated = Encryptor(make_settings(secret_keys=(OLDER_KEY, SECRET_KEY)).secret_keys)
     read = Merchants(core.db, rotated, make_settings())
     assert (await read.named("second")).account.password == "their hidden password"
 
@@ -187,7 +196,7 @@ async def test_a_disabled_merchant_says_so_until_it_is_enabled(merchants):
 
 async def test_what_another_process_added_is_seen_when_it_is_asked_for(core, merchants):
     assert await merchants.named("default")
-    assert await Merchants(core.db, core.vault, make_settings()).add("second", **SHOP)
+    assert await Merchants(core.db, core.encryptor, make_settings()).add("second", **SHOP)
     async with asyncio.timeout(5):
         while await merchants.named("second") is None:  # noqa: ASYNC110 - nobody tells us
             await asyncio.sleep(0.1)
@@ -198,14 +207,14 @@ async def test_known_merchants_are_not_read_again_each_time(core, merchants):
     await core.do("UPDATE merchants SET disabled_at = clock() WHERE name = 'default'")
     try:
         assert not (await merchants.get(1)).disabled
-        assert (await Merchants(core.db, core.vault, make_settings()).get(1)).disabled
+        assert (await Merchants(core.db, core.encryptor, make_settings()).get(1)).disabled
     finally:
         await core.do("UPDATE merchants SET disabled_at = NULL")
 
 
 async def test_a_merchant_whose_secrets_no_key_opens_takes_no_other_along(core, merchants):
     await merchants.add("second", **SHOP)
-    foreign = Merchants(core.db, Vault(make_settings(secret_keys=(OLDER_KEY,)).secret_keys), make_settings())
+    foreign = Merchants(core.db, Encryptor(make_settings(secret_keys=(OLDER_KEY,)).secret_keys), make_settings())
     assert await foreign.named("second") is None
     assert (await foreign.get(1)).name == "default"
 
@@ -236,7 +245,7 @@ def aged(merchants: Merchants, *, seconds: float) -> None:
 
 
 async def test_however_many_ask_at_once_it_is_read_once(core, counting):
-    merchants = Merchants(counting, core.vault, make_settings())
+    merchants = Merchants(counting, core.encryptor, make_settings())
     for _ in range(2):
         found = await asyncio.gather(*(merchants.get(1) for _ in range(1600)))
         assert {one.name for one in found} == {"default"}
@@ -245,7 +254,7 @@ async def test_however_many_ask_at_once_it_is_read_once(core, counting):
 
 
 async def test_while_postgres_is_away_the_known_ones_are_served_and_nobody_is_called_unknown(core, counting):
-    merchants = Merchants(counting, core.vault, make_settings())
+    merchants = Merchants(counting, core.encryptor, make_settings())
     known = await merchants.get(1)
     counting.away = True
     aged(merchants, seconds=31)
@@ -266,7 +275,7 @@ async def test_while_postgres_is_away_the_known_ones_are_served_and_nobody_is_ca
 
 async def test_before_anything_was_read_an_absent_postgres_is_an_error(core, counting):
     counting.away = True
-    merchants = Merchants(counting, core.vault, make_settings())
+    merchants = Merchants(counting, core.encryptor, make_settings())
     fates = await asyncio.gather(*(merchants.get(1) for _ in range(50)), return_exceptions=True)
     assert {type(fate) for fate in fates} == {OperationalError, DatabaseAway}
     assert all(is_away(fate) for fate in fates)
@@ -274,7 +283,7 @@ async def test_before_anything_was_read_an_absent_postgres_is_an_error(core, cou
 
 
 async def test_what_is_known_is_told_without_asking_anybody_until_it_is_old(core, counting):
-    merchants = Merchants(counting, core.vault, make_settings())
+    merchants = Merchants(counting, core.encryptor, make_settings())
     assert merchants.known(1) is None
     default = await merchants.get(1)
     counting.away = True
@@ -288,7 +297,7 @@ async def test_what_is_known_is_told_without_asking_anybody_until_it_is_old(core
 async def test_a_merchant_whose_secrets_nobody_can_read_is_not_known(core, merchants):
     await merchants.add("second", **SHOP)
     second = await merchants.named("second")
-    foreign = Merchants(core.db, Vault(make_settings(secret_keys=(OLDER_KEY,)).secret_keys), make_settings())
+    foreign = Merchants(core.db, Encryptor(make_settings(secret_keys=(OLDER_KEY,)).secret_keys), make_settings())
     assert [one.name for one in await foreign.everyone()] == ["default"]
     assert foreign.known(second.id) is None
     assert foreign.known(1) is not None
@@ -301,7 +310,7 @@ async def test_a_changed_password_and_changed_secrets_are_sealed_and_read(core, 
     await merchants.add("second", **SHOP)
     assert await merchants.set_password("second", "a new hidden password")
     assert await merchants.set_secrets("second", ("a new hidden secret", "their hidden secret"))
-    read = await Merchants(core.db, core.vault, make_settings()).named("second")
+    read = await Merchants(core.db, core.encryptor, make_settings()).named("second")
     assert read.account.password == "a new hidden password"
     assert read.callback_secrets == ("a new hidden secret", "their hidden secret")
     (row,) = await core.all("SELECT merchants::text FROM merchants WHERE name = 'second'")
@@ -363,9 +372,9 @@ async def test_a_url_that_no_gateway_has_is_refused_in_a_sentence_that_names_the
 async def test_a_private_host_is_a_gateway_only_where_the_installations_own_is(core, url):
     own = make_settings(gateway_url="https://gateway.example.com")
     with pytest.raises(MerchantRejected, match="must name a public host"):
-        await Merchants(core.db, core.vault, own).add("second", **{**SHOP, "gateway_url": url})
+        await Merchants(core.db, core.encryptor, own).add("second", **{**SHOP, "gateway_url": url})
     sandboxed = make_settings(gateway_url="http://127.0.0.1:8001")
-    assert await Merchants(core.db, core.vault, sandboxed).add("second", **{**SHOP, "gateway_url": url})
+    assert await Merchants(core.db, core.encryptor, sandboxed).add("second", **{**SHOP, "gateway_url": url})
 
 
 @pytest.mark.parametrize("username", ["", "a:b", "a\r\nb", "a\0", " a", "a" * 256])
@@ -414,7 +423,7 @@ async def test_a_changed_policy_is_read_and_leaves_the_others_alone(core, mercha
     await merchants.add("second", **SHOP)
     assert await merchants.set_policies("second", {"late": "keep", "looks_per_minute": "30"})
     assert await merchants.set_policies("second", {"surplus": "return", "capture": "automatic"})
-    read = await Merchants(core.db, core.vault, make_settings()).named("second")
+    read = await Merchants(core.db, core.encryptor, make_settings()).named("second")
     assert read.policies == Policies(late="keep", surplus="return", capture="automatic", looks_per_minute=30)
     assert (await merchants.named("default")).policies == Policies()
 
@@ -446,25 +455,25 @@ async def test_a_policy_that_is_none_changes_nothing(core, merchants, change, se
 async def test_what_a_row_says_beyond_our_words_is_ignored_and_logged(core, merchants):
     await merchants.add("second", **SHOP)
     stored = '{"late": "keep", "surplus": "burn", "looks_per_minute": null, "dance": true}'
-    mac = core.vault.sign(POLICIES_PURPOSE, policies_text("second", json.loads(stored)))
+    mac = core.encryptor.sign(POLICIES_PURPOSE, policies_text("second", json.loads(stored)))
     await core.do(
         "UPDATE merchants SET policies = CAST(:stored AS jsonb), policies_mac = :mac WHERE name = 'second'", stored=stored, mac=mac
     )  # fmt: skip
     with capture_logs() as lines:
-        read = await Merchants(core.db, core.vault, make_settings()).named("second")
+        read = await Merchants(core.db, core.encryptor, make_settings()).named("second")
     assert read.policies == Policies(late="keep")
     assert {line["policy"] for line in lines if line["event"] == "policy_ignored"} == {
         "surplus", "looks_per_minute", "dance",
     }  # fmt: skip
     await core.do("UPDATE merchants SET policies = '[1]' WHERE name = 'second'")
-    assert (await Merchants(core.db, core.vault, make_settings()).named("second")).policies == Policies()
+    assert (await Merchants(core.db, core.encryptor, make_settings()).named("second")).policies == Policies()
 
 
 async def test_a_watch_learns_of_merchants_by_itself_and_outlives_an_outage(core, counting, monkeypatch):
     monkeypatch.setattr("orchestrator.store.merchants._WATCHED", 0.05)
     monkeypatch.setattr("orchestrator.store.merchants._MOMENT", 0.0)
     counting.away = True
-    merchants = Merchants(counting, core.vault, make_settings())
+    merchants = Merchants(counting, core.encryptor, make_settings())
     watch = asyncio.create_task(merchants.watch())
     async with asyncio.timeout(10):
         while counting.reads < 2:  # noqa: ASYNC110 - nobody tells us

@@ -7,10 +7,10 @@ import asyncio
 import psycopg
 import pytest
 
-from orchestrator.store import checkouts, readiness
 from orchestrator.cli import doctor
-from orchestrator.store.database import Database
 from orchestrator.domain.states import State
+from orchestrator.store import checkouts, readiness
+from orchestrator.store.database import Database
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +50,7 @@ async def aged(core, **columns):
 async def test_orders_that_no_worker_has_touched_are_named_though_sweeps_move_their_due_time(core):
     await core.checkouts(3)
     await aged(core, created_at=LONG, updated_at=LONG, due_at=1)
-    assert len(await checkouts.sweep(core.db, most=100, grace=5, crowded=[], few=10)) == 3
+    assert len(await checkouts.sweep(core.db, most=100, grace=5, overloaded=[], few=10)) == 3
     assert (await readiness.backlog(core.db)).overdue == 0, "as the sweep leaves it"
     ((status, said),) = (await backlog(core))["backlog"]
     assert status == "problem"
@@ -60,7 +60,7 @@ async def test_orders_that_no_worker_has_touched_are_named_though_sweeps_move_th
 async def test_what_waits_while_nothing_progresses_is_named_though_sweeps_move_its_due_time(core):
     await core.checkout(State.AWAITING_PAYMENT)
     await aged(core, created_at=2 * LONG, updated_at=LONG, due_at=1)
-    assert len(await checkouts.sweep(core.db, most=100, grace=5, crowded=[], few=10)) == 1
+    assert len(await checkouts.sweep(core.db, most=100, grace=5, overloaded=[], few=10)) == 1
     ((status, said),) = (await backlog(core))["backlog"]
     assert status == "problem"
     assert "1 checkouts wait, and none has progressed for 2" in said

@@ -11,11 +11,11 @@ import pytest
 from alembic import command
 from psycopg import errors
 
-from orchestrator.audit import archive
 from orchestrator import audit
+from orchestrator.audit import archive
+from orchestrator.domain.states import State, Trigger
 from orchestrator.store import schema
 from orchestrator.store.checkouts import Event
-from orchestrator.domain.states import State, Trigger
 from tests.factories import core, payment
 
 pytestmark = pytest.mark.anyio
@@ -43,9 +43,9 @@ async def orders(one, number=3):
     return ids
 
 
-async def test_a_trail_becomes_a_partition_as_it_is_and_comes_back_as_it_was(url, vault, tmp_path):
+async def test_a_trail_becomes_a_partition_as_it_is_and_comes_back_as_it_was(url, encryptor, tmp_path):
     await asyncio.to_thread(schema.migrate, url)
-    async with core(url, vault) as one:
+    async with core(url, encryptor) as one:
         await orders(one)
         # What the schema of that time held: workers of today do not work on it.
         await downgrade(url, "0003")
@@ -54,9 +54,9 @@ async def test_a_trail_becomes_a_partition_as_it_is_and_comes_back_as_it_was(url
         assert await one.all(ENTRIES) == before
         assert await one.all(FILE.format("audit_entries_before")) == [file]
         assert await one.all(PARTS) == [("audit_entries_before", 18)]
-        await audit.seal(one.db, vault)
+        await audit.seal(one.db, encryptor)
         (young,) = await orders(one, 1)
-        found = await audit.verify(one.db, vault)
+        found = await audit.verify(one.db, encryptor)
         assert (found.checkouts, found.entries, found.problems) == (4, 24, [])
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as owner:
             for change in (
@@ -74,11 +74,11 @@ async def test_a_trail_becomes_a_partition_as_it_is_and_comes_back_as_it_was(url
             with pytest.raises(errors.RestrictViolation, match="audit_entries is append-only"):
                 await owner.execute("DELETE FROM audit_entries")
         await asyncio.to_thread(schema.migrate, url)
-        assert (await audit.verify(one.db, vault)).problems == []
+        assert (await audit.verify(one.db, encryptor)).problems == []
         # What is archived stands in files that the older schema does not know of.
-        result = await archive.run(one.db, vault, tmp_path, older_than=0.0, most=10)
+        result = await archive.run(one.db, encryptor, tmp_path, older_than=0.0, most=10)
         assert result.checkouts == 4
-        assert (await audit.verify(one.db, vault)).problems == []
+        assert (await audit.verify(one.db, encryptor)).problems == []
         with pytest.raises(Exception, match="there are archives"):
             await downgrade(url, "0003")
         # Younger steps were taken back; the schema stands where it was refused, and goes forward again from there.
@@ -90,16 +90,16 @@ async def test_a_trail_becomes_a_partition_as_it_is_and_comes_back_as_it_was(url
 
 @pytest.mark.parametrize("url", ["embedded"], indirect=True)
 @pytest.mark.parametrize("year", [2031, 9500])
-async def test_an_id_of_the_future_stays_where_it_is_and_so_does_all_before_it(url, vault, year):
+async def test_an_id_of_the_future_stays_where_it_is_and_so_does_all_before_it(url, encryptor, year):
     """A payment may name an id that we did not make, and its checkout keeps it."""
     await asyncio.to_thread(schema.migrate, url, to="0003")
     at = archive.first_id(datetime(year, 5, 5, tzinfo=UTC))
-    async with core(url, vault) as one:
+    async with core(url, encryptor) as one:
         far = await one.accept(id=UUID(int=at.int | 0x7 << 76 | 0x2 << 62))
         near = await one.accept()
         await asyncio.to_thread(schema.migrate, url)
         assert await one.all(PARTS) == [("audit_entries_before", 2)]
-        assert (await audit.verify(one.db, vault)).problems == []
+        assert (await audit.verify(one.db, encryptor)).problems == []
         months = await archive.months_of(one.db)
         assert len(months) == (26 if year == 2031 else 2)
         assert months[0].until > far > near
@@ -108,9 +108,9 @@ async def test_an_id_of_the_future_stays_where_it_is_and_so_does_all_before_it(u
 
 
 @pytest.mark.parametrize("url", ["embedded"], indirect=True)
-async def test_entries_of_all_partitions_come_back(url, vault):
+async def test_entries_of_all_partitions_come_back(url, encryptor):
     await asyncio.to_thread(schema.migrate, url)
-    async with core(url, vault) as one:
+    async with core(url, encryptor) as one:
         months = await archive.months_of(one.db)
         for month in months[:-1:8]:
             await one.accept(id=UUID(int=month.until.int - (1 << 80) | 0x7 << 76 | 0x2 << 62))
@@ -121,13 +121,13 @@ async def test_entries_of_all_partitions_come_back(url, vault):
         assert await one.all(ENTRIES) == whole
         await asyncio.to_thread(schema.migrate, url)
         assert await one.all(ENTRIES) == whole
-        assert (await audit.verify(one.db, vault)).problems == []
+        assert (await audit.verify(one.db, encryptor)).problems == []
 
 
 @pytest.mark.parametrize("url", ["embedded"], indirect=True)
-async def test_an_upgrade_that_meets_a_busy_trail_gives_up_and_can_be_run_again(url, vault):
+async def test_an_upgrade_that_meets_a_busy_trail_gives_up_and_can_be_run_again(url, encryptor):
     await asyncio.to_thread(schema.migrate, url)
-    async with core(url, vault) as one:
+    async with core(url, encryptor) as one:
         await orders(one, 1)
         await downgrade(url, "0003")
         async with await psycopg.AsyncConnection.connect(url) as busy:
@@ -138,4 +138,4 @@ async def test_an_upgrade_that_meets_a_busy_trail_gives_up_and_can_be_run_again(
             assert await one.accept()
         assert await schema.current(one.db) == "0003"
         await asyncio.to_thread(schema.migrate, url)
-        assert (await audit.verify(one.db, vault)).problems == []
+        assert (await audit.verify(one.db, encryptor)).problems == []

@@ -16,13 +16,13 @@ from sqlalchemy import CheckConstraint, create_engine, pool
 from sqlalchemy.dialects import postgresql
 
 from orchestrator import audit
-from orchestrator.store import inbox, checkouts, schema
-from orchestrator.store.database import Database
-from orchestrator.store.checkouts import Event
-from orchestrator.store.merchants import Merchants
-from orchestrator.store.tables import PARTITION, metadata
 from orchestrator.domain.operations import give_back
 from orchestrator.domain.states import State, Trigger
+from orchestrator.store import checkouts, inbox, schema
+from orchestrator.store.checkouts import Event
+from orchestrator.store.database import Database
+from orchestrator.store.merchants import Merchants
+from orchestrator.store.tables import PARTITION, metadata
 from tests.conftest import make_settings
 from tests.factories import arrival, core, intake, payment
 
@@ -135,11 +135,11 @@ def test_an_index_that_was_interrupted_is_built_again(url):
 
 
 @pytest.mark.anyio
-async def test_every_statement_of_the_core_runs_on_this_postgres(url, vault):
+async def test_every_statement_of_the_core_runs_on_this_postgres(url, encryptor):
     await asyncio.to_thread(schema.migrate, url)
     async with Database(url, pool_size=1) as db:
         assert await schema.current(db) == schema.wanted()
-    async with core(url, vault) as one:
+    async with core(url, encryptor) as one:
         asked = intake(idempotency_key="k")
         accepted = await one.intents.accept(asked)
         assert (
@@ -147,20 +147,20 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, vault):
         ).id == accepted.id
         assert (await one.callbacks.take(arrival(accepted.id))).rings
         assert await inbox.request(
-            one.db, one.vault, accepted.id, merchant_id=1, kind="cancel", actor="x", grace=1.0
+            one.db, one.encryptor, accepted.id, merchant_id=1, kind="cancel", actor="x", grace=1.0
         )
         (held,) = await one.claim(accepted.id)
-        assert (len(held.letters), len(held.commands)) == (1, 1)
+        assert (len(held.callbacks), len(held.commands)) == (1, 1)
         held = await one.advance(
             held, Trigger.PAYMENT_FOUND, payments=(payment("t"),), events=(Event("checkout.completed", {}),),
-            read=(held.letters[0].id,), done=((held.commands[0].id, "refused"),), token=b"t", token_lifetime=1.0,
+            read=(held.callbacks[0].id,), done=((held.commands[0].id, "refused"),), token=b"t", token_lifetime=1.0,
             money=(13900, 0, 0), alarm=0.0,
         )  # fmt: skip
         assert held.state is State.COMPLETED
         assert [ring.id for ring in await checkouts.due(one.db, most=5)] == [held.id]
         assert [ring.id for ring in await checkouts.sweep(one.db, most=5, grace=1.0)] == [held.id]
-        assert await audit.seal(one.db, vault) == 1
-        found = await audit.verify(one.db, vault)
+        assert await audit.seal(one.db, encryptor) == 1
+        found = await audit.verify(one.db, encryptor)
         assert (found.checkouts, found.entries, found.seals, found.problems) == (1, 2, 1, [])
         assert len([line async for line in audit.export(one.db)]) == 3
         await one.do("UPDATE clock_skew SET seconds = 86400")
@@ -170,11 +170,11 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, vault):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("url", ["embedded"], indirect=True)
-async def test_what_is_open_is_signed_and_passwords_are_bound_when_the_keys_are_there(url, vault):
+async def test_what_is_open_is_signed_and_passwords_are_bound_when_the_keys_are_there(url, encryptor):
     keys = make_settings().secret_keys
     await asyncio.to_thread(schema.migrate, url)
-    async with core(url, vault) as one:
-        merchants = Merchants(one.db, vault, make_settings())
+    async with core(url, encryptor) as one:
+        merchants = Merchants(one.db, encryptor, make_settings())
         await merchants.add(
             "second", gateway_url="https://shop.example.com", merchant_api_url=None, username="theirs", password="hidden",
             callback_secrets=("a secret",),
@@ -186,25 +186,25 @@ async def test_what_is_open_is_signed_and_passwords_are_bound_when_the_keys_are_
         await one.release(held)
         arguments = {"amount": 100, "expiresIn": 90.0, "transactionId": "é"}
         await inbox.request(
-            one.db, vault, held.id, merchant_id=1, kind="capture", actor="client:shop", arguments=arguments, grace=1.0
+            one.db, encryptor, held.id, merchant_id=1, kind="capture", actor="client:shop", arguments=arguments, grace=1.0
         )  # fmt: skip
         older = schema._config(url)
         older.attributes["secret_keys"] = keys
         await asyncio.to_thread(command.downgrade, older, "0008")
         sealed = await one.all("SELECT password FROM merchants WHERE name = 'second'")
-        assert vault.open(bytes(sealed[0]), purpose="merchant/second/password") == b"hidden"
+        assert encryptor.open(bytes(sealed[0]), purpose="merchant/second/password") == b"hidden"
         with pytest.raises(schema.NoDatabase, match="ORCHESTRATOR_SECRET_KEYS is not set"):
             await asyncio.to_thread(schema.migrate, url)
         await asyncio.to_thread(schema.migrate, url, keys=keys)
-        read = Merchants(one.db, vault, make_settings())
+        read = Merchants(one.db, encryptor, make_settings())
         assert (await read.named("second")).account.password == "hidden"
         assert (await read.named("default")).policies.surplus == "return"
         await one.do(
             "INSERT INTO commands (id, merchant_id, checkout_id, kind, actor) SELECT gen_random_uuid(), 1, id, 'release', 'x' FROM checkouts"
         )
         (claimed,) = await one.claim(held.id)
-        holds = [checkouts.command_holds(vault, claimed.id, 1, asked) for asked in claimed.commands]
+        holds = [checkouts.command_holds(encryptor, claimed.id, 1, asked) for asked in claimed.commands]
         assert holds == [True, False], "what came afterwards is not ours"
-        assert checkouts.operation_holds(vault, claimed.id, 1, claimed.operation)
+        assert checkouts.operation_holds(encryptor, claimed.id, 1, claimed.operation)
         await one.do("UPDATE merchants SET gateway_url = 'https://thief.example.com' WHERE name = 'second'")
-        assert await Merchants(one.db, vault, make_settings()).named("second") is None
+        assert await Merchants(one.db, encryptor, make_settings()).named("second") is None

@@ -10,12 +10,12 @@ import pytest
 from psycopg import sql
 from sqlalchemy.exc import DBAPIError
 
-from orchestrator.audit import archive
 from orchestrator import audit
-from orchestrator.store import checkouts
+from orchestrator.audit import archive
 from orchestrator.audit.archive.lock_timeout import LOCK_TIMEOUT
-from orchestrator.store.database import Database
 from orchestrator.domain.states import State, Trigger
+from orchestrator.store import checkouts
+from orchestrator.store.database import Database
 from tests.factories import arrival, core, payment
 
 pytestmark = pytest.mark.anyio
@@ -68,9 +68,9 @@ async def settle(one, order):
 
 
 async def test_intake_callbacks_and_moves_go_on_during_a_run_and_wait_for_no_lock(
-    impatient_url, vault, tmp_path
+    impatient_url, encryptor, tmp_path
 ):
-    async with core(impatient_url, vault, database=Watched) as shop, core(impatient_url, vault) as keeper:
+    async with core(impatient_url, encryptor, database=Watched) as shop, core(impatient_url, encryptor) as keeper:
         old = await shop.checkouts(150)
         for order in old:
             await settle(shop, order)
@@ -89,42 +89,42 @@ async def test_intake_callbacks_and_moves_go_on_during_a_run_and_wait_for_no_loc
 
         runs = [asyncio.create_task(take_orders()) for _ in range(4)]
         late = asyncio.create_task(call_back())
-        first = await archive.run(keeper.db, vault, tmp_path, older_than=0.0, most=20)
+        first = await archive.run(keeper.db, encryptor, tmp_path, older_than=0.0, most=20)
         await late
         busy = False
         await asyncio.gather(*runs)
         assert first.checkouts > 0
         assert carried
         assert shop.db.waited == 0
-        assert (await audit.verify(shop.db, vault)).problems == []
+        assert (await audit.verify(shop.db, encryptor)).problems == []
         for order in old:
             (held,) = await shop.claim(order)
-            assert [letter.kind for letter in held.letters] == ["notification"]
-            await shop.release(held, None, read=(held.letters[0].id,))
-        await archive.run(keeper.db, vault, tmp_path, older_than=0.0, most=20)
+            assert [letter.kind for letter in held.callbacks] == ["notification"]
+            await shop.release(held, None, read=(held.callbacks[0].id,))
+        await archive.run(keeper.db, encryptor, tmp_path, older_than=0.0, most=20)
         assert await shop.all("SELECT DISTINCT checkout_id FROM audit_entries") == []
-        assert (await audit.verify(shop.db, vault)).problems == []
+        assert (await audit.verify(shop.db, encryptor)).problems == []
 
 
-async def test_verifying_while_a_run_is_under_way_reports_no_false_problem(impatient_url, vault, tmp_path):
-    async with core(impatient_url, vault) as shop, core(impatient_url, vault) as auditor:
+async def test_verifying_while_a_run_is_under_way_reports_no_false_problem(impatient_url, encryptor, tmp_path):
+    async with core(impatient_url, encryptor) as shop, core(impatient_url, encryptor) as auditor:
         for order in await shop.checkouts(120):
             await settle(shop, order)
-        await audit.seal(shop.db, vault)
-        running = asyncio.create_task(archive.run(shop.db, vault, tmp_path, older_than=0.0, most=3))
+        await audit.seal(shop.db, encryptor)
+        running = asyncio.create_task(archive.run(shop.db, encryptor, tmp_path, older_than=0.0, most=3))
         seen = set()
         while not running.done():
-            found = await audit.verify(auditor.db, vault)
+            found = await audit.verify(auditor.db, encryptor)
             assert found.problems == []
             seen.add(found.archives)
-            await audit.seal(auditor.db, vault)
+            await audit.seal(auditor.db, encryptor)
         assert (await running).archives == 40
         assert len(seen) > 1
-        assert (await audit.verify(auditor.db, vault)).problems == []
+        assert (await audit.verify(auditor.db, encryptor)).problems == []
 
 
-async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a_moment(impatient_url, vault):
-    async with core(impatient_url, vault, database=Watched) as shop, core(impatient_url, vault) as keeper:
+async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a_moment(impatient_url, encryptor):
+    async with core(impatient_url, encryptor, database=Watched) as shop, core(impatient_url, encryptor) as keeper:
         months = [one for one in await archive.months_of(keeper.db) if one.until is not None][1:]
         await keeper.do("UPDATE clock_skew SET seconds = 3000 * 86400")
         busy, taken = True, 0
@@ -149,22 +149,22 @@ async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a
         await asyncio.gather(*runs)
         assert len(made) == 4
         assert shop.db.waited == 0
-        assert (await audit.verify(shop.db, vault)).problems == []
+        assert (await audit.verify(shop.db, encryptor)).problems == []
 
 
-async def test_a_ring_and_a_run_that_meet_on_a_checkout_lose_neither(impatient_url, vault, tmp_path):
+async def test_a_ring_and_a_run_that_meet_on_a_checkout_lose_neither(impatient_url, encryptor, tmp_path):
     """The ringer was first and has not committed: its checkout stays. The run was first: the ring wakes an archived checkout."""
-    async with core(impatient_url, vault) as one:
+    async with core(impatient_url, encryptor) as one:
         held = await one.held(State.AWAITING_PAYMENT)
         held = await one.advance(held, Trigger.DEADLINE_PASSED)
         await one.release(held, None)
         async with one.db.transaction() as tx:
             await checkouts.ring(tx, [held.id], grace=60.0)
-            assert (await archive.run(one.db, vault, tmp_path, older_than=0.0, most=20)).checkouts == 0
-        assert (await archive.run(one.db, vault, tmp_path, older_than=0.0, most=20)).checkouts == 0
+            assert (await archive.run(one.db, encryptor, tmp_path, older_than=0.0, most=20)).checkouts == 0
+        assert (await archive.run(one.db, encryptor, tmp_path, older_than=0.0, most=20)).checkouts == 0
         (again,) = await one.claim(held.id)
         await one.release(again, None)
-        assert (await archive.run(one.db, vault, tmp_path, older_than=0.0, most=20)).checkouts == 1
+        assert (await archive.run(one.db, encryptor, tmp_path, older_than=0.0, most=20)).checkouts == 1
         await one.ring(held.id)
         (again,) = await one.claim(held.id)
         assert (again.id, again.audit_sequence, again.token) == (held.id, 6, None)

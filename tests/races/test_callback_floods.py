@@ -9,8 +9,8 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from orchestrator.store.inbox import Callbacks, Caps, callbacks, unmatched
 from orchestrator.domain.states import State
+from orchestrator.store.inbox import Callbacks, Caps, callbacks, unmatched
 from tests.factories import arrival
 from tests.races.test_strays import stray
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def taking(core, **options):
-    writer = Callbacks(core.db, core.vault, grace=60.0, **options)
+    writer = Callbacks(core.db, core.encryptor, grace=60.0, **options)
     try:
         yield writer
     finally:
@@ -39,7 +39,7 @@ async def kept(core, checkout):
 
 async def read(core, checkout):
     (held,) = await core.claim(checkout)
-    await core.release(held, 1000.0, read=tuple(letter.id for letter in held.letters))
+    await core.release(held, 1000.0, read=tuple(letter.id for letter in held.callbacks))
 
 
 @pytest.mark.parametrize("one_batch", [True, False])
@@ -158,7 +158,7 @@ async def test_what_one_callback_costs_does_not_grow_with_those_of_others(core, 
         }  # fmt: skip
         statement = callbacks._STORE
     else:
-        writer = unmatched.Strays(core.db, core.vault, core.callbacks, grace=60.0)
+        writer = unmatched.UnmatchedCallbacks(core.db, core.encryptor, core.callbacks, grace=60.0)
         parameters, statement = writer._parameters([stray(grade="wrong")]), unmatched._KEEP
     async with core.db.transaction() as tx:
         told = (await tx.execute(text(f"EXPLAIN (FORMAT JSON) {statement.text}"), parameters)).scalar_one()

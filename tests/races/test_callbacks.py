@@ -9,12 +9,12 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from orchestrator.crypto import EncryptionError
+from orchestrator.domain.states import State
 from orchestrator.store import inbox
 from orchestrator.store.database import DatabaseAway, Unwritten
 from orchestrator.store.inbox import open_body, seal_body
 from orchestrator.store.tables import metadata, uuid7
-from orchestrator.domain.states import State
-from orchestrator.crypto import VaultError
 from tests.factories import Breaking, arrival, row_held
 from tests.factories import core as another
 
@@ -26,12 +26,12 @@ MARKER = "Anna-Berg-marker-7461"
 async def read_and_release(core, checkout, alarm=1000.0):
     """Act on everything in the inbox of a checkout, as its holder does."""
     (held,) = await core.claim(checkout)
-    return await core.release(held, alarm, read=tuple(letter.id for letter in held.letters))
+    return await core.release(held, alarm, read=tuple(letter.id for letter in held.callbacks))
 
 
 async def test_the_same_callback_fifty_times_at_once_is_one_row_that_counts_to_fifty(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
-    async with another(core.url, core.vault) as other:
+    async with another(core.url, core.encryptor) as other:
         stored = await asyncio.gather(
             *((core, other)[number % 2].callbacks.take(arrival(checkout)) for number in range(50))
         )
@@ -40,7 +40,7 @@ async def test_the_same_callback_fifty_times_at_once_is_one_row_that_counts_to_f
         (50, True, None)
     ]
     (held,) = await core.claim(checkout)
-    assert len(held.letters) == 1
+    assert len(held.callbacks) == 1
     assert held.wake >= 1
 
 
@@ -49,9 +49,9 @@ async def test_callbacks_that_differ_in_kind_or_body_are_kept_apart_and_in_order
     for kind, body in (("notification", b"1"), ("success", b"1"), ("notification", b"2"), ("redirect", b"1")):
         await core.callbacks.take(arrival(checkout, kind=kind, body=body))
     (held,) = await core.claim(checkout)
-    key = core.vault.data_key(held.id, held.data_key)
-    assert [letter.kind for letter in held.letters] == ["notification", "success", "notification", "redirect"]
-    assert [key.open(letter.body[1:], purpose="callback") for letter in held.letters] == [
+    key = core.encryptor.data_key(held.id, held.data_key)
+    assert [letter.kind for letter in held.callbacks] == ["notification", "success", "notification", "redirect"]
+    assert [key.open(letter.body[1:], purpose="callback") for letter in held.callbacks] == [
         b"1",
         b"1",
         b"2",
@@ -87,7 +87,7 @@ async def test_a_callback_that_beats_the_offer_is_kept_and_found_by_the_holder(c
     assert (await core.callbacks.take(arrival(held.id))).rings
     assert (await core.release(held, 1000.0)).rung
     (held,) = await core.claim(held.id)
-    assert len(held.letters) == 1
+    assert len(held.callbacks) == 1
 
 
 async def test_a_callback_rings_a_settled_checkout(core):
@@ -107,7 +107,7 @@ async def test_a_callback_for_a_checkout_that_does_not_exist_is_stored_and_harml
         "SELECT body, times FROM callbacks WHERE checkout_id = :id", id=stranger
     )
     assert times == 2
-    assert open_body(core.vault, stranger, None, body) == b"status=succeeded"
+    assert open_body(core.encryptor, stranger, None, body) == b"status=succeeded"
     assert await core.claim(stranger) == []
 
 
@@ -118,17 +118,17 @@ async def test_the_callback_of_an_erased_customer_is_stored_and_what_came_before
     await core.do("UPDATE intents SET data_key = NULL, erased_at = clock()")
     assert (await core.callbacks.take(arrival(checkout, body=b"after"))).rings
     before, after = await core.all("SELECT body FROM callbacks ORDER BY id")
-    assert open_body(core.vault, checkout, None, after) == b"after"
-    with pytest.raises(VaultError, match="was erased"):
-        open_body(core.vault, checkout, None, before)
-    assert open_body(core.vault, checkout, wrapped, before) == b"before"
+    assert open_body(core.encryptor, checkout, None, after) == b"after"
+    with pytest.raises(EncryptionError, match="was erased"):
+        open_body(core.encryptor, checkout, None, before)
+    assert open_body(core.encryptor, checkout, wrapped, before) == b"before"
 
 
-def test_a_sealed_callback_of_one_checkout_does_not_open_for_another(vault):
+def test_a_sealed_callback_of_one_checkout_does_not_open_for_another(encryptor):
     one, other = uuid7(), uuid7()
-    sealed = seal_body(vault, one, None, b"x")
-    with pytest.raises(VaultError):
-        open_body(vault, other, None, sealed)
+    sealed = seal_body(encryptor, one, None, b"x")
+    with pytest.raises(EncryptionError):
+        open_body(encryptor, other, None, sealed)
 
 
 async def test_a_held_row_delays_only_its_own_callbacks(core):
@@ -145,19 +145,19 @@ async def test_a_held_row_delays_only_its_own_callbacks(core):
 
 async def test_a_callback_stored_by_a_connection_that_was_lost_rings_and_is_one_row(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
-    async with another(core.url, core.vault, database=Breaking) as one:
+    async with another(core.url, core.encryptor, database=Breaking) as one:
         one.db.lost_answers = 1
         assert (await one.callbacks.take(arrival(checkout))).rings
         one.db.cut_before_commit = 1
         assert (await one.callbacks.take(arrival(checkout, body=b"2"))).rings
     assert await core.all("SELECT count(*) FROM callbacks") == [2]
     (held,) = await core.claim(checkout)
-    assert len(held.letters) == 2
+    assert len(held.callbacks) == 2
 
 
 async def test_a_callback_that_cannot_be_stored_is_never_called_stored(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
-    async with another(core.url, core.vault, database=Breaking, patience=0.2) as one:
+    async with another(core.url, core.encryptor, database=Breaking, patience=0.2) as one:
         one.db.cut_before_commit = 1_000
         with pytest.raises(DatabaseAway):
             await one.callbacks.take(arrival(checkout))
@@ -195,10 +195,10 @@ async def test_repeats_against_movers_that_mark_as_read_never_lock_each_other_ou
         while running:
             held = await process.claim(*ids)
             await asyncio.gather(
-                *(process.release(one, 0.0, read=tuple(each.id for each in one.letters)) for one in held)
+                *(process.release(one, 0.0, read=tuple(each.id for each in one.callbacks)) for one in held)
             )
 
-    async with another(core.url, core.vault) as one, another(core.url, core.vault) as two:
+    async with another(core.url, core.encryptor) as one, another(core.url, core.encryptor) as two:
         tasks = [
             asyncio.create_task(each)
             for each in (gateway(one), gateway(two), gateway(two), mover(one), mover(two))
@@ -225,7 +225,7 @@ async def test_repeats_against_movers_that_mark_as_read_never_lock_each_other_ou
 async def test_a_command_is_stored_with_who_asked_and_rings(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     requested = await inbox.request(
-        core.db, core.vault, checkout, merchant_id=1, kind="cancel", actor="client:shop", reason="no stock", expected_version=5,
+        core.db, core.encryptor, checkout, merchant_id=1, kind="cancel", actor="client:shop", reason="no stock", expected_version=5,
         grace=60.0,
     )  # fmt: skip
     (held,) = await core.claim(checkout)
@@ -246,7 +246,7 @@ async def test_a_command_for_no_checkout_of_this_merchant_is_nothing(core, merch
     checkout = await core.checkout() if merchant_id == 2 else uuid4()
     assert (
         await inbox.request(
-            core.db, core.vault, checkout, merchant_id=merchant_id, kind="cancel", actor="x", grace=60.0
+            core.db, core.encryptor, checkout, merchant_id=merchant_id, kind="cancel", actor="x", grace=60.0
         )
         is None
     )
@@ -262,9 +262,9 @@ async def test_personal_data_is_not_readable_in_any_table(core):
     await core.callbacks.take(arrival(checkout, body=f"cardholder={MARKER}".encode()))
     await core.callbacks.take(arrival(uuid4(), body=f"cardholder={MARKER}".encode()))
     (held,) = await core.claim(checkout)
-    key = core.vault.data_key(checkout, held.data_key)
+    key = core.encryptor.data_key(checkout, held.data_key)
     assert key.open(held.intent, purpose="intent") == document
-    assert MARKER.encode() in key.open(held.letters[0].body[1:], purpose="callback")
+    assert MARKER.encode() in key.open(held.callbacks[0].body[1:], purpose="callback")
     forms = [MARKER, MARKER.encode().hex()]
     async with await psycopg.AsyncConnection.connect(core.url) as superuser:
         for table in metadata.tables:

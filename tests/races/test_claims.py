@@ -11,10 +11,10 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from orchestrator.store import checkouts
-from orchestrator.store.database import Unwritten
-from orchestrator.store.checkouts import LeaseLost, due
 from orchestrator.domain.states import ENDED, State, Trigger
+from orchestrator.store import checkouts
+from orchestrator.store.checkouts import LeaseLost, due
+from orchestrator.store.database import Unwritten
 from tests.factories import arrival, row_held
 from tests.factories import core as another
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_two_workers_given_the_same_ids_claim_each_checkout_exactly_once(core):
     ids = await core.checkouts(200)
-    async with another(core.url, core.vault) as other:
+    async with another(core.url, core.encryptor) as other:
         rounds = await asyncio.gather(
             *(worker.claim(*random.sample(ids, 200)) for worker in (core, other) for _ in range(4))
         )
@@ -85,11 +85,11 @@ async def test_the_holder_knows_what_stands_beside_its_checkout(core):
     await core.release(held)
     (held,) = await core.claim(held.id)
     assert (held.token, held.session_id, held.methods) == (b"a sealed token", "session-1", [{"id": "card"}])
-    assert [letter.kind for letter in held.letters] == ["notification", "success"]
+    assert [letter.kind for letter in held.callbacks] == ["notification", "success"]
     assert (held.correlation_id, held.intent, held.accepted) == ("c-77", None, frozenset())
     (fresh,) = await core.claim(await core.accept())
     assert fresh.intent is not None
-    assert fresh.letters == fresh.commands == ()
+    assert fresh.callbacks == fresh.commands == ()
     assert 55 < fresh.lease_left() <= 60
 
 
@@ -233,7 +233,7 @@ async def test_a_storm_of_ringers_against_claims_and_releases_loses_no_ring(core
                 await process.release(held, 1000.0)
             await asyncio.sleep(0)
 
-    async with another(core.url, core.vault) as other:
+    async with another(core.url, core.encryptor) as other:
         tasks = [asyncio.create_task(one) for one in (
             *(ringer() for _ in range(3)), *(worker(process) for process in (core, other) for _ in range(2))
         )]  # fmt: skip
@@ -253,7 +253,7 @@ async def test_a_storm_of_ringers_against_claims_and_releases_loses_no_ring(core
 async def test_two_sweepers_at_once_take_each_ringing_alarm_once_and_put_it_off(core):
     ids = await core.checkouts(200)
     await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s', hinted = false")
-    async with another(core.url, core.vault) as other:
+    async with another(core.url, core.encryptor) as other:
         sweeps = await asyncio.gather(
             *(checkouts.sweep(one.db, most=60, grace=60.0) for one in (core, other) for _ in range(4))
         )
@@ -309,7 +309,7 @@ async def test_a_sweep_does_not_read_the_alarms_of_the_future(core):
     await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s' WHERE id = :id", id=checkout)
     await core.do("ANALYZE checkouts")
     for statement in (due._SWEEP, due._DUE):
-        asked = {"most": 2000, "grace": 5.0, "crowded": [], "few": 50}
+        asked = {"most": 2000, "grace": 5.0, "overloaded": [], "few": 50}
         plan = await core.db.read(text(f"EXPLAIN {statement.text}"), asked)
         told = "\n".join(row[0] for row in plan)
         assert "ix_checkouts_alarm" in told, told

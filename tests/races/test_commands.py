@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import pytest
 
+from orchestrator.domain.states import State
 from orchestrator.store import inbox
 from orchestrator.store.inbox import KeyReused, Requested
-from orchestrator.domain.states import State
 from tests.factories import core as another
 from tests.factories import row_held
 
@@ -21,12 +21,12 @@ async def ask(core, checkout, **changes):
         "merchant_id": 1, "kind": "capture", "actor": "client:shop", "arguments": {"amount": 100, "transactionId": None},
         "idempotency_key": "k-1", "grace": 60.0, **changes,
     }  # fmt: skip
-    return await inbox.request(core.db, core.vault, checkout, **values)
+    return await inbox.request(core.db, core.encryptor, checkout, **values)
 
 
 async def test_one_key_from_two_processes_at_once_is_one_command_and_both_get_its_id(core):
     checkouts = [await core.checkout(State.AWAITING_PAYMENT) for _ in range(20)]
-    async with another(core.url, core.vault) as other:
+    async with another(core.url, core.encryptor) as other:
         for number, checkout in enumerate(checkouts):
             asked = await asyncio.gather(
                 *(ask(one, checkout, idempotency_key=f"k-{number}") for one in (core, other, core, other))
@@ -39,7 +39,7 @@ async def test_one_key_from_two_processes_at_once_is_one_command_and_both_get_it
 
 async def test_two_contents_racing_for_one_key_are_one_command_and_one_refusal(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
-    async with another(core.url, core.vault) as other:
+    async with another(core.url, core.encryptor) as other:
         for number in range(20):
             asked = await asyncio.gather(
                 *(
@@ -92,7 +92,7 @@ async def test_a_repeat_and_the_holder_who_obeys_its_command_do_not_wait_in_a_ci
     """The holder has the checkout's row and wants the command's; a repeat that rang would have them the other way round."""
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     first = await ask(core, checkout)
-    async with another(core.url, core.vault) as other, row_held(core.url, checkout) as holder:
+    async with another(core.url, core.encryptor) as other, row_held(core.url, checkout) as holder:
         asked = await asyncio.wait_for(ask(other, checkout), 10)
         await holder.execute("UPDATE commands SET handled_at = clock() WHERE id = %s", [first.id])
     assert asked == Requested(first.id, fresh=False)
@@ -102,7 +102,7 @@ async def test_one_wish_for_many_is_a_command_for_each_and_a_ring(core):
     checkouts = await core.checkouts(30)
     commands = await inbox.request_all(
         core.db,
-        core.vault,
+        core.encryptor,
         [*checkouts, *checkouts, uuid4()],
         kind="reconcile",
         actor="operator:x",
@@ -123,16 +123,16 @@ async def test_one_wish_for_many_is_a_command_for_each_and_a_ring(core):
 
 
 async def test_a_wish_for_nobody_is_nothing(core):
-    assert await inbox.request_all(core.db, core.vault, [], kind="reconcile", actor="x", grace=60.0) == {}
+    assert await inbox.request_all(core.db, core.encryptor, [], kind="reconcile", actor="x", grace=60.0) == {}
 
 
 async def test_wishes_for_the_same_many_from_two_sides_meet_without_a_deadlock(core):
     checkouts = await core.checkouts(100)
-    async with another(core.url, core.vault) as other:
+    async with another(core.url, core.encryptor) as other:
         both = await asyncio.gather(
-            inbox.request_all(core.db, core.vault, checkouts, kind="reconcile", actor="x", grace=60.0),
+            inbox.request_all(core.db, core.encryptor, checkouts, kind="reconcile", actor="x", grace=60.0),
             inbox.request_all(
-                other.db, other.vault, checkouts[::-1], kind="reconcile", actor="y", grace=60.0
+                other.db, other.encryptor, checkouts[::-1], kind="reconcile", actor="y", grace=60.0
             ),
         )
     assert all(len(commands) == 100 for commands in both)
@@ -147,7 +147,7 @@ async def test_how_a_checkout_stands_is_read_for_its_merchant_or_for_an_operator
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     stands = await inbox.standing(core.db, checkout, merchant_id=1)
     assert stands == await inbox.standing(core.db, checkout)
-    assert (stands.state, stands.holdings, stands.under_way, stands.met, stands.rival) == (
+    assert (stands.state, stands.payments_seen, stands.under_way, stands.met, stands.rival) == (
         State.AWAITING_PAYMENT,
         (),
         (),

@@ -15,6 +15,7 @@ import structlog
 import uvloop
 from hypothesis import HealthCheck, Phase, given, note, settings
 from psycopg import sql
+from tests.integration.process.scene import take
 
 from tests.conftest import _admin, _url
 from tests.histories import laws
@@ -36,7 +37,6 @@ from tests.histories.steps import (
     histories,
 )
 from tests.histories.world import World, world
-from tests.integration.carry.scene import take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,7 +138,7 @@ async def come_to_rest(world: World, history: History) -> None:
         if not waits:
             return
         await world.later(max(leap, min(waits) + 1, 0))
-        await take(world.carrier, world.checkouts)
+        await take(world.processor, world.checkouts)
     laws.after_a_step(before, await world.rows())
 
 

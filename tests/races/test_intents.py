@@ -10,11 +10,11 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
+from orchestrator.domain.states import CLOSED, State, Trigger
+from orchestrator.store.checkouts import ClaimedCheckout
 from orchestrator.store.database import DatabaseAway, Unwritten
 from orchestrator.store.inbox import Accepted, KeyReused, OrderTaken
-from orchestrator.store.checkouts import Held
 from orchestrator.store.tables import uuid7
-from orchestrator.domain.states import CLOSED, State, Trigger
 from tests.factories import Breaking, intake
 from tests.factories import core as another
 
@@ -35,7 +35,7 @@ async def fates(*waiters):
 
 async def test_the_same_order_fifty_times_at_once_is_one_checkout_and_all_get_its_id(core):
     asked = intake()
-    async with another(core.url, core.vault) as other:
+    async with another(core.url, core.encryptor) as other:
         accepted = await asyncio.gather(
             *((core, other)[number % 2].intents.accept(again(asked)) for number in range(50))
         )
@@ -63,7 +63,7 @@ async def test_a_crowd_with_one_order_number_or_one_key_does_not_take_turns(core
 
 async def test_orders_of_two_intakes_crossing_each_other_meet_without_a_deadlock(core):
     orders = [intake() for _ in range(100)]
-    async with another(core.url, core.vault) as other:
+    async with another(core.url, core.encryptor) as other:
         begun = asyncio.get_running_loop().time()
         accepted = await asyncio.gather(
             *(core.intents.accept(again(one)) for one in orders),
@@ -78,7 +78,7 @@ async def test_orders_of_two_intakes_crossing_each_other_meet_without_a_deadlock
 async def test_keys_of_orders_that_are_there_cross_new_orders_without_a_deadlock(core):
     """The one holds a new order number and notes a key, the other holds the key and wants the order number."""
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-    async with another(core.url, core.vault) as other:
+    async with another(core.url, core.encryptor) as other:
         for _ in range(20):
             there, fresh = [intake() for _ in range(10)], [intake() for _ in range(10)]
             await asyncio.gather(*(core.intents.accept(one) for one in there))
@@ -97,7 +97,7 @@ async def test_keys_of_orders_that_are_there_cross_new_orders_without_a_deadlock
 async def test_reopened_orders_cross_new_ones_without_a_deadlock(core):
     """Both take order numbers: a batch of moves in the order of its ids, a batch of intents in that of the numbers."""
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-    async with another(core.url, core.vault) as other:
+    async with another(core.url, core.encryptor) as other:
         for _ in range(10):
             closed = await asyncio.gather(*(core.held(State.CANCELLED) for _ in range(10)))
             orders = [one.order_ref for one in closed]
@@ -111,7 +111,7 @@ async def test_reopened_orders_cross_new_ones_without_a_deadlock(core):
                 if isinstance(one, Accepted)
             ]
             reopened = [one for one in await ours if not isinstance(one, Unwritten)]
-            assert all(isinstance(one, Held) for one in reopened)
+            assert all(isinstance(one, ClaimedCheckout) for one in reopened)
             assert len(reopened) + sum(one.fresh for one in fresh) == len(orders)
     await asyncio.sleep(0.1)
     assert await core.all(deadlocks) == [0]
@@ -144,7 +144,7 @@ async def test_other_content_under_a_living_order_number_is_refused_with_its_che
 async def test_two_contents_racing_for_one_order_number_are_one_checkout_and_one_refusal(core):
     for _ in range(10):
         one = intake()
-        async with another(core.url, core.vault) as other:
+        async with another(core.url, core.encryptor) as other:
             results = await fates(
                 core.intents.accept(one), other.intents.accept(again(one, fingerprint=OTHER))
             )
@@ -243,7 +243,7 @@ async def test_one_key_for_two_orders_in_one_batch_is_one_checkout_and_one_refus
 
 
 async def test_one_key_for_many_orders_through_two_processes_is_one_checkout(core):
-    async with another(core.url, core.vault) as other:
+    async with another(core.url, core.encryptor) as other:
         results = await fates(
             *(
                 (core, other)[number % 2].intents.accept(
@@ -289,7 +289,7 @@ async def test_a_key_whose_checkout_is_not_there_makes_its_request_wait_and_not_
         f=asked.fingerprint,
         id=uuid7(),
     )
-    async with another(core.url, core.vault, patience=0.3) as hasty:
+    async with another(core.url, core.encryptor, patience=0.3) as hasty:
         with pytest.raises(DatabaseAway):
             await hasty.intents.accept(again(asked))
     waiting = asyncio.create_task(core.intents.accept(asked))
@@ -303,7 +303,7 @@ async def test_a_key_whose_checkout_is_not_there_makes_its_request_wait_and_not_
 
 
 async def test_an_intent_stored_by_a_connection_that_was_lost_is_accepted_once(core):
-    async with another(core.url, core.vault, database=Breaking) as one:
+    async with another(core.url, core.encryptor, database=Breaking) as one:
         one.db.lost_answers = 2
         accepted = await asyncio.gather(
             *(one.intents.accept(intake(idempotency_key=f"k{n}")) for n in range(10))
@@ -315,7 +315,7 @@ async def test_an_intent_stored_by_a_connection_that_was_lost_is_accepted_once(c
 
 
 async def test_an_intent_whose_connection_broke_before_the_commit_is_stored_all_the_same(core):
-    async with another(core.url, core.vault, database=Breaking) as one:
+    async with another(core.url, core.encryptor, database=Breaking) as one:
         one.db.cut_before_commit = 1
         assert (await one.intents.accept(intake())).fresh
     assert await core.all("SELECT count(*) FROM checkouts") == [1]

@@ -10,12 +10,12 @@ from msgspec.structs import replace
 from sqlalchemy.exc import OperationalError
 
 from orchestrator import audit
-from orchestrator.store import inbox
 from orchestrator.audit import Action
-from orchestrator.store.database import Unwritten
-from orchestrator.store.checkouts import Event, Held, LeaseLost
-from orchestrator.store.checkouts.transition import UnauditedMove
 from orchestrator.domain.states import State, Trigger, UnknownTransition
+from orchestrator.store import inbox
+from orchestrator.store.checkouts import ClaimedCheckout, Event, LeaseLost
+from orchestrator.store.checkouts.transition import UnauditedMove
+from orchestrator.store.database import Unwritten
 from tests.factories import Breaking, arrival, move, payment
 from tests.factories import core as another
 
@@ -37,11 +37,11 @@ async def laden(core, state=State.AWAITING_PAYMENT):
     held = await core.held(state)
     await core.callbacks.take(arrival(held.id))
     await inbox.request(
-        core.db, core.vault, held.id, merchant_id=1, kind="cancel", actor="client:shop", grace=60.0
+        core.db, core.encryptor, held.id, merchant_id=1, kind="cancel", actor="client:shop", grace=60.0
     )
     await core.release(held)
     (held,) = await core.claim(held.id)
-    assert held.letters
+    assert held.callbacks
     assert held.commands
     return held
 
@@ -53,7 +53,7 @@ def full(held, **changes):
         "methods": [{"id": "wallet"}], "events": (Event("checkout.completed", {"n": 1}), Event("checkout.attention", {})),
         "payments": (payment(f"t-{held.id}"),), "money": (13900, 13900, 100), "looks": 3, "openings": 2, "attempts": 1,
         "last_error": "an error", "attention": "a reason", "expires_in": 7.0, "late": True, "withdrawn": True,
-        "read": tuple(letter.id for letter in held.letters), "done": tuple((one.id, "accepted") for one in held.commands),
+        "read": tuple(letter.id for letter in held.callbacks), "done": tuple((one.id, "accepted") for one in held.commands),
         **changes,
     }  # fmt: skip
     return move(held, Trigger.PAYMENT_FOUND, **values)
@@ -96,7 +96,7 @@ async def test_what_the_mover_returns_is_what_the_next_claim_reads(core):
     told = await core.release(told, 0.0, attempts=1)
     (read,) = await core.claim(held.id)
     same = ("state", "version", "reserved", "captured", "refunded", "late", "looks", "openings", "last_error", "attention",
-            "audit_sequence", "audit_head", "event_sequence", "token", "session_id", "methods", "letters", "commands",
+            "audit_sequence", "audit_head", "event_sequence", "token", "session_id", "methods", "callbacks", "commands",
             "attempts", "deadline")  # fmt: skip
     assert {name: getattr(told, name) for name in same} == {name: getattr(read, name) for name in same}
     for name in ("offered_at", "withdrawn_at", "ended_at", "token_expires_at"):
@@ -148,7 +148,7 @@ async def test_of_a_refused_move_nothing_is_in_the_database(core, seen, changes,
     with pytest.raises(error):
         await core.lifecycle.advance(full(seen(held), **changes))
     assert await everything(core, held.id) == before
-    assert (await audit.verify(core.db, core.vault)).problems == []
+    assert (await audit.verify(core.db, core.encryptor)).problems == []
 
 
 async def test_a_poisoned_move_among_a_hundred_fails_alone(core):
@@ -188,7 +188,7 @@ async def test_the_same_move_twice_lands_once(core):
 
 
 async def test_a_move_committed_by_a_connection_that_was_lost_is_told_as_landed(core):
-    async with another(core.url, core.vault, database=Breaking) as one:
+    async with another(core.url, core.encryptor, database=Breaking) as one:
         held = await one.held()
         one.db.lost_answers = 2
         held = await one.advance(
@@ -203,7 +203,7 @@ async def test_a_move_committed_by_a_connection_that_was_lost_is_told_as_landed(
 
 
 async def test_a_move_that_was_not_committed_when_its_connection_broke_is_written_again(core):
-    async with another(core.url, core.vault, database=Breaking) as one:
+    async with another(core.url, core.encryptor, database=Breaking) as one:
         held = await one.claim(*await one.checkouts(10))
         one.db.cut_before_commit = 2
         moved = await asyncio.gather(*(one.advance(each, Trigger.AUTHENTICATED) for each in held))
@@ -213,7 +213,7 @@ async def test_a_move_that_was_not_committed_when_its_connection_broke_is_writte
 
 async def test_an_unaudited_release_with_a_lost_answer_is_called_lost_and_its_alarm_stands(core):
     """Nothing tells such a write from another's, so it buys no side effect; the alarm is what counts."""
-    async with another(core.url, core.vault, database=Breaking) as one:
+    async with another(core.url, core.encryptor, database=Breaking) as one:
         held = await one.held()
         one.db.lost_answers = 1
         with pytest.raises(LeaseLost):
@@ -223,7 +223,7 @@ async def test_an_unaudited_release_with_a_lost_answer_is_called_lost_and_its_al
 
 
 async def test_a_claim_whose_answer_was_lost_comes_back_at_the_end_of_its_lease(core):
-    async with another(core.url, core.vault, database=Breaking) as one:
+    async with another(core.url, core.encryptor, database=Breaking) as one:
         checkout = await one.accept()
         one.db.lost_answers = 1
         with pytest.raises(OperationalError):
@@ -330,7 +330,7 @@ async def test_a_reopened_checkout_forgets_that_it_ended(core):
     assert (held.state, held.ended_at, held.withdrawn_at) == (State.RECEIVED, None, None)
     row = await core.row(held.id)
     assert (row.state, row.ended_at, row.withdrawn_at) == ("received", None, None)
-    assert (await audit.verify(core.db, core.vault)).problems == []
+    assert (await audit.verify(core.db, core.encryptor)).problems == []
 
 
 async def test_a_holder_that_hung_is_in_no_batch_with_the_reopening_by_its_successor(core):
@@ -345,10 +345,10 @@ async def test_a_holder_that_hung_is_in_no_batch_with_the_reopening_by_its_succe
         )
         both = (late, reopening) if first == "hung" else (reopening, late)
         fates = await asyncio.gather(*both, return_exceptions=True)
-        assert (await audit.verify(core.db, core.vault)).problems == []
+        assert (await audit.verify(core.db, core.encryptor)).problems == []
         row = await core.row(hung.id)
         assert (row.state, row.lease, row.version) == ("received", successor.lease, successor.version + 1)
-        expected = [LeaseLost, Held] if first == "hung" else [Held, LeaseLost]
+        expected = [LeaseLost, ClaimedCheckout] if first == "hung" else [ClaimedCheckout, LeaseLost]
         assert [type(fate) for fate in fates] == expected
 
 

@@ -9,11 +9,11 @@ from collections import Counter, defaultdict
 import pytest
 
 from orchestrator import audit
+from orchestrator.domain.states import CLOSED, TRANSITIONS, State, Trigger
 from orchestrator.store import checkouts
+from orchestrator.store.checkouts import Event, LeaseLost
 from orchestrator.store.database import Unwritten
 from orchestrator.store.inbox import KeyReused, OrderTaken
-from orchestrator.store.checkouts import Event, LeaseLost
-from orchestrator.domain.states import CLOSED, TRANSITIONS, State, Trigger
 from tests.factories import arrival, intake, payment
 from tests.factories import core as another
 
@@ -29,7 +29,7 @@ class Storm:
         self.running = True
         self.landed = Counter()
         self.events = Counter()
-        self.letters = Counter()
+        self.callbacks = Counter()
         self.captured = defaultdict(int)
         self.fresh = set()
         self.ids = []
@@ -56,7 +56,7 @@ class Storm:
             await asyncio.gather(
                 *(core.callbacks.take(arrival(each, body=bytes([random.randrange(4)]))) for each in some)
             )
-            self.letters.update(some)
+            self.callbacks.update(some)
             await asyncio.sleep(random.uniform(0, 0.02))
 
     async def ringer(self, core):
@@ -68,9 +68,9 @@ class Storm:
         while self.running:
             hinted = [ring.id for ring in await checkouts.sweep(core.db, most=30, grace=0.05)]
             held = await core.claim(*hinted, *random.sample(self.ids, 5), lease=0.5)
-            await asyncio.gather(*(self.carry(core, one) for one in held))
+            await asyncio.gather(*(self.process(core, one) for one in held))
 
-    async def carry(self, core, held):
+    async def process(self, core, held):
         """Take some steps that the table has, hang now and then beyond the lease, and give the lease back."""
         try:
             for _ in range(random.randint(0, 3)):
@@ -93,7 +93,7 @@ class Storm:
             if random.random() < 0.02:
                 await asyncio.sleep(0.6)
             await core.release(
-                held, random.uniform(0, 0.05), read=tuple(letter.id for letter in held.letters)
+                held, random.uniform(0, 0.05), read=tuple(letter.id for letter in held.callbacks)
             )
         except LeaseLost:
             pass
@@ -104,8 +104,8 @@ class Storm:
     async def auditor(self, core):
         rounds = 0
         while self.running or not rounds:
-            assert (await audit.verify(core.db, core.vault)).problems == []
-            await audit.seal(core.db, core.vault)
+            assert (await audit.verify(core.db, core.encryptor)).problems == []
+            await audit.seal(core.db, core.encryptor)
             rounds += 1
         assert rounds >= 1
 
@@ -116,7 +116,7 @@ async def test_everything_at_once_locks_nobody_out_loses_nothing_and_verifies(co
     storm.fresh = {*storm.ids}
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     (before,) = await core.all(deadlocks)
-    async with another(core.url, core.vault) as one, another(core.url, core.vault) as two:
+    async with another(core.url, core.encryptor) as one, another(core.url, core.encryptor) as two:
         tasks = [asyncio.create_task(each) for process in (one, two) for each in (
             storm.intake(process), storm.gateway(process), storm.ringer(process), storm.worker(process), storm.worker(process),
         )] + [asyncio.create_task(storm.auditor(core))]  # fmt: skip
@@ -146,11 +146,11 @@ async def test_everything_at_once_locks_nobody_out_loses_nothing_and_verifies(co
         assert alarm
         assert State(state)
     stored = dict(await core.all("SELECT checkout_id, sum(times)::int FROM callbacks GROUP BY 1"))
-    assert stored == {each: number for each, number in storm.letters.items() if number}
+    assert stored == {each: number for each, number in storm.callbacks.items() if number}
     live = await core.all(
         "SELECT order_ref FROM checkouts WHERE state NOT IN ('failed', 'expired', 'cancelled') AND NOT late GROUP BY 1 HAVING count(*) > 1"
     )
     assert live == []
-    found = await audit.verify(core.db, core.vault)
+    found = await audit.verify(core.db, core.encryptor)
     assert (found.problems, found.checkouts) == ([], len(rows))
     assert found.seals >= 1

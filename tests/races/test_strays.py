@@ -10,18 +10,18 @@ from uuid import uuid4
 import pytest
 
 from orchestrator import audit
+from orchestrator.domain.states import State, Trigger
 from orchestrator.store import checkouts
 from orchestrator.store.database import Unwritten
-from orchestrator.store.inbox import KeyReused, Strays, Unaddressed
+from orchestrator.store.inbox import KeyReused, MerchantCallback, UnmatchedCallbacks
 from orchestrator.store.tables import uuid7
-from orchestrator.domain.states import State, Trigger
 from tests.factories import Breaking, intake
 from tests.factories import core as another
 
 pytestmark = pytest.mark.anyio
 
 
-def stray(order_ref: str | None = "OLD-1", **changes) -> Unaddressed:
+def stray(order_ref: str | None = "OLD-1", **changes) -> MerchantCallback:
     told = {
         "merchant_id": 1, "order_ref": order_ref, "transaction_id": "1", "currency": "DKK", "amount": 13900, "named": None,
         "correlation_id": "c-1",
@@ -31,7 +31,7 @@ def stray(order_ref: str | None = "OLD-1", **changes) -> Unaddressed:
     }  # fmt: skip
     told |= {name: value for name, value in changes.items() if name in told}
     came |= {name: value for name, value in changes.items() if name in came}
-    return Unaddressed(told=checkouts.Stray(**told), **came)
+    return MerchantCallback(told=checkouts.UnmatchedPayment(**told), **came)
 
 
 @asynccontextmanager
@@ -40,8 +40,8 @@ async def takers(core, number: int = 2, **options):
     async with AsyncExitStack() as stack:
         made = []
         for _ in range(number):
-            process = await stack.enter_async_context(another(core.url, core.vault, **options))
-            one = Strays(process.db, process.vault, process.callbacks, grace=60.0)
+            process = await stack.enter_async_context(another(core.url, core.encryptor, **options))
+            one = UnmatchedCallbacks(process.db, process.encryptor, process.callbacks, grace=60.0)
             stack.push_async_callback(one.close)
             made.append((process, one))
         yield made
@@ -63,7 +63,7 @@ async def test_the_same_stray_from_two_processes_at_once_is_one_checkout(core):
         "SELECT count(*) AS checkouts, count(DISTINCT order_ref) AS orders FROM checkouts"
     ) == [(10, 10)]
     assert await core.all("SELECT sum(times), count(*) FROM callbacks") == [(200, 100)]
-    assert (await audit.verify(core.db, core.vault)).problems == []
+    assert (await audit.verify(core.db, core.encryptor)).problems == []
 
 
 async def test_different_orders_that_name_the_same_forgotten_id_take_turns(core):
@@ -78,7 +78,7 @@ async def test_different_orders_that_name_the_same_forgotten_id_take_turns(core)
         )
     assert not [one for one in placed if isinstance(one, BaseException)]
     assert named in {one.checkout_id for one in placed}
-    assert (await audit.verify(core.db, core.vault)).problems == []
+    assert (await audit.verify(core.db, core.encryptor)).problems == []
 
 
 async def test_processes_that_adopt_many_in_every_order_never_lock_each_other_out(core):
@@ -133,7 +133,7 @@ async def test_a_stray_and_the_checkout_of_its_order_number_are_one(core):
             assert (placed.checkout_id, placed.adopted) == (checkout, False)
         assert (await one.take(stray(None, named=uuid4()))).checkout_id is None
     (held,) = await core.claim(checkout)
-    assert len(held.letters) == 3
+    assert len(held.callbacks) == 3
 
 
 async def test_an_adopted_checkout_is_claimed_moved_and_verified_like_any_other(core):
@@ -141,10 +141,10 @@ async def test_an_adopted_checkout_is_claimed_moved_and_verified_like_any_other(
         placed = await one.take(stray())
     (held,) = await core.claim(placed.checkout_id)
     assert (held.state, held.amount, held.currency, held.order_ref) == (State.FAILED, 13900, "DKK", "OLD-1")
-    assert [letter.network for letter in held.letters] == ["inside"]
+    assert [letter.network for letter in held.callbacks] == ["inside"]
     held = await core.advance(held, Trigger.PAYMENT_FOUND)
     assert held.state is State.COMPLETED
-    assert (await audit.verify(core.db, core.vault)).problems == []
+    assert (await audit.verify(core.db, core.encryptor)).problems == []
 
 
 async def test_a_birth_as_failed_is_a_path_in_the_table_only_for_a_stray(core):
@@ -153,14 +153,14 @@ async def test_a_birth_as_failed_is_a_path_in_the_table_only_for_a_stray(core):
     (row,) = await core.all("SELECT checkout_id, at, entry FROM audit_entries")
     checkout, at, _ = row
     made = audit.make(
-        core.vault, checkout=checkout, sequence=1, before=audit.START, at=at, action=audit.Action.CHECKOUT_RECEIVED,
+        core.encryptor, checkout=checkout, sequence=1, before=audit.START, at=at, action=audit.Action.CHECKOUT_RECEIVED,
         actor="x", correlation_id="c", state=None, to=State.FAILED, evidence={"stray": "true"},
     )  # fmt: skip
     await core.tamper(
         "UPDATE audit_entries SET entry = :entry, mac = :mac", "UPDATE checkouts SET audit_head = :mac",
         entry=made.text, mac=made.mac,
     )  # fmt: skip
-    (problem,) = (await audit.verify(core.db, core.vault)).problems
+    (problem,) = (await audit.verify(core.db, core.encryptor)).problems
     assert "begins in failed" in problem
 
 

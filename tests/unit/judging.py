@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import UUID
 
-from orchestrator.gateway.payments import Transaction
-from orchestrator.store.checkouts import Held, Known
 from orchestrator.domain.states import State
+from orchestrator.gateway.payments import Transaction
+from orchestrator.store.checkouts import ClaimedCheckout, PaymentRecord
 
 OURS = UUID("0190a5a0-0000-7000-8000-000000000001")
 ANOTHERS = UUID("0190a5a0-0000-7000-8000-000000000002")
@@ -24,11 +24,11 @@ def checkout(**changes):
         "methods": None, "intent": None, "data_key": None, "charged_back": 0, "reserved_until": None, "auto_capture": False, "require_capture": False,
         "booked": False, "life": None, "claimed_at": NOW, "claimed_tick": 0.0, "lease_ends": 60.0, **changes,
     }  # fmt: skip
-    return Held(**values)
+    return ClaimedCheckout(**values)
 
 
 def known(name, role="accepted", *, reading="reserved", amounts=(13900, 0, 0), decided=None):
-    return Known(name, role, "bound", reading, "DKK", *amounts, 0, decided)
+    return PaymentRecord(name, role, "bound", reading, "DKK", *amounts, 0, decided)
 
 
 def transaction(name, status, amounts=(0, 0, 0), *, bound=OURS, **changes):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import auth
-from orchestrator.auth import AccessDenied, Doorkeeper
+from orchestrator.auth import AccessDenied, Authenticator
 from orchestrator.settings import Settings
 
 OLD, NEW, FOREIGN = "old-" * 10, "new-" * 16, "foreign-" * 5
@@ -136,11 +136,11 @@ def test_a_token_that_nobody_could_use_is_not_issued(changes):
 @pytest.mark.parametrize("header", [None, "", "Basic abc", "Bearer", "Bearer  ", "token"])
 def test_a_call_without_a_token_is_told_how_to_bring_one(header):
     with pytest.raises(AccessDenied, match="Bearer <token>"):
-        Doorkeeper(settings()).admit(header)
+        Authenticator(settings()).admit(header)
 
 
 def test_a_remembered_token_still_ends_when_it_ends():
-    keeper = Doorkeeper(settings())
+    keeper = Authenticator(settings())
     bearer = f"Bearer {signed(exp=time.time() + 1)}"
     assert keeper.admit(bearer) is keeper.admit(bearer)
     time.sleep(2)
@@ -150,7 +150,7 @@ def test_a_remembered_token_still_ends_when_it_ends():
 
 def test_what_is_remembered_has_an_end(monkeypatch):
     monkeypatch.setattr(auth, "_MOST_REMEMBERED", 3)
-    keeper = Doorkeeper(settings())
+    keeper = Authenticator(settings())
     for number in range(9):
         keeper.admit(f"Bearer {token(subject=f's{number}')}")
     assert len(keeper._seen) == 3

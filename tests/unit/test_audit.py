@@ -11,25 +11,25 @@ import pytest
 
 from orchestrator import audit
 from orchestrator.audit import Action, chain_mac, make
+from orchestrator.crypto import Encryptor
 from orchestrator.domain.states import State, Trigger
-from orchestrator.crypto import Vault
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 
 CHECKOUT = UUID("0190a5a0-0000-7000-8000-000000000001")
 AT = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
 
 
-def entry(vault, **changes):
+def entry(encryptor, **changes):
     values = {
         "checkout": CHECKOUT, "sequence": 2, "before": audit.START, "at": AT, "action": Action.CHECKOUT_MOVED,
         "actor": audit.SYSTEM, "correlation_id": "c-1", "state": State.RECEIVED, "to": State.AUTHENTICATED,
         "trigger": Trigger.AUTHENTICATED, "evidence": {"lifetime": 100, "call": "authenticate"}, **changes,
     }  # fmt: skip
-    return make(vault, **values)
+    return make(encryptor, **values)
 
 
-def test_an_entry_is_canonical_json_of_everything_that_is_known(vault):
-    made = entry(vault)
+def test_an_entry_is_canonical_json_of_everything_that_is_known(encryptor):
+    made = entry(encryptor)
     assert made.text == json.dumps(json.loads(made.text), sort_keys=True, separators=(",", ":"))
     assert json.loads(made.text) == {
         "checkout": str(CHECKOUT), "sequence": 2, "at": "2026-01-02T03:04:05.000006+00:00", "actor": audit.SYSTEM,
@@ -43,9 +43,9 @@ def test_an_entry_is_canonical_json_of_everything_that_is_known(vault):
     )
 
 
-def test_the_order_in_which_evidence_was_gathered_does_not_matter(vault):
-    turned = entry(vault, evidence={"call": "authenticate", "lifetime": 100})
-    assert turned == entry(vault)
+def test_the_order_in_which_evidence_was_gathered_does_not_matter(encryptor):
+    turned = entry(encryptor, evidence={"call": "authenticate", "lifetime": 100})
+    assert turned == entry(encryptor)
 
 
 @pytest.mark.parametrize(
@@ -62,16 +62,16 @@ def test_the_order_in_which_evidence_was_gathered_does_not_matter(vault):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_the_mac_covers_every_word_and_the_entry_before(vault, change):
-    assert entry(vault, **change).mac != entry(vault).mac
+def test_the_mac_covers_every_word_and_the_entry_before(encryptor, change):
+    assert entry(encryptor, **change).mac != entry(encryptor).mac
 
 
-def test_the_newest_key_chains_and_is_named(vault):
-    rotated = Vault(make_settings(secret_keys=(OLDER_KEY, SECRET_KEY)).secret_keys)
+def test_the_newest_key_chains_and_is_named(encryptor):
+    rotated = Encryptor(make_settings(secret_keys=(OLDER_KEY, SECRET_KEY)).secret_keys)
     made = entry(rotated)
-    assert made.key_id == rotated.newest.id != vault.newest.id
+    assert made.key_id == rotated.newest.id != encryptor.newest.id
     assert made.mac == chain_mac(rotated.newest, audit.START, made.text)
-    assert made.mac != entry(vault).mac
+    assert made.mac != entry(encryptor).mac
 
 
 def test_every_action_reads_subject_and_fact():

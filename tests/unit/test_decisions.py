@@ -9,21 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain import decisions
-from orchestrator.gateway.payments import TABLE, Found, Reading, read
-from orchestrator.store.checkouts import Known, PaymentSeen
-from orchestrator.domain.reconciliation import Finding, Role, concerned, judge, marks
+from orchestrator.domain.reconciliation import LookupOutcome, Role, concerned, judge, marks
 from orchestrator.domain.states import State
+from orchestrator.gateway.payments import TABLE, Found, PaymentMeaning, read
+from orchestrator.store.checkouts import ObservedPayment, PaymentRecord
 from tests.unit.judging import ANOTHERS, OURS, checkout, transaction
 
-ABSENT = {Finding.NOTHING, Finding.DECLINED}
-COMMON = {one.name for one in fields(Known)} & {one.name for one in fields(PaymentSeen)}
+ABSENT = {LookupOutcome.NOTHING, LookupOutcome.DECLINED}
+COMMON = {one.name for one in fields(PaymentRecord)} & {one.name for one in fields(ObservedPayment)}
 
 
 def booked(held, verdict):
     """Return the checkout as it stands after a look: its payments in the books, and what a person is asked."""
     before = {one.transaction_id: one.decided for one in held.known}
     known = tuple(
-        Known(**{name: getattr(one, name) for name in COMMON}, decided=before.get(one.transaction_id))
+        PaymentRecord(**{name: getattr(one, name) for name in COMMON}, decided=before.get(one.transaction_id))
         for one in verdict.payments
     )
     return checkout(known=known, attention=verdict.attention, state=held.state)
@@ -81,7 +81,7 @@ def test_what_a_person_keeps_completes_the_order_with_exactly_that(transactions,
     assert held.attention.startswith(f"{word}: ")
     assert refused(held, "keep") is None
     verdict = judge(decided(held, "keep"), found, **options)
-    assert verdict.finding is Finding.PAID
+    assert verdict.finding is LookupOutcome.PAID
     assert {one.transaction_id for one in verdict.paying} == {one.transaction_id for one in transactions}
     assert verdict.money[0] == sum(one.reserved for one in transactions)
     assert verdict.money[1] == sum(one.captured for one in transactions)
@@ -89,7 +89,7 @@ def test_what_a_person_keeps_completes_the_order_with_exactly_that(transactions,
     # And it stays so at the next look, when the books know them as accepted.
     later = booked(checkout(state=State.COMPLETED, known=decided(held, "keep").known), verdict)
     again = judge(checkout(state=State.COMPLETED, known=later.known), found, **options)
-    assert (again.finding, again.money, again.attention) == (Finding.PAID, verdict.money, None)
+    assert (again.finding, again.money, again.attention) == (LookupOutcome.PAID, verdict.money, None)
 
 
 @pytest.mark.parametrize("change", ["amount", "another", "gone"])
@@ -106,7 +106,7 @@ def test_a_decision_says_nothing_of_other_amounts_or_payments(change):
         assert {one.transaction_id for one in verdict.paying} == {"1", "2"}
         assert verdict.attention.startswith("payment_mismatch: transaction 3 holds 0.01 DKK")
     else:
-        assert verdict.finding is Finding.UNSURE
+        assert verdict.finding is LookupOutcome.UNSURE
         assert verdict.paying == ()
         assert verdict.attention.startswith("payment_mismatch: ")
 
@@ -125,9 +125,9 @@ def test_a_surcharge_is_told_and_pays_the_order_where_the_policy_says_so():
         "payment_mismatch: transaction 12 holds 141.00 DKK, which is the order of 139.00 DKK and a surcharge of 2.00 DKK"
     )
     verdict = judge(checkout(), found, surcharges=True)
-    assert (verdict.finding, verdict.money, verdict.attention) == (Finding.PAID, (14100, 0, 0), None)
+    assert (verdict.finding, verdict.money, verdict.attention) == (LookupOutcome.PAID, (14100, 0, 0), None)
     other = transaction("12", "preauth", (14101, 0, 0), surcharge=200)
-    assert judge(checkout(), Found((other,)), surcharges=True).finding is Finding.UNSURE
+    assert judge(checkout(), Found((other,)), surcharges=True).finding is LookupOutcome.UNSURE
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_what_a_person_dismisses_is_no_money_of_the_order(transactions, options)
     held, found = asked(*transactions, **options)
     assert refused(held, "dismiss") is None
     verdict = judge(decided(held, "dismiss"), found, **options)
-    assert (verdict.finding, verdict.attention) == (Finding.DECLINED, None)
+    assert (verdict.finding, verdict.attention) == (LookupOutcome.DECLINED, None)
 
 
 @pytest.mark.parametrize(
@@ -190,14 +190,14 @@ def test_what_a_person_dismisses_is_no_money_of_the_order(transactions, options)
 )
 def test_a_mismatch_that_went_back_is_not_asked_about_again(back):
     verdict = judge(checkout(), Found((back,)))
-    assert (verdict.finding, verdict.attention) == (Finding.DECLINED, None)
+    assert (verdict.finding, verdict.attention) == (LookupOutcome.DECLINED, None)
     assert [decisions.left(one) for one in verdict.payments] == [0]
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t \n"])
 def test_a_blank_payment_info_names_no_checkout(blank):
     one = transaction("1", "preauth", (13900, 0, 0), payment_infos={"checkout": blank})
-    assert judge(checkout(), Found((one,))).finding is Finding.PAID
+    assert judge(checkout(), Found((one,))).finding is LookupOutcome.PAID
 
 
 @pytest.mark.parametrize(
@@ -208,16 +208,16 @@ def test_a_blank_payment_info_names_no_checkout(blank):
 def test_a_payment_of_long_before_that_names_no_checkout_is_no_business_of_this_order(status, amount, shared):
     old = transaction("1", status, (amount, 0, 0), bound=None, created_at="2023-01-05 10:00:00")
     verdict = judge(checkout(), Found((old,)), shared=shared)
-    assert (verdict.finding, verdict.attention, verdict.payments) == (Finding.NOTHING, None, ())
+    assert (verdict.finding, verdict.attention, verdict.payments) == (LookupOutcome.NOTHING, None, ())
     assert verdict.evidence["foreign"] == 1
     # What names the checkout is its own, whatever the gateway's clock says.
     bound = transaction("1", "preauth", (13900, 0, 0), created_at="2023-01-05 10:00:00")
-    assert judge(checkout(), Found((bound,))).finding is Finding.PAID
+    assert judge(checkout(), Found((bound,))).finding is LookupOutcome.PAID
 
 
 def test_a_payment_that_pays_another_checkout_is_no_business_of_this_order():
     verdict = judge(checkout(), Found((NAMELESS,)), shared=True, elsewhere={"11"})
-    assert (verdict.finding, verdict.attention) == (Finding.NOTHING, None)
+    assert (verdict.finding, verdict.attention) == (LookupOutcome.NOTHING, None)
 
 
 def test_several_checkouts_are_only_named_where_there_are_several():
@@ -242,7 +242,7 @@ def test_money_taken_back_is_asked_about_until_a_person_has_seen_it_and_again_wh
     one = transaction("1", status, amounts, raw_flags=(flag,))
     paid = checkout(
         state=State.COMPLETED,
-        known=(Known("1", "accepted", "bound", "captured", "DKK", 13900, 13900, 0, 0, None),),
+        known=(PaymentRecord("1", "accepted", "bound", "captured", "DKK", 13900, 13900, 0, 0, None),),
     )
     verdict = judge(paid, Found((one,)))
     assert verdict.attention.startswith(f"{flag}: ")
@@ -287,15 +287,15 @@ def test_no_decision_makes_an_absence_of_money_that_is_bound_to_the_order(before
     for shown in (before, after):
         verdict = judge(held, Found(tuple(shown)), shared=shared, surcharges=surcharges)
         bound = [one for one in shown if one.payment_infos.get("checkout") == str(OURS)]
-        sure = [one for one in bound if read(one) in {Reading.RESERVED, Reading.CAPTURED, Reading.REFUNDED}]
+        sure = [one for one in bound if read(one) in {PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED}]
         kept = [one for one in sure if one.captured == 0 or one.captured > one.refunded]
         unclear = [
-            one for one in bound if read(one) is Reading.UNKNOWN and one.transaction_id not in dismissed
+            one for one in bound if read(one) is PaymentMeaning.UNKNOWN and one.transaction_id not in dismissed
         ]
-        if kept or unclear or any(read(one) is Reading.OPEN for one in bound):
+        if kept or unclear or any(read(one) is PaymentMeaning.OPEN for one in bound):
             assert verdict.finding not in ABSENT, (held.known, shown)
-        if verdict.finding is Finding.UNSURE:
+        if verdict.finding is LookupOutcome.UNSURE:
             assert verdict.attention is not None
         accepted = [one for one in verdict.payments if one.role == Role.ACCEPTED]
-        assert bool(accepted) == (verdict.finding is Finding.PAID)
+        assert bool(accepted) == (verdict.finding is LookupOutcome.PAID)
         assert all(one.currency == "DKK" for one in accepted)

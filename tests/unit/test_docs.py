@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator import intents
-from orchestrator.settings import SECRETS, reference
 from orchestrator.domain.states import diagram
+from orchestrator.settings import SECRETS, reference
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

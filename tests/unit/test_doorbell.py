@@ -8,13 +8,13 @@ from uuid import uuid4
 
 import pytest
 
-from orchestrator.messaging import hints as doorbell
+from orchestrator.messaging import hints as hint_publisher
 from tests.conftest import make_settings
 
 BUSY, QUIET, THIRD = 1, 2, 3
 
 
-class Bell(doorbell.Doorbell):
+class Bell(hint_publisher.HintPublisher):
     """Publishes into a list, when it may."""
 
     def __init__(self):
@@ -51,8 +51,8 @@ class Bell(doorbell.Doorbell):
 
 @pytest.fixture
 def bell(monkeypatch):
-    monkeypatch.setattr(doorbell, "LONGEST_REST", 3600.0)
-    monkeypatch.setattr(doorbell, "SHARE", 1e-9)
+    monkeypatch.setattr(hint_publisher, "LONGEST_REST", 3600.0)
+    monkeypatch.setattr(hint_publisher, "SHARE", 1e-9)
     one = Bell()
     one.start()
     yield one

@@ -12,10 +12,10 @@ import pytest
 
 from orchestrator import explain
 from orchestrator.audit import Action
+from orchestrator.domain.states import CLOSED, ENDED, TRANSITIONS, UNOFFERED, State, Trigger
 from orchestrator.explain import Command, Entry, Operation, Payment, Record
 from orchestrator.explain.advice import _FIRST, _OUT, _WHY
 from orchestrator.explain.trail import _SINCE, GRADES
-from orchestrator.domain.states import CARRIED, CLOSED, ENDED, TRANSITIONS, State, Trigger
 
 NOW = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
 ID = UUID("019aa000-0000-7000-8000-000000000001")
@@ -124,7 +124,7 @@ def test_every_state_with_every_reason_to_look_is_explained(state, attention):
         {"leased_until": NOW + timedelta(seconds=30)},
         {"booked": True},
         {"withdrawn_at": NOW - timedelta(seconds=5)},
-        {"attempts": 3, "last_error": "unknown: no answer within 10 s", "letters": 2},
+        {"attempts": 3, "last_error": "unknown: no answer within 10 s", "callbacks": 2},
         {
             "payments": (
                 payment(),
@@ -306,7 +306,7 @@ def test_what_is_offered_says_until_when_and_what_ends_it(state):
     assert any("The session's token expired at 2026-01-05T09:59:59Z" in said for said in made.because)
 
 
-@pytest.mark.parametrize("state", CARRIED)
+@pytest.mark.parametrize("state", UNOFFERED)
 def test_what_is_not_offered_yet_says_what_failed_and_when_it_gives_up(state):
     made = check(record(state, attempts=3, last_error="not_sent: connection refused"))
     assert any("failed 3 times in a row" in said and "connection refused" in said for said in made.because)

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import intents
-from orchestrator.intents import BODY_LIMIT, Intent, IntentRejected
 from orchestrator.callback_urls import CallbackUrls
+from orchestrator.intents import BODY_LIMIT, Intent, IntentRejected
 
 CHECKOUT = UUID("019aa000-0000-7000-8000-000000000001")
 URLS = CallbackUrls(

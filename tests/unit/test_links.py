@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from orchestrator import callback_urls
 from orchestrator.callback_urls import with_query
-from orchestrator.crypto import Vault
+from orchestrator.crypto import Encryptor
 
 CHECKOUT = UUID("019aa000-0000-7000-8000-000000000001")
 PAGES = {
@@ -21,23 +21,23 @@ PAGES = {
 }
 
 
-def keys(*names: str) -> Vault:
-    return Vault([SecretStr(base64.b64encode(name.encode() * 32).decode()) for name in names])
+def keys(*names: str) -> Encryptor:
+    return Encryptor([SecretStr(base64.b64encode(name.encode() * 32).decode()) for name in names])
 
 
 VAULT = keys("k")
 
 
-def urls(vault: Vault = VAULT, *, merchant_id: int = 1, **pages: str | None) -> callback_urls.CallbackUrls:
+def urls(encryptor: Encryptor = VAULT, *, merchant_id: int = 1, **pages: str | None) -> callback_urls.CallbackUrls:
     return callback_urls.callback_urls(
-        vault, "https://pay.example/", CHECKOUT, PAGES | pages, merchant_id=merchant_id
+        encryptor, "https://pay.example/", CHECKOUT, PAGES | pages, merchant_id=merchant_id
     )
 
 
-def older(vault: Vault, kind: str, page: str) -> str:
+def older(encryptor: Encryptor, kind: str, page: str) -> str:
     """The signed part of a link as it was made before links named the merchant."""
     payload = page.encode()
-    tag = vault.sign("callback-link", b"\0".join((kind.encode(), CHECKOUT.bytes, payload)))
+    tag = encryptor.sign("callback-link", b"\0".join((kind.encode(), CHECKOUT.bytes, payload)))
     return ".".join(base64.urlsafe_b64encode(one).rstrip(b"=").decode() for one in (payload, tag))
 
 

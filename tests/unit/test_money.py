@@ -9,8 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.domain.money import (
+    MoneyError,
+    alpha_code,
+    as_stored,
+    decimal_or_none,
+    exponent,
+    for_gateway,
+    is_country,
+    is_same_currency,
+    numeric_code,
+    spelled,
+    to_decimal,
+    to_minor,
+)
 from orchestrator.errors import OrchestratorError
-from orchestrator.domain.money import MoneyError, alpha_code, as_stored, decimal_or_none, exponent, for_gateway, is_country, is_same_currency, numeric_code, spelled, to_decimal, to_minor
 
 NOT_MONEY = {"XAG", "XAU", "XBA", "XBB", "XBC", "XBD", "XDR", "XPD", "XPT", "XSU", "XTS", "XUA", "XXX"}
 CURRENCIES = sorted({entry.alpha_3 for entry in pycountry.currencies} - NOT_MONEY)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.gateway.payments import Found
-from orchestrator.domain.reconciliation import Binding, Finding, Role, bind, judge
+from orchestrator.domain.reconciliation import Binding, LookupOutcome, Role, bind, judge
 from orchestrator.domain.schedule import back_off, next_look, next_watch, quiet_looks, thinned
 from orchestrator.domain.states import State
+from orchestrator.gateway.payments import Found
 from tests.conftest import make_settings
 from tests.unit.judging import ANOTHERS, NOW, checkout, known, transaction
 
@@ -30,23 +30,23 @@ NAMELESS = transaction("11", "preauth", WHOLE, bound=None)
 ELSEWHERE = transaction("12", "preauth", WHOLE, order_ref="T-2")
 
 VERDICTS = {
-    "nothing": ((), Finding.NOTHING),
-    "a declined attempt": ((DECLINED,), Finding.DECLINED),
-    "an open attempt": ((OPEN,), Finding.OPEN),
-    "declined, then open": ((DECLINED, OPEN), Finding.OPEN),
-    "reserved": ((PAID,), Finding.PAID),
-    "captured": ((CAPTURED,), Finding.PAID),
-    "refunded": ((REFUNDED,), Finding.PAID),
-    "declined, then paid": ((DECLINED, PAID), Finding.PAID),
-    "paid, and another is open": ((PAID, OPEN), Finding.PAID),
-    "paid by what names no checkout": ((NAMELESS,), Finding.PAID),
-    "paid for another checkout of this order": ((ANOTHER,), Finding.NOTHING),
-    "paid for another order": ((ELSEWHERE,), Finding.NOTHING),
-    "of another amount": ((LESS,), Finding.UNSURE),
-    "of another currency": ((EUROS,), Finding.UNSURE),
-    "of an unknown status": ((ODD,), Finding.UNSURE),
-    "unclear beside open": ((ODD, OPEN), Finding.UNSURE),
-    "unclear beside paid": ((ODD, PAID), Finding.PAID),
+    "nothing": ((), LookupOutcome.NOTHING),
+    "a declined attempt": ((DECLINED,), LookupOutcome.DECLINED),
+    "an open attempt": ((OPEN,), LookupOutcome.OPEN),
+    "declined, then open": ((DECLINED, OPEN), LookupOutcome.OPEN),
+    "reserved": ((PAID,), LookupOutcome.PAID),
+    "captured": ((CAPTURED,), LookupOutcome.PAID),
+    "refunded": ((REFUNDED,), LookupOutcome.PAID),
+    "declined, then paid": ((DECLINED, PAID), LookupOutcome.PAID),
+    "paid, and another is open": ((PAID, OPEN), LookupOutcome.PAID),
+    "paid by what names no checkout": ((NAMELESS,), LookupOutcome.PAID),
+    "paid for another checkout of this order": ((ANOTHER,), LookupOutcome.NOTHING),
+    "paid for another order": ((ELSEWHERE,), LookupOutcome.NOTHING),
+    "of another amount": ((LESS,), LookupOutcome.UNSURE),
+    "of another currency": ((EUROS,), LookupOutcome.UNSURE),
+    "of an unknown status": ((ODD,), LookupOutcome.UNSURE),
+    "unclear beside open": ((ODD, OPEN), LookupOutcome.UNSURE),
+    "unclear beside paid": ((ODD, PAID), LookupOutcome.PAID),
 }
 
 
@@ -54,20 +54,20 @@ VERDICTS = {
 def test_an_answer_proves(transactions, finding):
     verdict = judge(checkout(), Found(transactions))
     assert verdict.finding is finding
-    assert (verdict.attention is not None) == (finding is Finding.UNSURE or ODD in transactions)
+    assert (verdict.attention is not None) == (finding is LookupOutcome.UNSURE or ODD in transactions)
 
 
 def test_what_names_no_checkout_pays_none_of_several_with_its_order_number():
     verdict = judge(checkout(), Found((NAMELESS,)), shared=True)
-    assert (verdict.finding, verdict.attention.split(":")[0]) == (Finding.UNSURE, "unbound_payment")
-    assert judge(checkout(), Found((PAID,)), shared=True).finding is Finding.PAID
-    assert judge(checkout(known=(known("11"),)), Found((NAMELESS,)), shared=True).finding is Finding.PAID
+    assert (verdict.finding, verdict.attention.split(":")[0]) == (LookupOutcome.UNSURE, "unbound_payment")
+    assert judge(checkout(), Found((PAID,)), shared=True).finding is LookupOutcome.PAID
+    assert judge(checkout(known=(known("11"),)), Found((NAMELESS,)), shared=True).finding is LookupOutcome.PAID
 
 
 def test_a_released_payment_holds_nothing_any_more():
     released = transaction("1", "released", WHOLE)
     verdict = judge(checkout(state=State.COMPLETED, known=(known("1"),), reserved=13900), Found((released,)))
-    assert (verdict.finding, verdict.money) == (Finding.RELEASED, (0, 0, 0))
+    assert (verdict.finding, verdict.money) == (LookupOutcome.RELEASED, (0, 0, 0))
     assert verdict.attention.startswith("payment_released: transaction 1")
 
 
@@ -98,13 +98,13 @@ def test_anothers_money_is_counted_as_foreign_and_booked_nowhere():
 )
 def test_unsure_says_why_and_concludes_nothing(one, sentence):
     verdict = judge(checkout(reserved=7), Found((one,)))
-    assert (verdict.finding, verdict.attention, verdict.money) == (Finding.UNSURE, sentence, (7, 0, 0))
+    assert (verdict.finding, verdict.attention, verdict.money) == (LookupOutcome.UNSURE, sentence, (7, 0, 0))
     assert [seen.role for seen in verdict.payments] == [Role.UNKNOWN]
 
 
 def test_of_two_payments_the_first_is_accepted_and_the_other_is_surplus():
     verdict = judge(checkout(), Found((SECOND, PAID)))
-    assert verdict.finding is Finding.PAID
+    assert verdict.finding is LookupOutcome.PAID
     assert {one.transaction_id: one.role for one in verdict.payments} == {
         "1": Role.ACCEPTED,
         "9": Role.SURPLUS,
@@ -132,7 +132,7 @@ def test_the_accepted_one_stays_accepted_whatever_else_holds_money():
 def test_another_payment_never_takes_the_place_of_the_accepted_one():
     gone = transaction("9", "released", WHOLE)
     verdict = judge(checkout(known=(known("9"),), reserved=13900, state=State.COMPLETED), Found((PAID, gone)))
-    assert verdict.finding is not Finding.PAID
+    assert verdict.finding is not LookupOutcome.PAID
     assert {one.transaction_id: one.role for one in verdict.payments} == {
         "1": Role.SURPLUS,
         "9": Role.ATTEMPT,
@@ -143,19 +143,19 @@ def test_another_payment_never_takes_the_place_of_the_accepted_one():
 
 def test_an_unclear_one_beside_the_accepted_one_wants_a_person():
     verdict = judge(checkout(), Found((PAID, LESS)))
-    assert verdict.finding is Finding.PAID
+    assert verdict.finding is LookupOutcome.PAID
     assert verdict.attention == "payment_mismatch: transaction 7 holds 138.00 DKK, the order is 139.00 DKK"
 
 
 @pytest.mark.parametrize(
     ("transactions", "finding"),
-    [((), Finding.UNSURE), ((DECLINED,), Finding.UNSURE), ((OPEN,), Finding.OPEN), ((PAID,), Finding.PAID)],
+    [((), LookupOutcome.UNSURE), ((DECLINED,), LookupOutcome.UNSURE), ((OPEN,), LookupOutcome.OPEN), ((PAID,), LookupOutcome.PAID)],
 )
 def test_an_answer_as_long_as_answers_get_proves_no_absence(transactions, finding):
     verdict = judge(checkout(), Found(transactions, at_limit=True))
     assert verdict.finding is finding
-    assert verdict.evidence.get("atLimit") is (True if finding is Finding.UNSURE else None)
-    assert (verdict.attention or "").startswith("lookup_at_limit" if finding is Finding.UNSURE else "")
+    assert verdict.evidence.get("atLimit") is (True if finding is LookupOutcome.UNSURE else None)
+    assert (verdict.attention or "").startswith("lookup_at_limit" if finding is LookupOutcome.UNSURE else "")
 
 
 def test_the_evidence_holds_amounts_and_ids_of_each_transaction():
@@ -188,11 +188,11 @@ MIXED = st.lists(
 def test_never_is_more_than_one_accepted_and_never_is_money_called_an_absence(transactions):
     verdict = judge(checkout(), Found(tuple(transactions)))
     accepted = [one for one in verdict.payments if one.role == Role.ACCEPTED]
-    assert len(accepted) == (verdict.finding is Finding.PAID)
+    assert len(accepted) == (verdict.finding is LookupOutcome.PAID)
     if any(one in transactions for one in (PAID, SECOND, CAPTURED, REFUNDED, NAMELESS)):
-        assert verdict.finding is Finding.PAID
+        assert verdict.finding is LookupOutcome.PAID
     if LESS in transactions or ODD in transactions:
-        assert verdict.finding in {Finding.PAID, Finding.UNSURE}
+        assert verdict.finding in {LookupOutcome.PAID, LookupOutcome.UNSURE}
 
 
 # ── When to look again ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,23 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.processing.fair_share import Flow, Room, Wish
+from orchestrator.processing.fair_share import FairShare, FlowKey, SlotDemand
 
-A, B, C = (Flow(number, "checkouts") for number in (1, 2, 3))
+A, B, C = (FlowKey(number, "checkouts") for number in (1, 2, 3))
 GATEWAY = "https://gateway.example:443"
 
 
-def room(places: int = 100, each: int = 100, **held: int) -> Room:
-    one = Room(places=places, each=each)
+def room(places: int = 100, each: int = 100, **held: int) -> FairShare:
+    one = FairShare(places=places, each=each)
     for name, number in held.items():
         for _ in range(number):
             one.enter({"a": A, "b": B, "c": C}[name], GATEWAY)
     return one
 
 
-def share(one: Room, *, most: int = 1000, busy: bool = False, **wanted: int) -> dict[str, int]:
+def share(one: FairShare, *, most: int = 1000, busy: bool = False, **wanted: int) -> dict[str, int]:
     names = {A: "a", B: "b", C: "c"}
-    flows = {flow: Wish(GATEWAY, wanted[name]) for flow, name in names.items() if name in wanted}
+    flows = {flow: SlotDemand(GATEWAY, wanted[name]) for flow, name in names.items() if name in wanted}
     return {names[flow]: number for flow, number in one.share(flows, most=most, busy=busy).items()}
 
 
@@ -62,8 +62,8 @@ def test_no_more_is_given_at_once_than_is_asked_for():
 
 
 def test_one_gateway_has_no_more_than_its_places():
-    one = Room(places=100, each=20)
-    shares = one.share({A: Wish("slow", 50), B: Wish("slow", 50), C: Wish("quick", 5)}, most=100)
+    one = FairShare(places=100, each=20)
+    shares = one.share({A: SlotDemand("slow", 50), B: SlotDemand("slow", 50), C: SlotDemand("quick", 5)}, most=100)
     assert shares == {A: 9, B: 9, C: 5}
 
 
@@ -75,8 +75,8 @@ def test_there_is_room_for_all_only_if_it_is_there_wherever_they_go():
 
 def test_a_merchants_callbacks_have_a_share_of_their_own():
     one = room(a=90)
-    letters = Flow(A.merchant_id, "callbacks")
-    assert one.share({A: Wish(GATEWAY, 5), letters: Wish(GATEWAY, 5)}, most=100) == {letters: 1}
+    callbacks = FlowKey(A.merchant_id, "callbacks")
+    assert one.share({A: SlotDemand(GATEWAY, 5), callbacks: SlotDemand(GATEWAY, 5)}, most=100) == {callbacks: 1}
 
 
 def test_what_is_given_back_is_free_again():
@@ -94,27 +94,27 @@ def test_what_is_given_back_is_free_again():
     most=st.integers(0, 100),
 )
 def test_shares_are_fair_and_leave_nothing_lying_about(places, each, flows, most):
-    one = Room(places=places, each=each)
-    wishes = {}
+    one = FairShare(places=places, each=each)
+    demands = {}
     for number, (held, wanted, gateway) in enumerate(flows):
-        flow = Flow(number, "checkouts")
-        wishes[flow] = Wish(gateway, wanted)
+        flow = FlowKey(number, "checkouts")
+        demands[flow] = SlotDemand(gateway, wanted)
         for _ in range(held):
             if not one.full:
                 one.enter(flow, gateway)
     before = one.taken
-    shares = one.share(wishes, most=most)
-    assert all(1 <= number <= wishes[flow].number for flow, number in shares.items())
+    shares = one.share(demands, most=most)
+    assert all(1 <= number <= demands[flow].number for flow, number in shares.items())
     assert sum(shares.values()) <= min(most, max(places - before, 0))
-    has = {flow: one.held(flow) + shares.get(flow, 0) for flow in wishes}
+    has = {flow: one.held(flow) + shares.get(flow, 0) for flow in demands}
     for flow, number in shares.items():
         # Nobody at the same gateway who wanted more was left with less than somebody was raised to.
-        for other, wish in wishes.items():
-            unmet = shares.get(other, 0) < wish.number
-            if unmet and wish.gateway == wishes[flow].gateway:
+        for other, demand in demands.items():
+            unmet = shares.get(other, 0) < demand.number
+            if unmet and demand.gateway == demands[flow].gateway:
                 assert has[other] >= has[flow] - 1, (flow, number, other)
 
 
 @pytest.mark.parametrize("places", [1, 2, 5, 2000])
 def test_there_is_always_a_place_for_somebody(places):
-    assert sum(share(Room(places=places, each=places), a=1).values()) == 1
+    assert sum(share(FairShare(places=places, each=places), a=1).values()) == 1

@@ -9,9 +9,8 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.settings import pod_environment
+from orchestrator.settings import PREFIX, Settings, SettingsError, environment, load, pod_environment
 from orchestrator.settings.values import http_url
-from orchestrator.settings import PREFIX, Settings, SettingsError, environment, load
 from tests.conftest import SECRET_KEY, make_settings
 
 SHORT_KEY = base64.b64encode(b"k" * 16).decode()

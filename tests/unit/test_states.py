@@ -9,7 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.domain.states import CARRIED, CLOSED, ENDED, TRANSITIONS, Moved, Refused, State, Trigger, Unchanged, UnknownTransition, decide, diagram
+from orchestrator.domain.states import (
+    CLOSED,
+    ENDED,
+    TRANSITIONS,
+    UNOFFERED,
+    Moved,
+    Refused,
+    State,
+    Trigger,
+    Unchanged,
+    UnknownTransition,
+    decide,
+    diagram,
+)
 
 # A letter: moves there. "=": nothing new. "!": a contradiction.
 LETTERS = {
@@ -95,7 +108,7 @@ def test_every_trigger_moves_something():
 
 
 def test_carried_closed_and_ended_name_the_states_of_the_design():
-    assert CARRIED == (State.RECEIVED, State.AUTHENTICATED, State.SESSION_CREATED, State.METHODS_FETCHED)
+    assert UNOFFERED == (State.RECEIVED, State.AUTHENTICATED, State.SESSION_CREATED, State.METHODS_FETCHED)
     assert {state.value for state in CLOSED} == {"failed", "expired", "cancelled"}
     assert {*CLOSED, State.COMPLETED} == ENDED
 

@@ -11,117 +11,117 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from orchestrator.crypto import Vault, VaultError
+from orchestrator.crypto import EncryptionError, Encryptor
 
 NEW, OLD, FOREIGN = (SecretStr(base64.b64encode(os.urandom(32)).decode()) for _ in range(3))
 
 
-@pytest.fixture(scope="module", name="vault")
-def _vault():
-    return Vault([NEW, OLD])
+@pytest.fixture(scope="module", name="encryptor")
+def _encryptor():
+    return Encryptor([NEW, OLD])
 
 
 @given(st.binary(max_size=300), st.text(max_size=20))
 def test_what_is_sealed_opens_again_and_does_not_show_its_content(plain, purpose):
-    vault = Vault([NEW])
-    sealed = vault.seal(plain, purpose=purpose)
-    assert vault.open(sealed, purpose=purpose) == plain
+    encryptor = Encryptor([NEW])
+    sealed = encryptor.seal(plain, purpose=purpose)
+    assert encryptor.open(sealed, purpose=purpose) == plain
     assert len(plain) < 8 or plain not in sealed
 
 
-def test_the_same_text_is_sealed_differently_each_time(vault):
-    assert len({vault.seal(b"same", purpose="p") for _ in range(50)}) == 50
+def test_the_same_text_is_sealed_differently_each_time(encryptor):
+    assert len({encryptor.seal(b"same", purpose="p") for _ in range(50)}) == 50
 
 
-def test_a_sealed_text_opens_for_its_own_purpose_only(vault):
-    with pytest.raises(VaultError, match="changed, moved, or sealed under another key"):
-        vault.open(vault.seal(b"x", purpose="merchant/a/password"), purpose="merchant/b/password")
+def test_a_sealed_text_opens_for_its_own_purpose_only(encryptor):
+    with pytest.raises(EncryptionError, match="changed, moved, or sealed under another key"):
+        encryptor.open(encryptor.seal(b"x", purpose="merchant/a/password"), purpose="merchant/b/password")
 
 
-def test_one_changed_byte_anywhere_keeps_it_shut(vault):
-    sealed = vault.seal(b"secret", purpose="p")
+def test_one_changed_byte_anywhere_keeps_it_shut(encryptor):
+    sealed = encryptor.seal(b"secret", purpose="p")
     for place in range(len(sealed)):
         changed = bytearray(sealed)
         changed[place] ^= 1
-        with pytest.raises(VaultError):
-            vault.open(bytes(changed), purpose="p")
+        with pytest.raises(EncryptionError):
+            encryptor.open(bytes(changed), purpose="p")
 
 
 @pytest.mark.parametrize("length", [0, 3, 4, 10, 16, 20])
-def test_half_a_sealed_text_is_an_error_of_ours(vault, length):
-    with pytest.raises(VaultError):
-        vault.open(vault.seal(b"secret", purpose="p")[:length], purpose="p")
+def test_half_a_sealed_text_is_an_error_of_ours(encryptor, length):
+    with pytest.raises(EncryptionError):
+        encryptor.open(encryptor.seal(b"secret", purpose="p")[:length], purpose="p")
 
 
 def test_an_older_key_still_opens_and_the_newest_seals():
-    before = Vault([OLD]).seal(b"x", purpose="p")
-    after = Vault([NEW, OLD])
+    before = Encryptor([OLD]).seal(b"x", purpose="p")
+    after = Encryptor([NEW, OLD])
     assert after.open(before, purpose="p") == b"x"
-    assert after.newest.id == Vault([NEW]).newest.id
-    assert Vault([NEW]).open(after.seal(b"y", purpose="p"), purpose="p") == b"y"
+    assert after.newest.id == Encryptor([NEW]).newest.id
+    assert Encryptor([NEW]).open(after.seal(b"y", purpose="p"), purpose="p") == b"y"
 
 
 def test_a_missing_key_is_named():
-    sealed = Vault([FOREIGN]).seal(b"x", purpose="p")
-    key_id = Vault([FOREIGN]).newest.id
+    sealed = Encryptor([FOREIGN]).seal(b"x", purpose="p")
+    key_id = Encryptor([FOREIGN]).newest.id
     with pytest.raises(
-        VaultError, match=f"sealed under key {key_id}, which ORCHESTRATOR_SECRET_KEYS does not have"
+        EncryptionError, match=f"sealed under key {key_id}, which ORCHESTRATOR_SECRET_KEYS does not have"
     ):
-        Vault([NEW, OLD]).open(sealed, purpose="p")
-    assert Vault([NEW, OLD]).known(key_id) is None
+        Encryptor([NEW, OLD]).open(sealed, purpose="p")
+    assert Encryptor([NEW, OLD]).known(key_id) is None
 
 
 def test_a_vault_without_keys_says_what_to_set():
-    with pytest.raises(VaultError, match="ORCHESTRATOR_SECRET_KEYS is not set"):
-        Vault([])
+    with pytest.raises(EncryptionError, match="ORCHESTRATOR_SECRET_KEYS is not set"):
+        Encryptor([])
 
 
 def test_a_data_key_survives_its_wrapping_and_the_rotation_of_the_secret_keys():
     owner = uuid4()
-    key, wrapped = Vault([OLD]).new_data_key(owner)
+    key, wrapped = Encryptor([OLD]).new_data_key(owner)
     sealed = key.seal(b"anna@shop.example", purpose="intent")
-    assert Vault([NEW, OLD]).data_key(owner, wrapped).open(sealed, purpose="intent") == b"anna@shop.example"
+    assert Encryptor([NEW, OLD]).data_key(owner, wrapped).open(sealed, purpose="intent") == b"anna@shop.example"
 
 
-def test_personal_data_moved_to_another_checkout_or_column_does_not_open(vault):
+def test_personal_data_moved_to_another_checkout_or_column_does_not_open(encryptor):
     owner, other = uuid4(), uuid4()
-    key, wrapped = vault.new_data_key(owner)
+    key, wrapped = encryptor.new_data_key(owner)
     sealed = key.seal(b"x", purpose="intent")
-    with pytest.raises(VaultError):
+    with pytest.raises(EncryptionError):
         key.open(sealed, purpose="callback")
-    with pytest.raises(VaultError):
-        vault.data_key(other, wrapped)
-    with pytest.raises(VaultError):
-        vault.new_data_key(owner)[0].open(sealed, purpose="intent")
+    with pytest.raises(EncryptionError):
+        encryptor.data_key(other, wrapped)
+    with pytest.raises(EncryptionError):
+        encryptor.new_data_key(owner)[0].open(sealed, purpose="intent")
 
 
-def test_an_erased_customer_is_said_to_be_erased(vault):
-    with pytest.raises(VaultError, match="the personal data of order-1 was erased"):
-        vault.data_key("order-1", None)
+def test_an_erased_customer_is_said_to_be_erased(encryptor):
+    with pytest.raises(EncryptionError, match="the personal data of order-1 was erased"):
+        encryptor.data_key("order-1", None)
 
 
 def test_a_signature_holds_for_its_purpose_message_and_any_known_key():
-    tag = Vault([OLD]).sign("link", b"message")
+    tag = Encryptor([OLD]).sign("link", b"message")
     assert len(tag) == 16
-    assert Vault([NEW, OLD]).signed("link", b"message", tag)
-    assert not Vault([NEW, OLD]).signed("link", b"messagf", tag)
-    assert not Vault([NEW, OLD]).signed("other", b"message", tag)
-    assert not Vault([NEW]).signed("link", b"message", tag)
-    assert not Vault([NEW, OLD]).signed("link", b"message", tag[:15])
+    assert Encryptor([NEW, OLD]).signed("link", b"message", tag)
+    assert not Encryptor([NEW, OLD]).signed("link", b"messagf", tag)
+    assert not Encryptor([NEW, OLD]).signed("other", b"message", tag)
+    assert not Encryptor([NEW]).signed("link", b"message", tag)
+    assert not Encryptor([NEW, OLD]).signed("link", b"message", tag[:15])
 
 
-def test_derived_keys_differ_for_each_purpose_and_each_secret(vault):
+def test_derived_keys_differ_for_each_purpose_and_each_secret(encryptor):
     keys = {
-        Vault([key]).newest.derived(purpose) for key in (NEW, OLD) for purpose in ("audit", "seal", "link")
+        Encryptor([key]).newest.derived(purpose) for key in (NEW, OLD) for purpose in ("audit", "seal", "link")
     }
     assert len(keys) == 6
     assert {len(key) for key in keys} == {32}
 
 
-def test_printing_a_data_key_does_not_show_it(vault):
-    key, _ = vault.new_data_key("order-1")
+def test_printing_a_data_key_does_not_show_it(encryptor):
+    key, _ = encryptor.new_data_key("order-1")
     assert repr(key) == str(key) == "DataKey(owner=order-1)"
 
 
-def test_printing_a_secret_key_does_not_show_it(vault):
-    assert repr(vault.newest.master) not in repr(vault.newest)
+def test_printing_a_secret_key_does_not_show_it(encryptor):
+    assert repr(encryptor.newest.master) not in repr(encryptor.newest)

@@ -9,11 +9,11 @@ from uuid import uuid4
 import pytest
 import structlog
 
-from orchestrator.gateway.limits.shared_state import Board
+from orchestrator.gateway.limits.shared_state import SharedGatewayState
 from orchestrator.messaging import dropped_messages
+from orchestrator.messaging.publisher import FIRST_PAUSE, LONGEST_PAUSE, BackOff
 from orchestrator.worker.consumer import MOST_IDS, flaw
 from orchestrator.worker.heartbeat import unique_name
-from orchestrator.messaging.publisher import FIRST_PAUSE, LONGEST_PAUSE, BackOff
 
 
 def test_dropped_messages_are_told_in_summary(monkeypatch):
@@ -52,7 +52,7 @@ def test_an_outage_tells_no_password():
 
 def test_processes_of_two_containers_have_names_of_their_own():
     assert unique_name() != unique_name()
-    assert Board(None)._name != Board(None)._name
+    assert SharedGatewayState(None)._name != SharedGatewayState(None)._name
 
 
 def message(body: object, **headers: object) -> SimpleNamespace:

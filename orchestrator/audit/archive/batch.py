@@ -13,11 +13,11 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import audit
+from orchestrator.audit import Head
 from orchestrator.audit.archive import files
 from orchestrator.audit.archive.errors import ArchiveBusy, ArchiveError, ArchiveUnread
-from orchestrator.audit.archive.months import first_id
 from orchestrator.audit.archive.lock_timeout import be_brief
-from orchestrator.audit import Head
+from orchestrator.audit.archive.months import first_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
-    from orchestrator.crypto import Vault
 
 MOST_BYTES: Final = 64_000_000
 """Bodies of callbacks in one batch: a flooded checkout may have many."""
@@ -189,7 +189,7 @@ async def candidates(db: Database, choice: Choice) -> tuple[int, int]:
 
 async def take(
     db: Database,
-    vault: Vault,
+    encryptor: Encryptor,
     directory: Path,
     choice: Choice,
     *,
@@ -213,13 +213,13 @@ async def take(
         ids = [row.id for row in rows]
         await tx.execute(_NOTE, {"archive": place.number, "ids": ids})
         pages = await _pages(tx, rows)
-        _prove(vault, pages)
+        _prove(encryptor, pages)
         now = (await tx.execute(_NOW)).one().now
         written = await asyncio.to_thread(
-            _write, vault, directory, pages, number=place.number, at=now, before=bytes(place.before)
+            _write, encryptor, directory, pages, number=place.number, at=now, before=bytes(place.before)
         )
         # Before the file has its name: it may have to wait, and what is given up leaves no file behind.
-        await audit.seal_archive(tx, vault, place.number, written.mac)
+        await audit.seal_archive(tx, encryptor, place.number, written.mac)
         path = await asyncio.to_thread(files.name, written.path, place.number)
         await tx.execute(
             _LIST,
@@ -228,7 +228,7 @@ async def take(
                 "at": now,
                 "file": path.name,
                 "manifest": written.manifest,
-                "key_id": vault.newest.id,
+                "key_id": encryptor.newest.id,
                 "mac": written.mac,
             },
         )
@@ -272,13 +272,13 @@ async def _pages(tx: AsyncConnection, rows: Sequence[Row[Any]]) -> list[audit.Pa
     ]
 
 
-def _prove(vault: Vault, pages: Sequence[audit.Page]) -> None:
+def _prove(encryptor: Encryptor, pages: Sequence[audit.Page]) -> None:
     problems = {
         page.checkout: problem
         for page in pages
         if (
             problem := audit.unlike(
-                page.checkout, audit.walk(vault, page.checkout, page.entries, after=page.after), page.head
+                page.checkout, audit.walk(encryptor, page.checkout, page.entries, after=page.after), page.head
             )
         )
         is not None
@@ -288,15 +288,15 @@ def _prove(vault: Vault, pages: Sequence[audit.Page]) -> None:
 
 
 def _write(
-    vault: Vault, directory: Path, pages: Sequence[audit.Page], *, number: int, at: datetime, before: bytes
+    encryptor: Encryptor, directory: Path, pages: Sequence[audit.Page], *, number: int, at: datetime, before: bytes
 ) -> _Listed:
     """Write the pages into a draft and read them back; nothing is removed for a file that does not prove itself."""
     with files.draft(directory, number) as (path, file):
         writing = audit.Writing(file)
         for page in pages:
             writing.add(page)
-        manifest, mac = writing.close(vault.newest, archive=number, at=at, before=before)
-    opened = audit.open_archive(path, vault)
+        manifest, mac = writing.close(encryptor.newest, archive=number, at=at, before=before)
+    opened = audit.open_archive(path, encryptor)
     if opened.problems or opened.mac != mac:
         raise ArchiveUnread(
             f"{path} does not prove itself: {'; '.join(opened.problems) or 'it is another file'}"

@@ -12,16 +12,16 @@ from orchestrator import log
 from orchestrator.audit.archive import files
 from orchestrator.audit.archive.batch import Archived, Choice, Unprovable, choose, stretches, take
 from orchestrator.audit.archive.errors import ArchiveError
-from orchestrator.audit.archive.months import drop_empty, make_ahead
 from orchestrator.audit.archive.lock_timeout import patiently
+from orchestrator.audit.archive.months import drop_empty, make_ahead
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
     from uuid import UUID
 
+    from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
-    from orchestrator.crypto import Vault
 
 _log = log.get(__name__)
 
@@ -47,7 +47,7 @@ class Result:
 
 async def run(
     db: Database,
-    vault: Vault,
+    encryptor: Encryptor,
     directory: Path,
     *,
     older_than: float,
@@ -58,7 +58,7 @@ async def run(
     result = Result(made=await make_ahead(db))
     choice = await choose(db, older_than=older_than)
     async for stretch in stretches(db, choice):
-        async for archived in _batches(db, vault, directory, stretch, most=most, problems=result.problems):
+        async for archived in _batches(db, encryptor, directory, stretch, most=most, problems=result.problems):
             result.archives += 1
             result.checkouts += archived.checkouts
             result.entries += archived.entries
@@ -73,13 +73,13 @@ async def run(
 
 
 async def _batches(
-    db: Database, vault: Vault, directory: Path, choice: Choice, *, most: int, problems: list[str]
+    db: Database, encryptor: Encryptor, directory: Path, choice: Choice, *, most: int, problems: list[str]
 ) -> AsyncIterator[Archived]:
     """Archive what there is of one stretch, batch by batch."""
     but: set[UUID] = set()
     while True:
         try:
-            archived = await patiently(partial(take, db, vault, directory, choice, most=most, but=but))
+            archived = await patiently(partial(take, db, encryptor, directory, choice, most=most, but=but))
         except Unprovable as found:
             # Each costs its batch one more try, and what it would have been taken with goes without it.
             but.update(found.problems)

@@ -26,11 +26,11 @@ import httptools
 import msgspec
 import uvloop
 
-from orchestrator.domain import money
 from orchestrator.devkit.bench import documents
 from orchestrator.devkit.bench.books import Books, Order
 from orchestrator.devkit.bench.latency import Latency
 from orchestrator.devkit.bench.shoppers import Habits, Shoppers
+from orchestrator.domain import money
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.devkit.bench import figures, result
-from orchestrator.devkit.bench.board import NAMES
+from orchestrator.devkit.bench.display import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

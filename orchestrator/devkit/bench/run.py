@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from orchestrator.store import schema
-from orchestrator.devkit.bench import board, figures, ramp, report, result, truth
+from orchestrator.devkit.bench import display, figures, ramp, report, result, truth
 from orchestrator.devkit.bench.errors import BenchFailed
 from orchestrator.devkit.bench.scene import NAMED, PATIENCE, Scene, prepared
 from orchestrator.devkit.bench.shoppers import Habits
 from orchestrator.devkit.bench.usage import flush_time
-from orchestrator.store.database import Database
-from orchestrator.settings import PREFIX, SettingsError, load
 from orchestrator.devkit.local import up as supervise
+from orchestrator.settings import PREFIX, SettingsError, load
+from orchestrator.store import schema
+from orchestrator.store.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -104,7 +104,7 @@ class _Bench:
 
     async def whole(self) -> tuple[int, dict[str, Any]]:
         plan, terminal = self._plan, self._terminal
-        with board.watching(terminal) as show:
+        with display.watching(terminal) as show:
             await self._scene.measure(
                 self._scene.job(orders=WARM_UP, at_once=4), whole=plan.pays, title="warming up", show=show
             )
@@ -129,7 +129,7 @@ class _Bench:
             job, whole=self._plan.pays, title=f"{rate:.1f}/s", show=show, patience=TRY_PATIENCE
         )
         tried = result.tried(one, think=self._conditions.think_s)
-        self._terminal.say(board.ramp_line(tried))
+        self._terminal.say(display.ramp_line(tried))
         # What a rate beyond the limit leaves unfinished is the rate's fault; what it does twice is ours.
         self._twice += [
             f"at {rate:.1f}/s {order_ref}: {why}"
@@ -152,9 +152,9 @@ class _Bench:
         if not one.taken:
             raise BenchFailed("the API took none of the intents: see what its log says with LOG_LEVEL=debug")
         terminal.say()
-        terminal.say(board.summary(document))
+        terminal.say(display.summary(document))
         terminal.say()
-        terminal.facts(*board.facts(document))
+        terminal.facts(*display.facts(document))
         if self._plan.report is not None:
             self._plan.report.write_text(report.page(one, document), encoding="utf-8")
             terminal.facts(("Report", str(self._plan.report)))

@@ -18,13 +18,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from orchestrator import auth
+from orchestrator.crypto import Encryptor
 from orchestrator.devkit.bench import ledger, load, schedule, wire
 from orchestrator.devkit.bench.errors import BenchFailed
 from orchestrator.devkit.bench.truth import Left, Truth
 from orchestrator.devkit.bench.usage import Usage
 from orchestrator.store.database import Database, is_away
 from orchestrator.store.merchants import MOST_LOOKS, Merchants
-from orchestrator.crypto import Vault
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -344,7 +344,7 @@ async def prepared(up: Up, *, run: str) -> AsyncIterator[Scene]:
     """Give the bench a merchant of its own at the light gateway, whose looks are not rationed, and wait until the API knows it."""
     name = f"{NAMED}{run}"
     async with Database(up.settings.need("database_url"), pool_size=3, name="orchestrator-bench") as db:
-        merchants = Merchants(db, Vault(up.settings.secret_keys), up.settings)
+        merchants = Merchants(db, Encryptor(up.settings.secret_keys), up.settings)
         secrets = tuple(secret.get_secret_value() for secret in up.settings.gateway_secrets)
         await merchants.add(
             name, gateway_url=str(up.sandbox_url), merchant_api_url=None, username="bench", password=name, callback_secrets=secrets

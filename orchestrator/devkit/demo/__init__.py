@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.devkit.demo.groups import choose
 from orchestrator.devkit.demo.orders import CROWD, draw
-from orchestrator.settings import PREFIX, SettingsError, load
 from orchestrator.devkit.local import up as supervise
+from orchestrator.settings import PREFIX, SettingsError, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

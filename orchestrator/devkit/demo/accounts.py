@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.crypto import Encryptor
 from orchestrator.devkit.demo.mishaps import MERCHANTS
 from orchestrator.devkit.demo.shop import Account
 from orchestrator.store.merchants import Merchants, UnknownMerchant
-from orchestrator.crypto import Vault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from orchestrator.store.database import Database
     from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
 
 _UNKNOWN_FOR: Final = 1.0
 """Seconds for which a process that has just read the merchants does not know a new one."""
@@ -22,7 +22,7 @@ _UNKNOWN_FOR: Final = 1.0
 
 async def prepare(db: Database, settings: Settings, names: Iterable[str]) -> dict[str, Account]:
     """Return the merchants of these names, added or set to what the demo needs of them; `default` stays as it is."""
-    merchants = Merchants(db, Vault(settings.secret_keys), settings)
+    merchants = Merchants(db, Encryptor(settings.secret_keys), settings)
     names, accounts = list(names), {}
     added = [await _bring_about(merchants, settings, name) for name in names if name in MERCHANTS]
     if any(added):

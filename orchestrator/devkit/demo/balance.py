@@ -17,8 +17,8 @@ from orchestrator.devkit.demo.shop import need
 if TYPE_CHECKING:
     import httpx
 
-    from orchestrator.store.database import Database
     from orchestrator.devkit.demo.told import Sums
+    from orchestrator.store.database import Database
 
 _BOOKS = text("""
     SELECT currency, sum(reserved) AS reserved, sum(captured) AS captured, sum(refunded) AS refunded

@@ -13,12 +13,12 @@ from rich.live import Live
 from sqlalchemy import text
 
 from orchestrator import auth
-from orchestrator.store.database import Database, is_away
+from orchestrator.crypto import Encryptor
 from orchestrator.devkit.demo import accounts, balance, stage
 from orchestrator.devkit.demo.orders import prefix_of
 from orchestrator.devkit.demo.shop import Shop, Unscripted
 from orchestrator.devkit.demo.shopper import Shopper
-from orchestrator.crypto import Vault
+from orchestrator.store.database import Database, is_away
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,12 +98,12 @@ async def _shops(
 ) -> dict[str, Shop]:
     """Open the shops that the scripts want; each merchant has a token of its own."""
     names = dict.fromkeys(order.script.merchant for order in orders)
-    vault = Vault(up.settings.secret_keys)
+    encryptor = Encryptor(up.settings.secret_keys)
     shops = {}
     for name, account in (await accounts.prepare(db, up.settings, names)).items():
         token = auth.issue(up.settings, merchant=name, scopes=_SCOPES, lifetime=_TOKEN_LIFE, subject="demo")
         shops[name] = Shop(
-            http, up.url, gateway, name, account, up.settings.public_url, token=token, vault=vault
+            http, up.url, gateway, name, account, up.settings.public_url, token=token, encryptor=encryptor
         )
     deadline = time.monotonic() + PATIENCE
     for shop in shops.values():
@@ -147,11 +147,11 @@ async def _show(up: Up, db: Database, outcomes: Sequence[Outcome], *, run: str) 
         try:
             while True:
                 states = await _states(db, run, states)
-                live.update(stage.board(states, outcomes, seconds=time.monotonic() - began), refresh=True)
+                live.update(stage.shared_state(states, outcomes, seconds=time.monotonic() - began), refresh=True)
                 await asyncio.sleep(_REDRAW)
         finally:
             states = await asyncio.shield(_states(db, run, states))
-            live.update(stage.board(states, outcomes, seconds=time.monotonic() - began), refresh=True)
+            live.update(stage.shared_state(states, outcomes, seconds=time.monotonic() - began), refresh=True)
 
 
 async def _states(db: Database, run: str, before: dict[str, int]) -> dict[str, int]:

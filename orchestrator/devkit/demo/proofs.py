@@ -21,7 +21,7 @@ def every(*parts: Callable[[Told], str | None]) -> Callable[[Told], str | None]:
 
 def proven(told: Told) -> str | None:
     """Every callback that was read was signed, and none came from elsewhere than the gateway."""
-    read = {(letter["grade"], letter["network"]) for letter in told.letters()}
+    read = {(callback["grade"], callback["network"]) for callback in told.callbacks_read()}
     good = read in ({("signed", "inside")}, {("signed", "unchecked")})
     return None if good else f"signed callbacks from the gateway alone, and not {sorted(read)}"
 
@@ -63,7 +63,7 @@ def unasked(told: Told) -> str | None:
 
 
 def found_by_looking(told: Told) -> str | None:
-    if any(True for _ in told.letters()):
+    if any(True for _ in told.callbacks_read()):
         return "no callback in the trail"
     lost = [one for one in told.callbacks() if one["answerStatus"] is not None]
     return "no callback that was delivered" if lost else None
@@ -73,13 +73,13 @@ def disbelieved(grade: str, *, never: bool) -> Callable[[Told], str | None]:
     """Callbacks were read that proved nothing; `never`: no callback moved the checkout at all."""
 
     def evidence(told: Told) -> str | None:
-        if grade not in {letter["grade"] for letter in told.letters()}:
+        if grade not in {callback["grade"] for callback in told.callbacks_read()}:
             return f"a callback with grade {grade} in the trail"
         arrived = [entry for entry in told.trail if entry["trigger"] == "callback_arrived"]
         if never:
             return "no callback that moved the checkout" if arrived else None
         proven = all(
-            any(letter["grade"] == "signed" for letter in entry["evidence"]["callbacks"]) for entry in arrived
+            any(callback["grade"] == "signed" for callback in entry["evidence"]["callbacks"]) for entry in arrived
         )
         return None if proven else "none but signed callbacks to move the checkout"
 

@@ -20,8 +20,8 @@ from orchestrator.errors import OrchestratorError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from orchestrator.crypto import Encryptor
     from orchestrator.devkit.demo.orders import Order
-    from orchestrator.crypto import Vault
 
 
 class Unscripted(OrchestratorError):  # noqa: N818 - named for the fact
@@ -43,7 +43,7 @@ class Account:
 
 @dataclass(slots=True)
 class Shop:
-    """One merchant with everything it can reach. `vault` and `public_url` make the addresses that its gateway was told."""
+    """One merchant with everything it can reach. `encryptor` and `public_url` make the addresses that its gateway was told."""
 
     http: httpx.AsyncClient
     api: str
@@ -52,7 +52,7 @@ class Shop:
     account: Account
     public_url: str
     token: str = field(repr=False)
-    vault: Vault = field(repr=False)
+    encryptor: Encryptor = field(repr=False)
 
     # The API.
 
@@ -148,7 +148,7 @@ class Shop:
             "orderId": order.id,
             "amountMinor": order.amount,
             "currency": order.currency,
-            "notification": callback_urls.merchant_url(self.vault, self.public_url, self.merchant),
+            "notification": callback_urls.merchant_url(self.encryptor, self.public_url, self.merchant),
         }
         answer = await self.http.post(f"{self.sandbox}/sandbox/payments/stray", json=stray)
         need(answer, (200,), "the sandbox to make the payment")
@@ -168,7 +168,7 @@ class Shop:
     async def forge(self, order: Order, checkout: str) -> int:
         """Send a success notification as somebody would who knows the address and no secret; return the answer's status."""
         urls = callback_urls.callback_urls(
-            self.vault, self.public_url, UUID(checkout), {"success": "", "failure": ""},
+            self.encryptor, self.public_url, UUID(checkout), {"success": "", "failure": ""},
             merchant_id=self.account.merchant_id,
         )  # fmt: skip
         fields = {

@@ -11,10 +11,10 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin, urlsplit
 
-from orchestrator.domain import money
 from orchestrator.devkit.demo.orders import SORRY, THANKS
 from orchestrator.devkit.demo.shop import Shop, Unscripted, need
 from orchestrator.devkit.demo.told import Told
+from orchestrator.domain import money
 from orchestrator.domain.states import ENDED, State
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class Shopper:
         deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
             read = (entry["evidence"].get("callbacks", ()) for entry in await self.shop.trail(self.known))
-            if any((one["grade"], one["status"]) == (grade, status) for letters in read for one in letters):
+            if any((one["grade"], one["status"]) == (grade, status) for callbacks in read for one in callbacks):
                 return
             await asyncio.sleep(_LONGEST_PAUSE)
         raise Unscripted(expected=f"a callback {status} with grade {grade} in the trail", seen="none")

@@ -11,9 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.domain import money
 from orchestrator.devkit.demo.groups import scripts_of
 from orchestrator.devkit.demo.timeline import STYLES, timeline
+from orchestrator.domain import money
 from orchestrator.domain.states import State
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _BAR: Final = 40
 _WIDE: Final = 108
 
 
-def board(states: Mapping[str, int], outcomes: Sequence[Outcome], *, seconds: float) -> RenderableType:
+def shared_state(states: Mapping[str, int], outcomes: Sequence[Outcome], *, seconds: float) -> RenderableType:
     """Draw the orders by state, with how far the demo is."""
     count = len(outcomes)
     table = Table(box=None, padding=(0, 1, 0, 1), show_header=False, pad_edge=False)

@@ -11,8 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from orchestrator.domain import money
 from orchestrator.devkit.demo.shop import Unscripted
+from orchestrator.domain import money
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,9 +87,9 @@ class Told:
         """Count how often the checkout came to a state from another."""
         return sum(entry["to"] == to and entry["from"] != to for entry in self.trail)
 
-    def letters(self) -> Iterator[dict[str, Any]]:
+    def callbacks_read(self) -> Iterator[dict[str, Any]]:
         """Yield the callbacks that the trail says were read, with how well each was proven."""
-        return (letter for entry in self.trail for letter in entry["evidence"].get("callbacks", ()))
+        return (callback for entry in self.trail for callback in entry["evidence"].get("callbacks", ()))
 
     def check_money(self) -> None:
         """Compare ledger and books, transaction by transaction; `Unscripted` unless they agree to the minor unit."""

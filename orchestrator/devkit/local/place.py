@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from orchestrator.devkit.local.errors import UpFailed
+from orchestrator.devkit.local.keys import keys_of, write_private
 from orchestrator.devkit.local.servers import Embedded
 from orchestrator.devkit.local.servers.children import LINUX, command_of
 from orchestrator.settings import PREFIX, SettingsError, load
-from orchestrator.devkit.local.errors import UpFailed
-from orchestrator.devkit.local.keys import keys_of, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -21,25 +21,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlencode, urlsplit
 
-from orchestrator.store import schema
-from orchestrator.store.database import Database
-from orchestrator.devkit.local.servers import Embedded
-from orchestrator.devkit.local.servers.files import free_port
-from orchestrator.settings import SECRETS, environment, load
+from orchestrator.crypto import Encryptor
 from orchestrator.devkit.local import place
 from orchestrator.devkit.local.child import Child, ending
 from orchestrator.devkit.local.errors import UpFailed
 from orchestrator.devkit.local.keys import NAME as KEYS
 from orchestrator.devkit.local.keys import generated
+from orchestrator.devkit.local.servers import Embedded
+from orchestrator.devkit.local.servers.files import free_port
 from orchestrator.devkit.local.terminal import said
-from orchestrator.crypto import Vault
+from orchestrator.settings import SECRETS, environment, load
+from orchestrator.store import schema
+from orchestrator.store.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
 
-    from orchestrator.settings import Settings
     from orchestrator.devkit.local.terminal import Terminal
+    from orchestrator.settings import Settings
 
 HOST: Final = "127.0.0.1"
 START_TIMEOUT: Final = 60.0
@@ -166,7 +166,7 @@ class Up:
                 direct=self.settings.migration_url is not None,
             )
             key = asyncio.run(newest_key())
-        if key is not None and Vault(self.settings.secret_keys).known(key) is None:
+        if key is not None and Encryptor(self.settings.secret_keys).known(key) is None:
             raise UpFailed(
                 f"the database was written under secret key {key}, which ORCHESTRATOR_SECRET_KEYS does not have: add that key to "
                 f"the list (unset, the keys are those of {self.data_dir / KEYS}), or use the database that belongs to these keys"

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrator.domain import money
 from orchestrator.devkit.sandbox.methods import Method, MethodKind
-from orchestrator.devkit.sandbox.rules import Outcome, Verdict
+from orchestrator.devkit.sandbox.rules import AuthorizationResult, Outcome
+from orchestrator.domain import money
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -255,7 +255,7 @@ class Books:
         self.touch(payment)
         return transaction
 
-    def conclude(self, payment: Payment, transaction: Transaction, verdict: Verdict) -> None:
+    def conclude(self, payment: Payment, transaction: Transaction, verdict: AuthorizationResult) -> None:
         """Let an attempt end as the acquirer or bank decided; money moves here and only here before capture."""
         transaction.outcome = verdict.outcome
         transaction.status = verdict.status or _status_of(payment, verdict.outcome)

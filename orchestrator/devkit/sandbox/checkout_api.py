@@ -16,10 +16,10 @@ import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrator.domain import money
 from orchestrator.devkit.sandbox.core import Refused, base_url, body_of, sandbox_of
 from orchestrator.devkit.sandbox.methods import device_of, listed
 from orchestrator.devkit.sandbox.rules import SUCCESS
+from orchestrator.domain import money
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,12 +16,12 @@ import msgspec
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from orchestrator.domain import money
 from orchestrator.devkit.sandbox.core import Refused, body_of, sandbox_of
 from orchestrator.devkit.sandbox.faults import GlobalFaults, Plan, Resolution
 from orchestrator.devkit.sandbox.guard import guarded
 from orchestrator.devkit.sandbox.methods import MethodKind
 from orchestrator.devkit.sandbox.rules import RESULTS, Outcome, forced
+from orchestrator.domain import money
 
 if TYPE_CHECKING:
     from starlette.requests import Request

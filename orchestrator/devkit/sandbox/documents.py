@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from orchestrator.domain import money
 from orchestrator.devkit.sandbox.methods import MethodKind
 from orchestrator.devkit.sandbox.rules import JSON_STATUSES, RESULTS
 from orchestrator.devkit.sandbox.signing import checksum, form_encode
+from orchestrator.domain import money
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrator.domain import money
 from orchestrator.devkit.sandbox.books import FIRST_TRANSACTION, Payment, Transaction
 from orchestrator.devkit.sandbox.core import form_of, sandbox_of
 from orchestrator.devkit.sandbox.documents import element, envelope, plain, transactions
 from orchestrator.devkit.sandbox.methods import MethodKind
+from orchestrator.domain import money
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

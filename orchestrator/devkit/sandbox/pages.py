@@ -25,7 +25,18 @@ from starlette.routing import Route
 from orchestrator.devkit.sandbox.core import form_of, sandbox_of
 from orchestrator.devkit.sandbox.documents import plain
 from orchestrator.devkit.sandbox.methods import MethodKind
-from orchestrator.devkit.sandbox.rules import CANCELLED, DECLINED, LEFT_OPEN, SUCCESS, THREE_D_SECURE_FAILED, Outcome, Verdict, forced, judge, judge_amount
+from orchestrator.devkit.sandbox.rules import (
+    CANCELLED,
+    DECLINED,
+    LEFT_OPEN,
+    SUCCESS,
+    THREE_D_SECURE_FAILED,
+    AuthorizationResult,
+    Outcome,
+    forced,
+    judge,
+    judge_amount,
+)
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -188,7 +199,7 @@ async def _pay_by_card(sandbox: Sandbox, payment: Payment, form: dict[str, str])
     return await _conclude(sandbox, payment, transaction, verdict)
 
 
-def _chosen(sandbox: Sandbox, payment: Payment, action: str) -> Verdict | None:
+def _chosen(sandbox: Sandbox, payment: Payment, action: str) -> AuthorizationResult | None:
     """Return what an action of the bank, wallet and invoice pages means, None if it means nothing there."""
     card = payment.kind == MethodKind.CARD
     match action:
@@ -208,7 +219,7 @@ def _chosen(sandbox: Sandbox, payment: Payment, action: str) -> Verdict | None:
 
 
 async def _conclude(
-    sandbox: Sandbox, payment: Payment, transaction: Transaction, verdict: Verdict
+    sandbox: Sandbox, payment: Payment, transaction: Transaction, verdict: AuthorizationResult
 ) -> Response:
     """Book the verdict, tell the merchant, and give the shopper the merchant's answer."""
     if verdict.outcome is Outcome.CHALLENGED:

@@ -63,7 +63,7 @@ class Fraud:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class AuthorizationResult:
     """What the test acquirer says about one attempt."""
 
     outcome: Outcome
@@ -74,15 +74,15 @@ class Verdict:
     fraud: Fraud | None = None
 
 
-SUCCESS = Verdict(outcome=Outcome.SUCCEEDED)
-CANCELLED = Verdict(
+SUCCESS = AuthorizationResult(outcome=Outcome.SUCCEEDED)
+CANCELLED = AuthorizationResult(
     outcome=Outcome.CANCELLED, message="Cancelled by the customer", merchant_message="Cancelled by user"
 )
-DECLINED = Verdict(
+DECLINED = AuthorizationResult(
     outcome=Outcome.DECLINED, message="Payment declined", merchant_message="Declined by the bank"
 )
-LEFT_OPEN = Verdict(outcome=Outcome.OPEN)
-THREE_D_SECURE_FAILED = Verdict(
+LEFT_OPEN = AuthorizationResult(outcome=Outcome.OPEN)
+THREE_D_SECURE_FAILED = AuthorizationResult(
     outcome=Outcome.FAILED,
     status="3dsecure_failed",
     message="Card holder authentication failed",
@@ -104,16 +104,16 @@ def fraud_score(amount: Decimal) -> int:
     return int(amount) % 101
 
 
-def judge(pan: str, amount: Decimal) -> Verdict:
+def judge(pan: str, amount: Decimal) -> AuthorizationResult:
     """Decide a card payment: the number's own rule first, then the amount's."""
     code = pan[-3:] if pan[-4:-3] == "0" and pan[-3:] in _CODES else _amount_code(amount)
     match code:
         case "566":
-            return Verdict(outcome=Outcome.FAILED, message="Card Declined", merchant_message=_acquirer(code))
+            return AuthorizationResult(outcome=Outcome.FAILED, message="Card Declined", merchant_message=_acquirer(code))
         case "567":
-            return Verdict(outcome=Outcome.ERROR, message="Internal Error", merchant_message=_acquirer(code))
+            return AuthorizationResult(outcome=Outcome.ERROR, message="Internal Error", merchant_message=_acquirer(code))
         case "466":
-            return Verdict(
+            return AuthorizationResult(
                 outcome=Outcome.FAILED,
                 status="3dsecure_failed",
                 message=_acquirer(code),
@@ -121,30 +121,30 @@ def judge(pan: str, amount: Decimal) -> Verdict:
                 must_show=True,
             )
         case "568":
-            return Verdict(outcome=Outcome.CHALLENGED)
+            return AuthorizationResult(outcome=Outcome.CHALLENGED)
         case _:
             pass
     if word := _FRAUD.get(pan):
-        return Verdict(outcome=Outcome.SUCCEEDED, fraud=Fraud(recommendation=word, score=fraud_score(amount)))
+        return AuthorizationResult(outcome=Outcome.SUCCEEDED, fraud=Fraud(recommendation=word, score=fraud_score(amount)))
     return SUCCESS
 
 
-def judge_amount(amount: Decimal) -> Verdict:
+def judge_amount(amount: Decimal) -> AuthorizationResult:
     """Decide a payment without a card number (wallets) by its amount alone."""
     return judge("", amount)
 
 
-def forced(outcome: str) -> Verdict:
+def forced(outcome: str) -> AuthorizationResult:
     """Return the verdict that a script ordered for an order number, whatever the card and the amount."""
     match outcome:
         case "succeeded":
             return SUCCESS
         case "declined":
-            return Verdict(
+            return AuthorizationResult(
                 outcome=Outcome.FAILED, message="Card Declined", merchant_message="Declined by the script"
             )
         case "error":
-            return Verdict(
+            return AuthorizationResult(
                 outcome=Outcome.ERROR, message="Internal Error", merchant_message="Error by the script"
             )
         case "cancelled":

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator import log as logs
 from orchestrator.gateway.limits import rate
-from orchestrator.gateway.limits.circuit_breaker import Breaker
+from orchestrator.gateway.limits.circuit_breaker import CircuitBreaker
+from orchestrator.gateway.limits.round_robin import RoundRobinSemaphore
 from orchestrator.gateway.outcomes import Busy, Done, NotSent, Refused, Throttled, Unauthorized, Unknown
-from orchestrator.gateway.limits.round_robin import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from orchestrator.gateway.limits.shared_state import Board
+    from orchestrator.gateway.limits.shared_state import SharedGatewayState
     from orchestrator.gateway.outcomes import Outcome
     from orchestrator.settings import Settings
 
@@ -30,46 +30,46 @@ LONGEST_THROTTLE: Final = 60.0
 """Seconds for which a merchant's calls rest at most because one of them was told to come later. The call itself waits as it was told."""
 
 
-class Doors:
+class LimitsRegistry:
     """All doors of a process."""
 
-    def __init__(self, settings: Settings, board: Board) -> None:
-        self._settings, self._board = settings, board
-        self._places = Turns(settings.gateway_pool_total)
-        self._doors: dict[str, Door] = {}
+    def __init__(self, settings: Settings, shared_state: SharedGatewayState) -> None:
+        self._settings, self._shared_state = settings, shared_state
+        self._places = RoundRobinSemaphore(settings.gateway_pool_total)
+        self._limits: dict[str, GatewayLimits] = {}
 
-    def of(self, gateway: str) -> Door:
+    def of(self, gateway: str) -> GatewayLimits:
         """Return the door of a gateway."""
-        door = self._doors.get(gateway)
-        if door is None:
-            door = self._doors[gateway] = Door(gateway, self._settings, self._board, self._places)
-        return door
+        limits_of_gateway = self._limits.get(gateway)
+        if limits_of_gateway is None:
+            limits_of_gateway = self._limits[gateway] = GatewayLimits(gateway, self._settings, self._shared_state, self._places)
+        return limits_of_gateway
 
 
-class Door:
+class GatewayLimits:
     """The door of one gateway; `places` are those that all gateways share."""
 
-    def __init__(self, gateway: str, settings: Settings, board: Board, places: Turns) -> None:
-        self.gateway, self._board, self._everybodys = gateway, board, places
-        self._slots = Turns(settings.gateway_pool_size)
-        self._breaker = Breaker(settings.breaker_failures, settings.breaker_pause)
+    def __init__(self, gateway: str, settings: Settings, shared_state: SharedGatewayState, places: RoundRobinSemaphore) -> None:
+        self.gateway, self._shared_state, self._everybodys = gateway, shared_state, places
+        self._slots = RoundRobinSemaphore(settings.gateway_pool_size)
+        self._breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_pause)
         per_second = settings.gateway_calls_per_second
-        self._permits = Permits(gateway, per_second, board) if per_second else None
+        self._permits = RateLimiter(gateway, per_second, shared_state) if per_second else None
         self._throttled: dict[str, float] = {}
 
     # Whether to call at all.
 
     def wait(self, merchant: str) -> float:
         """Return the seconds for which this merchant's calls are not to be made; 0: none."""
-        if self._breaker.closed and not self._throttled and not self._board.anything_alone:
+        if self._breaker.closed and not self._throttled and not self._shared_state.anything_alone:
             return 0.0
         now = time.monotonic()
-        elsewhere = self._board.alone_until(self.gateway)
+        elsewhere = self._shared_state.open_until(self.gateway)
         if elsewhere > now and self._breaker.heard(elsewhere, now):
             log.warning("gateway_paused", gateway=self.gateway, seconds=round(elsewhere - now, 1), heard=True)
         name = self._name(merchant)
         throttled = (
-            max(self._throttled.get(name, now), min(self._board.alone_until(name), now + LONGEST_THROTTLE))
+            max(self._throttled.get(name, now), min(self._shared_state.open_until(name), now + LONGEST_THROTTLE))
             - now
         )
         return max(self._breaker.wait(now), throttled)
@@ -87,7 +87,7 @@ class Door:
         match outcome:
             case Done() | Refused() | Unauthorized():
                 if self._breaker.served():
-                    self._board.take_back(self.gateway)
+                    self._shared_state.close_circuit(self.gateway)
                     log.info("gateway_back", gateway=self.gateway)
                 if self._throttled:
                     self._unthrottle(merchant)
@@ -96,7 +96,7 @@ class Door:
             case NotSent() | Unknown() | Throttled():
                 pause = self._breaker.failed(time.monotonic())
                 if pause is not None:
-                    self._board.leave_alone(self.gateway, pause)
+                    self._shared_state.open_circuit(self.gateway, pause)
                     log.warning("gateway_paused", gateway=self.gateway, seconds=pause, reason=outcome.reason)
             case Busy():
                 pass  # it was not asked
@@ -109,7 +109,7 @@ class Door:
             )
         if until > self._throttled.get(name, 0.0):
             self._throttled[name] = until
-            self._board.leave_alone(name, seconds)
+            self._shared_state.open_circuit(name, seconds)
 
     def _unthrottle(self, merchant: str) -> None:
         name = self._name(merchant)
@@ -151,14 +151,14 @@ class Door:
         self._slots.give_back()
 
 
-class Permits:
+class RateLimiter:
     """The calls that a gateway's budget allows now: in hand, or fetched in batches in the background while somebody wants them."""
 
-    def __init__(self, gateway: str, per_second: float, board: Board) -> None:
-        self._gateway, self._rate, self._board = gateway, per_second, board
+    def __init__(self, gateway: str, per_second: float, shared_state: SharedGatewayState) -> None:
+        self._gateway, self._rate, self._shared_state = gateway, per_second, shared_state
         self._batch = rate.batch(per_second)
         self._alone = rate.Schedule()
-        self._hand = Turns(0)
+        self._hand = RoundRobinSemaphore(0)
         self._fetched_at = 0.0
         self._fetching: asyncio.Task[None] | None = None
 
@@ -178,14 +178,14 @@ class Permits:
 
     def _fetch(self) -> None:
         if self._fetching is None or self._fetching.done():
-            self._fetching = self._board.start(self._fetched())
+            self._fetching = self._shared_state.start(self._fetched())
 
     async def _fetched(self) -> None:
         """Fetch a batch, and more while anybody waits."""
         while True:
-            grant = await self._board.permits(self._gateway, self._rate, self._batch)
+            grant = await self._shared_state.permits(self._gateway, self._rate, self._batch)
             if grant is None:
-                own = self._rate / max(self._board.workers, 1)
+                own = self._rate / max(self._shared_state.workers, 1)
                 grant = self._alone.take(self._batch, own, time.monotonic())
             self._fetched_at = time.monotonic()
             self._hand.add(grant.permits)

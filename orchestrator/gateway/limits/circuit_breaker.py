@@ -24,7 +24,7 @@ PROBING: Final = 1.0
 
 
 @dataclass(slots=True)
-class Breaker:
+class CircuitBreaker:
     """Opens after `run` failures in a row (0: never), for at most `longest` seconds at a time."""
 
     run: int

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
 
-class Turns:
+class RoundRobinSemaphore:
     """So many `places`; whoever took one gives it back, or lets it be used up (then somebody else must `add` new ones)."""
 
     def __init__(self, places: int) -> None:

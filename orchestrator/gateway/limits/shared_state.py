@@ -81,7 +81,7 @@ redis.call('PEXPIRE', KEYS[1], 7200000)
 )
 
 
-class Board:
+class SharedGatewayState:
     """What this process knows of the others; a context in which it is kept up to date. Without an endpoint it knows of nobody.
 
     What it hears is bounded by `longest` seconds, whatever stands in Redis: whoever may write there may not close a gateway for a day.
@@ -121,15 +121,15 @@ class Board:
         """Whether anything was to be left alone when Redis last told."""
         return bool(self._alone)
 
-    def alone_until(self, name: str) -> float:
+    def open_until(self, name: str) -> float:
         """Return until when (monotonic) somebody wants this left alone; the past, if nobody does."""
         return self._alone.get(name, float("-inf"))
 
-    def leave_alone(self, name: str, seconds: float) -> None:
+    def open_circuit(self, name: str, seconds: float) -> None:
         """Tell everybody to leave this alone for so long, and return at once."""
         self._tell(_LEAVE, 1, _ALONE, name, int(seconds * 1000) + 1)
 
-    def take_back(self, name: str) -> None:
+    def close_circuit(self, name: str) -> None:
         """Tell everybody that it need not be left alone any more, and return at once."""
         self._alone.pop(name, None)
         self._tell("redis.call('ZREM', KEYS[1], ARGV[1])", 1, _ALONE, name)
@@ -202,7 +202,7 @@ class Board:
         return await self._redis.eval(script, *arguments)  # type: ignore[arg-type]  # it writes numbers as text
 
 
-async def left_alone(endpoint: Endpoint) -> dict[str, float]:
+async def circuits_open(endpoint: Endpoint) -> dict[str, float]:
     """Return what is left alone at this moment, and for how many seconds; Redis's errors pass through."""
     redis = connect(endpoint)
     try:

@@ -12,13 +12,13 @@ from uuid import UUID
 import msgspec
 
 from orchestrator import audit
-from orchestrator.store.checkouts.claim import Held
+from orchestrator.domain.states import ENDED, State, Trigger
+from orchestrator.store.checkouts.claim import ClaimedCheckout
 from orchestrator.store.checkouts.records import Operation
 from orchestrator.store.checkouts.row_macs import sign_operation
-from orchestrator.domain.states import ENDED, State, Trigger
 
 if TYPE_CHECKING:
-    from orchestrator.crypto import Vault
+    from orchestrator.crypto import Encryptor
 
 
 class Keep(Enum):
@@ -48,7 +48,7 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PaymentSeen:
+class ObservedPayment:
     """One gateway transaction as a look showed it; amounts in minor units. The accepted one is never demoted.
 
     `raw_amounts` are the texts of amounts that cannot be read, whose numbers here mean nothing; None where all are read.
@@ -81,7 +81,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     a settled checkout for good. Fields left at KEEP stay as they are.
     """
 
-    held: Held
+    held: ClaimedCheckout
     trigger: Trigger | None
     action: audit.Action | None
     evidence: Mapping[str, object] = msgspec.field(default_factory=dict)
@@ -113,7 +113,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     token_lifetime: float = 0.0
     session_id: str | Kept | None = KEEP
     methods: Sequence[Mapping[str, object]] | Kept | None = KEEP
-    payments: tuple[PaymentSeen, ...] = ()
+    payments: tuple[ObservedPayment, ...] = ()
     read: tuple[UUID, ...] = ()
     done: tuple[tuple[UUID, str], ...] = ()
     events: tuple[Event, ...] = ()
@@ -137,7 +137,7 @@ def event_rows(move: Move, to: State) -> list[dict[str, object]]:
     ]
 
 
-def entry_rows(held: Held, entries: Sequence[audit.Entry]) -> list[dict[str, object]]:
+def entry_rows(held: ClaimedCheckout, entries: Sequence[audit.Entry]) -> list[dict[str, object]]:
     return [
         {
             "checkout_id": held.id,
@@ -152,7 +152,7 @@ def entry_rows(held: Held, entries: Sequence[audit.Entry]) -> list[dict[str, obj
     ]
 
 
-def operation_rows(vault: Vault, move: Move) -> list[dict[str, object]]:
+def operation_rows(encryptor: Encryptor, move: Move) -> list[dict[str, object]]:
     held = move.held
     return [
         {
@@ -171,7 +171,7 @@ def operation_rows(vault: Vault, move: Move) -> list[dict[str, object]]:
             "total_before": one.total_before,
             "attempts": one.attempts,
             "last_error": one.last_error,
-            "mac": sign_operation(vault, held.id, held.merchant_id, one).hex(),
+            "mac": sign_operation(encryptor, held.id, held.merchant_id, one).hex(),
         }
         for one in move.operations
     ]

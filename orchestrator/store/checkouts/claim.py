@@ -10,10 +10,10 @@ from uuid import UUID, uuid4
 import msgspec
 from sqlalchemy import text
 
-from orchestrator.store.database import run
+from orchestrator.domain.states import UNOFFERED, State
 from orchestrator.errors import OrchestratorError
-from orchestrator.store.checkouts.records import Command, Known, Letter, Operation
-from orchestrator.domain.states import CARRIED, State
+from orchestrator.store.checkouts.records import Callback, Command, Operation, PaymentRecord
+from orchestrator.store.database import run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ class LeaseLost(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 class Renewal:
-    """When a lease ends by its last renewal (see `tick`). All copies of one `Held` have the same one."""
+    """When a lease ends by its last renewal (see `tick`). All copies of one `ClaimedCheckout` have the same one."""
 
     __slots__ = ("ends",)
 
@@ -52,7 +52,7 @@ class Renewal:
 
 
 # Not a dataclass: one of 50 fields is made for each move.
-class Held(msgspec.Struct, frozen=True, kw_only=True):
+class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
     """A checkout under our lease, as it stood when claimed or after our own last move."""
 
     id: UUID
@@ -95,9 +95,9 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     intent: bytes | None
     data_key: bytes | None
     # What earlier looks saw at the gateway, and what was asked of it since.
-    known: tuple[Known, ...] = ()
+    known: tuple[PaymentRecord, ...] = ()
     operations: tuple[Operation, ...] = ()
-    letters: tuple[Letter, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
     commands: tuple[Command, ...] = ()
     # Postgres's clock when we claimed, our own then (see `tick`), and when our own clock says that the lease ends.
     claimed_at: datetime
@@ -137,7 +137,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def eventful(self) -> bool:
         """Whether somebody waits for the next step: a callback, a command or an operation, and not an alarm alone."""
-        return bool(self.letters or self.commands or self.operation)
+        return bool(self.callbacks or self.commands or self.operation)
 
 
 # The claim takes what is due or hinted at and not under a living lease. A hint allows one claim: the second finds nothing.
@@ -234,13 +234,13 @@ _COMMANDS = text("""
       FROM commands k WHERE checkout_id = ANY(CAST(:ids AS uuid[])) AND handled_at IS NULL ORDER BY requested_at, id
 """)
 
-LETTERS_AT_ONCE: Final = 20
+CALLBACKS_PER_CLAIM: Final = 20
 """Callbacks of one checkout that one claim takes; when there were so many, more may wait, and the release rings."""
 
-_NEEDS_INTENT: Final = frozenset(CARRIED)
+_NEEDS_INTENT: Final = frozenset(UNOFFERED)
 
 
-async def claim(db: Database, ids: Sequence[UUID], *, lease_seconds: float) -> list[Held]:
+async def claim(db: Database, ids: Sequence[UUID], *, lease_seconds: float) -> list[ClaimedCheckout]:
     """Take the lease on those of `ids` that are due or hinted at and free; return them with their inbox.
 
     The claim counts itself on the row (`claims`), so that a checkout whose holders die is known for it.
@@ -250,7 +250,7 @@ async def claim(db: Database, ids: Sequence[UUID], *, lease_seconds: float) -> l
 
 async def claim_waiting(
     db: Database, shares: Mapping[int, int], *, lease_seconds: float, grace: float
-) -> list[Held]:
+) -> list[ClaimedCheckout]:
     """Take the lease on the longest waiting of each merchant, at most so many as its share; like `claim` in everything else.
 
     What is hinted at waits too: its alarm is at most `grace` seconds away.
@@ -267,7 +267,7 @@ async def merchants_of(db: Database, ids: Sequence[UUID]) -> dict[UUID, int]:
 
 async def _claim(
     db: Database, statement: TextClause, chosen: Mapping[str, object], lease_seconds: float
-) -> list[Held]:
+) -> list[ClaimedCheckout]:
     began, lease = tick(), uuid4()
     async with db.transaction() as tx:
         rows = await run(tx, statement, {**chosen, "lease": lease, "seconds": lease_seconds})
@@ -278,13 +278,13 @@ async def _claim(
         claimed = [row.id for row in rows]
         opening = [row.id for row in rows if row.state in _NEEDS_INTENT]
         beside = {row.id: row for row in await run(tx, _BESIDE, {"ids": claimed, "opening": opening})}
-        letters: dict[UUID, list[Letter]] = {}
+        callbacks: dict[UUID, list[Callback]] = {}
         commands: dict[UUID, list[Command]] = {}
         rung = [row.id for row in rows if row.wake > 0]
         if rung:
-            for row in await run(tx, _LETTERS, {"ids": rung, "most": LETTERS_AT_ONCE}):
-                letters.setdefault(row.checkout_id, []).append(
-                    Letter(
+            for row in await run(tx, _LETTERS, {"ids": rung, "most": CALLBACKS_PER_CLAIM}):
+                callbacks.setdefault(row.checkout_id, []).append(
+                    Callback(
                         row.id,
                         row.kind,
                         row.grade,
@@ -319,23 +319,23 @@ async def _claim(
             read=read,
             lease_ends=began + lease_seconds,
             operations=tuple(operations.get(row.id, ())),
-            letters=tuple(letters.get(row.id, ())),
+            callbacks=tuple(callbacks.get(row.id, ())),
             commands=tuple(commands.get(row.id, ())),
         )
         for row in rows
     ]
 
 
-def _known(*values: Any) -> Known:
+def _known(*values: Any) -> PaymentRecord:
     *columns, flags = values
-    return Known(*[*columns, tuple(flags)])
+    return PaymentRecord(*[*columns, tuple(flags)])
 
 
 def _held(
     row: Row[Any], beside: Row[Any], *, read: float, lease_ends: float, operations: tuple[Operation, ...],
-    letters: tuple[Letter, ...], commands: tuple[Command, ...],
-) -> Held:  # fmt: skip
-    return Held(
+    callbacks: tuple[Callback, ...], commands: tuple[Command, ...],
+) -> ClaimedCheckout:  # fmt: skip
+    return ClaimedCheckout(
         id=row.id,
         merchant_id=row.merchant_id,
         order_ref=row.order_ref,
@@ -377,7 +377,7 @@ def _held(
         data_key=beside.data_key,
         known=tuple(_known(*one) for one in beside.known or ()),
         operations=operations,
-        letters=letters,
+        callbacks=callbacks,
         commands=commands,
         claimed_at=row.now,
         claimed_tick=read,
@@ -405,27 +405,27 @@ def _operation(row: Row[Any]) -> Operation:
     )
 
 
-async def intent_of(db: Database, held: Held) -> bytes | None:
+async def intent_of(db: Database, held: ClaimedCheckout) -> bytes | None:
     """Return the sealed intent, which a claim brings along only where a session is to be opened."""
     rows = await db.read(_INTENT, {"id": held.id})
     return bytes(rows[0].body) if rows else None
 
 
 async def paying_others(
-    db: Database, held: Held, merchants: Sequence[int], transactions: Sequence[str]
+    db: Database, held: ClaimedCheckout, merchants: Sequence[int], transactions: Sequence[str]
 ) -> frozenset[str]:
     """Return those of the gateway's transactions that pay other checkouts of these merchants."""
     asked = {"id": held.id, "merchants": list(merchants), "transactions": list(transactions)}
     return frozenset(row.transaction_id for row in await db.read(_PAYING_OTHERS, asked))
 
 
-async def order_is_shared(db: Database, held: Held, merchants: Sequence[int]) -> bool:
+async def order_is_shared(db: Database, held: ClaimedCheckout, merchants: Sequence[int]) -> bool:
     """Say whether other checkouts of these merchants have the same order number: what names only that may be theirs."""
     asked = {"id": held.id, "order_ref": held.order_ref, "merchants": list(merchants)}
     return bool(await db.read(_SHARED, asked))
 
 
-async def rival_of(db: Database, held: Held) -> UUID | None:
+async def rival_of(db: Database, held: ClaimedCheckout) -> UUID | None:
     """Return the live checkout that has this one's order number now, if there is one."""
     asked = {"id": held.id, "order_ref": held.order_ref, "merchant_id": held.merchant_id}
     rows = await db.read(_RIVAL, asked)

@@ -1,6 +1,6 @@
 """Births: the first row of a checkout, with its intent, its first audit entry and its first alarm.
 
-A checkout is born of an intent, or, where a payment comes for an order number that nobody asked for, of that payment (`adopt`), so
+A checkout is born of an intent, or, where a payment comes for an order number that nobody asked for, of that payment (`create_from_payment`), so
 that lease, alarm, look, trail and policy are there for it too.
 """
 
@@ -14,10 +14,10 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import audit
-from orchestrator.store.database import run
-from orchestrator.store.checkouts.matching import NO_INTENT, NO_INTENT_PRINT
-from orchestrator.store.tables import IS_UNCONFIRMED, uuid7
 from orchestrator.domain.states import State
+from orchestrator.store.checkouts.matching import NO_INTENT, NO_INTENT_PRINT
+from orchestrator.store.database import run
+from orchestrator.store.tables import IS_UNCONFIRMED, uuid7
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from orchestrator.crypto import Vault
+    from orchestrator.crypto import Encryptor
 
 # Sorted by the unique key, so that two batches with the same order numbers wait for each other in one order.
 _CREATE = text("""
@@ -72,7 +72,7 @@ _CREATE = text("""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Birth:
+class NewCheckout:
     """A checkout to be created. `body` is sealed already; `expires_in` is seconds from now; `amount` minor units."""
 
     id: UUID
@@ -157,7 +157,7 @@ _NUMBERED: Final = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stray:
+class UnmatchedPayment:
     """A payment that a callback to a merchant's own address tells of. `amount` is minor units, only to be compared with.
 
     `named` is the checkout that the callback names, whose id may be of any version and anybody's. Without an amount and a
@@ -185,7 +185,7 @@ class Stray:
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
+class PaymentMatch:
     """The checkout that a stray belongs to; `adopted`: it was born of it just now."""
 
     id: UUID
@@ -193,7 +193,7 @@ class Home:
 
 
 @dataclass(frozen=True, slots=True)
-class Born:
+class Created:
     """A checkout that was created just now."""
 
     id: UUID
@@ -202,8 +202,8 @@ class Born:
 
 
 async def create(
-    tx: AsyncConnection, vault: Vault, births: Sequence[Birth], *, at: datetime, grace: float
-) -> dict[UUID, Born]:
+    tx: AsyncConnection, encryptor: Encryptor, births: Sequence[NewCheckout], *, at: datetime, grace: float
+) -> dict[UUID, Created]:
     """Create those whose order number and idempotency key are free; return them by id.
 
     The others meet a live checkout or a used key and are left out; a key of theirs that was free now names the id that was
@@ -212,50 +212,50 @@ async def create(
     The first alarm stands `grace` seconds away, behind the hint that the caller publishes after the commit.
     """
     rows = []
-    for birth in births:
+    for new_checkout in births:
         entry = audit.make(
-            vault,
-            checkout=birth.id,
+            encryptor,
+            checkout=new_checkout.id,
             sequence=1,
             before=audit.START,
             at=at,
             action=audit.Action.CHECKOUT_RECEIVED,
-            actor=birth.actor,
-            correlation_id=birth.correlation_id,
+            actor=new_checkout.actor,
+            correlation_id=new_checkout.correlation_id,
             state=None,
             to=State.RECEIVED,
-            evidence={"orderId": birth.order_ref, "amount": birth.amount, "currency": birth.currency,
-                      "intent": birth.proof.hex()},
+            evidence={"orderId": new_checkout.order_ref, "amount": new_checkout.amount, "currency": new_checkout.currency,
+                      "intent": new_checkout.proof.hex()},
         )  # fmt: skip
         rows.append(
             {
-                "id": birth.id,
-                "merchant_id": birth.merchant_id,
-                "order_ref": birth.order_ref,
-                "currency": birth.currency,
-                "amount": birth.amount,
-                "expires_in": birth.expires_in,
-                "auto_capture": birth.auto_capture,
-                "correlation_id": birth.correlation_id,
-                "fingerprint": birth.fingerprint.hex(),
-                "body": birth.body.hex(),
-                "data_key": birth.data_key.hex(),
+                "id": new_checkout.id,
+                "merchant_id": new_checkout.merchant_id,
+                "order_ref": new_checkout.order_ref,
+                "currency": new_checkout.currency,
+                "amount": new_checkout.amount,
+                "expires_in": new_checkout.expires_in,
+                "auto_capture": new_checkout.auto_capture,
+                "correlation_id": new_checkout.correlation_id,
+                "fingerprint": new_checkout.fingerprint.hex(),
+                "body": new_checkout.body.hex(),
+                "data_key": new_checkout.data_key.hex(),
                 "at": entry.at,
                 "action": entry.action,
                 "entry": entry.text,
                 "key_id": entry.key_id,
                 "mac": entry.mac.hex(),
-                "idempotency_key": birth.idempotency_key,
-                "idempotency_print": birth.idempotency_print.hex(),
+                "idempotency_key": new_checkout.idempotency_key,
+                "idempotency_print": new_checkout.idempotency_print.hex(),
             }
         )
-    born = await run(tx, _CREATE, {"births": msgspec.json.encode(rows).decode(), "grace": grace})
-    return {row.id: Born(row.id, row.created_at, row.deadline) for row in born}
+    created = await run(tx, _CREATE, {"births": msgspec.json.encode(rows).decode(), "grace": grace})
+    return {row.id: Created(row.id, row.created_at, row.deadline) for row in created}
 
 
-async def adopt(
-    tx: AsyncConnection, vault: Vault, strays: Sequence[Stray], *, at: datetime, grace: float
-) -> list[Home | None]:
+async def create_from_payment(
+    tx: AsyncConnection, encryptor: Encryptor, strays: Sequence[UnmatchedPayment], *, at: datetime, grace: float
+) -> list[PaymentMatch | None]:
     """Return the checkout of each stray: one of the merchant's that has its id or its order number, or one born of it.
 
     None where there is neither a checkout nor enough to make one of. The same stray again, also at the same moment in another
@@ -264,41 +264,41 @@ async def adopt(
 
     It begins as failed, since nobody asked for it, with an alarm: the watch looks at the gateway and policy decides.
     """
-    homes: list[Home | None] = [None] * len(strays)
+    homes: list[PaymentMatch | None] = [None] * len(strays)
     met = await _homes_of(tx, strays)
     orphans = []
     for number, stray in enumerate(strays):
         if (found := met[number].id) is not None:
-            homes[number] = Home(found, adopted=False)
+            homes[number] = PaymentMatch(found, adopted=False)
         elif stray.complete:
             orphans.append(number)
     if not orphans:
         return homes
-    turns = {turn for number in orphans for turn in _turns(strays[number])}
-    await tx.execute(_TAKE_TURNS, {"turns": sorted(turns)})
+    slots = {turn for number in orphans for turn in _slots(strays[number])}
+    await tx.execute(_TAKE_TURNS, {"turns": sorted(slots)})
     # A younger snapshot shows what whoever was before us in the queue has adopted.
     met = dict(
         zip(orphans, (await _homes_of(tx, [strays[number] for number in orphans])).values(), strict=True)
     )
     room = await _room_for(tx, [strays[number] for number in orphans])
     rows: list[dict[str, object]] = []
-    born: dict[tuple[int, str], UUID] = {}
+    created: dict[tuple[int, str], UUID] = {}
     for number in orphans:
         stray = strays[number]
         order = (stray.merchant_id, stray.order_ref or "")
-        if (found := met[number].id or born.get(order)) is not None:
-            homes[number] = Home(found, adopted=False)
+        if (found := met[number].id or created.get(order)) is not None:
+            homes[number] = PaymentMatch(found, adopted=False)
             continue
         if not stray.proven:
             if room[stray.merchant_id] <= 0:
                 continue
             room[stray.merchant_id] -= 1
         named = stray.named
-        free = named is not None and not met[number].named_is_used and named not in born.values()
+        free = named is not None and not met[number].named_is_used and named not in created.values()
         one = named if named is not None and free and named.version == _NUMBERED else uuid7()
-        born[order] = one
-        rows.append(_adopted(vault, one, stray, at=at))
-        homes[number] = Home(one, adopted=True)
+        created[order] = one
+        rows.append(_adopted(encryptor, one, stray, at=at))
+        homes[number] = PaymentMatch(one, adopted=True)
     if rows:
         parameters = {
             "strays": msgspec.json.encode(rows).decode(),
@@ -309,7 +309,7 @@ async def adopt(
     return homes
 
 
-async def _room_for(tx: AsyncConnection, strays: Sequence[Stray]) -> dict[int, int]:
+async def _room_for(tx: AsyncConnection, strays: Sequence[UnmatchedPayment]) -> dict[int, int]:
     """Return for each merchant how many payments may be added on the word of callbacks that prove nothing."""
     merchants = sorted({stray.merchant_id for stray in strays if not stray.proven})
     if not merchants:
@@ -318,7 +318,7 @@ async def _room_for(tx: AsyncConnection, strays: Sequence[Stray]) -> dict[int, i
     return {row.id: MOST_UNCONFIRMED - row.number for row in rows}
 
 
-def _turns(stray: Stray) -> list[int]:
+def _slots(stray: UnmatchedPayment) -> list[int]:
     """Return the numbers of the advisory locks for what a stray may take: an order number of a merchant, and an id."""
     names = [f"order/{stray.merchant_id}/{stray.order_ref}"]
     if stray.named is not None:
@@ -327,7 +327,7 @@ def _turns(stray: Stray) -> list[int]:
     return [int.from_bytes(digest[:8], signed=True) for digest in digests]
 
 
-async def _homes_of(tx: AsyncConnection, strays: Sequence[Stray]) -> dict[int, Row[Any]]:
+async def _homes_of(tx: AsyncConnection, strays: Sequence[UnmatchedPayment]) -> dict[int, Row[Any]]:
     asked = [
         {
             "number": number,
@@ -341,10 +341,10 @@ async def _homes_of(tx: AsyncConnection, strays: Sequence[Stray]) -> dict[int, R
     return {row.number: row for row in sorted(rows, key=lambda row: row.number)}
 
 
-def _adopted(vault: Vault, one: UUID, stray: Stray, *, at: datetime) -> dict[str, object]:
-    key, wrapped = vault.new_data_key(one)
+def _adopted(encryptor: Encryptor, one: UUID, stray: UnmatchedPayment, *, at: datetime) -> dict[str, object]:
+    key, wrapped = encryptor.new_data_key(one)
     entry = audit.make(
-        vault,
+        encryptor,
         checkout=one,
         sequence=1,
         before=audit.START,

@@ -40,7 +40,7 @@ _RINGING = """
     t AS MATERIALIZED (SELECT clock() AS now),
     crowd AS MATERIALIZED (
         -- One look into the index for each merchant, whatever the planner believes of how many ring.
-        SELECT m.id, m.id = ANY(CAST(:crowded AS int[])) AS crowded FROM merchants m CROSS JOIN LATERAL (
+        SELECT m.id, m.id = ANY(CAST(:overloaded AS int[])) AS overloaded FROM merchants m CROSS JOIN LATERAL (
             SELECT FROM checkouts c WHERE c.merchant_id = m.id AND c.due_at <= (SELECT now FROM t)
              ORDER BY c.due_at LIMIT 1) first
     ),
@@ -52,7 +52,7 @@ _SWEEP = text(f"""
         SELECT r.id, (SELECT now FROM t) - r.due_at AS lag FROM crowd m CROSS JOIN part p CROSS JOIN LATERAL (
             SELECT c.id, c.due_at FROM checkouts c
              WHERE c.merchant_id = m.id AND c.due_at <= (SELECT now FROM t)
-             ORDER BY c.due_at LIMIT CASE WHEN m.crowded THEN least(p.each, :few) ELSE p.each END
+             ORDER BY c.due_at LIMIT CASE WHEN m.overloaded THEN least(p.each, :few) ELSE p.each END
                FOR NO KEY UPDATE OF c SKIP LOCKED) r
     ),
     put_off AS (
@@ -95,19 +95,19 @@ async def ring(tx: AsyncConnection, ids: Sequence[UUID], *, grace: float) -> Non
 
 
 async def sweep(
-    db: Database, *, most: int, grace: float, crowded: Collection[int] = (), few: int = 0
+    db: Database, *, most: int, grace: float, overloaded: Collection[int] = (), few: int = 0
 ) -> list[Ring]:
     """Take alarms that ring, about `most`, put each off by `grace` seconds and return them, to be published as hints.
 
-    Every merchant gets an equal part of them. Of the `crowded` merchants, whose work the workers find by themselves, it takes only
+    Every merchant gets an equal part of them. Of the `overloaded` merchants, whose work the workers find by themselves, it takes only
     a `few`. Several sweepers are harmless: each takes what the others have not locked.
     """
-    asked = {"most": most, "grace": grace, "crowded": list(crowded), "few": few}
+    asked = {"most": most, "grace": grace, "overloaded": list(overloaded), "few": few}
     rows = await db.write(_SWEEP, asked)
     return [Ring(row.id, row.rung, row.suspect, row.lag) for row in rows]
 
 
 async def due(db: Database, *, most: int) -> list[Ring]:
     """Return checkouts whose alarm rings, in equal parts of every merchant, for a worker that sweeps for itself."""
-    rows = await db.read(_DUE, {"most": most, "crowded": []})
+    rows = await db.read(_DUE, {"most": most, "overloaded": []})
     return [Ring(row.id, row.rung, row.suspect, row.lag) for row in rows]

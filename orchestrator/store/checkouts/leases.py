@@ -12,8 +12,8 @@ from orchestrator.store.checkouts.claim import tick
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.store.checkouts.claim import ClaimedCheckout
     from orchestrator.store.database import Database
-    from orchestrator.store.checkouts.claim import Held
 
 # A row that a move has locked is left out: the next renewal comes soon. A lease that is over and that no one else took is still ours.
 _RENEW = text("""
@@ -32,7 +32,7 @@ _RENEW = text("""
 """)
 
 
-async def renew(db: Database, held: Sequence[Held], *, lease_seconds: float) -> None:
+async def renew(db: Database, held: Sequence[ClaimedCheckout], *, lease_seconds: float) -> None:
     """Have the leases on these last for so many seconds from now, those that are still ours, in one statement."""
     began = tick()
     named = [{"id": one.id, "lease": one.lease} for one in held]

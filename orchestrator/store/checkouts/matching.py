@@ -1,6 +1,6 @@
 """An intent that comes after its payment: the payment was found for an order number that no shop had handed over.
 
-Such a payment has a checkout of its own (`adopt`). The intent becomes the order of that checkout, so that the shopper is not asked to
+Such a payment has a checkout of its own (`create_from_payment`). The intent becomes the order of that checkout, so that the shopper is not asked to
 pay again. That happens once, under the row's lock and never under a worker's lease: an entry in the trail, the content of the intent
 and the facts that follow from it are written together. Where payment and intent do not fit, nothing is written, and the caller is
 told which payment waits for a decision.
@@ -17,9 +17,9 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator import audit
 from orchestrator.domain import money
-from orchestrator.store.database import run
-from orchestrator.store.checkouts.records import OPEN_OPERATIONS, money_left
 from orchestrator.domain.states import State
+from orchestrator.store.checkouts.records import OPEN_OPERATIONS, money_left
+from orchestrator.store.database import run
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from orchestrator.crypto import DataKey, Encryptor
     from orchestrator.store.database import Database
-    from orchestrator.crypto import DataKey, Vault
 
 NO_INTENT: Final = b"{}"
 """The stored content of a checkout that no intent stands behind."""
@@ -124,7 +124,7 @@ class Unsettled:
 Match = Matched | Unsuited | NoMoney | Unsettled
 
 
-async def match(db: Database, vault: Vault, wanted: Ordered) -> Match:
+async def match(db: Database, encryptor: Encryptor, wanted: Ordered) -> Match:
     """Make an intent the order of the checkout that was created from its payment, or say why not.
 
     It may be repeated after a lost connection: the caller then meets a checkout that has the content of the intent.
@@ -136,7 +136,7 @@ async def match(db: Database, vault: Vault, wanted: Ordered) -> Match:
                 return Unsettled()
             found = _judged(rows[0], wanted)
             if isinstance(found, Matched):
-                await _write(tx, vault, wanted, rows[0])
+                await _write(tx, encryptor, wanted, rows[0])
             return found
     except IntegrityError:
         # Another checkout took the order number meanwhile: the caller meets that one.
@@ -173,11 +173,11 @@ def _left(one: dict[str, Any]) -> int:
     return money_left(one["reading"], one["reserved"], one["captured"], one["back"])
 
 
-async def _write(tx: AsyncConnection, vault: Vault, wanted: Ordered, row: Row[Any]) -> None:
-    key, wrapped = _key(vault, wanted.checkout, row.data_key)
+async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row: Row[Any]) -> None:
+    key, wrapped = _key(encryptor, wanted.checkout, row.data_key)
     state = State(row.state)
     entry = audit.make(
-        vault,
+        encryptor,
         checkout=wanted.checkout,
         sequence=row.audit_sequence + 1,
         before=bytes(row.audit_head),
@@ -214,8 +214,8 @@ async def _write(tx: AsyncConnection, vault: Vault, wanted: Ordered, row: Row[An
     )
 
 
-def _key(vault: Vault, checkout: UUID, wrapped: bytes | None) -> tuple[DataKey, bytes]:
+def _key(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None) -> tuple[DataKey, bytes]:
     """Return the data key of the checkout, under which its callbacks are encrypted, or a new one where that was destroyed."""
     if wrapped is None:
-        return vault.new_data_key(checkout)
-    return vault.data_key(checkout, wrapped), bytes(wrapped)
+        return encryptor.new_data_key(checkout)
+    return encryptor.data_key(checkout, wrapped), bytes(wrapped)

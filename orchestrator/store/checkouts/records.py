@@ -14,7 +14,7 @@ OPEN_OPERATIONS: Final = frozenset({"requested", "submitted", "unknown"})
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class Callback:
     """A callback in the inbox that nobody has acted on yet."""
 
     id: UUID
@@ -45,7 +45,7 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class PaymentRecord:
     """A gateway transaction as an earlier look left it. `decided` holds what was decided on it (see `decisions`)."""
 
     transaction_id: str

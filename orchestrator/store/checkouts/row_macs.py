@@ -15,34 +15,34 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
+    from orchestrator.crypto import Encryptor
     from orchestrator.store.checkouts.records import Command, Operation
-    from orchestrator.crypto import Vault
 
 COMMAND: Final = "command"
 OPERATION: Final = "money-operation"
 """Purposes of the keys."""
 
 
-def sign_command(vault: Vault, checkout_id: UUID, merchant_id: int, command: Command) -> bytes:
+def sign_command(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, command: Command) -> bytes:
     """Return the MAC to be stored with a command."""
-    return vault.sign(COMMAND, _command(checkout_id, merchant_id, command))
+    return encryptor.sign(COMMAND, _command(checkout_id, merchant_id, command))
 
 
-def command_holds(vault: Vault, checkout_id: UUID, merchant_id: int, command: Command) -> bool:
+def command_holds(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, command: Command) -> bool:
     """Say whether a command is stored as one of our processes wrote it, for this checkout."""
-    return command.mac is not None and vault.signed(
+    return command.mac is not None and encryptor.signed(
         COMMAND, _command(checkout_id, merchant_id, command), bytes(command.mac)
     )
 
 
-def sign_operation(vault: Vault, checkout_id: UUID, merchant_id: int, operation: Operation) -> bytes:
+def sign_operation(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, operation: Operation) -> bytes:
     """Return the MAC to be stored with a money operation as it stands now."""
-    return vault.sign(OPERATION, _operation(checkout_id, merchant_id, operation))
+    return encryptor.sign(OPERATION, _operation(checkout_id, merchant_id, operation))
 
 
-def operation_holds(vault: Vault, checkout_id: UUID, merchant_id: int, operation: Operation) -> bool:
+def operation_holds(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, operation: Operation) -> bool:
     """Say whether a money operation is stored as a worker wrote it, for this checkout."""
-    return operation.mac is not None and vault.signed(
+    return operation.mac is not None and encryptor.signed(
         OPERATION, _operation(checkout_id, merchant_id, operation), bytes(operation.mac)
     )
 

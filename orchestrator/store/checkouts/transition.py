@@ -10,12 +10,21 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import audit
-from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes
-from orchestrator.errors import OrchestratorError
-from orchestrator.store.checkouts.claim import Held, LeaseLost, tick
-from orchestrator.store.checkouts.change import Fact, Keep, Move, entry_rows, event_rows, operation_rows, payment_rows, row
-from orchestrator.store.checkouts.records import Known, Operation
 from orchestrator.domain.states import Moved, State, Trigger, UnknownTransition, decide
+from orchestrator.errors import OrchestratorError
+from orchestrator.store.checkouts.change import (
+    Fact,
+    Keep,
+    Move,
+    entry_rows,
+    event_rows,
+    operation_rows,
+    payment_rows,
+    row,
+)
+from orchestrator.store.checkouts.claim import ClaimedCheckout, LeaseLost, tick
+from orchestrator.store.checkouts.records import Operation, PaymentRecord
+from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Row
 
-    from orchestrator.crypto import Vault
+    from orchestrator.crypto import Encryptor
 
 
 class UnauditedMove(OrchestratorError):  # noqa: N818 - named for the fact
@@ -185,12 +194,12 @@ class _Landed:
     rung: bool
 
 
-class Lifecycle:
+class Transitions:
     """The mover: gathers moves from everything in flight in this process and writes them together."""
 
-    def __init__(self, db: Database, vault: Vault, *, batch_limit: int = 500, patience: float = 30.0) -> None:
+    def __init__(self, db: Database, encryptor: Encryptor, *, batch_limit: int = 500, patience: float = 30.0) -> None:
         self._db = db
-        self._vault = vault
+        self._encryptor = encryptor
         self._batch: Batch[_Prepared, _Landed | None] = Batch(
             self._write,
             keys=_places,
@@ -199,7 +208,7 @@ class Lifecycle:
             name="moves",
         )
 
-    async def advance(self, move: Move) -> Held:
+    async def advance(self, move: Move) -> ClaimedCheckout:
         """Write one move together with whatever others have gathered; return the checkout as it stands afterwards.
 
         Raises `LeaseLost` if the lease or the version is no longer ours (nothing was written), `UnknownTransition` if the
@@ -236,7 +245,7 @@ class Lifecycle:
                 continue
             entries.append(
                 audit.make(
-                    self._vault,
+                    self._encryptor,
                     checkout=held.id,
                     sequence=held.audit_sequence + len(entries) + 1,
                     before=entries[-1].mac if entries else held.audit_head,
@@ -262,7 +271,7 @@ class Lifecycle:
                 ),
                 "events": _json([event for prepared in batch for event in prepared.events]),
                 "operations": _json(
-                    [row for prepared in batch for row in operation_rows(self._vault, prepared.move)]
+                    [row for prepared in batch for row in operation_rows(self._encryptor, prepared.move)]
                 ),
                 "payments": _json([row for prepared in batch for row in payment_rows(prepared.move)]),
                 "read": _json(
@@ -308,7 +317,7 @@ def _fate(row: Row[Any]) -> _Landed | Again | None:
     return _Landed(None, rung=True) if row.already else None
 
 
-def _after(prepared: _Prepared, landed: _Landed) -> Held:
+def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
     """Return the checkout as the landed move left it; under the same lease if the move kept it."""
     move, row, held = prepared.move, prepared.row, prepared.move.held
     token_given = not isinstance(move.token, Keep)
@@ -346,7 +355,7 @@ def _after(prepared: _Prepared, landed: _Landed) -> Held:
         else held.token_expires_at,
         session_id=held.session_id if isinstance(move.session_id, Keep) else move.session_id,
         methods=held.methods if isinstance(move.methods, Keep) else list(map(dict, move.methods or ())),
-        letters=tuple(letter for letter in held.letters if letter.id not in move.read),
+        callbacks=tuple(letter for letter in held.callbacks if letter.id not in move.read),
         commands=tuple(
             command for command in held.commands if command.id not in {done for done, _ in move.done}
         ),
@@ -358,7 +367,7 @@ def _after(prepared: _Prepared, landed: _Landed) -> Held:
     )
 
 
-def _known(before: tuple[Known, ...], move: Move) -> tuple[Known, ...]:
+def _known(before: tuple[PaymentRecord, ...], move: Move) -> tuple[PaymentRecord, ...]:
     """Return what is known of the gateway's transactions after a move, as its statement left them."""
     if move.decided is not None:
         return tuple(
@@ -370,7 +379,7 @@ def _known(before: tuple[Known, ...], move: Move) -> tuple[Known, ...]:
     known = {one.transaction_id: one for one in before}
     for one in move.payments:
         old = known.get(one.transaction_id)
-        known[one.transaction_id] = Known(
+        known[one.transaction_id] = PaymentRecord(
             transaction_id=one.transaction_id,
             role=old.role if old is not None and old.role == "accepted" else one.role,
             binding=one.binding,
@@ -388,7 +397,7 @@ def _known(before: tuple[Known, ...], move: Move) -> tuple[Known, ...]:
     return tuple(known.values())
 
 
-def _operated(held: Held, changed: tuple[Operation, ...]) -> tuple[Operation, ...]:
+def _operated(held: ClaimedCheckout, changed: tuple[Operation, ...]) -> tuple[Operation, ...]:
     if not changed:
         return held.operations
     operations = {one.id: one for one in held.operations}

@@ -5,12 +5,29 @@ raw before anybody reads it; a repeat rings again unless the first was acted on.
 version they saw. Nothing here moves a checkout and nothing here talks to the gateway.
 """
 
-from orchestrator.store.inbox.callbacks import UNPROVEN, Arrival, CallbackKind, Callbacks, Caps, Stored, open_body, seal_body
+from orchestrator.store.inbox.callbacks import (
+    UNPROVEN,
+    Arrival,
+    CallbackKind,
+    Callbacks,
+    Caps,
+    Stored,
+    open_body,
+    seal_body,
+)
+from orchestrator.store.inbox.command_requests import (
+    CheckoutView,
+    CommandRequest,
+    PaymentView,
+    Pending,
+    Rejection,
+    rejection,
+    standing,
+)
 from orchestrator.store.inbox.commands import CommandKind, Requested, fingerprint_of, request, request_all
 from orchestrator.store.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
 from orchestrator.store.inbox.intents import Accepted, Intake, Intents
-from orchestrator.store.inbox.unmatched import Placed, Strays, Unaddressed
-from orchestrator.store.inbox.command_requests import Holding, Objection, Standing, UnderWay, Wish, objection, standing
+from orchestrator.store.inbox.unmatched import MerchantCallback, StoredCallback, UnmatchedCallbacks
 
 __all__ = [
     "UNPROVEN",
@@ -19,26 +36,26 @@ __all__ = [
     "CallbackKind",
     "Callbacks",
     "Caps",
+    "CheckoutView",
     "CommandKind",
-    "Holding",
+    "CommandRequest",
     "Intake",
     "IntakeError",
     "Intents",
     "KeyReused",
-    "Objection",
+    "MerchantCallback",
     "OrderTaken",
     "PaidBefore",
-    "Placed",
+    "PaymentView",
+    "Pending",
+    "Rejection",
     "Requested",
-    "Standing",
     "Stored",
-    "Strays",
-    "Unaddressed",
-    "UnderWay",
-    "Wish",
+    "StoredCallback",
+    "UnmatchedCallbacks",
     "fingerprint_of",
-    "objection",
     "open_body",
+    "rejection",
     "request",
     "request_all",
     "seal_body",

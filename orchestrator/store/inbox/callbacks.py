@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import msgspec
 from sqlalchemy import text
 
+from orchestrator.crypto import EncryptionError
 from orchestrator.store import checkouts
 from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes, run
 from orchestrator.store.tables import uuid7
-from orchestrator.crypto import VaultError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from orchestrator.crypto import Vault
+    from orchestrator.crypto import Encryptor
 
 CallbackKind = Literal["success", "failure", "notification", "redirect"]
 
@@ -155,10 +155,10 @@ class Callbacks:
     """
 
     def __init__(
-        self, db: Database, vault: Vault, *, grace: float, batch_limit: int = 500, patience: float = 30.0,
+        self, db: Database, encryptor: Encryptor, *, grace: float, batch_limit: int = 500, patience: float = 30.0,
         caps: Caps = _CAPS, strict_network: bool = False,
     ) -> None:  # fmt: skip
-        self._db, self._vault, self._grace = db, vault, grace
+        self._db, self._encryptor, self._grace = db, encryptor, grace
         self._caps, self._strict = caps, strict_network
         self._batch: Batch[Arrival, Stored] = Batch(
             self._write,
@@ -232,7 +232,7 @@ class Callbacks:
             "content_type": arrival.content_type,
             "headers": dict(arrival.headers),
             "source": arrival.source,
-            "body": seal_body(self._vault, arrival.checkout_id, wrapped, arrival.body).hex(),
+            "body": seal_body(self._encryptor, arrival.checkout_id, wrapped, arrival.body).hex(),
             "digest": "\\x" + arrival.digest.hex(),
             "times": times,
             "unproven": self.unproven(arrival.grade, arrival.network),
@@ -244,20 +244,20 @@ def _proof(arrival: Arrival) -> tuple[int, bool]:
     return rank, arrival.network != "outside"
 
 
-def seal_body(vault: Vault, checkout: UUID, wrapped: bytes | None, body: bytes) -> bytes:
+def seal_body(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, body: bytes) -> bytes:
     """Seal a raw callback under its checkout's data key, or under the installation's where that key is gone."""
     try:
-        return b"\0" + vault.data_key(checkout, wrapped).seal(body, purpose="callback")
-    except VaultError:
+        return b"\0" + encryptor.data_key(checkout, wrapped).seal(body, purpose="callback")
+    except EncryptionError:
         # Erased, unknown, or sealed under a key that is gone: it is taken all the same.
-        return b"\1" + vault.seal(body, purpose=f"callback/{checkout}")
+        return b"\1" + encryptor.seal(body, purpose=f"callback/{checkout}")
 
 
-def open_body(vault: Vault, checkout: UUID, wrapped: bytes | None, sealed: bytes) -> bytes:
-    """Open what `seal_body` made; `vault.VaultError` if the customer was erased since."""
+def open_body(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, sealed: bytes) -> bytes:
+    """Open what `seal_body` made; `encryptor.EncryptionError` if the customer was erased since."""
     if sealed[:1] == b"\1":
-        return vault.open(sealed[1:], purpose=f"callback/{checkout}")
-    return vault.data_key(checkout, wrapped).open(sealed[1:], purpose="callback")
+        return encryptor.open(sealed[1:], purpose=f"callback/{checkout}")
+    return encryptor.data_key(checkout, wrapped).open(sealed[1:], purpose="callback")
 
 
 def _json(rows: Sequence[Mapping[str, object]]) -> str:

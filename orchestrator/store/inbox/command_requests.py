@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from sqlalchemy import text
 
 from orchestrator.domain import decisions, money
-from orchestrator.store.tables import IS_LIVE
 from orchestrator.domain.states import CLOSED, ENDED, State
+from orchestrator.store.tables import IS_LIVE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +57,7 @@ _MOVES_MONEY: Final = frozenset({"capture", "refund", "release"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class CommandRequest:
     """What somebody wants of a checkout. `amount` in minor units (None: all that is left), `expires_in` in seconds."""
 
     kind: CommandKind
@@ -84,7 +84,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Objection:
+class Rejection:
     """Why a wish is refused: a word for programs, a sentence with the way out, and the field to blame, if it is one's fault."""
 
     kind: str
@@ -94,7 +94,7 @@ class Objection:
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class PaymentView:
     """One gateway transaction of the checkout in our books; minor units of its own currency."""
 
     transaction_id: str
@@ -113,7 +113,7 @@ class Holding:
 
 
 @dataclass(frozen=True, slots=True)
-class UnderWay:
+class Pending:
     """Money that an open operation or an unread command will move. `amount` None is all; no transaction: the accepted one."""
 
     kind: str
@@ -122,7 +122,7 @@ class UnderWay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class CheckoutView:
     """Where a checkout stands. `cancelling` is the cancel that runs, `rival` the live checkout that has its order number.
 
     `met` is the command that the idempotency key was used for, with the fingerprint of its content. A `stray` was born of a payment
@@ -141,27 +141,27 @@ class Standing:
     cancelling: UUID | None
     rival: UUID | None
     met: tuple[UUID, bytes] | None
-    holdings: tuple[Holding, ...]
-    under_way: tuple[UnderWay, ...]
+    payments_seen: tuple[PaymentView, ...]
+    under_way: tuple[Pending, ...]
 
     @property
-    def paying(self) -> tuple[Holding, ...]:
+    def paying(self) -> tuple[PaymentView, ...]:
         """What pays the checkout: one transaction, or the parts that a person decided to keep as a whole."""
-        return tuple(one for one in self.holdings if one.role == "accepted")
+        return tuple(one for one in self.payments_seen if one.role == "accepted")
 
-    def holding(self, transaction_id: str | None) -> Holding | None:
+    def holding(self, transaction_id: str | None) -> PaymentView | None:
         """Return what is held under a transaction; without one, under the one transaction that pays the checkout."""
         if transaction_id is None:
             paying = self.paying
             return paying[0] if len(paying) == 1 else None
-        return next((one for one in self.holdings if one.transaction_id == transaction_id), None)
+        return next((one for one in self.payments_seen if one.transaction_id == transaction_id), None)
 
     def currency_of(self, transaction_id: str | None) -> str:
         """Return the currency in which an amount of this transaction is meant."""
         holding = self.holding(transaction_id)
         return self.currency if holding is None else holding.currency
 
-    def left(self, holding: Holding, kind: str) -> int:
+    def left(self, holding: PaymentView, kind: str) -> int:
         """Return how much of a transaction can still be captured, released or refunded when all that is under way has come true."""
         left = (
             holding.captured - holding.refunded - holding.charged_back
@@ -172,7 +172,7 @@ class Standing:
             left = 0 if one.amount is None else left - one.amount
         return max(left, 0)
 
-    def busy(self, holding: Holding, kind: str) -> list[UnderWay]:
+    def busy(self, holding: PaymentView, kind: str) -> list[Pending]:
         """Return what is under way with the money that a capture or release, or a refund, of this transaction would move."""
         return [
             one
@@ -183,7 +183,7 @@ class Standing:
 
 async def standing(
     db: Database, checkout_id: UUID, *, merchant_id: int | None = None, key: str | None = None
-) -> Standing | None:
+) -> CheckoutView | None:
     """Return where a checkout stands; None if there is none of this id, or it is not this merchant's (None: anybody's).
 
     `key` is the idempotency key of the request, if it has one.
@@ -192,7 +192,7 @@ async def standing(
     if not rows:
         return None
     row = rows[0]
-    return Standing(
+    return CheckoutView(
         id=row.id,
         merchant_id=row.merchant_id,
         order_ref=row.order_ref,
@@ -205,134 +205,134 @@ async def standing(
         cancelling=row.cancelling,
         rival=row.rival,
         met=None if row.met is None else (row.met, bytes(row.met_print)),
-        holdings=tuple(Holding(**{**one, "flags": tuple(one["flags"])}) for one in row.payments or ()),
-        under_way=tuple(UnderWay(**one) for one in row.under_way or ()),
+        payments_seen=tuple(PaymentView(**{**one, "flags": tuple(one["flags"])}) for one in row.payments or ()),
+        under_way=tuple(Pending(**one) for one in row.under_way or ()),
     )
 
 
-def objection(stands: Standing, wish: Wish) -> Objection | None:
+def rejection(stands: CheckoutView, request: CommandRequest) -> Rejection | None:
     """Say why a wish cannot come true as the checkout stands by our books; None if it may be stored."""
     found = (
-        _about_money(stands, wish)
-        if wish.kind in _MOVES_MONEY
-        else _about_state(stands, wish.kind, wish.decision)
+        _about_money(stands, request)
+        if request.kind in _MOVES_MONEY
+        else _about_state(stands, request.kind, request.decision)
     )
-    if found is None and wish.version is not None and wish.version != stands.version:
-        return Objection(
+    if found is None and request.version is not None and request.version != stands.version:
+        return Rejection(
             "version-changed",
-            f"checkout {stands.id} has version {stands.version} by now, and the {wish.kind} was based on {wish.version}: "
+            f"checkout {stands.id} has version {stands.version} by now, and the {request.kind} was based on {request.version}: "
             "read it again and decide again",
             facts={"version": stands.version},
         )
     return found
 
 
-def _about_state(stands: Standing, kind: CommandKind, decision: str | None) -> Objection | None:
+def _about_state(stands: CheckoutView, kind: CommandKind, decision: str | None) -> Rejection | None:
     state = {"state": stands.state}
     match kind:
         case "cancel" if stands.state is State.COMPLETED:
             said = "is completed: its money is there, so release or refund it instead of cancelling"
-            return Objection("already-ended", f"checkout {stands.id} {said}", facts=state)
+            return Rejection("already-ended", f"checkout {stands.id} {said}", facts=state)
         case "cancel" if stands.state in ENDED:
             said = f"is {stands.state} already: there is nothing left to cancel"
-            return Objection("already-ended", f"checkout {stands.id} {said}", facts=state)
+            return Rejection("already-ended", f"checkout {stands.id} {said}", facts=state)
         case "reopen" if stands.state not in CLOSED:
             paid = stands.state is State.COMPLETED
             why = "its money is there" if paid else "it has not ended, so the shopper may go on with it"
             said = f"checkout {stands.id} is {_word(stands.state)}: {why}; only what failed, expired or was cancelled is reopened"
-            return Objection("not-closed", said, facts=state)
+            return Rejection("not-closed", said, facts=state)
         case "reopen" if stands.stray:
             said = (
                 f"no shop has handed order {stands.order_ref} over, so checkout {stands.id} has nothing to offer: hand the order over "
                 "as a new checkout"
             )
-            return Objection("not-an-order", said)
+            return Rejection("not-an-order", said)
         case "reopen" if stands.rival is not None:
             said = (
                 f"order {stands.order_ref} has another live checkout, {stands.rival}: let the shopper pay that one, or cancel it "
                 f"before reopening {stands.id}"
             )
-            return Objection("order-taken", said, facts={"checkoutId": str(stands.rival)})
+            return Rejection("order-taken", said, facts={"checkoutId": str(stands.rival)})
         case "resolve" if stands.attention is None:
             said = f"nothing about checkout {stands.id} waits for a decision: its attention is empty"
-            return Objection("nothing-to-resolve", said)
+            return Rejection("nothing-to-resolve", said)
         case "resolve" if stands.attention is not None and decision in {"keep", "dismiss"}:
             completed = stands.state is State.COMPLETED
             refused = decisions.refusal(
-                stands, stands.holdings, stands.attention, decision, completed=completed
+                stands, stands.payments_seen, stands.attention, decision, completed=completed
             )
-            return None if refused is None else Objection("not-decidable", refused, "decision")
+            return None if refused is None else Rejection("not-decidable", refused, "decision")
         case _:
             return None
 
 
-def _about_money(stands: Standing, wish: Wish) -> Objection | None:
-    holding = stands.holding(wish.transaction_id)
-    if holding is None and wish.transaction_id is not None:
+def _about_money(stands: CheckoutView, request: CommandRequest) -> Rejection | None:
+    holding = stands.holding(request.transaction_id)
+    if holding is None and request.transaction_id is not None:
         said = (
-            f"checkout {stands.id} has no transaction {wish.transaction_id!r}: its payments say which it has; leave transactionId "
+            f"checkout {stands.id} has no transaction {request.transaction_id!r}: its payments say which it has; leave transactionId "
             "out for the one that pays it"
         )
-        return Objection("unknown-transaction", said, "transactionId")
+        return Rejection("unknown-transaction", said, "transactionId")
     if holding is None and len(stands.paying) > 1:
         parts = ", ".join(one.transaction_id for one in stands.paying)
         said = f"checkout {stands.id} is paid by several transactions, {parts}: name one of them"
-        return Objection("several-payments", said, "transactionId")
+        return Rejection("several-payments", said, "transactionId")
     if holding is None or holding.role == "accepted":
         if stands.state is not State.COMPLETED:
-            said = f"checkout {stands.id} is {_word(stands.state)} and not paid: there is nothing to {wish.kind} before it is completed"
-            return Objection("not-paid", said, facts={"state": stands.state})
+            said = f"checkout {stands.id} is {_word(stands.state)} and not paid: there is nothing to {request.kind} before it is completed"
+            return Rejection("not-paid", said, facts={"state": stands.state})
         if holding is None:
             said = f"the payment of checkout {stands.id} is not in our books: ask for a reconcile, and again after it"
-            return Objection("not-paid", said, facts={"state": stands.state})
-    elif (found := _not_ours(stands, wish, holding)) is not None:
+            return Rejection("not-paid", said, facts={"state": stands.state})
+    elif (found := _not_ours(stands, request, holding)) is not None:
         return found
-    return _not_so_much(stands, wish, holding)
+    return _not_so_much(stands, request, holding)
 
 
-def _not_ours(stands: Standing, wish: Wish, holding: Holding) -> Objection | None:
+def _not_ours(stands: CheckoutView, request: CommandRequest, holding: PaymentView) -> Rejection | None:
     """Of payments beside the accepted one only money that is surely this checkout's can be moved, and only back."""
     named = f"transaction {holding.transaction_id}"
     if holding.role == "attempt":
-        said = f"{named} is an attempt that holds no money: there is nothing to {wish.kind}"
+        said = f"{named} is an attempt that holds no money: there is nothing to {request.kind}"
     elif holding.role == "unknown" and holding.binding != "bound":
         said = f"{named} is not surely a payment of checkout {stands.id}: look it up at the gateway, and move its money there"
-    elif wish.kind == "capture":
+    elif request.kind == "capture":
         said = f"{named} is not the payment that pays checkout {stands.id}: its money can only be returned, by release or refund"
     else:
         return None
-    return Objection("not-its-payment", said, "transactionId")
+    return Rejection("not-its-payment", said, "transactionId")
 
 
-def _not_so_much(stands: Standing, wish: Wish, holding: Holding) -> Objection | None:
-    left, named = stands.left(holding, wish.kind), f"transaction {holding.transaction_id}"
+def _not_so_much(stands: CheckoutView, request: CommandRequest, holding: PaymentView) -> Rejection | None:
+    left, named = stands.left(holding, request.kind), f"transaction {holding.transaction_id}"
     has = _books(holding)
-    if wish.kind == "release":
+    if request.kind == "release":
         if holding.captured > 0:
             said = f"of {named} {_amount(holding.captured, holding)} is captured, and a release gives back whole reservations only: "
-            return Objection("captured", f"{said}refund what is captured")
+            return Rejection("captured", f"{said}refund what is captured")
         if 0 < left < holding.reserved:
             said = f"a capture of {named} is under way: wait for its end, and refund it instead"
-            return Objection("under-way", said)
+            return Rejection("under-way", said)
     if left == 0:
-        more = "; what is under way takes the rest" if stands.busy(holding, wish.kind) else ""
-        said = f"nothing is left to {wish.kind} of {named} ({has}{more})"
+        more = "; what is under way takes the rest" if stands.busy(holding, request.kind) else ""
+        said = f"nothing is left to {request.kind} of {named} ({has}{more})"
         hint = {
             "capture": ": read the checkout again",
             "refund": ": only captured money is refunded; a reservation is released",
             "release": ": captured money is refunded instead",
-        }[wish.kind]
-        return Objection("nothing-left", said + hint, None if wish.amount is None else "amount")
-    if wish.amount is not None and wish.amount > left:
+        }[request.kind]
+        return Rejection("nothing-left", said + hint, None if request.amount is None else "amount")
+    if request.amount is not None and request.amount > left:
         said = (
-            f"{_amount(wish.amount, holding)} is more than the {_amount(left, holding)} that is left to {wish.kind} of {named} "
+            f"{_amount(request.amount, holding)} is more than the {_amount(left, holding)} that is left to {request.kind} of {named} "
             f"({has}): ask for {_amount(left, holding)} at most"
         )
-        return Objection("too-much", said, "amount", {"left": money.decimal_or_none(left, holding.currency)})
+        return Rejection("too-much", said, "amount", {"left": money.decimal_or_none(left, holding.currency)})
     return None
 
 
-def _books(holding: Holding) -> str:
+def _books(holding: PaymentView) -> str:
     names: tuple[Any, ...] = (
         ("reserved", holding.reserved),
         ("captured", holding.captured),
@@ -343,7 +343,7 @@ def _books(holding: Holding) -> str:
     return ", ".join(told) or "it holds no money"
 
 
-def _amount(minor: int, holding: Holding) -> str:
+def _amount(minor: int, holding: PaymentView) -> str:
     return money.spelled(minor, holding.currency)
 
 

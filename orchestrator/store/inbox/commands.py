@@ -14,16 +14,16 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator.store import checkouts
-from orchestrator.store.inbox.errors import KeyReused
 from orchestrator.store.checkouts.row_macs import sign_command
+from orchestrator.store.inbox.errors import KeyReused
 from orchestrator.store.tables import uuid7
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from uuid import UUID
 
+    from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
-    from orchestrator.crypto import Vault
 
 CommandKind = Literal["cancel", "reopen", "capture", "refund", "release", "retry", "reconcile", "resolve"]
 
@@ -72,7 +72,7 @@ def fingerprint_of(
 
 async def request(  # noqa: PLR0913 - the columns of a command
     db: Database,
-    vault: Vault,
+    encryptor: Encryptor,
     checkout_id: UUID,
     *,
     merchant_id: int,
@@ -99,7 +99,7 @@ async def request(  # noqa: PLR0913 - the columns of a command
         "id": wanted, "merchant_id": merchant_id, "checkout_id": checkout_id, "kind": kind, "actor": actor, "reason": reason,
         "expected_version": expected_version, "arguments": told, "idempotency_key": idempotency_key,
         "fingerprint": None if idempotency_key is None else fingerprint.hex(), "mac": _mac(
-            vault, checkout_id, merchant_id, checkouts.Command(wanted, kind, actor, reason, expected_version, told)
+            encryptor, checkout_id, merchant_id, checkouts.Command(wanted, kind, actor, reason, expected_version, told)
         ),
     }  # fmt: skip
     async with db.transaction() as tx:
@@ -116,7 +116,7 @@ async def request(  # noqa: PLR0913 - the columns of a command
 
 async def request_all(
     db: Database,
-    vault: Vault,
+    encryptor: Encryptor,
     ids: Iterable[UUID],
     *,
     kind: CommandKind,
@@ -133,7 +133,7 @@ async def request_all(
     commands: list[dict[str, object]] = []
     for row in await db.read(_MERCHANTS, {"ids": sorted(set(ids))}):
         checkout, merchant, wanted = row.id, row.merchant_id, uuid7()
-        mac = _mac(vault, checkout, merchant, checkouts.Command(wanted, kind, actor, reason, None, told))
+        mac = _mac(encryptor, checkout, merchant, checkouts.Command(wanted, kind, actor, reason, None, told))
         commands.append(
             {"id": wanted, "merchant_id": merchant, "checkout_id": checkout, "kind": kind, "actor": actor, "reason": reason,
              "arguments": told, "mac": mac}
@@ -144,8 +144,8 @@ async def request_all(
     return {row.checkout_id: row.id for row in stored}
 
 
-def _mac(vault: Vault, checkout_id: UUID, merchant_id: int, command: checkouts.Command) -> str:
-    return sign_command(vault, checkout_id, merchant_id, command).hex()
+def _mac(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, command: checkouts.Command) -> str:
+    return sign_command(encryptor, checkout_id, merchant_id, command).hex()
 
 
 def _json(rows: list[dict[str, object]]) -> str:

@@ -10,9 +10,9 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator.store import checkouts
+from orchestrator.store.checkouts import NO_INTENT_PRINT
 from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes, run
 from orchestrator.store.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
-from orchestrator.store.checkouts import NO_INTENT_PRINT
 from orchestrator.store.tables import uuid7
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from orchestrator.crypto import Vault
+    from orchestrator.crypto import Encryptor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +98,9 @@ class Intents:
     """Takes intents from everything in flight in this process and stores them together."""
 
     def __init__(
-        self, db: Database, vault: Vault, *, grace: float, batch_limit: int = 500, patience: float = 10.0
+        self, db: Database, encryptor: Encryptor, *, grace: float, batch_limit: int = 500, patience: float = 10.0
     ) -> None:
-        self._db, self._vault, self._grace = db, vault, grace
+        self._db, self._encryptor, self._grace = db, encryptor, grace
         self._batch: Batch[Intake, Accepted | IntakeError] = Batch(
             self._write, keys=lambda asked: (asked.id,), limit=batch_limit, patience=patience, name="intents",
         )  # fmt: skip
@@ -146,8 +146,8 @@ class Intents:
         new = _firsts(asked for asked in batch if asked.id not in fates and asked.id not in waiting)
         if new:
             now = next(iter(met.values())).now
-            births = [_birth(asked, self._vault) for asked in new]
-            born = await checkouts.create(tx, self._vault, births, at=now, grace=self._grace)
+            births = [_new_checkout(asked, self._encryptor) for asked in new]
+            created = await checkouts.create(tx, self._encryptor, births, at=now, grace=self._grace)
             fates.update(
                 (
                     one.id,
@@ -156,14 +156,14 @@ class Intents:
                         one.order_ref,
                         "received",
                         fresh=True,
-                        created_at=born[one.id].created_at,
-                        deadline=born[one.id].deadline,
+                        created_at=created[one.id].created_at,
+                        deadline=created[one.id].deadline,
                     ),
                 )
                 for one in new
-                if one.id in born
+                if one.id in created
             )
-            unborn = [asked.id for asked in new if asked.id not in born]
+            unborn = [asked.id for asked in new if asked.id not in created]
             if unborn:
                 await run(tx, _FREE_KEYS, {"unborn": unborn})
             later = [asked for asked in batch if asked.id not in fates and asked.id not in waiting]
@@ -201,7 +201,7 @@ class Intents:
                 waiting.add(asked.id)
                 continue
             seen.add(checkout)
-            match await checkouts.match(self._db, self._vault, _ordered(asked, checkout)):
+            match await checkouts.match(self._db, self._encryptor, _ordered(asked, checkout)):
                 case checkouts.Matched(state, created_at, deadline):
                     fates[asked.id] = Accepted(
                         checkout,
@@ -303,9 +303,9 @@ async def _keep_keys(
     }
 
 
-def _birth(asked: Intake, vault: Vault) -> checkouts.Birth:
-    key, wrapped = vault.new_data_key(asked.id)
-    return checkouts.Birth(
+def _new_checkout(asked: Intake, encryptor: Encryptor) -> checkouts.NewCheckout:
+    key, wrapped = encryptor.new_data_key(asked.id)
+    return checkouts.NewCheckout(
         id=asked.id,
         merchant_id=asked.merchant_id,
         order_ref=asked.order_ref,

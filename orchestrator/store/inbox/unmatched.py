@@ -1,7 +1,7 @@
 """Callbacks that came to a merchant's own address and name no checkout in it: whose they are, and a home for those of nobody.
 
 What a merchant's terminals send by default goes there. It is stored as a callback of the checkout that it names, by our id or by
-its order number; a payment for an order number that nobody asked for gets a checkout of its own (`lifecycle.adopt`). The rest,
+its order number; a payment for an order number that nobody asked for gets a checkout of its own (`lifecycle.create_from_payment`). The rest,
 and whatever proves nothing, is kept for the record without a checkout, and nothing comes of it.
 """
 
@@ -23,8 +23,8 @@ from orchestrator.store.tables import uuid7
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from orchestrator.crypto import Encryptor
     from orchestrator.store.inbox.callbacks import Callbacks
-    from orchestrator.crypto import Vault
 
 # Counted as for one checkout, by the merchant: how much can be read is bounded by what may be kept. Two processes at once may each
 # keep a batch more.
@@ -64,10 +64,10 @@ _NOW = text("SELECT clock() AS now")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unaddressed:
+class MerchantCallback:
     """A callback to a merchant's own address: how it came, and what it says of a payment (`told`)."""
 
-    told: checkouts.Stray
+    told: checkouts.UnmatchedPayment
     grade: str
     network: str
     content_type: str
@@ -85,7 +85,7 @@ class Unaddressed:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class StoredCallback:
     """What became of it: the checkout whose callback it is now, if there is one; `rings` and `kept` as for any callback.
 
     `over_limit`: it tells of a payment, and too many of those wait for a lookup that confirms them.
@@ -100,27 +100,27 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class _Fate:
-    home: checkouts.Home | None
+    home: checkouts.PaymentMatch | None
     kept: bool
 
 
-class Strays:
+class UnmatchedCallbacks:
     """Finds, or makes, the checkouts of callbacks that name none in their address, and hands them on to `callbacks`."""
 
     def __init__(
-        self, db: Database, vault: Vault, callbacks: Callbacks, *, grace: float, batch_limit: int = 500, patience: float = 30.0
+        self, db: Database, encryptor: Encryptor, callbacks: Callbacks, *, grace: float, batch_limit: int = 500, patience: float = 30.0
     ) -> None:  # fmt: skip
-        self._db, self._vault, self._callbacks, self._grace = db, vault, callbacks, grace
-        self._batch: Batch[Unaddressed, _Fate] = Batch(
+        self._db, self._encryptor, self._callbacks, self._grace = db, encryptor, callbacks, grace
+        self._batch: Batch[MerchantCallback, _Fate] = Batch(
             self._write, keys=lambda one: (one.id,), limit=batch_limit, patience=patience, name="strays"
         )
 
-    async def take(self, one: Unaddressed) -> Placed:
+    async def take(self, one: MerchantCallback) -> StoredCallback:
         """Store it where it belongs and ring; `db.DatabaseAway` if Postgres does not answer within the patience."""
         fate = await self._batch.put(one)
         if fate.home is None:
             over_limit = one.told.complete and not self._unproven(one)
-            return Placed(None, adopted=False, rings=False, kept=fate.kept, over_limit=over_limit)
+            return StoredCallback(None, adopted=False, rings=False, kept=fate.kept, over_limit=over_limit)
         stored = await self._callbacks.take(
             Arrival(
                 checkout_id=fate.home.id,
@@ -133,7 +133,7 @@ class Strays:
                 body=one.body,
             )
         )
-        return Placed(fate.home.id, fate.home.adopted, stored.rings, stored.kept)
+        return StoredCallback(fate.home.id, fate.home.adopted, stored.rings, stored.kept)
 
     @property
     def writes(self) -> Writes:
@@ -144,24 +144,24 @@ class Strays:
         """Write what has gathered, then stop."""
         await self._batch.close()
 
-    async def _write(self, batch: list[Unaddressed]) -> list[_Fate | Again]:
+    async def _write(self, batch: list[MerchantCallback]) -> list[_Fate | Again]:
         believed = [one for one in batch if not self._unproven(one)]
-        homes: dict[UUID, checkouts.Home | None] = {}
+        homes: dict[UUID, checkouts.PaymentMatch | None] = {}
         async with self._db.transaction() as tx:
             if believed:
                 at = (await tx.execute(_NOW)).scalar_one()
-                found = await checkouts.adopt(
-                    tx, self._vault, [one.told for one in believed], at=at, grace=self._grace
+                found = await checkouts.create_from_payment(
+                    tx, self._encryptor, [one.told for one in believed], at=at, grace=self._grace
                 )
                 homes = {one.id: home for one, home in zip(believed, found, strict=True)}
             homeless = [one for one in batch if homes.get(one.id) is None]
             kept = {row.id for row in await tx.execute(_KEEP, self._parameters(homeless))}
         return [_Fate(homes.get(one.id), one.kept_as in kept) for one in batch]
 
-    def _unproven(self, one: Unaddressed) -> bool:
+    def _unproven(self, one: MerchantCallback) -> bool:
         return self._callbacks.unproven(one.grade, one.network)
 
-    def _parameters(self, homeless: list[Unaddressed]) -> dict[str, object]:
+    def _parameters(self, homeless: list[MerchantCallback]) -> dict[str, object]:
         rows: dict[UUID, dict[str, object]] = {}
         times: dict[UUID, int] = {}
         for one in homeless:
@@ -178,7 +178,7 @@ class Strays:
                 "headers": dict(one.headers),
                 "source": one.source,
                 # There is no checkout whose data key it could be sealed under, so its own id stands for one.
-                "body": seal_body(self._vault, known_as, None, one.body).hex(),
+                "body": seal_body(self._encryptor, known_as, None, one.body).hex(),
                 "digest": "\\x" + hashlib.sha256(b"notification\0" + one.body).hexdigest(),
                 "unproven": self._unproven(one),
             }

@@ -20,21 +20,21 @@ from urllib.parse import parse_qs
 from uuid import UUID, uuid4
 
 import uvicorn
+from tests.integration.process.scene import GOOD_CARD, Scene, intent, take
 
-from orchestrator import auth, audit, intents, callback_urls
-from orchestrator.store import inbox
+from orchestrator import audit, auth, callback_urls, intents
 from orchestrator.api import create_app
 from orchestrator.api.server import build
-from orchestrator.processing import Carrier
-from orchestrator.store.database import Database
-from orchestrator.gateway.client import Gateway
-from orchestrator.store.checkouts import Lifecycle
-from orchestrator.store.merchants import Merchants
 from orchestrator.devkit.sandbox import SandboxConfig
 from orchestrator.devkit.sandbox import create_app as create_gateway
+from orchestrator.gateway.client import Gateway
+from orchestrator.processing import CheckoutProcessor
+from orchestrator.store import inbox
+from orchestrator.store.checkouts import Transitions
+from orchestrator.store.database import Database
+from orchestrator.store.merchants import Merchants
 from tests.conftest import make_settings
 from tests.factories import empty
-from tests.integration.carry.scene import GOOD_CARD, Scene, intent, take
 from tests.integration.sandbox.parties import serving
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Wire:
         await send({"type": "http.response.body", "body": bent})
 
 
-class Door:
+class GatewayLimits:
     """What stands in front of our API: nothing, or a firewall that knows better than to let callbacks through."""
 
     def __init__(self, app: Any) -> None:
@@ -117,20 +117,20 @@ class Shop(Scene):
     """One installation with its API; `second` is another worker."""
 
     services: Services
-    door: Door
+    limits_of_gateway: GatewayLimits
     wire: Wire
-    second: Carrier
+    second: CheckoutProcessor
 
     async def begin(self, url: str) -> None:
         """Forget what the last test left behind."""
         empty(url)
         self.orders.clear()
-        self.door.blocks = False
+        self.limits_of_gateway.blocks = False
         self.wire.bent.clear()
-        self.carrier.blocked.clear()
+        self.processor.blocked.clear()
         await self.control("DELETE", "faults")
         await self.sql("UPDATE merchants SET policies = '{}'")
-        self.merchants = self.carrier.merchants = Merchants(self.db, self.vault, self.settings)
+        self.merchants = self.processor.merchants = Merchants(self.db, self.encryptor, self.settings)
         await self.services.merchants.everyone()
 
     # ── The merchant ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -190,13 +190,13 @@ class Shop(Scene):
 
     async def policy(self, **policies: object) -> None:
         await super().policy(**policies)
-        self.second.merchants = Merchants(self.second.db, self.vault, self.settings)
+        self.second.merchants = Merchants(self.second.db, self.encryptor, self.settings)
 
     # ── The worker ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def follow(self, *checkouts: UUID, workers: int = 1) -> None:
         """Carry as workers do until nothing rings: callbacks, commands, operations, alarms that are due."""
-        carriers = (self.carrier, self.second)[:workers]
+        carriers = (self.processor, self.second)[:workers]
         async with asyncio.timeout(20):
             while ringing := await self.ringing(*checkouts):
                 await asyncio.gather(*(take(one, ringing) for one in carriers))
@@ -225,7 +225,7 @@ class Shop(Scene):
         """Choose a method; return the URL of the gateway's page."""
         (session,) = await self.sql("SELECT * FROM sessions WHERE checkout_id = :id", id=checkout)
         (row,) = await self.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout)
-        token = self.vault.data_key(checkout, row.data_key).open(session.token, purpose="token").decode()
+        token = self.encryptor.data_key(checkout, row.data_key).open(session.token, purpose="token").decode()
         chosen = next(one for one in session.methods if one["type"] == method)
         answer = await self.http.post(
             chosen["onInitiatePayment"]["value"],
@@ -267,7 +267,7 @@ class Shop(Scene):
     ) -> int:
         """Call back with any body, signed with a secret or not at all; return what it was answered."""
         pages = {"success": "https://shop.example/thanks", "failure": "https://shop.example/sorry"}
-        urls = callback_urls.callback_urls(self.vault, self.settings.public_url, checkout, pages, merchant_id=1)
+        urls = callback_urls.callback_urls(self.encryptor, self.settings.public_url, checkout, pages, merchant_id=1)
         headers = {"Content-Type": content_type}
         if secret is not None:
             stamp = str(int(time.time()))
@@ -278,7 +278,7 @@ class Shop(Scene):
 
     async def stray(self, order: str, **changes: object) -> None:
         """Have a payment made that no session of ours has to do with, and told to the merchant's own address."""
-        notification = callback_urls.merchant_url(self.vault, self.settings.public_url, "default")
+        notification = callback_urls.merchant_url(self.encryptor, self.settings.public_url, "default")
         body = {
             "orderId": order,
             "amountMinor": WHOLE,
@@ -337,7 +337,7 @@ class Shop(Scene):
             row = await self.row(checkout)
             assert row.due_at is not None or (row.ended_at is not None and row.attention is None), row
             assert row.lease is None
-        assert (await audit.verify(self.db, self.vault)).problems == []
+        assert (await audit.verify(self.db, self.encryptor)).problems == []
 
 
 class _Server(uvicorn.Server):
@@ -366,14 +366,14 @@ async def shop(database_url: str, **changes: object) -> AsyncIterator[Shop]:
             one = Shop(settings, db, gateway)
             one.wire = wire
             one.services = build(settings, Bell())
-            one.door = Door(create_app(one.services))
-            theirs = Lifecycle(other, one.vault)
-            one.second = Carrier(
-                settings, other, one.vault, gateway=gateway, lifecycle=theirs,
-                merchants=Merchants(other, one.vault, settings),
+            one.limits_of_gateway = GatewayLimits(create_app(one.services))
+            theirs = Transitions(other, one.encryptor)
+            one.second = CheckoutProcessor(
+                settings, other, one.encryptor, gateway=gateway, lifecycle=theirs,
+                merchants=Merchants(other, one.encryptor, settings),
             )  # fmt: skip
             config = uvicorn.Config(
-                one.door, http="httptools", log_config=None, access_log=False, proxy_headers=False,
+                one.limits_of_gateway, http="httptools", log_config=None, access_log=False, proxy_headers=False,
                 timeout_graceful_shutdown=1,
             )  # fmt: skip
             server = _Server(config)

@@ -223,7 +223,7 @@ async def reopened_and_paid_in_the_session_before(world: Shop) -> UUID:
     checkout = await world.expired()
     await world.plan(checkout, fail={"session": 99})
     assert (await world.asked(checkout, "reopen", expiresIn=600)).startswith("done")
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "authenticated"
     paid = {
         "orderId": world.orders[checkout],
@@ -238,7 +238,7 @@ async def reopened_and_paid_in_the_session_before(world: Shop) -> UUID:
 async def test_an_order_that_could_once_be_paid_fails_only_after_a_lookup(world: Shop):
     checkout = await reopened_and_paid_in_the_session_before(world)
     await world.plan(checkout, fail={"session": 99}, failStatus=422)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "completed"
     assert "checkout.failed" not in await world.events(checkout)
     await world.agree(checkout)
@@ -249,10 +249,10 @@ async def test_an_order_that_could_once_be_paid_does_not_fail_while_the_gateway_
     await world.control("PUT", "faults", {"share": 1.0, "shareStatus": 503})
     await world.later(hours=1)
     for _ in range(3):
-        await world.carry(checkout)
+        await world.process(checkout)
     assert await world.state(checkout) == "authenticated"
     await world.control("DELETE", "faults")
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "completed"
     await world.agree(checkout)
 
@@ -262,6 +262,6 @@ async def test_an_order_that_could_not_be_offered_again_fails_once_a_lookup_show
     await world.plan(checkout, fail={"session": 99})
     await world.asked(checkout, "reopen", expiresIn=600)
     await world.later(hours=1)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "failed"
     await world.agree(checkout)

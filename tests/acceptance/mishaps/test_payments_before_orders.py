@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from orchestrator import auth, audit
+from orchestrator import audit, auth
 from tests.acceptance.mishaps.shop import WHOLE, Shop
 
 pytestmark = pytest.mark.anyio
@@ -73,7 +73,7 @@ async def test_an_intent_that_comes_after_its_payment_is_paid_by_it(world: Shop,
     (matched,) = [one for one in trail if one["action"] == "intent:matched"]
     assert matched["actor"] == "client:default/shop-1"
     assert matched["evidence"]["amount"] == WHOLE
-    assert (await audit.verify(world.db, world.vault)).problems == []
+    assert (await audit.verify(world.db, world.encryptor)).problems == []
     assert len(await world.sql("SELECT id FROM checkouts")) == 1
     explained = str(await read(world, f"/v1/checkouts/{checkout}/explain"))
     assert "handed the order over, after its payment" in explained
@@ -182,4 +182,4 @@ async def test_where_both_come_before_any_lookup_the_payment_is_left_to_the_orde
     assert (await world.row(first)).attention is None
     payments = await world.sql("SELECT checkout_id, role FROM payments")
     assert [(one.checkout_id, one.role) for one in payments] == [(order, "accepted")]
-    assert (await audit.verify(world.db, world.vault)).problems == []
+    assert (await audit.verify(world.db, world.encryptor)).problems == []

@@ -7,9 +7,9 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.integration.process.scene import take
 
 from tests.acceptance.mishaps.shop import DECLINED_CARD, WHOLE, Shop
-from tests.integration.carry.scene import take
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -203,7 +203,7 @@ async def test_an_ok_is_answered_without_waiting_for_the_shop_the_worker_or_the_
 @pytest.mark.mishap("callbacks blocked by a firewall")
 async def test_orders_whose_callbacks_a_firewall_turns_away_are_completed_by_looking(world: Shop):
     paid, left = await world.offered(), await world.offered(expiresIn=600)
-    world.door.blocks = True
+    world.limits_of_gateway.blocks = True
     for checkout in (paid, left):
         page = await world.started(checkout)
     await world.submit(await world.started(paid))
@@ -246,7 +246,7 @@ async def test_two_workers_a_repeated_intent_and_a_callback_at_once_leave_one_wh
     checkout = await world.accept()
     order = world.orders[checkout]
     answers = await asyncio.gather(
-        world.carry(checkout),
+        world.process(checkout),
         take(world.second, [checkout]),
         *(world.post(order) for _ in range(3)),
         world.called(checkout, b"status=new"),
@@ -265,7 +265,7 @@ async def test_a_worker_that_lost_its_lease_while_the_session_was_opened_leaves_
 ):
     checkout = await world.accept()
     await world.plan(checkout, delayMs={"session": 400})
-    slow = asyncio.create_task(world.carry(checkout))
+    slow = asyncio.create_task(world.process(checkout))
     async with asyncio.timeout(5):
         while await world.state(checkout) != "authenticated":  # noqa: ASYNC110 - the state is in Postgres
             await asyncio.sleep(0.005)

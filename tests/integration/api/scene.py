@@ -13,12 +13,12 @@ import httpx
 from sqlalchemy import text
 
 from orchestrator import auth, callback_urls
-from orchestrator.store import inbox
 from orchestrator.api import Services, create_app
 from orchestrator.api.schemas import EXAMPLE
+from orchestrator.crypto import Encryptor
+from orchestrator.store import inbox
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
-from orchestrator.crypto import Vault
 from tests.conftest import make_settings
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def intent(order_ref: str | None = None, **changes: object) -> dict:
 class Api:
     client: httpx.AsyncClient
     services: Services
-    doorbell: Rung
+    hint_publisher: Rung
 
     def bearer(
         self, merchant: str = "default", scopes: tuple[str, ...] = ALL, lifetime: float = 60
@@ -80,7 +80,7 @@ class Api:
 
     def urls(self, checkout: str | UUID, *, merchant_id: int = 1) -> callback_urls.CallbackUrls:
         return callback_urls.callback_urls(
-            self.services.vault, "", UUID(str(checkout)), PAGES, merchant_id=merchant_id
+            self.services.encryptor, "", UUID(str(checkout)), PAGES, merchant_id=merchant_id
         )
 
     async def sql(self, statement: str, **parameters: object):
@@ -93,7 +93,7 @@ class Api:
         """Put a checkout where a worker would have brought it."""
         one = UUID(checkout)
         row = (await self.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=one))[0]
-        sealed = self.services.vault.data_key(one, row.data_key).seal(token.encode(), purpose="token")
+        sealed = self.services.encryptor.data_key(one, row.data_key).seal(token.encode(), purpose="token")
         await self.sql(
             "INSERT INTO sessions (checkout_id, token, token_expires_at, session_id, methods) "
             "VALUES (:id, :token, clock() + interval '20 minutes', 'session-1', '[{\"id\": \"m-1\"}]')",
@@ -106,22 +106,22 @@ class Api:
 
 @asynccontextmanager
 async def serving(settings: Settings, *, patience: float = 10.0) -> AsyncIterator[Api]:
-    vault = Vault(settings.secret_keys)
-    doorbell = Rung()
+    encryptor = Encryptor(settings.secret_keys)
+    hint_publisher = Rung()
     database_url = settings.database_url
     assert database_url is not None
     db = Database(database_url, pool_size=4, pool_timeout=1)
     inlet = Database(database_url, pool_size=3, pool_timeout=1)
     services = Services(
-        settings=settings, db=db, inlet=inlet, vault=vault, intents=inbox.Intents(inlet, vault, grace=5, patience=patience),
+        settings=settings, db=db, inlet=inlet, encryptor=encryptor, intents=inbox.Intents(inlet, encryptor, grace=5, patience=patience),
         callbacks=inbox.Callbacks(
-            inlet, vault, grace=5, patience=3, strict_network=settings.require_gateway_network,
+            inlet, encryptor, grace=5, patience=3, strict_network=settings.require_gateway_network,
             caps=inbox.Caps(settings.callbacks_limit, settings.callbacks_unproven_limit),
-        ), merchants=Merchants(inlet, vault, settings), doorbell=doorbell,
+        ), merchants=Merchants(inlet, encryptor, settings), hint_publisher=hint_publisher,
     )  # fmt: skip
     transport = httpx.ASGITransport(create_app(services))
     async with httpx.AsyncClient(transport=transport, base_url="http://pay.example") as client:
-        yield Api(client, services, doorbell)
+        yield Api(client, services, hint_publisher)
     await services.close()
 
 

@@ -25,7 +25,7 @@ from tests.integration.api.test_intake import problem
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from orchestrator.api.callback_intake import Letterbox
+    from orchestrator.api.callback_intake import CallbackIntake
 
 pytestmark = pytest.mark.anyio
 
@@ -51,8 +51,8 @@ async def checking(database_url: str, **changes: object) -> AsyncIterator[Api]:
         yield api
 
 
-def letterbox(api: Api) -> Letterbox:
-    return api.client._transport.app.state.letterbox
+def callback_intake(api: Api) -> CallbackIntake:
+    return api.client._transport.app.state.callback_intake
 
 
 class Page(HTMLParser):
@@ -86,31 +86,31 @@ async def test_what_proves_to_be_the_gateways_is_answered_as_ever(database_url, 
         answer = await call(api, getattr(api.urls(await api.taken()), kind), BODY, **signed())
         assert answer.status_code == (200 if kind == "notification" else 303)
         assert [row.grade for row in await api.sql("SELECT grade FROM callbacks")] == ["signed"]
-        assert letterbox(api).arrived == {(kind, "signed"): 1}
-        assert not letterbox(api).unproven
+        assert callback_intake(api).arrived == {(kind, "signed"): 1}
+        assert not callback_intake(api).unproven
 
 
 @pytest.mark.parametrize("grade", UNPROVEN)
 async def test_a_notification_without_proof_is_401_and_stored_and_worth_a_look(database_url, grade):
     async with checking(database_url) as api:
         checkout = await api.taken()
-        api.doorbell.rings.clear()
+        api.hint_publisher.rings.clear()
         answer = await call(api, api.urls(checkout).notification, BODY, **UNPROVEN[grade])
         document = problem(answer, 401, "unproven-callback")
         assert document["detail"] == "nothing in this callback proves that the gateway sent it"
         assert answer.headers["www-authenticate"] == "AltaPay-Signature"
         assert [row.grade for row in await api.sql("SELECT grade FROM callbacks")] == [grade]
-        assert api.doorbell.rings == [("callbacks", UUID(checkout))]
+        assert api.hint_publisher.rings == [("callbacks", UUID(checkout))]
         assert (await api.sql("SELECT wake FROM checkouts"))[0].wake == 1
-        assert letterbox(api).arrived == {("notification", grade): 1}
-        assert letterbox(api).unproven == {("notification", grade, "outside"): 1}
+        assert callback_intake(api).arrived == {("notification", grade): 1}
+        assert callback_intake(api).unproven == {("notification", grade, "outside"): 1}
 
 
 async def test_of_what_proves_nothing_little_is_kept(database_url):
     async with checking(database_url) as api:
         checkout = await api.taken()
         body = BODY + b"&xml=" + b"x" * 200_000
-        for url in (api.urls(checkout).notification, callback_urls.merchant_url(api.services.vault, "", "default")):
+        for url in (api.urls(checkout).notification, callback_urls.merchant_url(api.services.encryptor, "", "default")):
             assert (await call(api, url, body)).status_code == 401
         assert (await call(api, api.urls(checkout).notification, body, **signed(body))).status_code == 200
         rows = await api.sql("SELECT grade, length(body) AS size FROM callbacks ORDER BY received_at, id")
@@ -143,7 +143,7 @@ async def test_a_browser_callback_without_proof_is_a_401_page_that_leads_on_to_t
         assert page.links == [target.format(checkout)]
         assert not page.tags & {"script", "form", "img", "link", "iframe"}
         assert [row.grade for row in await api.sql("SELECT grade FROM callbacks")] == [grade]
-        assert api.doorbell.rings[-1] == ("callbacks", UUID(checkout))
+        assert api.hint_publisher.rings[-1] == ("callbacks", UUID(checkout))
 
 
 async def test_the_page_of_a_shop_is_escaped(database_url):
@@ -151,7 +151,7 @@ async def test_the_page_of_a_shop_is_escaped(database_url):
         checkout = UUID(await api.taken())
         evil = "https://shop.example/?a=\"><script>alert(1)</script>&b='{page}'"
         pages = {"success": evil, "failure": evil}
-        url = callback_urls.callback_urls(api.services.vault, "", checkout, pages, merchant_id=1).success
+        url = callback_urls.callback_urls(api.services.encryptor, "", checkout, pages, merchant_id=1).success
         answer = await call(api, url)
         assert answer.status_code == 401
         page = Page(answer.text)
@@ -169,7 +169,7 @@ async def test_a_shoppers_own_browser_is_never_asked_for_a_proof(database_url, m
         assert answer.status_code == 303
         rows = await api.sql("SELECT grade, network, source FROM callbacks")
         assert [tuple(row) for row in rows] == [("unchecked", "unchecked", None)]
-        assert not letterbox(api).unproven
+        assert not callback_intake(api).unproven
 
 
 async def test_a_terminals_checksum_proves_it_too(database_url):
@@ -247,7 +247,7 @@ async def test_nothing_is_called_wrong_before_the_merchant_is_known_or_by_a_link
         assert (await call(api, url, BODY, **UNPROVEN["wrong"])).status_code == 200
         await api.services.merchants.everyone()
         assert (await call(api, url, b"x=1", **UNPROVEN["wrong"])).status_code == 401
-        tag = api.services.vault.sign("callback-link", b"notification\0" + checkout.bytes + b"\0")
+        tag = api.services.encryptor.sign("callback-link", b"notification\0" + checkout.bytes + b"\0")
         older = f"/callbacks/notification/{checkout}/.{callback_urls._encode(tag)}"
         assert (await call(api, older, b"x=2", **UNPROVEN["wrong"])).status_code == 200
         grades = [row.grade for row in await api.sql("SELECT grade FROM callbacks ORDER BY id")]
@@ -275,11 +275,11 @@ async def test_a_guess_sent_ahead_does_not_swallow_the_real_one(database_url):
         url = api.urls(checkout).notification
         assert (await call(api, url)).status_code == 401
         await api.sql("UPDATE callbacks SET handled_at = clock()")
-        api.doorbell.rings.clear()
+        api.hint_publisher.rings.clear()
         assert (await call(api, url)).status_code == 401
-        assert api.doorbell.rings == [], "it was looked at already"
+        assert api.hint_publisher.rings == [], "it was looked at already"
         assert (await call(api, url, BODY, **signed())).status_code == 200
-        assert api.doorbell.rings == [("callbacks", UUID(checkout))]
+        assert api.hint_publisher.rings == [("callbacks", UUID(checkout))]
         rows = await api.sql("SELECT grade, times, handled_at, headers ? 'altapay-signature' FROM callbacks")
         assert [tuple(row) for row in rows] == [("signed", 3, None, True)]
 
@@ -289,9 +289,9 @@ async def test_an_empty_callback_without_proof_rings_once_and_one_with_proof_eac
         url = api.urls(await api.taken()).notification
         rings = []
         for headers in ({}, {}, signed(b""), signed(b"")):
-            api.doorbell.rings.clear()
+            api.hint_publisher.rings.clear()
             await call(api, url, b"", **headers)
-            rings.append(len(api.doorbell.rings))
+            rings.append(len(api.hint_publisher.rings))
             await api.sql("UPDATE callbacks SET handled_at = clock()")
         assert rings == [1, 0, 1, 1]
 
@@ -356,8 +356,8 @@ async def test_where_it_counts_what_comes_from_elsewhere_is_unproven_even_if_sig
     async with checking(database_url, require_gateway_network=True, gateway_secrets=secrets) as api:
         assert (await from_(api, peer, **signed())).status_code == status
         assert await api.count("callbacks") == 1
-        assert len(api.doorbell.rings) == 2, "the intake and the callback"
-        assert bool(letterbox(api).unproven) is (status == 401)
+        assert len(api.hint_publisher.rings) == 2, "the intake and the callback"
+        assert bool(callback_intake(api).unproven) is (status == 401)
 
 
 # ── Floods ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -379,7 +379,7 @@ async def test_beyond_the_caps_nothing_is_stored_and_the_answer_is_the_same(data
         assert statuses == [200] * 5
         rows = await api.sql("SELECT grade, count(*) FROM callbacks GROUP BY 1 ORDER BY 1")
         assert [tuple(row) for row in rows] == [("missing", 3), ("signed", 3)]
-        counted = letterbox(api)
+        counted = callback_intake(api)
         assert sum(counted.arrived.values()) == 25
         assert counted.over_limit == {
             ("notification", "missing"): 8,
@@ -400,7 +400,7 @@ async def test_neither_body_nor_address_of_a_callback_reaches_the_log(database_u
     body = f"cardholder={MARKER}&amount=x".encode()
     async with checking(database_url, callbacks_unproven_limit=1) as api:
         urls = api.urls(await api.taken())
-        mine = path_of(callback_urls.merchant_url(api.services.vault, "", "default"))
+        mine = path_of(callback_urls.merchant_url(api.services.encryptor, "", "default"))
         with capture_logs() as lines:
             for number in range(3):
                 for url in (urls.success, urls.notification, mine):

@@ -51,12 +51,12 @@ async def test_with_everything_there_it_is_ready(api: Api):
 
 
 async def test_without_broker_or_workers_it_is_degraded_and_still_ready(api: Api):
-    api.doorbell.healthy = False
+    api.hint_publisher.healthy = False
     await worker(api)
     answer = await api.client.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
     assert "broker" in answer.json()["problems"][0]
-    api.doorbell.healthy = True
+    api.hint_publisher.healthy = True
     await api.sql("UPDATE workers SET seen_at = clock() - interval '1 hour'")
     assert "no worker" in (await api.client.get("/readyz")).json()["problems"][0]
 

@@ -17,7 +17,7 @@ from orchestrator.store.tables import uuid7
 from tests.conftest import make_settings
 from tests.integration.api.scene import Api, intent, path_of, serving, without_database
 from tests.integration.api.test_callbacks import FORM
-from tests.integration.api.test_evidence import SECRET, SHOP, checking, letterbox, signed
+from tests.integration.api.test_evidence import SECRET, SHOP, callback_intake, checking, signed
 from tests.integration.api.test_intake import problem
 
 pytestmark = pytest.mark.anyio
@@ -32,7 +32,7 @@ def posted(order_ref: str = "OLD-1", **changes: str | None) -> bytes:
 
 
 async def send(api: Api, body: bytes, *, merchant: str = "default", headers: dict[str, str] | None = None):
-    url = path_of(callback_urls.merchant_url(api.services.vault, "", merchant))
+    url = path_of(callback_urls.merchant_url(api.services.encryptor, "", merchant))
     return await api.client.post(
         url, content=body, headers=FORM | (signed(body) if headers is None else headers)
     )
@@ -45,7 +45,7 @@ async def send(api: Api, body: bytes, *, merchant: str = "default", headers: dic
 async def test_what_names_a_checkout_is_stored_as_its_callback_and_rings_it(database_url, by):
     async with checking(database_url) as api:
         checkout = await api.taken("A-77")
-        api.doorbell.rings.clear()
+        api.hint_publisher.rings.clear()
         changes = (
             {"order_ref": "other", "transaction_info[checkout]": checkout}
             if by == "our id"
@@ -55,7 +55,7 @@ async def test_what_names_a_checkout_is_stored_as_its_callback_and_rings_it(data
         assert (answer.status_code, answer.text) == (200, "Acknowledged")
         (row,) = await api.sql("SELECT checkout_id, kind, grade, handled_at FROM callbacks")
         assert tuple(row) == (UUID(checkout), "notification", "signed", None)
-        assert api.doorbell.rings == [("callbacks", UUID(checkout))]
+        assert api.hint_publisher.rings == [("callbacks", UUID(checkout))]
         assert (await api.sql("SELECT wake FROM checkouts"))[0].wake == 1
         assert await api.count("checkouts") == 1
 
@@ -139,7 +139,7 @@ async def test_an_order_number_that_cannot_be_looked_up_becomes_no_order(databas
 async def test_what_proves_nothing_is_kept_for_the_record_and_nothing_comes_of_it(database_url, known_order):
     async with checking(database_url) as api:
         await api.taken("A-77")
-        api.doorbell.rings.clear()
+        api.hint_publisher.rings.clear()
         body = posted("A-77" if known_order else "OLD-1")
         for _ in range(2):
             problem(await send(api, body, headers={}), 401, "unproven-callback")
@@ -148,10 +148,10 @@ async def test_what_proves_nothing_is_kept_for_the_record_and_nothing_comes_of_i
         )
         assert (row.checkout_id, row.merchant_id, row.grade, row.times) == (None, 1, "missing", 2)
         assert row.handled_at is not None, "nobody is waited for"
-        assert inbox.open_body(api.services.vault, row.id, None, bytes(row.body)) == body
-        assert api.doorbell.rings == []
+        assert inbox.open_body(api.services.encryptor, row.id, None, bytes(row.body)) == body
+        assert api.hint_publisher.rings == []
         assert await api.count("checkouts") == 1
-        assert letterbox(api).unproven == {("merchant", "missing", "outside"): 2}
+        assert callback_intake(api).unproven == {("merchant", "missing", "outside"): 2}
 
 
 async def test_a_flood_without_proof_fills_no_disk_and_shuts_out_nothing_real(database_url):
@@ -161,7 +161,7 @@ async def test_a_flood_without_proof_fills_no_disk_and_shuts_out_nothing_real(da
         )
         assert {answer.status_code for answer in answers} == {401}
         assert await api.count("callbacks") == 3
-        assert letterbox(api).over_limit == {("merchant", "missing"): 17}
+        assert callback_intake(api).over_limit == {("merchant", "missing"): 17}
         for number in range(4):
             assert (await send(api, posted(f"R-{number}", amount=None))).status_code == 200
         assert await api.count("callbacks") == 5
@@ -174,7 +174,7 @@ async def test_a_flood_without_proof_fills_no_disk_and_shuts_out_nothing_real(da
 )
 async def test_an_address_that_we_did_not_make_stores_nothing(database_url, path):
     async with checking(database_url) as api:
-        signed_part = callback_urls.merchant_url(api.services.vault, "", "default").rsplit("/", 1)[1]
+        signed_part = callback_urls.merchant_url(api.services.encryptor, "", "default").rsplit("/", 1)[1]
         answer = await api.client.post(path.format(signed_part), content=posted(), headers=FORM)
         problem(answer, 404, "unknown-callback")
         assert await api.count("callbacks") == 0
@@ -182,7 +182,7 @@ async def test_an_address_that_we_did_not_make_stores_nothing(database_url, path
 
 async def test_only_a_post_is_taken(database_url):
     async with checking(database_url) as api:
-        url = path_of(callback_urls.merchant_url(api.services.vault, "", "default"))
+        url = path_of(callback_urls.merchant_url(api.services.encryptor, "", "default"))
         assert (await api.client.get(url)).status_code == 405
         assert (await api.client.post(url, content=b"x" * 262_145, headers=FORM)).status_code == 413
         assert await api.count("callbacks") == 0
@@ -217,12 +217,12 @@ async def test_a_payment_for_an_order_that_nobody_asked_for_becomes_a_checkout_w
         assert row.deadline == row.ended_at == row.created_at
         assert (row.hinted, row.wake, row.auto_capture, row.offered_at) == (True, 1, False, None)
         assert 0 < row.alarm.total_seconds() <= 5.1
-        key = api.services.vault.data_key(row.id, row.data_key)
+        key = api.services.encryptor.data_key(row.id, row.data_key)
         assert key.open(bytes(row.body), purpose="intent") == b"{}"
         (letter,) = await api.sql("SELECT checkout_id, grade, body, handled_at FROM callbacks")
         assert (letter.checkout_id, letter.grade, letter.handled_at) == (row.id, "signed", None)
-        assert inbox.open_body(api.services.vault, row.id, row.data_key, bytes(letter.body)) == posted()
-        assert api.doorbell.rings == [("callbacks", row.id)]
+        assert inbox.open_body(api.services.encryptor, row.id, row.data_key, bytes(letter.body)) == posted()
+        assert api.hint_publisher.rings == [("callbacks", row.id)]
         assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["stray_adopted"]
         (entry,) = await api.sql("SELECT action, entry FROM audit_entries")
         assert entry.action == "checkout:received"
@@ -234,7 +234,7 @@ async def test_a_payment_for_an_order_that_nobody_asked_for_becomes_a_checkout_w
             '"transaction":"539101"',
         ):
             assert said in entry.entry
-        assert (await audit.verify(api.services.db, api.services.vault)).problems == []
+        assert (await audit.verify(api.services.db, api.services.encryptor)).problems == []
 
 
 async def test_an_adopted_payment_can_be_looked_at_like_any_checkout(database_url):

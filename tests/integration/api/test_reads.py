@@ -6,10 +6,9 @@ from uuid import UUID
 
 import pytest
 
-from orchestrator.audit import archive
-from orchestrator.store import checkouts
-from orchestrator.audit import Action
+from orchestrator.audit import Action, archive
 from orchestrator.domain.states import Trigger
+from orchestrator.store import checkouts
 from tests.integration.api.scene import Api, intent
 from tests.integration.api.test_intake import problem
 
@@ -300,11 +299,11 @@ async def test_an_archived_checkout_is_shown_with_its_books_and_its_trail_with_w
     assert (await api.get(f"/v1/checkouts/{checkout}/audit")).json()["archived"] == []
     services = api.services
     (held,) = await checkouts.claim(services.db, [UUID(checkout)], lease_seconds=60)
-    moves = checkouts.Lifecycle(services.db, services.vault)
+    moves = checkouts.Transitions(services.db, services.encryptor)
     refused = checkouts.Move(held=held, trigger=Trigger.REFUSED, action=Action.CHECKOUT_MOVED, alarm=None)
     await moves.advance(refused)
     await moves.close()
-    await archive.run(services.db, services.vault, tmp_path, older_than=0.0, most=10)
+    await archive.run(services.db, services.encryptor, tmp_path, older_than=0.0, most=10)
     found = await shown(api, checkout)
     assert (found["state"], found["orderId"], found["dueAt"]) == ("failed", "A-1", None)
     assert found["archivedAt"] > found["createdAt"]

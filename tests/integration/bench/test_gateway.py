@@ -10,7 +10,7 @@ import pytest
 from orchestrator.devkit.bench import wire
 from orchestrator.devkit.bench.latency import Latency
 from orchestrator.gateway.outcomes import Done, Refused, Unauthorized, Unknown
-from orchestrator.gateway.payments import Reading, read
+from orchestrator.gateway.payments import PaymentMeaning, read
 from tests.integration.bench.parties import AT_ONCE, CHECKOUT, asked, light, offered, until
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +30,7 @@ async def test_a_session_is_opened_and_its_methods_are_listed():
 
 @pytest.mark.parametrize(
     ("captures", "status", "captured", "reading"),
-    [(False, "preauth", 0, Reading.RESERVED), (True, "captured", 13900, Reading.CAPTURED)],
+    [(False, "preauth", 0, PaymentMeaning.RESERVED), (True, "captured", 13900, PaymentMeaning.CAPTURED)],
 )
 async def test_a_payment_is_bound_to_the_checkout_that_asked_for_it(captures, status, captured, reading):
     async with light(shoppers=AT_ONCE) as (gateway, client, account):

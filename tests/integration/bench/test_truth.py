@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.devkit.bench.truth import Left, Truth, others
-from orchestrator.store.database import Database
-from orchestrator.store.checkouts import Event
 from orchestrator.domain.states import State, Trigger
+from orchestrator.store.checkouts import Event
+from orchestrator.store.database import Database
 from tests.factories import payment
 
 pytestmark = pytest.mark.anyio

@@ -13,14 +13,14 @@ from uuid import UUID, uuid4
 import httpx
 from sqlalchemy import text
 
-from orchestrator.store import inbox
 from orchestrator import intents
-from orchestrator.processing import Carrier
-from orchestrator.store.database import Database
+from orchestrator.crypto import Encryptor
 from orchestrator.gateway.client import Gateway
-from orchestrator.store.checkouts import Lifecycle, Operation, claim, sign_operation
+from orchestrator.processing import CheckoutProcessor
+from orchestrator.store import inbox
+from orchestrator.store.checkouts import Operation, Transitions, claim, sign_operation
+from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
-from orchestrator.crypto import Vault
 from tests.conftest import make_settings
 
 if TYPE_CHECKING:
@@ -57,24 +57,24 @@ def intent(order: str, *, amount: str = "139.00", capture: bool = False, **more:
     return json.dumps(body).encode()
 
 
-async def take(carrier: Carrier, ids: Sequence[UUID]) -> list[UUID]:
+async def take(processor: CheckoutProcessor, ids: Sequence[UUID]) -> list[UUID]:
     """Claim what a hint would find, and carry it as far as it goes; return what was rung meanwhile."""
-    return await carrier.carry(await claim(carrier.db, ids, lease_seconds=carrier.settings.lease_seconds))
+    return await processor.process(await claim(processor.db, ids, lease_seconds=processor.settings.lease_seconds))
 
 
 class Scene:
-    """One test's installation. `carry` claims and carries once, as a hint would have it done."""
+    """One test's installation. `process` claims and carries once, as a hint would have it done."""
 
     def __init__(self, settings: Settings, db: Database, gateway: Gateway, *, patience: float = 5.0) -> None:
         self.settings, self.db = settings, db
-        self.vault = Vault(settings.secret_keys)
-        self.moves = Lifecycle(db, self.vault, patience=patience)
-        self.merchants = Merchants(db, self.vault, settings)
-        self.carrier = Carrier(
-            settings, db, self.vault, gateway=gateway, lifecycle=self.moves, merchants=self.merchants
+        self.encryptor = Encryptor(settings.secret_keys)
+        self.moves = Transitions(db, self.encryptor, patience=patience)
+        self.merchants = Merchants(db, self.encryptor, settings)
+        self.processor = CheckoutProcessor(
+            settings, db, self.encryptor, gateway=gateway, lifecycle=self.moves, merchants=self.merchants
         )
-        self.intents = inbox.Intents(db, self.vault, grace=settings.hint_grace)
-        self.callbacks = inbox.Callbacks(db, self.vault, grace=settings.hint_grace)
+        self.intents = inbox.Intents(db, self.encryptor, grace=settings.hint_grace)
+        self.callbacks = inbox.Callbacks(db, self.encryptor, grace=settings.hint_grace)
         # A kept connection is given up before the servers give it up (5 s): a request that meets its end has no answer.
         self.http = httpx.AsyncClient(timeout=5, limits=httpx.Limits(keepalive_expiry=2))
         self.orders: dict[UUID, str] = {}
@@ -114,18 +114,18 @@ class Scene:
         assert merchant is not None
         return merchant.id
 
-    async def carry(self, *ids: UUID) -> list[UUID]:
+    async def process(self, *ids: UUID) -> list[UUID]:
         """Carry, whatever the alarms say: as if they had just been hinted at."""
         await self.sql("UPDATE checkouts SET hinted = true WHERE id = ANY(:ids)", ids=list(ids))
         return await self.take(*ids)
 
     async def take(self, *ids: UUID) -> list[UUID]:
-        return await take(self.carrier, ids)
+        return await take(self.processor, ids)
 
     async def offered(self, **intent: Any) -> UUID:
         """Return a checkout that is awaiting payment."""
         checkout = await self.accept(**intent)
-        await self.carry(checkout)
+        await self.process(checkout)
         assert await self.state(checkout) == "awaiting_payment"
         return checkout
 
@@ -186,7 +186,7 @@ class Scene:
         key = (await self.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout))[
             0
         ].data_key
-        token = self.vault.data_key(checkout, key).open(session.token, purpose="token").decode()
+        token = self.encryptor.data_key(checkout, key).open(session.token, purpose="token").decode()
         chosen = next(one for one in session.methods if one["type"] == method)
         answer = await self.http.post(
             chosen["onInitiatePayment"]["value"],
@@ -225,7 +225,7 @@ class Scene:
         **arguments: object,
     ) -> UUID:
         asked = await inbox.request(
-            self.db, self.vault, checkout, merchant_id=1, kind=kind, actor="client:shop", reason="sold out",
+            self.db, self.encryptor, checkout, merchant_id=1, kind=kind, actor="client:shop", reason="sold out",
             expected_version=version, arguments=arguments, grace=0.2,
         )  # fmt: skip
         assert asked is not None
@@ -236,7 +236,7 @@ class Scene:
         command = await self.command(checkout, kind, **arguments)
         async with asyncio.timeout(15):
             while True:
-                await self.carry(checkout)
+                await self.process(checkout)
                 (row,) = await self.sql("SELECT result FROM commands WHERE id = :id", id=command)
                 if row.result is not None and not await self.operating(checkout):
                     return str(row.result)
@@ -256,7 +256,7 @@ class Scene:
         names = [one.name for one in fields(Operation)]
         for row in await self.operations(checkout):
             operation = Operation(**{name: getattr(row, name) for name in names})
-            mac = sign_operation(self.vault, checkout, row.merchant_id, operation)
+            mac = sign_operation(self.encryptor, checkout, row.merchant_id, operation)
             await self.sql("UPDATE money_operations SET mac = :mac WHERE id = :id", mac=mac, id=row.id)
 
     async def paid(self, **intent: Any) -> UUID:
@@ -264,14 +264,14 @@ class Scene:
         checkout = await self.offered(**intent)
         await self.pay(checkout)
         await self.call_back(checkout)
-        await self.carry(checkout)
+        await self.process(checkout)
         assert await self.state(checkout) == "completed"
         return checkout
 
     async def policy(self, **policies: object) -> None:
         """Set policies of the merchant, for this scene."""
         assert await self.merchants.set_policies("default", policies)
-        self.merchants = self.carrier.merchants = Merchants(self.db, self.vault, self.settings)
+        self.merchants = self.processor.merchants = Merchants(self.db, self.encryptor, self.settings)
 
     async def later(self, **span: float) -> None:
         """Let time pass for everything that goes by Postgres's clock."""

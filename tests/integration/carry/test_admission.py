@@ -1,6 +1,6 @@
 """Admission: no merchant's backlog is in another's way, nothing is left behind without an alarm, and nothing is forgotten.
 
-The gateway answers nobody until the test lets it (`Held`), so what is in flight and in which order things end is the test's own decision.
+The gateway answers nobody until the test lets it (`ClaimedCheckout`), so what is in flight and in which order things end is the test's own decision.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 from sqlalchemy.exc import OperationalError, ProgrammingError
+from tests.integration.process.scene import Scene, scene
 
-from orchestrator.processing import Admission, dispatcher
 from orchestrator.gateway.client import Gateway
+from orchestrator.processing import Dispatcher, dispatcher
 from orchestrator.store.checkouts import claim
-from tests.integration.carry.scene import Scene, scene
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-class Holding(Gateway):
+class PaymentView(Gateway):
     """The real client, whose calls for a merchant wait until they are let go."""
 
     def __init__(self, settings: Any) -> None:
@@ -48,8 +48,8 @@ class Holding(Gateway):
 class Crowd:
     """A scene with an admission for ten checkouts at once, nine of them for whoever comes first."""
 
-    def __init__(self, world: Scene, gateway: Holding, admitted: Admission) -> None:
-        self.world, self.gateway, self.admission = world, gateway, admitted
+    def __init__(self, world: Scene, gateway: PaymentView, admitted: Dispatcher) -> None:
+        self.world, self.gateway, self.dispatcher = world, gateway, admitted
 
     async def orders(self, number: int, merchant: int = 1) -> list[UUID]:
         return list(await asyncio.gather(*(self.world.accept(merchant=merchant) for _ in range(number))))
@@ -80,10 +80,10 @@ class Crowd:
 @asynccontextmanager
 async def crowd(database_url: str, gateway_url: str, **changes: object) -> AsyncIterator[Crowd]:
     tight = {"in_flight_limit": 10, "gateway_pool_size": 5, "hint_grace": 60.0, **changes}
-    async with scene(database_url, gateway_url, **tight) as world, Holding(world.settings) as gateway:
-        world.carrier.gateway = gateway
+    async with scene(database_url, gateway_url, **tight) as world, PaymentView(world.settings) as gateway:
+        world.processor.gateway = gateway
         await world.merchants.everyone()
-        admitted = Admission(world.carrier)
+        admitted = Dispatcher(world.processor)
         try:
             yield Crowd(world, gateway, admitted)
         finally:
@@ -100,18 +100,18 @@ async def few(database_url: str, gateway_url: str) -> AsyncIterator[Crowd]:
 
 async def test_with_room_for_all_everything_is_carried(few: Crowd):
     ids = await few.orders(5)
-    await few.admission.admit(ids)
+    await few.dispatcher.admit(ids)
     await few.until_through(*ids)
-    await few.admission.admit([])
-    await few.admission.admit(ids)
-    assert (few.admission.room.taken, few.admission.crowded) == (0, [])
+    await few.dispatcher.admit([])
+    await few.dispatcher.admit(ids)
+    assert (few.dispatcher.room.taken, few.dispatcher.overloaded) == (0, [])
 
 
 async def test_a_hint_is_answered_when_it_is_claimed_and_not_when_it_is_carried(few: Crowd):
     few.gateway.hold("default")
     ids = await few.orders(3)
     async with asyncio.timeout(5):
-        await few.admission.admit(ids)
+        await few.dispatcher.admit(ids)
     assert await few.leased() == {1: 3}
 
 
@@ -119,29 +119,29 @@ async def test_a_burst_of_one_merchant_delays_nobody_else(few: Crowd):
     quiet = await few.world.second_merchant()
     few.gateway.hold("default")
     burst = await few.orders(40)
-    await few.admission.admit(burst)
+    await few.dispatcher.admit(burst)
     assert await few.leased() == {1: 9}, "alone, it has all but the reserve"
     await few.everything_waits_for_something()
 
     (order,) = await few.orders(1, quiet)
-    await few.admission.admit([order])
+    await few.dispatcher.admit([order])
     await few.until_through(order)
     assert await few.leased() == {1: 9}, "nothing of the burst has moved meanwhile"
 
     few.gateway.let_go("default")
     await few.until_through(*burst)
-    assert few.admission.crowded == []
+    assert few.dispatcher.overloaded == []
 
 
 async def test_what_is_left_behind_is_carried_without_another_hint_the_longest_waiting_first(few: Crowd):
     few.gateway.hold("default")
     first = await few.orders(9)
-    await few.admission.admit(first)
+    await few.dispatcher.admit(first)
     later = []
     for _ in range(12):
         later += await few.orders(1)
-    await few.admission.admit(later)
-    assert (await few.leased(), few.admission.crowded) == ({1: 9}, [1])
+    await few.dispatcher.admit(later)
+    assert (await few.leased(), few.dispatcher.overloaded) == ({1: 9}, [1])
     await few.world.sql(
         "UPDATE checkouts SET due_at = due_at - interval '5 s' WHERE id = ANY(:ids)", ids=later[-3:]
     )
@@ -162,8 +162,8 @@ async def test_two_merchants_with_more_than_enough_come_to_have_the_same(few: Cr
     quiet = await few.world.second_merchant()
     few.gateway.hold("default", "quiet")
     mine, theirs = await few.orders(30), await few.orders(30, quiet)
-    await few.admission.admit(mine)
-    await few.admission.admit(theirs)
+    await few.dispatcher.admit(mine)
+    await few.dispatcher.admit(theirs)
     assert await few.leased() == {1: 9, quiet: 1}
     # Each order takes three calls. What the first gives up, the second gets, until they are even.
     few.gateway.let_go("default", 27)
@@ -179,8 +179,8 @@ async def test_a_slow_gateway_holds_no_more_than_its_own_places(database_url: st
     async with crowd(database_url, gateway_url, in_flight_limit=100) as many:
         quiet = await many.world.second_merchant(gateway_url=gateway_url.replace("127.0.0.1", "localhost"))
         many.gateway.hold("default", "quiet")
-        await many.admission.admit(await many.orders(50))
-        await many.admission.admit(await many.orders(50, quiet))
+        await many.dispatcher.admit(await many.orders(50))
+        await many.dispatcher.admit(await many.orders(50, quiet))
         assert await many.leased() == {1: 9, quiet: 9}
 
 
@@ -192,10 +192,10 @@ async def test_callbacks_do_not_wait_behind_their_own_merchants_new_orders(few: 
         ids=paid,
     )
     burst = await few.orders(40)
-    await few.admission.admit(burst)
+    await few.dispatcher.admit(burst)
     for one in paid:
         await few.world.call_back(one)
-    await few.admission.admit(paid, "callbacks")
+    await few.dispatcher.admit(paid, "callbacks")
     rows = await few.world.sql(
         "SELECT id FROM checkouts WHERE lease IS NOT NULL AND id = ANY(:ids)", ids=paid
     )
@@ -210,7 +210,7 @@ async def test_callbacks_do_not_wait_behind_their_own_merchants_new_orders(few: 
 async def test_a_ring_while_it_is_held_is_answered_at_once(few: Crowd):
     few.gateway.hold("default")
     (order,) = await few.orders(1)
-    await few.admission.admit([order])
+    await few.dispatcher.admit([order])
     await few.world.call_back(order)
     few.gateway.let_go("default")
     async with asyncio.timeout(10):
@@ -222,7 +222,7 @@ async def test_a_hint_by_both_ways_is_carried_once(few: Crowd):
     few.gateway.hold("default")
     (order,) = await few.orders(1)
     await asyncio.gather(
-        few.admission.admit([order]), few.admission.admit([order], "callbacks"), few.admission.admit([order])
+        few.dispatcher.admit([order]), few.dispatcher.admit([order], "callbacks"), few.dispatcher.admit([order])
     )
     assert (await few.world.row(order)).claims == 1
 
@@ -230,10 +230,10 @@ async def test_a_hint_by_both_ways_is_carried_once(few: Crowd):
 async def test_with_no_room_at_all_a_hint_waits_and_is_claimed_when_there_is(few: Crowd):
     quiet, third = await few.world.second_merchant(), await few.world.second_merchant("third")
     few.gateway.hold("default", "quiet", "third")
-    await few.admission.admit(await few.orders(9))
-    await few.admission.admit(await few.orders(1, quiet))
+    await few.dispatcher.admit(await few.orders(9))
+    await few.dispatcher.admit(await few.orders(1, quiet))
     (order,) = await few.orders(1, third)
-    waiting = asyncio.create_task(few.admission.admit([order]))
+    waiting = asyncio.create_task(few.dispatcher.admit([order]))
     await asyncio.sleep(0.1)
     assert not waiting.done()
     few.gateway.let_go("quiet")
@@ -246,9 +246,9 @@ async def test_a_hint_waits_no_longer_than_a_lease(database_url: str, gateway_ur
     async with crowd(database_url, gateway_url, **brief) as one:
         one.gateway.hold("default")
         first, second = await one.orders(2)
-        await one.admission.admit([first])
+        await one.dispatcher.admit([first])
         with structlog.testing.capture_logs() as logs:
-            await one.admission.admit([second])
+            await one.dispatcher.admit([second])
         assert [line["event"] for line in logs] == ["no_room"]
         # It is taken up no more: its alarm stands.
         one.gateway.let_go("default")
@@ -260,12 +260,12 @@ async def test_a_hint_waits_no_longer_than_a_lease(database_url: str, gateway_ur
 async def test_while_the_event_loop_has_work_enough_only_newcomers_are_claimed(few: Crowd, monkeypatch):
     quiet = await few.world.second_merchant()
     few.gateway.hold("default")
-    await few.admission.admit(await few.orders(2))
-    monkeypatch.setattr(type(few.world.carrier), "busy", property(lambda _: True))
+    await few.dispatcher.admit(await few.orders(2))
+    monkeypatch.setattr(type(few.world.processor), "busy", property(lambda _: True))
     more = await few.orders(3)
-    await few.admission.admit(more)
+    await few.dispatcher.admit(more)
     (order,) = await few.orders(1, quiet)
-    await few.admission.admit([order])
+    await few.dispatcher.admit([order])
     await few.until_through(order)
     assert await few.leased() == {1: 2}
     monkeypatch.undo()
@@ -281,18 +281,18 @@ async def test_more_than_one_claim_takes_is_claimed_in_several(
     async with crowd(database_url, gateway_url, **roomy) as many:
         many.gateway.hold("default")
         ids = await many.orders(22)
-        await asyncio.gather(*(many.admission.admit([one]) for one in ids[:10]))
+        await asyncio.gather(*(many.dispatcher.admit([one]) for one in ids[:10]))
         assert await many.leased() == {1: 10}
         # Where something was left behind, a claim takes what has waited longest, four at a time.
-        many.admission._behind[dispatcher.Flow(1, "checkouts")] = {}
-        await many.admission.admit(ids[10:11])
+        many.dispatcher._behind[dispatcher.FlowKey(1, "checkouts")] = {}
+        await many.dispatcher.admit(ids[10:11])
         await many.until_leased(m1=22)
 
 
 async def test_a_merchant_that_is_not_known_yet_has_its_room_too(few: Crowd):
     few.world.merchants._read_at = float("-inf")
     ids = await few.orders(2)
-    await few.admission.admit(ids)
+    await few.dispatcher.admit(ids)
     await few.until_through(*ids)
 
 
@@ -325,13 +325,13 @@ async def test_a_claim_that_fails_is_told_by_a_value_and_the_dispatcher_goes_on(
     ids = await few.orders(3)
     breaking(monkeypatch, error)
     with structlog.testing.capture_logs() as logs:
-        answered = await asyncio.gather(*(few.admission.admit([one]) for one in ids))
+        answered = await asyncio.gather(*(few.dispatcher.admit([one]) for one in ids))
     assert not any(answered)
     assert [line["event"] for line in logs] == [event]
-    rounds = few.admission.rounds
-    assert all(await asyncio.gather(*(few.admission.admit([one]) for one in ids)))
-    assert few.admission.rounds > rounds
-    assert (few.admission.ended, few.admission.waiting) == (False, 0)
+    rounds = few.dispatcher.rounds
+    assert all(await asyncio.gather(*(few.dispatcher.admit([one]) for one in ids)))
+    assert few.dispatcher.rounds > rounds
+    assert (few.dispatcher.ended, few.dispatcher.waiting) == (False, 0)
     await few.until_through(*ids)
 
 
@@ -349,22 +349,22 @@ async def test_a_claim_that_takes_longer_than_its_lease_is_given_up(
 
         monkeypatch.setattr(claim, "_claim", hangs)
         async with asyncio.timeout(10):
-            assert not await one.admission.admit([order])
-            while not await one.admission.admit([order]):
+            assert not await one.dispatcher.admit([order])
+            while not await one.dispatcher.admit([order]):
                 pass
         await one.until_through(order)
 
 
 async def test_a_dispatcher_that_ends_is_told_of(few: Crowd):
     with structlog.testing.capture_logs() as logs:
-        few.admission._runner.cancel()
-        await asyncio.gather(few.admission._runner, return_exceptions=True)
-    assert few.admission.ended
+        few.dispatcher._runner.cancel()
+        await asyncio.gather(few.dispatcher._runner, return_exceptions=True)
+    assert few.dispatcher.ended
     assert [line["event"] for line in logs] == ["dispatcher_ended"]
-    waiting = asyncio.create_task(few.admission.admit(await few.orders(1)))
+    waiting = asyncio.create_task(few.dispatcher.admit(await few.orders(1)))
     await asyncio.sleep(0.05)
-    assert few.admission.waiting == 1
-    few.admission.stop()
+    assert few.dispatcher.waiting == 1
+    few.dispatcher.stop()
     await waiting
 
 
@@ -372,7 +372,7 @@ async def test_what_was_left_behind_is_looked_for_again_when_a_claim_broke(few: 
     monkeypatch.setattr(dispatcher, "AGAIN", 0.05)
     few.gateway.hold("default")
     burst = await few.orders(12)
-    await few.admission.admit(burst)
+    await few.dispatcher.admit(burst)
     breaking(monkeypatch, ValueError("a mistake of ours"))
     with structlog.testing.capture_logs() as logs:
         few.gateway.let_go("default")
@@ -383,18 +383,18 @@ async def test_what_was_left_behind_is_looked_for_again_when_a_claim_broke(few: 
 async def test_a_shutdown_lets_every_hint_go_and_gives_every_lease_back(few: Crowd):
     quiet = await few.world.second_merchant()
     few.gateway.hold("default", "quiet")
-    await few.admission.admit(await few.orders(9))
-    await few.admission.admit(await few.orders(1, quiet))
-    waiting = asyncio.create_task(few.admission.admit(await few.orders(1)))
-    rung = asyncio.create_task(few.admission.admit(await few.orders(1), "callbacks"))
+    await few.dispatcher.admit(await few.orders(9))
+    await few.dispatcher.admit(await few.orders(1, quiet))
+    waiting = asyncio.create_task(few.dispatcher.admit(await few.orders(1)))
+    rung = asyncio.create_task(few.dispatcher.admit(await few.orders(1), "callbacks"))
     await asyncio.sleep(0.05)
-    few.admission.stop()
+    few.dispatcher.stop()
     await waiting
     await rung
     for merchant in ("default", "quiet"):
         few.gateway.let_go(merchant)
-    await few.admission.close()
-    await few.admission.admit(await few.orders(1))
+    await few.dispatcher.close()
+    await few.dispatcher.admit(await few.orders(1))
     rows = await few.world.sql("SELECT lease, state, due_at FROM checkouts")
     assert all(row.lease is None and row.due_at is not None for row in rows)
     assert {row.state for row in rows} == {"received", "authenticated"}, "the calls under way were ended"

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.integration.carry.scene import Scene
+    from tests.integration.process.scene import Scene
 
 pytestmark = pytest.mark.anyio
 
 
 def bend(world: Scene, monkeypatch: pytest.MonkeyPatch, change):
     """Change the bytes of every answer to a lookup before they are read."""
-    wire = world.carrier.gateway._wire
+    wire = world.processor.gateway._wire
     exchange = wire.exchange
 
     async def bent(request, **more):
@@ -37,7 +37,7 @@ async def test_money_behind_a_damaged_answer_completes_the_order(world: Scene, m
     await world.pay(checkout)
     bend(world, monkeypatch, lambda raw: b"\r\n" + raw.replace(b"</Transaction>", CUSTOMER % name))
     await world.call_back(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.attention) == ("completed", 13900, None)
     (payment,) = await world.sql("SELECT flags, raw_amounts FROM payments")
@@ -52,7 +52,7 @@ async def test_an_answer_that_stays_unreadable_is_told_with_its_order_after_thre
     await world.call_back(checkout)
     bend(world, monkeypatch, lambda raw: raw[:-20])
     for attempt in (1, 2, 3, 4):
-        await world.carry(checkout)
+        await world.process(checkout)
         row = await world.row(checkout)
         assert (row.attempts, row.attention is not None) == (attempt, attempt >= 3)
     assert row.attention.startswith(
@@ -61,7 +61,7 @@ async def test_an_answer_that_stays_unreadable_is_told_with_its_order_after_thre
     assert "is not XML" in row.attention
     assert (await world.events(checkout)).count("checkout.attention") == 1
     monkeypatch.undo()
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.attention) == ("completed", None)
 
@@ -77,7 +77,7 @@ async def test_rows_that_stand_elsewhere_are_money_all_the_same(world: Scene, mo
             b"</Transactions>", b"</Transactions></Action></Actions>"
         ),
     )
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).state == "completed"
 
 
@@ -92,7 +92,7 @@ async def test_an_amount_that_cannot_be_read_is_kept_as_written_until_it_can(wor
             b"<MerchantCurrencyAlpha>DKK<", b"<MerchantCurrencyAlpha>QQQ<"
         ),
     )
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).attention.startswith("unclear_payment")
     (payment,) = await world.sql("SELECT currency, role, raw_amounts FROM payments")
     assert (payment.currency, payment.role) == ("", "unknown")
@@ -101,7 +101,7 @@ async def test_an_amount_that_cannot_be_read_is_kept_as_written_until_it_can(wor
     transactions = (await world.trail(checkout))[-1]["evidence"]["transactions"]
     assert transactions[0]["raw"] == payment.raw_amounts
     monkeypatch.undo()
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.reserved) == ("completed", 13900)
     (payment,) = await world.sql("SELECT currency, raw_amounts FROM payments")
@@ -121,6 +121,6 @@ async def test_an_attempt_that_ended_in_an_error_without_money_lets_the_order_ex
         ),
     )
     await world.sql("UPDATE checkouts SET deadline = clock() - interval '1 hour'")
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.attention) == ("expired", None)

@@ -8,14 +8,14 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.integration.process.scene import Scene, scene
 
-from orchestrator.store import checkouts as lifecycle
-from orchestrator.processing import lookup_budget
 from orchestrator.cli import doctor
 from orchestrator.explain import explain
 from orchestrator.explain.record import gather
 from orchestrator.gateway.client import Gateway
-from tests.integration.carry.scene import Scene, scene
+from orchestrator.processing import lookup_budget
+from orchestrator.store import checkouts as lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,11 +48,11 @@ async def a_day(world: Scene, orders: int, *, looks_per_minute: int) -> tuple[Co
     elapsed, began = 0, time.monotonic()
     # Simulated time is what was skipped, and what really went by meanwhile.
     async with Counting(world.settings, lambda: int(elapsed + time.monotonic() - began) // 60) as gateway:
-        world.carrier.gateway = gateway
+        world.processor.gateway = gateway
         await world.policy(looks_per_minute=looks_per_minute)
         for _ in range(0, orders, 500):
             ids = await asyncio.gather(*(world.accept() for _ in range(min(orders, 500))))
-            await world.carry(*ids)
+            await world.process(*ids)
         while elapsed < DAY:
             due = await lifecycle.due(world.db, most=1000)
             if due:
@@ -111,7 +111,7 @@ async def test_a_look_that_waits_for_its_place_leaves_no_shopper_with_a_token_th
     await world.sql("UPDATE sessions SET token_expires_at = clock() + interval '30 seconds'")
     if refused:
         await world.control("PUT", "faults", {"authenticate": {"count": 100, "status": 503}})
-    await world.carry(*checkouts)
+    await world.process(*checkouts)
     rows = await world.sql(
         "SELECT c.booked, s.token_expires_at - clock() AS left FROM checkouts c JOIN sessions s ON s.checkout_id = c.id"
     )
@@ -130,13 +130,13 @@ async def due_in_order(world: Scene) -> list[object]:
 async def test_a_shopper_who_has_come_back_does_not_wait_behind_the_lookups_of_others(world: Scene):
     await world.policy(looks_per_minute=6)
     quiet = [await world.offered() for _ in range(4)]
-    await world.carry(*quiet)
+    await world.process(*quiet)
     assert len(await due_in_order(world)) == 3, "one at once, the others in their turn"
     back = await world.offered()
     # What came with the shopper was read, and the gateway did not confirm it yet.
     await world.sql("UPDATE checkouts SET wake = 1 WHERE id = :id", id=back)
     looks = (await world.row(back)).looks
-    await world.carry(back)
+    await world.process(back)
     row = await world.row(back)
     assert not row.booked
     assert row.looks > looks, "it was looked at"
@@ -144,7 +144,7 @@ async def test_a_shopper_who_has_come_back_does_not_wait_behind_the_lookups_of_o
     await world.sql(
         "UPDATE checkouts SET offered_at = offered_at - interval '1 hour' WHERE id = :id", id=back
     )
-    await world.carry(back)
+    await world.process(back)
     assert (await due_in_order(world))[-1] == back
 
 
@@ -163,7 +163,7 @@ async def test_lookups_take_their_places_by_what_may_be_lost(world: Scene):
     await world.sql(
         "UPDATE checkouts SET state = 'expired', ended_at = clock() WHERE id = :id", id=known["ended"]
     )
-    await world.carry(*known.values())
+    await world.process(*known.values())
     names_of = {checkout: name for name, checkout in known.items()}
     order = [names_of[one] for one in await due_in_order(world)]
     assert order == ["old", "great", "small", "young", "looked at", "ended"], "and the first went at once"
@@ -173,7 +173,7 @@ async def test_the_queue_of_lookups_is_told_of_with_its_length_and_its_age(world
     await world.offered()
     assert await lookup_budget.queues(world.db) == []
     await world.policy(looks_per_minute=6)
-    await world.carry(*[await world.offered() for _ in range(5)])
+    await world.process(*[await world.offered() for _ in range(5)])
     (queue,) = await lookup_budget.queues(world.db)
     assert (queue.merchant, queue.waiting) == ("default", 4)
     assert 30 < queue.wait < 60

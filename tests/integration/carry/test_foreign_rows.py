@@ -9,13 +9,13 @@ from uuid import uuid4
 import pytest
 from structlog.testing import capture_logs
 
+from orchestrator.crypto import Encryptor
 from orchestrator.store import checkouts
 from orchestrator.store.merchants import Merchants
-from orchestrator.crypto import Vault
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 
 if TYPE_CHECKING:
-    from tests.integration.carry.scene import Scene
+    from tests.integration.process.scene import Scene
 
 pytestmark = pytest.mark.anyio
 
@@ -38,8 +38,8 @@ async def carried(world: Scene, checkout) -> list[dict]:
     """Wake a checkout and carry it; return what was logged as a matter of security."""
     await world.sql(WAKE, id=checkout)
     with capture_logs() as lines:
-        await world.carry(checkout)
-        await world.carry(checkout)
+        await world.process(checkout)
+        await world.process(checkout)
     return [line for line in lines if line.get("security")]
 
 
@@ -157,9 +157,9 @@ async def test_a_settled_operation_is_not_sent_again_when_its_row_says_so(world:
 
 
 async def test_commands_and_operations_signed_before_a_rotation_of_keys_are_ours(core):
-    older = Vault(make_settings(secret_keys=(OLDER_KEY,)).secret_keys)
-    rotated = Vault(make_settings(secret_keys=(SECRET_KEY, OLDER_KEY)).secret_keys)
-    alone = Vault(make_settings(secret_keys=(SECRET_KEY,)).secret_keys)
+    older = Encryptor(make_settings(secret_keys=(OLDER_KEY,)).secret_keys)
+    rotated = Encryptor(make_settings(secret_keys=(SECRET_KEY, OLDER_KEY)).secret_keys)
+    alone = Encryptor(make_settings(secret_keys=(SECRET_KEY,)).secret_keys)
     checkout = uuid4()
     arguments = {"amount": 100, "expiresIn": 90.0, "ratio": 0.1, "transactionId": "é"}
     command = checkouts.Command(uuid4(), "capture", "client:shop", None, 3, arguments)
@@ -187,7 +187,7 @@ async def test_policies_that_move_money_are_not_followed_from_a_row_that_is_not_
         "UPDATE merchants SET policies = policies || CAST(:new AS jsonb)", new=json.dumps(policies)
     )
     with capture_logs() as lines:
-        read = await Merchants(world.db, world.vault, world.settings).get(1)
+        read = await Merchants(world.db, world.encryptor, world.settings).get(1)
     assert (read.policies.surplus, read.policies.capture, read.policies.late) == ("ask", "manual", "ask")
     assert read.policies.looks_per_minute == policies.get("looks_per_minute", 77)
     assert [line["event"] for line in lines if line.get("security")] == ["policies_not_authentic"]

@@ -8,10 +8,11 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from tests.integration.process.scene import Scene, scene
 
-from orchestrator.processing import Admission, dispatcher as admission
+from orchestrator.processing import Dispatcher
+from orchestrator.processing import dispatcher as dispatcher
 from orchestrator.store.checkouts import claim, renew
-from tests.integration.carry.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +27,7 @@ async def test_two_claims_of_the_same_order_carry_it_once(world: Scene):
 async def test_an_answer_that_comes_after_the_lease_was_lost_is_dropped(world: Scene):
     checkout = await world.accept()
     await world.plan(checkout, delayMs={"session": 400})
-    carrying = asyncio.create_task(world.carry(checkout))
+    carrying = asyncio.create_task(world.process(checkout))
     await world.until_state(checkout, "authenticated")
     await world.sql("UPDATE checkouts SET lease = :other WHERE id = :id", other=uuid4(), id=checkout)
     assert await carrying == []
@@ -40,7 +41,7 @@ async def test_an_answer_that_comes_after_the_lease_was_lost_is_dropped(world: S
 async def test_a_ring_under_our_lease_is_reported_and_sets_the_alarm_to_now(world: Scene):
     checkout = await world.accept()
     await world.plan(checkout, delayMs={"payment-methods": 300})
-    carrying = asyncio.create_task(world.carry(checkout))
+    carrying = asyncio.create_task(world.process(checkout))
     await world.until_state(checkout, "session_created")
     await world.call_back(checkout)
     assert await carrying == [checkout]
@@ -52,16 +53,16 @@ async def test_a_ring_under_our_lease_is_reported_and_sets_the_alarm_to_now(worl
 async def test_stopping_gives_the_lease_back_between_two_steps(world: Scene, monkeypatch):
     checkout = await world.accept()
     await world.plan(checkout, delayMs={"session": 300})
-    asked, real = asyncio.Event(), world.carrier.gateway.open_session
+    asked, real = asyncio.Event(), world.processor.gateway.open_session
 
     async def open_session(*arguments: Any, **options: Any) -> Any:
         asked.set()
         return await real(*arguments, **options)
 
-    monkeypatch.setattr(world.carrier.gateway, "open_session", open_session)
-    carrying = asyncio.create_task(world.carry(checkout))
+    monkeypatch.setattr(world.processor.gateway, "open_session", open_session)
+    carrying = asyncio.create_task(world.process(checkout))
     await asked.wait()
-    world.carrier.stop()
+    world.processor.stop()
     await carrying
     row = await world.row(checkout)
     assert (row.state, row.lease) == ("session_created", None)
@@ -78,7 +79,7 @@ async def test_no_step_is_begun_where_next_to_nothing_of_the_lease_is_left(
         checkout = await world.accept()
         await world.control("PUT", "faults", {"latencyMs": {"all": 1000}})
         # Whoever had it in hand before has used up some of it, and no one renews it here.
-        await world.carrier.carry(await claim(world.db, [checkout], lease_seconds=2.6))
+        await world.processor.process(await claim(world.db, [checkout], lease_seconds=2.6))
         await world.control("DELETE", "faults")
         row = await world.row(checkout)
         assert row.lease is None
@@ -91,7 +92,7 @@ async def test_a_lease_is_renewed_while_a_step_takes_longer_than_it(database_url
     async with scene(database_url, gateway_url, **short) as world:
         checkout = await world.accept()
         await world.control("PUT", "faults", {"latencyMs": {"session": 2500}})
-        dispatcher = Admission(world.carrier)
+        dispatcher = Dispatcher(world.processor)
         try:
             assert await dispatcher.admit([checkout])
             lease = (await world.row(checkout)).lease
@@ -108,12 +109,12 @@ async def test_a_lease_is_renewed_while_a_step_takes_longer_than_it(database_url
 
 
 async def test_a_lease_is_not_renewed_for_ever(database_url: str, gateway_url: str, monkeypatch):
-    monkeypatch.setattr(admission, "LONGEST_HELD", 0.2)
+    monkeypatch.setattr(dispatcher, "LONGEST_HELD", 0.2)
     short = {"lease_seconds": 1.0, "gateway_total_timeout": 6.0, "gateway_read_timeout": 6.0}
     async with scene(database_url, gateway_url, **short) as world:
         checkout = await world.accept()
         await world.control("PUT", "faults", {"latencyMs": {"session": 5000}})
-        dispatcher = Admission(world.carrier)
+        dispatcher = Dispatcher(world.processor)
         try:
             assert await dispatcher.admit([checkout])
             async with asyncio.timeout(4.5):
@@ -145,7 +146,7 @@ async def test_a_lease_that_another_took_is_renewed_by_no_one_else(world: Scene)
 async def test_an_order_whose_holders_keep_dying_is_set_aside_for_a_person(world: Scene):
     checkout = await world.accept()
     await world.sql("UPDATE checkouts SET claims = 50 WHERE id = :id", id=checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.attention.split(":")[0]) == ("received", "poisoned")
     assert row.due_in.total_seconds() > 3000
@@ -154,7 +155,7 @@ async def test_an_order_whose_holders_keep_dying_is_set_aside_for_a_person(world
 async def test_an_order_whose_data_cannot_be_opened_keeps_an_alarm_and_tells_a_person(world: Scene):
     broken, well = await world.accept(), await world.accept()
     await world.sql("UPDATE intents SET data_key = NULL WHERE checkout_id = :id", id=broken)
-    await world.carry(broken, well)
+    await world.process(broken, well)
     row = await world.row(broken)
     assert row.attention.startswith("step_broke: VaultError")
     assert (row.attempts, row.lease) == (1, None)
@@ -165,7 +166,7 @@ async def test_an_order_that_breaks_while_its_lease_is_lost_is_left_to_the_next_
     checkout = await world.accept()
     await world.sql("UPDATE intents SET data_key = NULL WHERE checkout_id = :id", id=checkout)
     await world.control("PUT", "faults", {"latencyMs": {"authenticate": 300}})
-    carrying = asyncio.create_task(world.carry(checkout))
+    carrying = asyncio.create_task(world.process(checkout))
     await asyncio.sleep(0.15)
     await world.sql("UPDATE checkouts SET lease = :other WHERE id = :id", other=uuid4(), id=checkout)
     assert await carrying == []
@@ -178,7 +179,7 @@ async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_alarm(
     async with scene(database_url, gateway_url, patience=0.2) as world:
         checkout = await world.accept()
         await world.plan(checkout, delayMs={"session": 2000})
-        carrying = asyncio.create_task(world.carry(checkout))
+        carrying = asyncio.create_task(world.process(checkout))
         await world.until_state(checkout, "authenticated")
         name = database_url.partition("?")[0].rpartition("/")[2]
         with psycopg.connect(database_url.replace(f"/{name}", "/postgres"), autocommit=True) as admin:
@@ -208,7 +209,7 @@ async def test_postgres_refusing_a_read_leaves_the_order_to_its_alarm_and_bother
         # The merchants' table is locked, and the statement that wants to read it is cancelled as a time-out would.
         with psycopg.connect(database_url) as other:
             other.execute("LOCK TABLE merchants IN ACCESS EXCLUSIVE MODE")
-            carrying = asyncio.create_task(world.carry(checkout))
+            carrying = asyncio.create_task(world.process(checkout))
             with psycopg.connect(database_url, autocommit=True) as admin:
                 cancelled = False
                 async with asyncio.timeout(10):

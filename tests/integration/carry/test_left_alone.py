@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.integration.process.scene import Scene, scene
 
 from orchestrator import explain
 from orchestrator.gateway.limits import circuit_breaker
-from tests.integration.carry.scene import Scene, scene
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,17 +33,17 @@ async def breaks(world: Scene, *endpoints: str) -> None:
     await world.control("PUT", "faults", {one: {"count": 1000, "status": 503} for one in endpoints})
 
 
-async def left_alone(world: Scene) -> None:
+async def circuits_open(world: Scene) -> None:
     """Have two orders fail, so that the gateway is left alone."""
     await breaks(world, "authenticate")
-    await world.carry(await world.accept(), await world.accept())
+    await world.process(await world.accept(), await world.accept())
 
 
 async def test_while_a_gateway_is_left_alone_no_attempt_is_counted(database_url: str, gateway_url: str):
     async with watchful(database_url, gateway_url) as world:
-        await left_alone(world)
+        await circuits_open(world)
         checkouts = [await world.accept() for _ in range(5)]
-        await world.carry(*checkouts)
+        await world.process(*checkouts)
         for checkout in checkouts:
             row = await world.row(checkout)
             assert (row.state, row.attempts, row.attention, row.lease) == ("received", 0, None, None)
@@ -57,9 +57,9 @@ async def test_while_a_gateway_is_left_alone_no_attempt_is_counted(database_url:
 async def test_when_the_gateway_is_back_everything_goes_on(database_url: str, gateway_url: str, monkeypatch):
     monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 0.1)
     async with watchful(database_url, gateway_url) as world:
-        await left_alone(world)
+        await circuits_open(world)
         checkouts = [await world.accept() for _ in range(5)]
-        await world.carry(*checkouts)
+        await world.process(*checkouts)
         await world.control("DELETE", "faults")
         for checkout in checkouts:
             row = await world.carried_until(checkout, "awaiting_payment")
@@ -68,9 +68,9 @@ async def test_when_the_gateway_is_back_everything_goes_on(database_url: str, ga
 
 async def test_deadlines_still_rule(database_url: str, gateway_url: str):
     async with watchful(database_url, gateway_url) as world:
-        await left_alone(world)
+        await circuits_open(world)
         checkout = await world.accept(expiresIn=1)
-        await world.carry(checkout)
+        await world.process(checkout)
         row = await world.row(checkout)
         assert row.state == "received"
         assert row.due_in.total_seconds() <= 1.05, "it is looked at when its deadline has passed"
@@ -86,10 +86,10 @@ async def test_an_offered_order_waits_until_it_can_be_looked_at(
     async with watchful(database_url, gateway_url) as world:
         checkout = await world.offered(expiresIn=1)
         await world.pay(checkout)
-        await left_alone(world)
+        await circuits_open(world)
         await asyncio.sleep(1.3)
         await world.call_back(checkout)
-        await world.carry(checkout)
+        await world.process(checkout)
         row = await world.row(checkout)
         assert (row.state, row.attempts) == ("callback_received", 0)
         await world.control("DELETE", "faults")
@@ -105,9 +105,9 @@ async def test_money_that_is_asked_for_meanwhile_is_moved_once_when_the_gateway_
     monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 0.3)
     async with watchful(database_url, gateway_url) as world:
         checkout = await world.paid()
-        await left_alone(world)
+        await circuits_open(world)
         await world.command(checkout, "capture", amount=13900)
-        await world.carry(checkout)
+        await world.process(checkout)
         (operation,) = await world.operations(checkout)
         assert (operation.state, operation.attempts) == ("requested", 0)
         assert await world.movements(checkout) == []
@@ -125,16 +125,16 @@ async def test_money_whose_gateway_is_left_alone_between_look_and_call_is_not_se
     async with watchful(database_url, gateway_url) as world:
         checkout = await world.paid()
         await world.command(checkout, "capture", amount=13900)
-        real = world.carrier.gateway.find_payments
+        real = world.processor.gateway.find_payments
 
         async def shuts(*arguments, **options):
             outcome = await real(*arguments, **options)
             monkeypatch.undo()
-            await left_alone(world)
+            await circuits_open(world)
             return outcome
 
-        monkeypatch.setattr(world.carrier.gateway, "find_payments", shuts)
-        await world.carry(checkout)
+        monkeypatch.setattr(world.processor.gateway, "find_payments", shuts)
+        await world.process(checkout)
         assert "money:withdrawn" in [one["action"] for one in await world.trail(checkout)]
         (operation,) = await world.operations(checkout)
         assert (operation.state, operation.attempts) == ("requested", 0)
@@ -154,10 +154,10 @@ async def settled(world: Scene, checkout: UUID) -> None:
 async def test_it_is_explained(database_url: str, gateway_url: str):
     async with watchful(database_url, gateway_url) as world:
         offered = await world.offered()
-        await left_alone(world)
+        await circuits_open(world)
         waiting = await world.accept()
         await world.call_back(offered)
-        await world.carry(waiting, offered)
+        await world.process(waiting, offered)
         for checkout in (waiting, offered):
             record = await explain.gather(world.db, world.settings, checkout)
             assert record is not None

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import structlog
+from tests.integration.process.scene import Scene, scene
 
-from orchestrator.store import checkouts
 from orchestrator.domain import operations
 from orchestrator.gateway.outcomes import Done
+from orchestrator.store import checkouts
 from orchestrator.store.merchants import UnknownMerchant
-from tests.integration.carry.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio
 
@@ -87,7 +87,7 @@ async def test_two_captures_asked_for_at_once_are_carried_out_one_after_the_othe
     await world.command(checkout, "capture", amount=5000)
     await world.command(checkout, "capture", amount=6000)
     await world.command(checkout, "capture", amount=7000)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await until_settled(world, checkout)
     assert row.captured == 11000
     results = await world.sql("SELECT result FROM commands ORDER BY requested_at, id")
@@ -120,7 +120,7 @@ async def test_already_captured_at_the_gateway_is_success_and_no_second_capture(
     )
     assert by_hand.is_success
     await world.command(checkout, "capture")
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await until_settled(world, checkout)
     assert row.captured == WHOLE
     (operation,) = await world.operations(checkout)
@@ -134,7 +134,7 @@ async def test_a_total_that_changed_since_it_was_asked_for_is_for_the_merchant_t
     (payment,) = await world.ledger(checkout)
     await world.control("POST", f"payments/{payment['paymentId']}/refund", {"amountMinor": 300})
     await world.command(checkout, "refund", amount=500)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await until_settled(world, checkout)
     (operation,) = await world.operations(checkout)
     assert (operation.state, row.refunded) == ("rejected", 300)
@@ -146,7 +146,7 @@ async def test_a_refusal_of_the_gateway_is_told_and_leaves_nothing_open(world: S
     checkout = await world.paid()
     await world.plan(checkout, refuse={"capture": 1})
     await world.command(checkout, "capture")
-    await world.carry(checkout)
+    await world.process(checkout)
     await until_settled(world, checkout)
     (operation,) = await world.operations(checkout)
     assert operation.state == "rejected"
@@ -165,9 +165,9 @@ async def test_an_answer_that_is_lost_is_looked_up_and_never_sent_again(
     await world.plan(checkout, echo=echo, fail={kind: 1}, failStatus=status, failAfter=True)
     await world.pay(checkout)
     await world.call_back(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     await world.command(checkout, kind, amount=4000)  # type: ignore[arg-type]
-    await world.carry(checkout)
+    await world.process(checkout)
     await world.later(seconds=400)
     row = await until_settled(world, checkout)
     assert (row.captured, row.refunded) == ((4000, 0) if kind == "capture" else (WHOLE, 4000))
@@ -184,10 +184,10 @@ async def test_a_call_that_had_no_effect_is_sent_again_after_the_quiet_period_an
     checkout = await world.paid()
     await world.plan(checkout, fail={"capture": 1}, failStatus=status)
     await world.command(checkout, "capture", amount=4000)
-    await world.carry(checkout)
+    await world.process(checkout)
     (operation,) = await world.operations(checkout)
     assert (operation.state, operation.attempts) == ("unknown", 1)
-    await world.carry(checkout)
+    await world.process(checkout)
     (operation,) = await world.operations(checkout)
     assert (operation.state, operation.attempts) == ("unknown", 1), "its call may still be on its way"
     await world.later(seconds=400)
@@ -212,9 +212,9 @@ async def test_totals_that_fit_neither_outcome_are_a_persons_business_and_send_n
     await world.plan(checkout, echo=False, fail={"capture": 1}, failStatus="reset")
     await world.pay(checkout)
     await world.call_back(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     await world.command(checkout, "capture", amount=4000)
-    await world.carry(checkout)
+    await world.process(checkout)
     (payment,) = await world.ledger(checkout)
     await world.http.post(
         f"{world.settings.gateway_url}/merchant/API/captureReservation",
@@ -222,14 +222,14 @@ async def test_totals_that_fit_neither_outcome_are_a_persons_business_and_send_n
         auth=("shop", "sandbox password"),
     )
     await world.later(seconds=400)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     (operation,) = await world.operations(checkout)
     assert (operation.state, operation.attempts) == ("unknown", 1)
     assert row.attention.startswith("operation_unclear")
     assert row.due_at is not None
     before = len(await world.trail(checkout))
-    await world.carry(checkout)
+    await world.process(checkout)
     assert len(await world.trail(checkout)) == before, "the same is not said twice"
 
 
@@ -243,7 +243,7 @@ async def test_a_submitted_operation_that_was_never_sent_is_looked_up_and_sent_a
     await world.command(checkout, "capture", amount=4000)
     # A worker that died between writing `submitted` and sending: nobody knows that it never left.
     await world.plan(checkout, delayMs={"capture": 3000})
-    dying = asyncio.create_task(world.carry(checkout))
+    dying = asyncio.create_task(world.process(checkout))
     await until_submitted(world, checkout)
     dying.cancel()
     await asyncio.gather(dying, return_exceptions=True)
@@ -259,7 +259,7 @@ async def test_whoever_lost_the_lease_writes_nothing_of_an_operation(world: Scen
     checkout = await world.paid()
     await world.command(checkout, "capture", amount=4000)
     await world.plan(checkout, delayMs={"capture": 700})
-    slow = asyncio.create_task(world.carry(checkout))
+    slow = asyncio.create_task(world.process(checkout))
     await until_submitted(world, checkout)
     await world.sql(
         "UPDATE checkouts SET leased_until = clock(), due_at = clock() WHERE id = :id", id=checkout
@@ -291,12 +291,12 @@ async def test_with_auto_capture_we_capture_where_the_gateway_says_that_it_will_
     await world.plan(checkout, requireCapture=True)
     await world.pay(checkout)
     await world.call_back(checkout, body=b"status=succeeded&require_capture=true")
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await until_settled(world, checkout)
     assert row.captured == WHOLE
     assert [row.cause for row in await world.operations(checkout)] == ["automatic"]
     await world.call_back(checkout, kind="notification", body=b"status=succeeded&require_capture=true")
-    await world.carry(checkout)
+    await world.process(checkout)
     await until_settled(world, checkout)
     assert len(await world.movements(checkout)) == 1
 
@@ -306,7 +306,7 @@ async def test_until_it_says_so_a_capture_of_ours_is_refused(world: Scene):
     await world.plan(checkout, requireCapture=True)
     await world.pay(checkout)
     await world.call_back(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.asked(checkout, "capture")).startswith(
         "refused: the gateway captures this payment by itself"
     )
@@ -318,7 +318,7 @@ async def test_the_policy_automatic_captures_once_however_many_callbacks_come(wo
     checkout = await world.paid()
     for number in range(5):
         await world.call_back(checkout, kind="notification", body=b"status=succeeded&n=%d" % number)
-        await world.carry(checkout)
+        await world.process(checkout)
     row = await until_settled(world, checkout)
     assert row.captured == WHOLE
     assert len(await world.movements(checkout)) == 1
@@ -329,11 +329,11 @@ async def test_a_reservation_about_to_lapse_is_told_once_and_taken_back_by_its_c
     row = await world.row(checkout)
     assert row.reserved_until is not None
     await world.later(days=6, hours=1)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert row.attention.startswith("reservation_lapses")
     assert (await world.events(checkout)).count("checkout.attention") == 1
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.events(checkout)).count("checkout.attention") == 1
     await world.asked(checkout, "capture")
     row = await until_settled(world, checkout)
@@ -345,14 +345,14 @@ async def test_the_alarm_of_a_reservation_rings_before_it_lapses(world: Scene):
     row = await world.row(checkout)
     while row.due_in.total_seconds() < 86_400:
         await world.later(seconds=row.due_in.total_seconds() + 1)
-        await world.carry(checkout)
+        await world.process(checkout)
         row = await world.row(checkout)
         if row.attention:
             break
     left = (row.reserved_until - row.due_at).total_seconds() if row.attention is None else 0.0
     while row.attention is None:
         await world.later(seconds=row.due_in.total_seconds() + 1)
-        await world.carry(checkout)
+        await world.process(checkout)
         row = await world.row(checkout)
     assert left <= world.settings.lapse_warning or row.attention is not None
     assert (row.reserved_until - (await world.sql("SELECT clock() AS now"))[0].now).total_seconds() > 0
@@ -366,7 +366,7 @@ async def late(world: Scene):
     await world.carried_until(checkout, "expired")
     await world.pay(checkout)
     await world.call_back(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     return checkout
 
 
@@ -401,7 +401,7 @@ async def test_the_policy_return_gives_late_money_back_exactly_once(world: Scene
     await world.pay(checkout)
     for kind in ("success", "notification"):
         await world.call_back(checkout, kind=kind)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await until_settled(world, checkout)
     assert (row.state, row.late, row.attention) == ("completed", True, None)
     assert [row.state for row in await world.operations(checkout)] == ["succeeded"]
@@ -416,7 +416,7 @@ async def test_the_policy_return_gives_surplus_back_exactly_once_and_keeps_the_p
     await world.pay(checkout)
     for number in range(3):
         await world.call_back(checkout, kind="notification", body=b"status=succeeded&n=%d" % number)
-        await world.carry(checkout)
+        await world.process(checkout)
     row = await until_settled(world, checkout)
     assert (row.state, row.reserved, row.attention) == ("completed", WHOLE, None)
     assert [row.state for row in await world.operations(checkout)] == ["succeeded", "succeeded"]
@@ -429,7 +429,7 @@ async def test_surplus_that_cannot_be_returned_is_tried_once_and_then_for_a_pers
     await world.plan(checkout, refuse={"release": 9})
     await world.pay(checkout)
     await world.call_back(checkout, kind="notification")
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await until_settled(world, checkout)
     assert row.attention.split(":")[0] in {"operation_rejected", "surplus_payment"}
     assert [row.state for row in await world.operations(checkout)] == ["rejected"]
@@ -439,16 +439,16 @@ async def test_a_person_keeps_a_surplus_payment_and_is_not_asked_again_but_for_t
     checkout = await world.paid()
     await world.pay(checkout)
     await world.call_back(checkout, kind="notification")
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).attention.startswith("surplus_payment")
     await world.asked(checkout, "resolve", decision="keep")
     row = await until_settled(world, checkout)
     assert row.attention is None
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).attention is None
     await world.pay(checkout)
     await world.call_back(checkout, kind="notification", body=b"status=succeeded&again=1")
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).attention.startswith("surplus_payment")
 
 
@@ -456,7 +456,7 @@ async def test_surplus_is_released_by_its_own_number(world: Scene):
     checkout = await world.paid()
     await world.pay(checkout)
     await world.call_back(checkout, kind="notification")
-    await world.carry(checkout)
+    await world.process(checkout)
     (surplus,) = await world.sql("SELECT transaction_id FROM payments WHERE role = 'surplus'")
     assert (await world.asked(checkout, "release", transactionId=surplus.transaction_id)).startswith(
         "accepted"
@@ -481,7 +481,7 @@ async def test_a_chargeback_is_booked_told_and_a_persons_business(world: Scene):
     (payment,) = await world.ledger(checkout)
     await world.control("POST", f"payments/{payment['paymentId']}/chargeback", {"amountMinor": 5000})
     await world.call_back(checkout, kind="notification", body=b"status=ChargebackEvent")
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.captured, row.charged_back) == ("completed", WHOLE, 5000)
     assert row.attention == "charged_back: the shopper's bank took back 50.00 DKK; answer it at the gateway"
@@ -500,7 +500,7 @@ async def test_an_expired_order_is_reopened_and_paid(world: Scene):
     assert 800 < row.left.total_seconds() <= 900
     await world.pay(checkout)
     await world.call_back(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.late) == ("completed", False)
 
@@ -567,7 +567,7 @@ async def test_a_look_that_somebody_asked_for_finds_a_paid_order_whose_callbacks
 async def test_a_retry_forgets_the_failures_and_tries_now(world: Scene):
     checkout = await world.accept()
     await world.plan(checkout, fail={"session": 1})
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).attempts == 1
     assert await world.asked(checkout, "retry") == "done: it is tried again now"
     assert await world.state(checkout) == "awaiting_payment"
@@ -580,7 +580,7 @@ async def test_surplus_is_not_captured_and_nothing_is_returned_that_holds_no_mon
     checkout = await world.paid()
     await world.pay(checkout)
     await world.call_back(checkout, kind="notification")
-    await world.carry(checkout)
+    await world.process(checkout)
     (surplus,) = await world.sql("SELECT transaction_id FROM payments WHERE role = 'surplus'")
     said = await world.asked(checkout, "capture", transactionId=surplus.transaction_id)
     assert said.startswith("refused: only the payment that completed the checkout can be captured")
@@ -594,7 +594,7 @@ async def test_an_order_that_nobody_asked_for_is_not_reopened(world: Scene):
     checkout = await world.offered(expiresIn=1)
     await world.carried_until(checkout, "expired")
     (row,) = await world.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout)
-    empty = world.vault.data_key(checkout, bytes(row.data_key)).seal(b"{}", purpose="intent")
+    empty = world.encryptor.data_key(checkout, bytes(row.data_key)).seal(b"{}", purpose="intent")
     await world.sql("UPDATE intents SET body = :body WHERE checkout_id = :id", body=empty, id=checkout)
     assert (await world.asked(checkout, "reopen")).startswith("refused: nobody asked for order")
 
@@ -611,11 +611,11 @@ async def test_a_transaction_that_the_gateway_does_not_know_is_a_persons_busines
     checkout = await world.paid()
     await world.plan(checkout, fail={"capture": 1}, failStatus="reset")
     await world.command(checkout, "capture", amount=4000)
-    await world.carry(checkout)
+    await world.process(checkout)
     await world.sql("UPDATE money_operations SET state = :state, transaction_id = '1'", state=state)
     await world.sign_operations(checkout)
     await world.later(seconds=400)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).attention.startswith("operation_unclear: the gateway does not know")
     assert [row.state for row in await world.operations(checkout)] == [state]
 
@@ -627,7 +627,7 @@ async def test_another_transaction_of_the_answer_is_not_taken_for_the_operations
         "WHERE checkout_id = :id", id=checkout, other=other,
     )  # fmt: skip
     await world.command(checkout, "capture", amount=4000)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.movements(other) == []
     (operation,) = await world.operations(checkout)
     assert operation.state == "requested"
@@ -638,16 +638,16 @@ async def test_an_operation_on_a_transaction_that_cannot_be_read_is_not_sent(wor
     checkout = await world.paid()
     await world.command(checkout, "release")
     await world.plan(checkout, fail={"payments": 1})
-    await world.carry(checkout)
+    await world.process(checkout)
     assert [row.state for row in await world.operations(checkout)] == ["requested"], "the look failed"
     wrong = operations.Judged(operations.Fate.UNCLEAR, "no sense")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operations, "before_sending", lambda *_: wrong)
-        await world.carry(checkout)
+        await world.process(checkout)
     assert [row.state for row in await world.operations(checkout)] == ["requested"]
     assert (await world.row(checkout)).attention == "operation_unclear: no sense"
     assert await world.movements(checkout) == []
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await until_settled(world, checkout)
     assert row.attention is None
 
@@ -661,7 +661,7 @@ async def test_what_is_left_of_a_short_lease_is_made_to_outlast_the_call_before_
         # The look before it takes most of the lease.
         await world.plan(checkout, delayMs={"payments": 700, "capture": 1500})
         await world.command(checkout, "capture", amount=4000)
-        carrying = asyncio.create_task(world.carry(checkout))
+        carrying = asyncio.create_task(world.process(checkout))
         await until_submitted(world, checkout)
         row = await world.row(checkout)
         assert row.due_in.total_seconds() > 4, "three times the longest call, which now goes out"
@@ -679,22 +679,22 @@ async def test_a_call_that_has_waited_for_its_turn_until_the_lease_might_end_is_
                      gateway_connect_timeout=0.85) as world:  # fmt: skip
         checkout = await world.paid()
         await world.command(checkout, "capture", amount=4000)
-        real = world.carrier.gateway.capture
+        real = world.processor.gateway.capture
 
-        async def late(account: Any, *, fence: Any, **asked: Any) -> Any:
-            assert fence()
+        async def late(account: Any, *, lease_guard: Any, **asked: Any) -> Any:
+            assert lease_guard()
             (held,) = [one for one in holders if one.id == checkout]
             # Renewals go on while it waits, and do not count: the quiet period of whoever takes over begins at `submitted`.
             for _ in range(8):
                 await asyncio.sleep(0.25)
                 await checkouts.renew(world.db, [held], lease_seconds=1)
             assert held.lease_left() > 0.5
-            assert not fence()
-            return await real(account, fence=fence, **asked)
+            assert not lease_guard()
+            return await real(account, lease_guard=lease_guard, **asked)
 
-        monkeypatch.setattr(world.carrier.gateway, "capture", late)
+        monkeypatch.setattr(world.processor.gateway, "capture", late)
         holders = await checkouts.claim(world.db, [checkout], lease_seconds=1)
-        await world.carrier.carry(holders)
+        await world.processor.process(holders)
         assert await world.movements(checkout) == []
         assert [row.state for row in await world.operations(checkout)] == ["requested"]
         monkeypatch.undo()
@@ -705,7 +705,7 @@ async def test_a_firewalls_word_says_nothing_about_what_stands_behind_it(world: 
     checkout = await world.paid()
     await world.plan(checkout, fail={"capture": 1}, failStatus=403)
     await world.command(checkout, "capture", amount=4000)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert [row.state for row in await world.operations(checkout)] == ["unknown"]
 
 
@@ -721,7 +721,7 @@ async def test_a_refusal_is_looked_up_before_it_is_believed(world: Scene, found:
     with pytest.MonkeyPatch.context() as patch:
         if found == "nothing":
             await world.plan(checkout, refuse={"capture": 1}, delayMs={"capture": 300})
-            carrying = asyncio.create_task(world.carry(checkout))
+            carrying = asyncio.create_task(world.process(checkout))
             await until_submitted(world, checkout)
             await world.plan(checkout, refuse={"capture": 1}, fail={"payments": 1})
             await carrying
@@ -732,21 +732,21 @@ async def test_a_refusal_is_looked_up_before_it_is_believed(world: Scene, found:
             patch.setattr(operations, "left_for", lambda *_: 0)
             due = operations.Judged(operations.Fate.DUE, "books_agree")
             patch.setattr(operations, "before_sending", lambda *_: due)
-        await world.carry(checkout)
+        await world.process(checkout)
     assert [row.state for row in await world.operations(checkout)] == ["succeeded"]
 
 
 async def test_an_answer_without_a_transaction_is_enough_and_the_totals_come_with_the_next_look(world: Scene):
     checkout = await world.paid()
-    called = world.carrier.gateway.capture
+    called = world.processor.gateway.capture
 
     async def bare(*arguments, **options):
         return Done(replace((await called(*arguments, **options)).value, transaction=None))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world.carrier.gateway, "capture", bare)
+        patch.setattr(world.processor.gateway, "capture", bare)
         await world.command(checkout, "capture", amount=4000)
-        await world.carry(checkout)
+        await world.process(checkout)
     row = await until_settled(world, checkout)
     assert row.captured == 4000
 
@@ -755,7 +755,7 @@ async def test_looks_of_a_merchant_that_cannot_be_read_wait_for_nobodys_budget(w
     checkout = await world.paid()
     await world.sql("ALTER TABLE look_budgets RENAME TO budgets")
     with structlog.testing.capture_logs() as logs:
-        await world.carry(checkout)
+        await world.process(checkout)
     assert "places_not_taken" in [line["event"] for line in logs]
     row = await world.row(checkout)
     assert (row.state, row.lease) == ("completed", None), "it was looked at all the same"
@@ -766,11 +766,11 @@ async def test_looks_of_a_merchant_that_cannot_be_read_wait_for_nobodys_budget(w
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(world.merchants, "get", nobody)
-        await world.carry(checkout)
+        await world.process(checkout)
         row = await world.row(checkout)
         assert (row.attention, row.attempts) == (None, 1), "it may have been added a moment ago"
         for _ in range(3):
-            await world.carry(checkout)
+            await world.process(checkout)
     row = await world.row(checkout)
     assert row.attention.startswith("step_broke: UnknownMerchant")
     assert row.due_at is not None
@@ -784,7 +784,7 @@ async def test_what_names_no_checkout_may_be_anothers_with_the_same_account(worl
     newer = await world.offered()
     await world.sql("UPDATE checkouts SET order_ref = :ref WHERE id = :id", ref=row.order_ref, id=newer)
     await world.pay(closed)
-    await world.carry(closed, newer)
+    await world.process(closed, newer)
     for one in (closed, newer):
         assert (await world.row(one)).attention.startswith("unbound_payment")
         assert await world.state(one) != "completed"
@@ -795,7 +795,7 @@ async def test_the_policy_keep_says_nothing_of_surplus_money(world: Scene):
     checkout = await world.paid()
     await world.pay(checkout)
     await world.call_back(checkout, kind="notification")
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.attention, row.reserved) == (None, WHOLE)
     assert "checkout.surplus" in await world.events(checkout)
@@ -810,10 +810,10 @@ async def test_a_look_before_the_offer_that_fails_is_repeated_and_one_that_finds
     await world.sql("UPDATE checkouts SET state = 'session_created' WHERE id = :id", id=checkout)
     await world.plan(checkout, fail={"payments": 1})
     command = await world.command(checkout, "reconcile")
-    await world.carry(checkout)
+    await world.process(checkout)
     (row,) = await world.sql("SELECT result FROM commands WHERE id = :id", id=command)
     assert row.result is None, "nobody is told what was not seen"
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "completed"
     (row,) = await world.sql("SELECT result FROM commands WHERE id = :id", id=command)
     assert row.result == "done: the gateway shows money held for this order"
@@ -825,15 +825,15 @@ async def test_a_look_before_the_offer_that_fails_is_repeated_and_one_that_finds
 @pytest.mark.parametrize("result", ["Open", "SystemError", "Incomplete"])
 async def test_an_answer_that_says_neither_yes_nor_no_is_not_taken_for_a_refusal(world: Scene, result: str):
     checkout = await world.paid(capture=True)
-    called = world.carrier.gateway.refund
+    called = world.processor.gateway.refund
 
     async def unsure(*arguments, **options):
         return Done(replace((await called(*arguments, **options)).value, result=result.lower()))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world.carrier.gateway, "refund", unsure)
+        patch.setattr(world.processor.gateway, "refund", unsure)
         await world.command(checkout, "refund", amount=4000)
-        await world.carry(checkout)
+        await world.process(checkout)
     assert [row.state for row in await world.operations(checkout)] == ["unknown"]
     await world.later(seconds=400)
     row = await until_settled(world, checkout)
@@ -847,17 +847,17 @@ async def test_what_was_sent_and_never_found_is_sent_a_few_times_and_then_a_pers
     checkout = await world.paid()
     await world.plan(checkout, fail={"capture": 99}, failStatus=403)
     await world.command(checkout, "capture", amount=4000)
-    await world.carry(checkout)
+    await world.process(checkout)
     async with asyncio.timeout(20):
         while (await world.row(checkout)).attention is None:
             await world.later(seconds=700)
-            await world.carry(checkout)
+            await world.process(checkout)
     row = await world.row(checkout)
     (operation,) = await world.operations(checkout)
     assert (operation.state, operation.attempts) == ("unknown", operations.MOST_SENDS)
     assert row.attention.startswith("operation_unclear: it was sent 3 times")
     command = await world.command(checkout, "resolve", decision="return")
-    await world.carry(checkout)
+    await world.process(checkout)
     (answer,) = await world.sql("SELECT result FROM commands WHERE id = :id", id=command)
     assert answer.result.startswith("refused: say keep if")
     said = await world.asked(checkout, "resolve", decision="dismiss")
@@ -873,15 +873,15 @@ async def test_an_operation_that_waits_keeps_no_order_from_completing(world: Sce
     await world.plan(checkout, amountMinor=13800)
     await world.pay(checkout)
     await world.call_back(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).attention.startswith("payment_mismatch")
     await world.plan(checkout, fail={"release": 9}, failStatus=403)
     await world.command(checkout, "resolve", decision="return")
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.operating(checkout)
     await world.pay(checkout)
     await world.call_back(checkout, kind="notification")
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "completed"
     await world.plan(checkout)
 
@@ -892,7 +892,7 @@ async def test_the_policy_return_never_gives_back_what_may_be_another_systems(wo
     await world.plan(checkout, bindings=False)
     await world.pay(checkout)
     await world.call_back(checkout, kind="notification")
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await until_settled(world, checkout)
     assert row.attention.startswith("surplus_payment")
     assert await world.operations(checkout) == []
@@ -901,7 +901,7 @@ async def test_the_policy_return_never_gives_back_what_may_be_another_systems(wo
     await world.plan(late, bindings=False)
     await world.pay(late)
     await world.call_back(late)
-    await world.carry(late)
+    await world.process(late)
     row = await until_settled(world, late)
     assert (row.late, row.attention.split(":")[0]) == (True, "late_payment")
     assert await world.operations(late) == []
@@ -911,13 +911,13 @@ async def test_a_person_is_still_asked_about_late_money_when_something_else_was_
     checkout = await late(world)
     await world.pay(checkout)
     await world.call_back(checkout, kind="notification", body=b"status=succeeded&again=1")
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).attention.startswith("surplus_payment")
     await world.asked(checkout, "resolve", decision="return")
     row = await until_settled(world, checkout)
     assert row.attention.startswith("late_payment")
     await world.plan(checkout, fail={"payments": 1}, failStatus=401)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).attention.startswith("late_payment"), (
         "a password is not the shopper's money"
     )
@@ -926,13 +926,13 @@ async def test_a_person_is_still_asked_about_late_money_when_something_else_was_
 async def test_a_decision_on_one_thing_silences_nothing_else(world: Scene):
     checkout = await world.paid()
     await world.later(days=6, hours=1)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).attention.startswith("reservation_lapses")
     await world.asked(checkout, "resolve", decision="dismiss")
     assert (await until_settled(world, checkout)).attention is None
     await world.pay(checkout)
     await world.call_back(checkout, kind="notification")
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).attention.startswith("surplus_payment")
 
 
@@ -941,7 +941,7 @@ async def test_that_the_gateway_will_not_capture_is_remembered_until_the_payment
     await world.plan(checkout, requireCapture=True)
     payment = await world.pay(checkout, action="open", method="BANK_PAYMENT")
     await world.call_back(checkout, kind="notification", body=b"status=open&require_capture=true")
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).require_capture
     await world.control("POST", f"payments/{payment}/resolve", {"outcome": "succeeded"})
     await world.carried_until(checkout, "completed")
@@ -953,7 +953,7 @@ async def test_the_shoppers_own_browser_cannot_ask_for_a_capture(world: Scene):
     await world.plan(checkout, requireCapture=True)
     await world.pay(checkout)
     await world.call_back(checkout, kind="redirect", body=b"require_capture=true")
-    await world.carry(checkout)
+    await world.process(checkout)
     await until_settled(world, checkout)
     assert await world.operations(checkout) == []
 
@@ -965,7 +965,7 @@ async def test_money_that_was_to_go_back_is_not_captured_instead(world: Scene):
     await world.plan(checkout, refuse={"release": 9})
     await world.pay(checkout)
     await world.call_back(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await until_settled(world, checkout)
     assert row.attention.startswith("operation_rejected")
     await world.asked(checkout, "resolve", decision="dismiss")
@@ -982,7 +982,7 @@ async def test_a_reopened_order_is_not_cancelled_without_a_look(world: Scene):
     await world.sql(
         "UPDATE checkouts SET state = 'received', withdrawn_at = clock() WHERE id = :id", id=checkout
     )
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "completed"
 
 
@@ -994,7 +994,7 @@ async def test_a_decline_after_the_deadline_ends_the_order_at_once(world: Scene)
     )
     await world.control("POST", f"payments/{payment}/resolve", {"outcome": "declined"})
     await world.call_back(checkout, kind="notification", body=b"status=declined")
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "expired"
 
 
@@ -1002,7 +1002,7 @@ async def test_what_is_not_about_money_that_could_go_back_is_not_returned(world:
     checkout = await world.paid(capture=True)
     (payment,) = await world.ledger(checkout)
     await world.control("POST", f"payments/{payment['paymentId']}/chargeback", {"amountMinor": 5000})
-    await world.carry(checkout)
+    await world.process(checkout)
     said = await world.asked(checkout, "resolve", decision="return")
     assert said.startswith("refused: charged_back is not about money that could be returned")
 
@@ -1010,7 +1010,7 @@ async def test_what_is_not_about_money_that_could_go_back_is_not_returned(world:
 async def test_late_money_that_policy_keeps_is_asked_about_by_no_later_look(world: Scene):
     await world.policy(late="keep")
     checkout = await late(world)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).attention is None
 
 
@@ -1025,7 +1025,7 @@ async def test_late_money_that_cannot_be_returned_stays_the_same_question(world:
 
 async def test_an_answer_without_a_transaction_whose_look_fails_is_settled_by_a_later_one(world: Scene):
     checkout = await world.paid()
-    called = world.carrier.gateway.capture
+    called = world.processor.gateway.capture
 
     async def bare(*arguments, **options):
         answer = await called(*arguments, **options)
@@ -1033,9 +1033,9 @@ async def test_an_answer_without_a_transaction_whose_look_fails_is_settled_by_a_
         return Done(replace(answer.value, transaction=None))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world.carrier.gateway, "capture", bare)
+        patch.setattr(world.processor.gateway, "capture", bare)
         await world.command(checkout, "capture", amount=4000)
-        await world.carry(checkout)
+        await world.process(checkout)
     assert [row.state for row in await world.operations(checkout)] == ["submitted"]
     row = await until_settled(world, checkout)
     assert row.captured == 4000
@@ -1046,10 +1046,10 @@ async def test_an_operation_that_never_leaves_is_a_persons_business_in_time(worl
     await world.plan(checkout, fail={"capture": 20}, failStatus=429, retryAfter=0)
     await world.command(checkout, "capture", amount=4000)
     for _ in range(10):
-        await world.carry(checkout)
+        await world.process(checkout)
     row = await world.row(checkout)
     assert row.attention.startswith("gateway_failing")
     assert [row.attempts for row in await world.operations(checkout)] == [0], "it was never sent"
     await world.plan(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await until_settled(world, checkout)).captured == 4000

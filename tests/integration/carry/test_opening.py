@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.integration.process.conftest import CONFIG
+from tests.integration.process.scene import Scene, scene
 
 from orchestrator.audit import Action
-from orchestrator.store.checkouts import Move, claim
 from orchestrator.devkit.sandbox import create_app
 from orchestrator.domain.states import Trigger
-from tests.integration.carry.conftest import CONFIG
-from tests.integration.carry.scene import Scene, scene
+from orchestrator.store.checkouts import Move, claim
 from tests.integration.sandbox.parties import serving
 
 pytestmark = pytest.mark.anyio
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_one_claim_carries_an_order_as_far_as_it_goes(world: Scene):
     checkout = await world.accept()
-    assert await world.carry(checkout) == []
+    assert await world.process(checkout) == []
     row = await world.row(checkout)
     assert (row.state, row.lease, row.claims, row.attempts) == ("awaiting_payment", None, 0, 0)
     assert row.due_in.total_seconds() > 0
@@ -38,7 +38,7 @@ async def test_one_claim_carries_an_order_as_far_as_it_goes(world: Scene):
 
 async def test_many_orders_are_carried_at_once(world: Scene):
     checkouts = [await world.accept() for _ in range(40)]
-    await world.carry(*checkouts)
+    await world.process(*checkouts)
     states = await world.sql("SELECT DISTINCT state FROM checkouts")
     assert [row.state for row in states] == ["awaiting_payment"]
 
@@ -63,7 +63,7 @@ async def test_the_intents_own_expiry_starts_with_the_offer(world: Scene):
 async def test_a_call_that_fails_twice_is_repeated_by_the_alarm(world: Scene, call: str, status: object):
     checkout = await world.accept()
     await world.plan(checkout, fail={call: 2}, failStatus=status)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.lease, row.attempts) == (None, 1)
     assert row.last_error
@@ -77,14 +77,14 @@ async def test_a_call_that_fails_twice_is_repeated_by_the_alarm(world: Scene, ca
 async def test_a_throttled_call_waits_at_least_as_long_as_the_gateway_asks(world: Scene):
     checkout = await world.accept()
     await world.plan(checkout, fail={"session": 1}, failStatus=429, retryAfter=7)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert 6.9 < (await world.row(checkout)).due_in.total_seconds() < 8
 
 
 async def test_an_order_that_the_gateway_refuses_has_failed_with_the_reason(world: Scene):
     checkout = await world.accept()
     await world.plan(checkout, fail={"session": 1}, failStatus=422)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert row.state == "failed"
     assert row.last_error.startswith("gateway_refused")
@@ -95,7 +95,7 @@ async def test_an_order_that_the_gateway_refuses_has_failed_with_the_reason(worl
 async def test_refused_methods_fail_the_order_too(world: Scene):
     checkout = await world.accept()
     await world.plan(checkout, fail={"payment-methods": 1}, failStatus=422)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "failed"
 
 
@@ -113,23 +113,23 @@ async def test_wrong_credentials_fail_no_order_and_leave_the_gateway_alone(
 ):
     async with scene(database_url, gateway_url, gateway_password="wrong") as world:
         first, second = await world.accept(expiresIn=1), await world.accept()
-        await world.carry(first)
+        await world.process(first)
         row = await world.row(first)
         assert (row.state, row.attempts) == ("received", 1)
         assert row.attention.startswith("gateway_credentials")
         assert row.due_in.total_seconds() > 30
-        await world.carry(second)
+        await world.process(second)
         row = await world.row(second)
         assert (row.state, row.attempts, row.attention) == ("received", 0, None), (
             "not tried: the breaker is open"
         )
         assert row.due_in.total_seconds() > 30
         await asyncio.sleep(1.1)
-        world.carrier.blocked.clear()
-        await world.carry(first)
+        world.processor.blocked.clear()
+        await world.process(first)
         assert await world.state(first) == "received", "its deadline has passed, and it is not its fault"
     async with scene(database_url, gateway_url) as mended:
-        await mended.carry(first)
+        await mended.process(first)
         row = await mended.row(first)
         assert (row.state, row.attention) == ("awaiting_payment", None)
 
@@ -137,7 +137,7 @@ async def test_wrong_credentials_fail_no_order_and_leave_the_gateway_alone(
 async def test_a_gateway_that_forbids_us_is_about_the_merchant_and_not_about_the_order(world: Scene):
     checkout = await world.accept()
     await world.control("PUT", "faults", {"authenticate": {"count": 1, "status": 403}})
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert row.state == "received"
     assert row.attention.startswith("gateway_credentials")
@@ -146,7 +146,7 @@ async def test_a_gateway_that_forbids_us_is_about_the_merchant_and_not_about_the
 async def test_a_gateway_that_is_down_at_the_first_call_is_tried_again(world: Scene):
     checkout = await world.accept()
     await world.control("PUT", "faults", {"authenticate": {"count": 1, "status": 503}})
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).last_error.startswith("unknown")
     await world.carried_until(checkout, "awaiting_payment")
 
@@ -154,7 +154,7 @@ async def test_a_gateway_that_is_down_at_the_first_call_is_tried_again(world: Sc
 async def test_a_gateway_that_nobody_answers_for_is_tried_again(database_url: str):
     async with scene(database_url, "http://127.0.0.1:9") as world:
         checkout = await world.accept()
-        await world.carry(checkout)
+        await world.process(checkout)
         row = await world.row(checkout)
         assert (row.state, row.attention) == ("received", None)
         assert row.last_error.startswith("not_sent")
@@ -170,7 +170,7 @@ async def test_our_own_crowd_counts_against_no_order(database_url: str, gateway_
     async with scene(database_url, gateway_url, **crowd) as world:
         checkouts = [await world.accept() for _ in range(8)]
         await world.control("PUT", "faults", {"latencyMs": {"authenticate": 300}})
-        await world.carry(*checkouts)
+        await world.process(*checkouts)
         await world.control("DELETE", "faults")
         waiting = await world.sql(
             "SELECT attempts, last_error, attention FROM checkouts WHERE state = 'received'"
@@ -183,7 +183,7 @@ async def test_our_own_crowd_counts_against_no_order(database_url: str, gateway_
 async def test_a_firewall_in_between_fails_no_order(world: Scene, call: str):
     checkout = await world.accept()
     await world.plan(checkout, fail={call: 2}, failStatus=403)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).last_error.startswith("refused")
     await world.carried_until(checkout, "awaiting_payment")
 
@@ -192,20 +192,20 @@ async def test_a_callback_of_an_order_that_fails_is_read_all_the_same(world: Sce
     checkout = await world.accept()
     await world.call_back(checkout)
     await world.plan(checkout, fail={"session": 1}, failStatus=422)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert row.state == "failed"
     assert row.due_in.total_seconds() <= 0
-    await world.carry(checkout)
+    await world.process(checkout)
     assert not await world.sql("SELECT id FROM callbacks WHERE handled_at IS NULL")
 
 
 async def test_cancelling_needs_no_gateway(database_url: str, gateway_url: str):
     async with scene(database_url, gateway_url, gateway_password="wrong") as world:
         blocked, cancelled = await world.accept(), await world.accept()
-        await world.carry(blocked)
+        await world.process(blocked)
         await world.command(cancelled)
-        await world.carry(cancelled)
+        await world.process(cancelled)
         assert await world.state(cancelled) == "cancelled"
 
 
@@ -215,7 +215,7 @@ async def test_an_order_for_which_there_is_no_method_fails_and_says_what_to_chec
     with serving(create_app(replace(CONFIG, methods=()))) as url:
         async with scene(database_url, url) as world:
             checkout = await world.accept()
-            await world.carry(checkout)
+            await world.process(checkout)
             row = await world.row(checkout)
             assert row.state == "failed"
             assert row.attention.startswith("no_payment_methods")
@@ -224,7 +224,7 @@ async def test_an_order_for_which_there_is_no_method_fails_and_says_what_to_chec
 async def test_a_session_that_the_gateway_lost_is_opened_again(world: Scene):
     checkout = await world.accept()
     await world.plan(checkout, fail={"payment-methods": 1}, failStatus=404)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.openings) == ("awaiting_payment", 2)
     assert "session_lost" in [one["trigger"] for one in await world.trail(checkout)]
@@ -233,7 +233,7 @@ async def test_a_session_that_the_gateway_lost_is_opened_again(world: Scene):
 async def test_an_order_number_is_not_used_more_often_than_the_gateway_takes(world: Scene):
     checkout = await world.accept()
     await world.plan(checkout, fail={"payment-methods": 10}, failStatus=410)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.openings) == ("failed", 4)
     assert row.attention.startswith("order_number_used_up")
@@ -243,7 +243,7 @@ async def test_an_order_number_is_not_used_more_often_than_the_gateway_takes(wor
 async def test_a_refused_token_is_renewed_once(world: Scene, call: str):
     checkout = await world.accept()
     await world.plan(checkout, fail={call: 1}, failStatus=401)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "awaiting_payment"
     assert "token:renewed" in [one["action"] for one in await world.trail(checkout)]
 
@@ -252,12 +252,12 @@ async def test_a_refused_token_is_renewed_once(world: Scene, call: str):
 async def test_a_token_refused_when_fresh_is_the_credentials_fault(world: Scene, call: str):
     checkout = await world.accept()
     await world.plan(checkout, fail={call: 2}, failStatus=401)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert row.state in {"authenticated", "session_created"}
     assert row.attention.startswith("gateway_credentials")
     other = await world.accept()
-    await world.carry(other)
+    await world.process(other)
     assert await world.state(other) == "awaiting_payment", "it is about that one session alone"
 
 
@@ -265,7 +265,7 @@ async def test_a_token_refused_when_fresh_is_the_credentials_fault(world: Scene,
 async def test_a_token_that_ran_out_between_two_claims_is_renewed_first(world: Scene, call: str):
     checkout = await world.accept()
     await world.plan(checkout, fail={call: 1})
-    await world.carry(checkout)
+    await world.process(checkout)
     await world.sql("UPDATE sessions SET token_expires_at = clock() WHERE checkout_id = :id", id=checkout)
     await world.carried_until(checkout, "awaiting_payment")
 
@@ -273,10 +273,10 @@ async def test_a_token_that_ran_out_between_two_claims_is_renewed_first(world: S
 async def test_a_renewal_that_fails_is_tried_again(world: Scene):
     checkout = await world.accept()
     await world.plan(checkout, fail={"session": 1})
-    await world.carry(checkout)
+    await world.process(checkout)
     await world.sql("UPDATE sessions SET token_expires_at = NULL WHERE checkout_id = :id", id=checkout)
     await world.control("PUT", "faults", {"authenticate": {"count": 1, "status": 503}})
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.trail(checkout))[-1]["evidence"]["call"] == "authenticate"
     await world.carried_until(checkout, "awaiting_payment")
 
@@ -291,8 +291,8 @@ async def test_a_checkout_that_stands_before_its_offer_is_offered(world: Scene):
         (Trigger.METHODS_LISTED, {"methods": [{"id": "m-1"}], "alarm": 0.0}),
     ):
         move = Move(held=held, trigger=trigger, action=Action.CHECKOUT_MOVED, **changes)
-        held = await world.carrier.lifecycle.advance(move)
-    await world.carry(checkout)
+        held = await world.processor.lifecycle.advance(move)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.version) == ("awaiting_payment", 5)
     assert row.offered_at is not None

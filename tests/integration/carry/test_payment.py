@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from tests.integration.process.scene import Scene, scene
 
-from orchestrator.store import checkouts
 from orchestrator.domain import reconciliation
-from tests.integration.carry.scene import Scene, scene
+from orchestrator.store import checkouts
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +20,7 @@ async def test_a_callback_is_followed_by_a_look_and_the_gateways_answer_complete
     checkout = await world.offered()
     await world.pay(checkout)
     await world.call_back(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.captured, row.refunded) == ("completed", 13900, 0, 0)
     assert (row.late, row.attention) == (False, None)
@@ -46,7 +46,7 @@ async def test_a_lost_callback_is_made_up_for_by_looking(world: Scene):
 async def test_a_callback_that_beats_the_offer_is_read_under_the_same_lease(world: Scene):
     checkout = await world.accept()
     await world.call_back(checkout, body=b"status=new")
-    await world.carry(checkout)
+    await world.process(checkout)
     assert [one["trigger"] for one in (await world.trail(checkout))[-3:]] == [
         "offered", "callback_arrived", "nothing_found",
     ]  # fmt: skip
@@ -56,7 +56,7 @@ async def test_a_declined_attempt_waits_for_the_next_one(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout, card=DECLINED_CARD)
     await world.call_back(checkout, kind="failure", body=b"status=failed")
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.trail(checkout))[-1]["trigger"] == "payment_declined"
     await world.pay(checkout)
     await world.call_back(checkout)
@@ -68,7 +68,7 @@ async def test_a_declined_attempt_waits_for_the_next_one(world: Scene):
 async def test_a_forged_success_completes_nothing(world: Scene):
     checkout = await world.offered()
     await world.call_back(checkout, body=b"status=succeeded&transaction_id=1&amount=139.00")
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert row.state == "awaiting_payment"
     assert row.due_in.total_seconds() < 1, "somebody knows something: look again soon"
@@ -79,7 +79,7 @@ async def test_a_late_failure_does_not_unpay_an_order(world: Scene):
     await world.pay(checkout)
     await world.carried_until(checkout, "completed")
     await world.call_back(checkout, kind="failure", body=b"status=failed")
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.reserved) == ("completed", 13900)
     assert (await world.trail(checkout))[-1]["action"] == "callback:read"
@@ -90,7 +90,7 @@ async def test_a_look_that_fails_is_repeated_and_concludes_nothing(world: Scene)
     await world.pay(checkout)
     await world.call_back(checkout)
     await world.plan(checkout, fail={"payments": 3})
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "callback_received"
     await world.carried_until(checkout, "completed")
 
@@ -99,7 +99,7 @@ async def test_a_refused_look_concludes_nothing_either(world: Scene):
     checkout = await world.offered()
     await world.call_back(checkout)
     await world.plan(checkout, fail={"payments": 1}, failStatus=422)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.last_error.split(":")[0]) == ("callback_received", "refused")
 
@@ -111,7 +111,7 @@ async def test_a_failing_look_leaves_an_alarm_in_every_state(world: Scene, befor
         await world.pay(checkout)
         await world.carried_until(checkout, "completed")
     await world.plan(checkout, fail={"payments": 1}, failStatus=401)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert row.state == before
     assert row.attention.startswith("gateway_credentials")
@@ -122,10 +122,10 @@ async def test_an_open_payment_keeps_the_order_from_expiring_and_completes_it_la
     checkout = await world.offered(expiresIn=1)
     payment = await world.pay(checkout, action="open", method="BANK_PAYMENT")
     await world.call_back(checkout, kind="notification", body=b"status=open")
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.trail(checkout))[-1]["trigger"] == "payment_open"
     await asyncio.sleep(1.5)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "awaiting_payment"
     await world.control("POST", f"payments/{payment}/resolve", {"outcome": "succeeded"})
     await world.carried_until(checkout, "completed")
@@ -144,7 +144,7 @@ async def test_money_that_comes_after_the_expiry_completes_the_order_marked_late
     await world.carried_until(checkout, "expired")
     await world.pay(checkout)
     await world.call_back(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.late, row.reserved) == ("completed", True, 13900)
     assert row.attention.startswith("late_payment")
@@ -157,7 +157,7 @@ async def test_a_second_payment_for_one_order_is_surplus_and_a_persons_business(
     await world.carried_until(checkout, "completed")
     await world.pay(checkout)
     await world.call_back(checkout, kind="notification")
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.reserved, row.attention.split(":")[0]) == (13900, "surplus_payment")
     roles = await world.sql(
@@ -171,7 +171,7 @@ async def test_two_payments_found_in_the_same_look_complete_the_order_and_tell_a
     await world.pay(checkout)
     await world.pay(checkout)
     await world.call_back(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.late) == ("completed", 13900, False)
     assert row.attention.startswith("surplus_payment")
@@ -184,13 +184,13 @@ async def test_money_of_another_amount_is_never_taken_for_the_order(world: Scene
     await world.sql("UPDATE checkouts SET amount = 15000 WHERE id = :id", id=checkout)
     if rung:
         await world.call_back(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert row.state == ("callback_received" if rung else "awaiting_payment")
     assert row.attention.startswith("payment_mismatch")
     assert row.due_at is not None
     before = len(await world.trail(checkout))
-    await world.carry(checkout)
+    await world.process(checkout)
     assert len(await world.trail(checkout)) == before, "the same is not said twice"
 
 
@@ -200,7 +200,7 @@ async def test_the_token_of_an_offered_order_is_renewed_before_it_runs_out(world
         "UPDATE sessions SET token_expires_at = clock() + interval '20 seconds' WHERE checkout_id = :id",
         id=checkout,
     )
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.trail(checkout))[-1]["action"] == "token:renewed"
     left = await world.sql(
         "SELECT token_expires_at - clock() AS left FROM sessions WHERE checkout_id = :id", id=checkout
@@ -213,7 +213,7 @@ async def test_a_renewal_that_fails_does_not_stop_the_looking(world: Scene):
     await world.pay(paid)
     await world.sql("UPDATE sessions SET token_expires_at = clock()")
     await world.control("PUT", "faults", {"authenticate": {"count": 1000, "status": 503}})
-    await world.carry(unpaid, paid)
+    await world.process(unpaid, paid)
     assert await world.state(paid) == "completed"
     row = await world.row(unpaid)
     assert (row.state, row.last_error.split(":")[0]) == ("awaiting_payment", "unknown")
@@ -233,7 +233,7 @@ async def test_a_payment_that_names_no_checkout_pays_one_of_two_with_the_same_nu
     (held,) = await checkouts.claim(world.db, [newer], lease_seconds=5)
     assert await checkouts.order_is_shared(world.db, held, [1])
     account = (await world.merchants.get(1)).account
-    found = (await world.carrier.gateway.find_payments(account, order_ref=row.order_ref)).value
+    found = (await world.processor.gateway.find_payments(account, order_ref=row.order_ref)).value
     unbound = replace(found, transactions=tuple(replace(one, payment_infos={}) for one in found.transactions))
     assert reconciliation.unbound_money(held, unbound)
     verdict = reconciliation.judge(held, unbound, shared=True)
@@ -246,7 +246,7 @@ async def test_an_unreadable_or_huge_callback_does_not_keep_an_order_from_comple
     await world.call_back(checkout, body=b"x" * 200_000)
     await world.call_back(checkout, kind="notification")
     await world.sql("UPDATE callbacks SET body = '\\x00' || body WHERE octet_length(body) < 1000")
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "completed"
 
 
@@ -254,7 +254,7 @@ async def test_many_callbacks_are_read_a_few_at_a_time(world: Scene):
     checkout = await world.offered()
     for number in range(25):
         await world.call_back(checkout, body=b"status=open&n=%d" % number)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert (await world.row(checkout)).due_in.total_seconds() <= 0, "more may wait"
     await world.take(checkout)
     assert not await world.sql("SELECT id FROM callbacks WHERE handled_at IS NULL")
@@ -264,12 +264,12 @@ async def test_a_payment_open_since_long_ago_is_a_persons_business(world: Scene)
     checkout = await world.offered()
     await world.pay(checkout, action="open", method="BANK_PAYMENT")
     await world.sql("UPDATE checkouts SET deadline = clock() - interval '3 days' WHERE id = :id", id=checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.attention.split(":")[0]) == ("awaiting_payment", "open_payment")
     assert row.due_in.total_seconds() > 3600, "and is looked at ever more rarely"
     before = len(await world.trail(checkout))
-    await world.carry(checkout)
+    await world.process(checkout)
     assert len(await world.trail(checkout)) == before
 
 
@@ -284,7 +284,7 @@ async def test_a_payment_released_at_the_gateway_leaves_no_reservation_in_the_bo
         auth=("shop", "sandbox password"),
     )
     assert released.is_success
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.attention.split(":")[0]) == ("completed", 0, "payment_released")
 
@@ -295,7 +295,7 @@ async def test_a_payment_released_at_the_gateway_leaves_no_reservation_in_the_bo
 async def test_an_order_that_was_never_offered_is_cancelled_at_once(world: Scene):
     checkout = await world.accept()
     await world.command(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "cancelled"
     assert await world.events(checkout) == ["checkout.cancelled"]
     assert [one["actor"] for one in await world.trail(checkout)][1] == "client:shop"
@@ -304,7 +304,7 @@ async def test_an_order_that_was_never_offered_is_cancelled_at_once(world: Scene
 async def test_an_offered_order_is_cancelled_after_a_grace_and_a_look(world: Scene):
     checkout = await world.offered()
     await world.command(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert row.state == "awaiting_payment"
     assert row.withdrawn_at is not None
@@ -317,7 +317,7 @@ async def test_a_payment_beats_the_cancelling(world: Scene):
     await world.command(checkout)
     await world.pay(checkout)
     await world.call_back(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.late) == ("completed", False)
 
@@ -326,9 +326,9 @@ async def test_cancelling_waits_for_an_open_payment(world: Scene):
     checkout = await world.offered()
     payment = await world.pay(checkout, action="open", method="BANK_PAYMENT")
     await world.command(checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     await asyncio.sleep(0.3)
-    await world.carry(checkout)
+    await world.process(checkout)
     assert await world.state(checkout) == "awaiting_payment"
     await world.control("POST", f"payments/{payment}/resolve", {"outcome": "declined"})
     await world.carried_until(checkout, "cancelled")
@@ -344,7 +344,7 @@ async def test_a_command_that_comes_too_late_twice_or_on_old_knowledge_is_refuse
     await world.command(twice)
     stale = await world.offered()
     await world.command(stale, version=1)
-    await world.carry(done, twice, stale)
+    await world.process(done, twice, stale)
     results = await world.sql("SELECT checkout_id AS id, result FROM commands ORDER BY requested_at, id")
     assert [(row.id, row.result.split(":")[0]) for row in results] == [
         (done, "refused"), (twice, "accepted"), (twice, "refused"), (stale, "refused"),
@@ -373,7 +373,7 @@ async def test_an_expired_order_is_settled_when_its_watch_has_run_out(database_u
         checkout = await world.offered(expiresIn=1)
         await world.carried_until(checkout, "expired")
         await asyncio.sleep(0.25)
-        await world.carry(checkout)
+        await world.process(checkout)
         assert (await world.row(checkout)).due_at is None
 
 
@@ -383,7 +383,7 @@ async def test_without_a_watch_a_failed_order_is_settled_at_once_and_a_paid_one_
     async with scene(database_url, gateway_url, settle_watch=()) as world:
         failed = await world.accept()
         await world.plan(failed, fail={"session": 1}, failStatus=422)
-        await world.carry(failed)
+        await world.process(failed)
         assert (await world.row(failed)).due_at is None
         paid = await world.offered()
         await world.pay(paid)
@@ -397,7 +397,7 @@ async def test_a_reservation_that_is_not_captured_is_never_settled(database_url:
         await world.pay(checkout)
         await world.carried_until(checkout, "completed")
         await asyncio.sleep(0.05)
-        await world.carry(checkout)
+        await world.process(checkout)
         assert (await world.row(checkout)).due_at is not None
 
 
@@ -406,7 +406,7 @@ async def test_a_refund_made_at_the_gateway_is_booked(world: Scene):
     payment = await world.pay(checkout)
     await world.carried_until(checkout, "completed")
     await world.control("POST", f"payments/{payment}/refund", {"amountMinor": 900})
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.captured, row.refunded) == (13900, 900)
     assert (await world.events(checkout))[-1] == "checkout.money"
@@ -417,7 +417,7 @@ async def test_a_payment_that_the_gateway_no_longer_shows_is_a_persons_business(
     await world.pay(checkout)
     await world.carried_until(checkout, "completed")
     await world.sql("UPDATE payments SET transaction_id = 'gone' WHERE checkout_id = :id", id=checkout)
-    await world.carry(checkout)
+    await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.reserved) == ("completed", 13900)
     assert row.attention.startswith("payment_gone")

@@ -12,12 +12,12 @@ import pytest
 import redis
 import structlog
 
-from orchestrator.settings.broker_url import read
-from orchestrator.gateway.limits import shared_state, rate
-from orchestrator.gateway.limits.shared_state import Board
 from orchestrator.gateway.client import Gateway, gateway_of
+from orchestrator.gateway.limits import rate, shared_state
+from orchestrator.gateway.limits.shared_state import SharedGatewayState
 from orchestrator.gateway.outcomes import Busy, Done
 from orchestrator.settings import Settings
+from orchestrator.settings.broker_url import read
 from tests.integration.gateway.misbehaving import Misbehaving, answering
 from tests.integration.gateway.scene import account, settings, token_answer
 
@@ -104,8 +104,8 @@ async def way_to(url: str) -> AsyncIterator[Way]:
 
 
 @asynccontextmanager
-async def worker(url: str | None, name: str, **changed: float) -> AsyncIterator[tuple[Gateway, Board]]:
-    one = Board(None if url is None else read(url), name=name)
+async def worker(url: str | None, name: str, **changed: float) -> AsyncIterator[tuple[Gateway, SharedGatewayState]]:
+    one = SharedGatewayState(None if url is None else read(url), name=name)
     async with Gateway(settings(**{**CALM, **changed}), one) as gateway:
         if url is not None:
             await until(lambda: not one.away)
@@ -139,13 +139,13 @@ async def test_a_gateway_that_one_worker_leaves_alone_is_left_alone_by_all(url: 
         assert 0 < outcome.retry_after <= 2
         assert len(server.asked) == 2
         assert [line.get("heard") for line in logs if line["event"] == "gateway_paused"] == [None, True]
-        assert list(await shared_state.left_alone(read(url))) == [gateway_of(server.url)]
+        assert list(await shared_state.circuits_open(read(url))) == [gateway_of(server.url)]
         # When the pause is over, each tries for itself.
         server.answer = WELL
         async with asyncio.timeout(20):
             while isinstance(await second.authenticate(merchant), Busy):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        assert await shared_state.left_alone(read(url)) == {}
+        assert await shared_state.circuits_open(read(url)) == {}
 
 
 async def test_a_merchant_that_is_throttled_rests_at_all_workers(url: str):
@@ -159,28 +159,28 @@ async def test_a_merchant_that_is_throttled_rests_at_all_workers(url: str):
         outcome = await second.authenticate(account(server.url))
         assert isinstance(outcome, Busy)
         assert 15 < outcome.retry_after <= 20
-        assert list(await shared_state.left_alone(read(url))) == [f"{gateway_of(server.url)} default"]
+        assert list(await shared_state.circuits_open(read(url))) == [f"{gateway_of(server.url)} default"]
 
 
 async def test_a_gateway_that_serves_while_it_is_left_alone_is_taken_off_the_board(url: str):
     async with worker(url, "one") as (_, one):
-        one.leave_alone("somewhere", 60.0)
+        one.open_circuit("somewhere", 60.0)
         await until(lambda: one.anything_alone)
-        assert one.alone_until("somewhere") > time.monotonic() + 50
-        one.take_back("somewhere")
+        assert one.open_until("somewhere") > time.monotonic() + 50
+        one.close_circuit("somewhere")
         assert not one.anything_alone
         async with asyncio.timeout(10):
-            while await shared_state.left_alone(read(url)):  # noqa: ASYNC110
+            while await shared_state.circuits_open(read(url)):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 
 async def test_a_shorter_pause_does_not_shorten_a_longer_one(url: str):
     async with worker(url, "one") as (_, one):
-        one.leave_alone("somewhere", 60.0)
-        one.leave_alone("somewhere", 1.0)
+        one.open_circuit("somewhere", 60.0)
+        one.open_circuit("somewhere", 1.0)
         await until(lambda: one.anything_alone)
         await asyncio.sleep(0.05)
-        assert (await shared_state.left_alone(read(url)))["somewhere"] > 50
+        assert (await shared_state.circuits_open(read(url)))["somewhere"] > 50
 
 
 @pytest.mark.parametrize("score", [86_400_000, 10**15, float("inf")])
@@ -189,12 +189,12 @@ async def test_an_entry_that_was_forged_closes_a_gateway_no_longer_than_our_own_
         seconds, _ = stranger.time()
         for name in ("https://gateway.example.com:443", "https://gateway.example.com:443 default"):
             stranger.zadd("orchestrator:gateways:alone", {name: seconds * 1000 + score})
-        async with shared_state.Board(read(url), name="one", longest=2.0) as one:
+        async with shared_state.SharedGatewayState(read(url), name="one", longest=2.0) as one:
             await until(lambda: one.anything_alone)
-            assert one.alone_until("https://gateway.example.com:443") <= time.monotonic() + 2.1
+            assert one.open_until("https://gateway.example.com:443") <= time.monotonic() + 2.1
             # It is not heard again and again: in Redis too it ends.
             await until(lambda: not one.anything_alone)
-            assert await shared_state.left_alone(read(url)) == {}
+            assert await shared_state.circuits_open(read(url)) == {}
 
 
 async def test_whatever_stands_in_redis_the_board_goes_on(url: str):
@@ -203,7 +203,7 @@ async def test_whatever_stands_in_redis_the_board_goes_on(url: str):
         stranger.zadd(
             "orchestrator:gateways:alone", {b"\xff\xfe": 10**13, **{f"g{n}": 10**13 for n in range(3000)}}
         )
-        async with shared_state.Board(read(url), name="one") as one:
+        async with shared_state.SharedGatewayState(read(url), name="one") as one:
             await asyncio.sleep(1.2)
             assert one.away
             stranger.delete("orchestrator:gateways:workers")
@@ -301,5 +301,5 @@ async def test_redis_that_does_not_answer_holds_up_no_call(url: str):
         outcomes = [await gateway.authenticate(account(server.url)) for _ in range(20)]
         assert {type(one) for one in outcomes} == {Done}
         one.away = False
-        one.leave_alone("somewhere", 60.0)
+        one.open_circuit("somewhere", 60.0)
         await until(lambda: one.away)

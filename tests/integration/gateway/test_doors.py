@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from orchestrator.gateway.limits import circuit_breaker
 from orchestrator.gateway import client
 from orchestrator.gateway.client import Gateway, gateway_of
+from orchestrator.gateway.limits import circuit_breaker
 from orchestrator.gateway.outcomes import Busy, Done, NotSent, Refused, Throttled, Unauthorized, Unknown
 from tests.integration.gateway.misbehaving import Exchange, Misbehaving, answering
 from tests.integration.gateway.scene import account, gateway_that, settings, token_answer
@@ -185,7 +185,7 @@ def test_what_a_fence_withheld_says_nothing_of_the_gateway(run):
     async def scene():
         async with gateway_that(WELL, breaker_failures=1) as (gateway, server, merchant):
             for _ in range(3):
-                withheld = await gateway.release(merchant, transaction_id="7", fence=lambda: False)
+                withheld = await gateway.release(merchant, transaction_id="7", lease_guard=lambda: False)
                 assert withheld == NotSent("The lease ran out before the call left.")
             return len(server.asked)
 
@@ -198,7 +198,7 @@ def test_money_is_not_moved_at_a_gateway_that_is_left_alone_and_its_fence_is_not
     async def scene():
         async with gateway_that(BROKEN, breaker_failures=1) as (gateway, server, merchant):
             await gateway.authenticate(merchant)
-            outcome = await gateway.release(merchant, transaction_id="7", fence=lambda: not asked.append(1))
+            outcome = await gateway.release(merchant, transaction_id="7", lease_guard=lambda: not asked.append(1))
             return outcome, len(server.asked)
 
     outcome, received = run(scene())
@@ -317,7 +317,7 @@ def test_permits_in_hand_are_not_saved_up(run):
             )
             merchant = account(server.url)
             await gateway.authenticate(merchant)
-            permits = gateway._doors.of(gateway_of(server.url))._permits
+            permits = gateway._limits.of(gateway_of(server.url))._permits
             async with asyncio.timeout(5):
                 while not permits._hand.free:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)

@@ -62,16 +62,16 @@ def no() -> bool:
     return False
 
 
-def captures(gateway: Gateway, merchant, fence=yes):
+def captures(gateway: Gateway, merchant, lease_guard=yes):
     return gateway.capture(
-        merchant, transaction_id="7", amount=5000, currency="DKK", identifier="op-1", fence=fence
+        merchant, transaction_id="7", amount=5000, currency="DKK", identifier="op-1", lease_guard=lease_guard
     )
 
 
-def captured_at(answer, fence=yes, **changed):
+def captured_at(answer, lease_guard=yes, **changed):
     async def scene():
         async with gateway_that(answer, **changed) as (gateway, server, merchant):
-            return await captures(gateway, merchant, fence), server.asked
+            return await captures(gateway, merchant, lease_guard), server.asked
 
     return scene()
 
@@ -124,11 +124,11 @@ def test_money_calls_ask_as_the_gateway_documents_it(run):
             outcomes = [
                 await captures(gateway, merchant),
                 await gateway.refund(
-                    merchant, transaction_id="7", amount=1250, currency="DKK", identifier="op 2&x", fence=yes
+                    merchant, transaction_id="7", amount=1250, currency="DKK", identifier="op 2&x", lease_guard=yes
                 ),
-                await gateway.release(merchant, transaction_id="7", fence=yes),
+                await gateway.release(merchant, transaction_id="7", lease_guard=yes),
                 await gateway.capture(
-                    merchant, transaction_id="7", amount=139, currency="JPY", identifier="op-4", fence=yes
+                    merchant, transaction_id="7", amount=139, currency="JPY", identifier="op-4", lease_guard=yes
                 ),
             ]
             return outcomes, server, server.url.removeprefix("http://")
@@ -242,7 +242,7 @@ def test_a_call_that_would_move_more_than_meant_is_never_made(wrong):
     async def scene():
         async with gateway_that(answering(200, CAPTURED)) as (gateway, server, merchant):
             call = {
-                "transaction_id": "7", "amount": 1, "currency": "DKK", "identifier": "op", "fence": yes, **wrong
+                "transaction_id": "7", "amount": 1, "currency": "DKK", "identifier": "op", "lease_guard": yes, **wrong
             }  # fmt: skip
             with pytest.raises(ValueError, match="needs"):
                 await gateway.capture(merchant, **call)

@@ -7,11 +7,11 @@ import datetime as dt
 
 import pytest
 
+from orchestrator.devkit.sandbox import create_app
 from orchestrator.gateway.client import Account
 from orchestrator.gateway.client import Gateway as Client
 from orchestrator.gateway.outcomes import Done, NotSent, Refused, Unauthorized, Unknown
-from orchestrator.gateway.payments import Reading, held, read
-from orchestrator.devkit.sandbox import create_app
+from orchestrator.gateway.payments import PaymentMeaning, held, read
 from tests.integration.gateway.scene import settings
 from tests.integration.sandbox.parties import CONFIG, Gateway, Merchant, serving
 
@@ -39,14 +39,14 @@ def paid(gateway, order, *, method="CARD", **changes):
     return gateway.ledger(order)[0]
 
 
-def called(gateway, name, number, *, password=CONFIG.password, fence=lambda: True, **fields):
+def called(gateway, name, number, *, password=CONFIG.password, lease_guard=lambda: True, **fields):
     if name != "release":
         fields = {"amount": 3900, "currency": "DKK", "identifier": "op-1", **fields}
     account = Account("default", gateway.url, gateway.url, CONFIG.username, password)
 
     async def scene():
         async with Client(PATIENT) as client:
-            return await getattr(client, name)(account, transaction_id=number, fence=fence, **fields)
+            return await getattr(client, name)(account, transaction_id=number, lease_guard=lease_guard, **fields)
 
     return asyncio.run(scene())
 
@@ -95,7 +95,7 @@ def test_already_captured_shows_by_its_totals(gateway, order):
 
 @pytest.mark.parametrize(
     ("method", "status", "reading"),
-    [("CARD", "released", Reading.NOTHING), ("BANK_PAYMENT", "bank_payment_refunded", Reading.REFUNDED)],
+    [("CARD", "released", PaymentMeaning.NOTHING), ("BANK_PAYMENT", "bank_payment_refunded", PaymentMeaning.REFUNDED)],
 )
 def test_a_release_is_read_as_what_the_provider_made_of_it(*, gateway, order, method, status, reading):
     number = paid(gateway, order, method=method)["transactionId"]
@@ -117,7 +117,7 @@ def test_a_lost_answer_is_unknown_and_the_lookup_finds_the_movement(gateway, ord
 def test_a_fence_that_says_no_moves_nothing(gateway, order):
     number = paid(gateway, order)["transactionId"]
     for name in ("capture", "refund", "release"):
-        assert isinstance(called(gateway, name, number, fence=lambda: False), NotSent)
+        assert isinstance(called(gateway, name, number, lease_guard=lambda: False), NotSent)
     row = gateway.ledger(order)[0]
     assert (row["movements"], row["heldMinor"]) == ([], 13900)
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.gateway.limits.circuit_breaker import FIRST_PAUSE, PROBES, PROBING, SAME, WINDOW, Breaker
+from orchestrator.gateway.limits.circuit_breaker import (
+    FIRST_PAUSE,
+    PROBES,
+    PROBING,
+    SAME,
+    WINDOW,
+    CircuitBreaker,
+)
 
 
-def opened(*, run: int = 3, longest: float = 30.0) -> Breaker:
-    one = Breaker(run, longest)
+def opened(*, run: int = 3, longest: float = 30.0) -> CircuitBreaker:
+    one = CircuitBreaker(run, longest)
     for now in range(run - 1):
         assert one.failed(float(now)) is None
     assert one.failed(float(run)) == min(FIRST_PAUSE, longest)
@@ -24,7 +31,7 @@ def test_it_opens_after_a_run_of_failures_and_says_so_once():
 
 
 def test_anything_that_is_served_ends_the_run():
-    one = Breaker(2, 30.0)
+    one = CircuitBreaker(2, 30.0)
     for now in range(10):
         assert one.failed(now) is None
         assert not one.served(), "it was closed: no news"
@@ -32,12 +39,12 @@ def test_anything_that_is_served_ends_the_run():
 
 
 def test_failures_that_are_far_apart_are_no_run():
-    one = Breaker(2, 30.0)
+    one = CircuitBreaker(2, 30.0)
     assert [one.failed(number * (WINDOW + 1)) for number in range(5)] == [None] * 5
 
 
 def test_it_never_opens_where_it_is_switched_off():
-    one = Breaker(0, 30.0)
+    one = CircuitBreaker(0, 30.0)
     assert [one.failed(0.0) for _ in range(100)] == [None] * 100
 
 
@@ -76,7 +83,7 @@ def test_of_probes_that_fail_together_one_counts():
 
 
 def test_what_another_process_leaves_alone_is_left_alone_here_too():
-    one = Breaker(3, 30.0)
+    one = CircuitBreaker(3, 30.0)
     assert one.heard(10.0, 0.0)
     assert one.wait(4.0) == 6.0
     assert not one.heard(10.0 + SAME / 2, 0.0), "the same pause, as another clock tells it"
@@ -95,7 +102,7 @@ def test_a_pause_never_grows_without_end():
 
 
 def test_what_another_process_tells_is_heard_no_longer_than_our_own_longest_pause():
-    one = Breaker(run=2, longest=30.0)
+    one = CircuitBreaker(run=2, longest=30.0)
     assert one.heard(100.0 + 86_400.0, 100.0)
     assert one.wait(100.0) == 30.0
     assert one.wait(130.0) == 0.0

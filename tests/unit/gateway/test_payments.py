@@ -18,7 +18,7 @@ from orchestrator.gateway.payments import (
     Found,
     Malformed,
     Movement,
-    Reading,
+    PaymentMeaning,
     RequestError,
     Shape,
     Transaction,
@@ -126,32 +126,32 @@ EXPECTED = {
 def test_a_reading_follows_from_status_and_amounts_together(status, shaped):
     one = transaction(status, AMOUNTS[shaped])
     assert shape(one) is shaped
-    assert read(one) is Reading(EXPECTED.get((status, shaped.value), "unknown"))
+    assert read(one) is PaymentMeaning(EXPECTED.get((status, shaped.value), "unknown"))
 
 
 @pytest.mark.parametrize("shaped", Shape)
 @pytest.mark.parametrize("status", ["", "settled", "preauth ", "chargeback"])
 def test_a_status_nobody_has_seen_is_for_a_person_whatever_the_amounts(status, shaped):
-    assert read(transaction(status, AMOUNTS[shaped])) is Reading.UNKNOWN
+    assert read(transaction(status, AMOUNTS[shaped])) is PaymentMeaning.UNKNOWN
 
 
 @pytest.mark.parametrize("flag", ["amount_unreadable", "currency_unknown", "currency_conflict"])
 @pytest.mark.parametrize("status", SEEN)
 def test_amounts_that_could_not_be_read_prove_nothing(status, flag):
-    assert read(transaction(status, (0, 0, 0), (flag,))) is Reading.UNKNOWN
+    assert read(transaction(status, (0, 0, 0), (flag,))) is PaymentMeaning.UNKNOWN
 
 
 @pytest.mark.parametrize(
     ("status", "amounts", "reading", "counted"),
     [
-        ("released", (100, 0, 0), Reading.NOTHING, (0, 0, 0)),
-        ("refunded", (100, 100, 12), Reading.REFUNDED, (100, 100, 12)),
-        ("recurring_confirmed", (100, 0, 0), Reading.AGREEMENT, (0, 0, 0)),
-        ("recurring_confirmed", (100, 100, 12), Reading.AGREEMENT, (0, 0, 0)),
-        ("preauth", (13900, 0, 0), Reading.RESERVED, (13900, 0, 0)),
-        ("preauth", (13900, 5000, 0), Reading.CAPTURED, (13900, 5000, 0)),
-        ("pending", (13900, 0, 0), Reading.OPEN, (0, 0, 0)),
-        ("preauth_failed", (13900, 100, 0), Reading.UNKNOWN, (13900, 100, 0)),
+        ("released", (100, 0, 0), PaymentMeaning.NOTHING, (0, 0, 0)),
+        ("refunded", (100, 100, 12), PaymentMeaning.REFUNDED, (100, 100, 12)),
+        ("recurring_confirmed", (100, 0, 0), PaymentMeaning.AGREEMENT, (0, 0, 0)),
+        ("recurring_confirmed", (100, 100, 12), PaymentMeaning.AGREEMENT, (0, 0, 0)),
+        ("preauth", (13900, 0, 0), PaymentMeaning.RESERVED, (13900, 0, 0)),
+        ("preauth", (13900, 5000, 0), PaymentMeaning.CAPTURED, (13900, 5000, 0)),
+        ("pending", (13900, 0, 0), PaymentMeaning.OPEN, (0, 0, 0)),
+        ("preauth_failed", (13900, 100, 0), PaymentMeaning.UNKNOWN, (13900, 100, 0)),
     ],
 )
 def test_the_fixtures_that_mislead_are_read_right(status, amounts, reading, counted):
@@ -162,7 +162,7 @@ def test_the_fixtures_that_mislead_are_read_right(status, amounts, reading, coun
 @given(st.sampled_from(SEEN), st.tuples(*[st.integers(0, 10**12)] * 3))
 def test_no_money_is_ever_read_as_nothing_or_under_way_once_it_was_captured(status, amounts):
     if amounts[1] or amounts[2]:
-        assert read(transaction(status, amounts)) not in {Reading.NOTHING, Reading.OPEN}
+        assert read(transaction(status, amounts)) not in {PaymentMeaning.NOTHING, PaymentMeaning.OPEN}
 
 
 # ── The document ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -297,7 +297,7 @@ def test_an_amount_that_cannot_be_read_is_kept_as_the_gateway_wrote_it(changed, 
     assert {name: one.raw_amounts.get(name) for name in raw} == raw
     assert bool(raw) == bool(one.raw_amounts)
     if raw:
-        assert read(one) is Reading.UNKNOWN
+        assert read(one) is PaymentMeaning.UNKNOWN
 
 
 def test_what_is_kept_of_an_amount_is_printable():
@@ -308,11 +308,11 @@ def test_what_is_kept_of_an_amount_is_printable():
 def test_an_amount_that_comes_twice_is_not_chosen_from():
     twice = only(row("<ReservedAmount>1.00</ReservedAmount>"))
     assert twice.raw_amounts == {"reserved": "139.00 / 1.00"}
-    assert read(twice) is Reading.UNKNOWN
+    assert read(twice) is PaymentMeaning.UNKNOWN
     same = only(row("<ReservedAmount>139.00</ReservedAmount>"))
-    assert (same.reserved, same.raw_flags, read(same)) == (13900, (), Reading.RESERVED)
+    assert (same.reserved, same.raw_flags, read(same)) == (13900, (), PaymentMeaning.RESERVED)
     status = only(row("<TransactionStatus>released</TransactionStatus>"))
-    assert read(status) is Reading.UNKNOWN
+    assert read(status) is PaymentMeaning.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_the_surcharge_is_told_beside_the_amounts_that_include_it(text, surcharg
         flags,
         raw,
     )
-    assert read(one) is Reading.RESERVED
+    assert read(one) is PaymentMeaning.RESERVED
 
 
 @pytest.mark.parametrize("result", ["Error", "Failed", "SystemError"])
@@ -345,16 +345,16 @@ def test_an_attempt_that_ended_in_an_error_without_money_is_over(status, result)
         assert isinstance(answer, Found)
         return read(answer.transactions[0])
 
-    assert reading() is Reading.NOTHING
-    assert reading(ReservedAmount="0.01") is Reading.RESERVED
-    assert reading(CapturedAmount="0.01") is Reading.CAPTURED
-    assert reading(ReservedAmount=None) is Reading.UNKNOWN
-    assert reading(ReservedAmount="0,00") is Reading.UNKNOWN
-    assert reading(TransactionStatus="captured") is Reading.UNKNOWN
-    assert reading(TransactionStatus="created") is Reading.OPEN
-    assert reading(TransactionStatus="") is Reading.NOTHING
-    assert reading(TransactionStatus="levitating") is Reading.UNKNOWN
-    assert read(only(row(TransactionStatus=status, ReservedAmount="0.00"))) is Reading.UNKNOWN
+    assert reading() is PaymentMeaning.NOTHING
+    assert reading(ReservedAmount="0.01") is PaymentMeaning.RESERVED
+    assert reading(CapturedAmount="0.01") is PaymentMeaning.CAPTURED
+    assert reading(ReservedAmount=None) is PaymentMeaning.UNKNOWN
+    assert reading(ReservedAmount="0,00") is PaymentMeaning.UNKNOWN
+    assert reading(TransactionStatus="captured") is PaymentMeaning.UNKNOWN
+    assert reading(TransactionStatus="created") is PaymentMeaning.OPEN
+    assert reading(TransactionStatus="") is PaymentMeaning.NOTHING
+    assert reading(TransactionStatus="levitating") is PaymentMeaning.UNKNOWN
+    assert read(only(row(TransactionStatus=status, ReservedAmount="0.00"))) is PaymentMeaning.UNKNOWN
 
 
 # ── Rows wherever they stand, and absence ───────────────────────────────────────────────────────────────────────────────
@@ -399,8 +399,8 @@ def test_a_transaction_inside_another_is_not_counted_and_makes_it_unclear():
     found = parse(xml(row(f"<Children>{inner}</Children>") + row(TransactionId="3")))
     assert isinstance(found, Found)
     assert [(one.transaction_id, read(one)) for one in found.transactions] == [
-        ("539101", Reading.UNKNOWN),
-        ("3", Reading.RESERVED),
+        ("539101", PaymentMeaning.UNKNOWN),
+        ("3", PaymentMeaning.RESERVED),
     ]
     assert found.transactions[0].raw_flags == ("transaction_nested",)
 
@@ -587,7 +587,7 @@ UNCLEAR = ("chargeback_unclear",)
 def test_chargebacks_add_up_less_their_reversals_and_what_is_unclear_is_flagged(events, charged_back, flags):
     one = only(row(f"<ChargebackEvents>{events}</ChargebackEvents>", CapturedAmount="139.00"))
     assert (one.chargebacks, one.charged_back, one.raw_flags) == (events != "taken back", charged_back, flags)
-    assert (read(one), held(one)) == (Reading.CAPTURED, (13900, 13900, 0))
+    assert (read(one), held(one)) == (PaymentMeaning.CAPTURED, (13900, 13900, 0))
 
 
 def test_every_event_is_kept_as_the_gateway_told_it():
@@ -659,7 +659,7 @@ def test_the_end_of_a_reservation_is_a_moment_in_utc(text, until):
 def test_an_end_that_is_no_date_is_flagged_and_not_guessed(text):
     one = only(row(AuthorisationExpiryDate=text))
     assert (one.reserved_until, one.raw_flags) == (None, ("expiry_unreadable",))
-    assert read(one) is Reading.RESERVED
+    assert read(one) is PaymentMeaning.RESERVED
 
 
 @pytest.mark.parametrize("text", [None, "", " "])
@@ -834,7 +834,7 @@ def test_no_content_makes_the_reader_raise_and_nothing_unreadable_becomes_money(
     if isinstance(answer, Found):
         for one in answer.transactions:
             assert min(one.reserved, one.captured, one.refunded, one.credited) >= 0
-            assert one.currency or read(one) is Reading.UNKNOWN
+            assert one.currency or read(one) is PaymentMeaning.UNKNOWN
             held(one)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.gateway.payments import Found, Reading, parse, parse_movement, read
+from orchestrator.gateway.payments import Found, PaymentMeaning, parse, parse_movement, read
 from orchestrator.gateway.xml import DAMAGED, LARGEST, MOST_MARKS, SMALL, Malformed, Tree, tree
 from tests.unit.gateway.test_payments import row, xml
 
@@ -72,7 +72,7 @@ def test_an_answer_that_is_damaged_is_read_and_says_so(document, name):
         True,
         ("answer_repaired",),
         13900,
-        Reading.RESERVED,
+        PaymentMeaning.RESERVED,
     )
     movement = parse_movement(document, transaction_id="539101")
     assert getattr(movement, "transaction", None) == one
@@ -136,7 +136,7 @@ def test_damaged_values_prove_nothing():
     damaged = parse(xml(row(ReservedAmount="1\x1c39.00")))
     assert isinstance(damaged, Found)
     assert damaged.transactions[0].raw_amounts == {"reserved": f"1{DAMAGED}39.00"}
-    assert read(damaged.transactions[0]) is Reading.UNKNOWN
+    assert read(damaged.transactions[0]) is PaymentMeaning.UNKNOWN
     bound = parse(xml(row('<PaymentInfos><PaymentInfo name="checkout">0\x1c1</PaymentInfo></PaymentInfos>')))
     assert isinstance(bound, Found)
     assert (bound.transactions[0].payment_infos, "info_repeated" in bound.transactions[0].raw_flags) == (

@@ -32,10 +32,10 @@ from urllib.parse import quote
 import psycopg
 from psycopg import sql
 
-from orchestrator.store import schema
 from orchestrator.devkit.local.servers import accounts, children
 from orchestrator.devkit.local.servers.errors import EmbeddedError
 from orchestrator.devkit.local.servers.files import forget, free_port, grown, owner_name, secret
+from orchestrator.store import schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
