@@ -52,7 +52,7 @@ def on_database(
     place: Path, work: Callable[[Settings, Database], Awaitable[int | None]], *, owner: bool = False
 ) -> int:
     """Run `work` with the settings and database of an installation; return its exit status. `owner`: as the owner of its tables."""
-    from orchestrator.devkit.local.place import attach  # noqa: PLC0415
+    from orchestrator.devkit.local.runtime_file import attach  # noqa: PLC0415
     from orchestrator.store.schema import reachable  # noqa: PLC0415 - most commands end before they need it
 
     with attach(place, say=whisper) as settings:

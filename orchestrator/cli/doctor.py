@@ -57,7 +57,7 @@ def doctor(*, data_dir: Path, process: str | None) -> int:
     """Check the installation, or the heartbeat of the worker or scheduler on this host; exit 1 if something is not well."""
     if process is not None:
         return on_database(data_dir, lambda _, db: _heartbeat(db, process))
-    from orchestrator.devkit.local.place import attach, running  # noqa: PLC0415
+    from orchestrator.devkit.local.runtime_file import attach, running  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415 - each command imports what it needs
 
     # Its Postgres is then started for the checks alone, and what else `up` would start cannot be there.

@@ -59,7 +59,7 @@ def token() -> None:
 def issue(*, data_dir: Path, merchant: str, scope: str, lifetime: float, subject: str) -> None:
     """Print a token, and nothing else."""
     from orchestrator import auth  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.devkit.local.place import configured  # noqa: PLC0415
+    from orchestrator.devkit.local.runtime_file import configured  # noqa: PLC0415
     from orchestrator.settings import PREFIX, SettingsError  # noqa: PLC0415
 
     settings = configured(data_dir)

@@ -39,7 +39,7 @@ def verify(*, data_dir: Path, file: Path | None) -> int:
 def _verify_file(place: Path, file: Path) -> int:
     from orchestrator import audit as trail  # noqa: PLC0415 - each command imports what it needs
     from orchestrator.crypto import Encryptor  # noqa: PLC0415
-    from orchestrator.devkit.local.place import configured  # noqa: PLC0415
+    from orchestrator.devkit.local.runtime_file import configured  # noqa: PLC0415
 
     try:
         opened = trail.open_archive(file, Encryptor(configured(place).secret_keys))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestrator.gateway import xml
-from orchestrator.gateway.readings import TABLE, PaymentMeaning, Shape, held, read, shape
+from orchestrator.domain.payment_meaning import TABLE, PaymentMeaning, Shape, held, read, shape
 from orchestrator.gateway.transactions import Transaction, code_of, exact, transaction_of
 from orchestrator.gateway.xml import DAMAGED, LARGEST, Malformed, text_of
 from orchestrator.text import neutralised

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.domain import money
 from orchestrator.gateway import chargebacks
-from orchestrator.gateway.readings import TABLE
+from orchestrator.domain.payment_meaning import TABLE
 from orchestrator.gateway.xml import DAMAGED, LONGEST_TEXT, text_of
 from orchestrator.text import neutralised
 

@@ -25,7 +25,7 @@ import msgspec
 import psycopg
 import uvloop
 
-from orchestrator.devkit.bench import wire
+from orchestrator.devkit.bench import http_pool
 from tests.benchmarks import work
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class CheckoutProcessor:
     def __init__(self) -> None:
         parts = urlsplit(HERE.gateway_url)
         self._host = parts.netloc
-        self._lines = wire.Lines(str(parts.hostname), int(parts.port or 80), most=CONNECTIONS)
+        self._lines = http_pool.Lines(str(parts.hostname), int(parts.port or 80), most=CONNECTIONS)
         self._waiting: list[tuple[_Moved, asyncio.Future[None]]] = []
         self._wakeup = asyncio.Event()
         self._room = asyncio.Semaphore(AT_ONCE)
@@ -83,7 +83,7 @@ class CheckoutProcessor:
 
     def _request(self, method: str, path: str, authorization: str, body: bytes | None = None) -> bytes:
         headers = {"Authorization": authorization, "Content-Type": "application/json"}
-        return wire.request(method, self._host, work.API + path, headers=headers, body=body)
+        return http_pool.request(method, self._host, work.API + path, headers=headers, body=body)
 
     async def write(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Write what has gathered, until cancelled."""

@@ -30,7 +30,7 @@ from sqlalchemy import text
 
 from orchestrator import auth
 from orchestrator.crypto import Encryptor
-from orchestrator.devkit.bench import wire
+from orchestrator.devkit.bench import http_pool
 from orchestrator.devkit.local.terminal import Terminal
 from orchestrator.devkit.local.up import Options, Up
 from orchestrator.store.database import Database
@@ -148,7 +148,7 @@ class _Shop:
 
     def __init__(self, up: Up, name: str) -> None:
         self._host, _, port = up.url.removeprefix("http://").partition(":")
-        self._lines = wire.Lines(self._host, int(port), most=200)
+        self._lines = http_pool.Lines(self._host, int(port), most=200)
         token = auth.issue(
             up.settings, merchant=name, scopes=("checkouts:write",), lifetime=3600, subject="load"
         )
@@ -163,7 +163,7 @@ class _Shop:
         await asyncio.gather(*tasks)
 
     async def _order(self, number: str) -> None:
-        request = wire.request(
+        request = http_pool.request(
             "POST",
             self._host,
             "/v1/checkouts",

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import psycopg
 import uvloop
 
-from orchestrator.devkit.bench import wire
+from orchestrator.devkit.bench import http_pool
 from tests.benchmarks import work
 
 AT_ONCE = 4
@@ -39,7 +39,7 @@ WRONG = """
 
 async def hand_over(url: str, token: str, mark: str, orders: int) -> None:
     parts = urlsplit(url)
-    lines = wire.Lines(str(parts.hostname), int(parts.port or 80), most=AT_ONCE)
+    lines = http_pool.Lines(str(parts.hostname), int(parts.port or 80), most=AT_ONCE)
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     room = asyncio.Semaphore(AT_ONCE)
 
@@ -51,7 +51,7 @@ async def hand_over(url: str, token: str, mark: str, orders: int) -> None:
             raise RuntimeError(f"a batch was answered with {status}: {body[:300]!r}")
 
     requests = [
-        wire.request(
+        http_pool.request(
             "POST", parts.netloc, "/v1/checkouts/batch", headers=headers,
             body=json.dumps([work.intent(ref) for ref in chunk]).encode(),
         )

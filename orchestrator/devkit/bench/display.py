@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from orchestrator.devkit.bench.ramp import Try
-    from orchestrator.devkit.bench.scene import Progress
+    from orchestrator.devkit.bench.setup import Progress
     from orchestrator.devkit.local.terminal import Terminal
 
 NAMES: Final = {

@@ -27,7 +27,7 @@ import msgspec
 import uvloop
 
 from orchestrator.devkit.bench import documents
-from orchestrator.devkit.bench.books import Books, Order
+from orchestrator.devkit.bench.gateway_ledger import Books, Order
 from orchestrator.devkit.bench.latency import Latency
 from orchestrator.devkit.bench.shoppers import Habits, Shoppers
 from orchestrator.domain import money

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import uvloop
 
-from orchestrator.devkit.bench import schedule, wire
+from orchestrator.devkit.bench import schedule, http_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,7 +117,7 @@ class _Load:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._lines = wire.Lines(job.host, job.port, most=CONNECTIONS)
+        self._lines = http_pool.Lines(job.host, job.port, most=CONNECTIONS)
         self._headers = {"Authorization": f"Bearer {job.token}", "Content-Type": "application/json"}
         self.told = Told()
         self.sent = Sent(0.0, [], [], [])
@@ -165,7 +165,7 @@ class _Load:
     async def _send(self, number: int, due: float) -> None:
         job, told = self._job, self.told
         body = schedule.intent(job.prefix, number)
-        request = wire.request(
+        request = http_pool.request(
             "POST", f"{job.host}:{job.port}", "/v1/checkouts", headers=self._headers, body=body
         )
         told.sent += 1

@@ -17,7 +17,7 @@ from orchestrator.devkit.bench.display import NAMES
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from orchestrator.devkit.bench.scene import Run
+    from orchestrator.devkit.bench.setup import Run
 
 _COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a900")
 """Okabe and Ito: told apart by everybody."""

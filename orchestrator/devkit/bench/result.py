@@ -15,7 +15,7 @@ from orchestrator.devkit.bench.ramp import Try
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from orchestrator.devkit.bench.scene import Run
+    from orchestrator.devkit.bench.setup import Run
 
 PRODUCT: Final = ("api", "worker", "scheduler")
 BESIDE: Final = ("postgres", "redis", "gateway", "load", "bench")

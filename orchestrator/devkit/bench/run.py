@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from orchestrator.devkit.bench import display, figures, ramp, report, result, truth
+from orchestrator.devkit.bench import display, figures, ramp, report, result, database_probe
 from orchestrator.devkit.bench.errors import BenchFailed
-from orchestrator.devkit.bench.scene import NAMED, PATIENCE, Scene, prepared
+from orchestrator.devkit.bench.setup import NAMED, PATIENCE, Scene, prepared
 from orchestrator.devkit.bench.shoppers import Habits
 from orchestrator.devkit.bench.usage import flush_time
 from orchestrator.devkit.local import up as supervise
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.devkit.bench.ramp import Try
-    from orchestrator.devkit.bench.scene import Progress, Run
+    from orchestrator.devkit.bench.setup import Progress, Run
     from orchestrator.devkit.local.terminal import Terminal
     from orchestrator.devkit.local.up import Up
 
@@ -210,7 +210,7 @@ def _refuse_others() -> None:
 
     async def look() -> tuple[int, int]:
         async with Database(url, pool_size=1, name="orchestrator-bench") as db:
-            return await truth.others(db, ours=NAMED)
+            return await database_probe.others(db, ours=NAMED)
 
     with schema.reachable(url):
         unsettled, workers = asyncio.run(look())

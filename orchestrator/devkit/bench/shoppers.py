@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from orchestrator.devkit.bench import documents, wire
+from orchestrator.devkit.bench import documents, http_pool
 
 if TYPE_CHECKING:
     from random import Random
 
-    from orchestrator.devkit.bench.books import Books, Order
+    from orchestrator.devkit.bench.gateway_ledger import Books, Order
 
 AT_ONCE: Final = 64
 """Connections to one shop; at a thousand callbacks a second that take 30 ms each, 30 are in use."""
@@ -40,7 +40,7 @@ class Shoppers:
 
     def __init__(self, books: Books, habits: Habits, random: Random) -> None:
         self._books, self._habits, self._random = books, habits, random
-        self._lines: dict[tuple[str, int], wire.Lines] = {}
+        self._lines: dict[tuple[str, int], http_pool.Lines] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._transactions = FIRST_TRANSACTION
 
@@ -96,8 +96,8 @@ class Shoppers:
         try:
             parts = urlsplit(url)
             address = parts.hostname or "", parts.port or 80
-            lines = self._lines.setdefault(address, wire.Lines(*address, most=AT_ONCE))
-            request = wire.request("POST", parts.netloc, parts.path, headers=headers, body=body)
+            lines = self._lines.setdefault(address, http_pool.Lines(*address, most=AT_ONCE))
+            request = http_pool.request("POST", parts.netloc, parts.path, headers=headers, body=body)
             outcome = str((await lines.exchange(request, patience=PATIENCE)).status)
         except (OSError, ValueError) as error:
             outcome = type(error).__name__

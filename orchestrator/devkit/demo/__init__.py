@@ -57,7 +57,7 @@ def run(
     greet: Callable[[Up], None],
 ) -> int:
     """Bring everything up, play, and stay up if wanted; return the exit status."""
-    from orchestrator.devkit.demo.play import play  # noqa: PLC0415 - what is wrong is said before the slow imports
+    from orchestrator.devkit.demo.runner import play  # noqa: PLC0415 - what is wrong is said before the slow imports
 
     try:
         scripts = choose(scenarios)

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.crypto import Encryptor
-from orchestrator.devkit.demo.mishaps import MERCHANTS
+from orchestrator.devkit.demo.failure_scenarios import MERCHANTS
 from orchestrator.devkit.demo.shop import Account
 from orchestrator.store.merchants import Merchants, UnknownMerchant
 

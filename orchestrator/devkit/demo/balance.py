@@ -17,7 +17,7 @@ from orchestrator.devkit.demo.shop import need
 if TYPE_CHECKING:
     import httpx
 
-    from orchestrator.devkit.demo.told import Sums
+    from orchestrator.devkit.demo.observations import Sums
     from orchestrator.store.database import Database
 
 _BOOKS = text("""

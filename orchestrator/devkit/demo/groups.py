@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.devkit.demo import mishaps, scripts
+from orchestrator.devkit.demo import failure_scenarios, scripts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,8 +15,8 @@ USUAL: Final = "checkout"
 
 GROUPS: Final[dict[str, tuple[Script, ...]]] = {
     USUAL: scripts.SCRIPTS,
-    "money": mishaps.SCRIPTS,
-    "all": (*scripts.SCRIPTS, *mishaps.SCRIPTS),
+    "money": failure_scenarios.SCRIPTS,
+    "all": (*scripts.SCRIPTS, *failure_scenarios.SCRIPTS),
 }
 
 

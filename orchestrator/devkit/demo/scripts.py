@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from orchestrator.devkit.demo.shopper import Shopper
-    from orchestrator.devkit.demo.told import Sums, Told
+    from orchestrator.devkit.demo.observations import Sums, Told
 
 Method = Literal["CARD", "BANK_PAYMENT", "MOBILE_WALLET"]
 

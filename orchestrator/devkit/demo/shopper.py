@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from orchestrator.devkit.demo.orders import SORRY, THANKS
 from orchestrator.devkit.demo.shop import Shop, Unscripted, need
-from orchestrator.devkit.demo.told import Told
+from orchestrator.devkit.demo.observations import Told
 from orchestrator.domain import money
 from orchestrator.domain.states import ENDED, State
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlencode, urlsplit
 
 from orchestrator.crypto import Encryptor
-from orchestrator.devkit.local import place
+from orchestrator.devkit.local import runtime_file
 from orchestrator.devkit.local.child import Child, ending
 from orchestrator.devkit.local.errors import UpFailed
 from orchestrator.devkit.local.keys import NAME as KEYS
@@ -121,8 +121,8 @@ class Up:
         sandbox_port = free_port(self.data_dir / "sandbox.port") if stands_in else None
         self.sandbox_url = None if sandbox_port is None else f"http://{HOST}:{sandbox_port}"
         self.settings = self._settings(given)
-        held.callback(place.withdraw, self.data_dir)
-        place.announce(self.data_dir, self.settings)
+        held.callback(runtime_file.withdraw, self.data_dir)
+        runtime_file.announce(self.data_dir, self.settings)
         terminal.step("Bringing the schema up to date …")
         self._prepare_database()
         log = self.data_dir / "log"

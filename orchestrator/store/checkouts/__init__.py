@@ -43,7 +43,7 @@ from orchestrator.store.checkouts.matching import (
     Unsuited,
     match,
 )
-from orchestrator.store.checkouts.records import Callback, Command, Operation, PaymentRecord, money_left
+from orchestrator.domain.records import Callback, Command, Operation, PaymentRecord, money_left
 from orchestrator.store.checkouts.row_macs import command_holds, operation_holds, sign_command, sign_operation
 from orchestrator.store.checkouts.transition import Transitions
 

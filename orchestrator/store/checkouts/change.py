@@ -14,7 +14,7 @@ import msgspec
 from orchestrator import audit
 from orchestrator.domain.states import ENDED, State, Trigger
 from orchestrator.store.checkouts.claim import ClaimedCheckout
-from orchestrator.store.checkouts.records import Operation
+from orchestrator.domain.records import Operation
 from orchestrator.store.checkouts.row_macs import sign_operation
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from orchestrator.domain.states import UNOFFERED, State
 from orchestrator.errors import OrchestratorError
-from orchestrator.store.checkouts.records import Callback, Command, Operation, PaymentRecord
+from orchestrator.domain.records import Callback, Command, Operation, PaymentRecord
 from orchestrator.store.database import run
 
 if TYPE_CHECKING:

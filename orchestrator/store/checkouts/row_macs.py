@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.crypto import Encryptor
-    from orchestrator.store.checkouts.records import Command, Operation
+    from orchestrator.domain.records import Command, Operation
 
 COMMAND: Final = "command"
 OPERATION: Final = "money-operation"

@@ -23,7 +23,7 @@ from orchestrator.store.checkouts.change import (
     row,
 )
 from orchestrator.store.checkouts.claim import ClaimedCheckout, LeaseLost, tick
-from orchestrator.store.checkouts.records import Operation, PaymentRecord
+from orchestrator.domain.records import Operation, PaymentRecord
 from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from orchestrator.devkit.bench import wire
+from orchestrator.devkit.bench import http_pool
 from orchestrator.devkit.bench.latency import Latency
 from orchestrator.gateway.outcomes import Done, Refused, Unauthorized, Unknown
 from orchestrator.gateway.payments import PaymentMeaning, read
@@ -131,10 +131,10 @@ async def test_the_books_can_be_read_and_forgotten_over_http():
         await offered(client, account, asked())
         await until(lambda: not gateway.books.telling and gateway.books.orders["b-1"].paid)
         host, port = account.url.removeprefix("http://").split(":")
-        lines = wire.Lines(host, int(port), most=1)
+        lines = http_pool.Lines(host, int(port), most=1)
 
         async def ask(method, path):
-            answer = await lines.exchange(wire.request(method, account.url, path, headers={}))
+            answer = await lines.exchange(http_pool.request(method, account.url, path, headers={}))
             return answer.status, msgspec.json.decode(answer.body)
 
         assert await ask("GET", "/healthz") == (200, {"status": "ok"})

@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from orchestrator.devkit.bench import load, wire
+from orchestrator.devkit.bench import load, http_pool
 from tests.integration.gateway.misbehaving import Misbehaving, answering
 
 pytestmark = pytest.mark.anyio
@@ -105,28 +105,28 @@ async def test_what_is_refused_or_never_answered_is_noted_and_not_sent_again():
 async def test_a_connection_that_was_closed_while_idle_costs_nothing():
     async with Misbehaving(answering(200, b"{}", connection="close")) as server:
         host, port = server.url.removeprefix("http://").split(":")
-        lines = wire.Lines(host, int(port), most=1)
+        lines = http_pool.Lines(host, int(port), most=1)
         for _ in range(3):
-            assert (await lines.exchange(wire.request("GET", host, "/", headers={}))).good
+            assert (await lines.exchange(http_pool.request("GET", host, "/", headers={}))).good
         assert server.connections == 3
         server.answer = silent_end
         with pytest.raises(ConnectionResetError):
-            await lines.exchange(wire.request("GET", host, "/", headers={}))
+            await lines.exchange(http_pool.request("GET", host, "/", headers={}))
         lines.close()
 
 
 async def test_a_kept_connection_that_dies_under_its_next_request_is_replaced():
     async with Misbehaving(answering(200, b"{}")) as server:
         host, port = server.url.removeprefix("http://").split(":")
-        lines = wire.Lines(host, int(port), most=1)
-        await lines.exchange(wire.request("GET", host, "/", headers={}))
+        lines = http_pool.Lines(host, int(port), most=1)
+        await lines.exchange(http_pool.request("GET", host, "/", headers={}))
 
         async def once(exchange):
             server.answer = answering(200, b"again")
             exchange.close()
 
         server.answer = once
-        answer = await lines.exchange(wire.request("GET", host, "/", headers={}))
+        answer = await lines.exchange(http_pool.request("GET", host, "/", headers={}))
         assert (answer.status, answer.body, server.connections) == (200, b"again", 2)
         lines.close()
 
@@ -137,9 +137,9 @@ async def test_an_answer_that_never_comes_ends_with_patience():
 
     async with Misbehaving(never) as server:
         host, port = server.url.removeprefix("http://").split(":")
-        lines = wire.Lines(host, int(port), most=1)
+        lines = http_pool.Lines(host, int(port), most=1)
         with pytest.raises(TimeoutError):
-            await lines.exchange(wire.request("GET", host, "/", headers={}), patience=0.05)
+            await lines.exchange(http_pool.request("GET", host, "/", headers={}), patience=0.05)
 
 
 async def silent_end(exchange):

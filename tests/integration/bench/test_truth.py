@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.devkit.bench.truth import Left, Truth, others
+from orchestrator.devkit.bench.database_probe import Left, Truth, others
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store.checkouts import Event
 from orchestrator.store.database import Database

@@ -12,7 +12,7 @@ from orchestrator.domain.states import State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from orchestrator.devkit.demo.told import Told
+    from orchestrator.devkit.demo.observations import Told
 
 
 def every(*parts: Callable[[Told], str | None]) -> Callable[[Told], str | None]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from orchestrator.devkit.demo.balance import Balance
-    from orchestrator.devkit.demo.play import Outcome
+    from orchestrator.devkit.demo.runner import Outcome
     from orchestrator.devkit.demo.scripts import Script
     from orchestrator.devkit.local.up import Up
 

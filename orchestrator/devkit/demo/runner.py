@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from orchestrator import auth
 from orchestrator.crypto import Encryptor
-from orchestrator.devkit.demo import accounts, balance, stage
+from orchestrator.devkit.demo import accounts, balance, display
 from orchestrator.devkit.demo.orders import prefix_of
 from orchestrator.devkit.demo.shop import Shop, Unscripted
 from orchestrator.devkit.demo.shopper import Shopper
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from orchestrator.devkit.demo.balance import Balance
     from orchestrator.devkit.demo.orders import Order
-    from orchestrator.devkit.demo.told import Told
+    from orchestrator.devkit.demo.observations import Told
     from orchestrator.devkit.local.up import Up
 
 PATIENCE: Final = 30.0
@@ -142,16 +142,16 @@ async def _show(up: Up, db: Database, outcomes: Sequence[Outcome], *, run: str) 
         while True:
             await asyncio.sleep(_LINE_EVERY)
             states = await _states(db, run, states)
-            terminal.step(stage.line(states, outcomes, seconds=time.monotonic() - began))
+            terminal.step(display.line(states, outcomes, seconds=time.monotonic() - began))
     with Live(console=terminal.console, auto_refresh=False) as live:
         try:
             while True:
                 states = await _states(db, run, states)
-                live.update(stage.shared_state(states, outcomes, seconds=time.monotonic() - began), refresh=True)
+                live.update(display.shared_state(states, outcomes, seconds=time.monotonic() - began), refresh=True)
                 await asyncio.sleep(_REDRAW)
         finally:
             states = await asyncio.shield(_states(db, run, states))
-            live.update(stage.shared_state(states, outcomes, seconds=time.monotonic() - began), refresh=True)
+            live.update(display.shared_state(states, outcomes, seconds=time.monotonic() - began), refresh=True)
 
 
 async def _states(db: Database, run: str, before: dict[str, int]) -> dict[str, int]:
@@ -170,27 +170,27 @@ def _conclude(
 ) -> None:
     terminal = up.terminal
     terminal.say()
-    terminal.say(stage.summary(outcomes, width=terminal.console.width))
+    terminal.say(display.summary(outcomes, width=terminal.console.width))
     terminal.say()
-    slow = stage.slowest(outcomes)
+    slow = display.slowest(outcomes)
     if slow is not None:
         terminal.say(slow)
         terminal.say()
-    why = stage.explained(outcomes)
+    why = display.explained(outcomes)
     if why is not None:
         terminal.say(why)
         terminal.say()
     sample = next((one for one in outcomes if one.checkout), None)
-    rows = stage.places(up, gateway, sample, stay=stay)
+    rows = display.places(up, gateway, sample, stay=stay)
     if rows:
         terminal.facts(*rows)
         terminal.say()
     agree = all(one.agrees for one in balances)
     moving = any(outcome.order.script.holds for outcome in outcomes)
     if moving or not agree:
-        for line in stage.balances(balances):
+        for line in display.balances(balances):
             terminal.console.print(line, soft_wrap=True)
-    bad = stage.failures(outcomes)
+    bad = display.failures(outcomes)
     for line in bad:
         terminal.console.print(line, soft_wrap=True)
     if bad or not agree:
@@ -201,7 +201,7 @@ def _conclude(
         )
         return
     if not moving:
-        terminal.console.print(stage.totals(outcomes), soft_wrap=True)
+        terminal.console.print(display.totals(outcomes), soft_wrap=True)
     once = " No order was captured or refunded twice." if moving else ""
     terminal.console.print(
         f"All {len(outcomes)} orders ended as scripted; the sandbox's ledger and our books agree to the minor unit.{once}",

@@ -19,9 +19,9 @@ import msgspec
 
 from orchestrator import auth
 from orchestrator.crypto import Encryptor
-from orchestrator.devkit.bench import ledger, load, schedule, wire
+from orchestrator.devkit.bench import ledger, load, schedule, http_pool
 from orchestrator.devkit.bench.errors import BenchFailed
-from orchestrator.devkit.bench.truth import Left, Truth
+from orchestrator.devkit.bench.database_probe import Left, Truth
 from orchestrator.devkit.bench.usage import Usage
 from orchestrator.store.database import Database, is_away
 from orchestrator.store.merchants import MOST_LOOKS, Merchants
@@ -167,13 +167,13 @@ class Scene:
         await self._control("POST", "/bench/reset")
         job, beyond = self.job(orders=orders, at_once=1), []
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
-        lines, progress = wire.Lines(job.host, job.port, most=1), Progress("one order at a time")
+        lines, progress = http_pool.Lines(job.host, job.port, most=1), Progress("one order at a time")
         self._usage.begin()
         sent = load.Sent(time.time(), [], [], [])
         for number in range(orders):
             before = await self._waited()
             body = schedule.intent(job.prefix, number)
-            request = wire.request(
+            request = http_pool.request(
                 "POST", f"{job.host}:{job.port}", "/v1/checkouts", headers=headers, body=body
             )
             began, ticked = time.time(), time.perf_counter()
@@ -311,9 +311,9 @@ class Scene:
     async def _control(self, method: str, path: str) -> dict[str, Any]:
         """Ask the light gateway itself. A connection for each call: they are few, and it closes none."""
         host, port = self._gateway
-        lines = wire.Lines(host, port, most=1)
+        lines = http_pool.Lines(host, port, most=1)
         try:
-            answer = await lines.exchange(wire.request(method, f"{host}:{port}", path, headers={}))
+            answer = await lines.exchange(http_pool.request(method, f"{host}:{port}", path, headers={}))
         finally:
             lines.close()
         decoded: dict[str, Any] = msgspec.json.decode(answer.body)
@@ -322,8 +322,8 @@ class Scene:
     async def known(self) -> None:
         """Wait until the API knows the merchant: one that was added a moment ago it may not."""
         host, port = self._api
-        lines = wire.Lines(host, port, most=1)
-        request = wire.request(
+        lines = http_pool.Lines(host, port, most=1)
+        request = http_pool.request(
             "GET",
             f"{host}:{port}",
             "/v1/checkouts?limit=1",
