@@ -61,7 +61,12 @@ class OpenedLink:
 
 
 def callback_urls(
-    encryptor: Encryptor, public_url: str, checkout_id: UUID, pages: Mapping[str, str | None], *, merchant_id: int
+    encryptor: Encryptor,
+    public_url: str,
+    checkout_id: UUID,
+    pages: Mapping[str, str | None],
+    *,
+    merchant_id: int,
 ) -> CallbackUrls:
     """Make the links of one checkout. `pages` are the shop's own by kind; without a page for redirect there is no such link."""
 

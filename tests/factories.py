@@ -18,6 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from orchestrator.audit import Action
+from orchestrator.domain.records import ObservedPayment
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import checkouts as lifecycle
 from orchestrator.store import inbox
@@ -135,7 +136,7 @@ def arrival(checkout: UUID, **changes: Any) -> inbox.Arrival:
     return inbox.Arrival(**values)
 
 
-def payment(transaction_id: str, **changes: Any) -> lifecycle.ObservedPayment:
+def payment(transaction_id: str, **changes: Any) -> ObservedPayment:
     """Return a transaction that pays the factory's order."""
     values: dict[str, Any] = {
         "transaction_id": transaction_id,
@@ -151,7 +152,7 @@ def payment(transaction_id: str, **changes: Any) -> lifecycle.ObservedPayment:
         "refunded": 0,
         **changes,
     }
-    return lifecycle.ObservedPayment(**values)
+    return ObservedPayment(**values)
 
 
 def move(held: ClaimedCheckout, trigger: Trigger | None = None, **changes: Any) -> Move:
@@ -174,17 +175,23 @@ class Core:
     async def claim(self, *ids: UUID, lease: float = 60.0) -> list[ClaimedCheckout]:
         return await lifecycle.claim(self.db, ids, lease_seconds=lease)
 
-    async def advance(self, held: ClaimedCheckout, trigger: Trigger | None = None, **changes: Any) -> ClaimedCheckout:
+    async def advance(
+        self, held: ClaimedCheckout, trigger: Trigger | None = None, **changes: Any
+    ) -> ClaimedCheckout:
         return await self.lifecycle.advance(move(held, trigger, **changes))
 
-    async def release(self, held: ClaimedCheckout, alarm: float | None = 60.0, **changes: Any) -> ClaimedCheckout:
+    async def release(
+        self, held: ClaimedCheckout, alarm: float | None = 60.0, **changes: Any
+    ) -> ClaimedCheckout:
         """Give the lease back and change nothing else."""
         return await self.advance(held, action=None, alarm=alarm, **changes)
 
     async def accept(self, **changes: Any) -> UUID:
         return (await self.intents.accept(intake(**changes))).id
 
-    async def held(self, state: State = State.RECEIVED, *, lease: float = 60.0, **changes: Any) -> ClaimedCheckout:
+    async def held(
+        self, state: State = State.RECEIVED, *, lease: float = 60.0, **changes: Any
+    ) -> ClaimedCheckout:
         """Return a checkout in `state` under a lease of ours; `changes` are of its intake."""
         (held,) = await self.claim(await self.accept(**changes), lease=lease)
         for trigger in JOURNEY[state]:

@@ -21,10 +21,10 @@ import httpx
 import psycopg
 import redis
 from psycopg.rows import dict_row
-from tests.integration.process.scene import intent
 
 from orchestrator import auth
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
+from tests.integration.processing.scene import intent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

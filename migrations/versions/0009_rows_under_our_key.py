@@ -88,7 +88,9 @@ def _vault() -> Encryptor:
     return Encryptor(keys)
 
 
-def _bind(connection: Connection, vault: Encryptor, *, commands: Any, operations: Any, merchants: Any) -> None:
+def _bind(
+    connection: Connection, vault: Encryptor, *, commands: Any, operations: Any, merchants: Any
+) -> None:
     for row in commands:
         arguments = {
             name: int(value) if isinstance(value, float) and value.is_integer() else value

@@ -133,7 +133,9 @@ class CallbackIntake:
     async def _place(self, one: MerchantCallback) -> StoredCallback:
         placed = await self._known.strays.take(one)
         if placed.checkout_id is not None and (placed.rings or placed.adopted):
-            self._known.hint_publisher.ring([placed.checkout_id], queue="callbacks", whose=one.told.merchant_id)
+            self._known.hint_publisher.ring(
+                [placed.checkout_id], queue="callbacks", whose=one.told.merchant_id
+            )
         return placed
 
     async def _patiently(

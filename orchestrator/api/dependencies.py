@@ -31,7 +31,7 @@ CLOSING_PATIENCE = 5.0
 _log = log.get(__name__)
 
 
-class HintPublisher(Protocol):
+class PublishesHints(Protocol):
     """Publishes hints without making a request wait. A lost hint costs delay only."""
 
     @property
@@ -63,13 +63,15 @@ class Services:
     intents: Intents
     callbacks: Callbacks
     merchants: Merchants
-    hint_publisher: HintPublisher
+    hint_publisher: PublishesHints
     authenticator: Authenticator = field(init=False)
     strays: UnmatchedCallbacks = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "doorkeeper", Authenticator(self.settings))
-        strays = UnmatchedCallbacks(self.inlet, self.encryptor, self.callbacks, grace=self.settings.hint_grace)
+        strays = UnmatchedCallbacks(
+            self.inlet, self.encryptor, self.callbacks, grace=self.settings.hint_grace
+        )
         object.__setattr__(self, "strays", strays)
 
     async def close(self) -> None:

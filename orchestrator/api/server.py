@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Final, cast
 import uvicorn
 import uvloop
 
-from orchestrator import gc_tuning, log, worker
+from orchestrator import gc_tuning, log
 from orchestrator.api.app import create_app
 from orchestrator.api.connections import Connections
 from orchestrator.api.dependencies import Services
 from orchestrator.crypto import Encryptor
+from orchestrator.messaging.hints import HintPublisher
+from orchestrator.shutdown import end_within
 from orchestrator.store import inbox
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
@@ -22,7 +24,7 @@ from orchestrator.store.merchants import Merchants
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.api.dependencies import HintPublisher
+    from orchestrator.api.dependencies import PublishesHints
     from orchestrator.settings import Settings
 
 _log = log.get(__name__)
@@ -41,7 +43,7 @@ INLET: Final = 4
 
 def run(settings: Settings, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT; then finish what is under way, write what has gathered, publish its hints, and return."""
-    hint_publisher = worker.HintPublisher(settings)
+    hint_publisher = HintPublisher(settings)
     hint_publisher.start()
     try:
         uvloop.run(serve(settings, hint_publisher, host, port))
@@ -49,7 +51,7 @@ def run(settings: Settings, host: str, port: int) -> None:
         hint_publisher.close()
 
 
-def build(settings: Settings, hint_publisher: HintPublisher) -> Services:
+def build(settings: Settings, hint_publisher: PublishesHints) -> Services:
     """Make the services of one process; on its event loop."""
     url = settings.need("database_url")
     db = Database(
@@ -90,7 +92,7 @@ def build(settings: Settings, hint_publisher: HintPublisher) -> Services:
     )
 
 
-async def serve(settings: Settings, hint_publisher: HintPublisher, host: str, port: int) -> None:
+async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, port: int) -> None:
     """Serve on this event loop until a signal comes."""
     connections = Connections(settings.api_connections, files=settings.database_pool + INLET)
     config = uvicorn.Config(
@@ -113,7 +115,7 @@ async def serve(settings: Settings, hint_publisher: HintPublisher, host: str, po
     loop = asyncio.get_running_loop()
 
     def asked_to_end(number: int) -> None:
-        worker.end_within(settings.shutdown_timeout, "api")
+        end_within(settings.shutdown_timeout, "api")
         server.handle_exit(number, None)
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -175,9 +175,11 @@ def _ask(
     return on_database(place, ask)
 
 
-def _wish(stands: CheckoutView, kind: CommandKind, amount: str | None, wanted: dict[str, Any]) -> CommandRequest:
+def _wish(
+    stands: CheckoutView, kind: CommandKind, amount: str | None, wanted: dict[str, Any]
+) -> CommandRequest:
     from orchestrator.domain import money  # noqa: PLC0415
-    from orchestrator.store import inbox
+    from orchestrator.store import inbox  # noqa: PLC0415
 
     transaction = wanted.get("transaction")
     minor = None if amount is None else money.to_minor(amount, stands.currency_of(transaction))

@@ -375,7 +375,7 @@ async def _broker(settings: Settings, report: _Report) -> None:
         return
 
     def waiting() -> int:
-        from orchestrator.worker import HintPublisher  # noqa: PLC0415
+        from orchestrator.messaging.hints import HintPublisher  # noqa: PLC0415
 
         hint_publisher = HintPublisher(settings)
         return hint_publisher.depth("checkouts") + hint_publisher.depth("callbacks")

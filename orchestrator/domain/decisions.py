@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 import msgspec
 
 from orchestrator.domain import money
-from orchestrator.store.checkouts import money_left
+from orchestrator.domain.records import money_left
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -15,16 +15,16 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from orchestrator.domain import money
-from orchestrator.gateway.payments import PaymentMeaning, read
-from orchestrator.store.checkouts import Operation
-from orchestrator.store.tables import uuid7
+from orchestrator.domain.ids import uuid7
+from orchestrator.domain.payment_meaning import PaymentMeaning, read
+from orchestrator.domain.records import Operation
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from orchestrator.gateway.payments import Transaction
+    from orchestrator.domain.records import ObservedPayment, PaymentRecord
+    from orchestrator.domain.transaction import Transaction
     from orchestrator.settings import Settings
-    from orchestrator.store.checkouts import ObservedPayment, PaymentRecord
 
 Kind: TypeAlias = Literal["capture", "refund", "release"]
 Cause: TypeAlias = Literal["asked", "automatic", "returned"]

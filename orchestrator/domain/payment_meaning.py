@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from orchestrator.gateway.transactions import Transaction
+    from orchestrator.domain.transaction import Transaction
 
 
 class PaymentMeaning(StrEnum):

@@ -13,15 +13,17 @@ from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.domain import decisions, money
+from orchestrator.domain.payment_meaning import PaymentMeaning, Shape, held, read, shape
+from orchestrator.domain.records import ObservedPayment
 from orchestrator.domain.schedule import made_at, valid_until
-from orchestrator.gateway.payments import Found, PaymentMeaning, Shape, Transaction, held, read, shape
-from orchestrator.store.checkouts import ObservedPayment
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from uuid import UUID
 
-    from orchestrator.store.checkouts import ClaimedCheckout, PaymentRecord
+    from orchestrator.domain.records import PaymentRecord
+    from orchestrator.domain.transaction import Found, Transaction
+    from orchestrator.store.checkouts import ClaimedCheckout
 
 
 class LookupOutcome(StrEnum):

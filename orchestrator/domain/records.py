@@ -116,3 +116,27 @@ class Operation:
     def identifier(self) -> str:
         """The reconciliation identifier by which the gateway's books name it (at most 100 characters; D8)."""
         return str(self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedPayment:
+    """One gateway transaction as a look showed it; amounts in minor units. The accepted one is never demoted.
+
+    `raw_amounts` are the texts of amounts that cannot be read, whose numbers here mean nothing; None where all are read.
+    """
+
+    transaction_id: str
+    payment_id: str | None
+    order_ref: str
+    role: str
+    binding: str
+    status: str
+    reading: str
+    currency: str
+    reserved: int
+    captured: int
+    refunded: int
+    charged_back: int = 0
+    surcharge: int = 0
+    flags: tuple[str, ...] = ()
+    raw_amounts: Mapping[str, str] | None = None

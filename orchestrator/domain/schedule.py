@@ -6,10 +6,10 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.gateway.payments import PaymentMeaning, read
+from orchestrator.domain.payment_meaning import PaymentMeaning, read
 
 if TYPE_CHECKING:
-    from orchestrator.gateway.payments import Transaction
+    from orchestrator.domain.transaction import Transaction
     from orchestrator.settings import Settings
 
 _VALID_DAYS: Final = {"visa": 7, "mastercard": 3}

@@ -13,9 +13,10 @@ import jwt
 import msgspec
 
 from orchestrator import log as logs
+from orchestrator.domain.transaction import Found
 from orchestrator.gateway import payments, xml
 from orchestrator.gateway.outcomes import Done, Outcome, Refused, Unknown
-from orchestrator.gateway.payments import Found, Malformed, Movement, RequestError
+from orchestrator.gateway.payments import Malformed, Movement, RequestError
 
 log = logs.get(__name__)
 

@@ -9,9 +9,9 @@ list with what the gateway said, uncounted, for a person.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orchestrator.domain.transaction import ChargebackEvent
 from orchestrator.gateway.xml import text_of
 from orchestrator.text import neutralised
 
@@ -25,21 +25,6 @@ _CHARGEBACK = re.compile(rf"{_WHICH}chargebacks?{_WHICH}")
 _REVERSAL = re.compile(
     rf"{_WHICH}(?:(?:chargebacks?)?(?:revers(?:al|ed)|representment|represented)|revers(?:al|ed)(?:of)?chargebacks?){_WHICH}"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ChargebackEvent:
-    """One event as the gateway tells it: texts as given, "" when absent.
-
-    `counted` is what it took back, in minor units of the payment's currency, negative for what came back to the merchant; None
-    where type, amount or currency leave that open.
-    """
-
-    kind: str
-    amount: str
-    currency: str
-    date: str
-    counted: int | None
 
 
 def events_of(

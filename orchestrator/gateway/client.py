@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
     from aiohttp import Payload
 
+    from orchestrator.domain.transaction import Found
     from orchestrator.gateway.lease_guard import Fence
-    from orchestrator.gateway.payments import Found, Movement
+    from orchestrator.gateway.payments import Movement
     from orchestrator.settings import Settings
 
 __all__ = [
@@ -263,7 +264,9 @@ class Gateway:
         if isinstance(fields, Refused):
             return fields
         fields = {"transaction_id": transaction_id, **fields}
-        return await self._move("capture", "captureReservation", account, fields=fields, lease_guard=lease_guard)
+        return await self._move(
+            "capture", "captureReservation", account, fields=fields, lease_guard=lease_guard
+        )
 
     async def refund(
         self,
@@ -280,12 +283,20 @@ class Gateway:
         if isinstance(fields, Refused):
             return fields
         fields = {"transaction_id": transaction_id, **fields}
-        return await self._move("refund", "refundCapturedReservation", account, fields=fields, lease_guard=lease_guard)
+        return await self._move(
+            "refund", "refundCapturedReservation", account, fields=fields, lease_guard=lease_guard
+        )
 
-    async def release(self, account: Account, *, transaction_id: str, lease_guard: Fence) -> Outcome[Movement]:
+    async def release(
+        self, account: Account, *, transaction_id: str, lease_guard: Fence
+    ) -> Outcome[Movement]:
         """Release a whole reservation, there being no other way; some providers make a refund of it (D8)."""
         return await self._move(
-            "release", "releaseReservation", account, fields={"transaction_id": transaction_id}, lease_guard=lease_guard
+            "release",
+            "releaseReservation",
+            account,
+            fields={"transaction_id": transaction_id},
+            lease_guard=lease_guard,
         )
 
     async def _move(
@@ -324,7 +335,9 @@ class Gateway:
         except ValueError:
             outcome = NotSent("The gateway's URL of this merchant is not a URL.")
         else:
-            limits_of_gateway = self._limits.of(known.merchant_gateway if name in _MERCHANT_API else known.checkout_gateway)
+            limits_of_gateway = self._limits.of(
+                known.merchant_gateway if name in _MERCHANT_API else known.checkout_gateway
+            )
             alone = limits_of_gateway.wait(account.merchant)
             if alone > 0:
                 return Busy(LEFT_ALONE, alone)
@@ -332,7 +345,9 @@ class Gateway:
             request = Request(method, target, headers, body)
             probes = limits_of_gateway.begin()
             try:
-                answer = await self._wire.exchange(request, limits_of_gateway=limits_of_gateway, whose=(account.merchant, name))
+                answer = await self._wire.exchange(
+                    request, limits_of_gateway=limits_of_gateway, whose=(account.merchant, name)
+                )
                 if not isinstance(answer, bytes):
                     outcome = answer
                 elif len(answer) <= answers.LARGE:

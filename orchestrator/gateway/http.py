@@ -88,7 +88,9 @@ class Wire:
         if self._session:
             await self._session.close()
 
-    async def exchange(self, request: Request, *, limits_of_gateway: GatewayLimits, whose: Hashable = None) -> bytes | Failure:
+    async def exchange(
+        self, request: Request, *, limits_of_gateway: GatewayLimits, whose: Hashable = None
+    ) -> bytes | Failure:
         """Send one request and return the body of a 2xx answer, or what it came to instead.
 
         `whose` says in which line it waits before the door: nobody's line is served twice before another's.
@@ -102,7 +104,9 @@ class Wire:
             body.withdraw()  # after an answer, a timeout or a cancellation nothing may follow
         return _past_lease_guard(body, outcome)
 
-    async def _exchange(self, request: Request, limits_of_gateway: GatewayLimits, whose: Hashable) -> bytes | Failure:
+    async def _exchange(
+        self, request: Request, limits_of_gateway: GatewayLimits, whose: Hashable
+    ) -> bytes | Failure:
         deadline = asyncio.get_running_loop().time() + self._total
         if not limits_of_gateway.enter_now():
             try:

@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from orchestrator.domain.transaction import Found, Transaction
 from orchestrator.gateway import xml
-from orchestrator.domain.payment_meaning import TABLE, PaymentMeaning, Shape, held, read, shape
-from orchestrator.gateway.transactions import Transaction, code_of, exact, transaction_of
+from orchestrator.gateway.transactions import code_of, exact, transaction_of
 from orchestrator.gateway.xml import DAMAGED, LARGEST, Malformed, text_of
 from orchestrator.text import neutralised
 
@@ -20,9 +20,18 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 __all__ = [
-    "DEFAULT_ROWS", "LARGEST", "MOST_ROWS", "QUIET_RESULTS", "TABLE", "Found", "Malformed", "Movement", "PaymentMeaning", "RequestError",
-    "Shape", "Transaction", "held", "is_cut_short", "joined", "parse", "parse_movement", "read", "shape",
-]  # fmt: skip
+    "DEFAULT_ROWS",
+    "LARGEST",
+    "MOST_ROWS",
+    "QUIET_RESULTS",
+    "Malformed",
+    "Movement",
+    "RequestError",
+    "is_cut_short",
+    "joined",
+    "parse",
+    "parse_movement",
+]
 
 MOST_ROWS: Final = 100
 """The most rows that `limit` may ask for (D8)."""
@@ -56,21 +65,6 @@ class Movement:
     result: str
     transaction: Transaction | None
     amount: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What an answer of the Merchant API (or the `xml` of a callback) holds.
-
-    `at_limit` says that there may be more than was returned: such an answer proves no absence. `result` is Body/Result. `repaired`
-    says that the document was not well formed and was read all the same. Without a transaction it is the documented answer to an
-    unknown order, and nothing else.
-    """
-
-    transactions: tuple[Transaction, ...]
-    at_limit: bool = False
-    result: str = ""
-    repaired: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.domain import money
-from orchestrator.gateway import chargebacks
 from orchestrator.domain.payment_meaning import TABLE
+from orchestrator.domain.transaction import Transaction
+from orchestrator.gateway import chargebacks
 from orchestrator.gateway.xml import DAMAGED, LONGEST_TEXT, text_of
 from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from xml.etree.ElementTree import Element
 
-    from orchestrator.gateway.chargebacks import ChargebackEvent
+    from orchestrator.domain.transaction import ChargebackEvent
 
 _AMOUNT = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][+-]?[0-9]{1,2})?")
 _MOMENT = re.compile(
@@ -33,52 +33,6 @@ _AMOUNTS: Final = {
     "surcharge": "SurchargeAmount",
 }
 _OPTIONAL_AMOUNTS: Final = frozenset({"credited", "surcharge"})
-
-
-@dataclass(frozen=True, slots=True)
-class Transaction:
-    """One transaction as the gateway tells it. Amounts are minor units of `currency`; texts are as given, "" when absent.
-
-    `reserved`, `captured` and `refunded` are the raw totals: `read` and `held` say what they mean. An amount that cannot be read is 0
-    here, and stands in `raw_amounts` as the gateway wrote it, under its field's name; with an unknown or contradicting currency all
-    of them do, and so does the currency's own text. No such 0 may be shown. `raw_flags` name what was odd: `amount_unreadable`,
-    `amount_missing`, `surcharge_unreadable`, `currency_unknown`, `currency_conflict`, `status_unknown`, `over_refund`,
-    `over_capture`, `credited`, `info_repeated`, `field_repeated`, `chargeback_unclear`, `expiry_unreadable`, `ended_in_error`,
-    `transaction_nested`, `answer_repaired`.
-
-    `charged_back` is what shoppers' banks took back less what they returned, never below 0. `chargeback_events` holds every event;
-    one whose type, currency or amount is not sure is not counted, and flagged. `surcharge` is the part of the amounts that the
-    shopper paid on top of the order (SurchargeAmount, C10). `scheme` is the card's, in lower case.
-    `reserved_until` is until when the acquirer holds the reservation. The gateway prints it without an offset (C10) and in a
-    zone that is not documented; it is read as UTC, so it may be half a day off.
-    """
-
-    transaction_id: str
-    payment_id: str
-    order_ref: str
-    shop: str
-    terminal: str
-    status: str
-    auth_type: str
-    currency: str
-    reserved: int
-    captured: int
-    refunded: int
-    credited: int
-    created_at: str
-    payment_infos: Mapping[str, str] = field(default_factory=dict)
-    nature: str = ""
-    expires_at: str = ""
-    reason_code: str = ""
-    chargebacks: bool = False
-    reconciliations: tuple[str, ...] = ()
-    raw_flags: tuple[str, ...] = ()
-    charged_back: int = 0
-    scheme: str = ""
-    reserved_until: datetime | None = None
-    surcharge: int = 0
-    raw_amounts: Mapping[str, str] = field(default_factory=dict)
-    chargeback_events: tuple[ChargebackEvent, ...] = ()
 
 
 class _Row:

@@ -32,7 +32,9 @@ def shop_pages(document: bytes) -> dict[str, str | None]:
     }
 
 
-def session_body(document: bytes, *, checkout_id: UUID, urls: callback_urls.CallbackUrls) -> dict[str, object]:
+def session_body(
+    document: bytes, *, checkout_id: UUID, urls: callback_urls.CallbackUrls
+) -> dict[str, object]:
     """Return what is posted to the gateway's /session (facts 1.2): our callback URLs, our id, and lines that sum up.
 
     Amounts are `Decimal`; whoever encodes it writes them as JSON numbers.

@@ -12,8 +12,8 @@ from orchestrator.store.inbox import open_body
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from orchestrator.domain.records import Callback
     from orchestrator.processing.step import Step
-    from orchestrator.store.checkouts import Callback
 
 _log = log.get(__name__)
 

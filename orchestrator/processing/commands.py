@@ -12,11 +12,12 @@ from orchestrator import log
 from orchestrator.audit import Action
 from orchestrator.domain import decisions, money, operations, reconciliation
 from orchestrator.domain.states import CLOSED, UNOFFERED, Moved, State, Trigger, decide
-from orchestrator.store.checkouts import KEEP, Event, PaymentRecord, command_holds, rival_of
+from orchestrator.store.checkouts import KEEP, Event, command_holds, rival_of
 
 if TYPE_CHECKING:
+    from orchestrator.domain.records import Command, Operation, PaymentRecord
     from orchestrator.processing.step import Step
-    from orchestrator.store.checkouts import ClaimedCheckout, Command, Operation
+    from orchestrator.store.checkouts import ClaimedCheckout
 
 _log = log.get(__name__)
 

@@ -16,8 +16,9 @@ from orchestrator.store.checkouts import KEEP, Event, order_is_shared, paying_ot
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.gateway.payments import Found
-    from orchestrator.store.checkouts import ClaimedCheckout, Operation
+    from orchestrator.domain.records import Operation
+    from orchestrator.domain.transaction import Found
+    from orchestrator.store.checkouts import ClaimedCheckout
 
 UNKNOWN_ORDER: Final = "unknown_order"
 LATE: Final = "late_payment"
@@ -42,7 +43,9 @@ async def look(step: Step) -> Reconciliation | None:
         elsewhere = await paying_others(step.processor.db, held, merchants, unbound)
         shared = len(elsewhere) < len(unbound) and await order_is_shared(step.processor.db, held, merchants)
     surcharges = step.merchant.policies.surcharge == "keep"
-    verdict = reconciliation.judge(held, outcome.value, shared=shared, elsewhere=elsewhere, surcharges=surcharges)
+    verdict = reconciliation.judge(
+        held, outcome.value, shared=shared, elsewhere=elsewhere, surcharges=surcharges
+    )
     step.shown = f"the gateway shows {_SHOWN[verdict.finding]}"
     return verdict
 
@@ -118,7 +121,9 @@ async def _left_to_the_order(step: Step, found: Found, unbound: Sequence[str]) -
     order = await rival_of(step.processor.db, held)
     if order is None or await step.was_asked_for():
         return False
-    if any(reconciliation.is_older(order, one) for one in found.transactions if one.transaction_id in unbound):
+    if any(
+        reconciliation.is_older(order, one) for one in found.transactions if one.transaction_id in unbound
+    ):
         return False  # made long before that order, which does not take it for its own
     async with step.processor.db.transaction() as tx:
         await ring(tx, [order], grace=0.0)
@@ -208,7 +213,8 @@ def surplus(step: Step, verdict: Reconciliation) -> tuple[str | None, tuple[Oper
 def capture_required(step: Step) -> bool:
     """Say whether the gateway told us that, although it was asked to, it will not capture by itself."""
     return step.held.captures_itself and any(
-        callbacks.proves_all(letter) and facts.require_capture is True for letter, facts in callbacks.opened(step)
+        callbacks.proves_all(letter) and facts.require_capture is True
+        for letter, facts in callbacks.opened(step)
     )
 
 
@@ -224,7 +230,8 @@ def captures(step: Step, verdict: Reconciliation) -> bool:
         or policies.late == "keep"
         or kept_by_decision(held, verdict)
         or any(
-            one.role == reconciliation.Role.ACCEPTED and one.is_decided(LATE, UNKNOWN_ORDER) for one in held.known
+            one.role == reconciliation.Role.ACCEPTED and one.is_decided(LATE, UNKNOWN_ORDER)
+            for one in held.known
         )
     )
     tried = any(one.cause in {"automatic", "returned"} for one in held.operations)

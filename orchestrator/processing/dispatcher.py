@@ -73,7 +73,9 @@ class Dispatcher:
     def __init__(self, processor: CheckoutProcessor) -> None:
         settings = processor.settings
         self._processor, self._settings = processor, settings
-        self.room = FairShare(places=settings.in_flight_limit, each=CALLS_IN_HAND * settings.gateway_pool_size)
+        self.room = FairShare(
+            places=settings.in_flight_limit, each=CALLS_IN_HAND * settings.gateway_pool_size
+        )
         self._portion = max(min(self.room.smallest // PARTS, MOST), 1)
         self._hints: dict[QueueKind, deque[_Hint]] = {"callbacks": deque(), "checkouts": deque()}
         # Who left something behind. What came by callbacks is remembered by id; the rest is in Postgres, in order of its alarms.

@@ -76,7 +76,9 @@ class FairShare:
         _less(self._held, flow)
         _less(self._at, gateway)
 
-    def share(self, demands: Mapping[FlowKey, SlotDemand], *, most: int, busy: bool = False) -> dict[FlowKey, int]:
+    def share(
+        self, demands: Mapping[FlowKey, SlotDemand], *, most: int, busy: bool = False
+    ) -> dict[FlowKey, int]:
         """Return how many places each flow may take now, at most `most` in all; who gets none is left out.
 
         `busy`: there is work enough, whatever places are free; only who has next to nothing gets any.

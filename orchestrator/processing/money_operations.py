@@ -29,9 +29,9 @@ from orchestrator.processing.step import CREDENTIALS, MANY_FAILURES, STUCK, Fail
 from orchestrator.store.checkouts import KEEP, Event, operation_holds, tick
 
 if TYPE_CHECKING:
+    from orchestrator.domain.records import Operation
+    from orchestrator.domain.transaction import Transaction
     from orchestrator.gateway.outcomes import Outcome
-    from orchestrator.gateway.payments import Transaction
-    from orchestrator.store.checkouts import Operation
 
 _log = log.get(__name__)
 
@@ -74,7 +74,9 @@ async def _refuse_foreign(step: Step, operation: Operation) -> None:
 
 async def _look(step: Step, operation: Operation) -> Transaction | None:
     """Ask the gateway for the transaction; None if it could not say, and that is written."""
-    outcome = await step.processor.gateway.find_payments(step.account, transaction_id=operation.transaction_id)
+    outcome = await step.processor.gateway.find_payments(
+        step.account, transaction_id=operation.transaction_id
+    )
     if not isinstance(outcome, Done):
         await step.fail(retry(outcome), "payments")
         return None

@@ -12,8 +12,8 @@ from orchestrator.processing import callbacks, commands, complete
 from orchestrator.store.checkouts import KEEP, Event
 
 if TYPE_CHECKING:
+    from orchestrator.domain.records import Operation
     from orchestrator.processing.step import Step
-    from orchestrator.store.checkouts import Operation
 
 
 async def watch(step: Step) -> None:

@@ -70,7 +70,9 @@ async def open_session(step: Step) -> None:
         step.processor.encryptor, step.settings.public_url, held.id, pages, merchant_id=held.merchant_id
     )
     body = intents.session_body(document, checkout_id=held.id, urls=urls)
-    outcome = await step.processor.gateway.open_session(step.account, token, body, user_agent=step.user_agent())
+    outcome = await step.processor.gateway.open_session(
+        step.account, token, body, user_agent=step.user_agent()
+    )
     match outcome:
         case Done(session):
             await step.write(

@@ -86,7 +86,11 @@ class CheckoutProcessor:
         self._stopping = True
 
     async def process(
-        self, held: Sequence[ClaimedCheckout], *, lanes: Mapping[UUID, QueueKind] = _NO_LANES, ended: Ended | None = None
+        self,
+        held: Sequence[ClaimedCheckout],
+        *,
+        lanes: Mapping[UUID, QueueKind] = _NO_LANES,
+        ended: Ended | None = None,
     ) -> list[UUID]:
         """Take what was claimed as far as it goes; return those that were rung meanwhile and want another look.
 
@@ -148,7 +152,9 @@ class CheckoutProcessor:
         merchant = await self.merchants.get(merchant_id)
         return lookup_budget.apart(merchant.policies.looks_per_minute)
 
-    async def _carry_one(self, held: ClaimedCheckout, place: float, *, queue: QueueKind, ended: Ended | None) -> bool:
+    async def _carry_one(
+        self, held: ClaimedCheckout, place: float, *, queue: QueueKind, ended: Ended | None
+    ) -> bool:
         log.bind(checkout=str(held.id), correlation_id=held.correlation_id)
         step = Step(self, held)
         try:

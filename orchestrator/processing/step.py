@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.crypto import DataKey
+    from orchestrator.domain.records import Command
     from orchestrator.gateway.callbacks import CallbackFacts
     from orchestrator.gateway.client import Account, Token
     from orchestrator.processing.processor import CheckoutProcessor
-    from orchestrator.store.checkouts import Command
     from orchestrator.store.merchants import Merchant
 
 _log = log.get(__name__)

@@ -8,10 +8,8 @@ checkout and carry no foreign key on it: the check would cost more than the inse
 
 from __future__ import annotations
 
-import os
 import re
-import time
-from uuid import UUID
+from typing import TYPE_CHECKING
 
 from sqlalchemy import (
     BigInteger,
@@ -36,6 +34,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from orchestrator.domain.states import CLOSED, ENDED, State
 
+if TYPE_CHECKING:
+    from uuid import UUID
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -45,12 +46,6 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
-
-
-def uuid7() -> UUID:
-    """Make a UUIDv7 (RFC 9562, 5.7): milliseconds, then 74 random bits. Ids sort by time, and can be made before the insert."""
-    bits = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    return UUID(int=bits & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)
 
 
 PARTITION = re.compile(r"audit_entries_(before|rest|\d{4,}_\d{2})")

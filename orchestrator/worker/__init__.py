@@ -17,10 +17,9 @@ from celery import signals
 from celery.exceptions import SecurityWarning
 
 from orchestrator.messaging.app import PROCESS, QUEUES, SEAL, SWEEP, app, configure
-from orchestrator.messaging.hints import HintPublisher
+from orchestrator.shutdown import FAILED, end_within
 from orchestrator.worker.event_loop import Bridge
 from orchestrator.worker.scheduler import run_scheduler
-from orchestrator.worker.watchdog import FAILED, end_within
 
 if TYPE_CHECKING:
     from celery import Task
@@ -28,11 +27,9 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
 __all__ = [
-    "HintPublisher",
     "app",
     "bridge",
     "configure",
-    "end_within",
     "process",
     "run_scheduler",
     "run_worker",

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 from orchestrator import log
 from orchestrator.messaging.app import SEAL, SEAL_EVERY, SWEEP, configure
 from orchestrator.messaging.publisher import BackOff, Message, Publisher
+from orchestrator.shutdown import end_within
 from orchestrator.worker.heartbeat import Pulse
-from orchestrator.worker.watchdog import end_within
 
 if TYPE_CHECKING:
     from orchestrator.settings import Settings

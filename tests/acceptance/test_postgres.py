@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from tests.integration.process.scene import intent
 
 from orchestrator.store import schema
+from tests.integration.processing.scene import intent
 from tests.postgres import Cluster, Proxy, address, needs_pgbouncer, pgbouncer, through
 from tests.world import DECLINED_CARD, JSON, World, world
 

@@ -63,7 +63,9 @@ async def test_an_archive_run_killed_at_any_moment_loses_nothing_and_leaves_noth
                 events=(), alarm=0.0,
             )  # fmt: skip
             (held,) = await one.claim(held.id)
-            await one.advance(held, action=None, alarm=None, read=tuple(letter.id for letter in held.callbacks))
+            await one.advance(
+                held, action=None, alarm=None, read=tuple(letter.id for letter in held.callbacks)
+            )
         await audit.seal(one.db, encryptor)
         everything = sorted(await one.all(ENTRIES))
         await one.do("UPDATE clock_skew SET seconds = 10")

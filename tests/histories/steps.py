@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from hypothesis import strategies as st
-from tests.integration.process.scene import take
 
 from orchestrator.devkit.sandbox.documents import callback_body
 from orchestrator.devkit.sandbox.faults import Burst
@@ -19,6 +18,7 @@ from orchestrator.devkit.sandbox.rules import Outcome
 from orchestrator.store import inbox
 from orchestrator.store.inbox import OrderTaken
 from tests.histories.world import CONFIG, Mail
+from tests.integration.processing.scene import take
 
 if TYPE_CHECKING:
     from uuid import UUID

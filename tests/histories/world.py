@@ -18,7 +18,6 @@ from uuid import UUID, uuid4
 import aiohttp
 import uvicorn
 from sqlalchemy import text
-from tests.integration.process.scene import intent, take
 
 from orchestrator import intents
 from orchestrator.crypto import Encryptor
@@ -32,6 +31,7 @@ from orchestrator.store.checkouts import Transitions, claim
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 from tests.conftest import make_settings
+from tests.integration.processing.scene import intent, take
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
@@ -92,7 +92,9 @@ class _MortalWire:
     def __init__(self, wire: Wire, trap: Trap) -> None:
         self._wire, self._trap = wire, trap
 
-    async def exchange(self, request: Request, *, limits_of_gateway: GatewayLimits, whose: Hashable) -> bytes | Failure:
+    async def exchange(
+        self, request: Request, *, limits_of_gateway: GatewayLimits, whose: Hashable
+    ) -> bytes | Failure:
         await self._trap.passing(f"before {request.url.path}")
         answer = await self._wire.exchange(request, limits_of_gateway=limits_of_gateway, whose=whose)
         await self._trap.passing(f"after {request.url.path}")
@@ -266,7 +268,9 @@ class World:
         if whole >= CREDENTIALS_PAUSE:
             self.processor.blocked.clear()
         for limits_of_gateway in self.gateway._limits._limits.values():
-            limits_of_gateway._throttled = {whose: until - whole for whose, until in limits_of_gateway._throttled.items()}
+            limits_of_gateway._throttled = {
+                whose: until - whole for whose, until in limits_of_gateway._throttled.items()
+            }
         await self.sql("UPDATE clock_skew SET seconds = seconds + :seconds", seconds=whole)
 
     async def stop(self, ids: Sequence[UUID], nth: int, *, sleeps: bool) -> None:

@@ -20,10 +20,11 @@ from orchestrator.audit.archive import batch, files
 from orchestrator.audit.archive.lock_timeout import patiently
 from orchestrator.audit.archive.months import _drop
 from orchestrator.crypto import Encryptor
+from orchestrator.domain.ids import uuid7
+from orchestrator.domain.records import Operation
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import inbox
-from orchestrator.store.checkouts import KEEP, Event, Operation
-from orchestrator.store.tables import uuid7
+from orchestrator.store.checkouts import KEEP, Event
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.factories import Breaking, arrival, intake, payment, row_held
 from tests.factories import core as another
@@ -38,7 +39,9 @@ async def settled(core, state=State.COMPLETED, **changes):
     """Return a checkout with everything that a history can have, settled for good."""
     held = await core.held(State.AWAITING_PAYMENT, **changes)
     await core.callbacks.take(arrival(held.id))
-    await inbox.request(core.db, core.encryptor, held.id, merchant_id=1, kind="reconcile", actor="x", grace=60.0)
+    await inbox.request(
+        core.db, core.encryptor, held.id, merchant_id=1, kind="reconcile", actor="x", grace=60.0
+    )
     await inbox.request(
         core.db,
         core.encryptor,
@@ -699,7 +702,9 @@ async def test_a_lock_that_is_not_to_be_had_is_given_up_and_tried_again(core, tw
         choice = await archive.choose(core.db, older_than=0.0)
         with pytest.raises(archive.ArchiveBusy, match="in 2 tries"):
             await patiently(
-                lambda: archive.take(core.db, core.encryptor, tmp_path, choice, most=100), tries=2, pause=0.001
+                lambda: archive.take(core.db, core.encryptor, tmp_path, choice, most=100),
+                tries=2,
+                pause=0.001,
             )
         assert not list(tmp_path.glob("*.gz"))
         running = asyncio.create_task(run(core, tmp_path))

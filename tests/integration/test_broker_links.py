@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from orchestrator.gateway.limits import shared_state
-from orchestrator.worker import HintPublisher
+from orchestrator.messaging.hints import HintPublisher
 from tests.brokers import Server, answers, free_port, rabbitmq_server, redis_server, until
 from tests.conftest import make_settings
 from tests.integration.gateway.tls import certified
@@ -180,7 +180,9 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
         hint_publisher.close()
 
 
-async def reaches(shared: shared_state.SharedGatewayState, *, away: bool = False, seconds: float = 30) -> None:
+async def reaches(
+    shared: shared_state.SharedGatewayState, *, away: bool = False, seconds: float = 30
+) -> None:
     async with asyncio.timeout(seconds):
         while shared.away is not away:  # noqa: ASYNC110 - it happens in the background
             await asyncio.sleep(0.05)

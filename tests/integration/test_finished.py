@@ -178,7 +178,9 @@ async def test_no_statement_reads_a_table_of_a_new_installation(fresh, encryptor
     explained.check(at_least=15)
 
 
-async def test_a_plan_that_was_made_for_empty_tables_reads_no_more_when_they_have_filled(database_url, encryptor):
+async def test_a_plan_that_was_made_for_empty_tables_reads_no_more_when_they_have_filled(
+    database_url, encryptor
+):
     """A connection keeps its plans until statistics are gathered; a busy first minute of an installation has none."""
     async with core(database_url, encryptor, pool=1) as one:
         for _ in range(3):  # Postgres keeps to one plan after some runs of a statement

@@ -6,7 +6,7 @@ import click
 import pytest
 
 from orchestrator.cli import lookup
-from orchestrator.store.tables import uuid7
+from orchestrator.domain.ids import uuid7
 
 pytestmark = pytest.mark.anyio
 

@@ -214,7 +214,9 @@ async def test_known_merchants_are_not_read_again_each_time(core, merchants):
 
 async def test_a_merchant_whose_secrets_no_key_opens_takes_no_other_along(core, merchants):
     await merchants.add("second", **SHOP)
-    foreign = Merchants(core.db, Encryptor(make_settings(secret_keys=(OLDER_KEY,)).secret_keys), make_settings())
+    foreign = Merchants(
+        core.db, Encryptor(make_settings(secret_keys=(OLDER_KEY,)).secret_keys), make_settings()
+    )
     assert await foreign.named("second") is None
     assert (await foreign.get(1)).name == "default"
 
@@ -297,7 +299,9 @@ async def test_what_is_known_is_told_without_asking_anybody_until_it_is_old(core
 async def test_a_merchant_whose_secrets_nobody_can_read_is_not_known(core, merchants):
     await merchants.add("second", **SHOP)
     second = await merchants.named("second")
-    foreign = Merchants(core.db, Encryptor(make_settings(secret_keys=(OLDER_KEY,)).secret_keys), make_settings())
+    foreign = Merchants(
+        core.db, Encryptor(make_settings(secret_keys=(OLDER_KEY,)).secret_keys), make_settings()
+    )
     assert [one.name for one in await foreign.everyone()] == ["default"]
     assert foreign.known(second.id) is None
     assert foreign.known(1) is not None

@@ -8,10 +8,10 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from orchestrator.domain.ids import uuid7
 from orchestrator.domain.states import CLOSED, State
 from orchestrator.store import schema
 from orchestrator.store.database import Database
-from orchestrator.store.tables import uuid7
 
 pytestmark = pytest.mark.anyio
 

@@ -70,7 +70,10 @@ async def settle(one, order):
 async def test_intake_callbacks_and_moves_go_on_during_a_run_and_wait_for_no_lock(
     impatient_url, encryptor, tmp_path
 ):
-    async with core(impatient_url, encryptor, database=Watched) as shop, core(impatient_url, encryptor) as keeper:
+    async with (
+        core(impatient_url, encryptor, database=Watched) as shop,
+        core(impatient_url, encryptor) as keeper,
+    ):
         old = await shop.checkouts(150)
         for order in old:
             await settle(shop, order)
@@ -106,7 +109,9 @@ async def test_intake_callbacks_and_moves_go_on_during_a_run_and_wait_for_no_loc
         assert (await audit.verify(shop.db, encryptor)).problems == []
 
 
-async def test_verifying_while_a_run_is_under_way_reports_no_false_problem(impatient_url, encryptor, tmp_path):
+async def test_verifying_while_a_run_is_under_way_reports_no_false_problem(
+    impatient_url, encryptor, tmp_path
+):
     async with core(impatient_url, encryptor) as shop, core(impatient_url, encryptor) as auditor:
         for order in await shop.checkouts(120):
             await settle(shop, order)
@@ -123,8 +128,13 @@ async def test_verifying_while_a_run_is_under_way_reports_no_false_problem(impat
         assert (await audit.verify(auditor.db, encryptor)).problems == []
 
 
-async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a_moment(impatient_url, encryptor):
-    async with core(impatient_url, encryptor, database=Watched) as shop, core(impatient_url, encryptor) as keeper:
+async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a_moment(
+    impatient_url, encryptor
+):
+    async with (
+        core(impatient_url, encryptor, database=Watched) as shop,
+        core(impatient_url, encryptor) as keeper,
+    ):
         months = [one for one in await archive.months_of(keeper.db) if one.until is not None][1:]
         await keeper.do("UPDATE clock_skew SET seconds = 3000 * 86400")
         busy, taken = True, 0

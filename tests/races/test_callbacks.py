@@ -10,11 +10,12 @@ import psycopg
 import pytest
 
 from orchestrator.crypto import EncryptionError
+from orchestrator.domain.ids import uuid7
 from orchestrator.domain.states import State
 from orchestrator.store import inbox
 from orchestrator.store.database import DatabaseAway, Unwritten
 from orchestrator.store.inbox import open_body, seal_body
-from orchestrator.store.tables import metadata, uuid7
+from orchestrator.store.tables import metadata
 from tests.factories import Breaking, arrival, row_held
 from tests.factories import core as another
 
@@ -50,7 +51,12 @@ async def test_callbacks_that_differ_in_kind_or_body_are_kept_apart_and_in_order
         await core.callbacks.take(arrival(checkout, kind=kind, body=body))
     (held,) = await core.claim(checkout)
     key = core.encryptor.data_key(held.id, held.data_key)
-    assert [letter.kind for letter in held.callbacks] == ["notification", "success", "notification", "redirect"]
+    assert [letter.kind for letter in held.callbacks] == [
+        "notification",
+        "success",
+        "notification",
+        "redirect",
+    ]
     assert [key.open(letter.body[1:], purpose="callback") for letter in held.callbacks] == [
         b"1",
         b"1",

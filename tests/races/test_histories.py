@@ -15,7 +15,6 @@ import structlog
 import uvloop
 from hypothesis import HealthCheck, Phase, given, note, settings
 from psycopg import sql
-from tests.integration.process.scene import take
 
 from tests.conftest import _admin, _url
 from tests.histories import laws
@@ -37,6 +36,7 @@ from tests.histories.steps import (
     histories,
 )
 from tests.histories.world import World, world
+from tests.integration.processing.scene import take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,11 +10,11 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
+from orchestrator.domain.ids import uuid7
 from orchestrator.domain.states import CLOSED, State, Trigger
 from orchestrator.store.checkouts import ClaimedCheckout
 from orchestrator.store.database import DatabaseAway, Unwritten
 from orchestrator.store.inbox import Accepted, KeyReused, OrderTaken
-from orchestrator.store.tables import uuid7
 from tests.factories import Breaking, intake
 from tests.factories import core as another
 

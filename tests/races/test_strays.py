@@ -10,11 +10,11 @@ from uuid import uuid4
 import pytest
 
 from orchestrator import audit
+from orchestrator.domain.ids import uuid7
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import checkouts
 from orchestrator.store.database import Unwritten
 from orchestrator.store.inbox import KeyReused, MerchantCallback, UnmatchedCallbacks
-from orchestrator.store.tables import uuid7
 from tests.factories import Breaking, intake
 from tests.factories import core as another
 

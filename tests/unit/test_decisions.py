@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain import decisions
+from orchestrator.domain.payment_meaning import TABLE, PaymentMeaning, read
 from orchestrator.domain.reconciliation import LookupOutcome, Role, concerned, judge, marks
+from orchestrator.domain.records import ObservedPayment, PaymentRecord
 from orchestrator.domain.states import State
-from orchestrator.gateway.payments import TABLE, Found, PaymentMeaning, read
-from orchestrator.store.checkouts import ObservedPayment, PaymentRecord
+from orchestrator.domain.transaction import Found
 from tests.unit.judging import ANOTHERS, OURS, checkout, transaction
 
 ABSENT = {LookupOutcome.NOTHING, LookupOutcome.DECLINED}
@@ -287,10 +288,16 @@ def test_no_decision_makes_an_absence_of_money_that_is_bound_to_the_order(before
     for shown in (before, after):
         verdict = judge(held, Found(tuple(shown)), shared=shared, surcharges=surcharges)
         bound = [one for one in shown if one.payment_infos.get("checkout") == str(OURS)]
-        sure = [one for one in bound if read(one) in {PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED}]
+        sure = [
+            one
+            for one in bound
+            if read(one) in {PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED}
+        ]
         kept = [one for one in sure if one.captured == 0 or one.captured > one.refunded]
         unclear = [
-            one for one in bound if read(one) is PaymentMeaning.UNKNOWN and one.transaction_id not in dismissed
+            one
+            for one in bound
+            if read(one) is PaymentMeaning.UNKNOWN and one.transaction_id not in dismissed
         ]
         if kept or unclear or any(read(one) is PaymentMeaning.OPEN for one in bound):
             assert verdict.finding not in ABSENT, (held.known, shown)

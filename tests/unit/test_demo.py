@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.devkit.demo.balance import Balance
-from orchestrator.devkit.demo.groups import GROUPS, choose
 from orchestrator.devkit.demo.failure_scenarios import MERCHANTS
-from orchestrator.devkit.demo.shop import Unscripted
+from orchestrator.devkit.demo.groups import GROUPS, choose
 from orchestrator.devkit.demo.observations import Told
+from orchestrator.devkit.demo.shop import Unscripted
 from orchestrator.store.merchants import policy
 
 GOOD = {

@@ -28,7 +28,9 @@ def keys(*names: str) -> Encryptor:
 VAULT = keys("k")
 
 
-def urls(encryptor: Encryptor = VAULT, *, merchant_id: int = 1, **pages: str | None) -> callback_urls.CallbackUrls:
+def urls(
+    encryptor: Encryptor = VAULT, *, merchant_id: int = 1, **pages: str | None
+) -> callback_urls.CallbackUrls:
     return callback_urls.callback_urls(
         encryptor, "https://pay.example/", CHECKOUT, PAGES | pages, merchant_id=merchant_id
     )
@@ -66,7 +68,10 @@ def test_a_shop_without_a_last_page_gets_no_link_for_it():
     assert urls().redirect is None
     redirect = urls(redirect="https://shop.example/done").redirect
     assert redirect is not None
-    assert callback_urls.open_link(VAULT, *parts(redirect)).page == f"https://shop.example/done?checkoutId={CHECKOUT}"
+    assert (
+        callback_urls.open_link(VAULT, *parts(redirect)).page
+        == f"https://shop.example/done?checkoutId={CHECKOUT}"
+    )
 
 
 @given(st.integers(1, 2**31 - 1))

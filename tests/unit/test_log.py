@@ -18,8 +18,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator import log
+from orchestrator.domain.ids import uuid7
 from orchestrator.store.database import Database
-from orchestrator.store.tables import uuid7
 
 JWT = "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJzaG9wIiwiZXhwIjoxfQ.c2lnbmF0dXJlLWJ5dGVz"
 SIGNED = "c2lnbmVkLXBhcnQtb2YtdGhlLXVybA.x7Y_z-9"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.domain.reconciliation import Binding, LookupOutcome, Role, bind, judge
 from orchestrator.domain.schedule import back_off, next_look, next_watch, quiet_looks, thinned
 from orchestrator.domain.states import State
-from orchestrator.gateway.payments import Found
+from orchestrator.domain.transaction import Found
 from tests.conftest import make_settings
 from tests.unit.judging import ANOTHERS, NOW, checkout, known, transaction
 
@@ -61,7 +61,9 @@ def test_what_names_no_checkout_pays_none_of_several_with_its_order_number():
     verdict = judge(checkout(), Found((NAMELESS,)), shared=True)
     assert (verdict.finding, verdict.attention.split(":")[0]) == (LookupOutcome.UNSURE, "unbound_payment")
     assert judge(checkout(), Found((PAID,)), shared=True).finding is LookupOutcome.PAID
-    assert judge(checkout(known=(known("11"),)), Found((NAMELESS,)), shared=True).finding is LookupOutcome.PAID
+    assert (
+        judge(checkout(known=(known("11"),)), Found((NAMELESS,)), shared=True).finding is LookupOutcome.PAID
+    )
 
 
 def test_a_released_payment_holds_nothing_any_more():
@@ -149,7 +151,12 @@ def test_an_unclear_one_beside_the_accepted_one_wants_a_person():
 
 @pytest.mark.parametrize(
     ("transactions", "finding"),
-    [((), LookupOutcome.UNSURE), ((DECLINED,), LookupOutcome.UNSURE), ((OPEN,), LookupOutcome.OPEN), ((PAID,), LookupOutcome.PAID)],
+    [
+        ((), LookupOutcome.UNSURE),
+        ((DECLINED,), LookupOutcome.UNSURE),
+        ((OPEN,), LookupOutcome.OPEN),
+        ((PAID,), LookupOutcome.PAID),
+    ],
 )
 def test_an_answer_as_long_as_answers_get_proves_no_absence(transactions, finding):
     verdict = judge(checkout(), Found(transactions, at_limit=True))

@@ -63,7 +63,9 @@ def test_no_more_is_given_at_once_than_is_asked_for():
 
 def test_one_gateway_has_no_more_than_its_places():
     one = FairShare(places=100, each=20)
-    shares = one.share({A: SlotDemand("slow", 50), B: SlotDemand("slow", 50), C: SlotDemand("quick", 5)}, most=100)
+    shares = one.share(
+        {A: SlotDemand("slow", 50), B: SlotDemand("slow", 50), C: SlotDemand("quick", 5)}, most=100
+    )
     assert shares == {A: 9, B: 9, C: 5}
 
 
@@ -76,7 +78,9 @@ def test_there_is_room_for_all_only_if_it_is_there_wherever_they_go():
 def test_a_merchants_callbacks_have_a_share_of_their_own():
     one = room(a=90)
     callbacks = FlowKey(A.merchant_id, "callbacks")
-    assert one.share({A: SlotDemand(GATEWAY, 5), callbacks: SlotDemand(GATEWAY, 5)}, most=100) == {callbacks: 1}
+    assert one.share({A: SlotDemand(GATEWAY, 5), callbacks: SlotDemand(GATEWAY, 5)}, most=100) == {
+        callbacks: 1
+    }
 
 
 def test_what_is_given_back_is_free_again():

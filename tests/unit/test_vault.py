@@ -80,7 +80,9 @@ def test_a_data_key_survives_its_wrapping_and_the_rotation_of_the_secret_keys():
     owner = uuid4()
     key, wrapped = Encryptor([OLD]).new_data_key(owner)
     sealed = key.seal(b"anna@shop.example", purpose="intent")
-    assert Encryptor([NEW, OLD]).data_key(owner, wrapped).open(sealed, purpose="intent") == b"anna@shop.example"
+    assert (
+        Encryptor([NEW, OLD]).data_key(owner, wrapped).open(sealed, purpose="intent") == b"anna@shop.example"
+    )
 
 
 def test_personal_data_moved_to_another_checkout_or_column_does_not_open(encryptor):
@@ -112,7 +114,9 @@ def test_a_signature_holds_for_its_purpose_message_and_any_known_key():
 
 def test_derived_keys_differ_for_each_purpose_and_each_secret(encryptor):
     keys = {
-        Encryptor([key]).newest.derived(purpose) for key in (NEW, OLD) for purpose in ("audit", "seal", "link")
+        Encryptor([key]).newest.derived(purpose)
+        for key in (NEW, OLD)
+        for purpose in ("audit", "seal", "link")
     }
     assert len(keys) == 6
     assert {len(key) for key in keys} == {32}

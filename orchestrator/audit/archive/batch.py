@@ -288,7 +288,13 @@ def _prove(encryptor: Encryptor, pages: Sequence[audit.Page]) -> None:
 
 
 def _write(
-    encryptor: Encryptor, directory: Path, pages: Sequence[audit.Page], *, number: int, at: datetime, before: bytes
+    encryptor: Encryptor,
+    directory: Path,
+    pages: Sequence[audit.Page],
+    *,
+    number: int,
+    at: datetime,
+    before: bytes,
 ) -> _Listed:
     """Write the pages into a draft and read them back; nothing is removed for a file that does not prove itself."""
     with files.draft(directory, number) as (path, file):

@@ -58,7 +58,9 @@ async def run(
     result = Result(made=await make_ahead(db))
     choice = await choose(db, older_than=older_than)
     async for stretch in stretches(db, choice):
-        async for archived in _batches(db, encryptor, directory, stretch, most=most, problems=result.problems):
+        async for archived in _batches(
+            db, encryptor, directory, stretch, most=most, problems=result.problems
+        ):
             result.archives += 1
             result.checkouts += archived.checkouts
             result.entries += archived.entries

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import uvloop
 
-from orchestrator.devkit.bench import schedule, http_pool
+from orchestrator.devkit.bench import http_pool, schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

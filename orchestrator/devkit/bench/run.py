@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from orchestrator.devkit.bench import display, figures, ramp, report, result, database_probe
+from orchestrator.devkit.bench import database_probe, display, figures, ramp, report, result
 from orchestrator.devkit.bench.errors import BenchFailed
 from orchestrator.devkit.bench.setup import NAMED, PATIENCE, Scene, prepared
 from orchestrator.devkit.bench.shoppers import Habits

@@ -19,9 +19,9 @@ import msgspec
 
 from orchestrator import auth
 from orchestrator.crypto import Encryptor
-from orchestrator.devkit.bench import ledger, load, schedule, http_pool
-from orchestrator.devkit.bench.errors import BenchFailed
+from orchestrator.devkit.bench import http_pool, ledger, load, schedule
 from orchestrator.devkit.bench.database_probe import Left, Truth
+from orchestrator.devkit.bench.errors import BenchFailed
 from orchestrator.devkit.bench.usage import Usage
 from orchestrator.store.database import Database, is_away
 from orchestrator.store.merchants import MOST_LOOKS, Merchants

@@ -79,7 +79,8 @@ def disbelieved(grade: str, *, never: bool) -> Callable[[Told], str | None]:
         if never:
             return "no callback that moved the checkout" if arrived else None
         proven = all(
-            any(callback["grade"] == "signed" for callback in entry["evidence"]["callbacks"]) for entry in arrived
+            any(callback["grade"] == "signed" for callback in entry["evidence"]["callbacks"])
+            for entry in arrived
         )
         return None if proven else "none but signed callbacks to move the checkout"
 

@@ -9,7 +9,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.devkit.demo import steps
-from orchestrator.devkit.demo.assertions import bound_by, charged_back, disbelieved, entries, every, found_by_looking, in_time, late, never_completed, proven, refused_401, reopened, settled_by, unasked
+from orchestrator.devkit.demo.assertions import (
+    bound_by,
+    charged_back,
+    disbelieved,
+    entries,
+    every,
+    found_by_looking,
+    in_time,
+    late,
+    never_completed,
+    proven,
+    refused_401,
+    reopened,
+    settled_by,
+    unasked,
+)
 from orchestrator.devkit.demo.scripts import SHORT, Script
 from orchestrator.domain.states import State
 

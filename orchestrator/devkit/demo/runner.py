@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from orchestrator.devkit.demo.balance import Balance
-    from orchestrator.devkit.demo.orders import Order
     from orchestrator.devkit.demo.observations import Told
+    from orchestrator.devkit.demo.orders import Order
     from orchestrator.devkit.local.up import Up
 
 PATIENCE: Final = 30.0
@@ -147,11 +147,15 @@ async def _show(up: Up, db: Database, outcomes: Sequence[Outcome], *, run: str) 
         try:
             while True:
                 states = await _states(db, run, states)
-                live.update(display.shared_state(states, outcomes, seconds=time.monotonic() - began), refresh=True)
+                live.update(
+                    display.shared_state(states, outcomes, seconds=time.monotonic() - began), refresh=True
+                )
                 await asyncio.sleep(_REDRAW)
         finally:
             states = await asyncio.shield(_states(db, run, states))
-            live.update(display.shared_state(states, outcomes, seconds=time.monotonic() - began), refresh=True)
+            live.update(
+                display.shared_state(states, outcomes, seconds=time.monotonic() - began), refresh=True
+            )
 
 
 async def _states(db: Database, run: str, before: dict[str, int]) -> dict[str, int]:

@@ -14,8 +14,8 @@ from orchestrator.domain.states import State
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from orchestrator.devkit.demo.shopper import Shopper
     from orchestrator.devkit.demo.observations import Sums, Told
+    from orchestrator.devkit.demo.shopper import Shopper
 
 Method = Literal["CARD", "BANK_PAYMENT", "MOBILE_WALLET"]
 

@@ -11,9 +11,9 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin, urlsplit
 
+from orchestrator.devkit.demo.observations import Told
 from orchestrator.devkit.demo.orders import SORRY, THANKS
 from orchestrator.devkit.demo.shop import Shop, Unscripted, need
-from orchestrator.devkit.demo.observations import Told
 from orchestrator.domain import money
 from orchestrator.domain.states import ENDED, State
 
@@ -216,7 +216,9 @@ class Shopper:
         deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
             read = (entry["evidence"].get("callbacks", ()) for entry in await self.shop.trail(self.known))
-            if any((one["grade"], one["status"]) == (grade, status) for callbacks in read for one in callbacks):
+            if any(
+                (one["grade"], one["status"]) == (grade, status) for callbacks in read for one in callbacks
+            ):
                 return
             await asyncio.sleep(_LONGEST_PAUSE)
         raise Unscripted(expected=f"a callback {status} with grade {grade} in the trail", seen="none")

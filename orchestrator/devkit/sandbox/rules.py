@@ -109,9 +109,13 @@ def judge(pan: str, amount: Decimal) -> AuthorizationResult:
     code = pan[-3:] if pan[-4:-3] == "0" and pan[-3:] in _CODES else _amount_code(amount)
     match code:
         case "566":
-            return AuthorizationResult(outcome=Outcome.FAILED, message="Card Declined", merchant_message=_acquirer(code))
+            return AuthorizationResult(
+                outcome=Outcome.FAILED, message="Card Declined", merchant_message=_acquirer(code)
+            )
         case "567":
-            return AuthorizationResult(outcome=Outcome.ERROR, message="Internal Error", merchant_message=_acquirer(code))
+            return AuthorizationResult(
+                outcome=Outcome.ERROR, message="Internal Error", merchant_message=_acquirer(code)
+            )
         case "466":
             return AuthorizationResult(
                 outcome=Outcome.FAILED,
@@ -125,7 +129,9 @@ def judge(pan: str, amount: Decimal) -> AuthorizationResult:
         case _:
             pass
     if word := _FRAUD.get(pan):
-        return AuthorizationResult(outcome=Outcome.SUCCEEDED, fraud=Fraud(recommendation=word, score=fraud_score(amount)))
+        return AuthorizationResult(
+            outcome=Outcome.SUCCEEDED, fraud=Fraud(recommendation=word, score=fraud_score(amount))
+        )
     return SUCCESS
 
 

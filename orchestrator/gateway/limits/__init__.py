@@ -42,14 +42,18 @@ class LimitsRegistry:
         """Return the door of a gateway."""
         limits_of_gateway = self._limits.get(gateway)
         if limits_of_gateway is None:
-            limits_of_gateway = self._limits[gateway] = GatewayLimits(gateway, self._settings, self._shared_state, self._places)
+            limits_of_gateway = self._limits[gateway] = GatewayLimits(
+                gateway, self._settings, self._shared_state, self._places
+            )
         return limits_of_gateway
 
 
 class GatewayLimits:
     """The door of one gateway; `places` are those that all gateways share."""
 
-    def __init__(self, gateway: str, settings: Settings, shared_state: SharedGatewayState, places: RoundRobinSemaphore) -> None:
+    def __init__(
+        self, gateway: str, settings: Settings, shared_state: SharedGatewayState, places: RoundRobinSemaphore
+    ) -> None:
         self.gateway, self._shared_state, self._everybodys = gateway, shared_state, places
         self._slots = RoundRobinSemaphore(settings.gateway_pool_size)
         self._breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_pause)
@@ -69,7 +73,10 @@ class GatewayLimits:
             log.warning("gateway_paused", gateway=self.gateway, seconds=round(elsewhere - now, 1), heard=True)
         name = self._name(merchant)
         throttled = (
-            max(self._throttled.get(name, now), min(self._shared_state.open_until(name), now + LONGEST_THROTTLE))
+            max(
+                self._throttled.get(name, now),
+                min(self._shared_state.open_until(name), now + LONGEST_THROTTLE),
+            )
             - now
         )
         return max(self._breaker.wait(now), throttled)

@@ -8,7 +8,7 @@ No ring is lost: the claim notes `wake`, and a release sets the next alarm only 
 alarm is now. Nobody holds a transaction while a socket to anybody else is open: claim, call, move.
 """
 
-from orchestrator.store.checkouts.change import KEEP, Event, Fact, Move, ObservedPayment
+from orchestrator.store.checkouts.change import KEEP, Event, Fact, Move
 from orchestrator.store.checkouts.claim import (
     CALLBACKS_PER_CLAIM,
     ClaimedCheckout,
@@ -43,7 +43,6 @@ from orchestrator.store.checkouts.matching import (
     Unsuited,
     match,
 )
-from orchestrator.domain.records import Callback, Command, Operation, PaymentRecord, money_left
 from orchestrator.store.checkouts.row_macs import command_holds, operation_holds, sign_command, sign_operation
 from orchestrator.store.checkouts.transition import Transitions
 
@@ -53,9 +52,7 @@ __all__ = [
     "MOST_UNCONFIRMED",
     "NO_INTENT_PRINT",
     "UNKNOWN_ORDER",
-    "Callback",
     "ClaimedCheckout",
-    "Command",
     "Created",
     "Event",
     "Fact",
@@ -64,11 +61,8 @@ __all__ = [
     "Move",
     "NewCheckout",
     "NoMoney",
-    "ObservedPayment",
-    "Operation",
     "Ordered",
     "PaymentMatch",
-    "PaymentRecord",
     "Ring",
     "Transitions",
     "UnmatchedPayment",
@@ -83,7 +77,6 @@ __all__ = [
     "intent_of",
     "match",
     "merchants_of",
-    "money_left",
     "operation_holds",
     "order_is_shared",
     "paying_others",

@@ -12,9 +12,9 @@ from uuid import UUID
 import msgspec
 
 from orchestrator import audit
+from orchestrator.domain.records import ObservedPayment, Operation
 from orchestrator.domain.states import ENDED, State, Trigger
 from orchestrator.store.checkouts.claim import ClaimedCheckout
-from orchestrator.domain.records import Operation
 from orchestrator.store.checkouts.row_macs import sign_operation
 
 if TYPE_CHECKING:
@@ -45,30 +45,6 @@ class Fact:
 
     trigger: Trigger | None
     evidence: Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObservedPayment:
-    """One gateway transaction as a look showed it; amounts in minor units. The accepted one is never demoted.
-
-    `raw_amounts` are the texts of amounts that cannot be read, whose numbers here mean nothing; None where all are read.
-    """
-
-    transaction_id: str
-    payment_id: str | None
-    order_ref: str
-    role: str
-    binding: str
-    status: str
-    reading: str
-    currency: str
-    reserved: int
-    captured: int
-    refunded: int
-    charged_back: int = 0
-    surcharge: int = 0
-    flags: tuple[str, ...] = ()
-    raw_amounts: Mapping[str, str] | None = None
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 import msgspec
 from sqlalchemy import text
 
+from orchestrator.domain.records import Callback, Command, Operation, PaymentRecord
 from orchestrator.domain.states import UNOFFERED, State
 from orchestrator.errors import OrchestratorError
-from orchestrator.domain.records import Callback, Command, Operation, PaymentRecord
 from orchestrator.store.database import run
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import audit
+from orchestrator.domain.ids import uuid7
 from orchestrator.domain.states import State
 from orchestrator.store.checkouts.matching import NO_INTENT, NO_INTENT_PRINT
 from orchestrator.store.database import run
-from orchestrator.store.tables import IS_UNCONFIRMED, uuid7
+from orchestrator.store.tables import IS_UNCONFIRMED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -254,7 +255,12 @@ async def create(
 
 
 async def create_from_payment(
-    tx: AsyncConnection, encryptor: Encryptor, strays: Sequence[UnmatchedPayment], *, at: datetime, grace: float
+    tx: AsyncConnection,
+    encryptor: Encryptor,
+    strays: Sequence[UnmatchedPayment],
+    *,
+    at: datetime,
+    grace: float,
 ) -> list[PaymentMatch | None]:
     """Return the checkout of each stray: one of the merchant's that has its id or its order number, or one born of it.
 

@@ -17,8 +17,8 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator import audit
 from orchestrator.domain import money
-from orchestrator.domain.states import State
 from orchestrator.domain.records import OPEN_OPERATIONS, money_left
+from orchestrator.domain.states import State
 from orchestrator.store.database import run
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import audit
+from orchestrator.domain.records import Operation, PaymentRecord
 from orchestrator.domain.states import Moved, State, Trigger, UnknownTransition, decide
 from orchestrator.errors import OrchestratorError
 from orchestrator.store.checkouts.change import (
@@ -23,7 +24,6 @@ from orchestrator.store.checkouts.change import (
     row,
 )
 from orchestrator.store.checkouts.claim import ClaimedCheckout, LeaseLost, tick
-from orchestrator.domain.records import Operation, PaymentRecord
 from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes
 
 if TYPE_CHECKING:
@@ -197,7 +197,9 @@ class _Landed:
 class Transitions:
     """The mover: gathers moves from everything in flight in this process and writes them together."""
 
-    def __init__(self, db: Database, encryptor: Encryptor, *, batch_limit: int = 500, patience: float = 30.0) -> None:
+    def __init__(
+        self, db: Database, encryptor: Encryptor, *, batch_limit: int = 500, patience: float = 30.0
+    ) -> None:
         self._db = db
         self._encryptor = encryptor
         self._batch: Batch[_Prepared, _Landed | None] = Batch(

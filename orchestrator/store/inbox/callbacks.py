@@ -11,9 +11,9 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator.crypto import EncryptionError
+from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
 from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes, run
-from orchestrator.store.tables import uuid7
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -205,7 +205,9 @@ async def standing(
         cancelling=row.cancelling,
         rival=row.rival,
         met=None if row.met is None else (row.met, bytes(row.met_print)),
-        payments_seen=tuple(PaymentView(**{**one, "flags": tuple(one["flags"])}) for one in row.payments or ()),
+        payments_seen=tuple(
+            PaymentView(**{**one, "flags": tuple(one["flags"])}) for one in row.payments or ()
+        ),
         under_way=tuple(Pending(**one) for one in row.under_way or ()),
     )
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from sqlalchemy import text
 
+from orchestrator.domain.ids import uuid7
+from orchestrator.domain.records import Command
 from orchestrator.store import checkouts
 from orchestrator.store.checkouts.row_macs import sign_command
 from orchestrator.store.inbox.errors import KeyReused
-from orchestrator.store.tables import uuid7
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -99,7 +100,7 @@ async def request(  # noqa: PLR0913 - the columns of a command
         "id": wanted, "merchant_id": merchant_id, "checkout_id": checkout_id, "kind": kind, "actor": actor, "reason": reason,
         "expected_version": expected_version, "arguments": told, "idempotency_key": idempotency_key,
         "fingerprint": None if idempotency_key is None else fingerprint.hex(), "mac": _mac(
-            encryptor, checkout_id, merchant_id, checkouts.Command(wanted, kind, actor, reason, expected_version, told)
+            encryptor, checkout_id, merchant_id, Command(wanted, kind, actor, reason, expected_version, told)
         ),
     }  # fmt: skip
     async with db.transaction() as tx:
@@ -133,7 +134,7 @@ async def request_all(
     commands: list[dict[str, object]] = []
     for row in await db.read(_MERCHANTS, {"ids": sorted(set(ids))}):
         checkout, merchant, wanted = row.id, row.merchant_id, uuid7()
-        mac = _mac(encryptor, checkout, merchant, checkouts.Command(wanted, kind, actor, reason, None, told))
+        mac = _mac(encryptor, checkout, merchant, Command(wanted, kind, actor, reason, None, told))
         commands.append(
             {"id": wanted, "merchant_id": merchant, "checkout_id": checkout, "kind": kind, "actor": actor, "reason": reason,
              "arguments": told, "mac": mac}
@@ -144,7 +145,7 @@ async def request_all(
     return {row.checkout_id: row.id for row in stored}
 
 
-def _mac(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, command: checkouts.Command) -> str:
+def _mac(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, command: Command) -> str:
     return sign_command(encryptor, checkout_id, merchant_id, command).hex()
 
 

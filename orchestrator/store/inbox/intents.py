@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from sqlalchemy import text
 
+from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
 from orchestrator.store.checkouts import NO_INTENT_PRINT
 from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes, run
 from orchestrator.store.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
-from orchestrator.store.tables import uuid7
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -98,7 +98,13 @@ class Intents:
     """Takes intents from everything in flight in this process and stores them together."""
 
     def __init__(
-        self, db: Database, encryptor: Encryptor, *, grace: float, batch_limit: int = 500, patience: float = 10.0
+        self,
+        db: Database,
+        encryptor: Encryptor,
+        *,
+        grace: float,
+        batch_limit: int = 500,
+        patience: float = 10.0,
     ) -> None:
         self._db, self._encryptor, self._grace = db, encryptor, grace
         self._batch: Batch[Intake, Accepted | IntakeError] = Batch(

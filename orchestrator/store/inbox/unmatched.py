@@ -15,10 +15,10 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import text
 
+from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
 from orchestrator.store.database import Again, Batch, Database, Writes
 from orchestrator.store.inbox.callbacks import UNPROVEN, Arrival, seal_body
-from orchestrator.store.tables import uuid7
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,7 +20,6 @@ from urllib.parse import parse_qs
 from uuid import UUID, uuid4
 
 import uvicorn
-from tests.integration.process.scene import GOOD_CARD, Scene, intent, take
 
 from orchestrator import audit, auth, callback_urls, intents
 from orchestrator.api import create_app
@@ -35,6 +34,7 @@ from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 from tests.conftest import make_settings
 from tests.factories import empty
+from tests.integration.processing.scene import GOOD_CARD, Scene, intent, take
 from tests.integration.sandbox.parties import serving
 
 if TYPE_CHECKING:
@@ -267,7 +267,9 @@ class Shop(Scene):
     ) -> int:
         """Call back with any body, signed with a secret or not at all; return what it was answered."""
         pages = {"success": "https://shop.example/thanks", "failure": "https://shop.example/sorry"}
-        urls = callback_urls.callback_urls(self.encryptor, self.settings.public_url, checkout, pages, merchant_id=1)
+        urls = callback_urls.callback_urls(
+            self.encryptor, self.settings.public_url, checkout, pages, merchant_id=1
+        )
         headers = {"Content-Type": content_type}
         if secret is not None:
             stamp = str(int(time.time()))

@@ -7,9 +7,9 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.integration.process.scene import take
 
 from tests.acceptance.mishaps.shop import DECLINED_CARD, WHOLE, Shop
+from tests.integration.processing.scene import take
 
 if TYPE_CHECKING:
     from uuid import UUID

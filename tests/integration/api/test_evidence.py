@@ -110,7 +110,10 @@ async def test_of_what_proves_nothing_little_is_kept(database_url):
     async with checking(database_url) as api:
         checkout = await api.taken()
         body = BODY + b"&xml=" + b"x" * 200_000
-        for url in (api.urls(checkout).notification, callback_urls.merchant_url(api.services.encryptor, "", "default")):
+        for url in (
+            api.urls(checkout).notification,
+            callback_urls.merchant_url(api.services.encryptor, "", "default"),
+        ):
             assert (await call(api, url, body)).status_code == 401
         assert (await call(api, api.urls(checkout).notification, body, **signed(body))).status_code == 200
         rows = await api.sql("SELECT grade, length(body) AS size FROM callbacks ORDER BY received_at, id")

@@ -11,9 +11,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from orchestrator import audit, callback_urls
+from orchestrator.domain.ids import uuid7
 from orchestrator.store import inbox
 from orchestrator.store.checkouts import MOST_UNCONFIRMED
-from orchestrator.store.tables import uuid7
 from tests.conftest import make_settings
 from tests.integration.api.scene import Api, intent, path_of, serving, without_database
 from tests.integration.api.test_callbacks import FORM

@@ -15,8 +15,8 @@ import pytest
 
 from orchestrator import callback_urls
 from orchestrator.crypto import Encryptor
+from orchestrator.domain.ids import uuid7
 from orchestrator.intents import BODY_LIMIT
-from orchestrator.store.tables import uuid7
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.integration.api.process import PASSWORD, bearer
 from tests.integration.api.scene import PAGES, intent, path_of
@@ -64,7 +64,9 @@ def test_what_is_left_of_a_refused_body_is_not_read_as_a_request(server: Server)
 @pytest.mark.parametrize("kind", ["success", "failure", "redirect"])
 @pytest.mark.parametrize("size", [BODY_LIMIT + 1, BODY_LIMIT * 4])
 def test_a_shopper_is_sent_on_when_the_gateway_posts_more_than_is_taken(server: Server, kind, size):
-    urls = callback_urls.callback_urls(Encryptor(make_settings().secret_keys), "", uuid7(), PAGES, merchant_id=1)
+    urls = callback_urls.callback_urls(
+        Encryptor(make_settings().secret_keys), "", uuid7(), PAGES, merchant_id=1
+    )
     path = path_of(getattr(urls, kind))
     for body in (b"x" * size, iter([b"x" * 65_536] * (size // 65_536 + 1))):
         answer = server.client.post(path + "/", content=body)
@@ -80,7 +82,9 @@ def test_no_secret_and_nobodys_data_reaches_a_log(server: Server, database_url):
     taken = client.post("/v1/checkouts", json=body, headers=token | correlation)
     assert taken.status_code == 202
     checkout, client_token = taken.json()["id"], taken.json()["clientToken"]
-    urls = callback_urls.callback_urls(Encryptor(make_settings().secret_keys), "", UUID(checkout), PAGES, merchant_id=1)
+    urls = callback_urls.callback_urls(
+        Encryptor(make_settings().secret_keys), "", UUID(checkout), PAGES, merchant_id=1
+    )
     for url in (urls.success, urls.failure, urls.redirect, urls.notification):
         form = {
             "shop_orderid": "A-1",

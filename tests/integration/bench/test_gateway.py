@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.devkit.bench import http_pool
 from orchestrator.devkit.bench.latency import Latency
+from orchestrator.domain.payment_meaning import PaymentMeaning, read
 from orchestrator.gateway.outcomes import Done, Refused, Unauthorized, Unknown
-from orchestrator.gateway.payments import PaymentMeaning, read
 from tests.integration.bench.parties import AT_ONCE, CHECKOUT, asked, light, offered, until
 
 pytestmark = pytest.mark.anyio

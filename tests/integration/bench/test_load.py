@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from orchestrator.devkit.bench import load, http_pool
+from orchestrator.devkit.bench import http_pool, load
 from tests.integration.gateway.misbehaving import Misbehaving, answering
 
 pytestmark = pytest.mark.anyio

@@ -11,10 +11,10 @@ from email.utils import format_datetime
 import msgspec
 import pytest
 
+from orchestrator.domain.transaction import Found
 from orchestrator.gateway import client, http
 from orchestrator.gateway.client import Gateway, Token
 from orchestrator.gateway.outcomes import Done, Refused, Throttled, Unauthorized, Unknown
-from orchestrator.gateway.payments import Found
 from tests.integration.gateway.misbehaving import Exchange, answering
 from tests.integration.gateway.scene import (
     LIMIT,

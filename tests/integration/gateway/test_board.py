@@ -104,7 +104,9 @@ async def way_to(url: str) -> AsyncIterator[Way]:
 
 
 @asynccontextmanager
-async def worker(url: str | None, name: str, **changed: float) -> AsyncIterator[tuple[Gateway, SharedGatewayState]]:
+async def worker(
+    url: str | None, name: str, **changed: float
+) -> AsyncIterator[tuple[Gateway, SharedGatewayState]]:
     one = SharedGatewayState(None if url is None else read(url), name=name)
     async with Gateway(settings(**{**CALM, **changed}), one) as gateway:
         if url is not None:

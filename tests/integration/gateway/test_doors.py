@@ -132,7 +132,9 @@ def test_when_it_serves_again_everybody_is_let_in(run, monkeypatch):
             slow = Slow()
             server.answer = slow
             await asyncio.sleep(0.06)
-            probes = [asyncio.create_task(gateway.authenticate(merchant)) for _ in range(circuit_breaker.PROBES)]
+            probes = [
+                asyncio.create_task(gateway.authenticate(merchant)) for _ in range(circuit_breaker.PROBES)
+            ]
             await slow.arrived.wait()
             beyond = await gateway.authenticate(merchant)
             server.answer = WELL
@@ -159,7 +161,9 @@ def test_a_probe_that_is_cancelled_makes_room_for_the_next(run, monkeypatch):
             slow = Slow()
             server.answer = slow
             await asyncio.sleep(0.02)
-            probes = [asyncio.create_task(gateway.authenticate(merchant)) for _ in range(circuit_breaker.PROBES)]
+            probes = [
+                asyncio.create_task(gateway.authenticate(merchant)) for _ in range(circuit_breaker.PROBES)
+            ]
             await slow.arrived.wait()
             for probe in probes:
                 probe.cancel()
@@ -198,7 +202,9 @@ def test_money_is_not_moved_at_a_gateway_that_is_left_alone_and_its_fence_is_not
     async def scene():
         async with gateway_that(BROKEN, breaker_failures=1) as (gateway, server, merchant):
             await gateway.authenticate(merchant)
-            outcome = await gateway.release(merchant, transaction_id="7", lease_guard=lambda: not asked.append(1))
+            outcome = await gateway.release(
+                merchant, transaction_id="7", lease_guard=lambda: not asked.append(1)
+            )
             return outcome, len(server.asked)
 
     outcome, received = run(scene())

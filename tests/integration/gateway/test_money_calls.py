@@ -124,11 +124,21 @@ def test_money_calls_ask_as_the_gateway_documents_it(run):
             outcomes = [
                 await captures(gateway, merchant),
                 await gateway.refund(
-                    merchant, transaction_id="7", amount=1250, currency="DKK", identifier="op 2&x", lease_guard=yes
+                    merchant,
+                    transaction_id="7",
+                    amount=1250,
+                    currency="DKK",
+                    identifier="op 2&x",
+                    lease_guard=yes,
                 ),
                 await gateway.release(merchant, transaction_id="7", lease_guard=yes),
                 await gateway.capture(
-                    merchant, transaction_id="7", amount=139, currency="JPY", identifier="op-4", lease_guard=yes
+                    merchant,
+                    transaction_id="7",
+                    amount=139,
+                    currency="JPY",
+                    identifier="op-4",
+                    lease_guard=yes,
                 ),
             ]
             return outcomes, server, server.url.removeprefix("http://")

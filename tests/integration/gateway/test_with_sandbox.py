@@ -8,10 +8,10 @@ import datetime as dt
 import pytest
 
 from orchestrator.devkit.sandbox import create_app
+from orchestrator.domain.payment_meaning import PaymentMeaning, held, read
 from orchestrator.gateway.client import Account
 from orchestrator.gateway.client import Gateway as Client
 from orchestrator.gateway.outcomes import Done, NotSent, Refused, Unauthorized, Unknown
-from orchestrator.gateway.payments import PaymentMeaning, held, read
 from tests.integration.gateway.scene import settings
 from tests.integration.sandbox.parties import CONFIG, Gateway, Merchant, serving
 
@@ -46,7 +46,9 @@ def called(gateway, name, number, *, password=CONFIG.password, lease_guard=lambd
 
     async def scene():
         async with Client(PATIENT) as client:
-            return await getattr(client, name)(account, transaction_id=number, lease_guard=lease_guard, **fields)
+            return await getattr(client, name)(
+                account, transaction_id=number, lease_guard=lease_guard, **fields
+            )
 
     return asyncio.run(scene())
 
@@ -95,7 +97,10 @@ def test_already_captured_shows_by_its_totals(gateway, order):
 
 @pytest.mark.parametrize(
     ("method", "status", "reading"),
-    [("CARD", "released", PaymentMeaning.NOTHING), ("BANK_PAYMENT", "bank_payment_refunded", PaymentMeaning.REFUNDED)],
+    [
+        ("CARD", "released", PaymentMeaning.NOTHING),
+        ("BANK_PAYMENT", "bank_payment_refunded", PaymentMeaning.REFUNDED),
+    ],
 )
 def test_a_release_is_read_as_what_the_provider_made_of_it(*, gateway, order, method, status, reading):
     number = paid(gateway, order, method=method)["transactionId"]

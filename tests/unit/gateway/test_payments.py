@@ -10,23 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.gateway.chargebacks import ChargebackEvent
+from orchestrator.domain.payment_meaning import TABLE, PaymentMeaning, Shape, held, read, shape
+from orchestrator.domain.transaction import ChargebackEvent, Found, Transaction
 from orchestrator.gateway.payments import (
     DEFAULT_ROWS,
     LARGEST,
-    TABLE,
-    Found,
     Malformed,
     Movement,
-    PaymentMeaning,
     RequestError,
-    Shape,
-    Transaction,
-    held,
     parse,
     parse_movement,
-    read,
-    shape,
 )
 
 # The statuses of the facts, part 3, written out a second time on purpose.

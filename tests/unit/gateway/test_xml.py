@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.gateway.payments import Found, PaymentMeaning, parse, parse_movement, read
+from orchestrator.domain.payment_meaning import PaymentMeaning, read
+from orchestrator.domain.transaction import Found
+from orchestrator.gateway.payments import parse, parse_movement
 from orchestrator.gateway.xml import DAMAGED, LARGEST, MOST_MARKS, SMALL, Malformed, Tree, tree
 from tests.unit.gateway.test_payments import row, xml
 

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.integration.process.scene import Scene, scene
 
 from orchestrator import explain
 from orchestrator.gateway.limits import circuit_breaker
+from tests.integration.processing.scene import Scene, scene
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -15,10 +15,11 @@ from sqlalchemy import text
 
 from orchestrator import intents
 from orchestrator.crypto import Encryptor
+from orchestrator.domain.records import Operation
 from orchestrator.gateway.client import Gateway
 from orchestrator.processing import CheckoutProcessor
 from orchestrator.store import inbox
-from orchestrator.store.checkouts import Operation, Transitions, claim, sign_operation
+from orchestrator.store.checkouts import Transitions, claim, sign_operation
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 from tests.conftest import make_settings
@@ -59,7 +60,9 @@ def intent(order: str, *, amount: str = "139.00", capture: bool = False, **more:
 
 async def take(processor: CheckoutProcessor, ids: Sequence[UUID]) -> list[UUID]:
     """Claim what a hint would find, and carry it as far as it goes; return what was rung meanwhile."""
-    return await processor.process(await claim(processor.db, ids, lease_seconds=processor.settings.lease_seconds))
+    return await processor.process(
+        await claim(processor.db, ids, lease_seconds=processor.settings.lease_seconds)
+    )
 
 
 class Scene:

@@ -8,11 +8,11 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from tests.integration.process.scene import Scene, scene
 
 from orchestrator.processing import Dispatcher
-from orchestrator.processing import dispatcher as dispatcher
+from orchestrator.processing import dispatcher as dispatcher_module
 from orchestrator.store.checkouts import claim, renew
+from tests.integration.processing.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio
 
@@ -109,7 +109,7 @@ async def test_a_lease_is_renewed_while_a_step_takes_longer_than_it(database_url
 
 
 async def test_a_lease_is_not_renewed_for_ever(database_url: str, gateway_url: str, monkeypatch):
-    monkeypatch.setattr(dispatcher, "LONGEST_HELD", 0.2)
+    monkeypatch.setattr(dispatcher_module, "LONGEST_HELD", 0.2)
     short = {"lease_seconds": 1.0, "gateway_total_timeout": 6.0, "gateway_read_timeout": 6.0}
     async with scene(database_url, gateway_url, **short) as world:
         checkout = await world.accept()

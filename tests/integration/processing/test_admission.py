@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 from sqlalchemy.exc import OperationalError, ProgrammingError
-from tests.integration.process.scene import Scene, scene
 
 from orchestrator.gateway.client import Gateway
 from orchestrator.processing import Dispatcher, dispatcher
 from orchestrator.store.checkouts import claim
+from tests.integration.processing.scene import Scene, scene
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -222,7 +222,9 @@ async def test_a_hint_by_both_ways_is_carried_once(few: Crowd):
     few.gateway.hold("default")
     (order,) = await few.orders(1)
     await asyncio.gather(
-        few.dispatcher.admit([order]), few.dispatcher.admit([order], "callbacks"), few.dispatcher.admit([order])
+        few.dispatcher.admit([order]),
+        few.dispatcher.admit([order], "callbacks"),
+        few.dispatcher.admit([order]),
     )
     assert (await few.world.row(order)).claims == 1
 

@@ -8,7 +8,6 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.integration.process.scene import Scene, scene
 
 from orchestrator.cli import doctor
 from orchestrator.explain import explain
@@ -16,6 +15,7 @@ from orchestrator.explain.record import gather
 from orchestrator.gateway.client import Gateway
 from orchestrator.processing import lookup_budget
 from orchestrator.store import checkouts as lifecycle
+from tests.integration.processing.scene import Scene, scene
 
 if TYPE_CHECKING:
     from collections.abc import Callable

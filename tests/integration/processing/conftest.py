@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.integration.process.scene import Scene, scene
 
 from orchestrator.devkit.sandbox import SandboxConfig, create_app
+from tests.integration.processing.scene import Scene, scene
 from tests.integration.sandbox.parties import serving
 
 if TYPE_CHECKING:

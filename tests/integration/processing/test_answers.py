@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.integration.process.scene import Scene
+    from tests.integration.processing.scene import Scene
 
 pytestmark = pytest.mark.anyio
 

@@ -8,13 +8,13 @@ from uuid import uuid4
 
 import pytest
 
-from orchestrator.messaging import hints as hint_publisher
+from orchestrator.messaging import hints as hints_module
 from tests.conftest import make_settings
 
 BUSY, QUIET, THIRD = 1, 2, 3
 
 
-class Bell(hint_publisher.HintPublisher):
+class Bell(hints_module.HintPublisher):
     """Publishes into a list, when it may."""
 
     def __init__(self):
@@ -51,8 +51,8 @@ class Bell(hint_publisher.HintPublisher):
 
 @pytest.fixture
 def bell(monkeypatch):
-    monkeypatch.setattr(hint_publisher, "LONGEST_REST", 3600.0)
-    monkeypatch.setattr(hint_publisher, "SHARE", 1e-9)
+    monkeypatch.setattr(hints_module, "LONGEST_REST", 3600.0)
+    monkeypatch.setattr(hints_module, "SHARE", 1e-9)
     one = Bell()
     one.start()
     yield one

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import structlog
-from tests.integration.process.scene import Scene, scene
 
 from orchestrator.domain import operations
 from orchestrator.gateway.outcomes import Done
 from orchestrator.store import checkouts
 from orchestrator.store.merchants import UnknownMerchant
+from tests.integration.processing.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio
 

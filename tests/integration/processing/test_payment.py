@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from tests.integration.process.scene import Scene, scene
 
 from orchestrator.domain import reconciliation
 from orchestrator.store import checkouts
+from tests.integration.processing.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio
 

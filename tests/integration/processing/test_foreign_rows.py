@@ -10,12 +10,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from orchestrator.crypto import Encryptor
+from orchestrator.domain.records import Command
 from orchestrator.store import checkouts
 from orchestrator.store.merchants import Merchants
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 
 if TYPE_CHECKING:
-    from tests.integration.process.scene import Scene
+    from tests.integration.processing.scene import Scene
 
 pytestmark = pytest.mark.anyio
 
@@ -162,9 +163,9 @@ async def test_commands_and_operations_signed_before_a_rotation_of_keys_are_ours
     alone = Encryptor(make_settings(secret_keys=(SECRET_KEY,)).secret_keys)
     checkout = uuid4()
     arguments = {"amount": 100, "expiresIn": 90.0, "ratio": 0.1, "transactionId": "é"}
-    command = checkouts.Command(uuid4(), "capture", "client:shop", None, 3, arguments)
+    command = Command(uuid4(), "capture", "client:shop", None, 3, arguments)
     (stored,) = await core.all("SELECT CAST(:it AS jsonb)", it=json.dumps(arguments))
-    signed = checkouts.Command(
+    signed = Command(
         command.id,
         "capture",
         "client:shop",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.integration.process.conftest import CONFIG
-from tests.integration.process.scene import Scene, scene
 
 from orchestrator.audit import Action
 from orchestrator.devkit.sandbox import create_app
 from orchestrator.domain.states import Trigger
 from orchestrator.store.checkouts import Move, claim
+from tests.integration.processing.conftest import CONFIG
+from tests.integration.processing.scene import Scene, scene
 from tests.integration.sandbox.parties import serving
 
 pytestmark = pytest.mark.anyio
