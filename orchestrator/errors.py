@@ -25,7 +25,7 @@
     │   ├── archive.ArchiveBusy         another run is under way, or a lock is not to be had
     │   ├── archive.ArchiveUnread       a file that was just written does not prove itself
     │   └── archive.Unprovable          the trails of some checkouts do not hold
-    ├── vault.VaultError                data that no known key opens, or whose key was destroyed
+    ├── vault.EncryptionError                data that no known key opens, or whose key was destroyed
     ├── db.Unwritten                    a row that Postgres refused for good
     ├── db.DatabaseAway                 it is not known whether a row was written
     ├── demo Unscripted                 a shopper met what the script does not know

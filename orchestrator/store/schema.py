@@ -38,7 +38,9 @@ OWNER: Final = "orchestrator_owner"
 APPLICATION: Final = "orchestrator_app"
 """The role of the processes there; `migrate` grants it what it needs."""
 
-_MIGRATIONS: Final = Path(__file__).resolve().parent.parent / "migrations"
+_PACKAGE: Final = Path(__file__).resolve().parents[1]
+# A wheel has them inside the package, the repository beside it.
+_MIGRATIONS: Final = next(path for path in (_PACKAGE / "migrations", _PACKAGE.parent / "migrations") if path.is_dir())
 _VERSION = text("SELECT version_num FROM alembic_version")
 # Of the youngest checkout, because the primary key finds it at once however long the trail is.
 _NEWEST_KEY = text("SELECT key_id FROM audit_entries ORDER BY checkout_id DESC, sequence DESC LIMIT 1")

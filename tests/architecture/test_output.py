@@ -12,9 +12,9 @@ import orchestrator
 
 PACKAGE = Path(orchestrator.__file__).parent
 LINES = "cli/output.py"
-DRAWINGS = "supervise/terminal.py"
-DRAWN = ("bench/", "cli/", "demo/", "supervise/")
-RAW = {"bench/load.py", "log.py"}
+DRAWINGS = "devkit/local/terminal.py"
+DRAWN = ("cli/", "devkit/bench/", "devkit/demo/", "devkit/local/")
+RAW = {"devkit/bench/load.py", "log.py"}
 """A child process whose stdout is read by its parent alone, and the log, which takes stdout over."""
 
 _TAG = re.compile(r"\[/[^\]]*\]|\[(bold|dim|italic|red|green|yellow|blue|cyan|link)\b[^\]]*\]")

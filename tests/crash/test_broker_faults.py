@@ -137,13 +137,13 @@ def envelope(body: object, **changes: object) -> bytes:
         "body": body if isinstance(body, str) else json.dumps(body),
         "content-encoding": "utf-8",
         "content-type": "application/json",
-        "headers": {"task": "orchestrator.processing", "id": uuid4().hex, "lang": "py"},
+        "headers": {"task": "orchestrator.process", "id": uuid4().hex, "lang": "py"},
         "properties": {"delivery_tag": uuid4().hex, "delivery_info": {"exchange": "", "routing_key": "checkouts"}},
         **changes,
     }).encode()  # fmt: skip
 
 
-HEAD = {"task": "orchestrator.processing", "id": "1", "lang": "py"}
+HEAD = {"task": "orchestrator.process", "id": "1", "lang": "py"}
 FORGED = [
     envelope([[["no uuid"]], {}, {}]),
     envelope([[[1, 2, None]], {}, {}]),
@@ -157,7 +157,7 @@ FORGED = [
     envelope({"args": [[]], "kwargs": {}}),
     envelope([[[]], {}, {"chain": [{"task": "orchestrator.seal"}], "chord": {}}]),
     envelope([[[]], {}, {}], headers={**HEAD, "task": "orchestrator.unknown"}),
-    envelope([[[]], {}, {}], headers={**HEAD, "task": ["orchestrator.processing"]}),
+    envelope([[[]], {}, {}], headers={**HEAD, "task": ["orchestrator.process"]}),
     envelope([[[]], {}, {}], headers=None),
     envelope([[[]], {}, {}], headers={**HEAD, "timelimit": "soon", "retries": "many"}),
     envelope([[[]], {}, {}], headers={**HEAD, "expires": "1999-01-01T00:00:00+00:00", "eta": "not a time"}),

@@ -57,7 +57,7 @@ def test_processes_of_two_containers_have_names_of_their_own():
 
 def message(body: object, **headers: object) -> SimpleNamespace:
     return SimpleNamespace(
-        headers={"task": "orchestrator.processing", "eta": None, "expires": None, **headers},
+        headers={"task": "orchestrator.process", "eta": None, "expires": None, **headers},
         payload=json.loads(json.dumps(body)),
     )
 
@@ -65,21 +65,21 @@ def message(body: object, **headers: object) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("body", "name", "reason"),
     [
-        ([[[str(uuid4())]], {}, {"callbacks": None, "chain": None}], "orchestrator.processing", None),
-        ([[[]], {}, {}], "orchestrator.processing", None),
+        ([[[str(uuid4())]], {}, {"callbacks": None, "chain": None}], "orchestrator.process", None),
+        ([[[]], {}, {}], "orchestrator.process", None),
         ([[], {}, {}], "orchestrator.sweep", None),
         ([[], {}, None], "orchestrator.seal", None),
         ([[1], {}, {}], "orchestrator.sweep", "wrong_arguments"),
-        ([[[str(uuid4())] * (MOST_IDS + 1)], {}, {}], "orchestrator.processing", "wrong_arguments"),
-        ([[["x"]], {}, {}], "orchestrator.processing", "wrong_arguments"),
-        ([[[7]], {}, {}], "orchestrator.processing", "wrong_arguments"),
-        ([[[]], {"ids": []}, {}], "orchestrator.processing", "wrong_arguments"),
-        ([[[]], {}, {"chain": ["x"]}], "orchestrator.processing", "wrong_arguments"),
-        ({"args": []}, "orchestrator.processing", "no_arguments"),
-        ("text", "orchestrator.processing", "no_arguments"),
+        ([[[str(uuid4())] * (MOST_IDS + 1)], {}, {}], "orchestrator.process", "wrong_arguments"),
+        ([[["x"]], {}, {}], "orchestrator.process", "wrong_arguments"),
+        ([[[7]], {}, {}], "orchestrator.process", "wrong_arguments"),
+        ([[[]], {"ids": []}, {}], "orchestrator.process", "wrong_arguments"),
+        ([[[]], {}, {"chain": ["x"]}], "orchestrator.process", "wrong_arguments"),
+        ({"args": []}, "orchestrator.process", "no_arguments"),
+        ("text", "orchestrator.process", "no_arguments"),
         ([[], {}, {}], "orchestrator.other", "unknown_task"),
         ([[], {}, {}], None, "not_a_task"),
-        ([[], {}, {}], ["orchestrator.processing"], "not_a_task"),
+        ([[], {}, {}], ["orchestrator.process"], "not_a_task"),
     ],
 )
 def test_only_our_own_messages_are_carried_out(body, name, reason):
