@@ -68,7 +68,7 @@ class Services:
     strays: UnmatchedCallbacks = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "doorkeeper", Authenticator(self.settings))
+        object.__setattr__(self, "authenticator", Authenticator(self.settings))
         strays = UnmatchedCallbacks(
             self.inlet, self.encryptor, self.callbacks, grace=self.settings.hint_grace
         )
