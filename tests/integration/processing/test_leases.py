@@ -157,7 +157,7 @@ async def test_an_order_whose_data_cannot_be_opened_keeps_an_alarm_and_tells_a_p
     await world.sql("UPDATE intents SET data_key = NULL WHERE checkout_id = :id", id=broken)
     await world.process(broken, well)
     row = await world.row(broken)
-    assert row.attention.startswith("step_broke: VaultError")
+    assert row.attention.startswith("step_broke: EncryptionError")
     assert (row.attempts, row.lease) == (1, None)
     assert await world.state(well) == "awaiting_payment"
 
