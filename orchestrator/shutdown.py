@@ -1,4 +1,4 @@
-"""The bounded end of a process: by force, where its orderly end takes too long."""
+"""The last resort of a process that was asked to end and does not come to its end, whatever hangs in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator import log
 _log = log.get(__name__)
 
 FAILED: Final = 1
-"""The exit status of a process that ended by a fault."""
+"""The exit status of a process that ended by a fault, or that left work behind."""
 
 
 def end_within(seconds: float, process: str, *, status: int = FAILED) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.domain import money
 from orchestrator.domain.payment_meaning import TABLE
-from orchestrator.domain.transaction import Transaction
+from orchestrator.domain.transaction import ChargebackEvent, Transaction
 from orchestrator.gateway import chargebacks
 from orchestrator.gateway.xml import DAMAGED, LONGEST_TEXT, text_of
 from orchestrator.text import neutralised
@@ -17,8 +17,6 @@ from orchestrator.text import neutralised
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from xml.etree.ElementTree import Element
-
-    from orchestrator.domain.transaction import ChargebackEvent
 
 _AMOUNT = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][+-]?[0-9]{1,2})?")
 _MOMENT = re.compile(

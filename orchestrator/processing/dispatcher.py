@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+from uuid import UUID
 
 from orchestrator import log
 from orchestrator.processing.fair_share import FairShare, FlowKey, SlotDemand
+from orchestrator.store import readiness
 from orchestrator.store.checkouts import claim, claim_waiting, merchants_of, renew
 from orchestrator.store.database import is_away
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from uuid import UUID
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from orchestrator.processing.fair_share import QueueKind
     from orchestrator.processing.processor import CheckoutProcessor
@@ -44,7 +44,11 @@ RENEWALS: Final = 4
 LONGEST_HELD: Final = 6
 """Times that a lease lasts, or a call to the gateway may, after which one is renewed no more: something is wrong with its step."""
 AGAIN: Final = 1.0
-"""Seconds until those who wait are looked for again after Postgres failed."""
+"""Seconds from a failed claim to the next one, which is made even if no checkout waits."""
+FAILURE_STANDS: Final = 6.0
+"""Seconds for which a failure of claims counts although the probe works: a sweep hints again at what was not claimed."""
+NO_CHECKOUT: Final = UUID(int=0)
+"""A checkout that does not exist: a claim of it shows whether claims work."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,10 +91,13 @@ class Dispatcher:
         self.rounds = 0
         """Rounds of the dispatcher that have ended, well or not; `waiting` that stays while this stands still is a fault."""
         self._round_ended = asyncio.get_running_loop().time()
+        self.failure: str | None = None
+        """Why claims fail, in words, from the first one that failed until one has worked again."""
+        self._failed_at, self._probe_failed = 0.0, False
         self._under_way: set[asyncio.Task[list[UUID]]] = set()
         self._runner = asyncio.create_task(self._run(), name="dispatcher")
         self._runner.add_done_callback(self._runner_ended)
-        self._closed = asyncio.Event()
+        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._renewer = asyncio.create_task(self._renew(), name="leases")
 
     @property
@@ -143,7 +150,8 @@ class Dispatcher:
         """Stop, and wait for what is in flight."""
         self.stop()
         await asyncio.gather(self._runner, *self._under_way, return_exceptions=True)
-        self._closed.set()
+        if not self._closed.done():
+            self._closed.set_result(None)
         await self._renewer
 
     async def _renew(self) -> None:
@@ -166,10 +174,8 @@ class Dispatcher:
                 _log.warning("leases_not_renewed", leases=len(held), error=type(error).__name__)
 
     async def _is_closed_within(self, seconds: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._closed.wait()
-        return self._closed.is_set()
+        await asyncio.wait((self._closed,), timeout=seconds)
+        return self._closed.done()
 
     def _runner_ended(self, runner: asyncio.Task[None]) -> None:
         if not self._stopping:
@@ -190,10 +196,13 @@ class Dispatcher:
             try:
                 # What was claimed longer ago than a lease is no longer ours.
                 async with asyncio.timeout(self._settings.lease_seconds):
+                    if self.failure is not None:
+                        await self._probe_claims()
                     await self._admit(_lanes(hints))
             except Exception as error:  # noqa: BLE001 - the callers are told; the alarms stand
                 self._failed(error, hints)
             else:
+                self._worked(hints)
                 for _, hint in hints:
                     hint.tell()
             self.rounds += 1
@@ -302,14 +311,40 @@ class Dispatcher:
         ):
             self._wake.set()
 
-    def _failed(self, error: Exception, hints: Iterable[tuple[QueueKind, _Hint]]) -> None:
+    def _failed(self, error: Exception, hints: Collection[tuple[QueueKind, _Hint]]) -> None:
         for _, hint in hints:
             hint.tell(answered=False)
-        if is_away(error):
-            _log.warning("claim_failed", **log.cause(error))
+        away = is_away(error)
+        if hints or self.failure is None:  # a round that only tries whether claims work again is no news
+            if away:
+                _log.warning("claim_failed", **log.cause(error))
+            else:
+                _log.error("claim_broke", exc_info=error)
+        loop = asyncio.get_running_loop()
+        if hints or self.failure is None:
+            self._failed_at = loop.time()
+        self.failure = (
+            readiness.reason(error) if away else f"{type(error).__name__}, see the log of the worker"
+        )
+        loop.call_later(AGAIN, self._wake.set)
+
+    async def _probe_claims(self) -> None:
+        """Claim a checkout that does not exist. Where that failed before, its success shows that claims work again."""
+        refused, self._probe_failed = self._probe_failed, True
+        await self._claim([NO_CHECKOUT])
+        self._probe_failed = False
+        if refused:
+            self.failure = None
+
+    def _worked(self, hints: Collection[tuple[QueueKind, _Hint]]) -> None:
+        """Note that claims work. Where only the probe has worked, wait whether those that failed are hinted at again."""
+        if self.failure is None:
+            return
+        loop = asyncio.get_running_loop()
+        if hints or loop.time() - self._failed_at >= FAILURE_STANDS:
+            self.failure = None
         else:
-            _log.error("claim_broke", exc_info=error)
-        asyncio.get_running_loop().call_later(AGAIN, self._wake.set)
+            loop.call_later(AGAIN, self._wake.set)
 
 
 def _lanes(hints: Iterable[tuple[QueueKind, _Hint]]) -> dict[UUID, QueueKind]:

@@ -17,8 +17,9 @@ from orchestrator.processing import commands, lookup, lookup_budget, money_opera
 from orchestrator.processing.fair_share import FlowKey
 from orchestrator.processing.step import BROKE, POISONED, QUARANTINE, RENEW_BEFORE, Step
 from orchestrator.store.checkouts import ClaimedCheckout, Event, LeaseLost, Transitions
-from orchestrator.store.database import DatabaseAway, Unwritten, is_away
+from orchestrator.store.database import DatabaseAway, Unwritten, is_away, state_of
 from orchestrator.store.merchants import UnknownMerchant
+from orchestrator.store.sqlstates import OTHER_SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,30 +115,37 @@ class CheckoutProcessor:
 
     async def _places(self, held: Sequence[ClaimedCheckout]) -> dict[UUID, float]:
         """Return how many seconds the looks of alarms alone must wait for their place in their merchant's queue."""
+        booked: dict[int, list[UUID]] = {}
         quiet: dict[int, list[UUID]] = {}
-        looked_at = [one for one in held if one.state not in UNOFFERED and not one.booked]
+        looked_at = [one for one in held if one.state not in UNOFFERED]
         for one in sorted(looked_at, key=lookup_budget.rank) if len(looked_at) > 1 else looked_at:
-            if lookup_budget.waited_for(one):
+            if not lookup_budget.waited_for(one):
+                (booked if one.booked else quiet).setdefault(one.merchant_id, []).append(one.id)
+            elif not one.booked:
                 self._asked[one.merchant_id] += 1
-            else:
-                quiet.setdefault(one.merchant_id, []).append(one.id)
-        if not quiet:
+        if not (booked or quiet):
             return {}
         try:
             demands = [
-                lookup_budget.Demand(number, await self._apart(number), self._asked.pop(number, 0), len(ids))
-                for number, ids in quiet.items()
+                lookup_budget.Demand(
+                    number,
+                    await self._apart(number),
+                    self._asked.pop(number, 0),
+                    len(booked.get(number, ())),
+                    len(quiet.get(number, ())),
+                )
+                for number in {**booked, **quiet}
             ]
-            waits = await lookup_budget.take(self.db, demands)
+            got = await lookup_budget.take(self.db, demands)
         except Exception as error:  # noqa: BLE001 - whoever it is about meets the same in its own step, where it is dealt with
-            if not isinstance(error, UnknownMerchant) and not is_away(error):
+            if state_of(error) in OTHER_SCHEMA or not (isinstance(error, UnknownMerchant) or is_away(error)):
                 _log.exception("places_not_taken")
             return {}
-        return {
-            one: waits[demand.merchant_id] + place * demand.apart
-            for demand in demands
-            for place, one in enumerate(quiet[demand.merchant_id])
-        }
+        waits: dict[UUID, float] = {}
+        for demand in demands:
+            ids = [*booked.get(demand.merchant_id, ()), *quiet.get(demand.merchant_id, ())]
+            waits |= zip(ids, got[demand.merchant_id].waits(demand), strict=True)
+        return waits
 
     async def sharing(self, merchant: Merchant) -> list[int]:
         """Return the merchants whose payments a look with this merchant's account may show."""

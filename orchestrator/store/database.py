@@ -142,6 +142,9 @@ class Database:
         for connection in tuple(self._server.waiting):
             connection.cut()
         await self._engine.dispose()
+        # The pool closes what it has. A connection that a transaction still has between two statements would go back to a pool that
+        # is no more.
+        self._server.finish()
 
     @asynccontextmanager
     async def transaction(self, *, timeout: float | None = None) -> AsyncIterator[AsyncConnection]:  # noqa: ASYNC109
@@ -154,8 +157,6 @@ class Database:
             usual, driver.timeout = driver.timeout, timeout or driver.timeout
             try:
                 async with connection.begin():
-                    if driver.local:
-                        await connection.exec_driver_sql(driver.local)
                     yield connection
             finally:
                 driver.timeout = usual
@@ -166,14 +167,19 @@ class Database:
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             async with connection.begin():
-                local = _driver(connection).local
-                if local:
-                    await connection.exec_driver_sql(local)
                 yield connection
 
     async def write(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
         """Run one writing statement, which is a transaction of its own; return its rows once it is committed."""
         return await self._alone(statement, parameters)
+
+    async def knock(self) -> None:
+        """Open a connection beside the pool and close it again: those of the pool may go on where no other one is let in."""
+        try:
+            connection = await self._server.connect()
+        except psycopg.Error as error:
+            raise _wrapped("", error, lost=True) from error
+        await connection.close()
 
     async def maintain(self, statement: str) -> None:
         """Run a statement that takes its time and stands in no transaction, such as VACUUM, on a connection of its own."""

@@ -11,22 +11,27 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from celery.utils import threads
 from celery.worker import loops
 from celery.worker.consumer import consumer
 from celery.worker.state import maybe_shutdown
 
 from orchestrator.messaging.app import PROCESS, SEAL, SWEEP
 from orchestrator.messaging.dropped_messages import dropped
-from orchestrator.messaging.publisher import BackOff, discard
+from orchestrator.messaging.publisher import CLOSE_TIMEOUT, BackOff, discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kombu import Connection
 
+link: Final = BackOff("consumer")
+"""The way by which this process hears from the broker."""
+
 # More than their stubs know.
 _consumer: Any = consumer
 _loops: Any = loops
+_threads: Any = threads
 
 WELL_AFTER: Final = 2.0
 """Seconds that a connection must last to count as well: a replica takes connections too, and refuses what comes next."""
@@ -38,12 +43,10 @@ class Consumer(consumer.Consumer):
     """Consumes until the worker is told to end."""
 
     hub: Any
-    _link: BackOff
     _well: Any = None
 
     def start(self) -> None:
         """Connect and consume, again after every error, until the worker ends."""
-        self._link = BackOff("consumer")
         while self.blueprint.state not in _consumer.STOP_CONDITIONS:
             maybe_shutdown()
             self.restart_count += 1
@@ -58,7 +61,7 @@ class Consumer(consumer.Consumer):
                     self._begin_anew(error)
 
     def _begin_anew(self, error: Exception) -> None:
-        pause = self._link.failed(error)
+        pause = link.failed(error)
         if self._well is not None:
             self._well.cancel()
         connection, self.connection = self.connection, None
@@ -72,6 +75,12 @@ class Consumer(consumer.Consumer):
             maybe_shutdown()
             time.sleep(0.05)
 
+    def stop(self) -> None:
+        """Say goodbye to the broker; one that hangs is waited for only a moment, queue by queue."""
+        if self.connection is not None:
+            _threads.bound_open_broker_sockets(self.connection, CLOSE_TIMEOUT)
+        super().stop()
+
     def ensure_connected(self, conn: Connection) -> Connection:
         """Connect, once: `start` tries again."""
         try:
@@ -84,7 +93,7 @@ class Consumer(consumer.Consumer):
     def on_ready(self) -> None:
         """Note that this connection consumes."""
         super().on_ready()
-        self._well = self.timer.call_after(WELL_AFTER, self._link.worked)
+        self._well = self.timer.call_after(WELL_AFTER, link.worked)
 
     # What cannot be carried out. Every queue is consumed without acknowledgement: the broker has forgotten the message already, and
     # RabbitMQ would close the channel over an answer to it.

@@ -1,4 +1,4 @@
-"""The end of a worker that cannot go on.
+"""The end of a process that cannot go on.
 
 A worker whose event loop stands still, or whose dispatcher takes nothing up while hints wait, serves nobody and looks alive. It says
 so and ends with a status that has it started again. All is counted in looks of this thread, not in seconds of a clock: a machine that
@@ -10,12 +10,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Final, Protocol
 
-from orchestrator import log
-
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_log = log.get(__name__)
 
 LOOK: Final = 1.0
 """Seconds between two looks."""

@@ -34,12 +34,11 @@ from tests.conftest import make_settings
 from tests.integration.processing.scene import intent, take
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from orchestrator.devkit.sandbox.books import Payment, Transaction
     from orchestrator.devkit.sandbox.core import Sandbox
     from orchestrator.gateway.http import Failure, Request, Wire
-    from orchestrator.gateway.limits import GatewayLimits
     from orchestrator.store.checkouts import ClaimedCheckout, Move
 
 AMOUNT = 13900
@@ -92,11 +91,9 @@ class _MortalWire:
     def __init__(self, wire: Wire, trap: Trap) -> None:
         self._wire, self._trap = wire, trap
 
-    async def exchange(
-        self, request: Request, *, limits_of_gateway: GatewayLimits, whose: Hashable
-    ) -> bytes | Failure:
+    async def exchange(self, request: Request, **options: Any) -> bytes | Failure:
         await self._trap.passing(f"before {request.url.path}")
-        answer = await self._wire.exchange(request, limits_of_gateway=limits_of_gateway, whose=whose)
+        answer = await self._wire.exchange(request, **options)
         await self._trap.passing(f"after {request.url.path}")
         return answer
 

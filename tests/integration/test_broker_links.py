@@ -172,7 +172,7 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
             def rings() -> bool:
                 hint_publisher.ring([uuid4()])
                 try:
-                    return hint_publisher.healthy and hint_publisher.depth("checkouts") > 1
+                    return hint_publisher.trouble is None and hint_publisher.depth("checkouts") > 1
                 except redis.RedisError:
                     return False
 

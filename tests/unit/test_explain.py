@@ -15,6 +15,7 @@ from orchestrator.audit import Action
 from orchestrator.domain.states import CLOSED, ENDED, TRANSITIONS, UNOFFERED, State, Trigger
 from orchestrator.explain import Command, Entry, Operation, Payment, Record
 from orchestrator.explain.advice import _FIRST, _OUT, _WHY
+from orchestrator.explain.record import Queue
 from orchestrator.explain.trail import _SINCE, GRADES
 
 NOW = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
@@ -123,6 +124,7 @@ def test_every_state_with_every_reason_to_look_is_explained(state, attention):
         {"due_at": NOW - timedelta(seconds=1)},
         {"leased_until": NOW + timedelta(seconds=30)},
         {"booked": True},
+        *({"booked": True, "queue": Queue(before=before, age=12.3)} for before in (0, 1, 40)),
         {"withdrawn_at": NOW - timedelta(seconds=5)},
         {"attempts": 3, "last_error": "unknown: no answer within 10 s", "callbacks": 2},
         {

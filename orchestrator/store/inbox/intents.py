@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import msgspec
 from sqlalchemy import text
@@ -207,7 +207,8 @@ class Intents:
                 waiting.add(asked.id)
                 continue
             seen.add(checkout)
-            match await checkouts.match(self._db, self._encryptor, _ordered(asked, checkout)):
+            found = await checkouts.match(self._db, self._encryptor, _ordered(asked, checkout))
+            match found:
                 case checkouts.Matched(state, created_at, deadline):
                     fates[asked.id] = Accepted(
                         checkout,
@@ -223,6 +224,8 @@ class Intents:
                     waiting.add(asked.id)
                 case checkouts.Unsettled() | checkouts.NoMoney():
                     pass
+                case _:
+                    assert_never(found)
         return frozenset(waiting)
 
 

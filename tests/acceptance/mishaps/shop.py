@@ -107,7 +107,7 @@ class GatewayLimits:
 class Bell:
     """A doorbell that hints at nobody: the test is the worker."""
 
-    healthy = True
+    trouble = None
 
     def ring(self, ids: Sequence[UUID], *, queue: str = "checkouts", whose: int | None = None) -> None:
         """Nobody is there."""

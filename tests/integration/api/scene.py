@@ -38,7 +38,7 @@ PAGES = {
 class Rung:
     """A doorbell that remembers who was rung for."""
 
-    healthy: bool = True
+    trouble: str | None = None
     rings: list[tuple[str, UUID]] = field(default_factory=list)
 
     def ring(self, ids, *, queue="checkouts", whose=None):  # noqa: ARG002 - as the real one is called
@@ -110,8 +110,8 @@ async def serving(settings: Settings, *, patience: float = 10.0) -> AsyncIterato
     hint_publisher = Rung()
     database_url = settings.database_url
     assert database_url is not None
-    db = Database(database_url, pool_size=4, pool_timeout=1)
-    inlet = Database(database_url, pool_size=3, pool_timeout=1)
+    db = Database(database_url, pool_size=4, pool_timeout=5)
+    inlet = Database(database_url, pool_size=3, pool_timeout=5)
     services = Services(
         settings=settings, db=db, inlet=inlet, encryptor=encryptor, intents=inbox.Intents(inlet, encryptor, grace=5, patience=patience),
         callbacks=inbox.Callbacks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import signal
 import socket
@@ -20,6 +21,7 @@ from orchestrator.intents import BODY_LIMIT
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.integration.api.process import PASSWORD, bearer
 from tests.integration.api.scene import PAGES, intent, path_of
+from tests.pooler import direct
 
 if TYPE_CHECKING:
     from tests.integration.api.process import Server
@@ -33,7 +35,7 @@ def test_a_signal_ends_it_in_order(server: Server, number):
 
 
 def test_a_request_under_way_is_finished_before_it_ends(server: Server, database_url):
-    with psycopg.connect(database_url) as blocker:
+    with psycopg.connect(direct(database_url)) as blocker:
         blocker.execute("LOCK TABLE checkouts IN ACCESS EXCLUSIVE MODE")
         raw = json.dumps(intent("A-1")).encode()
         head = f"POST /v1/checkouts HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n"
@@ -61,15 +63,18 @@ def test_what_is_left_of_a_refused_body_is_not_read_as_a_request(server: Server)
     assert server.client.get("/healthz").status_code == 200
 
 
-@pytest.mark.parametrize("kind", ["success", "failure", "redirect"])
-@pytest.mark.parametrize("size", [BODY_LIMIT + 1, BODY_LIMIT * 4])
-def test_a_shopper_is_sent_on_when_the_gateway_posts_more_than_is_taken(server: Server, kind, size):
+def test_a_shopper_is_sent_on_when_the_gateway_posts_more_than_is_taken(server: Server):
     urls = callback_urls.callback_urls(
         Encryptor(make_settings().secret_keys), "", uuid7(), PAGES, merchant_id=1
     )
-    path = path_of(getattr(urls, kind))
-    for body in (b"x" * size, iter([b"x" * 65_536] * (size // 65_536 + 1))):
-        answer = server.client.post(path + "/", content=body)
+    bodies = [
+        body
+        for size in (BODY_LIMIT + 1, BODY_LIMIT * 4)
+        for body in (b"x" * size, [b"x" * 65_536] * (size // 65_536 + 1))
+    ]
+    for kind, body in itertools.product(("success", "failure", "redirect"), bodies):
+        path = path_of(getattr(urls, kind))
+        answer = server.client.post(path + "/", content=body if isinstance(body, bytes) else iter(body))
         assert (answer.status_code, answer.headers["connection"]) == (303, "close")
         assert answer.headers["location"].startswith(PAGES[kind].partition("#")[0])
     assert server.client.get("/healthz").status_code == 200
@@ -101,7 +106,7 @@ def test_no_secret_and_nobodys_data_reaches_a_log(server: Server, database_url):
     assert client.get(f"/v1/checkouts/{checkout}", headers=stale).status_code == 401
     assert client.get(f"/v1/checkouts/{checkout}", headers=token).status_code == 200
     # What breaks is logged with a traceback: the worst moment for a secret to slip out.
-    with psycopg.connect(database_url, autocommit=True) as database:
+    with psycopg.connect(direct(database_url), autocommit=True) as database:
         database.execute("ALTER TABLE callbacks RENAME COLUMN grade TO mark")
         database.execute("ALTER TABLE checkouts RENAME COLUMN late TO later")
     assert client.post(path_of(urls.notification), data={"email": "grace@example.com"}).status_code == 503

@@ -15,7 +15,7 @@ from orchestrator.gateway.outcomes import Done, NotSent, Refused, Unauthorized, 
 from tests.integration.gateway.scene import settings
 from tests.integration.sandbox.parties import CONFIG, Gateway, Merchant, serving
 
-PATIENT = settings(gateway_read_timeout=2, gateway_total_timeout=4, gateway_answer_limit=2_000_000)
+SETTINGS = settings(gateway_answer_limit=2_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def called(gateway, name, number, *, password=CONFIG.password, lease_guard=lambd
     account = Account("default", gateway.url, gateway.url, CONFIG.username, password)
 
     async def scene():
-        async with Client(PATIENT) as client:
+        async with Client(SETTINGS) as client:
             return await getattr(client, name)(
                 account, transaction_id=number, lease_guard=lease_guard, **fields
             )
@@ -57,7 +57,7 @@ def looked_up(gateway, order):
     account = Account("default", gateway.url, gateway.url, CONFIG.username, CONFIG.password)
 
     async def scene():
-        async with Client(PATIENT) as client:
+        async with Client(SETTINGS) as client:
             return await client.find_payments(account, order_ref=order)
 
     outcome = asyncio.run(scene())
