@@ -1,7 +1,7 @@
 """Calls to the gateway: authenticate, open a session, list its payment methods, look payments up, move money.
 
 Every call comes back as one of `outcomes`, in bounded time and whatever was answered; only cancellation passes through. Each
-leaves one log line. A large answer is read in another process (`aside`), so that one gateway's answers delay no other
+leaves one log line. A large answer is read in another process (`reader_process`), so that one gateway's answers delay no other
 call. Bodies, tokens, URLs and what the gateway wrote in free text reach neither a log nor a reason.
 """
 

@@ -37,7 +37,7 @@ log = logs.get(__name__)
 NICE: Final = 15
 """How much less of a busy processor the reader gets than we do: a thirtieth."""
 _START: Final = (
-    "import sys; sys.path[:] = sys.argv[1:]; from orchestrator.gateway import aside; aside.serve()"
+    "import sys; sys.path[:] = sys.argv[1:]; from orchestrator.gateway import reader_process; reader_process.serve()"
 )
 _SIZE: Final = 8
 """Bytes of the number of bytes that stands before each message."""
