@@ -42,17 +42,17 @@ IN_EFFECT = """
     SELECT setting FROM pg_db_role_setting, unnest(setconfig) AS setting
      WHERE setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = current_user)) AND setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-PATIENCE = 1800.0
+TIMEOUT = 1800.0
 """Seconds for another migration to come to its end."""
 
 
 def take_turn(connection: Connection) -> None:
     """Wait for whoever migrates now, with no statement open meanwhile: an index built beside the traffic waits for all of those."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not connection.exec_driver_sql(LOCK).scalar():
         connection.commit()
         if time.monotonic() > deadline:
-            message = f"another migration of this database is still running after {PATIENCE:g} s"
+            message = f"another migration of this database is still running after {TIMEOUT:g} s"
             raise CommandError(message)
         time.sleep(random.uniform(0.1, 0.5))  # noqa: S311 - jitter
     connection.commit()

@@ -62,14 +62,14 @@ def _cipher(key: bytes) -> AESGCM:
     return AESGCM(key)
 
 
-def _seal(key: bytes, plain: bytes, bound: bytes) -> bytes:
+def _encrypt(key: bytes, plain: bytes, bound: bytes) -> bytes:
     nonce = os.urandom(_NONCE)
     return nonce + _cipher(key).encrypt(nonce, plain, bound)
 
 
-def _open(key: bytes, sealed: bytes, bound: bytes) -> bytes:
+def _decrypt(key: bytes, encrypted: bytes, bound: bytes) -> bytes:
     try:
-        return _cipher(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], bound)
+        return _cipher(key).decrypt(encrypted[:_NONCE], encrypted[_NONCE:], bound)
     except (InvalidTag, ValueError) as error:
         message = "sealed data does not open: it was changed, moved, or sealed under another key"
         raise EncryptionError(message) from error
@@ -95,30 +95,32 @@ class Encryptor:
         """Return the key with this id, if the installation still has it."""
         return self._by_id.get(key_id)
 
-    def seal(self, plain: bytes, *, purpose: str) -> bytes:
+    def encrypt(self, plain: bytes, *, purpose: str) -> bytes:
         """Seal what belongs to no checkout."""
         key = self.newest
-        return bytes.fromhex(key.id) + _seal(key.derived("seal"), plain, purpose.encode())
+        return bytes.fromhex(key.id) + _encrypt(key.derived("seal"), plain, purpose.encode())
 
-    def open(self, sealed: bytes, *, purpose: str) -> bytes:
-        """Open what `seal` made; `EncryptionError` if no known key does."""
-        key = self._by_id.get(sealed[:_ID].hex())
+    def decrypt(self, encrypted: bytes, *, purpose: str) -> bytes:
+        """Open what `encrypt` made; `EncryptionError` if no known key does."""
+        key = self._by_id.get(encrypted[:_ID].hex())
         if key is None:
-            message = f"sealed under key {sealed[:_ID].hex()}, which ORCHESTRATOR_SECRET_KEYS does not have"
+            message = (
+                f"sealed under key {encrypted[:_ID].hex()}, which ORCHESTRATOR_SECRET_KEYS does not have"
+            )
             raise EncryptionError(message)
-        return _open(key.derived("seal"), sealed[_ID:], purpose.encode())
+        return _decrypt(key.derived("seal"), encrypted[_ID:], purpose.encode())
 
     def new_data_key(self, owner: object) -> tuple[DataKey, bytes]:
         """Make the data key of one checkout; return it with its wrapped form for the row."""
         key = os.urandom(32)
-        return DataKey(key, str(owner)), self.seal(key, purpose=f"data-key/{owner}")
+        return DataKey(key, str(owner)), self.encrypt(key, purpose=f"data-key/{owner}")
 
     def data_key(self, owner: object, wrapped: bytes | None) -> DataKey:
         """Unwrap a data key; `EncryptionError` if it was destroyed (the customer was erased)."""
         if wrapped is None:
             message = f"the personal data of {owner} was erased"
             raise EncryptionError(message)
-        return DataKey(self.open(bytes(wrapped), purpose=f"data-key/{owner}"), str(owner))
+        return DataKey(self.decrypt(bytes(wrapped), purpose=f"data-key/{owner}"), str(owner))
 
     def sign(self, purpose: str, message: bytes) -> bytes:
         """Return a 16-byte HMAC-SHA256 tag under the newest key."""
@@ -140,13 +142,13 @@ class DataKey:
         """Hide the key."""
         return f"DataKey(owner={self.owner})"
 
-    def seal(self, plain: bytes, *, purpose: str) -> bytes:
+    def encrypt(self, plain: bytes, *, purpose: str) -> bytes:
         """Seal personal data for one purpose (intent, token, callback)."""
-        return _seal(self.key, plain, f"{purpose}/{self.owner}".encode())
+        return _encrypt(self.key, plain, f"{purpose}/{self.owner}".encode())
 
-    def open(self, sealed: bytes, *, purpose: str) -> bytes:
-        """Open what `seal` made; `EncryptionError` if it was changed or belongs elsewhere."""
-        return _open(self.key, bytes(sealed), f"{purpose}/{self.owner}".encode())
+    def decrypt(self, encrypted: bytes, *, purpose: str) -> bytes:
+        """Open what `encrypt` made; `EncryptionError` if it was changed or belongs elsewhere."""
+        return _decrypt(self.key, bytes(encrypted), f"{purpose}/{self.owner}".encode())
 
     def mac(self, message: bytes) -> bytes:
         """Return the HMAC-SHA256 of a message under this key."""

@@ -182,10 +182,10 @@ class Core:
         return await self.lifecycle.advance(move(held, trigger, **changes))
 
     async def release(
-        self, held: ClaimedCheckout, alarm: float | None = 60.0, **changes: Any
+        self, held: ClaimedCheckout, due_in: float | None = 60.0, **changes: Any
     ) -> ClaimedCheckout:
         """Give the lease back and change nothing else."""
-        return await self.advance(held, action=None, alarm=alarm, **changes)
+        return await self.advance(held, action=None, due_in=due_in, **changes)
 
     async def accept(self, **changes: Any) -> UUID:
         return (await self.intents.accept(intake(**changes))).id
@@ -200,23 +200,23 @@ class Core:
         return held
 
     async def checkout(
-        self, state: State = State.RECEIVED, *, alarm: float | None = 60.0, **changes: Any
+        self, state: State = State.RECEIVED, *, due_in: float | None = 60.0, **changes: Any
     ) -> UUID:
-        """Return a checkout in `state` that nobody holds, with its alarm `alarm` seconds away."""
-        return (await self.release(await self.held(state, **changes), alarm)).id
+        """Return a checkout in `state` that nobody holds, with its alarm `due_in` seconds away."""
+        return (await self.release(await self.held(state, **changes), due_in)).id
 
     async def checkouts(self, number: int) -> list[UUID]:
         """Return new checkouts that have been hinted at."""
         return list(await asyncio.gather(*(self.accept() for _ in range(number))))
 
-    async def ring(self, *ids: UUID, grace: float = 60.0) -> None:
+    async def wake(self, *ids: UUID, grace: float = 60.0) -> None:
         async with self.db.transaction() as tx:
-            await lifecycle.ring(tx, ids, grace=grace)
+            await lifecycle.wake(tx, ids, grace=grace)
 
     async def row(self, checkout: UUID) -> Row[Any]:
-        """Return the row of a checkout, with `rings`: whether its alarm rings now."""
+        """Return the row of a checkout, with `is_due`: whether its alarm rings now."""
         (row,) = await self.db.read(
-            text("SELECT *, coalesce(due_at <= clock(), false) AS rings FROM checkouts WHERE id = :id"),
+            text("SELECT *, coalesce(due_at <= clock(), false) AS is_due FROM checkouts WHERE id = :id"),
             {"id": checkout},
         )
         return row
@@ -244,15 +244,15 @@ async def core(
     *,
     database: type[Database] = Database,
     pool: int = 6,
-    patience: float = 20.0,
+    timeout: float = 20.0,
     grace: float = 60.0,
 ) -> AsyncIterator[Core]:
     """Open the inside of one process. The grace is long: nothing rings by itself unless a test wants it."""
     async with AsyncExitStack() as closing:
         db = await closing.enter_async_context(database(url, pool_size=pool))
-        intents = inbox.Intents(db, encryptor, grace=grace, patience=patience)
-        callbacks = inbox.Callbacks(db, encryptor, grace=grace, patience=patience)
-        mover = lifecycle.Transitions(db, encryptor, patience=patience)
+        intents = inbox.Intents(db, encryptor, grace=grace, timeout=timeout)
+        callbacks = inbox.Callbacks(db, encryptor, grace=grace, timeout=timeout)
+        mover = lifecycle.Transitions(db, encryptor, timeout=timeout)
         for batch in (intents, callbacks, mover):
             closing.push_async_callback(batch.close)
         yield Core(url, db, encryptor, intents, callbacks, mover)

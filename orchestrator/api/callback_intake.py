@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
-PATIENCE: Final = 2.5
+TIMEOUT: Final = 2.5
 """Seconds that a callback waits for Postgres: a shopper gets three, a notification five (D7)."""
 MOST_WAITING: Final = 64 * 1024 * 1024
 """Bytes of callbacks that may wait for Postgres; beyond that they are answered as if it were away."""
@@ -95,7 +95,7 @@ class CallbackIntake:
         return False
 
     async def _keep(self, arrival: Arrival, checkout: str, whose: int | None) -> bool:
-        stored = await self._patiently(
+        stored = await self._with_timeout(
             self._store(arrival, whose), size=len(arrival.body), kind=arrival.kind, checkout=checkout
         )
         if stored is not None and not stored.kept:
@@ -105,7 +105,7 @@ class CallbackIntake:
     async def take_stray(self, one: MerchantCallback, *, merchant: str) -> StoredCallback | None:
         """Store what came to a merchant's own address and ring its checkout, if it has one; None where `take` says False."""
         self._count("merchant", one.grade, one.network, merchant=merchant)
-        placed = await self._patiently(
+        placed = await self._with_timeout(
             self._place(one), size=len(one.body), kind="merchant", merchant=merchant
         )
         if placed is None:
@@ -115,7 +115,7 @@ class CallbackIntake:
         )
         if not placed.kept:
             self._beyond("merchant", one.grade, **where)
-        if placed.adopted:
+        if placed.created:
             _log.warning("stray_adopted", merchant=merchant, checkout=str(placed.checkout_id))
         elif placed.over_limit:
             if self._seldom("unconfirmed_payments_over_limit", merchant):
@@ -126,19 +126,19 @@ class CallbackIntake:
 
     async def _store(self, arrival: Arrival, whose: int | None) -> Stored:
         stored = await self._known.callbacks.take(arrival)
-        if stored.rings:
-            self._known.hint_publisher.ring([arrival.checkout_id], queue="callbacks", whose=whose)
+        if stored.wakes:
+            self._known.hint_publisher.publish([arrival.checkout_id], queue="callbacks", whose=whose)
         return stored
 
     async def _place(self, one: MerchantCallback) -> StoredCallback:
-        placed = await self._known.strays.take(one)
-        if placed.checkout_id is not None and (placed.rings or placed.adopted):
-            self._known.hint_publisher.ring(
+        placed = await self._known.unmatched.take(one)
+        if placed.checkout_id is not None and (placed.wakes or placed.created):
+            self._known.hint_publisher.publish(
                 [placed.checkout_id], queue="callbacks", whose=one.told.merchant_id
             )
         return placed
 
-    async def _patiently(
+    async def _with_timeout(
         self, storing: Coroutine[None, None, T], *, size: int, kind: str, **whose: str
     ) -> T | None:
         """Wait a moment for a write; None if it is not known by then, or failed. It goes on all the same: it may still land."""
@@ -151,7 +151,7 @@ class CallbackIntake:
         task = asyncio.create_task(self._known_fate(storing, size=size, kind=kind, whose=whose))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        done, _ = await asyncio.wait({task}, timeout=PATIENCE)
+        done, _ = await asyncio.wait({task}, timeout=TIMEOUT)
         if not done:
             _log.warning("callback_waits", kind=kind, **whose)
             return None

@@ -28,7 +28,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from orchestrator import callback_urls
 from orchestrator.api import client_address, correlation, dependencies, request_body
-from orchestrator.api.callback_intake import PATIENCE, CallbackIntake
+from orchestrator.api.callback_intake import TIMEOUT, CallbackIntake
 from orchestrator.api.problems import RETRY_AFTER, Refusal
 from orchestrator.gateway import callback_body
 from orchestrator.gateway import callbacks as gateway_callbacks
@@ -171,7 +171,7 @@ async def take_for_merchant(request: Request) -> Response:
     merchant = await _named(known, name)
     read = await _read(known, request, merchant)
     one = MerchantCallback(
-        told=_stray(merchant, gateway_callbacks.read_body(read.content_type, read.body), read.grade),
+        told=_unexpected(merchant, gateway_callbacks.read_body(read.content_type, read.body), read.grade),
         grade=read.grade,
         network=read.network,
         content_type=read.content_type,
@@ -213,7 +213,7 @@ async def _named(known: Services, name: str) -> Merchant:
     """Return the merchant of a link of ours; 503 while it cannot be read, since the link says that there is one."""
     merchant = None
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             merchant = await known.merchants.named(name)
     except Exception as error:
         if not is_away(error):
@@ -251,7 +251,7 @@ async def _read(known: Services, request: Request, merchant: Merchant | None) ->
     return _Read(body, content_type, headers, source, network, grade)
 
 
-def _stray(merchant: Merchant, facts: CallbackFacts, grade: Grade) -> UnmatchedPayment:
+def _unexpected(merchant: Merchant, facts: CallbackFacts, grade: Grade) -> UnmatchedPayment:
     order_ref = facts.order_ref
     if order_ref is not None and (len(order_ref) > _LONGEST_ORDER or _ILLEGIBLE in order_ref):
         order_ref = None
@@ -267,7 +267,7 @@ def _stray(merchant: Merchant, facts: CallbackFacts, grade: Grade) -> UnmatchedP
         amount=facts.amount,
         named=named,
         correlation_id=correlation.current(),
-        adoptable=facts.status != "new",
+        may_create=facts.status != "new",
         proven=grade in {Grade.SIGNED, Grade.CHECKSUM},
     )
 

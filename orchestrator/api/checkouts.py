@@ -16,7 +16,7 @@ from starlette.responses import Response  # noqa: TC002 - as above
 
 from orchestrator import callback_urls, explain, intents
 from orchestrator.api import correlation, dependencies, problems, reads, request_body
-from orchestrator.api.dependencies import DATABASE_PATIENCE, Services
+from orchestrator.api.dependencies import DATABASE_TIMEOUT, Services
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.domain.states import State
 from orchestrator.intents import Intent, IntentRejected, Problem
@@ -49,7 +49,7 @@ async def accept(request: Request) -> Response:
         raise problems.rejected(error) from None
     accepted = await _take(known, _intake(known, caller, merchant, intent, key=key))
     if accepted.fresh:
-        known.hint_publisher.ring([accepted.id], whose=merchant.id)
+        known.hint_publisher.publish([accepted.id], whose=merchant.id)
     document = _accepted(known, accepted)
     status = 202 if accepted.fresh else 200
     return answer(document, status, {"Location": f"/v1/checkouts/{accepted.id}"})
@@ -76,7 +76,7 @@ async def accept_batch(request: Request) -> Response:
     results = await asyncio.gather(*(_take_row(known, row) for row in read))
     fresh = [result.id for result in results if isinstance(result, Accepted) and result.fresh]
     if fresh:
-        known.hint_publisher.ring(fresh, whose=merchant.id)
+        known.hint_publisher.publish(fresh, whose=merchant.id)
     return answer({"results": [_result(known, result) for result in results]})
 
 
@@ -101,7 +101,7 @@ def _intake(
 
 async def _take(known: Services, intake: Intake) -> Accepted:
     try:
-        async with asyncio.timeout(DATABASE_PATIENCE):
+        async with asyncio.timeout(DATABASE_TIMEOUT):
             return await known.intents.accept(intake)
     except OrderTaken as error:
         facts = {"checkoutId": str(error.checkout)}
@@ -164,7 +164,7 @@ async def show(request: Request, checkout_id: str) -> Response:
     known = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
     one = id_of(checkout_id)
-    async with asyncio.timeout(DATABASE_PATIENCE):
+    async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await reads.checkout(known.db, known.encryptor, merchant.id, one)
     if found is None:
         raise unknown(checkout_id)
@@ -184,7 +184,7 @@ async def search(  # noqa: PLR0917 - FastAPI calls it by name
     _, merchant = await dependencies.admit(request, "checkouts:read")
     if order_id is not None and not intents.may_be_order(order_id):
         return answer({"checkouts": [], "nextCursor": None})  # no order has such a number
-    async with asyncio.timeout(DATABASE_PATIENCE):
+    async with asyncio.timeout(DATABASE_TIMEOUT):
         found, more = await reads.page(
             known.db, merchant.id, order_ref=order_id, states=state or (), attention=attention, before=cursor, limit=limit
         )  # fmt: skip
@@ -196,7 +196,7 @@ async def show_explanation(request: Request, checkout_id: str) -> Response:
     known = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
     one = id_of(checkout_id)
-    async with asyncio.timeout(DATABASE_PATIENCE):
+    async with asyncio.timeout(DATABASE_TIMEOUT):
         record = await explain.gather(known.db, known.settings, one, merchant_id=merchant.id)
     if record is None:
         raise unknown(checkout_id)
@@ -219,7 +219,7 @@ async def show_payments(  # noqa: PLR0917 - FastAPI calls it by name
     _, merchant = await dependencies.admit(request, "checkouts:read")
     if order_id is not None and not intents.may_be_order(order_id):
         return answer({"payments": [], "nextCursor": None})  # no order has such a number
-    async with asyncio.timeout(DATABASE_PATIENCE):
+    async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await reads.payments_page(
             known.db, merchant.id, role=role, order_ref=order_id, before=cursor, limit=limit
         )
@@ -240,7 +240,7 @@ async def show_audit(
     known = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
     one = id_of(checkout_id)
-    async with asyncio.timeout(DATABASE_PATIENCE):
+    async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await reads.audit(known.db, merchant.id, one, after=after, limit=limit)
     if found is None:
         raise unknown(checkout_id)

@@ -16,7 +16,7 @@ from fastapi import Request  # noqa: TC002 - FastAPI reads the annotations of wh
 from starlette.responses import Response  # noqa: TC002 - as above
 
 from orchestrator.api import checkouts, dependencies, reads, request_body
-from orchestrator.api.dependencies import DATABASE_PATIENCE
+from orchestrator.api.dependencies import DATABASE_TIMEOUT
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.domain import money
 from orchestrator.intents import Problem
@@ -90,55 +90,55 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
         wrong = [Problem("Idempotency-Key", message)]
         raise Refusal(422, f"Idempotency-Key {message}", kind="idempotency-key-missing", errors=wrong)
     body = _Body(kind, await request_body.read_json(request, limit=COMMAND_BYTES, optional=True))
-    async with asyncio.timeout(DATABASE_PATIENCE):
-        stands = await inbox.standing(known.db, one, merchant_id=merchant.id, key=key)
-        if stands is None:
+    async with asyncio.timeout(DATABASE_TIMEOUT):
+        view = await inbox.checkout_view(known.db, one, merchant_id=merchant.id, key=key)
+        if view is None:
             raise checkouts.unknown(checkout_id)
-        wish = body.wish(stands)
+        command_request = body.command_request(view)
         print_ = inbox.fingerprint_of(
-            one, kind, wish.arguments, reason=body.reason, expected_version=wish.version
+            one, kind, command_request.arguments, reason=body.reason, expected_version=command_request.version
         )
-        command = _met(stands, key, print_)
+        command = _met(view, key, print_)
         if command is None:
-            _refuse(inbox.rejection(stands, wish))
+            _refuse(inbox.rejection(view, command_request))
             # A cancel that runs is the same cancel, whoever asked for it.
-            command = stands.cancelling if kind == "cancel" else None
+            command = view.cancelling if kind == "cancel" else None
         if command is None:
             command = await _store(
-                request, stands, wish, actor=caller.actor, reason=body.reason, key=key, print_=print_
+                request, view, command_request, actor=caller.actor, reason=body.reason, key=key, print_=print_
             )
-    known.hint_publisher.ring([one], whose=merchant.id)
+    known.hint_publisher.publish([one], whose=merchant.id)
     document = {
-        "id": one, "orderId": stands.order_ref, "state": stands.state, "version": stands.version,
+        "id": one, "orderId": view.order_ref, "state": view.state, "version": view.version,
         "command": {"id": command, "kind": kind}, "links": reads.links_of(one),
     }  # fmt: skip
     return answer(document, 202)
 
 
-def _met(stands: CheckoutView, key: str | None, print_: bytes) -> UUID | None:
+def _met(view: CheckoutView, key: str | None, print_: bytes) -> UUID | None:
     """Return the command that the key was used for, if its content was the same."""
-    if stands.met is None:
+    if view.met is None:
         return None
-    command, before = stands.met
+    command, before = view.met
     if before != print_:
         raise _reused(KeyReused(key or ""))
     return command
 
 
 async def _store(
-    request: Request, stands: CheckoutView, wish: CommandRequest, *, actor: str, reason: str | None, key: str | None, print_: bytes
+    request: Request, view: CheckoutView, command_request: CommandRequest, *, actor: str, reason: str | None, key: str | None, print_: bytes
 ) -> UUID:  # fmt: skip
     known = dependencies.of(request)
     try:
         stored = await inbox.request(
-            known.db, known.encryptor, stands.id, merchant_id=stands.merchant_id, kind=wish.kind, actor=actor, reason=reason,
-            expected_version=wish.version, arguments=wish.arguments, idempotency_key=key, fingerprint=print_,
+            known.db, known.encryptor, view.id, merchant_id=view.merchant_id, kind=command_request.kind, actor=actor, reason=reason,
+            expected_version=command_request.version, arguments=command_request.arguments, idempotency_key=key, fingerprint=print_,
             grace=known.settings.hint_grace,
         )  # fmt: skip
     except KeyReused as error:
         raise _reused(error) from None
     if stored is None:  # it was there a moment ago, and checkouts are never deleted
-        raise checkouts.unknown(str(stands.id))
+        raise checkouts.unknown(str(view.id))
     return stored.id
 
 
@@ -173,19 +173,19 @@ class _Body(Fields):
         self.version = self._version()
         self._judge()
 
-    def wish(self, stands: CheckoutView) -> CommandRequest:
+    def command_request(self, view: CheckoutView) -> CommandRequest:
         """Return what is wished of this checkout."""
         transaction_id = self._transaction()
-        wish = CommandRequest(
+        command_request = CommandRequest(
             kind=self.kind,
-            amount=self._amount(stands.currency_of(transaction_id)),
+            amount=self._amount(view.currency_of(transaction_id)),
             transaction_id=transaction_id,
             expires_in=self._expires_in(),
             decision=self._decision(),
             version=self.version,
         )
         self._judge()
-        return wish
+        return command_request
 
     def _object(self, raw: bytes) -> dict[str, Any]:
         if not raw:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from orchestrator.store.inbox import Callbacks, Intents
     from orchestrator.store.merchants import Merchant, Merchants
 
-DATABASE_PATIENCE = 15.0
+DATABASE_TIMEOUT = 15.0
 """Seconds that a request waits for Postgres in all, before it answers 503."""
-CLOSING_PATIENCE = 5.0
+CLOSING_TIMEOUT = 5.0
 """Seconds that writes which are still waiting get when the process ends, or a fifth of SHUTDOWN_TIMEOUT where that is less."""
 
 _log = log.get(__name__)
@@ -38,7 +38,7 @@ class PublishesHints(Protocol):
     def trouble(self) -> str | None:
         """Say why hints do not reach the broker; None while they do."""
 
-    def ring(
+    def publish(
         self,
         ids: Iterable[UUID],
         *,
@@ -65,24 +65,24 @@ class Services:
     merchants: Merchants
     hint_publisher: PublishesHints
     authenticator: Authenticator = field(init=False)
-    strays: UnmatchedCallbacks = field(init=False)
+    unmatched: UnmatchedCallbacks = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "authenticator", Authenticator(self.settings))
-        strays = UnmatchedCallbacks(
+        unmatched = UnmatchedCallbacks(
             self.inlet, self.encryptor, self.callbacks, grace=self.settings.hint_grace
         )
-        object.__setattr__(self, "strays", strays)
+        object.__setattr__(self, "payments", unmatched)
 
     async def close(self) -> None:
         """Write what has gathered, then let go of Postgres; what it does not take in time was never acknowledged."""
-        patience = min(CLOSING_PATIENCE, self.settings.shutdown_timeout / 5)
+        timeout = min(CLOSING_TIMEOUT, self.settings.shutdown_timeout / 5)
         try:
-            async with asyncio.timeout(patience):
-                await self.strays.close()
+            async with asyncio.timeout(timeout):
+                await self.unmatched.close()
                 await asyncio.gather(self.intents.close(), self.callbacks.close())
         except TimeoutError:
-            _log.warning("closing_cut_short", seconds=patience)
+            _log.warning("closing_cut_short", seconds=timeout)
         finally:
             await asyncio.gather(self.db.close(), self.inlet.close())
 
@@ -98,7 +98,7 @@ async def admit(request: Request, scope: str) -> tuple[Caller, Merchant]:
     services = of(request)
     caller = services.authenticator.admit(request.headers.get("authorization"))
     caller.need(scope)
-    async with asyncio.timeout(DATABASE_PATIENCE):
+    async with asyncio.timeout(DATABASE_TIMEOUT):
         merchant = await services.merchants.named(caller.merchant)
     if merchant is None:
         raise Refusal(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
-PATIENCE: Final = 2.0
+TIMEOUT: Final = 2.0
 """Seconds that Postgres gets to take the probe and to answer."""
 FRESH: Final = 1.0
 """Seconds for which a finding is told again without asking anew."""
@@ -72,7 +72,7 @@ class Health:
     async def _look(self) -> tuple[str | None, list[str]]:
         known = self._services
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 other = schema.difference(await schema.current(known.inlet))
                 if other is not None:
                     return other, []
@@ -87,7 +87,7 @@ class Health:
         if time.monotonic() - self._seldom_at >= SELDOM:
             self._seldom = await self._look_closer()
             self._seldom_at = time.monotonic()
-        degraded = readiness.stalled([known.intents.writes, known.callbacks.writes, known.strays.writes])
+        degraded = readiness.stalled([known.intents.writes, known.callbacks.writes, known.unmatched.writes])
         if (trouble := known.hint_publisher.trouble) is not None:
             degraded.append(
                 f"the broker takes no hints ({trouble}): checkouts wait for the workers' own sweep"
@@ -97,7 +97,7 @@ class Health:
     async def _look_closer(self) -> list[str]:
         inlet = self._services.inlet
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 refused = await readiness.refusals(inlet)
                 return refused + [queue.told for queue in await lookup_budget.queues(inlet)]
         except Exception as error:

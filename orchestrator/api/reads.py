@@ -191,7 +191,7 @@ async def payments_page(
     wanted = wanted.order_by(_p.first_seen_at.desc(), _p.transaction_id.desc()).limit(limit + 1)
     rows = await db.read(wanted)
     more = _cursor(rows[limit - 1]) if len(rows) > limit else None
-    return [_homeless(row) for row in rows[:limit]], more
+    return [_payment_alone(row) for row in rows[:limit]], more
 
 
 async def audit(
@@ -289,7 +289,7 @@ def _session(row: Row[Any], encryptor: Encryptor) -> dict[str, object] | None:
     if not offered:
         return None
     try:
-        token = encryptor.data_key(row.id, row.data_key).open(row.token, purpose="token").decode()
+        token = encryptor.data_key(row.id, row.data_key).decrypt(row.token, purpose="token").decode()
     except EncryptionError as error:
         _log.warning("session_sealed_for_good", checkout=str(row.id), error=str(error))
         return None
@@ -329,7 +329,7 @@ def _timed(row: dict[str, Any], *names: str) -> dict[str, object]:
     return {**row, **{name: datetime.fromisoformat(row[name]) for name in names if row[name] is not None}}
 
 
-def _homeless(row: Row[Any]) -> dict[str, object]:
+def _payment_alone(row: Row[Any]) -> dict[str, object]:
     """Return a payment as it stands alone, with the checkout that it belongs to, if it does to any."""
     amounts = {
         "reserved": row.reserved,

@@ -13,10 +13,10 @@ from orchestrator.text import unmarked
 if TYPE_CHECKING:
     from fastapi import Request
 
-PATIENCE: Final = 20.0
+TIMEOUT: Final = 20.0
 """Seconds in which a body has to have come in."""
 MOST_SKIPPED: Final = 1_048_576
-SKIP_PATIENCE: Final = 2.0
+SKIP_TIMEOUT: Final = 2.0
 """Bytes and seconds that a refused body is read for, before the connection is closed."""
 # What is left of a refused body would be read as the next request.
 _CLOSE: Final = {"Connection": "close"}
@@ -34,7 +34,7 @@ async def read(request: Request, *, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while True:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
@@ -47,7 +47,7 @@ async def read(request: Request, *, limit: int) -> bytes:
                 if not message.get("more_body", False):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     except TimeoutError:
-        raise Refusal(408, f"the body did not come within {PATIENCE:.0f} s", headers=_CLOSE) from None
+        raise Refusal(408, f"the body did not come within {TIMEOUT:.0f} s", headers=_CLOSE) from None
 
 
 async def skip(request: Request) -> None:
@@ -57,7 +57,7 @@ async def skip(request: Request) -> None:
     """
     size = 0
     with suppress(TimeoutError):
-        async with asyncio.timeout(SKIP_PATIENCE):
+        async with asyncio.timeout(SKIP_TIMEOUT):
             while size <= MOST_SKIPPED:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":

@@ -34,8 +34,8 @@ GRACE: Final = 10
 KEEP_ALIVE: Final = 130
 """Seconds that a connection without a request is kept: longer than proxies keep theirs (nginx 60 s, Caddy 120 s), so that it is the
 proxy that ends it. The other way round, a request could meet the end of its connection, and a proxy answers 502 to it."""
-POOL_PATIENCE: Final = 3.0
-READ_PATIENCE: Final = 3_000
+POOL_TIMEOUT: Final = 3.0
+READ_TIMEOUT: Final = 3_000
 """Milliseconds that one statement of a reading endpoint may take in Postgres."""
 INLET: Final = 4
 """Connections beside the pool: one each for the writers of intents, of callbacks and of strays, and one for merchants and health."""
@@ -62,17 +62,17 @@ def build(settings: Settings, hint_publisher: PublishesHints) -> Services:
         url,
         pool_size=settings.database_pool,
         name="orchestrator-api",
-        pool_timeout=POOL_PATIENCE,
-        statement_timeout=READ_PATIENCE,
+        pool_timeout=POOL_TIMEOUT,
+        statement_timeout=READ_TIMEOUT,
         # A second later than Postgres itself, which ends a slow listing and keeps the connection.
-        timeout=READ_PATIENCE / 1000 + 1,
+        timeout=READ_TIMEOUT / 1000 + 1,
         prepared=settings.database_prepared_statements,
     )
     inlet = Database(
         url,
         pool_size=INLET,
         name="orchestrator-inlet",
-        pool_timeout=POOL_PATIENCE,
+        pool_timeout=POOL_TIMEOUT,
         timeout=settings.database_timeout,
         prepared=settings.database_prepared_statements,
     )

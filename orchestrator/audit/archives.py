@@ -49,7 +49,7 @@ _HEADS = text("""
     SELECT archive, checkout_id, sequence, mac, state FROM archived_heads
      WHERE archive > :after AND archive <= :until ORDER BY archive, checkout_id
 """)
-_HOMELESS = text("""
+_PAYMENTS_ALONE = text("""
     SELECT h.archive, h.checkout_id, EXISTS (SELECT FROM archives a WHERE a.sequence = h.archive) AS listed
       FROM archived_heads h
      WHERE NOT EXISTS (SELECT FROM checkouts c WHERE c.id = h.checkout_id)
@@ -339,7 +339,7 @@ async def verify_archives(db: Database, encryptor: Encryptor, found: Findings) -
                 found.problems.append(f"archive {row.sequence} {problem}")
                 return
             before, expected = bytes(row.mac), expected + 1
-    for one in await db.read(_HOMELESS):
+    for one in await db.read(_PAYMENTS_ALONE):
         said = (
             f"checkout {one.checkout_id} is missing, though archive {one.archive} has it"
             if one.listed

@@ -227,8 +227,8 @@ def _read_entry(row: Link, checkout: UUID, state: str | None) -> tuple[str | Non
         return f"starts from {told.before}, but the one before ended in {state}", state
     if told.before is None:
         # A payment for an order number that nobody asked for begins where its order would have ended.
-        stray = told.to is State.FAILED and told.evidence.get("stray") is True
-        created = told.to is State.RECEIVED or stray
+        from_payment = told.to is State.FAILED and told.evidence.get("stray") is True
+        created = told.to is State.RECEIVED or from_payment
         return (None if created else f"begins in {told.to}, and every checkout begins as received"), told.to
     moves = told.trigger is not None and TRANSITIONS.get((told.before, told.trigger)) is told.to
     if told.to is not told.before and not moves:

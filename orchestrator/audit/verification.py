@@ -32,7 +32,7 @@ _ARCHIVED = text("""
     SELECT DISTINCT ON (checkout_id) checkout_id, sequence, mac, state FROM archived_heads
      WHERE checkout_id > :after AND checkout_id <= :until ORDER BY checkout_id, sequence DESC
 """)
-_STRAYS = text("""
+_WITHOUT_CHECKOUT = text("""
     SELECT DISTINCT a.checkout_id FROM audit_entries a
      WHERE NOT EXISTS (SELECT FROM checkouts c WHERE c.id = a.checkout_id) ORDER BY 1 LIMIT 100
 """)
@@ -68,8 +68,8 @@ async def verify(
         after = heads[-1].id
         if progress:
             progress(found)
-    for stray in await db.read(_STRAYS):
-        found.problems.append(f"checkout {stray.checkout_id} is missing, though its entries exist")
+    for row in await db.read(_WITHOUT_CHECKOUT):
+        found.problems.append(f"checkout {row.checkout_id} is missing, though its entries exist")
     # Last, so that whatever was taken for archived above is among what is proven here.
     await verify_archives(db, encryptor, found)
     await verify_seals(db, encryptor, found)

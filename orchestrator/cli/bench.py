@@ -50,15 +50,17 @@ def gateway(
     jitter: float,
 ) -> None:
     """Serve the light gateway of the bench; callbacks are signed with the first of ORCHESTRATOR_GATEWAY_SECRETS."""
-    from orchestrator.devkit.bench.gateway import Conduct, run  # noqa: PLC0415
+    from orchestrator.devkit.bench.gateway import GatewayProfile, run  # noqa: PLC0415
     from orchestrator.devkit.bench.latency import parse  # noqa: PLC0415
-    from orchestrator.devkit.bench.shoppers import Habits  # noqa: PLC0415
+    from orchestrator.devkit.bench.shoppers import ShopperProfile  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
 
     secrets = [secret.get_secret_value() for secret in load().gateway_secrets]
-    habits = Habits(think=think, jitter=jitter, secret=secrets[0] if secrets else "")
+    habits = ShopperProfile(think=think, jitter=jitter, secret=secrets[0] if secrets else "")
     run(
-        Conduct(latency=parse(latency), faults=faults, shoppers=habits if shoppers else None, seed=seed),
+        GatewayProfile(
+            latency=parse(latency), faults=faults, shoppers=habits if shoppers else None, seed=seed
+        ),
         host,
         port,
     )

@@ -155,34 +155,34 @@ def _ask(
         from orchestrator.store import inbox  # noqa: PLC0415
 
         row = await one(db, checkout)
-        stands = await inbox.standing(db, row.id)
-        assert stands is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
-        wish = _wish(stands, kind, amount, wanted)
-        if (found := inbox.rejection(stands, wish)) is not None:
+        view = await inbox.checkout_view(db, row.id)
+        assert view is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
+        command_request = _command_request(view, kind, amount, wanted)
+        if (found := inbox.rejection(view, command_request)) is not None:
             raise click.UsageError(found.sentence)
-        if kind == "cancel" and stands.cancelling is not None:
-            say(f"Checkout {row.id} is being cancelled already, by command {stands.cancelling}.")
+        if kind == "cancel" and view.cancelling is not None:
+            say(f"Checkout {row.id} is being cancelled already, by command {view.cancelling}.")
             return 0
         key = str(uuid4()) if kind in _KEYED else None
         stored = await inbox.request(
-            db, Encryptor(settings.secret_keys), row.id, merchant_id=row.merchant_id, kind=kind, actor=ACTOR, reason=reason, arguments=wish.arguments,
+            db, Encryptor(settings.secret_keys), row.id, merchant_id=row.merchant_id, kind=kind, actor=ACTOR, reason=reason, arguments=command_request.arguments,
             idempotency_key=key, grace=0.0,
         )  # fmt: skip
         assert stored is not None  # noqa: S101 - as above
-        say(_asked(stands, wish, stored.id, settings))
+        say(_asked(view, command_request, stored.id, settings))
         return await _answered(db, row.id, stored.id, wait) if wait else 0
 
     return on_database(place, ask)
 
 
-def _wish(
-    stands: CheckoutView, kind: CommandKind, amount: str | None, wanted: dict[str, Any]
+def _command_request(
+    view: CheckoutView, kind: CommandKind, amount: str | None, wanted: dict[str, Any]
 ) -> CommandRequest:
     from orchestrator.domain import money  # noqa: PLC0415
     from orchestrator.store import inbox  # noqa: PLC0415
 
     transaction = wanted.get("transaction")
-    minor = None if amount is None else money.to_minor(amount, stands.currency_of(transaction))
+    minor = None if amount is None else money.to_minor(amount, view.currency_of(transaction))
     if minor is not None and minor <= 0:
         raise click.UsageError(f"--amount must be more than 0, not {amount}")
     return inbox.CommandRequest(
@@ -194,23 +194,23 @@ def _wish(
     )
 
 
-def _asked(stands: CheckoutView, wish: CommandRequest, command: UUID, settings: Settings) -> str:
-    checkout = stands.id
-    match wish.kind:
+def _asked(view: CheckoutView, command_request: CommandRequest, command: UUID, settings: Settings) -> str:
+    checkout = view.id
+    match command_request.kind:
         case "cancel":
             grace = f"after a grace of {settings.cancel_grace:g} s, if no payment is found by then"
             return f"Asked for: checkout {checkout} is cancelled {grace}. Command {command}."
         case "capture" | "refund":
             much = (
                 "all that is left"
-                if wish.amount is None
-                else price(wish.amount, stands.currency_of(wish.transaction_id))
+                if command_request.amount is None
+                else price(command_request.amount, view.currency_of(command_request.transaction_id))
             )
-            return f"Asked for: {wish.kind} of {much} for checkout {checkout}. Command {command}."
+            return f"Asked for: {command_request.kind} of {much} for checkout {checkout}. Command {command}."
         case "resolve":
-            return f"Asked for: resolve checkout {checkout} by {wish.decision}. Command {command}."
+            return f"Asked for: resolve checkout {checkout} by {command_request.decision}. Command {command}."
         case _:
-            return f"Asked for: {wish.kind} of checkout {checkout}. Command {command}."
+            return f"Asked for: {command_request.kind} of checkout {checkout}. Command {command}."
 
 
 async def _answered(db: Database, checkout: UUID, command: UUID, wait: float) -> int:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DRIFT: Final = 5.0
-BROKER_PATIENCE: Final = 15.0
-DATABASE_PATIENCE: Final = 5.0
+BROKER_TIMEOUT: Final = 15.0
+DATABASE_TIMEOUT: Final = 5.0
 """Seconds that Postgres gets for the first answer, and for the first write."""
 SECOND_LOOK: Final = 10.0
 """Seconds in which a healthy installation progresses, if it has only just been given something to do."""
@@ -131,7 +131,7 @@ async def _rows(settings: Settings, db: Database, report: _Report, *, stopped: b
     await _months(db, report)
     if not stopped:
         await _processes(db, report)
-    await _alarms(db, report, stopped=stopped)
+    await _due(db, report, stopped=stopped)
     await _lookups(db, report)
     if not stopped or settings.gateway_url is not None:
         await _gateways(settings, db, report)
@@ -164,7 +164,7 @@ async def _database(url: str, db: Database, report: _Report) -> bool:
     )
     try:
         with schema.reachable(url):
-            async with asyncio.timeout(DATABASE_PATIENCE):
+            async with asyncio.timeout(DATABASE_TIMEOUT):
                 before = time.time()
                 row = (await db.read(facts))[0]
                 after = time.time()
@@ -176,7 +176,7 @@ async def _database(url: str, db: Database, report: _Report) -> bool:
     except TimeoutError:
         report.ill(
             "database",
-            f"Postgres at {place(url)} does not answer within {DATABASE_PATIENCE:.0f} s: look at it, and at what is between",
+            f"Postgres at {place(url)} does not answer within {DATABASE_TIMEOUT:.0f} s: look at it, and at what is between",
         )
         return False
     if row.major < OLDEST_POSTGRES:
@@ -217,7 +217,7 @@ async def _writes(db: Database, report: _Report) -> None:
     from orchestrator.store.database import is_away  # noqa: PLC0415
 
     try:
-        async with asyncio.timeout(DATABASE_PATIENCE):
+        async with asyncio.timeout(DATABASE_TIMEOUT):
             await readiness.probe(db, f"probe:{socket.gethostname()}:doctor")
     except Exception as error:
         if not is_away(error):
@@ -286,7 +286,7 @@ async def _processes(db: Database, report: _Report) -> None:
             report.ill(f"{kind}s", f"{trouble}: look at its log, or start it anew")
 
 
-async def _alarms(db: Database, report: _Report, *, stopped: bool) -> None:
+async def _due(db: Database, report: _Report, *, stopped: bool) -> None:
     from orchestrator.store import readiness  # noqa: PLC0415
 
     found = await readiness.backlog(db)
@@ -395,7 +395,7 @@ async def _broker(settings: Settings, report: _Report) -> None:
     from orchestrator.messaging.publisher import reason_of  # noqa: PLC0415
 
     try:
-        hints = await _bounded(HintPublisher(settings).prove, BROKER_PATIENCE)
+        hints = await _bounded(HintPublisher(settings).prove, BROKER_TIMEOUT)
     except Exception as error:  # noqa: BLE001 - each transport has errors of its own, and all mean the same here
         report.ill(
             "broker", f"takes no hints ({reason_of(error)}): look at it, or correct ORCHESTRATOR_BROKER_URL"

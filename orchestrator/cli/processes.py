@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.devkit.local.terminal import Terminal
     from orchestrator.devkit.local.up import Options, Up
 
-_PATIENCE: Final = 5.0
+_TIMEOUT: Final = 5.0
 """Seconds that a start waits for Postgres, for what it need not know."""
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -317,7 +317,7 @@ def _check_clock(settings: Any) -> None:
 
     async def look() -> Any:
         async with (
-            asyncio.timeout(_PATIENCE),
+            asyncio.timeout(_TIMEOUT),
             Database(settings.need("database_url"), pool_size=1, name="orchestrator-start") as db,
         ):
             return (await db.read(asked))[0]

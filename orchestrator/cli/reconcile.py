@@ -67,11 +67,11 @@ def reconcile(
         encryptor = Encryptor(settings.secret_keys)
         if since is None:
             rows = [await one(db, name) for name in dict.fromkeys(checkouts)]
-            return await _reconcile(db, encryptor, _lists(rows), len(rows), wait=wait, patience=timeout)
+            return await _reconcile(db, encryptor, _lists(rows), len(rows), wait=wait, timeout=timeout)
         period = await _period(db, since, merchant)
         (counted,) = await db.read(_count(), period)
         return await _reconcile(
-            db, encryptor, _pages(db, period), int(counted.number), wait=wait, patience=timeout
+            db, encryptor, _pages(db, period), int(counted.number), wait=wait, timeout=timeout
         )
 
     return on_database(data_dir, ask)
@@ -119,7 +119,7 @@ async def _reconcile(
     total: int,
     *,
     wait: bool,
-    patience: float,
+    timeout: float,
 ) -> int:
     tally = _Tally()
     with _progress(tally, total) as show:
@@ -128,13 +128,13 @@ async def _reconcile(
                 await asyncio.sleep(_BETWEEN)
             await _ask(db, encryptor, rows, tally)
             show()
-            if wait and not await _settle(db, tally, most=OUTSTANDING - SIZE, patience=patience, show=show):
+            if wait and not await _settle(db, tally, most=OUTSTANDING - SIZE, timeout=timeout, show=show):
                 break
-        answered = wait and await _settle(db, tally, most=0, patience=patience, show=show)
+        answered = wait and await _settle(db, tally, most=0, timeout=timeout, show=show)
     printer().print(_summary(tally, waited=wait))
     if wait and not answered:
         say(
-            f"Not all were answered: nothing came for {patience:g} s. Are workers running, and is the gateway within reach "
+            f"Not all were answered: nothing came for {timeout:g} s. Are workers running, and is the gateway within reach "
             "(`orchestrator doctor`)? What was asked for stands.",
             err=True,
         )
@@ -151,9 +151,9 @@ async def _ask(db: Database, encryptor: Encryptor, rows: Sequence[Any], tally: _
 
 
 async def _settle(
-    db: Database, tally: _Tally, *, most: int, patience: float, show: Callable[[], None]
+    db: Database, tally: _Tally, *, most: int, timeout: float, show: Callable[[], None]
 ) -> bool:
-    """Wait until at most so many are unanswered; False if nothing was answered for `patience` seconds."""
+    """Wait until at most so many are unanswered; False if nothing was answered for `timeout` seconds."""
     tally.heard_at = time.monotonic()
     while len(tally.waiting) > most:
         rows = await db.read(_answers(), {"ids": list(tally.waiting)})
@@ -161,7 +161,7 @@ async def _settle(
             tally.note(row)
         show()
         if not rows:
-            if time.monotonic() - tally.heard_at > patience:
+            if time.monotonic() - tally.heard_at > timeout:
                 return False
             await asyncio.sleep(_PAUSE)
     return True

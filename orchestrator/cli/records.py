@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_LIFE: Final = 366 * 86400
-_PATIENCE: Final = 3.0
+_TIMEOUT: Final = 3.0
 """Seconds for what is only a courtesy."""
 
 
@@ -95,7 +95,7 @@ async def _is_unknown(url: str, merchant: str) -> bool:
     from orchestrator.store.database import Database  # noqa: PLC0415
 
     try:
-        async with asyncio.timeout(_PATIENCE), Database(url, pool_size=1, name="orchestrator-cli") as db:
+        async with asyncio.timeout(_TIMEOUT), Database(url, pool_size=1, name="orchestrator-cli") as db:
             return not await db.read(text("SELECT 1 FROM merchants WHERE name = :name"), {"name": merchant})
     except (SQLAlchemyError, OSError, TimeoutError):
         return False

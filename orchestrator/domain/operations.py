@@ -120,8 +120,8 @@ def quiet_after(settings: Settings, operation: Operation) -> float:
     Its sender may have sent it at the end of the lease, and an acquirer takes its time: `operation_quiet`, doubled with each time
     that it was sent before.
     """
-    patience = settings.operation_quiet * 2.0 ** max(min(operation.attempts, 10) - 1, 0)
-    return lease_for(settings) + min(patience, 3600.0)
+    quiet = settings.operation_quiet * 2.0 ** max(min(operation.attempts, 10) - 1, 0)
+    return lease_for(settings) + min(quiet, 3600.0)
 
 
 def total_of(operation: Operation, transaction: Transaction) -> int:

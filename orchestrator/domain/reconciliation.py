@@ -163,7 +163,7 @@ def _irregular(payments: Iterable[PaymentRecord | ObservedPayment]) -> list[deci
     return decisions.irregular([one for one in payments if one.role in {Role.ACCEPTED, Role.SURPLUS}])
 
 
-def still(attention: str | None) -> str | None:
+def sticky(attention: str | None) -> str | None:
     """Return what remains of an attention after a look that does not raise it again."""
     return None if word_of(attention) in _SHOWN else attention
 

@@ -17,13 +17,13 @@ _VALID_DAYS: Final = {"visa": 7, "mastercard": 3}
 _OTHERS_DAYS: Final = 7
 
 
-def next_look(settings: Settings, looks: int) -> float:
+def next_lookup(settings: Settings, looks: int) -> float:
     """Return the seconds until the look after `looks` looks since the last sign of life: doubling, capped, spread by jitter."""
     delay = min(settings.recheck_after_callback * 2.0 ** min(looks, 40), settings.look_cap)
     return delay * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
 
 
-def quiet_looks(settings: Settings) -> int:
+def quiet_lookups(settings: Settings) -> int:
     """Return the number of looks that a checkout starts with while its shopper has shown no sign of life."""
     looks = 0
     while settings.recheck_after_callback * 2.0**looks < settings.first_look and looks < 40:  # noqa: PLR2004 - a bound
@@ -31,9 +31,9 @@ def quiet_looks(settings: Settings) -> int:
     return looks
 
 
-def thinned(alarm: float, age: float) -> float:
+def thinned(due_in: float, age: float) -> float:
     """Return an alarm that grows with the age (seconds) of what it is for: a tenth of it, at most a week."""
-    return max(alarm, min(age / 10, 7 * 86_400.0))
+    return max(due_in, min(age / 10, 7 * 86_400.0))
 
 
 def back_off(settings: Settings, attempts: int, *, at_least: float = 0.0) -> float:

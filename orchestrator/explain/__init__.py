@@ -69,7 +69,7 @@ _HOLDS: Final = {
     PaymentStatus.RELEASED: "its payment is released",
     PaymentStatus.CHARGED_BACK: "its payment is charged back",
 }
-_LEFT_ALONE: Final = (
+_CIRCUIT_OPEN: Final = (
     "The gateway is being left alone for a moment, because it did not serve one call after the other or asked for fewer; "
     "that counts as no failure of this order."
 )
@@ -121,18 +121,18 @@ def explain(record: Record) -> Explanation:
 
 
 def _summary(record: Record) -> str:
-    late = " (the money came after it had been closed)" if record.late and not record.stray else ""
+    late = " (the money came after it had been closed)" if record.late and not record.from_payment else ""
     person = " It needs a decision." if record.attention is not None else ""
     busy = {one.kind for one in record.open_operations}
     doing = f" A {' and a '.join(sorted(busy))} is under way." if busy else ""
-    stands = _STANDS[record.state]
-    if record.stray and record.state is State.FAILED:
-        stands = "was handed over by no shop, and the gateway shows a payment for it"
+    view = _STANDS[record.state]
+    if record.from_payment and record.state is State.FAILED:
+        view = "was handed over by no shop, and the gateway shows a payment for it"
     if record.state is State.COMPLETED:
-        stands = f"{stands}: {_HOLDS[record.payment_status]}"
-        if record.stray:
-            stands += ", for which no shop has handed an order over"
-    return f"Order {record.order_ref} for {record.price(record.amount)} {stands}{late}.{doing}{person}"
+        view = f"{view}: {_HOLDS[record.payment_status]}"
+        if record.from_payment:
+            view += ", for which no shop has handed an order over"
+    return f"Order {record.order_ref} for {record.price(record.amount)} {view}{late}.{doing}{person}"
 
 
 # ── Because ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -142,7 +142,7 @@ def _because(record: Record) -> list[str]:
     said = advice.attention(record)
     if record.state is State.COMPLETED:
         said += _money(record)
-    elif record.stray and record.state in CLOSED:
+    elif record.from_payment and record.state in CLOSED:
         said.append("It exists here only so that its money has a place to be decided on.")
     elif record.state in CLOSED:
         said.append("The gateway shows no money that was taken for this order, as far as we have looked.")
@@ -172,7 +172,7 @@ def _opening(record: Record) -> list[str]:
     if record.withdrawn_at is not None:
         said.append(f"At {moment(record.withdrawn_at)} it was withdrawn, to be cancelled.")
     if _circuit_open(record):
-        said.append(_LEFT_ALONE)
+        said.append(_CIRCUIT_OPEN)
     elif record.attempts:
         tries = "once" if record.attempts == 1 else f"{record.attempts} times in a row"
         said.append(
@@ -200,7 +200,7 @@ def _offered(record: Record) -> list[str]:
             "A payment is open: it may still become money, so nothing is expired or cancelled meanwhile."
         )
     if _circuit_open(record):
-        said.append(_LEFT_ALONE)
+        said.append(_CIRCUIT_OPEN)
     elif record.attempts:
         said.append(f"The last look at the gateway failed: {trail.plain(record.last_error)}.")
     return said
@@ -240,7 +240,7 @@ def _money(record: Record) -> list[str]:
             else "it is captured when the shop or its policy asks for it"
         )
         said.append(f"{price(left)} is not captured yet: {by}{until}.")
-    if record.late and record.stray:
+    if record.late and record.from_payment:
         said.append("The payment came first: no shop had handed this order number over.")
     elif record.late:
         said.append("The money was found after the checkout had ended without it.")
@@ -288,7 +288,7 @@ def _next(record: Record) -> Next:
             f"The gateway is being left alone until {moment(record.due_at)}; then {_what(record)}.{_after(record)}",
             record.due_at,
         )
-    if record.booked and not due:
+    if record.slot_reserved and not due:
         return Next(
             f"Its lookup waits for its turn within the merchant's budget of lookups{_behind(record.queue)}: at {moment(record.due_at)} "
             f"{_what(record)}.{_after(record)}",

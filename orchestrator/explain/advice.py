@@ -111,7 +111,7 @@ def attention(record: Record) -> list[str]:
     word = _word(record)
     said = [_WHY.get(word, f"It needs a decision: {plain(record.attention)}.")]
     if word in {"surplus_payment", "unknown_order", *decisions.PROBLEMS}:
-        said += [_stray(record, one) for one in record.strays]
+        said += [_unexpected(record, one) for one in record.unexpected_payments]
     if word in {*decisions.PROBLEMS, *decisions.IRREGULAR}:
         sentence = plain(record.attention)
         said.append(f"{sentence[:1].upper()}{sentence[1:]}.")
@@ -132,14 +132,14 @@ def ways(record: Record) -> list[str]:
         word = _word(record)
         said += [_FIRST[word]] if word in _FIRST else []
         names += _OUT.get(word, ("dismiss",))
-    said += [_back(record, one) for one in record.strays if one.role == "surplus"]
+    said += [_back(record, one) for one in record.unexpected_payments if one.role == "surplus"]
     left = record.reserved - record.captured
     if record.state is State.COMPLETED and not record.open_operations:
         names += ["capture"] if left > 0 and not record.auto_capture else []
         names += ["release"] if left > 0 and record.captured == 0 else []
         names += ["refund"] if record.captured > record.refunded + record.charged_back else []
     elif record.state in CLOSED:
-        names += [] if record.stray else ["reopen"]
+        names += [] if record.from_payment else ["reopen"]
     elif record.state is not State.COMPLETED and record.withdrawn_at is None:
         names.append("cancel")
     names.append("reconcile")
@@ -156,7 +156,7 @@ def _way(record: Record, name: str) -> str:
     return f"{does}: POST /v1/checkouts/{record.id}/{call}{carrying}, or `orchestrator checkouts {command.format(id=record.id)}`."
 
 
-def _stray(record: Record, one: Payment) -> str:
+def _unexpected(record: Record, one: Payment) -> str:
     role = "beside the accepted payment" if one.role == "surplus" else "not taken for this order"
     return f"Transaction {one.transaction_id} holds {record.holding(one)}, {role}."
 

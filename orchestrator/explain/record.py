@@ -144,7 +144,7 @@ class Record:
     """One checkout at one moment (`now`). Amounts in minor units, graces in seconds, `watch` in seconds after the end.
 
     `leased_until` is set while a worker holds it; `callbacks` is the number of callbacks that nobody has acted on;
-    `booked` says that its lookup waits for its turn within the merchant's budget, and `queue` behind which others.
+    `slot_reserved` says that its lookup waits for its turn within the merchant's budget, and `queue` behind which others.
     """
 
     id: UUID
@@ -174,7 +174,7 @@ class Record:
     attention: str | None = None
     last_error: str | None = None
     attempts: int = 0
-    booked: bool = False
+    slot_reserved: bool = False
     callbacks: int = 0
     entries: tuple[Entry, ...] = ()
     payments: tuple[Payment, ...] = ()
@@ -203,12 +203,12 @@ class Record:
         )
 
     @property
-    def stray(self) -> bool:
+    def from_payment(self) -> bool:
         """Whether it was born of a payment for an order number that no shop had handed over."""
         return any(one.before is None and one.evidence.get("stray") is True for one in self.entries)
 
     @property
-    def strays(self) -> list[Payment]:
+    def unexpected_payments(self) -> list[Payment]:
         """Payments beside the accepted one that hold money, or may."""
         return [one for one in self.payments if one.role in {"surplus", "unknown"}]
 

@@ -24,11 +24,11 @@ from orchestrator.domain import money
 from orchestrator.gateway import answers, payments
 from orchestrator.gateway.answers import ASSUMED_LIFETIME, Methods, Reader, Session, Token
 from orchestrator.gateway.http import Request, Wire
-from orchestrator.gateway.lease_guard import FencedBody
+from orchestrator.gateway.lease_guard import GuardedBody
 from orchestrator.gateway.limits import LimitsRegistry
 from orchestrator.gateway.limits.shared_state import SharedGatewayState
 from orchestrator.gateway.outcomes import Busy, Done, NotSent, Outcome, Refused, Unknown
-from orchestrator.gateway.reader_process import Aside
+from orchestrator.gateway.reader_process import ReaderProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from aiohttp import Payload
 
     from orchestrator.domain.transaction import Found
-    from orchestrator.gateway.lease_guard import Fence
+    from orchestrator.gateway.lease_guard import LeaseGuard
     from orchestrator.gateway.payments import Movement
     from orchestrator.settings import Settings
 
 __all__ = [
-    "ASSUMED_LIFETIME", "LEFT_ALONE", "LONGEST_IDENTIFIER", "USER_AGENT", "USER_AGENT_LIMIT", "Account", "Gateway", "Session", "Token",
+    "ASSUMED_LIFETIME", "CIRCUIT_OPEN", "LONGEST_IDENTIFIER", "USER_AGENT", "USER_AGENT_LIMIT", "Account", "Gateway", "Session", "Token",
     "gateway_of",
 ]  # fmt: skip
 
@@ -58,7 +58,7 @@ LONGEST_IDENTIFIER = 100
 
 _MERCHANT_API = frozenset({"find_payments", "capture", "refund", "release"})
 """The calls that go to the Merchant API, which may stand elsewhere."""
-LEFT_ALONE = "The gateway is left alone for a while."
+CIRCUIT_OPEN = "The gateway is left alone for a while."
 
 _TOKEN: Reader[Token] = Reader("token")
 _SESSION: Reader[Session] = Reader("session")
@@ -130,7 +130,7 @@ class Gateway:
         self._shared_state = shared_state or SharedGatewayState(None)
         self._limits = LimitsRegistry(settings, self._shared_state)
         self._wire = Wire(settings)
-        self._aside = Aside(settings.gateway_total_timeout)
+        self._reader_process = ReaderProcess(settings.gateway_total_timeout)
         # Gateways that were seen to know the parameter `limit`.
         self._limiting: set[str] = set()
 
@@ -143,7 +143,7 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close every connection."""
-        self._aside.close()
+        self._reader_process.close()
         await self._shared_state.__aexit__(kind, error, trace)
         await self._wire.close()
 
@@ -267,7 +267,7 @@ class Gateway:
         amount: int,
         currency: str,
         identifier: str,
-        lease_guard: Fence,
+        lease_guard: LeaseGuard,
     ) -> Outcome[Movement]:
         """Capture part or all of a reservation: `amount` in minor units, `identifier` to find the movement by.
 
@@ -291,7 +291,7 @@ class Gateway:
         amount: int,
         currency: str,
         identifier: str,
-        lease_guard: Fence,
+        lease_guard: LeaseGuard,
     ) -> Outcome[Movement]:
         """Refund part or all of what was captured, never more: the gateway is not allowed to refund above it."""
         fields = _sum(amount, currency, identifier)
@@ -303,7 +303,7 @@ class Gateway:
         )
 
     async def release(
-        self, account: Account, *, transaction_id: str, lease_guard: Fence
+        self, account: Account, *, transaction_id: str, lease_guard: LeaseGuard
     ) -> Outcome[Movement]:
         """Release a whole reservation, there being no other way; some providers make a refund of it (D8)."""
         return await self._move(
@@ -315,7 +315,7 @@ class Gateway:
         )
 
     async def _move(
-        self, name: str, method: str, account: Account, *, fields: Mapping[str, str], lease_guard: Fence
+        self, name: str, method: str, account: Account, *, fields: Mapping[str, str], lease_guard: LeaseGuard
     ) -> Outcome[Movement]:
         if not fields["transaction_id"]:
             message = f"{name} needs the id of a transaction"
@@ -327,7 +327,7 @@ class Gateway:
             reader,
             method="POST",
             url=lambda known: URL(known.movements + method),
-            body=FencedBody(urlencode(fields).encode(), lease_guard),
+            body=GuardedBody(urlencode(fields).encode(), lease_guard),
         )
 
     async def _call(
@@ -356,7 +356,7 @@ class Gateway:
             )
             alone = limits_of_gateway.wait(account.merchant)
             if alone > 0:
-                return Busy(LEFT_ALONE, alone)
+                return Busy(CIRCUIT_OPEN, alone)
             headers = _headers(f"Bearer {token}" if token else known.basic, user_agent)
             request = Request(method, target, headers, body)
             probes, large = limits_of_gateway.begin(), limits_of_gateway.large()
@@ -371,8 +371,8 @@ class Gateway:
                 elif reader.kind in answers.NEVER_LARGE:
                     outcome = _TOO_LARGE
                 else:
-                    outcome = await self._aside.read(reader, answer, whose=limits_of_gateway.gateway)
-                if not (isinstance(body, FencedBody) and body.refused):  # the fence's no is about our lease
+                    outcome = await self._reader_process.read(reader, answer, whose=limits_of_gateway.gateway)
+                if not (isinstance(body, GuardedBody) and body.refused):  # the fence's no is about our lease
                     limits_of_gateway.note(account.merchant, outcome)
             finally:
                 large.give_back()

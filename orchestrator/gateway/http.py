@@ -1,7 +1,7 @@
 """The wire to the gateway: one request out, the bytes of a 2xx answer back, or what it came to instead.
 
 Guarantees: an exchange ends within `gateway_total_timeout`, whatever the other side sends (nothing, too much, nonsense, for
-ever), and what its answer costs is bounded; only cancellation passes through. A request with a `FencedBody` leaves at most once and
+ever), and what its answer costs is bounded; only cancellation passes through. A request with a `GuardedBody` leaves at most once and
 only past its fence, and what did not leave is told apart from what may have. No redirect is followed, no cookie kept, no proxy or
 other word of the environment heard; certificates are verified. Nothing here knows what a request is about, and nothing is logged.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import aiohttp
 import certifi
 
-from orchestrator.gateway.lease_guard import FencedBody
+from orchestrator.gateway.lease_guard import GuardedBody
 from orchestrator.gateway.limits.answer_cost import Connector, TooCostlyError
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
 
@@ -103,7 +103,7 @@ class Wire:
         answer, for as long as the caller has it.
         """
         body = request.body
-        if not isinstance(body, FencedBody):
+        if not isinstance(body, GuardedBody):
             return await self._exchange(request, limits_of_gateway, large, whose)
         try:
             outcome = await self._exchange(request, limits_of_gateway, large, whose)
@@ -194,7 +194,7 @@ def _fault(error: Exception) -> NotSent | Unknown:
     return Unknown("The exchange with the gateway broke off.")
 
 
-def _past_lease_guard(body: FencedBody, outcome: bytes | Failure) -> bytes | Failure:
+def _past_lease_guard(body: GuardedBody, outcome: bytes | Failure) -> bytes | Failure:
     """Correct an outcome by what is known of a fenced body: what did not leave was not sent, however the exchange ended."""
     if body.left:
         # No failure on the way is expected to say so of a request that left; none may.
@@ -220,7 +220,7 @@ def _refusal(request: Request, response: aiohttp.ClientResponse) -> Failure:
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return Throttled(_retry_after(response.headers), "The gateway asked for fewer calls.")
     # A proxy may say so of a request that went through. Looking or asking twice harms nobody; moving money twice does.
-    harmless = not isinstance(request.body, FencedBody)
+    harmless = not isinstance(request.body, GuardedBody)
     if status == HTTPStatus.SERVICE_UNAVAILABLE and "retry-after" in response.headers and harmless:
         return Throttled(_retry_after(response.headers), "The gateway is unavailable and named a time.")
     if status in range(400, 500) and status not in _UNSETTLED:

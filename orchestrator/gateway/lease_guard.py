@@ -29,7 +29,7 @@ from aiohttp.http import StreamWriter
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
-Fence: TypeAlias = Callable[[], bool]
+LeaseGuard: TypeAlias = Callable[[], bool]
 """Says whether the call may still be made. Asked at most once, must not wait for anything and must not raise."""
 
 FORM: Final = "application/x-www-form-urlencoded"
@@ -39,7 +39,7 @@ class WithheldBody(Exception):  # noqa: N818 - an answer of the fence, not an er
     """The body is not written; aiohttp closes the connection on it."""
 
 
-class FencedBody(aiohttp.Payload):
+class GuardedBody(aiohttp.Payload):
     """A form that is written once, in one piece with its headers, and only if the fence says yes at that moment.
 
     It is aiohttp's own kind of body, because a stream would be read one step away from the write.
@@ -48,7 +48,7 @@ class FencedBody(aiohttp.Payload):
     # Nothing has to be closed: the content is bytes in memory.
     _autoclose = True
 
-    def __init__(self, content: bytes, lease_guard: Fence) -> None:
+    def __init__(self, content: bytes, lease_guard: LeaseGuard) -> None:
         super().__init__(content, content_type=FORM)
         self._size = len(content)
         self._content = content

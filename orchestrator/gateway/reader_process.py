@@ -36,9 +36,7 @@ log = logs.get(__name__)
 
 NICE: Final = 15
 """How much less of a busy processor the reader gets than we do: a thirtieth."""
-_START: Final = (
-    "import sys; sys.path[:] = sys.argv[1:]; from orchestrator.gateway import reader_process; reader_process.serve()"
-)
+_START: Final = "import sys; sys.path[:] = sys.argv[1:]; from orchestrator.gateway import reader_process; reader_process.serve()"
 _SIZE: Final = 8
 """Bytes of the number of bytes that stands before each message."""
 _NOT_READ: Final = Unknown("The gateway's answer could not be read in time.", unreadable=True)
@@ -84,11 +82,11 @@ _ASKED: Final = msgspec.msgpack.Decoder(tuple[str, int | str, bytes])
 _TOLD: Final = msgspec.msgpack.Decoder(_Told)
 
 
-class Aside:
-    """The reader of one process; an answer that is not read within `patience` seconds is given up."""
+class ReaderProcess:
+    """The reader of one process; an answer that is not read within `timeout` seconds is given up."""
 
-    def __init__(self, patience: float) -> None:
-        self._patience = patience
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
         self._slots = RoundRobinSemaphore(1)
         # Waits for the pipes; it computes nothing.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gateway-answers")
@@ -112,7 +110,7 @@ class Aside:
                 loop.call_soon_threadsafe(self._slots.give_back)
 
         work.add_done_callback(ended)
-        late = loop.call_later(self._patience, self._kill)
+        late = loop.call_later(self._timeout, self._kill)
         try:
             return await asyncio.wrap_future(work)
         finally:

@@ -27,7 +27,7 @@ TRANSPORTS: Final = {
     "sentinel": "orchestrator.messaging.transport:SentinelTransport",
 }
 """Kombu's transports by scheme that are replaced by ours."""
-_PATIENCE: Final = 10
+_TIMEOUT: Final = 10
 """Seconds that the broker may take to answer."""
 # A connection whose other end is gone without a word is noticed in seconds, not after the kernel's quarter of an hour.
 _SOCKET: Final = {
@@ -49,7 +49,7 @@ def configure(settings: Settings) -> Celery:
     transport: dict[str, object]
     if broker.kind == "amqp":
         # A broker that hangs acknowledges, and answers nothing: who publishes or declares a queue must not wait for it for ever.
-        transport = {"socket_settings": _SOCKET, "read_timeout": _PATIENCE, "write_timeout": _PATIENCE}
+        transport = {"socket_settings": _SOCKET, "read_timeout": _TIMEOUT, "write_timeout": _TIMEOUT}
         if broker.tls is not None:
             tls = broker.tls.for_amqp(broker.host)
     else:
@@ -57,7 +57,7 @@ def configure(settings: Settings) -> Celery:
             "visibility_timeout": 300,
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
-            "socket_timeout": _PATIENCE,
+            "socket_timeout": _TIMEOUT,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
             "health_check_interval": 10,

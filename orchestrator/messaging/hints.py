@@ -84,7 +84,7 @@ class HintPublisher:
             self._thread.join(timeout=5)
             self._thread = None
 
-    def ring(
+    def publish(
         self,
         ids: Iterable[UUID],
         *,

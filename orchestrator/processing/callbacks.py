@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from orchestrator import log
 from orchestrator.crypto import EncryptionError
 from orchestrator.gateway.callbacks import CallbackFacts, Grade, read_body
-from orchestrator.store.inbox import open_body
+from orchestrator.store.inbox import decrypt_body
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -18,42 +18,42 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 
-def believed(letter: Callback) -> bool:
+def believed(callback: Callback) -> bool:
     """Say whether a callback proves enough to count as one. The shopper's own browser (redirect) proves nothing."""
-    return letter.kind != "redirect" and Grade(letter.grade).believed
+    return callback.kind != "redirect" and Grade(callback.grade).believed
 
 
-def proves_all(letter: Callback) -> bool:
+def proves_all(callback: Callback) -> bool:
     """Say whether a callback proves every field of its body: the checksum leaves most of them out."""
-    return believed(letter) and letter.grade != Grade.CHECKSUM
+    return believed(callback) and callback.grade != Grade.CHECKSUM
 
 
-def is_new(letter: Callback, facts: CallbackFacts) -> bool:
+def is_new(callback: Callback, facts: CallbackFacts) -> bool:
     """Say whether a callback announces a payment that was only just created."""
-    return believed(letter) and letter.kind == "notification" and facts.status == "new"
+    return believed(callback) and callback.kind == "notification" and facts.status == "new"
 
 
-def counts(letter: Callback, facts: CallbackFacts) -> bool:
-    return believed(letter) and not is_new(letter, facts)
+def counts(callback: Callback, facts: CallbackFacts) -> bool:
+    return believed(callback) and not is_new(callback, facts)
 
 
 def opened(step: Step) -> list[tuple[Callback, CallbackFacts]]:
     """Open the letters; one that cannot be read says nothing, and asking the gateway needs none of it."""
     opened = []
-    for letter in step.held.callbacks:
-        if letter.id not in step.facts:
-            step.facts[letter.id] = _read(step, letter)
-        opened.append((letter, step.facts[letter.id]))
+    for callback in step.held.callbacks:
+        if callback.id not in step.facts:
+            step.facts[callback.id] = _read(step, callback)
+        opened.append((callback, step.facts[callback.id]))
     return opened
 
 
-def _read(step: Step, letter: Callback) -> CallbackFacts:
-    if letter.body is not None:
+def _read(step: Step, callback: Callback) -> CallbackFacts:
+    if callback.body is not None:
         try:
-            raw = open_body(step.processor.encryptor, step.held.id, step.held.data_key, letter.body)
-            return read_body(letter.content_type, raw)
+            raw = decrypt_body(step.processor.encryptor, step.held.id, step.held.data_key, callback.body)
+            return read_body(callback.content_type, raw)
         except EncryptionError as error:
-            _log.warning("callback_unreadable", callback=str(letter.id), reason=str(error))
+            _log.warning("callback_unreadable", callback=str(callback.id), reason=str(error))
     return CallbackFacts(flags=("unreadable",))
 
 
@@ -61,11 +61,11 @@ def told(callbacks: list[tuple[Callback, CallbackFacts]]) -> list[dict[str, obje
     """Say of each letter what the trail may keep: ids, kind, proof, status; nothing about the shopper."""
     return [
         {
-            "id": str(letter.id), "kind": letter.kind, "grade": letter.grade, "network": letter.network,
-            "digest": letter.digest.hex(), "status": (facts.status or "")[:40],
+            "id": str(callback.id), "kind": callback.kind, "grade": callback.grade, "network": callback.network,
+            "digest": callback.digest.hex(), "status": (facts.status or "")[:40],
             "transaction": (facts.transaction_id or "")[:40], **({"flags": list(facts.flags)} if facts.flags else {}),
         }
-        for letter, facts in callbacks
+        for callback, facts in callbacks
     ]  # fmt: skip
 
 
@@ -74,4 +74,4 @@ def with_callbacks(step: Step, evidence: dict[str, object]) -> dict[str, object]
 
 
 def ids(step: Step) -> tuple[UUID, ...]:
-    return tuple(letter.id for letter in step.held.callbacks)
+    return tuple(callback.id for callback in step.held.callbacks)

@@ -168,7 +168,7 @@ async def _move_money(step: Step, command: Command) -> None:
     }  # fmt: skip
     # It is carried out under the same lease.
     await step.write(
-        None, Action.MONEY_REQUESTED, actor=command.actor, evidence=evidence, operations=(operation,), attempts=0, alarm=KEEP,
+        None, Action.MONEY_REQUESTED, actor=command.actor, evidence=evidence, operations=(operation,), attempts=0, due_in=KEEP,
         done=((command.id, f"accepted: {operation.id}"),),
     )  # fmt: skip
 
@@ -210,7 +210,7 @@ async def _retry(step: Step, command: Command) -> None:
     """Forget failures and look at it now."""
     await step.write(
         None, Action.COMMAND_TAKEN, actor=command.actor, evidence=_about(command), attempts=0, looks=0,
-        attention=step.calm(poisoned=True), last_error=None, done=((command.id, "done: it is tried again now"),),
+        attention=step.cleared_attention(poisoned=True), last_error=None, done=((command.id, "done: it is tried again now"),),
     )  # fmt: skip
 
 
@@ -248,7 +248,7 @@ async def _resolve(step: Step, command: Command) -> None:
         None, Action.ATTENTION_CLEARED, actor=command.actor,
         evidence={**_about(command), "attention": word, "transactions": about}, attempts=0, attention=None,
         # What is kept completes the order under this very lease, as soon as a lookup shows the same once more.
-        decided=marks or None, done=((command.id, f"done: {said}"),), alarm=KEEP if keeps else 0.0,
+        decided=marks or None, done=((command.id, f"done: {said}"),), due_in=KEEP if keeps else 0.0,
     )  # fmt: skip
 
 
@@ -267,7 +267,7 @@ async def _settle(step: Step, command: Command) -> None:
     await step.write(
         None, Action.MONEY_SUCCEEDED if decision == "keep" else Action.MONEY_REJECTED, actor=command.actor,
         evidence={**_about(command), "by": "person", "operations": [str(one.id) for one in unclear]}, attempts=0,
-        attention=None, done=((command.id, f"done: it is {state}, as you found it"),), alarm=0.0,
+        attention=None, done=((command.id, f"done: it is {state}, as you found it"),), due_in=0.0,
         operations=tuple(replace(one, state=state, last_error=f"{state} by decision of a person") for one in unclear),
     )  # fmt: skip
 
@@ -301,7 +301,7 @@ async def _return(step: Step, command: Command, word: str) -> None:
     await step.write(
         None, Action.MONEY_REQUESTED, actor=command.actor,
         evidence={**_about(command), "attention": word, "operations": [str(one.id) for one in back]}, attempts=0,
-        operations=back, done=((command.id, f"accepted: {', '.join(str(one.id) for one in back)}"),), alarm=KEEP,
+        operations=back, done=((command.id, f"accepted: {', '.join(str(one.id) for one in back)}"),), due_in=KEEP,
     )  # fmt: skip
 
 
@@ -331,5 +331,5 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
         expires_in=life or float(step.settings.checkout_expires_in), life=life, session_id=None, methods=None,
         attention=None, last_error=None, looks=0, done=((command.id, "done: it is reopened"),),
         # A new claim brings the intent along.
-        alarm=0.0, events=(Event("checkout.reopened", {}),),
+        due_in=0.0, events=(Event("checkout.reopened", {}),),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from orchestrator.domain.states import CLOSED, State, Trigger
 from orchestrator.gateway.outcomes import Done
 from orchestrator.processing import callbacks
 from orchestrator.processing.step import QUARANTINE, Step, retry
-from orchestrator.store.checkouts import KEEP, Event, order_is_shared, paying_others, ring, rival_of
+from orchestrator.store.checkouts import KEEP, Event, order_is_shared, paying_others, rival_of, wake
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,12 +63,12 @@ _SHOWN: Final = {
 # ── Attention ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def standing(step: Step) -> str | None:
+def sticky_attention(step: Step) -> str | None:
     """Return what remains of the attention after a look that raises none: what only a person takes back."""
-    return reconciliation.still(step.calm())
+    return reconciliation.sticky(step.cleared_attention())
 
 
-def raised(step: Step, attention: str) -> str | None:
+def raised_attention(step: Step, attention: str) -> str | None:
     """Return an attention, unless somebody decided on the same for a transaction of this checkout."""
     word = reconciliation.word_of(attention)
     return None if any(one.is_decided(word) for one in step.held.known) else attention
@@ -95,7 +95,7 @@ async def complete(step: Step, verdict: Reconciliation) -> None:
             why = f"{UNKNOWN_ORDER if unordered else LATE}: policy return"
             given = [one for one in paying if decisions.left(one) > 0]
             back = (*back, *(operations.give_back(one, actor=SYSTEM, reason=why) for one in given))
-    attention = charged_back(step, verdict) or attention or standing(step)
+    attention = charged_back(step, verdict) or attention or sticky_attention(step)
     capture = policy == "keep" and captures(step, verdict)
     operating = (*back, *(captures_of(verdict) if capture else ()))
     events = [Event("checkout.completed", {
@@ -111,7 +111,7 @@ async def complete(step: Step, verdict: Reconciliation) -> None:
         Trigger.PAYMENT_FOUND, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments,
         money=verdict.money, charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, late=late,
         require_capture=capture_required(step), operations=operating, read=callbacks.ids(step), attention=attention, last_error=None, looks=0,
-        alarm=KEEP if operating else step.first_watch(verdict.reserved_until) or QUARANTINE, events=tuple(events),
+        due_in=KEEP if operating else step.first_watch(verdict.reserved_until) or QUARANTINE, events=tuple(events),
     )  # fmt: skip
 
 
@@ -126,11 +126,11 @@ async def _left_to_the_order(step: Step, found: Found, unbound: Sequence[str]) -
     ):
         return False  # made long before that order, which does not take it for its own
     async with step.processor.db.transaction() as tx:
-        await ring(tx, [order], grace=0.0)
+        await wake(tx, [order], grace=0.0)
     await step.write(
         None, Action.CALLBACK_READ, evidence=callbacks.with_callbacks(step, {"order": str(order)}), read=callbacks.ids(step),
-        attention=standing(step), last_error=f"the order has checkout {order}, which the payment is left to",
-        looks=held.looks + 1, alarm=step.first_watch(None) or QUARANTINE,
+        attention=sticky_attention(step), last_error=f"the order has checkout {order}, which the payment is left to",
+        looks=held.looks + 1, due_in=step.first_watch(None) or QUARANTINE,
     )  # fmt: skip
     return True
 
@@ -138,13 +138,13 @@ async def _left_to_the_order(step: Step, found: Found, unbound: Sequence[str]) -
 async def unsure(step: Step, verdict: Reconciliation) -> None:
     """Leave it where it is, keep looking, and ask for a decision: the answer proves neither payment nor its absence."""
     held = step.held
-    attention = verdict.attention or standing(step)
+    attention = verdict.attention or sticky_attention(step)
     news = attention is not None and attention != held.attention
     words = ((news, Action.ATTENTION_RAISED), (held.callbacks, Action.CALLBACK_READ))
     await step.write(
         None, next((word for said, word in words if said), None), evidence=callbacks.with_callbacks(step, verdict.evidence),
         payments=verdict.payments, attention=attention, last_error=attention, attempts=held.attempts,
-        looks=held.looks + 1, alarm=schedule.next_look(step.settings, held.looks), read=callbacks.ids(step),
+        looks=held.looks + 1, due_in=schedule.next_lookup(step.settings, held.looks), read=callbacks.ids(step),
         require_capture=capture_required(step),
         events=(Event("checkout.attention", {"reason": attention}),) if news else (),
     )  # fmt: skip
@@ -167,8 +167,8 @@ def charged_back(step: Step, verdict: Reconciliation) -> str | None:
 def _late(step: Step, *, unordered: bool) -> str | None:
     if unordered:
         said = f"{UNKNOWN_ORDER}: a payment came for order number {step.held.order_ref}, which no shop has handed over; keep it, or return it"
-        return raised(step, said)
-    return raised(
+        return raised_attention(step, said)
+    return raised_attention(
         step, f"{LATE}: the money came after the checkout had ended; keep the order, or return the money"
     )
 
@@ -213,8 +213,8 @@ def surplus(step: Step, verdict: Reconciliation) -> tuple[str | None, tuple[Oper
 def capture_required(step: Step) -> bool:
     """Say whether the gateway told us that, although it was asked to, it will not capture by itself."""
     return step.held.captures_itself and any(
-        callbacks.proves_all(letter) and facts.require_capture is True
-        for letter, facts in callbacks.opened(step)
+        callbacks.proves_all(callback) and facts.require_capture is True
+        for callback, facts in callbacks.opened(step)
     )
 
 

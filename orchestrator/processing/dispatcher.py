@@ -84,7 +84,7 @@ class Dispatcher:
         self._hints: dict[QueueKind, deque[_Hint]] = {"callbacks": deque(), "checkouts": deque()}
         # Who left something behind. What came by callbacks is remembered by id; the rest is in Postgres, in order of its alarms.
         self._behind: dict[FlowKey, dict[UUID, None]] = {}
-        self._carried: dict[tuple[UUID, UUID], tuple[FlowKey, str, ClaimedCheckout]] = {}
+        self._processed: dict[tuple[UUID, UUID], tuple[FlowKey, str, ClaimedCheckout]] = {}
         self._left_since = 0
         self._wake = asyncio.Event()
         self._stopping = False
@@ -162,7 +162,7 @@ class Dispatcher:
             # What takes so long that something must be wrong with it here is left to the others.
             held = [
                 one
-                for _, _, one in self._carried.values()
+                for _, _, one in self._processed.values()
                 if one.lease_left() < seconds * (1 - 1 / RENEWALS) and one.held_for() < longest
             ]
             if not held:
@@ -198,7 +198,7 @@ class Dispatcher:
                 async with asyncio.timeout(self._settings.lease_seconds):
                     if self.failure is not None:
                         await self._probe_claims()
-                    await self._admit(_lanes(hints))
+                    await self._admit(_queues(hints))
             except Exception as error:  # noqa: BLE001 - the callers are told; the alarms stand
                 self._failed(error, hints)
             else:
@@ -222,16 +222,16 @@ class Dispatcher:
             self._wake.set()
         return gathered
 
-    async def _admit(self, lanes: Mapping[UUID, QueueKind]) -> None:
-        if self._behind or self._processor.busy or not self.room.fits(len(lanes)):
-            await self._share(lanes)
-        elif lanes:
-            self._begin(await self._claim(list(lanes)), lanes)
+    async def _admit(self, queues: Mapping[UUID, QueueKind]) -> None:
+        if self._behind or self._processor.busy or not self.room.fits(len(queues)):
+            await self._share(queues)
+        elif queues:
+            self._begin(await self._claim(list(queues)), queues)
 
-    async def _share(self, lanes: Mapping[UUID, QueueKind]) -> None:
+    async def _share(self, queues: Mapping[UUID, QueueKind]) -> None:
         """Give everybody its share of what room there is, those who were left behind before too."""
         self._left_since = 0
-        named = await self._named(lanes)
+        named = await self._named(queues)
         demands = {
             flow: SlotDemand(self._processor.gateway_of(flow.merchant_id), len(named.get(flow, ())) or MOST)
             for flow in (*self._behind, *named)
@@ -253,14 +253,14 @@ class Dispatcher:
         if sum(shares.values()) == MOST:
             self._wake.set()
 
-    async def _named(self, lanes: Mapping[UUID, QueueKind]) -> dict[FlowKey, list[UUID]]:
+    async def _named(self, queues: Mapping[UUID, QueueKind]) -> dict[FlowKey, list[UUID]]:
         """Return by flow which checkouts are to be claimed by id: those hinted at, and callbacks' that were left behind."""
         named: dict[FlowKey, dict[UUID, None]] = {
             flow: dict(ids) for flow, ids in self._behind.items() if flow.queue == "callbacks"
         }
-        whose = await merchants_of(self._processor.db, list(lanes)) if lanes else {}
+        whose = await merchants_of(self._processor.db, list(queues)) if queues else {}
         for one, merchant_id in whose.items():
-            flow = FlowKey(merchant_id, lanes[one])
+            flow = FlowKey(merchant_id, queues[one])
             # Of a merchant with something behind, what has waited longest comes first, and this is no more than hinted at.
             if flow.queue == "callbacks" or flow not in self._behind:
                 named.setdefault(flow, {})[one] = None
@@ -288,22 +288,22 @@ class Dispatcher:
     async def _claim(self, ids: Sequence[UUID]) -> list[ClaimedCheckout]:
         return await claim(self._processor.db, ids, lease_seconds=self._settings.lease_seconds)
 
-    def _begin(self, held: Sequence[ClaimedCheckout], lanes: Mapping[UUID, QueueKind]) -> None:
+    def _begin(self, held: Sequence[ClaimedCheckout], queues: Mapping[UUID, QueueKind]) -> None:
         for one in held:
-            flow = FlowKey(one.merchant_id, lanes.get(one.id, "checkouts"))
+            flow = FlowKey(one.merchant_id, queues.get(one.id, "checkouts"))
             gateway = self._processor.gateway_of(one.merchant_id)
-            self._carried[one.id, one.lease] = flow, gateway, one
+            self._processed[one.id, one.lease] = flow, gateway, one
             self.room.enter(flow, gateway)
         if held:
-            task = asyncio.create_task(self._processor.process(held, lanes=lanes, ended=self._ended))
+            task = asyncio.create_task(self._processor.process(held, queues=queues, ended=self._ended))
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
 
-    def _ended(self, one: ClaimedCheckout, *, rung: bool) -> None:
-        flow, gateway, _ = self._carried.pop((one.id, one.lease))
+    def _ended(self, one: ClaimedCheckout, *, woken: bool) -> None:
+        flow, gateway, _ = self._processed.pop((one.id, one.lease))
         self.room.leave(flow, gateway)
         self._left_since += 1
-        if rung and not self._stopping:
+        if woken and not self._stopping:
             # A ring that came while we held it is answered without a way through the broker.
             self._put(_Hint((one.id,)), "callbacks")
         elif any(self._hints.values()) or (
@@ -347,10 +347,10 @@ class Dispatcher:
             loop.call_later(AGAIN, self._wake.set)
 
 
-def _lanes(hints: Iterable[tuple[QueueKind, _Hint]]) -> dict[UUID, QueueKind]:
+def _queues(hints: Iterable[tuple[QueueKind, _Hint]]) -> dict[UUID, QueueKind]:
     """Return by which queue each checkout came; by callbacks, where it came by both."""
-    lanes: dict[UUID, QueueKind] = {}
+    queues: dict[UUID, QueueKind] = {}
     for queue, hint in hints:
         for one in hint.ids:
-            lanes.setdefault(one, queue)
-    return lanes
+            queues.setdefault(one, queue)
+    return queues

@@ -34,17 +34,17 @@ async def read_callbacks(step: Step) -> None:
     callback that proves nothing is worth a look, and moves nothing.
     """
     opened = callbacks.opened(step)
-    if any(callbacks.counts(letter, facts) for letter, facts in opened):
+    if any(callbacks.counts(callback, facts) for callback, facts in opened):
         await step.write(
             Trigger.CALLBACK_ARRIVED,
             evidence={"callbacks": callbacks.told(opened)},
             looks=0,
             attempts=step.held.attempts,
         )
-    elif not _over(step) and all(callbacks.is_new(letter, facts) for letter, facts in opened):
+    elif not _over(step) and all(callbacks.is_new(callback, facts) for callback, facts in opened):
         await step.write(
             None, Action.CALLBACK_READ, evidence={"callbacks": callbacks.told(opened)}, read=callbacks.ids(step), looks=0,
-            attempts=step.held.attempts, alarm=step.next_alarm(0),
+            attempts=step.held.attempts, due_in=step.next_due_in(0),
         )  # fmt: skip
     else:
         await await_payment(step)
@@ -53,7 +53,7 @@ async def read_callbacks(step: Step) -> None:
 # ── Looks ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def look_early(step: Step) -> None:
+async def lookup_early(step: Step) -> None:
     """Look at a checkout that has not been offered yet, because somebody asked for it."""
     verdict = await complete.look(step)
     if verdict is None:
@@ -67,7 +67,7 @@ async def look_early(step: Step) -> None:
             evidence=verdict.evidence,
             payments=verdict.payments,
             attempts=step.held.attempts,
-            alarm=KEEP,
+            due_in=KEEP,
         )
 
 
@@ -84,10 +84,10 @@ async def settle_callback(step: Step) -> None:
         declined = verdict.finding is LookupOutcome.DECLINED
         await step.write(
             trigger, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments, read=callbacks.ids(step),
-            attention=complete.standing(step), last_error=None, looks=step.held.looks + 1,
+            attention=complete.sticky_attention(step), last_error=None, looks=step.held.looks + 1,
             require_capture=complete.capture_required(step),
             # A grace that is over meanwhile ends it now, under the same lease.
-            alarm=KEEP if _over(step) and verdict.finding is not LookupOutcome.OPEN else step.next_alarm(step.held.looks),
+            due_in=KEEP if _over(step) and verdict.finding is not LookupOutcome.OPEN else step.next_due_in(step.held.looks),
             events=(Event("checkout.declined", {}),) if declined else (),
         )  # fmt: skip
 
@@ -111,7 +111,7 @@ async def await_payment(step: Step) -> None:
             evidence,
             payments=verdict.payments,
             read=callbacks.ids(step),
-            attention=complete.standing(step),
+            attention=complete.sticky_attention(step),
             last_error=None,
         )
     elif over and _grace_over(step, held.deadline, step.settings.deadline_grace):
@@ -121,7 +121,7 @@ async def await_payment(step: Step) -> None:
             evidence,
             payments=verdict.payments,
             read=callbacks.ids(step),
-            attention=complete.standing(step),
+            attention=complete.sticky_attention(step),
             last_error=None,
         )
     else:
@@ -135,9 +135,9 @@ async def _wait_on(step: Step, verdict: Reconciliation) -> None:
         await renew(step)
         if step.released:
             return
-    attention = complete.standing(step)
+    attention = complete.sticky_attention(step)
     if verdict.finding is LookupOutcome.OPEN and (now - held.deadline).total_seconds() > LONG_OPEN:
-        attention = attention or complete.raised(
+        attention = attention or complete.raised_attention(
             step,
             "open_payment: a payment has been open since long before the deadline; ask the gateway or the shopper",
         )
@@ -147,7 +147,7 @@ async def _wait_on(step: Step, verdict: Reconciliation) -> None:
     action = next((word for said, word in words if said), None)
     await step.write(
         None, action, evidence=callbacks.with_callbacks(step, verdict.evidence if action else {}), payments=verdict.payments,
-        attention=attention, last_error=None, looks=held.looks + 1, alarm=step.next_alarm(held.looks), read=callbacks.ids(step),
+        attention=attention, last_error=None, looks=held.looks + 1, due_in=step.next_due_in(held.looks), read=callbacks.ids(step),
         require_capture=complete.capture_required(step),
         events=(Event("checkout.attention", {"reason": attention}),) if news else (),
     )  # fmt: skip

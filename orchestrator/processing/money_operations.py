@@ -64,11 +64,11 @@ async def _refuse_foreign(step: Step, operation: Operation) -> None:
         "operation_not_authentic", security=True, operation=str(operation.id), kind=operation.kind, reason=why
     )
     said = f"{REJECTED}: {operation.kind} {operation.id} was not sent: {why}; compare the gateway's books and the audit trail"
-    attention = complete.standing(step) or said
+    attention = complete.sticky_attention(step) or said
     news = attention != step.held.attention
     await _write(
         step, Action.MONEY_REJECTED, replace(operation, state="rejected", last_error=why), {"why": why, "authentic": False},
-        attention=attention, events=(Event("checkout.attention", {"reason": attention}),) if news else (), alarm=0.0,
+        attention=attention, events=(Event("checkout.attention", {"reason": attention}),) if news else (), due_in=0.0,
     )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ async def _send(step: Step, operation: Operation, transaction: Transaction) -> N
     submitted = replace(operation, state="submitted", total_before=before, attempts=operation.attempts + 1)
     await _write(
         step, Action.MONEY_SUBMITTED, submitted, {"totalBefore": before, "attempt": submitted.attempts},
-        attempts=step.held.attempts, alarm=KEEP, extends=operations.lease_for(step.settings),
+        attempts=step.held.attempts, due_in=KEEP, extends=operations.lease_for(step.settings),
     )  # fmt: skip
     operation = next(one for one in step.held.operations if one.id == submitted.id)
     # Of this lease, and not of its renewals: whoever takes over counts the quiet period from `submitted`.
@@ -184,7 +184,7 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
     since = (step.held.now() - (operation.submitted_at or step.held.now())).total_seconds()
     if since < quiet:
         # Its call may still be on its way; the books are looked at ever more rarely meanwhile.
-        soon = schedule.next_look(step.settings, step.held.looks)
+        soon = schedule.next_lookup(step.settings, step.held.looks)
         await _not_known(
             step, operation, "its call may still be on its way", wait=min(quiet - since + 0.05, soon)
         )
@@ -194,7 +194,7 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
     elif judged.fate is Fate.ABSENT:
         await _write(
             step, Action.MONEY_WITHDRAWN, replace(operation, state="requested"), {"why": judged.why},
-            attempts=step.held.attempts, payments=(reconciliation.seen_alone(step.held, transaction),), alarm=KEEP,
+            attempts=step.held.attempts, payments=(reconciliation.seen_alone(step.held, transaction),), due_in=KEEP,
         )  # fmt: skip
     else:
         await _unclear(
@@ -245,7 +245,7 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
         attention = None
     await _write(
         step, Action.MONEY_SUCCEEDED, settled, {"by": by}, attention=attention, last_error=None,
-        events=(Event(kind, told),), alarm=0.0, **changes,
+        events=(Event(kind, told),), due_in=0.0, **changes,
     )  # fmt: skip
 
 
@@ -264,13 +264,13 @@ async def _reject(step: Step, operation: Operation, why: str, transaction: Trans
         said = (
             f"{REJECTED}: the {operation.kind} of transaction {operation.transaction_id} was not done: {why}"
         )
-        attention = complete.standing(step) or said
+        attention = complete.sticky_attention(step) or said
         if attention != step.held.attention:
             events.append(Event("checkout.attention", {"reason": attention}))
     payments = () if transaction is None else (reconciliation.seen_alone(step.held, transaction),)
     await _write(
         step, Action.MONEY_REJECTED, rejected, {"why": why}, attention=attention, payments=payments,
-        events=tuple(events), alarm=0.0,
+        events=tuple(events), due_in=0.0,
     )  # fmt: skip
 
 
@@ -278,10 +278,10 @@ async def _again(step: Step, operation: Operation, failure: Failure) -> None:
     """Nothing reached the gateway: it is to be sent again, later."""
     held = step.held
     attempts = held.attempts + (not failure.congested)
-    alarm = schedule.back_off(step.settings, attempts, at_least=failure.at_least)
+    due_in = schedule.back_off(step.settings, attempts, at_least=failure.at_least)
     attention = held.attention
     if failure.credentials:
-        attention = step.calm() or CREDENTIALS
+        attention = step.cleared_attention() or CREDENTIALS
     elif attempts > MANY_FAILURES and attention is None:
         attention = f"{STUCK}: {attempts} failed calls in a row, last {failure.reason}"
     # It did not leave, so it does not count as sent.
@@ -290,14 +290,14 @@ async def _again(step: Step, operation: Operation, failure: Failure) -> None:
     )
     await _write(
         step, Action.MONEY_WITHDRAWN, waiting, {"why": "not_sent", "reason": failure.reason}, attempts=attempts,
-        last_error=failure.reason, alarm=alarm, attention=attention,
+        last_error=failure.reason, due_in=due_in, attention=attention,
         events=(Event("checkout.attention", {"reason": attention}),) if attention != held.attention else (),
     )  # fmt: skip
 
 
 async def _lost(step: Step, operation: Operation, failure: Failure) -> None:
     """Sent, and no answer: what came of it shows in the gateway's books, maybe soon."""
-    await _not_known(step, operation, failure.reason, wait=schedule.next_look(step.settings, 1))
+    await _not_known(step, operation, failure.reason, wait=schedule.next_lookup(step.settings, 1))
 
 
 # An operation that waits keeps nothing else from happening: the checkout's ordinary step follows under the same lease.
@@ -308,7 +308,7 @@ async def _not_known(step: Step, operation: Operation, why: str, *, wait: float)
     if operation.state != "unknown":
         await _write(
             step, Action.MONEY_UNKNOWN, replace(operation, state="unknown", last_error=why), {"why": why},
-            attempts=step.held.attempts, alarm=KEEP,
+            attempts=step.held.attempts, due_in=KEEP,
         )  # fmt: skip
 
 
@@ -317,9 +317,9 @@ async def _unclear(
 ) -> None:
     """The gateway's books fit neither outcome: keep looking, and tell a person."""
     held = step.held
-    step.waits[operation.id] = schedule.next_look(step.settings, held.looks + 5)
+    step.waits[operation.id] = schedule.next_lookup(step.settings, held.looks + 5)
     # What a person is asked already comes first; this is asked when that is decided.
-    attention = step.calm() or reason
+    attention = step.cleared_attention() or reason
     if operation.last_error == reason and attention == held.attention:
         return
     state = operation.state if operation.state == "requested" else "unknown"
@@ -328,7 +328,7 @@ async def _unclear(
     await _write(
         step, Action.ATTENTION_RAISED if news else Action.MONEY_UNKNOWN,
         replace(operation, state=state, last_error=reason), {"why": why}, attention=attention, attempts=held.attempts,
-        payments=payments, alarm=KEEP, events=(Event("checkout.attention", {"reason": attention}),) if news else (),
+        payments=payments, due_in=KEEP, events=(Event("checkout.attention", {"reason": attention}),) if news else (),
     )  # fmt: skip
 
 

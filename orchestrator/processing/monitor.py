@@ -47,12 +47,12 @@ async def watch(step: Step) -> None:
             "chargedBack": verdict.charged_back,
         }
         events.insert(0, Event("checkout.money", told))
-    alarm = _next_watch(step, verdict, attention)
+    due_in = _next_watch(step, verdict, attention)
     words = (
         (changed or operating, Action.PAYMENT_SEEN),
         (attention is not None and attention != held.attention, Action.ATTENTION_RAISED),
         (held.attention is not None and attention is None, Action.ATTENTION_CLEARED),
-        (alarm is None, Action.WATCH_ENDED),
+        (due_in is None, Action.WATCH_ENDED),
         (held.callbacks, Action.CALLBACK_READ),
     )
     action = next((word for said, word in words if said), None)
@@ -60,7 +60,7 @@ async def watch(step: Step) -> None:
         None, action, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments, money=verdict.money,
         charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, require_capture=complete.capture_required(step),
         operations=operating, attention=attention, last_error=held.last_error if held.state in CLOSED else None,
-        looks=held.looks + 1, alarm=KEEP if operating else alarm, read=callbacks.ids(step), events=tuple(events),
+        looks=held.looks + 1, due_in=KEEP if operating else due_in, read=callbacks.ids(step), events=tuple(events),
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def _attention(step: Step, verdict: Reconciliation) -> tuple[str | None, tuple[O
     attention, back = complete.surplus(step, verdict)
     if attention is not None and verdict.finding is LookupOutcome.RELEASED and not verdict.surplus:
         # What was decided on a surplus payment before says nothing of this one: a verdict names only undecided ones.
-        attention = complete.raised(step, attention)
+        attention = complete.raised_attention(step, attention)
     attention = complete.charged_back(step, verdict) or attention
     if (
         attention is None
@@ -79,10 +79,10 @@ def _attention(step: Step, verdict: Reconciliation) -> tuple[str | None, tuple[O
         and not paid
         and verdict.finding is not LookupOutcome.RELEASED
     ):
-        attention = complete.raised(
+        attention = complete.raised_attention(
             step, "payment_gone: the gateway no longer shows the payment that completed this checkout"
         )
-    standing = complete.standing(step)
+    standing = complete.sticky_attention(step)
     if reconciliation.word_of(standing) == "reservation_lapses" and verdict.reserved_until is None:
         standing = None
     attention = attention or standing or complete.late_question(step, verdict)
@@ -90,7 +90,7 @@ def _attention(step: Step, verdict: Reconciliation) -> tuple[str | None, tuple[O
     if attention is None and until is not None:
         left = (until - held.now()).total_seconds()
         if left <= step.settings.lapse_warning:
-            attention = complete.raised(
+            attention = complete.raised_attention(
                 step, f"reservation_lapses: the reservation is sure to be worth a capture until {until:%Y-%m-%d %H:%M} UTC only; capture or release it"
             )  # fmt: skip
     return attention, back
@@ -100,7 +100,7 @@ def _next_watch(step: Step, verdict: Reconciliation, attention: str | None) -> f
     """Return the seconds until the next look at an ended checkout; None when it is settled."""
     held, now = step.held, step.held.now()
     ended = held.ended_at or now
-    alarm = schedule.next_watch(step.settings, ended, now)
+    due_in = schedule.next_watch(step.settings, ended, now)
     paid = verdict.finding is LookupOutcome.PAID
     # Not settled while something can still be captured, become money, or is with a person.
     unsettled = (
@@ -108,10 +108,10 @@ def _next_watch(step: Step, verdict: Reconciliation, attention: str | None) -> f
         or attention is not None
         or verdict.finding in {LookupOutcome.OPEN, LookupOutcome.UNSURE}
     )
-    if alarm is None and unsettled:
+    if due_in is None and unsettled:
         age = (now - ended).total_seconds()
-        alarm = schedule.thinned(schedule.next_look(step.settings, 40), age)
-    if alarm is not None and verdict.reserved_until is not None:
+        due_in = schedule.thinned(schedule.next_lookup(step.settings, 40), age)
+    if due_in is not None and verdict.reserved_until is not None:
         warned = (verdict.reserved_until - now).total_seconds() - step.settings.lapse_warning
-        alarm = min(alarm, warned + 1) if warned > 0 else alarm
-    return alarm
+        due_in = min(due_in, warned + 1) if warned > 0 else due_in
+    return due_in

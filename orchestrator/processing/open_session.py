@@ -28,7 +28,7 @@ async def authenticate(step: Step) -> None:
         step.processor.blocked.pop(step.held.merchant_id, None)
         await step.write(
             Trigger.AUTHENTICATED, evidence={"lifetime": int(outcome.value.lifetime)}, token=step.sealed(outcome.value),
-            token_lifetime=outcome.value.lifetime, attention=step.calm(), last_error=None,
+            token_lifetime=outcome.value.lifetime, attention=step.cleared_attention(), last_error=None,
         )  # fmt: skip
     else:
         await step.fail(credentials(outcome), "authenticate")
@@ -77,7 +77,7 @@ async def open_session(step: Step) -> None:
         case Done(session):
             await step.write(
                 Trigger.SESSION_OPENED, evidence={"session": session.session_id}, session_id=session.session_id,
-                openings=held.openings + 1, attention=step.calm(), last_error=None,
+                openings=held.openings + 1, attention=step.cleared_attention(), last_error=None,
             )  # fmt: skip
         case Unauthorized():
             await renew(step)
@@ -109,7 +109,7 @@ async def list_methods(step: Step) -> None:
             fact, changes = _offered(step, len(methods))
             await step.write(
                 Trigger.METHODS_LISTED, evidence={"methods": len(methods)}, further=(fact,), methods=methods,
-                attention=step.calm(), last_error=None, **changes,
+                attention=step.cleared_attention(), last_error=None, **changes,
             )  # fmt: skip
         case Unauthorized():
             await renew(step)
@@ -177,12 +177,12 @@ def _offered(step: Step, methods: int) -> tuple[Fact, dict[str, Any]]:
     held = step.held
     asked = held.life or msgspec.json.decode(step.document()).get("expiresIn")
     expires_in = float(asked or step.settings.checkout_expires_in)
-    looks = schedule.quiet_looks(step.settings)
+    looks = schedule.quiet_lookups(step.settings)
     return Fact(Trigger.OFFERED, {"expiresIn": expires_in}), {
         "offered": True,
         "expires_in": expires_in,
         "looks": looks,
         # Letters that beat us are read at once, under the same lease.
-        "alarm": KEEP if held.callbacks else step.next_alarm(looks, deadline_in=expires_in),
+        "due_in": KEEP if held.callbacks else step.next_due_in(looks, deadline_in=expires_in),
         "events": (Event("checkout.ready", {"methods": methods}),),
     }

@@ -44,13 +44,13 @@ STEPS_AT_ONCE: Final = 4
 STEPS_IN_HAND: Final = 32
 """Steps that wait for the event loop, from which on it has work enough."""
 
-_NO_LANES: Final[Mapping[UUID, QueueKind]] = {}
+_NO_QUEUES: Final[Mapping[UUID, QueueKind]] = {}
 
 
 class Ended(Protocol):
     """Is told that a checkout is carried no further."""
 
-    def __call__(self, held: ClaimedCheckout, /, *, rung: bool) -> None:
+    def __call__(self, held: ClaimedCheckout, /, *, woken: bool) -> None:
         """Hear of it; whoever is called may not wait."""
 
 
@@ -90,7 +90,7 @@ class CheckoutProcessor:
         self,
         held: Sequence[ClaimedCheckout],
         *,
-        lanes: Mapping[UUID, QueueKind] = _NO_LANES,
+        queues: Mapping[UUID, QueueKind] = _NO_QUEUES,
         ended: Ended | None = None,
     ) -> list[UUID]:
         """Take what was claimed as far as it goes; return those that were rung meanwhile and want another look.
@@ -98,15 +98,15 @@ class CheckoutProcessor:
         `ended` is told of each as soon as its lease is given back, and whether it was rung.
         """
         places = await self._places(held)
-        rung = await asyncio.gather(
+        woken = await asyncio.gather(
             *(
-                self._carry_one(
-                    one, places.get(one.id, 0.0), queue=lanes.get(one.id, "checkouts"), ended=ended
+                self._process_one(
+                    one, places.get(one.id, 0.0), queue=queues.get(one.id, "checkouts"), ended=ended
                 )
                 for one in held
             )
         )
-        return [one.id for one, again in zip(held, rung, strict=True) if again]
+        return [one.id for one, again in zip(held, woken, strict=True) if again]
 
     def gateway_of(self, merchant_id: int) -> str:
         """Return which gateway a merchant's sessions are opened at, as far as it is known without asking anybody."""
@@ -115,15 +115,15 @@ class CheckoutProcessor:
 
     async def _places(self, held: Sequence[ClaimedCheckout]) -> dict[UUID, float]:
         """Return how many seconds the looks of alarms alone must wait for their place in their merchant's queue."""
-        booked: dict[int, list[UUID]] = {}
+        slot_reserved: dict[int, list[UUID]] = {}
         quiet: dict[int, list[UUID]] = {}
         looked_at = [one for one in held if one.state not in UNOFFERED]
         for one in sorted(looked_at, key=lookup_budget.rank) if len(looked_at) > 1 else looked_at:
             if not lookup_budget.waited_for(one):
-                (booked if one.booked else quiet).setdefault(one.merchant_id, []).append(one.id)
-            elif not one.booked:
+                (slot_reserved if one.slot_reserved else quiet).setdefault(one.merchant_id, []).append(one.id)
+            elif not one.slot_reserved:
                 self._asked[one.merchant_id] += 1
-        if not (booked or quiet):
+        if not (slot_reserved or quiet):
             return {}
         try:
             demands = [
@@ -131,10 +131,10 @@ class CheckoutProcessor:
                     number,
                     await self._apart(number),
                     self._asked.pop(number, 0),
-                    len(booked.get(number, ())),
+                    len(slot_reserved.get(number, ())),
                     len(quiet.get(number, ())),
                 )
-                for number in {**booked, **quiet}
+                for number in {**slot_reserved, **quiet}
             ]
             got = await lookup_budget.take(self.db, demands)
         except Exception as error:  # noqa: BLE001 - whoever it is about meets the same in its own step, where it is dealt with
@@ -143,7 +143,7 @@ class CheckoutProcessor:
             return {}
         waits: dict[UUID, float] = {}
         for demand in demands:
-            ids = [*booked.get(demand.merchant_id, ()), *quiet.get(demand.merchant_id, ())]
+            ids = [*slot_reserved.get(demand.merchant_id, ()), *quiet.get(demand.merchant_id, ())]
             waits |= zip(ids, got[demand.merchant_id].waits(demand), strict=True)
         return waits
 
@@ -160,7 +160,7 @@ class CheckoutProcessor:
         merchant = await self.merchants.get(merchant_id)
         return lookup_budget.apart(merchant.policies.looks_per_minute)
 
-    async def _carry_one(
+    async def _process_one(
         self, held: ClaimedCheckout, place: float, *, queue: QueueKind, ended: Ended | None
     ) -> bool:
         log.bind(checkout=str(held.id), correlation_id=held.correlation_id)
@@ -178,10 +178,10 @@ class CheckoutProcessor:
                 _log.exception("step_broke", state=step.held.state)
                 await self._set_aside(step, error)
         finally:
-            rung = step.held.rung and not self._stopping
+            woken = step.held.woken and not self._stopping
             if ended is not None:
-                ended(held, rung=rung)
-        return rung
+                ended(held, woken=woken)
+        return woken
 
     async def _steps(self, step: Step, place: float, queue: QueueKind) -> None:
         held = step.held
@@ -190,9 +190,9 @@ class CheckoutProcessor:
                 None,
                 Action.ATTENTION_RAISED,
                 evidence={"claims": held.claims},
-                alarm=QUARANTINE,
+                due_in=QUARANTINE,
                 attempts=held.attempts,
-                attention=step.calm() or POISONED,
+                attention=step.cleared_attention() or POISONED,
                 events=(Event("checkout.attention", {"reason": POISONED}),),
             )
             return
@@ -206,7 +206,7 @@ class CheckoutProcessor:
                 None,
                 None,
                 attempts=held.attempts + 1,
-                alarm=1.0 + schedule.back_off(self.settings, held.attempts),
+                due_in=1.0 + schedule.back_off(self.settings, held.attempts),
             )
             return
         if place > lookup_budget.AT_ONCE:
@@ -214,7 +214,7 @@ class CheckoutProcessor:
                 # A token is no lookup: the shopper's session does not wait for the budget.
                 await open_session.renew(step)
             if not step.released:
-                await step.postpone(place, booked=True)
+                await step.postpone(place, slot_reserved=True)
             return
         pause = self.blocked.get(merchant.id, 0.0) - time.monotonic()
         loop, whose = asyncio.get_running_loop(), FlowKey(held.merchant_id, queue)
@@ -237,10 +237,10 @@ class CheckoutProcessor:
                 None,
                 Action.ATTENTION_RAISED,
                 evidence={"error": type(error).__name__},
-                alarm=schedule.back_off(self.settings, held.attempts + 3),
+                due_in=schedule.back_off(self.settings, held.attempts + 3),
                 attempts=held.attempts + 1,
                 last_error=reason,
-                attention=step.calm() or reason,
+                attention=step.cleared_attention() or reason,
             )
         except (LeaseLost, DatabaseAway, Unwritten):
             # The alarm at the end of the lease stands, whatever becomes of this note.
@@ -259,7 +259,7 @@ async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each 
         await money_operations.operate(step, operation)
         return
     if step.answering is not None and held.state in UNOFFERED:
-        await lookup.look_early(step)
+        await lookup.lookup_early(step)
         return
     if held.withdrawn_at is not None and held.state in UNOFFERED:
         if held.offered_at is not None:

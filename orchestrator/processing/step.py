@@ -50,7 +50,7 @@ CREDENTIALS: Final = (
     "gateway_credentials: the gateway refuses this merchant's user name and password; correct them"
 )
 STUCK: Final = "gateway_failing"
-LEFT_ALONE: Final = "left_alone"
+CIRCUIT_OPEN: Final = "left_alone"
 """Begins the last error of a checkout that waits until its gateway is no longer left alone."""
 BROKE: Final = "step_broke"
 POISONED: Final = (
@@ -123,10 +123,10 @@ class Step:
     ) -> None:
         """Write one move (`changes` are fields of `Move`) and stand where it leads; `LeaseLost` if we may no longer."""
         if self._more and changes.get("read"):
-            changes["alarm"] = 0.0
-        alarm = changes.get("alarm", KEEP)
-        if self.waits and not isinstance(alarm, Enum):
-            changes["alarm"] = min([*self.waits.values(), *(() if alarm is None else (alarm,))])
+            changes["due_in"] = 0.0
+        due_in = changes.get("due_in", KEEP)
+        if self.waits and not isinstance(due_in, Enum):
+            changes["due_in"] = min([*self.waits.values(), *(() if due_in is None else (due_in,))])
         if self.answering is not None and self.shown:
             # Whatever the look led to, somebody asked for it and is told what it showed.
             command, self.answering = self.answering, None
@@ -147,9 +147,9 @@ class Step:
             # The trail has each move; here one line says what came of the lease.
             _log.info("checkout_moved", state=self.held.state, version=self.held.version)
 
-    async def postpone(self, alarm: float, *, booked: bool = False) -> None:
+    async def postpone(self, due_in: float, *, slot_reserved: bool = False) -> None:
         """Give the lease back with an alarm and change nothing else."""
-        await self.write(None, None, alarm=alarm, attempts=self.held.attempts, booked=booked)
+        await self.write(None, None, due_in=due_in, attempts=self.held.attempts, slot_reserved=slot_reserved)
 
     @property
     def account(self) -> Account:
@@ -177,13 +177,13 @@ class Step:
         if failure.congested:
             await self._wait(failure, left)
             return
-        alarm = schedule.back_off(settings, attempts - 1, at_least=failure.at_least)
+        due_in = schedule.back_off(settings, attempts - 1, at_least=failure.at_least)
         if held.state in UNOFFERED and left > 0:
-            alarm = min(alarm, left + 0.05)
+            due_in = min(due_in, left + 0.05)
         attention = held.attention
         if failure.credentials:
             # What a person is asked already is not forgotten over it.
-            alarm, attention = max(alarm, CREDENTIALS_PAUSE), self.calm() or CREDENTIALS
+            due_in, attention = max(due_in, CREDENTIALS_PAUSE), self.cleared_attention() or CREDENTIALS
         elif failure.unreadable and attempts >= UNREADABLE_FAILURES and attention is None:
             attention = (
                 f"{STUCK}: the gateway's answer to {call} for order {held.order_ref} cannot be read, {attempts} times in a row, "
@@ -193,22 +193,22 @@ class Step:
             attention = f"{STUCK}: {attempts} failed calls in a row, last {failure.reason}"
         events = () if attention == held.attention else (Event("checkout.attention", {"reason": attention}),)
         await self.write(
-            None, Action.GATEWAY_FAILED, evidence=evidence, alarm=alarm, attempts=attempts, last_error=failure.reason,
+            None, Action.GATEWAY_FAILED, evidence=evidence, due_in=due_in, attempts=attempts, last_error=failure.reason,
             attention=attention, events=events,
         )  # fmt: skip
 
     async def _wait(self, failure: Failure, left: float) -> None:
         """Come again when there may be room, or the gateway is no longer left alone; no attempt was made."""
         held = self.held
-        alarm = failure.at_least + max(
+        due_in = failure.at_least + max(
             # All that wait for a gateway must not come back in one moment.
             random.uniform(0.0, failure.at_least),  # noqa: S311 - jitter
             schedule.back_off(self.settings, 2),
         )
         if held.state in UNOFFERED:
-            alarm = min(alarm, left + 0.05)
+            due_in = min(due_in, left + 0.05)
         why = failure.reason if failure.at_least else held.last_error
-        await self.write(None, None, alarm=alarm, attempts=held.attempts, last_error=why)
+        await self.write(None, None, due_in=due_in, attempts=held.attempts, last_error=why)
 
     async def end(
         self,
@@ -225,7 +225,7 @@ class Step:
             trigger,
             evidence=evidence,
             # What arrived meanwhile, and was not read by this look, is read at once.
-            alarm=0.0 if self.held.callbacks and not changes.get("read") else self.first_watch(),
+            due_in=0.0 if self.held.callbacks and not changes.get("read") else self.first_watch(),
             looks=0,
             events=(Event(event, payload),),
             **changes,
@@ -238,7 +238,7 @@ class Step:
         warned = (reserved_until - self.held.now()).total_seconds() - self.settings.lapse_warning
         return max(min(self.settings.settle_watch[0], warned + 1), 1.0)
 
-    def calm(self, *, poisoned: bool = False) -> str | None:
+    def cleared_attention(self, *, poisoned: bool = False) -> str | None:
         """Return the attention that remains once the gateway has answered: not ours that it does not answer.
 
         `poisoned`: nor that the checkout was set aside, because somebody wants it tried again.
@@ -247,7 +247,7 @@ class Step:
         words = (CREDENTIALS, STUCK, BROKE, *((POISONED,) if poisoned else ()))
         return None if attention is not None and attention.startswith(words) else attention
 
-    def next_alarm(self, looks: int, *, deadline_in: float | None = None) -> float:
+    def next_due_in(self, looks: int, *, deadline_in: float | None = None) -> float:
         """Return the seconds until the next reason to look at an offered checkout.
 
         That is the look for a lost callback, the end of a grace, or the renewal of the token, whichever comes first. A moment
@@ -263,8 +263,8 @@ class Step:
             left = (held.token_expires_at - now).total_seconds()
             moments.append(max(left - RENEW_BEFORE, RENEW_APART))
         # Long after the deadline only an open payment keeps it here, and the gateway never times one out (D9).
-        alarm = schedule.thinned(schedule.next_look(settings, looks), -deadline_in)
-        return min([alarm, *(moment + 0.02 for moment in moments if moment > 0)])
+        due_in = schedule.thinned(schedule.next_lookup(settings, looks), -deadline_in)
+        return min([due_in, *(moment + 0.02 for moment in moments if moment > 0)])
 
     def token_ends_within(self, seconds: float) -> bool:
         """Say whether a shopper who may still pay would be left with a token that has run out."""
@@ -283,7 +283,7 @@ class Step:
 
     def document(self) -> bytes:
         if self._intent is None:
-            self._intent = self.data_key().open(self.held.intent or b"", purpose="intent")
+            self._intent = self.data_key().decrypt(self.held.intent or b"", purpose="intent")
         return self._intent
 
     async def was_asked_for(self) -> bool:
@@ -304,10 +304,10 @@ class Step:
             FRESH_ENOUGH, self.settings.gateway_total_timeout
         ):
             return None
-        return self.data_key().open(held.token, purpose="token").decode()
+        return self.data_key().decrypt(held.token, purpose="token").decode()
 
     def sealed(self, token: Token) -> bytes:
-        return self.data_key().seal(token.value.encode(), purpose="token")
+        return self.data_key().encrypt(token.value.encode(), purpose="token")
 
 
 Failed: TypeAlias = Refused | Unauthorized | NotSent | Busy | Unknown | Throttled
@@ -322,7 +322,7 @@ def retry(outcome: Failed) -> Failure:
         case NotSent():
             return Failure(f"not_sent: {outcome.reason}")
         case Busy():
-            word = LEFT_ALONE if outcome.retry_after else "busy"
+            word = CIRCUIT_OPEN if outcome.retry_after else "busy"
             return Failure(f"{word}: {outcome.reason}", at_least=outcome.retry_after, congested=True)
         case Unknown():
             return Failure(f"unknown: {outcome.reason}", unreadable=outcome.unreadable)

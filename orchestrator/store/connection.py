@@ -111,7 +111,7 @@ class Server:
         self,
         *,
         statement_timeout: int | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - for later statements
+        timeout: float | None = None,
     ) -> Connection:
         """Connect to the first address of the first host that takes the session, and settle what holds for it, in one round trip.
 
@@ -236,7 +236,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         self,
         gen: PQGen[RV],
         interval: float = 0.1,
-        timeout: float | None = None,  # noqa: ASYNC109 - psycopg's signature
+        timeout: float | None = None,
     ) -> RV:
         """Run one exchange with the server, within the bound; psycopg calls it for everything it does with a connection."""
         bound = self.timeout if timeout is None else timeout

@@ -147,7 +147,7 @@ class Database:
         self._server.finish()
 
     @asynccontextmanager
-    async def transaction(self, *, timeout: float | None = None) -> AsyncIterator[AsyncConnection]:  # noqa: ASYNC109
+    async def transaction(self, *, timeout: float | None = None) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that is committed at the end of the block, or rolled back by an error in it.
 
         `timeout`: seconds for each of its statements, where they may take longer than those of this database otherwise do.
@@ -310,14 +310,14 @@ class Batch(Generic[T, R]):
         keys: Callable[[T], Sequence[Hashable]],
         limit: int = 500,
         backlog: int = 20_000,
-        patience: float = 30.0,
+        timeout: float = 30.0,
         name: str = "batch",
     ) -> None:
         self._write = write
         self._keys = keys
         self._limit = limit
         self._room = asyncio.Semaphore(backlog)
-        self._patience = patience
+        self._timeout = timeout
         self._name = name
         self._queue: deque[_Waiting[T, R]] = deque()
         self._wakeup = asyncio.Event()
@@ -354,16 +354,16 @@ class Batch(Generic[T, R]):
             if self._runner is None:
                 self._runner = asyncio.create_task(self._run(), name=f"batch-{self._name}")
             self._wakeup.set()
-            alarm = loop.call_later(self._patience, self._give_up, waiting)
+            timer = loop.call_later(self._timeout, self._give_up, waiting)
             try:
                 return await waiting.done
             finally:
-                alarm.cancel()
+                timer.cancel()
 
     def _give_up(self, waiting: _Waiting[T, R]) -> None:
         why = "another transaction holds the row" if waiting.skipped else "Postgres is out of reach"
         _fail(
-            waiting, DatabaseAway(f"not known to be written after {self._patience:g} s: {why}"), waiting.error
+            waiting, DatabaseAway(f"not known to be written after {self._timeout:g} s: {why}"), waiting.error
         )
 
     async def close(self, *, within: float = _CLOSING) -> None:

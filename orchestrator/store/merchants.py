@@ -64,7 +64,7 @@ _SET_POLICIES = text("""
     UPDATE merchants SET policies = CAST(:policies AS jsonb), policies_mac = :mac WHERE name = :name RETURNING id
 """)
 
-Homeless = Literal["ask", "keep", "return"]
+UnexpectedPaymentPolicy = Literal["ask", "keep", "return"]
 """What becomes of money without an order to pay: a person decides; it completes the checkout; it is given back."""
 Capture = Literal["manual", "automatic"]
 Surcharge = Literal["ask", "keep"]
@@ -116,16 +116,16 @@ class Policies:
     `looks_per_minute`: lookups at the gateway that no shopper waits for, at most (see `process.budget`).
     """
 
-    late: Homeless = "ask"
-    surplus: Homeless = "ask"
-    unknown_order: Homeless = "ask"
+    late: UnexpectedPaymentPolicy = "ask"
+    surplus: UnexpectedPaymentPolicy = "ask"
+    unknown_order: UnexpectedPaymentPolicy = "ask"
     capture: Capture = "manual"
     surcharge: Surcharge = "ask"
     looks_per_minute: int = 3000
 
 
 _WORDS: Final[dict[str, tuple[str, ...]]] = {
-    **dict.fromkeys(("late", "surplus", "unknown_order"), get_args(Homeless)),
+    **dict.fromkeys(("late", "surplus", "unknown_order"), get_args(UnexpectedPaymentPolicy)),
     "capture": get_args(Capture),
     "surcharge": get_args(Surcharge),
 }
@@ -319,8 +319,8 @@ class Merchants:
         purpose = password_purpose(name, gateway_url, merchant_api_url, username)
         row = {
             "name": name, "gateway_url": gateway_url, "merchant_api_url": merchant_api_url, "username": username,
-            "password": self._encryptor.seal(password.encode(), purpose=purpose),
-            "callback_secrets": self._sealed_secrets(name, _secrets(callback_secrets)),
+            "password": self._encryptor.encrypt(password.encode(), purpose=purpose),
+            "callback_secrets": self._encrypted_secrets(name, _secrets(callback_secrets)),
         }  # fmt: skip
         added = bool(await self._db.write(_ADD, row))
         self._read_at = float("-inf")
@@ -340,7 +340,7 @@ class Merchants:
         async with self._db.transaction() as tx:
             found = await run(tx, _LOCK, {"name": name})
             for row in found:
-                sealed = self._encryptor.seal(password.encode(), purpose=_purpose(row))
+                sealed = self._encryptor.encrypt(password.encode(), purpose=_purpose(row))
                 await run(tx, _SET_PASSWORD, {"name": name, "password": sealed})
         self._read_at = float("-inf")
         return bool(found)
@@ -351,7 +351,7 @@ class Merchants:
         False if there is no such merchant, `MerchantRejected` if one of them is too short or holds a control character.
         """
         return await self._change(
-            _SET_SECRETS, {"name": name, "secrets": self._sealed_secrets(name, _secrets(secrets))}
+            _SET_SECRETS, {"name": name, "secrets": self._encrypted_secrets(name, _secrets(secrets))}
         )
 
     async def set_policies(self, name: str, changes: Mapping[str, object]) -> bool:
@@ -383,8 +383,8 @@ class Merchants:
         _log.error("policies_not_authentic", security=True, merchant=row.name, ignored=told)
         return {name: value for name, value in stored.items() if name not in told}
 
-    def _sealed_secrets(self, name: str, secrets: tuple[str, ...]) -> bytes:
-        return self._encryptor.seal(msgspec.json.encode(secrets), purpose=f"merchant/{name}/secrets")
+    def _encrypted_secrets(self, name: str, secrets: tuple[str, ...]) -> bytes:
+        return self._encryptor.encrypt(msgspec.json.encode(secrets), purpose=f"merchant/{name}/secrets")
 
     async def _refresh(self, *, missing: bool) -> None:
         if self._fresh(missing=missing):
@@ -435,7 +435,7 @@ class Merchants:
         password = self._password(row)
         secrets = (
             msgspec.json.decode(
-                self._encryptor.open(bytes(row.callback_secrets), purpose=f"merchant/{row.name}/secrets"),
+                self._encryptor.decrypt(bytes(row.callback_secrets), purpose=f"merchant/{row.name}/secrets"),
                 type=tuple[str, ...],
             )
             if row.callback_secrets is not None
@@ -451,7 +451,7 @@ class Merchants:
     def _password(self, row: Row[Any]) -> str:
         known = self._settings
         if row.password is not None:
-            return self._encryptor.open(bytes(row.password), purpose=_purpose(row)).decode()
+            return self._encryptor.decrypt(bytes(row.password), purpose=_purpose(row)).decode()
         usual = (
             (row.gateway_url, known.gateway_url),
             (row.merchant_api_url, known.merchant_api),

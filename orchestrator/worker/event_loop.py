@@ -219,7 +219,7 @@ class Bridge:
 
     async def _sweep(self) -> None:
         settings = self._settings
-        ringing = await checkouts.sweep(
+        due_now = await checkouts.sweep(
             self._db,
             most=SWEEP_LIMIT,
             grace=settings.hint_grace,
@@ -227,22 +227,22 @@ class Bridge:
             few=settings.hint_size,
         )
         self._swept = time.monotonic()
-        self._counts["swept"] += len(ringing)
-        for one in ringing:
+        self._counts["swept"] += len(due_now)
+        for one in due_now:
             if one.suspect:
-                self.hint_publisher.ring([one.id], alone=True)
-        well = [one for one in ringing if not one.suspect]
-        self.hint_publisher.ring([one.id for one in well if one.rung], queue="callbacks")
-        self.hint_publisher.ring([one.id for one in well if not one.rung])
+                self.hint_publisher.publish([one.id], alone=True)
+        well = [one for one in due_now if not one.suspect]
+        self.hint_publisher.publish([one.id for one in well if one.woken], queue="callbacks")
+        self.hint_publisher.publish([one.id for one in well if not one.woken])
 
     async def _take_up(self) -> int:
         """Carry some of each merchant's ringing alarms, without a way through the broker; return how many."""
-        ringing = await checkouts.due(self._db, most=self._settings.hint_size)
-        await self._admission.admit([one.id for one in ringing if not one.suspect])
-        for one in ringing:
+        due_now = await checkouts.due(self._db, most=self._settings.hint_size)
+        await self._admission.admit([one.id for one in due_now if not one.suspect])
+        for one in due_now:
             if one.suspect:
                 await self._admission.admit([one.id])
-        return len(ringing)
+        return len(due_now)
 
     async def _listen(self) -> None:
         """Sweep by ourselves while nobody has us sweep: the scheduler or the broker is away, or sweeps fail."""

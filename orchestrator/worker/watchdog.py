@@ -55,16 +55,16 @@ class Watchdog:
     def _watch(self) -> None:
         dispatcher = self._dispatcher
         assert dispatcher is not None  # noqa: S101 - `start` has set it
-        ticks, rounds, still, stuck = -1, -1, 0, 0
+        ticks, rounds, sticky, stuck = -1, -1, 0, 0
         while not self._ended.wait(LOOK):
-            still = still + 1 if self.ticks == ticks else 0
+            sticky = sticky + 1 if self.ticks == ticks else 0
             stuck = stuck + 1 if dispatcher.waiting and dispatcher.rounds == rounds else 0
             ticks, rounds = self.ticks, dispatcher.rounds
             fault = (
                 "the dispatcher ended"
                 if dispatcher.ended
                 else "the event loop stands still"
-                if still >= self._most
+                if sticky >= self._most
                 else "the dispatcher takes nothing up while hints wait"
                 if stuck >= self._most
                 else None

@@ -290,7 +290,7 @@ class Stands:
 
 
 @pytest.fixture(scope="module")
-def stands() -> Iterator[Stands]:
+def view() -> Iterator[Stands]:
     one = Stands()
     try:
         yield one
@@ -635,9 +635,9 @@ FAULTS = {
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] if fault.slow else []) for name, fault in FAULTS.items()],
 )
-def test_health_names_a_fault_while_it_lasts_and_says_soon_that_it_is_over(stands: Stands, name: str):
+def test_health_names_a_fault_while_it_lasts_and_says_soon_that_it_is_over(view: Stands, name: str):
     fault = FAULTS[name]
-    stand = stands.at(fault.stand)
+    stand = view.at(fault.stand)
     stand.until_well(since=time.monotonic(), within=60)
     with fault.lasts(stand):
         named, said, told = stand.until_named(fault)

@@ -50,8 +50,8 @@ async def world(shared_database_url: str) -> AsyncIterator[Shop]:
 async def pass_time(world: Shop, seconds: int) -> None:
     """Let time pass, and carry what is due and nothing else."""
     await world.later(seconds=seconds)
-    while ringing := await checkouts.due(world.db, most=1000):
-        await world.take(*(one.id for one in ringing))
+    while due_now := await checkouts.due(world.db, most=1000):
+        await world.take(*(one.id for one in due_now))
 
 
 def shoppers(world: Shop, banks: dict[UUID, str]) -> list[Shopper]:

@@ -75,7 +75,7 @@ class CheckoutProcessor:
     def __init__(self) -> None:
         parts = urlsplit(HERE.gateway_url)
         self._host = parts.netloc
-        self._lines = http_pool.Lines(str(parts.hostname), int(parts.port or 80), most=CONNECTIONS)
+        self._lines = http_pool.HttpPool(str(parts.hostname), int(parts.port or 80), most=CONNECTIONS)
         self._waiting: list[tuple[_Moved, asyncio.Future[None]]] = []
         self._wakeup = asyncio.Event()
         self._room = asyncio.Semaphore(AT_ONCE)

@@ -32,7 +32,7 @@ from tests.benchmarks.work import ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-PATIENCE: Final = 30.0
+TIMEOUT: Final = 30.0
 _LOOK: Final = 0.05
 _STOPPING: Final = 10.0
 _LAST_WORDS: Final = 15
@@ -93,11 +93,11 @@ class Ground:
             command = ["-m", "orchestrator", "bench-gateway", "--port", str(port), "--latency", str(latency), "--no-shoppers"]  # fmt: skip
             process = self._held.enter_context(self.running(f"gateway-{latency}", command, dict(os.environ)))
             url = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + TIMEOUT
             while not answers(url, "/healthz"):
                 process.check()
                 if time.monotonic() > deadline:
-                    raise BenchmarkFailed(f"the light gateway did not answer within {PATIENCE:g} s")
+                    raise BenchmarkFailed(f"the light gateway did not answer within {TIMEOUT:g} s")
                 time.sleep(_LOOK)
             self._gateways[latency] = url
         return self._gateways[latency]

@@ -148,7 +148,7 @@ class _Shop:
 
     def __init__(self, up: Up, name: str) -> None:
         self._host, _, port = up.url.removeprefix("http://").partition(":")
-        self._lines = http_pool.Lines(self._host, int(port), most=200)
+        self._lines = http_pool.HttpPool(self._host, int(port), most=200)
         token = auth.issue(
             up.settings, merchant=name, scopes=("checkouts:write",), lifetime=3600, subject="load"
         )
@@ -170,7 +170,7 @@ class _Shop:
             headers=self._headers,
             body=json.dumps(intent(number)).encode(),
         )
-        answer = await self._lines.exchange(request, patience=60)
+        answer = await self._lines.exchange(request, timeout=60)
         assert answer.good, answer.body
 
 

@@ -39,7 +39,7 @@ WRONG = """
 
 async def hand_over(url: str, token: str, mark: str, orders: int) -> None:
     parts = urlsplit(url)
-    lines = http_pool.Lines(str(parts.hostname), int(parts.port or 80), most=AT_ONCE)
+    lines = http_pool.HttpPool(str(parts.hostname), int(parts.port or 80), most=AT_ONCE)
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     room = asyncio.Semaphore(AT_ONCE)
 

@@ -140,8 +140,8 @@ def _rates(document: Mapping[str, Any], latency: int) -> str:
 
 def _peer(peer: Mapping[str, Any], latencies: Sequence[int]) -> str:
     said = "; ".join(f"{latency} ms: {peer['settings'][str(latency)]}" for latency in latencies)
-    letter = "" if peer["key"] == PRODUCT else f"({peer['key']}) "
-    return f"**{letter}{peer['title']}** (`tests/benchmarks/{peer['module']}.py`). {peer['what']} Settings: {said}."
+    callback = "" if peer["key"] == PRODUCT else f"({peer['key']}) "
+    return f"**{callback}{peer['title']}** (`tests/benchmarks/{peer['module']}.py`). {peer['what']} Settings: {said}."
 
 
 def _product(document: Mapping[str, Any]) -> list[str]:

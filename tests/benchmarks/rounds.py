@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from tests.benchmarks import work
-from tests.benchmarks.ground import PATIENCE, BenchmarkFailed, asked, end
+from tests.benchmarks.ground import TIMEOUT, BenchmarkFailed, asked, end
 from tests.benchmarks.peers import PEERS
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def run(
 
 
 def _await_up(installed: Installed, workers: Sequence[Process]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not installed.up():
         for process in workers:
             process.check()

@@ -60,11 +60,11 @@ async def test_an_archive_run_killed_at_any_moment_loses_nothing_and_leaves_noth
             await one.callbacks.take(arrival(held.id))
             held = await one.advance(
                 held, Trigger.PAYMENT_FOUND, payments=(payment(f"t-{number}"),), money=(13900, 0, 0), read=(),
-                events=(), alarm=0.0,
+                events=(), due_in=0.0,
             )  # fmt: skip
             (held,) = await one.claim(held.id)
             await one.advance(
-                held, action=None, alarm=None, read=tuple(letter.id for letter in held.callbacks)
+                held, action=None, due_in=None, read=tuple(callback.id for callback in held.callbacks)
             )
         await audit.seal(one.db, encryptor)
         everything = sorted(await one.all(ENTRIES))

@@ -28,7 +28,7 @@ _WAITING = text("SELECT kind FROM commands WHERE checkout_id = :id AND handled_a
 _PAYMENTS = text("SELECT * FROM payments WHERE checkout_id = :id")
 _EVENTS = text("SELECT sequence, kind FROM events WHERE checkout_id = :id ORDER BY sequence")
 
-HOMELESS = {
+PAYMENTS_ALONE = {
     "late_payment",
     "unknown_order",
     "surplus_payment",
@@ -43,7 +43,7 @@ HOMELESS = {
 def after_a_step(before: Mapping[UUID, Any], now: Mapping[UUID, Any]) -> None:
     """Nothing that has been written shrinks or is taken back, and nobody is without an alarm before the end."""
     for checkout, row in now.items():
-        assert row.alarm or row.state in ENDED, (checkout, row.state, "has no alarm")
+        assert row.has_due_time or row.state in ENDED, (checkout, row.state, "has no alarm")
         old = before.get(checkout)
         if old is None:
             continue
@@ -69,7 +69,7 @@ async def in_the_end(world: World, policies: Mapping[str, object]) -> None:
     rows = await world.rows()
     for checkout, row in rows.items():
         await _the_trail(world, checkout)
-        await _settled_or_alarmed(world, row)
+        await _settled_or_due(world, row)
         await _the_money(world, row, policies)
         world.tally.states[row.state + (" late" if row.late else "")] += 1
         world.tally.attention[(row.attention or "none").partition(":")[0]] += 1
@@ -101,7 +101,7 @@ async def _the_trail(world: World, checkout: UUID) -> None:
     assert sum(one.kind == "checkout.completed" for one in events) == completions <= 1, (checkout, events)
 
 
-async def _settled_or_alarmed(world: World, row: Any) -> None:
+async def _settled_or_due(world: World, row: Any) -> None:
     assert row.lease is None, (row.id, "is still held")
     assert row.callbacks == 0, (row.id, "has an inbox that nobody reads")
     if row.commands:
@@ -114,7 +114,7 @@ async def _settled_or_alarmed(world: World, row: Any) -> None:
             row.id,
             "has a command that waits for an unclear operation, and no person is told",
         )
-    if not row.alarm:
+    if not row.has_due_time:
         assert row.state in ENDED, (row.id, row.state)
         assert row.attention is None, (row.id, "waits for a person and has no alarm", row.attention)
 
@@ -127,7 +127,7 @@ async def _the_money(world: World, row: Any, policies: Mapping[str, object]) -> 
     for one in operations:
         world.tally.operations[f"{one.kind} {one.state}"] += 1
         _one_effect(world, one, *theirs[one.transaction_id])
-        assert one.state in {"succeeded", "rejected"} or row.alarm, (
+        assert one.state in {"succeeded", "rejected"} or row.has_due_time, (
             checkout,
             one.id,
             one.state,
@@ -165,7 +165,7 @@ async def _the_money(world: World, row: Any, policies: Mapping[str, object]) -> 
         for number, one in ours.items():
             transaction = theirs[number][1]
             words = {mark.partition("=")[0] for mark in (one.decided or "").split()}
-            decided = HOMELESS.intersection(words) and number in world.decided
+            decided = PAYMENTS_ALONE.intersection(words) and number in world.decided
             if _returnable(transaction) > 0 and not decided:
                 _told(row, one, operations, policies)
 

@@ -358,7 +358,7 @@ class Wait(Step):
 
 
 @dataclass(frozen=True)
-class Carry(Step):
+class Process(Step):
     """A worker takes all checkouts: those whose alarm rings, or (`hinted`) as if each had been rung."""
 
     hinted: bool = True
@@ -466,7 +466,7 @@ refusing = st.builds(Refuse, which=_which, endpoint=_money, word=st.sampled_from
 waiting = st.builds(
     Wait, seconds=st.sampled_from((1, 5, 61, 700, 1000, 4000, 90_000, 6 * 86_400, 35 * 86_400))
 )
-carrying = st.builds(Carry, hinted=st.booleans())
+carrying = st.builds(Process, hinted=st.booleans())
 stopping = st.builds(Stop, which=_which, nth=st.integers(1, 12), sleeps=st.booleans())
 single = st.one_of(
     pay, deliver, deliver, forge, moving, moving, asking, deciding, by_hand, failing, losing_answers, refusing,
@@ -485,9 +485,9 @@ def _interrupted(
     trouble: list[Step] = []
     if lost is not None:
         trouble.append(Fail(endpoint=kind, status=lost, after=True))
-    trouble.append(Carry() if stop is None else Stop(nth=stop[0], sleeps=stop[1]))
+    trouble.append(Process() if stop is None else Stop(nth=stop[0], sleeps=stop[1]))
     return (
-        Silence(echo=echo), Ask(kind=kind, amount=amount), *trouble, Wait(seconds=61), Carry(), Wait(seconds=61), Carry(), Wake(),
+        Silence(echo=echo), Ask(kind=kind, amount=amount), *trouble, Wait(seconds=61), Process(), Wait(seconds=61), Process(), Wake(),
     )  # fmt: skip
 
 
@@ -522,10 +522,10 @@ def _flat(*parts: list[tuple[Step, ...]]) -> tuple[Step, ...]:
 
 
 def histories() -> st.SearchStrategy[History]:
-    homeless = st.sampled_from(("ask", "ask", "keep", "return"))
+    unmatched = st.sampled_from(("ask", "ask", "keep", "return"))
     policies = st.fixed_dictionaries(
         {
-            "late": homeless, "surplus": homeless, "unknown_order": st.just("ask"),
+            "late": unmatched, "surplus": unmatched, "unknown_order": st.just("ask"),
             "capture": st.sampled_from(("manual", "manual", "automatic")), "looks_per_minute": st.sampled_from((600, 600, 2)),
         }
     ).map(lambda chosen: tuple(chosen.items()))  # fmt: skip

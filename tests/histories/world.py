@@ -52,7 +52,7 @@ CONFIG = SandboxConfig(
 )
 _ROWS = text("""
     SELECT c.id, c.state, c.version, c.reserved, c.captured, c.refunded, c.charged_back, c.late, c.attention, c.auto_capture,
-           c.audit_sequence, c.event_sequence, c.openings, c.lease, c.withdrawn_at, c.due_at IS NOT NULL AS alarm,
+           c.audit_sequence, c.event_sequence, c.openings, c.lease, c.withdrawn_at, c.due_at IS NOT NULL AS has_due_time,
            extract(epoch FROM c.due_at - clock())::float8 AS due_in,
            (SELECT count(*) FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS callbacks,
            (SELECT count(*) FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS commands,
@@ -343,7 +343,7 @@ class World:
             ) as answer:
                 await answer.read()
 
-    def calm(self) -> None:
+    def cleared_attention(self) -> None:
         """Let every call work from now on. What the gateway tells of its movements stays as it is."""
         self.sandbox.faults.set_everywhere(GlobalFaults(callbacks="lost"))
         for checkout in self.checkouts:

@@ -158,7 +158,7 @@ async def test_nothing_of_the_customer_is_readable_in_a_file_once_its_key_is_des
     body = bytes.fromhex(page["callbacks"][0]["body"].removeprefix("\\x"))
     assert b"succeeded" not in body
     (wrapped,) = await core.all("SELECT data_key FROM intents WHERE checkout_id = :id", id=two[0])
-    assert inbox.open_body(core.encryptor, two[0], bytes(wrapped), body) == b"status=succeeded"
+    assert inbox.decrypt_body(core.encryptor, two[0], bytes(wrapped), body) == b"status=succeeded"
     assert wrapped.hex() not in json.dumps(page)
 
 
@@ -276,12 +276,12 @@ async def test_an_archived_checkout_wakes_up_goes_on_with_its_chain_and_is_archi
     core, archived, tmp_path
 ):
     (checkout, expired) = archived
-    assert (await core.callbacks.take(arrival(expired, body=b"late"))).rings
+    assert (await core.callbacks.take(arrival(expired, body=b"late"))).wakes
     (held,) = await core.claim(expired)
     assert (held.state, held.known, held.callbacks[0].kind) == (State.EXPIRED, (), "notification")
     held = await core.advance(
         held, Trigger.PAYMENT_FOUND, late=True, payments=(payment("t-late"),), read=(held.callbacks[0].id,),
-        events=(Event("checkout.completed", {}),), alarm=KEEP,
+        events=(Event("checkout.completed", {}),), due_in=KEEP,
     )  # fmt: skip
     assert await problems(core) == []
     assert await core.all("SELECT sequence FROM audit_entries") == [7]
@@ -301,7 +301,7 @@ async def test_an_archived_checkout_wakes_up_goes_on_with_its_chain_and_is_archi
 
 async def test_an_archived_checkout_can_be_reopened(core, archived):
     (_, expired) = archived
-    await core.ring(expired)
+    await core.wake(expired)
     (held,) = await core.claim(expired)
     held = await core.advance(held, Trigger.REOPENED, expires_in=60.0)
     held = await core.advance(held, Trigger.AUTHENTICATED, token=b"t", token_lifetime=60.0)
@@ -801,7 +801,7 @@ async def test_months_that_are_empty_and_past_are_dropped_and_no_others(own, tmp
     assert {"audit_entries_before", "audit_entries_rest"} <= set(left)
     assert await problems(own) == []
     # One that wakes up from a month that is gone writes into the rest.
-    await own.ring(ids[0])
+    await own.wake(ids[0])
     (held,) = await own.claim(ids[0])
     await own.advance(held, action=Action.GATEWAY_ASKED)
     assert await own.all("SELECT checkout_id FROM audit_entries_rest") == [ids[0]]

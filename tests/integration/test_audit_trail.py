@@ -278,7 +278,7 @@ async def test_what_was_chained_under_an_older_key_still_verifies_after_rotation
     await audit.seal(core.db, core.encryptor)
     rotated = Encryptor(make_settings(secret_keys=(OLDER_KEY, SECRET_KEY)).secret_keys)
     async with another(core.url, rotated) as process:
-        await process.ring(trail)
+        await process.wake(trail)
         (held,) = await process.claim(trail)
         await process.advance(held, Trigger.PAYMENT_FOUND)
         await audit.seal(process.db, rotated)

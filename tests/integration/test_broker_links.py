@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 @pytest.fixture(autouse=True)
 def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let handshakes take their time: how soon the board gives up is no matter here."""
-    monkeypatch.setattr(shared_state, "PATIENCE", 10.0)
+    monkeypatch.setattr(shared_state, "TIMEOUT", 10.0)
 
 
 async def reached(settings: Settings) -> tuple[bool, bool | None]:
@@ -158,7 +158,7 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
         hint_publisher = HintPublisher(settings)
         hint_publisher.start()
         async with shared:
-            hint_publisher.ring([uuid4()])
+            hint_publisher.publish([uuid4()])
             until(lambda: hint_publisher.depth("checkouts") == 1, "the hint is in the queue")
             await reaches(shared)
             one.kill()
@@ -169,14 +169,14 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
                 == str(two.port).encode()
             )
 
-            def rings() -> bool:
-                hint_publisher.ring([uuid4()])
+            def wakes() -> bool:
+                hint_publisher.publish([uuid4()])
                 try:
                     return hint_publisher.trouble is None and hint_publisher.depth("checkouts") > 1
                 except redis.RedisError:
                     return False
 
-            until(rings, "hints go to the new primary", seconds=60)
+            until(wakes, "hints go to the new primary", seconds=60)
         hint_publisher.close()
 
 

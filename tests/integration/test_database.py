@@ -420,9 +420,9 @@ async def test_prepared_statements_behind_a_pooler_are_used_where_the_setting_sa
                 # They meet each other's statements. A row is never called refused for it.
                 await asyncio.gather(batch.put(round_), other.read(ONE), return_exceptions=True)
             await batch.close()
-        async with Database(url, pool_size=2, prepared="off") as calm:
+        async with Database(url, pool_size=2, prepared="off") as cleared_attention:
             for _ in range(20):
-                assert await calm.read(ONE)
+                assert await cleared_attention.read(ONE)
 
 
 @needs_pgbouncer

@@ -129,23 +129,23 @@ async def process(place, encryptor, merchant=1):
             )
         ).fresh
     for one in ids:
-        assert (await place.callbacks.take(arrival(one))).rings
+        assert (await place.callbacks.take(arrival(one))).wakes
         assert await inbox.request(
             place.db, place.encryptor, one, merchant_id=merchant, kind="reconcile", actor="x", grace=1.0
         )
     claimed = await place.claim(*ids)
     assert [(len(one.callbacks), len(one.commands)) for one in claimed] == [(1, 1)] * OPEN
     for one in claimed:
-        (letter,), (command,) = one.callbacks, one.commands
+        (callback,), (command,) = one.callbacks, one.commands
         held = await place.advance(one, Trigger.AUTHENTICATED, token=b"t", token_lifetime=60.0)
         held = await place.advance(
-            held, Trigger.PAYMENT_FOUND, payments=(payment(f"T-{one.id}"),), money=(13900, 0, 0), read=(letter.id,),
-            done=((command.id, "done"),), events=(checkouts.Event("checkout.completed", {}),), alarm=0.0,
+            held, Trigger.PAYMENT_FOUND, payments=(payment(f"T-{one.id}"),), money=(13900, 0, 0), read=(callback.id,),
+            done=((command.id, "done"),), events=(checkouts.Event("checkout.completed", {}),), due_in=0.0,
         )  # fmt: skip
         assert held.state is State.COMPLETED
-    await place.ring(*ids)
+    await place.wake(*ids)
     assert await checkouts.claim_waiting(place.db, {merchant: 5}, lease_seconds=60.0, grace=60.0)
-    strays = inbox.UnmatchedCallbacks(place.db, encryptor, place.callbacks, grace=60.0)
+    unmatched = inbox.UnmatchedCallbacks(place.db, encryptor, place.callbacks, grace=60.0)
     told = checkouts.UnmatchedPayment(
         merchant_id=merchant, order_ref=f"N-{uuid4().hex[:8]}", transaction_id="s", currency="DKK", amount=1, named=None,
         correlation_id="c",
@@ -153,8 +153,8 @@ async def process(place, encryptor, merchant=1):
     stray = inbox.MerchantCallback(
         told=told, grade="signed", network="inside", content_type="", headers={}, source=None, body=b""
     )
-    assert (await strays.take(stray)).adopted
-    await strays.close()
+    assert (await unmatched.take(stray)).created
+    await unmatched.close()
     async with place.db.transaction() as tx:
         assert len((await tx.execute(checkouts.due._DUE, {"most": 100, "overloaded": []})).all()) >= 1
     assert len(await checkouts.sweep(place.db, most=100, grace=60.0)) >= 1

@@ -18,7 +18,7 @@ LONG = readiness.OVERDUE + 80
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch):
+def _with_short_timeout(monkeypatch):
     monkeypatch.setattr(doctor, "SECOND_LOOK", 0.5)
 
 
@@ -35,7 +35,7 @@ class Report:
 
 async def backlog(core):
     report = Report()
-    await doctor._alarms(core.db, report, stopped=False)
+    await doctor._due(core.db, report, stopped=False)
     return report.said
 
 
@@ -105,7 +105,7 @@ async def test_a_stopped_installation_has_a_backlog_and_no_problem(core):
     await core.checkouts(2)
     await aged(core, created_at=LONG, updated_at=LONG)
     report = Report()
-    await doctor._alarms(core.db, report, stopped=True)
+    await doctor._due(core.db, report, stopped=True)
     assert report.said["backlog"] == [("ok", "2 checkouts are due, and wait for the next start")]
 
 

@@ -89,7 +89,7 @@ async def test_alarms_leases_and_deadlines_live_by_the_clock(core):
     held = await core.held(lease=60.0)
     await core.do("UPDATE clock_skew SET seconds = 120")
     row = await core.row(held.id)
-    assert row.rings
+    assert row.is_due
     (again,) = await core.claim(held.id)
     assert again.lease != held.lease
     assert 115 < (again.claimed_at - held.claimed_at).total_seconds() < 180

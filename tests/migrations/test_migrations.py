@@ -145,7 +145,7 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, encryptor)
         assert (
             await one.intents.accept(intake(order_ref=asked.order_ref, idempotency_key="l"))
         ).id == accepted.id
-        assert (await one.callbacks.take(arrival(accepted.id))).rings
+        assert (await one.callbacks.take(arrival(accepted.id))).wakes
         assert await inbox.request(
             one.db, one.encryptor, accepted.id, merchant_id=1, kind="cancel", actor="x", grace=1.0
         )
@@ -154,11 +154,11 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, encryptor)
         held = await one.advance(
             held, Trigger.PAYMENT_FOUND, payments=(payment("t"),), events=(Event("checkout.completed", {}),),
             read=(held.callbacks[0].id,), done=((held.commands[0].id, "refused"),), token=b"t", token_lifetime=1.0,
-            money=(13900, 0, 0), alarm=0.0,
+            money=(13900, 0, 0), due_in=0.0,
         )  # fmt: skip
         assert held.state is State.COMPLETED
-        assert [ring.id for ring in await checkouts.due(one.db, most=5)] == [held.id]
-        assert [ring.id for ring in await checkouts.sweep(one.db, most=5, grace=1.0)] == [held.id]
+        assert [due.id for due in await checkouts.due(one.db, most=5)] == [held.id]
+        assert [due.id for due in await checkouts.sweep(one.db, most=5, grace=1.0)] == [held.id]
         assert await audit.seal(one.db, encryptor) == 1
         found = await audit.verify(one.db, encryptor)
         assert (found.checkouts, found.entries, found.seals, found.problems) == (1, 2, 1, [])
@@ -192,7 +192,7 @@ async def test_what_is_open_is_signed_and_passwords_are_bound_when_the_keys_are_
         older.attributes["secret_keys"] = keys
         await asyncio.to_thread(command.downgrade, older, "0008")
         sealed = await one.all("SELECT password FROM merchants WHERE name = 'second'")
-        assert encryptor.open(bytes(sealed[0]), purpose="merchant/second/password") == b"hidden"
+        assert encryptor.decrypt(bytes(sealed[0]), purpose="merchant/second/password") == b"hidden"
         with pytest.raises(schema.NoDatabase, match="ORCHESTRATOR_SECRET_KEYS is not set"):
             await asyncio.to_thread(schema.migrate, url)
         await asyncio.to_thread(schema.migrate, url, keys=keys)

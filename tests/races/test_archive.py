@@ -21,7 +21,7 @@ from tests.pooler import direct
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE = 5 * LOCK_TIMEOUT
+TIMEOUT = 5 * LOCK_TIMEOUT
 """Milliseconds that intake and movers wait for a lock in these tests before Postgres tells them that they have waited too long."""
 
 
@@ -48,13 +48,13 @@ class Watched(Database):
 
 
 @pytest.fixture(name="impatient_url")
-def _impatient_url(database_url):
+def _short_timeout_url(database_url):
     """A database on which whoever waits too long for a lock is told so."""
     with psycopg.connect(direct(database_url), autocommit=True) as admin:
         name = admin.execute("SELECT current_database()").fetchone()[0]
         admin.execute(
             sql.SQL("ALTER DATABASE {} SET lock_timeout = {}").format(
-                sql.Identifier(name), sql.Literal(f"{PATIENCE}ms")
+                sql.Identifier(name), sql.Literal(f"{TIMEOUT}ms")
             )
         )
     return database_url
@@ -69,22 +69,22 @@ async def settle(one, order):
 
 
 async def test_intake_callbacks_and_moves_go_on_during_a_run_and_wait_for_no_lock(
-    impatient_url, encryptor, tmp_path
+    short_timeout_url, encryptor, tmp_path
 ):
     async with (
-        core(impatient_url, encryptor, database=Watched) as shop,
-        core(impatient_url, encryptor) as keeper,
+        core(short_timeout_url, encryptor, database=Watched) as shop,
+        core(short_timeout_url, encryptor) as keeper,
     ):
         old = await shop.checkouts(150)
         for order in old:
             await settle(shop, order)
-        busy, carried = True, []
+        busy, processed = True, []
 
         async def take_orders():
             while busy:
                 order = await shop.accept()
                 await settle(shop, order)
-                carried.append(order)
+                processed.append(order)
 
         async def call_back():
             # Late callbacks for orders that are just being archived: each is kept, whichever side of the file it falls on.
@@ -98,12 +98,12 @@ async def test_intake_callbacks_and_moves_go_on_during_a_run_and_wait_for_no_loc
         busy = False
         await asyncio.gather(*runs)
         assert first.checkouts > 0
-        assert carried
+        assert processed
         assert shop.db.waited == 0
         assert (await audit.verify(shop.db, encryptor)).problems == []
         for order in old:
             (held,) = await shop.claim(order)
-            assert [letter.kind for letter in held.callbacks] == ["notification"]
+            assert [callback.kind for callback in held.callbacks] == ["notification"]
             await shop.release(held, None, read=(held.callbacks[0].id,))
         await archive.run(keeper.db, encryptor, tmp_path, older_than=0.0, most=20)
         assert await shop.all("SELECT DISTINCT checkout_id FROM audit_entries") == []
@@ -111,9 +111,9 @@ async def test_intake_callbacks_and_moves_go_on_during_a_run_and_wait_for_no_loc
 
 
 async def test_verifying_while_a_run_is_under_way_reports_no_false_problem(
-    impatient_url, encryptor, tmp_path
+    short_timeout_url, encryptor, tmp_path
 ):
-    async with core(impatient_url, encryptor) as shop, core(impatient_url, encryptor) as auditor:
+    async with core(short_timeout_url, encryptor) as shop, core(short_timeout_url, encryptor) as auditor:
         for order in await shop.checkouts(120):
             await settle(shop, order)
         await audit.seal(shop.db, encryptor)
@@ -130,11 +130,11 @@ async def test_verifying_while_a_run_is_under_way_reports_no_false_problem(
 
 
 async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a_moment(
-    impatient_url, encryptor
+    short_timeout_url, encryptor
 ):
     async with (
-        core(impatient_url, encryptor, database=Watched) as shop,
-        core(impatient_url, encryptor) as keeper,
+        core(short_timeout_url, encryptor, database=Watched) as shop,
+        core(short_timeout_url, encryptor) as keeper,
     ):
         months = [one for one in await archive.months_of(keeper.db) if one.until is not None][1:]
         await keeper.do("UPDATE clock_skew SET seconds = 3000 * 86400")
@@ -147,7 +147,7 @@ async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a
                 taken += 1
 
         runs = [asyncio.create_task(take_orders()) for _ in range(4)]
-        async with await psycopg.AsyncConnection.connect(direct(impatient_url)) as reader:
+        async with await psycopg.AsyncConnection.connect(direct(short_timeout_url)) as reader:
             # Somebody reads the trail for long: for as long as that goes on the months stay, and intake goes on.
             await reader.execute("SELECT 1 FROM audit_entries LIMIT 1")
             before = taken
@@ -163,19 +163,19 @@ async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a
         assert (await audit.verify(shop.db, encryptor)).problems == []
 
 
-async def test_a_ring_and_a_run_that_meet_on_a_checkout_lose_neither(impatient_url, encryptor, tmp_path):
+async def test_a_ring_and_a_run_that_meet_on_a_checkout_lose_neither(short_timeout_url, encryptor, tmp_path):
     """The ringer was first and has not committed: its checkout stays. The run was first: the ring wakes an archived checkout."""
-    async with core(impatient_url, encryptor) as one:
+    async with core(short_timeout_url, encryptor) as one:
         held = await one.held(State.AWAITING_PAYMENT)
         held = await one.advance(held, Trigger.DEADLINE_PASSED)
         await one.release(held, None)
         async with one.db.transaction() as tx:
-            await checkouts.ring(tx, [held.id], grace=60.0)
+            await checkouts.wake(tx, [held.id], grace=60.0)
             assert (await archive.run(one.db, encryptor, tmp_path, older_than=0.0, most=20)).checkouts == 0
         assert (await archive.run(one.db, encryptor, tmp_path, older_than=0.0, most=20)).checkouts == 0
         (again,) = await one.claim(held.id)
         await one.release(again, None)
         assert (await archive.run(one.db, encryptor, tmp_path, older_than=0.0, most=20)).checkouts == 1
-        await one.ring(held.id)
+        await one.wake(held.id)
         (again,) = await one.claim(held.id)
         assert (again.id, again.audit_sequence, again.token) == (held.id, 6, None)

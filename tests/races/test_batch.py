@@ -187,7 +187,7 @@ async def test_a_connection_cut_before_the_commit_is_written_again(slots):
 
 
 async def test_out_of_reach_for_longer_than_the_patience_is_database_away(slots):
-    one = await slots(patience=0.3)
+    one = await slots(timeout=0.3)
     one.db.lost_answers = 1_000
     begun = time.monotonic()
     with pytest.raises(DatabaseAway, match=r"after 0\.3 s: Postgres is out of reach") as error:
@@ -197,7 +197,7 @@ async def test_out_of_reach_for_longer_than_the_patience_is_database_away(slots)
 
 
 async def test_patience_is_counted_for_each_waiter_alone(slots):
-    one = await slots(patience=1.2)
+    one = await slots(timeout=1.2)
     one.db.lost_answers = 1_000
     early = asyncio.create_task(one.put("early"))
     await asyncio.sleep(0.9)
@@ -209,7 +209,7 @@ async def test_patience_is_counted_for_each_waiter_alone(slots):
 
 
 async def test_a_server_that_hangs_in_the_middle_of_a_write_is_database_away_too(slots):
-    one = await slots(patience=0.4)
+    one = await slots(timeout=0.4)
     assert await one.put("before") == "before"
     (row,) = await one.db.read(text("SELECT pg_backend_pid() AS pid"))
     os.kill(row.pid, signal.SIGSTOP)
@@ -225,7 +225,7 @@ async def test_a_server_that_hangs_in_the_middle_of_a_write_is_database_away_too
 
 async def test_a_server_that_was_never_there_is_database_away():
     db = Database("postgresql://shop:x@127.0.0.1:9/none", pool_size=1)
-    batch = Batch(lambda _: db.write(text("SELECT 1"), {}), keys=lambda item: (item,), patience=0.3)
+    batch = Batch(lambda _: db.write(text("SELECT 1"), {}), keys=lambda item: (item,), timeout=0.3)
     with pytest.raises(DatabaseAway):
         await batch.put("x")
     await batch.close()
@@ -323,7 +323,7 @@ async def test_what_a_write_leaves_for_later_comes_again_until_the_patience_is_o
         tries.append(list(items))
         return [AGAIN if item == "held" else item for item in items]
 
-    batch = Batch(write, keys=lambda item: (item,), patience=0.3)
+    batch = Batch(write, keys=lambda item: (item,), timeout=0.3)
     others = [batch.put(f"n{number}") for number in range(5)]
     results = await fates(batch.put("held"), *others)
     assert results == [DatabaseAway, *(f"n{number}" for number in range(5))]
@@ -348,7 +348,7 @@ async def test_a_held_row_delays_only_itself(core):
 
 
 async def test_a_row_held_beyond_the_patience_is_database_away_and_unmoved(core):
-    async with another(core.url, core.encryptor, patience=0.3) as one:
+    async with another(core.url, core.encryptor, timeout=0.3) as one:
         held = await one.held()
         async with row_held(core.url, held.id):
             with pytest.raises(DatabaseAway, match="another transaction holds the row"):

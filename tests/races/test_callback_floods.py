@@ -12,7 +12,7 @@ from sqlalchemy import text
 from orchestrator.domain.states import State
 from orchestrator.store.inbox import Callbacks, Caps, callbacks, unmatched
 from tests.factories import arrival
-from tests.races.test_strays import stray
+from tests.races.test_strays import unexpected_callback
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +39,7 @@ async def kept(core, checkout):
 
 async def read(core, checkout):
     (held,) = await core.claim(checkout)
-    await core.release(held, 1000.0, read=tuple(letter.id for letter in held.callbacks))
+    await core.release(held, 1000.0, read=tuple(callback.id for callback in held.callbacks))
 
 
 @pytest.mark.parametrize("one_batch", [True, False])
@@ -55,7 +55,7 @@ async def test_of_a_flood_without_proof_so_many_are_kept_and_what_is_real_finds_
                     await writer.take(each)
         fates = await asyncio.gather(*(writer.take(arrival(one, body=body)) for body in bodies(20, b"real-")))
         assert sum(fate.kept for fate in fates) == 5
-        assert all(fate.rings for fate in fates), "what the gateway signed always rings"
+        assert all(fate.wakes for fate in fates), "what the gateway signed always rings"
     assert await kept(core, one) == {"signed": 5, "wrong": 3}
     assert await kept(core, other) == {"wrong": 3}
 
@@ -79,7 +79,7 @@ async def test_a_repeat_counts_however_many_there_are(core):
         for body in bodies(4):
             await writer.take(arrival(checkout, body=body))
         fate = await writer.take(arrival(checkout, body=b"0"))
-    assert (fate.kept, fate.rings) == (True, True)
+    assert (fate.kept, fate.wakes) == (True, True)
     assert sorted(await core.all("SELECT times FROM callbacks")) == [1, 2]
 
 
@@ -88,18 +88,18 @@ async def test_a_repeat_counts_however_many_there_are(core):
     [("signed", True, True), ("checksum", True, False), ("unchecked", True, False), ("wrong", False, False)],
 )
 async def test_beyond_the_cap_a_ring_is_kept_and_no_new_one_made_but_for_what_is_signed(
-    core, grade, rings_while_open, rings_when_read
+    core, grade, wakes_while_open, wakes_when_read
 ):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     async with taking(core, caps=Caps(1, 1)) as writer:
         await writer.take(arrival(checkout, body=b"first"))
         fate = await writer.take(arrival(checkout, grade=grade, body=b"second"))
-        assert (fate.kept, fate.rings) == (False, rings_while_open)
+        assert (fate.kept, fate.wakes) == (False, wakes_while_open)
         await read(core, checkout)
         before = (await core.row(checkout)).wake
         fate = await writer.take(arrival(checkout, grade=grade, body=b"third"))
-        assert (fate.kept, fate.rings) == (False, rings_when_read)
-        assert (await core.row(checkout)).wake == before + rings_when_read
+        assert (fate.kept, fate.wakes) == (False, wakes_when_read)
+        assert (await core.row(checkout)).wake == before + wakes_when_read
 
 
 async def test_where_the_network_counts_what_comes_from_elsewhere_is_capped_as_unproven(core):
@@ -118,7 +118,7 @@ async def test_of_the_same_callback_at_once_the_best_proof_is_kept(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     grades = ["missing", "wrong", "unchecked", "signed", "stale", "checksum"]
     fates = await asyncio.gather(*(core.callbacks.take(arrival(checkout, grade=grade)) for grade in grades))
-    assert all(fate.kept and fate.rings for fate in fates)
+    assert all(fate.kept and fate.wakes for fate in fates)
     assert await core.all("SELECT grade, times FROM callbacks") == [("signed", 6)]
 
 
@@ -159,7 +159,7 @@ async def test_what_one_callback_costs_does_not_grow_with_those_of_others(core, 
         statement = callbacks._STORE
     else:
         writer = unmatched.UnmatchedCallbacks(core.db, core.encryptor, core.callbacks, grace=60.0)
-        parameters, statement = writer._parameters([stray(grade="wrong")]), unmatched._KEEP
+        parameters, statement = writer._parameters([unexpected_callback(grade="wrong")]), unmatched._KEEP
     async with core.db.transaction() as tx:
         told = (await tx.execute(text(f"EXPLAIN (FORMAT JSON) {statement.text}"), parameters)).scalar_one()
     read = set(scans(told[0]["Plan"]))

@@ -14,7 +14,7 @@ from orchestrator.domain.ids import uuid7
 from orchestrator.domain.states import State
 from orchestrator.store import inbox
 from orchestrator.store.database import DatabaseAway, Unwritten
-from orchestrator.store.inbox import open_body, seal_body
+from orchestrator.store.inbox import decrypt_body, encrypt_body
 from orchestrator.store.tables import metadata
 from tests.factories import Breaking, arrival, row_held
 from tests.factories import core as another
@@ -25,10 +25,10 @@ pytestmark = pytest.mark.anyio
 MARKER = "Anna-Berg-marker-7461"
 
 
-async def read_and_release(core, checkout, alarm=1000.0):
+async def read_and_release(core, checkout, due_in=1000.0):
     """Act on everything in the inbox of a checkout, as its holder does."""
     (held,) = await core.claim(checkout)
-    return await core.release(held, alarm, read=tuple(letter.id for letter in held.callbacks))
+    return await core.release(held, due_in, read=tuple(callback.id for callback in held.callbacks))
 
 
 async def test_the_same_callback_fifty_times_at_once_is_one_row_that_counts_to_fifty(core):
@@ -37,7 +37,7 @@ async def test_the_same_callback_fifty_times_at_once_is_one_row_that_counts_to_f
         stored = await asyncio.gather(
             *((core, other)[number % 2].callbacks.take(arrival(checkout)) for number in range(50))
         )
-    assert all(one.rings for one in stored)
+    assert all(one.wakes for one in stored)
     assert await core.all("SELECT times, repeated_at IS NOT NULL, handled_at FROM callbacks") == [
         (50, True, None)
     ]
@@ -52,13 +52,13 @@ async def test_callbacks_that_differ_in_kind_or_body_are_kept_apart_and_in_order
         await core.callbacks.take(arrival(checkout, kind=kind, body=body))
     (held,) = await core.claim(checkout)
     key = core.encryptor.data_key(held.id, held.data_key)
-    assert [letter.kind for letter in held.callbacks] == [
+    assert [callback.kind for callback in held.callbacks] == [
         "notification",
         "success",
         "notification",
         "redirect",
     ]
-    assert [key.open(letter.body[1:], purpose="callback") for letter in held.callbacks] == [
+    assert [key.decrypt(callback.body[1:], purpose="callback") for callback in held.callbacks] == [
         b"1",
         b"1",
         b"2",
@@ -68,13 +68,13 @@ async def test_callbacks_that_differ_in_kind_or_body_are_kept_apart_and_in_order
 
 async def test_a_repeat_of_an_unhandled_callback_rings_and_of_a_handled_one_does_not(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
-    assert (await core.callbacks.take(arrival(checkout))).rings
+    assert (await core.callbacks.take(arrival(checkout))).wakes
     before = await core.row(checkout)
-    assert (await core.callbacks.take(arrival(checkout))).rings
+    assert (await core.callbacks.take(arrival(checkout))).wakes
     assert (await core.row(checkout)).wake == before.wake + 1
     await read_and_release(core, checkout)
     before = await core.row(checkout)
-    assert not (await core.callbacks.take(arrival(checkout))).rings
+    assert not (await core.callbacks.take(arrival(checkout))).wakes
     assert (await core.row(checkout)) == before
     assert await core.all("SELECT times FROM callbacks") == [3]
 
@@ -83,7 +83,7 @@ async def test_a_repeat_of_an_unhandled_callback_rings_and_of_a_handled_one_does
 async def test_an_empty_callback_always_rings(core, kind):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     for number in (1, 2, 3):
-        assert (await core.callbacks.take(arrival(checkout, kind=kind, body=b""))).rings
+        assert (await core.callbacks.take(arrival(checkout, kind=kind, body=b""))).wakes
         assert (await core.row(checkout)).wake == number
         await read_and_release(core, checkout)
     assert await core.all("SELECT times, handled_at IS NOT NULL FROM callbacks") == [(3, True)]
@@ -91,15 +91,15 @@ async def test_an_empty_callback_always_rings(core, kind):
 
 async def test_a_callback_that_beats_the_offer_is_kept_and_found_by_the_holder(core):
     held = await core.held(State.SESSION_CREATED)
-    assert (await core.callbacks.take(arrival(held.id))).rings
-    assert (await core.release(held, 1000.0)).rung
+    assert (await core.callbacks.take(arrival(held.id))).wakes
+    assert (await core.release(held, 1000.0)).woken
     (held,) = await core.claim(held.id)
     assert len(held.callbacks) == 1
 
 
 async def test_a_callback_rings_a_settled_checkout(core):
-    checkout = await core.checkout(State.COMPLETED, alarm=None)
-    assert (await core.callbacks.take(arrival(checkout))).rings
+    checkout = await core.checkout(State.COMPLETED, due_in=None)
+    assert (await core.callbacks.take(arrival(checkout))).wakes
     assert [held.id for held in await core.claim(checkout)] == [checkout]
 
 
@@ -109,12 +109,12 @@ async def test_a_callback_for_a_checkout_that_does_not_exist_is_stored_and_harml
     stored = await asyncio.gather(
         *map(core.callbacks.take, (arrival(stranger), arrival(known), arrival(stranger)))
     )
-    assert all(one.rings for one in stored)
+    assert all(one.wakes for one in stored)
     ((body, times),) = await core.all(
         "SELECT body, times FROM callbacks WHERE checkout_id = :id", id=stranger
     )
     assert times == 2
-    assert open_body(core.encryptor, stranger, None, body) == b"status=succeeded"
+    assert decrypt_body(core.encryptor, stranger, None, body) == b"status=succeeded"
     assert await core.claim(stranger) == []
 
 
@@ -123,19 +123,19 @@ async def test_the_callback_of_an_erased_customer_is_stored_and_what_came_before
     (wrapped,) = await core.all("SELECT data_key FROM intents")
     await core.callbacks.take(arrival(checkout, body=b"before"))
     await core.do("UPDATE intents SET data_key = NULL, erased_at = clock()")
-    assert (await core.callbacks.take(arrival(checkout, body=b"after"))).rings
+    assert (await core.callbacks.take(arrival(checkout, body=b"after"))).wakes
     before, after = await core.all("SELECT body FROM callbacks ORDER BY id")
-    assert open_body(core.encryptor, checkout, None, after) == b"after"
+    assert decrypt_body(core.encryptor, checkout, None, after) == b"after"
     with pytest.raises(EncryptionError, match="was erased"):
-        open_body(core.encryptor, checkout, None, before)
-    assert open_body(core.encryptor, checkout, wrapped, before) == b"before"
+        decrypt_body(core.encryptor, checkout, None, before)
+    assert decrypt_body(core.encryptor, checkout, wrapped, before) == b"before"
 
 
 def test_a_sealed_callback_of_one_checkout_does_not_open_for_another(encryptor):
     one, other = uuid7(), uuid7()
-    sealed = seal_body(encryptor, one, None, b"x")
+    sealed = encrypt_body(encryptor, one, None, b"x")
     with pytest.raises(EncryptionError):
-        open_body(encryptor, other, None, sealed)
+        decrypt_body(encryptor, other, None, sealed)
 
 
 async def test_a_held_row_delays_only_its_own_callbacks(core):
@@ -146,7 +146,7 @@ async def test_a_held_row_delays_only_its_own_callbacks(core):
         async with asyncio.timeout(5):
             await asyncio.gather(*taking.values())
         assert not late.done()
-    assert (await late).rings
+    assert (await late).wakes
     assert await core.all("SELECT sum(times) FROM callbacks") == [6]
 
 
@@ -154,9 +154,9 @@ async def test_a_callback_stored_by_a_connection_that_was_lost_rings_and_is_one_
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     async with another(core.url, core.encryptor, database=Breaking) as one:
         one.db.lost_answers = 1
-        assert (await one.callbacks.take(arrival(checkout))).rings
+        assert (await one.callbacks.take(arrival(checkout))).wakes
         one.db.cut_before_commit = 1
-        assert (await one.callbacks.take(arrival(checkout, body=b"2"))).rings
+        assert (await one.callbacks.take(arrival(checkout, body=b"2"))).wakes
     assert await core.all("SELECT count(*) FROM callbacks") == [2]
     (held,) = await core.claim(checkout)
     assert len(held.callbacks) == 2
@@ -164,7 +164,7 @@ async def test_a_callback_stored_by_a_connection_that_was_lost_rings_and_is_one_
 
 async def test_a_callback_that_cannot_be_stored_is_never_called_stored(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
-    async with another(core.url, core.encryptor, database=Breaking, patience=0.2) as one:
+    async with another(core.url, core.encryptor, database=Breaking, timeout=0.2) as one:
         one.db.cut_before_commit = 1_000
         with pytest.raises(DatabaseAway):
             await one.callbacks.take(arrival(checkout))
@@ -183,7 +183,7 @@ async def test_a_poisoned_callback_fails_alone(core):
 
 async def test_repeats_against_movers_that_mark_as_read_never_lock_each_other_out(core):
     """A mover locks the checkout and then its callbacks; so does intake. Deadlocks are counted by Postgres itself."""
-    ids = [await core.checkout(State.AWAITING_PAYMENT, alarm=0.0) for _ in range(6)]
+    ids = [await core.checkout(State.AWAITING_PAYMENT, due_in=0.0) for _ in range(6)]
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     (before,) = await core.all(deadlocks)
     running = True
@@ -223,7 +223,7 @@ async def test_repeats_against_movers_that_mark_as_read_never_lock_each_other_ou
             "SELECT count(*) FROM callbacks WHERE checkout_id = :id AND handled_at IS NULL", id=each
         )
         row = await core.row(each)
-        assert not open_ones or row.rings or row.hinted
+        assert not open_ones or row.is_due or row.hinted
 
 
 # ── Commands ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -243,7 +243,7 @@ async def test_a_command_is_stored_with_who_asked_and_rings(core):
     told = await core.release(held, 60.0, done=((command.id, "accepted"),))
     assert told.commands == ()
     assert await core.all("SELECT result, handled_at IS NOT NULL FROM commands") == [("accepted", True)]
-    await core.ring(checkout)
+    await core.wake(checkout)
     (held,) = await core.claim(checkout)
     assert held.commands == ()
 
@@ -270,8 +270,8 @@ async def test_personal_data_is_not_readable_in_any_table(core):
     await core.callbacks.take(arrival(uuid4(), body=f"cardholder={MARKER}".encode()))
     (held,) = await core.claim(checkout)
     key = core.encryptor.data_key(checkout, held.data_key)
-    assert key.open(held.intent, purpose="intent") == document
-    assert MARKER.encode() in key.open(held.callbacks[0].body[1:], purpose="callback")
+    assert key.decrypt(held.intent, purpose="intent") == document
+    assert MARKER.encode() in key.decrypt(held.callbacks[0].body[1:], purpose="callback")
     forms = [MARKER, MARKER.encode().hex()]
     async with await psycopg.AsyncConnection.connect(direct(core.url)) as superuser:
         for table in metadata.tables:

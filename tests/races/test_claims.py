@@ -39,20 +39,20 @@ async def test_a_hint_allows_one_claim(core):
     (held,) = await core.claim(checkout)
     await core.release(held, 60.0)
     assert await core.claim(checkout) == []
-    await core.ring(checkout)
+    await core.wake(checkout)
     (again,) = await core.claim(checkout)
     assert again.claims == 1
 
 
 async def test_an_alarm_that_rings_allows_a_claim_without_a_hint(core):
-    checkout = await core.checkout(alarm=0.0)
+    checkout = await core.checkout(due_in=0.0)
     assert [held.id for held in await core.claim(checkout)] == [checkout]
 
 
 async def test_nobody_claims_under_a_living_lease_however_often_it_is_rung(core):
     held = await core.held()
-    await core.ring(held.id)
-    await core.ring(held.id)
+    await core.wake(held.id)
+    await core.wake(held.id)
     assert await core.claim(held.id) == []
     # Not even if the row is hinted at and its alarm rings.
     await core.do("UPDATE checkouts SET hinted = true, due_at = clock()")
@@ -60,10 +60,10 @@ async def test_nobody_claims_under_a_living_lease_however_often_it_is_rung(core)
 
 
 async def test_a_settled_checkout_is_claimed_only_after_a_ring(core):
-    checkout = await core.checkout(State.COMPLETED, alarm=None)
+    checkout = await core.checkout(State.COMPLETED, due_in=None)
     assert (await core.row(checkout)).due_at is None
     assert await core.claim(checkout) == []
-    await core.ring(checkout)
+    await core.wake(checkout)
     assert [held.id for held in await core.claim(checkout)] == [checkout]
 
 
@@ -85,7 +85,7 @@ async def test_the_holder_knows_what_stands_beside_its_checkout(core):
     await core.release(held)
     (held,) = await core.claim(held.id)
     assert (held.token, held.session_id, held.methods) == (b"a sealed token", "session-1", [{"id": "card"}])
-    assert [letter.kind for letter in held.callbacks] == ["notification", "success"]
+    assert [callback.kind for callback in held.callbacks] == ["notification", "success"]
     assert (held.correlation_id, held.intent, held.accepted) == ("c-77", None, frozenset())
     (fresh,) = await core.claim(await core.accept())
     assert fresh.intent is not None
@@ -111,10 +111,10 @@ async def test_a_crash_between_claim_and_move_rings_at_the_end_of_the_lease(core
     assert await checkouts.due(core.db, most=10) == []
     assert await checkouts.sweep(core.db, most=10, grace=60) == []
     await asyncio.sleep(0.35)
-    assert [ring.id for ring in await checkouts.due(core.db, most=10)] == [checkout]
-    (rung,) = await checkouts.sweep(core.db, most=10, grace=60)
-    assert (rung.id, rung.rung) == (checkout, False)
-    assert 0 <= rung.lag < 5
+    assert [due.id for due in await checkouts.due(core.db, most=10)] == [checkout]
+    (woken,) = await checkouts.sweep(core.db, most=10, grace=60)
+    assert (woken.id, woken.woken) == (checkout, False)
+    assert 0 <= woken.lag < 5
     assert [held.id for held in await core.claim(checkout)] == [checkout]
 
 
@@ -140,7 +140,7 @@ async def test_a_holder_past_its_lease_may_still_write_while_nobody_else_has_it(
 
 async def test_a_release_without_a_ring_sets_the_given_alarm(core):
     held = await core.held()
-    assert not (await core.release(held, 1000.0)).rung
+    assert not (await core.release(held, 1000.0)).woken
     ((seconds, lease),) = await core.all(
         "SELECT extract(epoch FROM due_at - clock())::float8, lease FROM checkouts"
     )
@@ -150,46 +150,46 @@ async def test_a_release_without_a_ring_sets_the_given_alarm(core):
 
 async def test_a_ring_between_look_and_release_makes_the_alarm_now(core):
     held = await core.held()
-    await core.ring(held.id)
+    await core.wake(held.id)
     row = await core.row(held.id)
-    assert not row.rings
-    assert (await core.release(held, 1000.0)).rung
-    assert (await core.row(held.id)).rings
+    assert not row.is_due
+    assert (await core.release(held, 1000.0)).woken
+    assert (await core.row(held.id)).is_due
 
 
 async def test_a_ring_before_the_claim_is_seen_by_it_and_not_again(core):
     checkout = await core.accept()
-    await core.ring(checkout)
+    await core.wake(checkout)
     (held,) = await core.claim(checkout)
     assert held.wake == 1
-    assert not (await core.release(held, 1000.0)).rung
-    assert not (await core.row(checkout)).rings
+    assert not (await core.release(held, 1000.0)).woken
+    assert not (await core.row(checkout)).is_due
 
 
 async def test_a_ring_under_way_makes_the_release_wait_for_it(core):
     held = await core.held()
     async with core.db.transaction() as tx:
-        await checkouts.ring(tx, [held.id], grace=60)
+        await checkouts.wake(tx, [held.id], grace=60)
         releasing = asyncio.create_task(core.release(held, 1000.0))
         await asyncio.sleep(0.1)
         assert not releasing.done()
-    assert (await releasing).rung
-    assert (await core.row(held.id)).rings
+    assert (await releasing).woken
+    assert (await core.row(held.id)).is_due
 
 
 async def test_a_ring_of_a_free_checkout_stands_behind_its_hint_by_the_grace(core):
-    checkout = await core.checkout(alarm=1000.0)
-    await core.ring(checkout, grace=0.05)
+    checkout = await core.checkout(due_in=1000.0)
+    await core.wake(checkout, grace=0.05)
     row = await core.row(checkout)
     assert (row.hinted, row.wake) == (True, 1)
     await asyncio.sleep(0.08)
-    assert (await core.row(checkout)).rings
+    assert (await core.row(checkout)).is_due
 
 
 async def test_a_ring_never_puts_an_alarm_off(core):
-    checkout = await core.checkout(alarm=0.0)
-    await core.ring(checkout, grace=1000.0)
-    assert (await core.row(checkout)).rings
+    checkout = await core.checkout(due_in=0.0)
+    await core.wake(checkout, grace=1000.0)
+    assert (await core.row(checkout)).is_due
 
 
 @pytest.mark.parametrize("state", State)
@@ -207,22 +207,22 @@ async def test_only_what_has_ended_can_be_settled(core, state):
 
 async def test_settling_a_checkout_that_was_rung_meanwhile_makes_the_alarm_now(core):
     held = await core.held(State.EXPIRED)
-    await core.ring(held.id)
-    assert (await core.release(held, None)).rung
-    assert (await core.row(held.id)).rings
+    await core.wake(held.id)
+    assert (await core.release(held, None)).woken
+    assert (await core.row(held.id)).is_due
 
 
 async def test_a_storm_of_ringers_against_claims_and_releases_loses_no_ring(core):
     """At the end every ring was seen by a claim (its `wake`), or the alarm rings or is hinted."""
     ids = [await core.checkout(State.AWAITING_PAYMENT) for _ in range(8)]
-    rings, seen = Counter(), Counter()
+    wakes, seen = Counter(), Counter()
     running = True
 
     async def ringer():
         while running:
             some = random.sample(ids, random.randint(1, 4))
-            await core.ring(*some)
-            rings.update(some)
+            await core.wake(*some)
+            wakes.update(some)
             await asyncio.sleep(random.uniform(0, 0.01))
 
     async def worker(process):
@@ -240,11 +240,11 @@ async def test_a_storm_of_ringers_against_claims_and_releases_loses_no_ring(core
         await asyncio.sleep(2.0)
         running = False
         await asyncio.gather(*tasks)
-    assert all(rings[each] for each in ids)  # a storm, also on a machine that has other things to do
+    assert all(wakes[each] for each in ids)  # a storm, also on a machine that has other things to do
     for checkout in ids:
         row = await core.row(checkout)
-        assert row.wake == rings[checkout]
-        assert seen[checkout] == row.wake or row.rings or row.hinted
+        assert row.wake == wakes[checkout]
+        assert seen[checkout] == row.wake or row.is_due or row.hinted
 
 
 # ── Sweeps ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -258,7 +258,7 @@ async def test_two_sweepers_at_once_take_each_ringing_alarm_once_and_put_it_off(
             *(checkouts.sweep(one.db, most=60, grace=60.0) for one in (core, other) for _ in range(4))
         )
         rest = [await checkouts.sweep(one.db, most=200, grace=60.0) for one in (core, other)]
-    taken = Counter(ring.id for sweep in (*sweeps, *rest) for ring in sweep)
+    taken = Counter(due.id for sweep in (*sweeps, *rest) for due in sweep)
     assert taken == Counter(ids)
     assert await core.all(
         "SELECT count(*) FROM checkouts WHERE hinted AND due_at > clock() + interval '50 s'"
@@ -274,11 +274,11 @@ async def test_the_longest_waiting_is_swept_first_and_says_whether_it_was_rung(c
             id=checkout,
             s=10.0 * (3 - number),
         )
-    await core.ring(ids[0])
-    assert [ring.id for ring in await checkouts.due(core.db, most=2)] == ids[:2]
+    await core.wake(ids[0])
+    assert [due.id for due in await checkouts.due(core.db, most=2)] == ids[:2]
     first, second = await checkouts.sweep(core.db, most=2, grace=60.0)
     assert {first.id, second.id} == {*ids[:2]}
-    assert {one.id: one.rung for one in (first, second)} == {ids[0]: True, ids[1]: False}
+    assert {one.id: one.woken for one in (first, second)} == {ids[0]: True, ids[1]: False}
     assert {one.id: round(one.lag / 10) for one in (first, second)} == {ids[0]: 3, ids[1]: 2}
 
 
@@ -321,5 +321,5 @@ async def test_a_sweep_passes_over_a_row_that_somebody_holds(core):
     ids = await core.checkouts(3)
     await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s'")
     async with row_held(core.url, ids[0]), asyncio.timeout(5):
-        assert {ring.id for ring in await checkouts.sweep(core.db, most=10, grace=60)} == {*ids[1:]}
-    assert [ring.id for ring in await checkouts.sweep(core.db, most=10, grace=60)] == [ids[0]]
+        assert {due.id for due in await checkouts.sweep(core.db, most=10, grace=60)} == {*ids[1:]}
+    assert [due.id for due in await checkouts.sweep(core.db, most=10, grace=60)] == [ids[0]]

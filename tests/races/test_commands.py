@@ -145,21 +145,19 @@ async def test_wishes_for_the_same_many_from_two_sides_meet_without_a_deadlock(c
 
 async def test_how_a_checkout_stands_is_read_for_its_merchant_or_for_an_operator(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
-    stands = await inbox.standing(core.db, checkout, merchant_id=1)
-    assert stands == await inbox.standing(core.db, checkout)
-    assert (stands.state, stands.payments_seen, stands.under_way, stands.met, stands.rival) == (
+    view = await inbox.checkout_view(core.db, checkout, merchant_id=1)
+    assert view == await inbox.checkout_view(core.db, checkout)
+    assert (view.state, view.payments_seen, view.under_way, view.met, view.rival) == (
         State.AWAITING_PAYMENT,
         (),
         (),
         None,
         None,
     )
-    assert await inbox.standing(core.db, checkout, merchant_id=2) is None
-    assert await inbox.standing(core.db, uuid4()) is None
+    assert await inbox.checkout_view(core.db, checkout, merchant_id=2) is None
+    assert await inbox.checkout_view(core.db, uuid4()) is None
     first = await ask(core, checkout)
-    stands = await inbox.standing(core.db, checkout, key="k-1")
-    assert stands.met[0] == first.id
-    assert stands.met[1] == inbox.fingerprint_of(checkout, "capture", {"transactionId": None, "amount": 100})
-    assert [(one.kind, one.transaction_id, one.amount) for one in stands.under_way] == [
-        ("capture", None, 100)
-    ]
+    view = await inbox.checkout_view(core.db, checkout, key="k-1")
+    assert view.met[0] == first.id
+    assert view.met[1] == inbox.fingerprint_of(checkout, "capture", {"transactionId": None, "amount": 100})
+    assert [(one.kind, one.transaction_id, one.amount) for one in view.under_way] == [("capture", None, 100)]

@@ -21,12 +21,12 @@ from tests.histories import laws
 from tests.histories.steps import (
     Ask,
     ByHand,
-    Carry,
     Deliver,
     Fail,
     Forge,
     History,
     Pay,
+    Process,
     Resolve,
     Silence,
     Step,
@@ -47,13 +47,13 @@ if TYPE_CHECKING:
 LEAPS = (0, 61, 0, 61, 3600, 86_400, 0, 31 * 86_400, 0, 0)
 """Seconds that pass at least between two rounds in the end: everything becomes quiet, or stays with a person."""
 
-OFFERED = (Carry(),)
-PAID = (*OFFERED, Pay(), Deliver(at=1), Carry())
+OFFERED = (Process(),)
+PAID = (*OFFERED, Pay(), Deliver(at=1), Process())
 BEGINNINGS = {
     "received": (),
     "offered": OFFERED,
     "paid": PAID,
-    "captured": (*PAID, Ask(kind="capture", amount=9900), Carry()),
+    "captured": (*PAID, Ask(kind="capture", amount=9900), Process()),
 }
 
 _CALM = settings(
@@ -119,7 +119,7 @@ async def played(world: World, history: History) -> None:
 
 async def come_to_rest(world: World, history: History) -> None:
     """Let everything work again and time pass, until nothing more comes of it."""
-    world.calm()
+    world.cleared_attention()
     await world.wake()
     for number in range(len(world.checkouts)):
         if history.decided:
@@ -128,7 +128,7 @@ async def come_to_rest(world: World, history: History) -> None:
         await Deliver().happen(world)
     before = await world.rows()
     for checkout, row in before.items():
-        if not row.alarm:
+        if not row.has_due_time:
             # Long settled: the watch is over, and only who asks is told what happened at the gateway since.
             await world.ask(checkout, "reconcile")
     for leap in LEAPS:
@@ -148,16 +148,28 @@ def _paid(*steps: Step, delivered: bool = False, **policies: str) -> History:
     return History(tuple(chosen.items()), False, 900.0, "paid", steps, delivered, False)
 
 
-LOOKED = (Forge(grade="signed"), Carry())
+LOOKED = (Forge(grade="signed"), Process())
 FOUND = {
     "surplus after a surplus that was decided on, beside a payment that we released": _paid(
-        Pay(), *LOOKED, Ask(kind="resolve", decision="dismiss"), Carry(), Ask(kind="release"), Carry(), Pay()
+        Pay(),
+        *LOOKED,
+        Ask(kind="resolve", decision="dismiss"),
+        Process(),
+        Ask(kind="release"),
+        Process(),
+        Pay(),
     ),
     "a release of a payment that was declined": _paid(
-        Pay(how="declined card"), *LOOKED, Ask(kind="release", of=1), Carry()
+        Pay(how="declined card"), *LOOKED, Ask(kind="release", of=1), Process()
     ),
     "a decision on a chargeback that says nothing of the surplus behind it": _paid(
-        Ask(kind="capture"), Carry(), Pay(), ByHand(what="chargeback"), *LOOKED, Ask(kind="resolve"), Carry()
+        Ask(kind="capture"),
+        Process(),
+        Pay(),
+        ByHand(what="chargeback"),
+        *LOOKED,
+        Ask(kind="resolve"),
+        Process(),
     ),
     "a capture behind a refund of which nobody can say what came of it": History(
         (
@@ -176,15 +188,15 @@ FOUND = {
             Fail(endpoint="refund", after=True),
             Stop(nth=6),
             Wait(seconds=61),
-            Carry(),
+            Process(),
             Wait(seconds=61),
-            Carry(),
+            Process(),
             Wake(),
             Ask(kind="capture"),
-            Carry(hinted=False),
+            Process(hinted=False),
             ByHand(),
             Deliver(),
-            Carry(hinted=False),
+            Process(hinted=False),
         ),
         False,
         False,
@@ -205,10 +217,10 @@ def test_a_decision_says_nothing_of_a_payment_that_was_still_open(stage: Stage):
             Pay(how="bank open"),
             *LOOKED,
             Ask(kind="resolve"),
-            Carry(),
+            Process(),
             Resolve(),
             Forge(grade="signed", kind="notification"),
-            Carry(),
+            Process(),
         )
     )
 

@@ -216,10 +216,10 @@ async def test_a_key_is_answered_with_its_own_checkout_whatever_became_of_the_or
     asked = intake(order_ref="T-twice", idempotency_key="key-1")
     first = await core.intents.accept(asked)
     (held,) = await core.claim(first.id)
-    await core.advance(held, Trigger.CANCELLED, alarm=60.0)
+    await core.advance(held, Trigger.CANCELLED, due_in=60.0)
     second = await core.held(order_ref="T-twice", fingerprint=OTHER)
     assert (await core.intents.accept(again(asked))).id == first.id
-    await core.advance(second, Trigger.CANCELLED, alarm=60.0)
+    await core.advance(second, Trigger.CANCELLED, due_in=60.0)
     met = await core.intents.accept(again(asked))
     assert (met.id, met.state, met.fresh) == (first.id, "cancelled", False)
 
@@ -290,7 +290,7 @@ async def test_a_key_whose_checkout_is_not_there_makes_its_request_wait_and_not_
         f=asked.fingerprint,
         id=uuid7(),
     )
-    async with another(core.url, core.encryptor, patience=0.3) as hasty:
+    async with another(core.url, core.encryptor, timeout=0.3) as hasty:
         with pytest.raises(DatabaseAway):
             await hasty.intents.accept(again(asked))
     waiting = asyncio.create_task(core.intents.accept(asked))
@@ -325,7 +325,7 @@ async def test_an_intent_whose_connection_broke_before_the_commit_is_stored_all_
 async def test_an_order_closed_while_its_repeat_arrives_is_one_or_the_other_and_never_an_error(core):
     for number in range(8):
         held = await core.held(order_ref=f"T-race-{number}")
-        closing = core.advance(held, Trigger.REFUSED, alarm=60.0)
+        closing = core.advance(held, Trigger.REFUSED, due_in=60.0)
         sent = core.intents.accept(intake(order_ref=f"T-race-{number}", fingerprint=OTHER))
         _, fate = await asyncio.gather(closing, sent, return_exceptions=True)
         assert isinstance(fate, OrderTaken) or fate.fresh

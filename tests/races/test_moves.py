@@ -54,7 +54,7 @@ def full(held, **changes):
         "methods": [{"id": "wallet"}], "events": (Event("checkout.completed", {"n": 1}), Event("checkout.attention", {})),
         "payments": (payment(f"t-{held.id}"),), "money": (13900, 13900, 100), "looks": 3, "openings": 2, "attempts": 1,
         "last_error": "an error", "attention": "a reason", "expires_in": 7.0, "late": True, "withdrawn": True,
-        "read": tuple(letter.id for letter in held.callbacks), "done": tuple((one.id, "accepted") for one in held.commands),
+        "read": tuple(callback.id for callback in held.callbacks), "done": tuple((one.id, "accepted") for one in held.commands),
         **changes,
     }  # fmt: skip
     return move(held, Trigger.PAYMENT_FOUND, **values)
@@ -62,7 +62,7 @@ def full(held, **changes):
 
 async def test_a_move_that_lands_writes_all_of_itself(core):
     held = await laden(core)
-    after = await core.lifecycle.advance(full(held, alarm=50.0))
+    after = await core.lifecycle.advance(full(held, due_in=50.0))
     row = await core.row(held.id)
     assert (row.state, row.version, row.lease, row.leased_until) == (
         "completed",
@@ -227,7 +227,7 @@ async def test_a_move_committed_by_a_connection_that_was_lost_is_told_as_landed(
         )
         assert held.state is State.AUTHENTICATED
         # What could not be read is supposed for the worst: somebody may have rung.
-        assert held.rung
+        assert held.woken
         assert await core.all("SELECT count(*) FROM audit_entries") == [2]
         assert await core.all("SELECT sequence FROM events") == [1]
         assert (await one.advance(held, Trigger.SESSION_OPENED)).version == held.version + 1
@@ -250,7 +250,7 @@ async def test_an_unaudited_release_with_a_lost_answer_is_called_lost_and_its_al
         with pytest.raises(LeaseLost):
             await one.release(held, 0.0)
     row = await core.row(held.id)
-    assert (row.lease, row.rings) == (None, True)
+    assert (row.lease, row.is_due) == (None, True)
 
 
 async def test_a_claim_whose_answer_was_lost_comes_back_at_the_end_of_its_lease(core):
@@ -319,7 +319,7 @@ async def test_anothers_transaction_is_not_taken_over(core):
 
 
 async def test_late_money_begins_a_watch_of_its_own(core):
-    checkout = await core.checkout(State.EXPIRED, alarm=0.0)
+    checkout = await core.checkout(State.EXPIRED, due_in=0.0)
     await core.do("UPDATE checkouts SET ended_at = ended_at - interval '40 days'")
     (held,) = await core.claim(checkout)
     told = await core.advance(held, Trigger.PAYMENT_FOUND, late=True)

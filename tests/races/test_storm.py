@@ -61,12 +61,12 @@ class Storm:
 
     async def ringer(self, core):
         while self.running:
-            await core.ring(*random.sample(self.ids, 5), grace=0.01)
+            await core.wake(*random.sample(self.ids, 5), grace=0.01)
             await asyncio.sleep(random.uniform(0, 0.02))
 
     async def worker(self, core):
         while self.running:
-            hinted = [ring.id for ring in await checkouts.sweep(core.db, most=30, grace=0.05)]
+            hinted = [due.id for due in await checkouts.sweep(core.db, most=30, grace=0.05)]
             held = await core.claim(*hinted, *random.sample(self.ids, 5), lease=0.5)
             await asyncio.gather(*(self.process(core, one) for one in held))
 
@@ -93,7 +93,7 @@ class Storm:
             if random.random() < 0.02:
                 await asyncio.sleep(0.6)
             await core.release(
-                held, random.uniform(0, 0.05), read=tuple(letter.id for letter in held.callbacks)
+                held, random.uniform(0, 0.05), read=tuple(callback.id for callback in held.callbacks)
             )
         except LeaseLost:
             pass
@@ -132,7 +132,7 @@ async def test_everything_at_once_locks_nobody_out_loses_nothing_and_verifies(co
     )}  # fmt: skip
     assert set(rows) == storm.fresh
     assert sum(storm.landed.values()) > len(rows)  # a storm, also on a machine that has other things to do
-    for each, (state, version, captured, events, entries, alarm, _) in rows.items():
+    for each, (state, version, captured, events, entries, due_in, _) in rows.items():
         # Every landed move counted once and every other not at all; giving a lease back makes no version.
         assert version == entries == 1 + storm.landed[each]
         assert captured == storm.captured[each]
@@ -143,7 +143,7 @@ async def test_everything_at_once_locks_nobody_out_loses_nothing_and_verifies(co
         assert await core.all("SELECT max(sequence) FROM audit_entries WHERE checkout_id = :id", id=each) == [
             entries
         ]
-        assert alarm
+        assert due_in
         assert State(state)
     stored = dict(await core.all("SELECT checkout_id, sum(times)::int FROM callbacks GROUP BY 1"))
     assert stored == {each: number for each, number in storm.callbacks.items() if number}

@@ -22,7 +22,7 @@ from tests.factories import core as another
 pytestmark = pytest.mark.anyio
 
 
-def stray(order_ref: str | None = "OLD-1", **changes) -> MerchantCallback:
+def unexpected_callback(order_ref: str | None = "OLD-1", **changes) -> MerchantCallback:
     told = {
         "merchant_id": 1, "order_ref": order_ref, "transaction_id": "1", "currency": "DKK", "amount": 13900, "named": None,
         "correlation_id": "c-1",
@@ -53,13 +53,15 @@ async def test_the_same_stray_from_two_processes_at_once_is_one_checkout(core):
         for round_ in range(10):
             placed = await asyncio.gather(
                 *(
-                    processes[number % 2][1].take(stray(f"OLD-{round_}", body=b"%d" % (number // 2)))
+                    processes[number % 2][1].take(
+                        unexpected_callback(f"OLD-{round_}", body=b"%d" % (number // 2))
+                    )
                     for number in range(20)
                 )
             )
             assert len({one.checkout_id for one in placed}) == 1
-            assert any(one.adopted for one in placed)
-            assert all(one.rings for one in placed)
+            assert any(one.created for one in placed)
+            assert all(one.wakes for one in placed)
     assert await core.all(
         "SELECT count(*) AS checkouts, count(DISTINCT order_ref) AS orders FROM checkouts"
     ) == [(10, 10)]
@@ -72,7 +74,9 @@ async def test_different_orders_that_name_the_same_forgotten_id_take_turns(core)
     async with takers(core) as processes:
         placed = await asyncio.gather(
             *(
-                processes[number % 2][1].take(stray(f"OLD-{number}", named=named, body=b"%d" % number))
+                processes[number % 2][1].take(
+                    unexpected_callback(f"OLD-{number}", named=named, body=b"%d" % number)
+                )
                 for number in range(10)
             ),
             return_exceptions=True,
@@ -89,7 +93,7 @@ async def test_processes_that_adopt_many_in_every_order_never_lock_each_other_ou
     async with takers(core, 3) as processes:
         await asyncio.gather(
             *(
-                one.take(stray(order_ref, body=order_ref.encode()))
+                one.take(unexpected_callback(order_ref, body=order_ref.encode()))
                 for number, (_, one) in enumerate(processes)
                 for order_ref in (orders if number % 2 else reversed(orders))
             )
@@ -103,12 +107,12 @@ async def test_processes_that_adopt_many_in_every_order_never_lock_each_other_ou
 async def test_an_adoption_whose_answer_was_lost_is_one_checkout(core):
     async with takers(core, 1, database=Breaking) as ((process, one),):
         process.db.lost_answers = 1
-        placed = await one.take(stray())
+        placed = await one.take(unexpected_callback())
         process.db.cut_before_commit = 1
-        assert (await one.take(stray(body=b"2"))).checkout_id == placed.checkout_id
+        assert (await one.take(unexpected_callback(body=b"2"))).checkout_id == placed.checkout_id
         process.db.lost_answers = 1
-        homeless = await one.take(stray("OLD-2", amount=None, body=b"3"))
-        assert (homeless.checkout_id, homeless.kept) == (None, True)
+        unmatched = await one.take(unexpected_callback("OLD-2", amount=None, body=b"3"))
+        assert (unmatched.checkout_id, unmatched.kept) == (None, True)
     assert await core.all("SELECT count(*) FROM checkouts") == [1]
     assert await core.all("SELECT count(*) FROM callbacks") == [3]
 
@@ -116,7 +120,7 @@ async def test_an_adoption_whose_answer_was_lost_is_one_checkout(core):
 async def test_a_poisoned_stray_fails_alone(core):
     async with takers(core, 1) as ((_, one),):
         results = await asyncio.gather(
-            *(one.take(stray(order_ref, body=b"x")) for order_ref in ("A", "B\0", "C")),
+            *(one.take(unexpected_callback(order_ref, body=b"x")) for order_ref in ("A", "B\0", "C")),
             return_exceptions=True,
         )
     assert [isinstance(result, Unwritten) for result in results] == [False, True, False]
@@ -130,19 +134,19 @@ async def test_a_stray_and_the_checkout_of_its_order_number_are_one(core):
             {"order_ref": None, "named": checkout},
             {"order_ref": "other", "named": checkout},
         ):
-            placed = await one.take(stray(**changes, body=repr(changes).encode()))
-            assert (placed.checkout_id, placed.adopted) == (checkout, False)
-        assert (await one.take(stray(None, named=uuid4()))).checkout_id is None
+            placed = await one.take(unexpected_callback(**changes, body=repr(changes).encode()))
+            assert (placed.checkout_id, placed.created) == (checkout, False)
+        assert (await one.take(unexpected_callback(None, named=uuid4()))).checkout_id is None
     (held,) = await core.claim(checkout)
     assert len(held.callbacks) == 3
 
 
 async def test_an_adopted_checkout_is_claimed_moved_and_verified_like_any_other(core):
     async with takers(core, 1) as ((_, one),):
-        placed = await one.take(stray())
+        placed = await one.take(unexpected_callback())
     (held,) = await core.claim(placed.checkout_id)
     assert (held.state, held.amount, held.currency, held.order_ref) == (State.FAILED, 13900, "DKK", "OLD-1")
-    assert [letter.network for letter in held.callbacks] == ["inside"]
+    assert [callback.network for callback in held.callbacks] == ["inside"]
     held = await core.advance(held, Trigger.PAYMENT_FOUND)
     assert held.state is State.COMPLETED
     assert (await audit.verify(core.db, core.encryptor)).problems == []
@@ -150,7 +154,7 @@ async def test_an_adopted_checkout_is_claimed_moved_and_verified_like_any_other(
 
 async def test_a_birth_as_failed_is_a_path_in_the_table_only_for_a_stray(core):
     async with takers(core, 1) as ((_, one),):
-        await one.take(stray())
+        await one.take(unexpected_callback())
     (row,) = await core.all("SELECT checkout_id, at, entry FROM audit_entries")
     checkout, at, _ = row
     made = audit.make(
@@ -166,9 +170,9 @@ async def test_a_birth_as_failed_is_a_path_in_the_table_only_for_a_stray(core):
 
 
 async def test_the_same_unproven_one_many_times_at_once_is_kept_once_and_counted(core):
-    async with takers(core, 1) as ((_, strays),):
-        placed = await asyncio.gather(*(strays.take(stray(grade="wrong")) for _ in range(20)))
-    assert {(one.checkout_id, one.adopted, one.rings) for one in placed} == {(None, False, False)}
+    async with takers(core, 1) as ((_, writer),):
+        placed = await asyncio.gather(*(writer.take(unexpected_callback(grade="wrong")) for _ in range(20)))
+    assert {(one.checkout_id, one.created, one.wakes) for one in placed} == {(None, False, False)}
     assert await core.all("SELECT count(*), sum(times) FROM callbacks WHERE checkout_id IS NULL") == [(1, 20)]
     assert await core.all("SELECT count(*) FROM checkouts") == [0]
 
@@ -178,9 +182,9 @@ async def test_the_same_unproven_one_many_times_at_once_is_kept_once_and_counted
 
 async def paid_before(core, taker):
     """Return the checkout of a payment for order OLD-1 that a lookup has shown, as a worker leaves it."""
-    placed = await taker.take(stray("OLD-1"))
+    placed = await taker.take(unexpected_callback("OLD-1"))
     (held,) = await core.claim(placed.checkout_id)
-    callbacks = tuple(letter.id for letter in held.callbacks)
+    callbacks = tuple(callback.id for callback in held.callbacks)
     seen = payment("1", order_ref="OLD-1", binding="order_ref")
     await core.advance(
         held,
@@ -189,7 +193,7 @@ async def paid_before(core, taker):
         money=(13900, 0, 0),
         late=True,
         read=callbacks,
-        alarm=60.0,
+        due_in=60.0,
     )
     return placed.checkout_id
 
@@ -261,7 +265,7 @@ async def test_an_order_whose_checkout_lost_its_data_key_is_kept_under_a_new_one
     (stored,) = await core.all("SELECT data_key, body FROM intents")
     wrapped, body = map(bytes, stored)
     key = core.encryptor.data_key(paid, wrapped)
-    assert key.open(body, purpose="intent") == asked.document
+    assert key.decrypt(body, purpose="intent") == asked.document
     (entry,) = await core.all("SELECT entry FROM audit_entries WHERE action = 'intent:matched'")
     assert json.loads(entry)["evidence"]["intent"] == key.mac(asked.fingerprint).hex()
     assert (await audit.verify(core.db, core.encryptor)).problems == []

@@ -325,8 +325,8 @@ def test_a_late_payment_says_that_it_came_late_and_offers_to_keep_or_return_it()
 
 
 def test_money_that_is_too_much_is_returned_by_what_it_is():
-    strays = (payment(), payment("7", role="surplus"), payment("8", role="surplus", captured=13900))
-    made = check(record(State.COMPLETED, payments=strays, attention="surplus_payment: x", reserved=13900))
+    unmatched = (payment(), payment("7", role="surplus"), payment("8", role="surplus", captured=13900))
+    made = check(record(State.COMPLETED, payments=unmatched, attention="surplus_payment: x", reserved=13900))
     assert any(
         "Transaction 7 holds 139.00 DKK, beside the accepted payment." in said for said in made.because
     )

@@ -32,7 +32,7 @@ class Bell(hints_module.HintPublisher):
     def let(self, *merchants):
         """Ring for each, and let one more message go."""
         for merchant in merchants:
-            self.ring([uuid4()], whose=merchant)
+            self.publish([uuid4()], whose=merchant)
         self.may.release()
 
     def wait(self, messages):
@@ -44,7 +44,7 @@ class Bell(hints_module.HintPublisher):
     def crowd(self):
         """Have a crowd of the busy merchant, which rests from now on."""
         self.publishing.clear()
-        self.ring([uuid4()], whose=BUSY)
+        self.publish([uuid4()], whose=BUSY)
         assert self.publishing.wait(20)
         self.let(BUSY, BUSY)
         self.wait(1)
@@ -78,7 +78,7 @@ def until(condition, what):
 
 
 @pytest.fixture
-def rung(monkeypatch):
+def woken(monkeypatch):
     """A doorbell that has not started yet, and its broker, which refuses."""
     monkeypatch.setattr(hints_module, "PROBE_EVERY", 0.01)
     one, broker = (
@@ -91,8 +91,8 @@ def rung(monkeypatch):
     one.close()
 
 
-def test_a_broker_is_tried_before_anybody_rings_and_while_nobody_does(rung):
-    bell, broker = rung
+def test_a_broker_is_tried_before_anybody_rings_and_while_nobody_does(woken):
+    bell, broker = woken
     assert bell.trouble is None
     bell.start()
     until(lambda: bell.trouble == "refused", "it is told of")
@@ -104,14 +104,14 @@ def test_a_broker_is_tried_before_anybody_rings_and_while_nobody_does(rung):
     until(lambda: bell.trouble == "gone again", "it is told of again")
 
 
-def test_a_broker_that_does_not_answer_is_told_of_while_it_is_waited_for(rung, monkeypatch):
-    bell, broker = rung
+def test_a_broker_that_does_not_answer_is_told_of_while_it_is_waited_for(woken, monkeypatch):
+    bell, broker = woken
     monkeypatch.setattr(hints_module, "STUCK_AFTER", 0.05)
     monkeypatch.setattr(hints_module, "PROBE_EVERY", 600.0)
     broker.error = None
     broker.answers.clear()
     bell.start()
-    bell.ring([uuid4()])
+    bell.publish([uuid4()])
     until(lambda: bell.trouble == "it does not answer", "it is told of")
     broker.answers.set()
     until(lambda: bell.trouble is None, "it is well")

@@ -25,11 +25,11 @@ def keys(*names: str) -> Encryptor:
     return Encryptor([SecretStr(base64.b64encode(name.encode() * 32).decode()) for name in names])
 
 
-VAULT = keys("k")
+ENCRYPTOR = keys("k")
 
 
 def urls(
-    encryptor: Encryptor = VAULT, *, merchant_id: int = 1, **pages: str | None
+    encryptor: Encryptor = ENCRYPTOR, *, merchant_id: int = 1, **pages: str | None
 ) -> callback_urls.CallbackUrls:
     return callback_urls.callback_urls(
         encryptor, "https://pay.example/", CHECKOUT, PAGES | pages, merchant_id=merchant_id
@@ -51,16 +51,16 @@ def parts(url: str) -> tuple[str, UUID, str]:
 def test_a_link_opens_to_the_shops_page_with_the_checkout():
     made = urls()
     assert made.success.startswith(f"https://pay.example/callbacks/success/{CHECKOUT}/")
-    opened = callback_urls.open_link(VAULT, *parts(made.success))
+    opened = callback_urls.open_link(ENCRYPTOR, *parts(made.success))
     assert opened.page == f"https://shop.example/paid?lang=da&orderId=A-1&checkoutId={CHECKOUT}#top"
-    assert callback_urls.open_link(VAULT, *parts(made.failure)).page == (
+    assert callback_urls.open_link(ENCRYPTOR, *parts(made.failure)).page == (
         f"https://shop.example/not-paid?checkoutId={CHECKOUT}"
     )
 
 
 def test_a_notification_leads_nowhere_and_is_signed_all_the_same():
     notification = urls().notification
-    assert callback_urls.open_link(VAULT, *parts(notification)).page == ""
+    assert callback_urls.open_link(ENCRYPTOR, *parts(notification)).page == ""
     assert len(parts(notification)[2]) == 26
 
 
@@ -69,7 +69,7 @@ def test_a_shop_without_a_last_page_gets_no_link_for_it():
     redirect = urls(redirect="https://shop.example/done").redirect
     assert redirect is not None
     assert (
-        callback_urls.open_link(VAULT, *parts(redirect)).page
+        callback_urls.open_link(ENCRYPTOR, *parts(redirect)).page
         == f"https://shop.example/done?checkoutId={CHECKOUT}"
     )
 
@@ -78,7 +78,7 @@ def test_a_shop_without_a_last_page_gets_no_link_for_it():
 def test_a_link_names_its_merchant(merchant_id):
     made = urls(merchant_id=merchant_id, redirect="https://shop.example/done")
     for url in (made.success, made.failure, made.redirect, made.notification):
-        assert callback_urls.open_link(VAULT, *parts(url)).merchant_id == merchant_id
+        assert callback_urls.open_link(ENCRYPTOR, *parts(url)).merchant_id == merchant_id
 
 
 @pytest.mark.parametrize(
@@ -89,20 +89,20 @@ def test_a_link_names_its_merchant(merchant_id):
     ],
 )
 def test_a_link_of_the_older_form_opens_and_names_no_merchant(kind, page, leads_to):
-    opened = callback_urls.open_link(VAULT, kind, CHECKOUT, older(VAULT, kind, page))
+    opened = callback_urls.open_link(ENCRYPTOR, kind, CHECKOUT, older(ENCRYPTOR, kind, page))
     assert (opened.page, opened.merchant_id) == (leads_to, None)
 
 
 def test_a_link_is_good_for_its_own_kind_checkout_and_merchant_only():
     kind, checkout, signed = parts(urls().success)
-    assert callback_urls.open_link(VAULT, kind, checkout, signed)
+    assert callback_urls.open_link(ENCRYPTOR, kind, checkout, signed)
     for other in ("failure", "redirect", "notification", "merchant", "other"):
-        assert callback_urls.open_link(VAULT, other, checkout, signed) is None
-    assert callback_urls.open_link(VAULT, kind, uuid4(), signed) is None
+        assert callback_urls.open_link(ENCRYPTOR, other, checkout, signed) is None
+    assert callback_urls.open_link(ENCRYPTOR, kind, uuid4(), signed) is None
     payload, _, tag = signed.partition(".")
     raw = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
     others = base64.urlsafe_b64encode(b"\x01\x02" + raw[2:]).rstrip(b"=").decode()
-    assert callback_urls.open_link(VAULT, kind, checkout, f"{others}.{tag}") is None
+    assert callback_urls.open_link(ENCRYPTOR, kind, checkout, f"{others}.{tag}") is None
 
 
 def test_a_link_made_under_an_older_key_stays_good():
@@ -114,7 +114,7 @@ def test_a_link_made_under_an_older_key_stays_good():
 def test_a_changed_page_does_not_open():
     kind, checkout, signed = parts(urls().success)
     evil = base64.urlsafe_b64encode(b"\x01\x01https://evil.example/").rstrip(b"=").decode()
-    assert callback_urls.open_link(VAULT, kind, checkout, f"{evil}.{signed.partition('.')[2]}") is None
+    assert callback_urls.open_link(ENCRYPTOR, kind, checkout, f"{evil}.{signed.partition('.')[2]}") is None
 
 
 @given(
@@ -122,7 +122,7 @@ def test_a_changed_page_does_not_open():
     st.sampled_from(sorted(callback_urls.KINDS)),
 )
 def test_whatever_a_stranger_makes_up_does_not_open(signed, kind):
-    assert callback_urls.open_link(VAULT, kind, CHECKOUT, signed) is None
+    assert callback_urls.open_link(ENCRYPTOR, kind, CHECKOUT, signed) is None
 
 
 @given(st.data())
@@ -130,16 +130,16 @@ def test_one_changed_character_closes_a_link(data):
     kind, checkout, signed = parts(urls().success)
     at = data.draw(st.integers(0, len(signed) - 1))
     other = data.draw(st.sampled_from("ABCxyz019-_.=").filter(lambda character: character != signed[at]))
-    assert callback_urls.open_link(VAULT, kind, checkout, signed[:at] + other + signed[at + 1 :]) is None
+    assert callback_urls.open_link(ENCRYPTOR, kind, checkout, signed[:at] + other + signed[at + 1 :]) is None
 
 
 def test_a_link_that_no_page_needs_is_not_looked_at():
-    assert callback_urls.open_link(VAULT, "success", CHECKOUT, "A" * 5000) is None
+    assert callback_urls.open_link(ENCRYPTOR, "success", CHECKOUT, "A" * 5000) is None
 
 
 def test_a_link_hides_itself_when_printed():
     assert "callbacks" not in repr(urls())
-    assert "shop.example" not in repr(callback_urls.open_link(VAULT, *parts(urls().success)))
+    assert "shop.example" not in repr(callback_urls.open_link(ENCRYPTOR, *parts(urls().success)))
 
 
 # ── A merchant's own link ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -152,11 +152,11 @@ def merchant_parts(url: str) -> tuple[str, str]:
 
 
 def test_a_merchants_link_is_the_same_each_time_and_good_for_that_merchant_only():
-    made = callback_urls.merchant_url(VAULT, "https://pay.example/", "shop-1")
-    assert made == callback_urls.merchant_url(VAULT, "https://pay.example", "shop-1")
+    made = callback_urls.merchant_url(ENCRYPTOR, "https://pay.example/", "shop-1")
+    assert made == callback_urls.merchant_url(ENCRYPTOR, "https://pay.example", "shop-1")
     name, signed = merchant_parts(made)
-    assert callback_urls.open_merchant_link(VAULT, name, signed)
-    assert not callback_urls.open_merchant_link(VAULT, "shop-2", signed)
+    assert callback_urls.open_merchant_link(ENCRYPTOR, name, signed)
+    assert not callback_urls.open_merchant_link(ENCRYPTOR, "shop-2", signed)
 
 
 def test_a_merchants_link_made_under_an_older_key_stays_good():
@@ -167,8 +167,8 @@ def test_a_merchants_link_made_under_an_older_key_stays_good():
 
 @given(st.text(), st.text() | st.from_regex(r"[A-Za-z0-9_-]{22}", fullmatch=True))
 def test_whatever_a_stranger_makes_up_is_no_merchants_link(name, signed):
-    assert not callback_urls.open_merchant_link(VAULT, name, signed)
-    assert not callback_urls.open_merchant_link(VAULT, "\udcff", signed)
+    assert not callback_urls.open_merchant_link(ENCRYPTOR, name, signed)
+    assert not callback_urls.open_merchant_link(ENCRYPTOR, "\udcff", signed)
 
 
 @pytest.mark.parametrize(
@@ -201,15 +201,15 @@ def test_what_is_added_can_be_read_again(query, value):
 
 
 def test_a_client_token_names_its_checkout_and_is_the_same_each_time():
-    token = callback_urls.client_token(VAULT, CHECKOUT)
-    assert token == callback_urls.client_token(VAULT, CHECKOUT)
+    token = callback_urls.client_token(ENCRYPTOR, CHECKOUT)
+    assert token == callback_urls.client_token(ENCRYPTOR, CHECKOUT)
     assert len(token) == 43
-    assert callback_urls.client_of(VAULT, token) == CHECKOUT
+    assert callback_urls.client_of(ENCRYPTOR, token) == CHECKOUT
 
 
 @given(st.text() | st.from_regex(r"[A-Za-z0-9_-]{43}", fullmatch=True))
 def test_a_made_up_client_token_names_nobody(token):
-    assert callback_urls.client_of(VAULT, token) is None
+    assert callback_urls.client_of(ENCRYPTOR, token) is None
 
 
 def test_a_client_token_made_under_an_older_key_stays_good():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain.reconciliation import Binding, LookupOutcome, Role, bind, judge
-from orchestrator.domain.schedule import back_off, next_look, next_watch, quiet_looks, thinned
+from orchestrator.domain.schedule import back_off, next_lookup, next_watch, quiet_lookups, thinned
 from orchestrator.domain.states import State
 from orchestrator.domain.transaction import Found
 from tests.conftest import make_settings
@@ -217,18 +217,18 @@ def with_settings(**changes):
 def test_a_look_is_never_further_away_than_its_cap_nor_nearer_than_its_base(base, cap, looks):
     settings = with_settings(recheck_after_callback=min(base, 3600), look_cap=cap)
     bound = min(settings.recheck_after_callback * 2.0 ** min(looks, 40), cap)
-    assert 0.8 * bound <= next_look(settings, looks) <= 1.2 * bound
+    assert 0.8 * bound <= next_lookup(settings, looks) <= 1.2 * bound
 
 
 def test_looks_come_less_and_less_often():
     settings = with_settings(recheck_after_callback=1.0, look_cap=1000.0)
-    assert [round(next_look(settings, looks) / 2.0**looks) for looks in range(9)] == [1] * 9
+    assert [round(next_lookup(settings, looks) / 2.0**looks) for looks in range(9)] == [1] * 9
 
 
 @given(SECONDS, SECONDS)
 def test_a_quiet_shopper_is_looked_at_first_when_the_first_look_is_due(base, first):
     settings = with_settings(recheck_after_callback=min(base, 3600), first_look=first, look_cap=7 * 86400)
-    looks = quiet_looks(settings)
+    looks = quiet_lookups(settings)
     assert settings.recheck_after_callback * 2.0**looks >= first
     assert looks == 0 or settings.recheck_after_callback * 2.0 ** (looks - 1) < first
 

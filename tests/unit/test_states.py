@@ -25,7 +25,7 @@ from orchestrator.domain.states import (
 )
 
 # A letter: moves there. "=": nothing new. "!": a contradiction.
-LETTERS = {
+CALLBACKS = {
     "R": "received", "A": "authenticated", "S": "session_created", "M": "methods_fetched", "W": "awaiting_payment",
     "C": "callback_received", "P": "completed", "F": "failed", "E": "expired", "X": "cancelled",
 }  # fmt: skip
@@ -52,8 +52,8 @@ reopened            = = = = = = ! R R R
 def cells():
     head, *rows = (line.split() for line in GOLDEN.strip().splitlines())
     for trigger, *fates in rows:
-        for letter, fate in zip(head, fates, strict=True):
-            yield LETTERS[letter], trigger, fate
+        for callback, fate in zip(head, fates, strict=True):
+            yield CALLBACKS[callback], trigger, fate
 
 
 def test_the_golden_table_knows_every_state_and_every_trigger():
@@ -66,7 +66,7 @@ def test_the_golden_table_knows_every_state_and_every_trigger():
 def test_every_fact_does_to_every_state_what_the_design_says(state, trigger, fate):
     decision = decide(State(state), Trigger(trigger))
     expected = {"=": Unchanged(), "!": Refused(State(state), Trigger(trigger))}
-    assert decision == (expected[fate] if fate in expected else Moved(State(LETTERS[fate])))
+    assert decision == (expected[fate] if fate in expected else Moved(State(CALLBACKS[fate])))
 
 
 def test_decide_is_total_and_moves_exactly_by_the_table():

@@ -24,50 +24,52 @@ def _encryptor():
 @given(st.binary(max_size=300), st.text(max_size=20))
 def test_what_is_sealed_opens_again_and_does_not_show_its_content(plain, purpose):
     encryptor = Encryptor([NEW])
-    sealed = encryptor.seal(plain, purpose=purpose)
-    assert encryptor.open(sealed, purpose=purpose) == plain
+    sealed = encryptor.encrypt(plain, purpose=purpose)
+    assert encryptor.decrypt(sealed, purpose=purpose) == plain
     assert len(plain) < 8 or plain not in sealed
 
 
 def test_the_same_text_is_sealed_differently_each_time(encryptor):
-    assert len({encryptor.seal(b"same", purpose="p") for _ in range(50)}) == 50
+    assert len({encryptor.encrypt(b"same", purpose="p") for _ in range(50)}) == 50
 
 
 def test_a_sealed_text_opens_for_its_own_purpose_only(encryptor):
     with pytest.raises(EncryptionError, match="changed, moved, or sealed under another key"):
-        encryptor.open(encryptor.seal(b"x", purpose="merchant/a/password"), purpose="merchant/b/password")
+        encryptor.decrypt(
+            encryptor.encrypt(b"x", purpose="merchant/a/password"), purpose="merchant/b/password"
+        )
 
 
 def test_one_changed_byte_anywhere_keeps_it_shut(encryptor):
-    sealed = encryptor.seal(b"secret", purpose="p")
+    sealed = encryptor.encrypt(b"secret", purpose="p")
     for place in range(len(sealed)):
         changed = bytearray(sealed)
         changed[place] ^= 1
         with pytest.raises(EncryptionError):
-            encryptor.open(bytes(changed), purpose="p")
+            encryptor.decrypt(bytes(changed), purpose="p")
 
 
 @pytest.mark.parametrize("length", [0, 3, 4, 10, 16, 20])
 def test_half_a_sealed_text_is_an_error_of_ours(encryptor, length):
     with pytest.raises(EncryptionError):
-        encryptor.open(encryptor.seal(b"secret", purpose="p")[:length], purpose="p")
+        encryptor.decrypt(encryptor.encrypt(b"secret", purpose="p")[:length], purpose="p")
 
 
 def test_an_older_key_still_opens_and_the_newest_seals():
-    before = Encryptor([OLD]).seal(b"x", purpose="p")
+    before = Encryptor([OLD]).encrypt(b"x", purpose="p")
     after = Encryptor([NEW, OLD])
     assert after.open(before, purpose="p") == b"x"
     assert after.newest.id == Encryptor([NEW]).newest.id
-    assert Encryptor([NEW]).open(after.seal(b"y", purpose="p"), purpose="p") == b"y"
+    assert Encryptor([NEW]).decrypt(after.seal(b"y", purpose="p"), purpose="p") == b"y"
 
 
 def test_a_missing_key_is_named():
-    sealed = Encryptor([FOREIGN]).seal(b"x", purpose="p")
+    sealed = Encryptor([FOREIGN]).encrypt(b"x", purpose="p")
     key_id = Encryptor([FOREIGN]).newest.id
     with pytest.raises(
         EncryptionError, match=f"sealed under key {key_id}, which ORCHESTRATOR_SECRET_KEYS does not have"
     ):
-        Encryptor([NEW, OLD]).open(sealed, purpose="p")
+        Encryptor([NEW, OLD]).decrypt(sealed, purpose="p")
     assert Encryptor([NEW, OLD]).known(key_id) is None
 
 
@@ -79,18 +81,19 @@ def test_a_vault_without_keys_says_what_to_set():
 def test_a_data_key_survives_its_wrapping_and_the_rotation_of_the_secret_keys():
     owner = uuid4()
     key, wrapped = Encryptor([OLD]).new_data_key(owner)
-    sealed = key.seal(b"anna@shop.example", purpose="intent")
+    sealed = key.encrypt(b"anna@shop.example", purpose="intent")
     assert (
-        Encryptor([NEW, OLD]).data_key(owner, wrapped).open(sealed, purpose="intent") == b"anna@shop.example"
+        Encryptor([NEW, OLD]).data_key(owner, wrapped).decrypt(sealed, purpose="intent")
+        == b"anna@shop.example"
     )
 
 
 def test_personal_data_moved_to_another_checkout_or_column_does_not_open(encryptor):
     owner, other = uuid4(), uuid4()
     key, wrapped = encryptor.new_data_key(owner)
-    sealed = key.seal(b"x", purpose="intent")
+    sealed = key.encrypt(b"x", purpose="intent")
     with pytest.raises(EncryptionError):
-        key.open(sealed, purpose="callback")
+        key.decrypt(sealed, purpose="callback")
     with pytest.raises(EncryptionError):
         encryptor.data_key(other, wrapped)
     with pytest.raises(EncryptionError):

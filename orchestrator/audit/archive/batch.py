@@ -16,7 +16,7 @@ from orchestrator import audit
 from orchestrator.audit import Head
 from orchestrator.audit.archive import files
 from orchestrator.audit.archive.errors import ArchiveBusy, ArchiveError, ArchiveUnread
-from orchestrator.audit.archive.lock_timeout import be_brief
+from orchestrator.audit.archive.lock_timeout import set_lock_timeout
 from orchestrator.audit.archive.months import first_id
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ async def take(
     run is under way, `ArchiveError` if the file cannot be written or read back.
     """
     async with db.transaction() as tx:
-        await be_brief(tx)
+        await set_lock_timeout(tx)
         if not (await tx.execute(_TURN)).one().ours:
             raise ArchiveBusy("another archive run is under way: one at a time is enough")
         found = (await tx.execute(_TAKE, {**choice.parameters(but), "most": most})).all()

@@ -28,7 +28,7 @@ _NOT_AVAILABLE: Final = "55P03"
 _TIMEOUT = text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT}")
 
 
-async def be_brief(tx: AsyncConnection) -> None:
+async def set_lock_timeout(tx: AsyncConnection) -> None:
     """Have no statement of this transaction wait for a lock longer than a moment."""
     await tx.execute(_TIMEOUT)
 

@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator import log
 from orchestrator.audit.archive.errors import ArchiveBusy
-from orchestrator.audit.archive.lock_timeout import be_brief, patiently
+from orchestrator.audit.archive.lock_timeout import patiently, set_lock_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -104,7 +104,7 @@ async def _make(db: Database, name: str, first: UUID, until: UUID) -> bool:
     """Make a month beside the trail, then attach it."""
     try:
         async with db.transaction() as tx:
-            await be_brief(tx)
+            await set_lock_timeout(tx)
             await tx.execute(text(f"CREATE TABLE {name} (LIKE audit_entries INCLUDING ALL)"))
             await tx.execute(
                 text(
@@ -126,7 +126,7 @@ async def _make(db: Database, name: str, first: UUID, until: UUID) -> bool:
 
 async def _drop(db: Database, name: str) -> bool:
     async with db.transaction() as tx:
-        await be_brief(tx)
+        await set_lock_timeout(tx)
         # In the order in which writers take them. Nobody holds both and waits, and nobody waits for both of ours.
         await tx.execute(text("LOCK TABLE ONLY audit_entries IN ACCESS EXCLUSIVE MODE"))
         await tx.execute(text(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE NOWAIT"))

@@ -64,7 +64,7 @@ class Server:
     """A commit is on disk when it is acknowledged."""
 
 
-class Truth:
+class DatabaseProbe:
     """The checkouts of one merchant."""
 
     def __init__(self, db: Database, merchant_id: int) -> None:

@@ -27,9 +27,9 @@ import msgspec
 import uvloop
 
 from orchestrator.devkit.bench import documents
-from orchestrator.devkit.bench.gateway_ledger import Books, Order
+from orchestrator.devkit.bench.gateway_ledger import GatewayLedger, Order
 from orchestrator.devkit.bench.latency import Latency
-from orchestrator.devkit.bench.shoppers import Habits, Shoppers
+from orchestrator.devkit.bench.shoppers import ShopperProfile, Shoppers
 from orchestrator.domain import money
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ _REASONS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Conduct:
+class GatewayProfile:
     """How the gateway behaves: how late it answers, which share of calls breaks, who pays (None: nobody does)."""
 
     latency: Latency = field(default_factory=lambda: Latency(0.0))
     faults: float = 0.0
-    shoppers: Habits | None = field(default_factory=Habits)
+    shoppers: ShopperProfile | None = field(default_factory=ShopperProfile)
     seed: int = 1
 
 
@@ -96,8 +96,8 @@ _SESSION: Final = msgspec.json.Decoder(_NewSession, strict=False)
 class Gateway:
     """The gateway of one process; made on its event loop."""
 
-    def __init__(self, conduct: Conduct, *, base: str) -> None:
-        self.books = Books()
+    def __init__(self, conduct: GatewayProfile, *, base: str) -> None:
+        self.books = GatewayLedger()
         self._latency, self._faults = conduct.latency, conduct.faults
         self._random = Random(conduct.seed)  # noqa: S311 - a run is to be repeatable
         self._broken = cycle(FAULTS)
@@ -290,12 +290,12 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
 
 
-def run(conduct: Conduct, host: str, port: int) -> None:
+def run(conduct: GatewayProfile, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT."""
     uvloop.run(serve(conduct, host, port))
 
 
-async def serve(conduct: Conduct, host: str, port: int) -> None:
+async def serve(conduct: GatewayProfile, host: str, port: int) -> None:
     """Serve on this event loop until a signal comes."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -306,7 +306,7 @@ async def serve(conduct: Conduct, host: str, port: int) -> None:
 
 
 @asynccontextmanager
-async def listening(conduct: Conduct, host: str, port: int = 0) -> AsyncIterator[tuple[Gateway, str]]:
+async def listening(conduct: GatewayProfile, host: str, port: int = 0) -> AsyncIterator[tuple[Gateway, str]]:
     """Serve on this event loop while the block lasts; give the gateway and the URL that it is at."""
     loop = asyncio.get_running_loop()
     place = socket.create_server((host, port))

@@ -42,7 +42,7 @@ class Told:
     answers: Counter[str] = field(default_factory=Counter)
 
 
-class Books:
+class GatewayLedger:
     """Everything that the gateway knows of one run."""
 
     def __init__(self) -> None:

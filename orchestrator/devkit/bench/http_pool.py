@@ -15,7 +15,7 @@ import httptools
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PATIENCE: Final = 30.0
+TIMEOUT: Final = 30.0
 """Seconds for one answer, the wait for a free connection counted."""
 
 
@@ -30,7 +30,7 @@ class Answer(NamedTuple):
         return self.status < HTTPStatus.BAD_REQUEST
 
 
-class Lines:
+class HttpPool:
     """Connections to one address: opened as they are needed, kept, at most `most` at a time; on one event loop."""
 
     def __init__(self, host: str, port: int, *, most: int) -> None:
@@ -38,9 +38,9 @@ class Lines:
         self._room = asyncio.Semaphore(most)
         self._idle: list[_Line] = []
 
-    async def exchange(self, request: bytes, *, patience: float = PATIENCE) -> Answer:
+    async def exchange(self, request: bytes, *, timeout: float = TIMEOUT) -> Answer:
         """Send a request and return its answer; `OSError` (or `TimeoutError`, which is one) where none came."""
-        async with asyncio.timeout(patience), self._room:
+        async with asyncio.timeout(timeout), self._room:
             line = self._kept()
             if line is not None:
                 try:

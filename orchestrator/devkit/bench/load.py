@@ -117,7 +117,7 @@ class _Load:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._lines = http_pool.Lines(job.host, job.port, most=CONNECTIONS)
+        self._lines = http_pool.HttpPool(job.host, job.port, most=CONNECTIONS)
         self._headers = {"Authorization": f"Bearer {job.token}", "Content-Type": "application/json"}
         self.told = Told()
         self.sent = Sent(0.0, [], [], [])

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from orchestrator.devkit.bench import database_probe, display, figures, ramp, report, result
 from orchestrator.devkit.bench.errors import BenchFailed
-from orchestrator.devkit.bench.setup import NAMED, PATIENCE, Scene, prepared
-from orchestrator.devkit.bench.shoppers import Habits
+from orchestrator.devkit.bench.setup import NAMED, TIMEOUT, BenchRun, prepared
+from orchestrator.devkit.bench.shoppers import ShopperProfile
 from orchestrator.devkit.bench.usage import flush_time
 from orchestrator.devkit.local import up as supervise
 from orchestrator.settings import PREFIX, SettingsError, load
@@ -38,7 +38,7 @@ DEFAULTS: Final[dict[str, object]] = {"first_look": 30.0}
 """Settings of the run where none are set: a lost callback is made up for within the patience of a run."""
 
 TRY_SECONDS: Final = 10.0
-TRY_PATIENCE: Final = 30.0
+TRY_TIMEOUT: Final = 30.0
 WARM_UP: Final = 24
 """Orders before the first that counts: pools open, code is compiled, and plans are made."""
 FIRST_RATE: Final = 40.0
@@ -80,8 +80,8 @@ def run(plan: Plan, terminal: Terminal) -> tuple[int, dict[str, Any] | None]:
     documents: list[dict[str, Any]] = []
 
     async def visit(up: Up) -> int:
-        async with prepared(up, run=_base36(int(time.time()))) as scene:
-            bench = _Bench(plan, scene, terminal, await _conditions(plan, scene, up))
+        async with prepared(up, run=_base36(int(time.time()))) as bench_run:
+            bench = _Bench(plan, bench_run, terminal, await _conditions(plan, bench_run, up))
             status, document = await bench.whole()
             documents.append(document)
             return status
@@ -98,18 +98,20 @@ def run(plan: Plan, terminal: Terminal) -> tuple[int, dict[str, Any] | None]:
 class _Bench:
     """A plan on a scene."""
 
-    def __init__(self, plan: Plan, scene: Scene, terminal: Terminal, conditions: result.Conditions) -> None:
-        self._plan, self._scene, self._terminal, self._conditions = plan, scene, terminal, conditions
+    def __init__(
+        self, plan: Plan, bench_run: BenchRun, terminal: Terminal, conditions: result.Conditions
+    ) -> None:
+        self._plan, self._bench_run, self._terminal, self._conditions = plan, bench_run, terminal, conditions
         self._twice: list[str] = []
 
     async def whole(self) -> tuple[int, dict[str, Any]]:
         plan, terminal = self._plan, self._terminal
         with display.watching(terminal) as show:
-            await self._scene.measure(
-                self._scene.job(orders=WARM_UP, at_once=4), whole=plan.pays, title="warming up", show=show
+            await self._bench_run.measure(
+                self._bench_run.job(orders=WARM_UP, at_once=4), whole=plan.pays, title="warming up", show=show
             )
             if plan.sequential:
-                one, beyond = await self._scene.one_by_one(plan.sequential, show=show)
+                one, beyond = await self._bench_run.one_by_one(plan.sequential, show=show)
                 return self._told(one, (), stage="sequential", beyond_gateway_ms=figures.summary(beyond))
             rate = plan.rate or FIRST_RATE
             tries: list[Try] = []
@@ -124,9 +126,11 @@ class _Bench:
         return self._told(one, tries)
 
     async def _try(self, rate: float, show: Callable[[Progress], None]) -> Try:
-        job = self._scene.job(rate=rate, seconds=TRY_SECONDS, evenly=self._plan.evenly, seed=self._plan.seed)
-        one = await self._scene.measure(
-            job, whole=self._plan.pays, title=f"{rate:.1f}/s", show=show, patience=TRY_PATIENCE
+        job = self._bench_run.job(
+            rate=rate, seconds=TRY_SECONDS, evenly=self._plan.evenly, seed=self._plan.seed
+        )
+        one = await self._bench_run.measure(
+            job, whole=self._plan.pays, title=f"{rate:.1f}/s", show=show, timeout=TRY_TIMEOUT
         )
         tried = result.tried(one, think=self._conditions.think_s)
         self._terminal.say(display.ramp_line(tried))
@@ -138,13 +142,13 @@ class _Bench:
         return tried
 
     async def _measured(self, rate: float, show: Callable[[Progress], None]) -> Run:
-        plan, scene = self._plan, self._scene
+        plan, bench_run = self._plan, self._bench_run
         if plan.stage == "ready":
-            job, title = scene.job(orders=plan.orders), f"{plan.orders} orders"
+            job, title = bench_run.job(orders=plan.orders), f"{plan.orders} orders"
         else:
-            job = scene.job(rate=rate, seconds=plan.seconds, evenly=plan.evenly, seed=plan.seed)
+            job = bench_run.job(rate=rate, seconds=plan.seconds, evenly=plan.evenly, seed=plan.seed)
             title = f"{rate:.1f}/s"
-        return await scene.measure(job, whole=plan.pays, title=title, show=show, patience=PATIENCE)
+        return await bench_run.measure(job, whole=plan.pays, title=title, show=show, timeout=TIMEOUT)
 
     def _told(self, one: Run, tries: Sequence[Try], **extra: object) -> tuple[int, dict[str, Any]]:
         terminal = self._terminal
@@ -179,9 +183,9 @@ class _Bench:
         return int(bool(wrong)), document
 
 
-async def _conditions(plan: Plan, scene: Scene, up: Up) -> result.Conditions:
-    server = await scene.truth.server()
-    usual = Habits()
+async def _conditions(plan: Plan, bench_run: BenchRun, up: Up) -> result.Conditions:
+    server = await bench_run.truth.server()
+    usual = ShopperProfile()
     return result.Conditions(
         version=metadata.version("checkout-orchestrator"),
         python=platform.python_version(),

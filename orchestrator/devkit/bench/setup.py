@@ -20,7 +20,7 @@ import msgspec
 from orchestrator import auth
 from orchestrator.crypto import Encryptor
 from orchestrator.devkit.bench import http_pool, ledger, load, schedule
-from orchestrator.devkit.bench.database_probe import Left, Truth
+from orchestrator.devkit.bench.database_probe import DatabaseProbe, Left
 from orchestrator.devkit.bench.errors import BenchFailed
 from orchestrator.devkit.bench.usage import Usage
 from orchestrator.store.database import Database, is_away
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
 NAMED: Final = "bench-"
 """How the names of a bench's merchants begin."""
-PATIENCE: Final = 60.0
+TIMEOUT: Final = 60.0
 """Seconds after the last arrival in which every order must have come to its end."""
 
 _LOOK_EVERY: Final = 0.5
 _METER_EVERY: Final = 1.0
 _SLEEP: Final = 0.1
 _ONE_BY_ONE: Final = 0.003
-_START_PATIENCE: Final = 30.0
-_TELLING_PATIENCE: Final = 10.0
+_START_TIMEOUT: Final = 30.0
+_TELLING_TIMEOUT: Final = 10.0
 _TOKEN_LIFE: Final = 86_400.0
 
 
@@ -105,11 +105,11 @@ class Run:
         return sorted(moment for moment in moments if moment is not None)
 
 
-class Scene:
+class BenchRun:
     """The product, up and known to itself, ready to be loaded; made by `prepared`."""
 
     def __init__(self, up: Up, db: Database, *, merchant: str, merchant_id: int) -> None:
-        self.truth = Truth(db, merchant_id)
+        self.truth = DatabaseProbe(db, merchant_id)
         self._up, self._merchant = up, merchant
         self._token = auth.issue(
             up.settings,
@@ -141,9 +141,9 @@ class Scene:
         whole: bool,
         title: str,
         show: Callable[[Progress], None],
-        patience: float = PATIENCE,
+        timeout: float = TIMEOUT,
     ) -> Run:
-        """Do a job from the first intent until the last order has come to its end, or `patience` is over."""
+        """Do a job from the first intent until the last order has come to its end, or `timeout` is over."""
         await self._control("POST", "/bench/reset")
         progress = Progress(title)
         watching = None
@@ -154,7 +154,7 @@ class Scene:
                 watching = asyncio.get_running_loop().create_task(self._watch(job.prefix, progress, show))
                 sent = await sending(progress)
             progress.over = True
-            await self._drained(job.prefix, whole=whole, patience=patience)
+            await self._drained(job.prefix, whole=whole, timeout=timeout)
         finally:
             if watching is not None:
                 watching.cancel()
@@ -167,7 +167,7 @@ class Scene:
         await self._control("POST", "/bench/reset")
         job, beyond = self.job(orders=orders, at_once=1), []
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
-        lines, progress = http_pool.Lines(job.host, job.port, most=1), Progress("one order at a time")
+        lines, progress = http_pool.HttpPool(job.host, job.port, most=1), Progress("one order at a time")
         self._usage.begin()
         sent = load.Sent(time.time(), [], [], [])
         for number in range(orders):
@@ -197,13 +197,13 @@ class Scene:
         return float((await self._control("GET", "/bench/state"))["waitedSeconds"])
 
     async def _offered(self, order_ref: str, began: float) -> float:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
             offered_at = await self.truth.offered_at(order_ref)
             if offered_at is not None:
                 return offered_at - began
             await asyncio.sleep(_ONE_BY_ONE)
-        raise BenchFailed(f"order {order_ref} was not ready within {PATIENCE:g} s")
+        raise BenchFailed(f"order {order_ref} was not ready within {TIMEOUT:g} s")
 
     # While a run is under way.
 
@@ -258,15 +258,15 @@ class Scene:
                 self._usage.sample()
             await asyncio.sleep(_LOOK_EVERY)
 
-    async def _drained(self, prefix: str, *, whole: bool, patience: float) -> None:
-        deadline = time.monotonic() + patience
+    async def _drained(self, prefix: str, *, whole: bool, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             left = await self.truth.left(prefix)
             if (left.open if whole else left.unready) == 0:
                 break
             await asyncio.sleep(_SLEEP)
         # A callback may be answered after the order has ended by the other one.
-        deadline = time.monotonic() + _TELLING_PATIENCE
+        deadline = time.monotonic() + _TELLING_TIMEOUT
         while time.monotonic() < deadline:
             if not (await self._control("GET", "/bench/state"))["telling"]:
                 break
@@ -311,7 +311,7 @@ class Scene:
     async def _control(self, method: str, path: str) -> dict[str, Any]:
         """Ask the light gateway itself. A connection for each call: they are few, and it closes none."""
         host, port = self._gateway
-        lines = http_pool.Lines(host, port, most=1)
+        lines = http_pool.HttpPool(host, port, most=1)
         try:
             answer = await lines.exchange(http_pool.request(method, f"{host}:{port}", path, headers={}))
         finally:
@@ -322,14 +322,14 @@ class Scene:
     async def known(self) -> None:
         """Wait until the API knows the merchant: one that was added a moment ago it may not."""
         host, port = self._api
-        lines = http_pool.Lines(host, port, most=1)
+        lines = http_pool.HttpPool(host, port, most=1)
         request = http_pool.request(
             "GET",
             f"{host}:{port}",
             "/v1/checkouts?limit=1",
             headers={"Authorization": f"Bearer {self._token}"},
         )
-        deadline = time.monotonic() + _START_PATIENCE
+        deadline = time.monotonic() + _START_TIMEOUT
         try:
             while not (await lines.exchange(request)).good:
                 if time.monotonic() > deadline:
@@ -340,7 +340,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def prepared(up: Up, *, run: str) -> AsyncIterator[Scene]:
+async def prepared(up: Up, *, run: str) -> AsyncIterator[BenchRun]:
     """Give the bench a merchant of its own at the light gateway, whose looks are not rationed, and wait until the API knows it."""
     name = f"{NAMED}{run}"
     async with Database(up.settings.need("database_url"), pool_size=3, name="orchestrator-bench") as db:
@@ -353,9 +353,9 @@ async def prepared(up: Up, *, run: str) -> AsyncIterator[Scene]:
         found = await merchants.named(name)
         if found is None:
             raise BenchFailed(f"merchant {name} could not be added")
-        scene = Scene(up, db, merchant=name, merchant_id=found.id)
-        await scene.known()
-        yield scene
+        bench_run = BenchRun(up, db, merchant=name, merchant_id=found.id)
+        await bench_run.known()
+        yield bench_run
 
 
 def _address(url: str) -> tuple[str, int]:

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 64
 """Connections to one shop; at a thousand callbacks a second that take 30 ms each, 30 are in use."""
-PATIENCE: Final = 30.0
+TIMEOUT: Final = 30.0
 FIRST_TRANSACTION: Final = 539_101
 
 
 @dataclass(frozen=True, slots=True)
-class Habits:
+class ShopperProfile:
     """What shoppers do: `think` seconds before they pay, more or less a share `jitter` of it; the secret signs what is told."""
 
     think: float = 1.0
@@ -38,9 +38,9 @@ class Habits:
 class Shoppers:
     """All shoppers of one gateway, on its event loop."""
 
-    def __init__(self, books: Books, habits: Habits, random: Random) -> None:
+    def __init__(self, books: Books, habits: ShopperProfile, random: Random) -> None:
         self._books, self._habits, self._random = books, habits, random
-        self._lines: dict[tuple[str, int], http_pool.Lines] = {}
+        self._lines: dict[tuple[str, int], http_pool.HttpPool] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._transactions = FIRST_TRANSACTION
 
@@ -96,9 +96,9 @@ class Shoppers:
         try:
             parts = urlsplit(url)
             address = parts.hostname or "", parts.port or 80
-            lines = self._lines.setdefault(address, http_pool.Lines(*address, most=AT_ONCE))
+            lines = self._lines.setdefault(address, http_pool.HttpPool(*address, most=AT_ONCE))
             request = http_pool.request("POST", parts.netloc, parts.path, headers=headers, body=body)
-            outcome = str((await lines.exchange(request, patience=PATIENCE)).status)
+            outcome = str((await lines.exchange(request, timeout=TIMEOUT)).status)
         except (OSError, ValueError) as error:
             outcome = type(error).__name__
         if epoch == self._books.epoch:

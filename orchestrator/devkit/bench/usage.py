@@ -51,7 +51,7 @@ class Usage:
         self._processes = processes
         self._meters: dict[int, _Meter] = {}
         self._machine = _machine()
-        self._counts_from_birth = False
+        self._counts_from_start = False
         self.samples: list[Sample] = []
 
     def begin(self) -> None:
@@ -59,10 +59,10 @@ class Usage:
         self._meters.clear()
         self.samples.clear()
         self._machine = _machine()
-        self._counts_from_birth = False
+        self._counts_from_start = False
         self.sample()
         # What appears from now on was started meanwhile, and all that it uses is of this run.
-        self._counts_from_birth = True
+        self._counts_from_start = True
 
     def sample(self) -> None:
         """Look at every process that there is now."""
@@ -104,7 +104,7 @@ class Usage:
                     own += spent.user + spent.system
         meter = self._meters.get(process.pid)
         if meter is None:
-            meter = self._meters[process.pid] = _Meter(kind, 0.0 if self._counts_from_birth else own, own)
+            meter = self._meters[process.pid] = _Meter(kind, 0.0 if self._counts_from_start else own, own)
         # A backend that ends between two looks is counted a moment late: time used never becomes less.
         meter.latest = max(meter.latest, own)
         meter.rss.append(rss)

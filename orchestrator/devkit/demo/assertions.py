@@ -62,7 +62,7 @@ def unasked(told: Told) -> str | None:
     return "no operation of ours" if told.operations else None
 
 
-def found_by_looking(told: Told) -> str | None:
+def found_by_lookup(told: Told) -> str | None:
     if any(True for _ in told.callbacks_read()):
         return "no callback in the trail"
     lost = [one for one in told.callbacks() if one["answerStatus"] is not None]

@@ -15,7 +15,7 @@ from orchestrator.devkit.demo.assertions import (
     disbelieved,
     entries,
     every,
-    found_by_looking,
+    found_by_lookup,
     in_time,
     late,
     never_completed,
@@ -138,7 +138,7 @@ SCRIPTS: Final = (
     ),
     Script(
         name="callbacks_lost", says="pays; every callback is lost: found by looking", act=steps.pay_unheard, **_PAID,
-        holds=_reserved, plan=_LOST, evidence=every(found_by_looking, in_time),
+        holds=_reserved, plan=_LOST, evidence=every(found_by_lookup, in_time),
     ),
     Script(
         name="callbacks_forged", says="is forged a success (401, not believed), then pays", act=steps.be_forged_then_pay, **_PAID,

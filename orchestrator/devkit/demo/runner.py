@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.devkit.demo.orders import Order
     from orchestrator.devkit.local.up import Up
 
-PATIENCE: Final = 30.0
+TIMEOUT: Final = 30.0
 """Seconds that one order may take for one step of its script; all scripts wait less than ten."""
 AT_ONCE: Final = 60
 """Shoppers who are there at the same time; more wait outside."""
@@ -66,7 +66,7 @@ async def play(up: Up, orders: Sequence[Order], *, run: str, gateway: str, stay:
     """Play all orders and show them; 0 only if every one ended as scripted with its money in both books."""
     outcomes = [Outcome(order) for order in orders]
     limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
-    timeout = httpx.Timeout(20.0, pool=PATIENCE)
+    timeout = httpx.Timeout(20.0, pool=TIMEOUT)
     sandbox_token = {"X-Sandbox-Token": up.settings.sandbox_token.get_secret_value()}
     async with (
         Database(up.settings.need("database_url"), pool_size=2, name="orchestrator-demo") as db,
@@ -105,7 +105,7 @@ async def _shops(
         shops[name] = Shop(
             http, up.url, gateway, name, account, up.settings.public_url, token=token, encryptor=encryptor
         )
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     for shop in shops.values():
         while not await shop.known():
             if time.monotonic() > deadline:
@@ -119,7 +119,7 @@ async def _shops(
 async def _live(shop: Shop, outcome: Outcome, room: asyncio.Semaphore) -> None:
     await asyncio.sleep(outcome.order.arrives)
     async with room:
-        shopper = Shopper(shop, outcome.order, patience=PATIENCE)
+        shopper = Shopper(shop, outcome.order, timeout=TIMEOUT)
         try:
             told = await shopper.play()
         except Unscripted as error:

@@ -144,13 +144,13 @@ class Shop:
 
     async def pay_elsewhere(self, order: Order) -> None:
         """Pay an order number at the gateway that nobody has handed over; its terminals know the merchant's own address."""
-        stray = {
+        unexpected_payment = {
             "orderId": order.id,
             "amountMinor": order.amount,
             "currency": order.currency,
             "notification": callback_urls.merchant_url(self.encryptor, self.public_url, self.merchant),
         }
-        answer = await self.http.post(f"{self.sandbox}/sandbox/payments/stray", json=stray)
+        answer = await self.http.post(f"{self.sandbox}/sandbox/payments/stray", json=unexpected_payment)
         need(answer, (200,), "the sandbox to make the payment")
 
     async def capture_by_hand(self, order: Order, transaction: str) -> None:

@@ -40,9 +40,9 @@ _PAGES: Final = {"thanks": THANKS, "sorry": SORRY}
 class Shopper:
     """One shopper with one order; `play` lives the script and returns what came of it."""
 
-    def __init__(self, shop: Shop, order: Order, *, patience: float) -> None:
+    def __init__(self, shop: Shop, order: Order, *, timeout: float) -> None:
         self.shop, self.order = shop, order
-        self._patience = patience
+        self._timeout = timeout
         self._page: str | None = None
         self.checkout: str | None = None
         self.began: float | None = None
@@ -207,13 +207,13 @@ class Shopper:
             f"attention {word}", lambda found: (found["attention"] or "").startswith(f"{word}:"), ended=True
         )
 
-    async def calm(self) -> dict[str, Any]:
+    async def without_attention(self) -> dict[str, Any]:
         """Wait until nobody is called any more; return the checkout."""
         return await self.until("no attention", lambda found: found["attention"] is None, ended=True)
 
-    async def letter(self, grade: str, *, status: str = "succeeded") -> None:
+    async def callback(self, grade: str, *, status: str = "succeeded") -> None:
         """Wait until a callback of this grade that says this is read."""
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self._timeout
         while time.monotonic() < deadline:
             read = (entry["evidence"].get("callbacks", ()) for entry in await self.shop.trail(self.known))
             if any(
@@ -227,7 +227,7 @@ class Shopper:
         self, what: str, there: Callable[[dict[str, Any]], bool], *, ended: bool = False
     ) -> dict[str, Any]:
         """Read the checkout until something is there, or patience is out; or it has ended without it, unless that may be."""
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self._timeout
         pause = _PAUSE
         while True:
             found = await self.shop.read(self.known)
@@ -235,7 +235,7 @@ class Shopper:
                 return found
             overdue = time.monotonic() > deadline
             if overdue or (State(found["state"]) in ENDED and not ended):
-                waited = f" after {self._patience:g} s" if overdue else ""
+                waited = f" after {self._timeout:g} s" if overdue else ""
                 error = f", last error: {found['lastError']}" if found["lastError"] else ""
                 attention = f", attention: {found['attention']}" if found["attention"] else ""
                 raise Unscripted(expected=what, seen=f"state {found['state']}{waited}{error}{attention}")

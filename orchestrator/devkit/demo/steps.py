@@ -102,7 +102,7 @@ async def charge_back(shopper: Shopper) -> None:
     await shopper.shop.at_gateway((await shopper.paid_row())["paymentId"], "chargeback", {})
     await shopper.attention("charged_back")
     await shopper.ask("resolve", decision="dismiss", reason="answered at the gateway")
-    await shopper.calm()
+    await shopper.without_attention()
 
 
 async def refunded_at_gateway(shopper: Shopper) -> None:
@@ -123,7 +123,7 @@ async def released_at_gateway(shopper: Shopper) -> None:
     await shopper.shop.at_gateway((await shopper.paid_row())["paymentId"], "release", {})
     await shopper.attention("payment_released")
     await shopper.ask("resolve", decision="dismiss", reason="the shop released it at the gateway")
-    await shopper.calm()
+    await shopper.without_attention()
 
 
 # ── Evidence ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -141,7 +141,7 @@ async def fail_after_success(shopper: Shopper) -> None:
     await pay(shopper)
     payment = (await shopper.paid_row())["paymentId"]
     await shopper.shop.at_gateway(payment, "send", {"kind": "failure", "status": "failed"})
-    await shopper.letter("signed", status="failed")
+    await shopper.callback("signed", status="failed")
 
 
 async def be_forged_then_pay(shopper: Shopper) -> None:
@@ -150,7 +150,7 @@ async def be_forged_then_pay(shopper: Shopper) -> None:
         status = await shopper.shop.forge(shopper.order, shopper.known)
         if status != 401:  # noqa: PLR2004 - HTTP
             raise Unscripted(expected="401 to a forged callback", seen=str(status))
-    await shopper.letter("wrong")
+    await shopper.callback("wrong")
     read = await shopper.shop.read(shopper.known)
     if read["state"] != State.AWAITING_PAYMENT:
         raise Unscripted(expected="a forged success to move nothing", seen=f"state {read['state']}")
@@ -179,7 +179,7 @@ def late_and_a_person(decision: str) -> Callable[[Shopper], Any]:
         await pay_late(shopper)
         await shopper.attention("late_payment")
         await shopper.ask("resolve", decision=decision, reason="asked the shopper")
-        await shopper.calm()
+        await shopper.without_attention()
 
     return act
 
@@ -192,7 +192,7 @@ async def be_cancelled_then_pay(shopper: Shopper) -> None:
     await shopper.paid()
     await shopper.attention("late_payment")
     await shopper.ask("resolve", decision="keep", reason="the shopper wants the goods after all")
-    await shopper.calm()
+    await shopper.without_attention()
 
 
 async def be_reopened_then_pay(shopper: Shopper) -> None:
@@ -214,7 +214,7 @@ async def surplus_by_hand(shopper: Shopper) -> None:
     found = await shopper.attention("surplus_payment")
     [second] = [one["transactionId"] for one in found["payments"] if one["role"] == "surplus"]
     await shopper.ask("release", transactionId=second, reason="paid twice")
-    await shopper.calm()
+    await shopper.without_attention()
 
 
 async def surplus_by_policy(shopper: Shopper) -> None:
@@ -237,13 +237,13 @@ async def unknown_order_kept(shopper: Shopper) -> None:
     await _pay_elsewhere(shopper)
     await shopper.attention("unknown_order")
     await shopper.ask("resolve", decision="keep", reason="an order by telephone")
-    await shopper.calm()
+    await shopper.without_attention()
 
 
 async def _returned_by_policy(shopper: Shopper) -> None:
     await shopper.until("the money returned", _operations_over, ended=True)
     await shopper.ask("reconcile")
-    await shopper.calm()
+    await shopper.without_attention()
 
 
 async def late_returned_by_policy(shopper: Shopper) -> None:
@@ -262,7 +262,7 @@ async def pay_another_amount(shopper: Shopper) -> None:
     if found["state"] == State.COMPLETED:
         raise Unscripted(expected="an order that is not completed by another amount", seen="completed")
     await shopper.ask("resolve", decision="return", reason="not what the order costs")
-    await shopper.calm()
+    await shopper.without_attention()
 
 
 async def pay_open_until_after_deadline(shopper: Shopper) -> None:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 HOST: Final = "127.0.0.1"
 START_TIMEOUT: Final = 60.0
 _LOOK: Final = 0.1
-_PATIENCE: Final = 5.0
+_TIMEOUT: Final = 5.0
 _SERVERS_SHARE: Final = 0.4
 """Of SHUTDOWN_TIMEOUT, for the stand-in of the gateway and the servers after those that call them; at most as many seconds as:"""
 _SERVERS_TIME: Final = 10.0
@@ -370,7 +370,7 @@ async def _is_well(url: str) -> bool:
     parts = urlsplit(url)
     asked = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_TIMEOUT):
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
             try:
                 writer.write(asked.encode())

@@ -86,7 +86,7 @@ class _Resolution(msgspec.Struct, forbid_unknown_fields=True):
     outcome: Resolution
 
 
-class _Stray(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+class _UnexpectedPayment(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     order_id: str
     amount_minor: int
     currency: str
@@ -186,10 +186,10 @@ async def resolve(request: Request) -> Response:
     return _json(_payments(payment))
 
 
-async def stray(request: Request) -> Response:
+async def unexpected_payment(request: Request) -> Response:
     """Make a card payment as another system of the merchant would: no session of ours, any order number."""
     sandbox = sandbox_of(request)
-    wanted = _read(await body_of(request), _Stray)
+    wanted = _read(await body_of(request), _UnexpectedPayment)
     _known(wanted.currency)
     if wanted.amount_minor <= 0 or not wanted.order_id:
         raise Refused(HTTPStatus.BAD_REQUEST, "orderId and an amountMinor of more than 0 are needed")
@@ -306,7 +306,7 @@ ROUTES = [
     Route("/sandbox/orders/{order_id:path}", guarded(drop_plan), methods=["DELETE"]),
     Route("/sandbox/faults", guarded(faults), methods=["GET", "PUT", "DELETE"]),
     Route("/sandbox/ledger", guarded(ledger), methods=["GET"]),
-    Route("/sandbox/payments/stray", guarded(stray), methods=["POST"]),
+    Route("/sandbox/payments/stray", guarded(unexpected_payment), methods=["POST"]),
     Route("/sandbox/payments/{payment_id}/resolve", guarded(resolve), methods=["POST"]),
     Route("/sandbox/payments/{payment_id}/send", guarded(send), methods=["POST"]),
     Route("/sandbox/payments/{payment_id}/refund", guarded(refund), methods=["POST"]),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator import log as logs
 from orchestrator.gateway.limits import rate
-from orchestrator.gateway.limits.answer_cost import Allowance
+from orchestrator.gateway.limits.answer_cost import CostLimit
 from orchestrator.gateway.limits.circuit_breaker import CircuitBreaker
 from orchestrator.gateway.limits.round_robin import RoundRobinSemaphore
 from orchestrator.gateway.outcomes import Busy, Done, NotSent, Refused, Throttled, Unauthorized, Unknown
@@ -61,11 +61,11 @@ class GatewayLimits:
         self.gateway, self._shared_state, self._everybodys = gateway, shared_state, places
         self._slots = RoundRobinSemaphore(settings.gateway_pool_size)
         self._large = RoundRobinSemaphore(LARGE_AT_ONCE)
-        self._allowance = Allowance()
+        self._cost_limit = CostLimit()
         self._costly = False
         self._breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_pause)
         per_second = settings.gateway_calls_per_second
-        self._permits = RateLimiter(gateway, per_second, shared_state) if per_second else None
+        self._rate = RateLimiter(gateway, per_second, shared_state) if per_second else None
         self._throttled: dict[str, float] = {}
 
     # Whether to call at all.
@@ -73,7 +73,7 @@ class GatewayLimits:
     def wait(self, merchant: str) -> float:
         """Return the seconds for which this merchant's calls are not to be made; 0: none."""
         if (
-            not (self._costly or self._throttled or self._shared_state.anything_alone)
+            not (self._costly or self._throttled or self._shared_state.any_circuit_open)
             and self._breaker.closed
         ):
             return 0.0
@@ -93,8 +93,8 @@ class GatewayLimits:
 
     def spend(self, seconds: float) -> None:
         """Note what an answer cost this process beyond what an ordinary one does."""
-        self._allowance.spend(seconds)
-        wait = self._allowance.wait()
+        self._cost_limit.spend(seconds)
+        wait = self._cost_limit.wait()
         if wait > 0 and not self._costly:
             self._costly = True
             log.warning(
@@ -105,7 +105,7 @@ class GatewayLimits:
             )
 
     def _too_costly(self) -> float:
-        wait = self._allowance.wait() if self._costly else 0.0
+        wait = self._cost_limit.wait() if self._costly else 0.0
         if self._costly and wait == 0:
             self._costly = False
             log.info("gateway_back", gateway=self.gateway)
@@ -166,15 +166,15 @@ class GatewayLimits:
         if not self._everybodys.take_now():
             self._slots.give_back()
             return False
-        if self._permits is not None and not self._permits.take_now():
+        if self._rate is not None and not self._rate.take_now():
             self.leave()
             return False
         return True
 
     async def enter(self, whose: Hashable) -> None:
         """Take a permit and a place, in turn with whoever else waits for them."""
-        if self._permits is not None:
-            await self._permits.take(whose)
+        if self._rate is not None:
+            await self._rate.take(whose)
         await self._slots.take(whose)
         try:
             await self._everybodys.take(self.gateway)

@@ -36,7 +36,7 @@ LONGEST: Final = 30.0
 """Seconds for which a gateway is left alone over it at most."""
 
 
-class Allowance:
+class CostLimit:
     """What one gateway's answers may cost, by this process's own clock."""
 
     def __init__(self) -> None:

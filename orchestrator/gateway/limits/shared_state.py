@@ -33,7 +33,7 @@ log = logs.get(__name__)
 
 REFRESH: Final = 0.5
 """Seconds between two looks at what the others wrote."""
-PATIENCE: Final = 0.5
+TIMEOUT: Final = 0.5
 """Seconds for anything that nobody waits for."""
 MOMENT: Final = 0.05
 """Seconds for permits, which a call waits for."""
@@ -45,7 +45,7 @@ PRESENT: Final = 5.0
 """Seconds after its last look for which a worker counts."""
 
 _WORKERS: Final = "orchestrator:gateways:workers"
-_ALONE: Final = "orchestrator:gateways:alone"
+_OPEN_CIRCUITS: Final = "orchestrator:gateways:alone"
 _RATE: Final = "orchestrator:gateways:rate:"
 _NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000) "
 _LOOK: Final = (
@@ -99,7 +99,7 @@ class SharedGatewayState:
         self._missed = False
         self.workers = 1
         """How many workers there were when Redis last told, ourselves counted."""
-        self._alone: dict[str, float] = {}
+        self._open_circuits: dict[str, float] = {}
 
     async def __aenter__(self) -> Self:
         """Begin to look."""
@@ -117,22 +117,22 @@ class SharedGatewayState:
             await close(self._redis)
 
     @property
-    def anything_alone(self) -> bool:
+    def any_circuit_open(self) -> bool:
         """Whether anything was to be left alone when Redis last told."""
-        return bool(self._alone)
+        return bool(self._open_circuits)
 
     def open_until(self, name: str) -> float:
         """Return until when (monotonic) somebody wants this left alone; the past, if nobody does."""
-        return self._alone.get(name, float("-inf"))
+        return self._open_circuits.get(name, float("-inf"))
 
     def open_circuit(self, name: str, seconds: float) -> None:
         """Tell everybody to leave this alone for so long, and return at once."""
-        self._tell(_LEAVE, 1, _ALONE, name, int(seconds * 1000) + 1)
+        self._tell(_LEAVE, 1, _OPEN_CIRCUITS, name, int(seconds * 1000) + 1)
 
     def close_circuit(self, name: str) -> None:
         """Tell everybody that it need not be left alone any more, and return at once."""
-        self._alone.pop(name, None)
-        self._tell("redis.call('ZREM', KEYS[1], ARGV[1])", 1, _ALONE, name)
+        self._open_circuits.pop(name, None)
+        self._tell("redis.call('ZREM', KEYS[1], ARGV[1])", 1, _OPEN_CIRCUITS, name)
 
     async def permits(self, name: str, per_second: float, want: int) -> rate.Grant | None:
         """Take permits from everybody's budget; None if Redis does not answer in a moment."""
@@ -159,7 +159,7 @@ class SharedGatewayState:
 
     async def _quietly(self, script: str, *arguments: str | int) -> None:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 await self._run(script, *arguments)
         except (RedisError, OSError) as error:
             self._lost(error)
@@ -168,7 +168,7 @@ class SharedGatewayState:
         assert self._redis is not None  # noqa: S101 - it is open
         while True:
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(TIMEOUT):
                     if self.away and self._missed:
                         # After a failover the old primary may live on, read-only: what is connected to it is given up.
                         await self._redis.connection_pool.disconnect(inuse_connections=False)
@@ -176,7 +176,7 @@ class SharedGatewayState:
                         _LOOK,
                         2,
                         _WORKERS,
-                        _ALONE,
+                        _OPEN_CIRCUITS,
                         self._name,
                         int(PRESENT * 1000),
                         int(self._longest * 1000),
@@ -186,7 +186,7 @@ class SharedGatewayState:
                 self._lost(error)
             else:
                 now = time.monotonic()
-                self._alone = {name: now + seconds for name, seconds in _pairs(alone).items()}
+                self._open_circuits = {name: now + seconds for name, seconds in _pairs(alone).items()}
                 if self._missed:
                     log.info("gateway_board_back")
                 self.away = self._missed = False
@@ -206,7 +206,7 @@ async def circuits_open(endpoint: Endpoint) -> dict[str, float]:
     """Return what is left alone at this moment, and for how many seconds; Redis's errors pass through."""
     redis = connect(endpoint)
     try:
-        return _pairs(await redis.eval(_READ, 1, _ALONE, MOST))
+        return _pairs(await redis.eval(_READ, 1, _OPEN_CIRCUITS, MOST))
     finally:
         await close(redis)
 
@@ -217,16 +217,16 @@ def connect(endpoint: Endpoint) -> Redis:
     tls: dict[str, Any] = endpoint.tls.for_redis() if endpoint.tls is not None else {}
     if endpoint.kind != "sentinel":
         return Redis.from_url(
-            endpoint.urls[0], socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE, **common, **tls
+            endpoint.urls[0], socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, **common, **tls
         )
     # One that does not answer leaves time for the next.
-    asked: dict[str, Any] = {"socket_timeout": PATIENCE / 4, "socket_connect_timeout": PATIENCE / 4, **tls}
+    asked: dict[str, Any] = {"socket_timeout": TIMEOUT / 4, "socket_connect_timeout": TIMEOUT / 4, **tls}
     if endpoint.sentinel_password is not None:
         asked |= {"username": endpoint.sentinel_username, "password": endpoint.sentinel_password}
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
         endpoint.sentinels, sentinel_kwargs={**asked, "ssl": bool(tls), **common},
         username=endpoint.username, password=endpoint.password, db=endpoint.db, ssl=bool(tls),
-        socket_timeout=PATIENCE / 4, socket_connect_timeout=PATIENCE / 4, **common, **tls,
+        socket_timeout=TIMEOUT / 4, socket_connect_timeout=TIMEOUT / 4, **common, **tls,
     )  # fmt: skip
     client: Redis = sentinel.master_for(endpoint.master, redis_class=Redis)
     return client

@@ -32,7 +32,7 @@ from orchestrator.store.checkouts.create import (
     create,
     create_from_payment,
 )
-from orchestrator.store.checkouts.due import Ring, due, ring, sweep
+from orchestrator.store.checkouts.due import DueCheckout, due, sweep, wake
 from orchestrator.store.checkouts.leases import renew
 from orchestrator.store.checkouts.matching import (
     NO_INTENT_PRINT,
@@ -54,6 +54,7 @@ __all__ = [
     "UNKNOWN_ORDER",
     "ClaimedCheckout",
     "Created",
+    "DueCheckout",
     "Event",
     "Fact",
     "LeaseLost",
@@ -63,7 +64,6 @@ __all__ = [
     "NoMoney",
     "Ordered",
     "PaymentMatch",
-    "Ring",
     "Transitions",
     "UnmatchedPayment",
     "Unsettled",
@@ -81,10 +81,10 @@ __all__ = [
     "order_is_shared",
     "paying_others",
     "renew",
-    "ring",
     "rival_of",
     "sign_command",
     "sign_operation",
     "sweep",
     "tick",
+    "wake",
 ]

@@ -53,7 +53,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     Without an `action` nothing is audited: a lease given back, or a look that showed what was known. Such a write moves nothing, makes
     no new version, and always releases.
 
-    `alarm` is KEEP to go on under the same lease, a number of seconds to release and be looked at again, or None to release
+    `due_in` is KEEP to go on under the same lease, a number of seconds to release and be looked at again, or None to release
     a settled checkout for good. Fields left at KEEP stay as they are.
     """
 
@@ -64,7 +64,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     # Facts that are established by then too, in their order; nothing leaves the house between one and the next.
     further: tuple[Fact, ...] = ()
     actor: str = audit.SYSTEM
-    alarm: float | Kept | None = KEEP
+    due_in: float | Kept | None = KEEP
     # Seconds from now for which the lease lasts at least once the move has landed; only where it is kept.
     extends: float | None = None
     attempts: int = 0
@@ -76,7 +76,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     offered: bool = False
     withdrawn: bool = False
     late: bool = False
-    booked: bool = False
+    slot_reserved: bool = False
     life: float | Kept | None = KEEP
     money: tuple[int, int, int] | Kept = KEEP
     charged_back: int | Kept = KEEP
@@ -97,7 +97,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def releases(self) -> bool:
         """Say whether the lease is given back by this write."""
-        return not isinstance(self.alarm, Keep)
+        return not isinstance(self.due_in, Keep)
 
 
 def event_rows(move: Move, to: State) -> list[dict[str, object]]:
@@ -173,7 +173,7 @@ def row(move: Move, to: State, entries: Sequence[audit.Entry]) -> dict[str, obje
         "wake": held.wake,
         "state": to,
         "release": move.releases,
-        "alarm": None if isinstance(move.alarm, Keep) else move.alarm,
+        "due_in": None if isinstance(move.due_in, Keep) else move.due_in,
         "extends": move.extends,
         "attempts": move.attempts,
         "looks": held.looks if isinstance(move.looks, Keep) else move.looks,
@@ -186,7 +186,7 @@ def row(move: Move, to: State, entries: Sequence[audit.Entry]) -> dict[str, obje
         "ended": to in ENDED and held.state is not to,
         "reopened": move.trigger is Trigger.REOPENED,
         "late": move.late,
-        "booked": move.booked,
+        "booked": move.slot_reserved,
         "decided": move.decided,
         "life": held.life if isinstance(move.life, Keep) else move.life,
         "charged_back": held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,

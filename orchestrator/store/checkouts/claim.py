@@ -76,7 +76,7 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
     reserved_until: datetime | None
     auto_capture: bool
     require_capture: bool
-    booked: bool
+    slot_reserved: bool
     life: float | None
     claims: int
     attempts: int
@@ -105,7 +105,7 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
     lease_ends: float
     renewal: Renewal = msgspec.field(default_factory=Renewal)
     # Somebody rang while we held it: the release has set the alarm to now.
-    rung: bool = False
+    woken: bool = False
 
     def now(self) -> datetime:
         """Return Postgres's time, as far as our own clock has run since the claim."""
@@ -221,7 +221,7 @@ _RIVAL = text("""
 """)
 # A statement of its own, after the claim: its snapshot is younger than the row locks, so every ring that `wake` counts is seen.
 # A few at a time: their bodies are large, and anybody who knows a link may send many.
-_LETTERS = text("""
+_CALLBACKS = text("""
     SELECT b.* FROM unnest(CAST(:ids AS uuid[])) AS c(id) CROSS JOIN LATERAL (
         SELECT id, checkout_id, kind, grade, network, content_type, digest,
                CASE WHEN octet_length(body) <= 65536 THEN body END AS body FROM callbacks
@@ -280,9 +280,9 @@ async def _claim(
         beside = {row.id: row for row in await run(tx, _BESIDE, {"ids": claimed, "opening": opening})}
         callbacks: dict[UUID, list[Callback]] = {}
         commands: dict[UUID, list[Command]] = {}
-        rung = [row.id for row in rows if row.wake > 0]
-        if rung:
-            for row in await run(tx, _LETTERS, {"ids": rung, "most": CALLBACKS_PER_CLAIM}):
+        woken = [row.id for row in rows if row.wake > 0]
+        if woken:
+            for row in await run(tx, _CALLBACKS, {"ids": woken, "most": CALLBACKS_PER_CLAIM}):
                 callbacks.setdefault(row.checkout_id, []).append(
                     Callback(
                         row.id,
@@ -294,7 +294,7 @@ async def _claim(
                         bytes(row.digest),
                     )
                 )
-            for row in await run(tx, _COMMANDS, {"ids": rung}):
+            for row in await run(tx, _COMMANDS, {"ids": woken}):
                 commands.setdefault(row.checkout_id, []).append(
                     Command(
                         row.id,
@@ -357,7 +357,7 @@ def _held(
         reserved_until=row.reserved_until,
         auto_capture=row.auto_capture,
         require_capture=row.require_capture,
-        booked=row.booked,
+        slot_reserved=row.slot_reserved,
         life=row.life,
         claims=row.claims,
         attempts=row.attempts,

@@ -1,6 +1,6 @@
 """Births: the first row of a checkout, with its intent, its first audit entry and its first alarm.
 
-A checkout is born of an intent, or, where a payment comes for an order number that nobody asked for, of that payment (`create_from_payment`), so
+A checkout is created of an intent, or, where a payment comes for an order number that nobody asked for, of that payment (`create_from_payment`), so
 that lease, alarm, look, trail and policy are there for it too.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _CREATE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (
-        SELECT * FROM json_to_recordset(CAST(:births AS json)) AS i(
+        SELECT * FROM json_to_recordset(CAST(:new_checkouts AS json)) AS i(
             id uuid, merchant_id int, order_ref text, currency text, amount int8, expires_in float8, auto_capture boolean,
             correlation_id text, fingerprint text, body text, data_key text, at timestamptz, action text, entry text,
             key_id text, mac text, idempotency_key text, idempotency_print text)
@@ -47,7 +47,7 @@ _CREATE = text("""
         ON CONFLICT (merchant_id, key) DO NOTHING
         RETURNING checkout_id
     ),
-    born AS (
+    created AS (
         INSERT INTO checkouts (id, merchant_id, order_ref, state, due_at, hinted, deadline, currency, amount,
                                auto_capture, audit_sequence, audit_head, correlation_id, created_at, updated_at)
         SELECT i.id, i.merchant_id, i.order_ref, 'received', t.now + make_interval(secs => :grace), true,
@@ -62,13 +62,13 @@ _CREATE = text("""
     asked AS (
         INSERT INTO intents (checkout_id, fingerprint, body, data_key)
         SELECT i.id, decode(i.fingerprint, 'hex'), decode(i.body, 'hex'), decode(i.data_key, 'hex')
-          FROM i JOIN born USING (id) ORDER BY i.id
+          FROM i JOIN created USING (id) ORDER BY i.id
     ),
     audited AS (
         INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
-        SELECT i.id, 1, i.at, i.action, i.entry, i.key_id, decode(i.mac, 'hex') FROM i JOIN born USING (id) ORDER BY i.id
+        SELECT i.id, 1, i.at, i.action, i.entry, i.key_id, decode(i.mac, 'hex') FROM i JOIN created USING (id) ORDER BY i.id
     )
-    SELECT id, created_at, deadline FROM born
+    SELECT id, created_at, deadline FROM created
 """)
 
 
@@ -97,7 +97,7 @@ class NewCheckout:
 
 
 UNKNOWN_ORDER: Final = "unknown_order: a payment came for an order number that nobody asked for"
-"""The last error of a checkout that was born of a payment."""
+"""The last error of a checkout that was created of a payment."""
 
 MOST_UNCONFIRMED: Final = 100
 """Checkouts of a merchant, created within a day from callbacks that prove nothing, which no lookup has shown to hold money. Anyone who
@@ -109,15 +109,15 @@ _UNCONFIRMED: Final = text(f"""
       FROM unnest(CAST(:merchants AS int[])) AS m(id)
 """)  # noqa: S608 - made of our own constant
 # The locks are taken in one order, so that two that adopt the same payments wait for each other and not in a circle.
-_TAKE_TURNS = text("""
+_LOCK_IN_ORDER = text("""
     SELECT pg_advisory_xact_lock(turn)
       FROM (SELECT turn FROM unnest(CAST(:turns AS bigint[])) AS t(turn) ORDER BY turn) AS turns
 """)
 # A checkout is told by the id that it was given, else by the order number: the live one, else the youngest. Whether an id is used is
 # asked in a form that is looked up: of EXISTS the planner may make a table of all ids there are.
-_OF_STRAYS = text("""
+_MATCHES = text("""
     SELECT s.number, c.id, (SELECT o.id FROM checkouts o WHERE o.id = s.named LIMIT 1) IS NOT NULL AS named_is_used
-      FROM json_to_recordset(CAST(:strays AS json)) AS s(number int, merchant_id int, named uuid, order_ref text)
+      FROM json_to_recordset(CAST(:payments AS json)) AS s(number int, merchant_id int, named uuid, order_ref text)
       LEFT JOIN LATERAL (
             (SELECT id FROM checkouts WHERE id = s.named AND merchant_id = s.merchant_id)
             UNION ALL
@@ -130,14 +130,14 @@ _OF_STRAYS = text("""
                 AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late) ORDER BY id DESC LIMIT 1)
             LIMIT 1) c ON true
 """)
-_ADOPT = text("""
+_CREATE_FROM_PAYMENT = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (
-        SELECT * FROM json_to_recordset(CAST(:strays AS json)) AS i(
+        SELECT * FROM json_to_recordset(CAST(:payments AS json)) AS i(
             id uuid, merchant_id int, order_ref text, currency text, amount int8, correlation_id text, fingerprint text,
             body text, data_key text, at timestamptz, action text, entry text, key_id text, mac text)
     ),
-    born AS (
+    created AS (
         INSERT INTO checkouts (id, merchant_id, order_ref, state, due_at, hinted, deadline, currency, amount, auto_capture,
                                last_error, audit_sequence, audit_head, correlation_id, created_at, updated_at, ended_at)
         SELECT i.id, i.merchant_id, i.order_ref, 'failed', t.now + make_interval(secs => :grace), true, t.now, i.currency,
@@ -148,10 +148,10 @@ _ADOPT = text("""
     asked AS (
         INSERT INTO intents (checkout_id, fingerprint, body, data_key)
         SELECT i.id, decode(i.fingerprint, 'hex'), decode(i.body, 'hex'), decode(i.data_key, 'hex')
-          FROM i JOIN born USING (id) ORDER BY i.id
+          FROM i JOIN created USING (id) ORDER BY i.id
     )
     INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
-    SELECT i.id, 1, i.at, i.action, i.entry, i.key_id, decode(i.mac, 'hex') FROM i JOIN born USING (id) ORDER BY i.id
+    SELECT i.id, 1, i.at, i.action, i.entry, i.key_id, decode(i.mac, 'hex') FROM i JOIN created USING (id) ORDER BY i.id
 """)
 _NUMBERED: Final = 7
 """The version of the ids that we give."""
@@ -172,25 +172,25 @@ class UnmatchedPayment:
     amount: int | None
     named: UUID | None
     correlation_id: str
-    # False where nothing may be born of it: its status says that there is no payment yet.
-    adoptable: bool = True
+    # False where nothing may be created of it: its status says that there is no payment yet.
+    may_create: bool = True
     # The callback proves that the gateway sent it: such payments are not counted.
     proven: bool = True
 
     @property
     def complete(self) -> bool:
-        """Say whether a checkout can be born of it."""
+        """Say whether a checkout can be created of it."""
         return bool(
-            self.adoptable and self.order_ref and self.transaction_id and self.currency and self.amount
+            self.may_create and self.order_ref and self.transaction_id and self.currency and self.amount
         )
 
 
 @dataclass(frozen=True, slots=True)
 class PaymentMatch:
-    """The checkout that a stray belongs to; `adopted`: it was born of it just now."""
+    """The checkout that a stray belongs to; `created`: it was created of it just now."""
 
     id: UUID
-    adopted: bool
+    created: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,17 +203,22 @@ class Created:
 
 
 async def create(
-    tx: AsyncConnection, encryptor: Encryptor, births: Sequence[NewCheckout], *, at: datetime, grace: float
+    tx: AsyncConnection,
+    encryptor: Encryptor,
+    new_checkouts: Sequence[NewCheckout],
+    *,
+    at: datetime,
+    grace: float,
 ) -> dict[UUID, Created]:
     """Create those whose order number and idempotency key are free; return them by id.
 
     The others meet a live checkout or a used key and are left out; a key of theirs that was free now names the id that was
-    not born, and the caller has to point it at the checkout that it met (`inbox`).
+    not created, and the caller has to point it at the checkout that it met (`inbox`).
 
     The first alarm stands `grace` seconds away, behind the hint that the caller publishes after the commit.
     """
     rows = []
-    for new_checkout in births:
+    for new_checkout in new_checkouts:
         entry = audit.make(
             encryptor,
             checkout=new_checkout.id,
@@ -250,104 +255,106 @@ async def create(
                 "idempotency_print": new_checkout.idempotency_print.hex(),
             }
         )
-    created = await run(tx, _CREATE, {"births": msgspec.json.encode(rows).decode(), "grace": grace})
+    created = await run(tx, _CREATE, {"new_checkouts": msgspec.json.encode(rows).decode(), "grace": grace})
     return {row.id: Created(row.id, row.created_at, row.deadline) for row in created}
 
 
 async def create_from_payment(
     tx: AsyncConnection,
     encryptor: Encryptor,
-    strays: Sequence[UnmatchedPayment],
+    unmatched: Sequence[UnmatchedPayment],
     *,
     at: datetime,
     grace: float,
 ) -> list[PaymentMatch | None]:
-    """Return the checkout of each stray: one of the merchant's that has its id or its order number, or one born of it.
+    """Return the checkout of each stray: one of the merchant's that has its id or its order number, or one created of it.
 
     None where there is neither a checkout nor enough to make one of. The same stray again, also at the same moment in another
-    process, meets the checkout that was born of the first: whoever adopts an order number takes its turn. A checkout keeps the id
+    process, meets the checkout that was created of the first: whoever adopts an order number takes its turn. A checkout keeps the id
     that the payment names, if that is one of the kind that we give and nobody has it (a database restored from an older backup).
 
     It begins as failed, since nobody asked for it, with an alarm: the watch looks at the gateway and policy decides.
     """
-    homes: list[PaymentMatch | None] = [None] * len(strays)
-    met = await _homes_of(tx, strays)
+    matches: list[PaymentMatch | None] = [None] * len(unmatched)
+    met = await _matches_of(tx, unmatched)
     orphans = []
-    for number, stray in enumerate(strays):
+    for number, payment in enumerate(unmatched):
         if (found := met[number].id) is not None:
-            homes[number] = PaymentMatch(found, adopted=False)
-        elif stray.complete:
+            matches[number] = PaymentMatch(found, created=False)
+        elif payment.complete:
             orphans.append(number)
     if not orphans:
-        return homes
-    slots = {turn for number in orphans for turn in _slots(strays[number])}
-    await tx.execute(_TAKE_TURNS, {"turns": sorted(slots)})
+        return matches
+    slots = {turn for number in orphans for turn in _slots(unmatched[number])}
+    await tx.execute(_LOCK_IN_ORDER, {"turns": sorted(slots)})
     # A younger snapshot shows what whoever was before us in the queue has adopted.
     met = dict(
-        zip(orphans, (await _homes_of(tx, [strays[number] for number in orphans])).values(), strict=True)
+        zip(orphans, (await _matches_of(tx, [unmatched[number] for number in orphans])).values(), strict=True)
     )
-    room = await _room_for(tx, [strays[number] for number in orphans])
+    room = await _left_to_create(tx, [unmatched[number] for number in orphans])
     rows: list[dict[str, object]] = []
     created: dict[tuple[int, str], UUID] = {}
     for number in orphans:
-        stray = strays[number]
-        order = (stray.merchant_id, stray.order_ref or "")
+        payment = unmatched[number]
+        order = (payment.merchant_id, payment.order_ref or "")
         if (found := met[number].id or created.get(order)) is not None:
-            homes[number] = PaymentMatch(found, adopted=False)
+            matches[number] = PaymentMatch(found, created=False)
             continue
-        if not stray.proven:
-            if room[stray.merchant_id] <= 0:
+        if not payment.proven:
+            if room[payment.merchant_id] <= 0:
                 continue
-            room[stray.merchant_id] -= 1
-        named = stray.named
+            room[payment.merchant_id] -= 1
+        named = payment.named
         free = named is not None and not met[number].named_is_used and named not in created.values()
         one = named if named is not None and free and named.version == _NUMBERED else uuid7()
         created[order] = one
-        rows.append(_adopted(encryptor, one, stray, at=at))
-        homes[number] = PaymentMatch(one, adopted=True)
+        rows.append(_row_from_payment(encryptor, one, payment, at=at))
+        matches[number] = PaymentMatch(one, created=True)
     if rows:
         parameters = {
-            "strays": msgspec.json.encode(rows).decode(),
+            "payments": msgspec.json.encode(rows).decode(),
             "grace": grace,
             "last_error": UNKNOWN_ORDER,
         }
-        await tx.execute(_ADOPT, parameters)
-    return homes
+        await tx.execute(_CREATE_FROM_PAYMENT, parameters)
+    return matches
 
 
-async def _room_for(tx: AsyncConnection, strays: Sequence[UnmatchedPayment]) -> dict[int, int]:
+async def _left_to_create(tx: AsyncConnection, unmatched: Sequence[UnmatchedPayment]) -> dict[int, int]:
     """Return for each merchant how many payments may be added on the word of callbacks that prove nothing."""
-    merchants = sorted({stray.merchant_id for stray in strays if not stray.proven})
+    merchants = sorted({payment.merchant_id for payment in unmatched if not payment.proven})
     if not merchants:
         return {}
     rows = await tx.execute(_UNCONFIRMED, {"merchants": merchants, "most": MOST_UNCONFIRMED})
     return {row.id: MOST_UNCONFIRMED - row.number for row in rows}
 
 
-def _slots(stray: UnmatchedPayment) -> list[int]:
+def _slots(payment: UnmatchedPayment) -> list[int]:
     """Return the numbers of the advisory locks for what a stray may take: an order number of a merchant, and an id."""
-    names = [f"order/{stray.merchant_id}/{stray.order_ref}"]
-    if stray.named is not None:
-        names.append(f"id/{stray.named}")
+    names = [f"order/{payment.merchant_id}/{payment.order_ref}"]
+    if payment.named is not None:
+        names.append(f"id/{payment.named}")
     digests = (hashlib.sha256(f"orchestrator.stray/{name}".encode()).digest() for name in names)
     return [int.from_bytes(digest[:8], signed=True) for digest in digests]
 
 
-async def _homes_of(tx: AsyncConnection, strays: Sequence[UnmatchedPayment]) -> dict[int, Row[Any]]:
+async def _matches_of(tx: AsyncConnection, unmatched: Sequence[UnmatchedPayment]) -> dict[int, Row[Any]]:
     asked = [
         {
             "number": number,
-            "merchant_id": stray.merchant_id,
-            "named": stray.named,
-            "order_ref": stray.order_ref,
+            "merchant_id": payment.merchant_id,
+            "named": payment.named,
+            "order_ref": payment.order_ref,
         }
-        for number, stray in enumerate(strays)
+        for number, payment in enumerate(unmatched)
     ]
-    rows = await tx.execute(_OF_STRAYS, {"strays": msgspec.json.encode(asked).decode()})
+    rows = await tx.execute(_MATCHES, {"payments": msgspec.json.encode(asked).decode()})
     return {row.number: row for row in sorted(rows, key=lambda row: row.number)}
 
 
-def _adopted(encryptor: Encryptor, one: UUID, stray: UnmatchedPayment, *, at: datetime) -> dict[str, object]:
+def _row_from_payment(
+    encryptor: Encryptor, one: UUID, payment: UnmatchedPayment, *, at: datetime
+) -> dict[str, object]:
     key, wrapped = encryptor.new_data_key(one)
     entry = audit.make(
         encryptor,
@@ -357,26 +364,26 @@ def _adopted(encryptor: Encryptor, one: UUID, stray: UnmatchedPayment, *, at: da
         at=at,
         action=audit.Action.CHECKOUT_RECEIVED,
         actor=audit.SYSTEM,
-        correlation_id=stray.correlation_id,
+        correlation_id=payment.correlation_id,
         state=None,
         to=State.FAILED,
         evidence={
             "stray": True,
-            "orderId": stray.order_ref,
-            "transaction": stray.transaction_id,
-            "amount": stray.amount,
-            "currency": stray.currency,
+            "orderId": payment.order_ref,
+            "transaction": payment.transaction_id,
+            "amount": payment.amount,
+            "currency": payment.currency,
         },
     )
     return {
         "id": one,
-        "merchant_id": stray.merchant_id,
-        "order_ref": stray.order_ref,
-        "currency": stray.currency,
-        "amount": stray.amount,
-        "correlation_id": stray.correlation_id,
+        "merchant_id": payment.merchant_id,
+        "order_ref": payment.order_ref,
+        "currency": payment.currency,
+        "amount": payment.amount,
+        "correlation_id": payment.correlation_id,
         "fingerprint": NO_INTENT_PRINT.hex(),
-        "body": key.seal(NO_INTENT, purpose="intent").hex(),
+        "body": key.encrypt(NO_INTENT, purpose="intent").hex(),
         "data_key": wrapped.hex(),
         "at": entry.at,
         "action": entry.action,

@@ -1,4 +1,4 @@
-"""Alarms: ringing a checkout from outside its lease, and the sweep that turns due alarms into hints."""
+"""Alarms: due_now a checkout from outside its lease, and the sweep that turns due alarms into hints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Rows are locked in id order, as everywhere, so that two ringers cannot deadlock; a ringer waits for a mover's short
 # transaction, since a ring may not be left out. Whoever rings publishes the hint too: the alarm stands behind it by `grace`.
-_RING = text("""
+_WAKE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     locked AS MATERIALIZED (
         SELECT id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE
@@ -36,7 +36,7 @@ _RING = text("""
 """)
 # However many alarms of one merchant ring, the others' ring too: each merchant that has any gets an equal part of what is taken. The
 # time as a sub-select is a bound of the index scans; as a join it would be a filter on every alarm of the future.
-_RINGING = """
+_DUE_FIRST = """
     t AS MATERIALIZED (SELECT clock() AS now),
     crowd AS MATERIALIZED (
         -- One look into the index for each merchant, whatever the planner believes of how many ring.
@@ -47,8 +47,8 @@ _RINGING = """
     part AS MATERIALIZED (SELECT CAST(ceil(CAST(:most AS float8) / greatest(count(*), 1)) AS int) AS each FROM crowd)
 """
 _SWEEP = text(f"""
-    WITH {_RINGING},
-    ringing AS MATERIALIZED (
+    WITH {_DUE_FIRST},
+    due_now AS MATERIALIZED (
         SELECT r.id, (SELECT now FROM t) - r.due_at AS lag FROM crowd m CROSS JOIN part p CROSS JOIN LATERAL (
             SELECT c.id, c.due_at FROM checkouts c
              WHERE c.merchant_id = m.id AND c.due_at <= (SELECT now FROM t)
@@ -58,14 +58,14 @@ _SWEEP = text(f"""
     put_off AS (
         -- By their ids as an array: as a join the planner, who cannot know how many ring, may read all checkouts.
         UPDATE checkouts c SET hinted = true, due_at = t.now + make_interval(secs => :grace)
-          FROM t WHERE c.id = ANY(ARRAY(SELECT id FROM ringing))
-        RETURNING c.id, c.wake > 0 AS rung, c.claims > 1 AS suspect
+          FROM t WHERE c.id = ANY(ARRAY(SELECT id FROM due_now))
+        RETURNING c.id, c.wake > 0 AS woken, c.claims > 1 AS suspect
     )
-    SELECT p.id, p.rung, p.suspect, extract(epoch FROM r.lag)::float8 AS lag FROM put_off p JOIN ringing r USING (id)
+    SELECT p.id, p.woken, p.suspect, extract(epoch FROM r.lag)::float8 AS lag FROM put_off p JOIN due_now r USING (id)
 """)  # noqa: S608 - made of our own constants
 _DUE = text(f"""
-    WITH {_RINGING}
-    SELECT r.id, r.wake > 0 AS rung, r.claims > 1 AS suspect, 0.0 AS lag FROM crowd m CROSS JOIN part p CROSS JOIN LATERAL (
+    WITH {_DUE_FIRST}
+    SELECT r.id, r.wake > 0 AS woken, r.claims > 1 AS suspect, 0.0 AS lag FROM crowd m CROSS JOIN part p CROSS JOIN LATERAL (
         SELECT c.id, c.due_at, c.wake, c.claims FROM checkouts c
          WHERE c.merchant_id = m.id AND c.due_at <= (SELECT now FROM t) ORDER BY c.due_at LIMIT p.each) r
      ORDER BY r.due_at LIMIT :most
@@ -93,7 +93,7 @@ _RESPACE = text("""
 
 
 @dataclass(frozen=True, slots=True)
-class Ring:
+class DueCheckout:
     """An alarm that rings: hint it. `lag` is how many seconds late the sweep was.
 
     A `suspect` was claimed before and nothing came of it, maybe because it stops whoever takes it: it goes alone, so that it
@@ -101,22 +101,22 @@ class Ring:
     """
 
     id: UUID
-    rung: bool
+    woken: bool
     suspect: bool
     lag: float
 
 
-async def ring(tx: AsyncConnection, ids: Sequence[UUID], *, grace: float) -> None:
+async def wake(tx: AsyncConnection, ids: Sequence[UUID], *, grace: float) -> None:
     """Ring checkouts from outside their lease, inside the transaction that stores the reason.
 
     The caller publishes the hint after the commit; if that fails, the alarm rings by itself after `grace` seconds.
     """
-    await run(tx, _RING, {"ids": list(ids), "grace": grace})
+    await run(tx, _WAKE, {"ids": list(ids), "grace": grace})
 
 
 async def sweep(
     db: Database, *, most: int, grace: float, overloaded: Collection[int] = (), few: int = 0
-) -> list[Ring]:
+) -> list[DueCheckout]:
     """Take alarms that ring, about `most`, put each off by `grace` seconds and return them, to be published as hints.
 
     Every merchant gets an equal part of them. Of the `overloaded` merchants, whose work the workers find by themselves, it takes only
@@ -124,15 +124,15 @@ async def sweep(
     """
     asked = {"most": most, "grace": grace, "overloaded": list(overloaded), "few": few}
     rows = await db.write(_SWEEP, asked)
-    return [Ring(row.id, row.rung, row.suspect, row.lag) for row in rows]
+    return [DueCheckout(row.id, row.woken, row.suspect, row.lag) for row in rows]
 
 
-async def due(db: Database, *, most: int) -> list[Ring]:
+async def due(db: Database, *, most: int) -> list[DueCheckout]:
     """Return checkouts whose alarm rings, in equal parts of every merchant, for a worker that sweeps for itself."""
     rows = await db.read(_DUE, {"most": most, "overloaded": []})
-    return [Ring(row.id, row.rung, row.suspect, row.lag) for row in rows]
+    return [DueCheckout(row.id, row.woken, row.suspect, row.lag) for row in rows]
 
 
 async def respace(db: Database, merchant: str, *, apart: float) -> None:
-    """Bring the lookups of a merchant that wait for their places (`booked`) nearer, `apart` seconds from each other; by its name."""
+    """Bring the lookups of a merchant that wait for their places (`slot_reserved`) nearer, `apart` seconds from each other; by its name."""
     await db.write(_RESPACE, {"merchant": merchant, "apart": apart})

@@ -201,7 +201,7 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
         {
             "id": wanted.checkout,
             "fingerprint": wanted.fingerprint,
-            "body": key.seal(wanted.document, purpose="intent"),
+            "body": key.encrypt(wanted.document, purpose="intent"),
             "data_key": wrapped,
             "auto_capture": wanted.auto_capture,
             "sequence": entry.sequence,

@@ -52,7 +52,7 @@ _ADVANCE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:moves AS json)) AS i(
-            id uuid, merchant_id int, lease uuid, version int, wake int, state text, release boolean, alarm float8, extends float8,
+            id uuid, merchant_id int, lease uuid, version int, wake int, state text, release boolean, due_in float8, extends float8,
             attempts int, looks int, openings int, last_error text, attention text, expires_in float8, offered boolean,
             withdrawn boolean, ended boolean, reopened boolean, late boolean, booked boolean, life float8,
             reserved int8, captured int8, refunded int8, charged_back int8, reserved_until timestamptz, require_capture boolean,
@@ -77,7 +77,7 @@ _ADVANCE = text("""
                                    ELSE greatest(c.leased_until, t.now + make_interval(secs => i.extends)) END,
                due_at = CASE WHEN NOT i.release AND i.extends IS NULL THEN c.due_at
                              WHEN NOT i.release THEN greatest(c.due_at, t.now + make_interval(secs => i.extends)) WHEN c.wake <> i.wake THEN t.now
-                             ELSE t.now + make_interval(secs => i.alarm) END,
+                             ELSE t.now + make_interval(secs => i.due_in) END,
                attempts = i.attempts, looks = i.looks, openings = i.openings,
                last_error = i.last_error, attention = i.attention,
                deadline = CASE WHEN i.expires_in IS NULL THEN c.deadline
@@ -94,7 +94,7 @@ _ADVANCE = text("""
                updated_at = t.now
           FROM i, t
          WHERE c.id = i.id AND c.id = ANY(ARRAY(SELECT id FROM locked WHERE mine))
-        RETURNING c.id, c.deadline, c.wake <> i.wake AS rung
+        RETURNING c.id, c.deadline, c.wake <> i.wake AS woken
     ),
     audited AS (
         INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
@@ -169,7 +169,7 @@ _ADVANCE = text("""
         UPDATE commands d SET handled_at = t.now, result = r.result
           FROM wishes r JOIN moved ON moved.id = r.checkout_id, t WHERE d.id = r.id AND d.id = ANY(ARRAY(SELECT id FROM wishes))
     )
-    SELECT i.id, l.mine, l.already, m.deadline, m.rung
+    SELECT i.id, l.mine, l.already, m.deadline, m.woken
       FROM i LEFT JOIN locked l USING (id) LEFT JOIN moved m USING (id)
 """)
 
@@ -191,14 +191,14 @@ class _Landed:
     """What Postgres says of a landed move; the deadline is unknown when the move was recognised after a lost connection."""
 
     deadline: datetime | None
-    rung: bool
+    woken: bool
 
 
 class Transitions:
     """The mover: gathers moves from everything in flight in this process and writes them together."""
 
     def __init__(
-        self, db: Database, encryptor: Encryptor, *, batch_limit: int = 500, patience: float = 30.0
+        self, db: Database, encryptor: Encryptor, *, batch_limit: int = 500, timeout: float = 30.0
     ) -> None:
         self._db = db
         self._encryptor = encryptor
@@ -206,7 +206,7 @@ class Transitions:
             self._write,
             keys=_places,
             limit=batch_limit,
-            patience=patience,
+            timeout=timeout,
             name="moves",
         )
 
@@ -278,9 +278,9 @@ class Transitions:
                 "payments": _json([row for prepared in batch for row in payment_rows(prepared.move)]),
                 "read": _json(
                     [
-                        {"id": letter, "checkout_id": prepared.move.held.id}
+                        {"id": callback, "checkout_id": prepared.move.held.id}
                         for prepared in batch
-                        for letter in prepared.move.read
+                        for callback in prepared.move.read
                     ]
                 ),
                 "done": _json(
@@ -315,8 +315,8 @@ def _fate(row: Row[Any]) -> _Landed | Again | None:
     if row.mine is None:
         return AGAIN
     if row.mine:
-        return _Landed(row.deadline, row.rung)
-    return _Landed(None, rung=True) if row.already else None
+        return _Landed(row.deadline, row.woken)
+    return _Landed(None, woken=True) if row.already else None
 
 
 def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
@@ -344,7 +344,7 @@ def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
         charged_back=held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
         reserved_until=held.reserved_until if isinstance(move.reserved_until, Keep) else move.reserved_until,
         require_capture=held.require_capture or move.require_capture,
-        booked=move.booked,
+        slot_reserved=move.slot_reserved,
         life=held.life if isinstance(move.life, Keep) else move.life,
         known=_known(held.known, move),
         operations=_operated(held, move.operations),
@@ -357,11 +357,11 @@ def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
         else held.token_expires_at,
         session_id=held.session_id if isinstance(move.session_id, Keep) else move.session_id,
         methods=held.methods if isinstance(move.methods, Keep) else list(map(dict, move.methods or ())),
-        callbacks=tuple(letter for letter in held.callbacks if letter.id not in move.read),
+        callbacks=tuple(callback for callback in held.callbacks if callback.id not in move.read),
         commands=tuple(
             command for command in held.commands if command.id not in {done for done, _ in move.done}
         ),
-        rung=landed.rung,
+        woken=landed.woken,
         # Counted from before the write, so that waiting for it shortens it.
         lease_ends=held.lease_ends
         if move.extends is None

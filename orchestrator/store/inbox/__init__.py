@@ -1,4 +1,4 @@
-"""What comes in from outside: intents, callbacks, commands. Stored, answered, rung; decided elsewhere.
+"""What comes in from outside: intents, callbacks, commands. Stored, answered, woken; decided elsewhere.
 
 Each kind goes in as a list in one transaction. An intent becomes a checkout once, however often it is sent. A callback is stored
 raw before anybody reads it; a repeat rings again unless the first was acted on. A command is a row with who asked and which
@@ -12,8 +12,8 @@ from orchestrator.store.inbox.callbacks import (
     Callbacks,
     Caps,
     Stored,
-    open_body,
-    seal_body,
+    decrypt_body,
+    encrypt_body,
 )
 from orchestrator.store.inbox.command_requests import (
     CheckoutView,
@@ -21,8 +21,8 @@ from orchestrator.store.inbox.command_requests import (
     PaymentView,
     Pending,
     Rejection,
+    checkout_view,
     rejection,
-    standing,
 )
 from orchestrator.store.inbox.commands import CommandKind, Requested, fingerprint_of, request, request_all
 from orchestrator.store.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
@@ -53,11 +53,11 @@ __all__ = [
     "Stored",
     "StoredCallback",
     "UnmatchedCallbacks",
+    "checkout_view",
+    "decrypt_body",
+    "encrypt_body",
     "fingerprint_of",
-    "open_body",
     "rejection",
     "request",
     "request_all",
-    "seal_body",
-    "standing",
 ]

@@ -49,9 +49,9 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What became of a callback. `rings`: somebody has to look, so publish a hint. `kept`: it is safe, and not beyond the cap."""
+    """What became of a callback. `wakes`: somebody has to look, so publish a hint. `kept`: it is safe, and not beyond the cap."""
 
-    rings: bool
+    wakes: bool
     kept: bool = True
 
 
@@ -140,7 +140,7 @@ _STORE = text("""
                 WHEN a.unproven THEN false
                 ELSE a.grade = 'signed'
                      OR EXISTS (SELECT FROM callbacks b WHERE b.checkout_id = a.checkout_id AND b.handled_at IS NULL)
-                END AS rings
+                END AS wakes
       FROM a LEFT JOIN stored s USING (checkout_id, kind, digest)
 """)
 _EMPTY: Final = [
@@ -155,7 +155,7 @@ class Callbacks:
     """
 
     def __init__(
-        self, db: Database, encryptor: Encryptor, *, grace: float, batch_limit: int = 500, patience: float = 30.0,
+        self, db: Database, encryptor: Encryptor, *, grace: float, batch_limit: int = 500, timeout: float = 30.0,
         caps: Caps = _CAPS, strict_network: bool = False,
     ) -> None:  # fmt: skip
         self._db, self._encryptor, self._grace = db, encryptor, grace
@@ -164,7 +164,7 @@ class Callbacks:
             self._write,
             keys=lambda arrival: (arrival.id,),
             limit=batch_limit,
-            patience=patience,
+            timeout=timeout,
             name="callbacks",
         )
 
@@ -214,12 +214,12 @@ class Callbacks:
             ]
             parameters = {"arrivals": _json(rows), "empty": _EMPTY, "better": _BETTER, **self.bounds}
             fates = {
-                (row.checkout_id, row.kind, bytes(row.digest)): Stored(row.rings, row.kept)
+                (row.checkout_id, row.kind, bytes(row.digest)): Stored(row.is_due, row.kept)
                 for row in await run(tx, _STORE, parameters)
             }
-            rung = sorted({checkout for (checkout, _, _), fate in fates.items() if fate.rings})
-            if rung:
-                await checkouts.ring(tx, rung, grace=self._grace)
+            woken = sorted({checkout for (checkout, _, _), fate in fates.items() if fate.wakes})
+            if woken:
+                await checkouts.wake(tx, woken, grace=self._grace)
         return [AGAIN if arrival.checkout_id in held else fates[same[arrival.id]] for arrival in batch]
 
     def _row(self, arrival: Arrival, wrapped: bytes | None, times: int) -> dict[str, object]:
@@ -232,7 +232,7 @@ class Callbacks:
             "content_type": arrival.content_type,
             "headers": dict(arrival.headers),
             "source": arrival.source,
-            "body": seal_body(self._encryptor, arrival.checkout_id, wrapped, arrival.body).hex(),
+            "body": encrypt_body(self._encryptor, arrival.checkout_id, wrapped, arrival.body).hex(),
             "digest": "\\x" + arrival.digest.hex(),
             "times": times,
             "unproven": self.unproven(arrival.grade, arrival.network),
@@ -244,20 +244,20 @@ def _proof(arrival: Arrival) -> tuple[int, bool]:
     return rank, arrival.network != "outside"
 
 
-def seal_body(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, body: bytes) -> bytes:
+def encrypt_body(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, body: bytes) -> bytes:
     """Seal a raw callback under its checkout's data key, or under the installation's where that key is gone."""
     try:
-        return b"\0" + encryptor.data_key(checkout, wrapped).seal(body, purpose="callback")
+        return b"\0" + encryptor.data_key(checkout, wrapped).encrypt(body, purpose="callback")
     except EncryptionError:
         # Erased, unknown, or sealed under a key that is gone: it is taken all the same.
-        return b"\1" + encryptor.seal(body, purpose=f"callback/{checkout}")
+        return b"\1" + encryptor.encrypt(body, purpose=f"callback/{checkout}")
 
 
-def open_body(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, sealed: bytes) -> bytes:
-    """Open what `seal_body` made; `encryptor.EncryptionError` if the customer was erased since."""
+def decrypt_body(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, sealed: bytes) -> bytes:
+    """Open what `encrypt_body` made; `encryptor.EncryptionError` if the customer was erased since."""
     if sealed[:1] == b"\1":
-        return encryptor.open(sealed[1:], purpose=f"callback/{checkout}")
-    return encryptor.data_key(checkout, wrapped).open(sealed[1:], purpose="callback")
+        return encryptor.decrypt(sealed[1:], purpose=f"callback/{checkout}")
+    return encryptor.data_key(checkout, wrapped).decrypt(sealed[1:], purpose="callback")
 
 
 def _json(rows: Sequence[Mapping[str, object]]) -> str:

@@ -29,7 +29,7 @@ _STANDING = text(f"""
            m.id AS met, m.fingerprint AS met_print,
            EXISTS (SELECT FROM audit_entries a
                     WHERE a.checkout_id = c.id AND a.sequence = 1
-                      AND CAST(a.entry AS jsonb) #> '{{evidence,stray}}' = 'true') AS stray,
+                      AND CAST(a.entry AS jsonb) #> '{{evidence,stray}}' = 'true') AS from_payment,
            (SELECT k.id FROM commands k
              WHERE k.checkout_id = c.id AND k.kind = 'cancel'
                AND (k.handled_at IS NULL OR c.withdrawn_at IS NOT NULL AND k.result LIKE 'accepted%')
@@ -125,7 +125,7 @@ class Pending:
 class CheckoutView:
     """Where a checkout stands. `cancelling` is the cancel that runs, `rival` the live checkout that has its order number.
 
-    `met` is the command that the idempotency key was used for, with the fingerprint of its content. A `stray` was born of a payment
+    `met` is the command that the idempotency key was used for, with the fingerprint of its content. A `from_payment` was born of a payment
     for an order number that no shop had handed over.
     """
 
@@ -137,7 +137,7 @@ class CheckoutView:
     currency: str
     amount: int
     attention: str | None
-    stray: bool
+    from_payment: bool
     cancelling: UUID | None
     rival: UUID | None
     met: tuple[UUID, bytes] | None
@@ -149,7 +149,7 @@ class CheckoutView:
         """What pays the checkout: one transaction, or the parts that a person decided to keep as a whole."""
         return tuple(one for one in self.payments_seen if one.role == "accepted")
 
-    def holding(self, transaction_id: str | None) -> PaymentView | None:
+    def payment(self, transaction_id: str | None) -> PaymentView | None:
         """Return what is held under a transaction; without one, under the one transaction that pays the checkout."""
         if transaction_id is None:
             paying = self.paying
@@ -158,30 +158,30 @@ class CheckoutView:
 
     def currency_of(self, transaction_id: str | None) -> str:
         """Return the currency in which an amount of this transaction is meant."""
-        holding = self.holding(transaction_id)
-        return self.currency if holding is None else holding.currency
+        payment = self.payment(transaction_id)
+        return self.currency if payment is None else payment.currency
 
-    def left(self, holding: PaymentView, kind: str) -> int:
+    def left(self, payment: PaymentView, kind: str) -> int:
         """Return how much of a transaction can still be captured, released or refunded when all that is under way has come true."""
         left = (
-            holding.captured - holding.refunded - holding.charged_back
+            payment.captured - payment.refunded - payment.charged_back
             if kind == "refund"
-            else holding.reserved - holding.captured
+            else payment.reserved - payment.captured
         )
-        for one in self.busy(holding, kind):
+        for one in self.busy(payment, kind):
             left = 0 if one.amount is None else left - one.amount
         return max(left, 0)
 
-    def busy(self, holding: PaymentView, kind: str) -> list[Pending]:
+    def busy(self, payment: PaymentView, kind: str) -> list[Pending]:
         """Return what is under way with the money that a capture or release, or a refund, of this transaction would move."""
         return [
             one
             for one in self.under_way
-            if self.holding(one.transaction_id) == holding and (one.kind == "refund") == (kind == "refund")
+            if self.payment(one.transaction_id) == payment and (one.kind == "refund") == (kind == "refund")
         ]
 
 
-async def standing(
+async def checkout_view(
     db: Database, checkout_id: UUID, *, merchant_id: int | None = None, key: str | None = None
 ) -> CheckoutView | None:
     """Return where a checkout stands; None if there is none of this id, or it is not this merchant's (None: anybody's).
@@ -201,7 +201,7 @@ async def standing(
         currency=row.currency,
         amount=row.amount,
         attention=row.attention,
-        stray=row.stray,
+        from_payment=row.from_payment,
         cancelling=row.cancelling,
         rival=row.rival,
         met=None if row.met is None else (row.met, bytes(row.met_print)),
@@ -212,112 +212,112 @@ async def standing(
     )
 
 
-def rejection(stands: CheckoutView, request: CommandRequest) -> Rejection | None:
+def rejection(view: CheckoutView, request: CommandRequest) -> Rejection | None:
     """Say why a wish cannot come true as the checkout stands by our books; None if it may be stored."""
     found = (
-        _about_money(stands, request)
+        _about_money(view, request)
         if request.kind in _MOVES_MONEY
-        else _about_state(stands, request.kind, request.decision)
+        else _about_state(view, request.kind, request.decision)
     )
-    if found is None and request.version is not None and request.version != stands.version:
+    if found is None and request.version is not None and request.version != view.version:
         return Rejection(
             "version-changed",
-            f"checkout {stands.id} has version {stands.version} by now, and the {request.kind} was based on {request.version}: "
+            f"checkout {view.id} has version {view.version} by now, and the {request.kind} was based on {request.version}: "
             "read it again and decide again",
-            facts={"version": stands.version},
+            facts={"version": view.version},
         )
     return found
 
 
-def _about_state(stands: CheckoutView, kind: CommandKind, decision: str | None) -> Rejection | None:
-    state = {"state": stands.state}
+def _about_state(view: CheckoutView, kind: CommandKind, decision: str | None) -> Rejection | None:
+    state = {"state": view.state}
     match kind:
-        case "cancel" if stands.state is State.COMPLETED:
+        case "cancel" if view.state is State.COMPLETED:
             said = "is completed: its money is there, so release or refund it instead of cancelling"
-            return Rejection("already-ended", f"checkout {stands.id} {said}", facts=state)
-        case "cancel" if stands.state in ENDED:
-            said = f"is {stands.state} already: there is nothing left to cancel"
-            return Rejection("already-ended", f"checkout {stands.id} {said}", facts=state)
-        case "reopen" if stands.state not in CLOSED:
-            paid = stands.state is State.COMPLETED
+            return Rejection("already-ended", f"checkout {view.id} {said}", facts=state)
+        case "cancel" if view.state in ENDED:
+            said = f"is {view.state} already: there is nothing left to cancel"
+            return Rejection("already-ended", f"checkout {view.id} {said}", facts=state)
+        case "reopen" if view.state not in CLOSED:
+            paid = view.state is State.COMPLETED
             why = "its money is there" if paid else "it has not ended, so the shopper may go on with it"
-            said = f"checkout {stands.id} is {_word(stands.state)}: {why}; only what failed, expired or was cancelled is reopened"
+            said = f"checkout {view.id} is {_word(view.state)}: {why}; only what failed, expired or was cancelled is reopened"
             return Rejection("not-closed", said, facts=state)
-        case "reopen" if stands.stray:
+        case "reopen" if view.from_payment:
             said = (
-                f"no shop has handed order {stands.order_ref} over, so checkout {stands.id} has nothing to offer: hand the order over "
+                f"no shop has handed order {view.order_ref} over, so checkout {view.id} has nothing to offer: hand the order over "
                 "as a new checkout"
             )
             return Rejection("not-an-order", said)
-        case "reopen" if stands.rival is not None:
+        case "reopen" if view.rival is not None:
             said = (
-                f"order {stands.order_ref} has another live checkout, {stands.rival}: let the shopper pay that one, or cancel it "
-                f"before reopening {stands.id}"
+                f"order {view.order_ref} has another live checkout, {view.rival}: let the shopper pay that one, or cancel it "
+                f"before reopening {view.id}"
             )
-            return Rejection("order-taken", said, facts={"checkoutId": str(stands.rival)})
-        case "resolve" if stands.attention is None:
-            said = f"nothing about checkout {stands.id} waits for a decision: its attention is empty"
+            return Rejection("order-taken", said, facts={"checkoutId": str(view.rival)})
+        case "resolve" if view.attention is None:
+            said = f"nothing about checkout {view.id} waits for a decision: its attention is empty"
             return Rejection("nothing-to-resolve", said)
-        case "resolve" if stands.attention is not None and decision in {"keep", "dismiss"}:
-            completed = stands.state is State.COMPLETED
+        case "resolve" if view.attention is not None and decision in {"keep", "dismiss"}:
+            completed = view.state is State.COMPLETED
             refused = decisions.refusal(
-                stands, stands.payments_seen, stands.attention, decision, completed=completed
+                view, view.payments_seen, view.attention, decision, completed=completed
             )
             return None if refused is None else Rejection("not-decidable", refused, "decision")
         case _:
             return None
 
 
-def _about_money(stands: CheckoutView, request: CommandRequest) -> Rejection | None:
-    holding = stands.holding(request.transaction_id)
-    if holding is None and request.transaction_id is not None:
+def _about_money(view: CheckoutView, request: CommandRequest) -> Rejection | None:
+    payment = view.payment(request.transaction_id)
+    if payment is None and request.transaction_id is not None:
         said = (
-            f"checkout {stands.id} has no transaction {request.transaction_id!r}: its payments say which it has; leave transactionId "
+            f"checkout {view.id} has no transaction {request.transaction_id!r}: its payments say which it has; leave transactionId "
             "out for the one that pays it"
         )
         return Rejection("unknown-transaction", said, "transactionId")
-    if holding is None and len(stands.paying) > 1:
-        parts = ", ".join(one.transaction_id for one in stands.paying)
-        said = f"checkout {stands.id} is paid by several transactions, {parts}: name one of them"
+    if payment is None and len(view.paying) > 1:
+        parts = ", ".join(one.transaction_id for one in view.paying)
+        said = f"checkout {view.id} is paid by several transactions, {parts}: name one of them"
         return Rejection("several-payments", said, "transactionId")
-    if holding is None or holding.role == "accepted":
-        if stands.state is not State.COMPLETED:
-            said = f"checkout {stands.id} is {_word(stands.state)} and not paid: there is nothing to {request.kind} before it is completed"
-            return Rejection("not-paid", said, facts={"state": stands.state})
-        if holding is None:
-            said = f"the payment of checkout {stands.id} is not in our books: ask for a reconcile, and again after it"
-            return Rejection("not-paid", said, facts={"state": stands.state})
-    elif (found := _not_ours(stands, request, holding)) is not None:
+    if payment is None or payment.role == "accepted":
+        if view.state is not State.COMPLETED:
+            said = f"checkout {view.id} is {_word(view.state)} and not paid: there is nothing to {request.kind} before it is completed"
+            return Rejection("not-paid", said, facts={"state": view.state})
+        if payment is None:
+            said = f"the payment of checkout {view.id} is not in our books: ask for a reconcile, and again after it"
+            return Rejection("not-paid", said, facts={"state": view.state})
+    elif (found := _not_ours(view, request, payment)) is not None:
         return found
-    return _not_so_much(stands, request, holding)
+    return _not_so_much(view, request, payment)
 
 
-def _not_ours(stands: CheckoutView, request: CommandRequest, holding: PaymentView) -> Rejection | None:
+def _not_ours(view: CheckoutView, request: CommandRequest, payment: PaymentView) -> Rejection | None:
     """Of payments beside the accepted one only money that is surely this checkout's can be moved, and only back."""
-    named = f"transaction {holding.transaction_id}"
-    if holding.role == "attempt":
+    named = f"transaction {payment.transaction_id}"
+    if payment.role == "attempt":
         said = f"{named} is an attempt that holds no money: there is nothing to {request.kind}"
-    elif holding.role == "unknown" and holding.binding != "bound":
-        said = f"{named} is not surely a payment of checkout {stands.id}: look it up at the gateway, and move its money there"
+    elif payment.role == "unknown" and payment.binding != "bound":
+        said = f"{named} is not surely a payment of checkout {view.id}: look it up at the gateway, and move its money there"
     elif request.kind == "capture":
-        said = f"{named} is not the payment that pays checkout {stands.id}: its money can only be returned, by release or refund"
+        said = f"{named} is not the payment that pays checkout {view.id}: its money can only be returned, by release or refund"
     else:
         return None
     return Rejection("not-its-payment", said, "transactionId")
 
 
-def _not_so_much(stands: CheckoutView, request: CommandRequest, holding: PaymentView) -> Rejection | None:
-    left, named = stands.left(holding, request.kind), f"transaction {holding.transaction_id}"
-    has = _books(holding)
+def _not_so_much(view: CheckoutView, request: CommandRequest, payment: PaymentView) -> Rejection | None:
+    left, named = view.left(payment, request.kind), f"transaction {payment.transaction_id}"
+    has = _books(payment)
     if request.kind == "release":
-        if holding.captured > 0:
-            said = f"of {named} {_amount(holding.captured, holding)} is captured, and a release gives back whole reservations only: "
+        if payment.captured > 0:
+            said = f"of {named} {_amount(payment.captured, payment)} is captured, and a release gives back whole reservations only: "
             return Rejection("captured", f"{said}refund what is captured")
-        if 0 < left < holding.reserved:
+        if 0 < left < payment.reserved:
             said = f"a capture of {named} is under way: wait for its end, and refund it instead"
             return Rejection("under-way", said)
     if left == 0:
-        more = "; what is under way takes the rest" if stands.busy(holding, request.kind) else ""
+        more = "; what is under way takes the rest" if view.busy(payment, request.kind) else ""
         said = f"nothing is left to {request.kind} of {named} ({has}{more})"
         hint = {
             "capture": ": read the checkout again",
@@ -327,26 +327,26 @@ def _not_so_much(stands: CheckoutView, request: CommandRequest, holding: Payment
         return Rejection("nothing-left", said + hint, None if request.amount is None else "amount")
     if request.amount is not None and request.amount > left:
         said = (
-            f"{_amount(request.amount, holding)} is more than the {_amount(left, holding)} that is left to {request.kind} of {named} "
-            f"({has}): ask for {_amount(left, holding)} at most"
+            f"{_amount(request.amount, payment)} is more than the {_amount(left, payment)} that is left to {request.kind} of {named} "
+            f"({has}): ask for {_amount(left, payment)} at most"
         )
-        return Rejection("too-much", said, "amount", {"left": money.decimal_or_none(left, holding.currency)})
+        return Rejection("too-much", said, "amount", {"left": money.decimal_or_none(left, payment.currency)})
     return None
 
 
-def _books(holding: PaymentView) -> str:
+def _books(payment: PaymentView) -> str:
     names: tuple[Any, ...] = (
-        ("reserved", holding.reserved),
-        ("captured", holding.captured),
-        ("refunded", holding.refunded),
-        ("charged back", holding.charged_back),
+        ("reserved", payment.reserved),
+        ("captured", payment.captured),
+        ("refunded", payment.refunded),
+        ("charged back", payment.charged_back),
     )
-    told = [f"{name} {_amount(minor, holding)}" for name, minor in names if minor]
+    told = [f"{name} {_amount(minor, payment)}" for name, minor in names if minor]
     return ", ".join(told) or "it holds no money"
 
 
-def _amount(minor: int, holding: PaymentView) -> str:
-    return money.spelled(minor, holding.currency)
+def _amount(minor: int, payment: PaymentView) -> str:
+    return money.spelled(minor, payment.currency)
 
 
 def _word(state: State) -> str:

@@ -108,7 +108,7 @@ async def request(  # noqa: PLR0913 - the columns of a command
         if stored is None:
             return None
         if stored.id == wanted:
-            await checkouts.ring(tx, [checkout_id], grace=grace)
+            await checkouts.wake(tx, [checkout_id], grace=grace)
             return Requested(wanted, fresh=True)
         if bytes(stored.fingerprint) != fingerprint:
             raise KeyReused(idempotency_key or "")
@@ -141,7 +141,7 @@ async def request_all(
         )  # fmt: skip
     async with db.transaction() as tx:
         stored = (await tx.execute(_STORE, {"asked": _json(commands)})).all()
-        await checkouts.ring(tx, [row.checkout_id for row in stored], grace=grace)
+        await checkouts.wake(tx, [row.checkout_id for row in stored], grace=grace)
     return {row.checkout_id: row.id for row in stored}
 
 

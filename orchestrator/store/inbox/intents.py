@@ -80,7 +80,7 @@ _MEET = text("""
             LIMIT 1) c ON true
       LEFT JOIN intents f ON f.checkout_id = c.id
 """)
-_FREE_KEYS = text("DELETE FROM idempotency_keys WHERE checkout_id = ANY(CAST(:unborn AS uuid[]))")
+_FREE_KEYS = text("DELETE FROM idempotency_keys WHERE checkout_id = ANY(CAST(:not_created AS uuid[]))")
 _KEEP_KEYS = text("""
     INSERT INTO idempotency_keys (merchant_id, key, fingerprint, checkout_id)
     SELECT merchant_id, key, decode(print, 'hex'), checkout_id
@@ -104,11 +104,11 @@ class Intents:
         *,
         grace: float,
         batch_limit: int = 500,
-        patience: float = 10.0,
+        timeout: float = 10.0,
     ) -> None:
         self._db, self._encryptor, self._grace = db, encryptor, grace
         self._batch: Batch[Intake, Accepted | IntakeError] = Batch(
-            self._write, keys=lambda asked: (asked.id,), limit=batch_limit, patience=patience, name="intents",
+            self._write, keys=lambda asked: (asked.id,), limit=batch_limit, timeout=timeout, name="intents",
         )  # fmt: skip
 
     async def accept(self, asked: Intake) -> Accepted:
@@ -152,8 +152,8 @@ class Intents:
         new = _firsts(asked for asked in batch if asked.id not in fates and asked.id not in waiting)
         if new:
             now = next(iter(met.values())).now
-            births = [_new_checkout(asked, self._encryptor) for asked in new]
-            created = await checkouts.create(tx, self._encryptor, births, at=now, grace=self._grace)
+            new_checkouts = [_new_checkout(asked, self._encryptor) for asked in new]
+            created = await checkouts.create(tx, self._encryptor, new_checkouts, at=now, grace=self._grace)
             fates.update(
                 (
                     one.id,
@@ -169,9 +169,9 @@ class Intents:
                 for one in new
                 if one.id in created
             )
-            unborn = [asked.id for asked in new if asked.id not in created]
-            if unborn:
-                await run(tx, _FREE_KEYS, {"unborn": unborn})
+            not_created = [asked.id for asked in new if asked.id not in created]
+            if not_created:
+                await run(tx, _FREE_KEYS, {"not_created": not_created})
             later = [asked for asked in batch if asked.id not in fates and asked.id not in waiting]
             if later:
                 # Somebody was first, in this batch or between our two looks: a younger snapshot shows them.
@@ -325,7 +325,7 @@ def _new_checkout(asked: Intake, encryptor: Encryptor) -> checkouts.NewCheckout:
         actor=asked.actor,
         fingerprint=asked.fingerprint,
         proof=key.mac(asked.fingerprint),
-        body=key.seal(asked.document, purpose="intent"),
+        body=key.encrypt(asked.document, purpose="intent"),
         data_key=wrapped,
         auto_capture=asked.auto_capture,
         idempotency_key=asked.idempotency_key,

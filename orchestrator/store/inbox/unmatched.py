@@ -18,7 +18,7 @@ from sqlalchemy import text
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
 from orchestrator.store.database import Again, Batch, Database, Writes
-from orchestrator.store.inbox.callbacks import UNPROVEN, Arrival, seal_body
+from orchestrator.store.inbox.callbacks import UNPROVEN, Arrival, encrypt_body
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # keep a batch more.
 _KEEP = text("""
     WITH a AS MATERIALIZED (
-        SELECT * FROM json_to_recordset(CAST(:strays AS json)) AS a(
+        SELECT * FROM json_to_recordset(CAST(:payments AS json)) AS a(
             id uuid, merchant_id int, grade text, network text, content_type text, headers jsonb, source text, body text,
             digest bytea, times int, unproven boolean)
     ),
@@ -86,21 +86,21 @@ class MerchantCallback:
 
 @dataclass(frozen=True, slots=True)
 class StoredCallback:
-    """What became of it: the checkout whose callback it is now, if there is one; `rings` and `kept` as for any callback.
+    """What became of it: the checkout whose callback it is now, if there is one; `wakes` and `kept` as for any callback.
 
     `over_limit`: it tells of a payment, and too many of those wait for a lookup that confirms them.
     """
 
     checkout_id: UUID | None
-    adopted: bool
-    rings: bool
+    created: bool
+    wakes: bool
     kept: bool
     over_limit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Fate:
-    home: checkouts.PaymentMatch | None
+    matched: checkouts.PaymentMatch | None
     kept: bool
 
 
@@ -108,22 +108,22 @@ class UnmatchedCallbacks:
     """Finds, or makes, the checkouts of callbacks that name none in their address, and hands them on to `callbacks`."""
 
     def __init__(
-        self, db: Database, encryptor: Encryptor, callbacks: Callbacks, *, grace: float, batch_limit: int = 500, patience: float = 30.0
+        self, db: Database, encryptor: Encryptor, callbacks: Callbacks, *, grace: float, batch_limit: int = 500, timeout: float = 30.0
     ) -> None:  # fmt: skip
         self._db, self._encryptor, self._callbacks, self._grace = db, encryptor, callbacks, grace
         self._batch: Batch[MerchantCallback, _Fate] = Batch(
-            self._write, keys=lambda one: (one.id,), limit=batch_limit, patience=patience, name="strays"
+            self._write, keys=lambda one: (one.id,), limit=batch_limit, timeout=timeout, name="unmatched"
         )
 
     async def take(self, one: MerchantCallback) -> StoredCallback:
         """Store it where it belongs and ring; `db.DatabaseAway` if Postgres does not answer within the patience."""
         fate = await self._batch.put(one)
-        if fate.home is None:
+        if fate.matched is None:
             over_limit = one.told.complete and not self._unproven(one)
-            return StoredCallback(None, adopted=False, rings=False, kept=fate.kept, over_limit=over_limit)
+            return StoredCallback(None, created=False, wakes=False, kept=fate.kept, over_limit=over_limit)
         stored = await self._callbacks.take(
             Arrival(
-                checkout_id=fate.home.id,
+                checkout_id=fate.matched.id,
                 kind="notification",
                 grade=one.grade,
                 network=one.network,
@@ -133,7 +133,7 @@ class UnmatchedCallbacks:
                 body=one.body,
             )
         )
-        return StoredCallback(fate.home.id, fate.home.adopted, stored.rings, stored.kept)
+        return StoredCallback(fate.matched.id, fate.matched.created, stored.wakes, stored.kept)
 
     @property
     def writes(self) -> Writes:
@@ -146,25 +146,25 @@ class UnmatchedCallbacks:
 
     async def _write(self, batch: list[MerchantCallback]) -> list[_Fate | Again]:
         believed = [one for one in batch if not self._unproven(one)]
-        homes: dict[UUID, checkouts.PaymentMatch | None] = {}
+        matches: dict[UUID, checkouts.PaymentMatch | None] = {}
         async with self._db.transaction() as tx:
             if believed:
                 at = (await tx.execute(_NOW)).scalar_one()
                 found = await checkouts.create_from_payment(
                     tx, self._encryptor, [one.told for one in believed], at=at, grace=self._grace
                 )
-                homes = {one.id: home for one, home in zip(believed, found, strict=True)}
-            homeless = [one for one in batch if homes.get(one.id) is None]
-            kept = {row.id for row in await tx.execute(_KEEP, self._parameters(homeless))}
-        return [_Fate(homes.get(one.id), one.kept_as in kept) for one in batch]
+                matches = {one.id: matched for one, matched in zip(believed, found, strict=True)}
+            unmatched = [one for one in batch if matches.get(one.id) is None]
+            kept = {row.id for row in await tx.execute(_KEEP, self._parameters(unmatched))}
+        return [_Fate(matches.get(one.id), one.kept_as in kept) for one in batch]
 
     def _unproven(self, one: MerchantCallback) -> bool:
         return self._callbacks.unproven(one.grade, one.network)
 
-    def _parameters(self, homeless: list[MerchantCallback]) -> dict[str, object]:
+    def _parameters(self, unmatched: list[MerchantCallback]) -> dict[str, object]:
         rows: dict[UUID, dict[str, object]] = {}
         times: dict[UUID, int] = {}
-        for one in homeless:
+        for one in unmatched:
             known_as = one.kept_as
             times[known_as] = times.get(known_as, 0) + 1
             if known_as in rows:
@@ -178,9 +178,9 @@ class UnmatchedCallbacks:
                 "headers": dict(one.headers),
                 "source": one.source,
                 # There is no checkout whose data key it could be sealed under, so its own id stands for one.
-                "body": seal_body(self._encryptor, known_as, None, one.body).hex(),
+                "body": encrypt_body(self._encryptor, known_as, None, one.body).hex(),
                 "digest": "\\x" + hashlib.sha256(b"notification\0" + one.body).hexdigest(),
                 "unproven": self._unproven(one),
             }
-        strays = [{**row, "times": times[known_as]} for known_as, row in rows.items()]
-        return {"strays": msgspec.json.encode(strays).decode(), **self._callbacks.bounds}
+        unmatched = [{**row, "times": times[known_as]} for known_as, row in rows.items()]
+        return {"payments": msgspec.json.encode(unmatched).decode(), **self._callbacks.bounds}

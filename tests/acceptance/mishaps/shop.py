@@ -109,7 +109,7 @@ class Bell:
 
     trouble = None
 
-    def ring(self, ids: Sequence[UUID], *, queue: str = "checkouts", whose: int | None = None) -> None:
+    def publish(self, ids: Sequence[UUID], *, queue: str = "checkouts", whose: int | None = None) -> None:
         """Nobody is there."""
 
 
@@ -196,12 +196,12 @@ class Shop(Scene):
 
     async def follow(self, *checkouts: UUID, workers: int = 1) -> None:
         """Carry as workers do until nothing rings: callbacks, commands, operations, alarms that are due."""
-        carriers = (self.processor, self.second)[:workers]
+        processors = (self.processor, self.second)[:workers]
         async with asyncio.timeout(20):
-            while ringing := await self.ringing(*checkouts):
-                await asyncio.gather(*(take(one, ringing) for one in carriers))
+            while due_now := await self.due_now(*checkouts):
+                await asyncio.gather(*(take(one, due_now) for one in processors))
 
-    async def ringing(self, *checkouts: UUID) -> list[UUID]:
+    async def due_now(self, *checkouts: UUID) -> list[UUID]:
         rows = await self.sql(
             "SELECT id FROM checkouts WHERE id = ANY(:ids) AND coalesce(hinted OR due_at <= clock(), false)"
             " AND (lease IS NULL OR leased_until <= clock())",
@@ -209,7 +209,7 @@ class Shop(Scene):
         )
         return [row.id for row in rows]
 
-    async def alarm(self, checkout: UUID) -> None:
+    async def until_due(self, checkout: UUID) -> None:
         """Let time pass until the alarm rings, and look."""
         row = await self.row(checkout)
         await self.later(seconds=row.due_in.total_seconds() + 1)
@@ -225,7 +225,9 @@ class Shop(Scene):
         """Choose a method; return the URL of the gateway's page."""
         (session,) = await self.sql("SELECT * FROM sessions WHERE checkout_id = :id", id=checkout)
         (row,) = await self.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout)
-        token = self.encryptor.data_key(checkout, row.data_key).open(session.token, purpose="token").decode()
+        token = (
+            self.encryptor.data_key(checkout, row.data_key).decrypt(session.token, purpose="token").decode()
+        )
         chosen = next(one for one in session.methods if one["type"] == method)
         answer = await self.http.post(
             chosen["onInitiatePayment"]["value"],
@@ -278,7 +280,7 @@ class Shop(Scene):
         answer = await self.http.post(str(getattr(urls, kind)), content=body, headers=headers)
         return answer.status_code
 
-    async def stray(self, order: str, **changes: object) -> None:
+    async def unexpected_payment(self, order: str, **changes: object) -> None:
         """Have a payment made that no session of ours has to do with, and told to the merchant's own address."""
         notification = callback_urls.merchant_url(self.encryptor, self.settings.public_url, "default")
         body = {

@@ -231,7 +231,7 @@ async def test_the_shop_is_told_once_that_an_order_is_paid_whatever_repeats(worl
         await world.follow(checkout, workers=2)
     assert (await world.asked(checkout, "reconcile")).startswith("done")
     assert (await world.asked(checkout, "retry")).startswith("done")
-    await world.alarm(checkout)
+    await world.until_due(checkout)
     assert await world.events(checkout) == ["checkout.ready", "checkout.completed"]
     await once(world, checkout, moved=["callback_arrived", "payment_found"])
 

@@ -127,7 +127,7 @@ async def test_an_unclear_payment_that_is_kept_pays_the_order_as_long_as_it_hold
     await over_and_over(world, checkout)
     assert (await world.row(checkout)).attention is None
     world.wire.bent[world.orders[checkout]] = with_status("released")
-    await world.alarm(checkout)
+    await world.until_due(checkout)
     row = await world.row(checkout)
     assert (row.state, row.reserved) == ("completed", 0)
     assert row.attention.startswith("payment_released: ")

@@ -153,7 +153,7 @@ async def test_a_subscriptions_double_rows_pay_once_and_trouble_nobody(world: Sh
     await world.told(checkout)
     await world.follow(checkout)
     for _ in range(2):
-        await world.alarm(checkout)
+        await world.until_due(checkout)
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.captured) == ("completed", WHOLE, WHOLE if capture else 0)
     assert row.attention is None
@@ -179,7 +179,7 @@ async def test_a_transaction_in_a_status_that_nobody_knows_is_kept_flagged_and_a
         "unknown", "teleported", "unknown", ["status_unknown"],
     )  # fmt: skip
     world.wire.bent.clear()
-    await world.alarm(checkout)
+    await world.until_due(checkout)
     row = await world.row(checkout)
     assert (row.state, row.attention, row.late) == ("completed", None, False)
     await world.agree(checkout)
@@ -191,9 +191,9 @@ async def test_an_answer_with_as_many_rows_as_it_may_have_ends_no_order(world: S
     await world.later(seconds=640)
     await undecided(world, checkout, "lookup_at_limit")
     await world.plan(checkout)
-    await world.alarm(checkout)
+    await world.until_due(checkout)
     assert await world.state(checkout) == "expired"
-    await world.alarm(checkout)
+    await world.until_due(checkout)
     assert (await world.row(checkout)).attention is None
     await world.agree(checkout)
 
@@ -204,7 +204,7 @@ async def test_a_history_that_is_read_to_its_end_ends_the_order(world: Shop, row
     await world.plan(checkout, noiseRows=rows)
     await world.later(seconds=640)
     await world.follow(checkout)
-    await world.alarm(checkout)
+    await world.until_due(checkout)
     row = await world.row(checkout)
     assert (row.state, row.attention) == ("expired", None)
     await world.agree(checkout)
@@ -292,7 +292,7 @@ async def test_a_payment_without_a_name_for_a_number_that_two_merchants_share_co
     await world.told(ours)
     for checkout in (ours, theirs):
         if checkout == theirs:
-            await world.alarm(checkout)
+            await world.until_due(checkout)
         await undecided(world, checkout, "unbound_payment")
         assert (await world.events(checkout)).count("checkout.completed") == 0
     for checkout in (ours, theirs):

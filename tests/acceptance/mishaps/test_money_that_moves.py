@@ -96,7 +96,7 @@ async def test_a_second_payment_that_the_gateway_does_not_give_back_is_tried_onc
     await world.told(checkout, notification=4, success=2)
     await world.follow(checkout)
     for _ in range(2):
-        await world.alarm(checkout)
+        await world.until_due(checkout)
     row = await world.row(checkout)
     assert (row.state, row.reserved) == ("completed", WHOLE)
     assert row.attention is not None
@@ -242,7 +242,7 @@ async def test_a_capture_that_the_gateway_left_to_us_is_made_by_us_and_counts_on
     await world.plan(checkout, requireCapture=True, callbacks={"success": False, "notification": False})
     await world.pay(checkout)
     for _ in range(2):
-        await world.alarm(checkout)
+        await world.until_due(checkout)
     assert (await world.row(checkout)).captured == 0, "asked for is not done"
     assert await world.operations(checkout) == [], "the gateway may still do it by itself"
     await world.plan(checkout)
@@ -350,7 +350,7 @@ async def test_what_the_shoppers_bank_takes_back_is_booked_and_told(world: Shop)
 async def test_a_payment_for_an_order_that_nobody_knows_gets_a_home_and_a_decision(world: Shop, policy: str):
     await world.policy(unknown_order=policy)
     order = f"old-system-{policy}"
-    await world.stray(order)
+    await world.unexpected_payment(order)
     (row,) = await world.sql("SELECT id FROM checkouts")
     checkout = row.id
     world.orders[checkout] = order

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 async def unmatched(world: Shop, order: str, *, looked_up: bool = True, **changes: object) -> UUID:
     """Return the checkout that was created from a payment for an order number that no shop handed over."""
-    await world.stray(order, **changes)
+    await world.unexpected_payment(order, **changes)
     (row,) = await world.sql("SELECT id FROM checkouts")
     world.orders[row.id] = order
     if looked_up:

@@ -63,7 +63,7 @@ async def test_a_success_after_a_failure_is_found_though_its_callbacks_are_lost(
     await world.follow(checkout)
     await world.plan(checkout, callbacks={"success": False, "notification": False})
     await world.submit(page)
-    await world.alarm(checkout)
+    await world.until_due(checkout)
     assert await world.state(checkout) == "completed"
     assert await world.confirmed(checkout) == 1
     await world.agree(checkout)
@@ -116,7 +116,7 @@ async def test_a_payment_that_is_open_at_the_bank_keeps_the_order_and_its_stock(
     await world.follow(checkout)
     if outcome == "declined":
         if await world.state(checkout) == "awaiting_payment":
-            await world.alarm(checkout)
+            await world.until_due(checkout)
         await unpaid(world, checkout, "expired")
         return
     row = await world.row(checkout)
@@ -211,7 +211,7 @@ async def test_orders_whose_callbacks_a_firewall_turns_away_are_completed_by_loo
     assert {one["answerStatus"] for one in sent} == {403}
     await world.http.post(page, data={"action": "cancel"})
     assert not await world.sql("SELECT id FROM callbacks")
-    await world.alarm(paid)
+    await world.until_due(paid)
     row = await world.row(paid)
     assert (row.state, row.reserved, row.attention) == ("completed", WHOLE, None)
     assert await world.moved(paid) == ["payment_found"]
@@ -287,6 +287,6 @@ async def test_a_session_that_is_lost_and_a_token_that_ends_early_are_replaced_t
     await world.follow(checkout)
     async with asyncio.timeout(10):
         while await world.state(checkout) != "awaiting_payment":
-            await world.alarm(checkout)
+            await world.until_due(checkout)
     assert (await world.row(checkout)).openings == 2
     await whole_session(world, checkout)

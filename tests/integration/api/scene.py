@@ -35,14 +35,14 @@ PAGES = {
 
 
 @dataclass
-class Rung:
+class RecordingPublisher:
     """A doorbell that remembers who was rung for."""
 
     trouble: str | None = None
-    rings: list[tuple[str, UUID]] = field(default_factory=list)
+    published: list[tuple[str, UUID]] = field(default_factory=list)
 
-    def ring(self, ids, *, queue="checkouts", whose=None):  # noqa: ARG002 - as the real one is called
-        self.rings += [(queue, one) for one in ids]
+    def publish(self, ids, *, queue="checkouts", whose=None):  # noqa: ARG002 - as the real one is called
+        self.published += [(queue, one) for one in ids]
 
 
 def intent(order_ref: str | None = None, **changes: object) -> dict:
@@ -55,7 +55,7 @@ def intent(order_ref: str | None = None, **changes: object) -> dict:
 class Api:
     client: httpx.AsyncClient
     services: Services
-    hint_publisher: Rung
+    hint_publisher: RecordingPublisher
 
     def bearer(
         self, merchant: str = "default", scopes: tuple[str, ...] = ALL, lifetime: float = 60
@@ -93,7 +93,7 @@ class Api:
         """Put a checkout where a worker would have brought it."""
         one = UUID(checkout)
         row = (await self.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=one))[0]
-        sealed = self.services.encryptor.data_key(one, row.data_key).seal(token.encode(), purpose="token")
+        sealed = self.services.encryptor.data_key(one, row.data_key).encrypt(token.encode(), purpose="token")
         await self.sql(
             "INSERT INTO sessions (checkout_id, token, token_expires_at, session_id, methods) "
             "VALUES (:id, :token, clock() + interval '20 minutes', 'session-1', '[{\"id\": \"m-1\"}]')",
@@ -105,17 +105,17 @@ class Api:
 
 
 @asynccontextmanager
-async def serving(settings: Settings, *, patience: float = 10.0) -> AsyncIterator[Api]:
+async def serving(settings: Settings, *, timeout: float = 10.0) -> AsyncIterator[Api]:
     encryptor = Encryptor(settings.secret_keys)
-    hint_publisher = Rung()
+    hint_publisher = RecordingPublisher()
     database_url = settings.database_url
     assert database_url is not None
     db = Database(database_url, pool_size=4, pool_timeout=5)
     inlet = Database(database_url, pool_size=3, pool_timeout=5)
     services = Services(
-        settings=settings, db=db, inlet=inlet, encryptor=encryptor, intents=inbox.Intents(inlet, encryptor, grace=5, patience=patience),
+        settings=settings, db=db, inlet=inlet, encryptor=encryptor, intents=inbox.Intents(inlet, encryptor, grace=5, timeout=timeout),
         callbacks=inbox.Callbacks(
-            inlet, encryptor, grace=5, patience=3, strict_network=settings.require_gateway_network,
+            inlet, encryptor, grace=5, timeout=3, strict_network=settings.require_gateway_network,
             caps=inbox.Caps(settings.callbacks_limit, settings.callbacks_unproven_limit),
         ), merchants=Merchants(inlet, encryptor, settings), hint_publisher=hint_publisher,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from orchestrator.api.callback_intake import FIRST_PAUSE, PATIENCE
+from orchestrator.api.callback_intake import FIRST_PAUSE, TIMEOUT
 from orchestrator.api.callbacks import BODY_LIMIT, VISIT_LIMIT
 from orchestrator.store import inbox
 from tests.conftest import make_settings
@@ -45,8 +45,8 @@ async def test_a_browser_callback_is_stored_rings_and_sends_the_shopper_on(api: 
     row = (await api.sql("SELECT checkout_id, kind, grade, content_type, body FROM callbacks"))[0]
     assert (str(row.checkout_id), row.kind, row.grade) == (checkout, kind, "unchecked")
     key = (await api.sql("SELECT data_key FROM intents"))[0].data_key
-    assert inbox.open_body(api.services.encryptor, UUID(checkout), key, bytes(row.body)) == BODY
-    assert api.hint_publisher.rings[-1] == ("callbacks", UUID(checkout))
+    assert inbox.decrypt_body(api.services.encryptor, UUID(checkout), key, bytes(row.body)) == BODY
+    assert api.hint_publisher.published[-1] == ("callbacks", UUID(checkout))
     assert (await api.sql("SELECT wake FROM checkouts"))[0].wake == 1
 
 
@@ -67,7 +67,7 @@ VISITS = [("GET", "redirect"), ("POST", "redirect"), ("GET", "success"), ("GET",
 @pytest.mark.parametrize(("method", "kind"), VISITS)
 async def test_a_shoppers_browser_is_sent_on_and_nothing_of_what_it_brings_is_kept(api: Api, method, kind):
     checkout = await api.taken()
-    api.hint_publisher.rings.clear()
+    api.hint_publisher.published.clear()
     answer = await api.client.request(
         method, path_of(getattr(api.urls(checkout), kind)), params={"x": "1"}, headers={"User-Agent": "Phone"},
         content=BODY if method == "POST" else None,
@@ -76,14 +76,14 @@ async def test_a_shoppers_browser_is_sent_on_and_nothing_of_what_it_brings_is_ke
     row = (await api.sql("SELECT checkout_id, kind, headers, source, body FROM callbacks"))[0]
     assert (str(row.checkout_id), row.kind, row.headers, row.source) == (checkout, "redirect", {}, None)
     key = (await api.sql("SELECT data_key FROM intents"))[0].data_key
-    assert inbox.open_body(api.services.encryptor, UUID(checkout), key, bytes(row.body)) == b""
-    assert api.hint_publisher.rings == [("callbacks", UUID(checkout))]
+    assert inbox.decrypt_body(api.services.encryptor, UUID(checkout), key, bytes(row.body)) == b""
+    assert api.hint_publisher.published == [("callbacks", UUID(checkout))]
     assert (await api.sql("SELECT wake FROM checkouts"))[0].wake == 1
 
 
 async def test_however_often_a_link_is_opened_it_wakes_one_lookup_and_keeps_one_row(api: Api):
     checkout, other = await api.taken(), await api.taken()
-    api.hint_publisher.rings.clear()
+    api.hint_publisher.published.clear()
     urls = api.urls(checkout)
     for number in range(30):
         for url in (urls.redirect, urls.success, urls.failure):
@@ -92,30 +92,30 @@ async def test_however_often_a_link_is_opened_it_wakes_one_lookup_and_keeps_one_
     await api.client.get(path_of(api.urls(other).redirect))
     rows = await api.sql("SELECT checkout_id, times FROM callbacks ORDER BY checkout_id")
     assert [(row.checkout_id, row.times) for row in rows] == [(UUID(checkout), 1), (UUID(other), 1)]
-    assert api.hint_publisher.rings == [("callbacks", UUID(checkout)), ("callbacks", UUID(other))]
+    assert api.hint_publisher.published == [("callbacks", UUID(checkout)), ("callbacks", UUID(other))]
     assert (await call(api, urls.success)).status_code == 303
-    assert api.hint_publisher.rings[2:] == [("callbacks", UUID(checkout))], (
+    assert api.hint_publisher.published[2:] == [("callbacks", UUID(checkout))], (
         "a callback of the gateway waits for no pause"
     )
 
 
 async def test_the_pause_between_visits_that_wake_grows_and_is_forgotten(api: Api, monkeypatch):
     checkout = await api.taken()
-    api.hint_publisher.rings.clear()
+    api.hint_publisher.published.clear()
     now = [1000.0]
     monkeypatch.setattr("orchestrator.api.callback_intake.time.monotonic", lambda: now[0])
     woken = []
     for second in range(300):
         now[0] = 1000.0 + second
         await api.client.get(path_of(api.urls(checkout).redirect))
-        if len(api.hint_publisher.rings) > len(woken):
+        if len(api.hint_publisher.published) > len(woken):
             woken.append(second)
     assert woken == [0, 5, 15, 35, 75, 135, 195, 255]
     now[0] += 1000.0
     await api.client.get(path_of(api.urls(checkout).redirect))
     now[0] += FIRST_PAUSE
     await api.client.get(path_of(api.urls(checkout).redirect))
-    assert len(api.hint_publisher.rings) == len(woken) + 2
+    assert len(api.hint_publisher.published) == len(woken) + 2
 
 
 async def test_a_shopper_is_sent_on_whatever_is_posted(api: Api):
@@ -183,11 +183,11 @@ async def test_a_wrong_signature_stores_nothing_and_says_nothing(api: Api, chang
         "other kind": f"/callbacks/other/{checkout}/{signed}",
         "no id": f"/callbacks/{kind}/A-1/{signed}",
     }[change]
-    rings = len(api.hint_publisher.rings)
+    wakes = len(api.hint_publisher.published)
     document = problem(await call(api, path), 404, "unknown-callback")
     assert document["detail"] == "this is no callback address of ours"
     assert await api.count("callbacks") == 0
-    assert len(api.hint_publisher.rings) == rings
+    assert len(api.hint_publisher.published) == wakes
 
 
 BOMB = gzip.compress(b"0" * 10_000_000, mtime=0)
@@ -205,14 +205,14 @@ async def test_a_notification_over_the_limit_is_refused_and_not_stored(api: Api,
 @pytest.mark.parametrize("body", [b"x" * (BODY_LIMIT + 1), BOMB], ids=["long", "inflates"])
 async def test_a_shopper_is_sent_on_when_the_body_is_over_the_limit(api: Api, kind, body):
     checkout = await api.taken()
-    rings = len(api.hint_publisher.rings)
+    wakes = len(api.hint_publisher.published)
     answer = await call(api, getattr(api.urls(checkout), kind), body)
     assert (answer.status_code, answer.headers["location"]) == (303, TARGETS[kind].format(checkout))
     assert answer.headers.get("connection") == ("close" if body is not BOMB else None), (
         "what is left is no request"
     )
     assert await api.count("callbacks") == 0
-    assert len(api.hint_publisher.rings) == rings
+    assert len(api.hint_publisher.published) == wakes
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ async def test_a_callback_of_any_form_is_stored_as_it_came(api: Api, content_typ
     answer = await api.client.post(path_of(api.urls(checkout).notification), content=body, headers=headers)
     assert answer.status_code == 200
     row = (await api.sql("SELECT b.body, i.data_key FROM callbacks b JOIN intents i USING (checkout_id)"))[0]
-    assert inbox.open_body(api.services.encryptor, UUID(checkout), row.data_key, bytes(row.body)) == body
+    assert inbox.decrypt_body(api.services.encryptor, UUID(checkout), row.data_key, bytes(row.body)) == body
 
 
 async def test_fifty_of_the_same_at_once_are_one_row(api: Api):
@@ -258,7 +258,7 @@ async def test_any_bytes_are_stored_as_they_came(api: Api):
             "SELECT b.body, b.headers, i.data_key FROM callbacks b JOIN intents i USING (checkout_id)"
         )
     )[0]
-    assert inbox.open_body(api.services.encryptor, UUID(checkout), row.data_key, bytes(row.body)) == raw
+    assert inbox.decrypt_body(api.services.encryptor, UUID(checkout), row.data_key, bytes(row.body)) == raw
     assert row.headers == {"user-agent": "gate?way?x"}
 
 
@@ -300,8 +300,8 @@ async def away(known: Settings) -> None:
         answers = await asyncio.gather(
             *(call(api, url) for url in (urls.success, urls.failure, urls.redirect, urls.notification))
         )
-        assert PATIENCE < 3, "the contract's bound"
-        assert time.monotonic() - started < PATIENCE + 10, "and none of them hung"
+        assert TIMEOUT < 3, "the contract's bound"
+        assert time.monotonic() - started < TIMEOUT + 10, "and none of them hung"
         assert [answer.status_code for answer in answers] == [303, 303, 303, 503]
         assert (
             answers[0]
@@ -310,7 +310,7 @@ async def away(known: Settings) -> None:
         )
         problem(answers[3], 503, "database-away")
         assert int(answers[3].headers["retry-after"]) > 0
-        assert api.hint_publisher.rings == []
+        assert api.hint_publisher.published == []
 
 
 async def test_while_postgres_refuses_shoppers_are_sent_on_within_three_seconds():
@@ -324,17 +324,17 @@ async def test_while_postgres_hangs_shoppers_are_sent_on_within_three_seconds():
 
 async def test_a_callback_that_was_answered_before_it_was_stored_still_lands_and_rings(api: Api):
     checkout = await api.taken()
-    api.hint_publisher.rings.clear()
+    api.hint_publisher.published.clear()
     async with api.services.db.transaction() as blocker:
         await blocker.execute(text("LOCK TABLE callbacks IN ACCESS EXCLUSIVE MODE"))
         answer = await call(api, api.urls(checkout).success)
         assert answer.status_code == 303
-        assert api.hint_publisher.rings == []
+        assert api.hint_publisher.published == []
     for _ in range(200):
-        if api.hint_publisher.rings:
+        if api.hint_publisher.published:
             break
         await asyncio.sleep(0.01)
-    assert api.hint_publisher.rings == [("callbacks", UUID(checkout))]
+    assert api.hint_publisher.published == [("callbacks", UUID(checkout))]
     assert await api.count("callbacks") == 1
 
 

@@ -133,7 +133,7 @@ async def test_a_command_is_stored_with_its_arguments_answered_and_rung(api: Api
     (row,) = await api.sql("SELECT id, merchant_id FROM commands")
     assert (str(row.id), row.merchant_id) == (told["command"]["id"], 1)
     assert (await api.sql("SELECT wake FROM checkouts WHERE id = :id", id=UUID(checkout)))[0].wake == 1
-    assert api.hint_publisher.rings[-1] == ("checkouts", UUID(checkout))
+    assert api.hint_publisher.published[-1] == ("checkouts", UUID(checkout))
 
 
 async def test_who_asked_why_and_on_which_version_goes_with_the_command(api: Api):

@@ -94,13 +94,13 @@ async def test_what_proves_to_be_the_gateways_is_answered_as_ever(database_url, 
 async def test_a_notification_without_proof_is_401_and_stored_and_worth_a_look(database_url, grade):
     async with checking(database_url) as api:
         checkout = await api.taken()
-        api.hint_publisher.rings.clear()
+        api.hint_publisher.published.clear()
         answer = await call(api, api.urls(checkout).notification, BODY, **UNPROVEN[grade])
         document = problem(answer, 401, "unproven-callback")
         assert document["detail"] == "nothing in this callback proves that the gateway sent it"
         assert answer.headers["www-authenticate"] == "AltaPay-Signature"
         assert [row.grade for row in await api.sql("SELECT grade FROM callbacks")] == [grade]
-        assert api.hint_publisher.rings == [("callbacks", UUID(checkout))]
+        assert api.hint_publisher.published == [("callbacks", UUID(checkout))]
         assert (await api.sql("SELECT wake FROM checkouts"))[0].wake == 1
         assert callback_intake(api).arrived == {("notification", grade): 1}
         assert callback_intake(api).unproven == {("notification", grade, "outside"): 1}
@@ -146,7 +146,7 @@ async def test_a_browser_callback_without_proof_is_a_401_page_that_leads_on_to_t
         assert page.links == [target.format(checkout)]
         assert not page.tags & {"script", "form", "img", "link", "iframe"}
         assert [row.grade for row in await api.sql("SELECT grade FROM callbacks")] == [grade]
-        assert api.hint_publisher.rings[-1] == ("callbacks", UUID(checkout))
+        assert api.hint_publisher.published[-1] == ("callbacks", UUID(checkout))
 
 
 async def test_the_page_of_a_shop_is_escaped(database_url):
@@ -278,11 +278,11 @@ async def test_a_guess_sent_ahead_does_not_swallow_the_real_one(database_url):
         url = api.urls(checkout).notification
         assert (await call(api, url)).status_code == 401
         await api.sql("UPDATE callbacks SET handled_at = clock()")
-        api.hint_publisher.rings.clear()
+        api.hint_publisher.published.clear()
         assert (await call(api, url)).status_code == 401
-        assert api.hint_publisher.rings == [], "it was looked at already"
+        assert api.hint_publisher.published == [], "it was looked at already"
         assert (await call(api, url, BODY, **signed())).status_code == 200
-        assert api.hint_publisher.rings == [("callbacks", UUID(checkout))]
+        assert api.hint_publisher.published == [("callbacks", UUID(checkout))]
         rows = await api.sql("SELECT grade, times, handled_at, headers ? 'altapay-signature' FROM callbacks")
         assert [tuple(row) for row in rows] == [("signed", 3, None, True)]
 
@@ -290,13 +290,13 @@ async def test_a_guess_sent_ahead_does_not_swallow_the_real_one(database_url):
 async def test_an_empty_callback_without_proof_rings_once_and_one_with_proof_each_time(database_url):
     async with checking(database_url) as api:
         url = api.urls(await api.taken()).notification
-        rings = []
+        wakes = []
         for headers in ({}, {}, signed(b""), signed(b"")):
-            api.hint_publisher.rings.clear()
+            api.hint_publisher.published.clear()
             await call(api, url, b"", **headers)
-            rings.append(len(api.hint_publisher.rings))
+            wakes.append(len(api.hint_publisher.published))
             await api.sql("UPDATE callbacks SET handled_at = clock()")
-        assert rings == [1, 0, 1, 1]
+        assert wakes == [1, 0, 1, 1]
 
 
 # ── Where it came from ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -359,7 +359,7 @@ async def test_where_it_counts_what_comes_from_elsewhere_is_unproven_even_if_sig
     async with checking(database_url, require_gateway_network=True, gateway_secrets=secrets) as api:
         assert (await from_(api, peer, **signed())).status_code == status
         assert await api.count("callbacks") == 1
-        assert len(api.hint_publisher.rings) == 2, "the intake and the callback"
+        assert len(api.hint_publisher.published) == 2, "the intake and the callback"
         assert bool(callback_intake(api).unproven) is (status == 401)
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from orchestrator.api import create_app
 from orchestrator.api.server import build
 from orchestrator.store import schema
-from tests.integration.api.scene import Api, Rung, path_of, serving, without_database
+from tests.integration.api.scene import Api, RecordingPublisher, path_of, serving, without_database
 from tests.pooler import direct
 from tests.postgres import Proxy, address, through
 
@@ -277,11 +277,11 @@ async def test_writers_that_cannot_write_are_named_while_it_lasts(api: Api, data
 async def test_slow_reads_delay_neither_health_nor_intake_nor_callbacks_and_end_themselves(
     settings, monkeypatch
 ):
-    monkeypatch.setattr("orchestrator.api.server.READ_PATIENCE", 5_000)
-    services = build(settings, Rung())
+    monkeypatch.setattr("orchestrator.api.server.READ_TIMEOUT", 5_000)
+    services = build(settings, RecordingPublisher())
     transport = httpx.ASGITransport(create_app(services))
     async with httpx.AsyncClient(transport=transport, base_url="http://pay.example") as client:
-        api = Api(client, services, Rung())
+        api = Api(client, services, RecordingPublisher())
         slow = [
             asyncio.create_task(services.db.read(text("SELECT pg_sleep(20)")))
             for _ in range(settings.database_pool)
@@ -298,7 +298,7 @@ async def test_slow_reads_delay_neither_health_nor_intake_nor_callbacks_and_end_
 
 
 async def test_the_app_learns_of_the_merchants_before_anybody_asks_and_forgets_nobody_when_it_ends(settings):
-    services = build(settings, Rung())
+    services = build(settings, RecordingPublisher())
     app = create_app(services)
     async with app.router.lifespan_context(app):
         async with asyncio.timeout(10):

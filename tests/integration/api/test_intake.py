@@ -45,7 +45,7 @@ async def test_a_new_checkout_is_stored_answered_and_hinted_at(api: Api):
     assert (body["orderId"], body["state"]) == ("A-1", "received")
     assert callback_urls.client_of(api.services.encryptor, body["clientToken"]) == checkout
     assert answer.headers["location"] == body["links"]["self"] == f"/v1/checkouts/{checkout}"
-    assert api.hint_publisher.rings == [("checkouts", checkout)]
+    assert api.hint_publisher.published == [("checkouts", checkout)]
     row = (
         await api.sql(
             "SELECT amount, currency, extract(epoch FROM deadline - created_at)::int AS life FROM checkouts"
@@ -85,7 +85,7 @@ async def test_the_same_order_with_the_same_content_is_the_same_checkout(api: Ap
     first, second = await api.post(intent("A-1")), await api.post(intent("A-1"))
     assert (first.status_code, second.status_code) == (202, 200)
     assert first.json() == second.json()
-    assert len(api.hint_publisher.rings) == 1
+    assert len(api.hint_publisher.published) == 1
 
 
 async def test_the_same_order_with_other_content_is_a_conflict_that_names_the_checkout(api: Api):
@@ -268,11 +268,11 @@ async def test_options_and_head_are_answered(api: Api):
 
 
 async def test_while_postgres_is_away_an_intent_is_503_and_may_be_sent_again():
-    async with serving(without_database(), patience=1) as api:
+    async with serving(without_database(), timeout=1) as api:
         answer = await api.post(intent())
         problem(answer, 503, "database-away")
         assert int(answer.headers["retry-after"]) > 0
-        assert api.hint_publisher.rings == []
+        assert api.hint_publisher.published == []
 
 
 async def test_what_nobody_expected_is_a_problem_without_our_insides_and_a_line_in_the_log(api: Api):

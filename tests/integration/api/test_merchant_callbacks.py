@@ -45,7 +45,7 @@ async def send(api: Api, body: bytes, *, merchant: str = "default", headers: dic
 async def test_what_names_a_checkout_is_stored_as_its_callback_and_rings_it(database_url, by):
     async with checking(database_url) as api:
         checkout = await api.taken("A-77")
-        api.hint_publisher.rings.clear()
+        api.hint_publisher.published.clear()
         changes = (
             {"order_ref": "other", "transaction_info[checkout]": checkout}
             if by == "our id"
@@ -55,7 +55,7 @@ async def test_what_names_a_checkout_is_stored_as_its_callback_and_rings_it(data
         assert (answer.status_code, answer.text) == (200, "Acknowledged")
         (row,) = await api.sql("SELECT checkout_id, kind, grade, handled_at FROM callbacks")
         assert tuple(row) == (UUID(checkout), "notification", "signed", None)
-        assert api.hint_publisher.rings == [("callbacks", UUID(checkout))]
+        assert api.hint_publisher.published == [("callbacks", UUID(checkout))]
         assert (await api.sql("SELECT wake FROM checkouts"))[0].wake == 1
         assert await api.count("checkouts") == 1
 
@@ -139,7 +139,7 @@ async def test_an_order_number_that_cannot_be_looked_up_becomes_no_order(databas
 async def test_what_proves_nothing_is_kept_for_the_record_and_nothing_comes_of_it(database_url, known_order):
     async with checking(database_url) as api:
         await api.taken("A-77")
-        api.hint_publisher.rings.clear()
+        api.hint_publisher.published.clear()
         body = posted("A-77" if known_order else "OLD-1")
         for _ in range(2):
             problem(await send(api, body, headers={}), 401, "unproven-callback")
@@ -148,8 +148,8 @@ async def test_what_proves_nothing_is_kept_for_the_record_and_nothing_comes_of_i
         )
         assert (row.checkout_id, row.merchant_id, row.grade, row.times) == (None, 1, "missing", 2)
         assert row.handled_at is not None, "nobody is waited for"
-        assert inbox.open_body(api.services.encryptor, row.id, None, bytes(row.body)) == body
-        assert api.hint_publisher.rings == []
+        assert inbox.decrypt_body(api.services.encryptor, row.id, None, bytes(row.body)) == body
+        assert api.hint_publisher.published == []
         assert await api.count("checkouts") == 1
         assert callback_intake(api).unproven == {("merchant", "missing", "outside"): 2}
 
@@ -203,7 +203,7 @@ async def test_a_payment_for_an_order_that_nobody_asked_for_becomes_a_checkout_w
         with capture_logs() as lines:
             assert (await send(api, posted())).status_code == 200
         (row,) = await api.sql(
-            "SELECT c.*, c.due_at - c.created_at AS alarm, extract(epoch FROM clock() - c.ended_at)::float8 AS since, i.body, "
+            "SELECT c.*, c.due_at - c.created_at AS due_in, extract(epoch FROM clock() - c.ended_at)::float8 AS since, i.body, "
             "i.data_key FROM checkouts c JOIN intents i ON i.checkout_id = c.id"
         )
         assert (row.merchant_id, row.order_ref, row.state, row.currency, row.amount) == (
@@ -216,13 +216,15 @@ async def test_a_payment_for_an_order_that_nobody_asked_for_becomes_a_checkout_w
         assert row.last_error == "unknown_order: a payment came for an order number that nobody asked for"
         assert row.deadline == row.ended_at == row.created_at
         assert (row.hinted, row.wake, row.auto_capture, row.offered_at) == (True, 1, False, None)
-        assert 0 < row.alarm.total_seconds() <= 5.1
+        assert 0 < row.due_in.total_seconds() <= 5.1
         key = api.services.encryptor.data_key(row.id, row.data_key)
-        assert key.open(bytes(row.body), purpose="intent") == b"{}"
-        (letter,) = await api.sql("SELECT checkout_id, grade, body, handled_at FROM callbacks")
-        assert (letter.checkout_id, letter.grade, letter.handled_at) == (row.id, "signed", None)
-        assert inbox.open_body(api.services.encryptor, row.id, row.data_key, bytes(letter.body)) == posted()
-        assert api.hint_publisher.rings == [("callbacks", row.id)]
+        assert key.decrypt(bytes(row.body), purpose="intent") == b"{}"
+        (callback,) = await api.sql("SELECT checkout_id, grade, body, handled_at FROM callbacks")
+        assert (callback.checkout_id, callback.grade, callback.handled_at) == (row.id, "signed", None)
+        assert (
+            inbox.decrypt_body(api.services.encryptor, row.id, row.data_key, bytes(callback.body)) == posted()
+        )
+        assert api.hint_publisher.published == [("callbacks", row.id)]
         assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["stray_adopted"]
         (entry,) = await api.sql("SELECT action, entry FROM audit_entries")
         assert entry.action == "checkout:received"

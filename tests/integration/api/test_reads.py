@@ -300,7 +300,7 @@ async def test_an_archived_checkout_is_shown_with_its_books_and_its_trail_with_w
     services = api.services
     (held,) = await checkouts.claim(services.db, [UUID(checkout)], lease_seconds=60)
     moves = checkouts.Transitions(services.db, services.encryptor)
-    refused = checkouts.Move(held=held, trigger=Trigger.REFUSED, action=Action.CHECKOUT_MOVED, alarm=None)
+    refused = checkouts.Move(held=held, trigger=Trigger.REFUSED, action=Action.CHECKOUT_MOVED, due_in=None)
     await moves.advance(refused)
     await moves.close()
     await archive.run(services.db, services.encryptor, tmp_path, older_than=0.0, most=10)

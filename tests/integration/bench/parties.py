@@ -6,15 +6,15 @@ import asyncio
 from contextlib import asynccontextmanager
 from decimal import Decimal
 
-from orchestrator.devkit.bench.gateway import Conduct, listening
-from orchestrator.devkit.bench.shoppers import Habits
+from orchestrator.devkit.bench.gateway import GatewayProfile, listening
+from orchestrator.devkit.bench.shoppers import ShopperProfile
 from orchestrator.gateway.client import Account, Gateway
 from orchestrator.settings import Settings
 from tests.integration.gateway.misbehaving import Misbehaving
 
 SECRET = "what the gateway signs its callbacks with"
 CHECKOUT = "01920000-0000-7000-8000-000000000001"
-AT_ONCE = Habits(think=0.0, secret=SECRET)
+AT_ONCE = ShopperProfile(think=0.0, secret=SECRET)
 
 
 @asynccontextmanager
@@ -22,7 +22,7 @@ async def light(**conduct):
     """The light gateway, our real client, and an account at it; nobody pays unless told otherwise."""
     conduct = {"shoppers": None, **conduct}
     async with (
-        listening(Conduct(**conduct), "127.0.0.1") as (gateway, url),
+        listening(GatewayProfile(**conduct), "127.0.0.1") as (gateway, url),
         Gateway(Settings(gateway_total_timeout=5, gateway_read_timeout=4)) as client,
     ):
         yield gateway, client, Account("bench", url, url, "bench", "secret")

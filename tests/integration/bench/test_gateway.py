@@ -131,7 +131,7 @@ async def test_the_books_can_be_read_and_forgotten_over_http():
         await offered(client, account, asked())
         await until(lambda: not gateway.books.telling and gateway.books.orders["b-1"].paid)
         host, port = account.url.removeprefix("http://").split(":")
-        lines = http_pool.Lines(host, int(port), most=1)
+        lines = http_pool.HttpPool(host, int(port), most=1)
 
         async def ask(method, path):
             answer = await lines.exchange(http_pool.request(method, account.url, path, headers={}))

@@ -105,7 +105,7 @@ async def test_what_is_refused_or_never_answered_is_noted_and_not_sent_again():
 async def test_a_connection_that_was_closed_while_idle_costs_nothing():
     async with Misbehaving(answering(200, b"{}", connection="close")) as server:
         host, port = server.url.removeprefix("http://").split(":")
-        lines = http_pool.Lines(host, int(port), most=1)
+        lines = http_pool.HttpPool(host, int(port), most=1)
         for _ in range(3):
             assert (await lines.exchange(http_pool.request("GET", host, "/", headers={}))).good
         assert server.connections == 3
@@ -118,7 +118,7 @@ async def test_a_connection_that_was_closed_while_idle_costs_nothing():
 async def test_a_kept_connection_that_dies_under_its_next_request_is_replaced():
     async with Misbehaving(answering(200, b"{}")) as server:
         host, port = server.url.removeprefix("http://").split(":")
-        lines = http_pool.Lines(host, int(port), most=1)
+        lines = http_pool.HttpPool(host, int(port), most=1)
         await lines.exchange(http_pool.request("GET", host, "/", headers={}))
 
         async def once(exchange):
@@ -137,9 +137,9 @@ async def test_an_answer_that_never_comes_ends_with_patience():
 
     async with Misbehaving(never) as server:
         host, port = server.url.removeprefix("http://").split(":")
-        lines = http_pool.Lines(host, int(port), most=1)
+        lines = http_pool.HttpPool(host, int(port), most=1)
         with pytest.raises(TimeoutError):
-            await lines.exchange(http_pool.request("GET", host, "/", headers={}), patience=0.05)
+            await lines.exchange(http_pool.request("GET", host, "/", headers={}), timeout=0.05)
 
 
 async def silent_end(exchange):

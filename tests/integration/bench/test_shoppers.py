@@ -7,7 +7,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from orchestrator.devkit.bench.shoppers import Habits
+from orchestrator.devkit.bench.shoppers import ShopperProfile
 from orchestrator.gateway.callbacks import Grade, grade, read_body
 from tests.integration.bench.parties import AT_ONCE, CHECKOUT, SECRET, asked, light, offered, shop, until
 
@@ -63,7 +63,7 @@ async def test_the_document_in_a_callback_is_the_one_that_a_lookup_shows():
 
 
 async def test_a_shopper_comes_once_however_often_the_methods_are_listed():
-    async with light(shoppers=Habits(think=0.02)) as (gateway, client, account):
+    async with light(shoppers=ShopperProfile(think=0.02)) as (gateway, client, account):
         token, session, _ = await offered(client, account, asked())
         assert gateway.books.thinking == 1
         await client.list_methods(account, token.value.value, session.value.session_id, user_agent=None)
@@ -80,7 +80,7 @@ async def test_nobody_pays_where_there_are_no_shoppers():
 
 
 async def test_a_shopper_of_a_run_that_is_over_pays_nothing():
-    async with light(shoppers=Habits(think=0.02, jitter=0.0)) as (gateway, client, account):
+    async with light(shoppers=ShopperProfile(think=0.02, jitter=0.0)) as (gateway, client, account):
         await offered(client, account, asked())
         before = gateway.books.orders["b-1"]
         gateway.books.reset()
@@ -101,7 +101,7 @@ async def test_a_shop_that_is_away_is_noted_and_stops_nobody():
 async def test_many_callbacks_go_over_few_connections():
     async with (
         shop() as server,
-        light(shoppers=Habits(think=0.01, secret=SECRET)) as (gateway, client, account),
+        light(shoppers=ShopperProfile(think=0.01, secret=SECRET)) as (gateway, client, account),
     ):
         for number in range(60):
             await offered(client, account, asked(f"b-{number}", url=server.url))

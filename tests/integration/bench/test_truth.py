@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.devkit.bench.database_probe import Left, Truth, others
+from orchestrator.devkit.bench.database_probe import DatabaseProbe, Left, others
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store.checkouts import Event
 from orchestrator.store.database import Database
@@ -14,24 +14,24 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_what_is_left_is_what_has_not_ended_in_this_run(core):
-    truth = Truth(core.db, 1)
+    truth = DatabaseProbe(core.db, 1)
     await core.checkout(State.RECEIVED, order_ref="b-1-0")
     await core.checkout(State.METHODS_FETCHED, order_ref="b-1-1")
     await core.checkout(State.AWAITING_PAYMENT, order_ref="b-1-2")
     await core.checkout(State.COMPLETED, order_ref="b-1-3")
     await core.checkout(State.RECEIVED, order_ref="b-10-0")
     assert await truth.left("b-1") == Left(open=3, unready=2)
-    assert await Truth(core.db, 2).left("b-1") == Left(0, 0)
+    assert await DatabaseProbe(core.db, 2).left("b-1") == Left(0, 0)
 
 
 async def test_rows_hold_state_moments_money_and_what_came_twice(core):
     held = await core.held(State.AWAITING_PAYMENT, order_ref="b-1-0")
     await core.advance(
         held, Trigger.PAYMENT_FOUND, payments=(payment("1"), payment("2", role="surplus")), money=(13900, 100, 0),
-        events=(Event("checkout.completed", {}),), alarm=60.0,
+        events=(Event("checkout.completed", {}),), due_in=60.0,
     )  # fmt: skip
     await core.checkout(State.RECEIVED, order_ref="b-1-1")
-    truth = Truth(core.db, 1)
+    truth = DatabaseProbe(core.db, 1)
     rows = {row.order_ref: row for row in await truth.rows("b-1")}
     done, new = rows["b-1-0"], rows["b-1-1"]
     assert (done.state, done.amount, done.reserved, done.captured, done.currency) == (
@@ -58,7 +58,7 @@ async def test_rows_hold_state_moments_money_and_what_came_twice(core):
 
 
 async def test_a_server_that_does_not_wait_for_the_disk_is_found_out(core):
-    server = await Truth(core.db, 1).server()
+    server = await DatabaseProbe(core.db, 1).server()
     assert not server.durable  # as all servers of tests
     assert server.version
 

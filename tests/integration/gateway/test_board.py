@@ -134,7 +134,7 @@ async def test_a_gateway_that_one_worker_leaves_alone_is_left_alone_by_all(url: 
         with structlog.testing.capture_logs() as logs:
             for _ in range(2):
                 await first.authenticate(merchant)
-            await until(lambda: known.anything_alone)
+            await until(lambda: known.any_circuit_open)
             outcome = await second.authenticate(merchant)
         assert isinstance(outcome, Busy)
         assert 0 < outcome.retry_after <= 2
@@ -156,7 +156,7 @@ async def test_a_merchant_that_is_throttled_rests_at_all_workers(url: str):
         worker(url, "two") as (second, known),
     ):
         await first.authenticate(account(server.url))
-        await until(lambda: known.anything_alone)
+        await until(lambda: known.any_circuit_open)
         outcome = await second.authenticate(account(server.url))
         assert isinstance(outcome, Busy)
         assert 15 < outcome.retry_after <= 20
@@ -166,10 +166,10 @@ async def test_a_merchant_that_is_throttled_rests_at_all_workers(url: str):
 async def test_a_gateway_that_serves_while_it_is_left_alone_is_taken_off_the_board(url: str):
     async with worker(url, "one") as (_, one):
         one.open_circuit("somewhere", 60.0)
-        await until(lambda: one.anything_alone)
+        await until(lambda: one.any_circuit_open)
         assert one.open_until("somewhere") > time.monotonic() + 50
         one.close_circuit("somewhere")
-        assert not one.anything_alone
+        assert not one.any_circuit_open
         async with asyncio.timeout(10):
             while await shared_state.circuits_open(read(url)):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -179,7 +179,7 @@ async def test_a_shorter_pause_does_not_shorten_a_longer_one(url: str):
     async with worker(url, "one") as (_, one):
         one.open_circuit("somewhere", 60.0)
         one.open_circuit("somewhere", 1.0)
-        await until(lambda: one.anything_alone)
+        await until(lambda: one.any_circuit_open)
         await asyncio.sleep(0.05)
         assert (await shared_state.circuits_open(read(url)))["somewhere"] > 50
 
@@ -191,10 +191,10 @@ async def test_an_entry_that_was_forged_closes_a_gateway_no_longer_than_our_own_
         for name in ("https://gateway.example.com:443", "https://gateway.example.com:443 default"):
             stranger.zadd("orchestrator:gateways:alone", {name: seconds * 1000 + score})
         async with shared_state.SharedGatewayState(read(url), name="one", longest=2.0) as one:
-            await until(lambda: one.anything_alone)
+            await until(lambda: one.any_circuit_open)
             assert one.open_until("https://gateway.example.com:443") <= time.monotonic() + 2.1
             # It is not heard again and again: in Redis too it ends.
-            await until(lambda: not one.anything_alone)
+            await until(lambda: not one.any_circuit_open)
             assert await shared_state.circuits_open(read(url)) == {}
 
 

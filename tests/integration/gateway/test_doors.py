@@ -113,7 +113,7 @@ def test_a_gateway_that_does_not_serve_is_left_alone_and_nobody_elses(run):
     with structlog.testing.capture_logs() as logs:
         outcomes, asked, other = run(scene())
     assert [type(one) for one in outcomes] == [Unknown, Unknown, Unknown, Busy, Busy]
-    assert outcomes[-1].reason == client.LEFT_ALONE
+    assert outcomes[-1].reason == client.CIRCUIT_OPEN
     assert 0 < outcomes[-1].retry_after <= circuit_breaker.FIRST_PAUSE
     assert asked == 3
     assert isinstance(other, Done)
@@ -145,7 +145,7 @@ def test_when_it_serves_again_everybody_is_let_in(run, monkeypatch):
 
     with structlog.testing.capture_logs() as logs:
         beyond, results, after = run(scene())
-    assert beyond == Busy(client.LEFT_ALONE, circuit_breaker.PROBING)
+    assert beyond == Busy(client.CIRCUIT_OPEN, circuit_breaker.PROBING)
     assert {type(one) for one in (*results, *after)} == {Done}
     told = [line["event"] for line in logs if line["event"] in {"gateway_paused", "gateway_back"}]
     assert told == ["gateway_paused", "gateway_back"]
@@ -231,7 +231,7 @@ def test_a_merchant_that_is_told_to_come_later_comes_later_and_the_others_do_not
     with structlog.testing.capture_logs() as logs:
         first, second, other, later = run(scene())
     assert isinstance(first, Throttled)
-    assert (type(second), second.reason) == (Busy, client.LEFT_ALONE)
+    assert (type(second), second.reason) == (Busy, client.CIRCUIT_OPEN)
     assert (type(other), type(later)) == (Done, Done)
     told = [
         (line["event"], line["merchant"])
@@ -322,7 +322,7 @@ def test_permits_in_hand_are_not_saved_up(run):
             gateway = await stack.enter_async_context(Gateway(settings(gateway_calls_per_second=200.0)))
             merchant = account(server.url)
             await gateway.authenticate(merchant)
-            permits = gateway._limits.of(gateway_of(server.url))._permits
+            permits = gateway._limits.of(gateway_of(server.url))._rate
             async with asyncio.timeout(5):
                 while not permits._hand.free:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)

@@ -12,10 +12,10 @@ import pytest
 
 from orchestrator.gateway import answers
 from orchestrator.gateway.answers import Reader
-from orchestrator.gateway.client import LEFT_ALONE, gateway_of
+from orchestrator.gateway.client import CIRCUIT_OPEN, gateway_of
 from orchestrator.gateway.limits import answer_cost
 from orchestrator.gateway.outcomes import Busy, Done, Unknown
-from orchestrator.gateway.reader_process import Aside
+from orchestrator.gateway.reader_process import ReaderProcess
 from tests.integration.gateway import hostile
 from tests.integration.gateway.misbehaving import Exchange, answering
 from tests.integration.gateway.scene import gateway_that
@@ -30,7 +30,7 @@ HUNDRED = hostile.DOCUMENTS["hundred rows"]
 
 def test_what_is_read_aside_is_read_as_it_is_here():
     async def scene():
-        aside = Aside(60)
+        aside = ReaderProcess(60)
         try:
             return [await aside.read(PAYMENTS, one, whose=None) for one in hostile.DOCUMENTS.values()]
         finally:
@@ -51,7 +51,7 @@ def test_methods_and_movements_are_read_aside_too():
     ]
 
     async def scene():
-        aside = Aside(60)
+        aside = ReaderProcess(60)
         try:
             return [await aside.read(reader, raw, whose=None) for reader, raw in asked]
         finally:
@@ -65,13 +65,13 @@ def test_methods_and_movements_are_read_aside_too():
 
 def test_a_reader_that_takes_too_long_is_ended_and_the_next_answer_is_read_by_another():
     async def scene():
-        aside = Aside(60)
+        aside = ReaderProcess(60)
         try:
             await aside.read(PAYMENTS, HUNDRED, whose=None)
             first = aside._process
-            aside._patience = 0.0
+            aside._timeout = 0.0
             late = await aside.read(PAYMENTS, hostile.DOCUMENTS["infos"], whose=None)
-            aside._patience = 60
+            aside._timeout = 60
             after = await aside.read(PAYMENTS, HUNDRED, whose=None)
             assert aside._process is not first
             assert aside._process is not None
@@ -96,7 +96,7 @@ def of_process(number: int) -> tuple[bytes, int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_the_reader_knows_no_secret_and_gives_way():
     async def scene():
-        aside = Aside(60)
+        aside = ReaderProcess(60)
         try:
             await aside.read(PAYMENTS, HUNDRED, whose=None)
             assert aside._process is not None
@@ -116,7 +116,7 @@ def test_where_no_process_can_be_started_answers_are_read_all_the_same(monkeypat
     monkeypatch.setattr(subprocess, "Popen", refused)
 
     async def scene():
-        aside = Aside(60)
+        aside = ReaderProcess(60)
         try:
             return [await aside.read(PAYMENTS, HUNDRED, whose=None) for _ in range(2)]
         finally:
@@ -163,7 +163,7 @@ def test_an_answer_that_costs_too_much_to_receive_is_given_up_and_its_gateway_is
     outcomes, wait = run(scene())
     assert outcomes[0] == Unknown("The gateway's answer came in a way that costs more than an answer may.")
     assert outcomes[0].unreadable
-    assert (type(outcomes[-1]), outcomes[-1].reason) == (Busy, LEFT_ALONE)
+    assert (type(outcomes[-1]), outcomes[-1].reason) == (Busy, CIRCUIT_OPEN)
     assert 0 < wait <= answer_cost.LONGEST
 
 
@@ -203,7 +203,7 @@ def test_every_byte_of_an_answer_arrives_once_whatever_pieces_it_comes_in(run, s
 def test_what_is_spent_is_paid_back_in_time_and_a_little_is_free(monkeypatch):
     now = 1000.0
     monkeypatch.setattr(answer_cost, "monotonic", lambda: now)
-    account = answer_cost.Allowance()
+    account = answer_cost.CostLimit()
     account.spend(answer_cost.BURST)
     assert account.wait() == 0
     account.spend(0.01)

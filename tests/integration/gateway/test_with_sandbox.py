@@ -30,7 +30,7 @@ def gateway():
 
 @pytest.fixture
 def order(request) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in request.node.name)[-90:].strip("-")
+    return "".join(callback if callback.isalnum() else "-" for callback in request.node.name)[-90:].strip("-")
 
 
 def paid(gateway, order, *, method="CARD", **changes):

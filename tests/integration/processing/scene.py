@@ -68,10 +68,10 @@ async def take(processor: CheckoutProcessor, ids: Sequence[UUID]) -> list[UUID]:
 class Scene:
     """One test's installation. `process` claims and carries once, as a hint would have it done."""
 
-    def __init__(self, settings: Settings, db: Database, gateway: Gateway, *, patience: float = 5.0) -> None:
+    def __init__(self, settings: Settings, db: Database, gateway: Gateway, *, timeout: float = 5.0) -> None:
         self.settings, self.db = settings, db
         self.encryptor = Encryptor(settings.secret_keys)
-        self.moves = Transitions(db, self.encryptor, patience=patience)
+        self.moves = Transitions(db, self.encryptor, timeout=timeout)
         self.merchants = Merchants(db, self.encryptor, settings)
         self.processor = CheckoutProcessor(
             settings, db, self.encryptor, gateway=gateway, lifecycle=self.moves, merchants=self.merchants
@@ -132,7 +132,7 @@ class Scene:
         assert await self.state(checkout) == "awaiting_payment"
         return checkout
 
-    async def carried_until(self, checkout: UUID, *states: str, seconds: float = 10.0) -> Any:
+    async def processed_until(self, checkout: UUID, *states: str, seconds: float = 10.0) -> Any:
         """Carry whenever the alarm rings until the checkout is in one of these states."""
         async with asyncio.timeout(seconds):
             while (row := await self.row(checkout)).state not in states:
@@ -189,7 +189,7 @@ class Scene:
         key = (await self.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout))[
             0
         ].data_key
-        token = self.encryptor.data_key(checkout, key).open(session.token, purpose="token").decode()
+        token = self.encryptor.data_key(checkout, key).decrypt(session.token, purpose="token").decode()
         chosen = next(one for one in session.methods if one["type"] == method)
         answer = await self.http.post(
             chosen["onInitiatePayment"]["value"],
@@ -317,11 +317,11 @@ class Scene:
 
 @asynccontextmanager
 async def scene(
-    database_url: str, gateway_url: str, *, patience: float = 5.0, **changes: object
+    database_url: str, gateway_url: str, *, timeout: float = 5.0, **changes: object
 ) -> AsyncIterator[Scene]:
     settings = make_settings(database_url=database_url, gateway_url=gateway_url, **changes)
     async with Database(database_url, pool_size=4) as db, Gateway(settings) as gateway:
-        one = Scene(settings, db, gateway, patience=patience)
+        one = Scene(settings, db, gateway, timeout=timeout)
         try:
             yield one
         finally:

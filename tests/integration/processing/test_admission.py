@@ -508,11 +508,11 @@ async def test_a_shutdown_lets_every_hint_go_and_gives_every_lease_back(few: Cro
     await few.dispatcher.admit(await few.orders(9))
     await few.dispatcher.admit(await few.orders(1, quiet))
     waiting = asyncio.create_task(few.dispatcher.admit(await few.orders(1)))
-    rung = asyncio.create_task(few.dispatcher.admit(await few.orders(1), "callbacks"))
+    woken = asyncio.create_task(few.dispatcher.admit(await few.orders(1), "callbacks"))
     await asyncio.sleep(0.05)
     few.dispatcher.stop()
     await waiting
-    await rung
+    await woken
     for merchant in ("default", "quiet"):
         few.gateway.let_go(merchant)
     await few.dispatcher.close()

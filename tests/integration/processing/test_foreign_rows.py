@@ -35,7 +35,7 @@ INSERT_OPERATION = """
 WAKE = "UPDATE checkouts SET wake = wake + 1, due_at = clock() WHERE id = :id"
 
 
-async def carried(world: Scene, checkout) -> list[dict]:
+async def processed(world: Scene, checkout) -> list[dict]:
     """Wake a checkout and carry it; return what was logged as a matter of security."""
     await world.sql(WAKE, id=checkout)
     with capture_logs() as lines:
@@ -63,7 +63,7 @@ async def test_an_inserted_command_moves_nothing(world: Scene, kind, arguments, 
     await world.sql(
         INSERT_COMMAND, id=command, checkout=checkout, kind=kind, arguments=json.dumps(arguments), mac=mac
     )
-    (line,) = await carried(world, checkout)
+    (line,) = await processed(world, checkout)
     assert (line["event"], line["command"], line["log_level"]) == (
         "command_not_authentic",
         str(command),
@@ -94,7 +94,7 @@ async def test_a_changed_command_moves_nothing(world: Scene, change):
     version = (await world.row(checkout)).version
     command = await world.command(checkout, "capture", version=version, amount=100, transactionId=None)
     await world.sql(CHANGES[change], id=command)
-    assert [line["event"] for line in await carried(world, checkout)] == ["command_not_authentic"]
+    assert [line["event"] for line in await processed(world, checkout)] == ["command_not_authentic"]
     assert await moved(world, checkout) == []
 
 
@@ -102,7 +102,7 @@ async def test_a_command_moved_to_another_checkout_moves_nothing(world: Scene):
     checkout, other = await world.paid(), await world.paid()
     command = await world.command(checkout, "capture", amount=100, transactionId=None)
     await world.sql("UPDATE commands SET checkout_id = :other WHERE id = :id", id=command, other=other)
-    assert [line["event"] for line in await carried(world, other)] == ["command_not_authentic"]
+    assert [line["event"] for line in await processed(world, other)] == ["command_not_authentic"]
     assert await moved(world, other) == []
 
 
@@ -110,12 +110,12 @@ async def test_a_command_that_was_taken_is_not_taken_again_when_its_row_says_so(
     checkout = await world.paid()
     await world.asked(checkout, "capture", amount=100, transactionId=None)
     await world.sql("UPDATE commands SET handled_at = NULL, result = NULL")
-    (line,) = await carried(world, checkout)
+    (line,) = await processed(world, checkout)
     assert "taken before" in line["reason"]
     # Not even with the operation out of the way.
     await world.sql("UPDATE money_operations SET command_id = NULL")
     await world.sql("UPDATE commands SET handled_at = NULL, result = NULL")
-    await carried(world, checkout)
+    await processed(world, checkout)
     assert await moved(world, checkout) == [("captured", 100)]
     await world.agree(checkout)
 
@@ -130,7 +130,7 @@ async def test_an_inserted_operation_is_never_sent(world: Scene, *, state, kind,
     await world.sql(
         INSERT_OPERATION, id=operation, checkout=checkout, kind=kind, amount=amount, cause=cause, state=state, mac=b"0" * 16
     )  # fmt: skip
-    (line,) = await carried(world, checkout)
+    (line,) = await processed(world, checkout)
     assert (line["event"], line["operation"]) == ("operation_not_authentic", str(operation))
     assert [row.state for row in await world.operations(checkout)] == ["rejected"]
     assert await moved(world, checkout) == []
@@ -152,7 +152,7 @@ async def test_a_settled_operation_is_not_sent_again_when_its_row_says_so(world:
     checkout = await world.paid()
     await world.asked(checkout, "capture", amount=100, transactionId=None)
     await world.sql(f"UPDATE money_operations SET {change}")
-    assert [line["event"] for line in await carried(world, checkout)] == ["operation_not_authentic"]
+    assert [line["event"] for line in await processed(world, checkout)] == ["operation_not_authentic"]
     assert await moved(world, checkout) == [("captured", 100)]
     await world.agree(checkout)
 

@@ -179,7 +179,7 @@ async def test_an_order_that_breaks_while_its_lease_is_lost_is_left_to_the_next_
 async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_alarm(
     database_url: str, gateway_url: str
 ):
-    async with scene(database_url, gateway_url, patience=0.2) as world:
+    async with scene(database_url, gateway_url, timeout=0.2) as world:
         checkout = await world.accept()
         await world.plan(checkout, delayMs={"session": 2000})
         carrying = asyncio.create_task(world.process(checkout))
@@ -207,7 +207,7 @@ async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_alarm(
         await world.plan(checkout)
     # Another worker, with the usual patience: a slow first write of the impatient one would be left to its alarm again.
     async with scene(database_url, gateway_url) as other:
-        await other.carried_until(checkout, "awaiting_payment")
+        await other.processed_until(checkout, "awaiting_payment")
 
 
 async def test_postgres_refusing_a_read_leaves_the_order_to_its_alarm_and_bothers_nobody(

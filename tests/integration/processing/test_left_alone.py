@@ -62,7 +62,7 @@ async def test_when_the_gateway_is_back_everything_goes_on(database_url: str, ga
         await world.process(*checkouts)
         await world.control("DELETE", "faults")
         for checkout in checkouts:
-            row = await world.carried_until(checkout, "awaiting_payment")
+            row = await world.processed_until(checkout, "awaiting_payment")
             assert row.last_error is None
 
 
@@ -75,7 +75,7 @@ async def test_deadlines_still_rule(database_url: str, gateway_url: str):
         assert row.state == "received"
         assert row.due_in.total_seconds() <= 1.05, "it is looked at when its deadline has passed"
         await asyncio.sleep(1.1)
-        row = await world.carried_until(checkout, "failed")
+        row = await world.processed_until(checkout, "failed")
         assert row.last_error.startswith("left_alone")
         assert (await world.trail(checkout))[-1]["trigger"] == "attempts_exhausted"
 
@@ -96,7 +96,7 @@ async def test_an_offered_order_waits_until_it_can_be_looked_at(
         monkeypatch.setattr(circuit_breaker, "PROBING", 0.05)
         await world.sql("UPDATE checkouts SET due_at = clock() + interval '2 s' WHERE id = :id", id=checkout)
         await asyncio.sleep(2.0)
-        await world.carried_until(checkout, "completed")
+        await world.processed_until(checkout, "completed")
 
 
 async def test_money_that_is_asked_for_meanwhile_is_moved_once_when_the_gateway_is_back(

@@ -141,7 +141,7 @@ async def come_back(world: Scene, back: Sequence[UUID]) -> None:
     for start in range(0, len(back), LOT):
         await world.take(*back[start : start + LOT])
     rows = await world.sql("SELECT state, booked FROM checkouts WHERE id = ANY(:ids)", ids=list(back))
-    assert {(row.state, row.booked) for row in rows} <= {("completed", False)}
+    assert {(row.state, row.slot_reserved) for row in rows} <= {("completed", False)}
 
 
 async def told(world: Scene, queue: lookup_budget.Queue, capsys) -> str:
@@ -154,7 +154,7 @@ async def told(world: Scene, queue: lookup_budget.Queue, capsys) -> str:
     record = await gather(world.db, world.settings, row.id)
     assert record is not None
     (counted,) = await world.sql("SELECT count(*) AS booked FROM checkouts WHERE booked")
-    assert queue.waiting == counted.booked
+    assert queue.waiting == counted.slot_reserved
     return capsys.readouterr().out + explain(record).next.what
 
 
@@ -172,7 +172,7 @@ async def test_a_minute_of_lost_callbacks_is_made_up_for_within_the_budget_and_r
     capsys, database_url: str, gateway_url: str, looks_per_minute: int
 ):
     async with scene(
-        database_url, gateway_url, patience=60.0, first_look=FIRST_LOOK, recheck_after_callback=2, look_cap=1800, deadline_grace=30,
+        database_url, gateway_url, timeout=60.0, first_look=FIRST_LOOK, recheck_after_callback=2, look_cap=1800, deadline_grace=30,
         checkout_expires_in=7200, lease_seconds=60,
     ) as world:  # fmt: skip
         await world.policy(looks_per_minute=looks_per_minute)

@@ -363,7 +363,7 @@ async def test_the_alarm_of_a_reservation_rings_before_it_lapses(world: Scene):
 
 async def late(world: Scene):
     checkout = await world.offered(expiresIn=1)
-    await world.carried_until(checkout, "expired")
+    await world.processed_until(checkout, "expired")
     await world.pay(checkout)
     await world.call_back(checkout)
     await world.process(checkout)
@@ -397,7 +397,7 @@ async def test_the_policy_keep_completes_late_money_and_asks_nobody(world: Scene
 async def test_the_policy_return_gives_late_money_back_exactly_once(world: Scene, *, captured: bool):
     await world.policy(late="return")
     checkout = await world.offered(expiresIn=1, capture=captured)
-    await world.carried_until(checkout, "expired")
+    await world.processed_until(checkout, "expired")
     await world.pay(checkout)
     for kind in ("success", "notification"):
         await world.call_back(checkout, kind=kind)
@@ -493,9 +493,9 @@ async def test_a_chargeback_is_booked_told_and_a_persons_business(world: Scene):
 
 async def test_an_expired_order_is_reopened_and_paid(world: Scene):
     checkout = await world.offered(expiresIn=1)
-    await world.carried_until(checkout, "expired")
+    await world.processed_until(checkout, "expired")
     assert await world.asked(checkout, "reopen", expiresIn=900) == "done: it is reopened"
-    row = await world.carried_until(checkout, "awaiting_payment")
+    row = await world.processed_until(checkout, "awaiting_payment")
     assert (row.openings, row.ended_at) == (2, None)
     assert 800 < row.left.total_seconds() <= 900
     await world.pay(checkout)
@@ -508,15 +508,15 @@ async def test_an_expired_order_is_reopened_and_paid(world: Scene):
 async def test_an_order_number_is_reopened_at_most_so_often_as_the_gateway_takes_it(world: Scene):
     checkout = await world.offered(expiresIn=1)
     for use in range(2, 5):
-        await world.carried_until(checkout, "expired")
+        await world.processed_until(checkout, "expired")
         assert (await world.asked(checkout, "reopen", expiresIn=1)).startswith("done"), use
-    await world.carried_until(checkout, "expired")
+    await world.processed_until(checkout, "expired")
     assert (await world.asked(checkout, "reopen")).startswith("refused: order number")
 
 
 async def test_reopening_what_has_been_paid_completes_it_instead(world: Scene):
     checkout = await world.offered(expiresIn=1)
-    await world.carried_until(checkout, "expired")
+    await world.processed_until(checkout, "expired")
     await world.pay(checkout)
     assert await world.asked(checkout, "reopen") == "done: the gateway shows money held for this order"
     row = await world.row(checkout)
@@ -530,7 +530,7 @@ async def test_what_is_alive_or_has_been_replaced_is_not_reopened(world: Scene):
         == "refused: a checkout that is awaiting_payment cannot be reopened"
     )
     closed = await world.offered(expiresIn=1)
-    await world.carried_until(closed, "expired")
+    await world.processed_until(closed, "expired")
     (row,) = await world.sql("SELECT order_ref FROM checkouts WHERE id = :id", id=closed)
     newer = await world.offered()
     await world.sql("UPDATE checkouts SET order_ref = :ref WHERE id = :id", ref=row.order_ref, id=newer)
@@ -547,7 +547,7 @@ async def test_whoever_asks_for_a_look_gets_one_and_is_told_what_it_showed(world
         checkout = await world.paid()
     else:
         checkout = await world.offered(expiresIn=1 if where == "expired" else 600)
-        await world.carried_until(checkout, where)
+        await world.processed_until(checkout, where)
     said = await world.asked(checkout, "reconcile")
     assert said == (
         "done: the gateway shows money held for this order"
@@ -592,16 +592,16 @@ async def test_surplus_is_not_captured_and_nothing_is_returned_that_holds_no_mon
 
 async def test_an_order_that_nobody_asked_for_is_not_reopened(world: Scene):
     checkout = await world.offered(expiresIn=1)
-    await world.carried_until(checkout, "expired")
+    await world.processed_until(checkout, "expired")
     (row,) = await world.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout)
-    empty = world.encryptor.data_key(checkout, bytes(row.data_key)).seal(b"{}", purpose="intent")
+    empty = world.encryptor.data_key(checkout, bytes(row.data_key)).encrypt(b"{}", purpose="intent")
     await world.sql("UPDATE intents SET body = :body WHERE checkout_id = :id", body=empty, id=checkout)
     assert (await world.asked(checkout, "reopen")).startswith("refused: nobody asked for order")
 
 
 async def test_reopening_waits_for_no_open_payment(world: Scene):
     checkout = await world.offered(expiresIn=1)
-    await world.carried_until(checkout, "expired")
+    await world.processed_until(checkout, "expired")
     await world.pay(checkout, action="open", method="BANK_PAYMENT")
     assert await world.asked(checkout, "reopen") == "refused: the gateway shows this order as open"
 
@@ -778,7 +778,7 @@ async def test_looks_of_a_merchant_that_cannot_be_read_wait_for_nobodys_budget(w
 
 async def test_what_names_no_checkout_may_be_anothers_with_the_same_account(world: Scene):
     closed = await world.offered(expiresIn=1)
-    await world.carried_until(closed, "expired")
+    await world.processed_until(closed, "expired")
     await world.plan(closed, bindings=False)
     (row,) = await world.sql("SELECT order_ref FROM checkouts WHERE id = :id", id=closed)
     newer = await world.offered()
@@ -897,7 +897,7 @@ async def test_the_policy_return_never_gives_back_what_may_be_another_systems(wo
     assert row.attention.startswith("surplus_payment")
     assert await world.operations(checkout) == []
     late = await world.offered(expiresIn=1)
-    await world.carried_until(late, "expired")
+    await world.processed_until(late, "expired")
     await world.plan(late, bindings=False)
     await world.pay(late)
     await world.call_back(late)
@@ -944,7 +944,7 @@ async def test_that_the_gateway_will_not_capture_is_remembered_until_the_payment
     await world.process(checkout)
     assert (await world.row(checkout)).require_capture
     await world.control("POST", f"payments/{payment}/resolve", {"outcome": "succeeded"})
-    await world.carried_until(checkout, "completed")
+    await world.processed_until(checkout, "completed")
     assert (await world.row(checkout)).require_capture
 
 
@@ -961,7 +961,7 @@ async def test_the_shoppers_own_browser_cannot_ask_for_a_capture(world: Scene):
 async def test_money_that_was_to_go_back_is_not_captured_instead(world: Scene):
     await world.policy(late="return", capture="automatic")
     checkout = await world.offered(expiresIn=1)
-    await world.carried_until(checkout, "expired")
+    await world.processed_until(checkout, "expired")
     await world.plan(checkout, refuse={"release": 9})
     await world.pay(checkout)
     await world.call_back(checkout)
@@ -977,7 +977,7 @@ async def test_money_that_was_to_go_back_is_not_captured_instead(world: Scene):
 
 async def test_a_reopened_order_is_not_cancelled_without_a_look(world: Scene):
     checkout = await world.offered(expiresIn=1)
-    await world.carried_until(checkout, "expired")
+    await world.processed_until(checkout, "expired")
     await world.pay(checkout)
     await world.sql(
         "UPDATE checkouts SET state = 'received', withdrawn_at = clock() WHERE id = :id", id=checkout

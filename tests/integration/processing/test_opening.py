@@ -68,7 +68,7 @@ async def test_a_call_that_fails_twice_is_repeated_by_the_alarm(world: Scene, ca
     assert (row.lease, row.attempts) == (None, 1)
     assert row.last_error
     assert row.due_in.total_seconds() <= world.settings.retry_cap
-    row = await world.carried_until(checkout, "awaiting_payment")
+    row = await world.processed_until(checkout, "awaiting_payment")
     assert (row.attempts, row.last_error) == (0, None)
     failures = [one["evidence"] for one in await world.trail(checkout) if one["action"] == "gateway:failed"]
     assert [(one["call"], one["attempt"]) for one in failures] == [(call, 1), (call, 2)]
@@ -102,7 +102,7 @@ async def test_refused_methods_fail_the_order_too(world: Scene):
 async def test_an_order_that_fails_every_call_until_its_deadline_has_failed(world: Scene):
     checkout = await world.accept(expiresIn=3)
     await world.plan(checkout, fail={"session": 1000})
-    row = await world.carried_until(checkout, "failed")
+    row = await world.processed_until(checkout, "failed")
     assert row.last_error.startswith("unknown")
     assert row.attention is not None, "a person was told that it is stuck before it failed"
     assert (await world.trail(checkout))[-1]["trigger"] == "attempts_exhausted"
@@ -148,7 +148,7 @@ async def test_a_gateway_that_is_down_at_the_first_call_is_tried_again(world: Sc
     await world.control("PUT", "faults", {"authenticate": {"count": 1, "status": 503}})
     await world.process(checkout)
     assert (await world.row(checkout)).last_error.startswith("unknown")
-    await world.carried_until(checkout, "awaiting_payment")
+    await world.processed_until(checkout, "awaiting_payment")
 
 
 async def test_a_gateway_that_nobody_answers_for_is_tried_again(database_url: str):
@@ -185,7 +185,7 @@ async def test_a_firewall_in_between_fails_no_order(world: Scene, call: str):
     await world.plan(checkout, fail={call: 2}, failStatus=403)
     await world.process(checkout)
     assert (await world.row(checkout)).last_error.startswith("refused")
-    await world.carried_until(checkout, "awaiting_payment")
+    await world.processed_until(checkout, "awaiting_payment")
 
 
 async def test_a_callback_of_an_order_that_fails_is_read_all_the_same(world: Scene):
@@ -267,7 +267,7 @@ async def test_a_token_that_ran_out_between_two_claims_is_renewed_first(world: S
     await world.plan(checkout, fail={call: 1})
     await world.process(checkout)
     await world.sql("UPDATE sessions SET token_expires_at = clock() WHERE checkout_id = :id", id=checkout)
-    await world.carried_until(checkout, "awaiting_payment")
+    await world.processed_until(checkout, "awaiting_payment")
 
 
 async def test_a_renewal_that_fails_is_tried_again(world: Scene):
@@ -278,7 +278,7 @@ async def test_a_renewal_that_fails_is_tried_again(world: Scene):
     await world.control("PUT", "faults", {"authenticate": {"count": 1, "status": 503}})
     await world.process(checkout)
     assert (await world.trail(checkout))[-1]["evidence"]["call"] == "authenticate"
-    await world.carried_until(checkout, "awaiting_payment")
+    await world.processed_until(checkout, "awaiting_payment")
 
 
 async def test_a_checkout_that_stands_before_its_offer_is_offered(world: Scene):
@@ -288,7 +288,7 @@ async def test_a_checkout_that_stands_before_its_offer_is_offered(world: Scene):
     for trigger, changes in (
         (Trigger.AUTHENTICATED, {"token": b"sealed", "token_lifetime": 3600.0}),
         (Trigger.SESSION_OPENED, {"session_id": "s-1", "openings": 1}),
-        (Trigger.METHODS_LISTED, {"methods": [{"id": "m-1"}], "alarm": 0.0}),
+        (Trigger.METHODS_LISTED, {"methods": [{"id": "m-1"}], "due_in": 0.0}),
     ):
         move = Move(held=held, trigger=trigger, action=Action.CHECKOUT_MOVED, **changes)
         held = await world.processor.lifecycle.advance(move)

@@ -39,7 +39,7 @@ async def test_a_callback_is_followed_by_a_look_and_the_gateways_answer_complete
 async def test_a_lost_callback_is_made_up_for_by_looking(world: Scene):
     checkout = await world.offered(capture=True)
     await world.pay(checkout)
-    row = await world.carried_until(checkout, "completed")
+    row = await world.processed_until(checkout, "completed")
     assert (row.reserved, row.captured) == (13900, 13900)
 
 
@@ -60,7 +60,7 @@ async def test_a_declined_attempt_waits_for_the_next_one(world: Scene):
     assert (await world.trail(checkout))[-1]["trigger"] == "payment_declined"
     await world.pay(checkout)
     await world.call_back(checkout)
-    row = await world.carried_until(checkout, "completed")
+    row = await world.processed_until(checkout, "completed")
     assert row.reserved == 13900
     assert await world.events(checkout) == ["checkout.ready", "checkout.declined", "checkout.completed"]
 
@@ -77,7 +77,7 @@ async def test_a_forged_success_completes_nothing(world: Scene):
 async def test_a_late_failure_does_not_unpay_an_order(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout)
-    await world.carried_until(checkout, "completed")
+    await world.processed_until(checkout, "completed")
     await world.call_back(checkout, kind="failure", body=b"status=failed")
     await world.process(checkout)
     row = await world.row(checkout)
@@ -92,7 +92,7 @@ async def test_a_look_that_fails_is_repeated_and_concludes_nothing(world: Scene)
     await world.plan(checkout, fail={"payments": 3})
     await world.process(checkout)
     assert await world.state(checkout) == "callback_received"
-    await world.carried_until(checkout, "completed")
+    await world.processed_until(checkout, "completed")
 
 
 async def test_a_refused_look_concludes_nothing_either(world: Scene):
@@ -109,7 +109,7 @@ async def test_a_failing_look_leaves_an_alarm_in_every_state(world: Scene, befor
     checkout = await world.offered()
     if before == "completed":
         await world.pay(checkout)
-        await world.carried_until(checkout, "completed")
+        await world.processed_until(checkout, "completed")
     await world.plan(checkout, fail={"payments": 1}, failStatus=401)
     await world.process(checkout)
     row = await world.row(checkout)
@@ -128,12 +128,12 @@ async def test_an_open_payment_keeps_the_order_from_expiring_and_completes_it_la
     await world.process(checkout)
     assert await world.state(checkout) == "awaiting_payment"
     await world.control("POST", f"payments/{payment}/resolve", {"outcome": "succeeded"})
-    await world.carried_until(checkout, "completed")
+    await world.processed_until(checkout, "completed")
 
 
 async def test_an_order_expires_after_its_deadline_a_grace_and_a_look(world: Scene):
     checkout = await world.offered(expiresIn=1)
-    row = await world.carried_until(checkout, "expired")
+    row = await world.processed_until(checkout, "expired")
     assert row.left.total_seconds() < -world.settings.deadline_grace
     assert (await world.trail(checkout))[-1]["evidence"]["by"] == "lookup"
     assert (await world.events(checkout))[-1] == "checkout.expired"
@@ -141,7 +141,7 @@ async def test_an_order_expires_after_its_deadline_a_grace_and_a_look(world: Sce
 
 async def test_money_that_comes_after_the_expiry_completes_the_order_marked_late(world: Scene):
     checkout = await world.offered(expiresIn=1)
-    await world.carried_until(checkout, "expired")
+    await world.processed_until(checkout, "expired")
     await world.pay(checkout)
     await world.call_back(checkout)
     await world.process(checkout)
@@ -154,7 +154,7 @@ async def test_money_that_comes_after_the_expiry_completes_the_order_marked_late
 async def test_a_second_payment_for_one_order_is_surplus_and_a_persons_business(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout)
-    await world.carried_until(checkout, "completed")
+    await world.processed_until(checkout, "completed")
     await world.pay(checkout)
     await world.call_back(checkout, kind="notification")
     await world.process(checkout)
@@ -177,16 +177,16 @@ async def test_two_payments_found_in_the_same_look_complete_the_order_and_tell_a
     assert row.attention.startswith("surplus_payment")
 
 
-@pytest.mark.parametrize("rung", [True, False])
-async def test_money_of_another_amount_is_never_taken_for_the_order(world: Scene, *, rung: bool):
+@pytest.mark.parametrize("woken", [True, False])
+async def test_money_of_another_amount_is_never_taken_for_the_order(world: Scene, *, woken: bool):
     checkout = await world.offered()
     await world.pay(checkout)
     await world.sql("UPDATE checkouts SET amount = 15000 WHERE id = :id", id=checkout)
-    if rung:
+    if woken:
         await world.call_back(checkout)
     await world.process(checkout)
     row = await world.row(checkout)
-    assert row.state == ("callback_received" if rung else "awaiting_payment")
+    assert row.state == ("callback_received" if woken else "awaiting_payment")
     assert row.attention.startswith("payment_mismatch")
     assert row.due_at is not None
     before = len(await world.trail(checkout))
@@ -223,7 +223,7 @@ async def test_a_payment_that_names_no_checkout_pays_one_of_two_with_the_same_nu
     world: Scene,
 ):
     closed = await world.offered(expiresIn=1)
-    await world.carried_until(closed, "expired")
+    await world.processed_until(closed, "expired")
     await world.pay(closed)
     (row,) = await world.sql("SELECT order_ref FROM checkouts WHERE id = :id", id=closed)
     newer = await world.offered(amount="139.00")
@@ -276,7 +276,7 @@ async def test_a_payment_open_since_long_ago_is_a_persons_business(world: Scene)
 async def test_a_payment_released_at_the_gateway_leaves_no_reservation_in_the_books(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout)
-    await world.carried_until(checkout, "completed")
+    await world.processed_until(checkout, "completed")
     (payment,) = await world.sql("SELECT transaction_id FROM payments WHERE checkout_id = :id", id=checkout)
     released = await world.http.post(
         f"{world.settings.gateway_url}/merchant/API/releaseReservation",
@@ -309,7 +309,7 @@ async def test_an_offered_order_is_cancelled_after_a_grace_and_a_look(world: Sce
     assert row.state == "awaiting_payment"
     assert row.withdrawn_at is not None
     assert row.due_in.total_seconds() <= world.settings.cancel_grace + 0.1
-    await world.carried_until(checkout, "cancelled")
+    await world.processed_until(checkout, "cancelled")
 
 
 async def test_a_payment_beats_the_cancelling(world: Scene):
@@ -331,13 +331,13 @@ async def test_cancelling_waits_for_an_open_payment(world: Scene):
     await world.process(checkout)
     assert await world.state(checkout) == "awaiting_payment"
     await world.control("POST", f"payments/{payment}/resolve", {"outcome": "declined"})
-    await world.carried_until(checkout, "cancelled")
+    await world.processed_until(checkout, "cancelled")
 
 
 async def test_a_command_that_comes_too_late_twice_or_on_old_knowledge_is_refused_and_audited(world: Scene):
     done = await world.offered()
     await world.pay(done)
-    await world.carried_until(done, "completed")
+    await world.processed_until(done, "completed")
     await world.command(done)
     twice = await world.offered()
     await world.command(twice)
@@ -360,7 +360,7 @@ async def test_a_captured_order_is_settled_when_its_watch_has_run_out(database_u
     async with scene(database_url, gateway_url, settle_watch=(0.2, 0.4)) as world:
         checkout = await world.offered(capture=True)
         await world.pay(checkout)
-        await world.carried_until(checkout, "completed")
+        await world.processed_until(checkout, "completed")
         async with asyncio.timeout(5):
             while (await world.row(checkout)).due_at is not None:
                 await world.take(checkout)
@@ -371,7 +371,7 @@ async def test_a_captured_order_is_settled_when_its_watch_has_run_out(database_u
 async def test_an_expired_order_is_settled_when_its_watch_has_run_out(database_url: str, gateway_url: str):
     async with scene(database_url, gateway_url, settle_watch=(0.2,)) as world:
         checkout = await world.offered(expiresIn=1)
-        await world.carried_until(checkout, "expired")
+        await world.processed_until(checkout, "expired")
         await asyncio.sleep(0.25)
         await world.process(checkout)
         assert (await world.row(checkout)).due_at is None
@@ -387,7 +387,7 @@ async def test_without_a_watch_a_failed_order_is_settled_at_once_and_a_paid_one_
         assert (await world.row(failed)).due_at is None
         paid = await world.offered()
         await world.pay(paid)
-        row = await world.carried_until(paid, "completed")
+        row = await world.processed_until(paid, "completed")
         assert row.due_at is not None
 
 
@@ -395,7 +395,7 @@ async def test_a_reservation_that_is_not_captured_is_never_settled(database_url:
     async with scene(database_url, gateway_url, settle_watch=(0.01,)) as world:
         checkout = await world.offered()
         await world.pay(checkout)
-        await world.carried_until(checkout, "completed")
+        await world.processed_until(checkout, "completed")
         await asyncio.sleep(0.05)
         await world.process(checkout)
         assert (await world.row(checkout)).due_at is not None
@@ -404,7 +404,7 @@ async def test_a_reservation_that_is_not_captured_is_never_settled(database_url:
 async def test_a_refund_made_at_the_gateway_is_booked(world: Scene):
     checkout = await world.offered(capture=True)
     payment = await world.pay(checkout)
-    await world.carried_until(checkout, "completed")
+    await world.processed_until(checkout, "completed")
     await world.control("POST", f"payments/{payment}/refund", {"amountMinor": 900})
     await world.process(checkout)
     row = await world.row(checkout)
@@ -415,7 +415,7 @@ async def test_a_refund_made_at_the_gateway_is_booked(world: Scene):
 async def test_a_payment_that_the_gateway_no_longer_shows_is_a_persons_business(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout)
-    await world.carried_until(checkout, "completed")
+    await world.processed_until(checkout, "completed")
     await world.sql("UPDATE payments SET transaction_id = 'gone' WHERE checkout_id = :id", id=checkout)
     await world.process(checkout)
     row = await world.row(checkout)

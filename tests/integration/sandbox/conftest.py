@@ -39,5 +39,5 @@ def gateway(_shared: Gateway) -> Iterator[Gateway]:
 @pytest.fixture
 def order(request: pytest.FixtureRequest) -> str:
     """An order number of the test's own."""
-    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+    name = "".join(callback if callback.isalnum() else "-" for callback in request.node.name)
     return name.removeprefix("test-")[-90:].strip("-")

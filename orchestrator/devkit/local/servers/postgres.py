@@ -222,12 +222,12 @@ class Postgres:
 def _end(process: subprocess.Popen[bytes], within: float = STOP_TIMEOUT) -> bool:
     last = min(within / 5, 5.0)
     asked = number = signal.SIGINT
-    for each, patience in ((asked, within - last), (signal.SIGQUIT, last), (signal.SIGKILL, 5.0)):
+    for each, timeout in ((asked, within - last), (signal.SIGQUIT, last), (signal.SIGKILL, 5.0)):
         if process.poll() is None:
             number = each
             process.send_signal(each)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(patience)
+                process.wait(timeout)
     if process.stdin:
         process.stdin.close()
     return number == asked

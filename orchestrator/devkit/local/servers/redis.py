@@ -120,12 +120,12 @@ class Redis:
 
 def _end(process: subprocess.Popen[bytes], within: float = STOP_TIMEOUT) -> bool:
     asked = number = signal.SIGTERM
-    for each, patience in ((asked, within), (signal.SIGKILL, 5.0)):
+    for each, timeout in ((asked, within), (signal.SIGKILL, 5.0)):
         if process.poll() is None:
             number = each
             process.send_signal(each)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(patience)
+                process.wait(timeout)
     if process.stdin:
         process.stdin.close()
     return number == asked
