@@ -153,7 +153,7 @@ def shared_database_url(servers: Embedded, template: str) -> str:
 
 @pytest.fixture(name="core")
 async def _core(shared_database_url: str, encryptor: Encryptor) -> AsyncIterator[Core]:
-    """The inside of one process on an empty database; nothing rings by itself."""
+    """The inside of one process on an empty database; nothing becomes due by itself."""
     empty(shared_database_url)
     async with core(shared_database_url, encryptor) as one:
         yield one

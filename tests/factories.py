@@ -202,7 +202,7 @@ class Core:
     async def checkout(
         self, state: State = State.RECEIVED, *, due_in: float | None = 60.0, **changes: Any
     ) -> UUID:
-        """Return a checkout in `state` that nobody holds, with its alarm `due_in` seconds away."""
+        """Return a checkout in `state` that nobody holds, with its due time `due_in` seconds away."""
         return (await self.release(await self.held(state, **changes), due_in)).id
 
     async def checkouts(self, number: int) -> list[UUID]:
@@ -214,7 +214,7 @@ class Core:
             await lifecycle.wake(tx, ids, grace=grace)
 
     async def row(self, checkout: UUID) -> Row[Any]:
-        """Return the row of a checkout, with `is_due`: whether its alarm rings now."""
+        """Return the row of a checkout, with `is_due`: whether it is due now."""
         (row,) = await self.db.read(
             text("SELECT *, coalesce(due_at <= clock(), false) AS is_due FROM checkouts WHERE id = :id"),
             {"id": checkout},
@@ -247,7 +247,7 @@ async def core(
     timeout: float = 20.0,
     grace: float = 60.0,
 ) -> AsyncIterator[Core]:
-    """Open the inside of one process. The grace is long: nothing rings by itself unless a test wants it."""
+    """Open the inside of one process. The grace is long: nothing becomes due by itself unless a test wants it."""
     async with AsyncExitStack() as closing:
         db = await closing.enter_async_context(database(url, pool_size=pool))
         intents = inbox.Intents(db, encryptor, grace=grace, timeout=timeout)

@@ -324,7 +324,7 @@ def ledger(ask: Callable[[str], Any]) -> dict[str, dict[str, Any]]:
 
 
 def agree(ledger: dict[str, dict[str, Any]], checkouts: list[dict[str, Any]]) -> None:
-    """Check that the ledger and the rows of our books agree to the minor unit, and that each row has an alarm or has ended."""
+    """Check that the ledger and the rows of our books agree to the minor unit, and that each row has a due time or has ended."""
     for row in checkouts:
         payments = ledger.get(row["order_ref"], {}).get("payments", [])
         held = sum(one["heldMinor"] for one in payments)

@@ -1,4 +1,4 @@
-"""Taking callbacks in: they are stored and rung for behind whoever waits for an answer, counted, and told of in the log.
+"""Taking callbacks in: they are stored and hinted at behind whoever waits for an answer, counted, and told of in the log.
 
 Whoever calls waits for a moment only. Neither URL nor body reaches a log, and no flood fills one: what is told of a callback is
 told once a minute for each checkout.
@@ -47,7 +47,7 @@ class _Visited(NamedTuple):
 
 
 class CallbackIntake:
-    """Takes callbacks in for one process: stores them, rings, counts them, and knows what still waits for Postgres.
+    """Takes callbacks in for one process: stores them, wakes their checkouts, counts them, and knows what still waits for Postgres.
 
     `arrived` and `over_limit` count by (kind, grade): all that came, and those of them that were not kept because there are too
     many of their checkout already. `unproven` counts by (kind, grade, network) those that were answered 401.
@@ -102,8 +102,8 @@ class CallbackIntake:
             self._beyond(arrival.kind, arrival.grade, checkout=checkout)
         return stored is not None
 
-    async def take_stray(self, one: MerchantCallback, *, merchant: str) -> StoredCallback | None:
-        """Store what came to a merchant's own address and ring its checkout, if it has one; None where `take` says False."""
+    async def take_unmatched(self, one: MerchantCallback, *, merchant: str) -> StoredCallback | None:
+        """Store what came to a merchant's own address and wake its checkout, if it has one; None where `take` says False."""
         self._count("merchant", one.grade, one.network, merchant=merchant)
         placed = await self._with_timeout(
             self._place(one), size=len(one.body), kind="merchant", merchant=merchant

@@ -6,7 +6,7 @@ reaches a log.
 
 A callback is graded on arrival, without asking Postgres: its link names the merchant, whose secrets are kept in memory. Where they
 are not known it is `unchecked`: nothing is called wrong that may be right. What brings no proof though its merchant has a secret, or
-comes from elsewhere than the gateway where that counts, is stored and rings like any other, since a look at the gateway harms
+comes from elsewhere than the gateway where that counts, is stored and wakes its checkout like any other, since a look at the gateway harms
 nobody; and it is answered 401.
 
 The shopper's own browser comes to redirect, and by GET to success and failure, for instance when a page is loaded again. It is never
@@ -179,7 +179,7 @@ async def take_for_merchant(request: Request) -> Response:
         source=read.source,
         body=read.body,
     )
-    placed = await _callback_intake(request).take_stray(one, merchant=merchant.name)
+    placed = await _callback_intake(request).take_unmatched(one, merchant=merchant.name)
     if placed is not None and placed.over_limit:
         said = (
             f"merchant {merchant.name} has too many payments of unknown orders that no lookup has confirmed: send it again later, "

@@ -174,7 +174,7 @@ class _Body(Fields):
         self._judge()
 
     def command_request(self, view: CheckoutView) -> CommandRequest:
-        """Return what is wished of this checkout."""
+        """Return the command that is asked for."""
         transaction_id = self._transaction()
         command_request = CommandRequest(
             kind=self.kind,

@@ -38,7 +38,7 @@ POOL_TIMEOUT: Final = 3.0
 READ_TIMEOUT: Final = 3_000
 """Milliseconds that one statement of a reading endpoint may take in Postgres."""
 INLET: Final = 4
-"""Connections beside the pool: one each for the writers of intents, of callbacks and of strays, and one for merchants and health."""
+"""Connections beside the pool: one each for the writers of intents, of callbacks and of unmatched callbacks, and one for merchants and health."""
 
 
 def run(settings: Settings, host: str, port: int) -> int:

@@ -60,7 +60,7 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="checkout-orchestrator", prog_name="orchestrator")
 def cli() -> None:
-    """Carry checkout intents through the payment gateway until the money is settled."""
+    """Take checkout intents through the payment gateway until the money is settled."""
 
 
 def main() -> None:

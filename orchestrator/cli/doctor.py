@@ -447,4 +447,4 @@ async def _circuit_open(settings: Settings, report: _Report) -> None:
             if merchant
             else "it did not serve one call after the other"
         )
-        report.ill("gateway", f"{gateway} is left alone for another {seconds:.0f} s: {why}")
+        report.ill("gateway", f"{gateway} is not called for another {seconds:.0f} s: {why}")

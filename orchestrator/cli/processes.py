@@ -162,7 +162,7 @@ def api(*, host: str, port: int) -> int:
 
 @click.command(short_help="Carry checkouts (a Celery worker).")
 def worker() -> int:
-    """Carry checkouts: a Celery worker that ends warmly on SIGTERM and SIGINT."""
+    """Process checkouts: a Celery worker that ends warmly on SIGTERM and SIGINT."""
     from orchestrator.settings import load  # noqa: PLC0415
     from orchestrator.worker import run_worker  # noqa: PLC0415
 

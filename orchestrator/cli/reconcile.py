@@ -185,7 +185,7 @@ async def _pages(db: Database, period: dict[str, object]) -> AsyncIterator[Seque
 
 
 async def _period(db: Database, since: float, merchant: str | None) -> dict[str, object]:
-    """Return what the checkouts of a period have in common: a time of birth, and ids that begin with about that time."""
+    """Return what the checkouts of a period have in common: a time of creation, and ids that begin with about that time."""
     from sqlalchemy import text  # noqa: PLC0415
 
     moment = text("SELECT clock() - make_interval(secs => :span) AS since, now() AS now")

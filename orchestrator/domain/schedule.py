@@ -32,7 +32,7 @@ def quiet_lookups(settings: Settings) -> int:
 
 
 def thinned(due_in: float, age: float) -> float:
-    """Return an alarm that grows with the age (seconds) of what it is for: a tenth of it, at most a week."""
+    """Return a due time that grows with the age (seconds) of what it is for: a tenth of it, at most a week."""
     return max(due_in, min(age / 10, 7 * 86_400.0))
 
 

@@ -21,7 +21,7 @@ class State(StrEnum):
     """Where a checkout is. Stored as text; the order is the order of the journey."""
 
     RECEIVED = "received"
-    """Accepted by intake with its first alarm; a worker that claims it authenticates at the gateway."""
+    """Accepted by intake with its first due time; a worker that claims it authenticates at the gateway."""
     AUTHENTICATED = "authenticated"
     """Holds a gateway token of its own; next a session is opened. A lost session comes back here."""
     SESSION_CREATED = "session_created"
@@ -29,7 +29,7 @@ class State(StrEnum):
     METHODS_FETCHED = "methods_fetched"
     """Everything the browser needs is stored; next it is offered to the merchant, and the deadline starts."""
     AWAITING_PAYMENT = "awaiting_payment"
-    """The shopper may pay. Callbacks ring; alarms look at the gateway, renew the token and watch the deadline."""
+    """The shopper may pay. Callbacks wake it; at each due time the gateway is asked, the token is renewed and the deadline is checked."""
     CALLBACK_RECEIVED = "callback_received"
     """The gateway said that something happened; next the gateway is asked what. Left only by the answer."""
     COMPLETED = "completed"
@@ -117,7 +117,7 @@ _REPEATS: Final[dict[Trigger, frozenset[State]]] = {
     _T.SESSION_OPENED: frozenset(_S) - {_S.RECEIVED, _S.AUTHENTICATED},
     _T.METHODS_LISTED: frozenset(_S) - {_S.RECEIVED, _S.AUTHENTICATED, _S.SESSION_CREATED},
     _T.OFFERED: frozenset({_S.AWAITING_PAYMENT, _S.CALLBACK_RECEIVED}) | ENDED,
-    # Early (the row is still on its way to the shopper), repeated or late: it rings, and a look decides.
+    # Early (the row is still on its way to the shopper), repeated or late: it wakes the checkout, and a look decides.
     _T.CALLBACK_ARRIVED: frozenset(_S) - {_S.AWAITING_PAYMENT},
     # What a look shows of no money changes nothing outside callback_received, and never takes money away.
     _T.PAYMENT_DECLINED: frozenset(_S) - {_S.CALLBACK_RECEIVED, _S.COMPLETED},

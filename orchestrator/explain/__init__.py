@@ -70,7 +70,7 @@ _HOLDS: Final = {
     PaymentStatus.CHARGED_BACK: "its payment is charged back",
 }
 _CIRCUIT_OPEN: Final = (
-    "The gateway is being left alone for a moment, because it did not serve one call after the other or asked for fewer; "
+    "The gateway is not being called for a moment: its circuit is open, because it did not serve one call after the other or asked for fewer; "
     "that counts as no failure of this order."
 )
 _CAUSES: Final = {
@@ -275,7 +275,7 @@ def _at(when: datetime | None) -> str:
 
 
 def _next(record: Record) -> Next:
-    """Say what happens next and when: the alarm says when, and the state says what."""
+    """Say what happens next and when: the due time says when, and the state says what."""
     if record.leased_until is not None:
         until = moment(record.leased_until)
         what = f"A worker is busy with it at this moment; should that worker stop, another takes over after {until}."
@@ -285,7 +285,7 @@ def _next(record: Record) -> Next:
     due = record.due_at <= record.now
     if _circuit_open(record) and not due:
         return Next(
-            f"The gateway is being left alone until {moment(record.due_at)}; then {_what(record)}.{_after(record)}",
+            f"The gateway is not called until {moment(record.due_at)}; then {_what(record)}.{_after(record)}",
             record.due_at,
         )
     if record.slot_reserved and not due:

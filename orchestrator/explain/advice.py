@@ -58,7 +58,7 @@ _WHY: Final = {
     "gateway_credentials": "The gateway refuses this merchant's user name and password; that is about the merchant and not about this order.",
     "gateway_failing": "Calls to the gateway for this order keep failing.",
     "step_broke": "A step of this order broke in a way that the software had not foreseen.",
-    "poisoned": "Every worker that took this order stopped in the middle of it, so it is left alone for a while.",
+    "poisoned": "Every worker that took this order stopped in the middle of it, so it is not processed for a while.",
     "order_number_used_up": "This order number was used as often as the gateway takes one.",
     "no_payment_methods": "The gateway offers no payment method for this order.",
 }

@@ -204,7 +204,7 @@ class Record:
 
     @property
     def from_payment(self) -> bool:
-        """Whether it was born of a payment for an order number that no shop had handed over."""
+        """Whether it was created from a payment for an order number that no shop had handed over."""
         return any(one.before is None and one.evidence.get("stray") is True for one in self.entries)
 
     @property

@@ -58,7 +58,7 @@ LONGEST_IDENTIFIER = 100
 
 _MERCHANT_API = frozenset({"find_payments", "capture", "refund", "release"})
 """The calls that go to the Merchant API, which may stand elsewhere."""
-CIRCUIT_OPEN = "The gateway is left alone for a while."
+CIRCUIT_OPEN = "The circuit of the gateway is open."
 
 _TOKEN: Reader[Token] = Reader("token")
 _SESSION: Reader[Session] = Reader("session")
@@ -372,7 +372,9 @@ class Gateway:
                     outcome = _TOO_LARGE
                 else:
                     outcome = await self._reader_process.read(reader, answer, whose=limits_of_gateway.gateway)
-                if not (isinstance(body, GuardedBody) and body.refused):  # the fence's no is about our lease
+                if not (
+                    isinstance(body, GuardedBody) and body.refused
+                ):  # the lease guard's no is about our lease
                     limits_of_gateway.note(account.merchant, outcome)
             finally:
                 large.give_back()

@@ -2,7 +2,7 @@
 
 Guarantees: an exchange ends within `gateway_total_timeout`, whatever the other side sends (nothing, too much, nonsense, for
 ever), and what its answer costs is bounded; only cancellation passes through. A request with a `GuardedBody` leaves at most once and
-only past its fence, and what did not leave is told apart from what may have. No redirect is followed, no cookie kept, no proxy or
+only past its lease guard, and what did not leave is told apart from what may have. No redirect is followed, no cookie kept, no proxy or
 other word of the environment heard; certificates are verified. Nothing here knows what a request is about, and nothing is logged.
 """
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Failure: TypeAlias = Refused | Unauthorized | NotSent | Busy | Unknown | Throttled
 
 RETRY_AFTER_CAP = 3600.0
-"""Seconds. Whatever a Retry-After says, we ask again within the hour: the alarm belongs to us, not to the gateway."""
+"""Seconds. Whatever a Retry-After says, we ask again within the hour: the due time belongs to us, not to the gateway."""
 KEEPALIVE = 15.0
 """Seconds that an idle connection is kept; short, so that the gateway rarely closes one while we start to use it."""
 BUFFER = 16_384

@@ -1,11 +1,11 @@
-"""The fence: the last question before a request that moves money leaves, and the knowledge whether it left.
+"""The lease guard: the last check before a request that moves money leaves, and the knowledge whether it left.
 
 A worker may be stopped for longer than its lease (SIGSTOP, a paused machine, a starved loop) anywhere between deciding on a
 capture and sending it, and then somebody else has taken over. So the lease is asked again at the latest moment there is: when
 a connection is open, TLS is agreed on, and the bytes are about to be written.
 
 **The window that remains.** The headers wait in memory until the body comes, and both go to the transport in one write. From
-the fence's yes to that write, and through encryption to the kernel's `send`, runs ordinary code of one task without an await:
+the lease guard's yes to that write, and through encryption to the kernel's `send`, runs ordinary code of one task without an await:
 no other task, no timer and no network event of the loop comes between. aiohttp waits there only where it was told to (a trace,
 a compression, `Expect: 100-continue`, more than 64 KB unsent), and it is not told to; asyncio's and uvloop's transports call
 `send` at once while nothing is waiting to be sent, and on an idle connection nothing is. Measured on 2 cores, 2,000 calls
@@ -35,12 +35,12 @@ LeaseGuard: TypeAlias = Callable[[], bool]
 FORM: Final = "application/x-www-form-urlencoded"
 
 
-class WithheldBody(Exception):  # noqa: N818 - an answer of the fence, not an error
+class WithheldBody(Exception):  # noqa: N818 - an answer of the lease guard, not an error
     """The body is not written; aiohttp closes the connection on it."""
 
 
 class GuardedBody(aiohttp.Payload):
-    """A form that is written once, in one piece with its headers, and only if the fence says yes at that moment.
+    """A form that is written once, in one piece with its headers, and only if the lease guard says yes at that moment.
 
     It is aiohttp's own kind of body, because a stream would be read one step away from the write.
     """
@@ -57,14 +57,14 @@ class GuardedBody(aiohttp.Payload):
         self.left = False
         """Whether any of it, or of its headers, may have been handed to the kernel."""
         self.refused = False
-        """Whether the fence said no."""
+        """Whether the lease guard said no."""
 
     def withdraw(self) -> None:
         """Let nothing leave from now on, whatever task still holds this body."""
         self._over = True
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        """Ask the fence and write; called by aiohttp with a connection that is ready."""
+        """Ask the lease guard and write; called by aiohttp with a connection that is ready."""
         assert isinstance(writer, StreamWriter)  # noqa: S101 - narrows aiohttp's abstract writer
         transport = writer.transport
         if self._over or content_length not in {None, self._size}:

@@ -58,7 +58,7 @@ class NotSent:
 class Busy:
     """Not sent: safe to repeat, and no sign that anything is wrong with what was to be sent.
 
-    All our own connections were taken; or the gateway is left alone, and then `retry_after` is for how many seconds more.
+    All our own connections were taken; or its circuit is open, and then `retry_after` is for how many seconds more.
     """
 
     reason: str

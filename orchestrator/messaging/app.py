@@ -82,7 +82,7 @@ def configure(settings: Settings) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         task_queues=[
-            # A hint that is lost with its worker is an alarm that rings; to note down each and strike it out again would cost half
+            # A hint that is lost with its worker is a checkout that becomes due; to note down each and strike it out again would cost half
             # of what consuming it costs.
             *(Queue(name, routing_key=name, no_ack=True) for name in QUEUES),
             *(Queue(name, routing_key=name) for name in ("intents", "deliveries")),

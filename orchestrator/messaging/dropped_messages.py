@@ -1,4 +1,4 @@
-"""Messages that cannot be carried out: dropped, counted by their reason, and logged in summary.
+"""Messages that cannot be processed: dropped, counted by their reason, and logged in summary.
 
 Access to the broker is enough to send anything. Such a message changes nothing and stops nothing; what it was meant to name is in
 Postgres with its due time.

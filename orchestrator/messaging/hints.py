@@ -1,4 +1,4 @@
-"""The doorbell: hints published from a background thread."""
+"""Hints: published from a background thread."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Rest(NamedTuple):
 class HintPublisher:
     """Publishes hints from a background thread, never in the way of a request.
 
-    A hint that cannot be published is dropped: its checkout's alarm rings by itself. `trouble` says what the last try met; while no
+    A hint that cannot be published is dropped: its checkout becomes due by itself. `trouble` says what the last try met; while no
     hint comes the thread tries by itself.
     """
 

@@ -1,4 +1,4 @@
-"""Letters: the callbacks of a checkout under its lease, opened, and said of them what the trail may keep."""
+"""The callbacks of a checkout under its lease, decrypted, and said of them what the trail may keep."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def counts(callback: Callback, facts: CallbackFacts) -> bool:
 
 
 def opened(step: Step) -> list[tuple[Callback, CallbackFacts]]:
-    """Open the letters; one that cannot be read says nothing, and asking the gateway needs none of it."""
+    """Decrypt the callbacks; one that cannot be read says nothing, and asking the gateway needs none of it."""
     opened = []
     for callback in step.held.callbacks:
         if callback.id not in step.facts:
@@ -58,7 +58,7 @@ def _read(step: Step, callback: Callback) -> CallbackFacts:
 
 
 def told(callbacks: list[tuple[Callback, CallbackFacts]]) -> list[dict[str, object]]:
-    """Say of each letter what the trail may keep: ids, kind, proof, status; nothing about the shopper."""
+    """Say of each callback what the trail may keep: ids, kind, proof, status; nothing about the shopper."""
     return [
         {
             "id": str(callback.id), "kind": callback.kind, "grade": callback.grade, "network": callback.network,

@@ -1,6 +1,6 @@
-"""Admission: hints come in, and checkouts are claimed and carried as far as there is room, each merchant within its fair share.
+"""The dispatcher: hints come in, and checkouts are claimed and processed as far as slots are free, each merchant within its fair share.
 
-A hint is answered at once: what it names is claimed, or it is left behind in Postgres, where it stays hinted and has its alarm. So
+A hint is answered at once: what it names is claimed, or it is left behind in Postgres, where it stays hinted and has its due time. So
 the backlog is in Postgres and never in the way of somebody else's hint. Admission remembers who left something behind, and when
 there is room again it claims what has waited longest, without another hint. A hint waits only while there is no room at all.
 
@@ -38,7 +38,7 @@ PARTS: Final = 20
 CALLS_IN_HAND: Final = 2
 """Checkouts of one gateway in flight for each of its connections: one calls, one is being written or waits its turn."""
 REMEMBERED: Final = 1000
-"""Checkouts of one merchant that are remembered by id when callbacks must wait; the others are brought by their alarms."""
+"""Checkouts of one merchant that are remembered by id when callbacks must wait; the others are found when they are due."""
 RENEWALS: Final = 4
 """Times that a lease is renewed within its time."""
 LONGEST_HELD: Final = 6
@@ -82,7 +82,7 @@ class Dispatcher:
         )
         self._portion = max(min(self.room.smallest // PARTS, MOST), 1)
         self._hints: dict[QueueKind, deque[_Hint]] = {"callbacks": deque(), "checkouts": deque()}
-        # Who left something behind. What came by callbacks is remembered by id; the rest is in Postgres, in order of its alarms.
+        # Who left something behind. What came by callbacks is remembered by id; the rest is in Postgres, in order of its due times.
         self._behind: dict[FlowKey, dict[UUID, None]] = {}
         self._processed: dict[tuple[UUID, UUID], tuple[FlowKey, str, ClaimedCheckout]] = {}
         self._left_since = 0
@@ -123,7 +123,7 @@ class Dispatcher:
     async def admit(self, ids: Sequence[UUID], queue: QueueKind = "checkouts") -> bool:
         """Return when each of `ids` is claimed or left behind; false where a claim failed, or no room came within a lease's time.
 
-        What is not claimed keeps its alarm, and the failure is logged here: the caller has nothing to do about it.
+        What is not claimed keeps its due time, and the failure is logged here: the caller has nothing to do about it.
         """
         if self._stopping:
             return False
@@ -199,7 +199,7 @@ class Dispatcher:
                     if self.failure is not None:
                         await self._probe_claims()
                     await self._admit(_queues(hints))
-            except Exception as error:  # noqa: BLE001 - the callers are told; the alarms stand
+            except Exception as error:  # noqa: BLE001 - the callers are told; the due times stand
                 self._failed(error, hints)
             else:
                 self._worked(hints)
@@ -304,7 +304,7 @@ class Dispatcher:
         self.room.leave(flow, gateway)
         self._left_since += 1
         if woken and not self._stopping:
-            # A ring that came while we held it is answered without a way through the broker.
+            # A wake-up that came while we held it is answered without a way through the broker.
             self._put(_Hint((one.id,)), "callbacks")
         elif any(self._hints.values()) or (
             self._behind and (self._left_since >= self._portion or not self.room.taken)

@@ -1,4 +1,4 @@
-"""Room: how many checkouts a process carries at once, and who gets it when there is not enough for everybody.
+"""Fair shares: how many checkouts a process has in flight, and which merchants get the slots when there are not enough for all.
 
 Places are shared as fairly as they can be (max-min): the next one always goes to the flow that has the fewest. A flow that is alone
 may have all of them but a small reserve, which is for flows that have next to nothing; so whoever comes second begins at once.

@@ -1,4 +1,4 @@
-"""From the offer to the end: letters, looks, the deadline and the grace."""
+"""From the offer to the end: callbacks, lookups, the deadline and the grace."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def settle_callback(step: Step) -> None:
 
 
 async def await_payment(step: Step) -> None:
-    """Look because the alarm rang: for lost callbacks, the deadline, a withdrawal, or to keep the token alive."""
+    """Look because the checkout is due: for lost callbacks, the deadline, a withdrawal, or to keep the token alive."""
     held = step.held
     verdict = await complete.look(step)
     if verdict is None:

@@ -1,7 +1,7 @@
 """Captures, refunds and releases under the lease: look, write `submitted`, send, settle; or look for what became of one.
 
 `submitted` makes the lease last for the call. The call leaves only after that has landed, and only while that lease outlasts it: the
-fence is asked when the body of the request goes to the socket. Whoever finds a submitted or unknown operation never sends it; it looks, and only an absence after the
+lease guard is asked when the body of the request goes to the socket. Whoever finds a submitted or unknown operation never sends it; it looks, and only an absence after the
 quiet period makes it `requested` again.
 """
 
@@ -202,7 +202,7 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
         )
 
 
-# A settled operation leaves the alarm at now: a look at the checkout as a whole follows, which also finds its next alarm.
+# A settled operation leaves the due time at now: a look at the checkout as a whole follows, which also finds its next due time.
 
 
 async def _succeed(step: Step, operation: Operation, transaction: Transaction | None, *, by: str) -> None:

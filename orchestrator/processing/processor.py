@@ -1,4 +1,4 @@
-"""The carrier: many checkouts at once on one event loop, each under its lease until its step gives it back."""
+"""The processor: many checkouts at once on one event loop, each under its lease until its step gives it back."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class CheckoutProcessor:
         self.settings, self.db, self.encryptor = settings, db, encryptor
         self.gateway, self.lifecycle, self.merchants = gateway, lifecycle, merchants
         self.blocked: dict[int, float] = {}
-        """Merchants whose credentials were refused, and until when (monotonic) their gateway is left alone."""
+        """Merchants whose credentials were refused, and until when (monotonic) the circuit of their gateway is open."""
         # Looks that somebody asked for, by merchant, since they were last charged to its budget.
         self._asked: Counter[int] = Counter()
         # The loop is everybody's: a step begins when it is its merchant's turn.
@@ -93,9 +93,9 @@ class CheckoutProcessor:
         queues: Mapping[UUID, QueueKind] = _NO_QUEUES,
         ended: Ended | None = None,
     ) -> list[UUID]:
-        """Take what was claimed as far as it goes; return those that were rung meanwhile and want another look.
+        """Take what was claimed as far as it goes; return those that were woken meanwhile and want another look.
 
-        `ended` is told of each as soon as its lease is given back, and whether it was rung.
+        `ended` is told of each as soon as its lease is given back, and whether it was woken.
         """
         places = await self._places(held)
         woken = await asyncio.gather(
@@ -114,7 +114,7 @@ class CheckoutProcessor:
         return "" if merchant is None else gateway_of(merchant.account.url)
 
     async def _places(self, held: Sequence[ClaimedCheckout]) -> dict[UUID, float]:
-        """Return how many seconds the looks of alarms alone must wait for their place in their merchant's queue."""
+        """Return how many seconds the lookups of due checkouts alone must wait for their place in their merchant's queue."""
         slot_reserved: dict[int, list[UUID]] = {}
         quiet: dict[int, list[UUID]] = {}
         looked_at = [one for one in held if one.state not in UNOFFERED]
@@ -171,7 +171,7 @@ class CheckoutProcessor:
             _log.warning("lease_lost", state=step.held.state)
         except DatabaseAway:
             _log.warning("move_not_known", state=step.held.state)
-        except Exception as error:  # noqa: BLE001 - whatever breaks in a step, its checkout keeps an alarm
+        except Exception as error:  # noqa: BLE001 - whatever breaks in a step, its checkout keeps a due time
             if is_away(error):
                 _log.warning("postgres_away", state=step.held.state, **log.cause(error))
             else:
@@ -229,7 +229,7 @@ class CheckoutProcessor:
                 await _take(step)
 
     async def _set_aside(self, step: Step, error: Exception) -> None:
-        """Leave an alarm behind a step that broke in a way nobody foresaw, and tell a person."""
+        """Set a due time after a step that broke in a way nobody foresaw, and tell a person."""
         held = step.held
         reason = f"{BROKE}: {type(error).__name__} while {held.state}; see the workers' logs"
         try:
@@ -243,7 +243,7 @@ class CheckoutProcessor:
                 attention=step.cleared_attention() or reason,
             )
         except (LeaseLost, DatabaseAway, Unwritten):
-            # The alarm at the end of the lease stands, whatever becomes of this note.
+            # The due time at the end of the lease stands, whatever becomes of this note.
             _log.warning("alarm_left_to_the_lease", state=held.state)
 
 

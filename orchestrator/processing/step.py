@@ -38,7 +38,7 @@ FRESH_ENOUGH: Final = 30.0
 RENEW_APART: Final = 15.0
 """Seconds between two renewals at least, however short the gateway's tokens live."""
 CREDENTIALS_PAUSE: Final = 60.0
-"""Seconds for which a merchant's gateway is left alone after it refused the merchant's credentials."""
+"""Seconds for which no call is made to a merchant's gateway after it refused the merchant's credentials."""
 MANY_FAILURES: Final = 8
 """Failures in a row after which a person should know that a checkout is stuck."""
 UNREADABLE_FAILURES: Final = 3
@@ -51,7 +51,7 @@ CREDENTIALS: Final = (
 )
 STUCK: Final = "gateway_failing"
 CIRCUIT_OPEN: Final = "left_alone"
-"""Begins the last error of a checkout that waits until its gateway is no longer left alone."""
+"""Begins the last error of a checkout that waits until the circuit of its gateway is closed."""
 BROKE: Final = "step_broke"
 POISONED: Final = (
     "poisoned: every worker that took this checkout stopped in the middle; see the workers' logs"
@@ -63,7 +63,7 @@ class Failure:
     """A call that brought nothing usable: why, and how soon it may be tried again at the earliest.
 
     `credentials` says that they are to blame and not the order; `blocks` that every order of the merchant would meet the same, so
-    that its gateway is left alone for a while; `congested` that it was not even tried, which counts for nothing; `unreadable` that an
+    that its circuit is opened for a while; `congested` that it was not even tried, which counts for nothing; `unreadable` that an
     answer came which no reader of ours makes anything of.
     """
 
@@ -76,7 +76,7 @@ class Failure:
 
 
 class Step:
-    """A checkout while it is carried: where it stands, and whether its lease is still with us."""
+    """A checkout while it is processed: where it stands, and whether its lease is still with us."""
 
     __slots__ = (
         "_intent",
@@ -111,7 +111,7 @@ class Step:
         self.waits: dict[UUID, float] = {}
         # Operations whose rows are known to be ours: those that were checked, and those that this step wrote itself.
         self.proven: set[UUID] = set()
-        # What the letters say, each read once.
+        # What the callbacks say, each read once.
         self.facts: dict[UUID, CallbackFacts] = {}
         self._more = len(held.callbacks) >= CALLBACKS_PER_CLAIM
         self._moved = False
@@ -148,7 +148,7 @@ class Step:
             _log.info("checkout_moved", state=self.held.state, version=self.held.version)
 
     async def postpone(self, due_in: float, *, slot_reserved: bool = False) -> None:
-        """Give the lease back with an alarm and change nothing else."""
+        """Give the lease back with a due time and change nothing else."""
         await self.write(None, None, due_in=due_in, attempts=self.held.attempts, slot_reserved=slot_reserved)
 
     @property
@@ -157,7 +157,7 @@ class Step:
         return self.merchant.account
 
     async def fail(self, failure: Failure, call: str) -> None:
-        """Leave a failed call behind: an alarm with back-off, the reason, and attention where a person is needed."""
+        """Leave a failed call behind: a due time with back-off, the reason, and attention where a person is needed."""
         held, settings = self.held, self.settings
         if failure.blocks:
             self.processor.blocked[held.merchant_id] = time.monotonic() + CREDENTIALS_PAUSE
@@ -198,7 +198,7 @@ class Step:
         )  # fmt: skip
 
     async def _wait(self, failure: Failure, left: float) -> None:
-        """Come again when there may be room, or the gateway is no longer left alone; no attempt was made."""
+        """Come again when there may be room, or the circuit of the gateway is closed; no attempt was made."""
         held = self.held
         due_in = failure.at_least + max(
             # All that wait for a gateway must not come back in one moment.

@@ -128,7 +128,7 @@ class Settings(BaseSettings):
     gateway_answer_limit: int = Field(default=2_000_000, ge=10_000, le=50_000_000)
     """Bytes; a longer answer counts as none."""
 
-    # Leases, alarms, retries.
+    # Leases, due times, retries.
     lease_seconds: float = Field(default=10.0, ge=1, le=3600)
     """How long a checkout waits after the worker that held it has died; a worker that lives renews its leases, and a capture, refund or release makes its own last for 3 times GATEWAY_TOTAL_TIMEOUT."""
     hint_grace: float = Field(default=5.0, ge=0.2, le=300)
@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     hint_size: int = Field(default=50, ge=1, le=1000)
     """Checkouts in one message."""
     sweep_interval: float = Field(default=1.0, ge=0.1, le=60)
-    """Seconds between two sweeps of due alarms."""
+    """Seconds between two sweeps of due checkouts."""
     self_sweep_after: float = Field(default=10.0, ge=0.5, le=600)
     """A worker that has heard nothing for so long sweeps by itself."""
     retry_base: float = Field(default=1.0, gt=0, le=60)

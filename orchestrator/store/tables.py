@@ -112,9 +112,9 @@ checkouts = Table(
     Column("version", Integer, nullable=False, server_default=text("1")),
     Column("lease", Uuid),
     _time("leased_until"),
-    # One more at each ring; the release compares it with what the holder saw.
+    # One more at each wake-up; the release compares it with what the holder saw.
     Column("wake", Integer, nullable=False, server_default=text("0")),
-    # A hint has been published for the present alarm: one claim may come before `due_at`.
+    # A hint has been published for the present due time: one claim may come before `due_at`.
     Column("hinted", Boolean, nullable=False, server_default=text("false")),
     _time("due_at"),
     _time("deadline", nullable=False),
@@ -136,7 +136,7 @@ checkouts = Table(
     Column("auto_capture", Boolean, nullable=False, server_default=text("false")),
     # The gateway was asked to capture, and has told us that it will not.
     Column("require_capture", Boolean, nullable=False, server_default=text("false")),
-    # Claims since the last write by a holder (a crash loop), failures since the last move, looks since the last ring.
+    # Claims since the last write by a holder (a crash loop), failures since the last move, lookups since the last wake-up.
     Column("claims", Integer, nullable=False, server_default=text("0")),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("looks", Integer, nullable=False, server_default=text("0")),
@@ -163,7 +163,7 @@ checkouts = Table(
     CheckConstraint(
         "due_at IS NOT NULL OR state IN ('completed', 'failed', 'expired', 'cancelled')", name="alarm"
     ),
-    # The alarm clock, merchant by merchant: for sweeps, and for workers that claim what has waited longest.
+    # The due times, merchant by merchant: for sweeps, and for workers that claim what has waited longest.
     Index("ix_checkouts_alarm", "merchant_id", "due_at", postgresql_where=text("due_at IS NOT NULL")),
     # An order number belongs to one live checkout of a merchant; also the look-up by order number.
     Index("uq_checkouts_live_order", "merchant_id", "order_ref", unique=True, postgresql_where=text(IS_LIVE)),

@@ -1,6 +1,6 @@
-"""The only room of Celery: the app, tasks of one line each, the bridge to the event loop, and the doorbell.
+"""The Celery worker: tasks of one line each, and the event loop that they hand their work to.
 
-A message is a doorbell and nothing more: it holds ids and says "look at these". Postgres holds the work, so a lost, repeated or
+A message is a hint and nothing more: it holds ids and says "look at these". Postgres holds the work, so a lost, repeated or
 reordered message costs delay only; hence no ETA, no result backend and no reliance on redelivery. A task hands its list to the one
 event loop of its process and returns when it is claimed or left behind. A worker that hears nothing for a while sweeps by itself.
 """
@@ -57,7 +57,7 @@ def process(task: Task[Any, Any], ids: list[str]) -> None:
 
 @app.task(name=SWEEP)
 def sweep() -> None:
-    """Turn the alarms that ring into hints."""
+    """Turn due checkouts into hints."""
     bridge().sweep()
 
 

@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 SWEEP_LIMIT: Final = 2000
 BACKLOG_LIMIT: Final = 100
-"""Messages in a queue beyond which a sweep publishes nothing, but takes up a few of each merchant's alarms itself."""
+"""Messages in a queue beyond which a sweep publishes nothing, but takes up a few of each merchant's due checkouts itself."""
 
 
 class Bridge:
@@ -113,7 +113,7 @@ class Bridge:
         self._run(self._admission.admit(ids, queue), timeout=2 * self._settings.lease_seconds)
 
     def sweep(self) -> None:
-        """Turn ringing alarms into hints; where enough hints wait already, take up some alarms past them. One sweep at a time."""
+        """Turn due checkouts into hints; where enough hints wait already, take up some due checkouts past them. One sweep at a time."""
         self._heard = time.monotonic()
         if not self._sweeping.acquire(blocking=False):
             return
@@ -236,7 +236,7 @@ class Bridge:
         self.hint_publisher.publish([one.id for one in well if not one.woken])
 
     async def _take_up(self) -> int:
-        """Carry some of each merchant's ringing alarms, without a way through the broker; return how many."""
+        """Process some of each merchant's due checkouts, without a way through the broker; return how many."""
         due_now = await checkouts.due(self._db, most=self._settings.hint_size)
         await self._admission.admit([one.id for one in due_now if not one.suspect])
         for one in due_now:

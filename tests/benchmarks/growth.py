@@ -1,6 +1,6 @@
 """Finished checkouts by the million, made in Postgres itself, so that what history costs the orders under way can be measured.
 
-Each is completed and settled: no alarm, nothing open. It has what a real one has in the tables that carrying another one writes to
+Each is completed and settled: no due time, nothing open. It has what a real one has in the tables that carrying another one writes to
 or reads: the checkout, its intent, its session, eight audit entries, three events, its payment; as many bytes, though nothing in
 them opens under any key. Callbacks are left out: nothing of the measured way touches them.
 """

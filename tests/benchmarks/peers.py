@@ -271,7 +271,7 @@ E: Final = Bare(
 PRODUCT: Final = Product(
     key="product",
     title="this product",
-    what="API, worker and scheduler as real processes; intake over HTTP in batches of 100. It also keeps leases, alarms, events and a keyed "
+    what="API, worker and scheduler as real processes; intake over HTTP in batches of 100. It also keeps leases, due times, events and a keyed "
     "audit chain, and encrypts what is personal.",
     module="product",
     packages=("celery", "sqlalchemy", "psycopg", "aiohttp", "uvloop"),

@@ -1,6 +1,6 @@
 """Peer (f): the product itself, as real processes: API, worker, scheduler. Orders come in over `POST /v1/checkouts/batch`.
 
-It does more than the others for the same order: leases and versions, alarms, an event for the shop, an audit trail that is chained and
+It does more than the others for the same order: leases and versions, due times, an event for the shop, an audit trail that is chained and
 keyed, everything personal encrypted. Its own tables are looked at for the count and for the trail.
 
     python -m tests.benchmarks.start product take MARK ORDERS       hands the orders over

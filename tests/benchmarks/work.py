@@ -2,7 +2,7 @@
 
 Three calls to the gateway (authenticate, session, payment methods) and four moves, each move with its row in the audit trail, all
 of it durable. Here are the order as a shop sends it, the tables, and the statements of those peers that write SQL themselves; the
-product has its own tables and writes more (events, alarms, leases, a chained audit, everything personal encrypted).
+product has its own tables and writes more (events, due times, leases, a chained audit, everything personal encrypted).
 """
 
 from __future__ import annotations

@@ -294,7 +294,7 @@ def test_a_worker_stopped_past_its_lease_and_resumed_moves_nothing(installation:
     world.agree()
 
 
-def test_two_workers_share_the_orders_and_carry_each_once(installation: World):
+def test_two_workers_share_the_orders_and_process_each_once(installation: World):
     world = installation
     world.start("worker-1")
     world.start("worker-2")

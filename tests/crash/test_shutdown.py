@@ -178,7 +178,7 @@ def test_while_the_broker_hangs_every_process_ends_in_order(
             request.join(10)
         assert request.status == 202
         assert free(one, checkout)
-        # A hint that cannot be published is not work: its checkout has its alarm.
+        # A hint that cannot be published is not work: its checkout has its due time.
         assert statuses == {"api": 0, "worker-1": 0, "scheduler": 0}
 
 

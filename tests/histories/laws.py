@@ -41,7 +41,7 @@ PAYMENTS_ALONE = {
 
 
 def after_a_step(before: Mapping[UUID, Any], now: Mapping[UUID, Any]) -> None:
-    """Nothing that has been written shrinks or is taken back, and nobody is without an alarm before the end."""
+    """Nothing that has been written shrinks or is taken back, and nobody is without a due time before the end."""
     for checkout, row in now.items():
         assert row.has_due_time or row.state in ENDED, (checkout, row.state, "has no alarm")
         old = before.get(checkout)
@@ -65,7 +65,7 @@ def after_a_step(before: Mapping[UUID, Any], now: Mapping[UUID, Any]) -> None:
 
 
 async def in_the_end(world: World, policies: Mapping[str, object]) -> None:
-    """Check what holds when nothing happens any more: the trail, the alarms, every operation, and the money."""
+    """Check what holds when nothing happens any more: the trail, the due times, every operation, and the money."""
     rows = await world.rows()
     for checkout, row in rows.items():
         await _the_trail(world, checkout)

@@ -359,7 +359,7 @@ class Wait(Step):
 
 @dataclass(frozen=True)
 class Process(Step):
-    """A worker takes all checkouts: those whose alarm rings, or (`hinted`) as if each had been rung."""
+    """A worker takes all checkouts: those that are due, or (`hinted`) as if each had been woken."""
 
     hinted: bool = True
 

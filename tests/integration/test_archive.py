@@ -164,7 +164,7 @@ async def test_nothing_of_the_customer_is_readable_in_a_file_once_its_key_is_des
 
 WAITS = {
     "not ended": None,
-    "with an alarm": "UPDATE checkouts SET due_at = clock() + interval '30 days'",
+    "with a due time": "UPDATE checkouts SET due_at = clock() + interval '30 days'",
     "with a person": "UPDATE checkouts SET attention = 'open_payment'",
     "held": "UPDATE checkouts SET lease = gen_random_uuid(), leased_until = clock()",
     "with a callback that nobody has read": "UPDATE callbacks SET handled_at = NULL",

@@ -1,4 +1,4 @@
-"""The trail in the database: what breaks it is named, what does not is left alone."""
+"""The trail in the database: what breaks it is named, what does not is not touched."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ FORGED = {
         {"state": State.CALLBACK_RECEIVED},
         "starts from callback_received, but the one before ended in awaiting_payment",
     ),
-    "a second birth": (
+    "a second creation": (
         {"state": None, "to": State.RECEIVED},
         "starts from None, but the one before ended in awaiting_payment",
     ),

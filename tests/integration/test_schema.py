@@ -28,7 +28,7 @@ REFUSED = {
     "negative money": "refunded = -1",
     "a lease without an end": "lease = gen_random_uuid()",
     "an end without a lease": "leased_until = clock()",
-    "no alarm for what has not ended": "due_at = NULL",
+    "no due time for what has not ended": "due_at = NULL",
 }
 
 

@@ -1,4 +1,4 @@
-"""Floods of callbacks: what is kept of them, what still rings, and how little of it Postgres has to read."""
+"""Floods of callbacks: what is kept of them, what still wakes the checkout, and how little of it Postgres has to read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy import text
 from orchestrator.domain.states import State
 from orchestrator.store.inbox import Callbacks, Caps, callbacks, unmatched
 from tests.factories import arrival
-from tests.races.test_strays import unexpected_callback
+from tests.races.test_unmatched import unexpected_callback
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +55,7 @@ async def test_of_a_flood_without_proof_so_many_are_kept_and_what_is_real_finds_
                     await writer.take(each)
         fates = await asyncio.gather(*(writer.take(arrival(one, body=body)) for body in bodies(20, b"real-")))
         assert sum(fate.kept for fate in fates) == 5
-        assert all(fate.wakes for fate in fates), "what the gateway signed always rings"
+        assert all(fate.wakes for fate in fates), "what the gateway signed always wakes the checkout"
     assert await kept(core, one) == {"signed": 5, "wrong": 3}
     assert await kept(core, other) == {"wrong": 3}
 

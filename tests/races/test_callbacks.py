@@ -1,4 +1,4 @@
-"""Callbacks and commands: stored before they are answered, counted once, ringing until somebody has acted on them."""
+"""Callbacks and commands: stored before they are answered, counted once, waking the checkout until somebody has acted on them."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ async def test_repeats_against_movers_that_mark_as_read_never_lock_each_other_ou
     assert await core.all(deadlocks) == [before]
     (times,) = await core.all("SELECT sum(times) FROM callbacks")
     assert times > 40  # a crowd, also on a machine that has other things to do
-    # Whatever nobody has acted on yet still rings.
+    # Whatever nobody has acted on yet still wakes the checkout.
     for each in ids:
         (open_ones,) = await core.all(
             "SELECT count(*) FROM callbacks WHERE checkout_id = :id AND handled_at IS NULL", id=each

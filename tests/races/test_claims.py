@@ -1,4 +1,4 @@
-"""Claiming and ringing: one holder at a time, and no ring is lost between any two moments."""
+"""Claiming and waking: one holder at a time, and no wake-up is lost between any two moments."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_nobody_claims_under_a_living_lease_however_often_it_is_rung(core)
     await core.wake(held.id)
     await core.wake(held.id)
     assert await core.claim(held.id) == []
-    # Not even if the row is hinted at and its alarm rings.
+    # Not even if the row is hinted at and due.
     await core.do("UPDATE checkouts SET hinted = true, due_at = clock()")
     assert await core.claim(held.id) == []
 
@@ -213,7 +213,7 @@ async def test_settling_a_checkout_that_was_rung_meanwhile_makes_the_alarm_now(c
 
 
 async def test_a_storm_of_ringers_against_claims_and_releases_loses_no_ring(core):
-    """At the end every ring was seen by a claim (its `wake`), or the alarm rings or is hinted."""
+    """At the end every wake-up was seen by a claim (its `wake`), or the checkout is due or hinted."""
     ids = [await core.checkout(State.AWAITING_PAYMENT) for _ in range(8)]
     wakes, seen = Counter(), Counter()
     running = True
@@ -250,7 +250,7 @@ async def test_a_storm_of_ringers_against_claims_and_releases_loses_no_ring(core
 # ── Sweeps ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_two_sweepers_at_once_take_each_ringing_alarm_once_and_put_it_off(core):
+async def test_two_sweepers_at_once_take_each_due_checkout_once_and_put_it_off(core):
     ids = await core.checkouts(200)
     await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s', hinted = false")
     async with another(core.url, core.encryptor) as other:
@@ -266,7 +266,7 @@ async def test_two_sweepers_at_once_take_each_ringing_alarm_once_and_put_it_off(
     assert await checkouts.sweep(core.db, most=200, grace=60.0) == []
 
 
-async def test_the_longest_waiting_is_swept_first_and_says_whether_it_was_rung(core):
+async def test_the_longest_waiting_is_swept_first_and_says_whether_it_was_woken(core):
     ids = await core.checkouts(3)
     for number, checkout in enumerate(ids):
         await core.do(
@@ -298,7 +298,7 @@ async def test_what_was_claimed_before_without_a_result_is_a_suspect(core):
 
 
 async def test_a_sweep_does_not_read_the_alarms_of_the_future(core):
-    """A month of ended checkouts has alarms; only those that ring may cost anything, every second."""
+    """A month of ended checkouts has due times; only what is due now may cost anything, every second."""
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     await core.do("""
         INSERT INTO checkouts (id, merchant_id, order_ref, state, due_at, deadline, currency, amount, audit_sequence,

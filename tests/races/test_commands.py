@@ -1,4 +1,4 @@
-"""Commands: one row for one request, however often and from wherever it is sent, and a ring for each that is new."""
+"""Commands: one row for one request, however often and from wherever it is sent, and a wake-up for each that is new."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def test_without_a_key_each_request_is_a_command_of_its_own(core):
 
 
 async def test_a_repeat_and_the_holder_who_obeys_its_command_do_not_wait_in_a_circle(core):
-    """The holder has the checkout's row and wants the command's; a repeat that rang would have them the other way round."""
+    """The holder has the checkout's row and wants the command's; a repeat that woke it would have them the other way round."""
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     first = await ask(core, checkout)
     async with another(core.url, core.encryptor) as other, row_held(core.url, checkout) as holder:
@@ -126,7 +126,7 @@ async def test_a_wish_for_nobody_is_nothing(core):
     assert await inbox.request_all(core.db, core.encryptor, [], kind="reconcile", actor="x", grace=60.0) == {}
 
 
-async def test_wishes_for_the_same_many_from_two_sides_meet_without_a_deadlock(core):
+async def test_commands_for_the_same_many_from_two_sides_meet_without_a_deadlock(core):
     checkouts = await core.checkouts(100)
     async with another(core.url, core.encryptor) as other:
         both = await asyncio.gather(

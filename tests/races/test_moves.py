@@ -226,7 +226,7 @@ async def test_a_move_committed_by_a_connection_that_was_lost_is_told_as_landed(
             held, Trigger.AUTHENTICATED, events=(Event("checkout.ready", {}),), expires_in=99.0
         )
         assert held.state is State.AUTHENTICATED
-        # What could not be read is supposed for the worst: somebody may have rung.
+        # What could not be read is supposed for the worst: it may have been woken.
         assert held.woken
         assert await core.all("SELECT count(*) FROM audit_entries") == [2]
         assert await core.all("SELECT sequence FROM events") == [1]
@@ -243,7 +243,7 @@ async def test_a_move_that_was_not_committed_when_its_connection_broke_is_writte
 
 
 async def test_an_unaudited_release_with_a_lost_answer_is_called_lost_and_its_alarm_stands(core):
-    """Nothing tells such a write from another's, so it buys no side effect; the alarm is what counts."""
+    """Nothing tells such a write from another's, so it buys no side effect; the due time is what counts."""
     async with another(core.url, core.encryptor, database=Breaking) as one:
         held = await one.held()
         one.db.lost_answers = 1

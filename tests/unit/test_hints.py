@@ -1,4 +1,4 @@
-"""The doorbell: a crowd of hints gathers, and whoever is none of it waits for nothing. Rests last for ever here, so waiting shows."""
+"""Hints: a burst of hints is gathered, and a hint of another merchant does not wait. Delays never end here, so that waiting shows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Bell(hints_module.HintPublisher):
         self.published.append([hint.whose for hint in hints])
 
     def let(self, *merchants):
-        """Ring for each, and let one more message go."""
+        """Publish a hint for each, and let one more message go."""
         for merchant in merchants:
             self.publish([uuid4()], whose=merchant)
         self.may.release()
@@ -79,7 +79,7 @@ def until(condition, what):
 
 @pytest.fixture
 def woken(monkeypatch):
-    """A doorbell that has not started yet, and its broker, which refuses."""
+    """A hint publisher that has not started yet, and its broker, which refuses."""
     monkeypatch.setattr(hints_module, "PROBE_EVERY", 0.01)
     one, broker = (
         hints_module.HintPublisher(make_settings(broker_url="redis://127.0.0.1:1/0")),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.domain import operations
 from orchestrator.domain.operations import Fate, after_sending, before_sending
-from tests.unit.test_reconcile import known, transaction
+from tests.unit.test_reconciliation import known, transaction
 
 WHOLE = 13900
 RESERVED = transaction("1", "preauth", (WHOLE, 0, 0))

@@ -98,7 +98,7 @@ def message(body: object, **headers: object) -> SimpleNamespace:
         ([[], {}, {}], ["orchestrator.process"], "not_a_task"),
     ],
 )
-def test_only_our_own_messages_are_carried_out(body, name, reason):
+def test_only_our_own_messages_are_processed(body, name, reason):
     assert flaw(message(body, task=name)) == reason
 
 

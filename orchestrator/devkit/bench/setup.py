@@ -163,7 +163,7 @@ class BenchRun:
         return await self._read(job, sent, whole=whole)
 
     async def one_by_one(self, orders: int, *, show: Callable[[Progress], None]) -> tuple[Run, list[float]]:
-        """Carry orders one after the other until each is ready; return the run, and the milliseconds that were not the gateway's own."""
+        """Process orders one after the other until each is ready; return the run, and the milliseconds that were not the gateway's own."""
         await self._control("POST", "/bench/reset")
         job, beyond = self.job(orders=orders, at_once=1), []
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}

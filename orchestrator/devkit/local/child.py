@@ -52,7 +52,7 @@ class Child:
         with grown(self.log) as file:
             self._read_to = file.tell()
             self._rest = b""
-            # SIGKILL: when we are gone its database may be too, and what it had in hand is safe with its alarms.
+            # SIGKILL: when we are gone its database may be too, and what it had in hand is safe with its due times.
             self._process = spawn(
                 self._command,
                 last_signal=signal.SIGKILL,

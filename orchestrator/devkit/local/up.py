@@ -2,7 +2,7 @@
 
 Everything is started from the main thread, because the kernel ends a child with the thread that started it. A child that ends is
 started again; the embedded servers too. Stopping is warm: who has work in hand finishes it while gateway and servers still
-answer. Nothing is left behind, and whatever was open is in Postgres with its alarm, so the next start goes on with it.
+answer. Nothing is left behind, and whatever was open is in Postgres with its due time, so the next start goes on with it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The doors of gateways: how many calls go through one at once, how many in a second, and when a gateway is left alone.
+"""The limits of gateways: how many calls are made at once, how many in a second, and when the circuit of a gateway is open.
 
 A gateway is scheme, host and port. Each has connections of its own, so that a slow one takes nobody else's; whoever waits for one
-is served in turn, merchant after merchant and kind of call after kind of call. Behind a door that is shut nothing is sent and nothing
-is waited for: the call is `Busy`, and says for how long. Only what shows that a gateway does not work shuts its door, or answers that
+is served in turn, merchant after merchant and kind of call after kind of call. While a circuit is open nothing is sent and nothing
+is waited for: the call is `Busy`, and says for how long. Only what shows that a gateway does not work opens its circuit, or answers that
 cost this process more than answers may (`allowance`).
 """
 

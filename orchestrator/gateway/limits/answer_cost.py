@@ -1,7 +1,7 @@
 """What a gateway's answers cost the event loop, which is everybody's: counted against that gateway, and bounded for each answer.
 
 An ordinary answer costs a few hundred microseconds, and nothing is counted up to `FREE`. One that costs more (a flood of tiny chunks, of
-interim answers, a byte at a time) is given up at `MOST`, and its gateway is left alone until what it cost is no more than
+interim answers, a byte at a time) is given up at `MOST`, and the circuit of its gateway is open until what it cost is no more than
 `SHARE` of the time. The processor's time of this thread is what counts, so that a busy machine blames nobody.
 """
 
@@ -33,7 +33,7 @@ SHARE: Final = 0.0025
 BURST: Final = 0.05
 """Seconds that they may cost at once, after they had cost nothing for long: the garbage collector may have run meanwhile."""
 LONGEST: Final = 30.0
-"""Seconds for which a gateway is left alone over it at most."""
+"""Seconds for which the circuit of a gateway is open over it at most."""
 
 
 class CostLimit:

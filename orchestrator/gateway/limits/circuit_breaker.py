@@ -1,4 +1,4 @@
-"""The breaker of one gateway: after a run of calls that it did not serve, it is left alone for a while, then a few calls try it.
+"""The circuit breaker of one gateway: after a run of calls that it did not serve, its circuit is open for a while, then a few calls try it.
 
 closed ── a run of failures, none older than a minute ──► open ── its pause is over ──► half-open: a few probes at a time
 closed ◄── any call that it serves ── open or half-open        half-open ── a probe fails ──► open, for twice as long
@@ -67,7 +67,7 @@ class CircuitBreaker:
         return news
 
     def failed(self, now: float) -> float | None:
-        """Note that the gateway did not serve a call; return for how many seconds it is left alone now, if that is news."""
+        """Note that the gateway did not serve a call; return for how many seconds its circuit is open now, if that is news."""
         if self._until is None:
             self.failures = self.failures + 1 if now - self._failed_at <= WINDOW else 1
             self._failed_at = now

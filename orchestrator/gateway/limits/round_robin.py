@@ -1,4 +1,4 @@
-"""Turns: a few places, and a queue before them in which each key has a line of its own and is served in turn.
+"""A round-robin semaphore: a few slots, and a queue for each key; the keys are served in turn.
 
 However long one key's line is, another's first in line waits for one round at the most. Nobody waits while a place is free, and
 taking one then costs no task switch. For one event loop.

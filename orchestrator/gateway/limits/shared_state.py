@@ -1,4 +1,4 @@
-"""The board: what all workers share about gateways, in Redis: who is left alone until when, who works, permits of a shared budget.
+"""What all workers share about gateways, in Redis: whose circuit is open until when, who works, permits of a shared budget.
 
 Redis is never waited for on the way of a call. What others wrote is read twice a second in the background, what we write goes out
 by itself, and permits are waited for a moment only. While Redis is away or slow, each process goes by what it knows itself. Times
@@ -38,7 +38,7 @@ TIMEOUT: Final = 0.5
 MOMENT: Final = 0.05
 """Seconds for permits, which a call waits for."""
 LONGEST: Final = 60.0
-"""Seconds for which anything is left alone at most, unless the settings say otherwise."""
+"""Seconds for which a circuit is open at most, unless the settings say otherwise."""
 MOST: Final = 1000
 """Entries that are read at most."""
 PRESENT: Final = 5.0
@@ -118,11 +118,11 @@ class SharedGatewayState:
 
     @property
     def any_circuit_open(self) -> bool:
-        """Whether anything was to be left alone when Redis last told."""
+        """Whether any circuit was open when Redis last told."""
         return bool(self._open_circuits)
 
     def open_until(self, name: str) -> float:
-        """Return until when (monotonic) somebody wants this left alone; the past, if nobody does."""
+        """Return until when (monotonic) this circuit is open; the past, if it is closed."""
         return self._open_circuits.get(name, float("-inf"))
 
     def open_circuit(self, name: str, seconds: float) -> None:
@@ -130,7 +130,7 @@ class SharedGatewayState:
         self._tell(_LEAVE, 1, _OPEN_CIRCUITS, name, int(seconds * 1000) + 1)
 
     def close_circuit(self, name: str) -> None:
-        """Tell everybody that it need not be left alone any more, and return at once."""
+        """Tell all workers that its circuit is closed, and return at once."""
         self._open_circuits.pop(name, None)
         self._tell("redis.call('ZREM', KEYS[1], ARGV[1])", 1, _OPEN_CIRCUITS, name)
 
@@ -203,7 +203,7 @@ class SharedGatewayState:
 
 
 async def circuits_open(endpoint: Endpoint) -> dict[str, float]:
-    """Return what is left alone at this moment, and for how many seconds; Redis's errors pass through."""
+    """Return which circuits are open at this moment, and for how many seconds; Redis's errors pass through."""
     redis = connect(endpoint)
     try:
         return _pairs(await redis.eval(_READ, 1, _OPEN_CIRCUITS, MOST))

@@ -1,11 +1,11 @@
-"""The life of a checkout in Postgres: birth, claim, move, postpone, release, ring. The only writer of state.
+"""The life of a checkout in Postgres: create, claim, move, postpone, release, wake. The only writer of state.
 
 A lease is a random token with an end. Only its holder moves a checkout, and every write of the holder names the lease and the
-version that it saw; `Transitions.advance` writes state, version, alarm, audit entry, events and everything else of a move in one
+version that it saw; `Transitions.advance` writes state, version, due time, audit entry, events and everything else of a move in one
 statement for many checkouts at once, and says which landed. Only a move that landed buys the right to a side effect.
 
-No ring is lost: the claim notes `wake`, and a release sets the next alarm only if `wake` is still what the holder saw; else the
-alarm is now. Nobody holds a transaction while a socket to anybody else is open: claim, call, move.
+No wake-up is lost: the claim notes `wake`, and a release sets the next due time only if `wake` is still what the holder saw; else the
+due time is now. Nobody holds a transaction while a socket to anybody else is open: claim, call, move.
 """
 
 from orchestrator.store.checkouts.change import KEEP, Event, Fact, Move

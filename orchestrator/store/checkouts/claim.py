@@ -104,7 +104,7 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
     claimed_tick: float
     lease_ends: float
     renewal: Renewal = msgspec.field(default_factory=Renewal)
-    # Somebody rang while we held it: the release has set the alarm to now.
+    # It was woken while we held it: the release has set the due time to now.
     woken: bool = False
 
     def now(self) -> datetime:
@@ -136,13 +136,13 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def eventful(self) -> bool:
-        """Whether somebody waits for the next step: a callback, a command or an operation, and not an alarm alone."""
+        """Whether somebody waits for the next step: a callback, a command or an operation, and not a due time alone."""
         return bool(self.callbacks or self.commands or self.operation)
 
 
 # The claim takes what is due or hinted at and not under a living lease. A hint allows one claim: the second finds nothing.
-# That there is an alarm is asked in words in which the planner does not recognise the index of alarms: where nearly all checkouts are
-# finished it takes that for the shortest way, and each claim would read the alarms of everybody under way.
+# That there is a due time is asked in words in which the planner does not recognise the index of due times: where nearly all checkouts are
+# finished it takes that for the shortest way, and each claim would read the due times of everybody under way.
 _FREE = (
     "coalesce(c.due_at < 'infinity', false) AND (c.hinted OR c.due_at <= t.now) "
     "AND (c.lease IS NULL OR c.leased_until <= t.now)"
@@ -164,7 +164,7 @@ _CLAIM = text(f"""
     )
     {_TAKE}
 """)  # noqa: S608 - made of our own constants
-# What waits is due, or hinted at and then due within the grace; so the alarms of the future are not read. A suspect is left to the
+# What waits is due, or hinted at and then due within the grace; so the due times of the future are not read. A suspect is left to the
 # sweep, which has it go alone.
 _CLAIM_WAITING = text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
@@ -219,7 +219,7 @@ _RIVAL = text("""
     SELECT o.id FROM checkouts o WHERE o.merchant_id = :merchant_id AND o.order_ref = :order_ref AND o.id <> :id
        AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late
 """)
-# A statement of its own, after the claim: its snapshot is younger than the row locks, so every ring that `wake` counts is seen.
+# A statement of its own, after the claim: its snapshot is younger than the row locks, so every wake-up that `wake` counts is seen.
 # A few at a time: their bodies are large, and anybody who knows a link may send many.
 _CALLBACKS = text("""
     SELECT b.* FROM unnest(CAST(:ids AS uuid[])) AS c(id) CROSS JOIN LATERAL (
@@ -235,7 +235,7 @@ _COMMANDS = text("""
 """)
 
 CALLBACKS_PER_CLAIM: Final = 20
-"""Callbacks of one checkout that one claim takes; when there were so many, more may wait, and the release rings."""
+"""Callbacks of one checkout that one claim takes; when there were so many, more may wait, and the release makes it due at once."""
 
 _NEEDS_INTENT: Final = frozenset(UNOFFERED)
 
@@ -253,7 +253,7 @@ async def claim_waiting(
 ) -> list[ClaimedCheckout]:
     """Take the lease on the longest waiting of each merchant, at most so many as its share; like `claim` in everything else.
 
-    What is hinted at waits too: its alarm is at most `grace` seconds away.
+    What is hinted at waits too: its due time is at most `grace` seconds away.
     """
     asked = [{"merchant_id": merchant, "most": most} for merchant, most in shares.items()]
     parameters = {"shares": msgspec.json.encode(asked).decode(), "grace": grace}

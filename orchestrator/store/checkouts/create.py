@@ -1,7 +1,7 @@
-"""Births: the first row of a checkout, with its intent, its first audit entry and its first alarm.
+"""Creating: the first row of a checkout, with its intent, its first audit entry and its first due time.
 
 A checkout is created of an intent, or, where a payment comes for an order number that nobody asked for, of that payment (`create_from_payment`), so
-that lease, alarm, look, trail and policy are there for it too.
+that lease, due time, look, trail and policy are there for it too.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ _UNCONFIRMED: Final = text(f"""
                        AND c.created_at > clock() - interval '1 day' AND c.attention IS NULL LIMIT :most) AS found) AS number
       FROM unnest(CAST(:merchants AS int[])) AS m(id)
 """)  # noqa: S608 - made of our own constant
-# The locks are taken in one order, so that two that adopt the same payments wait for each other and not in a circle.
+# The locks are taken in one order, so that two that create checkouts from the same payments wait for each other and not in a circle.
 _LOCK_IN_ORDER = text("""
     SELECT pg_advisory_xact_lock(turn)
       FROM (SELECT turn FROM unnest(CAST(:turns AS bigint[])) AS t(turn) ORDER BY turn) AS turns
@@ -187,7 +187,7 @@ class UnmatchedPayment:
 
 @dataclass(frozen=True, slots=True)
 class PaymentMatch:
-    """The checkout that a stray belongs to; `created`: it was created of it just now."""
+    """The checkout that an unmatched payment belongs to; `created`: it was created of it just now."""
 
     id: UUID
     created: bool
@@ -215,7 +215,7 @@ async def create(
     The others meet a live checkout or a used key and are left out; a key of theirs that was free now names the id that was
     not created, and the caller has to point it at the checkout that it met (`inbox`).
 
-    The first alarm stands `grace` seconds away, behind the hint that the caller publishes after the commit.
+    The first due time stands `grace` seconds away, behind the hint that the caller publishes after the commit.
     """
     rows = []
     for new_checkout in new_checkouts:
@@ -267,13 +267,13 @@ async def create_from_payment(
     at: datetime,
     grace: float,
 ) -> list[PaymentMatch | None]:
-    """Return the checkout of each stray: one of the merchant's that has its id or its order number, or one created of it.
+    """Return the checkout of each unmatched payment: one of the merchant's that has its id or its order number, or one created of it.
 
-    None where there is neither a checkout nor enough to make one of. The same stray again, also at the same moment in another
+    None where there is neither a checkout nor enough to make one of. The same unmatched payment again, also at the same moment in another
     process, meets the checkout that was created of the first: whoever adopts an order number takes its turn. A checkout keeps the id
     that the payment names, if that is one of the kind that we give and nobody has it (a database restored from an older backup).
 
-    It begins as failed, since nobody asked for it, with an alarm: the watch looks at the gateway and policy decides.
+    It begins as failed, since nobody asked for it, with a due time: the watch looks at the gateway and policy decides.
     """
     matches: list[PaymentMatch | None] = [None] * len(unmatched)
     met = await _matches_of(tx, unmatched)

@@ -1,4 +1,4 @@
-"""Alarms: due_now a checkout from outside its lease, and the sweep that turns due alarms into hints."""
+"""Due times: due_now a checkout from outside its lease, and the sweep that turns due checkouts into hints."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from orchestrator.store.database import Database
 
-# Rows are locked in id order, as everywhere, so that two ringers cannot deadlock; a ringer waits for a mover's short
-# transaction, since a ring may not be left out. Whoever rings publishes the hint too: the alarm stands behind it by `grace`.
+# Rows are locked in id order, as everywhere, so that two that wake cannot deadlock; each waits for a mover's short
+# transaction, since a wake-up may not be left out. The caller publishes the hint too: the due time stands behind it by `grace`.
 _WAKE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     locked AS MATERIALIZED (
@@ -34,12 +34,12 @@ _WAKE = text("""
       FROM locked, t
      WHERE c.id = locked.id
 """)
-# However many alarms of one merchant ring, the others' ring too: each merchant that has any gets an equal part of what is taken. The
-# time as a sub-select is a bound of the index scans; as a join it would be a filter on every alarm of the future.
+# However many checkouts of one merchant are due, those of the others are taken too: each merchant that has any gets an equal part of what is taken. The
+# time as a sub-select is a bound of the index scans; as a join it would be a filter on every due time of the future.
 _DUE_FIRST = """
     t AS MATERIALIZED (SELECT clock() AS now),
     crowd AS MATERIALIZED (
-        -- One look into the index for each merchant, whatever the planner believes of how many ring.
+        -- One look into the index for each merchant, whatever the planner believes of how many are due.
         SELECT m.id, m.id = ANY(CAST(:overloaded AS int[])) AS overloaded FROM merchants m CROSS JOIN LATERAL (
             SELECT FROM checkouts c WHERE c.merchant_id = m.id AND c.due_at <= (SELECT now FROM t)
              ORDER BY c.due_at LIMIT 1) first
@@ -56,7 +56,7 @@ _SWEEP = text(f"""
                FOR NO KEY UPDATE OF c SKIP LOCKED) r
     ),
     put_off AS (
-        -- By their ids as an array: as a join the planner, who cannot know how many ring, may read all checkouts.
+        -- By their ids as an array: as a join the planner, who cannot know how many are due, may read all checkouts.
         UPDATE checkouts c SET hinted = true, due_at = t.now + make_interval(secs => :grace)
           FROM t WHERE c.id = ANY(ARRAY(SELECT id FROM due_now))
         RETURNING c.id, c.wake > 0 AS woken, c.claims > 1 AS suspect
@@ -94,7 +94,7 @@ _RESPACE = text("""
 
 @dataclass(frozen=True, slots=True)
 class DueCheckout:
-    """An alarm that rings: hint it. `lag` is how many seconds late the sweep was.
+    """A checkout that is due: hint it. `lag` is how many seconds late the sweep was.
 
     A `suspect` was claimed before and nothing came of it, maybe because it stops whoever takes it: it goes alone, so that it
     takes no others along.
@@ -107,9 +107,9 @@ class DueCheckout:
 
 
 async def wake(tx: AsyncConnection, ids: Sequence[UUID], *, grace: float) -> None:
-    """Ring checkouts from outside their lease, inside the transaction that stores the reason.
+    """Wake checkouts from outside their lease, inside the transaction that stores the reason.
 
-    The caller publishes the hint after the commit; if that fails, the alarm rings by itself after `grace` seconds.
+    The caller publishes the hint after the commit; if that fails, the checkout becomes due by itself after `grace` seconds.
     """
     await run(tx, _WAKE, {"ids": list(ids), "grace": grace})
 
@@ -117,7 +117,7 @@ async def wake(tx: AsyncConnection, ids: Sequence[UUID], *, grace: float) -> Non
 async def sweep(
     db: Database, *, most: int, grace: float, overloaded: Collection[int] = (), few: int = 0
 ) -> list[DueCheckout]:
-    """Take alarms that ring, about `most`, put each off by `grace` seconds and return them, to be published as hints.
+    """Take due checkouts, about `most`, put each off by `grace` seconds and return them, to be published as hints.
 
     Every merchant gets an equal part of them. Of the `overloaded` merchants, whose work the workers find by themselves, it takes only
     a `few`. Several sweepers are harmless: each takes what the others have not locked.
@@ -128,7 +128,7 @@ async def sweep(
 
 
 async def due(db: Database, *, most: int) -> list[DueCheckout]:
-    """Return checkouts whose alarm rings, in equal parts of every merchant, for a worker that sweeps for itself."""
+    """Return checkouts that are due, in equal parts of every merchant, for a worker that sweeps for itself."""
     rows = await db.read(_DUE, {"most": most, "overloaded": []})
     return [DueCheckout(row.id, row.woken, row.suspect, row.lag) for row in rows]
 

@@ -45,8 +45,8 @@ class UnauditedMove(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 # One statement writes everything of many moves. `locked` takes the rows in id order and leaves out those that somebody else has
-# locked (they come again); `mine` is the fence; `already` recognises a move that landed before its connection was lost: the head
-# of the chain is ours. Postgres applies the update to the newest version of a row, so the fence holds against any racer. What it
+# locked (they come again); `mine` is the lease guard; `already` recognises a move that landed before its connection was lost: the head
+# of the chain is ours. Postgres applies the update to the newest version of a row, so the lease guard holds against any racer. What it
 # updates it names by arrays: of joins alone the planner expects so many rows that it reads a whole table while that is small.
 _ADVANCE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
@@ -61,7 +61,7 @@ _ADVANCE = text("""
             correlation_id text, keeps_session boolean, token text, token_lifetime float8, session_id text, methods jsonb)
     ),
     letters AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:read AS json)) AS r(id uuid, checkout_id uuid)),
-    wishes AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:done AS json)) AS r(id uuid, checkout_id uuid, result text)),
+    results as materialized (SELECT * FROM json_to_recordset(CAST(:done AS json)) AS r(id uuid, checkout_id uuid, result text)),
     locked AS MATERIALIZED (
         SELECT c.id, coalesce(c.lease = i.lease AND c.version = i.version, false) AS mine,
                c.audit_head = decode(i.mac, 'hex') AS already
@@ -167,7 +167,7 @@ _ADVANCE = text("""
     ),
     done AS (
         UPDATE commands d SET handled_at = t.now, result = r.result
-          FROM wishes r JOIN moved ON moved.id = r.checkout_id, t WHERE d.id = r.id AND d.id = ANY(ARRAY(SELECT id FROM wishes))
+          from results r JOIN moved ON moved.id = r.checkout_id, t WHERE d.id = r.id AND d.id = ANY(ARRAY(SELECT id FROM results))
     )
     SELECT i.id, l.mine, l.already, m.deadline, m.woken
       FROM i LEFT JOIN locked l USING (id) LEFT JOIN moved m USING (id)

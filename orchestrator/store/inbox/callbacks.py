@@ -1,4 +1,4 @@
-"""Callbacks: stored raw before anybody reads them; a repeat rings again unless the first was acted on."""
+"""Callbacks: stored raw before anybody reads them; a repeat wakes the checkout again unless the first was acted on."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ _MINE = text("""
       FROM checkouts c LEFT JOIN intents i ON i.checkout_id = c.id LEFT JOIN locked l ON l.id = c.id
      WHERE c.id = ANY(CAST(:ids AS uuid[]))
 """)
-# A repeat is not stored twice; it counts, and rings while nobody has acted on the first. It rings again where it proves more than
+# A repeat is not stored twice; it counts, and wakes the checkout while nobody has acted on the first. It wakes it again where it proves more than
 # the first did: somebody may have sent a guess ahead of it. An empty body says too little to be told from an earlier one, so
-# it always rings, unless it proves nothing.
+# it always wakes the checkout, unless it proves nothing.
 #
 # Beyond its caps a checkout keeps nothing new: a flood fills no disk. What is counted is bounded by the caps themselves.
 _STORE = text("""
@@ -149,7 +149,7 @@ _EMPTY: Final = [
 
 
 class Callbacks:
-    """Takes callbacks from everything in flight in this process, stores them together and rings their checkouts.
+    """Takes callbacks from everything in flight in this process, stores them together and wakes their checkouts.
 
     `strict_network`: what comes from outside the gateway's addresses counts as unproven.
     """
@@ -169,7 +169,7 @@ class Callbacks:
         )
 
     async def take(self, arrival: Arrival) -> Stored:
-        """Store a callback and ring; `db.DatabaseAway` if Postgres does not answer within the patience."""
+        """Store a callback and wake its checkout; `db.DatabaseAway` if Postgres does not answer within the patience."""
         return await self._batch.put(arrival)
 
     def unproven(self, grade: str, network: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where a checkout stands for whoever wants something of it, and why a wish is refused before it is stored.
+"""Where a checkout stands for whoever wants something of it, and why a command is refused before it is stored.
 
 Our books may be younger or older than what the gateway holds, so whatever passes here is decided again under the lease. What is
 refused here is refused with the reason and the way out, while the person who asked is still there to read it.
@@ -85,7 +85,7 @@ class CommandRequest:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a wish is refused: a word for programs, a sentence with the way out, and the field to blame, if it is one's fault."""
+    """Why a command is refused: a word for programs, a sentence with the way out, and the field to blame, if it is one's fault."""
 
     kind: str
     sentence: str
@@ -125,7 +125,7 @@ class Pending:
 class CheckoutView:
     """Where a checkout stands. `cancelling` is the cancel that runs, `rival` the live checkout that has its order number.
 
-    `met` is the command that the idempotency key was used for, with the fingerprint of its content. A `from_payment` was born of a payment
+    `met` is the command that the idempotency key was used for, with the fingerprint of its content. A `from_payment` was created from a payment
     for an order number that no shop had handed over.
     """
 
@@ -213,7 +213,7 @@ async def checkout_view(
 
 
 def rejection(view: CheckoutView, request: CommandRequest) -> Rejection | None:
-    """Say why a wish cannot come true as the checkout stands by our books; None if it may be stored."""
+    """Say why a command cannot be carried out as the checkout stands by our books; None if it may be stored."""
     found = (
         _about_money(view, request)
         if request.kind in _MOVES_MONEY

@@ -1,7 +1,7 @@
-"""Commands: rows that say who asked for what, why, and which version of the checkout they saw. Obeyed under the lease, elsewhere.
+"""Commands: rows that say who asked for what, why, and which version of the checkout they saw. Executed under the lease, elsewhere.
 
 A command with an idempotency key is stored once: whoever sends the same again, at the same moment from another process or days
-later, meets the first. Only a command that is new rings. Each is signed with a key that the database does not have.
+later, meets the first. Only a command that is new wakes its checkout. Each is signed with a key that the database does not have.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CommandKind = Literal["cancel", "reopen", "capture", "refund", "release", "retry", "reconcile", "resolve"]
 
 # A used key returns the command that it was used for: the update changes nothing, and waits for whoever is storing that very
-# command at this moment. Such a repeat must not ring in the same transaction, or it would hold a row that the mover who holds
+# command at this moment. Such a repeat must not wake it in the same transaction, or it would hold a row that the mover who holds
 # its checkout may want.
 _STORE = text("""
     INSERT INTO commands AS k (id, merchant_id, checkout_id, kind, actor, reason, expected_version, arguments,
@@ -86,7 +86,7 @@ async def request(  # noqa: PLR0913 - the columns of a command
     fingerprint: bytes | None = None,
     grace: float,
 ) -> Requested | None:
-    """Store a command and ring; None if the merchant has no such checkout. Publish a hint afterwards.
+    """Store a command and wake its checkout; None if the merchant has no such checkout. Publish a hint afterwards.
 
     With a key that was used before, the same content returns the first command, and other content raises `KeyReused`; nothing
     is stored in either case. `fingerprint` is what counts as the content; without one it is everything that is asked.
@@ -126,9 +126,9 @@ async def request_all(
     arguments: Mapping[str, object] | None = None,
     grace: float,
 ) -> dict[UUID, UUID]:
-    """Store the same command for many checkouts, of whatever merchants, and ring them all; return each one's command.
+    """Store the same command for many checkouts, of whatever merchants, and wake them all; return each one's command.
 
-    Checkouts that do not exist are left out. Publish hints afterwards, or let the alarms ring after `grace` seconds.
+    Checkouts that do not exist are left out. Publish hints afterwards, or let the checkouts become due after `grace` seconds.
     """
     told = dict(arguments or {})
     commands: list[dict[str, object]] = []

@@ -1,4 +1,4 @@
-"""Callbacks that came to a merchant's own address and name no checkout in it: whose they are, and a home for those of nobody.
+"""Callbacks that came to a merchant's own address and name no checkout in it: whose they are, and what is kept of the others.
 
 What a merchant's terminals send by default goes there. It is stored as a callback of the checkout that it names, by our id or by
 its order number; a payment for an order number that nobody asked for gets a checkout of its own (`lifecycle.create_from_payment`). The rest,
@@ -116,7 +116,7 @@ class UnmatchedCallbacks:
         )
 
     async def take(self, one: MerchantCallback) -> StoredCallback:
-        """Store it where it belongs and ring; `db.DatabaseAway` if Postgres does not answer within the patience."""
+        """Store it where it belongs and wake the checkout; `db.DatabaseAway` if Postgres does not answer within the patience."""
         fate = await self._batch.put(one)
         if fate.matched is None:
             over_limit = one.told.complete and not self._unproven(one)

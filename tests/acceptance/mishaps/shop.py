@@ -1,7 +1,7 @@
 """A shop's installation in one process: the gateway calls our real API over HTTP, and the test is the worker.
 
 Beside what a `Scene` has there is the API behind a door of its own (a firewall may stand in it), with signed callbacks, and a second
-worker with database connections of its own. Graces and looks are those of production: time passes by `later`, and nothing rings
+worker with database connections of its own. Graces and looks are those of production: time passes by `later`, and nothing becomes due
 by itself.
 """
 
@@ -105,7 +105,7 @@ class GatewayLimits:
 
 
 class Bell:
-    """A doorbell that hints at nobody: the test is the worker."""
+    """A hint publisher that publishes nothing: the test is the worker."""
 
     trouble = None
 
@@ -195,7 +195,7 @@ class Shop(Scene):
     # ── The worker ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def follow(self, *checkouts: UUID, workers: int = 1) -> None:
-        """Carry as workers do until nothing rings: callbacks, commands, operations, alarms that are due."""
+        """Process as workers do until nothing is due: callbacks, commands, operations, due times."""
         processors = (self.processor, self.second)[:workers]
         async with asyncio.timeout(20):
             while due_now := await self.due_now(*checkouts):
@@ -210,7 +210,7 @@ class Shop(Scene):
         return [row.id for row in rows]
 
     async def until_due(self, checkout: UUID) -> None:
-        """Let time pass until the alarm rings, and look."""
+        """Let time pass until the checkout is due, and look."""
         row = await self.row(checkout)
         await self.later(seconds=row.due_in.total_seconds() + 1)
         await self.follow(checkout)
@@ -323,7 +323,7 @@ class Shop(Scene):
         return (await self.events(checkout)).count("checkout.completed")
 
     async def agree(self, *checkouts: UUID) -> None:
-        """Check also what is held, payment by payment, that everything unsettled has an alarm, and the audit trail."""
+        """Check also what is held, payment by payment, that everything unsettled has a due time, and the audit trail."""
         await super().agree(*checkouts)
         for checkout in checkouts or tuple(self.orders):
             theirs = {

@@ -1,4 +1,4 @@
-"""The API on a real database, asked over ASGI; the doorbell is a list."""
+"""The API on a real database, asked over ASGI; the hint publisher is a list."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PAGES = {
 
 @dataclass
 class RecordingPublisher:
-    """A doorbell that remembers who was rung for."""
+    """A hint publisher that records what it is given."""
 
     trouble: str | None = None
     published: list[tuple[str, UUID]] = field(default_factory=list)

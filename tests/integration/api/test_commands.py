@@ -445,7 +445,7 @@ async def test_an_amount_is_meant_in_the_payments_own_currency(api: Api):
         ("release", {"role": "unknown", "binding": "order_ref"}, "not surely"),
     ],
 )
-async def test_money_that_is_not_this_orders_is_left_alone(api: Api, kind, changes, said):
+async def test_money_that_is_not_this_orders_is_not_touched(api: Api, kind, changes, said):
     checkout = await paid(api)
     await payment(api, checkout, "2", **changes)
     document = problem(

@@ -250,7 +250,7 @@ async def test_an_adopted_payment_can_be_looked_at_like_any_checkout(database_ur
         assert str(row.id) in str(listed)
 
 
-async def test_the_same_stray_again_meets_the_checkout_that_was_born_of_it(database_url):
+async def test_the_same_unmatched_payment_again_meets_the_checkout_that_was_created_from_it(database_url):
     async with checking(database_url) as api:
         for body in (posted(), posted(), posted(transaction_id="2"), posted(status="ChargebackEvent")):
             assert (await send(api, body)).status_code == 200
@@ -343,7 +343,7 @@ async def test_an_id_that_we_never_gave_is_not_taken_over(database_url, named):
     ],
     ids=str,
 )
-async def test_what_is_no_payment_or_cannot_be_compared_is_kept_and_nothing_is_born(database_url, changes):
+async def test_what_is_no_payment_or_cannot_be_compared_is_kept_and_nothing_is_created(database_url, changes):
     async with checking(database_url) as api:
         with capture_logs() as lines:
             assert (await send(api, posted(**changes))).status_code == 200

@@ -206,7 +206,7 @@ def test_many_values_of_json_are_refused_before_they_are_made():
     assert asyncio.run(scene()) == Unknown("The gateway's JSON holds more values than an answer has.")
 
 
-def test_a_hostile_gateway_delays_no_other_merchant_and_is_left_alone():
+def test_a_hostile_gateway_delays_no_other_merchant_and_its_circuit_is_opened():
     """The event loop is never held for long, and the hostile gateway's own breaker opens."""
 
     async def scene():

@@ -1,4 +1,4 @@
-"""Capture, refund, release: what is sent, what the answer means, and that nothing leaves once the fence says no."""
+"""Capture, refund, release: what is sent, what the answer means, and that nothing leaves once the lease guard says no."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_a_call_that_would_move_more_than_meant_is_never_made(wrong):
     assert asyncio.run(scene()) == []
 
 
-# ── The fence ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The lease guard ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_behind_a_fence_that_says_no_not_a_byte_leaves(run, recorder):
@@ -475,7 +475,7 @@ def test_a_refused_connection_was_not_sent_and_asks_no_fence(run, recorder):
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "tls"])
 def test_the_whole_request_is_with_the_kernel_before_the_loop_turns_again(run, recorder, trusted, secured):
-    """Nothing else of the loop runs between the fence's yes and the kernel's taking the bytes."""
+    """Nothing else of the loop runs between the lease guard's yes and the kernel's taking the bytes."""
     waiting: list[bytes] = []
 
     def serve_one() -> socket.socket:
@@ -511,7 +511,7 @@ def test_the_whole_request_is_with_the_kernel_before_the_loop_turns_again(run, r
             return outcome
 
     assert isinstance(run(scene()), Unknown), "nobody answered the second call"
-    (request,) = waiting  # nothing when the fence was asked, everything one turn later
+    (request,) = waiting  # nothing when the lease guard was asked, everything one turn later
     if secured:
         assert len(request) > len("reconciliation_identifier=op-1") + 300
     else:

@@ -59,7 +59,7 @@ def intent(order: str, *, amount: str = "139.00", capture: bool = False, **more:
 
 
 async def take(processor: CheckoutProcessor, ids: Sequence[UUID]) -> list[UUID]:
-    """Claim what a hint would find, and carry it as far as it goes; return what was rung meanwhile."""
+    """Claim what a hint would find, and process it as far as it goes; return what was woken meanwhile."""
     return await processor.process(
         await claim(processor.db, ids, lease_seconds=processor.settings.lease_seconds)
     )
@@ -118,7 +118,7 @@ class Scene:
         return merchant.id
 
     async def process(self, *ids: UUID) -> list[UUID]:
-        """Carry, whatever the alarms say: as if they had just been hinted at."""
+        """Process, whatever the due times say: as if they had just been hinted at."""
         await self.sql("UPDATE checkouts SET hinted = true WHERE id = ANY(:ids)", ids=list(ids))
         return await self.take(*ids)
 
@@ -133,7 +133,7 @@ class Scene:
         return checkout
 
     async def processed_until(self, checkout: UUID, *states: str, seconds: float = 10.0) -> Any:
-        """Carry whenever the alarm rings until the checkout is in one of these states."""
+        """Process whenever the checkout is due until the checkout is in one of these states."""
         async with asyncio.timeout(seconds):
             while (row := await self.row(checkout)).state not in states:
                 await self.take(checkout)

@@ -20,7 +20,7 @@ from tests.pooler import direct
 pytestmark = pytest.mark.anyio
 
 
-async def test_two_claims_of_the_same_order_carry_it_once(world: Scene):
+async def test_two_claims_of_the_same_order_process_it_once(world: Scene):
     checkout = await world.accept()
     await asyncio.gather(*(world.take(checkout) for _ in range(5)))
     assert await world.state(checkout) == "awaiting_payment"
@@ -205,7 +205,7 @@ async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_alarm(
             "UPDATE checkouts SET leased_until = clock(), due_at = clock() WHERE id = :id", id=checkout
         )
         await world.plan(checkout)
-    # Another worker, with the usual patience: a slow first write of the impatient one would be left to its alarm again.
+    # Another worker, with the usual patience: a slow first write of the impatient one would be left to its due time again.
     async with scene(database_url, gateway_url) as other:
         await other.processed_until(checkout, "awaiting_payment")
 

@@ -35,7 +35,7 @@ PER_SECOND, SECONDS = 50, 60
 ORDERS = PER_SECOND * SECONDS
 FIRST_LOOK = 120.0
 JITTER = 1.2
-"""The most by which an alarm is later than its delay."""
+"""The most by which a due time is later than its delay."""
 PAID_AFTER = (20.0, 80.0)
 """Seconds from the offer to the payment: before the first look for a lost callback."""
 BACK_AFTER = (5.0, 200.0)

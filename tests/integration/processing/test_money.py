@@ -21,7 +21,7 @@ WHOLE = 13900
 
 
 async def until_settled(world: Scene, checkout, *, seconds: float = 15.0):
-    """Carry whenever the alarm rings until no operation is under way and the checkout was looked at afterwards."""
+    """Process whenever the checkout is due until no operation is under way and the checkout was looked at afterwards."""
     async with asyncio.timeout(seconds):
         while True:
             await world.take(checkout)
@@ -358,7 +358,7 @@ async def test_the_alarm_of_a_reservation_rings_before_it_lapses(world: Scene):
     assert (row.reserved_until - (await world.sql("SELECT clock() AS now"))[0].now).total_seconds() > 0
 
 
-# ── Late, surplus, stray ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Late, surplus, unexpected ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def late(world: Scene):

@@ -1,4 +1,4 @@
-"""The same stray payment at the same moment, in one process and in two: one checkout, one first entry, every callback kept."""
+"""The same unmatched payment at the same moment, in one process and in two: one checkout, one first entry, every callback kept."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def unexpected_callback(order_ref: str | None = "OLD-1", **changes) -> MerchantC
 
 @asynccontextmanager
 async def takers(core, number: int = 2, **options):
-    """As many processes as wanted, each with a writer of strays."""
+    """As many processes as wanted, each with a writer of unmatched callbacks."""
     async with AsyncExitStack() as stack:
         made = []
         for _ in range(number):
@@ -48,7 +48,7 @@ async def takers(core, number: int = 2, **options):
         yield made
 
 
-async def test_the_same_stray_from_two_processes_at_once_is_one_checkout(core):
+async def test_the_same_unmatched_payment_from_two_processes_at_once_is_one_checkout(core):
     async with takers(core) as processes:
         for round_ in range(10):
             placed = await asyncio.gather(

@@ -108,9 +108,7 @@ async def test_an_order_that_fails_every_call_until_its_deadline_has_failed(worl
     assert (await world.trail(checkout))[-1]["trigger"] == "attempts_exhausted"
 
 
-async def test_wrong_credentials_fail_no_order_and_leave_the_gateway_alone(
-    database_url: str, gateway_url: str
-):
+async def test_wrong_credentials_fail_no_order_and_open_the_circuit(database_url: str, gateway_url: str):
     async with scene(database_url, gateway_url, gateway_password="wrong") as world:
         first, second = await world.accept(expiresIn=1), await world.accept()
         await world.process(first)

@@ -1,4 +1,4 @@
-"""A gateway that does not work is left alone: no order fails of it before its deadline, and no money is moved twice."""
+"""The circuit of a gateway that does not work is opened: no order fails of it before its deadline, and no money is moved twice."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ async def breaks(world: Scene, *endpoints: str) -> None:
 
 
 async def circuits_open(world: Scene) -> None:
-    """Have two orders fail, so that the gateway is left alone."""
+    """Have two orders fail, so that the circuit of the gateway is opened."""
     await breaks(world, "authenticate")
     await world.process(await world.accept(), await world.accept())
 
 
-async def test_while_a_gateway_is_left_alone_no_attempt_is_counted(database_url: str, gateway_url: str):
+async def test_while_a_circuit_is_open_no_attempt_is_counted(database_url: str, gateway_url: str):
     async with watchful(database_url, gateway_url) as world:
         await circuits_open(world)
         checkouts = [await world.accept() for _ in range(5)]
@@ -117,7 +117,7 @@ async def test_money_that_is_asked_for_meanwhile_is_moved_once_when_the_gateway_
         await world.agree(checkout)
 
 
-async def test_money_whose_gateway_is_left_alone_between_look_and_call_is_not_sent(
+async def test_money_whose_circuit_opens_between_lookup_and_call_is_not_sent(
     database_url: str, gateway_url: str, monkeypatch
 ):
     """The look is served, and the door shuts before the capture: it is withdrawn as not sent, and sent once afterwards."""
@@ -162,6 +162,6 @@ async def test_it_is_explained(database_url: str, gateway_url: str):
             record = await explain.gather(world.db, world.settings, checkout)
             assert record is not None
             explained = explain.explain(record)
-            assert any("The gateway is being left alone for a moment" in one for one in explained.because)
-            assert explained.next.what.startswith("The gateway is being left alone until ")
+            assert any("The gateway is not being called for a moment" in one for one in explained.because)
+            assert explained.next.what.startswith("The gateway is not called until ")
             assert explained.next.at == record.due_at

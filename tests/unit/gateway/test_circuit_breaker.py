@@ -82,7 +82,7 @@ def test_of_probes_that_fail_together_one_counts():
     assert [one.failed(100.0), one.failed(100.0), one.failed(100.0)] == [2 * FIRST_PAUSE, None, None]
 
 
-def test_what_another_process_leaves_alone_is_left_alone_here_too():
+def test_a_circuit_that_another_process_opened_is_open_here_too():
     one = CircuitBreaker(3, 30.0)
     assert one.heard(10.0, 0.0)
     assert one.wait(4.0) == 6.0

@@ -1,4 +1,4 @@
-"""The doors of gateways, on real sockets: a slow gateway takes nobody else's connections, and one that does not work is left alone."""
+"""The limits of gateways, on real sockets: a slow gateway takes nobody else's connections, and the circuit of one that does not work is opened."""
 
 from __future__ import annotations
 
@@ -98,10 +98,10 @@ def test_those_who_wait_for_one_gateway_are_served_merchant_after_merchant(run):
     assert run(scene()) == [True, True, False, True, True, True, True], "the quiet one waited for one turn"
 
 
-# ── Left alone ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Open circuits ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_gateway_that_does_not_serve_is_left_alone_and_nobody_elses(run):
+def test_the_circuit_of_a_gateway_that_does_not_serve_is_opened_and_no_other(run):
     async def scene():
         async with (
             gateway_that(BROKEN, breaker_failures=3) as (gateway, server, merchant),
@@ -184,7 +184,7 @@ def test_refusals_show_that_the_gateway_works(run, status, kind):
     assert [type(one) for one in run(scene())] == [kind] * 3
 
 
-def test_what_a_fence_withheld_says_nothing_of_the_gateway(run):
+def test_what_a_lease_guard_withheld_says_nothing_of_the_gateway(run):
     async def scene():
         async with gateway_that(WELL, breaker_failures=1) as (gateway, server, merchant):
             for _ in range(3):
@@ -195,7 +195,7 @@ def test_what_a_fence_withheld_says_nothing_of_the_gateway(run):
     assert run(scene()) == 0
 
 
-def test_money_is_not_moved_at_a_gateway_that_is_left_alone_and_its_fence_is_not_asked(run):
+def test_money_is_not_moved_at_a_gateway_whose_circuit_is_open_and_its_lease_guard_is_not_asked(run):
     asked = []
 
     async def scene():

@@ -1,4 +1,4 @@
-"""Admission: no merchant's backlog is in another's way, nothing is left behind without an alarm, and nothing is forgotten.
+"""The dispatcher: no merchant's backlog is in another's way, nothing is left behind without a due time, and nothing is forgotten.
 
 The gateway answers nobody until the test lets it (`ClaimedCheckout`), so what is in flight and in which order things end is the test's own decision.
 """
@@ -70,7 +70,7 @@ class Crowd:
             await self.world.until_state(one, state)
 
     async def everything_waits_for_something(self) -> None:
-        """Check that whatever is not held is hinted at or due, with an alarm."""
+        """Check that whatever is not held is hinted at or due, with a due time."""
         rows = await self.world.sql(
             "SELECT due_at, hinted OR due_at <= clock() AS waits FROM checkouts WHERE lease IS NULL AND state = 'received'"
         )
@@ -98,7 +98,7 @@ async def few(database_url: str, gateway_url: str) -> AsyncIterator[Crowd]:
         yield one
 
 
-async def test_with_room_for_all_everything_is_carried(few: Crowd):
+async def test_with_room_for_all_everything_is_processed(few: Crowd):
     ids = await few.orders(5)
     await few.dispatcher.admit(ids)
     await few.until_through(*ids)
@@ -133,7 +133,7 @@ async def test_a_burst_of_one_merchant_delays_nobody_else(few: Crowd):
     assert few.dispatcher.overloaded == []
 
 
-async def test_what_is_left_behind_is_carried_without_another_hint_the_longest_waiting_first(few: Crowd):
+async def test_what_is_left_behind_is_processed_without_another_hint_the_longest_waiting_first(few: Crowd):
     few.gateway.hold("default")
     first = await few.orders(9)
     await few.dispatcher.admit(first)
@@ -252,7 +252,7 @@ async def test_a_hint_waits_no_longer_than_a_lease(database_url: str, gateway_ur
         with structlog.testing.capture_logs() as logs:
             await one.dispatcher.admit([second])
         assert [line["event"] for line in logs] == ["no_room"]
-        # It is taken up no more: its alarm stands.
+        # It is taken up no more: its due time stands.
         one.gateway.let_go("default")
         await one.until_leased()
         row = await one.world.row(second)

@@ -124,7 +124,7 @@ def test_the_board_is_in_redis_its_own_or_the_brokers():
     assert where() is None
 
 
-async def test_a_gateway_that_one_worker_leaves_alone_is_left_alone_by_all(url: str):
+async def test_a_circuit_that_one_worker_opens_is_open_for_all(url: str):
     async with (
         Misbehaving(answering(500)) as server,
         worker(url, "one", breaker_failures=2) as (first, _),
@@ -163,7 +163,7 @@ async def test_a_merchant_that_is_throttled_rests_at_all_workers(url: str):
         assert list(await shared_state.circuits_open(read(url))) == [f"{gateway_of(server.url)} default"]
 
 
-async def test_a_gateway_that_serves_while_it_is_left_alone_is_taken_off_the_board(url: str):
+async def test_a_gateway_that_serves_while_its_circuit_is_open_has_it_closed_for_all(url: str):
     async with worker(url, "one") as (_, one):
         one.open_circuit("somewhere", 60.0)
         await until(lambda: one.any_circuit_open)
@@ -259,7 +259,7 @@ async def test_the_script_and_the_arithmetic_agree(url: str):
 # ── Redis is away ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_without_redis_calls_are_made_and_a_gateway_is_left_alone_all_the_same():
+async def test_without_redis_calls_are_made_and_circuits_open_all_the_same():
     async with (
         worker(None, "one", breaker_failures=1) as (gateway, one),
         Misbehaving(answering(500)) as server,
