@@ -29,7 +29,7 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator.domain.states import State
-from orchestrator.store.checkouts import due
+from orchestrator.store.checkouts import due_times
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -190,7 +190,7 @@ async def take(db: Database, demands: Sequence[Demand]) -> Mapping[int, Places]:
 
 async def respace(db: Database, merchant: str, *, looks_per_minute: int) -> None:
     """Give the lookups that wait the places of another budget, where these are nearer; `merchant` is a name."""
-    await due.respace(db, merchant, apart=apart(looks_per_minute))
+    await due_times.respace(db, merchant, apart=apart(looks_per_minute))
 
 
 async def _take(db: Database, wanted: Sequence[Demand]) -> dict[int, Places]:

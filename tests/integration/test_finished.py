@@ -156,7 +156,7 @@ async def process(place, encryptor, merchant=1):
     assert (await unmatched.take(stray)).created
     await unmatched.close()
     async with place.db.transaction() as tx:
-        assert len((await tx.execute(checkouts.due._DUE, {"most": 100, "overloaded": []})).all()) >= 1
+        assert len((await tx.execute(checkouts.due_times._DUE, {"most": 100, "overloaded": []})).all()) >= 1
     assert len(await checkouts.sweep(place.db, most=100, grace=60.0)) >= 1
 
 

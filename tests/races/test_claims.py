@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from orchestrator.domain.states import ENDED, State, Trigger
 from orchestrator.store import checkouts
-from orchestrator.store.checkouts import LeaseLost, due
+from orchestrator.store.checkouts import LeaseLost, due_times
 from orchestrator.store.database import Unwritten
 from tests.factories import arrival, row_held
 from tests.factories import core as another
@@ -308,7 +308,7 @@ async def test_a_sweep_does_not_read_the_alarms_of_the_future(core):
     """)
     await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s' WHERE id = :id", id=checkout)
     await core.do("ANALYZE checkouts")
-    for statement in (due._SWEEP, due._DUE):
+    for statement in (due_times._SWEEP, due_times._DUE):
         asked = {"most": 2000, "grace": 5.0, "overloaded": [], "few": 50}
         plan = await core.db.read(text(f"EXPLAIN {statement.text}"), asked)
         told = "\n".join(row[0] for row in plan)

@@ -9,7 +9,7 @@ due time is now. Nobody holds a transaction while a socket to anybody else is op
 """
 
 from orchestrator.store.checkouts.change import KEEP, Event, Fact, Move
-from orchestrator.store.checkouts.claim import (
+from orchestrator.store.checkouts.claims import (
     CALLBACKS_PER_CLAIM,
     ClaimedCheckout,
     LeaseLost,
@@ -22,7 +22,7 @@ from orchestrator.store.checkouts.claim import (
     rival_of,
     tick,
 )
-from orchestrator.store.checkouts.create import (
+from orchestrator.store.checkouts.creation import (
     MOST_UNCONFIRMED,
     UNKNOWN_ORDER,
     Created,
@@ -32,7 +32,7 @@ from orchestrator.store.checkouts.create import (
     create,
     create_from_payment,
 )
-from orchestrator.store.checkouts.due import DueCheckout, due, sweep, wake
+from orchestrator.store.checkouts.due_times import DueCheckout, due, sweep, wake
 from orchestrator.store.checkouts.leases import renew
 from orchestrator.store.checkouts.matching import (
     NO_INTENT_PRINT,

@@ -14,7 +14,7 @@ import msgspec
 from orchestrator import audit
 from orchestrator.domain.records import ObservedPayment, Operation
 from orchestrator.domain.states import ENDED, State, Trigger
-from orchestrator.store.checkouts.claim import ClaimedCheckout
+from orchestrator.store.checkouts.claims import ClaimedCheckout
 from orchestrator.store.checkouts.row_macs import sign_operation
 
 if TYPE_CHECKING:

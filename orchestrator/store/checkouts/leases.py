@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import msgspec
 from sqlalchemy import text
 
-from orchestrator.store.checkouts.claim import tick
+from orchestrator.store.checkouts.claims import tick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.store.checkouts.claim import ClaimedCheckout
+    from orchestrator.store.checkouts.claims import ClaimedCheckout
     from orchestrator.store.database import Database
 
 # A row that a move has locked is left out: the next renewal comes soon. A lease that is over and that no one else took is still ours.

@@ -23,7 +23,7 @@ from orchestrator.store.checkouts.change import (
     payment_rows,
     row,
 )
-from orchestrator.store.checkouts.claim import ClaimedCheckout, LeaseLost, tick
+from orchestrator.store.checkouts.claims import ClaimedCheckout, LeaseLost, tick
 from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from orchestrator.gateway.client import Gateway
 from orchestrator.processing import Dispatcher, dispatcher
-from orchestrator.store.checkouts import claim
+from orchestrator.store.checkouts import claims
 from tests.integration.processing.scene import Scene, scene
 
 if TYPE_CHECKING:
@@ -303,13 +303,13 @@ async def test_a_merchant_that_is_not_known_yet_has_its_room_too(few: Crowd):
 
 def breaking(monkeypatch, error: Exception) -> None:
     """Have the next claim fail."""
-    real = claim._claim
+    real = claims._claim
 
     async def once(*arguments: Any) -> Any:
-        monkeypatch.setattr(claim, "_claim", real)
+        monkeypatch.setattr(claims, "_claim", real)
         raise error
 
-    monkeypatch.setattr(claim, "_claim", once)
+    monkeypatch.setattr(claims, "_claim", once)
 
 
 @pytest.mark.parametrize(
@@ -352,14 +352,14 @@ async def test_claims_that_fail_are_told_of_until_they_work_again_though_nobody_
     few: Crowd, monkeypatch
 ):
     monkeypatch.setattr(dispatcher, "AGAIN", 0.02)
-    real = claim._claim
-    monkeypatch.setattr(claim, "_claim", all_refused)
+    real = claims._claim
+    monkeypatch.setattr(claims, "_claim", all_refused)
     with structlog.testing.capture_logs() as logs:
         assert not await few.dispatcher.admit(await few.orders(1))
         await until_rounds(few, 5)
     assert few.dispatcher.failure == "the database is out of reach (gone)"
     assert [line["event"] for line in logs] == ["claim_failed"], "it is logged once, and not at every try"
-    monkeypatch.setattr(claim, "_claim", real)
+    monkeypatch.setattr(claims, "_claim", real)
     async with asyncio.timeout(10):
         while few.dispatcher.failure is not None:  # noqa: ASYNC110 - nobody tells us
             await asyncio.sleep(0.01)
@@ -394,13 +394,13 @@ async def test_a_claim_that_takes_longer_than_its_lease_is_given_up(
     brief = {"lease_seconds": 1.0, "gateway_total_timeout": 0.3}
     async with crowd(database_url, gateway_url, **brief) as one:
         (order,) = await one.orders(1)
-        real = claim._claim
+        real = claims._claim
 
         async def hangs(*_: Any) -> Any:
-            monkeypatch.setattr(claim, "_claim", real)
+            monkeypatch.setattr(claims, "_claim", real)
             await asyncio.Event().wait()
 
-        monkeypatch.setattr(claim, "_claim", hangs)
+        monkeypatch.setattr(claims, "_claim", hangs)
         async with asyncio.timeout(10):
             assert not await one.dispatcher.admit([order])
             while not await one.dispatcher.admit([order]):
@@ -452,7 +452,7 @@ async def test_how_long_the_dispatcher_has_been_at_one_round_is_seen_while_it_ta
 ):
     """By these health tells a dispatcher that hangs from one that has nothing to do."""
     ids = await few.orders(2)
-    loop, real = asyncio.get_running_loop(), claim._claim
+    loop, real = asyncio.get_running_loop(), claims._claim
     hanging, goes_on = asyncio.Event(), asyncio.Event()
 
     async def hangs(*arguments: Any) -> Any:
@@ -460,7 +460,7 @@ async def test_how_long_the_dispatcher_has_been_at_one_round_is_seen_while_it_ta
         await goes_on.wait()
         return await real(*arguments)
 
-    monkeypatch.setattr(claim, "_claim", hangs)
+    monkeypatch.setattr(claims, "_claim", hangs)
     first = asyncio.create_task(few.dispatcher.admit(ids[:1]))
     await hanging.wait()
     second = asyncio.create_task(few.dispatcher.admit(ids[1:]))
