@@ -288,7 +288,7 @@ def _next(record: Record) -> Next:
             f"The gateway is not called until {moment(record.due_at)}; then {_what(record)}.{_after(record)}",
             record.due_at,
         )
-    if record.slot_reserved and not due:
+    if record.booked and not due:
         return Next(
             f"Its lookup waits for its turn within the merchant's budget of lookups{_behind(record.queue)}: at {moment(record.due_at)} "
             f"{_what(record)}.{_after(record)}",

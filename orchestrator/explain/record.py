@@ -144,7 +144,7 @@ class Record:
     """One checkout at one moment (`now`). Amounts in minor units, graces in seconds, `watch` in seconds after the end.
 
     `leased_until` is set while a worker holds it; `callbacks` is the number of callbacks that nobody has acted on;
-    `slot_reserved` says that its lookup waits for its turn within the merchant's budget, and `queue` behind which others.
+    `booked` says that its lookup waits for its turn within the merchant's budget, and `queue` behind which others.
     """
 
     id: UUID
@@ -174,7 +174,7 @@ class Record:
     attention: str | None = None
     last_error: str | None = None
     attempts: int = 0
-    slot_reserved: bool = False
+    booked: bool = False
     callbacks: int = 0
     entries: tuple[Entry, ...] = ()
     payments: tuple[Payment, ...] = ()

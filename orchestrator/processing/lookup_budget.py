@@ -4,7 +4,7 @@ The gateway's lookup is no listing service, and no document of the gateway names
 evenly spaced places, `looks_per_minute`, kept in Postgres, so that all workers share it. A lookup goes at once, and is charged for, where
 somebody waits for it: a callback, a command or a money operation asks for it, or a shopper has come back from the payment page a
 moment ago. The others get the next places in turn, those first behind which money may be (`rank`). A place once given is kept
-(`slot_reserved`), and at least a quarter of the places is for lookups that nobody waits for.
+(`booked`), and at least a quarter of the places is for lookups that nobody waits for.
 
 What is counted is what is made. A lookup that comes to its place has its turn as long as no minute gets more than the budget by it; where
 the workers were away, and many come at once, the others take new places behind the queue. Nothing starves: only lookups that are
@@ -123,7 +123,7 @@ class Demand:
     merchant_id: int
     apart: float
     asked: int
-    slot_reserved: int
+    booked: int
     quiet: int
 
 
@@ -135,8 +135,8 @@ class Places:
     wait: float
 
     def waits(self, demand: Demand) -> list[float]:
-        """Return the seconds for each of `slot_reserved`, then for each of `quiet`."""
-        more = demand.slot_reserved - self.go + demand.quiet
+        """Return the seconds for each of `booked`, then for each of `quiet`."""
+        more = demand.booked - self.go + demand.quiet
         return [0.0] * self.go + [self.wait + place * demand.apart for place in range(more)]
 
 

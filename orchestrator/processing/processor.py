@@ -115,15 +115,15 @@ class CheckoutProcessor:
 
     async def _places(self, held: Sequence[ClaimedCheckout]) -> dict[UUID, float]:
         """Return how many seconds the lookups of due checkouts alone must wait for their place in their merchant's queue."""
-        slot_reserved: dict[int, list[UUID]] = {}
+        booked: dict[int, list[UUID]] = {}
         quiet: dict[int, list[UUID]] = {}
         looked_at = [one for one in held if one.state not in UNOFFERED]
         for one in sorted(looked_at, key=lookup_budget.rank) if len(looked_at) > 1 else looked_at:
             if not lookup_budget.waited_for(one):
-                (slot_reserved if one.slot_reserved else quiet).setdefault(one.merchant_id, []).append(one.id)
-            elif not one.slot_reserved:
+                (booked if one.booked else quiet).setdefault(one.merchant_id, []).append(one.id)
+            elif not one.booked:
                 self._asked[one.merchant_id] += 1
-        if not (slot_reserved or quiet):
+        if not (booked or quiet):
             return {}
         try:
             demands = [
@@ -131,10 +131,10 @@ class CheckoutProcessor:
                     number,
                     await self._apart(number),
                     self._asked.pop(number, 0),
-                    len(slot_reserved.get(number, ())),
+                    len(booked.get(number, ())),
                     len(quiet.get(number, ())),
                 )
-                for number in {**slot_reserved, **quiet}
+                for number in {**booked, **quiet}
             ]
             got = await lookup_budget.take(self.db, demands)
         except Exception as error:  # noqa: BLE001 - whoever it is about meets the same in its own step, where it is dealt with
@@ -143,7 +143,7 @@ class CheckoutProcessor:
             return {}
         waits: dict[UUID, float] = {}
         for demand in demands:
-            ids = [*slot_reserved.get(demand.merchant_id, ()), *quiet.get(demand.merchant_id, ())]
+            ids = [*booked.get(demand.merchant_id, ()), *quiet.get(demand.merchant_id, ())]
             waits |= zip(ids, got[demand.merchant_id].waits(demand), strict=True)
         return waits
 
@@ -214,7 +214,7 @@ class CheckoutProcessor:
                 # A token is no lookup: the shopper's session does not wait for the budget.
                 await open_session.renew(step)
             if not step.released:
-                await step.postpone(place, slot_reserved=True)
+                await step.postpone(place, booked=True)
             return
         pause = self.blocked.get(merchant.id, 0.0) - time.monotonic()
         loop, whose = asyncio.get_running_loop(), FlowKey(held.merchant_id, queue)

@@ -147,9 +147,9 @@ class Step:
             # The trail has each move; here one line says what came of the lease.
             _log.info("checkout_moved", state=self.held.state, version=self.held.version)
 
-    async def postpone(self, due_in: float, *, slot_reserved: bool = False) -> None:
+    async def postpone(self, due_in: float, *, booked: bool = False) -> None:
         """Give the lease back with a due time and change nothing else."""
-        await self.write(None, None, due_in=due_in, attempts=self.held.attempts, slot_reserved=slot_reserved)
+        await self.write(None, None, due_in=due_in, attempts=self.held.attempts, booked=booked)
 
     @property
     def account(self) -> Account:

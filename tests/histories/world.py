@@ -27,7 +27,7 @@ from orchestrator.gateway.client import Gateway
 from orchestrator.processing import CheckoutProcessor
 from orchestrator.processing.step import CREDENTIALS_PAUSE
 from orchestrator.store import inbox
-from orchestrator.store.checkouts import Transitions, claim
+from orchestrator.store.checkouts import Transitions, claims
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 from tests.conftest import make_settings
@@ -372,16 +372,16 @@ async def world(database_url: str) -> AsyncIterator[World]:
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
     settings = make_settings(database_url=database_url, gateway_url=url, **HASTE)
-    real = claim.tick
+    real = claims.tick
     async with Database(database_url, pool_size=4) as db, Gateway(settings) as gateway:
         one = World(
             database_url=database_url, gateway_url=url, sandbox=app.state.sandbox, db=db, gateway=gateway
         )
-        claim.tick = lambda: real() + one.offset
+        claims.tick = lambda: real() + one.offset
         try:
             yield one
         finally:
-            claim.tick = real
+            claims.tick = real
             await one.close()
     # Connections that a script reset may never count as closed, and nobody is left to wait for.
     server.should_exit = server.force_exit = True

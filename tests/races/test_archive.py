@@ -47,7 +47,7 @@ class Watched(Database):
             return result.all() if result.returns_rows else ()
 
 
-@pytest.fixture(name="impatient_url")
+@pytest.fixture(name="short_timeout_url")
 def _short_timeout_url(database_url):
     """A database on which whoever waits too long for a lock is told so."""
     with psycopg.connect(direct(database_url), autocommit=True) as admin:

@@ -20,7 +20,7 @@ ABSENT = {LookupOutcome.NOTHING, LookupOutcome.DECLINED}
 COMMON = {one.name for one in fields(PaymentRecord)} & {one.name for one in fields(ObservedPayment)}
 
 
-def slot_reserved(held, verdict):
+def booked(held, verdict):
     """Return the checkout as it stands after a look: its payments in the books, and what a person is asked."""
     before = {one.transaction_id: one.decided for one in held.known}
     known = tuple(
@@ -44,7 +44,7 @@ def decided(held, decision):
 
 def asked(*transactions, **options):
     found = Found(transactions)
-    return slot_reserved(checkout(), judge(checkout(), found, **options)), found
+    return booked(checkout(), judge(checkout(), found, **options)), found
 
 
 def refused(held, decision):
@@ -88,7 +88,7 @@ def test_what_a_person_keeps_completes_the_order_with_exactly_that(transactions,
     assert verdict.money[1] == sum(one.captured for one in transactions)
     assert verdict.attention is None
     # And it stays so at the next look, when the books know them as accepted.
-    later = slot_reserved(checkout(state=State.COMPLETED, known=decided(held, "keep").known), verdict)
+    later = booked(checkout(state=State.COMPLETED, known=decided(held, "keep").known), verdict)
     again = judge(checkout(state=State.COMPLETED, known=later.known), found, **options)
     assert (again.finding, again.money, again.attention) == (LookupOutcome.PAID, verdict.money, None)
 
@@ -248,7 +248,7 @@ def test_money_taken_back_is_asked_about_until_a_person_has_seen_it_and_again_wh
     verdict = judge(paid, Found((one,)))
     assert verdict.attention.startswith(f"{flag}: ")
     assert said in verdict.attention
-    seen = slot_reserved(paid, verdict)
+    seen = booked(paid, verdict)
     assert judge(seen, Found((one,))).attention == verdict.attention
     done = decided(seen, "dismiss")
     assert judge(done, Found((one,))).attention is None
@@ -279,7 +279,7 @@ def test_no_decision_makes_an_absence_of_money_that_is_bound_to_the_order(before
     held, (shared, surcharges) = checkout(), options
     dismissed = set()
     for answer in answers:
-        held = slot_reserved(held, judge(held, Found(tuple(before)), shared=shared, surcharges=surcharges))
+        held = booked(held, judge(held, Found(tuple(before)), shared=shared, surcharges=surcharges))
         if held.attention and refused(held, answer) is None:
             about = concerned(held)
             held = decided(held, answer)

@@ -33,10 +33,10 @@ def told(
         "refundedMinor": refunded,
         "movements": [{"type": kind, "identifier": name, "by": "merchant"} for kind, name in movements],
     }  # fmt: skip
-    slot_reserved = captured if books_captured is None else books_captured
+    booked = captured if books_captured is None else books_captured
     payment = {
         "transactionId": "1", "currency": "EUR", "reserved": 0.0 if status == "released" else 5.0,
-        "captured": slot_reserved / 100, "refunded": refunded / 100,
+        "captured": booked / 100, "refunded": refunded / 100,
     }  # fmt: skip
     checkout = {"payments": [payment], "operations": [{"reconciliationIdentifier": name} for name in known]}
     return Told(checkout, [ledger], [], explained)

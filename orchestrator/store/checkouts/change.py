@@ -76,7 +76,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     offered: bool = False
     withdrawn: bool = False
     late: bool = False
-    slot_reserved: bool = False
+    booked: bool = False
     life: float | Kept | None = KEEP
     money: tuple[int, int, int] | Kept = KEEP
     charged_back: int | Kept = KEEP
@@ -186,7 +186,7 @@ def row(move: Move, to: State, entries: Sequence[audit.Entry]) -> dict[str, obje
         "ended": to in ENDED and held.state is not to,
         "reopened": move.trigger is Trigger.REOPENED,
         "late": move.late,
-        "booked": move.slot_reserved,
+        "booked": move.booked,
         "decided": move.decided,
         "life": held.life if isinstance(move.life, Keep) else move.life,
         "charged_back": held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,

@@ -76,7 +76,7 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
     reserved_until: datetime | None
     auto_capture: bool
     require_capture: bool
-    slot_reserved: bool
+    booked: bool
     life: float | None
     claims: int
     attempts: int
@@ -357,7 +357,7 @@ def _held(
         reserved_until=row.reserved_until,
         auto_capture=row.auto_capture,
         require_capture=row.require_capture,
-        slot_reserved=row.slot_reserved,
+        booked=row.booked,
         life=row.life,
         claims=row.claims,
         attempts=row.attempts,

@@ -134,5 +134,5 @@ async def due(db: Database, *, most: int) -> list[DueCheckout]:
 
 
 async def respace(db: Database, merchant: str, *, apart: float) -> None:
-    """Bring the lookups of a merchant that wait for their places (`slot_reserved`) nearer, `apart` seconds from each other; by its name."""
+    """Bring the lookups of a merchant that wait for their places (`booked`) nearer, `apart` seconds from each other; by its name."""
     await db.write(_RESPACE, {"merchant": merchant, "apart": apart})

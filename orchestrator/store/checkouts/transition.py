@@ -344,7 +344,7 @@ def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
         charged_back=held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
         reserved_until=held.reserved_until if isinstance(move.reserved_until, Keep) else move.reserved_until,
         require_capture=held.require_capture or move.require_capture,
-        slot_reserved=move.slot_reserved,
+        booked=move.booked,
         life=held.life if isinstance(move.life, Keep) else move.life,
         known=_known(held.known, move),
         operations=_operated(held, move.operations),

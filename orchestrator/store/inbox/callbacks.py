@@ -214,7 +214,7 @@ class Callbacks:
             ]
             parameters = {"arrivals": _json(rows), "empty": _EMPTY, "better": _BETTER, **self.bounds}
             fates = {
-                (row.checkout_id, row.kind, bytes(row.digest)): Stored(row.is_due, row.kept)
+                (row.checkout_id, row.kind, bytes(row.digest)): Stored(row.wakes, row.kept)
                 for row in await run(tx, _STORE, parameters)
             }
             woken = sorted({checkout for (checkout, _, _), fate in fates.items() if fate.wakes})

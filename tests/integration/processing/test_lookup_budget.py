@@ -117,7 +117,7 @@ async def test_a_look_that_waits_for_its_place_leaves_no_shopper_with_a_token_th
     rows = await world.sql(
         "SELECT c.booked, s.token_expires_at - clock() AS left FROM checkouts c JOIN sessions s ON s.checkout_id = c.id"
     )
-    assert sorted(row.slot_reserved for row in rows) == ([False, False] if refused else [False, True])
+    assert sorted(row.booked for row in rows) == ([False, False] if refused else [False, True])
     assert all((row.left.total_seconds() > 1000) != refused for row in rows)
 
 
@@ -136,7 +136,7 @@ async def test_workers_that_were_away_make_no_more_looks_in_a_minute_than_the_bu
             await world.policy(looks_per_minute=30)
             await world.process(*[await world.offered() for _ in range(80)])
             (row,) = await world.sql("SELECT count(*) AS booked FROM checkouts WHERE booked")
-            assert row.slot_reserved > 70
+            assert row.booked > 70
             gateway.looks.clear()
             # All places pass while nobody is there to take them.
             elapsed = 600
@@ -153,8 +153,8 @@ async def test_workers_that_were_away_make_no_more_looks_in_a_minute_than_the_bu
         assert max(gateway.looks.values()) <= 30
 
 
-async def taken(world: Scene, *, asked: int = 0, slot_reserved: int = 0, quiet: int = 0) -> list[float]:
-    demand = lookup_budget.Demand(1, 1.0, asked, slot_reserved, quiet)
+async def taken(world: Scene, *, asked: int = 0, booked: int = 0, quiet: int = 0) -> list[float]:
+    demand = lookup_budget.Demand(1, 1.0, asked, booked, quiet)
     return [round(wait) for wait in (await lookup_budget.take(world.db, [demand]))[1].waits(demand)]
 
 
@@ -162,14 +162,14 @@ async def test_a_place_once_given_is_kept_and_one_that_passed_is_given_anew_behi
     at_once = int(lookup_budget.AT_ONCE)
     assert await taken(world, quiet=10) == [*range(10)], "the first go now, the others wait"
     await world.later(seconds=at_once + 2)
-    assert await taken(world, slot_reserved=2) == [0, 0], "two come to their places"
+    assert await taken(world, booked=2) == [0, 0], "two come to their places"
     await world.later(seconds=60)
     made_up_for = at_once + int(lookup_budget.BEHIND) + 1
-    waits = await taken(world, slot_reserved=20, quiet=2)
+    waits = await taken(world, booked=20, quiet=2)
     assert waits[:made_up_for] == [0] * made_up_for, "what was not used is made up for a little"
     assert waits[made_up_for:] == [at_once + 1 + place for place in range(22 - made_up_for)]
     await world.later(seconds=60)
-    assert await taken(world, slot_reserved=1) == [0], "however late, while next to none is made"
+    assert await taken(world, booked=1) == [0], "however late, while next to none is made"
 
 
 async def test_looks_that_somebody_asks_for_push_the_others_back_but_leave_them_a_quarter(world: Scene):
@@ -199,7 +199,7 @@ async def test_a_shopper_who_has_come_back_does_not_wait_behind_the_lookups_of_o
     looks = (await world.row(back)).looks
     await world.process(back)
     row = await world.row(back)
-    assert not row.slot_reserved
+    assert not row.booked
     assert row.looks > looks, "it was looked at"
     # Much later no one waits at the shop's page any more.
     await world.sql(

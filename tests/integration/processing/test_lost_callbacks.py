@@ -141,7 +141,7 @@ async def come_back(world: Scene, back: Sequence[UUID]) -> None:
     for start in range(0, len(back), LOT):
         await world.take(*back[start : start + LOT])
     rows = await world.sql("SELECT state, booked FROM checkouts WHERE id = ANY(:ids)", ids=list(back))
-    assert {(row.state, row.slot_reserved) for row in rows} <= {("completed", False)}
+    assert {(row.state, row.booked) for row in rows} <= {("completed", False)}
 
 
 async def told(world: Scene, queue: lookup_budget.Queue, capsys) -> str:
@@ -154,7 +154,7 @@ async def told(world: Scene, queue: lookup_budget.Queue, capsys) -> str:
     record = await gather(world.db, world.settings, row.id)
     assert record is not None
     (counted,) = await world.sql("SELECT count(*) AS booked FROM checkouts WHERE booked")
-    assert queue.waiting == counted.slot_reserved
+    assert queue.waiting == counted.booked
     return capsys.readouterr().out + explain(record).next.what
 
 
