@@ -72,7 +72,7 @@ class Services:
         unmatched = UnmatchedCallbacks(
             self.inlet, self.encryptor, self.callbacks, grace=self.settings.hint_grace
         )
-        object.__setattr__(self, "payments", unmatched)
+        object.__setattr__(self, "unmatched", unmatched)
 
     async def close(self) -> None:
         """Write what has gathered, then let go of Postgres; what it does not take in time was never acknowledged."""
