@@ -206,7 +206,7 @@ async def show_explanation(request: Request, checkout_id: str) -> Response:
 async def show_payments(  # noqa: PLR0917 - FastAPI calls it by name
     request: Request,
     role: Annotated[
-        reads.Role | None, Query(description="`surplus` and `unknown` are money without a home")
+        reads.Role | None, Query(description="`surplus` and `unknown` are money that belongs to no order")
     ] = None,
     order_id: Annotated[str | None, Query(alias="orderId", max_length=intents.LONGEST_ORDER)] = None,
     cursor: Annotated[

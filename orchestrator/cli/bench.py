@@ -74,7 +74,7 @@ def load() -> None:
     run()
 
 
-@click.command(short_help="Measure how much this machine carries.")
+@click.command(short_help="Measure how much this machine can process.")
 @click.option(
     "--rate",
     type=click.FloatRange(0.1, 100_000),
@@ -120,7 +120,7 @@ def load() -> None:
     type=click.Choice(["whole", "ready"]),
     default="whole",
     show_default=True,
-    help="`ready`: a batch of --orders is handed over as fast as it is taken and carried until it can be paid; nobody pays.",
+    help="`ready`: a batch of --orders is handed over as fast as it is taken and processed until it can be paid; nobody pays.",
 )
 @click.option(
     "--orders",
@@ -147,7 +147,7 @@ def load() -> None:
     help="Write a page with plots to this file.",
 )
 def bench(*, as_json: bool, sequential: int | None, **given: Any) -> int:
-    """Measure how much this machine carries, and check that nothing was lost or doubled.
+    """Measure how much this machine can process, and check that nothing was lost or doubled.
 
     Orders arrive on a schedule whether or not those before are done, and every time counts from the scheduled moment. Shoppers pay,
     the gateway calls back twice at once, and at the end its books and ours are compared to the minor unit: the exit status is 0

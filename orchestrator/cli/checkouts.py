@@ -183,7 +183,7 @@ def payments() -> None:
 @click.option(
     "--role",
     type=click.Choice(["accepted", "surplus", "attempt", "unknown"]),
-    help="surplus and unknown: money without a home.",
+    help="surplus and unknown: money that belongs to no order.",
 )
 @click.option("--order", metavar="NUMBER", help="Only this order number.")
 @click.option("--merchant", metavar="NAME", help="Only this merchant's.")

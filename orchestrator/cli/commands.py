@@ -1,6 +1,6 @@
 """Asking for something to be done with a checkout: cancel, reopen, capture, refund, release, retry, resolve.
 
-Each is a command that a worker obeys, as from the API, checked by the same rules before it is stored. Exit status 1 means that it
+Each is a command that a worker executes, as from the API, checked by the same rules before it is stored. Exit status 1 means that it
 was refused, or not answered within the time that one was willing to wait; it stands all the same.
 """
 

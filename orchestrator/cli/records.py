@@ -266,7 +266,7 @@ def url(*, data_dir: Path, name: str) -> int:
 @data_dir
 @click.argument("name")
 def disable(*, data_dir: Path, name: str) -> int:
-    """Refuse a merchant's requests; what is under way is carried to its end."""
+    """Refuse a merchant's requests; what is under way is processed to its end."""
     return _switch(data_dir, name, disabled=True)
 
 

@@ -38,7 +38,7 @@ class Command:
     reason: str | None
     expected_version: int | None
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    # Under our key (see `signatures`); None: it was not stored by us.
+    # Under our key (see `checkouts.row_macs`); None: it was not stored by us.
     mac: bytes | None = None
     # The trail names it: it was taken before, whatever its row says.
     taken: bool = False
@@ -104,7 +104,7 @@ class Operation:
     attempts: int = 0
     last_error: str | None = None
     submitted_at: datetime | None = None
-    # Of the row as it was read, under our key (see `signatures`); None: no worker wrote it, or it was not read.
+    # Of the row as it was read, under our key (see `checkouts.row_macs`); None: no worker wrote it, or it was not read.
     mac: bytes | None = None
 
     @property

@@ -63,7 +63,7 @@ class Request:
 class Wire:
     """The connections of one process.
 
-    An exchange begins when its gateway's door lets it pass. One that is not let in within half of the total timeout is `Busy`.
+    An exchange begins when the limits of its gateway allow it. One that is not allowed within half of the total timeout is `Busy`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -71,14 +71,14 @@ class Wire:
         self._total = settings.gateway_total_timeout
         self._limit = settings.gateway_answer_limit
         # aiohttp's "sock_connect" is one socket's; its "connect" runs from the request to a connection that can be used, so it
-        # is what bounds name lookup, several addresses and TLS. Waiting at the door is over by then.
+        # is what bounds name lookup, several addresses and TLS. Waiting for the limits is over by then.
         connect, read = settings.gateway_connect_timeout, settings.gateway_read_timeout
         self._timeout = aiohttp.ClientTimeout(connect=connect, sock_connect=connect, sock_read=read)
         self._tls = _tls()
         self._sessions: dict[str, aiohttp.ClientSession] = {}
 
     def _open(self, limits_of_gateway: GatewayLimits) -> aiohttp.ClientSession:
-        # No limit of its own: the doors have theirs, and nobody may wait twice.
+        # No limit of its own: the limits of the gateway have theirs, and no call waits twice.
         session = self._sessions[limits_of_gateway.gateway] = aiohttp.ClientSession(
             connector=Connector(limits_of_gateway.spend, limit=0, keepalive_timeout=KEEPALIVE, ssl=self._tls),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -99,7 +99,7 @@ class Wire:
     ) -> bytes | Failure:
         """Send one request and return the body of a 2xx answer, or what it came to instead.
 
-        `whose` says in which line it waits before the door: nobody's line is served twice before another's. `large` is taken for a large
+        `whose` says in which queue it waits: the queues are served in turn. `large` is taken for a large
         answer, for as long as the caller has it.
         """
         body = request.body
@@ -195,7 +195,7 @@ def _fault(error: Exception) -> NotSent | Unknown:
 
 
 def _past_lease_guard(body: GuardedBody, outcome: bytes | Failure) -> bytes | Failure:
-    """Correct an outcome by what is known of a fenced body: what did not leave was not sent, however the exchange ended."""
+    """Correct an outcome by what is known of a guarded body: what did not leave was not sent, however the exchange ended."""
     if body.left:
         # No failure on the way is expected to say so of a request that left; none may.
         return (

@@ -17,7 +17,7 @@ FINAL_STATUSES: Final = frozenset({0, 200, 400, 402, 413, 415, 422})
 
 0: it could not be put into words; 200: the Merchant API's own error code; the others: the gateway read it and said no. Every
 other status (403, 404, 405, 407, ...) comes as well from a firewall, a proxy, a deployment or a wrong base URL, and would then
-fail every order of those minutes: whoever carries an order retries it. Calls to which 404 or 410 is an answer judge it themselves.
+fail every order of those minutes: whoever processes an order retries it. Calls to which 404 or 410 is an answer judge it themselves.
 """
 
 

@@ -1,7 +1,7 @@
 """Reading payments: the Merchant API's XML into transactions and movements.
 
 `parse` and `parse_movement` never raise: entities, DTDs, half documents and nonsense are `Malformed`, and so is every answer without
-a transaction that is not the documented answer to an unknown order. What a transaction means for money is said in `readings`.
+a transaction that is not the documented answer to an unknown order. What a transaction means for money is said in `domain.payment_meaning`.
 """
 
 from __future__ import annotations

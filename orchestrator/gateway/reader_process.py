@@ -122,7 +122,7 @@ class ReaderProcess:
         try:
             process = self._running()
         except OSError as error:
-            # No room for another process: then it is read here, beside the loop, as well as can be.
+            # No further process could be started: then it is read here, beside the loop, as well as can be.
             log.warning("answers_read_in_a_thread", error=type(error).__name__)
             self._here = True
             return reader.read(raw)

@@ -382,7 +382,7 @@ class _Reader(Fields):
         self.names(configuration, at, at)
         kind = self.text(configuration, at, "paymentType", most=50)
         if kind not in {None, "PAYMENT"}:
-            self.wrong("configuration.paymentType", "must be PAYMENT: no other type is carried")
+            self.wrong("configuration.paymentType", "must be PAYMENT: no other type is supported")
         read: dict[str, Any] = {"paymentType": kind}
         capture = self.flag(configuration, at, "autoCapture")
         if capture is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SHARE: Final = 0.05
-"""The most of its time that the thread publishes. A message costs far more than another id in it, here and at the worker, so a crowd
+"""The most of its time that the thread publishes. A message costs far more than another id in it, here and at the worker, so a burst
 of hints gathers for as long as the last publishing makes it worth; a hint that comes alone waits for nothing."""
 LONGEST_REST: Final = 0.1
 PROBE_EVERY: Final = 5.0
@@ -38,7 +38,7 @@ class _Hint(NamedTuple):
 
 
 class _Rest(NamedTuple):
-    """Until when hints gather, and whose the crowd is. Somebody else's hint breaks the rest, once in the time of one."""
+    """Until when hints gather, and whose the burst is. A hint of another merchant ends the delay, once in the time of one."""
 
     until: float
     crowd: frozenset[int | None] = frozenset()

@@ -2,9 +2,9 @@
 
 A hint is answered at once: what it names is claimed, or it is left behind in Postgres, where it stays hinted and has its due time. So
 the backlog is in Postgres and never in the way of somebody else's hint. Admission remembers who left something behind, and when
-there is room again it claims what has waited longest, without another hint. A hint waits only while there is no room at all.
+slots are free again it claims what has waited longest, without another hint. A hint waits only while no slot is free at all.
 
-While there is room for all, nothing is weighed and nobody is asked whose it is. Claims run one after the other, each with whatever
+While slots are free for all, nothing is weighed and no merchant is asked for. Claims run one after the other, each with whatever
 came while the last one ran: when idle nothing waits, and under load there are fewer and larger ones.
 """
 
@@ -112,7 +112,7 @@ class Dispatcher:
 
     @property
     def waiting(self) -> int:
-        """How many hints wait for the dispatcher, with room for them."""
+        """How many hints wait for the dispatcher although slots are free."""
         return 0 if self.room.full or self._stopping else sum(map(len, self._hints.values()))
 
     @property
@@ -121,7 +121,7 @@ class Dispatcher:
         return asyncio.get_running_loop().time() - self._round_ended
 
     async def admit(self, ids: Sequence[UUID], queue: QueueKind = "checkouts") -> bool:
-        """Return when each of `ids` is claimed or left behind; false where a claim failed, or no room came within a lease's time.
+        """Return when each of `ids` is claimed or left behind; false where a claim failed, or no slot became free within a lease's time.
 
         What is not claimed keeps its due time, and the failure is logged here: the caller has nothing to do about it.
         """
@@ -209,7 +209,7 @@ class Dispatcher:
             self._round_ended = asyncio.get_running_loop().time()
 
     def _gathered(self) -> list[tuple[QueueKind, _Hint]]:
-        """Take hints for one claim, callbacks first; none while there is no room at all."""
+        """Take hints for one claim, callbacks first; none while no slot is free."""
         gathered: list[tuple[QueueKind, _Hint]] = []
         size = 0
         for queue, hints in self._hints.items():
@@ -229,7 +229,7 @@ class Dispatcher:
             self._begin(await self._claim(list(queues)), queues)
 
     async def _share(self, queues: Mapping[UUID, QueueKind]) -> None:
-        """Give everybody its share of what room there is, those who were left behind before too."""
+        """Give everybody its share of the free slots, those who were left behind before too."""
         self._left_since = 0
         named = await self._named(queues)
         demands = {

@@ -61,7 +61,7 @@ class FairShare:
         return self._held[flow]
 
     def fits(self, number: int) -> bool:
-        """Say whether there is room for so many, whoever they are and wherever they go."""
+        """Say whether there are slots for so many, of whatever merchant and gateway."""
         return self.taken + number <= _open(self._each)
 
     def enter(self, flow: FlowKey, gateway: str) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
 
 AT_ONCE: Final = 5.0
-"""Seconds: a place this near is as good as now. An idle merchant's queue so takes a small crowd at once."""
+"""Seconds: a place this near is as good as now. An idle merchant's queue so takes a small burst at once."""
 BEHIND: Final = 3.0
 """Seconds of places in which no look was made and that are made up for: those who come to their places come in lists, and late."""
 LATE: Final = 2.0

@@ -48,7 +48,7 @@ _NO_QUEUES: Final[Mapping[UUID, QueueKind]] = {}
 
 
 class Ended(Protocol):
-    """Is told that a checkout is carried no further."""
+    """Is told that a checkout is processed no further."""
 
     def __call__(self, held: ClaimedCheckout, /, *, woken: bool) -> None:
         """Hear of it; whoever is called may not wait."""

@@ -198,7 +198,7 @@ class Step:
         )  # fmt: skip
 
     async def _wait(self, failure: Failure, left: float) -> None:
-        """Come again when there may be room, or the circuit of the gateway is closed; no attempt was made."""
+        """Come again when a connection may be free, or the circuit of the gateway is closed; no attempt was made."""
         held = self.held
         due_in = failure.at_least + max(
             # All that wait for a gateway must not come back in one moment.

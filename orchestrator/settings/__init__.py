@@ -194,7 +194,7 @@ class Settings(BaseSettings):
     worker_threads: int = Field(default=8, ge=1, le=512)
     """Hints that a worker takes up at once; a thread is free again as soon as its checkouts are claimed or left behind."""
     in_flight_limit: int = Field(default=2000, ge=1, le=100_000)
-    """Checkouts that a worker carries at once; of one gateway at most twice GATEWAY_POOL_SIZE."""
+    """Checkouts that a worker has in flight at once; of one gateway at most twice GATEWAY_POOL_SIZE."""
     shutdown_timeout: float = Field(default=25.0, ge=1, le=600)
     """Seconds after SIGTERM in which the API, a worker or the scheduler ends what it has in hand, and `up` all that it started; then it ends at once. The status is 0 where nothing was cut off, and 1 otherwise."""
     database_pool: int = Field(default=6, ge=1, le=200)

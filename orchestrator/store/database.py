@@ -50,7 +50,7 @@ R = TypeVar("R")
 
 
 _REST: Final = 3.0
-"""How many times as long as a batch took the next may wait for more, where there is a crowd."""
+"""How many times as long as a batch took the next may wait for more, where there is a burst."""
 _LONGEST_REST: Final = 0.015
 _LATER: Final = 5.0
 """Seconds by which the client waits longer than Postgres does, where nothing else is said."""
@@ -396,7 +396,7 @@ class Batch(Generic[T, R]):
                     if not progress:
                         await asyncio.sleep(random.uniform(0.002, 0.02))  # noqa: S311 - jitter
                     elif self._queue:
-                        # A crowd: a batch costs far more than another row in it, so let some gather. Whoever comes alone, or one
+                        # A burst: a batch costs far more than another row in it, so let some gather. Whoever comes alone, or one
                         # after the other, never waits.
                         await asyncio.sleep(min((time.monotonic() - begun) * _REST, _LONGEST_REST))
             finally:

@@ -263,7 +263,7 @@ money_operations = Table(
     Column("total_before", BigInteger),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("last_error", Text),
-    # Under our key, over what would be sent (lifecycle.signatures).
+    # Under our key, over what would be sent (checkouts.row_macs).
     Column("mac", LargeBinary),
     _time("requested_at", now=True),
     _time("submitted_at"),
@@ -297,7 +297,7 @@ commands = Table(
     # A request with the same key again is the same command; with other content it is refused.
     Column("idempotency_key", Text),
     Column("fingerprint", LargeBinary),
-    # Under our key, over what is asked (lifecycle.signatures).
+    # Under our key, over what is asked (checkouts.row_macs).
     Column("mac", LargeBinary),
     _time("requested_at", now=True),
     _time("handled_at"),
@@ -445,7 +445,7 @@ deliveries = Table(
     Index("ix_deliveries_due_at", "due_at", postgresql_where=text("due_at IS NOT NULL")),
 )
 
-# The queue of a merchant's looks at the gateway: until when its places are taken, and up to when looks were made (see carry.budget).
+# The queue of a merchant's lookups: until when its places are taken, and up to when lookups were made (see processing.lookup_budget).
 look_budgets = Table(
     "look_budgets",
     metadata,

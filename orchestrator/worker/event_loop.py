@@ -106,7 +106,7 @@ class Bridge:
         self._fault(fault)
 
     def process(self, ids: Sequence[UUID], queue: QueueKind = "checkouts") -> None:
-        """Have these carried, and return when they are claimed or left behind."""
+        """Have these processed, and return when they are claimed or left behind."""
         self._heard = time.monotonic()
         self._counts["hints"] += 1
         self._counts["checkouts"] += len(ids)

@@ -35,11 +35,23 @@ def test_every_test_that_the_readme_names_exists():
     assert missing == []
 
 
+def test_the_architecture_page_names_modules_and_functions_that_exist():
+    import re
+
+    page = (ROOT / "docs/architecture.md").read_text().partition("## The way")[2]
+    named = re.findall(r"`([\w/]+\.py)`(?:\s+`(?:\w+\.)?(\w+)`)?", page)
+    assert len(named) > 15
+    for path, function in named:
+        source = (ROOT / "orchestrator" / path).read_text()
+        assert not function or re.search(rf"(def|class) {function}\b", source), (path, function)
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "README.md",
         "CHANGELOG.md",
+        "docs/architecture.md",
         "docs/settings.md",
         "docs/security.md",
         "docs/archive.md",

@@ -1,4 +1,4 @@
-"""The bench: how much an installation carries, measured with an open load against a light gateway, and checked against its books.
+"""The bench: how much an installation can process, measured with an open load against a light gateway, and checked against its books.
 
 It brings up what `up` brings up, with the light gateway instead of the sandbox and with a disk that is waited for, so that what is
 measured is the product as it runs. Load, gateway and product are processes apart, each with its meter.

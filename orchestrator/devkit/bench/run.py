@@ -1,7 +1,7 @@
 """One bench from start to verdict: bring everything up, warm it, find the rate if asked to, measure, check, say what it came to.
 
 The exit status is 0 only if nothing was lost, doubled or unequal in any run that counts. It never runs beside what belongs to others: a
-database with unsettled checkouts, or with workers, is refused before anything is started, because our workers would carry those
+database with unsettled checkouts, or with workers, is refused before anything is started, because our workers would process those
 checkouts against the light gateway.
 """
 
@@ -221,7 +221,7 @@ def _refuse_others() -> None:
     if unsettled or workers:
         raise SettingsError(
             f"{PREFIX}DATABASE_URL names a database in use ({unsettled} unsettled checkouts, {workers} running workers), and the "
-            "bench's own workers would carry those checkouts against its own gateway: give it a database of its own, or none"
+            "bench's own workers would process those checkouts against its own gateway: give it a database of its own, or none"
         )
 
 

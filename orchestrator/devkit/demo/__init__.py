@@ -41,7 +41,7 @@ HASTY: Final[dict[str, object]] = {
 }
 """The same for scripts about money: the absence of a lost capture counts only when lease and quiet period are over.
 
-Not in a crowd, which makes the calls themselves slow.
+Not in a burst, which makes the calls themselves slow.
 """
 
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"

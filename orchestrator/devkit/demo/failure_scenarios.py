@@ -1,7 +1,7 @@
 """The scripts of group `money`: captures, refunds and releases, lost answers and callbacks, late, surplus and unknown money.
 
 Each says what ledger and books must hold in the end, and what we may have asked the gateway for on the way: whatever happens twice
-in a script (a capture asked for again, an answer that is lost, a policy that two looks obey), the money moves once.
+in a script (a capture asked for again, an answer that is lost, a policy that two lookups follow), the money moves once.
 """
 
 from __future__ import annotations

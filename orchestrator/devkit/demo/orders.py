@@ -109,7 +109,7 @@ def _order(script: Script, chance: random.Random, *, number: int, count: int, ru
         method=script.method or method,
         auto_capture=chance.random() < 1 / 2 if script.auto_capture is None else script.auto_capture,
         challenged=challenged and script.method is None,
-        # In a crowd everything takes longer, and who wants to be declined must get that far.
+        # In a burst everything takes longer, and who wants to be declined must get that far.
         expires_in=script.expires_in and script.expires_in * (BURST_FACTOR if count > CROWD else 1.0),
         arrives=number * min(APART, LAST_ARRIVAL / count),
     )

@@ -228,7 +228,7 @@ async def _pay_elsewhere(shopper: Shopper) -> None:
     await shop.pay_elsewhere(order)
     found = await shop.find(order)
     if len(found) != 1:
-        raise Unscripted(expected="one checkout adopted for the payment", seen=str(len(found)))
+        raise Unscripted(expected="one checkout created from the payment", seen=str(len(found)))
     shopper.checkout = found[0]
     await shopper.paid()
 

@@ -35,7 +35,7 @@ LONGEST_THROTTLE: Final = 60.0
 
 
 class LimitsRegistry:
-    """All doors of a process."""
+    """The limits of all gateways that a process calls."""
 
     def __init__(self, settings: Settings, shared_state: SharedGatewayState) -> None:
         self._settings, self._shared_state = settings, shared_state
@@ -43,7 +43,7 @@ class LimitsRegistry:
         self._limits: dict[str, GatewayLimits] = {}
 
     def of(self, gateway: str) -> GatewayLimits:
-        """Return the door of a gateway."""
+        """Return the limits of a gateway."""
         limits_of_gateway = self._limits.get(gateway)
         if limits_of_gateway is None:
             limits_of_gateway = self._limits[gateway] = GatewayLimits(
@@ -53,7 +53,7 @@ class LimitsRegistry:
 
 
 class GatewayLimits:
-    """The door of one gateway; `places` are those that all gateways share."""
+    """The limits of one gateway; `places` are those that all gateways share."""
 
     def __init__(
         self, gateway: str, settings: Settings, shared_state: SharedGatewayState, places: RoundRobinSemaphore

@@ -270,7 +270,7 @@ async def create_from_payment(
     """Return the checkout of each unmatched payment: one of the merchant's that has its id or its order number, or one created of it.
 
     None where there is neither a checkout nor enough to make one of. The same unmatched payment again, also at the same moment in another
-    process, meets the checkout that was created of the first: whoever adopts an order number takes its turn. A checkout keeps the id
+    process, meets the checkout that was created of the first: whoever creates a checkout for an order number takes its turn. A checkout keeps the id
     that the payment names, if that is one of the kind that we give and nobody has it (a database restored from an older backup).
 
     It begins as failed, since nobody asked for it, with a due time: the watch looks at the gateway and policy decides.
@@ -287,7 +287,7 @@ async def create_from_payment(
         return matches
     slots = {turn for number in orphans for turn in _slots(unmatched[number])}
     await tx.execute(_LOCK_IN_ORDER, {"turns": sorted(slots)})
-    # A younger snapshot shows what whoever was before us in the queue has adopted.
+    # A younger snapshot shows what whoever was before us in the queue has created.
     met = dict(
         zip(orphans, (await _matches_of(tx, [unmatched[number] for number in orphans])).values(), strict=True)
     )
@@ -330,7 +330,7 @@ async def _left_to_create(tx: AsyncConnection, unmatched: Sequence[UnmatchedPaym
 
 
 def _slots(payment: UnmatchedPayment) -> list[int]:
-    """Return the numbers of the advisory locks for what a stray may take: an order number of a merchant, and an id."""
+    """Return the numbers of the advisory locks for what an unmatched payment may take: an order number of a merchant, and an id."""
     names = [f"order/{payment.merchant_id}/{payment.order_ref}"]
     if payment.named is not None:
         names.append(f"id/{payment.named}")

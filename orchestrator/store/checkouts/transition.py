@@ -60,7 +60,7 @@ _ADVANCE = text("""
             entries int, sequence int, mac text, event_sequence int,
             correlation_id text, keeps_session boolean, token text, token_lifetime float8, session_id text, methods jsonb)
     ),
-    letters AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:read AS json)) AS r(id uuid, checkout_id uuid)),
+    handled AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:read AS json)) AS r(id uuid, checkout_id uuid)),
     results as materialized (SELECT * FROM json_to_recordset(CAST(:done AS json)) AS r(id uuid, checkout_id uuid, result text)),
     locked AS MATERIALIZED (
         SELECT c.id, coalesce(c.lease = i.lease AND c.version = i.version, false) AS mine,
@@ -163,7 +163,7 @@ _ADVANCE = text("""
     ),
     read AS (
         UPDATE callbacks b SET handled_at = t.now
-          FROM letters r JOIN moved ON moved.id = r.checkout_id, t WHERE b.id = r.id AND b.id = ANY(ARRAY(SELECT id FROM letters))
+          FROM handled r JOIN moved ON moved.id = r.checkout_id, t WHERE b.id = r.id AND b.id = ANY(ARRAY(SELECT id FROM handled))
     ),
     done AS (
         UPDATE commands d SET handled_at = t.now, result = r.result

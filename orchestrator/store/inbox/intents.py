@@ -253,7 +253,7 @@ def _ordered(asked: Intake, checkout: UUID) -> checkouts.Ordered:
 
 
 def _firsts(asked: Iterable[Intake]) -> list[Intake]:
-    """Leave out what repeats an order number or a key of the same batch: it meets the first one once that is born."""
+    """Leave out what repeats an order number or a key of the same batch: it meets the first one once that is created."""
     orders: set[tuple[int, str]] = set()
     keys: set[tuple[int, str]] = set()
     firsts = []

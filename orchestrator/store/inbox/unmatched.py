@@ -1,7 +1,7 @@
 """Callbacks that came to a merchant's own address and name no checkout in it: whose they are, and what is kept of the others.
 
 What a merchant's terminals send by default goes there. It is stored as a callback of the checkout that it names, by our id or by
-its order number; a payment for an order number that nobody asked for gets a checkout of its own (`lifecycle.create_from_payment`). The rest,
+its order number; a payment for an order number that nobody asked for gets a checkout of its own (`checkouts.create_from_payment`). The rest,
 and whatever proves nothing, is kept for the record without a checkout, and nothing comes of it.
 """
 

@@ -154,7 +154,9 @@ def raw(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["chunks", "interim"])
-def test_an_answer_that_costs_too_much_to_receive_is_given_up_and_its_gateway_is_left_alone(run, kind):
+def test_an_answer_that_costs_too_much_to_receive_is_given_up_and_the_circuit_of_its_gateway_is_opened(
+    run, kind
+):
     async def scene():
         async with gateway_that(raw(kind), **PATIENT) as (gateway, _, merchant):
             outcomes = [await gateway.authenticate(merchant) for _ in range(12)]
