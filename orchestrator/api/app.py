@@ -49,7 +49,7 @@ def _is_hot(scope: Scope) -> bool:
         return True
     match path.split("/"):
         case ["", "callbacks", kind, checkout_id, signed] if kind != "merchant" and checkout_id and signed:
-            scope["endpoint"] = callbacks.take
+            scope["endpoint"] = callbacks.accept
             scope["path_params"] = {"kind": kind, "checkout_id": checkout_id, "signed": signed}
             return True
     return False
@@ -115,9 +115,9 @@ def create_app(services: Services) -> FastAPI:
         Route("/v1/checkouts/batch", checkouts.accept_batch, methods=["POST"]),
         Route("/v1/checkouts/batch", problems.only_post, methods=["GET"]),
         Route(
-            "/callbacks/merchant/{merchant}/{signed}", callbacks.take_for_merchant, methods=["POST", "GET"]
+            "/callbacks/merchant/{merchant}/{signed}", callbacks.accept_for_merchant, methods=["POST", "GET"]
         ),
-        Route("/callbacks/{kind}/{checkout_id}/{signed}", callbacks.take, methods=["POST", "GET"]),
+        Route("/callbacks/{kind}/{checkout_id}/{signed}", callbacks.accept, methods=["POST", "GET"]),
     ]
     own = "/v1/checkouts/{checkout_id}"
     app.get("/v1/checkouts", tags=["checkouts"], summary="List checkouts", **described("CheckoutPage"))(

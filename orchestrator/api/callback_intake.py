@@ -53,8 +53,8 @@ class CallbackIntake:
     many of their checkout already. `unproven` counts by (kind, grade, network) those that were answered 401.
     """
 
-    def __init__(self, known: Services) -> None:
-        self._known = known
+    def __init__(self, services: Services) -> None:
+        self._services = services
         self._waiting = 0
         self._tasks: set[asyncio.Task[object]] = set()
         self._told: dict[Hashable, float] = {}
@@ -63,13 +63,13 @@ class CallbackIntake:
         self.over_limit: Counter[tuple[str, str]] = Counter()
         self.unproven: Counter[tuple[str, str, str]] = Counter()
 
-    async def take(self, arrival: Arrival, *, whose: int | None) -> bool:
+    async def accept(self, arrival: Arrival, *, merchant_id: int | None) -> bool:
         """Store a callback of a merchant and ring; False if it is not known within the patience what became of it."""
         checkout = str(arrival.checkout_id)
         self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
-        return await self._keep(arrival, checkout, whose)
+        return await self._keep(arrival, checkout, merchant_id)
 
-    async def visit(self, arrival: Arrival, *, whose: int | None) -> None:
+    async def visit(self, arrival: Arrival, *, merchant_id: int | None) -> None:
         """Note that a shopper's browser came, and wake the checkout for a lookup unless that was done a moment ago.
 
         Anyone who knows the link can come as often as they like, so a visit within the pause of this process costs no write.
@@ -78,7 +78,7 @@ class CallbackIntake:
         self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
         if self._pauses(arrival.checkout_id):
             return
-        await self._keep(arrival, checkout, whose)
+        await self._keep(arrival, checkout, merchant_id)
 
     def _pauses(self, checkout: UUID) -> bool:
         """Say whether the last visit that woke this checkout is too young for another; if not, the pause begins anew."""
@@ -94,16 +94,16 @@ class CallbackIntake:
             self._visited[checkout] = _Visited(now, pause)
         return False
 
-    async def _keep(self, arrival: Arrival, checkout: str, whose: int | None) -> bool:
+    async def _keep(self, arrival: Arrival, checkout: str, merchant_id: int | None) -> bool:
         stored = await self._with_timeout(
-            self._store(arrival, whose), size=len(arrival.body), kind=arrival.kind, checkout=checkout
+            self._store(arrival, merchant_id), size=len(arrival.body), kind=arrival.kind, checkout=checkout
         )
         if stored is not None and not stored.kept:
             self._beyond(arrival.kind, arrival.grade, checkout=checkout)
         return stored is not None
 
-    async def take_unmatched(self, one: MerchantCallback, *, merchant: str) -> StoredCallback | None:
-        """Store what came to a merchant's own address and wake its checkout, if it has one; None where `take` says False."""
+    async def accept_unmatched(self, one: MerchantCallback, *, merchant: str) -> StoredCallback | None:
+        """Store what came to a merchant's own address and wake its checkout, if it has one; None where `accept` says False."""
         self._count("merchant", one.grade, one.network, merchant=merchant)
         placed = await self._with_timeout(
             self._place(one), size=len(one.body), kind="merchant", merchant=merchant
@@ -124,64 +124,66 @@ class CallbackIntake:
             _log.warning("stray_without_home", merchant=merchant, grade=one.grade, network=one.network)
         return placed
 
-    async def _store(self, arrival: Arrival, whose: int | None) -> Stored:
-        stored = await self._known.callbacks.take(arrival)
+    async def _store(self, arrival: Arrival, merchant_id: int | None) -> Stored:
+        stored = await self._services.callbacks.store(arrival)
         if stored.wakes:
-            self._known.hint_publisher.publish([arrival.checkout_id], queue="callbacks", whose=whose)
+            self._services.hint_publisher.publish(
+                [arrival.checkout_id], queue="callbacks", merchant_id=merchant_id
+            )
         return stored
 
     async def _place(self, one: MerchantCallback) -> StoredCallback:
-        placed = await self._known.unmatched.take(one)
+        placed = await self._services.unmatched.store(one)
         if placed.checkout_id is not None and (placed.wakes or placed.created):
-            self._known.hint_publisher.publish(
-                [placed.checkout_id], queue="callbacks", whose=one.told.merchant_id
+            self._services.hint_publisher.publish(
+                [placed.checkout_id], queue="callbacks", merchant_id=one.told.merchant_id
             )
         return placed
 
     async def _with_timeout(
-        self, storing: Coroutine[None, None, T], *, size: int, kind: str, **whose: str
+        self, storing: Coroutine[None, None, T], *, size: int, kind: str, **named: str
     ) -> T | None:
         """Wait a moment for a write; None if it is not known by then, or failed. It goes on all the same: it may still land."""
         if self._waiting + size > MOST_WAITING:
             storing.close()
-            if self._seldom("callback_not_taken", *whose.values()):
-                _log.warning("callback_not_taken", kind=kind, waiting=self._waiting, **whose)
+            if self._seldom("callback_not_taken", *named.values()):
+                _log.warning("callback_not_taken", kind=kind, waiting=self._waiting, **named)
             return None
         self._waiting += size
-        task = asyncio.create_task(self._known_fate(storing, size=size, kind=kind, whose=whose))
+        task = asyncio.create_task(self._fate_of(storing, size=size, kind=kind, named=named))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         done, _ = await asyncio.wait({task}, timeout=TIMEOUT)
         if not done:
-            _log.warning("callback_waits", kind=kind, **whose)
+            _log.warning("callback_waits", kind=kind, **named)
             return None
         return task.result()
 
-    async def _known_fate(
-        self, storing: Coroutine[None, None, T], *, size: int, kind: str, whose: dict[str, str]
+    async def _fate_of(
+        self, storing: Coroutine[None, None, T], *, size: int, kind: str, named: dict[str, str]
     ) -> T | None:
         try:
             return await storing
         except Exception as error:  # noqa: BLE001 - a shopper is sent on whatever happened; the log says what did
             expected = isinstance(error, DatabaseAway | Unwritten) or is_away(error)
             _log.warning(
-                "callback_not_stored", kind=kind, **log.cause(error), exc_info=None if expected else error, **whose
+                "callback_not_stored", kind=kind, **log.cause(error), exc_info=None if expected else error, **named
             )  # fmt: skip
             return None
         finally:
             self._waiting -= size
 
-    def _count(self, kind: str, grade: str, network: str, **whose: str) -> None:
+    def _count(self, kind: str, grade: str, network: str, **named: str) -> None:
         self.arrived[kind, grade] += 1
-        if self._known.callbacks.unproven(grade, network):
+        if self._services.callbacks.unproven(grade, network):
             self.unproven[kind, grade, network] += 1
-            if self._seldom("callback_unproven", kind, grade, network, *whose.values()):
-                _log.warning("callback_unproven", kind=kind, grade=grade, network=network, **whose)
+            if self._seldom("callback_unproven", kind, grade, network, *named.values()):
+                _log.warning("callback_unproven", kind=kind, grade=grade, network=network, **named)
 
-    def _beyond(self, kind: str, grade: str, **whose: str) -> None:
+    def _beyond(self, kind: str, grade: str, **named: str) -> None:
         self.over_limit[kind, grade] += 1
-        if self._seldom("callback_over_limit", *whose.values()):
-            _log.warning("callback_over_limit", kind=kind, grade=grade, **whose)
+        if self._seldom("callback_over_limit", *named.values()):
+            _log.warning("callback_over_limit", kind=kind, grade=grade, **named)
 
     def _seldom(self, *about: str) -> bool:
         """Say whether this may be told: not within a minute of the last time."""

@@ -94,11 +94,11 @@ class _Read(NamedTuple):
     grade: Grade
 
 
-async def take(request: Request) -> Response:
+async def accept(request: Request) -> Response:
     """Take one callback. Success, failure and redirect go on to the shop's own page; a notification is acknowledged."""
-    known = dependencies.of(request)
+    services = dependencies.of(request)
     path = request.path_params
-    checkout_id, link = _opened(known, path["kind"], path["checkout_id"], path["signed"])
+    checkout_id, link = _opened(services, path["kind"], path["checkout_id"], path["signed"])
     kind = cast("CallbackKind", path["kind"])
     if kind == "notification":
         if request.method != "POST":
@@ -107,9 +107,9 @@ async def take(request: Request) -> Response:
         return _onward(link.page)
     elif request.method == "GET" or kind == "redirect":
         return await _visited(request, checkout_id, link)
-    merchant = None if link.merchant_id is None else known.merchants.known(link.merchant_id)
+    merchant = None if link.merchant_id is None else services.merchants.known(link.merchant_id)
     try:
-        read = await _read(known, request, merchant)
+        read = await _read(services, request, merchant)
     except Refusal as refusal:
         if kind == "notification":
             raise
@@ -125,8 +125,8 @@ async def take(request: Request) -> Response:
         source=read.source,
         body=read.body,
     )
-    stored = await _callback_intake(request).take(arrival, whose=link.merchant_id)
-    unproven = known.callbacks.unproven(read.grade, read.network)
+    stored = await _callback_intake(request).accept(arrival, merchant_id=link.merchant_id)
+    unproven = services.callbacks.unproven(read.grade, read.network)
     if kind != "notification":
         return _unproven_page(link.page) if unproven else _onward(link.page)
     return _told(stored=stored, unproven=unproven)
@@ -148,7 +148,7 @@ async def _visited(request: Request, checkout_id: UUID, link: OpenedLink) -> Res
         source=None,
         body=b"",
     )
-    await _callback_intake(request).visit(visit, whose=link.merchant_id)
+    await _callback_intake(request).visit(visit, merchant_id=link.merchant_id)
     return _onward(link.page, closing)
 
 
@@ -160,16 +160,16 @@ async def _skipped(request: Request, refusal: Refusal) -> Mapping[str, str]:
     return refusal.headers
 
 
-async def take_for_merchant(request: Request) -> Response:
+async def accept_for_merchant(request: Request) -> Response:
     """Take a notification that names no checkout in its address: the default of a merchant's terminals."""
-    known = dependencies.of(request)
+    services = dependencies.of(request)
     name = request.path_params["merchant"]
-    if not callback_urls.open_merchant_link(known.encryptor, name, request.path_params["signed"]):
+    if not callback_urls.open_merchant_link(services.encryptor, name, request.path_params["signed"]):
         raise _unknown()
     if request.method != "POST":
         raise _only_posted("notification")
-    merchant = await _named(known, name)
-    read = await _read(known, request, merchant)
+    merchant = await _named(services, name)
+    read = await _read(services, request, merchant)
     one = MerchantCallback(
         told=_unexpected(merchant, gateway_callbacks.read_body(read.content_type, read.body), read.grade),
         grade=read.grade,
@@ -179,23 +179,23 @@ async def take_for_merchant(request: Request) -> Response:
         source=read.source,
         body=read.body,
     )
-    placed = await _callback_intake(request).take_unmatched(one, merchant=merchant.name)
+    placed = await _callback_intake(request).accept_unmatched(one, merchant=merchant.name)
     if placed is not None and placed.over_limit:
         said = (
             f"merchant {merchant.name} has too many payments of unknown orders that no lookup has confirmed: send it again later, "
             "or sign callbacks with a secret"
         )
         raise Refusal(503, said, kind="unconfirmed-payments", headers={"Retry-After": "60"})
-    return _told(stored=placed is not None, unproven=known.callbacks.unproven(read.grade, read.network))
+    return _told(stored=placed is not None, unproven=services.callbacks.unproven(read.grade, read.network))
 
 
-def _opened(known: Services, kind: str, checkout_id: str, signed: str) -> tuple[UUID, OpenedLink]:
+def _opened(services: Services, kind: str, checkout_id: str, signed: str) -> tuple[UUID, OpenedLink]:
     """Return what the link says, or refuse it; one sentence for every cause, so that nobody can tell which part was wrong."""
     try:
         one = UUID(checkout_id)
     except ValueError:
         raise _unknown() from None
-    link = callback_urls.open_link(known.encryptor, kind, one, signed)
+    link = callback_urls.open_link(services.encryptor, kind, one, signed)
     if link is None:
         raise _unknown()
     return one, link
@@ -209,12 +209,12 @@ def _only_posted(kind: str) -> Refusal:
     return Refusal(405, f"a {kind} callback is a POST", headers={"Allow": "OPTIONS, POST"})
 
 
-async def _named(known: Services, name: str) -> Merchant:
+async def _named(services: Services, name: str) -> Merchant:
     """Return the merchant of a link of ours; 503 while it cannot be read, since the link says that there is one."""
     merchant = None
     try:
         async with asyncio.timeout(TIMEOUT):
-            merchant = await known.merchants.named(name)
+            merchant = await services.merchants.named(name)
     except Exception as error:
         if not is_away(error):
             raise
@@ -224,8 +224,8 @@ async def _named(known: Services, name: str) -> Merchant:
     return merchant
 
 
-async def _read(known: Services, request: Request, merchant: Merchant | None) -> _Read:
-    settings = known.settings
+async def _read(services: Services, request: Request, merchant: Merchant | None) -> _Read:
+    settings = services.settings
     body = await request_body.read(request, limit=BODY_LIMIT)
     if callback_body.inflates_beyond(body):
         raise request_body.too_large(BODY_LIMIT, read=True)
@@ -246,7 +246,7 @@ async def _read(known: Services, request: Request, merchant: Merchant | None) ->
     )
     network = client_address.network_of(address, sure=sure, networks=settings.gateway_ranges)
     source = None if address is None else str(address)
-    if known.callbacks.unproven(grade, network):
+    if services.callbacks.unproven(grade, network):
         body = body[:UNPROVEN_LIMIT]
     return _Read(body, content_type, headers, source, network, grade)
 

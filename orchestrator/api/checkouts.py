@@ -39,7 +39,7 @@ _ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 async def accept(request: Request) -> Response:
     """Take one checkout: 202 if it is new, 200 if it was there with the same content."""
-    known = dependencies.of(request)
+    services = dependencies.of(request)
     caller, merchant = await dependencies.admit(request, "checkouts:write")
     key = idempotency_key(request)
     raw = await request_body.read_json(request, limit=intents.BODY_LIMIT)
@@ -47,17 +47,17 @@ async def accept(request: Request) -> Response:
         intent = intents.parse(raw)
     except IntentRejected as error:
         raise problems.rejected(error) from None
-    accepted = await _take(known, _intake(known, caller, merchant, intent, key=key))
+    accepted = await _take(services, _intake(services, caller, merchant, intent, key=key))
     if accepted.fresh:
-        known.hint_publisher.publish([accepted.id], whose=merchant.id)
-    document = _accepted(known, accepted)
+        services.hint_publisher.publish([accepted.id], merchant_id=merchant.id)
+    document = _accepted(services, accepted)
     status = 202 if accepted.fresh else 200
     return answer(document, status, {"Location": f"/v1/checkouts/{accepted.id}"})
 
 
 async def accept_batch(request: Request) -> Response:
     """Take many checkouts, each with a result of its own. Safe to send again: the order numbers tell what is there."""
-    known = dependencies.of(request)
+    services = dependencies.of(request)
     caller, merchant = await dependencies.admit(request, "checkouts:write")
     if "idempotency-key" in request.headers:
         raise Refusal(422, "a batch takes no Idempotency-Key: its order numbers make it safe to send again")
@@ -71,19 +71,19 @@ async def accept_batch(request: Request) -> Response:
         raise Refusal(422, said, kind="invalid-batch")
     read: list[Intake | Refusal] = []
     for row in rows:
-        read.append(_read_row(known, caller, merchant, bytes(row)))
+        read.append(_read_row(services, caller, merchant, bytes(row)))
         await asyncio.sleep(0)  # a long list must not keep other requests waiting
-    results = await asyncio.gather(*(_take_row(known, row) for row in read))
+    results = await asyncio.gather(*(_take_row(services, row) for row in read))
     fresh = [result.id for result in results if isinstance(result, Accepted) and result.fresh]
     if fresh:
-        known.hint_publisher.publish(fresh, whose=merchant.id)
-    return answer({"results": [_result(known, result) for result in results]})
+        services.hint_publisher.publish(fresh, merchant_id=merchant.id)
+    return answer({"results": [_result(services, result) for result in results]})
 
 
 def _intake(
-    known: Services, caller: Caller, merchant: Merchant, intent: Intent, *, key: str | None = None
+    services: Services, caller: Caller, merchant: Merchant, intent: Intent, *, key: str | None = None
 ) -> Intake:
-    expires_in = known.settings.checkout_expires_in if intent.expires_in is None else intent.expires_in
+    expires_in = services.settings.checkout_expires_in if intent.expires_in is None else intent.expires_in
     return Intake(
         merchant_id=merchant.id,
         order_ref=intent.order_ref,
@@ -99,10 +99,10 @@ def _intake(
     )
 
 
-async def _take(known: Services, intake: Intake) -> Accepted:
+async def _take(services: Services, intake: Intake) -> Accepted:
     try:
         async with asyncio.timeout(DATABASE_TIMEOUT):
-            return await known.intents.accept(intake)
+            return await services.intents.accept(intake)
     except OrderTaken as error:
         facts = {"checkoutId": str(error.checkout)}
         raise Refusal(409, str(error), kind="order-taken", facts=facts) from None
@@ -111,37 +111,37 @@ async def _take(known: Services, intake: Intake) -> Accepted:
         raise Refusal(422, str(error), kind="idempotency-key-reused", errors=wrong) from None
 
 
-def _read_row(known: Services, caller: Caller, merchant: Merchant, raw: bytes) -> Intake | Refusal:
+def _read_row(services: Services, caller: Caller, merchant: Merchant, raw: bytes) -> Intake | Refusal:
     try:
-        return _intake(known, caller, merchant, intents.parse(raw))
+        return _intake(services, caller, merchant, intents.parse(raw))
     except IntentRejected as error:
         return problems.rejected(error)
 
 
-async def _take_row(known: Services, row: Intake | Refusal) -> Accepted | Refusal:
+async def _take_row(services: Services, row: Intake | Refusal) -> Accepted | Refusal:
     if isinstance(row, Refusal):
         return row
     try:
-        return await _take(known, row)
+        return await _take(services, row)
     except Refusal as refusal:
         return refusal
     except (DatabaseAway, TimeoutError):
         return problems.away()
 
 
-def _result(known: Services, result: Accepted | Refusal) -> dict[str, object]:
+def _result(services: Services, result: Accepted | Refusal) -> dict[str, object]:
     if isinstance(result, Refusal):
         return {"status": result.status, "problem": problems.body_of(result)}
-    return {"status": 202 if result.fresh else 200, "checkout": _accepted(known, result)}
+    return {"status": 202 if result.fresh else 200, "checkout": _accepted(services, result)}
 
 
-def _accepted(known: Services, accepted: Accepted) -> dict[str, object]:
+def _accepted(services: Services, accepted: Accepted) -> dict[str, object]:
     return {
         "id": accepted.id,
         "orderId": accepted.order_ref,
         "state": accepted.state,
         "deadline": accepted.deadline,
-        "clientToken": callback_urls.client_token(known.encryptor, accepted.id),
+        "clientToken": callback_urls.client_token(services.encryptor, accepted.id),
         "links": reads.links_of(accepted.id),
     }
 
@@ -161,11 +161,11 @@ def idempotency_key(request: Request) -> str | None:
 
 async def show(request: Request, checkout_id: str) -> Response:
     """Everything about one checkout."""
-    known = dependencies.of(request)
+    services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
     one = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await reads.checkout(known.db, known.encryptor, merchant.id, one)
+        found = await reads.checkout(services.db, services.encryptor, merchant.id, one)
     if found is None:
         raise unknown(checkout_id)
     return answer(found)
@@ -180,24 +180,24 @@ async def search(  # noqa: PLR0917 - FastAPI calls it by name
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
     """A merchant's checkouts, the youngest first, page by page."""
-    known = dependencies.of(request)
+    services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
     if order_id is not None and not intents.may_be_order(order_id):
         return answer({"checkouts": [], "nextCursor": None})  # no order has such a number
     async with asyncio.timeout(DATABASE_TIMEOUT):
         found, more = await reads.page(
-            known.db, merchant.id, order_ref=order_id, states=state or (), attention=attention, before=cursor, limit=limit
+            services.db, merchant.id, order_ref=order_id, states=state or (), attention=attention, before=cursor, limit=limit
         )  # fmt: skip
     return answer({"checkouts": found, "nextCursor": more})
 
 
 async def show_explanation(request: Request, checkout_id: str) -> Response:
     """Why a checkout is where it is, what happens next and when, and what a person may do."""
-    known = dependencies.of(request)
+    services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
     one = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        record = await explain.gather(known.db, known.settings, one, merchant_id=merchant.id)
+        record = await explain.gather(services.db, services.settings, one, merchant_id=merchant.id)
     if record is None:
         raise unknown(checkout_id)
     return answer(explain.explain(record).document())
@@ -215,13 +215,13 @@ async def show_payments(  # noqa: PLR0917 - FastAPI calls it by name
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
     """A merchant's payments as the gateway showed them, the youngest first, page by page."""
-    known = dependencies.of(request)
+    services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
     if order_id is not None and not intents.may_be_order(order_id):
         return answer({"payments": [], "nextCursor": None})  # no order has such a number
     async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await reads.payments_page(
-            known.db, merchant.id, role=role, order_ref=order_id, before=cursor, limit=limit
+            services.db, merchant.id, role=role, order_ref=order_id, before=cursor, limit=limit
         )
     if found is None:
         message = "must be the nextCursor of an earlier page"
@@ -237,11 +237,11 @@ async def show_audit(
     limit: Annotated[int, Query(ge=1, le=1000)] = 500,
 ) -> Response:
     """The audit trail of one checkout, the oldest entry first."""
-    known = dependencies.of(request)
+    services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
     one = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await reads.audit(known.db, merchant.id, one, after=after, limit=limit)
+        found = await reads.audit(services.db, merchant.id, one, after=after, limit=limit)
     if found is None:
         raise unknown(checkout_id)
     return answer(found)

@@ -81,7 +81,7 @@ def taking(kind: CommandKind) -> Callable[[Request, str], Awaitable[Response]]:
 
 
 async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Response:
-    known = dependencies.of(request)
+    services = dependencies.of(request)
     caller, merchant = await dependencies.admit(request, SCOPES[kind])
     one = checkouts.id_of(checkout_id)
     key = checkouts.idempotency_key(request)
@@ -91,7 +91,7 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
         raise Refusal(422, f"Idempotency-Key {message}", kind="idempotency-key-missing", errors=wrong)
     body = _Body(kind, await request_body.read_json(request, limit=COMMAND_BYTES, optional=True))
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        view = await inbox.checkout_view(known.db, one, merchant_id=merchant.id, key=key)
+        view = await inbox.checkout_view(services.db, one, merchant_id=merchant.id, key=key)
         if view is None:
             raise checkouts.unknown(checkout_id)
         command_request = body.command_request(view)
@@ -107,7 +107,7 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
             command = await _store(
                 request, view, command_request, actor=caller.actor, reason=body.reason, key=key, print_=print_
             )
-    known.hint_publisher.publish([one], whose=merchant.id)
+    services.hint_publisher.publish([one], merchant_id=merchant.id)
     document = {
         "id": one, "orderId": view.order_ref, "state": view.state, "version": view.version,
         "command": {"id": command, "kind": kind}, "links": reads.links_of(one),
@@ -128,12 +128,12 @@ def _met(view: CheckoutView, key: str | None, print_: bytes) -> UUID | None:
 async def _store(
     request: Request, view: CheckoutView, command_request: CommandRequest, *, actor: str, reason: str | None, key: str | None, print_: bytes
 ) -> UUID:  # fmt: skip
-    known = dependencies.of(request)
+    services = dependencies.of(request)
     try:
         stored = await inbox.request(
-            known.db, known.encryptor, view.id, merchant_id=view.merchant_id, kind=command_request.kind, actor=actor, reason=reason,
+            services.db, services.encryptor, view.id, merchant_id=view.merchant_id, kind=command_request.kind, actor=actor, reason=reason,
             expected_version=command_request.version, arguments=command_request.arguments, idempotency_key=key, fingerprint=print_,
-            grace=known.settings.hint_grace,
+            grace=services.settings.hint_grace,
         )  # fmt: skip
     except KeyReused as error:
         raise _reused(error) from None
@@ -167,8 +167,8 @@ class _Body(Fields):
         self.kind = kind
         self._body = self._object(raw)
         for name in sorted(self._body.keys() - _COMMON - _FIELDS.get(kind, frozenset())):
-            known = ", ".join(sorted(_COMMON | _FIELDS.get(kind, frozenset())))
-            self.wrong(shown(name), f"is not a known field: known here are {known}")
+            services = ", ".join(sorted(_COMMON | _FIELDS.get(kind, frozenset())))
+            self.wrong(shown(name), f"is not a known field: known here are {services}")
         self.reason = self.text(self._body, "", "reason", required=False, most=LONGEST_REASON)
         self.version = self._version()
         self._judge()

@@ -43,7 +43,7 @@ class PublishesHints(Protocol):
         ids: Iterable[UUID],
         *,
         queue: Literal["checkouts", "callbacks"] = "checkouts",
-        whose: int | None = None,
+        merchant_id: int | None = None,
     ) -> None:
         """Hint at checkouts of a merchant; returns at once."""
 

@@ -70,14 +70,14 @@ class Health:
         return self._found
 
     async def _look(self) -> tuple[str | None, list[str]]:
-        known = self._services
+        services = self._services
         try:
             async with asyncio.timeout(TIMEOUT):
-                other = schema.difference(await schema.current(known.inlet))
+                other = schema.difference(await schema.current(services.inlet))
                 if other is not None:
                     return other, []
-                await readiness.probe(known.inlet, self._name)
-                found = await readiness.processes(known.inlet)
+                await readiness.probe(services.inlet, self._name)
+                found = await readiness.processes(services.inlet)
         except Exception as error:
             if not is_away(error):
                 raise
@@ -87,8 +87,10 @@ class Health:
         if time.monotonic() - self._seldom_at >= SELDOM:
             self._seldom = await self._look_closer()
             self._seldom_at = time.monotonic()
-        degraded = readiness.stalled([known.intents.writes, known.callbacks.writes, known.unmatched.writes])
-        if (trouble := known.hint_publisher.trouble) is not None:
+        degraded = readiness.stalled(
+            [services.intents.writes, services.callbacks.writes, services.unmatched.writes]
+        )
+        if (trouble := services.hint_publisher.trouble) is not None:
             degraded.append(
                 f"the broker takes no hints ({trouble}): checkouts wait for the workers' own sweep"
             )

@@ -362,7 +362,10 @@ class Gateway:
             probes, large = limits_of_gateway.begin(), limits_of_gateway.large()
             try:
                 answer = await self._wire.exchange(
-                    request, limits_of_gateway=limits_of_gateway, large=large, whose=(account.merchant, name)
+                    request,
+                    limits_of_gateway=limits_of_gateway,
+                    large=large,
+                    queue_key=(account.merchant, name),
                 )
                 if not isinstance(answer, bytes):
                     outcome = answer
@@ -371,7 +374,9 @@ class Gateway:
                 elif reader.kind in answers.NEVER_LARGE:
                     outcome = _TOO_LARGE
                 else:
-                    outcome = await self._reader_process.read(reader, answer, whose=limits_of_gateway.gateway)
+                    outcome = await self._reader_process.read(
+                        reader, answer, queue_key=limits_of_gateway.gateway
+                    )
                 if not (
                     isinstance(body, GuardedBody) and body.refused
                 ):  # the lease guard's no is about our lease

@@ -95,30 +95,30 @@ class Wire:
             await session.close()
 
     async def exchange(
-        self, request: Request, *, limits_of_gateway: GatewayLimits, large: Large, whose: Hashable = None
+        self, request: Request, *, limits_of_gateway: GatewayLimits, large: Large, queue_key: Hashable = None
     ) -> bytes | Failure:
         """Send one request and return the body of a 2xx answer, or what it came to instead.
 
-        `whose` says in which queue it waits: the queues are served in turn. `large` is taken for a large
+        `queue_key` says in which queue it waits: the queues are served in turn. `large` is taken for a large
         answer, for as long as the caller has it.
         """
         body = request.body
         if not isinstance(body, GuardedBody):
-            return await self._exchange(request, limits_of_gateway, large, whose)
+            return await self._exchange(request, limits_of_gateway, large, queue_key)
         try:
-            outcome = await self._exchange(request, limits_of_gateway, large, whose)
+            outcome = await self._exchange(request, limits_of_gateway, large, queue_key)
         finally:
             body.withdraw()  # after an answer, a timeout or a cancellation nothing may follow
         return _past_lease_guard(body, outcome)
 
     async def _exchange(
-        self, request: Request, limits_of_gateway: GatewayLimits, large: Large, whose: Hashable
+        self, request: Request, limits_of_gateway: GatewayLimits, large: Large, queue_key: Hashable
     ) -> bytes | Failure:
         deadline = asyncio.get_running_loop().time() + self._total
         if not limits_of_gateway.enter_now():
             try:
                 async with asyncio.timeout(self._total / 2):
-                    await limits_of_gateway.enter(whose)
+                    await limits_of_gateway.enter(queue_key)
             except TimeoutError:
                 return Busy("Every connection to the gateway was busy.")
         try:

@@ -99,10 +99,10 @@ class ReaderProcess:
         self._thread.submit(self._end)
         self._thread.shutdown(wait=False)
 
-    async def read(self, reader: Reader[T], raw: bytes, *, whose: Hashable) -> Outcome[T]:
-        """Read an answer when it is its turn; `whose` says in which line it waits."""
+    async def read(self, reader: Reader[T], raw: bytes, *, queue_key: Hashable) -> Outcome[T]:
+        """Read an answer when it is its turn; `queue_key` says in which line it waits."""
         loop = asyncio.get_running_loop()
-        await self._slots.take(whose)
+        await self._slots.take(queue_key)
         work = self._thread.submit(self._read, reader, raw)
 
         def ended(_: Future[Outcome[T]]) -> None:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 SHARE: Final = 0.05
 """The most of its time that the thread publishes. A message costs far more than another id in it, here and at the worker, so a burst
 of hints gathers for as long as the last publishing makes it worth; a hint that comes alone waits for nothing."""
-LONGEST_REST: Final = 0.1
+LONGEST_DELAY: Final = 0.1
 PROBE_EVERY: Final = 5.0
 """Seconds without a hint after which something else is written, to know whether the broker would take one."""
 STUCK_AFTER: Final = 5.0
@@ -34,15 +34,15 @@ class _Hint(NamedTuple):
     queue: str
     ids: tuple[UUID, ...]
     alone: bool
-    whose: int | None
+    merchant_id: int | None
 
 
-class _Rest(NamedTuple):
+class _Delay(NamedTuple):
     """Until when hints gather, and whose the burst is. A hint of another merchant ends the delay, once in the time of one."""
 
     until: float
-    crowd: frozenset[int | None] = frozenset()
-    unbroken_until: float = float("-inf")
+    burst: frozenset[int | None] = frozenset()
+    kept_until: float = float("-inf")
 
 
 class HintPublisher:
@@ -90,11 +90,11 @@ class HintPublisher:
         *,
         queue: QueueName = "checkouts",
         alone: bool = False,
-        whose: int | None = None,
+        merchant_id: int | None = None,
     ) -> None:
         """Hint at checkouts of a merchant; returns at once. `alone` keeps others out of the message."""
         if self._waiting.qsize() < self._room:
-            self._waiting.put(_Hint(queue, tuple(ids), alone, whose))
+            self._waiting.put(_Hint(queue, tuple(ids), alone, merchant_id))
 
     def depth(self, name: QueueName) -> int:
         """Return how many messages wait in a queue; raises kombu's errors when the broker is away. For any thread."""
@@ -114,11 +114,11 @@ class HintPublisher:
             publisher.close()
 
     def _run(self) -> None:
-        rest = _Rest(float("-inf"))
+        delay = _Delay(float("-inf"))
         self._try(self._publisher.prove, "checkouts")
         while True:
             try:
-                hints, rested = self._gathered(rest)
+                hints, delayed = self._gathered(delay)
             except queue.Empty:
                 self._try(self._publisher.prove, "checkouts")
                 continue
@@ -128,14 +128,14 @@ class HintPublisher:
                 self._publisher.close()
                 return
             ended = time.monotonic()
-            length = min((ended - begun) / SHARE, LONGEST_REST)
+            length = min((ended - begun) / SHARE, LONGEST_DELAY)
             # Where they come one after the other, each because the one before is done, a rest gathers nothing.
-            crowd = not self._waiting.empty() or (rested and len(hints) > 1)
-            broken = ended + length if rested and begun < rest.until else rest.unbroken_until
-            rest = _Rest(
-                ended + length if crowd else ended,
-                frozenset(hint.whose for hint in hints if hint is not None),
-                unbroken_until=broken,
+            burst = not self._waiting.empty() or (delayed and len(hints) > 1)
+            broken = ended + length if delayed and begun < delay.until else delay.kept_until
+            delay = _Delay(
+                ended + length if burst else ended,
+                frozenset(hint.merchant_id for hint in hints if hint is not None),
+                kept_until=broken,
             )
 
     def _try(self, what: Callable[[T], None], argument: T) -> None:
@@ -149,22 +149,22 @@ class HintPublisher:
         finally:
             self._trying_since = None
 
-    def _gathered(self, rest: _Rest) -> tuple[list[_Hint | None], bool]:
+    def _gathered(self, delay: _Delay) -> tuple[list[_Hint | None], bool]:
         """Wait for a hint, and for the end of the rest; return whatever has come, and whether there was a rest.
 
         None at the end means that no more will come. Raises `queue.Empty` where none comes for long, at once while the broker is away.
         """
         hints = [self._waiting.get(timeout=0.001 if self._link.away else PROBE_EVERY)]
-        until, rested = rest.until, rest.until > time.monotonic()
+        until, delayed = delay.until, delay.until > time.monotonic()
         while (last := hints[-1]) is not None and len(hints) < self._size * 20:
             now = time.monotonic()
-            if last.whose not in rest.crowd and now >= rest.unbroken_until:
+            if last.merchant_id not in delay.burst and now >= delay.kept_until:
                 until = now
             try:
                 hints.append(self._waiting.get(timeout=max(until - now, 0.0)))
             except queue.Empty:
                 break
-        return hints, rested
+        return hints, delayed
 
     def _publish(self, hints: list[_Hint]) -> None:
         together: dict[str, dict[UUID, None]] = defaultdict(dict)

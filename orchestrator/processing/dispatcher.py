@@ -77,10 +77,10 @@ class Dispatcher:
     def __init__(self, processor: CheckoutProcessor) -> None:
         settings = processor.settings
         self._processor, self._settings = processor, settings
-        self.room = FairShare(
+        self.fair_share = FairShare(
             places=settings.in_flight_limit, each=CALLS_IN_HAND * settings.gateway_pool_size
         )
-        self._portion = max(min(self.room.smallest // PARTS, MOST), 1)
+        self._portion = max(min(self.fair_share.smallest // PARTS, MOST), 1)
         self._hints: dict[QueueKind, deque[_Hint]] = {"callbacks": deque(), "checkouts": deque()}
         # Who left something behind. What came by callbacks is remembered by id; the rest is in Postgres, in order of its due times.
         self._behind: dict[FlowKey, dict[UUID, None]] = {}
@@ -113,7 +113,7 @@ class Dispatcher:
     @property
     def waiting(self) -> int:
         """How many hints wait for the dispatcher although slots are free."""
-        return 0 if self.room.full or self._stopping else sum(map(len, self._hints.values()))
+        return 0 if self.fair_share.full or self._stopping else sum(map(len, self._hints.values()))
 
     @property
     def idle_seconds(self) -> float:
@@ -133,7 +133,7 @@ class Dispatcher:
         if done.done():
             return done.result()
         done.cancel()
-        _log.warning("no_room", in_flight=self.room.taken)
+        _log.warning("no_room", in_flight=self.fair_share.taken)
         return False
 
     def stop(self) -> None:
@@ -213,17 +213,17 @@ class Dispatcher:
         gathered: list[tuple[QueueKind, _Hint]] = []
         size = 0
         for queue, hints in self._hints.items():
-            while hints and size < MOST and not self.room.full:
+            while hints and size < MOST and not self.fair_share.full:
                 hint = hints.popleft()
                 if not hint.over:
                     gathered.append((queue, hint))
                     size += len(hint.ids)
-        if any(self._hints.values()) and not self.room.full:
+        if any(self._hints.values()) and not self.fair_share.full:
             self._wake.set()
         return gathered
 
     async def _admit(self, queues: Mapping[UUID, QueueKind]) -> None:
-        if self._behind or self._processor.busy or not self.room.fits(len(queues)):
+        if self._behind or self._processor.busy or not self.fair_share.fits(len(queues)):
             await self._share(queues)
         elif queues:
             self._begin(await self._claim(list(queues)), queues)
@@ -236,7 +236,7 @@ class Dispatcher:
             flow: SlotDemand(self._processor.gateway_of(flow.merchant_id), len(named.get(flow, ())) or MOST)
             for flow in (*self._behind, *named)
         }
-        shares = self.room.share(demands, most=MOST, busy=self._processor.busy)
+        shares = self.fair_share.share(demands, most=MOST, busy=self._processor.busy)
         chosen: dict[UUID, QueueKind] = {}
         for flow, ids in named.items():
             mine = shares.get(flow, 0)
@@ -247,7 +247,7 @@ class Dispatcher:
             self._begin(await self._claim(list(chosen)), chosen)
         # A place or two are kept for the next time, unless somebody has none at all.
         if sum(waiting.values()) >= self._portion or any(
-            not self.room.held(FlowKey(one, "checkouts")) for one in waiting
+            not self.fair_share.held(FlowKey(one, "checkouts")) for one in waiting
         ):
             await self._claim_waiting(waiting)
         if sum(shares.values()) == MOST:
@@ -293,7 +293,7 @@ class Dispatcher:
             flow = FlowKey(one.merchant_id, queues.get(one.id, "checkouts"))
             gateway = self._processor.gateway_of(one.merchant_id)
             self._processed[one.id, one.lease] = flow, gateway, one
-            self.room.enter(flow, gateway)
+            self.fair_share.enter(flow, gateway)
         if held:
             task = asyncio.create_task(self._processor.process(held, queues=queues, ended=self._ended))
             self._under_way.add(task)
@@ -301,13 +301,13 @@ class Dispatcher:
 
     def _ended(self, one: ClaimedCheckout, *, woken: bool) -> None:
         flow, gateway, _ = self._processed.pop((one.id, one.lease))
-        self.room.leave(flow, gateway)
+        self.fair_share.leave(flow, gateway)
         self._left_since += 1
         if woken and not self._stopping:
             # A wake-up that came while we held it is answered without a way through the broker.
             self._put(_Hint((one.id,)), "callbacks")
         elif any(self._hints.values()) or (
-            self._behind and (self._left_since >= self._portion or not self.room.taken)
+            self._behind and (self._left_since >= self._portion or not self.fair_share.taken)
         ):
             self._wake.set()
 

@@ -87,7 +87,7 @@ class Bridge:
         self._stopping = True
         self._watchdog.stop()
         with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._admission.stop)
+            self._loop.call_soon_threadsafe(self._dispatcher.stop)
         for future in list(self._running):
             future.cancel()
 
@@ -101,7 +101,7 @@ class Bridge:
 
     def _failed(self, fault: str) -> None:
         _log.error(
-            "worker_stuck", fault=fault, dispatches=self._admission.rounds, waiting=self._admission.waiting
+            "worker_stuck", fault=fault, dispatches=self._dispatcher.rounds, waiting=self._dispatcher.waiting
         )
         self._fault(fault)
 
@@ -110,7 +110,7 @@ class Bridge:
         self._heard = time.monotonic()
         self._counts["hints"] += 1
         self._counts["checkouts"] += len(ids)
-        self._run(self._admission.admit(ids, queue), timeout=2 * self._settings.lease_seconds)
+        self._run(self._dispatcher.admit(ids, queue), timeout=2 * self._settings.lease_seconds)
 
     def sweep(self) -> None:
         """Turn due checkouts into hints; where enough hints wait already, take up some due checkouts past them. One sweep at a time."""
@@ -205,16 +205,16 @@ class Bridge:
                 lifecycle=self._moves,
                 merchants=Merchants(self._db, self._encryptor, settings),
             )
-            self._admission = Dispatcher(self._processor)
+            self._dispatcher = Dispatcher(self._processor)
             gc_tuning.settle()
-            self._watchdog.start(self._admission)
+            self._watchdog.start(self._dispatcher)
             self._ready.set()
             beside = [asyncio.create_task(work) for work in (self._tick(), self._beat(), self._listen())]
             await self._end.wait()
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
-            await self._admission.close()
+            await self._dispatcher.close()
             await self._moves.close()
 
     async def _sweep(self) -> None:
@@ -223,7 +223,7 @@ class Bridge:
             self._db,
             most=SWEEP_LIMIT,
             grace=settings.hint_grace,
-            overloaded=self._admission.overloaded,
+            overloaded=self._dispatcher.overloaded,
             few=settings.hint_size,
         )
         self._swept = time.monotonic()
@@ -238,10 +238,10 @@ class Bridge:
     async def _take_up(self) -> int:
         """Process some of each merchant's due checkouts, without a way through the broker; return how many."""
         due_now = await checkouts.due(self._db, most=self._settings.hint_size)
-        await self._admission.admit([one.id for one in due_now if not one.suspect])
+        await self._dispatcher.admit([one.id for one in due_now if not one.suspect])
         for one in due_now:
             if one.suspect:
-                await self._admission.admit([one.id])
+                await self._dispatcher.admit([one.id])
         return len(due_now)
 
     async def _listen(self) -> None:
@@ -286,13 +286,13 @@ class Bridge:
         return {
             **self._counts,
             "heardSecondsAgo": round(time.monotonic() - self._heard, 1),
-            "inFlight": self._admission.room.taken,
-            "overloaded": len(self._admission.overloaded),
+            "inFlight": self._dispatcher.fair_share.taken,
+            "overloaded": len(self._dispatcher.overloaded),
             **written(self._moves.writes),
-            "dispatches": self._admission.rounds,
-            "dispatchedSecondsAgo": round(self._admission.idle_seconds, 1),
-            "waiting": self._admission.waiting,
+            "dispatches": self._dispatcher.rounds,
+            "dispatchedSecondsAgo": round(self._dispatcher.idle_seconds, 1),
+            "waiting": self._dispatcher.waiting,
             "messagesDropped": dropped.total,
-            **({"claimsFail": self._admission.failure} if self._admission.failure else {}),
+            **({"claimsFail": self._dispatcher.failure} if self._dispatcher.failure else {}),
             **({"brokerTrouble": trouble} if trouble else {}),
         }

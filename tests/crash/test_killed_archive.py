@@ -57,7 +57,7 @@ async def test_an_archive_run_killed_at_any_moment_loses_nothing_and_leaves_noth
     async with core(database_url, encryptor) as one:
         for number in range(ORDERS):
             held = await one.held()
-            await one.callbacks.take(arrival(held.id))
+            await one.callbacks.store(arrival(held.id))
             held = await one.advance(
                 held, Trigger.PAYMENT_FOUND, payments=(payment(f"t-{number}"),), money=(13900, 0, 0), read=(),
                 events=(), due_in=0.0,

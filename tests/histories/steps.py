@@ -159,7 +159,7 @@ async def _arrive(world: World, mail: Mail, grade: str, times: int) -> None:
         )
         for _ in range(times)
     ]  # fmt: skip
-    await asyncio.gather(*(world.callbacks.take(one) for one in callbacks))
+    await asyncio.gather(*(world.callbacks.store(one) for one in callbacks))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ BOOKS = ("checkouts", "intents", "payments", "money_operations", "idempotency_ke
 async def settled(core, state=State.COMPLETED, **changes):
     """Return a checkout with everything that a history can have, settled for good."""
     held = await core.held(State.AWAITING_PAYMENT, **changes)
-    await core.callbacks.take(arrival(held.id))
+    await core.callbacks.store(arrival(held.id))
     await inbox.request(
         core.db, core.encryptor, held.id, merchant_id=1, kind="reconcile", actor="x", grace=60.0
     )
@@ -276,7 +276,7 @@ async def test_an_archived_checkout_wakes_up_goes_on_with_its_chain_and_is_archi
     core, archived, tmp_path
 ):
     (checkout, expired) = archived
-    assert (await core.callbacks.take(arrival(expired, body=b"late"))).wakes
+    assert (await core.callbacks.store(arrival(expired, body=b"late"))).wakes
     (held,) = await core.claim(expired)
     assert (held.state, held.known, held.callbacks[0].kind) == (State.EXPIRED, (), "notification")
     held = await core.advance(

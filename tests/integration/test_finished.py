@@ -50,7 +50,7 @@ async def _burst(database_url, encryptor):
 async def _fresh(database_url, encryptor):
     """A new installation: nobody has gathered any statistics, its tables are still small, and no order has come to its end."""
     async with core(database_url, encryptor) as one:
-        await asyncio.gather(*(one.callbacks.take(arrival(each)) for each in await one.checkouts(BUSY)))
+        await asyncio.gather(*(one.callbacks.store(arrival(each)) for each in await one.checkouts(BUSY)))
         yield one
 
 
@@ -129,7 +129,7 @@ async def process(place, encryptor, merchant=1):
             )
         ).fresh
     for one in ids:
-        assert (await place.callbacks.take(arrival(one))).wakes
+        assert (await place.callbacks.store(arrival(one))).wakes
         assert await inbox.request(
             place.db, place.encryptor, one, merchant_id=merchant, kind="reconcile", actor="x", grace=1.0
         )
@@ -153,7 +153,7 @@ async def process(place, encryptor, merchant=1):
     stray = inbox.MerchantCallback(
         told=told, grade="signed", network="inside", content_type="", headers={}, source=None, body=b""
     )
-    assert (await unmatched.take(stray)).created
+    assert (await unmatched.store(stray)).created
     await unmatched.close()
     async with place.db.transaction() as tx:
         assert len((await tx.execute(checkouts.due_times._DUE, {"most": 100, "overloaded": []})).all()) >= 1
@@ -185,7 +185,7 @@ async def test_a_plan_that_was_made_for_empty_tables_reads_no_more_when_they_hav
     async with core(database_url, encryptor, pool=1) as one:
         for _ in range(3):  # Postgres keeps to one plan after some runs of a statement
             await process(one, encryptor)
-        await asyncio.gather(*(one.callbacks.take(arrival(each)) for each in await one.checkouts(BUSY)))
+        await asyncio.gather(*(one.callbacks.store(arrival(each)) for each in await one.checkouts(BUSY)))
         before = await reads(one)
         await process(one, encryptor)
         most = {table: rows - before[table] for table, rows in (await reads(one)).items()}

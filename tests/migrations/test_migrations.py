@@ -145,7 +145,7 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, encryptor)
         assert (
             await one.intents.accept(intake(order_ref=asked.order_ref, idempotency_key="l"))
         ).id == accepted.id
-        assert (await one.callbacks.take(arrival(accepted.id))).wakes
+        assert (await one.callbacks.store(arrival(accepted.id))).wakes
         assert await inbox.request(
             one.db, one.encryptor, accepted.id, merchant_id=1, kind="cancel", actor="x", grace=1.0
         )

@@ -89,7 +89,7 @@ async def test_intake_callbacks_and_moves_go_on_during_a_run_and_wait_for_no_loc
         async def call_back():
             # Late callbacks for orders that are just being archived: each is kept, whichever side of the file it falls on.
             for order in old:
-                await shop.callbacks.take(arrival(order, body=b"late"))
+                await shop.callbacks.store(arrival(order, body=b"late"))
 
         runs = [asyncio.create_task(take_orders()) for _ in range(4)]
         late = asyncio.create_task(call_back())

@@ -49,11 +49,13 @@ async def test_of_a_flood_without_proof_so_many_are_kept_and_what_is_real_finds_
         for checkout in (one, other):
             wrong = [arrival(checkout, grade="wrong", body=body) for body in bodies(20)]
             if one_batch:
-                await asyncio.gather(*map(writer.take, wrong))
+                await asyncio.gather(*map(writer.store, wrong))
             else:
                 for each in wrong:
-                    await writer.take(each)
-        fates = await asyncio.gather(*(writer.take(arrival(one, body=body)) for body in bodies(20, b"real-")))
+                    await writer.store(each)
+        fates = await asyncio.gather(
+            *(writer.store(arrival(one, body=body)) for body in bodies(20, b"real-"))
+        )
         assert sum(fate.kept for fate in fates) == 5
         assert all(fate.wakes for fate in fates), "what the gateway signed always wakes the checkout"
     assert await kept(core, one) == {"signed": 5, "wrong": 3}
@@ -69,7 +71,7 @@ async def test_in_one_batch_what_is_proven_takes_the_room_first(core):
         for body in (body + grade.encode(),)
     ]
     async with taking(core, caps=Caps(12, 12)) as writer:
-        await asyncio.gather(*map(writer.take, arrivals))
+        await asyncio.gather(*map(writer.store, arrivals))
     assert await kept(core, checkout) == {"missing": 2, "signed": 10}
 
 
@@ -77,8 +79,8 @@ async def test_a_repeat_counts_however_many_there_are(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     async with taking(core, caps=Caps(2, 1)) as writer:
         for body in bodies(4):
-            await writer.take(arrival(checkout, body=body))
-        fate = await writer.take(arrival(checkout, body=b"0"))
+            await writer.store(arrival(checkout, body=body))
+        fate = await writer.store(arrival(checkout, body=b"0"))
     assert (fate.kept, fate.wakes) == (True, True)
     assert sorted(await core.all("SELECT times FROM callbacks")) == [1, 2]
 
@@ -92,12 +94,12 @@ async def test_beyond_the_cap_a_ring_is_kept_and_no_new_one_made_but_for_what_is
 ):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     async with taking(core, caps=Caps(1, 1)) as writer:
-        await writer.take(arrival(checkout, body=b"first"))
-        fate = await writer.take(arrival(checkout, grade=grade, body=b"second"))
+        await writer.store(arrival(checkout, body=b"first"))
+        fate = await writer.store(arrival(checkout, grade=grade, body=b"second"))
         assert (fate.kept, fate.wakes) == (False, wakes_while_open)
         await read(core, checkout)
         before = (await core.row(checkout)).wake
-        fate = await writer.take(arrival(checkout, grade=grade, body=b"third"))
+        fate = await writer.store(arrival(checkout, grade=grade, body=b"third"))
         assert (fate.kept, fate.wakes) == (False, wakes_when_read)
         assert (await core.row(checkout)).wake == before + wakes_when_read
 
@@ -106,8 +108,8 @@ async def test_where_the_network_counts_what_comes_from_elsewhere_is_capped_as_u
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     async with taking(core, caps=Caps(9, 2), strict_network=True) as writer:
         for body in bodies(5):
-            await writer.take(arrival(checkout, network="outside", body=body))
-        await writer.take(arrival(checkout, network="inside", body=b"real"))
+            await writer.store(arrival(checkout, network="outside", body=body))
+        await writer.store(arrival(checkout, network="inside", body=b"real"))
     assert await core.all("SELECT network, count(*) FROM callbacks GROUP BY 1 ORDER BY 1") == [
         ("inside", 1),
         ("outside", 2),
@@ -117,7 +119,7 @@ async def test_where_the_network_counts_what_comes_from_elsewhere_is_capped_as_u
 async def test_of_the_same_callback_at_once_the_best_proof_is_kept(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     grades = ["missing", "wrong", "unchecked", "signed", "stale", "checksum"]
-    fates = await asyncio.gather(*(core.callbacks.take(arrival(checkout, grade=grade)) for grade in grades))
+    fates = await asyncio.gather(*(core.callbacks.store(arrival(checkout, grade=grade)) for grade in grades))
     assert all(fate.kept and fate.wakes for fate in fates)
     assert await core.all("SELECT grade, times FROM callbacks") == [("signed", 6)]
 
@@ -125,9 +127,9 @@ async def test_of_the_same_callback_at_once_the_best_proof_is_kept(core):
 async def test_a_flood_for_a_checkout_that_does_not_exist_is_capped_too(core):
     stranger = uuid4()
     async with taking(core, caps=Caps(4, 2)) as writer:
-        await asyncio.gather(*(writer.take(arrival(stranger, body=body)) for body in bodies(9)))
+        await asyncio.gather(*(writer.store(arrival(stranger, body=body)) for body in bodies(9)))
         await asyncio.gather(
-            *(writer.take(arrival(stranger, grade="wrong", body=body)) for body in bodies(9, b"w"))
+            *(writer.store(arrival(stranger, grade="wrong", body=body)) for body in bodies(9, b"w"))
         )
     assert await kept(core, stranger) == {"signed": 4}
 

@@ -35,7 +35,7 @@ async def test_the_same_callback_fifty_times_at_once_is_one_row_that_counts_to_f
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     async with another(core.url, core.encryptor) as other:
         stored = await asyncio.gather(
-            *((core, other)[number % 2].callbacks.take(arrival(checkout)) for number in range(50))
+            *((core, other)[number % 2].callbacks.store(arrival(checkout)) for number in range(50))
         )
     assert all(one.wakes for one in stored)
     assert await core.all("SELECT times, repeated_at IS NOT NULL, handled_at FROM callbacks") == [
@@ -49,7 +49,7 @@ async def test_the_same_callback_fifty_times_at_once_is_one_row_that_counts_to_f
 async def test_callbacks_that_differ_in_kind_or_body_are_kept_apart_and_in_order(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     for kind, body in (("notification", b"1"), ("success", b"1"), ("notification", b"2"), ("redirect", b"1")):
-        await core.callbacks.take(arrival(checkout, kind=kind, body=body))
+        await core.callbacks.store(arrival(checkout, kind=kind, body=body))
     (held,) = await core.claim(checkout)
     key = core.encryptor.data_key(held.id, held.data_key)
     assert [callback.kind for callback in held.callbacks] == [
@@ -68,13 +68,13 @@ async def test_callbacks_that_differ_in_kind_or_body_are_kept_apart_and_in_order
 
 async def test_a_repeat_of_an_unhandled_callback_rings_and_of_a_handled_one_does_not(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
-    assert (await core.callbacks.take(arrival(checkout))).wakes
+    assert (await core.callbacks.store(arrival(checkout))).wakes
     before = await core.row(checkout)
-    assert (await core.callbacks.take(arrival(checkout))).wakes
+    assert (await core.callbacks.store(arrival(checkout))).wakes
     assert (await core.row(checkout)).wake == before.wake + 1
     await read_and_release(core, checkout)
     before = await core.row(checkout)
-    assert not (await core.callbacks.take(arrival(checkout))).wakes
+    assert not (await core.callbacks.store(arrival(checkout))).wakes
     assert (await core.row(checkout)) == before
     assert await core.all("SELECT times FROM callbacks") == [3]
 
@@ -83,7 +83,7 @@ async def test_a_repeat_of_an_unhandled_callback_rings_and_of_a_handled_one_does
 async def test_an_empty_callback_always_rings(core, kind):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     for number in (1, 2, 3):
-        assert (await core.callbacks.take(arrival(checkout, kind=kind, body=b""))).wakes
+        assert (await core.callbacks.store(arrival(checkout, kind=kind, body=b""))).wakes
         assert (await core.row(checkout)).wake == number
         await read_and_release(core, checkout)
     assert await core.all("SELECT times, handled_at IS NOT NULL FROM callbacks") == [(3, True)]
@@ -91,7 +91,7 @@ async def test_an_empty_callback_always_rings(core, kind):
 
 async def test_a_callback_that_beats_the_offer_is_kept_and_found_by_the_holder(core):
     held = await core.held(State.SESSION_CREATED)
-    assert (await core.callbacks.take(arrival(held.id))).wakes
+    assert (await core.callbacks.store(arrival(held.id))).wakes
     assert (await core.release(held, 1000.0)).woken
     (held,) = await core.claim(held.id)
     assert len(held.callbacks) == 1
@@ -99,7 +99,7 @@ async def test_a_callback_that_beats_the_offer_is_kept_and_found_by_the_holder(c
 
 async def test_a_callback_rings_a_settled_checkout(core):
     checkout = await core.checkout(State.COMPLETED, due_in=None)
-    assert (await core.callbacks.take(arrival(checkout))).wakes
+    assert (await core.callbacks.store(arrival(checkout))).wakes
     assert [held.id for held in await core.claim(checkout)] == [checkout]
 
 
@@ -107,7 +107,7 @@ async def test_a_callback_for_a_checkout_that_does_not_exist_is_stored_and_harml
     known = await core.checkout(State.AWAITING_PAYMENT)
     stranger = uuid4()
     stored = await asyncio.gather(
-        *map(core.callbacks.take, (arrival(stranger), arrival(known), arrival(stranger)))
+        *map(core.callbacks.store, (arrival(stranger), arrival(known), arrival(stranger)))
     )
     assert all(one.wakes for one in stored)
     ((body, times),) = await core.all(
@@ -121,9 +121,9 @@ async def test_a_callback_for_a_checkout_that_does_not_exist_is_stored_and_harml
 async def test_the_callback_of_an_erased_customer_is_stored_and_what_came_before_stays_shut(core):
     checkout = await core.checkout(State.COMPLETED)
     (wrapped,) = await core.all("SELECT data_key FROM intents")
-    await core.callbacks.take(arrival(checkout, body=b"before"))
+    await core.callbacks.store(arrival(checkout, body=b"before"))
     await core.do("UPDATE intents SET data_key = NULL, erased_at = clock()")
-    assert (await core.callbacks.take(arrival(checkout, body=b"after"))).wakes
+    assert (await core.callbacks.store(arrival(checkout, body=b"after"))).wakes
     before, after = await core.all("SELECT body FROM callbacks ORDER BY id")
     assert decrypt_body(core.encryptor, checkout, None, after) == b"after"
     with pytest.raises(EncryptionError, match="was erased"):
@@ -141,7 +141,7 @@ def test_a_sealed_callback_of_one_checkout_does_not_open_for_another(encryptor):
 async def test_a_held_row_delays_only_its_own_callbacks(core):
     ids = [await core.checkout(State.AWAITING_PAYMENT) for _ in range(6)]
     async with row_held(core.url, ids[3]):
-        taking = {each: asyncio.create_task(core.callbacks.take(arrival(each))) for each in ids}
+        taking = {each: asyncio.create_task(core.callbacks.store(arrival(each))) for each in ids}
         late = taking.pop(ids[3])
         async with asyncio.timeout(5):
             await asyncio.gather(*taking.values())
@@ -154,9 +154,9 @@ async def test_a_callback_stored_by_a_connection_that_was_lost_rings_and_is_one_
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     async with another(core.url, core.encryptor, database=Breaking) as one:
         one.db.lost_answers = 1
-        assert (await one.callbacks.take(arrival(checkout))).wakes
+        assert (await one.callbacks.store(arrival(checkout))).wakes
         one.db.cut_before_commit = 1
-        assert (await one.callbacks.take(arrival(checkout, body=b"2"))).wakes
+        assert (await one.callbacks.store(arrival(checkout, body=b"2"))).wakes
     assert await core.all("SELECT count(*) FROM callbacks") == [2]
     (held,) = await core.claim(checkout)
     assert len(held.callbacks) == 2
@@ -167,7 +167,7 @@ async def test_a_callback_that_cannot_be_stored_is_never_called_stored(core):
     async with another(core.url, core.encryptor, database=Breaking, timeout=0.2) as one:
         one.db.cut_before_commit = 1_000
         with pytest.raises(DatabaseAway):
-            await one.callbacks.take(arrival(checkout))
+            await one.callbacks.store(arrival(checkout))
     assert await core.all("SELECT count(*) FROM callbacks") == [0]
     assert (await core.row(checkout)).wake == 0
 
@@ -175,7 +175,7 @@ async def test_a_callback_that_cannot_be_stored_is_never_called_stored(core):
 async def test_a_poisoned_callback_fails_alone(core):
     ids = [await core.checkout(State.AWAITING_PAYMENT) for _ in range(3)]
     results = await asyncio.gather(
-        *(core.callbacks.take(arrival(each, grade="\0" if each == ids[1] else "signed")) for each in ids),
+        *(core.callbacks.store(arrival(each, grade="\0" if each == ids[1] else "signed")) for each in ids),
         return_exceptions=True,
     )
     assert [isinstance(one, Unwritten) for one in results] == [False, True, False]
@@ -193,7 +193,7 @@ async def test_repeats_against_movers_that_mark_as_read_never_lock_each_other_ou
             some = random.sample(ids, 4)
             await asyncio.gather(
                 *(
-                    process.callbacks.take(arrival(each, body=str(random.randrange(3)).encode()))
+                    process.callbacks.store(arrival(each, body=str(random.randrange(3)).encode()))
                     for each in some
                 )
             )
@@ -266,8 +266,8 @@ async def test_a_command_for_no_checkout_of_this_merchant_is_nothing(core, merch
 async def test_personal_data_is_not_readable_in_any_table(core):
     document = f'{{"order": {{"customer": {{"firstName": "{MARKER}"}}}}}}'.encode()
     checkout = await core.accept(document=document)
-    await core.callbacks.take(arrival(checkout, body=f"cardholder={MARKER}".encode()))
-    await core.callbacks.take(arrival(uuid4(), body=f"cardholder={MARKER}".encode()))
+    await core.callbacks.store(arrival(checkout, body=f"cardholder={MARKER}".encode()))
+    await core.callbacks.store(arrival(uuid4(), body=f"cardholder={MARKER}".encode()))
     (held,) = await core.claim(checkout)
     key = core.encryptor.data_key(checkout, held.data_key)
     assert key.decrypt(held.intent, purpose="intent") == document

@@ -80,8 +80,8 @@ async def test_a_row_locked_by_somebody_else_is_left_out_of_a_claim(core):
 
 async def test_the_holder_knows_what_stands_beside_its_checkout(core):
     held = await core.held(State.AWAITING_PAYMENT, correlation_id="c-77")
-    await core.callbacks.take(arrival(held.id, body=b"one"))
-    await core.callbacks.take(arrival(held.id, kind="success", body=b"two"))
+    await core.callbacks.store(arrival(held.id, body=b"one"))
+    await core.callbacks.store(arrival(held.id, kind="success", body=b"two"))
     await core.release(held)
     (held,) = await core.claim(held.id)
     assert (held.token, held.session_id, held.methods) == (b"a sealed token", "session-1", [{"id": "card"}])

@@ -36,7 +36,7 @@ async def everything(core, checkout):
 async def laden(core, state=State.AWAITING_PAYMENT):
     """Return a held checkout with a letter and a command in its inbox."""
     held = await core.held(state)
-    await core.callbacks.take(arrival(held.id))
+    await core.callbacks.store(arrival(held.id))
     await inbox.request(
         core.db, core.encryptor, held.id, merchant_id=1, kind="cancel", actor="client:shop", grace=60.0
     )

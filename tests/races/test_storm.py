@@ -54,7 +54,7 @@ class Storm:
         while self.running:
             some = [random.choice(self.ids) for _ in range(10)]
             await asyncio.gather(
-                *(core.callbacks.take(arrival(each, body=bytes([random.randrange(4)]))) for each in some)
+                *(core.callbacks.store(arrival(each, body=bytes([random.randrange(4)]))) for each in some)
             )
             self.callbacks.update(some)
             await asyncio.sleep(random.uniform(0, 0.02))

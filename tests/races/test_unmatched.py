@@ -53,7 +53,7 @@ async def test_the_same_unmatched_payment_from_two_processes_at_once_is_one_chec
         for round_ in range(10):
             placed = await asyncio.gather(
                 *(
-                    processes[number % 2][1].take(
+                    processes[number % 2][1].store(
                         unexpected_callback(f"OLD-{round_}", body=b"%d" % (number // 2))
                     )
                     for number in range(20)
@@ -74,7 +74,7 @@ async def test_different_orders_that_name_the_same_forgotten_id_take_turns(core)
     async with takers(core) as processes:
         placed = await asyncio.gather(
             *(
-                processes[number % 2][1].take(
+                processes[number % 2][1].store(
                     unexpected_callback(f"OLD-{number}", named=named, body=b"%d" % number)
                 )
                 for number in range(10)
@@ -93,7 +93,7 @@ async def test_processes_that_adopt_many_in_every_order_never_lock_each_other_ou
     async with takers(core, 3) as processes:
         await asyncio.gather(
             *(
-                one.take(unexpected_callback(order_ref, body=order_ref.encode()))
+                one.store(unexpected_callback(order_ref, body=order_ref.encode()))
                 for number, (_, one) in enumerate(processes)
                 for order_ref in (orders if number % 2 else reversed(orders))
             )
@@ -107,11 +107,11 @@ async def test_processes_that_adopt_many_in_every_order_never_lock_each_other_ou
 async def test_an_adoption_whose_answer_was_lost_is_one_checkout(core):
     async with takers(core, 1, database=Breaking) as ((process, one),):
         process.db.lost_answers = 1
-        placed = await one.take(unexpected_callback())
+        placed = await one.store(unexpected_callback())
         process.db.cut_before_commit = 1
-        assert (await one.take(unexpected_callback(body=b"2"))).checkout_id == placed.checkout_id
+        assert (await one.store(unexpected_callback(body=b"2"))).checkout_id == placed.checkout_id
         process.db.lost_answers = 1
-        unmatched = await one.take(unexpected_callback("OLD-2", amount=None, body=b"3"))
+        unmatched = await one.store(unexpected_callback("OLD-2", amount=None, body=b"3"))
         assert (unmatched.checkout_id, unmatched.kept) == (None, True)
     assert await core.all("SELECT count(*) FROM checkouts") == [1]
     assert await core.all("SELECT count(*) FROM callbacks") == [3]
@@ -120,7 +120,7 @@ async def test_an_adoption_whose_answer_was_lost_is_one_checkout(core):
 async def test_a_poisoned_stray_fails_alone(core):
     async with takers(core, 1) as ((_, one),):
         results = await asyncio.gather(
-            *(one.take(unexpected_callback(order_ref, body=b"x")) for order_ref in ("A", "B\0", "C")),
+            *(one.store(unexpected_callback(order_ref, body=b"x")) for order_ref in ("A", "B\0", "C")),
             return_exceptions=True,
         )
     assert [isinstance(result, Unwritten) for result in results] == [False, True, False]
@@ -134,16 +134,16 @@ async def test_a_stray_and_the_checkout_of_its_order_number_are_one(core):
             {"order_ref": None, "named": checkout},
             {"order_ref": "other", "named": checkout},
         ):
-            placed = await one.take(unexpected_callback(**changes, body=repr(changes).encode()))
+            placed = await one.store(unexpected_callback(**changes, body=repr(changes).encode()))
             assert (placed.checkout_id, placed.created) == (checkout, False)
-        assert (await one.take(unexpected_callback(None, named=uuid4()))).checkout_id is None
+        assert (await one.store(unexpected_callback(None, named=uuid4()))).checkout_id is None
     (held,) = await core.claim(checkout)
     assert len(held.callbacks) == 3
 
 
 async def test_an_adopted_checkout_is_claimed_moved_and_verified_like_any_other(core):
     async with takers(core, 1) as ((_, one),):
-        placed = await one.take(unexpected_callback())
+        placed = await one.store(unexpected_callback())
     (held,) = await core.claim(placed.checkout_id)
     assert (held.state, held.amount, held.currency, held.order_ref) == (State.FAILED, 13900, "DKK", "OLD-1")
     assert [callback.network for callback in held.callbacks] == ["inside"]
@@ -154,7 +154,7 @@ async def test_an_adopted_checkout_is_claimed_moved_and_verified_like_any_other(
 
 async def test_a_birth_as_failed_is_a_path_in_the_table_only_for_a_stray(core):
     async with takers(core, 1) as ((_, one),):
-        await one.take(unexpected_callback())
+        await one.store(unexpected_callback())
     (row,) = await core.all("SELECT checkout_id, at, entry FROM audit_entries")
     checkout, at, _ = row
     made = audit.make(
@@ -171,7 +171,7 @@ async def test_a_birth_as_failed_is_a_path_in_the_table_only_for_a_stray(core):
 
 async def test_the_same_unproven_one_many_times_at_once_is_kept_once_and_counted(core):
     async with takers(core, 1) as ((_, writer),):
-        placed = await asyncio.gather(*(writer.take(unexpected_callback(grade="wrong")) for _ in range(20)))
+        placed = await asyncio.gather(*(writer.store(unexpected_callback(grade="wrong")) for _ in range(20)))
     assert {(one.checkout_id, one.created, one.wakes) for one in placed} == {(None, False, False)}
     assert await core.all("SELECT count(*), sum(times) FROM callbacks WHERE checkout_id IS NULL") == [(1, 20)]
     assert await core.all("SELECT count(*) FROM checkouts") == [0]
@@ -182,7 +182,7 @@ async def test_the_same_unproven_one_many_times_at_once_is_kept_once_and_counted
 
 async def paid_before(core, taker):
     """Return the checkout of a payment for order OLD-1 that a lookup has shown, as a worker leaves it."""
-    placed = await taker.take(unexpected_callback("OLD-1"))
+    placed = await taker.store(unexpected_callback("OLD-1"))
     (held,) = await core.claim(placed.checkout_id)
     callbacks = tuple(callback.id for callback in held.callbacks)
     seen = payment("1", order_ref="OLD-1", binding="order_ref")

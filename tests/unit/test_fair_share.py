@@ -12,7 +12,7 @@ A, B, C = (FlowKey(number, "checkouts") for number in (1, 2, 3))
 GATEWAY = "https://gateway.example:443"
 
 
-def room(places: int = 100, each: int = 100, **held: int) -> FairShare:
+def shares(places: int = 100, each: int = 100, **held: int) -> FairShare:
     one = FairShare(places=places, each=each)
     for name, number in held.items():
         for _ in range(number):
@@ -27,38 +27,38 @@ def share(one: FairShare, *, most: int = 1000, busy: bool = False, **wanted: int
 
 
 def test_who_is_alone_gets_all_but_the_reserve():
-    assert share(room(), a=1000) == {"a": 90}
-    assert share(room(places=1, each=1), a=5) == {"a": 1}, "one place is no place to keep a reserve in"
+    assert share(shares(), a=1000) == {"a": 90}
+    assert share(shares(places=1, each=1), a=5) == {"a": 1}, "one place is no place to keep a reserve in"
 
 
 def test_who_wants_little_gets_it_and_the_others_share_the_rest():
-    assert share(room(), a=1000, b=10, c=1000) == {"a": 40, "b": 10, "c": 40}
+    assert share(shares(), a=1000, b=10, c=1000) == {"a": 40, "b": 10, "c": 40}
 
 
 def test_the_next_place_goes_to_who_has_the_fewest():
-    assert share(room(a=60), a=100, b=100) == {"b": 30}
-    assert share(room(a=40, b=20), a=100, b=100) == {"a": 5, "b": 25}
+    assert share(shares(a=60), a=100, b=100) == {"b": 30}
+    assert share(shares(a=40, b=20), a=100, b=100) == {"a": 5, "b": 25}
 
 
 def test_the_reserve_is_for_who_has_next_to_nothing():
-    full = room(places=1000, each=1000, a=900)
+    full = shares(places=1000, each=1000, a=900)
     assert share(full, a=50) == {}
     assert share(full, b=500) == {"b": 10}
-    assert share(room(places=1000, each=1000, a=900, b=10), b=5) == {}
+    assert share(shares(places=1000, each=1000, a=900, b=10), b=5) == {}
 
 
 def test_nobody_gets_what_is_not_there():
-    one = room(places=10, each=10, a=9, b=1)
+    one = shares(places=10, each=10, a=9, b=1)
     assert one.full
     assert share(one, a=1, b=1, c=1) == {}
 
 
 def test_a_busy_process_gives_places_to_those_alone_who_have_next_to_nothing():
-    assert share(room(places=1000, each=1000, a=50), busy=True, a=50, b=50) == {"b": 10}
+    assert share(shares(places=1000, each=1000, a=50), busy=True, a=50, b=50) == {"b": 10}
 
 
 def test_no_more_is_given_at_once_than_is_asked_for():
-    assert share(room(), most=7, a=50, b=50) == {"a": 4, "b": 3}
+    assert share(shares(), most=7, a=50, b=50) == {"a": 4, "b": 3}
 
 
 def test_one_gateway_has_no_more_than_its_places():
@@ -70,13 +70,13 @@ def test_one_gateway_has_no_more_than_its_places():
 
 
 def test_there_is_room_for_all_only_if_it_is_there_wherever_they_go():
-    one = room(places=100, each=20, a=10)
+    one = shares(places=100, each=20, a=10)
     assert one.fits(8)
     assert not one.fits(9)
 
 
 def test_a_merchants_callbacks_have_a_share_of_their_own():
-    one = room(a=90)
+    one = shares(a=90)
     callbacks = FlowKey(A.merchant_id, "callbacks")
     assert one.share({A: SlotDemand(GATEWAY, 5), callbacks: SlotDemand(GATEWAY, 5)}, most=100) == {
         callbacks: 1
@@ -84,7 +84,7 @@ def test_a_merchants_callbacks_have_a_share_of_their_own():
 
 
 def test_what_is_given_back_is_free_again():
-    one = room(a=2, b=1)
+    one = shares(a=2, b=1)
     assert (one.taken, one.held(A)) == (3, 2)
     for flow in (A, A, B):
         one.leave(flow, GATEWAY)

@@ -27,12 +27,12 @@ class Bell(hints_module.HintPublisher):
     def _publish(self, hints):
         self.publishing.set()
         assert self.may.acquire(timeout=20)
-        self.published.append([hint.whose for hint in hints])
+        self.published.append([hint.merchant_id for hint in hints])
 
     def let(self, *merchants):
         """Publish a hint for each, and let one more message go."""
         for merchant in merchants:
-            self.publish([uuid4()], whose=merchant)
+            self.publish([uuid4()], merchant_id=merchant)
         self.may.release()
 
     def wait(self, messages):
@@ -41,10 +41,10 @@ class Bell(hints_module.HintPublisher):
             assert time.monotonic() < until, self.published
             time.sleep(0.001)
 
-    def crowd(self):
+    def burst(self):
         """Have a crowd of the busy merchant, which rests from now on."""
         self.publishing.clear()
-        self.publish([uuid4()], whose=BUSY)
+        self.publish([uuid4()], merchant_id=BUSY)
         assert self.publishing.wait(20)
         self.let(BUSY, BUSY)
         self.wait(1)
@@ -119,7 +119,7 @@ def test_a_broker_that_does_not_answer_is_told_of_while_it_is_waited_for(woken, 
 
 @pytest.fixture
 def bell(monkeypatch):
-    monkeypatch.setattr(hints_module, "LONGEST_REST", 3600.0)
+    monkeypatch.setattr(hints_module, "LONGEST_DELAY", 3600.0)
     monkeypatch.setattr(hints_module, "SHARE", 1e-9)
     one = Bell()
     one.start()
@@ -136,7 +136,7 @@ def test_one_after_the_other_nobody_waits(bell):
 
 
 def test_a_crowd_gathers_until_somebody_else_comes_or_it_ends(bell):
-    bell.crowd()
+    bell.burst()
     bell.let(BUSY)
     bell.let(QUIET)
     bell.wait(2)

@@ -171,11 +171,11 @@ class GatewayLimits:
             return False
         return True
 
-    async def enter(self, whose: Hashable) -> None:
+    async def enter(self, queue_key: Hashable) -> None:
         """Take a permit and a place, in turn with whoever else waits for them."""
         if self._rate is not None:
-            await self._rate.take(whose)
-        await self._slots.take(whose)
+            await self._rate.take(queue_key)
+        await self._slots.take(queue_key)
         try:
             await self._everybodys.take(self.gateway)
         except asyncio.CancelledError:
@@ -233,10 +233,10 @@ class RateLimiter:
             self._fetch()
         return taken
 
-    async def take(self, whose: Hashable) -> None:
+    async def take(self, queue_key: Hashable) -> None:
         """Wait for a permit."""
         self._fetch()
-        await self._hand.take(whose)
+        await self._hand.take(queue_key)
 
     def _fetch(self) -> None:
         if self._fetching is None or self._fetching.done():

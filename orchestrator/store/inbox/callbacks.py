@@ -168,7 +168,7 @@ class Callbacks:
             name="callbacks",
         )
 
-    async def take(self, arrival: Arrival) -> Stored:
+    async def store(self, arrival: Arrival) -> Stored:
         """Store a callback and wake its checkout; `db.DatabaseAway` if Postgres does not answer within the patience."""
         return await self._batch.put(arrival)
 

@@ -115,13 +115,13 @@ class UnmatchedCallbacks:
             self._write, keys=lambda one: (one.id,), limit=batch_limit, timeout=timeout, name="unmatched"
         )
 
-    async def take(self, one: MerchantCallback) -> StoredCallback:
+    async def store(self, one: MerchantCallback) -> StoredCallback:
         """Store it where it belongs and wake the checkout; `db.DatabaseAway` if Postgres does not answer within the patience."""
         fate = await self._batch.put(one)
         if fate.matched is None:
             over_limit = one.told.complete and not self._unproven(one)
             return StoredCallback(None, created=False, wakes=False, kept=fate.kept, over_limit=over_limit)
-        stored = await self._callbacks.take(
+        stored = await self._callbacks.store(
             Arrival(
                 checkout_id=fate.matched.id,
                 kind="notification",

@@ -109,7 +109,9 @@ class Bell:
 
     trouble = None
 
-    def publish(self, ids: Sequence[UUID], *, queue: str = "checkouts", whose: int | None = None) -> None:
+    def publish(
+        self, ids: Sequence[UUID], *, queue: str = "checkouts", merchant_id: int | None = None
+    ) -> None:
         """Nobody is there."""
 
 

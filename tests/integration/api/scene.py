@@ -41,7 +41,7 @@ class RecordingPublisher:
     trouble: str | None = None
     published: list[tuple[str, UUID]] = field(default_factory=list)
 
-    def publish(self, ids, *, queue="checkouts", whose=None):  # noqa: ARG002 - as the real one is called
+    def publish(self, ids, *, queue="checkouts", merchant_id=None):  # noqa: ARG002 - as the real one is called
         self.published += [(queue, one) for one in ids]
 
 

@@ -32,7 +32,7 @@ def test_what_is_read_aside_is_read_as_it_is_here():
     async def scene():
         aside = ReaderProcess(60)
         try:
-            return [await aside.read(PAYMENTS, one, whose=None) for one in hostile.DOCUMENTS.values()]
+            return [await aside.read(PAYMENTS, one, queue_key=None) for one in hostile.DOCUMENTS.values()]
         finally:
             aside.close()
 
@@ -53,7 +53,7 @@ def test_methods_and_movements_are_read_aside_too():
     async def scene():
         aside = ReaderProcess(60)
         try:
-            return [await aside.read(reader, raw, whose=None) for reader, raw in asked]
+            return [await aside.read(reader, raw, queue_key=None) for reader, raw in asked]
         finally:
             aside.close()
 
@@ -67,17 +67,17 @@ def test_a_reader_that_takes_too_long_is_ended_and_the_next_answer_is_read_by_an
     async def scene():
         aside = ReaderProcess(60)
         try:
-            await aside.read(PAYMENTS, HUNDRED, whose=None)
+            await aside.read(PAYMENTS, HUNDRED, queue_key=None)
             first = aside._process
             aside._timeout = 0.0
-            late = await aside.read(PAYMENTS, hostile.DOCUMENTS["infos"], whose=None)
+            late = await aside.read(PAYMENTS, hostile.DOCUMENTS["infos"], queue_key=None)
             aside._timeout = 60
-            after = await aside.read(PAYMENTS, HUNDRED, whose=None)
+            after = await aside.read(PAYMENTS, HUNDRED, queue_key=None)
             assert aside._process is not first
             assert aside._process is not None
             aside._process.kill()
             aside._process.wait()
-            return late, after, await aside.read(PAYMENTS, HUNDRED, whose=None)
+            return late, after, await aside.read(PAYMENTS, HUNDRED, queue_key=None)
         finally:
             aside.close()
 
@@ -98,7 +98,7 @@ def test_the_reader_knows_no_secret_and_gives_way():
     async def scene():
         aside = ReaderProcess(60)
         try:
-            await aside.read(PAYMENTS, HUNDRED, whose=None)
+            await aside.read(PAYMENTS, HUNDRED, queue_key=None)
             assert aside._process is not None
             return of_process(aside._process.pid)
         finally:
@@ -118,7 +118,7 @@ def test_where_no_process_can_be_started_answers_are_read_all_the_same(monkeypat
     async def scene():
         aside = ReaderProcess(60)
         try:
-            return [await aside.read(PAYMENTS, HUNDRED, whose=None) for _ in range(2)]
+            return [await aside.read(PAYMENTS, HUNDRED, queue_key=None) for _ in range(2)]
         finally:
             aside.close()
 

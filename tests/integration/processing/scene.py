@@ -207,7 +207,7 @@ class Scene:
     async def call_back(
         self, checkout: UUID, *, kind: str = "success", body: bytes = b"status=succeeded"
     ) -> None:
-        await self.callbacks.take(
+        await self.callbacks.store(
             inbox.Arrival(
                 checkout_id=checkout,
                 kind=kind,

@@ -104,7 +104,7 @@ async def test_with_room_for_all_everything_is_processed(few: Crowd):
     await few.until_through(*ids)
     await few.dispatcher.admit([])
     await few.dispatcher.admit(ids)
-    assert (few.dispatcher.room.taken, few.dispatcher.overloaded) == (0, [])
+    assert (few.dispatcher.fair_share.taken, few.dispatcher.overloaded) == (0, [])
 
 
 async def test_a_hint_is_answered_when_it_is_claimed_and_not_when_it_is_carried(few: Crowd):
