@@ -130,7 +130,7 @@ class Gateway:
         self._shared_state = shared_state or SharedGatewayState(None)
         self._limits = LimitsRegistry(settings, self._shared_state)
         self._wire = Wire(settings)
-        self._reader_process = ReaderProcess(settings.gateway_total_timeout)
+        self._reader_process = ReaderProcess(settings.gateway_total_timeout / 2)
         # Gateways that were seen to know the parameter `limit`.
         self._limiting: set[str] = set()
 
