@@ -123,7 +123,7 @@ def _sign(connection: Connection, table: str, row: Any, mac: bytes) -> None:
 def _again(connection: Connection, vault: Encryptor, row: Any, *, before: str, after: str) -> None:
     """Encrypt a merchant's password again; one that no key opens is left as it is: such a merchant could not be used before either."""
     try:
-        sealed = vault.seal(vault.open(bytes(row.password), purpose=before), purpose=after)
+        sealed = vault.encrypt(vault.decrypt(bytes(row.password), purpose=before), purpose=after)
     except EncryptionError:
         return
     connection.exec_driver_sql("UPDATE merchants SET password = %s WHERE id = %s", (sealed, row.id))

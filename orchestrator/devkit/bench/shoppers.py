@@ -18,7 +18,7 @@ from orchestrator.devkit.bench import documents, http_pool
 if TYPE_CHECKING:
     from random import Random
 
-    from orchestrator.devkit.bench.gateway_ledger import Books, Order
+    from orchestrator.devkit.bench.gateway_ledger import GatewayLedger, Order
 
 AT_ONCE: Final = 64
 """Connections to one shop; at a thousand callbacks a second that take 30 ms each, 30 are in use."""
@@ -38,7 +38,7 @@ class ShopperProfile:
 class Shoppers:
     """All shoppers of one gateway, on its event loop."""
 
-    def __init__(self, books: Books, habits: ShopperProfile, random: Random) -> None:
+    def __init__(self, books: GatewayLedger, habits: ShopperProfile, random: Random) -> None:
         self._books, self._habits, self._random = books, habits, random
         self._lines: dict[tuple[str, int], http_pool.HttpPool] = {}
         self._under_way: set[asyncio.Task[None]] = set()

@@ -182,5 +182,5 @@ class UnmatchedCallbacks:
                 "digest": "\\x" + hashlib.sha256(b"notification\0" + one.body).hexdigest(),
                 "unproven": self._unproven(one),
             }
-        unmatched = [{**row, "times": times[known_as]} for known_as, row in rows.items()]
-        return {"payments": msgspec.json.encode(unmatched).decode(), **self._callbacks.bounds}
+        kept = [{**row, "times": times[known_as]} for known_as, row in rows.items()]
+        return {"payments": msgspec.json.encode(kept).decode(), **self._callbacks.bounds}

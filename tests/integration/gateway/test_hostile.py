@@ -32,7 +32,7 @@ HUNDRED = hostile.DOCUMENTS["hundred rows"]
 # ── Beside ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_read_aside_is_read_as_it_is_here():
+def test_what_another_process_reads_is_read_as_it_is_here():
     async def scene():
         beside = ReaderProcess(60)
         try:
@@ -45,7 +45,7 @@ def test_what_is_read_aside_is_read_as_it_is_here():
     assert [type(told[name]) for name in ("hundred rows", "elements")] == [Done, Unknown]
 
 
-def test_methods_and_movements_are_read_aside_too():
+def test_methods_and_movements_are_read_there_too():
     methods = b'{"methods":[{"id":"m","type":"CARD","n":[1,2.5,null,true]},{"id":7}]}'
     asked: list[tuple[Reader[object], bytes]] = [
         (Reader("methods"), methods),
@@ -191,7 +191,9 @@ def test_a_reader_has_little_memory(monkeypatch):
     monkeypatch.setattr(
         reader_process,
         "_START",
-        reader_process._START.replace("aside.serve", "aside.MEMORY = 0, 0; aside.serve"),
+        reader_process._START.replace(
+            "reader_process.serve", "reader_process.MEMORY = 0, 0; reader_process.serve"
+        ),
     )
 
     async def scene():
