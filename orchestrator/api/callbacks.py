@@ -1,12 +1,12 @@
 """Callbacks of the gateway: signature checked, stored raw, answered fast; what they mean is decided elsewhere.
 
 A link that we did not sign is 404 and stores nothing. While Postgres is away the shopper is still sent on within three seconds,
-because the page is in the link; a notification answers 503, and looking at the gateway closes the gap. Neither URL nor body
+because the page is in the link; a notification answers 503, and asking the gateway closes the gap. Neither URL nor body
 reaches a log.
 
 A callback is graded on arrival, without asking Postgres: its link names the merchant, whose secrets are kept in memory. Where they
 are not known it is `unchecked`: nothing is called wrong that may be right. What brings no proof though its merchant has a secret, or
-comes from elsewhere than the gateway where that counts, is stored and wakes its checkout like any other, since a look at the gateway harms
+comes from elsewhere than the gateway where that counts, is stored and wakes its checkout like any other, since a lookup at the gateway harms
 nobody; and it is answered 401.
 
 The shopper's own browser comes to redirect, and by GET to success and failure, for instance when a page is loaded again. It is never

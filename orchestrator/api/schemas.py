@@ -133,7 +133,7 @@ _SUMMARY: Final[dict[str, Schema]] = {
     "autoCapture": {"type": "boolean", "description": "The gateway was told to capture by itself"},
     "reservedUntil": _or_null(_text("Until when a capture is sure to work", format="date-time")),
     "deadline": _TIME,
-    "dueAt": _or_null(_text("When somebody looks at it next; null when it is settled", format="date-time")),
+    "dueAt": _or_null(_text("When it is processed next; null when it is settled", format="date-time")),
     "offeredAt": _or_null(_TIME),
     "withdrawnAt": _or_null(_TIME),
     "endedAt": _or_null(_TIME),
@@ -348,7 +348,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
                 "At 2026-01-05T10:00:03Z we asked the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, bound by our id.",
             ],
             "next": {
-                "what": "At 2026-01-05T11:00:03Z a worker looks at the gateway for captures, refunds and chargebacks that were not ours.",
+                "what": "At 2026-01-05T11:00:03Z a worker asks the gateway for captures, refunds and chargebacks that were not ours.",
                 "at": "2026-01-05T11:00:03Z",
             },
             "youMay": ["Have the gateway asked at once: POST /v1/checkouts/…/reconcile, or `orchestrator checkouts reconcile …`."],

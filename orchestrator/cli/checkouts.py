@@ -366,7 +366,7 @@ def _described(row: Any) -> Table:
         ("created", row.created_at),
         ("deadline", row.deadline),
         ("ended", row.ended_at),
-        ("next look", row.due_at),
+        ("next lookup", row.due_at),
     ):
         if moment is not None:
             table.add_row(name, f"{moment:%Y-%m-%d %H:%M:%S} UTC")

@@ -79,7 +79,7 @@ def reconcile(
 
 @dataclass(frozen=True, slots=True)
 class _Stand:
-    """What a look may change of a checkout."""
+    """What a lookup may change of a checkout."""
 
     state: str
     money: tuple[int, int, int, int]

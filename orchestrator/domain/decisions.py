@@ -60,7 +60,7 @@ class Order(Protocol):
 
 
 class Payment(Protocol):
-    """A gateway transaction as a look shows it or as our books have it; amounts in minor units of its currency."""
+    """A gateway transaction as a lookup shows it or as our books have it; amounts in minor units of its currency."""
 
     @property
     def transaction_id(self) -> str: ...

@@ -39,7 +39,7 @@ _SURE: Final = frozenset({PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, Paym
 
 
 class Fate(StrEnum):
-    """What a look says of an operation."""
+    """What a lookup says of an operation."""
 
     DUE = "due"
     """Not done, and it can be: send it."""
@@ -55,7 +55,7 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The fate of an operation by a look; `why` is a short text for the trail and for people."""
+    """The fate of an operation by a lookup; `why` is a short text for the trail and for people."""
 
     fate: Fate
     why: str
@@ -139,7 +139,7 @@ def left_for(operation: Operation, transaction: Transaction) -> int:
 def before_sending(operation: Operation, transaction: Transaction) -> Judged:
     """Say from a fresh look whether a requested operation may be sent.
 
-    The look must show the totals that our books had when it was asked for: whoever asked decided on those. What was captured
+    The lookup must show the totals that our books had when it was asked for: whoever asked decided on those. What was captured
     in full meanwhile (by the gateway itself, or by hand in its interface) is done, as asked.
     """
     if operation.identifier in transaction.reconciliations:
@@ -169,7 +169,7 @@ def before_sending(operation: Operation, transaction: Transaction) -> Judged:
 
 
 def after_sending(operation: Operation, transaction: Transaction) -> Judged:
-    """Say from a look whether an operation that may have been sent was done."""
+    """Say from a lookup whether an operation that may have been sent was done."""
     if operation.identifier in transaction.reconciliations:
         return Judged(Fate.DONE, "by_identifier")
     reading = read(transaction)

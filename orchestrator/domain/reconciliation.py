@@ -1,6 +1,6 @@
 """What the gateway's own answer means for a checkout: binding, reading, and the money it proves.
 
-A look is one call to the Merchant API's `payments`; judging its answer is a pure function. A transaction counts for a checkout
+A lookup is one call to the Merchant API's `payments`; judging its answer is a pure function. A transaction counts for a checkout
 when our own id comes back in its PaymentInfo (bound), or, weaker, when it names no checkout at all and order number, amount and
 currency match. Nothing is concluded from a callback, and no absence from an answer that is as long as answers get.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class LookupOutcome(StrEnum):
-    """What a look shows of a checkout as a whole."""
+    """What a lookup shows of a checkout as a whole."""
 
     PAID = "paid"
     """Money is or was held for it: the checkout is worth completing."""
@@ -40,7 +40,7 @@ class LookupOutcome(StrEnum):
     RELEASED = "released"
     """The payment that completed it was given back before its capture. What else may hold money for it is a person's business."""
     UNSURE = "unsure"
-    """The answer contradicts itself or our order: a person must look, and nothing is concluded."""
+    """The answer contradicts itself or our order: a person must decide, and nothing is concluded."""
 
 
 class Binding(StrEnum):
@@ -61,7 +61,7 @@ class Role(StrEnum):
 
 _MONEY: Final = frozenset({PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED})
 
-# Attention that a look raises, and the next look that does not show it takes back. Everything else stays until a person decides.
+# Attention that a lookup raises, and the next lookup that does not show it takes back. Everything else stays until a person decides.
 _SHOWN: Final = frozenset({
     "surplus_payment", "lookup_at_limit", "open_payment", "payment_gone", *decisions.PROBLEMS, *decisions.IRREGULAR,
 })  # fmt: skip
@@ -69,7 +69,7 @@ _SHOWN: Final = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """The judgement of one look. `money` is (reserved, captured, refunded) of what pays the checkout, minor units.
+    """The judgement of one lookup. `money` is (reserved, captured, refunded) of what pays the checkout, minor units.
 
     `paying` are the transactions that pay it: one, or the parts that a person decided to keep as a whole. `surplus` are those that
     hold money beside them and on which no decision was taken. `reserved_until` is until when all of the accepted reservation is sure to be worth a capture; None where nothing is left to capture.
@@ -101,7 +101,7 @@ class Reconciliation:
 
 
 class _Part(Enum):
-    """What a transaction is in the judgement of a look."""
+    """What a transaction is in the judgement of a lookup."""
 
     PAYS = "pays"
     """Money of the order: of its amount and currency, accepted before, or kept by a person's decision."""
@@ -164,7 +164,7 @@ def _irregular(payments: Iterable[PaymentRecord | ObservedPayment]) -> list[deci
 
 
 def sticky(attention: str | None) -> str | None:
-    """Return what remains of an attention after a look that does not raise it again."""
+    """Return what remains of an attention after a lookup that does not raise it again."""
     return None if word_of(attention) in _SHOWN else attention
 
 
@@ -176,7 +176,7 @@ def judge(
     elsewhere: Collection[str] = (),
     surcharges: bool = False,
 ) -> Reconciliation:
-    """Say what the gateway's answer to a look by order number proves for this checkout.
+    """Say what the gateway's answer to a lookup by order number proves for this checkout.
 
     `shared`: other checkouts have the same order number, so that a transaction which names no checkout may be theirs.
     `elsewhere`: transactions that pay other checkouts. `surcharges`: the order's amount and a surcharge pay the order.

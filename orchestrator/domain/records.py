@@ -46,7 +46,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class PaymentRecord:
-    """A gateway transaction as an earlier look left it. `decided` holds what was decided on it (see `decisions`)."""
+    """A gateway transaction as an earlier lookup left it. `decided` holds what was decided on it (see `decisions`)."""
 
     transaction_id: str
     role: str
@@ -120,7 +120,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedPayment:
-    """One gateway transaction as a look showed it; amounts in minor units. The accepted one is never demoted.
+    """One gateway transaction as a lookup showed it; amounts in minor units. The accepted one is never demoted.
 
     `raw_amounts` are the texts of amounts that cannot be read, whose numbers here mean nothing; None where all are read.
     """

@@ -1,7 +1,7 @@
 """The states of a checkout, the facts that move it, and the one table that says which fact moves it where.
 
 This is the whole state machine, in the standard library only. A state is a participle, a trigger is a fact that has been
-established; nothing else moves a checkout. What a trigger rests on (a callback, a look, a person) is evidence in the audit
+established; nothing else moves a checkout. What a trigger rests on (a callback, a lookup, a person) is evidence in the audit
 trail and never another trigger.
 
 A duplicate, or a fact that comes too early, leaves the checkout *unchanged*. A contradiction is *refused*: it is audited
@@ -37,9 +37,9 @@ class State(StrEnum):
     FAILED = "failed"
     """The gateway refused, or every attempt until the deadline failed; nothing was ever offered to a shopper."""
     EXPIRED = "expired"
-    """The deadline passed and a last look showed nothing paid, pending or open."""
+    """The deadline passed and a last lookup showed nothing paid, pending or open."""
     CANCELLED = "cancelled"
-    """The merchant withdrew it and a look after the grace showed nothing paid, pending or open."""
+    """The merchant withdrew it and a lookup after the grace showed nothing paid, pending or open."""
 
 
 class Trigger(StrEnum):
@@ -117,9 +117,9 @@ _REPEATS: Final[dict[Trigger, frozenset[State]]] = {
     _T.SESSION_OPENED: frozenset(_S) - {_S.RECEIVED, _S.AUTHENTICATED},
     _T.METHODS_LISTED: frozenset(_S) - {_S.RECEIVED, _S.AUTHENTICATED, _S.SESSION_CREATED},
     _T.OFFERED: frozenset({_S.AWAITING_PAYMENT, _S.CALLBACK_RECEIVED}) | ENDED,
-    # Early (the row is still on its way to the shopper), repeated or late: it wakes the checkout, and a look decides.
+    # Early (the row is still on its way to the shopper), repeated or late: it wakes the checkout, and a lookup decides.
     _T.CALLBACK_ARRIVED: frozenset(_S) - {_S.AWAITING_PAYMENT},
-    # What a look shows of no money changes nothing outside callback_received, and never takes money away.
+    # What a lookup shows of no money changes nothing outside callback_received, and never takes money away.
     _T.PAYMENT_DECLINED: frozenset(_S) - {_S.CALLBACK_RECEIVED, _S.COMPLETED},
     _T.PAYMENT_OPEN: frozenset(_S) - {_S.CALLBACK_RECEIVED, _S.COMPLETED},
     _T.NOTHING_FOUND: frozenset(_S) - {_S.CALLBACK_RECEIVED, _S.COMPLETED},

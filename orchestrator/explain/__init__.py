@@ -202,7 +202,7 @@ def _offered(record: Record) -> list[str]:
     if _circuit_open(record):
         said.append(_CIRCUIT_OPEN)
     elif record.attempts:
-        said.append(f"The last look at the gateway failed: {trail.plain(record.last_error)}.")
+        said.append(f"The last lookup at the gateway failed: {trail.plain(record.last_error)}.")
     return said
 
 
@@ -332,10 +332,10 @@ def _what(record: Record) -> str:
     if record.state is State.CALLBACK_RECEIVED:
         return "a worker asks the gateway what it holds for this order"
     if record.state is State.AWAITING_PAYMENT:
-        return "a worker looks at the gateway, whether a callback has come or not"
+        return "a worker asks the gateway, whether a callback has come or not"
     if record.state is State.COMPLETED:
-        return "a worker looks at the gateway for captures, refunds and chargebacks that were not ours"
-    return "a worker looks at the gateway for money that came late"
+        return "a worker asks the gateway for captures, refunds and chargebacks that were not ours"
+    return "a worker asks the gateway for money that came late"
 
 
 def _after(record: Record) -> str:
@@ -344,8 +344,8 @@ def _after(record: Record) -> str:
         return f" If it has not been offered by {moment(record.deadline)}, it fails."
     if record.state in {State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED}:
         if record.cancel_end is not None:
-            return f" The first look after {moment(record.cancel_end)} that shows no payment cancels it."
-        return f" The first look after {moment(record.deadline_end)} that shows no payment expires it."
+            return f" The first lookup after {moment(record.cancel_end)} that shows no payment cancels it."
+        return f" The first lookup after {moment(record.deadline_end)} that shows no payment expires it."
     if record.state in ENDED and record.watch_end is not None and record.watch_end > record.now:
         return f" It is watched until {moment(record.watch_end)}, and longer while anything is unsettled."
     return ""

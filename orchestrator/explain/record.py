@@ -231,12 +231,12 @@ class Record:
 
     @property
     def deadline_end(self) -> datetime:
-        """From when on a look that shows nothing expires it."""
+        """From when on a lookup that shows nothing expires it."""
         return self.deadline + timedelta(seconds=self.deadline_grace)
 
     @property
     def cancel_end(self) -> datetime | None:
-        """From when on a look that shows nothing cancels it, if that was asked for."""
+        """From when on a lookup that shows nothing cancels it, if that was asked for."""
         return None if self.withdrawn_at is None else self.withdrawn_at + timedelta(seconds=self.cancel_grace)
 
     @property

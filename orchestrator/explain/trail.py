@@ -28,7 +28,7 @@ CALLS: Final = {
     "token": "the renewal of the session's token",
     "session": "the opening of the payment session",
     "payment-methods": "the listing of the payment methods",
-    "payments": "the look at the payments",
+    "payments": "the lookup of the payments",
     "capture": "the capture",
     "refund": "the refund",
     "release": "the release",
@@ -124,11 +124,11 @@ def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912
         case Trigger.SESSION_LOST:
             return f"At {at} the gateway no longer knew the session{_named(evidence.get('session'))}, under a fresh token."
         case Trigger.DEADLINE_PASSED:
-            return f"The deadline had passed; at {at} a last look showed nothing paid, pending or open{_listed(showed)}."
+            return f"The deadline had passed; at {at} a last lookup showed nothing paid, pending or open{_listed(showed)}."
         case Trigger.CANCELLED if evidence.get("by") == "command":
             return f"At {at} it was cancelled at once, because it had never been offered to a shopper."
         case Trigger.CANCELLED:
-            return f"After the cancel's grace, at {at}, a look showed nothing paid, pending or open{_listed(showed)}."
+            return f"After the cancel's grace, at {at}, a lookup showed nothing paid, pending or open{_listed(showed)}."
         case Trigger.REFUSED if evidence.get("methods") == 0:
             return f"At {at} the gateway offered no payment method for this order."
         case Trigger.REFUSED:
@@ -146,7 +146,7 @@ def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912
 
 
 def transactions(record: Record, evidence: dict[str, Any]) -> str:
-    """Say what a look showed of each transaction: its status at the gateway, its money, and how we know that it is ours."""
+    """Say what a lookup showed of each transaction: its status at the gateway, its money, and how we know that it is ours."""
     currencies = {one.transaction_id: one.currency for one in record.payments}
     said = []
     for one in evidence.get("transactions") or ():
@@ -200,7 +200,7 @@ def _refused(_: Record, entry: Entry) -> str:
 
 def _seen(record: Record, entry: Entry) -> str:
     showed = transactions(record, entry.evidence) or "other amounts than before"
-    return f"At {moment(entry.at)} a look at the gateway showed {showed}."
+    return f"At {moment(entry.at)} a lookup at the gateway showed {showed}."
 
 
 def _read(_: Record, entry: Entry) -> str:

@@ -70,7 +70,7 @@ async def execute(step: Step, command: Command) -> None:
         case "reopen" if held.state not in CLOSED:
             await _refuse(step, command, f"a checkout that is {held.state} cannot be reopened")
         case _:
-            # reopen and reconcile are answered by the next look, which is taken under this lease.
+            # reopen and reconcile are answered by the next lookup, which is taken under this lease.
             step.answering = command
 
 
@@ -121,7 +121,7 @@ async def _withdraw(step: Step, command: Command) -> None:
         await _refuse(step, command, f"a checkout that is {held.state} cannot be cancelled")
         return
     # From now on the token is not handed out; a checkout that was never offered is cancelled at once, any other
-    # after its grace and a look that shows nothing paid, pending or open.
+    # after its grace and a lookup that shows nothing paid, pending or open.
     await step.write(
         None, Action.CANCEL_REQUESTED, actor=command.actor, evidence=_about(command), withdrawn=True, looks=0,
         attempts=held.attempts, done=((command.id, "accepted"),),
@@ -147,7 +147,7 @@ async def _move_money(step: Step, command: Command) -> None:
     payment = next((one for one in held.known if one.transaction_id in targets), None)
     if payment is None:
         said = (
-            f"no look has seen transaction {wanted} for this order"
+            f"no lookup has seen transaction {wanted} for this order"
             if wanted
             else f"a checkout that is {held.state} has no payment"
         )
@@ -306,7 +306,7 @@ async def _return(step: Step, command: Command, word: str) -> None:
 
 
 async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
-    """Take a closed checkout up again, after a look that shows no money and nothing open."""
+    """Take a closed checkout up again, after a lookup that shows no money and nothing open."""
     held, command = step.held, step.answering
     assert command is not None  # noqa: S101 - the caller's condition
     rival = await rival_of(step.processor.db, held)

@@ -1,4 +1,4 @@
-"""What a look at the gateway shows, and what follows at once: the completion, surplus, automatic captures, attention."""
+"""What a lookup at the gateway shows, and what follows at once: the completion, surplus, automatic captures, attention."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _SHOWN: Final = {
 
 
 def sticky_attention(step: Step) -> str | None:
-    """Return what remains of the attention after a look that raises none: what only a person takes back."""
+    """Return what remains of the attention after a lookup that raises none: what only a person takes back."""
     return reconciliation.sticky(step.cleared_attention())
 
 
@@ -157,7 +157,7 @@ def kept_by_decision(held: ClaimedCheckout, verdict: Reconciliation) -> bool:
 
 
 def charged_back(step: Step, verdict: Reconciliation) -> str | None:
-    """Return what a person must know of money that the shopper's bank has taken back since the last look."""
+    """Return what a person must know of money that the shopper's bank has taken back since the last lookup."""
     if verdict.charged_back <= step.held.charged_back:
         return None
     amount = money.spelled(verdict.charged_back, step.held.currency)
@@ -251,7 +251,7 @@ def captures_of(verdict: Reconciliation) -> tuple[Operation, ...]:
 
 
 def news_of(step: Step, verdict: Reconciliation, attention: str | None) -> list[Event]:
-    """Return the events of what a look shows for the first time."""
+    """Return the events of what a lookup shows for the first time."""
     held = step.held
     events = []
     before = {one.transaction_id for one in held.known if one.role == reconciliation.Role.SURPLUS}

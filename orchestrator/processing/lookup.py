@@ -30,8 +30,8 @@ _COUNTERPART: Final = {
 async def read_callbacks(step: Step) -> None:
     """Note what arrived, and go on to ask the gateway: a callback is a hint.
 
-    The announcement of a payment (`new`; C1, C2) says only that the shopper is there, so it is acknowledged and asks for no look. A
-    callback that proves nothing is worth a look, and moves nothing.
+    The announcement of a payment (`new`; C1, C2) says only that the shopper is there, so it is acknowledged and asks for no lookup. A
+    callback that proves nothing is worth a lookup, and moves nothing.
     """
     opened = callbacks.opened(step)
     if any(callbacks.counts(callback, facts) for callback, facts in opened):
@@ -142,7 +142,7 @@ async def _wait_on(step: Step, verdict: Reconciliation) -> None:
             "open_payment: a payment has been open since long before the deadline; ask the gateway or the shopper",
         )
     news = attention is not None and attention != held.attention
-    # Nothing moved: the rows of `payments` say what was seen, and the trail is spared an entry for each look.
+    # Nothing moved: the rows of `payments` say what was seen, and the trail is spared an entry for each lookup.
     words = ((news, Action.ATTENTION_RAISED), (held.callbacks, Action.CALLBACK_READ))
     action = next((word for said, word in words if said), None)
     await step.write(
@@ -154,7 +154,7 @@ async def _wait_on(step: Step, verdict: Reconciliation) -> None:
 
 
 def _over(step: Step) -> bool:
-    """Say whether only a look stands between the checkout and its end."""
+    """Say whether only a lookup stands between the checkout and its end."""
     held, settings = step.held, step.settings
     return _grace_over(step, held.withdrawn_at, settings.cancel_grace) or _grace_over(
         step, held.deadline, settings.deadline_grace

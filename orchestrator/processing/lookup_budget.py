@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 AT_ONCE: Final = 5.0
 """Seconds: a place this near is as good as now. An idle merchant's queue so takes a small burst at once."""
 BEHIND: Final = 3.0
-"""Seconds of places in which no look was made and that are made up for: those who come to their places come in lists, and late."""
+"""Seconds of places in which no lookup was made and that are made up for: those who come to their places come in lists, and late."""
 LATE: Final = 2.0
-"""Seconds from a look's turn to its call, because the process has other work, after which its minute may be full."""
+"""Seconds from a lookup's turn to its call, because the process has other work, after which its minute may be full."""
 WAITED_FOR: Final = frozenset({State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED})
 SHARE: Final = 0.75
 """The most of all places that looks which somebody asked for may take."""
 
-# In seconds from now: from when on a look may be made (`ahead`), where the queue ends (`tail`). `go`: those who come to their places and
+# In seconds from now: from when on a lookup may be made (`ahead`), where the queue ends (`tail`). `go`: those who come to their places and
 # have their turn; the others, and those without a place, take new ones.
 _TAKE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
@@ -174,7 +174,7 @@ async def queues(db: Database) -> list[Queue]:
 
 
 def apart(looks_per_minute: int) -> float:
-    """Return the seconds between two places, such that no minute has more looks than that, early and late ones counted."""
+    """Return the seconds between two places, such that no minute has more lookups than that, early and late ones counted."""
     return (60.0 + AT_ONCE + BEHIND + LATE) / looks_per_minute
 
 

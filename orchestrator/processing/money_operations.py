@@ -1,7 +1,7 @@
-"""Captures, refunds and releases under the lease: look, write `submitted`, send, settle; or look for what became of one.
+"""Captures, refunds and releases under the lease: look it up, write `submitted`, send, settle; or look for what became of one.
 
 `submitted` makes the lease last for the call. The call leaves only after that has landed, and only while that lease outlasts it: the
-lease guard is asked when the body of the request goes to the socket. Whoever finds a submitted or unknown operation never sends it; it looks, and only an absence after the
+lease guard is asked when the body of the request goes to the socket. Whoever finds a submitted or unknown operation never sends it; it is looked up, and only an absence after the
 quiet period makes it `requested` again.
 """
 
@@ -183,7 +183,7 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
     quiet = operations.quiet_after(step.settings, operation)
     since = (step.held.now() - (operation.submitted_at or step.held.now())).total_seconds()
     if since < quiet:
-        # Its call may still be on its way; the books are looked at ever more rarely meanwhile.
+        # Its call may still be on its way; the gateway is asked ever more rarely meanwhile.
         soon = schedule.next_lookup(step.settings, step.held.looks)
         await _not_known(
             step, operation, "its call may still be on its way", wait=min(quiet - since + 0.05, soon)
@@ -202,7 +202,7 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
         )
 
 
-# A settled operation leaves the due time at now: a look at the checkout as a whole follows, which also finds its next due time.
+# A settled operation leaves the due time at now: a lookup of the checkout as a whole follows, which also finds its next due time.
 
 
 async def _succeed(step: Step, operation: Operation, transaction: Transaction | None, *, by: str) -> None:

@@ -33,7 +33,7 @@ async def watch(step: Step) -> None:
     capture = paid and complete.captures(step, verdict) and not attention
     operating = (*back, *(complete.captures_of(verdict) if capture else ()))
     reserved, captured, refunded = verdict.money
-    # Captured and refunded totals never shrink in our books, whatever a look shows.
+    # Captured and refunded totals never shrink in our books, whatever a lookup shows.
     captured, refunded = max(captured, held.captured), max(refunded, held.refunded)
     changed = (reserved, captured, refunded, verdict.charged_back) != (
         held.reserved, held.captured, held.refunded, held.charged_back,
@@ -65,7 +65,7 @@ async def watch(step: Step) -> None:
 
 
 def _attention(step: Step, verdict: Reconciliation) -> tuple[str | None, tuple[Operation, ...]]:
-    """Return what a person must know of an ended checkout after this look, and what policy returns by itself."""
+    """Return what a person must know of an ended checkout after this lookup, and what policy returns by itself."""
     held = step.held
     paid = verdict.finding is LookupOutcome.PAID
     attention, back = complete.surplus(step, verdict)
@@ -97,7 +97,7 @@ def _attention(step: Step, verdict: Reconciliation) -> tuple[str | None, tuple[O
 
 
 def _next_watch(step: Step, verdict: Reconciliation, attention: str | None) -> float | None:
-    """Return the seconds until the next look at an ended checkout; None when it is settled."""
+    """Return the seconds until the next lookup of an ended checkout; None when it is settled."""
     held, now = step.held, step.held.now()
     ended = held.ended_at or now
     due_in = schedule.next_watch(step.settings, ended, now)

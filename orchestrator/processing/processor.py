@@ -148,7 +148,7 @@ class CheckoutProcessor:
         return waits
 
     async def sharing(self, merchant: Merchant) -> list[int]:
-        """Return the merchants whose payments a look with this merchant's account may show."""
+        """Return the merchants whose payments a lookup with this merchant's account may show."""
         return [
             one.id
             for one in await self.merchants.everyone()

@@ -104,7 +104,7 @@ class Step:
         self.settings = processor.settings
         self.released = False
         self.renewed = False
-        # A command that the next look answers, and what the look showed.
+        # A command that the next lookup answers, and what the lookup showed.
         self.answering: Command | None = None
         self.shown = ""
         # Operations that have had their turn under this lease, and the seconds until their next.
@@ -128,7 +128,7 @@ class Step:
         if self.waits and not isinstance(due_in, Enum):
             changes["due_in"] = min([*self.waits.values(), *(() if due_in is None else (due_in,))])
         if self.answering is not None and self.shown:
-            # Whatever the look led to, somebody asked for it and is told what it showed.
+            # Whatever the lookup led to, somebody asked for it and is told what it showed.
             command, self.answering = self.answering, None
             changes["done"] = (*changes.get("done", ()), (command.id, f"done: {self.shown}"))
             if action is None:
@@ -224,7 +224,7 @@ class Step:
         await self.write(
             trigger,
             evidence=evidence,
-            # What arrived meanwhile, and was not read by this look, is read at once.
+            # What arrived meanwhile, and was not read by this lookup, is read at once.
             due_in=0.0 if self.held.callbacks and not changes.get("read") else self.first_watch(),
             looks=0,
             events=(Event(event, payload),),
@@ -232,7 +232,7 @@ class Step:
         )
 
     def first_watch(self, reserved_until: datetime | None = None) -> float | None:
-        """Return the seconds until the first look at an ended checkout, before its reservation can lapse."""
+        """Return the seconds until the first lookup of an ended checkout, before its reservation can lapse."""
         if reserved_until is None or not self.settings.settle_watch:
             return self.settings.settle_watch[0] if self.settings.settle_watch else None
         warned = (reserved_until - self.held.now()).total_seconds() - self.settings.lapse_warning
@@ -250,7 +250,7 @@ class Step:
     def next_due_in(self, looks: int, *, deadline_in: float | None = None) -> float:
         """Return the seconds until the next reason to look at an offered checkout.
 
-        That is the look for a lost callback, the end of a grace, or the renewal of the token, whichever comes first. A moment
+        That is the lookup for a lost callback, the end of a grace, or the renewal of the token, whichever comes first. A moment
         that has passed has had its look.
         """
         held, settings, now = self.held, self.settings, self.held.now()

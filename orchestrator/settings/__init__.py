@@ -171,15 +171,15 @@ class Settings(BaseSettings):
     checkout_expires_in: float = Field(default=3600.0, ge=1, le=30 * 86400)
     """From the offer to the deadline, where the intent names no expiresIn."""
     deadline_grace: float = Field(default=30.0, ge=0, le=86400)
-    """From the deadline to the last look and `expired`."""
+    """From the deadline to the last lookup and `expired`."""
     cancel_grace: float = Field(default=30.0, ge=0, le=86400)
-    """From a cancel request to the look and `cancelled`."""
+    """From a cancel request to the lookup and `cancelled`."""
     first_look: float = Field(default=120.0, gt=0, le=86400)
-    """From the offer to the first look for a lost callback, while the shopper shows no sign of life."""
+    """From the offer to the first lookup for a lost callback, while the shopper shows no sign of life."""
     look_cap: float = Field(default=1800.0, gt=0, le=7 * 86400)
-    """The longest time between two looks at an unsettled checkout."""
+    """The longest time between two lookups of an unsettled checkout."""
     recheck_after_callback: float = Field(default=2.0, gt=0, le=3600)
-    """From a callback that the gateway does not confirm yet to the next look; it doubles."""
+    """From a callback that the gateway does not confirm yet to the next lookup; it doubles."""
     lapse_warning: float = Field(default=86_400.0, ge=0, le=30 * 86400)
     """How long before a reservation may lapse (Visa: 7 days) a person is told that it is not captured yet."""
     settle_watch: Annotated[tuple[float, ...], AfterValidator(ascending)] = (

@@ -280,7 +280,7 @@ class Merchants:
         return sorted(self._by_id.values(), key=lambda merchant: merchant.id)
 
     def known(self, merchant_id: int) -> Merchant | None:
-        """Return a merchant as it was when somebody last looked; None if that was more than a minute ago. Asks nobody."""
+        """Return a merchant as it was when it was last read; None if that was more than a minute ago. Asks nobody."""
         if time.monotonic() - self._read_at > _STALE:
             return None
         return self._by_id.get(merchant_id)

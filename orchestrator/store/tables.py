@@ -140,7 +140,7 @@ checkouts = Table(
     Column("claims", Integer, nullable=False, server_default=text("0")),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("looks", Integer, nullable=False, server_default=text("0")),
-    # A look that had to wait for the merchant's budget has its place in the queue: the next one goes at once.
+    # A lookup that had to wait for the merchant's budget has its place in the queue: the next one goes at once.
     Column("booked", Boolean, nullable=False, server_default=text("false")),
     # Seconds from the offer to the deadline where a reopening named them; else the intent says.
     Column("life", Double),

@@ -1,7 +1,7 @@
 """The end of a process that cannot go on.
 
 A worker whose event loop stands still, or whose dispatcher takes nothing up while hints wait, serves nobody and looks alive. It says
-so and ends with a status that has it started again. All is counted in looks of this thread, not in seconds of a clock: a machine that
+so and ends with a status that has it started again. All is counted in checks of this thread, not in seconds of a clock: a machine that
 slept has not stood still for hours.
 """
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LOOK: Final = 1.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 class WatchedDispatcher(Protocol):
@@ -41,7 +41,7 @@ class Watchdog:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.ticks = 0
-        """Grows while the event loop runs; the loop itself counts it up at least once in a look."""
+        """Grows while the event loop runs; the loop itself counts it up at least once between two checks."""
 
     def start(self, dispatcher: WatchedDispatcher) -> None:
         """Begin to look."""

@@ -1,6 +1,6 @@
-"""No callback of the gateway goes out for ten minutes, as happened in January 2023: whatever was paid is found by looking alone.
+"""No callback of the gateway goes out for ten minutes, as happened in January 2023: whatever was paid is found by a lookup alone.
 
-Time is simulated by Postgres's clock, and only what is due is carried, so the looks are those that production would make.
+Time is simulated by Postgres's clock, and only what is due is carried, so the lookups are those that production would make.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ async def newly_completed(world: Shop, found: dict[UUID, int], now: int) -> dict
 
 
 async def ended(world: Shop, checkout: UUID, shopper: Shopper) -> None:
-    """The order ended as it had to, on the evidence of a look, and never as unpaid while money was held."""
+    """The order ended as it had to, on the evidence of a lookup, and never as unpaid while money was held."""
     row = await world.row(checkout)
     wanted = (shopper.ends, False, None, WHOLE if shopper.ends == "completed" else 0)
     assert (row.state, row.late, row.attention, row.reserved) == wanted, shopper
@@ -164,7 +164,7 @@ async def ended(world: Shop, checkout: UUID, shopper: Shopper) -> None:
 def report(known: dict[UUID, Shopper], found: dict[UUID, int], looks: dict[str, list[int]]) -> str:
     """Say what the looking cost, and how long the shops waited."""
     lines = [
-        f"{len(known)} orders, {OUTAGE} s without callbacks; looks at the gateway for each order in {AFTER} s:"
+        f"{len(known)} orders, {OUTAGE} s without callbacks; asks the gateway for each order in {AFTER} s:"
     ]
     for ends, numbers in sorted(looks.items()):
         listed = " ".join(map(str, sorted(numbers)))

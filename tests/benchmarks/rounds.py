@@ -30,7 +30,7 @@ WARM_UP: Final = 60
 STANDSTILL: Final = 60.0
 """Seconds without any progress after which a run has failed."""
 _LOOK: Final = 0.5
-"""Seconds between two looks at how far a run is; its times are taken from the rows, so that looking seldom makes nothing late."""
+"""Seconds between two reads of how far a run is; its times are taken from the rows, so that looking seldom makes nothing late."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

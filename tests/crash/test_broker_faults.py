@@ -324,7 +324,7 @@ def test_a_step_of_the_clock_neither_stops_the_ticks_nor_hurries_them(
             process.stdin.write(b"\n")
             process.stdin.flush()
             time.sleep(1)
-            # One of three messages a look or more; a tick is a fifth of a second.
+            # One of three messages a check or more; a tick is a fifth of a second.
             ticks, until = 0, time.monotonic() + 5
             while time.monotonic() < until:
                 time.sleep(0.05)

@@ -52,7 +52,7 @@ def test_a_worker_killed_while_it_asks_for_the_payment_completes_the_order_once(
     world.pay(checkout)
     world.until(
         lambda: world.sql("SELECT 1 FROM checkouts WHERE state = 'callback_received' AND lease IS NOT NULL"),
-        "the look is under way",
+        "the lookup is under way",
     )
     world.kill("worker-1")
     world.start("worker-1")

@@ -21,7 +21,7 @@ COMMON = {one.name for one in fields(PaymentRecord)} & {one.name for one in fiel
 
 
 def booked(held, verdict):
-    """Return the checkout as it stands after a look: its payments in the books, and what a person is asked."""
+    """Return the checkout as it stands after a lookup: its payments in the books, and what a person is asked."""
     before = {one.transaction_id: one.decided for one in held.known}
     known = tuple(
         PaymentRecord(**{name: getattr(one, name) for name in COMMON}, decided=before.get(one.transaction_id))
@@ -87,7 +87,7 @@ def test_what_a_person_keeps_completes_the_order_with_exactly_that(transactions,
     assert verdict.money[0] == sum(one.reserved for one in transactions)
     assert verdict.money[1] == sum(one.captured for one in transactions)
     assert verdict.attention is None
-    # And it stays so at the next look, when the books know them as accepted.
+    # And it stays so at the next lookup, when the books know them as accepted.
     later = booked(checkout(state=State.COMPLETED, known=decided(held, "keep").known), verdict)
     again = judge(checkout(state=State.COMPLETED, known=later.known), found, **options)
     assert (again.finding, again.money, again.attention) == (LookupOutcome.PAID, verdict.money, None)
@@ -275,7 +275,7 @@ DECISIONS = st.lists(st.sampled_from(["keep", "dismiss"]), max_size=3)
 
 @given(TRANSACTIONS, DECISIONS, TRANSACTIONS, st.tuples(st.booleans(), st.booleans()))
 def test_no_decision_makes_an_absence_of_money_that_is_bound_to_the_order(before, answers, after, options):
-    """An order expires or is cancelled on a look that shows an absence: none does so while money is held for it."""
+    """An order expires or is cancelled on a lookup that shows an absence: none does so while money is held for it."""
     held, (shared, surcharges) = checkout(), options
     dismissed = set()
     for answer in answers:

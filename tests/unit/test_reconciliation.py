@@ -1,4 +1,4 @@
-"""What an answer of the gateway proves for a checkout, and when the next look is."""
+"""What an answer of the gateway proves for a checkout, and when the next lookup is."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Usage:
         meter = self._meters.get(process.pid)
         if meter is None:
             meter = self._meters[process.pid] = _Meter(kind, 0.0 if self._counts_from_start else own, own)
-        # A backend that ends between two looks is counted a moment late: time used never becomes less.
+        # A backend that ends between two readings is counted a moment late: time used never becomes less.
         meter.latest = max(meter.latest, own)
         meter.rss.append(rss)
 

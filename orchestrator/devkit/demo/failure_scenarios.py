@@ -44,7 +44,7 @@ MERCHANTS: Final[dict[str, dict[str, object]]] = {
 }  # fmt: skip
 """The merchants of these scripts by name, with their policies; all have the one account at the gateway.
 
-Nobody waits for a place among the looks: here everything is looked at within seconds, as it is in hours elsewhere.
+Nobody waits for a place in the queue of lookups: here everything is looked up within seconds, as it is in hours elsewhere.
 """
 
 
@@ -137,7 +137,7 @@ SCRIPTS: Final = (
         **{**_PAID, "merchant": CAPTURES}, holds=_captured, moves=("captured",), evidence=settled_by(automatic=1),
     ),
     Script(
-        name="callbacks_lost", says="pays; every callback is lost: found by looking", act=steps.pay_unheard, **_PAID,
+        name="callbacks_lost", says="pays; every callback is lost: found by a lookup", act=steps.pay_unheard, **_PAID,
         holds=_reserved, plan=_LOST, evidence=every(found_by_lookup, in_time),
     ),
     Script(
@@ -145,7 +145,7 @@ SCRIPTS: Final = (
         holds=_reserved, evidence=disbelieved("wrong", never=False),
     ),
     Script(
-        name="callbacks_replayed", says="pays; all signatures are too old: found by looking", act=steps.pay_unheard, **_PAID,
+        name="callbacks_replayed", says="pays; all signatures are too old: found by a lookup", act=steps.pay_unheard, **_PAID,
         holds=_reserved, plan={"callbacks": {"tamper": "staleTimestamp"}},
         evidence=every(disbelieved("stale", never=True), refused_401),
     ),

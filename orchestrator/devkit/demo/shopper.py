@@ -32,7 +32,7 @@ CHALLENGED: Final = "4170 0000 0000 0568"
 AGENT: Final = "Mozilla/5.0 (X11; Linux x86_64) Demo-Shopper"
 _PAUSE: Final = 0.15
 _LONGEST_PAUSE: Final = 1.2
-"""Seconds between two looks at a checkout: soon at first, and ever more patiently."""
+"""Seconds between two lookups of a checkout: soon at first, and ever more patiently."""
 _LATECOMERS: Final = 5.0
 _PAGES: Final = {"thanks": THANKS, "sorry": SORRY}
 

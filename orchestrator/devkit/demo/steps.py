@@ -130,7 +130,7 @@ async def released_at_gateway(shopper: Shopper) -> None:
 
 
 async def pay_unheard(shopper: Shopper) -> None:
-    """Pay while no callback is believed, or none comes: a look finds the payment."""
+    """Pay while no callback is believed, or none comes: a lookup finds the payment."""
     await shopper.pay()
     shopper.expect_page(None)
     await shopper.paid()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logs.get(__name__)
 
 REFRESH: Final = 0.5
-"""Seconds between two looks at what the others wrote."""
+"""Seconds between two reads of what the others wrote."""
 TIMEOUT: Final = 0.5
 """Seconds for anything that nobody waits for."""
 MOMENT: Final = 0.05
@@ -42,7 +42,7 @@ LONGEST: Final = 60.0
 MOST: Final = 1000
 """Entries that are read at most."""
 PRESENT: Final = 5.0
-"""Seconds after its last look for which a worker counts."""
+"""Seconds after its last read for which a worker counts."""
 
 _WORKERS: Final = "orchestrator:gateways:workers"
 _OPEN_CIRCUITS: Final = "orchestrator:gateways:alone"

@@ -50,7 +50,7 @@ class Fact:
 class Move(msgspec.Struct, frozen=True, kw_only=True):
     """One write by the holder: a fact that moves the checkout (`trigger`), or one that leaves it where it is (None).
 
-    Without an `action` nothing is audited: a lease given back, or a look that showed what was known. Such a write moves nothing, makes
+    Without an `action` nothing is audited: a lease given back, or a lookup that showed what was known. Such a write moves nothing, makes
     no new version, and always releases.
 
     `due_in` is KEEP to go on under the same lease, a number of seconds to release and be looked at again, or None to release

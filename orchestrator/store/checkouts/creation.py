@@ -273,7 +273,7 @@ async def create_from_payment(
     process, meets the checkout that was created of the first: whoever creates a checkout for an order number takes its turn. A checkout keeps the id
     that the payment names, if that is one of the kind that we give and nobody has it (a database restored from an older backup).
 
-    It begins as failed, since nobody asked for it, with a due time: the watch looks at the gateway and policy decides.
+    It begins as failed, since nobody asked for it, with a due time: the watch asks the gateway and policy decides.
     """
     matches: list[PaymentMatch | None] = [None] * len(unmatched)
     met = await _matches_of(tx, unmatched)

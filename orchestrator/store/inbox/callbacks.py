@@ -49,7 +49,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What became of a callback. `wakes`: somebody has to look, so publish a hint. `kept`: it is safe, and not beyond the cap."""
+    """What became of a callback. `wakes`: the gateway has to be asked, so publish a hint. `kept`: it is safe, and not beyond the cap."""
 
     wakes: bool
     kept: bool = True
@@ -173,7 +173,7 @@ class Callbacks:
         return await self._batch.put(arrival)
 
     def unproven(self, grade: str, network: str) -> bool:
-        """Say whether a callback may be anybody's, though there is something to check it with: worth a look, and no more."""
+        """Say whether a callback may be anybody's, though there is something to check it with: worth a lookup, and no more."""
         return grade in UNPROVEN or (self._strict and network == "outside")
 
     @property

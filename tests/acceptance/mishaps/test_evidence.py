@@ -116,7 +116,7 @@ async def test_the_announcement_of_a_payment_is_acknowledged_and_asks_nothing_of
     assert (await world.trail(checkout))[-1]["action"] == "callback:read"
     assert await world.moved(checkout) == []
     row = await world.row(checkout)
-    assert row.due_in.total_seconds() < 5, "a sign of life: the next look is soon"
+    assert row.due_in.total_seconds() < 5, "a sign of life: the next lookup is soon"
     await world.agree(checkout)
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def unpaid(world: Shop, checkout: UUID, state: str) -> None:
-    """The order ended without money, the shop was told once, and a look at the gateway stands behind it."""
+    """The order ended without money, the shop was told once, and a lookup at the gateway stands behind it."""
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.attention) == (state, 0, None)
     assert (await world.events(checkout)).count(f"checkout.{state}") == 1

@@ -1,4 +1,4 @@
-"""What abandoned checkouts cost at the gateway: calls per order over a simulated day, within the merchant's budget of looks."""
+"""What abandoned checkouts cost at the gateway: calls per order over a simulated day, within the merchant's budget of lookups."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DAY = 86_400
 STEP = 20
 """Simulated seconds from one round to the next, at least."""
 QUIET_LOOKS = 6
-"""What a checkout begins with (`schedule.quiet_lookups`) where the first look comes after 120 s, and the next would after 2 s."""
+"""What a checkout begins with (`schedule.quiet_lookups`) where the first lookup comes after 120 s, and the next would after 2 s."""
 
 
 async def a_day(world: Scene, orders: int, *, looks_per_minute: int) -> tuple[Counter[str], int]:
@@ -65,7 +65,7 @@ async def check(capsys, database_url: str, gateway: str, orders: int, *, looks_p
                 f"looks in any minute at most: {most} (budget {looks_per_minute})"
             )
         assert {row.state: row.number for row in rows} == {"expired": orders}, (
-            "all of them got their last look"
+            "all of them got their last lookup"
         )
         assert most <= looks_per_minute
         assert calls["find_payments"] / orders <= 12

@@ -2,7 +2,7 @@
 
 Time is the product's clock, simulated in steps of a second; what the machine takes for a step is added to it, as in production.
 
-With a first look at most `FIRST_LOOK × JITTER` after the offer, an order paid before it is completed at most
+With a first lookup at most `FIRST_LOOK × JITTER` after the offer, an order paid before it is completed at most
 `FIRST_LOOK × JITTER - (paid - offered) + queue` after its payment. The queue is that of lookups that come when they are due and are served
 `apart` seconds one after the other: at most `ORDERS × apart`, and less for the time in which they come.
 """
@@ -38,7 +38,7 @@ FIRST_LOOK = 120.0
 JITTER = 1.2
 """The most by which a due time is later than its delay."""
 PAID_AFTER = (20.0, 80.0)
-"""Seconds from the offer to the payment: before the first look for a lost callback."""
+"""Seconds from the offer to the payment: before the first lookup for a lost callback."""
 BACK_AFTER = (5.0, 200.0)
 """Seconds from the payment to the shopper's return to the shop's page."""
 AT_ONCE = 20
@@ -78,7 +78,7 @@ async def offer(world: Scene, chance: random.Random) -> list[Order]:
         async with gate:
             await world.pay(order.id)
 
-    # Nobody looks before the first look, so that the money may be there from the start.
+    # Nobody looks before the first lookup, so that the money may be there from the start.
     await asyncio.gather(*(pay(one) for one in orders if one.paid is not None))
     return orders
 

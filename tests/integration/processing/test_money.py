@@ -102,7 +102,7 @@ async def test_money_is_not_moved_for_an_order_that_nobody_paid(world: Scene):
         == "refused: a checkout that is awaiting_payment has no payment"
     )
     assert await world.asked(checkout, "refund", transactionId="77") == (
-        "refused: no look has seen transaction 77 for this order"
+        "refused: no lookup has seen transaction 77 for this order"
     )
     assert (await world.events(checkout))[-1] == "checkout.operation_rejected"
 
@@ -639,7 +639,7 @@ async def test_an_operation_on_a_transaction_that_cannot_be_read_is_not_sent(wor
     await world.command(checkout, "release")
     await world.plan(checkout, fail={"payments": 1})
     await world.process(checkout)
-    assert [row.state for row in await world.operations(checkout)] == ["requested"], "the look failed"
+    assert [row.state for row in await world.operations(checkout)] == ["requested"], "the lookup failed"
     wrong = operations.Judged(operations.Fate.UNCLEAR, "no sense")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operations, "before_sending", lambda *_: wrong)
@@ -658,7 +658,7 @@ async def test_what_is_left_of_a_short_lease_is_made_to_outlast_the_call_before_
     async with scene(database_url, gateway_url, lease_seconds=1.2, gateway_total_timeout=2, gateway_read_timeout=1.95,
                      gateway_connect_timeout=0.95) as world:  # fmt: skip
         checkout = await world.paid()
-        # The look before it takes most of the lease.
+        # The lookup before it takes most of the lease.
         await world.plan(checkout, delayMs={"payments": 700, "capture": 1500})
         await world.command(checkout, "capture", amount=4000)
         carrying = asyncio.create_task(world.process(checkout))

@@ -120,7 +120,7 @@ async def test_money_that_is_asked_for_meanwhile_is_moved_once_when_the_gateway_
 async def test_money_whose_circuit_opens_between_lookup_and_call_is_not_sent(
     database_url: str, gateway_url: str, monkeypatch
 ):
-    """The look is served, and the door shuts before the capture: it is withdrawn as not sent, and sent once afterwards."""
+    """The lookup is served, and the door shuts before the capture: it is withdrawn as not sent, and sent once afterwards."""
     monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 0.3)
     async with watchful(database_url, gateway_url) as world:
         checkout = await world.paid()
