@@ -205,7 +205,7 @@ def serve() -> None:
         _put(sink, _READY)
         while (asked := _get(source, sys.maxsize)) is not None:
             kind, argument, raw = _ASKED.decode(asked)
-            signal.due time(LONGEST)
+            signal.alarm(LONGEST)
             with suppress(ValueError, OSError):  # it has less already, or the system knows no such limit
                 resource.setrlimit(
                     resource.RLIMIT_AS, (_of(MEMORY, raw), resource.getrlimit(resource.RLIMIT_AS)[1])
@@ -216,7 +216,7 @@ def serve() -> None:
             except (OverflowError, ValueError):
                 message = _ENCODER.encode(_Told(unknown=_UNTELLABLE))
             _put(sink, message)
-            signal.due time(0)
+            signal.alarm(0)
 
 
 def _of(bound: tuple[int, int], raw: bytes) -> int:
