@@ -351,7 +351,7 @@ def test_the_same_callback_fifty_times_at_once_completes_the_order_once(installa
     world.agree()
 
 
-def test_a_dead_scheduler_stops_no_alarm_while_orders_still_come_in(installation: World):
+def test_a_dead_scheduler_leaves_nothing_due_while_orders_still_come_in(installation: World):
     world = installation
     world.kill("scheduler")
     world.start("worker-1")

@@ -43,7 +43,7 @@ PAYMENTS_ALONE = {
 def after_a_step(before: Mapping[UUID, Any], now: Mapping[UUID, Any]) -> None:
     """Nothing that has been written shrinks or is taken back, and nobody is without a due time before the end."""
     for checkout, row in now.items():
-        assert row.has_due_time or row.state in ENDED, (checkout, row.state, "has no alarm")
+        assert row.has_due_time or row.state in ENDED, (checkout, row.state, "has no due time")
         old = before.get(checkout)
         if old is None:
             continue
@@ -116,7 +116,7 @@ async def _settled_or_due(world: World, row: Any) -> None:
         )
     if not row.has_due_time:
         assert row.state in ENDED, (row.id, row.state)
-        assert row.attention is None, (row.id, "waits for a person and has no alarm", row.attention)
+        assert row.attention is None, (row.id, "waits for a person and has no due time", row.attention)
 
 
 async def _the_money(world: World, row: Any, policies: Mapping[str, object]) -> None:
@@ -131,7 +131,7 @@ async def _the_money(world: World, row: Any, policies: Mapping[str, object]) -> 
             checkout,
             one.id,
             one.state,
-            "has no alarm",
+            "has no due time",
         )
         if one.state not in {"succeeded", "rejected"}:
             assert row.attention, (

@@ -85,7 +85,7 @@ async def test_the_clock_runs_ahead_by_its_skew(core):
         assert ahead == seconds
 
 
-async def test_alarms_leases_and_deadlines_live_by_the_clock(core):
+async def test_due_times_leases_and_deadlines_live_by_the_clock(core):
     held = await core.held(lease=60.0)
     await core.do("UPDATE clock_skew SET seconds = 120")
     row = await core.row(held.id)

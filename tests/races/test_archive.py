@@ -163,7 +163,9 @@ async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a
         assert (await audit.verify(shop.db, encryptor)).problems == []
 
 
-async def test_a_ring_and_a_run_that_meet_on_a_checkout_lose_neither(short_timeout_url, encryptor, tmp_path):
+async def test_a_wake_up_and_a_run_that_meet_on_a_checkout_lose_neither(
+    short_timeout_url, encryptor, tmp_path
+):
     """The wake-up was first and has not committed: its checkout stays. The run was first: the wake-up wakes an archived checkout."""
     async with core(short_timeout_url, encryptor) as one:
         held = await one.held(State.AWAITING_PAYMENT)

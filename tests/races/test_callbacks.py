@@ -66,7 +66,7 @@ async def test_callbacks_that_differ_in_kind_or_body_are_kept_apart_and_in_order
     ]
 
 
-async def test_a_repeat_of_an_unhandled_callback_rings_and_of_a_handled_one_does_not(core):
+async def test_a_repeat_of_an_unhandled_callback_wakes_and_of_a_handled_one_does_not(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     assert (await core.callbacks.store(arrival(checkout))).wakes
     before = await core.row(checkout)
@@ -80,7 +80,7 @@ async def test_a_repeat_of_an_unhandled_callback_rings_and_of_a_handled_one_does
 
 
 @pytest.mark.parametrize("kind", ["success", "failure", "notification", "redirect"])
-async def test_an_empty_callback_always_rings(core, kind):
+async def test_an_empty_callback_always_wakes(core, kind):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     for number in (1, 2, 3):
         assert (await core.callbacks.store(arrival(checkout, kind=kind, body=b""))).wakes
@@ -97,7 +97,7 @@ async def test_a_callback_that_beats_the_offer_is_kept_and_found_by_the_holder(c
     assert len(held.callbacks) == 1
 
 
-async def test_a_callback_rings_a_settled_checkout(core):
+async def test_a_callback_wakes_a_settled_checkout(core):
     checkout = await core.checkout(State.COMPLETED, due_in=None)
     assert (await core.callbacks.store(arrival(checkout))).wakes
     assert [held.id for held in await core.claim(checkout)] == [checkout]
@@ -150,7 +150,7 @@ async def test_a_held_row_delays_only_its_own_callbacks(core):
     assert await core.all("SELECT sum(times) FROM callbacks") == [6]
 
 
-async def test_a_callback_stored_by_a_connection_that_was_lost_rings_and_is_one_row(core):
+async def test_a_callback_stored_by_a_connection_that_was_lost_wakes_and_is_one_row(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     async with another(core.url, core.encryptor, database=Breaking) as one:
         one.db.lost_answers = 1
@@ -229,7 +229,7 @@ async def test_repeats_against_movers_that_mark_as_read_never_lock_each_other_ou
 # ── Commands ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_command_is_stored_with_who_asked_and_rings(core):
+async def test_a_command_is_stored_with_who_asked_and_wakes_its_checkout(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     requested = await inbox.request(
         core.db, core.encryptor, checkout, merchant_id=1, kind="cancel", actor="client:shop", reason="no stock", expected_version=5,

@@ -44,12 +44,12 @@ async def test_a_hint_allows_one_claim(core):
     assert again.claims == 1
 
 
-async def test_an_alarm_that_rings_allows_a_claim_without_a_hint(core):
+async def test_a_due_checkout_allows_a_claim_without_a_hint(core):
     checkout = await core.checkout(due_in=0.0)
     assert [held.id for held in await core.claim(checkout)] == [checkout]
 
 
-async def test_nobody_claims_under_a_living_lease_however_often_it_is_rung(core):
+async def test_nobody_claims_under_a_living_lease_however_often_it_is_woken(core):
     held = await core.held()
     await core.wake(held.id)
     await core.wake(held.id)
@@ -59,7 +59,7 @@ async def test_nobody_claims_under_a_living_lease_however_often_it_is_rung(core)
     assert await core.claim(held.id) == []
 
 
-async def test_a_settled_checkout_is_claimed_only_after_a_ring(core):
+async def test_a_settled_checkout_is_claimed_only_after_a_wake_up(core):
     checkout = await core.checkout(State.COMPLETED, due_in=None)
     assert (await core.row(checkout)).due_at is None
     assert await core.claim(checkout) == []
@@ -105,7 +105,7 @@ async def test_claims_are_counted_until_a_holder_writes(core):
     assert (await core.row(checkout)).claims == 0
 
 
-async def test_a_crash_between_claim_and_move_rings_at_the_end_of_the_lease(core):
+async def test_a_crash_between_claim_and_move_is_due_at_the_end_of_the_lease(core):
     checkout = await core.accept()
     await core.claim(checkout, lease=0.3)
     assert await checkouts.due(core.db, most=10) == []
@@ -138,7 +138,7 @@ async def test_a_holder_past_its_lease_may_still_write_while_nobody_else_has_it(
 # ── Rings ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_release_without_a_ring_sets_the_given_alarm(core):
+async def test_a_release_without_a_wake_up_sets_the_given_due_time(core):
     held = await core.held()
     assert not (await core.release(held, 1000.0)).woken
     ((seconds, lease),) = await core.all(
@@ -148,7 +148,7 @@ async def test_a_release_without_a_ring_sets_the_given_alarm(core):
     assert lease is None
 
 
-async def test_a_ring_between_look_and_release_makes_the_alarm_now(core):
+async def test_a_wake_up_between_look_and_release_makes_it_due_now(core):
     held = await core.held()
     await core.wake(held.id)
     row = await core.row(held.id)
@@ -157,7 +157,7 @@ async def test_a_ring_between_look_and_release_makes_the_alarm_now(core):
     assert (await core.row(held.id)).is_due
 
 
-async def test_a_ring_before_the_claim_is_seen_by_it_and_not_again(core):
+async def test_a_wake_up_before_the_claim_is_seen_by_it_and_not_again(core):
     checkout = await core.accept()
     await core.wake(checkout)
     (held,) = await core.claim(checkout)
@@ -166,7 +166,7 @@ async def test_a_ring_before_the_claim_is_seen_by_it_and_not_again(core):
     assert not (await core.row(checkout)).is_due
 
 
-async def test_a_ring_under_way_makes_the_release_wait_for_it(core):
+async def test_a_wake_up_under_way_makes_the_release_wait_for_it(core):
     held = await core.held()
     async with core.db.transaction() as tx:
         await checkouts.wake(tx, [held.id], grace=60)
@@ -177,7 +177,7 @@ async def test_a_ring_under_way_makes_the_release_wait_for_it(core):
     assert (await core.row(held.id)).is_due
 
 
-async def test_a_ring_of_a_free_checkout_stands_behind_its_hint_by_the_grace(core):
+async def test_a_wake_up_of_a_free_checkout_stands_behind_its_hint_by_the_grace(core):
     checkout = await core.checkout(due_in=1000.0)
     await core.wake(checkout, grace=0.05)
     row = await core.row(checkout)
@@ -186,7 +186,7 @@ async def test_a_ring_of_a_free_checkout_stands_behind_its_hint_by_the_grace(cor
     assert (await core.row(checkout)).is_due
 
 
-async def test_a_ring_never_puts_an_alarm_off(core):
+async def test_a_wake_up_never_puts_a_due_time_off(core):
     checkout = await core.checkout(due_in=0.0)
     await core.wake(checkout, grace=1000.0)
     assert (await core.row(checkout)).is_due
@@ -205,14 +205,14 @@ async def test_only_what_has_ended_can_be_settled(core, state):
         assert (row.version, row.lease) == (held.version, held.lease)
 
 
-async def test_settling_a_checkout_that_was_rung_meanwhile_makes_the_alarm_now(core):
+async def test_settling_a_checkout_that_was_woken_meanwhile_makes_it_due_now(core):
     held = await core.held(State.EXPIRED)
     await core.wake(held.id)
     assert (await core.release(held, None)).woken
     assert (await core.row(held.id)).is_due
 
 
-async def test_a_storm_of_ringers_against_claims_and_releases_loses_no_ring(core):
+async def test_a_storm_of_wake_ups_against_claims_and_releases_loses_no_wake_up(core):
     """At the end every wake-up was seen by a claim (its `wake`), or the checkout is due or hinted."""
     ids = [await core.checkout(State.AWAITING_PAYMENT) for _ in range(8)]
     wakes, seen = Counter(), Counter()
@@ -297,7 +297,7 @@ async def test_what_was_claimed_before_without_a_result_is_a_suspect(core):
     assert {one.id: one.suspect for one in swept} == {well: False, suspect: True}
 
 
-async def test_a_sweep_does_not_read_the_alarms_of_the_future(core):
+async def test_a_sweep_does_not_read_the_due_times_of_the_future(core):
     """A month of ended checkouts has due times; only what is due now may cost anything, every second."""
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     await core.do("""

@@ -52,7 +52,7 @@ async def test_two_contents_racing_for_one_key_are_one_command_and_one_refusal(c
     assert await core.all("SELECT count(*) FROM commands") == [20]
 
 
-async def test_a_repeat_stores_nothing_and_rings_nobody(core):
+async def test_a_repeat_stores_nothing_and_wakes_nothing(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     first = await ask(core, checkout)
     await core.do("UPDATE commands SET handled_at = clock(), result = 'accepted'")
@@ -98,7 +98,7 @@ async def test_a_repeat_and_the_holder_who_obeys_its_command_do_not_wait_in_a_ci
     assert asked == Requested(first.id, fresh=False)
 
 
-async def test_one_wish_for_many_is_a_command_for_each_and_a_ring(core):
+async def test_one_request_for_many_is_a_command_for_each_and_a_wake_up(core):
     checkouts = await core.checkouts(30)
     commands = await inbox.request_all(
         core.db,

@@ -118,7 +118,7 @@ async def test_reopened_orders_cross_new_ones_without_a_deadlock(core):
     assert await core.all(deadlocks) == [0]
 
 
-async def test_a_new_checkout_is_received_with_an_alarm_behind_its_hint(core):
+async def test_a_new_checkout_is_received_with_a_due_time_behind_its_hint(core):
     accepted = await core.intents.accept(intake(expires_in=100.0))
     row = await core.row(accepted.id)
     assert (row.state, row.version, row.hinted, row.lease, row.audit_sequence) == (

@@ -242,7 +242,7 @@ async def test_a_move_that_was_not_committed_when_its_connection_broke_is_writte
     assert await core.all("SELECT DISTINCT state, version FROM checkouts") == [("authenticated", 2)]
 
 
-async def test_an_unaudited_release_with_a_lost_answer_is_called_lost_and_its_alarm_stands(core):
+async def test_an_unaudited_release_with_a_lost_answer_is_called_lost_and_its_due_time_stands(core):
     """Nothing tells such a write from another's, so it buys no side effect; the due time is what counts."""
     async with another(core.url, core.encryptor, database=Breaking) as one:
         held = await one.held()

@@ -73,7 +73,7 @@ def test_a_released_payment_holds_nothing_any_more():
     assert verdict.attention.startswith("payment_released: transaction 1")
 
 
-def test_an_alarm_grows_with_the_age_of_what_it_is_for():
+def test_a_due_time_grows_with_the_age_of_what_it_is_for():
     assert [thinned(100.0, age) for age in (-5.0, 500.0, 86_400.0, 1e9)] == [100.0, 100.0, 8640.0, 604_800.0]
 
 

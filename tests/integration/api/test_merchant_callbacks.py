@@ -198,7 +198,7 @@ async def test_a_merchant_that_cannot_be_read_is_asked_to_send_it_again(database
 # ── Adoption ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_payment_for_an_order_that_nobody_asked_for_becomes_a_checkout_with_an_alarm(database_url):
+async def test_a_payment_for_an_order_that_nobody_asked_for_becomes_a_checkout_with_a_due_time(database_url):
     async with checking(database_url) as api:
         with capture_logs() as lines:
             assert (await send(api, posted())).status_code == 200

@@ -207,7 +207,7 @@ async def test_callbacks_do_not_wait_behind_their_own_merchants_new_orders(few: 
     await few.until_through(*burst)
 
 
-async def test_a_ring_while_it_is_held_is_answered_at_once(few: Crowd):
+async def test_a_wake_up_while_it_is_held_is_answered_at_once(few: Crowd):
     few.gateway.hold("default")
     (order,) = await few.orders(1)
     await few.dispatcher.admit([order])

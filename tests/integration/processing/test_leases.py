@@ -41,7 +41,7 @@ async def test_an_answer_that_comes_after_the_lease_was_lost_is_dropped(world: S
     ].session_id
 
 
-async def test_a_ring_under_our_lease_is_reported_and_sets_the_alarm_to_now(world: Scene):
+async def test_a_wake_up_under_our_lease_is_reported_and_sets_it_due_now(world: Scene):
     checkout = await world.accept()
     await world.plan(checkout, delayMs={"payment-methods": 300})
     carrying = asyncio.create_task(world.process(checkout))
@@ -155,7 +155,7 @@ async def test_an_order_whose_holders_keep_dying_is_set_aside_for_a_person(world
     assert row.due_in.total_seconds() > 3000
 
 
-async def test_an_order_whose_data_cannot_be_opened_keeps_an_alarm_and_tells_a_person(world: Scene):
+async def test_an_order_whose_data_cannot_be_opened_keeps_a_due_time_and_tells_a_person(world: Scene):
     broken, well = await world.accept(), await world.accept()
     await world.sql("UPDATE intents SET data_key = NULL WHERE checkout_id = :id", id=broken)
     await world.process(broken, well)
@@ -176,7 +176,7 @@ async def test_an_order_that_breaks_while_its_lease_is_lost_is_left_to_the_next_
     assert (await world.row(checkout)).attention is None
 
 
-async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_alarm(
+async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_due_time(
     database_url: str, gateway_url: str
 ):
     async with scene(database_url, gateway_url, timeout=0.2) as world:
@@ -210,7 +210,7 @@ async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_alarm(
         await other.processed_until(checkout, "awaiting_payment")
 
 
-async def test_postgres_refusing_a_read_leaves_the_order_to_its_alarm_and_bothers_nobody(
+async def test_postgres_refusing_a_read_leaves_the_order_to_its_due_time_and_bothers_nobody(
     database_url: str, gateway_url: str
 ):
     async with scene(database_url, gateway_url) as world:

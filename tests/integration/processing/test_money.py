@@ -340,7 +340,7 @@ async def test_a_reservation_about_to_lapse_is_told_once_and_taken_back_by_its_c
     assert (row.attention, row.reserved_until) == (None, None)
 
 
-async def test_the_alarm_of_a_reservation_rings_before_it_lapses(world: Scene):
+async def test_a_reservation_makes_the_order_due_before_it_lapses(world: Scene):
     checkout = await world.paid()
     row = await world.row(checkout)
     while row.due_in.total_seconds() < 86_400:

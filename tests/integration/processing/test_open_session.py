@@ -60,7 +60,7 @@ async def test_the_intents_own_expiry_starts_with_the_offer(world: Scene):
         ],
     ],
 )
-async def test_a_call_that_fails_twice_is_repeated_by_the_alarm(world: Scene, call: str, status: object):
+async def test_a_call_that_fails_twice_is_repeated_when_it_is_due(world: Scene, call: str, status: object):
     checkout = await world.accept()
     await world.plan(checkout, fail={call: 2}, failStatus=status)
     await world.process(checkout)

@@ -105,7 +105,7 @@ async def test_a_refused_look_concludes_nothing_either(world: Scene):
 
 
 @pytest.mark.parametrize("before", ["awaiting_payment", "completed"])
-async def test_a_failing_look_leaves_an_alarm_in_every_state(world: Scene, before: str):
+async def test_a_failing_look_leaves_a_due_time_in_every_state(world: Scene, before: str):
     checkout = await world.offered()
     if before == "completed":
         await world.pay(checkout)
