@@ -100,7 +100,7 @@ class CheckoutProcessor:
         places = await self._places(held)
         woken = await asyncio.gather(
             *(
-                self._process_one(
+                self._run_checkout(
                     one, places.get(one.id, 0.0), queue=queues.get(one.id, "checkouts"), ended=ended
                 )
                 for one in held
@@ -160,7 +160,7 @@ class CheckoutProcessor:
         merchant = await self.merchants.get(merchant_id)
         return lookup_budget.apart(merchant.policies.looks_per_minute)
 
-    async def _process_one(
+    async def _run_checkout(
         self, held: ClaimedCheckout, place: float, *, queue: QueueKind, ended: Ended | None
     ) -> bool:
         log.bind(checkout=str(held.id), correlation_id=held.correlation_id)
