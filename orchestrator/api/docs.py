@@ -263,7 +263,7 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
             ],
             "requestBody": json_body(ref("Intent")),
             "responses": {
-                "202": json_answer("Taken", "Accepted"),
+                "202": json_answer("Accepted", "Accepted"),
                 "200": json_answer("It was there already with the same content", "Accepted"),
                 "409": _problem("The order number has a live checkout with other content"),
                 "422": _problem("The intent is wrong, or the Idempotency-Key was used for other content"),

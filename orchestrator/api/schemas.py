@@ -137,7 +137,7 @@ _SUMMARY: Final[dict[str, Schema]] = {
     "offeredAt": _or_null(_TIME),
     "withdrawnAt": _or_null(_TIME),
     "endedAt": _or_null(_TIME),
-    "attention": _or_null(_text("Why a person must look at it")),
+    "attention": _or_null(_text("Why it needs a decision")),
     "lastError": _or_null(_WORD),
     "version": _integer(1),
     "createdAt": _TIME,
@@ -320,7 +320,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         **_command(
             {"decision": "keep"},
             decision=_text(
-                "keep the money, return it, or say that it has been seen to", enum=["keep", "return", "dismiss"]
+                "keep the money, return it, or dismiss it: no action needed", enum=["keep", "return", "dismiss"]
             ),
         ),
         "required": ["decision"],
@@ -345,7 +345,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "because": ["Transaction 539101 pays it: 139.00 DKK reserved, 0.00 DKK captured, 0.00 DKK refunded."],
             "evidence": [
                 "By 2026-01-05T10:00:02Z a notification about transaction 539101 had arrived with a valid signature; it said “succeeded”.",
-                "At 2026-01-05T10:00:03Z we asked the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, bound by our id.",
+                "At 2026-01-05T10:00:03Z we asked the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, matched by checkout id.",
             ],
             "next": {
                 "what": "At 2026-01-05T11:00:03Z a worker asks the gateway for captures, refunds and chargebacks that were not ours.",

@@ -137,7 +137,7 @@ def retry(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> 
 @_reason
 @_wait()
 def resolve(*, data_dir: Path, checkout: str, decision: str, reason: str | None, wait: float) -> int:
-    """Decide what waits for a person: keep the money, return it, or dismiss the matter as seen to."""
+    """Decide what waits for a person: keep the money, return it, or dismiss it: no action needed."""
     return _ask(data_dir, checkout, "resolve", reason=reason, wait=wait, decision=decision)
 
 

@@ -355,7 +355,7 @@ async def _lookups(db: Database, report: _Report) -> None:
 async def _gateways(settings: Settings, db: Database, report: _Report) -> None:
     from orchestrator.crypto import Encryptor  # noqa: PLC0415
     from orchestrator.gateway.client import Gateway  # noqa: PLC0415
-    from orchestrator.gateway.outcomes import Done  # noqa: PLC0415
+    from orchestrator.gateway.outcomes import Done, Refused, Unauthorized  # noqa: PLC0415
     from orchestrator.store.merchants import Merchants  # noqa: PLC0415
 
     try:
@@ -374,13 +374,17 @@ async def _gateways(settings: Settings, db: Database, report: _Report) -> None:
             outcome = await gateway.authenticate(one.account)
             if isinstance(outcome, Done):
                 took = (time.monotonic() - began) * 1000
-                report.well("gateway", f"merchant {one.name} is let in by {one.account.url} in {took:.0f} ms")
-            else:
-                report.ill(
+                report.well(
                     "gateway",
-                    f"merchant {one.name} is not let in by {one.account.url} ({outcome.reason}): check the URL, the user "
-                    "name and the password",
+                    f"the credentials of merchant {one.name} are accepted by {one.account.url} in {took:.0f} ms",
                 )
+            else:
+                why = outcome.reason
+                if isinstance(outcome, Refused | Unauthorized):
+                    said = f"the credentials of merchant {one.name} are refused by {one.account.url} ({why}): check the user name and the password"
+                else:
+                    said = f"the gateway of merchant {one.name} is unavailable at {one.account.url} ({why}): check the URL, and the way to it"
+                report.ill("gateway", said)
 
 
 async def _broker(settings: Settings, report: _Report) -> None:
@@ -445,6 +449,6 @@ async def _circuit_open(settings: Settings, report: _Report) -> None:
         why = (
             f"it told merchant {merchant} to come later"
             if merchant
-            else "it did not serve one call after the other"
+            else "its calls failed one after the other"
         )
         report.ill("gateway", f"{gateway} is not called for another {seconds:.0f} s: {why}")

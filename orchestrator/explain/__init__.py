@@ -53,7 +53,7 @@ _STANDS: Final = {
     State.SESSION_CREATED: "has a payment session, and its payment methods are not listed yet",
     State.METHODS_FETCHED: "has its session and payment methods, and is about to be offered",
     State.AWAITING_PAYMENT: "waits for the shopper to pay",
-    State.CALLBACK_RECEIVED: "had a sign from the gateway, which is being asked what happened",
+    State.CALLBACK_RECEIVED: "received a callback, which is being verified with the gateway",
     State.COMPLETED: "is completed",
     State.FAILED: "failed before anything was offered to a shopper",
     State.EXPIRED: "expired without a payment",
@@ -70,7 +70,7 @@ _HOLDS: Final = {
     PaymentStatus.CHARGED_BACK: "its payment is charged back",
 }
 _CIRCUIT_OPEN: Final = (
-    "The gateway is not being called for a moment: its circuit is open, because it did not serve one call after the other or asked for fewer; "
+    "The gateway is not being called for a moment: its circuit is open, because its calls failed one after the other or it asked for fewer; "
     "that counts as no failure of this order."
 )
 _CAUSES: Final = {

@@ -101,11 +101,11 @@ _OUT: Final[dict[str, tuple[str, ...]]] = {
     "open_payment": ("reconcile", "dismiss"),
     "operation_unclear": ("reconcile", "dismiss"),
 }
-"""Ways out for each word; for those that are not here a person can only say that it has been seen to."""
+"""Ways out for each word; for those that are not here a person can only dismiss it."""
 
 
 def attention(record: Record) -> list[str]:
-    """Say why a person must look at it; nothing if nobody must."""
+    """Say why it needs a decision; nothing if it needs none."""
     if record.attention is None:
         return []
     word = _word(record)

@@ -159,7 +159,7 @@ def transactions(record: Record, evidence: dict[str, Any]) -> str:
             if one.get(name) or (raw and name in raw)
         ]
         held = " and ".join(amounts) or "no money"
-        bound = "bound by our id" if one.get("binding") == "bound" else "known by its order number only"
+        bound = "matched by checkout id" if one.get("binding") == "bound" else "matched by order number only"
         said.append(f"transaction {number} as {_quoted(one.get('status'))} with {held}, {bound}")
     return "; ".join(said)
 
