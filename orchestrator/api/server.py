@@ -110,7 +110,7 @@ async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, p
         access_log=False,
         log_config=None,
         server_header=False,
-        # What a proxy says of its caller is read in one place, as deep as TRUSTED_PROXIES says (`sources`).
+        # What a proxy says of its caller is read in one place, as deep as TRUSTED_PROXIES says (`client_address`).
         proxy_headers=False,
         timeout_graceful_shutdown=max(min(GRACE, int(0.4 * settings.shutdown_timeout)), 1),
         timeout_keep_alive=KEEP_ALIVE,

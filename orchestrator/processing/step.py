@@ -164,7 +164,7 @@ class Step:
         attempts = held.attempts + 1
         left = (held.deadline - held.now()).total_seconds()
         evidence = {"call": call, "reason": failure.reason, "attempt": attempts}
-        # Where a shopper could once pay, a lookup comes before the end (`opening.give_up`).
+        # Where a shopper could once pay, a lookup comes before the end (`open_session.give_up`).
         if held.state in UNOFFERED and held.offered_at is None and left <= 0 and not failure.credentials:
             await self.end(
                 Trigger.ATTEMPTS_EXHAUSTED,

@@ -2,7 +2,7 @@
 
 A statement that is not answered within its bound, or whose caller is cancelled, closes its socket: nothing is asked of a connection
 that may be silent, neither a cancel nor a rollback. A server that became read-only, shuts down or starts ends the connection with
-its answer. The pool above (`db`) drops every older connection when it finds one closed, so that the next statement connects anew.
+its answer. The pool above (`database`) drops every older connection when it finds one closed, so that the next statement connects anew.
 
 Behind a pooler in transaction mode (PgBouncer) the server's session belongs to other clients too. It is recognised: the process id
 that the pooler gave is not that of the server process. Such a connection leaves nothing in the session: no setting, and no prepared

@@ -3,11 +3,11 @@
 It brings up what `up` brings up, with the light gateway instead of the sandbox and with a disk that is waited for, so that what is
 measured is the product as it runs. Load, gateway and product are processes apart, each with its meter.
 
-    run.py         one bench from start to verdict: warm-up, ramp, the run that counts, result
-    scene.py       the running product, and one measurement on it
-    load.py        the load's process: schedule.py, wire.py
-    gateway.py     the light gateway's process: books.py, documents.py, shoppers.py, latency.py
-    truth.py       what Postgres knows            ledger.py   lost, doubled, unequal
-    usage.py       CPU, memory, the disk          figures.py  percentiles       ramp.py  the highest rate held
-    result.py      a run as figures               board.py    on the terminal   report.py  as a page
+    run.py             one bench from start to result: warm-up, ramp, the run that counts
+    setup.py           the running product, and one measurement on it
+    load.py            the load's process: schedule.py, http_pool.py
+    gateway.py         the light gateway's process: gateway_ledger.py, documents.py, shoppers.py, latency.py
+    database_probe.py  what Postgres knows         ledger.py   lost, doubled, unequal
+    usage.py           CPU, memory, the disk       figures.py  percentiles       ramp.py  the highest rate held
+    result.py          a run as figures            display.py  on the terminal   report.py  as a page
 """

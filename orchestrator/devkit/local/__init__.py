@@ -4,9 +4,10 @@
 outlives it, whatever ends it. What it generated or chose (keys, ports, URLs) stands in the data directory, readable by its owner
 alone, so that the next start continues the same installation and `attach` lets the operator's commands find it.
 
-    up.py        the processes from start to end: `Options`, `Up`, `run`
-    child.py     one of them
-    place.py     what runs here, for other commands: `attach`, `configured`
-    keys.py      generated secrets
-    terminal.py  what is shown
+    up.py            the processes from start to end: `Options`, `Up`, `run`
+    child.py         one of them
+    servers/         Postgres and Redis as child processes
+    runtime_file.py  what runs here, for other commands: `attach`, `configured`
+    keys.py          generated secrets
+    terminal.py      what is shown
 """

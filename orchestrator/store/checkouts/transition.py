@@ -214,7 +214,7 @@ class Transitions:
         """Write one move together with whatever others have gathered; return the checkout as it stands afterwards.
 
         Raises `LeaseLost` if the lease or the version is no longer ours (nothing was written), `UnknownTransition` if the
-        table does not have the move, `db.DatabaseAway` if it is not known whether it landed.
+        table does not have the move, `DatabaseAway` if it is not known whether it landed.
         """
         prepared = self._prepare(move)
         landed = await self._batch.put(prepared)

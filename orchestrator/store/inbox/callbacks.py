@@ -169,7 +169,7 @@ class Callbacks:
         )
 
     async def store(self, arrival: Arrival) -> Stored:
-        """Store a callback and wake its checkout; `db.DatabaseAway` if Postgres does not answer within the patience."""
+        """Store a callback and wake its checkout; `DatabaseAway` if Postgres does not answer within the patience."""
         return await self._batch.put(arrival)
 
     def unproven(self, grade: str, network: str) -> bool:

@@ -114,7 +114,7 @@ class Intents:
     async def accept(self, asked: Intake) -> Accepted:
         """Store an intent; return its checkout, whether new or met.
 
-        Raises `OrderTaken` or `KeyReused` for other content, `db.Unwritten` if Postgres refuses the row, `db.DatabaseAway`
+        Raises `OrderTaken` or `KeyReused` for other content, `Unwritten` if Postgres refuses the row, `DatabaseAway`
         if it is not known whether it was stored: the same request may be sent again.
         """
         fate = await self._batch.put(asked)

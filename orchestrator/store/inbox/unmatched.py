@@ -116,7 +116,7 @@ class UnmatchedCallbacks:
         )
 
     async def store(self, one: MerchantCallback) -> StoredCallback:
-        """Store it where it belongs and wake the checkout; `db.DatabaseAway` if Postgres does not answer within the patience."""
+        """Store it where it belongs and wake the checkout; `DatabaseAway` if Postgres does not answer within the patience."""
         fate = await self._batch.put(one)
         if fate.matched is None:
             over_limit = one.told.complete and not self._unproven(one)
