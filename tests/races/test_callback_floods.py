@@ -86,7 +86,7 @@ async def test_a_repeat_counts_however_many_there_are(core):
 
 
 @pytest.mark.parametrize(
-    ("grade", "rings_while_open", "rings_when_read"),
+    ("grade", "wakes_while_open", "wakes_when_read"),
     [("signed", True, True), ("checksum", True, False), ("unchecked", True, False), ("wrong", False, False)],
 )
 async def test_beyond_the_cap_a_ring_is_kept_and_no_new_one_made_but_for_what_is_signed(
