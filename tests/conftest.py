@@ -23,6 +23,7 @@ from orchestrator.devkit.local.servers.postgres import SOCKET_PATH_LIMIT
 from orchestrator.settings import Settings
 from orchestrator.store.schema import migrate
 from tests import mishaps, pooler
+from tests.databases import Databases
 from tests.factories import Core, core, empty
 
 if TYPE_CHECKING:
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
 
 SECRET_KEY = base64.b64encode(b"k" * 32).decode()
 OLDER_KEY = base64.b64encode(b"o" * 32).decode()
+MEASURED = (
+    "races",
+    "integration/processing",
+    "integration/api",
+    "acceptance/mishaps",
+    "unit/test_states.py",
+    "unit/test_fair_share.py",
+)
+"""What meets every branch of states, checkouts, inbox and processing."""
 JWT_SECRET = "a test's own secret, long enough for HS256"
 
 
@@ -57,6 +67,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mishap(row): reproduces one row of tests/mishaps.py")
     config.pluginmanager.register(mishaps, "mishaps")
     config.pluginmanager.register(pooler, "pooler")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have only those tests traced of which the coverage of `make test` is made: tracing doubles what others cost, and they add nothing."""
+    measured = [config.rootpath / "tests" / place for place in MEASURED]
+    for item in items:
+        if not any(item.path.is_relative_to(place) for place in measured):
+            item.add_marker(pytest.mark.no_cover)
 
 
 @pytest.fixture(scope="session")
@@ -132,10 +150,16 @@ def copied(servers: Embedded, template: str) -> Iterator[str]:
         _admin(servers, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+@pytest.fixture(scope="session")
+def databases(servers: Embedded, template: str) -> Databases:
+    """The databases of this process's tests, of which each has one for itself."""
+    return Databases(lambda name: _url(servers, name), servers.administrator_url, template)
+
+
 @pytest.fixture
-def database_url(servers: Embedded, template: str) -> Iterator[str]:
+def database_url(databases: Databases) -> Iterator[str]:
     """A database with the schema and nothing else, for one test alone: real commits, nothing to clean up."""
-    with copied(servers, template) as url:
+    with databases.one() as url:
         yield pooler.pooled(url)
 
 

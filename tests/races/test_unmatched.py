@@ -6,6 +6,7 @@ import asyncio
 import json
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from uuid import uuid4
 
 import pytest
@@ -14,6 +15,7 @@ from orchestrator import audit
 from orchestrator.domain.ids import uuid7
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import checkouts
+from orchestrator.store.checkouts import creation
 from orchestrator.store.database import Unwritten
 from orchestrator.store.inbox import KeyReused, MerchantCallback, OrderTaken, UnmatchedCallbacks, intents
 from tests.factories import Breaking, intake, payment, row_held
@@ -104,6 +106,24 @@ async def test_processes_that_adopt_many_in_every_order_never_lock_each_other_ou
     assert await core.all("SELECT sum(times) FROM callbacks") == [180]
 
 
+async def test_an_order_that_another_process_adopts_before_our_turn_is_met(core, monkeypatch):
+    homes_of, quicker = creation._matches_of, []
+    async with takers(core) as ((_, ours), (_, theirs)):
+
+        async def late(*arguments):
+            monkeypatch.setattr(creation, "_matches_of", homes_of)
+            met = await homes_of(*arguments)
+            quicker.append(await theirs.store(unexpected_callback(body=b"theirs")))
+            return met
+
+        monkeypatch.setattr(creation, "_matches_of", late)
+        placed = await ours.store(unexpected_callback(body=b"ours"))
+    assert (quicker[0].created, placed.created) == (True, False)
+    assert placed.checkout_id == quicker[0].checkout_id
+    assert await core.all("SELECT count(*) FROM checkouts") == [1]
+    assert await core.all("SELECT count(*) FROM callbacks") == [2]
+
+
 async def test_an_adoption_whose_answer_was_lost_is_one_checkout(core):
     async with takers(core, 1, database=Breaking) as ((process, one),):
         process.db.lost_answers = 1
@@ -180,12 +200,12 @@ async def test_the_same_unproven_one_many_times_at_once_is_kept_once_and_counted
 # ── The order comes after its payment ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def paid_before(core, taker):
-    """Return the checkout of a payment for order OLD-1 that a lookup has shown, as a worker leaves it."""
-    placed = await taker.store(unexpected_callback("OLD-1"))
+async def paid_before(core, taker, order_ref="OLD-1"):
+    """Return the checkout of a payment for an unknown order that a lookup has shown, as a worker leaves it."""
+    placed = await taker.store(unexpected_callback(order_ref, transaction_id=f"T-{order_ref}"))
     (held,) = await core.claim(placed.checkout_id)
     callbacks = tuple(callback.id for callback in held.callbacks)
-    seen = payment("1", order_ref="OLD-1", binding="order_ref")
+    seen = payment(f"T-{order_ref}", order_ref=order_ref, binding="order_ref")
     await core.advance(
         held,
         Trigger.PAYMENT_FOUND,
@@ -210,6 +230,29 @@ async def test_intents_for_one_payment_from_two_processes_are_one_order_and_its_
             await core.intents.accept(replace(asked, id=uuid7(), order_ref="OLD-2", fingerprint=b"g" * 32))
     assert await core.all("SELECT late, version, attention FROM checkouts") == [(False, 3, None)]
     assert await core.all("SELECT count(*) FROM audit_entries WHERE action = 'intent:matched'") == [1]
+
+
+async def test_of_many_contents_that_meet_one_payment_at_once_one_is_its_order(core):
+    wanted = partial(
+        checkouts.Ordered,
+        currency="DKK",
+        amount=13900,
+        auto_capture=False,
+        actor="x",
+        correlation_id="c",
+        document=b"{}",
+    )
+    async with takers(core, 1) as ((_, taker),):
+        for round_ in range(30):
+            paid = await paid_before(core, taker, f"OLD-{round_}")
+            asked = [wanted(checkout=paid, fingerprint=b"%02d" % number * 16) for number in range(8)]
+            found = await asyncio.gather(*(checkouts.match(core.db, core.encryptor, one) for one in asked))
+            (first,) = [
+                one for one, fate in zip(asked, found, strict=True) if isinstance(fate, checkouts.Matched)
+            ]
+            (stored,) = await core.all("SELECT fingerprint FROM intents WHERE checkout_id = :id", id=paid)
+            assert bytes(stored) == first.fingerprint
+    assert await core.all("SELECT DISTINCT version FROM checkouts") == [3]
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same content", "other content"])
@@ -253,6 +296,22 @@ async def test_an_intent_that_another_process_was_quicker_than_meets_what_became
         int(matched)
     ]
     assert (await audit.verify(core.db, core.encryptor)).problems == []
+
+
+async def test_of_two_intents_for_one_payment_in_one_batch_the_second_meets_the_order_of_the_first(core):
+    async with takers(core, 1) as ((_, taker),):
+        paid = await paid_before(core, taker)
+    asked = intake(order_ref="OLD-1", amount=13900, currency="DKK")
+    other = replace(asked, id=uuid7(), fingerprint=b"g" * 32)
+    first, again, refused = await asyncio.gather(
+        core.intents.accept(asked),
+        core.intents.accept(replace(asked, id=uuid7())),
+        core.intents.accept(other),
+        return_exceptions=True,
+    )
+    assert (first.id, first.fresh) == (again.id, again.fresh) == (paid, False)
+    assert isinstance(refused, OrderTaken)
+    assert await core.all("SELECT count(*) FROM audit_entries WHERE action = 'intent:matched'") == [1]
 
 
 async def test_an_intent_waits_while_another_process_has_the_row_of_the_payments_checkout(core, monkeypatch):
