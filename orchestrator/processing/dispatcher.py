@@ -1,7 +1,7 @@
 """The dispatcher: hints come in, and checkouts are claimed and processed as far as slots are free, each merchant within its fair share.
 
 A hint is answered at once: what it names is claimed, or it is left behind in Postgres, where it stays hinted and has its due time. So
-the backlog is in Postgres and never in the way of somebody else's hint. Admission remembers who left something behind, and when
+the backlog is in Postgres and never in the way of somebody else's hint. Dispatcher remembers who left something behind, and when
 slots are free again it claims what has waited longest, without another hint. A hint waits only while no slot is free at all.
 
 While slots are free for all, nothing is weighed and no merchant is asked for. Claims run one after the other, each with whatever

@@ -35,7 +35,7 @@ from orchestrator.worker.heartbeat import (
     unique_name,
     written,
 )
-from orchestrator.worker.watchdog import LOOK, Watchdog
+from orchestrator.worker.watchdog import CHECK_INTERVAL, Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -263,7 +263,7 @@ class Bridge:
         """Show the watchdog that the loop runs."""
         while True:
             self._watchdog.ticks += 1
-            await asyncio.sleep(LOOK / 4)
+            await asyncio.sleep(CHECK_INTERVAL / 4)
 
     async def _beat(self) -> None:
         """Say that this process makes progress, and how much."""

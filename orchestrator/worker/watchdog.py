@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOOK: Final = 1.0
+CHECK_INTERVAL: Final = 1.0
 """Seconds between two checks."""
 
 
@@ -56,7 +56,7 @@ class Watchdog:
         dispatcher = self._dispatcher
         assert dispatcher is not None  # noqa: S101 - `start` has set it
         ticks, rounds, sticky, stuck = -1, -1, 0, 0
-        while not self._ended.wait(LOOK):
+        while not self._ended.wait(CHECK_INTERVAL):
             sticky = sticky + 1 if self.ticks == ticks else 0
             stuck = stuck + 1 if dispatcher.waiting and dispatcher.rounds == rounds else 0
             ticks, rounds = self.ticks, dispatcher.rounds

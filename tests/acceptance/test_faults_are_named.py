@@ -498,14 +498,14 @@ def the_worker_is_dead(stand: Stand) -> Iterator[None]:
 STUCK = """
 import asyncio, sys
 from orchestrator import log
-from orchestrator.processing.dispatcher import Admission
+from orchestrator.processing.dispatcher import Dispatcher
 from orchestrator.settings import load
 from orchestrator.worker import run_worker
 
 async def run(self):
     await asyncio.Event().wait()
 
-Admission._run = run
+Dispatcher._run = run
 log.configure(style="json")
 sys.exit(run_worker(load()))
 """

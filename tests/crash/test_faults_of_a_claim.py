@@ -54,20 +54,20 @@ FAULTS = {
     "the dispatcher takes nothing up while hints wait": """
 async def run(self):
     await asyncio.Event().wait()
-Admission._run = run
-watchdog.LOOK = bridge.LOOK = 0.02
+Dispatcher._run = run
+watchdog.CHECK_INTERVAL = event_loop.CHECK_INTERVAL = 0.02
 """,
     "the dispatcher ended": """
 async def run(self):
     await self._wake.wait()
     raise RuntimeError("an unforeseen end")
-Admission._run = run
+Dispatcher._run = run
 """,
     "the event loop stands still": """
 async def stands(*_):
     threading.Event().wait()
-Admission.admit = stands
-watchdog.LOOK = bridge.LOOK = 0.02
+Dispatcher.admit = stands
+watchdog.CHECK_INTERVAL = event_loop.CHECK_INTERVAL = 0.02
 """,
 }
 
@@ -79,8 +79,8 @@ def test_a_worker_that_cannot_go_on_says_so_and_ends_with_a_status_that_is_not_0
     world = installation
     world.settings |= {"shutdown_timeout": 3, "self_sweep_after": 600}
     world.order()
-    program = "import asyncio, sys, threading\nfrom orchestrator import log\nfrom orchestrator.processing.dispatcher import Admission\n"
-    program += "from orchestrator.settings import load\nfrom orchestrator.worker import bridge, run_worker, watchdog\nlog.configure(style='json')\n"
+    program = "import asyncio, sys, threading\nfrom orchestrator import log\nfrom orchestrator.processing.dispatcher import Dispatcher\n"
+    program += "from orchestrator.settings import load\nfrom orchestrator.worker import event_loop, run_worker, watchdog\nlog.configure(style='json')\n"
     program += FAULTS[fault] + "\nsys.exit(run_worker(load()))\n"
     done = run([sys.executable, "-c", program], env=world.environment(), cwd=world.place)
     assert done.returncode == 1, done.stderr

@@ -240,10 +240,10 @@ def test_a_reader_that_was_closed_reads_no_more():
 ALONE = """
 import asyncio, sys
 from orchestrator.gateway.answers import Reader
-from orchestrator.gateway.reader_process import Aside
+from orchestrator.gateway.reader_process import ReaderProcess
 
 async def main():
-    beside = Aside(60)
+    beside = ReaderProcess(60)
     await beside.read(Reader("payments", 100), b"<" * 2_000, queue_key=None)
     print(beside._process.pid, flush=True)
     if sys.argv[1] == "exits":

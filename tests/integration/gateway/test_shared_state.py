@@ -209,7 +209,7 @@ async def test_whatever_stands_in_redis_the_board_goes_on(url: str):
             assert one.away
             stranger.delete("orchestrator:gateways:workers")
             await until(lambda: not one.away)
-            assert len(one._alone) <= shared_state.MOST
+            assert len(one._open_circuits) <= shared_state.MOST
 
 
 async def test_a_budget_that_was_forged_holds_calls_up_for_a_moment_only(url: str):
