@@ -20,6 +20,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from weakref import WeakSet
 
 import psycopg
 from psycopg import errors, waiting
@@ -72,6 +73,8 @@ class Server:
     met_others: bool = False
     """Whether prepared statements of other clients were met, which a pooler shows that hides itself."""
     waiting: set[Connection] = field(default_factory=set)
+    connections: WeakSet[Connection] = field(default_factory=WeakSet)
+    """Every connection that was made, until it is gone."""
 
     @classmethod
     def of(
@@ -114,7 +117,16 @@ class Server:
             connection.pgconn.finish()
             raise
         connection.timeout = self.timeout if timeout is None else timeout
+        self.connections.add(connection)
         return connection
+
+    def finish(self) -> None:
+        """Close every connection that is still open, whoever has it; a statement that is under way ends as if it were lost."""
+        for connection in tuple(self.connections):
+            if connection in self.waiting:
+                connection.cut()
+            else:
+                connection.pgconn.finish()
 
 
 class Connection(psycopg.AsyncConnection[Any]):

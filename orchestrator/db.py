@@ -142,6 +142,9 @@ class Database:
         for connection in tuple(self._server.waiting):
             connection.cut()
         await self._engine.dispose()
+        # The pool closes what it has. A connection that a transaction still has between two statements would go back to a pool that
+        # is no more.
+        self._server.finish()
 
     @asynccontextmanager
     async def transaction(self, *, timeout: float | None = None) -> AsyncIterator[AsyncConnection]:  # noqa: ASYNC109

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator import schema
-from orchestrator.db import Batch, Database, DatabaseAway, is_away
+from orchestrator.db import Batch, Database, DatabaseAway, _driver, is_away, run
 from orchestrator.postgres_url import parameters, place
 from tests.postgres import Cluster, Proxy, address, needs_pgbouncer, pgbouncer, through
 
@@ -169,6 +169,17 @@ async def test_closing_waits_for_no_silent_connection(database_url):
         assert type(fates[0]) is DatabaseAway
         assert is_away(fates[1])
         assert time.monotonic() - began < SOON
+
+
+async def test_closing_leaves_no_connection_open_that_a_transaction_still_has(database_url):
+    db = Database(database_url, pool_size=2, name="test")
+    with pytest.raises(DBAPIError):  # noqa: PT012 - the connection is lost inside the transaction
+        async with db.transaction() as tx:
+            await run(tx, text("SELECT 1"), {})
+            driver = _driver(tx)
+            await db.close()
+            assert driver.closed
+            await run(tx, text("SELECT 1"), {})
 
 
 async def test_a_closed_batch_tells_those_whose_rows_were_being_sorted_out(database_url):
