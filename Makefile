@@ -52,7 +52,7 @@ demo: $(STAMP) ## shoppers through every outcome: make demo ARGS="--orders 45 --
 
 test: lint chromium pgbouncer ## lint, types, imports, all tests but the slow ones, coverage
 	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal --cov --cov-report= $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" -n 3 --dist worksteal --cov --cov-report= $(ARGS)
 	@echo "Branch coverage of states, lifecycle, inbox and carry:"
 	@$(BIN)/python -m coverage report --include='$(EXACT)' --show-missing --fail-under=90
 
