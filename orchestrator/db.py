@@ -178,6 +178,14 @@ class Database:
         """Run one writing statement, which is a transaction of its own; return its rows once it is committed."""
         return await self._alone(statement, parameters)
 
+    async def knock(self) -> None:
+        """Open a connection beside the pool and close it again: those of the pool may go on where no other one is let in."""
+        try:
+            connection = await self._server.connect()
+        except psycopg.Error as error:
+            raise _wrapped("", error, lost=True) from error
+        await connection.close()
+
     async def maintain(self, statement: str) -> None:
         """Run a statement that takes its time and stands in no transaction, such as VACUUM, on a connection of its own."""
         connection = None

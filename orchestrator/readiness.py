@@ -6,29 +6,41 @@ and workers tell in their heartbeats what they have written and taken up. Readin
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import text
 
-from orchestrator import log
-from orchestrator.db import state_of
+from orchestrator import log, schema
+from orchestrator.db import is_away, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from orchestrator.db import Database, Writes
 
-SEEN_WITHIN: Final = 45.0
+SEEN_WITHIN: Final = 20.0
 """Seconds since the last heartbeat after which a process counts as away; processes give one every five."""
+TOLD_WITHIN: Final = 8.0
+"""Seconds since a heartbeat after which what a process said in it to be wrong is told no more: it may have ended."""
 STALLED_AFTER: Final = 10.0
 """Seconds without a commit, while something waits to be written, after which a writer counts as stalled."""
 IDLE_AFTER: Final = 30.0
 """Seconds in which a worker's dispatcher has taken nothing up, while hints wait, after which it counts as stopped."""
+KNOCK: Final = 1.5
+"""Seconds for a new connection."""
 OVERDUE: Final = 120.0
 """Seconds for which a checkout may wait for a worker."""
 LOOKUPS_OVERDUE: Final = 120.0
 """Seconds for which a lookup may wait for its merchant's budget."""
+
+OUT_OF_REACH: Final = "the database is out of reach"
+MISSING: Final[Mapping[str, str]] = {
+    "worker": "no worker is alive: checkouts and callbacks are stored, and wait",
+    "scheduler": "no scheduler publishes sweeps: none runs, or none reaches the broker; workers sweep by themselves, slowly",
+}
+"""What is said where no process of a kind has given a heartbeat lately."""
 
 # A row is written and committed; and a file, because an update of a row finds room in its page when the disk has none left. The file
 # is a snapshot's, which Postgres removes at the end of the statement.
@@ -69,7 +81,12 @@ _STATES: Final[Mapping[str, str]] = {
     "57P03": "the database starts, or shuts down",
     "28P01": "the database refuses the password",
     "42501": "the database refuses its role a right",
+    "42P01": "the database lacks a table",
+    "42703": "the database lacks a column",
+    "42883": "the database lacks a function",
 }
+# Of these the server's own words say which.
+_TELLING: Final = frozenset({"42501", "42P01", "42703", "42883"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +104,24 @@ class Process:
         return self.age <= SEEN_WITHIN
 
     @property
-    def trouble(self) -> str | None:
-        """What the process itself says is wrong with it, in a sentence."""
-        told = self.progress
+    def troubles(self) -> list[str]:
+        """What the process itself says is wrong with it, a sentence each; nothing where it said so too long ago."""
+        if self.age > TOLD_WITHIN:
+            return []
+        told, found = self.progress, []
         stalled = told.get("stalledSeconds", 0)
         if stalled > STALLED_AFTER:
-            return f"{self.kind} {self.name} has written nothing for {stalled:.0f} s{_because(told.get('stalledBy'))}, and moves wait"
+            found.append(
+                f"has written nothing for {stalled:.0f} s{_because(told.get('stalledBy'))}, and moves wait"
+            )
         idle, waiting = told.get("dispatchedSecondsAgo", 0), told.get("waiting", 0)
         if waiting and idle > IDLE_AFTER:
-            return f"{self.kind} {self.name} has taken nothing up for {idle:.0f} s, and {waiting} hints wait in it"
-        return None
+            found.append(f"has taken nothing up for {idle:.0f} s, and {waiting} hints wait in it")
+        if why := told.get("claimsFail"):
+            found.append(f"takes nothing up, because its claims fail: {why}")
+        if why := told.get("brokerTrouble"):
+            found.append(f"does without the broker ({why}), and sweeps by itself")
+        return [f"{self.kind} {self.name} {one}" for one in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +165,29 @@ async def backlog(db: Database) -> Backlog:
 
 
 def troubles(found: Sequence[Process]) -> list[str]:
-    """Return what is wrong with the workers, a sentence each."""
-    workers = [process for process in found if process.kind == "worker" and process.alive]
-    if not workers:
-        return ["no worker is alive: checkouts and callbacks are stored, and wait"]
-    return [trouble for process in workers if (trouble := process.trouble)]
+    """Return what is wrong with workers and schedulers, a sentence each."""
+    alive = [process for process in found if process.alive]
+    missing = [sentence for kind, sentence in MISSING.items() if all(one.kind != kind for one in alive)]
+    return missing + [trouble for process in alive for trouble in process.troubles]
+
+
+async def refusals(db: Database) -> list[str]:
+    """Return what the database refuses, though its connections work: rights, and new connections; a sentence each.
+
+    Not for every second: it connects anew.
+    """
+    found = [
+        f"the database refuses its role {privileges} on {table}: grant it, or run `orchestrator migrate` as the owner of the tables"
+        for table, privileges in (await schema.lacking(db)).items()
+    ]
+    try:
+        async with asyncio.timeout(KNOCK):
+            await db.knock()
+    except Exception as error:
+        if not is_away(error):
+            raise
+        found.append(f"no new connection to the database is let in: {reason(error)}")
+    return found
 
 
 def stalled(writers: Sequence[Writes]) -> list[str]:
@@ -160,14 +203,15 @@ def reason(error: BaseException) -> str:
     """Say in a sentence why the database cannot be used, without login or parameters."""
     state = state_of(error)
     if state in _STATES:
-        return _STATES[state]
+        said = log.cause(error).get("said") if state in _TELLING else None
+        return f"{_STATES[state]} ({log.scrub(said)})" if said else _STATES[state]
     lines = str(getattr(error, "orig", None) or error).strip().splitlines()
     # What libpq says of a server that is not the one it was asked for.
     if any("session is read-only" in line or "hot standby" in line for line in lines):
         return f"{_STATES['25006']} (no server that takes writes was found)"
-    if isinstance(error, TimeoutError) or not lines:
+    if isinstance(error, TimeoutError) or not lines or "timeout expired" in lines[0]:
         return "the database does not answer"
-    return f"the database is out of reach ({log.scrub(lines[0])})"
+    return f"{OUT_OF_REACH} ({log.scrub(lines[0])})"
 
 
 def _because(state: object) -> str:

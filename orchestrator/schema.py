@@ -22,9 +22,11 @@ from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from orchestrator import log
-from orchestrator.db import is_away
+from orchestrator.db import is_away, state_of
 from orchestrator.errors import OrchestratorError
+from orchestrator.models import metadata
 from orchestrator.postgres_url import parameters, place
+from orchestrator.sqlstates import NO_SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -120,6 +122,24 @@ _TABLES: Final = text("""
 """)
 
 
+_ALL: Final = "SELECT, INSERT, UPDATE, DELETE"
+_LACKING: Final = text("""
+    SELECT n.name, string_agg(n.privilege, ', ') AS privileges
+      FROM unnest(CAST(:names AS text[]), CAST(:privileges AS text[])) AS n(name, privilege)
+     WHERE NOT has_table_privilege(to_regclass(n.name), n.privilege) GROUP BY n.name ORDER BY n.name
+""")
+_NEEDED: Final = [
+    (name, privilege) for name in metadata.tables for privilege in _PRIVILEGES.get(name, _ALL).split(", ")
+]
+
+
+async def lacking(db: Database) -> dict[str, str]:
+    """Return by table what the role of this database may not do with it, and the processes do: "INSERT, UPDATE"."""
+    names, privileges = zip(*_NEEDED, strict=True)
+    rows = await db.read(_LACKING, {"names": list(names), "privileges": list(privileges)})
+    return {row.name: row.privileges for row in rows}
+
+
 def _grant(url: str, role: str | None) -> None:
     """Let a role do what the processes do, and nothing else: what it was granted before on these tables is taken back first."""
     engine = create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool)
@@ -137,7 +157,7 @@ def _grant(url: str, role: str | None) -> None:
             name = f"{schema}.{quote(table.name)}"
             connection.exec_driver_sql(f"REVOKE ALL ON {name} FROM {to}")
             if not table.part:
-                allowed = _PRIVILEGES.get(table.name, "SELECT, INSERT, UPDATE, DELETE")
+                allowed = _PRIVILEGES.get(table.name, _ALL)
                 connection.exec_driver_sql(f"GRANT {allowed} ON {name} TO {to}")
         connection.exec_driver_sql(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {to}")
         connection.exec_driver_sql(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {to}")
@@ -189,7 +209,9 @@ async def current(db: Database) -> str | None:
     """Return the revision that the database has, or None if it has no schema yet."""
     try:
         rows = await db.read(_VERSION)
-    except ProgrammingError:
+    except ProgrammingError as error:
+        if state_of(error) not in NO_SCHEMA:
+            raise
         return None
     return str(rows[0].version_num) if rows else None
 

@@ -12,9 +12,12 @@ OTHERS_STATEMENTS: Final = frozenset({"26000", "42P05"})
 ENDING: Final = ("08", "57P")
 """The connection, or the server, is ending or not there yet."""
 
-# Errors that would meet any row: beside those above a right that the role lost, resources (53: a full disk, too many connections),
-# the operator (57), the system (58).
-_ABOUT_SERVER: Final = frozenset({READ_ONLY, *OTHERS_STATEMENTS, "42501"})
+NO_SCHEMA: Final = frozenset({"3F000", "42P01"})
+"""The schema, or a table of it, is not there."""
+
+# Errors that would meet any row: beside those above a right that the role lost, a schema without a column or function that this code
+# uses, resources (53: a full disk, too many connections), the operator (57), the system (58).
+_ABOUT_SERVER: Final = frozenset({READ_ONLY, *OTHERS_STATEMENTS, *NO_SCHEMA, "42501", "42703", "42883"})
 _CLASSES_ABOUT_SERVER: Final = ("08", "53", "57", "58")
 # program_limit_exceeded (a row or an index entry that is too large). psycopg makes an OperationalError of it, as of a lost connection;
 # but it is about the row, and would be the same for ever.

@@ -78,15 +78,28 @@ class Cluster:
     def url(self) -> str:
         return f"postgresql://{LOGIN}@127.0.0.1:{self.port}/shop"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     @classmethod
     @contextmanager
-    def started(cls) -> Iterator[Self]:
+    def started(cls, *, disk: Path | None = None) -> Iterator[Self]:
+        """Start one; with its data on another disk, if one is given, and its log of writes where a full disk does not stop it."""
         with _directory() as place:
             one = cls(place)
+            elsewhere: tuple[str | Path, ...] = ()
+            if disk is not None:
+                (disk / "data").mkdir(mode=0o700)
+                (place / "data").symlink_to(disk / "data")
+                elsewhere = ("--waldir", place / "wal")
+                if account := _account():
+                    os.chown(disk / "data", account["user"], account["group"])
             (place / "password").write_text(LOGIN.partition(":")[2])
             (place / "password").chmod(0o644)  # the server has an account of its own
             one._run("initdb", "-D", place / "data", "-U", "shop", "--auth=scram-sha-256", f"--pwfile={place / 'password'}",
-                     "--no-sync", "--locale=C", "--encoding=UTF8")  # fmt: skip
+                     "--no-sync", "--locale=C", "--encoding=UTF8", *elsewhere)  # fmt: skip
             try:
                 one.start()
                 one.admin("CREATE DATABASE shop", database="postgres")

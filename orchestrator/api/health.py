@@ -1,8 +1,9 @@
 """Health: is the process alive, and can it do its work.
 
-Ready means database and schema: the database takes a write, and the schema is the one that this code needs. A broker or workers that
-are away make it degraded, and still ready: callbacks must be taken, and what is taken waits for them. However many ask, the database
-is asked once in a second.
+Ready means database and schema: the database takes a write, and the schema is the one that this code needs. A broker, workers or a
+scheduler that are away make it degraded, and still ready: callbacks must be taken, and what is taken waits for them. So do a right
+that the database refuses, new connections that it refuses, and lookups that wait for their merchant's budget. However many ask, the
+database is asked once in a second, and once in five what costs more.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from starlette.responses import Response  # noqa: TC002 - as above
 
 from orchestrator import log, readiness, schema
 from orchestrator.api.problems import answer
+from orchestrator.carry import budget
 from orchestrator.db import is_away
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ PATIENCE: Final = 2.0
 """Seconds that Postgres gets to take the probe and to answer."""
 FRESH: Final = 1.0
 """Seconds for which a finding is told again without asking anew."""
+SELDOM: Final = 5.0
+"""The same for refusals and lookups."""
 
 
 async def alive() -> Response:
@@ -52,7 +56,8 @@ class Health:
         self._services = services
         self._name = f"probe:{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._found: tuple[str | None, list[str]] = (None, [])
-        self._at = float("-inf")
+        self._at = self._seldom_at = float("-inf")
+        self._seldom: list[str] = []
         self._looking = asyncio.Lock()
 
     async def look(self) -> tuple[str | None, list[str]]:
@@ -78,7 +83,23 @@ class Health:
             why = readiness.reason(error)
             _log.warning("not_ready", reason=why, **log.cause(error))
             return why, []
+        if time.monotonic() - self._seldom_at >= SELDOM:
+            self._seldom = await self._look_closer()
+            self._seldom_at = time.monotonic()
         degraded = readiness.stalled([known.intents.writes, known.callbacks.writes, known.strays.writes])
-        if not known.doorbell.healthy:
-            degraded.append("the broker is out of reach: checkouts wait for the workers' own sweep")
-        return None, degraded + readiness.troubles(found)
+        if (trouble := known.doorbell.trouble) is not None:
+            degraded.append(
+                f"the broker takes no hints ({trouble}): checkouts wait for the workers' own sweep"
+            )
+        return None, degraded + readiness.troubles(found) + self._seldom
+
+    async def _look_closer(self) -> list[str]:
+        inlet = self._services.inlet
+        try:
+            async with asyncio.timeout(PATIENCE):
+                refused = await readiness.refusals(inlet)
+                return refused + [queue.told for queue in await budget.queues(inlet)]
+        except Exception as error:
+            if not is_away(error):
+                raise
+            return [readiness.reason(error)]

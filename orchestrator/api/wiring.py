@@ -35,8 +35,8 @@ class Doorbell(Protocol):
     """Publishes hints without making a request wait. A lost hint costs delay only."""
 
     @property
-    def healthy(self) -> bool:
-        """Say whether the last hint reached the broker."""
+    def trouble(self) -> str | None:
+        """Say why hints do not reach the broker; None while they do."""
 
     def ring(
         self,

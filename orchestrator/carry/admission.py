@@ -15,15 +15,15 @@ from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+from uuid import UUID
 
-from orchestrator import log
+from orchestrator import log, readiness
 from orchestrator.carry.room import Flow, Room, Wish
 from orchestrator.db import is_away
 from orchestrator.lifecycle import claim, claim_waiting, merchants_of, renew
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from uuid import UUID
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from orchestrator.carry.carrier import Carrier
     from orchestrator.carry.room import Lane
@@ -44,7 +44,11 @@ RENEWALS: Final = 4
 LONGEST_HELD: Final = 6
 """Times that a lease lasts, or a call to the gateway may, after which one is renewed no more: something is wrong with its step."""
 AGAIN: Final = 1.0
-"""Seconds until those who wait are looked for again after Postgres failed."""
+"""Seconds until those who wait are looked for again after Postgres failed, and claims are tried again even if nobody waits."""
+FAILURE_STANDS: Final = 6.0
+"""Seconds for which a failure of claims counts though a claim of nobody works: a sweep hints again at what was not claimed."""
+NOBODY: Final = UUID(int=0)
+"""A checkout that does not exist: a claim of it shows whether claims work."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +89,9 @@ class Admission:
         self.rounds = 0
         """Rounds of the dispatcher that have ended, well or not; `waiting` that stays while this stands still is a fault."""
         self._round_ended = asyncio.get_running_loop().time()
+        self.failure: str | None = None
+        """Why claims fail, in words, from the first one that failed until one has worked again."""
+        self._failed_at, self._nobody_refused = 0.0, False
         self._under_way: set[asyncio.Task[list[UUID]]] = set()
         self._runner = asyncio.create_task(self._run(), name="admission")
         self._runner.add_done_callback(self._runner_ended)
@@ -188,10 +195,13 @@ class Admission:
             try:
                 # What was claimed longer ago than a lease is no longer ours.
                 async with asyncio.timeout(self._settings.lease_seconds):
+                    if self.failure is not None:
+                        await self._try_nobody()
                     await self._admit(_lanes(hints))
             except Exception as error:  # noqa: BLE001 - the callers are told; the alarms stand
                 self._failed(error, hints)
             else:
+                self._worked(hints)
                 for _, hint in hints:
                     hint.tell()
             self.rounds += 1
@@ -300,14 +310,40 @@ class Admission:
         ):
             self._wake.set()
 
-    def _failed(self, error: Exception, hints: Iterable[tuple[Lane, _Hint]]) -> None:
+    def _failed(self, error: Exception, hints: Collection[tuple[Lane, _Hint]]) -> None:
         for _, hint in hints:
             hint.tell(answered=False)
-        if is_away(error):
-            _log.warning("claim_failed", **log.cause(error))
+        away = is_away(error)
+        if hints or self.failure is None:  # a round that only tries whether claims work again is no news
+            if away:
+                _log.warning("claim_failed", **log.cause(error))
+            else:
+                _log.error("claim_broke", exc_info=error)
+        loop = asyncio.get_running_loop()
+        if hints or self.failure is None:
+            self._failed_at = loop.time()
+        self.failure = (
+            readiness.reason(error) if away else f"{type(error).__name__}, see the log of the worker"
+        )
+        loop.call_later(AGAIN, self._wake.set)
+
+    async def _try_nobody(self) -> None:
+        """Try whether claims work again; where not even one of nobody did, that it does is proof."""
+        refused, self._nobody_refused = self._nobody_refused, True
+        await self._claim([NOBODY])
+        self._nobody_refused = False
+        if refused:
+            self.failure = None
+
+    def _worked(self, hints: Collection[tuple[Lane, _Hint]]) -> None:
+        """Note that claims work. Where only the claim of nobody has, wait whether those that failed are hinted at again."""
+        if self.failure is None:
+            return
+        loop = asyncio.get_running_loop()
+        if hints or loop.time() - self._failed_at >= FAILURE_STANDS:
+            self.failure = None
         else:
-            _log.error("claim_broke", exc_info=error)
-        asyncio.get_running_loop().call_later(AGAIN, self._wake.set)
+            loop.call_later(AGAIN, self._wake.set)
 
 
 def _lanes(hints: Iterable[tuple[Lane, _Hint]]) -> dict[UUID, Lane]:

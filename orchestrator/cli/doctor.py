@@ -7,9 +7,11 @@ host in Postgres, because a live process proves nothing.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import socket
+import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
@@ -20,12 +22,14 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.postgres_url import place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from orchestrator import readiness
     from orchestrator.db import Database
     from orchestrator.settings import Settings
+
+T = TypeVar("T")
 
 DRIFT: Final = 5.0
 BROKER_PATIENCE: Final = 15.0
@@ -100,27 +104,38 @@ async def _heartbeat(db: Database, kind: str) -> int:
 
 
 async def _examine(settings: Settings, report: _Report, *, stopped: bool) -> None:
-    from orchestrator.db import Database  # noqa: PLC0415
+    from orchestrator import readiness  # noqa: PLC0415
+    from orchestrator.db import Database, is_away  # noqa: PLC0415
 
     _keys(settings, report)
     url = settings.need("database_url")
     prepared = settings.database_prepared_statements
     async with Database(url, pool_size=2, name="orchestrator-doctor", prepared=prepared) as db:
         if await _database(url, db, report):
-            await _trail_key(settings, db, report)
-            await _months(db, report)
-            if not stopped:
-                await _processes(db, report)
-            await _alarms(db, report, stopped=stopped)
-            await _lookups(db, report)
-            if not stopped or settings.gateway_url is not None:
-                await _gateways(settings, db, report)
-            await _public_address(settings, db, report)
+            try:
+                await _rows(settings, db, report, stopped=stopped)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                report.ill("database", readiness.reason(error))
         else:
             _public_address_for([settings.gateway_url], settings, report)
     if not stopped or settings.broker_url is not None:
         await _broker(settings, report)
         await _left_alone(settings, report)
+
+
+async def _rows(settings: Settings, db: Database, report: _Report, *, stopped: bool) -> None:
+    """Look at what the database holds."""
+    await _trail_key(settings, db, report)
+    await _months(db, report)
+    if not stopped:
+        await _processes(db, report)
+    await _alarms(db, report, stopped=stopped)
+    await _lookups(db, report)
+    if not stopped or settings.gateway_url is not None:
+        await _gateways(settings, db, report)
+    await _public_address(settings, db, report)
 
 
 def _keys(settings: Settings, report: _Report) -> None:
@@ -142,7 +157,7 @@ async def _database(url: str, db: Database, report: _Report) -> bool:
     """Look at Postgres; say whether the other checks can ask it."""
     from sqlalchemy import text  # noqa: PLC0415
 
-    from orchestrator import schema  # noqa: PLC0415
+    from orchestrator import readiness, schema  # noqa: PLC0415
 
     facts = text(
         "SELECT current_setting('server_version_num')::int / 10000 AS major, extract(epoch FROM now())::float8 AS now"
@@ -154,7 +169,9 @@ async def _database(url: str, db: Database, report: _Report) -> bool:
                 row = (await db.read(facts))[0]
                 after = time.time()
     except OrchestratorError as error:
-        report.ill("database", str(error))
+        why = readiness.reason(error.__cause__ or error)
+        away = why.startswith(readiness.OUT_OF_REACH)
+        report.ill("database", str(error) if away else f"{why}: look at Postgres at {place(url)}")
         return False
     except TimeoutError:
         report.ill(
@@ -182,6 +199,7 @@ async def _database(url: str, db: Database, report: _Report) -> bool:
         report.ill("schema", wrong)
         return False
     await _writes(db, report)
+    await _refusals(db, report)
     skew = (await db.read(text("SELECT coalesce(max(seconds), 0) AS seconds FROM clock_skew")))[0].seconds
     if skew:
         report.ill(
@@ -207,6 +225,13 @@ async def _writes(db: Database, report: _Report) -> None:
         report.ill("writes", f"nothing can be written: {readiness.reason(error)}")
     else:
         report.well("writes", "the database takes writes")
+
+
+async def _refusals(db: Database, report: _Report) -> None:
+    from orchestrator import readiness  # noqa: PLC0415
+
+    for refusal in await readiness.refusals(db):
+        report.ill("database", refusal)
 
 
 async def _trail_key(settings: Settings, db: Database, report: _Report) -> None:
@@ -250,19 +275,15 @@ async def _processes(db: Database, report: _Report) -> None:
     from orchestrator import readiness  # noqa: PLC0415
 
     found = await readiness.processes(db)
-    for kind, missing in (
-        ("worker", "start `orchestrator worker`; until then checkouts are stored, and wait"),
-        ("scheduler", "start `orchestrator scheduler`; until then workers sweep by themselves, slowly"),
-    ):
+    for kind, missing in readiness.MISSING.items():
         alive = [process for process in found if process.kind == kind and process.alive]
         if alive:
             oldest = max(process.age for process in alive)
             report.well(f"{kind}s", f"{len(alive)} alive, the last heartbeat at most {oldest:.0f} s ago")
         else:
-            report.ill(f"{kind}s", f"none is alive: {missing}")
-        for process in alive:
-            if process.trouble is not None:
-                report.ill(f"{kind}s", f"{process.trouble}: look at its log, or start it anew")
+            report.ill(f"{kind}s", f"{missing}; start `orchestrator {kind}`, or look at its log")
+        for trouble in (trouble for process in alive for trouble in process.troubles):
+            report.ill(f"{kind}s", f"{trouble}: look at its log, or start it anew")
 
 
 async def _alarms(db: Database, report: _Report, *, stopped: bool) -> None:
@@ -326,11 +347,7 @@ async def _lookups(db: Database, report: _Report) -> None:
 
     queues = await budget.queues(db)
     for one in queues:
-        report.ill(
-            "lookups",
-            f"{one.waiting} lookups of merchant {one.merchant} wait for their turn, the oldest for {one.age:.0f} s, and a new one would "
-            f"for {one.wait:.0f} s: see whether its callbacks arrive, or raise its budget: orchestrator merchants set {one.merchant} looks_per_minute=…",
-        )
+        report.ill("lookups", one.told)
     if not queues:
         report.well("lookups", "none waits for its turn")
 
@@ -374,20 +391,36 @@ async def _broker(settings: Settings, report: _Report) -> None:
         )
         return
 
-    def waiting() -> int:
-        from orchestrator.worker import Doorbell  # noqa: PLC0415
-
-        doorbell = Doorbell(settings)
-        return doorbell.depth("checkouts") + doorbell.depth("callbacks")
+    from orchestrator.worker import Doorbell  # noqa: PLC0415
 
     try:
-        async with asyncio.timeout(BROKER_PATIENCE):
-            hints = await asyncio.to_thread(waiting)
+        hints = await _bounded(Doorbell(settings).prove, BROKER_PATIENCE)
     except Exception as error:  # noqa: BLE001 - each transport has errors of its own, and all mean the same here
         found = log.scrub(str(error)) or type(error).__name__
-        report.ill("broker", f"does not answer ({found}): start it, or correct ORCHESTRATOR_BROKER_URL")
+        report.ill("broker", f"takes no hints ({found}): look at it, or correct ORCHESTRATOR_BROKER_URL")
     else:
-        report.well("broker", f"answers; {hints} hints wait")
+        report.well("broker", f"takes hints; {hints} wait")
+
+
+async def _bounded(ask: Callable[[], T], seconds: float) -> T:
+    """Return what comes of asking in a thread of its own, which is left behind where it takes longer; raises what it raises."""
+    answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    answer.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(answer), seconds)
+    except TimeoutError:
+        if answer.done():
+            raise
+        raise TimeoutError(f"it does not answer within {seconds:.0f} s") from None
 
 
 async def _left_alone(settings: Settings, report: _Report) -> None:

@@ -179,6 +179,7 @@ def add(*, data_dir: Path, name: str, gateway_url: str, merchant_api_url: str | 
 @click.argument("policies", nargs=-1, required=True, metavar="POLICY=VALUE...")
 def set_policies(*, data_dir: Path, name: str, policies: tuple[str, ...]) -> int:
     """Change policies: late, surplus and unknown_order (ask, keep, return), capture (manual, automatic), looks_per_minute."""
+    from orchestrator.carry import budget  # noqa: PLC0415
     from orchestrator.merchants import policy  # noqa: PLC0415
 
     changes = {}
@@ -189,11 +190,17 @@ def set_policies(*, data_dir: Path, name: str, policies: tuple[str, ...]) -> int
         changes[key.strip().replace("-", "_")] = value.strip()
     for key, value in changes.items():
         policy(key, value)  # what is wrong is said before anything is opened
+
+    async def respace(db: Database) -> None:
+        if (looks := changes.get("looks_per_minute")) is not None:
+            await budget.respace(db, name, looks_per_minute=int(looks))
+
     return _change(
         data_dir,
         name,
         lambda known: known.set_policies(name, changes),
         "The policies of merchant {} were changed",
+        then=respace,
     )
 
 
@@ -276,14 +283,23 @@ def _switch(place: Path, name: str, *, disabled: bool) -> int:
     return _change(place, name, lambda known: known.disable(name, disabled=disabled), said)
 
 
-def _change(place: Path, name: str, change: Callable[[Merchants], Awaitable[bool]], said: str) -> int:
-    """Change one merchant and say so."""
+def _change(
+    place: Path,
+    name: str,
+    change: Callable[[Merchants], Awaitable[bool]],
+    said: str,
+    *,
+    then: Callable[[Database], Awaitable[None]] | None = None,
+) -> int:
+    """Change one merchant, do what follows from it, and say so."""
 
     async def write(settings: Settings, db: Database) -> int:
         from orchestrator.merchants import UnknownMerchant  # noqa: PLC0415
 
         if not await change(_merchants(settings, db)):
             raise UnknownMerchant(name)
+        if then is not None:
+            await then(db)
         say(f"{said.format(name)}; within half a minute everywhere.")
         return 0
 

@@ -19,10 +19,22 @@ from orchestrator.gateway import board
 from orchestrator.gateway.client import Gateway
 from orchestrator.gateway.doors import LONGEST_THROTTLE
 from orchestrator.merchants import Merchants
+from orchestrator.readiness import Process
 from orchestrator.vault import Vault
+from orchestrator.worker.consumer import link
 from orchestrator.worker.doorbell import Doorbell
 from orchestrator.worker.dropped import dropped
-from orchestrator.worker.heartbeat import BEAT, FORGET, GONE, HEARTBEAT, heartbeat, note, unique_name, written
+from orchestrator.worker.heartbeat import (
+    BEAT,
+    BETWEEN,
+    FORGET,
+    GONE,
+    HEARTBEAT,
+    heartbeat,
+    note,
+    unique_name,
+    written,
+)
 from orchestrator.worker.watchdog import LOOK, Watchdog
 
 if TYPE_CHECKING:
@@ -256,21 +268,31 @@ class Bridge:
     async def _beat(self) -> None:
         """Say that this process makes progress, and how much."""
         await note(self._db, FORGET, {})
+        due, wrong = 0.0, False
         try:
             while True:
-                progress = {
-                    **self._counts,
-                    "heardSecondsAgo": round(time.monotonic() - self._heard, 1),
-                    "inFlight": self._admission.room.taken,
-                    "crowded": len(self._admission.crowded),
-                    **written(self._moves.writes),
-                    "dispatches": self._admission.rounds,
-                    "dispatchedSecondsAgo": round(self._admission.idle_seconds, 1),
-                    "waiting": self._admission.waiting,
-                    "messagesDropped": dropped.total,
-                }
-                dropped.tell()
-                await note(self._db, BEAT, heartbeat(self._name, "worker", progress))
-                await asyncio.sleep(HEARTBEAT)
+                progress = self._progress()
+                was, wrong = wrong, bool(Process(self._name, "worker", 0.0, progress).troubles)
+                if wrong != was or time.monotonic() >= due:
+                    dropped.tell()
+                    well = await note(self._db, BEAT, heartbeat(self._name, "worker", progress))
+                    due = time.monotonic() + (HEARTBEAT if well else 0.0)
+                await asyncio.sleep(BETWEEN)
         finally:
             await note(self._db, GONE, {"name": self._name})
+
+    def _progress(self) -> dict[str, object]:
+        trouble = self.doorbell.trouble or (link.reason if link.away else None)
+        return {
+            **self._counts,
+            "heardSecondsAgo": round(time.monotonic() - self._heard, 1),
+            "inFlight": self._admission.room.taken,
+            "crowded": len(self._admission.crowded),
+            **written(self._moves.writes),
+            "dispatches": self._admission.rounds,
+            "dispatchedSecondsAgo": round(self._admission.idle_seconds, 1),
+            "waiting": self._admission.waiting,
+            "messagesDropped": dropped.total,
+            **({"claimsFail": self._admission.failure} if self._admission.failure else {}),
+            **({"brokerTrouble": trouble} if trouble else {}),
+        }

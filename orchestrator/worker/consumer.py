@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from kombu import Connection
 
+link: Final = BackOff("consumer")
+"""The way by which this process hears from the broker."""
+
 # More than their stubs know.
 _consumer: Any = consumer
 _loops: Any = loops
@@ -38,12 +41,10 @@ class Consumer(consumer.Consumer):
     """Consumes until the worker is told to end."""
 
     hub: Any
-    _link: BackOff
     _well: Any = None
 
     def start(self) -> None:
         """Connect and consume, again after every error, until the worker ends."""
-        self._link = BackOff("consumer")
         while self.blueprint.state not in _consumer.STOP_CONDITIONS:
             maybe_shutdown()
             self.restart_count += 1
@@ -58,7 +59,7 @@ class Consumer(consumer.Consumer):
                     self._begin_anew(error)
 
     def _begin_anew(self, error: Exception) -> None:
-        pause = self._link.failed(error)
+        pause = link.failed(error)
         if self._well is not None:
             self._well.cancel()
         connection, self.connection = self.connection, None
@@ -84,7 +85,7 @@ class Consumer(consumer.Consumer):
     def on_ready(self) -> None:
         """Note that this connection consumes."""
         super().on_ready()
-        self._well = self.timer.call_after(WELL_AFTER, self._link.worked)
+        self._well = self.timer.call_after(WELL_AFTER, link.worked)
 
     # What cannot be carried out. Every queue is consumed without acknowledgement: the broker has forgotten the message already, and
     # RabbitMQ would close the channel over an answer to it.

@@ -6,22 +6,28 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from orchestrator.worker.app import CARRY, configure
 from orchestrator.worker.publisher import BackOff, Message, Publisher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from uuid import UUID
 
     from orchestrator.settings import Settings
     from orchestrator.worker.app import QueueName
 
+T = TypeVar("T")
+
 SHARE: Final = 0.05
 """The most of its time that the thread publishes. A message costs far more than another id in it, here and at the worker, so a crowd
 of hints gathers for as long as the last publishing makes it worth; a hint that comes alone waits for nothing."""
 LONGEST_REST: Final = 0.1
+PROBE_EVERY: Final = 5.0
+"""Seconds without a hint after which something else is written, to know whether the broker would take one."""
+STUCK_AFTER: Final = 5.0
+"""Seconds of one try after which the broker counts as silent."""
 
 
 class _Hint(NamedTuple):
@@ -42,8 +48,8 @@ class _Rest(NamedTuple):
 class Doorbell:
     """Publishes hints from a background thread, never in the way of a request.
 
-    A hint that cannot be published is dropped: its checkout's alarm rings by itself. `healthy` says whether the last try went
-    through.
+    A hint that cannot be published is dropped: its checkout's alarm rings by itself. `trouble` says what the last try met; while no
+    hint comes the thread tries by itself.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -53,12 +59,17 @@ class Doorbell:
         self._size = settings.hint_size
         self._waiting: queue.SimpleQueue[_Hint | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._ending = threading.Event()
         self._room = 200_000
+        self._trying_since: float | None = None
 
     @property
-    def healthy(self) -> bool:
-        """Whether the last try went through."""
-        return not self._link.away
+    def trouble(self) -> str | None:
+        """Why hints do not reach the broker; None while they do, as far as the last try has shown."""
+        if self._link.away:
+            return self._link.reason
+        since = self._trying_since
+        return "it does not answer" if since is not None and time.monotonic() - since > STUCK_AFTER else None
 
     def start(self) -> None:
         """Start the thread."""
@@ -69,6 +80,7 @@ class Doorbell:
         """Publish what waits (within seconds), then stop."""
         if self._thread is not None:
             self._waiting.put(None)
+            self._ending.set()
             self._thread.join(timeout=5)
             self._thread = None
 
@@ -92,18 +104,26 @@ class Doorbell:
         finally:
             publisher.close()
 
+    def prove(self) -> int:
+        """Return how many hints wait, once the broker has shown that it would take another; raises why not. For any thread."""
+        publisher = Publisher(self._app)
+        try:
+            publisher.prove("checkouts")
+            return publisher.depth("checkouts") + publisher.depth("callbacks")
+        finally:
+            publisher.close()
+
     def _run(self) -> None:
         rest = _Rest(float("-inf"))
+        self._try(self._publisher.prove, "checkouts")
         while True:
-            hints, rested = self._gathered(rest)
-            begun = time.monotonic()
             try:
-                self._publish([hint for hint in hints if hint is not None])
-                self._link.worked()
-            except Exception as error:  # noqa: BLE001 - the thread outlives every error of a broker
-                pause = self._link.failed(error)
-                if hints[-1] is not None:
-                    time.sleep(pause)
+                hints, rested = self._gathered(rest)
+            except queue.Empty:
+                self._try(self._publisher.prove, "checkouts")
+                continue
+            begun = time.monotonic()
+            self._try(self._publish, [hint for hint in hints if hint is not None])
             if hints[-1] is None:
                 self._publisher.close()
                 return
@@ -118,12 +138,23 @@ class Doorbell:
                 unbroken_until=broken,
             )
 
+    def _try(self, what: Callable[[T], None], argument: T) -> None:
+        """Try something of the broker, and note what it met; after a failure wait, unless the end was asked for."""
+        self._trying_since = time.monotonic()
+        try:
+            what(argument)
+            self._link.worked()
+        except Exception as error:  # noqa: BLE001 - the thread outlives every error of a broker
+            self._ending.wait(self._link.failed(error))
+        finally:
+            self._trying_since = None
+
     def _gathered(self, rest: _Rest) -> tuple[list[_Hint | None], bool]:
         """Wait for a hint, and for the end of the rest; return whatever has come, and whether there was a rest.
 
-        None at the end means that no more will come.
+        None at the end means that no more will come. Raises `queue.Empty` where none comes for long, at once while the broker is away.
         """
-        hints = [self._waiting.get()]
+        hints = [self._waiting.get(timeout=0.001 if self._link.away else PROBE_EVERY)]
         until, rested = rest.until, rest.until > time.monotonic()
         while (last := hints[-1]) is not None and len(hints) < self._size * 20:
             now = time.monotonic()

@@ -26,6 +26,8 @@ _log = log.get(__name__)
 
 HEARTBEAT: Final = 5.0
 """Seconds between two signs of life."""
+BETWEEN: Final = 1.0
+"""Seconds after which one is given all the same, where the last one failed, or what is wrong has changed."""
 
 BEAT = text("""
     INSERT INTO workers (name, kind, progress) VALUES (:name, :kind, CAST(:progress AS jsonb))
@@ -80,16 +82,19 @@ class Pulse:
                 wait = HEARTBEAT if since < self._silence else 0.2
                 if since < self._silence:
                     told = {"publishedSecondsAgo": round(since, 1)}
-                    await note(db, BEAT, heartbeat(self._name, "scheduler", told))
+                    if not await note(db, BEAT, heartbeat(self._name, "scheduler", told)):
+                        wait = BETWEEN
             await note(db, GONE, {"name": self._name})
 
 
-async def note(db: Database, statement: TextClause, values: dict[str, object]) -> None:
-    """Write a sign of life. One that fails is seen by its absence, so it stops nobody."""
+async def note(db: Database, statement: TextClause, values: dict[str, object]) -> bool:
+    """Write a sign of life; return whether it is written. One that fails is seen by its absence, so it stops nobody."""
     try:
         await asyncio.wait_for(db.write(statement, values), HEARTBEAT)
     except Exception as error:  # noqa: BLE001 - whatever keeps it from being written
         _log.warning("heartbeat_failed", **log.cause(error))
+        return False
+    return True
 
 
 def written(writes: Writes) -> dict[str, float | str]:

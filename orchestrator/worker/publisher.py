@@ -26,7 +26,11 @@ _threads: Any = threads  # more than its stubs know
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds for saying goodbye to a broker that may not answer."""
 FIRST_PAUSE: Final = 0.2
-LONGEST_PAUSE: Final = 5.0
+LONGEST_PAUSE: Final = 3.0
+ANSWER_TIMEOUT: Final = 10.0
+"""Seconds that the broker may take to answer, or to take what is sent."""
+PROBE_LIFE: Final = 60
+"""Seconds that Redis keeps what was written to see whether it can be."""
 
 
 class Message(NamedTuple):
@@ -76,10 +80,29 @@ class Publisher:
             self.drop()
             raise
 
+    def prove(self, queue: str) -> None:
+        """Write something that nobody reads, and ask for a queue; raises what keeps a hint from being published.
+
+        A replica, and a Redis that is out of memory, answer questions and take no hint.
+        """
+        try:
+            producer = self._connected()
+            client = getattr(producer.channel, "client", None)
+            if client is not None:
+                client.set("probe", "1", ex=PROBE_LIFE)
+            else:
+                # RabbitMQ drops what leads to no queue; where it takes no messages, it answers nothing after this.
+                producer.publish("", exchange="", routing_key="probe", serializer="json", retry=False)
+        except BaseException:
+            self.drop()
+            raise
+        self.depth(queue)
+
     def _connected(self) -> Any:
         if self._producer is None:
             self._connection = self._app.connection_for_write()
             self._connection.connect()
+            _threads.bound_open_broker_sockets(self._connection, ANSWER_TIMEOUT)
             self._producer = self._app.amqp.Producer(self._connection)
         return self._producer
 
@@ -113,13 +136,15 @@ class BackOff:
         self._link = link
         self._pause = 0.0
         self.away = False
+        self.reason = ""
+        """What the last try met, while the broker is away."""
 
     def failed(self, error: BaseException) -> float:
         """Note a failure; return the seconds until the next try: full jitter below a ceiling that doubles."""
+        reason = log.scrub(str(error))[:200]
         if not self.away:
-            reason = log.scrub(str(error))[:200]
             _log.warning("broker_away", link=self._link, error=type(error).__name__, reason=reason)
-        self.away = True
+        self.away, self.reason = True, reason or type(error).__name__
         self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
         return random.uniform(self._pause / 2, self._pause)  # noqa: S311 - jitter
 

@@ -294,7 +294,10 @@ async def test_what_the_server_says_of_itself_is_no_row_refused_and_costs_the_co
         assert before.isdisjoint({*await asyncio.gather(pid(), pid())})
 
 
-@pytest.mark.parametrize("state", ["53100", "53300", "42501", "58030", "40001", "55P03", "57014"])
+@pytest.mark.parametrize(
+    "state",
+    ["53100", "53300", "42501", "42P01", "42703", "42883", "3F000", "58030", "40001", "55P03", "57014"],
+)
 async def test_what_would_meet_any_row_is_no_row_refused(database_url, state):
     async with Database(database_url, pool_size=1) as db:
         with pytest.raises(DBAPIError) as error:

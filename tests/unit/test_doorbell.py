@@ -19,6 +19,7 @@ class Bell(doorbell.Doorbell):
 
     def __init__(self):
         super().__init__(make_settings(broker_url="redis://127.0.0.1:1/0"))
+        self._publisher = Broker(None)
         self.published = []
         self.may = threading.Semaphore(0)
         self.publishing = threading.Event()
@@ -47,6 +48,73 @@ class Bell(doorbell.Doorbell):
         assert self.publishing.wait(20)
         self.let(BUSY, BUSY)
         self.wait(1)
+
+
+class Broker:
+    """A publisher to a broker that takes what it is told to take."""
+
+    def __init__(self, error):
+        self.error, self.tries = error, 0
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def prove(self, _queue):
+        self.tries += 1
+        if self.error is not None:
+            raise self.error
+
+    def publish(self, _messages):
+        assert self.answers.wait(20)
+
+    def close(self):
+        pass
+
+
+def until(condition, what):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def rung(monkeypatch):
+    """A doorbell that has not started yet, and its broker, which refuses."""
+    monkeypatch.setattr(doorbell, "PROBE_EVERY", 0.01)
+    one, broker = (
+        doorbell.Doorbell(make_settings(broker_url="redis://127.0.0.1:1/0")),
+        Broker(OSError("refused")),
+    )
+    one._publisher = broker
+    yield one, broker
+    broker.answers.set()
+    one.close()
+
+
+def test_a_broker_is_tried_before_anybody_rings_and_while_nobody_does(rung):
+    bell, broker = rung
+    assert bell.trouble is None
+    bell.start()
+    until(lambda: bell.trouble == "refused", "it is told of")
+    broker.error = None
+    until(lambda: bell.trouble is None, "it is back")
+    tries = broker.tries
+    until(lambda: broker.tries > tries + 3, "it is tried again")
+    broker.error = OSError("gone again")
+    until(lambda: bell.trouble == "gone again", "it is told of again")
+
+
+def test_a_broker_that_does_not_answer_is_told_of_while_it_is_waited_for(rung, monkeypatch):
+    bell, broker = rung
+    monkeypatch.setattr(doorbell, "STUCK_AFTER", 0.05)
+    monkeypatch.setattr(doorbell, "PROBE_EVERY", 600.0)
+    broker.error = None
+    broker.answers.clear()
+    bell.start()
+    bell.ring([uuid4()])
+    until(lambda: bell.trouble == "it does not answer", "it is told of")
+    broker.answers.set()
+    until(lambda: bell.trouble is None, "it is well")
 
 
 @pytest.fixture

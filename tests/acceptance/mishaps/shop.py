@@ -106,7 +106,7 @@ class Door:
 class Bell:
     """A doorbell that hints at nobody: the test is the worker."""
 
-    healthy = True
+    trouble = None
 
     def ring(self, ids: Sequence[UUID], *, queue: str = "checkouts", whose: int | None = None) -> None:
         """Nobody is there."""

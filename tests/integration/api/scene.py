@@ -37,7 +37,7 @@ PAGES = {
 class Rung:
     """A doorbell that remembers who was rung for."""
 
-    healthy: bool = True
+    trouble: str | None = None
     rings: list[tuple[str, UUID]] = field(default_factory=list)
 
     def ring(self, ids, *, queue="checkouts", whose=None):  # noqa: ARG002 - as the real one is called

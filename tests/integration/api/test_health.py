@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import time
+from uuid import uuid4
 
 import httpx
 import psycopg
@@ -12,6 +13,7 @@ from openapi_spec_validator import OpenAPIV30SpecValidator, OpenAPIV31SpecValida
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
+from orchestrator import schema
 from orchestrator.api import create_app
 from orchestrator.api.server import build
 from tests.integration.api.scene import Api, Rung, path_of, serving, without_database
@@ -26,6 +28,7 @@ SOON = 10.0
 @pytest.fixture(autouse=True)
 def _looked_at_each_time(monkeypatch):
     monkeypatch.setattr("orchestrator.api.health.FRESH", 0.0)
+    monkeypatch.setattr("orchestrator.api.health.SELDOM", 0.0)
 
 
 async def found(api: Api) -> tuple[int, str]:
@@ -40,25 +43,29 @@ async def until_ready(api: Api) -> None:
             await asyncio.sleep(0.05)
 
 
-async def worker(api: Api) -> None:
-    await api.sql("INSERT INTO workers (name, kind) VALUES ('w-1', 'worker')")
+async def others(api: Api) -> None:
+    """Have a worker and a scheduler that live."""
+    await api.sql("INSERT INTO workers (name, kind) VALUES ('w-1', 'worker'), ('s-1', 'scheduler')")
 
 
 async def test_with_everything_there_it_is_ready(api: Api):
-    await worker(api)
+    await others(api)
     answer = await api.client.get("/readyz")
     assert (answer.status_code, answer.json()) == (200, {"status": "ready", "problems": []})
 
 
 async def test_without_broker_or_workers_it_is_degraded_and_still_ready(api: Api):
-    api.doorbell.healthy = False
-    await worker(api)
+    api.doorbell.trouble = "connection refused"
+    await others(api)
     answer = await api.client.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
-    assert "broker" in answer.json()["problems"][0]
-    api.doorbell.healthy = True
-    await api.sql("UPDATE workers SET seen_at = clock() - interval '1 hour'")
-    assert "no worker" in (await api.client.get("/readyz")).json()["problems"][0]
+    (said,) = answer.json()["problems"]
+    assert "the broker takes no hints (connection refused)" in said
+    api.doorbell.trouble = None
+    assert await found(api) == (200, "")
+    for kind, words in (("worker", "no worker is alive"), ("scheduler", "no scheduler publishes sweeps")):
+        await api.sql(f"UPDATE workers SET seen_at = clock() - interval '1 hour' WHERE kind = '{kind}'")
+        assert words in (await api.client.get("/readyz")).json()["problems"][-1]
 
 
 async def test_with_another_schema_it_is_not_ready(api: Api):
@@ -92,7 +99,7 @@ async def test_without_postgres_it_is_alive_and_not_ready():
     ],
 )
 async def test_a_database_that_takes_no_writes_is_named_and_named_well_again(api: Api, state: str, said: str):
-    await worker(api)
+    await others(api)
     await until_ready(api)
     await api.sql(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
@@ -111,7 +118,7 @@ async def test_a_database_that_takes_no_writes_is_named_and_named_well_again(api
 
 
 async def test_a_server_that_only_takes_sessions_that_read_is_named(api: Api, database_url):
-    await worker(api)
+    await others(api)
     with psycopg.connect(database_url, autocommit=True) as admin:
         name = admin.info.dbname
         admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
@@ -126,10 +133,70 @@ async def test_a_server_that_only_takes_sessions_that_read_is_named(api: Api, da
     await until_ready(api)
 
 
+@pytest.fixture(name="limited")
+async def _limited(settings, database_url):
+    """An API whose role may be refused things, and a superuser who refuses them."""
+    role = f"limited_{uuid4().hex[:8]}"
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as admin:
+        await admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'limited'")
+        await asyncio.to_thread(schema.migrate, database_url, grant_to=role)
+        url = f"postgresql://{role}:limited@{database_url.rpartition('@')[2]}"
+        async with serving(settings.model_copy(update={"database_url": url})) as api:
+            await admin.execute(
+                "INSERT INTO workers (name, kind) VALUES ('w-1', 'worker'), ('s-1', 'scheduler')"
+            )
+            await until_ready(api)
+            yield api, admin, role
+        await admin.execute(f"DROP OWNED BY {role}")
+        await admin.execute(f"DROP ROLE {role}")
+
+
+async def test_a_right_that_its_role_lost_is_named_and_its_return_too(limited):
+    api, admin, role = limited
+    await admin.execute(f"REVOKE UPDATE, INSERT ON checkouts FROM {role}")
+    await admin.execute(f"REVOKE SELECT ON intents FROM {role}")
+    status, said = await found(api)
+    assert status == 200
+    assert re.search(r"refuses its role (INSERT, UPDATE|UPDATE, INSERT) on checkouts: grant it", said)
+    assert "refuses its role SELECT on intents" in said
+    await admin.execute(f"GRANT ALL ON checkouts, intents TO {role}")
+    await until_ready(api)
+    await admin.execute(f"REVOKE SELECT ON alembic_version FROM {role}")
+    status, said = await found(api)
+    assert status == 503
+    assert "refuses its role a right (permission denied for table alembic_version)" in said
+    assert "migrate" not in said
+    await admin.execute(f"GRANT SELECT ON alembic_version TO {role}")
+    await until_ready(api)
+
+
+async def test_a_database_that_lets_nobody_else_in_is_named_though_its_connections_work(limited):
+    api, admin, role = limited
+    await admin.execute(f"ALTER ROLE {role} CONNECTION LIMIT 0")
+    status, said = await found(api)
+    assert status == 200
+    assert "no new connection to the database is let in" in said
+    assert "too many connections for role" in said
+    await admin.execute(f"ALTER ROLE {role} CONNECTION LIMIT -1")
+    await until_ready(api)
+
+
+async def test_lookups_that_wait_for_their_budget_are_named(api: Api):
+    await others(api)
+    await api.taken()
+    await api.sql("UPDATE checkouts SET booked = true, due_at = clock() + interval '50 s'")
+    await api.sql("INSERT INTO look_budgets (merchant_id, taken_until) VALUES (1, clock() + interval '50 s')")
+    status, said = await found(api)
+    assert status == 200
+    assert "1 lookups of merchant default wait for their turn" in said
+    await api.sql("UPDATE look_budgets SET taken_until = clock()")
+    await until_ready(api)
+
+
 async def test_silent_connections_make_it_not_ready_within_its_own_patience(settings, database_url):
     with Proxy(address(database_url)) as proxy:
         async with serving(settings.model_copy(update={"database_url": through(database_url, proxy)})) as api:
-            await worker(api)
+            await others(api)
             await until_ready(api)
             proxy.silence(new_ones_too=True)
             began = time.monotonic()
@@ -142,7 +209,7 @@ async def test_silent_connections_make_it_not_ready_within_its_own_patience(sett
 
 async def test_however_many_ask_the_database_is_written_to_once_in_a_moment(api: Api, monkeypatch):
     monkeypatch.setattr("orchestrator.api.health.FRESH", 30.0)
-    await worker(api)
+    await others(api)
 
     async def written():
         return (
@@ -166,6 +233,11 @@ WORKERS = {
     "takes nothing up while hints wait": (
         {"waiting": 7, "dispatchedSecondsAgo": 90.5}, "taken nothing up for 90 s, and 7 hints wait"
     ),
+    "cannot claim": (
+        {"claimsFail": "the database refuses its role a right (permission denied for table checkouts)"},
+        "worker w-1 takes nothing up, because its claims fail: the database refuses its role a right (permission denied for table checkouts)",
+    ),
+    "does not hear the broker": ({"brokerTrouble": "connection refused"}, "does without the broker (connection refused)"),
     "has nothing to do": ({"waiting": 0, "dispatchedSecondsAgo": 9000, "stalledSeconds": 0}, ""),
     "is at work": ({"waiting": 9, "dispatchedSecondsAgo": 0.3, "stalledSeconds": 0.2}, ""),
 }  # fmt: skip
@@ -174,7 +246,7 @@ WORKERS = {
 @pytest.mark.parametrize(("progress", "said"), WORKERS.values(), ids=WORKERS)
 async def test_a_worker_that(api: Api, progress, said):
     await api.sql(
-        "INSERT INTO workers (name, kind, progress) VALUES ('w-1', 'worker', CAST(:progress AS jsonb))",
+        "INSERT INTO workers (name, kind, progress) VALUES ('w-1', 'worker', CAST(:progress AS jsonb)), ('s-1', 'scheduler', '{}')",
         progress=json.dumps(progress),
     )
     status, problem = await found(api)
@@ -185,7 +257,7 @@ async def test_a_worker_that(api: Api, progress, said):
 
 async def test_writers_that_cannot_write_are_named_while_it_lasts(api: Api, database_url, monkeypatch):
     monkeypatch.setattr("orchestrator.readiness.STALLED_AFTER", 0.3)
-    await worker(api)
+    await others(api)
     async with await psycopg.AsyncConnection.connect(database_url) as blocker:
         await blocker.execute("LOCK TABLE checkouts IN ACCESS EXCLUSIVE MODE")
         order = asyncio.create_task(api.taken())

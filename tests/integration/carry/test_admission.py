@@ -335,6 +335,57 @@ async def test_a_claim_that_fails_is_told_by_a_value_and_the_dispatcher_goes_on(
     await few.until_through(*ids)
 
 
+async def all_refused(*_: Any) -> Any:
+    raise OperationalError("UPDATE", {}, Exception("gone"))
+
+
+async def until_rounds(few: Crowd, more: int) -> None:
+    rounds = few.admission.rounds
+    async with asyncio.timeout(10):
+        while few.admission.rounds < rounds + more:  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(0.01)
+
+
+async def test_claims_that_fail_are_told_of_until_they_work_again_though_nobody_hints(
+    few: Crowd, monkeypatch
+):
+    monkeypatch.setattr(admission, "AGAIN", 0.02)
+    real = claims._claim
+    monkeypatch.setattr(claims, "_claim", all_refused)
+    with structlog.testing.capture_logs() as logs:
+        assert not await few.admission.admit(await few.orders(1))
+        await until_rounds(few, 5)
+    assert few.admission.failure == "the database is out of reach (gone)"
+    assert [line["event"] for line in logs] == ["claim_failed"], "it is logged once, and not at every try"
+    monkeypatch.setattr(claims, "_claim", real)
+    async with asyncio.timeout(10):
+        while few.admission.failure is not None:  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(0.01)
+
+
+async def test_claims_that_fail_for_some_alone_are_told_of_until_these_had_time_to_be_hinted_at_again(
+    few: Crowd, monkeypatch
+):
+    monkeypatch.setattr(admission, "AGAIN", 0.02)
+    breaking(monkeypatch, ValueError("a mistake of ours"))
+    assert not await few.admission.admit(await few.orders(1))
+    await until_rounds(few, 5)
+    assert few.admission.failure == "ValueError, see the log of the worker"
+    monkeypatch.setattr(admission, "FAILURE_STANDS", 0.0)
+    async with asyncio.timeout(10):
+        while few.admission.failure is not None:  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(0.01)
+
+
+async def test_a_claim_that_works_ends_the_failure_at_once(few: Crowd, monkeypatch):
+    breaking(monkeypatch, ValueError("a mistake of ours"))
+    (order,) = await few.orders(1)
+    assert not await few.admission.admit([order])
+    assert few.admission.failure is not None
+    assert await few.admission.admit([order])
+    assert few.admission.failure is None
+
+
 async def test_a_claim_that_takes_longer_than_its_lease_is_given_up(
     database_url: str, gateway_url: str, monkeypatch
 ):

@@ -194,3 +194,32 @@ async def test_the_queue_of_lookups_is_told_of_with_its_length_and_its_age(world
     await world.later(seconds=300)
     await doctor._lookups(world.db, report)
     assert "none waits for its turn" in capsys.readouterr().out
+
+
+async def test_a_larger_budget_brings_forward_what_waits_in_its_order_and_a_smaller_one_puts_nothing_off(
+    world: Scene,
+):
+    await world.policy(looks_per_minute=6)
+    await world.carry(*[await world.offered() for _ in range(8)])
+    order = await due_in_order(world)
+    assert len(order) == 7
+    (queue,) = await budget.queues(world.db)
+    assert queue.wait > 60
+    await budget.respace(world.db, "nobody", looks_per_minute=6000)
+    await budget.respace(world.db, "default", looks_per_minute=1)
+    (kept,) = await budget.queues(world.db)
+    assert 0 < queue.wait - kept.wait < 30
+    held = order[3]
+    await world.sql(
+        "UPDATE checkouts SET lease = gen_random_uuid(), leased_until = clock() + interval '1 hour', due_at = clock() + interval '1 hour' "
+        "WHERE id = :id",
+        id=held,
+    )
+    await budget.respace(world.db, "default", looks_per_minute=600)
+    assert await budget.queues(world.db) == []
+    assert [one for one in await due_in_order(world) if one != held] == [one for one in order if one != held]
+    rows = await world.sql(
+        "SELECT id, extract(epoch FROM due_at - clock())::float8 AS away FROM checkouts WHERE booked ORDER BY due_at"
+    )
+    assert all(row.away < 60 for row in rows if row.id != held)
+    assert rows[-1].id == held, "a worker has it"
