@@ -6,7 +6,7 @@ its answer. The pool above (`db`) drops every older connection when it finds one
 
 Behind a pooler in transaction mode (PgBouncer) the server's session belongs to other clients too. It is recognised: the process id
 that the pooler gave is not that of the server process. Such a connection leaves nothing in the session: no setting, and no prepared
-statement.
+statement. What neither the database nor the role sets goes with the BEGIN of each transaction.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from weakref import WeakSet
 
 import psycopg
-from psycopg import errors, waiting
-from psycopg.pq import TransactionStatus
+from psycopg import errors, generators, waiting
+from psycopg._conninfo_attempts_async import conninfo_attempts_async
+from psycopg.pq import ExecStatus, TransactionStatus
 
 from orchestrator.postgres_url import parameters, prepare_threshold
 from orchestrator.sqlstates import ENDING, OTHERS_STATEMENTS, READ_ONLY
 
 if TYPE_CHECKING:
-    from psycopg.abc import PQGen
+    from psycopg.abc import ConnMapping, PQGen
 
 Prepared = Literal["auto", "on", "off"]
 RV = TypeVar("RV")
@@ -76,6 +77,11 @@ class Server:
     connections: WeakSet[Connection] = field(default_factory=WeakSet)
     """Every connection that was made, until it is gone."""
 
+    @property
+    def to_write(self) -> bool:
+        """Whether only a server that takes writes will do."""
+        return self.parameters["target_session_attrs"] == "read-write"
+
     @classmethod
     def of(
         cls, url: str, *, name: str, statement_timeout: int, timeout: float, prepared: Prepared, writes: bool
@@ -107,16 +113,34 @@ class Server:
         statement_timeout: int | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - for later statements
     ) -> Connection:
-        """Connect to the first host that takes the session, and settle what holds for it, in one round trip."""
-        connection = await Connection.connect(**self.parameters, autocommit=True)  # type: ignore[arg-type]
+        """Connect to the first address of the first host that takes the session, and settle what holds for it, in one round trip.
+
+        Whether a server takes writes is asked of it: a pooler goes on announcing what its first connection was told.
+        """
+        limit = self.statement_timeout if statement_timeout is None else statement_timeout
+        asked = {**self.parameters, "target_session_attrs": "any"} if self.to_write else self.parameters
+        failures = []
+        for address in await conninfo_attempts_async(asked):
+            try:
+                connection = await self._connect_to(address, limit)
+            except psycopg.Error as error:
+                failures.append(error)
+            else:
+                connection.timeout = self.timeout if timeout is None else timeout
+                return connection
+        if len(failures) == 1:
+            raise failures[0]
+        told = "\n- ".join(str(error).strip() for error in failures)
+        raise type(failures[-1])(f"{failures[-1]}\nNo address could be used:\n- {told}") from failures[-1]
+
+    async def _connect_to(self, address: ConnMapping, statement_timeout: int) -> Connection:
+        connection = await Connection.connect(**address, autocommit=True)  # type: ignore[arg-type]
         connection.server, connection.timeout = self, _SESSION_TIMEOUT
         try:
-            limit = self.statement_timeout if statement_timeout is None else statement_timeout
-            await connection.settle(limit)
+            await connection.settle(statement_timeout)
         except BaseException:
             connection.pgconn.finish()
             raise
-        connection.timeout = self.timeout if timeout is None else timeout
         self.connections.add(connection)
         return connection
 
@@ -136,14 +160,17 @@ class Connection(psycopg.AsyncConnection[Any]):
     timeout: float
     pooled = False
     """Whether the server's session is shared with other clients, by a pooler."""
-    local: str | None = None
-    """What a transaction has to set for itself, because neither session nor database does; a statement."""
+    local = b""
+    """What a transaction has to set for itself, because neither session, role nor database does: statements, each after a semicolon."""
     _began = _heard = -math.inf
 
     @property
     def outdated(self) -> bool:
-        """Whether its server takes no writes any more, which newer ones (Postgres 14) report by themselves to every session."""
-        if self.server.parameters["target_session_attrs"] != "read-write":
+        """Whether its server takes no writes any more, which newer ones (Postgres 14) report by themselves to every session.
+
+        A pooler passes such a report to whichever client is there, so behind one a write or a new connection has to find out.
+        """
+        if self.pooled or not self.server.to_write:
             return False
         told = self.pgconn.parameter_status
         return told(b"default_transaction_read_only") == b"on" or told(b"in_hot_standby") == b"on"
@@ -151,29 +178,42 @@ class Connection(psycopg.AsyncConnection[Any]):
     async def settle(self, statement_timeout: int) -> None:
         """Set what holds for the session where it is ours alone; where it is not, find out what is set already.
 
+        Raises `OperationalError` where a server that takes writes is wanted, and this one does not.
+
         Both in one statement: settings made by it end with it unless the server process is the one that this connection was
         given, so a session that belongs to others keeps nothing.
         """
         ours = f"pg_backend_pid() = {self.pgconn.backend_pid}"
-        session = {
+        wanted = {
             "timezone": "'UTC'",
             # The planner is told that a page anywhere costs about as much as the next one: every statement is meant to go by index.
             "random_page_cost": "'1.1'",
             "statement_timeout": f"'{statement_timeout}'",
             "idle_in_transaction_session_timeout": f"'{self.server.idle_timeout}'",
+        }
+        session = {
+            **wanted,
             # A statement whose client has closed its connection is given up. Postgres on Windows cannot.
             "client_connection_check_interval": "CASE WHEN version() ~* 'windows|mingw|visual c' THEN '0' ELSE '1000' END",
         }
-        set_up = ", ".join(f"set_config('{name}', {value}, NOT {ours})" for name, value in session.items())
-        told = "current_setting('timezone') = 'UTC' AND current_setting('random_page_cost') = '1.1'"
-        cursor = await self.execute(f"SELECT {ours}, {told}, {set_up}")
+        set_up = (f"set_config('{name}', {value}, NOT {ours})" for name, value in session.items())
+        # Of the bounds any that is set will do. What is asked comes before what is set: a row is made from left to right.
+        in_effect = (
+            f"current_setting('{name}') " + ("<> '0'" if name.endswith("timeout") else f"= {value}")
+            for name, value in wanted.items()
+        )
+        only_reads = "current_setting('transaction_read_only') = 'on'"
+        cursor = await self.execute(f"SELECT {', '.join((ours, only_reads, *in_effect, *set_up))}")
         row = await cursor.fetchone()
         assert row is not None  # noqa: S101 - a SELECT without FROM has one row
-        self.pooled = self.server.pooled = not row[0]
-        if self.pooled and not row[1]:
-            self.local = (
-                "SELECT set_config('timezone', 'UTC', true), set_config('random_page_cost', '1.1', true)"
-            )
+        is_ours, reads, *known = row
+        if reads and self.server.to_write:
+            message = f"connection to {self.info.host}, port {self.info.port}: session is read-only"
+            raise psycopg.OperationalError(message)
+        self.pooled = self.server.pooled = not is_ours
+        if self.pooled:
+            missing = (name for name, set_already in zip(wanted, known, strict=False) if not set_already)
+            self.local = "".join(f"; SET LOCAL {name} = {wanted[name]}" for name in missing).encode()
         match self.server.prepared:
             case "off":
                 self.prepare_threshold = None
@@ -181,6 +221,16 @@ class Connection(psycopg.AsyncConnection[Any]):
                 self.prepare_threshold = None
             case _:
                 self.prepare_threshold = self.server.threshold
+
+    def _start_query(self) -> PQGen[None]:
+        """Begin a transaction where none is open; what is local to it goes along in the same round trip."""
+        if not self.local or self.autocommit or self.pgconn.transaction_status != TransactionStatus.IDLE:
+            yield from super()._start_query()
+            return
+        self.pgconn.send_query(self._get_tx_start_command() + self.local)
+        for result in (yield from generators.execute(self.pgconn)):
+            if result.status != ExecStatus.COMMAND_OK:
+                raise errors.error_from_result(result)
 
     async def wait(
         self,

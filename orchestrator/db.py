@@ -157,8 +157,6 @@ class Database:
             usual, driver.timeout = driver.timeout, timeout or driver.timeout
             try:
                 async with connection.begin():
-                    if driver.local:
-                        await connection.exec_driver_sql(driver.local)
                     yield connection
             finally:
                 driver.timeout = usual
@@ -169,9 +167,6 @@ class Database:
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             async with connection.begin():
-                local = _driver(connection).local
-                if local:
-                    await connection.exec_driver_sql(local)
                 yield connection
 
     async def write(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:

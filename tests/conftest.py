@@ -17,10 +17,11 @@ from psycopg import sql
 
 from orchestrator import log
 from orchestrator.embedded import Embedded
+from orchestrator.embedded.postgres import SOCKET_PATH_LIMIT
 from orchestrator.schema import migrate
 from orchestrator.settings import Settings
 from orchestrator.vault import Vault
-from tests import mishaps
+from tests import mishaps, pooler
 from tests.factories import Core, core, empty
 
 if TYPE_CHECKING:
@@ -47,9 +48,14 @@ def _configure_without_cache(*args: Any, **given: Any) -> None:
 structlog.configure = _configure_without_cache
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    pooler.add_option(parser)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mishap(row): reproduces one row of tests/mishaps.py")
     config.pluginmanager.register(mishaps, "mishaps")
+    config.pluginmanager.register(pooler, "pooler")
 
 
 @pytest.fixture(scope="session")
@@ -84,10 +90,22 @@ def _logging() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+def servers(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Embedded]:
     """Postgres and Redis for all tests of this process; nothing on them outlives it."""
-    with Embedded.start(Path(tmp_path_factory.mktemp("servers")), durable=False) as running:
+    # Behind a pooler Postgres has to listen on TCP, as it does where its path is too long for a socket.
+    name = "servers" if pytestconfig.getoption("through") is None else "servers".ljust(SOCKET_PATH_LIMIT, "-")
+    with (
+        Embedded.start(Path(tmp_path_factory.mktemp(name)), durable=False) as running,
+        pooler.between(pytestconfig, running),
+    ):
         yield running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _pooler(request: pytest.FixtureRequest) -> None:
+    """Have the pooler run from the beginning where one is asked for: commands with a data directory need no fixture to reach it."""
+    if request.config.getoption("through") is not None:
+        request.getfixturevalue("servers")
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +125,7 @@ def database_url(servers: Embedded, template: str) -> Iterator[str]:
         servers,
         sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)),
     )
-    yield _url(servers, name)
+    yield pooler.pooled(_url(servers, name))
     _admin(servers, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
@@ -130,7 +148,7 @@ def shared_database_url(servers: Embedded, template: str) -> str:
         servers,
         sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)),
     )
-    return _url(servers, name)
+    return pooler.pooled(_url(servers, name))
 
 
 @pytest.fixture(name="core")

@@ -22,6 +22,7 @@ from orchestrator.audit import Action
 from orchestrator.db import Database
 from orchestrator.models import metadata
 from orchestrator.states import State, Trigger
+from tests.pooler import direct
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -89,7 +90,7 @@ class Breaking(Database):
             if self.cut_before_commit:
                 self.cut_before_commit -= 1
                 pid = (await tx.execute(text("SELECT pg_backend_pid()"))).scalar_one()
-                with psycopg.connect(self._url, autocommit=True) as admin:
+                with psycopg.connect(direct(self._url), autocommit=True) as admin:
                     admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
         self.committed += 1
         if self.lost_answers:
@@ -252,7 +253,7 @@ async def core(
 @asynccontextmanager
 async def row_held(url: str, checkout: UUID) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
     """Hold the row of a checkout in a transaction of a connection of our own."""
-    async with await psycopg.AsyncConnection.connect(url) as other:
+    async with await psycopg.AsyncConnection.connect(direct(url)) as other:
         await other.execute("SELECT 1 FROM checkouts WHERE id = %s FOR UPDATE", [checkout])
         yield other
         await other.rollback()
@@ -260,7 +261,7 @@ async def row_held(url: str, checkout: UUID) -> AsyncIterator[psycopg.AsyncConne
 
 def empty(url: str) -> None:
     """Forget everything but the first merchant, past the guard of the audit trail."""
-    with psycopg.connect(url, autocommit=True) as admin:
+    with psycopg.connect(direct(url), autocommit=True) as admin:
         admin.execute("SET session_replication_role = replica")
         for table in metadata.sorted_tables:
             if table.name not in {"merchants", "clock_skew"}:

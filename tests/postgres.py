@@ -22,8 +22,10 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+from tests.pooler import direct
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
 PGBOUNCER = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
@@ -274,18 +276,32 @@ def address(url: str) -> tuple[str, int] | str:
 
 @contextmanager
 def pgbouncer(url: str, *, size: int = 8, **settings: str) -> Iterator[str]:
-    """Run PgBouncer in transaction mode before a database, with Debian's defaults; yield the URL through it."""
-    known = psycopg.conninfo.conninfo_to_dict(url)
-    port = free_port()
+    """Run PgBouncer in transaction mode before a database, with a small pool; yield the URL through it."""
+    known = psycopg.conninfo.conninfo_to_dict(direct(url))
+    user, password = str(known["user"]), str(known["password"])
     # Through a proxy, because the directory of a socket may be closed to the account of the pooler.
-    with _directory() as place, Proxy(address(url)) as server:
+    with (
+        Proxy(address(direct(url))) as server,
+        pooling(server.port, {user: password}, default_pool_size=str(size), **settings) as port,
+    ):
+        yield f"postgresql://{user}:{password}@127.0.0.1:{port}/{known['dbname']}"
+
+
+@contextmanager
+def pooling(server: int, logins: Mapping[str, str], **settings: str) -> Iterator[int]:
+    """Run PgBouncer in transaction mode before the Postgres at a port, with Debian's defaults otherwise; yield its own port.
+
+    `logins` are users and passwords; every database of the server can be reached.
+    """
+    port = free_port()
+    with _directory() as place:
         chosen = {
-            "listen_addr": "127.0.0.1", "listen_port": str(port), "unix_socket_dir": "", "auth_type": "trust",
-            "auth_file": str(place / "users"), "pool_mode": "transaction", "default_pool_size": str(size), **settings,
+            "listen_addr": "127.0.0.1", "listen_port": str(port), "unix_socket_dir": "", "auth_type": "md5",
+            "auth_file": str(place / "users"), "pool_mode": "transaction", **settings,
         }  # fmt: skip
-        (place / "users").write_text(f'"{known["user"]}" "{known["password"]}"\n')
+        (place / "users").write_text("".join(f'"{user}" "{word}"\n' for user, word in logins.items()))
         (place / "ini").write_text(
-            f"[databases]\n{known['dbname']} = host=127.0.0.1 port={server.port} dbname={known['dbname']}\n[pgbouncer]\n"
+            f"[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\n"
             + "".join(f"{name} = {value}\n" for name, value in chosen.items())
         )
         for name in ("users", "ini"):
@@ -294,13 +310,19 @@ def pgbouncer(url: str, *, size: int = 8, **settings: str) -> Iterator[str]:
             process = subprocess.Popen(
                 [PGBOUNCER, place / "ini"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, **_account()
             )
-        through_it = f"postgresql://{known['user']}@127.0.0.1:{port}/{known['dbname']}"
         try:
             end = time.monotonic() + 20
-            while not _answers(through_it):
+            while not _listens(port):
+                assert process.poll() is None, (place / "log").read_text()
                 assert time.monotonic() < end, (place / "log").read_text()
                 time.sleep(0.05)
-            yield through_it
+            yield port
         finally:
             process.terminate()
             process.wait(10)
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False

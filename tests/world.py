@@ -25,6 +25,7 @@ from psycopg.rows import dict_row
 from orchestrator import access
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.integration.carry.scene import intent
+from tests.pooler import direct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -119,7 +120,11 @@ class World:
     def environment(self) -> dict[str, str]:
         """Return the environment of a process of this installation."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("ORCHESTRATOR_")}
-        for key, value in self.settings.items():
+        settings = self.settings
+        url = str(settings["database_url"])
+        if (behind := direct(url)) != url:
+            settings = {"migration_url": behind, **settings}
+        for key, value in settings.items():
             environment[f"ORCHESTRATOR_{key.upper()}"] = (
                 value if isinstance(value, str) else json.dumps(value)
             )
@@ -255,7 +260,7 @@ class World:
         return answer.json() if answer.content else None
 
     def sql(self, statement: str, *values: object) -> list[dict[str, Any]]:
-        with psycopg.connect(self.database_url, autocommit=True, row_factory=dict_row) as connection:
+        with psycopg.connect(direct(self.database_url), autocommit=True, row_factory=dict_row) as connection:
             cursor = connection.execute(statement, values)
             return cursor.fetchall() if cursor.description else []
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from tests.pooler import settings_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -22,8 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
 
 
-def environment(**settings: str) -> dict[str, str]:
-    """The environment of the test run without its settings, and these instead."""
+def environment(*arguments: str | Path, **settings: str) -> dict[str, str]:
+    """The environment of the test run without its settings, and these instead; and what leads this command through a pooler."""
+    settings |= settings_of(arguments, settings)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ORCHESTRATOR_")}
     return kept | {f"ORCHESTRATOR_{name}": value for name, value in settings.items()}
 
@@ -34,7 +37,7 @@ def orchestrator(
     """Run a command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "orchestrator", *map(str, arguments)],
-        cwd=ROOT, env=environment(**settings), capture_output=True, text=True, timeout=seconds, input=given, check=False,
+        cwd=ROOT, env=environment(*arguments, **settings), capture_output=True, text=True, timeout=seconds, input=given, check=False,
         user=user, group=user, extra_groups=None if user is None else [],
     )  # fmt: skip
 
@@ -109,9 +112,10 @@ def running(
     *arguments: str | Path, data_dir: Path, user: int | None = None, **settings: str
 ) -> Iterator[Running]:
     """Start a command that goes on (`up`, `demo`) on a data directory; nothing of it outlives the block."""
+    arguments = (*arguments, "--data-dir", data_dir)
     process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *map(str, arguments), "--data-dir", str(data_dir)],
-        cwd=ROOT, env=environment(**settings), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-m", "orchestrator", *map(str, arguments)],
+        cwd=ROOT, env=environment(*arguments, **settings), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         user=user, group=user, extra_groups=None if user is None else [],
     )  # fmt: skip
     one = Running(process, data_dir)

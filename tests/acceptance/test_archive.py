@@ -13,6 +13,7 @@ from orchestrator.vault import Vault
 from tests.acceptance.command import orchestrator
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.factories import core, payment
+from tests.pooler import direct
 
 KEYS = {"SECRET_KEYS": f'["{SECRET_KEY}"]', "LOG_LEVEL": "error"}
 
@@ -92,7 +93,7 @@ def test_a_file_is_verified_without_a_database(books, tmp_path):
 
 
 def test_a_trail_that_does_not_hold_stays_and_fails_the_command(books, tmp_path):
-    with psycopg.connect(books["DATABASE_URL"], autocommit=True) as superuser:
+    with psycopg.connect(direct(books["DATABASE_URL"]), autocommit=True) as superuser:
         superuser.execute("SET session_replication_role = replica")
         superuser.execute(
             "UPDATE audit_entries SET entry = 'x' WHERE sequence = 2 AND checkout_id = "
@@ -131,7 +132,7 @@ def test_doctor_tells_how_far_ahead_the_trail_has_months(database_url):
         return next(line for line in said.splitlines() if " months " in line)
 
     assert months().startswith("ok")
-    with psycopg.connect(database_url, autocommit=True) as admin:
+    with psycopg.connect(direct(database_url), autocommit=True) as admin:
         admin.execute("UPDATE clock_skew SET seconds = 3000 * 86400")
     assert months().startswith("problem")
     assert "run `orchestrator archive`" in months()

@@ -20,6 +20,7 @@ from orchestrator.vault import Vault
 from tests.acceptance.command import orchestrator
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.factories import core, payment
+from tests.pooler import direct
 
 JWT = {"JWT_SECRETS": f'["{JWT_SECRET}"]'}
 NOBODY_THERE = "postgresql://u:p@127.0.0.1:1/x"
@@ -113,7 +114,7 @@ def test_an_unknown_revision_is_one_sentence(database_url):
 
 
 def test_keys_that_do_not_belong_to_the_database_are_noticed(database_url):
-    with psycopg.connect(database_url, autocommit=True) as db:
+    with psycopg.connect(direct(database_url), autocommit=True) as db:
         db.execute(
             "INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac) "
             "VALUES (gen_random_uuid(), 1, now(), 'checkout:received', '{}', '0123abcd', '')"
@@ -255,7 +256,7 @@ def worker(database_url, *statements):
     ended = threading.Event()
 
     def answer():
-        with psycopg.connect(database_url, autocommit=True) as db:
+        with psycopg.connect(direct(database_url), autocommit=True) as db:
             while not ended.wait(0.02):
                 for command, checkout in db.execute(
                     "SELECT id, checkout_id FROM commands WHERE handled_at IS NULL ORDER BY requested_at"
@@ -273,7 +274,7 @@ def worker(database_url, *statements):
 
 
 def rows(database_url, statement):
-    with psycopg.connect(database_url, autocommit=True) as db:
+    with psycopg.connect(direct(database_url), autocommit=True) as db:
         return db.execute(statement).fetchall()
 
 
@@ -424,7 +425,7 @@ def test_money_without_a_home_is_listed(books):
 
 
 def test_money_that_cannot_be_read_is_printed_as_it_is_stored(books):
-    with psycopg.connect(books["DATABASE_URL"], autocommit=True) as connection:
+    with psycopg.connect(direct(books["DATABASE_URL"]), autocommit=True) as connection:
         connection.execute(
             "UPDATE payments SET currency = 'ISK', reserved = 0, raw_amounts = '{\"reserved\": \"1.990,50\"}' WHERE transaction_id = '8'"
         )

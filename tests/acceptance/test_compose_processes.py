@@ -21,6 +21,7 @@ from psycopg import sql
 
 from orchestrator import schema
 from tests.conftest import JWT_SECRET, SECRET_KEY
+from tests.pooler import pooled
 from tests.world import free_port
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def installed(servers: Embedded, tmp_path: Path) -> Iterator[dict[str, str]]:
             schema.make_roles(urls[0], owner_password=passwords[1], application_password=passwords[2])
             yield {
                 "ORCHESTRATOR_MIGRATION_URL": urls[1],
-                "ORCHESTRATOR_DATABASE_URL": urls[2],
+                "ORCHESTRATOR_DATABASE_URL": pooled(urls[2]),
                 "ORCHESTRATOR_BROKER_URL": servers.redis_url,
                 "ORCHESTRATOR_REDIS_URL": servers.redis_url,
             }

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator.embedded import Embedded
 from tests.acceptance.command import NOBODY, ROOT, orchestrator, running
+from tests.pooler import administrator_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,6 +130,7 @@ def test_people_are_shown_prices_and_no_minor_units(played, place):
     assert not re.search(rf"\b{minor}\b", told + story)
 
 
+@pytest.mark.direct("an installation whose Postgres is elsewhere is not known to be stopped")
 def test_doctor_says_of_a_stopped_installation_how_to_start_it(played, place):
     ended = orchestrator("doctor", "--data-dir", place)
 
@@ -211,6 +213,7 @@ def test_a_demo_that_is_interrupted_does_not_claim_success(tmp_path):
     assert "ended as scripted" not in demo.said
 
 
+@pytest.mark.direct("it is about the account of the servers that it starts")
 @pytest.mark.skipif(
     os.geteuid() != 0,
     reason="only root can become somebody else; otherwise all tests run as an ordinary user",
@@ -254,7 +257,11 @@ def test_the_demo_needs_no_rights_of_root(tmp_path_factory):
 @contextmanager
 def as_superuser(place: Path) -> Iterator[psycopg.Connection]:
     """Somebody with every right, for whom the guard of the trail is no obstacle."""
-    with Embedded.start(place, redis=False) as servers, psycopg.connect(servers.administrator_url) as db:
+    with ExitStack() as held:
+        url = administrator_of(place)
+        if url is None:
+            url = held.enter_context(Embedded.start(place, redis=False)).administrator_url
+        db = held.enter_context(psycopg.connect(url))
         db.execute("ALTER TABLE audit_entries DISABLE TRIGGER ALL")
         yield db
         db.execute("ALTER TABLE audit_entries ENABLE TRIGGER ALL")

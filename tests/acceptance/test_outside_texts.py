@@ -22,6 +22,7 @@ from orchestrator.states import State, Trigger
 from orchestrator.vault import Vault
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.factories import core, payment
+from tests.pooler import direct
 
 _RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 HOSTILE = (
@@ -85,7 +86,7 @@ def write(database_url: str, text: str, *, currency: str = "DKK") -> str:
             return str(held.id)
 
     made = asyncio.run(paid())
-    with psycopg.connect(database_url, autocommit=True) as db:
+    with psycopg.connect(direct(database_url), autocommit=True) as db:
         db.execute(
             "UPDATE checkouts SET order_ref = %(t)s, attention = 'unknown_payment: ' || %(t)s, last_error = %(t)s, currency = %(c)s",
             {"t": text, "c": currency},
@@ -216,7 +217,7 @@ def test_doctor_says_what_keeps_a_real_gateway_from_our_callbacks(orchestrator, 
 def test_doctor_says_so_of_another_merchants_gateway_and_without_a_database(
     orchestrator, database_url, known
 ):
-    with psycopg.connect(database_url, autocommit=True) as db:
+    with psycopg.connect(direct(database_url), autocommit=True) as db:
         db.execute(
             "INSERT INTO merchants (name, gateway_url, username, password) VALUES ('shop2', 'https://two.gateway.example', 'u', 'x')"
         )
@@ -239,7 +240,7 @@ def test_doctor_says_nothing_of_the_address_with_a_gateway_on_this_machine(orche
 def test_a_clock_that_tests_have_moved_stops_the_start_beside_a_real_gateway(
     orchestrator, database_url, known, command
 ):
-    with psycopg.connect(database_url, autocommit=True) as db:
+    with psycopg.connect(direct(database_url), autocommit=True) as db:
         db.execute("UPDATE clock_skew SET seconds = 3600")
 
     ended = orchestrator(command, **known, GATEWAY_URL="https://shop.gateway.example")

@@ -15,6 +15,7 @@ import pytest
 from orchestrator.embedded.children import LINUX
 from tests.acceptance.command import ROOT, environment
 from tests.conftest import JWT_SECRET, SECRET_KEY
+from tests.pooler import direct
 
 
 def takes_sigterm(pid: int) -> bool:
@@ -37,7 +38,7 @@ def test_every_line_of_a_process_is_json_also_while_it_shuts_down(database_url, 
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        with psycopg.connect(database_url, autocommit=True) as db:
+        with psycopg.connect(direct(database_url), autocommit=True) as db:
             deadline = time.monotonic() + 60
             while not (db.execute("SELECT 1 FROM workers").fetchall() and takes_sigterm(process.pid)):
                 assert time.monotonic() < deadline

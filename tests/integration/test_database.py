@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from orchestrator import schema
 from orchestrator.db import Batch, Database, DatabaseAway, _driver, is_away, run
 from orchestrator.postgres_url import parameters, place
-from tests.postgres import Cluster, Proxy, address, needs_pgbouncer, pgbouncer, through
+from tests.postgres import LOGIN, Cluster, Proxy, address, needs_pgbouncer, pgbouncer, pooling, through
 
 pytestmark = pytest.mark.anyio
 
@@ -397,7 +397,7 @@ async def test_behind_pgbouncer_clients_share_servers_and_leave_nothing_in_their
             } == {"0"}
             # What planning and times depend on holds in each transaction, though the database has no such defaults here.
             inside = await shown(one)
-            assert (inside.zone, inside.cost) == ("UTC", "1.1")
+            assert (inside.zone, inside.cost, inside.timeout) == ("UTC", "1.1", "7s")
             async with one.snapshot() as moment:
                 assert (await moment.execute(SHOWN)).one().cost == "1.1"
             await batch.close()
@@ -426,6 +426,39 @@ async def test_prepared_statements_behind_a_pooler_are_used_where_the_setting_sa
 
 
 @needs_pgbouncer
+async def test_behind_poolers_the_primary_is_found_whatever_they_announce(pair):
+    old, new = pair
+    user, _, password = LOGIN.partition(":")
+    old.read_only(on=False)
+    new.read_only(on=False)
+    try:
+        with pooling(old.port, {user: password}) as one, pooling(new.port, {user: password}) as other:
+            url = f"postgresql://{LOGIN}@127.0.0.1:{one},127.0.0.1:{other}/shop"
+            async with Database(url, pool_size=3) as db:
+                table, batch = writer(db)
+                await create(new.url, table)
+                await create(old.url, table)
+                new.read_only()
+                # A pooler tells every client what its first connection was told.
+                with pytest.raises(DBAPIError, match="read-only"):
+                    async with Database(f"postgresql://{LOGIN}@127.0.0.1:{other}/shop") as alone:
+                        await alone.read(ONE)
+                await asyncio.gather(*map(batch.put, range(20)))
+                old.read_only()
+                waiting = asyncio.create_task(batch.put(100))
+                await asyncio.sleep(0.3)
+                assert not waiting.done()
+                new.read_only(on=False)
+                async with asyncio.timeout(SOON):
+                    assert await waiting == 100
+                assert {(await port_of(db)).port for _ in range(3)} == {new.port}
+                await batch.close()
+    finally:
+        new.read_only(on=False)
+        old.read_only(on=False)
+
+
+@needs_pgbouncer
 async def test_a_migration_behind_a_pooler_is_refused_with_a_sentence(database_url):
     with pgbouncer(database_url) as url:
         with pytest.raises(schema.NoDatabase, match="MIGRATION_URL"):
@@ -439,9 +472,36 @@ async def test_a_migrated_database_needs_nothing_to_be_set_by_transactions():
         await asyncio.to_thread(schema.migrate, fresh.url)
         with pgbouncer(fresh.url) as url:
             async with Database(url, pool_size=1) as db:
-                async with db.transaction() as tx:
-                    driver = tx.sync_connection.connection.driver_connection
-                    assert driver.pooled
-                    assert driver.local is None
+                assert (await driver_of(db)).pooled
+                assert b"timezone" not in (await driver_of(db)).local
                 (row,) = await db.read(SHOWN)
-                assert (row.zone, row.cost) == ("UTC", "1.1")
+                assert (row.zone, row.cost, row.timeout) == ("UTC", "1.1", "0")
+            for setting in ("statement_timeout", "idle_in_transaction_session_timeout"):
+                fresh.admin(f"ALTER ROLE shop SET {setting} = '20s'")
+        with pgbouncer(fresh.url) as url:
+            async with Database(url, pool_size=1) as db:
+                assert (await driver_of(db)).local == b""
+                assert (await shown(db)).timeout == "20s"
+
+
+async def driver_of(db):
+    async with db.transaction() as tx:
+        return tx.sync_connection.connection.driver_connection
+
+
+@needs_pgbouncer
+async def test_behind_pgbouncer_a_transaction_whose_client_fell_silent_gives_back_what_it_holds(database_url):
+    lock = text("SELECT pg_advisory_xact_lock(11)")
+    with pgbouncer(database_url) as url, Proxy(address(url)) as proxy:
+        async with Database(through(url, proxy), pool_size=1, timeout=BOUND) as db, Database(url) as other:
+
+            async def fall_silent():
+                async with db.transaction() as tx:
+                    await tx.execute(lock)
+                    proxy.silence()
+                    await tx.execute(ONE)
+
+            with pytest.raises(DBAPIError):
+                await fall_silent()
+            async with asyncio.timeout(SOON), other.transaction() as tx:
+                await tx.execute(lock)

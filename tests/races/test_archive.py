@@ -15,6 +15,7 @@ from orchestrator.archive.patience import LOCK_TIMEOUT
 from orchestrator.db import Database
 from orchestrator.states import State, Trigger
 from tests.factories import arrival, core, payment
+from tests.pooler import direct
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +48,7 @@ class Watched(Database):
 @pytest.fixture(name="impatient_url")
 def _impatient_url(database_url):
     """A database on which whoever waits too long for a lock is told so."""
-    with psycopg.connect(database_url, autocommit=True) as admin:
+    with psycopg.connect(direct(database_url), autocommit=True) as admin:
         name = admin.execute("SELECT current_database()").fetchone()[0]
         admin.execute(
             sql.SQL("ALTER DATABASE {} SET lock_timeout = {}").format(
@@ -134,7 +135,7 @@ async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a
                 taken += 1
 
         runs = [asyncio.create_task(take_orders()) for _ in range(4)]
-        async with await psycopg.AsyncConnection.connect(impatient_url) as reader:
+        async with await psycopg.AsyncConnection.connect(direct(impatient_url)) as reader:
             # Somebody reads the trail for long: for as long as that goes on the months stay, and intake goes on.
             await reader.execute("SELECT 1 FROM audit_entries LIMIT 1")
             before = taken

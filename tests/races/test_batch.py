@@ -16,6 +16,7 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError, Programm
 from orchestrator.db import AGAIN, Batch, Database, DatabaseAway, Unwritten, is_away
 from tests.factories import Breaking, intake, lost_connection, row_held
 from tests.factories import core as another
+from tests.pooler import pooled
 
 pytestmark = pytest.mark.anyio
 
@@ -60,7 +61,7 @@ async def _slots(servers):
     made = []
 
     async def make(**options):
-        made.append(Slots(Breaking(servers.administrator_url, pool_size=2, name="slots"), **options))
+        made.append(Slots(Breaking(pooled(servers.administrator_url), pool_size=2, name="slots"), **options))
         await made[-1].create()
         return made[-1]
 
@@ -138,6 +139,7 @@ async def test_a_row_that_is_too_large_for_postgres_is_refused_and_not_tried_unt
     assert not is_away(cause)
 
 
+@pytest.mark.direct("a bound that the server keeps for one session, which a pooler shares")
 async def test_a_database_ends_statements_that_take_longer_than_it_was_told(servers):
     async with Database(servers.administrator_url, pool_size=1, statement_timeout=100) as db:
         with pytest.raises(OperationalError) as error:

@@ -17,6 +17,7 @@ from orchestrator.states import State
 from orchestrator.vault import VaultError
 from tests.factories import Breaking, arrival, row_held
 from tests.factories import core as another
+from tests.pooler import direct
 
 pytestmark = pytest.mark.anyio
 
@@ -266,7 +267,7 @@ async def test_personal_data_is_not_readable_in_any_table(core):
     assert key.open(held.intent, purpose="intent") == document
     assert MARKER.encode() in key.open(held.letters[0].body[1:], purpose="callback")
     forms = [MARKER, MARKER.encode().hex()]
-    async with await psycopg.AsyncConnection.connect(core.url) as superuser:
+    async with await psycopg.AsyncConnection.connect(direct(core.url)) as superuser:
         for table in metadata.tables:
             rows = await (await superuser.execute(f"SELECT t::text FROM {table} t")).fetchall()
             assert not [row for (row,) in rows for form in forms if form in row], table

@@ -37,6 +37,7 @@ from tests.histories.steps import (
 )
 from tests.histories.world import World, world
 from tests.integration.carry.scene import take
+from tests.pooler import pooled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +89,7 @@ def stage(servers: Embedded, template: str) -> Iterator[Stage]:
     logged = structlog.get_config()
     # Some forty lines for each of thousands of histories are read by nobody.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    one = Stage(_url(servers, name))
+    one = Stage(pooled(_url(servers, name)))
     yield one
     one.close()
     structlog.configure(**logged)

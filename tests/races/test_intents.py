@@ -17,6 +17,7 @@ from orchestrator.models import uuid7
 from orchestrator.states import CLOSED, State, Trigger
 from tests.factories import Breaking, intake
 from tests.factories import core as another
+from tests.pooler import direct
 
 pytestmark = pytest.mark.anyio
 
@@ -260,7 +261,7 @@ async def test_one_key_for_many_orders_through_two_processes_is_one_checkout(cor
 async def test_whoever_loses_the_race_for_an_order_number_points_its_key_at_the_winner(core):
     """The winner commits between the loser's look and the loser's insert."""
     asked = intake(idempotency_key="key-loser")
-    async with await psycopg.AsyncConnection.connect(core.url) as winner:
+    async with await psycopg.AsyncConnection.connect(direct(core.url)) as winner:
         theirs = uuid7()
         await winner.execute(
             """INSERT INTO checkouts (id, merchant_id, order_ref, state, due_at, deadline, currency, amount, audit_sequence,

@@ -21,6 +21,7 @@ from orchestrator.vault import Vault
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.integration.api.process import PASSWORD, bearer
 from tests.integration.api.scene import PAGES, intent, path_of
+from tests.pooler import direct
 
 if TYPE_CHECKING:
     from tests.integration.api.process import Server
@@ -34,7 +35,7 @@ def test_a_signal_ends_it_in_order(server: Server, number):
 
 
 def test_a_request_under_way_is_finished_before_it_ends(server: Server, database_url):
-    with psycopg.connect(database_url) as blocker:
+    with psycopg.connect(direct(database_url)) as blocker:
         blocker.execute("LOCK TABLE checkouts IN ACCESS EXCLUSIVE MODE")
         raw = json.dumps(intent("A-1")).encode()
         head = f"POST /v1/checkouts HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n"
@@ -101,7 +102,7 @@ def test_no_secret_and_nobodys_data_reaches_a_log(server: Server, database_url):
     assert client.get(f"/v1/checkouts/{checkout}", headers=stale).status_code == 401
     assert client.get(f"/v1/checkouts/{checkout}", headers=token).status_code == 200
     # What breaks is logged with a traceback: the worst moment for a secret to slip out.
-    with psycopg.connect(database_url, autocommit=True) as database:
+    with psycopg.connect(direct(database_url), autocommit=True) as database:
         database.execute("ALTER TABLE callbacks RENAME COLUMN grade TO mark")
         database.execute("ALTER TABLE checkouts RENAME COLUMN late TO later")
     assert client.post(path_of(urls.notification), data={"email": "grace@example.com"}).status_code == 503

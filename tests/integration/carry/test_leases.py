@@ -12,6 +12,7 @@ import pytest
 from orchestrator.carry import Admission, admission
 from orchestrator.lifecycle import claim, renew
 from tests.integration.carry.scene import Scene, scene
+from tests.pooler import direct
 
 pytestmark = pytest.mark.anyio
 
@@ -181,7 +182,7 @@ async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_alarm(
         carrying = asyncio.create_task(world.carry(checkout))
         await world.until_state(checkout, "authenticated")
         name = database_url.partition("?")[0].rpartition("/")[2]
-        with psycopg.connect(database_url.replace(f"/{name}", "/postgres"), autocommit=True) as admin:
+        with psycopg.connect(direct(database_url).replace(f"/{name}", "/postgres"), autocommit=True) as admin:
             admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
             admin.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
@@ -206,10 +207,10 @@ async def test_postgres_refusing_a_read_leaves_the_order_to_its_alarm_and_bother
     async with scene(database_url, gateway_url) as world:
         checkout = await world.accept()
         # The merchants' table is locked, and the statement that wants to read it is cancelled as a time-out would.
-        with psycopg.connect(database_url) as other:
+        with psycopg.connect(direct(database_url)) as other:
             other.execute("LOCK TABLE merchants IN ACCESS EXCLUSIVE MODE")
             carrying = asyncio.create_task(world.carry(checkout))
-            with psycopg.connect(database_url, autocommit=True) as admin:
+            with psycopg.connect(direct(database_url), autocommit=True) as admin:
                 cancelled = False
                 async with asyncio.timeout(10):
                     while not (cancelled and carrying.done()):
