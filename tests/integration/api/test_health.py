@@ -119,13 +119,8 @@ async def test_a_database_that_takes_no_writes_is_named_and_named_well_again(api
 
 
 async def test_a_server_that_only_takes_sessions_that_read_is_named(api: Api, database_url):
-<<<<<<< HEAD
     await others(api)
-    with psycopg.connect(database_url, autocommit=True) as admin:
-=======
-    await worker(api)
     with psycopg.connect(direct(database_url), autocommit=True) as admin:
->>>>>>> fix-d
         name = admin.info.dbname
         admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
         admin.execute(
@@ -263,13 +258,8 @@ async def test_a_worker_that(api: Api, progress, said):
 
 async def test_writers_that_cannot_write_are_named_while_it_lasts(api: Api, database_url, monkeypatch):
     monkeypatch.setattr("orchestrator.readiness.STALLED_AFTER", 0.3)
-<<<<<<< HEAD
     await others(api)
-    async with await psycopg.AsyncConnection.connect(database_url) as blocker:
-=======
-    await worker(api)
     async with await psycopg.AsyncConnection.connect(direct(database_url)) as blocker:
->>>>>>> fix-d
         await blocker.execute("LOCK TABLE checkouts IN ACCESS EXCLUSIVE MODE")
         order = asyncio.create_task(api.taken())
         async with asyncio.timeout(SOON):
