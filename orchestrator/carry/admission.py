@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -95,7 +94,7 @@ class Admission:
         self._under_way: set[asyncio.Task[list[UUID]]] = set()
         self._runner = asyncio.create_task(self._run(), name="admission")
         self._runner.add_done_callback(self._runner_ended)
-        self._closed = asyncio.Event()
+        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._renewer = asyncio.create_task(self._renew(), name="leases")
 
     @property
@@ -148,7 +147,8 @@ class Admission:
         """Stop, and wait for what is in flight."""
         self.stop()
         await asyncio.gather(self._runner, *self._under_way, return_exceptions=True)
-        self._closed.set()
+        if not self._closed.done():
+            self._closed.set_result(None)
         await self._renewer
 
     async def _renew(self) -> None:
@@ -171,10 +171,8 @@ class Admission:
                 _log.warning("leases_not_renewed", leases=len(held), error=type(error).__name__)
 
     async def _is_closed_within(self, seconds: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._closed.wait()
-        return self._closed.is_set()
+        await asyncio.wait((self._closed,), timeout=seconds)
+        return self._closed.done()
 
     def _runner_ended(self, runner: asyncio.Task[None]) -> None:
         if not self._stopping:

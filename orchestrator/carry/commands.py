@@ -6,7 +6,7 @@ A command that asks for money becomes an operation of its own; one whose transac
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from orchestrator import decisions, log, money, operations, reconcile
 from orchestrator.audit import Action
@@ -15,7 +15,7 @@ from orchestrator.states import CARRIED, CLOSED, Moved, State, Trigger, decide
 
 if TYPE_CHECKING:
     from orchestrator.carry.step import Step
-    from orchestrator.lifecycle import Command, Held, Operation
+    from orchestrator.lifecycle import Command, Held
 
 _log = log.get(__name__)
 
@@ -159,7 +159,16 @@ async def _move_money(step: Step, command: Command) -> None:
         payment, command.kind, amount=amount, cause="asked", actor=command.actor, reason=command.reason,  # type: ignore[arg-type]
         command_id=command.id,
     )  # fmt: skip
-    await request(step, operation, actor=command.actor, done=((command.id, f"accepted: {operation.id}"),))
+    evidence = {
+        # A command that the trail names is never taken again.
+        "command": str(command.id), "operation": str(operation.id), "kind": operation.kind, "transaction": operation.transaction_id,
+        "amount": operation.amount, "currency": operation.currency, "cause": operation.cause, "reason": operation.reason,
+    }  # fmt: skip
+    # It is carried out under the same lease.
+    await step.write(
+        None, Action.MONEY_REQUESTED, actor=command.actor, evidence=evidence, operations=(operation,), attempts=0, alarm=KEEP,
+        done=((command.id, f"accepted: {operation.id}"),),
+    )  # fmt: skip
 
 
 def _amount_of(held: Held, command: Command, payment: Known) -> tuple[int, str | None]:
@@ -190,21 +199,6 @@ def _amount_of(held: Held, command: Command, payment: Known) -> tuple[int, str |
         asked_for, there = money.spelled(amount, payment.currency), money.spelled(left, payment.currency)
         return 0, f"only {there} are left to {kind}, and {asked_for} were asked for"
     return amount, None
-
-
-async def request(step: Step, operation: Operation, *, actor: str, **changes: Any) -> None:
-    """Write a requested operation; it is carried out under the same lease."""
-    evidence = {
-        "operation": str(operation.id), "kind": operation.kind, "transaction": operation.transaction_id,
-        "amount": operation.amount, "currency": operation.currency, "cause": operation.cause, "reason": operation.reason,
-    }  # fmt: skip
-    if operation.command_id is not None:
-        # A command that the trail names is never taken again.
-        evidence["command"] = str(operation.command_id)
-    await step.write(
-        None, Action.MONEY_REQUESTED, actor=actor, evidence=evidence, operations=(operation,), attempts=0, alarm=KEEP,
-        **changes,
-    )  # fmt: skip
 
 
 # ── What a person decides ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import msgspec
 from sqlalchemy import text
@@ -201,7 +201,8 @@ class Intents:
                 waiting.add(asked.id)
                 continue
             seen.add(checkout)
-            match await lifecycle.match(self._db, self._vault, _ordered(asked, checkout)):
+            found = await lifecycle.match(self._db, self._vault, _ordered(asked, checkout))
+            match found:
                 case lifecycle.Matched(state, created_at, deadline):
                     fates[asked.id] = Accepted(
                         checkout,
@@ -217,6 +218,8 @@ class Intents:
                     waiting.add(asked.id)
                 case lifecycle.Unsettled() | lifecycle.NoMoney():
                     pass
+                case _:
+                    assert_never(found)
         return frozenset(waiting)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import psutil
@@ -29,13 +29,17 @@ def frozen(*pids: int) -> Iterator[None]:
     family = [
         one for pid in pids for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))
     ]
-    for one in family:
-        one.send_signal(signal.SIGSTOP)
+    _send(family, signal.SIGSTOP)
     try:
         yield
     finally:
-        for one in family:
-            one.send_signal(signal.SIGCONT)
+        _send(family, signal.SIGCONT)
+
+
+def _send(family: list[psutil.Process], number: signal.Signals) -> None:
+    for one in family:
+        with suppress(psutil.NoSuchProcess):  # a connection of Postgres that ended meanwhile
+            one.send_signal(number)
 
 
 @pytest.mark.timeout(300)
@@ -57,6 +61,9 @@ def test_every_process_ends_in_time_after_sigterm_while_a_server_hangs(
             for name in ("sandbox", *names):
                 one.start(name)
             one.until_state(one.order(), "awaiting_payment", seconds=60)
+            # No order needs the scheduler. Until it runs it holds nothing, and SIGTERM ends it with the status of any program.
+            published = "SELECT name FROM workers WHERE kind = 'scheduler'"
+            one.until(lambda: one.sql(published), "the scheduler publishes", seconds=60)
             assert broker.process is not None
             pid = own.pids["postgres"] if hangs == "postgres" else broker.process.pid
             with frozen(pid):

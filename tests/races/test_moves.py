@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from uuid import uuid4
 
 import pytest
@@ -101,6 +102,36 @@ async def test_what_the_mover_returns_is_what_the_next_claim_reads(core):
     for name in ("offered_at", "withdrawn_at", "ended_at", "token_expires_at"):
         assert abs((getattr(told, name) - getattr(read, name)).total_seconds()) < 1, name
     assert read.accepted == {f"t-{held.id}"}
+
+
+async def test_a_mover_that_cannot_write_says_since_when_and_why_and_then_that_it_writes_again(core):
+    held = await core.held()
+    fares = core.lifecycle.writes
+    assert (fares.name, fares.stalled, fares.error) == ("moves", 0.0, "")
+    await core.do(
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'no space left' USING ERRCODE = '53100'; END $$"
+    )
+    await core.do(
+        "CREATE TRIGGER full_disk BEFORE UPDATE ON checkouts FOR EACH ROW EXECUTE FUNCTION full_disk()"
+    )
+    try:
+        begun = time.monotonic()
+        moving = asyncio.create_task(core.advance(held, Trigger.AUTHENTICATED))
+        async with asyncio.timeout(10):
+            while not core.lifecycle.writes.error:  # noqa: ASYNC110 - nobody tells us
+                await asyncio.sleep(0.01)
+        fares = core.lifecycle.writes
+        assert fares.error == "53100"
+        assert 0 < fares.stalled <= time.monotonic() - begun
+        assert not moving.done()
+    finally:
+        await core.do("DROP TRIGGER full_disk ON checkouts")
+        await core.do("DROP FUNCTION full_disk")
+    assert (await moving).state is State.AUTHENTICATED
+    fares = core.lifecycle.writes
+    assert (fares.stalled, fares.error) == (0.0, "")
+    assert fares.committed is not None
 
 
 async def test_values_that_a_move_does_not_name_stay(core):

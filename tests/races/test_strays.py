@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from uuid import uuid4
@@ -11,10 +12,10 @@ import pytest
 
 from orchestrator import audit, lifecycle
 from orchestrator.db import Unwritten
-from orchestrator.inbox import KeyReused, Strays, Unaddressed
+from orchestrator.inbox import KeyReused, OrderTaken, Strays, Unaddressed, intents
 from orchestrator.models import uuid7
 from orchestrator.states import State, Trigger
-from tests.factories import Breaking, intake
+from tests.factories import Breaking, intake, payment
 from tests.factories import core as another
 
 pytestmark = pytest.mark.anyio
@@ -171,26 +172,95 @@ async def test_the_same_unproven_one_many_times_at_once_is_kept_once_and_counted
     assert await core.all("SELECT count(*) FROM checkouts") == [0]
 
 
+# ── The order comes after its payment ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def paid_before(core, taker):
+    """Return the checkout of a payment for order OLD-1 that a lookup has shown, as a worker leaves it."""
+    placed = await taker.take(stray("OLD-1"))
+    (held,) = await core.claim(placed.checkout_id)
+    letters = tuple(letter.id for letter in held.letters)
+    seen = payment("1", order_ref="OLD-1", binding="order_ref")
+    await core.advance(
+        held,
+        Trigger.PAYMENT_FOUND,
+        payments=(seen,),
+        money=(13900, 0, 0),
+        late=True,
+        read=letters,
+        alarm=60.0,
+    )
+    return placed.checkout_id
+
+
 async def test_intents_for_one_payment_from_two_processes_are_one_order_and_its_key_is_noted(core):
     async with takers(core) as processes:
-        placed = await processes[0][1].take(stray("OLD-1"))
-        await core.do(
-            "UPDATE checkouts SET state = 'completed', late = true, version = 2, reserved = 13900, ended_at = clock()"
-        )
-        await core.do(
-            "INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, reading, "
-            "currency, reserved, captured, refunded) VALUES (1, '1', :id, 'OLD-1', 'accepted', 'order_ref', 'preauth', "
-            "'reserved', 'DKK', 13900, 0, 0)",
-            id=placed.checkout_id,
-        )
+        paid = await paid_before(core, processes[0][1])
         asked = intake(order_ref="OLD-1", amount=13900, currency="DKK", idempotency_key="K-1")
         accepted = await asyncio.gather(
             *(processes[number % 2][0].intents.accept(replace(asked, id=uuid7())) for number in range(20))
         )
-        assert {(one.id, one.fresh, one.state) for one in accepted} == {
-            (placed.checkout_id, False, "completed")
-        }
+        assert {(one.id, one.fresh, one.state) for one in accepted} == {(paid, False, "completed")}
         with pytest.raises(KeyReused):
             await core.intents.accept(replace(asked, id=uuid7(), order_ref="OLD-2", fingerprint=b"g" * 32))
     assert await core.all("SELECT late, version, attention FROM checkouts") == [(False, 3, None)]
     assert await core.all("SELECT count(*) FROM audit_entries WHERE action = 'intent:matched'") == [1]
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same content", "other content"])
+@pytest.mark.parametrize("first", ["the payment's checkout", "a checkout of its own"])
+async def test_an_intent_that_another_process_was_quicker_than_meets_what_became_of_the_order(
+    core, monkeypatch, *, first, same
+):
+    """Between our look at the payment's checkout and its match, another process matches it, or creates the order beside it."""
+    async with takers(core, 1) as ((process, taker),):
+        paid = await paid_before(core, taker)
+        mine = intake(order_ref="OLD-1", amount=13900, currency="DKK")
+        theirs = replace(mine, id=uuid7(), fingerprint=mine.fingerprint if same else b"g" * 32)
+        meet, born = intents._meet, []
+
+        async def late(*arguments):
+            met = await meet(*arguments)
+            monkeypatch.setattr(intents, "_meet", meet)
+            if first == "the payment's checkout":
+                born.append((await process.intents.accept(theirs)).id)
+            else:
+                born.append((await process.intents.accept(replace(theirs, order_ref="T-new"))).id)
+                await core.do("UPDATE checkouts SET order_ref = 'OLD-1' WHERE id = :id", id=born[0])
+            return met
+
+        monkeypatch.setattr(intents, "_meet", late)
+        accepting = core.intents.accept(mine)
+        if same:
+            accepted = await accepting
+            assert (accepted.id, accepted.fresh) == (born[0], False)
+        else:
+            with pytest.raises(OrderTaken) as refused:
+                await accepting
+            assert refused.value.checkout == born[0]
+    matched = first == "the payment's checkout"
+    assert (born[0] == paid) == matched
+    assert await core.all("SELECT late, version FROM checkouts WHERE id = :id", id=paid) == [
+        (False, 3) if matched else (True, 2)
+    ]
+    assert await core.all("SELECT count(*) FROM checkouts") == [1 if matched else 2]
+    assert await core.all("SELECT count(*) FROM audit_entries WHERE action = 'intent:matched'") == [
+        int(matched)
+    ]
+    assert (await audit.verify(core.db, core.vault)).problems == []
+
+
+async def test_an_order_whose_checkout_lost_its_data_key_is_kept_under_a_new_one(core):
+    """What was erased with the key stays erased; what comes now can be read."""
+    async with takers(core, 1) as ((_, taker),):
+        paid = await paid_before(core, taker)
+    await core.do("UPDATE intents SET data_key = NULL")
+    asked = intake(order_ref="OLD-1", amount=13900, currency="DKK")
+    assert (await core.intents.accept(asked)).id == paid
+    (stored,) = await core.all("SELECT data_key, body FROM intents")
+    wrapped, body = map(bytes, stored)
+    key = core.vault.data_key(paid, wrapped)
+    assert key.open(body, purpose="intent") == asked.document
+    (entry,) = await core.all("SELECT entry FROM audit_entries WHERE action = 'intent:matched'")
+    assert json.loads(entry)["evidence"]["intent"] == key.mac(asked.fingerprint).hex()
+    assert (await audit.verify(core.db, core.vault)).problems == []

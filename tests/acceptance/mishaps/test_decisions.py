@@ -218,7 +218,7 @@ async def test_money_that_is_taken_back_in_another_way_is_told_to_a_person(
     assert (await world.row(checkout)).attention is None
 
 
-async def reopened_and_paid_in_the_session_before(world: Shop) -> UUID:
+async def reopened_and_paid_in_the_session_before(world: Shop, amount: int = WHOLE) -> UUID:
     """Return a reopened checkout that could not be offered again yet, while the shopper paid in the tab of the first session."""
     checkout = await world.expired()
     await world.plan(checkout, fail={"session": 99})
@@ -227,7 +227,7 @@ async def reopened_and_paid_in_the_session_before(world: Shop) -> UUID:
     assert await world.state(checkout) == "authenticated"
     paid = {
         "orderId": world.orders[checkout],
-        "amountMinor": WHOLE,
+        "amountMinor": amount,
         "currency": "DKK",
         "checkout": str(checkout),
     }
@@ -241,6 +241,25 @@ async def test_an_order_that_could_once_be_paid_fails_only_after_a_lookup(world:
     await world.carry(checkout)
     assert await world.state(checkout) == "completed"
     assert "checkout.failed" not in await world.events(checkout)
+    await world.agree(checkout)
+
+
+async def test_an_order_that_could_once_be_paid_does_not_fail_while_a_person_is_asked_about_its_money(
+    world: Shop,
+):
+    checkout = await reopened_and_paid_in_the_session_before(world, amount=13000)
+    await world.plan(checkout, fail={"session": 99}, failStatus=422)
+    for _ in range(3):
+        await world.carry(checkout)
+        row = await world.row(checkout)
+        assert (row.state, row.lease) == ("authenticated", None)
+        assert row.attention.startswith("payment_mismatch: ")
+        assert row.due_at is not None
+    assert (await world.events(checkout)).count("checkout.attention") == 1, "the same is not asked twice"
+    assert "checkout.failed" not in await world.events(checkout)
+    assert (await world.asked(checkout, "resolve", decision="keep")).startswith("done")
+    row = await world.row(checkout)
+    assert (row.state, row.reserved, row.attention) == ("completed", 13000, None)
     await world.agree(checkout)
 
 

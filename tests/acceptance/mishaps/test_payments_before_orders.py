@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from uuid import UUID
 
 import pytest
@@ -182,4 +183,35 @@ async def test_where_both_come_before_any_lookup_the_payment_is_left_to_the_orde
     assert (await world.row(first)).attention is None
     payments = await world.sql("SELECT checkout_id, role FROM payments")
     assert [(one.checkout_id, one.role) for one in payments] == [(order, "accepted")]
+    assert (await audit.verify(world.db, world.vault)).problems == []
+
+
+async def test_a_payment_from_long_before_an_order_of_its_number_is_not_left_to_that_order(world: Shop):
+    """Order numbers come again, after a year or in a new system: what the earlier order was paid with pays no later one."""
+    earlier = await unmatched(world, "B-9", looked_up=False)
+    world.wire.bent["B-9"] = lambda answer: re.sub(
+        r"<CreatedDate>[^<]*<", "<CreatedDate>2025-01-02 03:04:05<", answer
+    )
+    answer = await world.post("B-9")
+    assert answer.status_code == 202
+    order = UUID(answer.json()["id"])
+    world.orders[order] = "B-9"
+    assert order != earlier
+    await world.follow(order)
+    wakes = (await world.row(order)).wake
+    await world.follow(earlier)
+    row = await world.row(earlier)
+    assert row.state == "failed"
+    assert row.attention.startswith("unbound_payment: ")
+    await world.follow(order)
+    row = await world.row(order)
+    assert (row.state, row.attention, row.wake) == ("awaiting_payment", None, wakes)
+    # The person who is asked says whose it is.
+    await world.asked(earlier, "resolve", decision="keep")
+    await world.follow(earlier, order)
+    row = await world.row(earlier)
+    assert (row.state, row.reserved) == ("completed", WHOLE)
+    assert await world.state(order) == "awaiting_payment"
+    payments = await world.sql("SELECT checkout_id, role FROM payments")
+    assert [(one.checkout_id, one.role) for one in payments] == [(earlier, "accepted")]
     assert (await audit.verify(world.db, world.vault)).problems == []

@@ -455,6 +455,23 @@ async def test_money_that_is_not_this_orders_is_left_alone(api: Api, kind, chang
     assert said in document["detail"]
 
 
+@pytest.mark.parametrize("kind", ["capture", "refund", "release"])
+async def test_of_several_payments_of_one_order_the_one_that_is_meant_is_named(api: Api, kind):
+    books = {"captured": 5000 if kind == "refund" else 0}
+    checkout = await paid(api, transaction="21", reserved=5000, **books)
+    await payment(api, checkout, "22", reserved=8900, **books)
+    document = problem(await ask(api, checkout, kind, key="k-1"), 422, "several-payments")
+    assert document["errors"][0]["field"] == "transactionId"
+    assert "21, 22" in document["detail"]
+    assert await stored(api) == []
+    # Named, it is that one's money alone.
+    if kind != "release":
+        too_much = {"amount": 50.01, "transactionId": "21"}
+        problem(await ask(api, checkout, kind, too_much, key="k-2"), 422, "too-much")
+    assert (await ask(api, checkout, kind, {"transactionId": "21"}, key="k-3")).status_code == 202
+    assert (await stored(api))[0][1]["transactionId"] == "21"
+
+
 async def test_an_unknown_transaction_is_named(api: Api):
     answer = await ask(api, await paid(api), "release", {"transactionId": "9"})
     document = problem(answer, 422, "unknown-transaction")

@@ -167,7 +167,7 @@ async def test_two_merchants_with_more_than_enough_come_to_have_the_same(few: Cr
     assert await few.leased() == {1: 9, quiet: 1}
     # Each order takes three calls. What the first gives up, the second gets, until they are even.
     few.gateway.let_go("default", 27)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while sorted((await few.leased()).values()) != [4, 5]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     few.gateway.let_go("default")
@@ -404,6 +404,75 @@ async def test_a_claim_that_takes_longer_than_its_lease_is_given_up(
             while not await one.admission.admit([order]):
                 pass
         await one.until_through(order)
+
+
+@pytest.mark.parametrize(
+    "error", [OperationalError("UPDATE", {}, Exception("gone")), ValueError("a mistake of ours")]
+)
+async def test_a_renewal_of_leases_that_fails_is_told_of_and_tried_again_before_they_are_over(
+    database_url: str, gateway_url: str, monkeypatch, error
+):
+    async with crowd(database_url, gateway_url, lease_seconds=8.0, gateway_total_timeout=2.0) as one:
+        ids = await one.orders(2)
+        one.gateway.hold("default")
+        real, renewed = admission.renew, asyncio.Event()
+
+        async def renews(*arguments: Any, **options: Any) -> None:
+            await real(*arguments, **options)
+            renewed.set()
+
+        async def fails_once(*_: Any, **__: Any) -> None:
+            monkeypatch.setattr(admission, "renew", renews)
+            raise error
+
+        monkeypatch.setattr(admission, "renew", fails_once)
+        held = "SELECT id, lease, leased_until FROM checkouts ORDER BY id"
+        with structlog.testing.capture_logs() as logs:
+            await one.admission.admit(ids)
+            before = await one.world.sql(held)
+            async with asyncio.timeout(30):
+                await renewed.wait()
+        (line,) = [line for line in logs if line["event"] == "leases_not_renewed"]
+        assert (line["leases"], line["error"], line["log_level"]) == (2, type(error).__name__, "warning")
+        after = await one.world.sql(held)
+        assert [(row.id, row.lease) for row in after] == [(row.id, row.lease) for row in before]
+        assert all(new.leased_until > old.leased_until for new, old in zip(after, before, strict=True))
+        one.gateway.let_go("default")
+        await one.until_through(*ids)
+        versions = await one.world.sql("SELECT version, claims FROM checkouts")
+        assert [tuple(row) for row in versions] == [(5, 0)] * 2, (
+            "each step was taken once, by its first holder"
+        )
+
+
+async def test_how_long_the_dispatcher_has_been_at_one_round_is_seen_while_it_takes_nothing_up(
+    few: Crowd, monkeypatch
+):
+    """By these health tells a dispatcher that hangs from one that has nothing to do."""
+    ids = await few.orders(2)
+    loop, real = asyncio.get_running_loop(), claims._claim
+    hanging, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def hangs(*arguments: Any) -> Any:
+        hanging.set()
+        await goes_on.wait()
+        return await real(*arguments)
+
+    monkeypatch.setattr(claims, "_claim", hangs)
+    first = asyncio.create_task(few.admission.admit(ids[:1]))
+    await hanging.wait()
+    second = asyncio.create_task(few.admission.admit(ids[1:]))
+    rounds, idle, began = few.admission.rounds, few.admission.idle_seconds, loop.time()
+    await asyncio.sleep(0.1)
+    passed = loop.time() - began
+    assert few.admission.idle_seconds >= idle + passed
+    assert (few.admission.waiting, few.admission.rounds) == (1, rounds)
+    resumed = loop.time()
+    goes_on.set()
+    assert await asyncio.gather(first, second) == [True, True]
+    assert few.admission.idle_seconds <= loop.time() - resumed
+    assert (few.admission.waiting, few.admission.rounds) == (0, rounds + 2)
+    await few.until_through(*ids)
 
 
 async def test_a_dispatcher_that_ends_is_told_of(few: Crowd):

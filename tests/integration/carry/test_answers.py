@@ -108,6 +108,42 @@ async def test_an_amount_that_cannot_be_read_is_kept_as_written_until_it_can(wor
     assert (payment.currency, payment.raw_amounts) == ("DKK", None)
 
 
+async def test_money_of_which_it_is_not_clear_what_it_is_is_not_returned_from_here(world: Scene, monkeypatch):
+    checkout = await world.offered()
+    await world.pay(checkout)
+    await world.call_back(checkout)
+    bend(
+        world,
+        monkeypatch,
+        lambda raw: raw.replace(b"<TransactionStatus>preauth<", b"<TransactionStatus>teleported<"),
+    )
+    await world.carry(checkout)
+    asked = await world.row(checkout)
+    assert asked.attention.startswith("unclear_payment")
+    (payment,) = await world.sql("SELECT transaction_id, reading FROM payments")
+    assert await world.asked(checkout, "resolve", decision="return") == (
+        f"refused: what transaction {payment.transaction_id} holds is not clear: give its money back in the gateway's own "
+        "interface, then reconcile"
+    )
+    assert payment.reading == "unknown"
+    assert await world.operations(checkout) == []
+    assert await world.movements(checkout) == []
+    row = await world.row(checkout)
+    assert (row.state, row.attention) == (asked.state, asked.attention), "it is still asked"
+    assert (await world.trail(checkout))[-1]["action"] == "command:refused"
+    # As told: given back over there, then looked up.
+    released = await world.http.post(
+        f"{world.settings.gateway_url}/merchant/API/releaseReservation",
+        data={"transaction_id": payment.transaction_id},
+        auth=("shop", "sandbox password"),
+    )
+    assert released.is_success
+    await world.asked(checkout, "reconcile")
+    row = await world.row(checkout)
+    assert (row.state, row.attention) == ("awaiting_payment", None)
+    await world.agree(checkout)
+
+
 async def test_an_attempt_that_ended_in_an_error_without_money_lets_the_order_expire(
     world: Scene, monkeypatch
 ):

@@ -57,7 +57,6 @@ BOMB = gzip.compress(b" " * 50_000_000, mtime=0)
         (200, token_answer("two words"), {}),
         (200, token_answer("line\r\nX-Evil: 1"), {}),
         (200, token_answer("t" * 9000), {}),
-        (100, b"", {}),
         (300, b"{}", {}),
         (304, b"", {}),
         (408, b"{}", {}),
@@ -73,6 +72,11 @@ BOMB = gzip.compress(b" " * 50_000_000, mtime=0)
 def test_an_answer_that_is_of_no_use_is_unknown(status, body, headers):
     outcome = asyncio.run(authenticated(answering(status, body, **headers)))
     assert isinstance(outcome, Unknown), outcome
+
+
+def test_an_interim_answer_that_is_followed_by_nothing_is_unknown():
+    outcome = asyncio.run(authenticated(answering(100), gateway_total_timeout=0.6))
+    assert isinstance(outcome, Unknown)
 
 
 @pytest.mark.parametrize("value", [None, 1, "", "../x", "a b", "x" * 200, ["s"]])

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 WELL = answering(200, token_answer("opaque"))
-CALM = {"gateway_read_timeout": 12, "gateway_total_timeout": 15}
 
 
 @pytest.fixture
@@ -106,7 +105,7 @@ async def way_to(url: str) -> AsyncIterator[Way]:
 @asynccontextmanager
 async def worker(url: str | None, name: str, **changed: float) -> AsyncIterator[tuple[Gateway, Board]]:
     one = Board(None if url is None else read(url), name=name)
-    async with Gateway(settings(**{**CALM, **changed}), one) as gateway:
+    async with Gateway(settings(**changed), one) as gateway:
         if url is not None:
             await until(lambda: not one.away)
         yield gateway, one

@@ -16,7 +16,6 @@ from orchestrator.gateway.outcomes import Busy, Done, NotSent, Refused, Throttle
 from tests.integration.gateway.misbehaving import Exchange, Misbehaving, answering
 from tests.integration.gateway.scene import account, gateway_that, settings, token_answer
 
-PATIENT = {"gateway_read_timeout": 12, "gateway_total_timeout": 15}
 WELL = answering(200, token_answer("opaque"))
 BROKEN = answering(500)
 
@@ -40,7 +39,7 @@ def test_a_slow_gateway_takes_no_connection_of_another(run):
     async def scene():
         slow = Slow()
         async with (
-            gateway_that(slow, gateway_pool_size=2, **PATIENT) as (gateway, _, merchant),
+            gateway_that(slow, gateway_pool_size=2) as (gateway, _, merchant),
             Misbehaving(WELL) as quick,
         ):
             held = [asyncio.create_task(gateway.authenticate(merchant)) for _ in range(20)]
@@ -62,7 +61,7 @@ def test_a_slow_gateway_takes_no_connection_of_another(run):
 def test_all_gateways_together_have_a_bound_and_share_it_in_turn(run):
     async def scene():
         first, second = Slow(), Slow()
-        changed = {"gateway_pool_size": 10, "gateway_pool_total": 3, **PATIENT}
+        changed = {"gateway_pool_size": 10, "gateway_pool_total": 3}
         async with gateway_that(first, **changed) as (gateway, _, merchant), Misbehaving(second) as server:
             one = [asyncio.create_task(gateway.authenticate(merchant)) for _ in range(8)]
             await first.arrived.wait()
@@ -84,7 +83,7 @@ def test_all_gateways_together_have_a_bound_and_share_it_in_turn(run):
 def test_those_who_wait_for_one_gateway_are_served_merchant_after_merchant(run):
     async def scene():
         slow = Slow()
-        async with gateway_that(slow, gateway_pool_size=1, **PATIENT) as (gateway, _, noisy):
+        async with gateway_that(slow, gateway_pool_size=1) as (gateway, _, noisy):
             quiet = replace(noisy, merchant="quiet", username="quiet")
             calls = [asyncio.create_task(gateway.authenticate(noisy)) for _ in range(6)]
             await slow.arrived.wait()
@@ -126,7 +125,7 @@ def test_when_it_serves_again_everybody_is_let_in(run, monkeypatch):
     monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.05)
 
     async def scene():
-        async with gateway_that(BROKEN, breaker_failures=2, **PATIENT) as (gateway, server, merchant):
+        async with gateway_that(BROKEN, breaker_failures=2) as (gateway, server, merchant):
             await asyncio.gather(*(gateway.authenticate(merchant) for _ in range(2)))
             slow = Slow()
             server.answer = slow
@@ -153,7 +152,7 @@ def test_a_probe_that_is_cancelled_makes_room_for_the_next(run, monkeypatch):
     monkeypatch.setattr(breaker, "FIRST_PAUSE", 0.01)
 
     async def scene():
-        async with gateway_that(BROKEN, breaker_failures=1, **PATIENT) as (gateway, server, merchant):
+        async with gateway_that(BROKEN, breaker_failures=1) as (gateway, server, merchant):
             await gateway.authenticate(merchant)
             slow = Slow()
             server.answer = slow
@@ -238,7 +237,7 @@ def test_a_merchant_that_is_told_to_come_later_comes_later_and_the_others_do_not
 def test_a_late_answer_does_not_end_the_rest_that_was_asked_for(run):
     async def scene():
         slow = Slow()
-        async with gateway_that(slow, **PATIENT) as (gateway, server, merchant):
+        async with gateway_that(slow) as (gateway, server, merchant):
             early = asyncio.create_task(gateway.authenticate(merchant))
             await slow.arrived.wait()
             server.answer = answering(429, retry_after="30")
@@ -286,7 +285,7 @@ def test_a_gateway_gets_no_more_calls_in_a_second_than_its_budget(run):
             times.append(time.monotonic())
             await exchange.respond(200, token_answer("opaque"))
 
-        async with gateway_that(answer, gateway_calls_per_second=40.0, **PATIENT) as (gateway, _, merchant):
+        async with gateway_that(answer, gateway_calls_per_second=40.0) as (gateway, _, merchant):
             began.append(time.monotonic())
             await asyncio.gather(*(gateway.authenticate(merchant) for _ in range(40)))
             await gateway.authenticate(merchant)
@@ -300,7 +299,9 @@ def test_a_gateway_gets_no_more_calls_in_a_second_than_its_budget(run):
 
 def test_a_call_that_gets_no_permit_in_time_is_busy(run):
     async def scene():
-        async with gateway_that(WELL, gateway_calls_per_second=0.5) as (gateway, server, merchant):
+        # The next permit comes in a minute and more, and is waited for half of the time that a call has in all.
+        slow = {"gateway_calls_per_second": 0.01, "gateway_total_timeout": 6}
+        async with gateway_that(WELL, **slow) as (gateway, server, merchant):
             return [await gateway.authenticate(merchant) for _ in range(2)], len(server.asked)
 
     outcomes, asked = run(scene())
@@ -311,9 +312,7 @@ def test_permits_in_hand_are_not_saved_up(run):
     async def scene():
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(Misbehaving(WELL))
-            gateway = await stack.enter_async_context(
-                Gateway(settings(gateway_calls_per_second=200.0, **PATIENT))
-            )
+            gateway = await stack.enter_async_context(Gateway(settings(gateway_calls_per_second=200.0)))
             merchant = account(server.url)
             await gateway.authenticate(merchant)
             permits = gateway._doors.of(gateway_of(server.url))._permits

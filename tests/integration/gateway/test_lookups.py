@@ -48,9 +48,7 @@ def gateway_of(
 
 def looked_up(answer, *, times: int = 1, limit: int = 100):
     async def scene():
-        async with gateway_that(
-            answer, gateway_answer_limit=2_000_000, gateway_total_timeout=15, gateway_read_timeout=10
-        ) as (
+        async with gateway_that(answer, gateway_answer_limit=2_000_000) as (
             gateway,
             server,
             merchant,
@@ -220,7 +218,6 @@ def test_a_hostile_gateway_delays_no_other_merchant_and_is_left_alone():
             hostile_calls += 1
             await exchange.respond(200, bodies[hostile_calls % len(bodies)], content_type="text/xml")
 
-        roomy = {"gateway_answer_limit": 2_000_000, "gateway_total_timeout": 15, "gateway_read_timeout": 10}
         longest = 0.0
 
         async def watch():
@@ -233,7 +230,7 @@ def test_a_hostile_gateway_delays_no_other_merchant_and_is_left_alone():
         async with (
             Misbehaving(hostile) as bad,
             Misbehaving(answering(200, xml(row()), content_type="text/xml")) as good,
-            Gateway(settings(**roomy, breaker_failures=20)) as gateway,
+            Gateway(settings(gateway_answer_limit=2_000_000, breaker_failures=20)) as gateway,
         ):
 
             async def attack():

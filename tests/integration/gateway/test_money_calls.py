@@ -81,12 +81,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.settimeout(5)
+        self.listener.settimeout(30)
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
 
     def accept(self) -> socket.socket:
         taken, _ = self.listener.accept()
-        taken.settimeout(5)
+        taken.settimeout(30)
         return taken
 
     def received_until_closed(self, taken: socket.socket) -> bytes:
@@ -215,7 +215,8 @@ def test_a_lost_answer_is_unknown_and_the_call_is_not_repeated(run, way):
                 await exchange.write(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n<APIResp")
                 exchange.close()
 
-    outcome, asked = run(captured_at(answer))
+    limits = {"gateway_read_timeout": 0.3} if way == "silence" else {}
+    outcome, asked = run(captured_at(answer, **limits))
     assert isinstance(outcome, Unknown)
     assert len(asked) == 1
 
@@ -288,7 +289,7 @@ def test_a_worker_that_is_stopped_while_it_connects_sends_nothing(run, recorder)
         return asked[-1]
 
     async def scene():
-        async with Gateway(settings(gateway_connect_timeout=5, gateway_total_timeout=8)) as gateway:
+        async with Gateway(settings()) as gateway:
             called = asyncio.create_task(captures(gateway, account(recorder.url), lease))
             await asyncio.sleep(0)  # it is on its way
             time.sleep(0.2)  # noqa: ASYNC251 - the stop
@@ -309,8 +310,7 @@ def test_a_lease_that_ends_while_the_call_waits_for_a_slot_sends_nothing(run):
         await exchange.respond(200, CAPTURED)
 
     async def scene():
-        changed = {"gateway_pool_size": 1, "gateway_read_timeout": 5, "gateway_total_timeout": 8}
-        async with gateway_that(answer, **changed) as (gateway, server, merchant):
+        async with gateway_that(answer, gateway_pool_size=1) as (gateway, server, merchant):
             first = asyncio.create_task(captures(gateway, merchant))
             await arrived.wait()
             second = asyncio.create_task(captures(gateway, merchant, lambda: valid[0]))
@@ -328,7 +328,7 @@ def test_a_call_that_is_given_up_while_it_connects_sends_nothing_later(run, reco
     asked = []
 
     async def scene():
-        async with Gateway(settings(gateway_connect_timeout=5, gateway_total_timeout=8)) as gateway:
+        async with Gateway(settings()) as gateway:
             called = asyncio.create_task(
                 captures(gateway, account(recorder.url), lambda: not asked.append(1))
             )
@@ -347,23 +347,26 @@ def test_a_call_that_is_given_up_while_it_connects_sends_nothing_later(run, reco
 
 
 def test_a_call_that_never_gets_a_slot_is_busy_and_asks_no_fence(run):
-    arrived = asyncio.Event()
+    arrived, held = asyncio.Event(), asyncio.Event()
     asked = []
 
-    async def answer(_: Exchange) -> None:
+    async def answer(exchange: Exchange) -> None:
         arrived.set()
-        await asyncio.sleep(30)
+        await held.wait()
+        await exchange.respond(200, CAPTURED)
 
     async def scene():
-        changed = {"gateway_pool_size": 1, "gateway_read_timeout": 5}
+        # A slot is waited for half of the time that a call has in all.
+        changed = {"gateway_pool_size": 1, "gateway_total_timeout": 6}
         async with gateway_that(answer, **changed) as (gateway, server, merchant):
             first = asyncio.create_task(captures(gateway, merchant))
             await arrived.wait()
             second = await captures(gateway, merchant, lambda: not asked.append(1))
-            await first
-            return second, len(server.asked)
+            held.set()
+            return await first, second, len(server.asked)
 
-    second, received = run(scene())
+    first, second, received = run(scene())
+    assert isinstance(first, Done)
     assert isinstance(second, Busy)
     assert (asked, received) == ([], 1)
 
@@ -382,7 +385,7 @@ def test_a_lease_that_ends_during_a_slow_tls_handshake_sends_nothing(run, record
 
     async def scene():
         url = recorder.url.replace("http:", "https:")
-        async with Gateway(settings(gateway_connect_timeout=5, gateway_total_timeout=8)) as gateway:
+        async with Gateway(settings()) as gateway:
             served = asyncio.create_task(asyncio.to_thread(serve))
             outcome = await captures(gateway, account(url), lambda: valid[0])
         return outcome, await served
@@ -477,7 +480,7 @@ def test_the_whole_request_is_with_the_kernel_before_the_loop_turns_again(run, r
 
     async def scene():
         merchant = account(recorder.url.replace("http:", "https:") if secured else recorder.url)
-        async with Gateway(settings(gateway_connect_timeout=5, gateway_total_timeout=8)) as gateway:
+        async with Gateway(settings()) as gateway:
             served = asyncio.create_task(asyncio.to_thread(serve_one))
             assert isinstance(await captures(gateway, merchant), Done)
             bare = await served
@@ -488,7 +491,9 @@ def test_the_whole_request_is_with_the_kernel_before_the_loop_turns_again(run, r
 
             def lease() -> bool:
                 look()
-                asyncio.get_running_loop().call_soon(look)
+                loop = asyncio.get_running_loop()
+                loop.call_soon(look)
+                loop.call_soon(bare.close)
                 return True
 
             outcome = await captures(gateway, merchant, lease)

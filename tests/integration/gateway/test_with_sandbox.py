@@ -15,7 +15,7 @@ from orchestrator.sandbox import create_app
 from tests.integration.gateway.scene import settings
 from tests.integration.sandbox.parties import CONFIG, Gateway, Merchant, serving
 
-PATIENT = settings(gateway_read_timeout=2, gateway_total_timeout=4, gateway_answer_limit=2_000_000)
+SETTINGS = settings(gateway_answer_limit=2_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def called(gateway, name, number, *, password=CONFIG.password, fence=lambda: Tru
     account = Account("default", gateway.url, gateway.url, CONFIG.username, password)
 
     async def scene():
-        async with Client(PATIENT) as client:
+        async with Client(SETTINGS) as client:
             return await getattr(client, name)(account, transaction_id=number, fence=fence, **fields)
 
     return asyncio.run(scene())
@@ -55,7 +55,7 @@ def looked_up(gateway, order):
     account = Account("default", gateway.url, gateway.url, CONFIG.username, CONFIG.password)
 
     async def scene():
-        async with Client(PATIENT) as client:
+        async with Client(SETTINGS) as client:
             return await client.find_payments(account, order_ref=order)
 
     outcome = asyncio.run(scene())
