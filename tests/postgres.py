@@ -78,6 +78,11 @@ class Cluster:
     def url(self) -> str:
         return f"postgresql://{LOGIN}@127.0.0.1:{self.port}/shop"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     @classmethod
     @contextmanager
     def started(cls) -> Iterator[Self]:
