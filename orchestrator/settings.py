@@ -196,7 +196,7 @@ class Settings(BaseSettings):
     in_flight_limit: int = Field(default=2000, ge=1, le=100_000)
     """Checkouts that a worker carries at once; of one gateway at most twice GATEWAY_POOL_SIZE."""
     shutdown_timeout: float = Field(default=25.0, ge=1, le=600)
-    """Seconds after SIGTERM in which the API, a worker or the scheduler ends what it has in hand; then it ends at once, with status 1."""
+    """Seconds after SIGTERM in which the API, a worker or the scheduler ends what it has in hand, and `up` all that it started; then it ends at once. The status is 0 where nothing was cut off, and 1 otherwise."""
     database_pool: int = Field(default=6, ge=1, le=200)
     """Connections to Postgres from one process; an API process has four more, for what comes in."""
     api_connections: int = Field(default=1000, ge=16, le=100_000)

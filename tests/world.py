@@ -13,11 +13,12 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import httpx
+import psutil
 import psycopg
 import redis
 from psycopg.rows import dict_row
@@ -56,9 +57,14 @@ GOOD_CARD, DECLINED_CARD = "4111000011110000", "4180000000000566"
 
 
 class World:
-    """One installation. Started processes are in `running` by name: api, sandbox, scheduler, worker-1 …"""
+    """One installation. Started processes are in `running` by name: api, sandbox, scheduler, worker-1 …
 
-    def __init__(self, servers: Embedded, database_url: str, place: Path, **settings: object) -> None:
+    Without `hurry` its leases, graces and time-outs are those that ship.
+    """
+
+    def __init__(
+        self, servers: Embedded, database_url: str, place: Path, *, hurry: bool = True, **settings: object
+    ) -> None:
         self.database_url, self.redis_url, self.place = database_url, servers.redis_url, place
         self.api_port, self.sandbox_port = free_port(), free_port()
         self.api_url = f"http://127.0.0.1:{self.api_port}"
@@ -75,7 +81,7 @@ class World:
             "jwt_secrets": [JWT_SECRET],
             "log_format": "json",
             "log_level": "info",
-            **HURRY,
+            **(HURRY if hurry else {}),
             **settings,
         }
         self.running: dict[str, subprocess.Popen[bytes]] = {}
@@ -89,8 +95,11 @@ class World:
 
     # ── Processes ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def start(self, name: str, *, port: int | None = None) -> None:
-        """Start a process and wait until it answers, if it is one that answers. A second sandbox needs a port of its own."""
+    def start(self, name: str, *, port: int | None = None, output: int | None = None) -> None:
+        """Start a process and wait until it answers, if it is one that answers. A second sandbox needs a port of its own.
+
+        `output`: a descriptor that it writes to, instead of to its log.
+        """
         kind = name.partition("-")[0]
         sandbox_port = port or self.sandbox_port
         command = {
@@ -105,7 +114,8 @@ class World:
             "worker": ["worker"],
             "scheduler": ["scheduler"],
         }[kind]
-        with (self.place / f"{name}.log").open("ab") as out:
+        with (self.place / f"{name}.log").open("ab") as log:
+            out = log if output is None else output
             self.running[name] = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator", *command],
                 env=self.environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self.place,
@@ -188,6 +198,11 @@ class World:
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
+    def plan(self, checkout: str, **plan: object) -> None:
+        """Say what the gateway is to do from now on with the order of a checkout."""
+        (row,) = self.sql("SELECT order_ref FROM checkouts WHERE id = %s", checkout)
+        self.control("PUT", f"orders/{row['order_ref']}", plan)
+
     def checkout(self, checkout: str) -> dict[str, Any]:
         answer = self.http.get(f"{self.api_url}/v1/checkouts/{checkout}")
         assert answer.is_success, answer.text
@@ -237,20 +252,26 @@ class World:
 
     def pay(self, checkout: str, *, card: str = GOOD_CARD) -> httpx.Response:
         """Pay by card at the gateway's page; return the gateway's last answer to the browser."""
+        return self.submit(self.begin_payment(checkout), card=card)
+
+    def begin_payment(self, checkout: str) -> str:
+        """Choose the card among the methods that are offered; return the URL of the gateway's page."""
         offer = self.checkout(checkout)
         assert offer["session"], offer
         method = next(one for one in offer["paymentMethods"] if one["type"] == "CARD")
-        with httpx.Client(timeout=20) as browser:
-            started = browser.post(
-                method["onInitiatePayment"]["value"],
-                json={"paymentMethodId": method["id"], "sessionId": offer["session"]["id"]},
-                headers={"Authorization": f"Bearer {offer['session']['token']}"},
-            )
-            assert started.is_success, started.text
-            return browser.post(
-                started.json()["url"],
-                data={"action": "pay", "card_number": card, "expiry": "12/39", "cvc": "123"},
-            )
+        started = httpx.post(
+            method["onInitiatePayment"]["value"],
+            json={"paymentMethodId": method["id"], "sessionId": offer["session"]["id"]},
+            headers={"Authorization": f"Bearer {offer['session']['token']}"},
+            timeout=20,
+        )
+        assert started.is_success, started.text
+        return str(started.json()["url"])
+
+    def submit(self, url: str, *, card: str = GOOD_CARD) -> httpx.Response:
+        """Send the card from the gateway's page; return its answer."""
+        form = {"action": "pay", "card_number": card, "expiry": "12/39", "cvc": "123"}
+        return httpx.post(url, data=form, timeout=20)
 
     # ── What is true ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -266,30 +287,11 @@ class World:
 
     def ledger(self) -> dict[str, dict[str, Any]]:
         """Return what the gateway knows of each order number."""
-        orders: dict[str, dict[str, Any]] = {}
-        after = ""
-        while True:
-            page = self.control("GET", f"ledger?limit=1000{after}")
-            orders |= {one["orderId"]: one for one in page["orders"]}
-            if page.get("next") is None:
-                return orders
-            after = f"&after={page['next']}"
+        return ledger(lambda path: self.control("GET", path))
 
     def agree(self) -> None:
         """Check that the ledger and our books agree to the minor unit, and that the audit trail holds."""
-        ledger = self.ledger()
-        for row in self.sql("SELECT * FROM checkouts"):
-            payments = ledger.get(row["order_ref"], {}).get("payments", [])
-            held = sum(one["heldMinor"] for one in payments)
-            captured = sum(one["capturedMinor"] for one in payments)
-            refunded = sum(one["refundedMinor"] for one in payments)
-            ours = (row["reserved"] if row["state"] == "completed" else 0, row["captured"], row["refunded"])
-            paid = held or captured
-            assert (row["state"] == "completed") == bool(paid), (row["order_ref"], row["state"], payments)
-            assert ours[1:] == (captured, refunded), (row["order_ref"], ours, payments)
-            if paid:
-                assert ours[0] == row["amount"], (row["order_ref"], ours, payments)
-            assert row["due_at"] is not None or row["ended_at"] is not None, row
+        agree(self.ledger(), self.sql("SELECT * FROM checkouts"))
         verified = self.command("audit", "verify")
         assert verified.returncode == 0, verified.stderr + verified.stdout
 
@@ -307,6 +309,34 @@ class World:
 
 
 JSON = {"Content-Type": "application/json"}
+
+
+def ledger(ask: Callable[[str], Any]) -> dict[str, dict[str, Any]]:
+    """Return what the gateway knows of each order number; `ask` fetches a path of its control API."""
+    orders: dict[str, dict[str, Any]] = {}
+    after = ""
+    while True:
+        page = ask(f"ledger?limit=1000{after}")
+        orders |= {one["orderId"]: one for one in page["orders"]}
+        if page.get("next") is None:
+            return orders
+        after = f"&after={page['next']}"
+
+
+def agree(ledger: dict[str, dict[str, Any]], checkouts: list[dict[str, Any]]) -> None:
+    """Check that the ledger and the rows of our books agree to the minor unit, and that each row has an alarm or has ended."""
+    for row in checkouts:
+        payments = ledger.get(row["order_ref"], {}).get("payments", [])
+        held = sum(one["heldMinor"] for one in payments)
+        captured = sum(one["capturedMinor"] for one in payments)
+        refunded = sum(one["refundedMinor"] for one in payments)
+        ours = (row["reserved"] if row["state"] == "completed" else 0, row["captured"], row["refunded"])
+        paid = held or captured
+        assert (row["state"] == "completed") == bool(paid), (row["order_ref"], row["state"], payments)
+        assert ours[1:] == (captured, refunded), (row["order_ref"], ours, payments)
+        if paid:
+            assert ours[0] == row["amount"], (row["order_ref"], ours, payments)
+        assert row["due_at"] is not None or row["ended_at"] is not None, row
 
 
 def bearer(merchant: str) -> str:
@@ -328,8 +358,27 @@ def free_port() -> int:
 
 
 @contextmanager
-def world(servers: Embedded, database_url: str, place: Path, **settings: object) -> Iterator[World]:
-    one = World(servers, database_url, place, **settings)
+def frozen(*pids: int) -> Iterator[None]:
+    """Stop processes with all their children: connections stay open, and nothing answers."""
+    family = [
+        one for pid in pids for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))
+    ]
+    for one in family:
+        with suppress(psutil.NoSuchProcess):  # a connection of Postgres that ended meanwhile
+            one.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def world(
+    servers: Embedded, database_url: str, place: Path, *, hurry: bool = True, **settings: object
+) -> Iterator[World]:
+    one = World(servers, database_url, place, hurry=hurry, **settings)
     try:
         yield one
     except BaseException:

@@ -112,6 +112,11 @@ class Connections:
         self.open: set[Connection] = set()
         self._told_at = float("-inf")
 
+    @property
+    def unanswered(self) -> int:
+        """How many requests were read to their end and have no answer that their callers could read."""
+        return sum(one.is_unanswered for one in self.open)
+
     def protocol(self, **given: Any) -> Connection:
         """Return the protocol of a new connection, as uvicorn asks for it."""
         return Connection(self, **given)
@@ -220,6 +225,13 @@ class Connection(HttpToolsProtocol):
     def is_waiting(self) -> bool:
         """Say whether no request is under way."""
         return not self._in_body and ((latest := self._latest) is None or latest.response_complete)
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Say whether the answer is owed by us: the request is read, and the caller does not leave an answer unread."""
+        latest = self._latest
+        owed = latest is not None and not latest.response_complete
+        return owed and not self._in_body and self._blocked_since is None
 
     def waiting_order(self) -> tuple[bool, float]:
         """Return what sorts connections by how little is lost by closing them: never used ones first, then by age."""

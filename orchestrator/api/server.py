@@ -16,6 +16,7 @@ from orchestrator.api.connections import Connections
 from orchestrator.api.wiring import Services
 from orchestrator.db import Database
 from orchestrator.merchants import Merchants
+from orchestrator.shutdown import FAILED, end_within
 from orchestrator.vault import Vault
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 GRACE: Final = 10
-"""Seconds that requests under way get when the process is asked to end."""
+"""Seconds that requests under way get when the process is asked to end, or four tenths of SHUTDOWN_TIMEOUT where that is less."""
 KEEP_ALIVE: Final = 130
 """Seconds that a connection without a request is kept: longer than proxies keep theirs (nginx 60 s, Caddy 120 s), so that it is the
 proxy that ends it. The other way round, a request could meet the end of its connection, and a proxy answers 502 to it."""
@@ -38,14 +39,18 @@ INLET: Final = 4
 """Connections beside the pool: one each for the writers of intents, of callbacks and of strays, and one for merchants and health."""
 
 
-def run(settings: Settings, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT; then finish what is under way, write what has gathered, publish its hints, and return."""
+def run(settings: Settings, host: str, port: int) -> int:
+    """Serve until SIGTERM or SIGINT; then finish what is under way, write what has gathered, publish its hints.
+
+    Returns the exit status: 0 where every request that was read had its answer, another where some were cut off.
+    """
     doorbell = worker.Doorbell(settings)
     doorbell.start()
     try:
-        uvloop.run(serve(settings, doorbell, host, port))
+        cut_off = uvloop.run(serve(settings, doorbell, host, port))
     finally:
         doorbell.close()
+    return FAILED if cut_off else 0
 
 
 def build(settings: Settings, doorbell: Doorbell) -> Services:
@@ -89,8 +94,8 @@ def build(settings: Settings, doorbell: Doorbell) -> Services:
     )
 
 
-async def serve(settings: Settings, doorbell: Doorbell, host: str, port: int) -> None:
-    """Serve on this event loop until a signal comes."""
+async def serve(settings: Settings, doorbell: Doorbell, host: str, port: int) -> int:
+    """Serve on this event loop until a signal comes; return how many requests were cut off at the end."""
     connections = Connections(settings.api_connections, files=settings.database_pool + INLET)
     config = uvicorn.Config(
         create_app(build(settings, doorbell)),
@@ -105,18 +110,18 @@ async def serve(settings: Settings, doorbell: Doorbell, host: str, port: int) ->
         server_header=False,
         # What a proxy says of its caller is read in one place, as deep as TRUSTED_PROXIES says (`sources`).
         proxy_headers=False,
-        timeout_graceful_shutdown=GRACE,
+        timeout_graceful_shutdown=max(min(GRACE, int(0.4 * settings.shutdown_timeout)), 1),
         timeout_keep_alive=KEEP_ALIVE,
     )
-    server = _Server(config)
-    loop = asyncio.get_running_loop()
+    server = _Server(config, connections)
 
-    def asked_to_end(number: int) -> None:
-        worker.end_within(settings.shutdown_timeout, "api")
+    def asked_to_end(number: int, _: object) -> None:
+        end_within(settings.shutdown_timeout, "api")
         server.handle_exit(number, None)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked_to_end, number)
+        # Not the loop's: whatever holds the loop up, such as a log that nobody reads, the process ends.
+        signal.signal(number, asked_to_end)
     _log.info("api_serving", host=host, port=port)
     heap.settle()
     watch = asyncio.create_task(connections.watch(), name="connections")
@@ -126,11 +131,31 @@ async def serve(settings: Settings, doorbell: Doorbell, host: str, port: int) ->
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
         connections.tell()
+    if server.cut_off:
+        _log.error("requests_cut_off", requests=server.cut_off)
     _log.info("api_ended")
+    return server.cut_off
 
 
 class _Server(uvicorn.Server):
-    """uvicorn raises the signal again when it is done, which would end the process before the last hints are published."""
+    """uvicorn's, which tells what it cut off.
+
+    It raises the signal again when it is done, which would end the process before the last hints are published.
+    """
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
+        self.cut_off = 0
+        """Requests that had no answer when their time was over."""
+
+    async def _wait_tasks_to_complete(self) -> None:
+        try:
+            await super()._wait_tasks_to_complete()
+        except asyncio.CancelledError:
+            # The time is over.
+            self.cut_off = self._connections.unanswered
+            raise
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DATABASE_PATIENCE = 15.0
 """Seconds that a request waits for Postgres in all, before it answers 503."""
 CLOSING_PATIENCE = 5.0
-"""Seconds that writes which are still waiting get when the process ends."""
+"""Seconds that writes which are still waiting get when the process ends, or a fifth of SHUTDOWN_TIMEOUT where that is less."""
 
 _log = log.get(__name__)
 
@@ -74,12 +74,13 @@ class Services:
 
     async def close(self) -> None:
         """Write what has gathered, then let go of Postgres; what it does not take in time was never acknowledged."""
+        patience = min(CLOSING_PATIENCE, self.settings.shutdown_timeout / 5)
         try:
-            async with asyncio.timeout(CLOSING_PATIENCE):
+            async with asyncio.timeout(patience):
                 await self.strays.close()
                 await asyncio.gather(self.intents.close(), self.callbacks.close())
         except TimeoutError:
-            _log.warning("closing_cut_short", seconds=CLOSING_PATIENCE)
+            _log.warning("closing_cut_short", seconds=patience)
         finally:
             await asyncio.gather(self.db.close(), self.inlet.close())
 

@@ -148,7 +148,7 @@ def _greet(up: Up) -> None:
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
-def api(*, host: str, port: int) -> None:
+def api(*, host: str, port: int) -> int:
     """Serve the HTTP API."""
     from orchestrator.api import server  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
@@ -157,7 +157,7 @@ def api(*, host: str, port: int) -> None:
     _check_listening(host, port)
     _check_clock(settings)
     log.own_output()
-    server.run(settings, host, port)
+    return server.run(settings, host, port)
 
 
 @click.command(short_help="Carry checkouts (a Celery worker).")

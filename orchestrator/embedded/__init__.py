@@ -17,6 +17,7 @@ import errno
 import fcntl
 import os
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
@@ -121,9 +122,21 @@ class Embedded:
                 return sentence
         return None
 
-    def stop(self) -> None:
-        """Shut both servers down and give the data directory back. Harmless when repeated."""
+    def stop(self, within: float | None = None) -> list[str]:
+        """Shut both servers down and give the data directory back. Harmless when repeated.
+
+        With `within`, both end in so many seconds, whatever hangs; return the names of those that had to be killed.
+        """
+        killed = []
+        if within is not None:
+            end = time.monotonic() + within
+            # A broker that hangs leaves Postgres half of the time.
+            if self._redis is not None and not self._redis.stop(within / 2):
+                killed.append("Redis")
+            if self._postgres is not None and not self._postgres.stop(max(end - time.monotonic(), 0.0)):
+                killed.append("Postgres")
         self._held.close()
+        return killed
 
     def __enter__(self) -> Self:
         return self

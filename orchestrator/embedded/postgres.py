@@ -54,7 +54,7 @@ SOCKET_PORT: Final = 5432
 
 START_TIMEOUT: Final = 60.0
 PREDECESSOR_TIMEOUT: Final = 60.0
-STOP_TIMEOUT: Final = 30.0
+STOP_TIMEOUT: Final = 35.0
 _PAUSE: Final = 0.02
 
 # A parameter that only names the cluster: Postgres takes any with a dot in its name.
@@ -211,19 +211,26 @@ class Postgres:
         status = self._process.poll()
         return None if status is None else f"Postgres has ended with status {status}; its log is {self.log}"
 
-    def stop(self) -> None:
-        """Shut down: sessions are cut, everything committed is on disk. Harmless when repeated."""
-        _end(self._process)
+    def stop(self, within: float = STOP_TIMEOUT) -> bool:
+        """Shut down: sessions are cut, everything committed is on disk. Harmless when repeated.
+
+        A server that hangs is killed after `within` seconds, and recovers at the next start; say whether it ended by itself.
+        """
+        return _end(self._process, within)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for number, patience in ((signal.SIGINT, STOP_TIMEOUT), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)):
+def _end(process: subprocess.Popen[bytes], within: float = STOP_TIMEOUT) -> bool:
+    last = min(within / 5, 5.0)
+    asked = number = signal.SIGINT
+    for each, patience in ((asked, within - last), (signal.SIGQUIT, last), (signal.SIGKILL, 5.0)):
         if process.poll() is None:
-            process.send_signal(number)
+            number = each
+            process.send_signal(each)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(patience)
     if process.stdin:
         process.stdin.close()
+    return number == asked
 
 
 def _prepare(data_dir: Path) -> _Place:

@@ -110,19 +110,25 @@ class Redis:
         status = self._process.poll()
         return None if status is None else f"Redis has ended with status {status}; its log is {self.log}"
 
-    def stop(self) -> None:
-        """Shut down; the append-only file is flushed. Harmless when repeated."""
-        _end(self._process)
+    def stop(self, within: float = STOP_TIMEOUT) -> bool:
+        """Shut down; the append-only file is flushed. Harmless when repeated.
+
+        A server that hangs is killed after `within` seconds; say whether it ended by itself.
+        """
+        return _end(self._process, within)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for number, patience in ((signal.SIGTERM, STOP_TIMEOUT), (signal.SIGKILL, 5.0)):
+def _end(process: subprocess.Popen[bytes], within: float = STOP_TIMEOUT) -> bool:
+    asked = number = signal.SIGTERM
+    for each, patience in ((asked, within), (signal.SIGKILL, 5.0)):
         if process.poll() is None:
-            process.send_signal(number)
+            number = each
+            process.send_signal(each)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(patience)
     if process.stdin:
         process.stdin.close()
+    return number == asked
 
 
 def _binary(home: Path, account: Account | None) -> Path:

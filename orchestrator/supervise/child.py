@@ -102,11 +102,12 @@ class Child:
     def gone(self) -> bool:
         return self._process is None or self._process.poll() is not None
 
-    def end(self) -> None:
-        """Kill what is left and wait for it."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(10)
+    def end(self) -> int:
+        """Kill what is left and wait for it; return its exit status."""
+        if self._process is None:
+            return 0
+        self._process.kill()
+        return self._process.wait(10)
 
 
 def ending(status: int) -> str:

@@ -26,6 +26,7 @@ from orchestrator.db import Database
 from orchestrator.embedded import Embedded
 from orchestrator.embedded.files import free_port
 from orchestrator.settings import SECRETS, environment, load
+from orchestrator.shutdown import FAILED, end_within
 from orchestrator.supervise import place
 from orchestrator.supervise.child import Child, ending
 from orchestrator.supervise.errors import UpFailed
@@ -45,6 +46,13 @@ HOST: Final = "127.0.0.1"
 START_TIMEOUT: Final = 60.0
 _LOOK: Final = 0.1
 _PATIENCE: Final = 5.0
+_SERVERS_SHARE: Final = 0.4
+"""Of SHUTDOWN_TIMEOUT, for the stand-in of the gateway and the servers after those that call them; at most as many seconds as:"""
+_SERVERS_TIME: Final = 10.0
+_LEAST: Final = 2.0
+"""Seconds that the servers get in any case."""
+_LAST_RESORT: Final = 3.0
+"""Seconds after SHUTDOWN_TIMEOUT until this process ends itself by force; the kernel ends what it started."""
 _WRONG_SETTING: Final = 2
 """The exit status of a command that was given something wrong: starting it again cannot help."""
 
@@ -78,9 +86,12 @@ class Up:
         self._defaults = dict(defaults or {})
         self._held = ExitStack()
         self._ready = False
+        self._ends_at: float | None = None
         self.children: list[Child] = []
         self.result = 0
         """The exit status, once a visit has given one."""
+        self.orderly = True
+        """Whether everything that has ended so far came to its end by itself, with nothing left undone."""
 
     settings: Settings
     """What the children run with."""
@@ -284,26 +295,47 @@ class Up:
                 "the embedded servers came back on another port, because theirs was taken: start `up` again"
             )
 
+    def end_within(self, seconds: float) -> None:
+        """Have everything end in so many seconds from now, whatever hangs; the first call counts."""
+        if self._ends_at is None:
+            self._ends_at = time.monotonic() + seconds
+
     async def shut(self, hurry: asyncio.Event) -> None:
-        """End the children warmly: who calls first, then who is called. With `hurry` set, at once."""
-        patience = self.settings.gateway_total_timeout + 5.0
+        """End the children warmly: who calls first, then who is called. With `hurry` set, at once.
+
+        All of it, the servers too, takes SHUTDOWN_TIMEOUT at most. `orderly` tells whether nobody had to be killed.
+        """
+        seconds = self.settings.shutdown_timeout
+        self.end_within(seconds)
+        assert self._ends_at is not None  # noqa: S101 - set by the line above
+        kept = min(_SERVERS_SHARE * seconds, _SERVERS_TIME)
         last = [child for child in self.children if child.name in {"sandbox", *self.options.gateway[:1]}]
-        for group in ([child for child in self.children if child not in last], last):
+        callers = [child for child in self.children if child not in last]
+        for group, deadline in ((callers, self._ends_at - kept), (last, self._ends_at - kept / 2)):
+            told = [child for child in group if not child.gone]
             for child in group:
                 child.tell(signal.SIGTERM)
-            deadline = time.monotonic() + patience
             while time.monotonic() < deadline and not hurry.is_set():
                 # Only looking tells whether a process is gone.
                 if all(child.gone for child in group):
                     break
                 await asyncio.sleep(0.02)
-            for child in group:
-                if not child.gone and not hurry.is_set():
-                    self.terminal.trouble(f"{child.name} has not ended within {patience:g} s and is killed")
-                child.end()
+            for child in told:
+                status = child.end()
+                if hurry.is_set():
+                    continue
+                if status == -signal.SIGKILL:
+                    self.terminal.trouble(f"{child.name} did not end in time and was killed")
+                if status == -signal.SIGKILL or (status and group is callers):
+                    self.orderly = False
 
     def _stop_servers(self) -> None:
-        self.servers.stop()
+        within = None if self._ends_at is None else max(self._ends_at - time.monotonic(), _LEAST)
+        for name in self.servers.stop(within):
+            self.orderly = False
+            self.terminal.trouble(
+                f"{name} did not shut down in time and was killed; nothing committed is lost"
+            )
 
     def _end_children(self) -> None:
         for child in self.children:
@@ -371,30 +403,53 @@ def run(
 
     `visit` runs once everything answers; its number is the exit status. Without `stay`, its end is the end of it all.
     """
-    # Until the loop takes signals over, a SIGTERM unwinds like Ctrl-C, so that nothing is left behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    up = Up(options, terminal, defaults=defaults)
+    seconds = load().shutdown_timeout
+
+    def asked_before_it_was_up(*_: object) -> None:
+        _end_within(up, seconds)
+        raise KeyboardInterrupt
+
+    # Until the loop takes signals over, one unwinds what was started, so that nothing is left behind.
+    _on_signals(asked_before_it_was_up)
     try:
-        with Up(options, terminal, defaults=defaults) as up:
-            return asyncio.run(_live(up, greet=greet, visit=visit, stay=stay))
+        with up:
+            status = asyncio.run(_live(up, greet=greet, visit=visit, stay=stay))
     except KeyboardInterrupt:
         terminal.step("stopped before it was up")
         return 128 + signal.SIGINT
+    return status if status or up.orderly else FAILED
+
+
+def _on_signals(handler: Callable[..., None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _end_within(up: Up, seconds: float) -> None:
+    up.end_within(seconds)
+    end_within(seconds + _LAST_RESORT, "up")
 
 
 async def _live(
     up: Up, *, greet: Callable[[Up], None], visit: Callable[[Up], Awaitable[int]] | None, stay: bool
 ) -> int:
+    loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
 
-    def asked() -> None:
+    def note() -> None:
         if stop.is_set():
             hurry.set()
         else:
             stop.set()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked)
+    def asked(*_: object) -> None:
+        # Python's own handler: the loop may be busy with servers that start, or be over.
+        _end_within(up, up.settings.shutdown_timeout)
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(note)
+
+    _on_signals(asked)
     watching = loop.create_task(up.watch(), name="watch")
     living = loop.create_task(_visited(up, greet=greet, visit=visit, stay=stay), name="visit")
     stopping = loop.create_task(stop.wait(), name="stop")

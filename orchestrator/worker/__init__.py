@@ -16,11 +16,11 @@ from uuid import UUID
 from celery import signals
 from celery.exceptions import SecurityWarning
 
+from orchestrator.shutdown import FAILED, end_within
 from orchestrator.worker.app import CARRY, QUEUES, SEAL, SWEEP, app, configure
 from orchestrator.worker.bridge import Bridge
 from orchestrator.worker.doorbell import Doorbell
 from orchestrator.worker.scheduler import run_scheduler
-from orchestrator.worker.watchdog import FAILED, end_within
 
 if TYPE_CHECKING:
     from celery import Task
@@ -33,7 +33,6 @@ __all__ = [
     "bridge",
     "carry",
     "configure",
-    "end_within",
     "run_scheduler",
     "run_worker",
     "seal",

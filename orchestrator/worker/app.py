@@ -27,6 +27,8 @@ TRANSPORTS: Final = {
     "sentinel": "orchestrator.worker.transport:SentinelTransport",
 }
 """Kombu's transports by scheme that are replaced by ours."""
+_PATIENCE: Final = 10
+"""Seconds that the broker may take to answer."""
 # A connection whose other end is gone without a word is noticed in seconds, not after the kernel's quarter of an hour.
 _SOCKET: Final = {
     getattr(socket, name): value
@@ -46,7 +48,8 @@ def configure(settings: Settings) -> Celery:
     tls: dict[str, object] | None = None
     transport: dict[str, object]
     if broker.kind == "amqp":
-        transport = {"socket_settings": _SOCKET}
+        # A broker that hangs acknowledges, and answers nothing: who publishes or declares a queue must not wait for it for ever.
+        transport = {"socket_settings": _SOCKET, "read_timeout": _PATIENCE, "write_timeout": _PATIENCE}
         if broker.tls is not None:
             tls = broker.tls.for_amqp(broker.host)
     else:
@@ -54,7 +57,7 @@ def configure(settings: Settings) -> Celery:
             "visibility_timeout": 300,
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
-            "socket_timeout": 10,
+            "socket_timeout": _PATIENCE,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
             "health_check_interval": 10,

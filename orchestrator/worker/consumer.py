@@ -11,13 +11,14 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from celery.utils import threads
 from celery.worker import loops
 from celery.worker.consumer import consumer
 from celery.worker.state import maybe_shutdown
 
 from orchestrator.worker.app import CARRY, SEAL, SWEEP
 from orchestrator.worker.dropped import dropped
-from orchestrator.worker.publisher import BackOff, discard
+from orchestrator.worker.publisher import CLOSE_TIMEOUT, BackOff, discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,7 @@ link: Final = BackOff("consumer")
 # More than their stubs know.
 _consumer: Any = consumer
 _loops: Any = loops
+_threads: Any = threads
 
 WELL_AFTER: Final = 2.0
 """Seconds that a connection must last to count as well: a replica takes connections too, and refuses what comes next."""
@@ -72,6 +74,12 @@ class Consumer(consumer.Consumer):
         while time.monotonic() < until:
             maybe_shutdown()
             time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Say goodbye to the broker; one that hangs is waited for only a moment, queue by queue."""
+        if self.connection is not None:
+            _threads.bound_open_broker_sockets(self.connection, CLOSE_TIMEOUT)
+        super().stop()
 
     def ensure_connected(self, conn: Connection) -> Connection:
         """Connect, once: `start` tries again."""

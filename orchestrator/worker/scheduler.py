@@ -12,10 +12,10 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
+from orchestrator.shutdown import end_within
 from orchestrator.worker.app import SEAL, SEAL_EVERY, SWEEP, configure
 from orchestrator.worker.heartbeat import Pulse
 from orchestrator.worker.publisher import BackOff, Message, Publisher
-from orchestrator.worker.watchdog import end_within
 
 if TYPE_CHECKING:
     from orchestrator.settings import Settings

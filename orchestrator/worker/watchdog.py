@@ -1,4 +1,4 @@
-"""The end of a process that cannot go on, or does not come to its end.
+"""The end of a process that cannot go on.
 
 A worker whose event loop stands still, or whose dispatcher takes nothing up while hints wait, serves nobody and looks alive. It says
 so and ends with a status that has it started again. All is counted in looks of this thread, not in seconds of a clock: a machine that
@@ -7,21 +7,14 @@ slept has not stood still for hours.
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import TYPE_CHECKING, Final, Protocol
-
-from orchestrator import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_log = log.get(__name__)
-
 LOOK: Final = 1.0
 """Seconds between two looks."""
-FAILED: Final = 1
-"""The exit status of a process that ended by a fault."""
 
 
 class Dispatcher(Protocol):
@@ -79,20 +72,3 @@ class Watchdog:
             if fault is not None:
                 self._tell(fault)
                 return
-
-
-def end_within(seconds: float, process: str, *, status: int = FAILED) -> None:
-    """End this process by force if it still runs after so long; what it holds is in Postgres, with its due time."""
-
-    def end() -> None:
-        # In a thread of its own: what hangs may be whatever reads our log.
-        line = threading.Thread(
-            target=lambda: _log.error("shutdown_timed_out", process=process, seconds=seconds), daemon=True
-        )
-        line.start()
-        line.join(1.0)
-        os._exit(status)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()

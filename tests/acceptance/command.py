@@ -11,8 +11,9 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+import httpx
 import psutil
 
 from tests.pooler import settings_of
@@ -22,6 +23,22 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
+
+GOOD_CARD = {"action": "pay", "card_number": "4111 1111 1111 1111", "expiry": "12/39", "cvc": "123"}
+
+INTENT: dict[str, Any] = {
+    "order": {
+        "orderId": "order-1",
+        "amount": {"value": 139.95, "currency": "DKK"},
+        "orderLines": [{"itemId": "a", "description": "Blanket", "quantity": 1, "unitPrice": 139.95}],
+        "customer": {"email": "sam@example.com"},
+    },
+    "callbacks": {
+        "success": {"type": "URL", "value": "https://shop.example/thanks"},
+        "failure": {"type": "URL", "value": "https://shop.example/sorry"},
+    },
+    "configuration": {"paymentType": "PAYMENT"},
+}
 
 
 def environment(*arguments: str | Path, **settings: str) -> dict[str, str]:
@@ -49,7 +66,8 @@ class Running:
         self.process, self.data_dir = process, data_dir
         self.said = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        if process.stdout is not None:
+            self._reader.start()
         self.family: dict[int, psutil.Process] = {}
 
     def _read(self) -> None:
@@ -70,10 +88,29 @@ class Running:
     def until_up(self) -> dict[str, Any]:
         """Wait until everything answers; return the settings that its processes run with."""
         self.until_said("The orchestrator is up.")
-        for one in psutil.Process(self.process.pid).children(recursive=True):
-            self.family[one.pid] = one
+        self._meet()
+        return self.settings
+
+    def until_ready(self) -> dict[str, Any]:
+        """As `until_up`, for one whose lines go elsewhere."""
+        self.until(self._is_ready, "everything answers", seconds=60)
+        self._meet()
+        return self.settings
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its processes run with."""
         settings: dict[str, Any] = json.loads((self.data_dir / "runtime.json").read_text())["settings"]
         return settings
+
+    def _is_ready(self) -> bool:
+        with suppress(OSError, httpx.HTTPError):
+            return httpx.get(f"{self.settings['public_url']}/readyz", timeout=5).json()["status"] == "ready"
+        return False
+
+    def _meet(self) -> None:
+        for one in psutil.Process(self.process.pid).children(recursive=True):
+            self.family[one.pid] = one
 
     def child(self, command: str) -> psutil.Process:
         """Wait for the process that runs one command of ours, such as `worker`."""
@@ -93,6 +130,15 @@ class Running:
         self.process.kill()
         self.process.wait(10)
 
+    def crash(self) -> None:
+        """Kill everything at once: nobody can say goodbye to anybody, and nothing is started again."""
+        self.process.send_signal(signal.SIGSTOP)
+        self._meet()
+        for one in [*self.family.values(), self.process]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        self.process.wait(10)
+
     def left(self, *, seconds: float = 10) -> list[str]:
         """What still runs of its processes when they have had time to end."""
         _, alive = psutil.wait_procs(list(self.family.values()), timeout=seconds)
@@ -103,20 +149,82 @@ class Running:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         status = self.process.wait(30)
-        self._reader.join(5)
+        self.read_to_the_end()
         return status
+
+    def read_to_the_end(self) -> None:
+        """Have all in `said` that it said, once it has ended."""
+        self._reader.join(5)
+
+
+class Shop:
+    """A shop that talks to the API of a running installation."""
+
+    def __init__(self, up: Running, url: str, authorization: str = "") -> None:
+        self._up = up
+        self.authorization = authorization or _authorized(up.data_dir)
+        self._http = httpx.Client(base_url=url, headers={"authorization": self.authorization}, timeout=10)
+
+    def create(self, order: str = "order-1") -> str:
+        # While Postgres starts again, 503 asks to send the same once more.
+        def accepted() -> str | None:
+            content = {**INTENT, "order": {**INTENT["order"], "orderId": order}}
+            answer = self._http.post("/v1/checkouts", json=content)
+            assert answer.status_code in {200, 202, 503}, answer.text
+            return None if answer.status_code == 503 else answer.json()["id"]
+
+        return self._up.until(accepted, "the checkout to be accepted", seconds=20)
+
+    def read(self, checkout: str) -> dict[str, Any]:
+        return self._http.get(f"/v1/checkouts/{checkout}").json()
+
+    def until(self, checkout: str, state: str, *, seconds: float = 20) -> dict[str, Any]:
+        def there() -> dict[str, Any] | None:
+            found = self.read(checkout)
+            return found if found["state"] == state else None
+
+        return self._up.until(there, f"state {state}", seconds=seconds)
+
+    def pay(self, checkout: str) -> httpx.Response:
+        found = self.read(checkout)
+        method = next(each for each in found["paymentMethods"] if each["type"] == "CARD")
+        started = httpx.post(
+            method["onInitiatePayment"]["value"],
+            json={"sessionId": found["session"]["id"], "paymentMethodId": method["id"]},
+            headers={"authorization": f"Bearer {found['session']['token']}"},
+        )
+        return httpx.post(started.json()["url"], data=GOOD_CARD)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+
+def _authorized(data_dir: Path) -> str:
+    scopes = "checkouts:write checkouts:read"
+    said = orchestrator("token", "issue", "--merchant", "default", "--scope", scopes, "--data-dir", data_dir)
+    return f"Bearer {said.stdout.strip()}"
 
 
 @contextmanager
 def running(
-    *arguments: str | Path, data_dir: Path, user: int | None = None, **settings: str
+    *arguments: str | Path,
+    data_dir: Path,
+    user: int | None = None,
+    output: int | None = None,
+    **settings: str,
 ) -> Iterator[Running]:
-    """Start a command that goes on (`up`, `demo`) on a data directory; nothing of it outlives the block."""
+    """Start a command that goes on (`up`, `demo`) on a data directory; nothing of it outlives the block.
+
+    `output`: a descriptor that it writes to, instead of to us.
+    """
     arguments = (*arguments, "--data-dir", data_dir)
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator", *map(str, arguments)],
-        cwd=ROOT, env=environment(*arguments, **settings), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        user=user, group=user, extra_groups=None if user is None else [],
+        cwd=ROOT, env=environment(*arguments, **settings), stdout=subprocess.PIPE if output is None else output,
+        stderr=subprocess.STDOUT, text=True, user=user, group=user, extra_groups=None if user is None else [],
     )  # fmt: skip
     one = Running(process, data_dir)
     try:
@@ -126,4 +234,5 @@ def running(
             process.kill()  # its children end with it
             process.wait(10)
         one.left()
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()

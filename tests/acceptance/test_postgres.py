@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import httpx
@@ -17,7 +17,7 @@ import pytest
 from orchestrator import schema
 from tests.integration.carry.scene import intent
 from tests.postgres import Cluster, Proxy, address, needs_pgbouncer, pgbouncer, through
-from tests.world import DECLINED_CARD, JSON, World, world
+from tests.world import DECLINED_CARD, JSON, World, frozen, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +34,8 @@ UNHURRIED = {
     "lease_seconds": 10,
 }
 """The sandbox shares the machine; how long it takes is not what is looked at here."""
+SILENCE = 10.0
+"""Seconds; longer than any pause between two tries."""
 END = 30.0
 """Seconds in which a process ends, whatever hangs."""
 
@@ -112,16 +114,39 @@ def goes_on(one: World, orders: Orders, *, since: float) -> tuple[float, float]:
     one.until(lambda: moves(one) > before, "a checkout moves", seconds=60)
     moved = time.monotonic() - since
     one.until(lambda: orders.taken_since(since), "an order is taken", seconds=60)
-    return min(at for at in orders.taken.values() if at > since) - since, moved
+    ordered = min(at for at in orders.taken.values() if at > since) - since
+    print(f"the first order {ordered:.1f} s later, the first move {moved:.1f} s later")
+    return ordered, moved
 
 
 # ── Failover ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_after_a_switchover_whose_old_primary_lives_on_the_new_one_is_found_in_seconds(
-    servers: Embedded, tmp_path: Path
+@contextmanager
+def demoted(old: Cluster, how: str) -> Iterator[None]:
+    """Let a primary take no writes any more, for as long as the block lasts."""
+    with ExitStack() as held:
+        if how == "lives on":
+            old.read_only()
+        elif how == "hangs":
+            held.enter_context(frozen(old.pid))
+        else:
+            old.stop()
+        yield
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "lives on",
+        pytest.param("hangs", marks=pytest.mark.slow),
+        pytest.param("is gone", marks=pytest.mark.slow),
+    ],
+)
+def test_after_a_failover_the_new_primary_is_found_in_seconds_whatever_becomes_of_the_old_one(
+    servers: Embedded, tmp_path: Path, how: str
 ):
-    with Cluster.started() as old:
+    with Cluster.started() as old, ExitStack() as held:
         schema.migrate(old.url)
         with old.follow() as new:
             hosts = f"127.0.0.1:{old.port},127.0.0.1:{new.port}"
@@ -132,7 +157,7 @@ def test_after_a_switchover_whose_old_primary_lives_on_the_new_one_is_found_in_s
                     one.until(
                         lambda: len(orders.taken) > 10 and moves(one) > 10, "orders are under way", seconds=60
                     )
-                    old.read_only()
+                    held.enter_context(demoted(old, how))
                     refused = time.monotonic()
                     time.sleep(3)
                     assert not orders.taken_since(refused + 0.5)
@@ -174,6 +199,30 @@ def test_orders_and_moves_go_on_seconds_after_all_connections_fell_silent(
         checkout = next(iter(orders.taken))
         one.pay(checkout)
         one.until_state(checkout, "completed")
+        one.agree()
+
+
+def test_orders_and_moves_go_on_seconds_after_a_silence_of_all_connections_is_over(
+    servers: Embedded, database_url: str, tmp_path: Path
+):
+    with (
+        Proxy(address(database_url)) as proxy,
+        reached(servers, database_url, tmp_path, through(database_url, proxy)) as one,
+    ):
+        one.start_all()
+        with Orders(one, "T").placed() as orders:
+            one.until(lambda: len(orders.taken) > 10 and moves(one) > 10, "orders are under way", seconds=60)
+            # New ones too: what is tried meanwhile waits, fails, and is tried again ever less often.
+            proxy.silence(new_ones_too=True)
+            fell_silent = time.monotonic()
+            time.sleep(SILENCE)
+            assert not orders.taken_since(fell_silent + 0.5)
+            # What was silent stays so, as behind a firewall that forgot its connections.
+            proxy.answers = True
+            ordered, moved = goes_on(one, orders, since=time.monotonic())
+        assert ordered < GOAL
+        assert moved < GOAL
+        all_reach(one, "awaiting_payment")
         one.agree()
 
 

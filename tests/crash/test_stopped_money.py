@@ -21,11 +21,6 @@ def paid(world: World, *, capture: bool) -> str:
     return checkout
 
 
-def plan(world: World, checkout: str, **plan: object) -> None:
-    (row,) = world.sql("SELECT order_ref FROM checkouts WHERE id = %s", checkout)
-    world.control("PUT", f"orders/{row['order_ref']}", plan)
-
-
 def done_once(world: World, checkout: str, kind: str) -> None:
     """One effect at the gateway, one operation in our books, and both agree."""
     world.until_operation(checkout, "succeeded", seconds=60)
@@ -66,11 +61,11 @@ def test_stopped_before_the_call_left_and_resumed_when_another_has_done_it(
     world.start("worker-1")
     checkout = paid(world, capture=captured)
     # The look that comes before the call is slow: the worker is stopped while it waits for it.
-    plan(world, checkout, delayMs={"payments": 600})
+    world.plan(checkout, delayMs={"payments": 600})
     world.ask(checkout, kind, amount=40)
     world.until_operation(checkout, "requested")
     world.signal("worker-1", signal.SIGSTOP)
-    plan(world, checkout)
+    world.plan(checkout)
     world.start("worker-2")
     world.until_operation(checkout, "succeeded", seconds=60)
     world.signal("worker-1", signal.SIGCONT)
@@ -90,7 +85,7 @@ def test_killed_while_the_call_is_at_the_gateway(
     checkout = paid(world, capture=captured)
     # Without the effect, the gateway holds the call and then drops it.
     hangs = {"fail": {kind: 1}, "failStatus": "timeout"}
-    plan(world, checkout, **({"delayMs": {kind: 800}} if effect else hangs))
+    world.plan(checkout, **({"delayMs": {kind: 800}} if effect else hangs))
     world.ask(checkout, kind, amount=40)
     world.until_operation(checkout, "submitted")
     world.kill("worker-1")
