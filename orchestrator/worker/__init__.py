@@ -19,6 +19,7 @@ from celery.exceptions import SecurityWarning
 from orchestrator.worker.app import CARRY, QUEUES, SEAL, SWEEP, app, configure
 from orchestrator.worker.bridge import Bridge
 from orchestrator.worker.doorbell import Doorbell
+from orchestrator.worker.publisher import reason_of
 from orchestrator.worker.scheduler import run_scheduler
 from orchestrator.worker.watchdog import FAILED, end_within
 
@@ -34,6 +35,7 @@ __all__ = [
     "carry",
     "configure",
     "end_within",
+    "reason_of",
     "run_scheduler",
     "run_worker",
     "seal",
