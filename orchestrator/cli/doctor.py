@@ -391,13 +391,14 @@ async def _broker(settings: Settings, report: _Report) -> None:
         )
         return
 
-    from orchestrator.worker import Doorbell  # noqa: PLC0415
+    from orchestrator.worker import Doorbell, reason_of  # noqa: PLC0415
 
     try:
         hints = await _bounded(Doorbell(settings).prove, BROKER_PATIENCE)
     except Exception as error:  # noqa: BLE001 - each transport has errors of its own, and all mean the same here
-        found = log.scrub(str(error)) or type(error).__name__
-        report.ill("broker", f"takes no hints ({found}): look at it, or correct ORCHESTRATOR_BROKER_URL")
+        report.ill(
+            "broker", f"takes no hints ({reason_of(error)}): look at it, or correct ORCHESTRATOR_BROKER_URL"
+        )
     else:
         report.well("broker", f"takes hints; {hints} wait")
 

@@ -20,6 +20,7 @@ from orchestrator.shutdown import FAILED, end_within
 from orchestrator.worker.app import CARRY, QUEUES, SEAL, SWEEP, app, configure
 from orchestrator.worker.bridge import Bridge
 from orchestrator.worker.doorbell import Doorbell
+from orchestrator.worker.publisher import reason_of
 from orchestrator.worker.scheduler import run_scheduler
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "bridge",
     "carry",
     "configure",
+    "reason_of",
     "run_scheduler",
     "run_worker",
     "seal",

@@ -6,6 +6,7 @@ again. One thread uses a publisher.
 
 from __future__ import annotations
 
+import errno
 import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from celery.utils import threads
 
 from orchestrator import log
+from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,6 +43,10 @@ class Message(NamedTuple):
     arguments: Sequence[object] = ()
 
 
+class Silent(OrchestratorError):  # noqa: N818 - named for the fact
+    """The broker did not answer in time, and said why before."""
+
+
 class Publisher:
     """Publishes tasks. Kombu's and the transport's errors pass through; the next publish connects anew."""
 
@@ -48,6 +54,7 @@ class Publisher:
         self._app = app
         self._connection: Connection | None = None
         self._producer: Any = None
+        self._blocked = False
 
     def publish(self, messages: Iterable[Message]) -> None:
         """Send these, in order; after an error some may have been sent."""
@@ -93,18 +100,32 @@ class Publisher:
             else:
                 # RabbitMQ drops what leads to no queue; where it takes no messages, it answers nothing after this.
                 producer.publish("", exchange="", routing_key="probe", serializer="json", retry=False)
+            self.depth(queue)
+        except TimeoutError as error:
+            self.drop()
+            if not self._blocked:
+                raise
+            raise Silent(
+                "it takes no messages, because it is short of memory or disk: its log says which"
+            ) from error
         except BaseException:
             self.drop()
             raise
-        self.depth(queue)
 
     def _connected(self) -> Any:
         if self._producer is None:
             self._connection = self._app.connection_for_write()
             self._connection.connect()
             _threads.bound_open_broker_sockets(self._connection, ANSWER_TIMEOUT)
+            self._blocked = False
+            link: Any = self._connection.connection
+            if hasattr(link, "on_blocked"):
+                link.on_blocked = self._note_blocked
             self._producer = self._app.amqp.Producer(self._connection)
         return self._producer
+
+    def _note_blocked(self, _: str) -> None:
+        self._blocked = True
 
     def drop(self) -> None:
         """Give the connection up, as it is."""
@@ -129,6 +150,17 @@ def discard(connection: Any) -> None:
             close()
 
 
+def reason_of(error: BaseException) -> str:
+    """Say in words what a try met; without login."""
+    said = log.scrub(str(error))[:200]
+    if said == "timed out" or (not said and isinstance(error, TimeoutError)):
+        return "it does not answer"
+    if isinstance(error, OSError) and error.errno == errno.EINVAL:
+        # What Linux says to whoever sets an option of a socket that the other side has closed.
+        return "it closed the connection"
+    return said or type(error).__name__
+
+
 class BackOff:
     """The pauses of one link to the broker, and the two log lines of an outage: when it begins, and when it is over."""
 
@@ -141,10 +173,10 @@ class BackOff:
 
     def failed(self, error: BaseException) -> float:
         """Note a failure; return the seconds until the next try: full jitter below a ceiling that doubles."""
-        reason = log.scrub(str(error))[:200]
+        reason = reason_of(error)
         if not self.away:
             _log.warning("broker_away", link=self._link, error=type(error).__name__, reason=reason)
-        self.away, self.reason = True, reason or type(error).__name__
+        self.away, self.reason = True, reason
         self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
         return random.uniform(self._pause / 2, self._pause)  # noqa: S311 - jitter
 

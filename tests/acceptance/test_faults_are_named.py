@@ -617,16 +617,16 @@ FAULTS = {
         on_a_small_disk, the_disk_is_full, 503, ("the disk of the database is full",), ("the disk of the database is full",)
     ),
     "PgBouncer refuses": Fault(
-        pooled, the_pooler_refuses, 503, ("database is out of reach .*does not allow connections",), ("does not allow connections",)
+        pooled, the_pooler_refuses, 503, ("database is out of reach .*is disabled",), ("is disabled",)
     ),
     "the broker's certificate is wrong": Fault(
         over_tls, the_certificate_is_wrong, 200, ("broker takes no hints .*certificate verify failed",), ("broker .*certificate verify failed",)
     ),
     "RabbitMQ is cut off": Fault(
-        on_rabbitmq, rabbitmq_is_cut_off, 200, ("broker takes no hints",), ("broker ",)
+        on_rabbitmq, rabbitmq_is_cut_off, 200, ("broker takes no hints .*(closed|refused)",), ("broker .*(closed|refused)",)
     ),
     "RabbitMQ is out of memory": Fault(
-        on_rabbitmq, rabbitmq_is_out_of_memory, 200, ("broker takes no hints .*does not answer",), ("broker .*does not answer",)
+        on_rabbitmq, rabbitmq_is_out_of_memory, 200, ("broker takes no hints .*(does not answer|short of memory)",), ("broker .*short of memory",)
     ),
 }  # fmt: skip
 

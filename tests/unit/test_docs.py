@@ -36,7 +36,16 @@ def test_every_test_that_the_readme_names_exists():
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CHANGELOG.md", "docs/settings.md", "docs/security.md", "docs/archive.md"]
+    "name",
+    [
+        "README.md",
+        "CHANGELOG.md",
+        "docs/settings.md",
+        "docs/security.md",
+        "docs/archive.md",
+        "docs/postgres.md",
+        "docs/health.md",
+    ],
 )
 def test_no_document_names_a_path_that_is_not_there(name: str):
     import re

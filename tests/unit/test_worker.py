@@ -50,6 +50,22 @@ def test_an_outage_tells_no_password():
     assert "secret" not in str(logs)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TimeoutError(), "it does not answer"),
+        (TimeoutError("timed out"), "it does not answer"),
+        (OSError(22, "Invalid argument"), "it closed the connection"),
+        (ConnectionRefusedError(111, "Connection refused"), "[Errno 111] Connection refused"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_an_outage_says_in_words_what_was_met(error, said):
+    link = BackOff("scheduler")
+    link.failed(error)
+    assert link.reason == said
+
+
 def test_processes_of_two_containers_have_names_of_their_own():
     assert unique_name() != unique_name()
     assert Board(None)._name != Board(None)._name
