@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator import schema
 from tests.integration.carry.scene import intent
-from tests.postgres import Cluster, Proxy, address, needs_pgbouncer, pgbouncer, through
+from tests.postgres import LOGIN, Cluster, Proxy, address, needs_pgbouncer, pgbouncer, pooling, through
 from tests.world import DECLINED_CARD, JSON, World, frozen, world
 
 if TYPE_CHECKING:
@@ -305,6 +305,32 @@ def test_behind_pgbouncer_orders_reach_every_outcome_though_workers_are_killed(p
     assert ready.status_code == 200, ready.text
     doctor = pooled.command("doctor")
     assert "behind a pooler" in doctor.stdout, doctor.stdout + doctor.stderr
+
+
+@needs_pgbouncer
+def test_behind_pgbouncer_orders_go_on_by_themselves_after_postgres_was_restarted(
+    servers: Embedded, tmp_path: Path
+):
+    user, _, password = LOGIN.partition(":")
+    with Cluster.started() as server, pooling(server.port, {user: password}) as port:
+        schema.migrate(server.url)
+        url = f"postgresql://{LOGIN}@127.0.0.1:{port}/shop"
+        with reached(servers, server.url, tmp_path, url) as one:
+            one.start_all()
+            with Orders(one, "R").placed() as orders:
+                one.until(
+                    lambda: len(orders.taken) > 10 and moves(one) > 10, "orders are under way", seconds=60
+                )
+                server.stop()
+                time.sleep(2)
+                server.start()
+                ordered, moved = goes_on(one, orders, since=time.monotonic())
+            # The pooler rests for 15 s before it asks a server again that it could not reach.
+            assert max(ordered, moved) < 15 + 2 * GOAL
+            all_reach(one, "awaiting_payment")
+            one.agree()
+            assert {row["id"] for row in one.sql("SELECT id::text FROM checkouts")} >= set(orders.taken)
+            one.until(lambda: one.http.get(f"{one.api_url}/readyz").status_code == 200, "it is ready again")
 
 
 @needs_pgbouncer
