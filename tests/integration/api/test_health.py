@@ -122,19 +122,19 @@ async def test_a_server_that_only_takes_sessions_that_read_is_named(api: Api, da
     await others(api)
     with psycopg.connect(direct(database_url), autocommit=True) as admin:
         name = admin.info.dbname
-        others = (
+        end_others = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
             [name],
         )
         admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-        admin.execute(*others)
+        admin.execute(*end_others)
         status, problem = await found(api)
         assert status == 503
         assert "read-only" in problem
         admin.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
         if database_url != direct(database_url):
             # A pooler keeps sessions, and they keep what they began with: operations tell it to RECONNECT.
-            admin.execute(*others)
+            admin.execute(*end_others)
     await until_ready(api)
 
 
