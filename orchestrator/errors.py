@@ -26,6 +26,7 @@
     │   ├── archive.ArchiveUnread       a file that was just written does not prove itself
     │   └── archive.Unprovable          the trails of some checkouts do not hold
     ├── vault.VaultError                data that no known key opens, or whose key was destroyed
+    ├── worker Silent                   the broker did not answer in time, and said why before
     ├── db.Unwritten                    a row that Postgres refused for good
     ├── db.DatabaseAway                 it is not known whether a row was written
     ├── demo Unscripted                 a shopper met what the script does not know

@@ -14,10 +14,12 @@ ENDING: Final = ("08", "57P")
 
 NO_SCHEMA: Final = frozenset({"3F000", "42P01"})
 """The schema, or a table of it, is not there."""
+OTHER_SCHEMA: Final = NO_SCHEMA | {"42703", "42883"}
+"""As above, or a column or function of it: no fault of a row, and none that goes by itself."""
 
 # Errors that would meet any row: beside those above a right that the role lost, a schema without a column or function that this code
 # uses, resources (53: a full disk, too many connections), the operator (57), the system (58).
-_ABOUT_SERVER: Final = frozenset({READ_ONLY, *OTHERS_STATEMENTS, *NO_SCHEMA, "42501", "42703", "42883"})
+_ABOUT_SERVER: Final = frozenset({READ_ONLY, *OTHERS_STATEMENTS, *OTHER_SCHEMA, "42501"})
 _CLASSES_ABOUT_SERVER: Final = ("08", "53", "57", "58")
 # program_limit_exceeded (a row or an index entry that is too large). psycopg makes an OperationalError of it, as of a lost connection;
 # but it is about the row, and would be the same for ever.

@@ -14,7 +14,8 @@ from orchestrator import log
 from orchestrator.api import correlation
 from orchestrator.api.bodies import Disconnected
 from orchestrator.api.problems import Refusal, away, problem
-from orchestrator.db import DatabaseAway, is_away
+from orchestrator.db import DatabaseAway, is_away, state_of
+from orchestrator.sqlstates import OTHER_SCHEMA
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -86,7 +87,7 @@ def _note(scope: Scope, *, status: int, seconds: float, size: int) -> None:
 
 
 def _explain(error: Exception) -> Refusal:
-    if isinstance(error, DatabaseAway) or is_away(error):
+    if isinstance(error, DatabaseAway) or (is_away(error) and state_of(error) not in OTHER_SCHEMA):
         _log.warning("database_away", **log.cause(error))
         return away()
     _log.error("request_failed", exc_info=error)

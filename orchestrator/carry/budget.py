@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from sqlalchemy import text
 
+from orchestrator.lifecycle import alarms
 from orchestrator.states import State
 
 if TYPE_CHECKING:
@@ -53,24 +54,6 @@ _TAKE = text("""
 """)
 _OPEN = text("""
     INSERT INTO look_budgets (merchant_id) SELECT unnest(CAST(:merchants AS int[])) ON CONFLICT DO NOTHING
-""")
-# Places are given anew in their order, and none becomes a later one. What a worker holds has had its turn.
-_RESPACE = text("""
-    WITH t AS MATERIALIZED (SELECT clock() AS now),
-    budget AS MATERIALIZED (
-        SELECT b.merchant_id FROM look_budgets b JOIN merchants m ON m.id = b.merchant_id WHERE m.name = :merchant FOR UPDATE OF b
-    ),
-    waiting AS MATERIALIZED (
-        SELECT c.id, c.due_at FROM checkouts c JOIN budget b USING (merchant_id)
-         WHERE c.booked AND c.lease IS NULL AND c.due_at > (SELECT now FROM t) ORDER BY c.id FOR NO KEY UPDATE OF c
-    ),
-    place AS MATERIALIZED (SELECT id, row_number() OVER (ORDER BY due_at, id) * CAST(:apart AS float8) AS away FROM waiting),
-    moved AS (
-        UPDATE checkouts c SET due_at = least(c.due_at, t.now + make_interval(secs => p.away)) FROM place p, t WHERE c.id = p.id
-    )
-    UPDATE look_budgets b
-       SET taken_until = least(b.taken_until, t.now + make_interval(secs => coalesce((SELECT max(away) FROM place), 0)))
-      FROM t WHERE b.merchant_id IN (SELECT merchant_id FROM budget)
 """)
 
 BACK_FOR: Final = 300.0
@@ -166,7 +149,7 @@ async def take(db: Database, demands: Sequence[Demand]) -> Mapping[int, float]:
 
 async def respace(db: Database, merchant: str, *, looks_per_minute: int) -> None:
     """Give the lookups that wait the places of another budget, where these are nearer; `merchant` is a name."""
-    await db.write(_RESPACE, {"merchant": merchant, "apart": apart(looks_per_minute)})
+    await alarms.respace(db, merchant, apart=apart(looks_per_minute))
 
 
 async def _take(db: Database, wanted: Sequence[Demand]) -> dict[int, float]:

@@ -12,10 +12,11 @@ from orchestrator.audit import Action
 from orchestrator.carry import budget, commands, money, opening, payment, watch
 from orchestrator.carry.room import Flow
 from orchestrator.carry.step import BROKE, POISONED, QUARANTINE, RENEW_BEFORE, Step
-from orchestrator.db import DatabaseAway, Unwritten, is_away
+from orchestrator.db import DatabaseAway, Unwritten, is_away, state_of
 from orchestrator.gateway.client import gateway_of
 from orchestrator.lifecycle import Event, Held, LeaseLost, Lifecycle
 from orchestrator.merchants import UnknownMerchant
+from orchestrator.sqlstates import OTHER_SCHEMA
 from orchestrator.states import CARRIED, State
 from orchestrator.turns import Turns
 
@@ -125,7 +126,7 @@ class Carrier:
             ]
             waits = await budget.take(self.db, demands)
         except Exception as error:  # noqa: BLE001 - whoever it is about meets the same in its own step, where it is dealt with
-            if not isinstance(error, UnknownMerchant) and not is_away(error):
+            if state_of(error) in OTHER_SCHEMA or not (isinstance(error, UnknownMerchant) or is_away(error)):
                 _log.exception("places_not_taken")
             return {}
         return {

@@ -72,6 +72,26 @@ _DUE = text(f"""
 """)  # noqa: S608 - made of our own constants
 
 
+# Places are given anew in their order, and none becomes a later one. What a worker holds has had its turn.
+_RESPACE = text("""
+    WITH t AS MATERIALIZED (SELECT clock() AS now),
+    budget AS MATERIALIZED (
+        SELECT b.merchant_id FROM look_budgets b JOIN merchants m ON m.id = b.merchant_id WHERE m.name = :merchant FOR UPDATE OF b
+    ),
+    waiting AS MATERIALIZED (
+        SELECT c.id, c.due_at FROM checkouts c JOIN budget b USING (merchant_id)
+         WHERE c.booked AND c.lease IS NULL AND c.due_at > (SELECT now FROM t) ORDER BY c.id FOR NO KEY UPDATE OF c
+    ),
+    place AS MATERIALIZED (SELECT id, row_number() OVER (ORDER BY due_at, id) * CAST(:apart AS float8) AS away FROM waiting),
+    moved AS (
+        UPDATE checkouts c SET due_at = least(c.due_at, t.now + make_interval(secs => p.away)) FROM place p, t WHERE c.id = p.id
+    )
+    UPDATE look_budgets b
+       SET taken_until = least(b.taken_until, t.now + make_interval(secs => coalesce((SELECT max(away) FROM place), 0)))
+      FROM t WHERE b.merchant_id IN (SELECT merchant_id FROM budget)
+""")
+
+
 @dataclass(frozen=True, slots=True)
 class Ring:
     """An alarm that rings: hint it. `lag` is how many seconds late the sweep was.
@@ -111,3 +131,8 @@ async def due(db: Database, *, most: int) -> list[Ring]:
     """Return checkouts whose alarm rings, in equal parts of every merchant, for a worker that sweeps for itself."""
     rows = await db.read(_DUE, {"most": most, "crowded": []})
     return [Ring(row.id, row.rung, row.suspect, row.lag) for row in rows]
+
+
+async def respace(db: Database, merchant: str, *, apart: float) -> None:
+    """Bring the lookups of a merchant that wait for their places (`booked`) nearer, `apart` seconds from each other; by its name."""
+    await db.write(_RESPACE, {"merchant": merchant, "apart": apart})

@@ -109,8 +109,8 @@ async def serving(settings: Settings, *, patience: float = 10.0) -> AsyncIterato
     doorbell = Rung()
     database_url = settings.database_url
     assert database_url is not None
-    db = Database(database_url, pool_size=4, pool_timeout=1)
-    inlet = Database(database_url, pool_size=3, pool_timeout=1)
+    db = Database(database_url, pool_size=4, pool_timeout=5)
+    inlet = Database(database_url, pool_size=3, pool_timeout=5)
     services = Services(
         settings=settings, db=db, inlet=inlet, vault=vault, intents=inbox.Intents(inlet, vault, grace=5, patience=patience),
         callbacks=inbox.Callbacks(
