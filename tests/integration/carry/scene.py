@@ -151,7 +151,7 @@ class Scene:
         return str((await self.row(checkout)).state)
 
     async def until_state(self, checkout: UUID, state: str) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await self.state(checkout) != state:  # noqa: ASYNC110 - the state is in Postgres
                 await asyncio.sleep(0.02)
 
