@@ -43,10 +43,10 @@ RENEWALS: Final = 4
 LONGEST_HELD: Final = 6
 """Times that a lease lasts, or a call to the gateway may, after which one is renewed no more: something is wrong with its step."""
 AGAIN: Final = 1.0
-"""Seconds until those who wait are looked for again after Postgres failed, and claims are tried again even if nobody waits."""
+"""Seconds from a failed claim to the next one, which is made even if no checkout waits."""
 FAILURE_STANDS: Final = 6.0
-"""Seconds for which a failure of claims counts though a claim of nobody works: a sweep hints again at what was not claimed."""
-NOBODY: Final = UUID(int=0)
+"""Seconds for which a failure of claims counts although the probe works: a sweep hints again at what was not claimed."""
+NO_CHECKOUT: Final = UUID(int=0)
 """A checkout that does not exist: a claim of it shows whether claims work."""
 
 
@@ -90,7 +90,7 @@ class Admission:
         self._round_ended = asyncio.get_running_loop().time()
         self.failure: str | None = None
         """Why claims fail, in words, from the first one that failed until one has worked again."""
-        self._failed_at, self._nobody_refused = 0.0, False
+        self._failed_at, self._probe_failed = 0.0, False
         self._under_way: set[asyncio.Task[list[UUID]]] = set()
         self._runner = asyncio.create_task(self._run(), name="admission")
         self._runner.add_done_callback(self._runner_ended)
@@ -194,7 +194,7 @@ class Admission:
                 # What was claimed longer ago than a lease is no longer ours.
                 async with asyncio.timeout(self._settings.lease_seconds):
                     if self.failure is not None:
-                        await self._try_nobody()
+                        await self._probe_claims()
                     await self._admit(_lanes(hints))
             except Exception as error:  # noqa: BLE001 - the callers are told; the alarms stand
                 self._failed(error, hints)
@@ -325,16 +325,16 @@ class Admission:
         )
         loop.call_later(AGAIN, self._wake.set)
 
-    async def _try_nobody(self) -> None:
-        """Try whether claims work again; where not even one of nobody did, that it does is proof."""
-        refused, self._nobody_refused = self._nobody_refused, True
-        await self._claim([NOBODY])
-        self._nobody_refused = False
+    async def _probe_claims(self) -> None:
+        """Claim a checkout that does not exist. Where that failed before, its success shows that claims work again."""
+        refused, self._probe_failed = self._probe_failed, True
+        await self._claim([NO_CHECKOUT])
+        self._probe_failed = False
         if refused:
             self.failure = None
 
     def _worked(self, hints: Collection[tuple[Lane, _Hint]]) -> None:
-        """Note that claims work. Where only the claim of nobody has, wait whether those that failed are hinted at again."""
+        """Note that claims work. Where only the probe has worked, wait whether those that failed are hinted at again."""
         if self.failure is None:
             return
         loop = asyncio.get_running_loop()
