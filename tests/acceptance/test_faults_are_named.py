@@ -409,7 +409,7 @@ def the_schema_is_missing(stand: Stand) -> Iterator[None]:
 
 @fault
 def the_pooler_refuses(stand: Stand) -> Iterator[None]:
-    console = f"postgresql://carrier@{stand.servers.pooler.rpartition('@')[2].partition('/')[0]}/pgbouncer"
+    console = f"{stand.servers.pooler.rpartition('/')[0]}/pgbouncer"
 
     def tell(*statements: str) -> None:
         # Its console takes simple statements only.
