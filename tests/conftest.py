@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -117,16 +118,25 @@ def template(servers: Embedded) -> str:
     return name
 
 
-@pytest.fixture
-def database_url(servers: Embedded, template: str) -> Iterator[str]:
-    """A database with the schema and nothing else, for one test alone: real commits, nothing to clean up."""
+@contextmanager
+def copied(servers: Embedded, template: str) -> Iterator[str]:
+    """Make a database that is a copy of another one; yield its administrator's URL, past any pooler."""
     name = f"test_{uuid4().hex[:12]}"
     _admin(
         servers,
         sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)),
     )
-    yield pooler.pooled(_url(servers, name))
-    _admin(servers, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    try:
+        yield _url(servers, name)
+    finally:
+        _admin(servers, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def database_url(servers: Embedded, template: str) -> Iterator[str]:
+    """A database with the schema and nothing else, for one test alone: real commits, nothing to clean up."""
+    with copied(servers, template) as url:
+        yield pooler.pooled(url)
 
 
 @pytest.fixture

@@ -23,14 +23,14 @@ _TAG = re.compile(r"\[/[^\]]*\]|\[(bold|dim|italic|red|green|yellow|blue|cyan|li
 def faults(path: str, source: str) -> list[str]:
     """Return what a module does that only the two places may do, with its line."""
     found = []
-    tree = ast.parse(source)
+    nodes = list(ast.walk(ast.parse(source)))
     typing_only = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.Attribute(value=ast.Name(id="click"), attr="echo" | "secho" | "echo_via_pager") if (
                 path != LINES

@@ -10,6 +10,7 @@ import ast
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ PACKAGE = Path(orchestrator.__file__).parent
 LONGEST = 500
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Module:
     """One file of the package: `lifecycle/moves.py` stands in the room `lifecycle`."""
 
@@ -35,16 +36,22 @@ class Module:
     def room(self) -> str:
         return PurePosixPath(self.path.parts[0]).stem
 
-    @property
-    def nodes(self) -> Iterator[ast.AST]:
-        return ast.walk(ast.parse(self.source))
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.source)
+
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        return list(ast.walk(self.tree))
 
 
-def modules() -> list[Module]:
-    return [
+@cache
+def modules() -> tuple[Module, ...]:
+    """Return the files of the package, each read and parsed once for all rules."""
+    return tuple(
         Module(PurePosixPath(path.relative_to(PACKAGE).as_posix()), path.read_text())
         for path in sorted(PACKAGE.rglob("*.py"))
-    ]
+    )
 
 
 def imported(module: Module) -> Iterator[tuple[int, str]]:
@@ -58,10 +65,9 @@ def imported(module: Module) -> Iterator[tuple[int, str]]:
 
 def texts(module: Module) -> Iterator[tuple[int, str]]:
     """Yield the strings of a module that are not documentation, f-strings in one piece."""
-    tree = ast.parse(module.source)
-    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-    for node in ast.walk(tree):
+    prose = {id(node.value) for node in module.nodes if isinstance(node, ast.Expr)}
+    inside = {id(part) for node in module.nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in module.nodes:
         match node:
             case ast.Constant(value=str(text)) if id(node) not in prose | inside:
                 yield node.lineno, text
@@ -152,7 +158,7 @@ def too_long(module: Module) -> Iterator[int]:
 
 
 def undescribed(module: Module) -> Iterator[int]:
-    if not ast.get_docstring(ast.parse(module.source)):
+    if not ast.get_docstring(module.tree):
         yield 1
 
 

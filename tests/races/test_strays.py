@@ -15,7 +15,7 @@ from orchestrator.db import Unwritten
 from orchestrator.inbox import KeyReused, OrderTaken, Strays, Unaddressed, intents
 from orchestrator.models import uuid7
 from orchestrator.states import State, Trigger
-from tests.factories import Breaking, intake, payment
+from tests.factories import Breaking, intake, payment, row_held
 from tests.factories import core as another
 
 pytestmark = pytest.mark.anyio
@@ -248,6 +248,31 @@ async def test_an_intent_that_another_process_was_quicker_than_meets_what_became
         int(matched)
     ]
     assert (await audit.verify(core.db, core.vault)).problems == []
+
+
+async def test_an_intent_waits_while_another_process_has_the_row_of_the_payments_checkout(core, monkeypatch):
+    async with takers(core, 1) as ((_, taker),):
+        paid = await paid_before(core, taker)
+    match, met, found = lifecycle.match, asyncio.Event(), []
+
+    async def told(*arguments):
+        found.append(await match(*arguments))
+        met.set()
+        return found[-1]
+
+    monkeypatch.setattr(lifecycle, "match", told)
+    async with row_held(core.url, paid):
+        accepting = asyncio.create_task(
+            core.intents.accept(intake(order_ref="OLD-1", amount=13900, currency="DKK"))
+        )
+        await asyncio.wait_for(met.wait(), 20)
+        assert found[0] == lifecycle.Unsettled(held=True)
+        assert not accepting.done()
+        assert await core.all("SELECT late, version FROM checkouts") == [(True, 2)]
+    accepted = await accepting
+    assert (accepted.id, accepted.fresh) == (paid, False)
+    assert await core.all("SELECT late, version FROM checkouts") == [(False, 3)]
+    assert await core.all("SELECT count(*) FROM audit_entries WHERE action = 'intent:matched'") == [1]
 
 
 async def test_an_order_whose_checkout_lost_its_data_key_is_kept_under_a_new_one(core):
