@@ -1,0 +1,188 @@
+"""Large answers, read in a process beside this one: a hostile one costs its reader's time, and nobody else's.
+
+A thread would not do. Whatever it computes it takes from the event loop, some milliseconds for each of the loop's rounds. The process
+is started with the first large answer, runs at low priority, knows none of our secrets (its environment is empty) and ends with us.
+It reads one answer after the other, gateway by gateway in turn; one that takes too long is given up, and the process with it.
+What it hands back is decoded into the types that are expected, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+
+from orchestrator import log as logs
+from orchestrator.gateway import answers
+from orchestrator.gateway.answers import Methods
+from orchestrator.gateway.outcomes import Done, Outcome, Refused, Unknown
+from orchestrator.gateway.payments import Found, Movement
+from orchestrator.turns import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from orchestrator.gateway.answers import Reader
+
+T = TypeVar("T")
+log = logs.get(__name__)
+
+NICE: Final = 15
+"""How much less of a busy processor the reader gets than we do: a thirtieth."""
+_START: Final = (
+    "import sys; sys.path[:] = sys.argv[1:]; from orchestrator.gateway import aside; aside.serve()"
+)
+_SIZE: Final = 8
+"""Bytes of the number of bytes that stands before each message."""
+_NOT_READ: Final = Unknown("The gateway's answer could not be read in time.", unreadable=True)
+_UNTELLABLE: Final = Unknown("The gateway's answer holds a number that no answer has.", unreadable=True)
+
+
+class _Told(msgspec.Struct, omit_defaults=True):
+    """What came of reading; exactly one is set."""
+
+    found: Found | None = None
+    movement: Movement | None = None
+    methods: Methods | None = None
+    refused: Refused | None = None
+    unknown: Unknown | None = None
+
+    @classmethod
+    def of(cls, outcome: Outcome[Any]) -> _Told:
+        match outcome:
+            case Done(Found() as found):
+                return cls(found=found)
+            case Done(Movement() as movement):
+                return cls(movement=movement)
+            case Done(Methods() as methods):
+                return cls(methods=methods)
+            case Refused():
+                return cls(refused=outcome)
+            case Unknown():
+                return cls(unknown=outcome)
+            case _:
+                message = f"no reader makes this of an answer: {type(outcome).__name__}"
+                raise TypeError(message)
+
+    @property
+    def outcome(self) -> Outcome[Any]:
+        value = self.found or self.movement or self.methods
+        if value is not None:
+            return Done(value)
+        return self.refused or self.unknown or _NOT_READ
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_ASKED: Final = msgspec.msgpack.Decoder(tuple[str, int | str, bytes])
+_TOLD: Final = msgspec.msgpack.Decoder(_Told)
+
+
+class Aside:
+    """The reader of one process; an answer that is not read within `patience` seconds is given up."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._turns = Turns(1)
+        # Waits for the pipes; it computes nothing.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gateway-answers")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._here = False
+
+    def close(self) -> None:
+        """End the reader; what it reads is given up."""
+        self._kill()
+        self._thread.submit(self._end)
+        self._thread.shutdown(wait=False)
+
+    async def read(self, reader: Reader[T], raw: bytes, *, whose: Hashable) -> Outcome[T]:
+        """Read an answer when it is its turn; `whose` says in which line it waits."""
+        loop = asyncio.get_running_loop()
+        await self._turns.take(whose)
+        work = self._thread.submit(self._read, reader, raw)
+
+        def ended(_: Future[Outcome[T]]) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._turns.give_back)
+
+        work.add_done_callback(ended)
+        late = loop.call_later(self._patience, self._kill)
+        try:
+            return await asyncio.wrap_future(work)
+        finally:
+            late.cancel()
+
+    def _read(self, reader: Reader[T], raw: bytes) -> Outcome[T]:
+        if self._here:
+            return reader.read(raw)
+        try:
+            process = self._running()
+        except OSError as error:
+            # No room for another process: then it is read here, beside the loop, as well as can be.
+            log.warning("answers_read_in_a_thread", error=type(error).__name__)
+            self._here = True
+            return reader.read(raw)
+        try:
+            assert process.stdin is not None and process.stdout is not None  # noqa: PT018, S101 - they are pipes
+            _put(process.stdin, _ENCODER.encode((reader.kind, reader.argument, raw)))
+            told = _get(process.stdout)
+            if told is not None:
+                return _TOLD.decode(told).outcome
+        except (OSError, msgspec.DecodeError):
+            pass
+        self._end()
+        return _NOT_READ
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._process is None:
+            self._process = subprocess.Popen(  # noqa: S603 - our own code
+                [sys.executable, "-I", "-c", _START, *sys.path],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, process_group=0,
+            )  # fmt: skip
+        return self._process
+
+    def _kill(self) -> None:
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            with suppress(OSError), process:  # what was not written yet finds no reader
+                pass
+
+
+def serve() -> None:
+    """Read what comes in on stdin, and tell on stdout what it holds, until nobody asks any more. The reader's whole life."""
+    os.nice(NICE)
+    with open(0, "rb") as source, open(1, "wb") as sink:
+        while (asked := _get(source)) is not None:
+            kind, argument, raw = _ASKED.decode(asked)
+            told = _Told.of(answers.READERS[kind](raw, argument))
+            try:
+                message = _ENCODER.encode(told)
+            except (OverflowError, ValueError):
+                message = _ENCODER.encode(_Told(unknown=_UNTELLABLE))
+            _put(sink, message)
+
+
+def _put(pipe: IO[bytes], message: bytes) -> None:
+    pipe.write(len(message).to_bytes(_SIZE))
+    pipe.write(message)
+    pipe.flush()
+
+
+def _get(pipe: IO[bytes]) -> bytes | None:
+    """Return the next message, None where there is none."""
+    size = int.from_bytes(pipe.read(_SIZE))
+    message = pipe.read(size)
+    return message if size and len(message) == size else None
