@@ -25,6 +25,8 @@ pytestmark = pytest.mark.anyio
 DAY = 86_400
 STEP = 20
 """Simulated seconds from one round to the next, at least."""
+QUIET_LOOKS = 6
+"""What a checkout begins with (`schedule.quiet_looks`) where the first look comes after 120 s, and the next would after 2 s."""
 
 
 class Counting(Gateway):
@@ -117,6 +119,65 @@ async def test_a_look_that_waits_for_its_place_leaves_no_shopper_with_a_token_th
     )
     assert sorted(row.booked for row in rows) == ([False, False] if refused else [False, True])
     assert all((row.left.total_seconds() > 1000) != refused for row in rows)
+
+
+# ── What is made in a minute ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_workers_that_were_away_make_no_more_looks_in_a_minute_than_the_budget(
+    database_url: str, gateway_url: str
+):
+    async with scene(
+        database_url, gateway_url, first_look=120, recheck_after_callback=2, look_cap=1800, checkout_expires_in=86_400
+    ) as world:  # fmt: skip
+        elapsed, began = 0, time.monotonic()
+        async with Counting(world.settings, lambda: int(elapsed + time.monotonic() - began) // 60) as gateway:
+            world.carrier.gateway = gateway
+            await world.policy(looks_per_minute=30)
+            await world.carry(*[await world.offered() for _ in range(80)])
+            (row,) = await world.sql("SELECT count(*) AS booked FROM checkouts WHERE booked")
+            assert row.booked > 70
+            gateway.looks.clear()
+            # All places pass while nobody is there to take them.
+            elapsed = 600
+            await world.later(seconds=600)
+            for _ in range(100):
+                due = await lifecycle.due(world.db, most=1000)
+                await world.take(*(one.id for one in due))
+                elapsed += 3
+                await world.later(seconds=3)
+            rows = await world.sql(
+                "SELECT count(*) AS seen FROM checkouts WHERE looks > :quiet", quiet=QUIET_LOOKS
+            )
+        assert rows[0].seen == 80, "each was looked at"
+        assert max(gateway.looks.values()) <= 30
+
+
+async def taken(world: Scene, *, asked: int = 0, booked: int = 0, quiet: int = 0) -> list[float]:
+    demand = budget.Demand(1, 1.0, asked, booked, quiet)
+    return [round(wait) for wait in (await budget.take(world.db, [demand]))[1].waits(demand)]
+
+
+async def test_a_place_once_given_is_kept_and_one_that_passed_is_given_anew_behind_the_queue(world: Scene):
+    at_once = int(budget.AT_ONCE)
+    assert await taken(world, quiet=10) == [*range(10)], "the first go now, the others wait"
+    await world.later(seconds=at_once + 2)
+    assert await taken(world, booked=2) == [0, 0], "two come to their places"
+    await world.later(seconds=60)
+    made_up_for = at_once + int(budget.BEHIND) + 1
+    waits = await taken(world, booked=20, quiet=2)
+    assert waits[:made_up_for] == [0] * made_up_for, "what was not used is made up for a little"
+    assert waits[made_up_for:] == [at_once + 1 + place for place in range(22 - made_up_for)]
+    await world.later(seconds=60)
+    assert await taken(world, booked=1) == [0], "however late, while next to none is made"
+
+
+async def test_looks_that_somebody_asks_for_push_the_others_back_but_leave_them_a_quarter(world: Scene):
+    assert await taken(world, quiet=1) == [0]
+    await world.later(seconds=100)
+    assert await taken(world, asked=10, quiet=1) == [10]
+    await world.later(seconds=100)
+    assert await taken(world, asked=1000, quiet=1) == [75]
 
 
 # ── Who comes first, and what is told of the others ─────────────────────────────────────────────────────────────────────
