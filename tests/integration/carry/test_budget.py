@@ -251,7 +251,10 @@ async def test_the_queue_of_lookups_is_told_of_with_its_length_and_its_age(world
     record = await gather(world.db, world.settings, waiting)
     assert record is not None
     told = explain(record).next
-    assert "waits for its turn within the merchant's budget of lookups" in told.what
+    assert (
+        "waits for its turn within the merchant's budget of lookups, behind 3 others, the oldest of which has waited for"
+        in told.what
+    )
     await world.later(seconds=300)
     await doctor._lookups(world.db, report)
     assert "none waits for its turn" in capsys.readouterr().out
