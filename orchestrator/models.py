@@ -455,9 +455,7 @@ look_budgets = Table(
     "look_budgets",
     metadata,
     Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True),
-    _time("taken_until", now=True),
-    _time("charged_at", now=True),
-    _time("made_until", now=True),
+    *(_time(name, now=True) for name in ("taken_until", "charged_at", "made_until")),
 )
 
 idempotency_keys = Table(

@@ -190,7 +190,7 @@ async def take(db: Database, demands: Sequence[Demand]) -> Mapping[int, Places]:
 
 async def respace(db: Database, merchant: str, *, looks_per_minute: int) -> None:
     """Give the lookups that wait the places of another budget, where these are nearer; `merchant` is a name."""
-    await alarms.respace(db, merchant, apart=apart(looks_per_minute))
+    await alarms.respace(db, merchant, apart=apart(looks_per_minute), at_once=AT_ONCE)
 
 
 async def _take(db: Database, wanted: Sequence[Demand]) -> dict[int, Places]:

@@ -22,6 +22,8 @@ FREE: Final = 0.001
 """Seconds that an answer may cost."""
 MOST: Final = 0.01
 """Seconds after which it is given up, and so many more as its size is worth."""
+BEYOND: Final = 0.02
+"""Seconds that one answer is charged with beyond that at most: the garbage collector may have run meanwhile, or the machine paused us."""
 EACH_BYTE: Final = 0.00000005
 """Seconds that a byte is worth: networks cut what is large into pieces of a kilobyte or more."""
 EACH: Final = 0.00002
@@ -31,7 +33,7 @@ PIECE: Final = 4_096
 SHARE: Final = 0.0025
 """Of the loop's time, what the answers of one gateway may cost beyond that."""
 BURST: Final = 0.05
-"""Seconds that they may cost at once, after they had cost nothing for long: the garbage collector may have run meanwhile."""
+"""Seconds that they may cost at once, after they had cost nothing for long: no answer alone has its gateway left alone."""
 LONGEST: Final = 30.0
 """Seconds for which a gateway is left alone over it at most."""
 
@@ -86,7 +88,7 @@ class Metered(ResponseHandler):
                 break
         self._cost = spent + EACH
         if self._cost > FREE:
-            self._spend(self._cost - max(before, FREE))
+            self._spend(min(self._cost, self._most + BEYOND) - max(before, FREE))
         if start < size or self._cost > self._most:
             self._end_early()
 

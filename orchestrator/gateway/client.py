@@ -129,7 +129,7 @@ class Gateway:
         self._board = board or Board(None)
         self._doors = Doors(settings, self._board)
         self._wire = Wire(settings)
-        self._aside = Aside(settings.gateway_total_timeout)
+        self._aside = Aside(settings.gateway_total_timeout / 2)
         # Gateways that were seen to know the parameter `limit`.
         self._limiting: set[str] = set()
 

@@ -91,7 +91,7 @@ class Wire:
 
     async def close(self) -> None:
         """Close every connection."""
-        for session in self._sessions.values():
+        for session in tuple(self._sessions.values()):
             await session.close()
 
     async def exchange(

@@ -287,3 +287,16 @@ async def test_a_larger_budget_brings_forward_what_waits_in_its_order_and_a_smal
     )
     assert all(row.away < 60 for row in rows if row.id != held)
     assert rows[-1].id == held, "a worker has it"
+
+
+async def test_what_was_made_under_a_small_budget_keeps_nobody_from_the_places_of_a_larger_one(world: Scene):
+    await world.policy(looks_per_minute=1)
+    checkouts = [await world.offered() for _ in range(6)]
+    await world.carry(*checkouts)
+    assert len(await due_in_order(world)) == 5, "one at once, the others in their turn"
+    await world.policy(looks_per_minute=600)
+    await budget.respace(world.db, "default", looks_per_minute=600)
+    assert await budget.queues(world.db) == []
+    await world.later(seconds=2)
+    await world.carry(*await due_in_order(world))
+    assert await due_in_order(world) == []

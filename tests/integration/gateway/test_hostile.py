@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from orchestrator.gateway import allowance, answers
+from orchestrator.gateway import allowance, answers, aside
 from orchestrator.gateway.answers import Reader
 from orchestrator.gateway.aside import Aside
 from orchestrator.gateway.client import LEFT_ALONE, gateway_of
@@ -29,11 +33,11 @@ HUNDRED = hostile.DOCUMENTS["hundred rows"]
 
 def test_what_is_read_aside_is_read_as_it_is_here():
     async def scene():
-        aside = Aside(60)
+        beside = Aside(60)
         try:
-            return [await aside.read(PAYMENTS, one, whose=None) for one in hostile.DOCUMENTS.values()]
+            return [await beside.read(PAYMENTS, one, whose=None) for one in hostile.DOCUMENTS.values()]
         finally:
-            aside.close()
+            beside.close()
 
     told = dict(zip(hostile.DOCUMENTS, asyncio.run(scene()), strict=True))
     assert told == {name: PAYMENTS.read(one) for name, one in hostile.DOCUMENTS.items()}
@@ -50,11 +54,11 @@ def test_methods_and_movements_are_read_aside_too():
     ]
 
     async def scene():
-        aside = Aside(60)
+        beside = Aside(60)
         try:
-            return [await aside.read(reader, raw, whose=None) for reader, raw in asked]
+            return [await beside.read(reader, raw, whose=None) for reader, raw in asked]
         finally:
-            aside.close()
+            beside.close()
 
     told = asyncio.run(scene())
     here = [reader.read(raw) for reader, raw in asked]
@@ -64,21 +68,21 @@ def test_methods_and_movements_are_read_aside_too():
 
 def test_a_reader_that_takes_too_long_is_ended_and_the_next_answer_is_read_by_another():
     async def scene():
-        aside = Aside(60)
+        beside = Aside(60)
         try:
-            await aside.read(PAYMENTS, HUNDRED, whose=None)
-            first = aside._process
-            aside._patience = 0.0
-            late = await aside.read(PAYMENTS, hostile.DOCUMENTS["infos"], whose=None)
-            aside._patience = 60
-            after = await aside.read(PAYMENTS, HUNDRED, whose=None)
-            assert aside._process is not first
-            assert aside._process is not None
-            aside._process.kill()
-            aside._process.wait()
-            return late, after, await aside.read(PAYMENTS, HUNDRED, whose=None)
+            await beside.read(PAYMENTS, HUNDRED, whose=None)
+            first = beside._process
+            beside._patience = 0.0
+            late = await beside.read(PAYMENTS, hostile.DOCUMENTS["infos"], whose=None)
+            beside._patience = 60
+            after = await beside.read(PAYMENTS, HUNDRED, whose=None)
+            assert beside._process is not first
+            assert beside._process is not None
+            beside._process.kill()
+            beside._process.wait()
+            return late, after, await beside.read(PAYMENTS, HUNDRED, whose=None)
         finally:
-            aside.close()
+            beside.close()
 
     late, after, again = asyncio.run(scene())
     assert (late, getattr(late, "unreadable", False)) == (
@@ -95,33 +99,179 @@ def of_process(number: int) -> tuple[bytes, int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_the_reader_knows_no_secret_and_gives_way():
     async def scene():
-        aside = Aside(60)
+        beside = Aside(60)
         try:
-            await aside.read(PAYMENTS, HUNDRED, whose=None)
-            assert aside._process is not None
-            return of_process(aside._process.pid)
+            await beside.read(PAYMENTS, HUNDRED, whose=None)
+            assert beside._process is not None
+            return of_process(beside._process.pid)
         finally:
-            aside.close()
+            beside.close()
 
     environment, priority = asyncio.run(scene())
     assert environment == b""
     assert priority > os.getpriority(os.PRIO_PROCESS, 0) or priority == 19
 
 
-def test_where_no_process_can_be_started_answers_are_read_all_the_same(monkeypatch):
+@asynccontextmanager
+async def reading(patience: float = 60):
+    """A reader whose process is started, unless there can be none."""
+    beside = Aside(patience)
+    try:
+        assert isinstance(await beside.read(PAYMENTS, HUNDRED, whose=None), Done)
+        yield beside
+    finally:
+        beside.close()
+
+
+def pid_of(beside: Aside) -> int:
+    assert beside._process is not None
+    return beside._process.pid
+
+
+@pytest.mark.parametrize("fault", ["none can be started", "it ends at once"])
+def test_where_there_can_be_no_process_answers_are_read_all_the_same_until_there_can(monkeypatch, fault):
     def refused(*_, **__):
         raise BlockingIOError
 
-    monkeypatch.setattr(subprocess, "Popen", refused)
-
     async def scene():
-        aside = Aside(60)
-        try:
-            return [await aside.read(PAYMENTS, HUNDRED, whose=None) for _ in range(2)]
-        finally:
-            aside.close()
+        with monkeypatch.context() as broken:
+            if fault == "it ends at once":
+                broken.setattr(aside, "_START", "raise SystemExit(3)")
+            else:
+                broken.setattr(subprocess, "Popen", refused)
+            async with reading() as beside:
+                assert beside._process is None
+                broken.undo()
+                again = await beside.read(PAYMENTS, HUNDRED, whose=None)
+                assert beside._process is None, "that is not tried again for every answer"
+                beside._here_until = time.monotonic()
+                later = await beside.read(PAYMENTS, HUNDRED, whose=None)
+                assert beside._process is not None
+                return again, later
 
     assert [type(one) for one in asyncio.run(scene())] == [Done, Done]
+
+
+def test_a_reader_that_hangs_is_ended_although_nobody_waits_for_it_any_more():
+    async def scene():
+        async with reading() as beside:
+            os.kill(pid_of(beside), signal.SIGSTOP)
+            beside._patience = 0.5
+            gone = asyncio.create_task(beside.read(PAYMENTS, HUNDRED, whose="a"))
+            await asyncio.sleep(0.1)
+            gone.cancel()
+            await asyncio.wait({gone})
+            assert gone.cancelled()
+            beside._patience = 60
+            return await beside.read(PAYMENTS, HUNDRED, whose="b")
+
+    assert isinstance(asyncio.run(scene()), Done)
+
+
+def test_whoever_waits_too_long_for_a_turn_is_told_so_and_takes_none():
+    async def scene():
+        async with reading() as beside:
+            os.kill(pid_of(beside), signal.SIGSTOP)
+            slow = asyncio.create_task(beside.read(PAYMENTS, HUNDRED, whose="a"))
+            await asyncio.sleep(0)
+            beside._patience = 0.1
+            early = await beside.read(PAYMENTS, HUNDRED, whose="b")
+            os.kill(pid_of(beside), signal.SIGCONT)
+            beside._patience = 60
+            return early, await slow, await beside.read(PAYMENTS, HUNDRED, whose="b")
+
+    early, slow, after = asyncio.run(scene())
+    assert early == Unknown("The gateway's answer came while too many large ones were being read.")
+    assert not early.unreadable
+    assert [type(slow), type(after)] == [Done, Done]
+
+
+def test_a_reader_has_little_memory(monkeypatch):
+    monkeypatch.setattr(
+        aside, "_START", aside._START.replace("aside.serve", "aside.MEMORY = 0, 0; aside.serve")
+    )
+
+    async def scene():
+        beside = Aside(60)
+        try:
+            return await beside.read(PAYMENTS, hostile.DOCUMENTS["attribute"], whose=None)
+        finally:
+            beside.close()
+
+    outcome = asyncio.run(scene())
+    assert isinstance(outcome, Unknown)
+    assert outcome.unreadable
+
+
+def test_what_a_reader_tells_is_bounded():
+    def told(message: bytes, *, most: int = 10):
+        return aside._get(io.BytesIO(message), most)
+
+    assert told(bytes(7) + b"\x03abc") == b"abc"
+    assert told(b"\xff" * 8 + b"abc") is None
+    assert told(bytes(7) + b"\x0babcdefghijk") is None
+    assert told(bytes(7) + b"\x03ab") is None
+    assert told(b"") is None
+
+
+def test_a_reader_that_was_closed_reads_no_more():
+    async def scene():
+        async with reading() as beside:
+            process = beside._process
+            assert process is not None
+            os.kill(process.pid, signal.SIGSTOP)
+            last = asyncio.create_task(beside.read(PAYMENTS, HUNDRED, whose="a"))
+            await asyncio.sleep(0.1)
+            beside.close()
+            given_up, after = await last, await beside.read(PAYMENTS, HUNDRED, whose="a")
+            return given_up, after, process.wait(10)
+
+    given_up, after, status = asyncio.run(scene())
+    assert given_up == Unknown("The gateway's answer could not be read in time.")
+    assert after == Unknown("The gateway's answer came while too many large ones were being read.")
+    assert status == -signal.SIGKILL
+
+
+ALONE = """
+import asyncio, sys
+from orchestrator.gateway.answers import Reader
+from orchestrator.gateway.aside import Aside
+
+async def main():
+    beside = Aside(60)
+    await beside.read(Reader("payments", 100), b"<" * 2_000, whose=None)
+    print(beside._process.pid, flush=True)
+    if sys.argv[1] == "exits":
+        return
+    while True:
+        await beside.read(Reader("payments", 100), b"<a/>" * 50_000, whose=None)
+
+asyncio.run(main())
+"""
+
+
+def is_there(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{number}/stat")
+    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+@pytest.mark.parametrize("end", ["killed", "exits"])
+def test_a_reader_ends_with_the_process_that_it_reads_for(end):
+    with subprocess.Popen([sys.executable, "-c", ALONE, end], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        number = int(process.stdout.readline())
+        if end == "killed":
+            assert is_there(number)
+            process.kill()
+        assert process.wait(60) == (-signal.SIGKILL if end == "killed" else 0)
+    until = time.monotonic() + 60
+    while is_there(number) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_there(number)
 
 
 @pytest.mark.parametrize("name", ["all rows", "elements", "repaired, small", "bytes, small"])
@@ -197,6 +347,29 @@ def test_every_byte_of_an_answer_arrives_once_whatever_pieces_it_comes_in(run, s
             return await gateway.list_methods(merchant, "token", "s", user_agent=None)
 
     assert run(scene()) == Done(({"id": "m", "text": text},))
+
+
+def test_one_pause_of_the_process_leaves_no_gateway_alone(run, monkeypatch):
+    document, clock = hostile.whole(hostile.rows(100)), [0.0]
+
+    def thread_time() -> float:
+        clock[0] += 1.0
+        return clock[0]
+
+    async def scene():
+        async with gateway_that(lambda exchange: exchange.write(document), **PATIENT) as (
+            gateway,
+            _,
+            merchant,
+        ):
+            with monkeypatch.context() as paused:
+                paused.setattr(allowance, "thread_time", thread_time)
+                await gateway.find_payments(merchant, order_ref="A", limit=99)
+            return await gateway.find_payments(merchant, order_ref="A", limit=99)
+
+    outcome = run(scene())
+    assert clock[0] > 1
+    assert isinstance(outcome, Done)
 
 
 def test_what_is_spent_is_paid_back_in_time_and_a_little_is_free(monkeypatch):
