@@ -6,8 +6,9 @@ somebody waits for it: a callback, a command or a money operation asks for it, o
 moment ago. The others get the next places in turn, those first behind which money may be (`rank`). A place once given is kept
 (`booked`), and at least a quarter of the places is for lookups that nobody waits for.
 
-What is counted is what is made. A lookup that comes to its place has its turn as long as no minute gets more than the budget by it; where
-the workers were away, and many come at once, the others take new places behind the queue. Nothing starves: only lookups that are
+What is counted is what is made. A lookup that comes to its place has its turn as long as no 60 seconds get more of such than the budget by
+it; where the workers were away, and many come at once, the others take new places behind the queue. Those that somebody waits for put
+off the places that are given after them, and none that was given. Nothing starves: only lookups that are
 made count, so whoever comes while fewer are made than the budget allows goes at once, however late.
 
 A lookup that is due waits for at most `Q × apart`, with Q lookups due before it; up to four times that (`1 / (1 - SHARE)`) where shoppers,

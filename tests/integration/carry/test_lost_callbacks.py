@@ -23,6 +23,7 @@ from orchestrator.cli import doctor
 from orchestrator.explain import explain
 from orchestrator.explain.record import gather
 from orchestrator.merchants import Policies
+from tests.integration.carry.counting import Counting, fullest
 from tests.integration.carry.scene import Scene, scene
 
 if TYPE_CHECKING:
@@ -104,13 +105,14 @@ class Course:
     completed: dict[UUID, float]
     behind: float
     queues: list[budget.Queue]
+    asked: list[float]
     said: str = ""
 
 
-async def live(world: Scene, orders: Sequence[Order], capsys) -> Course:
+async def live(world: Scene, orders: Sequence[Order], gateway: Counting, capsys) -> Course:
     """Let time pass until no paid order waits, and carry whatever is due."""
     (row,) = await world.sql("SELECT min(offered_at) AS first FROM checkouts")
-    first, course = row.first, Course({}, 0.0, [])
+    first, course = row.first, Course({}, 0.0, [], [])
     paid = {one.id for one in orders if one.paid is not None}
     returning = sorted((one for one in orders if one.back is not None), key=lambda one: one.back or 0.0)
     while paid - set(course.completed) or returning:
@@ -118,7 +120,10 @@ async def live(world: Scene, orders: Sequence[Order], capsys) -> Course:
         (row,) = await world.sql("SELECT extract(epoch FROM clock() - :first)::float8 AS now", first=first)
         back = [one.id for one in returning if (one.back or 0.0) <= row.now]
         returning = returning[len(back) :]
+        before = len(gateway.looks)
         await come_back(world, back)
+        course.asked += gateway.looks[before:]
+        del gateway.looks[before:]
         while due := await lifecycle.due(world.db, most=LOT):
             await world.take(*(one.id for one in due))
         course.queues += (queues := await budget.queues(world.db))
@@ -132,6 +137,7 @@ async def live(world: Scene, orders: Sequence[Order], capsys) -> Course:
         assert row.now < 3600, "they are all done long before the first of them expires"
         course.behind += max(time.monotonic() - began - 1.0, 0.0)
         await world.later(seconds=1)
+        gateway.skipped += 1
     return course
 
 
@@ -177,8 +183,10 @@ async def test_a_minute_of_lost_callbacks_is_made_up_for_within_the_budget_and_r
     ) as world:  # fmt: skip
         await world.policy(looks_per_minute=looks_per_minute)
         orders = await offer(world, random.Random(11))
-        await begin(world, orders)
-        course = await live(world, orders, capsys)
+        async with Counting(world.settings) as gateway:
+            world.carrier.gateway = gateway
+            await begin(world, orders)
+            course = await live(world, orders, gateway, capsys)
 
     apart = budget.apart(looks_per_minute)
     asked = [one.back for one in orders if one.back is not None]
@@ -189,13 +197,17 @@ async def test_a_minute_of_lost_callbacks_is_made_up_for_within_the_budget_and_r
         course.completed[one.id] - one.due for one in orders if one.paid is not None and one.back is None
     ]
     since = [course.completed[one.id] - one.paid for one in orders if one.paid is not None]
+    made, all_made = fullest(gateway.looks), fullest([*gateway.looks, *course.asked])
     overtaken = max((one.waiting for one in course.queues), default=0)
     with capsys.disabled():
         print(
             f"\n{ORDERS} orders in {SECONDS} s, no callback, {looks_per_minute} lookups a minute: from payment to completed at most "
             f"{max(since):.0f} s; behind the due lookup at most {max(waited):.1f} s (queue {queue:.1f} s, {ORDERS * apart:.0f} s if all "
-            f"came at once; machine behind {course.behind:.1f} s); waiting at most {overtaken}; {len(asked)} shoppers came back\n{course.said}"
+            f"came at once; machine behind {course.behind:.1f} s); waiting at most {overtaken}; {len(asked)} shoppers came back; lookups in any minute at most {all_made}, {made} without "
+            f"theirs\n{course.said}"
         )
+    assert made <= looks_per_minute
+    assert all_made <= looks_per_minute + fullest(course.asked)
     assert max(waited) <= queue + slack
     assert queue <= ORDERS * apart
     for one in orders:
