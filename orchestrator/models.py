@@ -450,13 +450,12 @@ deliveries = Table(
     Index("ix_deliveries_due_at", "due_at", postgresql_where=text("due_at IS NOT NULL")),
 )
 
-# The queue of a merchant's looks at the gateway: until when its places are taken (see carry.budget).
+# The queue of a merchant's looks at the gateway: until when its places are taken, and up to when looks were made (see carry.budget).
 look_budgets = Table(
     "look_budgets",
     metadata,
     Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True),
-    _time("taken_until", now=True),
-    _time("charged_at", now=True),
+    *(_time(name, now=True) for name in ("taken_until", "charged_at", "made_until")),
 )
 
 idempotency_keys = Table(

@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     gateway_read_timeout: float = Field(default=8.0, gt=0, le=60)
     """Silence within one call."""
     gateway_total_timeout: float = Field(default=10.0, gt=0, le=60)
-    """One call, whatever trickles in."""
+    """One call, whatever trickles in; to read a large answer may take as long again."""
     gateway_pool_size: int = Field(default=200, ge=1, le=2000)
     """Connections to one gateway (scheme, host and port) from one process."""
     gateway_pool_total: int = Field(default=600, ge=1, le=10_000)

@@ -3,11 +3,22 @@
 The gateway's lookup is no listing service, and no document of the gateway names a rate that it takes. Each merchant has a queue of
 evenly spaced places, `looks_per_minute`, kept in Postgres, so that all workers share it. A lookup goes at once, and is charged for, where
 somebody waits for it: a callback, a command or a money operation asks for it, or a shopper has come back from the payment page a
-moment ago. The others get the next places in turn, those first behind which money may be (`rank`). Nothing starves: a place once
-given is kept (`booked`), and at least a quarter of the places is for lookups that nobody waits for.
+moment ago. The others get the next places in turn, those first behind which money may be (`rank`). A place once given is kept
+(`booked`), and at least a quarter of the places is for lookups that nobody waits for.
 
-The default budget, 3,000 a minute, is that of a merchant whose gateway sends no callback at all at 50 orders a second: 50 places a
-second. In quiet times next to none of it is used, because lookups are due so seldom (an abandoned checkout costs about ten a day).
+What is counted is what is made. A lookup that comes to its place has its turn as long as no 60 seconds get more of such than the budget by
+it; where the workers were away, and many come at once, the others take new places behind the queue. Those that somebody waits for put
+off the places that are given after them, and none that was given. Nothing starves: only lookups that are
+made count, so whoever comes while fewer are made than the budget allows goes at once, however late.
+
+A lookup that is due waits for at most `Q × apart`, with Q lookups due before it; up to four times that (`1 / (1 - SHARE)`) where shoppers,
+callbacks and commands ask for many others meanwhile.
+
+The default budget, 3,000 a minute, is 42 places a second: early and late lookups of a minute fit into it. So much is due where a
+gateway sends no callback at all at 42 orders a second, since a paid order needs one lookup; 50 orders a second for a minute leave
+a queue of 10 s. It asks the gateway for no more than is asked anyhow at that rate: a lookup beside the four calls that each paid
+order costs. In quiet times next to none of it is used, because lookups are due so seldom (an abandoned checkout costs about ten a
+day).
 """
 
 from __future__ import annotations
@@ -30,27 +41,40 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 5.0
 """Seconds: a place this near is as good as now. An idle merchant's queue so takes a small crowd at once."""
-LATE: Final = 5.0
-"""Seconds that a look may come after its place, because the process had other work, and still find its minute not full."""
+BEHIND: Final = 3.0
+"""Seconds of places in which no look was made and that are made up for: those who come to their places come in lists, and late."""
+LATE: Final = 2.0
+"""Seconds from a look's turn to its call, because the process has other work, after which its minute may be full."""
 WAITED_FOR: Final = frozenset({State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED})
 SHARE: Final = 0.75
 """The most of all places that looks which somebody asked for may take."""
 
+# In seconds from now: from when on a look may be made (`ahead`), where the queue ends (`tail`). `go`: those who come to their places and
+# have their turn; the others, and those without a place, take new ones.
 _TAKE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (
-        SELECT * FROM json_to_recordset(CAST(:asked AS json)) AS i(merchant_id int, apart float8, asked int, quiet int)
+        SELECT * FROM json_to_recordset(CAST(:asked AS json)) AS i(merchant_id int, apart float8, asked int, booked int, quiet int)
     ),
     held AS MATERIALIZED (
-        SELECT b.merchant_id, i.apart, i.quiet, t.now,
-               greatest(b.taken_until, t.now) + make_interval(secs => least(
-                   i.asked * i.apart, :share * extract(epoch FROM greatest(t.now - b.charged_at, interval '0'))::float8)) AS free_from
+        SELECT i.*, t.now, greatest(extract(epoch FROM b.made_until - t.now)::float8, -:behind) AS ahead,
+               greatest(extract(epoch FROM b.taken_until - t.now)::float8, 0) AS taken,
+               least(i.asked * i.apart, :share * greatest(extract(epoch FROM t.now - b.charged_at)::float8, 0)) AS charge
           FROM look_budgets b JOIN i USING (merchant_id), t ORDER BY b.merchant_id FOR UPDATE OF b
+    ),
+    going AS MATERIALIZED (
+        SELECT held.*, least(booked, greatest(floor((:at_once - ahead) / apart)::int + 1, 0)) AS go FROM held
+    ),
+    queued AS MATERIALIZED (
+        SELECT going.*, booked - go + quiet AS more, greatest(taken, ahead + go * apart) + charge AS tail FROM going
     )
     UPDATE look_budgets b
-       SET taken_until = h.free_from + make_interval(secs => h.quiet * h.apart), charged_at = h.now
-      FROM held h WHERE b.merchant_id = h.merchant_id
-    RETURNING b.merchant_id, extract(epoch FROM h.free_from - h.now)::float8 AS wait
+       SET taken_until = q.now + make_interval(secs => q.tail + q.more * q.apart),
+           made_until = q.now + make_interval(secs =>
+               q.ahead + q.apart * (q.go + least(q.more, greatest(floor((:at_once - q.tail) / q.apart)::int + 1, 0)))),
+           charged_at = q.now
+      FROM queued q WHERE b.merchant_id = q.merchant_id
+    RETURNING b.merchant_id, q.go, q.tail
 """)
 _OPEN = text("""
     INSERT INTO look_budgets (merchant_id) SELECT unnest(CAST(:merchants AS int[])) ON CONFLICT DO NOTHING
@@ -91,12 +115,30 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one merchant's lookups want: seconds between two places, lookups that somebody waits for, and the others."""
+    """What one merchant's lookups want.
+
+    Seconds between two places; lookups that somebody waits for, which are made whatever comes of this; those that come to the places
+    which they have; and those without one.
+    """
 
     merchant_id: int
     apart: float
     asked: int
+    booked: int
     quiet: int
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What one merchant's lookups got: how many of those with a place go now, and the seconds until the first place of all others."""
+
+    go: int
+    wait: float
+
+    def waits(self, demand: Demand) -> list[float]:
+        """Return the seconds for each of `booked`, then for each of `quiet`."""
+        more = demand.booked - self.go + demand.quiet
+        return [0.0] * self.go + [self.wait + place * demand.apart for place in range(more)]
 
 
 def waited_for(held: Held) -> bool:
@@ -133,29 +175,30 @@ async def queues(db: Database) -> list[Queue]:
 
 def apart(looks_per_minute: int) -> float:
     """Return the seconds between two places, such that no minute has more looks than that, early and late ones counted."""
-    return (60.0 + AT_ONCE + LATE) / looks_per_minute
+    return (60.0 + AT_ONCE + BEHIND + LATE) / looks_per_minute
 
 
-async def take(db: Database, demands: Sequence[Demand]) -> Mapping[int, float]:
-    """Take places for all; return by merchant the seconds until the first of its quiet ones, the others follow `apart`."""
+async def take(db: Database, demands: Sequence[Demand]) -> Mapping[int, Places]:
+    """Take places for all; return what each merchant got."""
     wanted = sorted(demands, key=lambda one: one.merchant_id)
-    waits = await _take(db, wanted)
-    new = [one for one in wanted if one.merchant_id not in waits]
+    got = await _take(db, wanted)
+    new = [one for one in wanted if one.merchant_id not in got]
     if new:
         await db.write(_OPEN, {"merchants": [one.merchant_id for one in new]})
-        waits |= await _take(db, new)
-    return waits
+        got |= await _take(db, new)
+    return got
 
 
 async def respace(db: Database, merchant: str, *, looks_per_minute: int) -> None:
     """Give the lookups that wait the places of another budget, where these are nearer; `merchant` is a name."""
-    await alarms.respace(db, merchant, apart=apart(looks_per_minute))
+    await alarms.respace(db, merchant, apart=apart(looks_per_minute), at_once=AT_ONCE)
 
 
-async def _take(db: Database, wanted: Sequence[Demand]) -> dict[int, float]:
-    asked = [
-        {"merchant_id": one.merchant_id, "apart": one.apart, "asked": one.asked, "quiet": one.quiet}
-        for one in wanted
-    ]
-    rows = await db.write(_TAKE, {"asked": msgspec.json.encode(asked).decode(), "share": SHARE})
-    return {row.merchant_id: row.wait for row in rows}
+async def _take(db: Database, wanted: Sequence[Demand]) -> dict[int, Places]:
+    parameters = {
+        "asked": msgspec.json.encode(wanted).decode(),
+        "share": SHARE,
+        "behind": BEHIND,
+        "at_once": AT_ONCE,
+    }
+    return {row.merchant_id: Places(row.go, row.tail) for row in await db.write(_TAKE, parameters)}

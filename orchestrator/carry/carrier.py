@@ -110,30 +110,37 @@ class Carrier:
 
     async def _places(self, held: Sequence[Held]) -> dict[UUID, float]:
         """Return how many seconds the looks of alarms alone must wait for their place in their merchant's queue."""
+        booked: dict[int, list[UUID]] = {}
         quiet: dict[int, list[UUID]] = {}
-        looked_at = [one for one in held if one.state not in CARRIED and not one.booked]
+        looked_at = [one for one in held if one.state not in CARRIED]
         for one in sorted(looked_at, key=budget.rank) if len(looked_at) > 1 else looked_at:
-            if budget.waited_for(one):
+            if not budget.waited_for(one):
+                (booked if one.booked else quiet).setdefault(one.merchant_id, []).append(one.id)
+            elif not one.booked:
                 self._asked[one.merchant_id] += 1
-            else:
-                quiet.setdefault(one.merchant_id, []).append(one.id)
-        if not quiet:
+        if not (booked or quiet):
             return {}
         try:
             demands = [
-                budget.Demand(number, await self._apart(number), self._asked.pop(number, 0), len(ids))
-                for number, ids in quiet.items()
+                budget.Demand(
+                    number,
+                    await self._apart(number),
+                    self._asked.pop(number, 0),
+                    len(booked.get(number, ())),
+                    len(quiet.get(number, ())),
+                )
+                for number in {**booked, **quiet}
             ]
-            waits = await budget.take(self.db, demands)
+            got = await budget.take(self.db, demands)
         except Exception as error:  # noqa: BLE001 - whoever it is about meets the same in its own step, where it is dealt with
             if state_of(error) in OTHER_SCHEMA or not (isinstance(error, UnknownMerchant) or is_away(error)):
                 _log.exception("places_not_taken")
             return {}
-        return {
-            one: waits[demand.merchant_id] + place * demand.apart
-            for demand in demands
-            for place, one in enumerate(quiet[demand.merchant_id])
-        }
+        waits: dict[UUID, float] = {}
+        for demand in demands:
+            ids = [*booked.get(demand.merchant_id, ()), *quiet.get(demand.merchant_id, ())]
+            waits |= zip(ids, got[demand.merchant_id].waits(demand), strict=True)
+        return waits
 
     async def sharing(self, merchant: Merchant) -> list[int]:
         """Return the merchants whose payments a look with this merchant's account may show."""

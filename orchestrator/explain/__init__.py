@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.explain import advice, trail
-from orchestrator.explain.record import Archived, Command, Entry, Operation, Payment, Record, gather, moment
+from orchestrator.explain.record import (
+    Archived,
+    Command,
+    Entry,
+    Operation,
+    Payment,
+    Queue,
+    Record,
+    gather,
+    moment,
+)
 from orchestrator.payment_status import PaymentStatus
 from orchestrator.states import CARRIED, CLOSED, ENDED, State
 
@@ -280,12 +290,21 @@ def _next(record: Record) -> Next:
         )
     if record.booked and not due:
         return Next(
-            f"Its lookup waits for its turn within the merchant's budget of lookups: at {moment(record.due_at)} "
+            f"Its lookup waits for its turn within the merchant's budget of lookups{_behind(record.queue)}: at {moment(record.due_at)} "
             f"{_what(record)}.{_after(record)}",
             record.due_at,
         )
     when = "As soon as a worker is free" if due else f"At {moment(record.due_at)}"
     return Next(f"{when} {_what(record)}.{_after(record)}", record.due_at)
+
+
+def _behind(queue: Queue | None) -> str:
+    if queue is None or not queue.before:
+        return ""
+    others = (
+        "another one, which has" if queue.before == 1 else f"{queue.before} others, the oldest of which has"
+    )
+    return f", behind {others} waited for {queue.age:.0f} s"
 
 
 def _settled(record: Record) -> str:

@@ -51,7 +51,11 @@ _GATHER = text("""
                  ORDER BY sequence DESC LIMIT :moves)) a) AS entries,
            (SELECT CAST(json_build_object('until', h.sequence, 'file', f.file, 'at', f.at) AS text)
               FROM archived_heads h JOIN archives f ON f.sequence = h.archive
-             WHERE h.checkout_id = c.id ORDER BY h.sequence DESC LIMIT 1) AS archived
+             WHERE h.checkout_id = c.id ORDER BY h.sequence DESC LIMIT 1) AS archived,
+           CASE WHEN c.booked THEN (
+               SELECT CAST(json_build_object('before', count(*),
+                           'age', coalesce(extract(epoch FROM clock() - min(o.updated_at)), 0)) AS text)
+                 FROM checkouts o WHERE o.merchant_id = c.merchant_id AND o.booked AND o.due_at < c.due_at) END AS queue
       FROM checkouts c JOIN merchants m ON m.id = c.merchant_id
      WHERE c.id = :id AND c.merchant_id = coalesce(CAST(:merchant_id AS int), c.merchant_id)
 """)
@@ -128,12 +132,19 @@ class Archived(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
 
 
+class Queue(msgspec.Struct, frozen=True, kw_only=True):
+    """The lookups of the merchant that come before this one: how many, and for how many seconds the oldest has waited."""
+
+    before: int
+    age: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One checkout at one moment (`now`). Amounts in minor units, graces in seconds, `watch` in seconds after the end.
 
     `leased_until` is set while a worker holds it; `letters` is the number of callbacks that nobody has acted on;
-    `booked` says that its lookup waits for its turn within the merchant's budget.
+    `booked` says that its lookup waits for its turn within the merchant's budget, and `queue` behind which others.
     """
 
     id: UUID
@@ -170,6 +181,7 @@ class Record:
     operations: tuple[Operation, ...] = ()
     commands: tuple[Command, ...] = ()
     archived: Archived | None = None
+    queue: Queue | None = None
     deadline_grace: float = 30.0
     cancel_grace: float = 30.0
     watch: tuple[float, ...] = ()
@@ -275,7 +287,7 @@ async def gather(
         )
     }
     entries = tuple(msgspec.json.decode(one, type=Entry) for one in row.pop("entries") or ())
-    archived = row.pop("archived")
+    archived, queue = row.pop("archived"), row.pop("queue")
     state = State(row.pop("state"))
     return Record(
         **row,
@@ -283,6 +295,7 @@ async def gather(
         state=state,
         entries=entries,
         archived=None if archived is None else msgspec.json.decode(archived, type=Archived),
+        queue=None if queue is None else msgspec.json.decode(queue, type=Queue),
         deadline_grace=settings.deadline_grace,
         cancel_grace=settings.cancel_grace,
         watch=settings.settle_watch,

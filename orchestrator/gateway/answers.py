@@ -6,24 +6,33 @@ Nothing here raises, whatever the gateway wrote, and no reason quotes it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping  # noqa: TC003
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any, Final, Generic, TypeVar
 
 import jwt
 import msgspec
 
-from orchestrator import log as logs
 from orchestrator.gateway import payments, xml
 from orchestrator.gateway.outcomes import Done, Outcome, Refused, Unknown
 from orchestrator.gateway.payments import Found, Malformed, Movement, RequestError
 
-log = logs.get(__name__)
+T = TypeVar("T")
 
 ASSUMED_LIFETIME = 1200.0
 """Seconds. Two thirds of the shortest lifetime seen (1800 s in the sample of D2, though its text says an hour)."""
 LONGEST_LIFETIME = 86_400.0
+LIGHT: Final = 32_768
+"""Bytes up to which an answer may be read on the event loop. A whole lifecycle's answers stay below a quarter of it."""
+LIGHT_MARKS: Final = 2_000
+"""Characters that cost (of tags, attributes, references, lists and values, controls, and all outside ASCII) in such an answer at most."""
+LIGHT_ROWS: Final = 60
+"""Tags that begin with `Transaction` in such an answer at most: each row has four, and takes longest to read."""
+SHORT: Final = 1_000
+"""Bytes that hold too little to be looked through."""
 LARGE = 65_536
-"""Bytes above which an answer is read beside the event loop. A whole lifecycle's answers stay below a tenth of it."""
+"""Bytes up to which the size alone bounds how many values a JSON answer has."""
 MOST_VALUES = 60_000
 """Brackets, commas and colons of a JSON answer, at most. A hundred methods have a few thousand."""
 LONGEST_METHOD_ID = 255
@@ -55,6 +64,41 @@ class Session:
     """A session that the gateway opened."""
 
     session_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Methods:
+    """The list of methods: those that can be used, how many others it had, and why the first of them cannot be used."""
+
+    usable: tuple[dict[str, object], ...]
+    skipped: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader(Generic[T]):
+    """How the answer to a call is read: which reader, and what it must know of the call."""
+
+    kind: str
+    argument: int | str = 0
+
+    def read(self, raw: bytes) -> Outcome[T]:
+        """Read it."""
+        outcome: Outcome[T] = READERS[self.kind](raw, self.argument)
+        return outcome
+
+
+def is_light(raw: bytes) -> bool:
+    """Say whether reading an answer takes about as long as a step of a checkout does at the most, whatever it holds."""
+    size = len(raw)
+    return size <= SHORT or (
+        size <= LIGHT
+        and size - len(raw.translate(None, _MARKS)) <= LIGHT_MARKS
+        and raw.count(b"<Transaction") <= LIGHT_ROWS
+    )
+
+
+_MARKS: Final = bytes({*b"<=&,[{", *range(0x20), *range(0x7F, 0x100)} - set(b"\t\n\r"))
 
 
 def _decode(raw: bytes) -> dict[str, object] | Unknown:
@@ -124,8 +168,8 @@ def read_session(raw: bytes) -> Outcome[Session]:
     return Done(Session(value))
 
 
-def read_methods(raw: bytes, merchant: str) -> Outcome[tuple[dict[str, object], ...]]:
-    """Read the list of methods. One that cannot be used is left out, and said so in the log; a list of such alone is unknown."""
+def read_methods(raw: bytes) -> Outcome[Methods]:
+    """Read the list of methods. One that cannot be used is left out, and said so; a list of such alone is unknown."""
     answer = _decode(raw)
     if isinstance(answer, Unknown):
         return answer
@@ -138,11 +182,7 @@ def read_methods(raw: bytes, merchant: str) -> Outcome[tuple[dict[str, object], 
     reasons = [problem for problem in problems if problem is not None]
     if reasons and not usable:
         return Unknown(reasons[0], unreadable=True)
-    if reasons:
-        log.warning(
-            "methods_skipped", merchant=merchant, skipped=len(reasons), usable=len(usable), reason=reasons[0]
-        )
-    return Done(usable)
+    return Done(Methods(usable, len(reasons), reasons[0] if reasons else ""))
 
 
 def _problem_of(method: object, *, holds_nul: bool) -> str | None:
@@ -182,3 +222,14 @@ def read_movement(raw: bytes, transaction_id: str) -> Outcome[Movement]:
             return Refused(HTTPStatus.OK, "The gateway refused the request.", code)
         case Malformed(reason=reason):
             return Unknown(reason, unreadable=True)
+
+
+READERS: Final[Mapping[str, Callable[[bytes, Any], Outcome[Any]]]] = {
+    "token": lambda raw, _: read_token(raw),
+    "session": lambda raw, _: read_session(raw),
+    "methods": lambda raw, _: read_methods(raw),
+    "payments": read_payments,
+    "movement": read_movement,
+}
+NEVER_LARGE: Final = frozenset({"token", "session"})
+"""What holds a token or an id, and nothing that could be as large as a list is."""

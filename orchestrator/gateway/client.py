@@ -1,17 +1,15 @@
 """Calls to the gateway: authenticate, open a session, list its payment methods, look payments up, move money.
 
 Every call comes back as one of `outcomes`, in bounded time and whatever was answered; only cancellation passes through. Each
-leaves one log line. A large answer is read beside the event loop, so that one gateway's answers delay no other
+leaves one log line. A large answer is read in another process (`aside`), so that one gateway's answers delay no other
 call. Bodies, tokens, URLs and what the gateway wrote in free text reach neither a log nor a reason.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -24,11 +22,12 @@ from yarl import URL
 from orchestrator import log as logs
 from orchestrator import money
 from orchestrator.gateway import answers, payments
-from orchestrator.gateway.answers import ASSUMED_LIFETIME, Session, Token
+from orchestrator.gateway.answers import ASSUMED_LIFETIME, Methods, Reader, Session, Token
+from orchestrator.gateway.aside import Aside
 from orchestrator.gateway.board import Board
 from orchestrator.gateway.doors import Doors
 from orchestrator.gateway.fence import FencedBody
-from orchestrator.gateway.outcomes import Busy, Done, NotSent, Outcome, Refused
+from orchestrator.gateway.outcomes import Busy, Done, NotSent, Outcome, Refused, Unknown
 from orchestrator.gateway.wire import Request, Wire
 
 if TYPE_CHECKING:
@@ -60,6 +59,10 @@ _MERCHANT_API = frozenset({"find_payments", "capture", "refund", "release"})
 """The calls that go to the Merchant API, which may stand elsewhere."""
 LEFT_ALONE = "The gateway is left alone for a while."
 
+_TOKEN: Reader[Token] = Reader("token")
+_SESSION: Reader[Session] = Reader("session")
+_METHODS: Reader[Methods] = Reader("methods")
+_TOO_LARGE = Unknown("The gateway's answer holds far more than was asked for.", unreadable=True)
 _UNPRINTABLE = re.compile(r"[^ -~]+")
 # Amounts are decimal numbers in the gateway's JSON (D4); msgspec would write a Decimal as a string.
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
@@ -126,8 +129,7 @@ class Gateway:
         self._board = board or Board(None)
         self._doors = Doors(settings, self._board)
         self._wire = Wire(settings)
-        # One thread: what it reads waits in turn, and takes no more than its share from the event loop.
-        self._aside = ThreadPoolExecutor(1, thread_name_prefix="gateway-answers")
+        self._aside = Aside(settings.gateway_total_timeout / 2)
         # Gateways that were seen to know the parameter `limit`.
         self._limiting: set[str] = set()
 
@@ -140,14 +142,14 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close every connection."""
-        self._aside.shutdown(wait=False, cancel_futures=True)
+        self._aside.close()
         await self._board.__aexit__(kind, error, trace)
         await self._wire.close()
 
     async def authenticate(self, account: Account) -> Outcome[Token]:
         """Fetch a token for one customer session (D1, D2): Basic credentials, no body."""
         return await self._call(
-            "authenticate", account, answers.read_token, method="POST", url=lambda known: known.authenticate
+            "authenticate", account, _TOKEN, method="POST", url=lambda known: known.authenticate
         )
 
     async def open_session(
@@ -161,7 +163,7 @@ class Gateway:
         return await self._call(
             "open_session",
             account,
-            answers.read_session,
+            _SESSION,
             method="POST",
             url=lambda known: known.session,
             token=token,
@@ -176,14 +178,26 @@ class Gateway:
 
         An empty tuple is a real answer: the merchant's configuration or the session leaves nothing (D5).
         """
-        return await self._call(
+        outcome = await self._call(
             "list_methods",
             account,
-            lambda raw: answers.read_methods(raw, account.merchant),
+            _METHODS,
             url=lambda known: URL(f"{known.sessions}{quote(session_id, safe='')}/payment-methods"),
             token=token,
             user_agent=user_agent,
         )
+        if not isinstance(outcome, Done):
+            return outcome
+        methods = outcome.value
+        if methods.skipped:
+            log.warning(
+                "methods_skipped",
+                merchant=account.merchant,
+                skipped=methods.skipped,
+                usable=len(methods.usable),
+                reason=methods.reason,
+            )
+        return Done(methods.usable)
 
     async def find_payments(
         self,
@@ -214,10 +228,11 @@ class Gateway:
         self, account: Account, wanted: Mapping[str, str], sort: str, limit: int
     ) -> Outcome[Found]:
         query = urlencode({**wanted, "sort": sort, "limit": limit})
+        reader: Reader[Found] = Reader("payments", limit)
         return await self._call(
             "find_payments",
             account,
-            lambda raw: answers.read_payments(raw, limit),
+            reader,
             url=lambda known: URL(known.payments + query),
         )
 
@@ -294,10 +309,11 @@ class Gateway:
         if not fields["transaction_id"]:
             message = f"{name} needs the id of a transaction"
             raise ValueError(message)
+        reader: Reader[Movement] = Reader("movement", fields["transaction_id"])
         return await self._call(
             name,
             account,
-            lambda raw: answers.read_movement(raw, fields["transaction_id"]),
+            reader,
             method="POST",
             url=lambda known: URL(known.movements + method),
             body=FencedBody(urlencode(fields).encode(), fence),
@@ -307,7 +323,7 @@ class Gateway:
         self,
         name: str,
         account: Account,
-        read: Callable[[bytes], Outcome[T]],
+        reader: Reader[T],
         *,
         url: Callable[[_Prepared], URL],
         method: str = "GET",
@@ -330,18 +346,23 @@ class Gateway:
                 return Busy(LEFT_ALONE, alone)
             headers = _headers(f"Bearer {token}" if token else known.basic, user_agent)
             request = Request(method, target, headers, body)
-            probes = door.begin()
+            probes, large = door.begin(), door.large()
             try:
-                answer = await self._wire.exchange(request, door=door, whose=(account.merchant, name))
+                answer = await self._wire.exchange(
+                    request, door=door, large=large, whose=(account.merchant, name)
+                )
                 if not isinstance(answer, bytes):
                     outcome = answer
-                elif len(answer) <= answers.LARGE:
-                    outcome = read(answer)
+                elif answers.is_light(answer):
+                    outcome = reader.read(answer)
+                elif reader.kind in answers.NEVER_LARGE:
+                    outcome = _TOO_LARGE
                 else:
-                    outcome = await asyncio.get_running_loop().run_in_executor(self._aside, read, answer)
+                    outcome = await self._aside.read(reader, answer, whose=door.gateway)
                 if not (isinstance(body, FencedBody) and body.refused):  # the fence's no is about our lease
                     door.note(account.merchant, outcome)
             finally:
+                large.give_back()
                 if probes:
                     door.end()
         took = round((time.perf_counter() - started) * 1000, 1)

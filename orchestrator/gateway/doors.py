@@ -2,7 +2,8 @@
 
 A gateway is scheme, host and port. Each has connections of its own, so that a slow one takes nobody else's; whoever waits for one
 is served in turn, merchant after merchant and kind of call after kind of call. Behind a door that is shut nothing is sent and nothing
-is waited for: the call is `Busy`, and says for how long. Only what shows that a gateway does not work shuts its door.
+is waited for: the call is `Busy`, and says for how long. Only what shows that a gateway does not work shuts its door, or answers that
+cost this process more than answers may (`allowance`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator import log as logs
 from orchestrator.gateway import rate
+from orchestrator.gateway.allowance import Allowance
 from orchestrator.gateway.breaker import Breaker
 from orchestrator.gateway.outcomes import Busy, Done, NotSent, Refused, Throttled, Unauthorized, Unknown
 from orchestrator.turns import Turns
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logs.get(__name__)
 
+LARGE_AT_ONCE: Final = 2
+"""Large answers of one gateway that are in memory at once: one is read while the next comes in."""
 LONGEST_THROTTLE: Final = 60.0
 """Seconds for which a merchant's calls rest at most because one of them was told to come later. The call itself waits as it was told."""
 
@@ -52,6 +56,9 @@ class Door:
     def __init__(self, gateway: str, settings: Settings, board: Board, places: Turns) -> None:
         self.gateway, self._board, self._everybodys = gateway, board, places
         self._slots = Turns(settings.gateway_pool_size)
+        self._large = Turns(LARGE_AT_ONCE)
+        self._allowance = Allowance()
+        self._costly = False
         self._breaker = Breaker(settings.breaker_failures, settings.breaker_pause)
         per_second = settings.gateway_calls_per_second
         self._permits = Permits(gateway, per_second, board) if per_second else None
@@ -61,7 +68,7 @@ class Door:
 
     def wait(self, merchant: str) -> float:
         """Return the seconds for which this merchant's calls are not to be made; 0: none."""
-        if self._breaker.closed and not self._throttled and not self._board.anything_alone:
+        if not (self._costly or self._throttled or self._board.anything_alone) and self._breaker.closed:
             return 0.0
         now = time.monotonic()
         elsewhere = self._board.alone_until(self.gateway)
@@ -72,7 +79,27 @@ class Door:
             max(self._throttled.get(name, now), min(self._board.alone_until(name), now + LONGEST_THROTTLE))
             - now
         )
-        return max(self._breaker.wait(now), throttled)
+        return max(self._breaker.wait(now), throttled, self._too_costly())
+
+    def spend(self, seconds: float) -> None:
+        """Note what an answer cost this process beyond what an ordinary one does."""
+        self._allowance.spend(seconds)
+        wait = self._allowance.wait()
+        if wait > 0 and not self._costly:
+            self._costly = True
+            log.warning(
+                "gateway_paused",
+                gateway=self.gateway,
+                seconds=round(wait, 1),
+                reason="its answers cost too much",
+            )
+
+    def _too_costly(self) -> float:
+        wait = self._allowance.wait() if self._costly else 0.0
+        if self._costly and wait == 0:
+            self._costly = False
+            log.info("gateway_back", gateway=self.gateway)
+        return wait
 
     def begin(self) -> bool:
         """Begin a call; say whether it must `end`."""
@@ -149,6 +176,31 @@ class Door:
         """Give the place back."""
         self._everybodys.give_back()
         self._slots.give_back()
+
+    def large(self) -> Large:
+        """Return a place for a large answer, not yet taken."""
+        return Large(self._large)
+
+
+class Large:
+    """A place for a large answer of one gateway: taken as soon as the answer turns out to be one, and given back once it is read."""
+
+    __slots__ = ("_places", "_taken")
+
+    def __init__(self, places: Turns) -> None:
+        self._places, self._taken = places, False
+
+    async def take(self) -> None:
+        """Take it, when it is free; once."""
+        if not self._taken:
+            await self._places.take(None)
+            self._taken = True
+
+    def give_back(self) -> None:
+        """Give it back, if it was taken."""
+        if self._taken:
+            self._taken = False
+            self._places.give_back()
 
 
 class Permits:

@@ -30,6 +30,8 @@ DEFAULT_ROWS: Final = 10
 """The rows that the gateway returns at most when it is not told, or does not know, a `limit` (D8)."""
 ROWS_READ: Final = 2 * MOST_ROWS
 """The most rows that an answer is read with: a gateway that returns more than it was asked for is not read to the end of its list."""
+MOST_DETAILS: Final = 2_000
+"""The most details (of what was passed with the session, of chargebacks, of movements) that the rows of an answer may have together."""
 DEEPEST: Final = 32
 """Levels above the rows of an answer. The documented ones stand on the fourth."""
 QUIET_RESULTS: Final = frozenset({"", "success", "ok"})
@@ -95,13 +97,20 @@ def parse(body: bytes, *, limit: int = MOST_ROWS) -> Found | RequestError | Malf
                 "The gateway's answer holds no transaction and is not the one to an unknown order."
             )
     failed = result.lower() in FAILED_RESULTS
+    transactions = tuple(transaction_of(row, failed=failed, repaired=answer.repaired) for row in rows)
+    if sum(map(_details, transactions)) > MOST_DETAILS:
+        return Malformed(f"The gateway's transactions have more than {MOST_DETAILS} details.")
     return Found(
-        transactions=tuple(transaction_of(row, failed=failed, repaired=answer.repaired) for row in rows),
+        transactions=transactions,
         # Exactly the default may mean that the gateway did not know the parameter `limit`.
         at_limit=len(rows) >= limit or len(rows) == DEFAULT_ROWS,
         result=result,
         repaired=answer.repaired,
     )
+
+
+def _details(one: Transaction) -> int:
+    return len(one.payment_infos) + len(one.chargeback_events) + len(one.reconciliations)
 
 
 def is_cut_short(found: Found, fewer: Found) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping  # noqa: TC003 - what is read aside is decoded by these types
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -10,15 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator import money
 from orchestrator.gateway import chargebacks
+from orchestrator.gateway.chargebacks import ChargebackEvent  # noqa: TC001 - as above
 from orchestrator.gateway.readings import TABLE
 from orchestrator.gateway.xml import DAMAGED, LONGEST_TEXT, text_of
 from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from xml.etree.ElementTree import Element
-
-    from orchestrator.gateway.chargebacks import ChargebackEvent
 
 _AMOUNT = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][+-]?[0-9]{1,2})?")
 _MOMENT = re.compile(

@@ -1,9 +1,9 @@
 """The wire to the gateway: one request out, the bytes of a 2xx answer back, or what it came to instead.
 
 Guarantees: an exchange ends within `gateway_total_timeout`, whatever the other side sends (nothing, too much, nonsense, for
-ever); only cancellation passes through. A request with a `FencedBody` leaves at most once and only past its fence, and what did
-not leave is told apart from what may have. No redirect is followed, no cookie kept, no proxy or other word of the environment
-heard; certificates are verified. Nothing here knows what a request is about, and nothing is logged.
+ever), and what its answer costs is bounded; only cancellation passes through. A request with a `FencedBody` leaves at most once and
+only past its fence, and what did not leave is told apart from what may have. No redirect is followed, no cookie kept, no proxy or
+other word of the environment heard; certificates are verified. Nothing here knows what a request is about, and nothing is logged.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import aiohttp
 import certifi
 
+from orchestrator.gateway.allowance import Connector, TooCostlyError
 from orchestrator.gateway.fence import FencedBody
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from yarl import URL
 
-    from orchestrator.gateway.doors import Door
+    from orchestrator.gateway.doors import Door, Large
     from orchestrator.settings import Settings
 
 Failure: TypeAlias = Refused | Unauthorized | NotSent | Busy | Unknown | Throttled
@@ -37,6 +38,10 @@ RETRY_AFTER_CAP = 3600.0
 """Seconds. Whatever a Retry-After says, we ask again within the hour: the alarm belongs to us, not to the gateway."""
 KEEPALIVE = 15.0
 """Seconds that an idle connection is kept; short, so that the gateway rarely closes one while we start to use it."""
+BUFFER = 16_384
+"""Bytes of an answer that are parsed ahead of whoever reads it."""
+LARGE = 65_536
+"""Bytes of an answer from which on it takes a place of its gateway's large ones."""
 
 
 @cache
@@ -70,39 +75,43 @@ class Wire:
         connect, read = settings.gateway_connect_timeout, settings.gateway_read_timeout
         self._timeout = aiohttp.ClientTimeout(connect=connect, sock_connect=connect, sock_read=read)
         self._tls = _tls()
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
 
-    def _open(self) -> aiohttp.ClientSession:
+    def _open(self, door: Door) -> aiohttp.ClientSession:
         # No limit of its own: the doors have theirs, and nobody may wait twice.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE, ssl=self._tls),
+        session = self._sessions[door.gateway] = aiohttp.ClientSession(
+            connector=Connector(door.spend, limit=0, keepalive_timeout=KEEPALIVE, ssl=self._tls),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,
             timeout=self._timeout,
+            read_bufsize=BUFFER,
         )
-        return self._session
+        return session
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._session:
-            await self._session.close()
+        for session in tuple(self._sessions.values()):
+            await session.close()
 
-    async def exchange(self, request: Request, *, door: Door, whose: Hashable = None) -> bytes | Failure:
+    async def exchange(
+        self, request: Request, *, door: Door, large: Large, whose: Hashable = None
+    ) -> bytes | Failure:
         """Send one request and return the body of a 2xx answer, or what it came to instead.
 
-        `whose` says in which line it waits before the door: nobody's line is served twice before another's.
+        `whose` says in which line it waits before the door: nobody's line is served twice before another's. `large` is taken for a large
+        answer, for as long as the caller has it.
         """
         body = request.body
         if not isinstance(body, FencedBody):
-            return await self._exchange(request, door, whose)
+            return await self._exchange(request, door, large, whose)
         try:
-            outcome = await self._exchange(request, door, whose)
+            outcome = await self._exchange(request, door, large, whose)
         finally:
             body.withdraw()  # after an answer, a timeout or a cancellation nothing may follow
         return _past_fence(body, outcome)
 
-    async def _exchange(self, request: Request, door: Door, whose: Hashable) -> bytes | Failure:
+    async def _exchange(self, request: Request, door: Door, large: Large, whose: Hashable) -> bytes | Failure:
         deadline = asyncio.get_running_loop().time() + self._total
         if not door.enter_now():
             try:
@@ -112,7 +121,7 @@ class Wire:
                 return Busy("Every connection to the gateway was busy.")
         try:
             async with asyncio.timeout_at(deadline):
-                session = self._session or self._open()
+                session = self._sessions.get(door.gateway) or self._open(door)
                 response = await session.request(
                     request.method,
                     request.url,
@@ -122,7 +131,7 @@ class Wire:
                 )
                 try:
                     if response.status in range(200, 300):
-                        return await self._body(response.content)
+                        return await self._body(response.content, large)
                     return _refusal(request, response)
                 finally:
                     response.close()  # a connection whose answer has come to its end is already kept for others
@@ -131,13 +140,16 @@ class Wire:
         finally:
             door.leave()
 
-    async def _body(self, stream: aiohttp.StreamReader) -> bytes | Unknown:
+    async def _body(self, stream: aiohttp.StreamReader, large: Large) -> bytes | Unknown:
         chunks, size = [], 0
         while chunk := await stream.readany():
             size += len(chunk)
             if size > self._limit:
                 return Unknown("The gateway's answer went beyond the size limit.", unreadable=True)
             chunks.append(chunk)
+            if size > LARGE:
+                await large.take()
+                await asyncio.sleep(0)  # what was kept of it is parsed in the moment in which it is read
         if not size:
             return Unknown("The gateway answered without a body.")
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -158,6 +170,10 @@ _FAULTS: tuple[tuple[tuple[type[BaseException], ...], NotSent | Unknown], ...] =
         NotSent("The gateway's URL of this merchant is not an HTTP URL."),
     ),
     ((aiohttp.SocketTimeoutError,), Unknown("The gateway fell silent.")),
+    (
+        (TooCostlyError,),
+        Unknown("The gateway's answer came in a way that costs more than an answer may.", unreadable=True),
+    ),
     ((aiohttp.ClientConnectionError,), Unknown("The connection to the gateway was lost before it answered.")),
     (
         (aiohttp.ClientPayloadError,),

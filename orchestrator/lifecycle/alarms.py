@@ -72,7 +72,8 @@ _DUE = text(f"""
 """)  # noqa: S608 - made of our own constants
 
 
-# Places are given anew in their order, and none becomes a later one. What a worker holds has had its turn.
+# Places are given anew in their order, the first one now, and none becomes a later one. What a worker holds has had its turn. What was
+# made ahead at wider places is as much as a burst, and no more: else those who come to their new places would have to wait for it.
 _RESPACE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     budget AS MATERIALIZED (
@@ -82,12 +83,13 @@ _RESPACE = text("""
         SELECT c.id, c.due_at FROM checkouts c JOIN budget b USING (merchant_id)
          WHERE c.booked AND c.lease IS NULL AND c.due_at > (SELECT now FROM t) ORDER BY c.id FOR NO KEY UPDATE OF c
     ),
-    place AS MATERIALIZED (SELECT id, row_number() OVER (ORDER BY due_at, id) * CAST(:apart AS float8) AS away FROM waiting),
+    place AS MATERIALIZED (SELECT id, (row_number() OVER (ORDER BY due_at, id) - 1) * CAST(:apart AS float8) AS away FROM waiting),
     moved AS (
         UPDATE checkouts c SET due_at = least(c.due_at, t.now + make_interval(secs => p.away)) FROM place p, t WHERE c.id = p.id
     )
     UPDATE look_budgets b
-       SET taken_until = least(b.taken_until, t.now + make_interval(secs => coalesce((SELECT max(away) FROM place), 0)))
+       SET taken_until = least(b.taken_until, t.now + make_interval(secs => (SELECT count(*) FROM place) * CAST(:apart AS float8))),
+           made_until = least(b.made_until, t.now + make_interval(secs => :at_once))
       FROM t WHERE b.merchant_id IN (SELECT merchant_id FROM budget)
 """)
 
@@ -133,6 +135,9 @@ async def due(db: Database, *, most: int) -> list[Ring]:
     return [Ring(row.id, row.rung, row.suspect, row.lag) for row in rows]
 
 
-async def respace(db: Database, merchant: str, *, apart: float) -> None:
-    """Bring the lookups of a merchant that wait for their places (`booked`) nearer, `apart` seconds from each other; by its name."""
-    await db.write(_RESPACE, {"merchant": merchant, "apart": apart})
+async def respace(db: Database, merchant: str, *, apart: float, at_once: float) -> None:
+    """Bring the lookups of a merchant that wait for their places (`booked`) nearer, `apart` seconds from each other; by its name.
+
+    `at_once` is how many seconds before its place a lookup may be made.
+    """
+    await db.write(_RESPACE, {"merchant": merchant, "apart": apart, "at_once": at_once})

@@ -33,9 +33,8 @@ from tests.conftest import make_settings
 from tests.integration.carry.scene import intent, take
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from orchestrator.gateway.doors import Door
     from orchestrator.gateway.wire import Failure, Request, Wire
     from orchestrator.lifecycle import Held, Move
     from orchestrator.sandbox.books import Payment, Transaction
@@ -91,9 +90,9 @@ class _MortalWire:
     def __init__(self, wire: Wire, trap: Trap) -> None:
         self._wire, self._trap = wire, trap
 
-    async def exchange(self, request: Request, *, door: Door, whose: Hashable) -> bytes | Failure:
+    async def exchange(self, request: Request, **options: Any) -> bytes | Failure:
         await self._trap.passing(f"before {request.url.path}")
-        answer = await self._wire.exchange(request, door=door, whose=whose)
+        answer = await self._wire.exchange(request, **options)
         await self._trap.passing(f"after {request.url.path}")
         return answer
 

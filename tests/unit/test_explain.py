@@ -14,6 +14,7 @@ from orchestrator import explain
 from orchestrator.audit import Action
 from orchestrator.explain import Command, Entry, Operation, Payment, Record
 from orchestrator.explain.advice import _FIRST, _OUT, _WHY
+from orchestrator.explain.record import Queue
 from orchestrator.explain.trail import _SINCE, GRADES
 from orchestrator.states import CARRIED, CLOSED, ENDED, TRANSITIONS, State, Trigger
 
@@ -123,6 +124,7 @@ def test_every_state_with_every_reason_to_look_is_explained(state, attention):
         {"due_at": NOW - timedelta(seconds=1)},
         {"leased_until": NOW + timedelta(seconds=30)},
         {"booked": True},
+        *({"booked": True, "queue": Queue(before=before, age=12.3)} for before in (0, 1, 40)),
         {"withdrawn_at": NOW - timedelta(seconds=5)},
         {"attempts": 3, "last_error": "unknown: no answer within 10 s", "letters": 2},
         {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,46 +12,30 @@ from orchestrator.carry import budget
 from orchestrator.cli import doctor
 from orchestrator.explain import explain
 from orchestrator.explain.record import gather
-from orchestrator.gateway.client import Gateway
+from tests.integration.carry.counting import Counting, fullest
 from tests.integration.carry.scene import Scene, scene
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections import Counter
 
 pytestmark = pytest.mark.anyio
 
 DAY = 86_400
 STEP = 20
 """Simulated seconds from one round to the next, at least."""
-
-
-class Counting(Gateway):
-    """The gateway's client, counting its calls by name and by simulated minute."""
-
-    def __init__(self, settings, minute: Callable[[], int]) -> None:
-        super().__init__(settings)
-        self.calls: Counter[str] = Counter()
-        self.looks: Counter[int] = Counter()
-        self.minute = minute
-
-    async def _call(self, name, *arguments, **options):
-        self.calls[name] += 1
-        if name == "find_payments":
-            self.looks[self.minute()] += 1
-        return await super()._call(name, *arguments, **options)
+QUIET_LOOKS = 6
+"""What a checkout begins with (`schedule.quiet_looks`) where the first look comes after 120 s, and the next would after 2 s."""
 
 
 async def a_day(world: Scene, orders: int, *, looks_per_minute: int) -> tuple[Counter[str], int]:
-    """Let so many shoppers come at once and leave without paying; return the calls of a day, and the looks of the fullest minute."""
-    elapsed, began = 0, time.monotonic()
-    # Simulated time is what was skipped, and what really went by meanwhile.
-    async with Counting(world.settings, lambda: int(elapsed + time.monotonic() - began) // 60) as gateway:
+    """Let so many shoppers come at once and leave without paying; return the calls of a day, and the most looks of any minute."""
+    async with Counting(world.settings) as gateway:
         world.carrier.gateway = gateway
         await world.policy(looks_per_minute=looks_per_minute)
         for _ in range(0, orders, 500):
             ids = await asyncio.gather(*(world.accept() for _ in range(min(orders, 500))))
             await world.carry(*ids)
-        while elapsed < DAY:
+        while gateway.skipped < DAY:
             due = await lifecycle.due(world.db, most=1000)
             if due:
                 await world.take(*(one.id for one in due))
@@ -64,9 +46,9 @@ async def a_day(world: Scene, orders: int, *, looks_per_minute: int) -> tuple[Co
             if row.left is None:
                 break
             step = max(int(row.left) + 1, STEP)
-            elapsed += step
+            gateway.skipped += step
             await world.later(seconds=step)
-        return gateway.calls, max(gateway.looks.values())
+        return gateway.calls, fullest(gateway.looks)
 
 
 async def check(capsys, database_url: str, gateway: str, orders: int, *, looks_per_minute: int) -> None:
@@ -80,7 +62,7 @@ async def check(capsys, database_url: str, gateway: str, orders: int, *, looks_p
         with capsys.disabled():
             print(
                 f"\n{orders} abandoned checkouts, one simulated day, calls per order: {shown}; in all {calls.total() / orders:.2f}; "
-                f"looks in the fullest minute: {most} (budget {looks_per_minute})"
+                f"looks in any minute at most: {most} (budget {looks_per_minute})"
             )
         assert {row.state: row.number for row in rows} == {"expired": orders}, (
             "all of them got their last look"
@@ -117,6 +99,64 @@ async def test_a_look_that_waits_for_its_place_leaves_no_shopper_with_a_token_th
     )
     assert sorted(row.booked for row in rows) == ([False, False] if refused else [False, True])
     assert all((row.left.total_seconds() > 1000) != refused for row in rows)
+
+
+# ── What is made in a minute ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_workers_that_were_away_make_no_more_looks_in_a_minute_than_the_budget(
+    database_url: str, gateway_url: str
+):
+    async with scene(
+        database_url, gateway_url, first_look=120, recheck_after_callback=2, look_cap=1800, checkout_expires_in=86_400
+    ) as world:  # fmt: skip
+        async with Counting(world.settings) as gateway:
+            world.carrier.gateway = gateway
+            await world.policy(looks_per_minute=30)
+            await world.carry(*[await world.offered() for _ in range(80)])
+            (row,) = await world.sql("SELECT count(*) AS booked FROM checkouts WHERE booked")
+            assert row.booked > 70
+            gateway.looks.clear()
+            # All places pass while nobody is there to take them.
+            gateway.skipped += 600
+            await world.later(seconds=600)
+            for _ in range(100):
+                due = await lifecycle.due(world.db, most=1000)
+                await world.take(*(one.id for one in due))
+                gateway.skipped += 3
+                await world.later(seconds=3)
+            rows = await world.sql(
+                "SELECT count(*) AS seen FROM checkouts WHERE looks > :quiet", quiet=QUIET_LOOKS
+            )
+        assert rows[0].seen == 80, "each was looked at"
+        assert fullest(gateway.looks) <= 30
+
+
+async def taken(world: Scene, *, asked: int = 0, booked: int = 0, quiet: int = 0) -> list[float]:
+    demand = budget.Demand(1, 1.0, asked, booked, quiet)
+    return [round(wait) for wait in (await budget.take(world.db, [demand]))[1].waits(demand)]
+
+
+async def test_a_place_once_given_is_kept_and_one_that_passed_is_given_anew_behind_the_queue(world: Scene):
+    at_once = int(budget.AT_ONCE)
+    assert await taken(world, quiet=10) == [*range(10)], "the first go now, the others wait"
+    await world.later(seconds=at_once + 2)
+    assert await taken(world, booked=2) == [0, 0], "two come to their places"
+    await world.later(seconds=60)
+    made_up_for = at_once + int(budget.BEHIND) + 1
+    waits = await taken(world, booked=20, quiet=2)
+    assert waits[:made_up_for] == [0] * made_up_for, "what was not used is made up for a little"
+    assert waits[made_up_for:] == [at_once + 1 + place for place in range(22 - made_up_for)]
+    await world.later(seconds=60)
+    assert await taken(world, booked=1) == [0], "however late, while next to none is made"
+
+
+async def test_looks_that_somebody_asks_for_push_the_others_back_but_leave_them_a_quarter(world: Scene):
+    assert await taken(world, quiet=1) == [0]
+    await world.later(seconds=100)
+    assert await taken(world, asked=10, quiet=1) == [10]
+    await world.later(seconds=100)
+    assert await taken(world, asked=1000, quiet=1) == [75]
 
 
 # ── Who comes first, and what is told of the others ─────────────────────────────────────────────────────────────────────
@@ -190,7 +230,10 @@ async def test_the_queue_of_lookups_is_told_of_with_its_length_and_its_age(world
     record = await gather(world.db, world.settings, waiting)
     assert record is not None
     told = explain(record).next
-    assert "waits for its turn within the merchant's budget of lookups" in told.what
+    assert (
+        "waits for its turn within the merchant's budget of lookups, behind 3 others, the oldest of which has waited for"
+        in told.what
+    )
     await world.later(seconds=300)
     await doctor._lookups(world.db, report)
     assert "none waits for its turn" in capsys.readouterr().out
@@ -223,3 +266,16 @@ async def test_a_larger_budget_brings_forward_what_waits_in_its_order_and_a_smal
     )
     assert all(row.away < 60 for row in rows if row.id != held)
     assert rows[-1].id == held, "a worker has it"
+
+
+async def test_what_was_made_under_a_small_budget_keeps_nobody_from_the_places_of_a_larger_one(world: Scene):
+    await world.policy(looks_per_minute=1)
+    checkouts = [await world.offered() for _ in range(6)]
+    await world.carry(*checkouts)
+    assert len(await due_in_order(world)) == 5, "one at once, the others in their turn"
+    await world.policy(looks_per_minute=600)
+    await budget.respace(world.db, "default", looks_per_minute=600)
+    assert await budget.queues(world.db) == []
+    await world.later(seconds=2)
+    await world.carry(*await due_in_order(world))
+    assert await due_in_order(world) == []

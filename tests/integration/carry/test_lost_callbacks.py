@@ -1,0 +1,223 @@
+"""A merchant all of whose callbacks are lost, at 50 orders a second for a minute: how long paid orders wait for their lookup, and which.
+
+Time is the product's clock, simulated in steps of a second; what the machine takes for a step is added to it, as in production.
+
+With a first look at most `FIRST_LOOK × JITTER` after the offer, an order paid before it is completed at most
+`FIRST_LOOK × JITTER - (paid - offered) + queue` after its payment. The queue is that of lookups that come when they are due and are served
+`apart` seconds one after the other: at most `ORDERS × apart`, and less for the time in which they come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from orchestrator import lifecycle
+from orchestrator.carry import budget
+from orchestrator.cli import doctor
+from orchestrator.explain import explain
+from orchestrator.explain.record import gather
+from orchestrator.merchants import Policies
+from tests.integration.carry.counting import Counting, fullest
+from tests.integration.carry.scene import Scene, scene
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+PER_SECOND, SECONDS = 50, 60
+ORDERS = PER_SECOND * SECONDS
+FIRST_LOOK = 120.0
+JITTER = 1.2
+"""The most by which an alarm is later than its delay."""
+PAID_AFTER = (20.0, 80.0)
+"""Seconds from the offer to the payment: before the first look for a lost callback."""
+BACK_AFTER = (5.0, 200.0)
+"""Seconds from the payment to the shopper's return to the shop's page."""
+AT_ONCE = 20
+"""Payments that are made at the gateway at once, and checkouts in a claim."""
+LOT = 50
+
+
+@dataclass
+class Order:
+    """Times are seconds after the first offer."""
+
+    id: UUID
+    offered: float
+    due: float
+    paid: float | None = None
+    back: float | None = None
+
+
+async def offer(world: Scene, chance: random.Random) -> list[Order]:
+    """Offer the orders and pay four in five of them; one in ten shoppers comes back to the shop's page."""
+    ids: list[UUID] = []
+    for _ in range(ORDERS // LOT):
+        ids += await asyncio.gather(*(world.accept() for _ in range(LOT)))
+        await world.carry(*ids[-LOT:])
+    orders = [
+        Order(one, place / PER_SECOND, place / PER_SECOND + FIRST_LOOK * chance.uniform(2 - JITTER, JITTER))
+        for place, one in enumerate(ids)
+    ]
+    for order in orders:
+        if chance.random() < 0.8:
+            order.paid = order.offered + chance.uniform(*PAID_AFTER)
+            if chance.random() < 0.1:
+                order.back = order.paid + chance.uniform(*BACK_AFTER)
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def pay(order: Order) -> None:
+        async with gate:
+            await world.pay(order.id)
+
+    # Nobody looks before the first look, so that the money may be there from the start.
+    await asyncio.gather(*(pay(one) for one in orders if one.paid is not None))
+    return orders
+
+
+async def begin(world: Scene, orders: Sequence[Order]) -> None:
+    """Have the clock stand at the first offer, as if the others were offered in the minute that begins now."""
+    await world.sql("DELETE FROM look_budgets")
+    await world.sql(
+        """
+        UPDATE checkouts c SET offered_at = t.now + make_interval(secs => o.offered), due_at = t.now + make_interval(secs => o.due),
+               deadline = t.now + make_interval(secs => o.offered + 3600), hinted = false, booked = false
+          FROM unnest(CAST(:ids AS uuid[]), CAST(:offered AS float8[]), CAST(:due AS float8[])) AS o(id, offered, due),
+               (SELECT clock() AS now) t
+         WHERE c.id = o.id
+        """,
+        ids=[one.id for one in orders], offered=[one.offered for one in orders], due=[one.due for one in orders],
+    )  # fmt: skip
+
+
+@dataclass
+class Course:
+    """What happened. Times are seconds after the first offer; `behind` is how far the machine was behind the steps of a second."""
+
+    completed: dict[UUID, float]
+    behind: float
+    queues: list[budget.Queue]
+    asked: list[float]
+    said: str = ""
+
+
+async def live(world: Scene, orders: Sequence[Order], gateway: Counting, capsys) -> Course:
+    """Let time pass until no paid order waits, and carry whatever is due."""
+    (row,) = await world.sql("SELECT min(offered_at) AS first FROM checkouts")
+    first, course = row.first, Course({}, 0.0, [], [])
+    paid = {one.id for one in orders if one.paid is not None}
+    returning = sorted((one for one in orders if one.back is not None), key=lambda one: one.back or 0.0)
+    while paid - set(course.completed) or returning:
+        began = time.monotonic()
+        (row,) = await world.sql("SELECT extract(epoch FROM clock() - :first)::float8 AS now", first=first)
+        back = [one.id for one in returning if (one.back or 0.0) <= row.now]
+        returning = returning[len(back) :]
+        before = len(gateway.looks)
+        await come_back(world, back)
+        course.asked += gateway.looks[before:]
+        del gateway.looks[before:]
+        while due := await lifecycle.due(world.db, most=LOT):
+            await world.take(*(one.id for one in due))
+        course.queues += (queues := await budget.queues(world.db))
+        if queues and not course.said:
+            course.said = await told(world, queues[0], capsys)
+        for done in await world.sql(
+            "SELECT checkout_id, extract(epoch FROM created_at - :first)::float8 AS at FROM events WHERE kind = 'checkout.completed'",
+            first=first,
+        ):  # fmt: skip
+            course.completed[done.checkout_id] = done.at
+        assert row.now < 3600, "they are all done long before the first of them expires"
+        course.behind += max(time.monotonic() - began - 1.0, 0.0)
+        await world.later(seconds=1)
+        gateway.skipped += 1
+    return course
+
+
+async def come_back(world: Scene, back: Sequence[UUID]) -> None:
+    """Have shoppers come back to the shop's page: each is looked at before any lookup that nobody waits for."""
+    await asyncio.gather(*(world.call_back(one, kind="redirect", body=b"") for one in back))
+    for start in range(0, len(back), LOT):
+        await world.take(*back[start : start + LOT])
+    rows = await world.sql("SELECT state, booked FROM checkouts WHERE id = ANY(:ids)", ids=list(back))
+    assert {(row.state, row.booked) for row in rows} <= {("completed", False)}
+
+
+async def told(world: Scene, queue: budget.Queue, capsys) -> str:
+    """Return what doctor and explain say of the queue."""
+    capsys.readouterr()
+    report = doctor._Report()
+    await doctor._lookups(world.db, report)
+    assert report.problems == 1
+    (row,) = await world.sql("SELECT id FROM checkouts WHERE booked ORDER BY due_at DESC LIMIT 1")
+    record = await gather(world.db, world.settings, row.id)
+    assert record is not None
+    (counted,) = await world.sql("SELECT count(*) AS booked FROM checkouts WHERE booked")
+    assert queue.waiting == counted.booked
+    return capsys.readouterr().out + explain(record).next.what
+
+
+def longest_wait(arrivals: Sequence[float], apart: float) -> float:
+    """Return the longest wait in a queue whose customers are served so many seconds one after the other."""
+    free, longest = float("-inf"), 0.0
+    for at in sorted(arrivals):
+        served = max(at, free)
+        longest, free = max(longest, served - at), served + apart
+    return longest
+
+
+@pytest.mark.parametrize("looks_per_minute", [Policies().looks_per_minute, 600])
+async def test_a_minute_of_lost_callbacks_is_made_up_for_within_the_budget_and_returning_shoppers_wait_for_nobody(
+    capsys, database_url: str, gateway_url: str, looks_per_minute: int
+):
+    async with scene(
+        database_url, gateway_url, patience=60.0, first_look=FIRST_LOOK, recheck_after_callback=2, look_cap=1800, deadline_grace=30,
+        checkout_expires_in=7200, lease_seconds=60,
+    ) as world:  # fmt: skip
+        await world.policy(looks_per_minute=looks_per_minute)
+        orders = await offer(world, random.Random(11))
+        async with Counting(world.settings) as gateway:
+            world.carrier.gateway = gateway
+            await begin(world, orders)
+            course = await live(world, orders, gateway, capsys)
+
+    apart = budget.apart(looks_per_minute)
+    asked = [one.back for one in orders if one.back is not None]
+    queue = longest_wait([*(one.due for one in orders), *asked], apart)
+    # Lookups take their places lot by lot, in steps of a second, and may come to them a little early or late.
+    slack = LOT * apart + 1.0 + budget.AT_ONCE + budget.BEHIND + budget.LATE + course.behind
+    waited = [
+        course.completed[one.id] - one.due for one in orders if one.paid is not None and one.back is None
+    ]
+    since = [course.completed[one.id] - one.paid for one in orders if one.paid is not None]
+    made, all_made = fullest(gateway.looks), fullest([*gateway.looks, *course.asked])
+    overtaken = max((one.waiting for one in course.queues), default=0)
+    with capsys.disabled():
+        print(
+            f"\n{ORDERS} orders in {SECONDS} s, no callback, {looks_per_minute} lookups a minute: from payment to completed at most "
+            f"{max(since):.0f} s; behind the due lookup at most {max(waited):.1f} s (queue {queue:.1f} s, {ORDERS * apart:.0f} s if all "
+            f"came at once; machine behind {course.behind:.1f} s); waiting at most {overtaken}; {len(asked)} shoppers came back; lookups in any minute at most {all_made}, {made} without "
+            f"theirs\n{course.said}"
+        )
+    assert made <= looks_per_minute
+    assert all_made <= looks_per_minute + fullest(course.asked)
+    assert max(waited) <= queue + slack
+    assert queue <= ORDERS * apart
+    for one in orders:
+        if one.paid is not None:
+            assert course.completed[one.id] <= max(
+                one.paid, one.offered + FIRST_LOOK * JITTER + queue + slack
+            ), one
+        if one.back is not None:
+            assert course.completed[one.id] <= one.back + 2.0 + course.behind, one
+    if queue > budget.AT_ONCE + slack:
+        assert overtaken > 500
+        assert "lookups of merchant default wait for their turn, the oldest for" in course.said
+        assert "waits for its turn within the merchant's budget of lookups" in course.said
