@@ -64,8 +64,8 @@ lint: $(STAMP) ## ruff, mypy --strict, import-linter
 soak: $(STAMP) pgbouncer ## the slow tests, then the acceptance tests through PgBouncer in transaction mode
 	@command -v pgbouncer >/dev/null || test -x /usr/sbin/pgbouncer || { \
 		echo "make soak runs the acceptance tests through PgBouncer, and it is missing: install it (on Debian: apt-get install pgbouncer)." >&2; exit 1; }
-	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
-	@$(BIN)/python -m pytest -m "not slow" --through pgbouncer --timeout 600 tests/acceptance $(ARGS)
+	@$(BIN)/python -m pytest -m slow -n 2 --dist worksteal --timeout 3600 $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" -n 3 --dist worksteal --through pgbouncer --timeout 600 tests/acceptance $(ARGS)
 
 bench: $(BENCH_STAMP) ## the product beside other designs and against the limit of this machine: make bench ARGS="--quick"
 	@$(BENCH)/bin/python -m tests.benchmarks $(ARGS)
