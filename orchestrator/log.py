@@ -55,8 +55,9 @@ _SENSITIVE_WORDS: Final = (
 )
 _SENSITIVE_KEYS: Final = re.compile(_SENSITIVE_WORDS, re.IGNORECASE)
 _SENSITIVE_TEXT: Final = (
-    # A JSON Web Token.
-    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), HIDDEN),
+    # A JSON Web Token, with whatever it hangs on. Here and in addresses nothing begins in the middle of a run of characters that may
+    # belong to it: a long run would be read once for each of them.
+    (re.compile(r"(?<![\w-])(?=[\w-]*eyJ)[\w-]{11,}\.[\w-]{8,}\.[\w-]*"), HIDDEN),
     # Credentials in an Authorization header or in a URL.
     (re.compile(r"\b(Bearer|Basic)\s+[\w.+/=~-]{8,}", re.IGNORECASE), rf"\1 {HIDDEN}"),
     (re.compile(r"://[^/\s:@]*:[^/\s]+@"), f"://{HIDDEN}@"),
@@ -65,7 +66,7 @@ _SENSITIVE_TEXT: Final = (
     # A card number: 13 to 19 digits with optional separators. Ids of ours are UUIDs and do not look like this.
     (re.compile(r"(?<![\w-])(?:\d[ +-]?){12,18}\d(?![\w-])"), HIDDEN),
     # An e-mail address, also in a form body.
-    (re.compile(r"[\w.+-]+(?:@|%40)[\w-]+\.[\w.-]+"), HIDDEN),
+    (re.compile(r"(?<![\w.+-])[\w.+-]+(?:(?:@|%40)[\w-]+\.[\w.+-]+)+"), HIDDEN),
     # A value behind a telling name, in a form, a query or JSON: first_name=Anna, "firstname": "Anna". Everything is bounded: a
     # text of any length takes time in proportion to it.
     (

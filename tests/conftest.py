@@ -23,6 +23,7 @@ from orchestrator.schema import migrate
 from orchestrator.settings import Settings
 from orchestrator.vault import Vault
 from tests import mishaps, pooler
+from tests.databases import Databases
 from tests.factories import Core, core, empty
 
 if TYPE_CHECKING:
@@ -132,10 +133,16 @@ def copied(servers: Embedded, template: str) -> Iterator[str]:
         _admin(servers, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+@pytest.fixture(scope="session")
+def databases(servers: Embedded, template: str) -> Databases:
+    """The databases of this process's tests, of which each has one for itself."""
+    return Databases(lambda name: _url(servers, name), servers.administrator_url, template)
+
+
 @pytest.fixture
-def database_url(servers: Embedded, template: str) -> Iterator[str]:
+def database_url(databases: Databases) -> Iterator[str]:
     """A database with the schema and nothing else, for one test alone: real commits, nothing to clean up."""
-    with copied(servers, template) as url:
+    with databases.one() as url:
         yield pooler.pooled(url)
 
 

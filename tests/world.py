@@ -25,6 +25,7 @@ from psycopg.rows import dict_row
 
 from orchestrator import access
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
+from tests.forked import Popen, run
 from tests.integration.carry.scene import intent
 from tests.pooler import direct
 
@@ -116,7 +117,7 @@ class World:
         }[kind]
         with (self.place / f"{name}.log").open("ab") as log:
             out = log if output is None else output
-            self.running[name] = subprocess.Popen(
+            self.running[name] = Popen(
                 [sys.executable, "-m", "orchestrator", *command],
                 env=self.environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self.place,
             )  # fmt: skip
@@ -296,10 +297,12 @@ class World:
         assert verified.returncode == 0, verified.stderr + verified.stdout
 
     def command(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return run(
             [sys.executable, "-m", "orchestrator", *arguments],
-            env=self.environment(), cwd=self.place, capture_output=True, text=True, timeout=60, check=False, input=given,
-        )  # fmt: skip
+            given=given,
+            env=self.environment(),
+            cwd=self.place,
+        )
 
     def until(self, condition: Callable[[], object], what: str, *, seconds: float = 30) -> None:
         end = time.monotonic() + seconds

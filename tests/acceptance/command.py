@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 import psutil
 
+from tests import forked
 from tests.pooler import settings_of
 
 if TYPE_CHECKING:
@@ -52,10 +53,10 @@ def orchestrator(
     *arguments: str | Path, seconds: float = 60, given: str = "", user: int | None = None, **settings: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(
+    account: dict[str, Any] = {} if user is None else {"user": user, "group": user, "extra_groups": []}
+    return forked.run(
         [sys.executable, "-m", "orchestrator", *map(str, arguments)],
-        cwd=ROOT, env=environment(*arguments, **settings), capture_output=True, text=True, timeout=seconds, input=given, check=False,
-        user=user, group=user, extra_groups=None if user is None else [],
+        given=given, seconds=seconds, cwd=ROOT, env=environment(*arguments, **settings), **account,
     )  # fmt: skip
 
 

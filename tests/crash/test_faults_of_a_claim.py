@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+
+from tests.forked import run
 
 if TYPE_CHECKING:
     from tests.world import World
@@ -81,15 +82,7 @@ def test_a_worker_that_cannot_go_on_says_so_and_ends_with_a_status_that_is_not_0
     program = "import asyncio, sys, threading\nfrom orchestrator import log\nfrom orchestrator.carry.admission import Admission\n"
     program += "from orchestrator.settings import load\nfrom orchestrator.worker import bridge, run_worker, watchdog\nlog.configure(style='json')\n"
     program += FAULTS[fault] + "\nsys.exit(run_worker(load()))\n"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=world.environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=world.place,
-    )
+    done = run([sys.executable, "-c", program], env=world.environment(), cwd=world.place)
     assert done.returncode == 1, done.stderr
     assert f'"fault": "{fault}"' in done.stderr
     assert '"level": "error"' in done.stderr

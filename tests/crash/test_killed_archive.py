@@ -17,6 +17,7 @@ from orchestrator.states import Trigger
 from tests.acceptance.command import ROOT, environment, orchestrator
 from tests.conftest import SECRET_KEY
 from tests.factories import arrival, core, payment
+from tests.forked import Popen
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +26,7 @@ ENTRIES = "SELECT checkout_id, sequence, encode(mac, 'hex') FROM audit_entries"
 
 
 def start(url, place):
-    return subprocess.Popen(
+    return Popen(
         [sys.executable, "-m", "orchestrator", "archive", "--older-than", "1s", "--to", place, "--size", str(SIZE)],
         cwd=ROOT, env=environment(DATABASE_URL=url, SECRET_KEYS=f'["{SECRET_KEY}"]', LOG_LEVEL="error"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -140,13 +140,14 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
         redis_server(tmp_path / "sentinel", str(config), "--sentinel", sentinel=True) as sentinel,
         redis.Redis(port=sentinel.port) as asked,
     ):
+        with redis.Redis(port=two.port, password="pw") as replica:
+            until(lambda: replica.info("replication")["master_link_status"] == "up", "the replica follows")
+        # Sentinel asks a primary for its replicas every ten seconds: the first time it is to find one.
         asked.execute_command("SENTINEL", "MONITOR", "shop", "127.0.0.1", one.port, 1)
         for name, value in (
             ("auth-pass", "pw"), ("down-after-milliseconds", 1000), ("failover-timeout", 5000), ("parallel-syncs", 1),
         ):  # fmt: skip
             asked.execute_command("SENTINEL", "SET", "shop", name, value)
-        with redis.Redis(port=two.port, password="pw") as replica:
-            until(lambda: replica.info("replication")["master_link_status"] == "up", "the replica follows")
         until(lambda: asked.execute_command("SENTINEL", "REPLICAS", "shop"), "Sentinel knows the replica")
 
         # The first of the Sentinels does not run.

@@ -36,6 +36,13 @@ def _filled(servers, template):
         yield url.partition("?")[0].rpartition("/")[2]
 
 
+@pytest.fixture
+def database_url(servers, template):
+    """A copy that no other test has used: plans and counts are looked at."""
+    with copied(servers, template) as url:
+        yield url
+
+
 @pytest.fixture(name="crowded")
 async def _crowded(servers, filled, vault):
     # Others under way, of whom the planner's statistics know nothing yet, as after a quiet night.

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event
 
 from orchestrator.db import DatabaseAway, Unwritten
-from orchestrator.inbox import Accepted, KeyReused, OrderTaken
+from orchestrator.inbox import Accepted, KeyReused, OrderTaken, intents
 from orchestrator.lifecycle import Held
 from orchestrator.models import uuid7
 from orchestrator.states import CLOSED, State, Trigger
@@ -93,6 +93,33 @@ async def test_keys_of_orders_that_are_there_cross_new_orders_without_a_deadlock
             assert {type(one) for one in results} <= {Accepted, KeyReused}
     await asyncio.sleep(0.1)  # a backend tells its counts when it ends
     assert await core.all(deadlocks) == [0]
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same content", "other content"])
+async def test_a_key_that_another_process_notes_first_is_met_by_whoever_was_about_to_note_it(
+    core, monkeypatch, *, same
+):
+    keep_keys, there = intents._keep_keys, intake()
+    mine = again(there, idempotency_key="K-1")
+    theirs = again(there, idempotency_key="K-1") if same else intake(idempotency_key="K-1", fingerprint=OTHER)
+    async with another(core.url, core.vault) as other:
+        first = await core.intents.accept(there)
+
+        async def late(*arguments):
+            monkeypatch.setattr(intents, "_keep_keys", keep_keys)
+            await other.intents.accept(theirs)
+            return await keep_keys(*arguments)
+
+        monkeypatch.setattr(intents, "_keep_keys", late)
+        if same:
+            accepted = await core.intents.accept(mine)
+            assert (accepted.id, accepted.fresh) == (first.id, False)
+        else:
+            with pytest.raises(KeyReused):
+                await core.intents.accept(mine)
+    assert await core.all("SELECT key, checkout_id FROM idempotency_keys") == [
+        ("K-1", first.id if same else theirs.id)
+    ]
 
 
 async def test_reopened_orders_cross_new_ones_without_a_deadlock(core):

@@ -13,6 +13,7 @@ import pytest
 from orchestrator import audit, lifecycle
 from orchestrator.db import Unwritten
 from orchestrator.inbox import KeyReused, OrderTaken, Strays, Unaddressed, intents
+from orchestrator.lifecycle import births
 from orchestrator.models import uuid7
 from orchestrator.states import State, Trigger
 from tests.factories import Breaking, intake, payment, row_held
@@ -97,6 +98,24 @@ async def test_processes_that_adopt_many_in_every_order_never_lock_each_other_ou
     assert await core.all(deadlocks) == [before]
     assert await core.all("SELECT count(*) FROM checkouts") == [60]
     assert await core.all("SELECT sum(times) FROM callbacks") == [180]
+
+
+async def test_an_order_that_another_process_adopts_before_our_turn_is_met(core, monkeypatch):
+    homes_of, quicker = births._homes_of, []
+    async with takers(core) as ((_, ours), (_, theirs)):
+
+        async def late(*arguments):
+            monkeypatch.setattr(births, "_homes_of", homes_of)
+            met = await homes_of(*arguments)
+            quicker.append(await theirs.take(stray(body=b"theirs")))
+            return met
+
+        monkeypatch.setattr(births, "_homes_of", late)
+        placed = await ours.take(stray(body=b"ours"))
+    assert (quicker[0].adopted, placed.adopted) == (True, False)
+    assert placed.checkout_id == quicker[0].checkout_id
+    assert await core.all("SELECT count(*) FROM checkouts") == [1]
+    assert await core.all("SELECT count(*) FROM callbacks") == [2]
 
 
 async def test_an_adoption_whose_answer_was_lost_is_one_checkout(core):
@@ -248,6 +267,22 @@ async def test_an_intent_that_another_process_was_quicker_than_meets_what_became
         int(matched)
     ]
     assert (await audit.verify(core.db, core.vault)).problems == []
+
+
+async def test_of_two_intents_for_one_payment_in_one_batch_the_second_meets_the_order_of_the_first(core):
+    async with takers(core, 1) as ((_, taker),):
+        paid = await paid_before(core, taker)
+    asked = intake(order_ref="OLD-1", amount=13900, currency="DKK")
+    other = replace(asked, id=uuid7(), fingerprint=b"g" * 32)
+    first, again, refused = await asyncio.gather(
+        core.intents.accept(asked),
+        core.intents.accept(replace(asked, id=uuid7())),
+        core.intents.accept(other),
+        return_exceptions=True,
+    )
+    assert (first.id, first.fresh) == (again.id, again.fresh) == (paid, False)
+    assert isinstance(refused, OrderTaken)
+    assert await core.all("SELECT count(*) FROM audit_entries WHERE action = 'intent:matched'") == [1]
 
 
 async def test_an_intent_waits_while_another_process_has_the_row_of_the_payments_checkout(core, monkeypatch):

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -19,8 +18,10 @@ import psutil
 
 from orchestrator import access
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
+from tests.forked import Popen
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -81,7 +82,7 @@ def api_process(
     log = directory / "log"
     arguments = [str(port)] if open_files is None else [str(port), str(open_files)]
     with log.open("wb") as lines:
-        process = subprocess.Popen(
+        process = Popen(
             [sys.executable, "-c", PROGRAM, *arguments], env=environment, stderr=lines, stdout=lines
         )
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)

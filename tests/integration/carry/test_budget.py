@@ -74,7 +74,7 @@ async def check(capsys, database_url: str, gateway: str, orders: int, *, looks_p
 async def test_a_crowd_that_leaves_without_paying_is_looked_at_within_the_budget(
     capsys, database_url: str, gateway_url: str
 ):
-    await check(capsys, database_url, gateway_url, 150, looks_per_minute=15)
+    await check(capsys, database_url, gateway_url, 60, looks_per_minute=6)
 
 
 @pytest.mark.slow
