@@ -269,7 +269,7 @@ def _judged(
     kept = {name for name, decision in decided.items() if decision == "keep"}
     parts = [
         part if one.transaction_id not in decided
-        else _Part.PAYS if one.transaction_id in kept and not checkout.accepted
+        else _Part.PAYS if one.transaction_id in kept and (not checkout.accepted or one.transaction_id in checkout.accepted)
         else _Part.DISMISSED
         for one, part in zip(seen, first, strict=True)
     ]  # fmt: skip

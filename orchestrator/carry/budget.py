@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 AT_ONCE: Final = 5.0
 """Seconds: a place this near is as good as now. An idle merchant's queue so takes a small crowd at once."""
 BEHIND: Final = 3.0
-"""Seconds of places in which no look was made and that are made up for: those who come to their places come in lists, and late."""
+"""Seconds of places in which no look was made and that are made up for: those who come to their places come in lists, and late. Where
+sweeps are further apart than this and `AT_ONCE`, places stay unused."""
 LATE: Final = 2.0
 """Seconds from a look's turn to its call, because the process has other work, after which its minute may be full."""
 WAITED_FOR: Final = frozenset({State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED})

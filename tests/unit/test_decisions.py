@@ -256,6 +256,18 @@ def test_money_taken_back_is_asked_about_until_a_person_has_seen_it_and_again_wh
         assert judge(done, Found((more,))).attention.startswith(f"{flag}: ")
 
 
+@pytest.mark.parametrize("amounts", [(13900, 0, 100), (13900, 0, 0), (13900, 13900, 0)])
+def test_a_payment_that_was_kept_although_its_status_is_not_clear_pays_the_order_on_every_later_look(amounts):
+    found = Found((transaction("1", "created", amounts),))
+    held = booked(checkout(), judge(checkout(), found))
+    held = decided(held, "keep")
+    for _ in range(3):
+        verdict = judge(held, found)
+        assert (verdict.finding, verdict.attention) == (Finding.PAID, None)
+        assert [one.role for one in verdict.payments] == ["accepted"]
+        held = booked(held, verdict)
+
+
 # ── Whatever the gateway shows and whatever was decided ─────────────────────────────────────────────────────────────────
 
 MINOR = st.sampled_from([0, 1, 100, 5000, 13900, 14100, 20000])

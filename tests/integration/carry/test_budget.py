@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 DAY = 86_400
-STEP = 20
-"""Simulated seconds from one round to the next, at least."""
+STEP = 3
+"""Simulated seconds from one round to the next, at least; `budget.BEHIND` makes up for so many."""
 QUIET_LOOKS = 6
 """What a checkout begins with (`schedule.quiet_looks`) where the first look comes after 120 s, and the next would after 2 s."""
 
