@@ -51,7 +51,8 @@ demo: $(STAMP) ## shoppers through every outcome: make demo ARGS="--orders 45 --
 
 test: lint chromium pgbouncer ## lint, types, imports, all tests but the slow ones, coverage
 	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m pytest -m "not slow" -n 3 --dist worksteal --cov --cov-report= $(ARGS)
+# Bytecode is kept, whatever the environment says: hundreds of processes of the tests import the same modules.
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not slow" -n 3 --dist worksteal --cov --cov-report= $(ARGS)
 	@echo "Branch coverage of states, lifecycle, inbox and carry:"
 	@$(BIN)/python -m coverage report --include='$(EXACT)' --show-missing --fail-under=100
 
