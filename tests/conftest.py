@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 
 SECRET_KEY = base64.b64encode(b"k" * 32).decode()
 OLDER_KEY = base64.b64encode(b"o" * 32).decode()
+MEASURED = (
+    "races",
+    "integration/carry",
+    "integration/api",
+    "acceptance/mishaps",
+    "unit/test_states.py",
+    "unit/test_room.py",
+)
+"""What meets every branch of states, lifecycle, inbox and carry."""
 JWT_SECRET = "a test's own secret, long enough for HS256"
 
 
@@ -58,6 +67,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mishap(row): reproduces one row of tests/mishaps.py")
     config.pluginmanager.register(mishaps, "mishaps")
     config.pluginmanager.register(pooler, "pooler")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have only those tests traced of which the coverage of `make test` is made: tracing doubles what others cost, and they add nothing."""
+    measured = [config.rootpath / "tests" / place for place in MEASURED]
+    for item in items:
+        if not any(item.path.is_relative_to(place) for place in measured):
+            item.add_marker(pytest.mark.no_cover)
 
 
 @pytest.fixture(scope="session")
