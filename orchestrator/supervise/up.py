@@ -326,7 +326,8 @@ class Up:
                     continue
                 if status == -signal.SIGKILL:
                     self.terminal.trouble(f"{child.name} did not end in time and was killed")
-                if status == -signal.SIGKILL or (status and group is callers):
+                # One that SIGTERM itself ended was only starting, and had nothing in hand yet.
+                if status == -signal.SIGKILL or (status not in {0, -signal.SIGTERM} and group is callers):
                     self.orderly = False
 
     def _stop_servers(self) -> None:

@@ -34,6 +34,16 @@ BRISK = {
 }  # fmt: skip
 
 
+def test_a_child_that_was_only_starting_when_all_was_ended_left_no_work_behind(tmp_path):
+    with running("up", "--port", "0", "--workers", "1", data_dir=tmp_path / "data", **BRISK) as up:
+        up.until_up()
+        killed = up.child("worker")
+        killed.kill()
+        killed.wait(10)
+        assert up.child("worker").pid != killed.pid
+        assert up.end() == 0, up.said
+
+
 @pytest.mark.direct("it is about the servers that end with their parent")
 def test_a_kill_of_up_alone_leaves_no_process_behind(tmp_path):
     with running("up", "--port", "0", data_dir=tmp_path / "data", **BRISK) as up:
