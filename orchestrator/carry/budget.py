@@ -46,6 +46,8 @@ BEHIND: Final = 3.0
 sweeps are further apart than this and `AT_ONCE`, places stay unused."""
 LATE: Final = 2.0
 """Seconds from a look's turn to its call, because the process has other work, after which its minute may be full."""
+SPAN: Final = 60.0 + AT_ONCE + BEHIND + LATE
+"""Seconds over which the lookups of a minute are spread, early and late ones counted."""
 WAITED_FOR: Final = frozenset({State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED})
 SHARE: Final = 0.75
 """The most of all places that looks which somebody asked for may take."""
@@ -58,10 +60,17 @@ _TAKE = text("""
         SELECT * FROM json_to_recordset(CAST(:asked AS json)) AS i(merchant_id int, apart float8, asked int, booked int, quiet int)
     ),
     held AS MATERIALIZED (
-        SELECT i.*, t.now, greatest(extract(epoch FROM b.made_until - t.now)::float8, -:behind) AS ahead,
+        -- The budget as it stands: what a worker knows of it may be older than the places that were given anew.
+        SELECT i.merchant_id, i.asked, i.booked, i.quiet, a.apart, t.now,
+               greatest(extract(epoch FROM b.made_until - t.now)::float8, -:behind) AS ahead,
                greatest(extract(epoch FROM b.taken_until - t.now)::float8, 0) AS taken,
-               least(i.asked * i.apart, :share * greatest(extract(epoch FROM t.now - b.charged_at)::float8, 0)) AS charge
-          FROM look_budgets b JOIN i USING (merchant_id), t ORDER BY b.merchant_id FOR UPDATE OF b
+               least(i.asked * a.apart, :share * greatest(extract(epoch FROM t.now - b.charged_at)::float8, 0)) AS charge
+          FROM look_budgets b JOIN i USING (merchant_id) JOIN merchants m ON m.id = i.merchant_id
+               CROSS JOIN LATERAL (SELECT coalesce(
+                   CASE jsonb_typeof(m.policies -> 'looks_per_minute')
+                        WHEN 'number' THEN :span / greatest((m.policies ->> 'looks_per_minute')::float8, 1) END,
+                   i.apart) AS apart) a, t
+         ORDER BY b.merchant_id FOR UPDATE OF b
     ),
     going AS MATERIALIZED (
         SELECT held.*, least(booked, greatest(floor((:at_once - ahead) / apart)::int + 1, 0)) AS go FROM held
@@ -75,7 +84,7 @@ _TAKE = text("""
                q.ahead + q.apart * (q.go + least(q.more, greatest(floor((:at_once - q.tail) / q.apart)::int + 1, 0)))),
            charged_at = q.now
       FROM queued q WHERE b.merchant_id = q.merchant_id
-    RETURNING b.merchant_id, q.go, q.tail
+    RETURNING b.merchant_id, q.go, q.tail, q.apart
 """)
 _OPEN = text("""
     INSERT INTO look_budgets (merchant_id) SELECT unnest(CAST(:merchants AS int[])) ON CONFLICT DO NOTHING
@@ -118,8 +127,8 @@ class Queue:
 class Demand:
     """What one merchant's lookups want.
 
-    Seconds between two places; lookups that somebody waits for, which are made whatever comes of this; those that come to the places
-    which they have; and those without one.
+    Seconds between two places, where the merchant has no budget of its own; lookups that somebody waits for, which are made whatever
+    comes of this; those that come to the places which they have; and those without one.
     """
 
     merchant_id: int
@@ -131,15 +140,19 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """What one merchant's lookups got: how many of those with a place go now, and the seconds until the first place of all others."""
+    """What one merchant's lookups got: how many of those with a place go now, and the seconds until the first place of all others.
+
+    `apart`: seconds between two of these.
+    """
 
     go: int
     wait: float
+    apart: float
 
     def waits(self, demand: Demand) -> list[float]:
         """Return the seconds for each of `booked`, then for each of `quiet`."""
         more = demand.booked - self.go + demand.quiet
-        return [0.0] * self.go + [self.wait + place * demand.apart for place in range(more)]
+        return [0.0] * self.go + [self.wait + place * self.apart for place in range(more)]
 
 
 def waited_for(held: Held) -> bool:
@@ -175,8 +188,8 @@ async def queues(db: Database) -> list[Queue]:
 
 
 def apart(looks_per_minute: int) -> float:
-    """Return the seconds between two places, such that no minute has more looks than that, early and late ones counted."""
-    return (60.0 + AT_ONCE + BEHIND + LATE) / looks_per_minute
+    """Return the seconds between two places, such that no minute has more looks than that."""
+    return SPAN / looks_per_minute
 
 
 async def take(db: Database, demands: Sequence[Demand]) -> Mapping[int, Places]:
@@ -201,5 +214,6 @@ async def _take(db: Database, wanted: Sequence[Demand]) -> dict[int, Places]:
         "share": SHARE,
         "behind": BEHIND,
         "at_once": AT_ONCE,
+        "span": SPAN,
     }
-    return {row.merchant_id: Places(row.go, row.tail) for row in await db.write(_TAKE, parameters)}
+    return {row.merchant_id: Places(row.go, row.tail, row.apart) for row in await db.write(_TAKE, parameters)}

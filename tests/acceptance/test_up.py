@@ -111,7 +111,7 @@ class Crowd:
                     return
                 order = f"C-{number}-{visit}"
                 checkout = self.taken[order] = shop.create(order)
-                while shop.read(checkout)["state"] != "awaiting_payment":
+                while shop.read(checkout).get("state") != "awaiting_payment":  # it may be a problem
                     time.sleep(0.05)
                 if shop.pay(checkout).headers.get("location", "").startswith("https://shop.example/thanks?"):
                     self.paid.append(checkout)

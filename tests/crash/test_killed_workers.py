@@ -123,10 +123,10 @@ def locked(world: World, table: str, mode: str) -> Iterator[None]:
         yield
 
 
-def waits_for_lock(world: World) -> bool:
-    """Say whether a statement of a worker waits in Postgres for a lock."""
-    asked = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'orchestrator-worker' AND wait_event_type = 'Lock'"
-    return bool(world.sql(asked))
+def waiting_for_lock(world: World) -> set[int]:
+    """Return the connections of workers, as Postgres numbers them, whose statement waits for a lock."""
+    asked = "SELECT pid FROM pg_stat_activity WHERE application_name = 'orchestrator-worker' AND wait_event_type = 'Lock'"
+    return {row["pid"] for row in world.sql(asked)}
 
 
 def start_beside(world: World, name: str, *, most: float) -> None:
@@ -152,19 +152,22 @@ def test_orders_of_a_worker_killed_before_in_and_after_a_lookup_are_completed_in
     world.until(lambda: held(world, "callback_received", [*asking, *answered]), "the lookups are under way")
     # No move is written any more.
     with locked(world, "payments", "SHARE"):
-        world.until(lambda: waits_for_lock(world), "the answers are being written")
+        world.until(lambda: waiting_for_lock(world), "the answers are being written")
         for checkout in called_for:
             world.pay(checkout)
         world.until(
             lambda: held(world, "awaiting_payment", called_for), "the move before the call waits for its turn"
         )
+        its = waiting_for_lock(world)
         start_beside(world, "worker-2", most=4.5)
         assert held(world, "callback_received", [*asking, *answered])
         killed = kill(world, "worker-1")
         # From now on the gateway takes no time of its own.
         for checkout in (*asking, *answered):
             world.plan(checkout)
-        world.until(lambda: not waits_for_lock(world), "Postgres gives up the statement of the dead")
+        world.until(
+            lambda: its.isdisjoint(waiting_for_lock(world)), "Postgres gives up the statement of the dead"
+        )
     paid = [*asking, *answered, *called_for]
     assert completed_within(world, paid, killed) <= TAKEN_OVER
     completed_once(world, paid)
@@ -188,10 +191,13 @@ def test_orders_of_a_worker_killed_in_the_middle_of_a_claim_are_completed_in_sec
     with locked(world, "sessions", "ACCESS EXCLUSIVE"):
         for page in pages:
             world.submit(page)
-        world.until(lambda: waits_for_lock(world), "the claim waits")
+        world.until(lambda: waiting_for_lock(world), "the claim waits")
+        its = waiting_for_lock(world)
         start_beside(world, "worker-2", most=4.5)
         killed = kill(world, "worker-1")
-        world.until(lambda: not waits_for_lock(world), "Postgres gives up the claim of the dead")
+        world.until(
+            lambda: its.isdisjoint(waiting_for_lock(world)), "Postgres gives up the claim of the dead"
+        )
     assert completed_within(world, paid, killed) <= TAKEN_OVER
     completed_once(world, paid)
     world.agree()

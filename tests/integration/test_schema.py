@@ -78,6 +78,21 @@ async def test_the_sweeper_reads_its_own_index_and_settled_checkouts_are_not_in_
     assert "ix_checkouts_alarm" in "".join(line for (line,) in await cursor.fetchall())
 
 
+async def test_no_statistics_are_gathered_of_a_growing_table_that_is_all_but_empty(core):
+    """They would have plans read the whole table until the next ones, however many rows come meanwhile."""
+    rows = await core.all("""
+        SELECT relname FROM pg_class WHERE 'autovacuum_analyze_threshold=2000' = ANY(reloptions) ORDER BY relname
+    """)
+    assert rows == [
+        "callbacks",
+        "checkouts",
+        "commands",
+        "intents",
+        "payments",
+        "sessions",
+    ]
+
+
 async def test_the_clock_runs_ahead_by_its_skew(core):
     for seconds in (0, 86400, 40 * 86400):
         await core.do("UPDATE clock_skew SET seconds = :seconds", seconds=seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from orchestrator import lifecycle
@@ -149,6 +150,16 @@ async def test_a_place_once_given_is_kept_and_one_that_passed_is_given_anew_behi
     assert waits[made_up_for:] == [at_once + 1 + place for place in range(22 - made_up_for)]
     await world.later(seconds=60)
     assert await taken(world, booked=1) == [0], "however late, while next to none is made"
+
+
+async def test_the_budget_as_it_stands_counts_whatever_a_worker_believes_of_it(world: Scene):
+    await world.policy(looks_per_minute=7)
+    assert await taken(world, quiet=3) == [0, 10, 20]
+    for wrong, waits in (("many", [0, 1, 2]), (None, [0, 1, 2]), (0, [0, 70, 140])):
+        await world.later(seconds=1200)
+        stored = msgspec.json.encode({"looks_per_minute": wrong}).decode()
+        await world.sql("UPDATE merchants SET policies = CAST(:stored AS jsonb) WHERE id = 1", stored=stored)
+        assert await taken(world, quiet=3) == waits, wrong
 
 
 async def test_looks_that_somebody_asks_for_push_the_others_back_but_leave_them_a_quarter(world: Scene):
