@@ -1,4 +1,4 @@
-"""The budget of looks counts what is made, not only which places are given; no statistics of tables that are all but empty.
+"""The budget of lookups counts lookups that are made; no statistics of nearly empty tables.
 
 Revision: 0010
 Before: 0009
@@ -12,7 +12,8 @@ down_revision = "0009"
 branch_labels = None
 depends_on = None
 
-# A plan that was made from statistics of a few rows is kept while thousands come, and reads them all until statistics are gathered again.
+# A plan made from statistics of a few rows is kept while thousands come, and reads them all until the next
+# statistics.
 GROWING = ("checkouts", "intents", "sessions", "callbacks", "commands", "payments")
 
 

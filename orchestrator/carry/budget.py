@@ -4,12 +4,12 @@ The gateway's lookup is no listing service, and no document of the gateway names
 evenly spaced places, `looks_per_minute`, kept in Postgres, so that all workers share it. A lookup goes at once, and is charged for, where
 somebody waits for it: a callback, a command or a money operation asks for it, or a shopper has come back from the payment page a
 moment ago. The others get the next places in turn, those first behind which money may be (`rank`). A place once given is kept
-(`booked`), and at least a quarter of the places is for lookups that nobody waits for.
+(`booked`), and at least a quarter of the places is for lookups that are only due.
 
-What is counted is what is made. A lookup that comes to its place has its turn as long as no 60 seconds get more of such than the budget by
-it; where the workers were away, and many come at once, the others take new places behind the queue. Those that somebody waits for put
-off the places that are given after them, and none that was given. Nothing starves: only lookups that are
-made count, so whoever comes while fewer are made than the budget allows goes at once, however late.
+What is counted is what is made. A lookup whose place has come is made as long as no 60 seconds get more of such than the budget;
+after workers were away, when many come at once, the others take new places behind the queue. Lookups that a callback, command or
+shopper waits for put off the places that are given after them, and none that was given. Each lookup is made in the end: only those
+that are made count, so while fewer are made than the budget allows, the next one goes at once, however late it is.
 
 A lookup that is due waits for at most `Q × apart`, with Q lookups due before it; up to four times that (`1 / (1 - SHARE)`) where shoppers,
 callbacks and commands ask for many others meanwhile.
@@ -127,8 +127,8 @@ class Queue:
 class Demand:
     """What one merchant's lookups want.
 
-    Seconds between two places, where the merchant has no budget of its own; lookups that somebody waits for, which are made whatever
-    comes of this; those that come to the places which they have; and those without one.
+    `apart`: seconds between two places, where the merchant has no budget of its own. Numbers of lookups: `asked` by a callback,
+    command or shopper, which are made in any case; `booked`, whose places have come; `quiet`, without a place.
     """
 
     merchant_id: int

@@ -1,8 +1,8 @@
 """What a gateway's answers cost the event loop, which is everybody's: counted against that gateway, and bounded for each answer.
 
 An ordinary answer costs a few hundred microseconds, and nothing is counted up to `FREE`. One that costs more (a flood of tiny chunks, of
-interim answers, a byte at a time) is given up at `MOST`, and its gateway is left alone until what it cost is no more than
-`SHARE` of the time. The processor's time of this thread is what counts, so that a busy machine blames nobody.
+interim answers, a byte at a time) is given up at `MOST`, and no call is made to its gateway until what it cost is no more
+than `SHARE` of the time. The processor's time of this thread is what counts: how busy the machine is makes no difference.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ BEYOND: Final = 0.02
 EACH_BYTE: Final = 0.00000005
 """Seconds that a byte is worth: networks cut what is large into pieces of a kilobyte or more."""
 EACH: Final = 0.00002
-"""Seconds that each piece costs beside its parsing: a round of the loop, and whoever waits for it."""
+"""Seconds that each piece costs beside its parsing: a round of the event loop."""
 PIECE: Final = 4_096
 """Bytes that are parsed at once, before it is known what they cost."""
 SHARE: Final = 0.0025
 """Of the loop's time, what the answers of one gateway may cost beyond that."""
 BURST: Final = 0.05
-"""Seconds that they may cost at once, after they had cost nothing for long: no answer alone has its gateway left alone."""
+"""Seconds that they may cost at once, after they had cost nothing for long: one answer alone stops no calls."""
 LONGEST: Final = 30.0
-"""Seconds for which a gateway is left alone over it at most."""
+"""Seconds for which no call is made to a gateway because of it, at most."""
 
 
 class Allowance:
@@ -98,7 +98,7 @@ class Metered(ResponseHandler):
         body = None if payload is aiohttp.EMPTY_PAYLOAD else payload
         if body is not None and body.is_eof():
             if transport is not None:
-                transport.close()  # it is whole; what came behind it is nobody's
+                transport.close()  # it is whole; what came behind it belongs to no request
             return
         if self.exception() is not None:
             return

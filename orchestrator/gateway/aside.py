@@ -1,4 +1,4 @@
-"""Large answers, read in a process beside this one: a hostile one costs its reader's time, and nobody else's.
+"""Large answers, read in a process beside this one: a hostile one takes no time from the event loop.
 
 A thread would not do. Whatever it computes it takes from the event loop, some milliseconds for each of the loop's rounds. The process
 is started with the first large answer, runs at low priority and with little memory, knows none of our secrets (its environment is

@@ -96,7 +96,7 @@ def of_process(number: int) -> tuple[bytes, int]:
     return Path(f"/proc/{number}/environ").read_bytes(), os.getpriority(os.PRIO_PROCESS, number)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's environment and priority in /proc")
 def test_the_reader_knows_no_secret_and_gives_way():
     async def scene():
         beside = Aside(60)
