@@ -39,6 +39,8 @@ _UNDECIDED: Final = ("payment_mismatch", "unclear_payment", "unbound_payment")
 _HARMLESS: Final = ("unknown_order", "reservation_lapses")
 """Attention beside which the payment counts as the order's: the first is answered by the intent itself."""
 
+# A statement of its own, before the row is read: what is read beside a row on which a statement waited is as old as that statement.
+_LOCK = text("SELECT id FROM checkouts WHERE id = :id FOR NO KEY UPDATE SKIP LOCKED")
 _READ = text(f"""
     SELECT c.state, c.version, c.currency, c.amount, c.attention, c.audit_sequence, c.audit_head, c.created_at, c.deadline,
            i.fingerprint, i.data_key, clock() AS now, c.lease IS NOT NULL AND c.leased_until > clock() AS leased,
@@ -51,7 +53,7 @@ _READ = text(f"""
                        ORDER BY p.first_seen_at, p.transaction_id)
               FROM payments p WHERE p.checkout_id = c.id) AS payments
       FROM checkouts c JOIN intents i ON i.checkout_id = c.id
-     WHERE c.id = :id FOR NO KEY UPDATE OF c SKIP LOCKED
+     WHERE c.id = :id
 """)  # noqa: S608 - made of our own constants
 # The lease goes with the version: a holder that is late finds neither.
 _MATCH = text("""
@@ -130,12 +132,12 @@ async def match(db: Database, vault: Vault, wanted: Ordered) -> Match:
     """
     try:
         async with db.transaction() as tx:
-            rows = await run(tx, _READ, {"id": wanted.checkout})
-            if not rows:
+            if not await run(tx, _LOCK, {"id": wanted.checkout}):
                 return Unsettled()
-            found = _judged(rows[0], wanted)
+            (row,) = await run(tx, _READ, {"id": wanted.checkout})
+            found = _judged(row, wanted)
             if isinstance(found, Matched):
-                await _write(tx, vault, wanted, rows[0])
+                await _write(tx, vault, wanted, row)
             return found
     except IntegrityError:
         # Another checkout took the order number meanwhile: the caller meets that one.

@@ -6,6 +6,7 @@ import asyncio
 import json
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from uuid import uuid4
 
 import pytest
@@ -194,12 +195,12 @@ async def test_the_same_unproven_one_many_times_at_once_is_kept_once_and_counted
 # ── The order comes after its payment ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def paid_before(core, taker):
-    """Return the checkout of a payment for order OLD-1 that a lookup has shown, as a worker leaves it."""
-    placed = await taker.take(stray("OLD-1"))
+async def paid_before(core, taker, order_ref="OLD-1"):
+    """Return the checkout of a payment for an unknown order that a lookup has shown, as a worker leaves it."""
+    placed = await taker.take(stray(order_ref, transaction_id=f"T-{order_ref}"))
     (held,) = await core.claim(placed.checkout_id)
     letters = tuple(letter.id for letter in held.letters)
-    seen = payment("1", order_ref="OLD-1", binding="order_ref")
+    seen = payment(f"T-{order_ref}", order_ref=order_ref, binding="order_ref")
     await core.advance(
         held,
         Trigger.PAYMENT_FOUND,
@@ -224,6 +225,29 @@ async def test_intents_for_one_payment_from_two_processes_are_one_order_and_its_
             await core.intents.accept(replace(asked, id=uuid7(), order_ref="OLD-2", fingerprint=b"g" * 32))
     assert await core.all("SELECT late, version, attention FROM checkouts") == [(False, 3, None)]
     assert await core.all("SELECT count(*) FROM audit_entries WHERE action = 'intent:matched'") == [1]
+
+
+async def test_of_many_contents_that_meet_one_payment_at_once_one_is_its_order(core):
+    wanted = partial(
+        lifecycle.Ordered,
+        currency="DKK",
+        amount=13900,
+        auto_capture=False,
+        actor="x",
+        correlation_id="c",
+        document=b"{}",
+    )
+    async with takers(core, 1) as ((_, taker),):
+        for round_ in range(30):
+            paid = await paid_before(core, taker, f"OLD-{round_}")
+            asked = [wanted(checkout=paid, fingerprint=b"%02d" % number * 16) for number in range(8)]
+            found = await asyncio.gather(*(lifecycle.match(core.db, core.vault, one) for one in asked))
+            (first,) = [
+                one for one, fate in zip(asked, found, strict=True) if isinstance(fate, lifecycle.Matched)
+            ]
+            (stored,) = await core.all("SELECT fingerprint FROM intents WHERE checkout_id = :id", id=paid)
+            assert bytes(stored) == first.fingerprint
+    assert await core.all("SELECT DISTINCT version FROM checkouts") == [3]
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same content", "other content"])
