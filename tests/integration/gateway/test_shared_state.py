@@ -285,8 +285,8 @@ async def test_redis_that_goes_away_is_told_of_once_and_missed_by_nobody(url: st
             await asyncio.sleep(1.2)
             await way.open()
             await until(lambda: not one.away)
-        told = [line["event"] for line in logs if line["event"].startswith("gateway_board")]
-        assert told == ["gateway_board_away", "gateway_board_back"]
+        told = [line["event"] for line in logs if line["event"].startswith("shared_gateway_state")]
+        assert told == ["shared_gateway_state_away", "shared_gateway_state_back"]
 
 
 async def test_redis_that_does_not_answer_holds_up_no_call(url: str):
