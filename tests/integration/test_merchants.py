@@ -441,6 +441,7 @@ async def test_a_changed_policy_is_read_and_leaves_the_others_alone(core, mercha
             {"later": "keep"},
             "there is no policy 'later': there are late, surplus, unknown_order, capture, surcharge, lookups_per_minute",
         ),
+        ({"looks_per_minute": "30"}, "the policy looks_per_minute is now called lookups_per_minute"),
         ({"late": "maybe"}, "late must be ask or keep or return, not 'maybe'"),
         ({"unknown_order": ""}, "unknown_order must be ask or keep or return, not ''"),
         ({"capture": "ask"}, "capture must be manual or automatic, not 'ask'"),

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
+from orchestrator import audit
 from orchestrator.api import commands
 from tests.integration.api.scene import Api, intent
 from tests.integration.api.test_intake import problem
@@ -388,12 +389,15 @@ async def test_a_checkout_whose_order_number_lives_elsewhere_is_not_reopened(api
     assert (await ask(api, checkout, "reopen")).status_code == 202
 
 
-async def test_what_no_shop_has_handed_over_has_nothing_to_be_reopened_with(api: Api):
+@pytest.mark.parametrize("word", audit.FROM_PAYMENT)
+async def test_what_no_shop_has_handed_over_has_nothing_to_be_reopened_with(api: Api, word: str):
+    """Whichever word its first entry has for it."""
     checkout = await in_state(api, "failed")
     await api.sql("ALTER TABLE audit_entries DISABLE TRIGGER USER")
     await api.sql(
-        "UPDATE audit_entries SET entry = jsonb_set(entry::jsonb, '{evidence,unmatched_payment}', 'true')::text WHERE checkout_id = :id",
+        "UPDATE audit_entries SET entry = jsonb_set(entry::jsonb, ARRAY['evidence', CAST(:word AS text)], 'true')::text WHERE checkout_id = :id",
         id=UUID(checkout),
+        word=word,
     )
     assert "hand the order over" in problem(await ask(api, checkout, "reopen"), 409, "not-an-order")["detail"]
 
