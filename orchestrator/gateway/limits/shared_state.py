@@ -147,7 +147,7 @@ class SharedGatewayState:
         return rate.Grant(int(told[0]), int(told[1]) / 1_000_000)
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Have something done in the background, until the board is closed."""
+        """Have something done in the background, until it is closed."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

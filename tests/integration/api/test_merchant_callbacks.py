@@ -195,7 +195,7 @@ async def test_a_merchant_that_cannot_be_read_is_asked_to_send_it_again(database
         problem(await send(api, posted()), 503, "merchant-unreadable")
 
 
-# ── Adoption ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Checkouts created from payments ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_payment_for_an_order_that_nobody_asked_for_becomes_a_checkout_with_a_due_time(database_url):
@@ -241,7 +241,7 @@ async def test_a_payment_for_an_order_that_nobody_asked_for_becomes_a_checkout_w
         assert (await audit.verify(api.services.db, api.services.encryptor)).problems == []
 
 
-async def test_an_adopted_payment_can_be_looked_at_like_any_checkout(database_url):
+async def test_a_checkout_created_from_a_payment_can_be_read_like_any_other(database_url):
     async with checking(database_url) as api:
         await send(api, posted())
         (row,) = await api.sql("SELECT id FROM checkouts")

@@ -113,7 +113,7 @@ async def worker(
         yield gateway, one
 
 
-def test_the_board_is_in_redis_its_own_or_the_brokers():
+def test_the_shared_state_is_in_redis_its_own_or_the_brokers():
     def where(**urls: str) -> tuple[str, int] | None:
         found = Settings(**urls).redis
         return None if found is None else (found.host, found.db)
@@ -198,7 +198,7 @@ async def test_an_entry_that_was_forged_closes_a_gateway_no_longer_than_our_own_
             assert await shared_state.circuits_open(read(url)) == {}
 
 
-async def test_whatever_stands_in_redis_the_board_goes_on(url: str):
+async def test_whatever_stands_in_redis_the_shared_state_goes_on(url: str):
     with redis.Redis.from_url(url) as stranger:
         stranger.set("orchestrator:gateways:workers", "no set at all")
         stranger.zadd(

@@ -1,7 +1,7 @@
 """One hostile gateway beside another merchant's: whatever it answers, the other's lookups take no longer.
 
 Two merchants at two gateways in one process, as in a worker. The hostile one is asked as often whether it answers well or not, and its
-breaker is off, which would soon leave it alone: what is compared is the meaning of its answers, and nothing else.
+breaker is off, since its circuit would soon be open: what is compared is how its answers are read, and nothing else.
 """
 
 from __future__ import annotations
