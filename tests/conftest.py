@@ -207,9 +207,9 @@ def make_settings(**changes: object) -> Settings:
         "hint_grace": 0.2,
         "deadline_grace": 0.2,
         "cancel_grace": 0.2,
-        "first_look": 0.5,
+        "first_check_after": 0.5,
         "recheck_after_callback": 0.1,
-        "look_cap": 1.0,
+        "check_interval_cap": 1.0,
         "database_pool": 4,
         # Plans that have one order's calls fail must not close the door to the others'.
         "breaker_failures": 0,

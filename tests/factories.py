@@ -59,7 +59,7 @@ JOURNEY: dict[State, tuple[Trigger, ...]] = {
 
 _WRITES: dict[Trigger, dict[str, Any]] = {
     T.AUTHENTICATED: {"token": b"a sealed token", "token_lifetime": 3600.0},
-    T.SESSION_OPENED: {"session_id": "session-1", "openings": 1},
+    T.SESSION_OPENED: {"session_id": "session-1", "session_count": 1},
     T.METHODS_LISTED: {"methods": [{"id": "card"}]},
     T.OFFERED: {"offered": True, "events": (lifecycle.Event("checkout.ready", {}),)},
 }
@@ -146,7 +146,7 @@ def payment(transaction_id: str, **changes: Any) -> ObservedPayment:
         "role": "accepted",
         "binding": "bound",
         "status": "preauth",
-        "reading": "reserved",
+        "meaning": "reserved",
         "currency": "DKK",
         "reserved": 13900,
         "captured": 0,

@@ -38,7 +38,7 @@ FILL = (
     SELECT gen_random_uuid(), 1, id, 'reconcile', 'x', now() FROM finished
     """,
     """
-    INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, reading, currency, reserved,
+    INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, meaning, currency, reserved,
                           captured, refunded)
     SELECT 1, 'F-' || n, id, 'F-' || n, 'accepted', 'bound', 'captured', 'captured', 'DKK', 13900, 13900, 0 FROM finished
     """,

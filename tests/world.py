@@ -48,9 +48,9 @@ HURRY = {
     "retry_cap": 0.5,
     "deadline_grace": 0.5,
     "cancel_grace": 0.5,
-    "first_look": 0.8,
+    "first_check_after": 0.8,
     "recheck_after_callback": 0.2,
-    "look_cap": 1,
+    "check_interval_cap": 1,
     "breaker_failures": 0,
 }
 SANDBOX_TOKEN = "the sandbox's own"
@@ -92,7 +92,7 @@ class World:
         with redis.Redis.from_url(servers.redis_url) as broker:
             broker.flushall()
         # Everything is in a hurry here, and looks often.
-        self.sql("""UPDATE merchants SET policies = '{"looks_per_minute": 100000}'""")
+        self.sql("""UPDATE merchants SET policies = '{"lookups_per_minute": 100000}'""")
 
     # ── Processes ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

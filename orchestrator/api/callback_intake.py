@@ -116,12 +116,12 @@ class CallbackIntake:
         if not placed.kept:
             self._beyond("merchant", one.grade, **where)
         if placed.created:
-            _log.warning("stray_adopted", merchant=merchant, checkout=str(placed.checkout_id))
+            _log.warning("checkout_created_from_payment", merchant=merchant, checkout=str(placed.checkout_id))
         elif placed.over_limit:
             if self._seldom("unconfirmed_payments_over_limit", merchant):
                 _log.warning("unconfirmed_payments_over_limit", merchant=merchant, grade=one.grade)
-        elif placed.checkout_id is None and self._seldom("stray_without_home", merchant):
-            _log.warning("stray_without_home", merchant=merchant, grade=one.grade, network=one.network)
+        elif placed.checkout_id is None and self._seldom("unmatched_callback_stored", merchant):
+            _log.warning("unmatched_callback_stored", merchant=merchant, grade=one.grade, network=one.network)
         return placed
 
     async def _store(self, arrival: Arrival, merchant_id: int | None) -> Stored:
@@ -146,8 +146,8 @@ class CallbackIntake:
         """Wait a moment for a write; None if it is not known by then, or failed. It goes on all the same: it may still land."""
         if self._waiting + size > MOST_WAITING:
             storing.close()
-            if self._seldom("callback_not_taken", *named.values()):
-                _log.warning("callback_not_taken", kind=kind, waiting=self._waiting, **named)
+            if self._seldom("callback_not_stored", *named.values()):
+                _log.warning("callback_not_stored", kind=kind, waiting=self._waiting, **named)
             return None
         self._waiting += size
         task = asyncio.create_task(self._fate_of(storing, size=size, kind=kind, named=named))

@@ -248,13 +248,17 @@ class _Body(Fields):
         return minor
 
     def _expires_in(self) -> float | None:
-        life = self._body.get("expiresIn")
-        if life is None or self.kind != "reopen":
+        seconds = self._body.get("expiresIn")
+        if seconds is None or self.kind != "reopen":
             return None
-        if isinstance(life, bool) or not isinstance(life, int | Decimal) or not 1 <= life <= LONGEST_LIFE:
+        if (
+            isinstance(seconds, bool)
+            or not isinstance(seconds, int | Decimal)
+            or not 1 <= seconds <= LONGEST_LIFE
+        ):
             self.wrong("expiresIn", f"must be a number of seconds from 1 to {LONGEST_LIFE} (30 days)")
             return None
-        return float(life)
+        return float(seconds)
 
     def _decision(self) -> Decision | None:
         if self.kind != "resolve":

@@ -1,7 +1,7 @@
 """What may be read of a checkout and of payments, in the words of the contract. Reads only, always of one merchant, never another's.
 
 Amounts leave as decimals of their currency. The session with its token is shown only while the shopper may pay with it: offered,
-not withdrawn nor about to be, before the deadline, and with a token that has not expired.
+not cancelled nor about to be, before the deadline, and with a token that has not expired.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COMMANDS_SHOWN: Final = 20
 
 _ONE = text("""
     SELECT c.id, c.order_ref, c.state, c.version, c.currency, c.amount, c.reserved, c.captured, c.refunded, c.charged_back,
-           c.late, c.auto_capture, c.reserved_until, c.deadline, c.due_at, c.offered_at, c.withdrawn_at, c.ended_at,
+           c.late, c.auto_capture, c.reserved_until, c.deadline, c.due_at, c.offered_at, c.cancel_requested_at, c.ended_at,
            c.attention, c.last_error, c.correlation_id, c.created_at, c.updated_at, clock() AS now,
            EXISTS (SELECT FROM commands k
                     WHERE k.checkout_id = c.id AND k.kind = 'cancel' AND k.handled_at IS NULL) AS cancelling,
@@ -47,7 +47,7 @@ _ONE = text("""
              WHERE h.checkout_id = c.id) AS archived_at,
            (SELECT json_agg(json_build_object(
                        'transactionId', p.transaction_id, 'paymentId', p.payment_id, 'role', p.role, 'binding', p.binding,
-                       'status', p.status, 'reading', p.reading, 'currency', p.currency, 'reserved', p.reserved,
+                       'status', p.status, 'meaning', p.meaning, 'currency', p.currency, 'reserved', p.reserved,
                        'captured', p.captured, 'refunded', p.refunded, 'chargedBack', p.charged_back,
                        'surcharge', p.surcharge, 'flags', p.flags, 'raw', p.raw_amounts,
                        'firstSeenAt', p.first_seen_at, 'updatedAt', p.updated_at)
@@ -89,7 +89,7 @@ _OF_ORDER = text(f"""
 _c, _p = checkouts.c, payments.c
 _SUMMARY: Final = (
     _c.id, _c.order_ref, _c.state, _c.version, _c.currency, _c.amount, _c.reserved, _c.captured, _c.refunded,
-    _c.charged_back, _c.late, _c.auto_capture, _c.reserved_until, _c.deadline, _c.due_at, _c.offered_at, _c.withdrawn_at,
+    _c.charged_back, _c.late, _c.auto_capture, _c.reserved_until, _c.deadline, _c.due_at, _c.offered_at, _c.cancel_requested_at,
     _c.ended_at, _c.attention, _c.last_error, _c.correlation_id, _c.created_at, _c.updated_at,
 )  # fmt: skip
 
@@ -257,7 +257,7 @@ def _summary(row: Row[Any]) -> dict[str, object]:
         "deadline": row.deadline,
         "dueAt": row.due_at,
         "offeredAt": row.offered_at,
-        "withdrawnAt": row.withdrawn_at,
+        "cancelRequestedAt": row.cancel_requested_at,
         "endedAt": row.ended_at,
         "attention": row.attention,
         "lastError": row.last_error,
@@ -281,7 +281,7 @@ def _session(row: Row[Any], encryptor: Encryptor) -> dict[str, object] | None:
         State(row.state) in OFFERED
         and row.session_id is not None
         and row.token is not None
-        and row.withdrawn_at is None
+        and row.cancel_requested_at is None
         and not row.cancelling
         and row.deadline > row.now
         and row.token_expires_at > row.now
@@ -291,7 +291,7 @@ def _session(row: Row[Any], encryptor: Encryptor) -> dict[str, object] | None:
     try:
         token = encryptor.data_key(row.id, row.data_key).decrypt(row.token, purpose="token").decode()
     except EncryptionError as error:
-        _log.warning("session_sealed_for_good", checkout=str(row.id), error=str(error))
+        _log.warning("session_not_decryptable", checkout=str(row.id), error=str(error))
         return None
     return {"id": row.session_id, "token": token, "expiresAt": row.token_expires_at}
 
@@ -346,7 +346,7 @@ def _payment_alone(row: Row[Any]) -> dict[str, object]:
         "role": row.role,
         "binding": row.binding,
         "status": row.status,
-        "reading": row.reading,
+        "meaning": row.meaning,
         "currency": row.currency,
         **_valued(row.currency, amounts, row.raw_amounts),
         "flags": row.flags,

@@ -135,7 +135,7 @@ _SUMMARY: Final[dict[str, Schema]] = {
     "deadline": _TIME,
     "dueAt": _or_null(_text("When it is processed next; null when it is settled", format="date-time")),
     "offeredAt": _or_null(_TIME),
-    "withdrawnAt": _or_null(_TIME),
+    "cancelRequestedAt": _or_null(_TIME),
     "endedAt": _or_null(_TIME),
     "attention": _or_null(_text("Why it needs a decision")),
     "lastError": _or_null(_WORD),
@@ -145,7 +145,7 @@ _SUMMARY: Final[dict[str, Schema]] = {
     "links": _LINKS,
 }
 
-_PAYMENT_NEEDS: Final = "transactionId role reading currency reserved captured refunded chargedBack"
+_PAYMENT_NEEDS: Final = "transactionId role meaning currency reserved captured refunded chargedBack"
 _PAYMENT: Final[dict[str, Schema]] = {
     "transactionId": _WORD,
     "paymentId": _or_null(_WORD),
@@ -155,7 +155,7 @@ _PAYMENT: Final[dict[str, Schema]] = {
     ),
     "binding": _text("How it is known to be the checkout's: bound (our own id), order_ref (its number only)"),
     "status": _text("The gateway's own word", example="preauth"),
-    "reading": _text("What status and amounts mean together"),
+    "meaning": _text("What status and amounts mean together"),
     "currency": _text("ISO 4217; empty where the gateway named none that is known", example="DKK"),
     "reserved": _HELD,
     "captured": _HELD,

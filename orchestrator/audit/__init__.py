@@ -8,6 +8,7 @@ which entry and in which file, and each archive in a seal: entries that are gone
 
 from orchestrator.audit.archives import ARCHIVES, Manifest, Opened, Page, Writing, open_archive
 from orchestrator.audit.chain import (
+    FROM_PAYMENT,
     PURPOSE,
     START,
     SYSTEM,
@@ -16,6 +17,7 @@ from orchestrator.audit.chain import (
     Head,
     Walked,
     chain_mac,
+    from_unmatched_payment,
     make,
     unlike,
     walk,
@@ -26,6 +28,7 @@ from orchestrator.audit.verification import export, verify, verify_chain
 
 __all__ = [
     "ARCHIVES",
+    "FROM_PAYMENT",
     "PURPOSE",
     "START",
     "SYSTEM",
@@ -40,6 +43,7 @@ __all__ = [
     "Writing",
     "chain_mac",
     "export",
+    "from_unmatched_payment",
     "make",
     "open_archive",
     "seal",

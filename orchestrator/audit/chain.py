@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 PURPOSE: Final = "audit"
 START: Final = b"\0" * 32
 """The mac before the first entry of every chain."""
+FROM_PAYMENT: Final = ("unmatched_payment", "stray")
+"""Words in the evidence of a first entry that say that the checkout was created from a payment for an order number that no shop had handed
+over. The first is written; the second stands in entries of versions before migration 0011, which are never changed."""
 
 
 class Action(StrEnum):
@@ -214,6 +217,11 @@ class _Told(msgspec.Struct, rename={"before": "from"}):
 _TOLD: Final = msgspec.json.Decoder(_Told)
 
 
+def from_unmatched_payment(evidence: Mapping[str, object]) -> bool:
+    """Say whether a first entry's evidence is that of a checkout created from a payment for an unknown order number."""
+    return any(evidence.get(word) is True for word in FROM_PAYMENT)
+
+
 def _read_entry(row: Link, checkout: UUID, state: str | None) -> tuple[str | None, str | None]:
     """Check what an entry says against its row and against the table of transitions; return (problem, state after)."""
     try:
@@ -227,7 +235,7 @@ def _read_entry(row: Link, checkout: UUID, state: str | None) -> tuple[str | Non
         return f"starts from {told.before}, but the one before ended in {state}", state
     if told.before is None:
         # A payment for an order number that nobody asked for begins where its order would have ended.
-        from_payment = told.to is State.FAILED and told.evidence.get("stray") is True
+        from_payment = told.to is State.FAILED and from_unmatched_payment(told.evidence)
         created = told.to is State.RECEIVED or from_payment
         return (None if created else f"begins in {told.to}, and every checkout begins as received"), told.to
     moves = told.trigger is not None and TRANSITIONS.get((told.before, told.trigger)) is told.to

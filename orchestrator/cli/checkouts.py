@@ -107,10 +107,10 @@ def show(*, data_dir: Path, checkout: str) -> int:
         console.print(_described(row))
         found = await db.read(_payments(), {"id": row.id})
         if found:
-            shown = table("payment", "role", "status", "reading", *_HELD)
+            shown = table("payment", "role", "status", "meaning", *_HELD)
             for payment in found:
                 shown.add_row(
-                    payment.transaction_id, payment.role, payment.status, payment.reading, *_amounts(payment)
+                    payment.transaction_id, payment.role, payment.status, payment.meaning, *_amounts(payment)
                 )
             console.print()
             console.print(shown)

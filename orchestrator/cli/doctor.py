@@ -300,7 +300,7 @@ async def _due(db: Database, report: _Report, *, stopped: bool) -> None:
         report.ill(
             "lookups",
             f"{found.lookups} lookups wait for the budget of their merchant, the oldest for {found.lookups_age:.0f} s: paid orders "
-            "whose callbacks were lost complete that late; raise its looks_per_minute",
+            "whose callbacks were lost complete that late; raise its lookups_per_minute",
         )
     if found.attention:
         report.ill(

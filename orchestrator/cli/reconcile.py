@@ -1,7 +1,7 @@
 """Having the gateway asked about many checkouts: some by name, or all of a period.
 
 They are asked for in lists, a few lists at a time; how fast they are answered is up to the workers and each merchant's budget of
-looks. What is told at the end is what changed between the asking and the answer.
+lookups. What is told at the end is what changed between the asking and the answer.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def add(*, data_dir: Path, name: str, gateway_url: str, merchant_api_url: str | 
 @click.argument("name")
 @click.argument("policies", nargs=-1, required=True, metavar="POLICY=VALUE...")
 def set_policies(*, data_dir: Path, name: str, policies: tuple[str, ...]) -> int:
-    """Change policies: late, surplus and unknown_order (ask, keep, return), capture (manual, automatic), looks_per_minute."""
+    """Change policies: late, surplus and unknown_order (ask, keep, return), capture (manual, automatic), lookups_per_minute."""
     from orchestrator.processing import lookup_budget  # noqa: PLC0415
     from orchestrator.store.merchants import policy  # noqa: PLC0415
 
@@ -192,8 +192,8 @@ def set_policies(*, data_dir: Path, name: str, policies: tuple[str, ...]) -> int
         policy(key, value)  # what is wrong is said before anything is opened
 
     async def respace(db: Database) -> None:
-        if (looks := changes.get("looks_per_minute")) is not None:
-            await lookup_budget.respace(db, name, looks_per_minute=int(looks))
+        if (lookups := changes.get("lookups_per_minute")) is not None:
+            await lookup_budget.respace(db, name, lookups_per_minute=int(lookups))
 
     return _change(
         data_dir,

@@ -1,4 +1,4 @@
-"""Payments that need a person's decision, and what a person decided on them. Pure functions over looks and books alike.
+"""Payments that need a person's decision, and what a person decided on them. Pure functions over lookups and books alike.
 
 A decision holds for exactly the transactions, amounts and events that it was taken on: its `basis` is a digest of those facts. When
 one of them changes, the decision is void and the question is asked again. `keep` makes the transactions the payment of the order.
@@ -71,7 +71,7 @@ class Payment(Protocol):
     @property
     def status(self) -> str: ...
     @property
-    def reading(self) -> str: ...
+    def meaning(self) -> str: ...
     @property
     def currency(self) -> str: ...
     @property
@@ -121,7 +121,7 @@ def whole(payment: Payment) -> int:
 def left(payment: Payment) -> int:
     """Return what a payment still holds of the shopper's money, in minor units."""
     return money_left(
-        payment.reading, payment.reserved, payment.captured, payment.refunded + payment.charged_back
+        payment.meaning, payment.reserved, payment.captured, payment.refunded + payment.charged_back
     )
 
 
@@ -205,7 +205,7 @@ def refusal(
             return f"transactions {named} do not all hold money: say dismiss, or reconcile"
     elif decision == "dismiss":
         ours = [one for one in about if one.binding == "bound" and _may_hold(one)]
-        if any(one.reading in MONEY for one in ours):
+        if any(one.meaning in MONEY for one in ours):
             held = ", ".join(
                 f"{one.transaction_id} ({money.spelled(left(one), one.currency)})" for one in ours
             )
@@ -220,7 +220,7 @@ def refusal(
 
 def _may_hold(payment: Payment) -> bool:
     """Say whether a payment holds money as far as is known. Of one that the gateway calls failed a person may say that it does not."""
-    if payment.reading in MONEY:
+    if payment.meaning in MONEY:
         return left(payment) > 0
     over = payment.status in FAILED and UNREADABLE.isdisjoint(payment.flags)
     return not over and (left(payment) > 0 or not UNREADABLE.isdisjoint(payment.flags))
@@ -238,8 +238,8 @@ def open_problems(order: Order, payments: Sequence[D]) -> list[D]:
 
 def is_problem(payment: Payment) -> bool:
     """Say whether a payment of our books waits, or waited, for a decision whether it is the order's."""
-    over = payment.reading in MONEY and left(payment) <= 0
-    return payment.role == "unknown" and payment.reading != "nothing" and not over
+    over = payment.meaning in MONEY and left(payment) <= 0
+    return payment.role == "unknown" and payment.meaning != "nothing" and not over
 
 
 def problem(order: Order, payments: Sequence[Payment]) -> Question:
@@ -286,7 +286,7 @@ def irregular(payments: Sequence[Payment]) -> list[Question]:
 
 
 def _word(order: Order, payment: Payment) -> str:
-    if payment.reading not in MONEY:
+    if payment.meaning not in MONEY:
         return UNCLEAR
     return UNBOUND if pays(order, payment) else MISMATCH
 

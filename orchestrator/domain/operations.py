@@ -144,11 +144,11 @@ def before_sending(operation: Operation, transaction: Transaction) -> Judged:
     """
     if operation.identifier in transaction.reconciliations:
         return Judged(Fate.DONE, "by_identifier")
-    reading = read(transaction)
+    meaning = read(transaction)
     if operation.kind == "release":
-        return _before_release(transaction, reading)
-    if reading not in _SURE:
-        return _not_sure(transaction, reading)
+        return _before_release(transaction, meaning)
+    if meaning not in _SURE:
+        return _not_sure(transaction, meaning)
     before, total = operation.total_before or 0, total_of(operation, transaction)
     left = left_for(operation, transaction)
     if total == before:
@@ -172,12 +172,12 @@ def after_sending(operation: Operation, transaction: Transaction) -> Judged:
     """Say from a lookup whether an operation that may have been sent was done."""
     if operation.identifier in transaction.reconciliations:
         return Judged(Fate.DONE, "by_identifier")
-    reading = read(transaction)
+    meaning = read(transaction)
     if operation.kind == "release":
         # Some providers turn a release into a refund (D8).
-        if reading in {PaymentMeaning.NOTHING, PaymentMeaning.REFUNDED}:
+        if meaning in {PaymentMeaning.NOTHING, PaymentMeaning.REFUNDED}:
             return Judged(Fate.DONE, "by_status")
-        if reading is PaymentMeaning.RESERVED:
+        if meaning is PaymentMeaning.RESERVED:
             return Judged(Fate.ABSENT, "still_reserved")
         return Judged(Fate.UNCLEAR, f"transaction is {transaction.status}")
     before, total = operation.total_before or 0, total_of(operation, transaction)
@@ -192,20 +192,20 @@ def after_sending(operation: Operation, transaction: Transaction) -> Judged:
     )
 
 
-def _before_release(transaction: Transaction, reading: PaymentMeaning) -> Judged:
-    if reading is PaymentMeaning.NOTHING or (
-        reading is PaymentMeaning.REFUNDED and transaction.captured == transaction.refunded
+def _before_release(transaction: Transaction, meaning: PaymentMeaning) -> Judged:
+    if meaning is PaymentMeaning.NOTHING or (
+        meaning is PaymentMeaning.REFUNDED and transaction.captured == transaction.refunded
     ):
         return Judged(Fate.DONE, "already_done_at_the_gateway")
-    if reading is PaymentMeaning.RESERVED:
+    if meaning is PaymentMeaning.RESERVED:
         return Judged(Fate.DUE, "books_agree")
-    if reading in _SURE:
+    if meaning in _SURE:
         return Judged(Fate.IMPOSSIBLE, "it has been captured: refund it instead")
-    return _not_sure(transaction, reading)
+    return _not_sure(transaction, meaning)
 
 
-def _not_sure(transaction: Transaction, reading: PaymentMeaning) -> Judged:
-    if reading is PaymentMeaning.NOTHING:
+def _not_sure(transaction: Transaction, meaning: PaymentMeaning) -> Judged:
+    if meaning is PaymentMeaning.NOTHING:
         return Judged(Fate.IMPOSSIBLE, f"the transaction is {transaction.status}: it holds no money")
     return Judged(
         Fate.UNCLEAR, f"the transaction is {transaction.status} with amounts that do not say what it means"

@@ -129,12 +129,12 @@ def read(transaction: Transaction) -> PaymentMeaning:
 def held(transaction: Transaction) -> tuple[int, int, int]:
     """Return (reserved, captured, refunded) in minor units as they count for the merchant's books.
 
-    A reservation counts only where the reading says that there is (or was, before its capture) one: a released one keeps its
-    ReservedAmount. Where the reading is not clear, it is told as the gateway tells it. Captured and refunded count as the gateway
+    A reservation counts only where the meaning says that there is (or was, before its capture) one: a released one keeps its
+    ReservedAmount. Where the meaning is not clear, it is told as the gateway tells it. Captured and refunded count as the gateway
     tells them, but of an agreement nothing counts: its amounts are those of the transaction beside it.
     """
-    reading = read(transaction)
-    if reading is PaymentMeaning.AGREEMENT:
+    meaning = read(transaction)
+    if meaning is PaymentMeaning.AGREEMENT:
         return 0, 0, 0
-    reserved = transaction.reserved if reading in _COUNTED or reading is PaymentMeaning.UNKNOWN else 0
+    reserved = transaction.reserved if meaning in _COUNTED or meaning is PaymentMeaning.UNKNOWN else 0
     return reserved, transaction.captured, transaction.refunded

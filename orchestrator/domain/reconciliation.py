@@ -143,7 +143,7 @@ def concerned(checkout: ClaimedCheckout) -> tuple[PaymentRecord, ...]:
             one for one in checkout.known if any(one.transaction_id in each.transactions for each in about)
         )
     if word == "open_payment":
-        return tuple(one for one in checkout.known if one.reading == PaymentMeaning.OPEN)
+        return tuple(one for one in checkout.known if one.meaning == PaymentMeaning.OPEN)
     return tuple(one for one in checkout.known if one.role == Role.ACCEPTED)
 
 
@@ -288,8 +288,8 @@ def _part(
     Nor is money that names no checkout where several have the order number: it would pay each of them.
     """
     before = _before(checkout, transaction)
-    reading = _read(checkout, transaction)
-    match reading:
+    meaning = _read(checkout, transaction)
+    match meaning:
         case PaymentMeaning.OPEN:
             return _Part.OPEN
         case PaymentMeaning.NOTHING:
@@ -312,21 +312,21 @@ def _part(
 
 def _read(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentMeaning:
     """Read a transaction; one that a person decided to keep although its status is not clear is read by its amounts."""
-    reading, before = read(transaction), _before(checkout, transaction)
+    meaning, before = read(transaction), _before(checkout, transaction)
     if (
-        reading is not PaymentMeaning.UNKNOWN
+        meaning is not PaymentMeaning.UNKNOWN
         or before is None
         or before.role != Role.ACCEPTED
         or not decisions.kept(before)
     ):
-        return reading
+        return meaning
     if not decisions.UNREADABLE.isdisjoint(transaction.raw_flags):
-        return reading
+        return meaning
     return {
         Shape.HELD: PaymentMeaning.RESERVED,
         Shape.TAKEN: PaymentMeaning.CAPTURED,
         Shape.RETURNED: PaymentMeaning.REFUNDED,
-    }.get(shape(transaction), reading)
+    }.get(shape(transaction), meaning)
 
 
 def _before(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentRecord | None:
@@ -367,7 +367,7 @@ def _evidence(seen: Sequence[ObservedPayment], *, foreign: int) -> dict[str, obj
         "by": "lookup",
         "transactions": [
             {
-                "id": one.transaction_id, "status": one.status, "reading": one.reading, "binding": one.binding,
+                "id": one.transaction_id, "status": one.status, "meaning": one.meaning, "binding": one.binding,
                 "role": one.role, "reserved": one.reserved, "captured": one.captured, "refunded": one.refunded,
                 **({"chargedBack": one.charged_back} if one.charged_back else {}),
                 **({"surcharge": one.surcharge} if one.surcharge else {}),
@@ -455,7 +455,7 @@ def _is_anothers(checkout: ClaimedCheckout, transaction: Transaction) -> bool:
 
     A checkout that was made of a payment is younger than that payment. What was taken for ours before stays ours.
     """
-    ours = checkout.openings == 0 or transaction.transaction_id in checkout.accepted
+    ours = checkout.session_count == 0 or transaction.transaction_id in checkout.accepted
     return not ours and is_older(checkout.id, transaction)
 
 
@@ -468,7 +468,7 @@ def _seen(checkout: ClaimedCheckout, one: Transaction, binding: Binding) -> Obse
         role=Role.ATTEMPT,
         binding=binding,
         status=one.status,
-        reading=_read(checkout, one),
+        meaning=_read(checkout, one),
         currency=one.currency,
         reserved=reserved,
         captured=captured,

@@ -51,7 +51,7 @@ class PaymentRecord:
     transaction_id: str
     role: str
     binding: str
-    reading: str
+    meaning: str
     currency: str
     reserved: int
     captured: int
@@ -65,19 +65,19 @@ class PaymentRecord:
     @property
     def left(self) -> int:
         """What of the shopper's money it still holds, in minor units."""
-        return money_left(self.reading, self.reserved, self.captured, self.refunded + self.charged_back)
+        return money_left(self.meaning, self.reserved, self.captured, self.refunded + self.charged_back)
 
     def is_decided(self, *words: str) -> bool:
         """Whether a person decided on any of these words for it, on whatever facts."""
         return any(mark.partition("=")[0] in words for mark in (self.decided or "").split())
 
 
-def money_left(reading: str, reserved: int, captured: int, back: int) -> int:
+def money_left(meaning: str, reserved: int, captured: int, back: int) -> int:
     """Return what a transaction still holds of the shopper's money: its reservation, or what was captured and is not `back` again.
 
     A capture of a part leaves the rest of the reservation to the shopper's bank in time; it is ours no more than nothing.
     """
-    if reading == "nothing":
+    if meaning == "nothing":
         return 0
     return max(captured - back, 0) if captured > 0 else reserved
 
@@ -131,7 +131,7 @@ class ObservedPayment:
     role: str
     binding: str
     status: str
-    reading: str
+    meaning: str
     currency: str
     reserved: int
     captured: int

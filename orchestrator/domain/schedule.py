@@ -17,18 +17,18 @@ _VALID_DAYS: Final = {"visa": 7, "mastercard": 3}
 _OTHERS_DAYS: Final = 7
 
 
-def next_lookup(settings: Settings, looks: int) -> float:
-    """Return the seconds until the lookup after `looks` lookups since the last sign of life: doubling, capped, spread by jitter."""
-    delay = min(settings.recheck_after_callback * 2.0 ** min(looks, 40), settings.look_cap)
+def next_lookup(settings: Settings, lookups: int) -> float:
+    """Return the seconds until the lookup after `lookups` lookups since the last sign of life: doubling, capped, spread by jitter."""
+    delay = min(settings.recheck_after_callback * 2.0 ** min(lookups, 40), settings.check_interval_cap)
     return delay * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
 
 
 def quiet_lookups(settings: Settings) -> int:
     """Return the number of lookups that a checkout starts with while its shopper has shown no sign of life."""
-    looks = 0
-    while settings.recheck_after_callback * 2.0**looks < settings.first_look and looks < 40:  # noqa: PLR2004 - a bound
-        looks += 1
-    return looks
+    lookups = 0
+    while settings.recheck_after_callback * 2.0**lookups < settings.first_check_after and lookups < 40:  # noqa: PLR2004 - a bound
+        lookups += 1
+    return lookups
 
 
 def thinned(due_in: float, age: float) -> float:
@@ -45,7 +45,7 @@ def back_off(settings: Settings, attempts: int, *, at_least: float = 0.0) -> flo
 def next_watch(settings: Settings, ended_at: datetime, now: datetime) -> float | None:
     """Return the seconds until the next lookup of an ended checkout, or None when the watch has run out."""
     since = (now - ended_at).total_seconds()
-    later = [watch - since for watch in settings.settle_watch if watch > since]
+    later = [watch - since for watch in settings.post_settlement_checks if watch > since]
     return later[0] if later else None
 
 

@@ -169,8 +169,8 @@ def _because(record: Record) -> list[str]:
 
 def _opening(record: Record) -> list[str]:
     said = ["Nothing has been offered to the shopper yet."]
-    if record.withdrawn_at is not None:
-        said.append(f"At {moment(record.withdrawn_at)} it was withdrawn, to be cancelled.")
+    if record.cancel_requested_at is not None:
+        said.append(f"At {moment(record.cancel_requested_at)} a cancel was asked for.")
     if _circuit_open(record):
         said.append(_CIRCUIT_OPEN)
     elif record.attempts:
@@ -183,9 +183,9 @@ def _opening(record: Record) -> list[str]:
 
 def _offered(record: Record) -> list[str]:
     said = []
-    if record.withdrawn_at is not None:
+    if record.cancel_requested_at is not None:
         said.append(
-            f"At {moment(record.withdrawn_at)} a cancel was asked for: the session is no longer handed out."
+            f"At {moment(record.cancel_requested_at)} a cancel was asked for: the session is no longer handed out."
         )
     elif record.now >= record.deadline:
         said.append(f"Its deadline passed at {moment(record.deadline)}: the session is no longer handed out.")
@@ -195,7 +195,7 @@ def _offered(record: Record) -> list[str]:
             said.append(
                 f"The session's token expired at {moment(record.token_expires_at)}, so the shop is shown no session until it is renewed."
             )
-    if any(one.reading == "open" for one in record.payments):
+    if any(one.meaning == "open" for one in record.payments):
         said.append(
             "A payment is open: it may still become money, so nothing is expired or cancelled meanwhile."
         )
@@ -207,7 +207,8 @@ def _offered(record: Record) -> list[str]:
 
 
 def _circuit_open(record: Record) -> bool:
-    return (record.last_error or "").startswith("left_alone")
+    # The second word is that of versions before migration 0011, which rewrites it in unsettled rows only.
+    return (record.last_error or "").startswith(("circuit_open", "left_alone"))
 
 
 def _money(record: Record) -> list[str]:
@@ -288,7 +289,7 @@ def _next(record: Record) -> Next:
             f"The gateway is not called until {moment(record.due_at)}; then {_what(record)}.{_after(record)}",
             record.due_at,
         )
-    if record.booked and not due:
+    if record.slot_reserved and not due:
         return Next(
             f"Its lookup waits for its turn within the merchant's budget of lookups{_behind(record.queue)}: at {moment(record.due_at)} "
             f"{_what(record)}.{_after(record)}",
@@ -325,7 +326,7 @@ def _what(record: Record) -> str:
             return f"a worker sends the {one.kind} to the gateway"
         return f"a worker asks the gateway's books what came of the {one.kind}"
     if record.state in UNOFFERED:
-        if record.withdrawn_at is not None:
+        if record.cancel_requested_at is not None:
             return "a worker cancels it, since it was never offered"
         again = " once more" if record.attempts else ""
         return _NEXT_CALL[record.state] + again
@@ -340,7 +341,7 @@ def _what(record: Record) -> str:
 
 def _after(record: Record) -> str:
     """Say what the step after the next one depends on, where that is known."""
-    if record.state in UNOFFERED and record.withdrawn_at is None:
+    if record.state in UNOFFERED and record.cancel_requested_at is None:
         return f" If it has not been offered by {moment(record.deadline)}, it fails."
     if record.state in {State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED}:
         if record.cancel_end is not None:

@@ -140,7 +140,7 @@ def ways(record: Record) -> list[str]:
         names += ["refund"] if record.captured > record.refunded + record.charged_back else []
     elif record.state in CLOSED:
         names += [] if record.from_payment else ["reopen"]
-    elif record.state is not State.COMPLETED and record.withdrawn_at is None:
+    elif record.state is not State.COMPLETED and record.cancel_requested_at is None:
         names.append("cancel")
     names.append("reconcile")
     return [*said, *(_way(record, name) for name in dict.fromkeys(names))]

@@ -10,6 +10,7 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import text
 
+from orchestrator import audit
 from orchestrator.domain import decisions, money, operations
 from orchestrator.domain.payment_status import PaymentStatus, payment_status
 from orchestrator.domain.states import State
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 # The last entries, and the last that moved it, which may lie further back behind failed calls.
 _GATHER = text("""
     SELECT c.id, c.order_ref, c.state, c.version, c.currency, c.amount, c.reserved, c.captured, c.refunded, c.charged_back,
-           c.late, c.auto_capture, c.openings, c.created_at, c.deadline, c.due_at, c.offered_at, c.withdrawn_at, c.ended_at,
-           c.reserved_until, c.attention, c.last_error, c.attempts, c.booked, m.name AS merchant, clock() AS now,
+           c.late, c.auto_capture, c.session_count, c.created_at, c.deadline, c.due_at, c.offered_at, c.cancel_requested_at, c.ended_at,
+           c.reserved_until, c.attention, c.last_error, c.attempts, c.slot_reserved, m.name AS merchant, clock() AS now,
            CASE WHEN c.leased_until > clock() THEN c.leased_until END AS leased_until,
            (SELECT s.token_expires_at FROM sessions s WHERE s.checkout_id = c.id) AS token_expires_at,
            (SELECT count(*) FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS callbacks,
            (SELECT CAST(json_agg(json_build_object(
                        'transaction_id', p.transaction_id, 'role', p.role, 'binding', p.binding, 'status', p.status,
-                       'reading', p.reading, 'currency', p.currency, 'reserved', p.reserved, 'captured', p.captured,
+                       'meaning', p.meaning, 'currency', p.currency, 'reserved', p.reserved, 'captured', p.captured,
                        'refunded', p.refunded, 'charged_back', p.charged_back, 'surcharge', p.surcharge,
                        'flags', p.flags, 'decided', p.decided, 'raw_amounts', p.raw_amounts)
                        ORDER BY p.first_seen_at, p.transaction_id) AS text)
@@ -52,10 +53,10 @@ _GATHER = text("""
            (SELECT CAST(json_build_object('until', h.sequence, 'file', f.file, 'at', f.at) AS text)
               FROM archived_heads h JOIN archives f ON f.sequence = h.archive
              WHERE h.checkout_id = c.id ORDER BY h.sequence DESC LIMIT 1) AS archived,
-           CASE WHEN c.booked THEN (
+           CASE WHEN c.slot_reserved THEN (
                SELECT CAST(json_build_object('before', count(*),
                            'age', coalesce(extract(epoch FROM clock() - min(o.updated_at)), 0)) AS text)
-                 FROM checkouts o WHERE o.merchant_id = c.merchant_id AND o.booked AND o.due_at < c.due_at) END AS queue
+                 FROM checkouts o WHERE o.merchant_id = c.merchant_id AND o.slot_reserved AND o.due_at < c.due_at) END AS queue
       FROM checkouts c JOIN merchants m ON m.id = c.merchant_id
      WHERE c.id = :id AND c.merchant_id = coalesce(CAST(:merchant_id AS int), c.merchant_id)
 """)
@@ -87,7 +88,7 @@ class Payment(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     binding: str
     status: str
-    reading: str
+    meaning: str
     currency: str
     reserved: int = 0
     captured: int = 0
@@ -144,7 +145,7 @@ class Record:
     """One checkout at one moment (`now`). Amounts in minor units, graces in seconds, `watch` in seconds after the end.
 
     `leased_until` is set while a worker holds it; `callbacks` is the number of callbacks that nobody has acted on;
-    `booked` says that its lookup waits for its turn within the merchant's budget, and `queue` behind which others.
+    `slot_reserved` says that its lookup waits for its turn within the merchant's budget, and `queue` behind which others.
     """
 
     id: UUID
@@ -163,18 +164,18 @@ class Record:
     charged_back: int = 0
     late: bool = False
     auto_capture: bool = False
-    openings: int = 0
+    session_count: int = 0
     due_at: datetime | None = None
     leased_until: datetime | None = None
     offered_at: datetime | None = None
-    withdrawn_at: datetime | None = None
+    cancel_requested_at: datetime | None = None
     ended_at: datetime | None = None
     reserved_until: datetime | None = None
     token_expires_at: datetime | None = None
     attention: str | None = None
     last_error: str | None = None
     attempts: int = 0
-    booked: bool = False
+    slot_reserved: bool = False
     callbacks: int = 0
     entries: tuple[Entry, ...] = ()
     payments: tuple[Payment, ...] = ()
@@ -205,7 +206,7 @@ class Record:
     @property
     def from_payment(self) -> bool:
         """Whether it was created from a payment for an order number that no shop had handed over."""
-        return any(one.before is None and one.evidence.get("stray") is True for one in self.entries)
+        return any(one.before is None and audit.from_unmatched_payment(one.evidence) for one in self.entries)
 
     @property
     def unexpected_payments(self) -> list[Payment]:
@@ -237,7 +238,11 @@ class Record:
     @property
     def cancel_end(self) -> datetime | None:
         """From when on a lookup that shows nothing cancels it, if that was asked for."""
-        return None if self.withdrawn_at is None else self.withdrawn_at + timedelta(seconds=self.cancel_grace)
+        return (
+            None
+            if self.cancel_requested_at is None
+            else self.cancel_requested_at + timedelta(seconds=self.cancel_grace)
+        )
 
     @property
     def watch_end(self) -> datetime | None:
@@ -298,5 +303,5 @@ async def gather(
         queue=None if queue is None else msgspec.json.decode(queue, type=Queue),
         deadline_grace=settings.deadline_grace,
         cancel_grace=settings.cancel_grace,
-        watch=settings.settle_watch,
+        watch=settings.post_settlement_checks,
     )

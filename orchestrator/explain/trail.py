@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from orchestrator import audit
 from orchestrator.domain import money
 from orchestrator.domain.states import Trigger
 from orchestrator.explain.record import Entry, Record, moment
@@ -95,7 +96,7 @@ def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912
     """Say what one move rested on."""
     evidence, at = entry.evidence, moment(entry.at)
     if entry.before is None:
-        if evidence.get("stray"):
+        if audit.from_unmatched_payment(evidence):
             return f"At {at} a callback told of a payment for an order number that no shop had handed over."
         return f"At {at} {who(entry.actor)} handed it over."
     showed = transactions(record, evidence)
@@ -133,8 +134,11 @@ def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912
             return f"At {at} the gateway offered no payment method for this order."
         case Trigger.REFUSED:
             return f"At {at} the gateway refused {_call(evidence)} for good{_why(evidence)}."
-        case Trigger.ATTEMPTS_EXHAUSTED if "openings" in evidence:
-            return f"At {at} {_count(evidence.get('openings'), 'session')} had been opened for this order number, the most that the gateway takes."
+        case Trigger.ATTEMPTS_EXHAUSTED if (
+            sessions := evidence.get("sessionCount", evidence.get("openings"))
+        ) is not None:
+            # `openings`: entries of versions before migration 0011.
+            return f"At {at} {_count(sessions, 'session')} had been opened for this order number, the most that the gateway takes."
         case Trigger.ATTEMPTS_EXHAUSTED:
             return (
                 f"Until the deadline {_call(evidence)} kept failing, the last time at {at}{_why(evidence)}."

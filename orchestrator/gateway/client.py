@@ -126,7 +126,7 @@ class Gateway:
     """All calls of one process; use it as a context manager on the event loop that makes the calls."""
 
     def __init__(self, settings: Settings, shared_state: SharedGatewayState | None = None) -> None:
-        """Take limits and timeouts, and the board that is shared with other workers; connections open as they are needed."""
+        """Take limits and timeouts, and the state that is shared with other workers; connections open as they are needed."""
         self._shared_state = shared_state or SharedGatewayState(None)
         self._limits = LimitsRegistry(settings, self._shared_state)
         self._wire = Wire(settings)

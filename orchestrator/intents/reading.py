@@ -141,12 +141,16 @@ class _Reader(Fields):
         native = self.flag(body, "", "isNativeFlow")
         if native is not None:
             document["isNativeFlow"] = native
-        life = body.get("expiresIn")
-        if life is not None:
-            if isinstance(life, bool) or not isinstance(life, int | Decimal) or not 1 <= life <= LONGEST_LIFE:
+        seconds = body.get("expiresIn")
+        if seconds is not None:
+            if (
+                isinstance(seconds, bool)
+                or not isinstance(seconds, int | Decimal)
+                or not 1 <= seconds <= LONGEST_LIFE
+            ):
                 self.wrong("expiresIn", f"must be a number of seconds from 1 to {LONGEST_LIFE} (30 days)")
             else:
-                document["expiresIn"] = int(life) if life == int(life) else float(life)
+                document["expiresIn"] = int(seconds) if seconds == int(seconds) else float(seconds)
         agent = self.text(body, "", "userAgent", required=False, most=BODY_LIMIT)
         if agent is not None:
             document["userAgent"] = agent[:LONGEST_AGENT]

@@ -27,7 +27,7 @@ ORDER_USES: Final = 4
 
 def wait(held: ClaimedCheckout) -> bool:
     """Say whether there is something to do that asks nothing of the gateway."""
-    return bool(held.commands) or (held.withdrawn_at is not None and held.state in UNOFFERED)
+    return bool(held.commands) or (held.cancel_requested_at is not None and held.state in UNOFFERED)
 
 
 def ready(held: ClaimedCheckout) -> Command | None:
@@ -111,7 +111,7 @@ async def _refuse(step: Step, command: Command, why: str) -> None:
 
 async def _withdraw(step: Step, command: Command) -> None:
     held = step.held
-    if held.withdrawn_at is not None:
+    if held.cancel_requested_at is not None:
         await _refuse(step, command, "it is being cancelled already")
         return
     if (
@@ -123,13 +123,13 @@ async def _withdraw(step: Step, command: Command) -> None:
     # From now on the token is not handed out; a checkout that was never offered is cancelled at once, any other
     # after its grace and a lookup that shows nothing paid, pending or open.
     await step.write(
-        None, Action.CANCEL_REQUESTED, actor=command.actor, evidence=_about(command), withdrawn=True, looks=0,
+        None, Action.CANCEL_REQUESTED, actor=command.actor, evidence=_about(command), cancel_requested=True, lookups=0,
         attempts=held.attempts, done=((command.id, "accepted"),),
     )  # fmt: skip
 
 
 async def cancel(step: Step) -> None:
-    """Cancel a withdrawn checkout that was never offered: nobody could pay it, so there is nothing to wait for."""
+    """Cancel a checkout that was never offered, as was asked for: nobody could pay it, so there is nothing to wait for."""
     await step.end(Trigger.CANCELLED, "checkout.cancelled", {"by": "command"})
 
 
@@ -209,7 +209,7 @@ def _amount_of(held: ClaimedCheckout, command: Command, payment: PaymentRecord) 
 async def _retry(step: Step, command: Command) -> None:
     """Forget failures and look at it now."""
     await step.write(
-        None, Action.COMMAND_TAKEN, actor=command.actor, evidence=_about(command), attempts=0, looks=0,
+        None, Action.COMMAND_TAKEN, actor=command.actor, evidence=_about(command), attempts=0, lookups=0,
         attention=step.cleared_attention(poisoned=True), last_error=None, done=((command.id, "done: it is tried again now"),),
     )  # fmt: skip
 
@@ -279,7 +279,7 @@ async def _return(step: Step, command: Command, word: str) -> None:
         return
     late = word in {"late_payment", "unknown_order"}
     concerned = [one for one in reconciliation.concerned(held) if one.left > 0]
-    unclear = [one.transaction_id for one in concerned if one.reading not in decisions.MONEY]
+    unclear = [one.transaction_id for one in concerned if one.meaning not in decisions.MONEY]
     if unclear:
         said = f"what transaction {unclear[0]} holds is not clear: give its money back in the gateway's own interface, then reconcile"
         await _refuse(step, command, said)
@@ -315,8 +315,8 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
         refusal = f"nobody asked for order {held.order_ref}: there is nothing to open a session with"
     elif rival is not None:
         refusal = f"order {held.order_ref} belongs to checkout {rival} now"
-    elif held.openings >= ORDER_USES:
-        refusal = f"order number {held.order_ref} has been used {held.openings} times at the gateway, which takes about {ORDER_USES}"
+    elif held.session_count >= ORDER_USES:
+        refusal = f"order number {held.order_ref} has been used {held.session_count} times at the gateway, which takes about {ORDER_USES}"
     elif verdict.finding not in {reconciliation.LookupOutcome.NOTHING, reconciliation.LookupOutcome.DECLINED}:
         refusal = f"the gateway shows this order as {verdict.finding}"
     step.answering = None
@@ -324,12 +324,12 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
         await _refuse(step, command, refusal)
         return
     asked = command.arguments.get("expiresIn")
-    life = float(asked) if asked is not None else held.life
+    expires_in = float(asked) if asked is not None else held.expires_in
     await step.write(
         Trigger.REOPENED, Action.CHECKOUT_REOPENED, actor=command.actor,
-        evidence={**_about(command), **verdict.evidence, "openings": held.openings}, payments=verdict.payments,
-        expires_in=life or float(step.settings.checkout_expires_in), life=life, session_id=None, methods=None,
-        attention=None, last_error=None, looks=0, done=((command.id, "done: it is reopened"),),
+        evidence={**_about(command), **verdict.evidence, "sessionCount": held.session_count}, payments=verdict.payments,
+        deadline_in=expires_in or float(step.settings.checkout_expires_in), expires_in=expires_in, session_id=None, methods=None,
+        attention=None, last_error=None, lookups=0, done=((command.id, "done: it is reopened"),),
         # A new claim brings the intent along.
         due_in=0.0, events=(Event("checkout.reopened", {}),),
     )  # fmt: skip

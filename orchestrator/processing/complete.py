@@ -35,7 +35,7 @@ async def look(step: Step) -> Reconciliation | None:
     if unbound := reconciliation.unbound_money(held, outcome.value):
         if (
             held.state is State.FAILED
-            and held.openings == 0
+            and held.session_count == 0
             and await _left_to_the_order(step, outcome.value, unbound)
         ):
             return None
@@ -84,7 +84,7 @@ async def complete(step: Step, verdict: Reconciliation) -> None:
     policy = "keep"
     if late and not kept_by_decision(held, verdict):
         # No session was ever opened for it: the payment came without an order.
-        unordered = held.openings == 0
+        unordered = held.session_count == 0
         policy = policies.unknown_order if unordered else policies.late
         if policy == "return" and not unordered and not verdict.bound:
             # Tied by the order number alone: it may be another system's, and only a person may give that back.
@@ -110,7 +110,7 @@ async def complete(step: Step, verdict: Reconciliation) -> None:
     await step.write(
         Trigger.PAYMENT_FOUND, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments,
         money=verdict.money, charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, late=late,
-        require_capture=capture_required(step), operations=operating, read=callbacks.ids(step), attention=attention, last_error=None, looks=0,
+        require_capture=capture_required(step), operations=operating, read=callbacks.ids(step), attention=attention, last_error=None, lookups=0,
         due_in=KEEP if operating else step.first_watch(verdict.reserved_until) or QUARANTINE, events=tuple(events),
     )  # fmt: skip
 
@@ -130,7 +130,7 @@ async def _left_to_the_order(step: Step, found: Found, unbound: Sequence[str]) -
     await step.write(
         None, Action.CALLBACK_READ, evidence=callbacks.with_callbacks(step, {"order": str(order)}), read=callbacks.ids(step),
         attention=sticky_attention(step), last_error=f"the order has checkout {order}, which the payment is left to",
-        looks=held.looks + 1, due_in=step.first_watch(None) or QUARANTINE,
+        lookups=held.lookups + 1, due_in=step.first_watch(None) or QUARANTINE,
     )  # fmt: skip
     return True
 
@@ -144,7 +144,7 @@ async def unsure(step: Step, verdict: Reconciliation) -> None:
     await step.write(
         None, next((word for said, word in words if said), None), evidence=callbacks.with_callbacks(step, verdict.evidence),
         payments=verdict.payments, attention=attention, last_error=attention, attempts=held.attempts,
-        looks=held.looks + 1, due_in=schedule.next_lookup(step.settings, held.looks), read=callbacks.ids(step),
+        lookups=held.lookups + 1, due_in=schedule.next_lookup(step.settings, held.lookups), read=callbacks.ids(step),
         require_capture=capture_required(step),
         events=(Event("checkout.attention", {"reason": attention}),) if news else (),
     )  # fmt: skip
@@ -178,7 +178,7 @@ def late_question(step: Step, verdict: Reconciliation) -> str | None:
     held = step.held
     if not held.late or verdict.left <= 0 or kept_by_decision(held, verdict):
         return None
-    unordered = held.openings == 0
+    unordered = held.session_count == 0
     policies = step.merchant.policies
     if (policies.unknown_order if unordered else policies.late) == "keep":
         return None

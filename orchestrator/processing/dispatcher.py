@@ -133,7 +133,7 @@ class Dispatcher:
         if done.done():
             return done.result()
         done.cancel()
-        _log.warning("no_room", in_flight=self.fair_share.taken)
+        _log.warning("in_flight_limit_reached", in_flight=self.fair_share.taken)
         return False
 
     def stop(self) -> None:

@@ -38,19 +38,19 @@ async def read_callbacks(step: Step) -> None:
         await step.write(
             Trigger.CALLBACK_ARRIVED,
             evidence={"callbacks": callbacks.told(opened)},
-            looks=0,
+            lookups=0,
             attempts=step.held.attempts,
         )
     elif not _over(step) and all(callbacks.is_new(callback, facts) for callback, facts in opened):
         await step.write(
-            None, Action.CALLBACK_READ, evidence={"callbacks": callbacks.told(opened)}, read=callbacks.ids(step), looks=0,
+            None, Action.CALLBACK_READ, evidence={"callbacks": callbacks.told(opened)}, read=callbacks.ids(step), lookups=0,
             attempts=step.held.attempts, due_in=step.next_due_in(0),
         )  # fmt: skip
     else:
         await await_payment(step)
 
 
-# ── Looks ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Status checks ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def lookup_early(step: Step) -> None:
@@ -84,16 +84,16 @@ async def settle_callback(step: Step) -> None:
         declined = verdict.finding is LookupOutcome.DECLINED
         await step.write(
             trigger, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments, read=callbacks.ids(step),
-            attention=complete.sticky_attention(step), last_error=None, looks=step.held.looks + 1,
+            attention=complete.sticky_attention(step), last_error=None, lookups=step.held.lookups + 1,
             require_capture=complete.capture_required(step),
             # A grace that is over meanwhile ends it now, under the same lease.
-            due_in=KEEP if _over(step) and verdict.finding is not LookupOutcome.OPEN else step.next_due_in(step.held.looks),
+            due_in=KEEP if _over(step) and verdict.finding is not LookupOutcome.OPEN else step.next_due_in(step.held.lookups),
             events=(Event("checkout.declined", {}),) if declined else (),
         )  # fmt: skip
 
 
 async def await_payment(step: Step) -> None:
-    """Look because the checkout is due: for lost callbacks, the deadline, a withdrawal, or to keep the token alive."""
+    """Look because the checkout is due: for lost callbacks, the deadline, a cancel request, or to keep the token alive."""
     held = step.held
     verdict = await complete.look(step)
     if verdict is None:
@@ -104,7 +104,7 @@ async def await_payment(step: Step) -> None:
         await complete.complete(step, verdict)
     elif verdict.finding in {LookupOutcome.UNSURE, LookupOutcome.RELEASED}:
         await complete.unsure(step, verdict)
-    elif over and _grace_over(step, held.withdrawn_at, step.settings.cancel_grace):
+    elif over and _grace_over(step, held.cancel_requested_at, step.settings.cancel_grace):
         await step.end(
             Trigger.CANCELLED,
             "checkout.cancelled",
@@ -147,7 +147,7 @@ async def _wait_on(step: Step, verdict: Reconciliation) -> None:
     action = next((word for said, word in words if said), None)
     await step.write(
         None, action, evidence=callbacks.with_callbacks(step, verdict.evidence if action else {}), payments=verdict.payments,
-        attention=attention, last_error=None, looks=held.looks + 1, due_in=step.next_due_in(held.looks), read=callbacks.ids(step),
+        attention=attention, last_error=None, lookups=held.lookups + 1, due_in=step.next_due_in(held.lookups), read=callbacks.ids(step),
         require_capture=complete.capture_required(step),
         events=(Event("checkout.attention", {"reason": attention}),) if news else (),
     )  # fmt: skip
@@ -156,7 +156,7 @@ async def _wait_on(step: Step, verdict: Reconciliation) -> None:
 def _over(step: Step) -> bool:
     """Say whether only a lookup stands between the checkout and its end."""
     held, settings = step.held, step.settings
-    return _grace_over(step, held.withdrawn_at, settings.cancel_grace) or _grace_over(
+    return _grace_over(step, held.cancel_requested_at, settings.cancel_grace) or _grace_over(
         step, held.deadline, settings.deadline_grace
     )
 

@@ -1,10 +1,10 @@
 """The budget of lookups: how many an installation makes at a merchant's gateway for no reason but that one is due.
 
 The gateway's lookup is no listing service, and no document of the gateway names a rate that it takes. Each merchant has a queue of
-evenly spaced places, `looks_per_minute`, kept in Postgres, so that all workers share it. A lookup goes at once, and is charged for, where
+evenly spaced places, `lookups_per_minute`, kept in Postgres, so that all workers share it. A lookup goes at once, and is charged for, where
 somebody waits for it: a callback, a command or a money operation asks for it, or a shopper has come back from the payment page a
 moment ago. The others get the next places in turn, those first behind which money may be (`rank`). A place once given is kept
-(`booked`), and at least a quarter of the places is for lookups that are only due.
+(`slot_reserved`), and at least a quarter of the places is for lookups that are only due.
 
 What is counted is what is made. A lookup whose place has come is made as long as no 60 seconds get more of such than the budget;
 after workers were away, when many come at once, the others take new places behind the queue. Lookups that a callback, command or
@@ -50,35 +50,35 @@ SPAN: Final = 60.0 + AT_ONCE + BEHIND + LATE
 """Seconds over which the lookups of a minute are spread, early and late ones counted."""
 WAITED_FOR: Final = frozenset({State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED})
 SHARE: Final = 0.75
-"""The most of all places that looks which somebody asked for may take."""
+"""The most of all places that lookups which somebody asked for may take."""
 
 # In seconds from now: from when on a lookup may be made (`ahead`), where the queue ends (`tail`). `go`: those who come to their places and
 # have their turn; the others, and those without a place, take new ones.
 _TAKE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (
-        SELECT * FROM json_to_recordset(CAST(:asked AS json)) AS i(merchant_id int, apart float8, asked int, booked int, quiet int)
+        SELECT * FROM json_to_recordset(CAST(:asked AS json)) AS i(merchant_id int, apart float8, asked int, with_slot int, quiet int)
     ),
     held AS MATERIALIZED (
         -- The budget as it stands: what a worker knows of it may be older than the places that were given anew.
-        SELECT i.merchant_id, i.asked, i.booked, i.quiet, a.apart, t.now,
+        SELECT i.merchant_id, i.asked, i.with_slot, i.quiet, a.apart, t.now,
                greatest(extract(epoch FROM b.made_until - t.now)::float8, -:behind) AS ahead,
                greatest(extract(epoch FROM b.taken_until - t.now)::float8, 0) AS taken,
                least(i.asked * a.apart, :share * greatest(extract(epoch FROM t.now - b.charged_at)::float8, 0)) AS charge
-          FROM look_budgets b JOIN i USING (merchant_id) JOIN merchants m ON m.id = i.merchant_id
+          FROM lookup_budgets b JOIN i USING (merchant_id) JOIN merchants m ON m.id = i.merchant_id
                CROSS JOIN LATERAL (SELECT coalesce(
-                   CASE jsonb_typeof(m.policies -> 'looks_per_minute')
-                        WHEN 'number' THEN :span / greatest((m.policies ->> 'looks_per_minute')::float8, 1) END,
+                   CASE jsonb_typeof(m.policies -> 'lookups_per_minute')
+                        WHEN 'number' THEN :span / greatest((m.policies ->> 'lookups_per_minute')::float8, 1) END,
                    i.apart) AS apart) a, t
          ORDER BY b.merchant_id FOR UPDATE OF b
     ),
     going AS MATERIALIZED (
-        SELECT held.*, least(booked, greatest(floor((:at_once - ahead) / apart)::int + 1, 0)) AS go FROM held
+        SELECT held.*, least(with_slot, greatest(floor((:at_once - ahead) / apart)::int + 1, 0)) AS go FROM held
     ),
     queued AS MATERIALIZED (
-        SELECT going.*, booked - go + quiet AS more, greatest(taken, ahead + go * apart) + charge AS tail FROM going
+        SELECT going.*, with_slot - go + quiet AS more, greatest(taken, ahead + go * apart) + charge AS tail FROM going
     )
-    UPDATE look_budgets b
+    UPDATE lookup_budgets b
        SET taken_until = q.now + make_interval(secs => q.tail + q.more * q.apart),
            made_until = q.now + make_interval(secs =>
                q.ahead + q.apart * (q.go + least(q.more, greatest(floor((:at_once - q.tail) / q.apart)::int + 1, 0)))),
@@ -87,7 +87,7 @@ _TAKE = text("""
     RETURNING b.merchant_id, q.go, q.tail, q.apart
 """)
 _OPEN = text("""
-    INSERT INTO look_budgets (merchant_id) SELECT unnest(CAST(:merchants AS int[])) ON CONFLICT DO NOTHING
+    INSERT INTO lookup_budgets (merchant_id) SELECT unnest(CAST(:merchants AS int[])) ON CONFLICT DO NOTHING
 """)
 
 BACK_FOR: Final = 300.0
@@ -96,9 +96,9 @@ BACK_FOR: Final = 300.0
 _QUEUES = text("""
     SELECT m.name AS merchant, b.merchant_id, extract(epoch FROM b.taken_until - clock())::float8 AS wait,
            q.waiting, coalesce(extract(epoch FROM clock() - q.since), 0)::float8 AS age
-      FROM look_budgets b JOIN merchants m ON m.id = b.merchant_id CROSS JOIN LATERAL (
+      FROM lookup_budgets b JOIN merchants m ON m.id = b.merchant_id CROSS JOIN LATERAL (
         SELECT count(*) AS waiting, min(c.updated_at) AS since FROM checkouts c
-         WHERE c.merchant_id = b.merchant_id AND c.booked AND c.due_at <= b.taken_until + interval '10 s') q
+         WHERE c.merchant_id = b.merchant_id AND c.slot_reserved AND c.due_at <= b.taken_until + interval '10 s') q
      WHERE b.taken_until > clock() + make_interval(secs => :at_once)
      ORDER BY wait DESC
 """)
@@ -119,7 +119,7 @@ class Queue:
         return (
             f"{self.waiting} lookups of merchant {self.merchant} wait for their turn, the oldest for {self.age:.0f} s, and a new one would "
             f"for {self.wait:.0f} s: see whether its callbacks arrive, or raise its budget: orchestrator merchants set {self.merchant} "
-            "looks_per_minute=…"
+            "lookups_per_minute=…"
         )
 
 
@@ -128,13 +128,13 @@ class Demand:
     """What one merchant's lookups want.
 
     `apart`: seconds between two places, where the merchant has no budget of its own. Numbers of lookups: `asked` by a callback,
-    command or shopper, which are made in any case; `booked`, whose places have come; `quiet`, without a place.
+    command or shopper, which are made in any case; `with_slot`, whose places have come; `quiet`, without a place.
     """
 
     merchant_id: int
     apart: float
     asked: int
-    booked: int
+    with_slot: int
     quiet: int
 
 
@@ -150,8 +150,8 @@ class Places:
     apart: float
 
     def waits(self, demand: Demand) -> list[float]:
-        """Return the seconds for each of `booked`, then for each of `quiet`."""
-        more = demand.booked - self.go + demand.quiet
+        """Return the seconds for each of `with_slot`, then for each of `quiet`."""
+        more = demand.with_slot - self.go + demand.quiet
         return [0.0] * self.go + [self.wait + place * self.apart for place in range(more)]
 
 
@@ -175,7 +175,7 @@ def rank(held: ClaimedCheckout) -> tuple[bool, bool, int, datetime, int]:
     return (
         held.state not in WAITED_FOR,
         not held.wake,
-        held.looks,
+        held.lookups,
         held.offered_at or held.deadline,
         -held.amount,
     )
@@ -187,9 +187,9 @@ async def queues(db: Database) -> list[Queue]:
     return [Queue(row.merchant, row.waiting, row.age, row.wait) for row in rows]
 
 
-def apart(looks_per_minute: int) -> float:
+def apart(lookups_per_minute: int) -> float:
     """Return the seconds between two places, such that no minute has more lookups than that."""
-    return SPAN / looks_per_minute
+    return SPAN / lookups_per_minute
 
 
 async def take(db: Database, demands: Sequence[Demand]) -> Mapping[int, Places]:
@@ -203,9 +203,9 @@ async def take(db: Database, demands: Sequence[Demand]) -> Mapping[int, Places]:
     return got
 
 
-async def respace(db: Database, merchant: str, *, looks_per_minute: int) -> None:
+async def respace(db: Database, merchant: str, *, lookups_per_minute: int) -> None:
     """Give the lookups that wait the places of another budget, where these are nearer; `merchant` is a name."""
-    await due_times.respace(db, merchant, apart=apart(looks_per_minute), at_once=AT_ONCE)
+    await due_times.respace(db, merchant, apart=apart(lookups_per_minute), at_once=AT_ONCE)
 
 
 async def _take(db: Database, wanted: Sequence[Demand]) -> dict[int, Places]:

@@ -184,7 +184,7 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
     since = (step.held.now() - (operation.submitted_at or step.held.now())).total_seconds()
     if since < quiet:
         # Its call may still be on its way; the gateway is asked ever more rarely meanwhile.
-        soon = schedule.next_lookup(step.settings, step.held.looks)
+        soon = schedule.next_lookup(step.settings, step.held.lookups)
         await _not_known(
             step, operation, "its call may still be on its way", wait=min(quiet - since + 0.05, soon)
         )
@@ -317,7 +317,7 @@ async def _unclear(
 ) -> None:
     """The gateway's books fit neither outcome: keep looking, and tell a person."""
     held = step.held
-    step.waits[operation.id] = schedule.next_lookup(step.settings, held.looks + 5)
+    step.waits[operation.id] = schedule.next_lookup(step.settings, held.lookups + 5)
     # What a person is asked already comes first; this is asked when that is decided.
     attention = step.cleared_attention() or reason
     if operation.last_error == reason and attention == held.attention:

@@ -60,7 +60,7 @@ async def watch(step: Step) -> None:
         None, action, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments, money=verdict.money,
         charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, require_capture=complete.capture_required(step),
         operations=operating, attention=attention, last_error=held.last_error if held.state in CLOSED else None,
-        looks=held.looks + 1, due_in=KEEP if operating else due_in, read=callbacks.ids(step), events=tuple(events),
+        lookups=held.lookups + 1, due_in=KEEP if operating else due_in, read=callbacks.ids(step), events=tuple(events),
     )  # fmt: skip
 
 

@@ -54,10 +54,14 @@ async def renew(step: Step) -> None:
 
 async def open_session(step: Step) -> None:
     held = step.held
-    if held.openings >= ORDER_USES:
-        reason = f"order_number_used_up: {held.openings} sessions were opened for it, and the gateway takes about {ORDER_USES}"
+    if held.session_count >= ORDER_USES:
+        reason = f"order_number_used_up: {held.session_count} sessions were opened for it, and the gateway takes about {ORDER_USES}"
         await fail(
-            step, Trigger.ATTEMPTS_EXHAUSTED, {"openings": held.openings}, reason=reason, attention=reason
+            step,
+            Trigger.ATTEMPTS_EXHAUSTED,
+            {"sessionCount": held.session_count},
+            reason=reason,
+            attention=reason,
         )
         return
     token = step.token()
@@ -77,7 +81,7 @@ async def open_session(step: Step) -> None:
         case Done(session):
             await step.write(
                 Trigger.SESSION_OPENED, evidence={"session": session.session_id}, session_id=session.session_id,
-                openings=held.openings + 1, attention=step.cleared_attention(), last_error=None,
+                session_count=held.session_count + 1, attention=step.cleared_attention(), last_error=None,
             )  # fmt: skip
         case Unauthorized():
             await renew(step)
@@ -175,14 +179,14 @@ async def offer(step: Step) -> None:
 def _offered(step: Step, methods: int) -> tuple[Fact, dict[str, Any]]:
     """Return the fact that it is offered, and what changes with it."""
     held = step.held
-    asked = held.life or msgspec.json.decode(step.document()).get("expiresIn")
-    expires_in = float(asked or step.settings.checkout_expires_in)
-    looks = schedule.quiet_lookups(step.settings)
-    return Fact(Trigger.OFFERED, {"expiresIn": expires_in}), {
+    asked = held.expires_in or msgspec.json.decode(step.document()).get("expiresIn")
+    deadline_in = float(asked or step.settings.checkout_expires_in)
+    lookups = schedule.quiet_lookups(step.settings)
+    return Fact(Trigger.OFFERED, {"expiresIn": deadline_in}), {
         "offered": True,
-        "expires_in": expires_in,
-        "looks": looks,
+        "deadline_in": deadline_in,
+        "lookups": lookups,
         # Letters that beat us are read at once, under the same lease.
-        "due_in": KEEP if held.callbacks else step.next_due_in(looks, deadline_in=expires_in),
+        "due_in": KEEP if held.callbacks else step.next_due_in(lookups, deadline_in=deadline_in),
         "events": (Event("checkout.ready", {"methods": methods}),),
     }

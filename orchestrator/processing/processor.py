@@ -115,15 +115,15 @@ class CheckoutProcessor:
 
     async def _places(self, held: Sequence[ClaimedCheckout]) -> dict[UUID, float]:
         """Return how many seconds the lookups of due checkouts alone must wait for their place in their merchant's queue."""
-        booked: dict[int, list[UUID]] = {}
+        with_slot: dict[int, list[UUID]] = {}
         quiet: dict[int, list[UUID]] = {}
         looked_at = [one for one in held if one.state not in UNOFFERED]
         for one in sorted(looked_at, key=lookup_budget.rank) if len(looked_at) > 1 else looked_at:
             if not lookup_budget.waited_for(one):
-                (booked if one.booked else quiet).setdefault(one.merchant_id, []).append(one.id)
-            elif not one.booked:
+                (with_slot if one.slot_reserved else quiet).setdefault(one.merchant_id, []).append(one.id)
+            elif not one.slot_reserved:
                 self._asked[one.merchant_id] += 1
-        if not (booked or quiet):
+        if not (with_slot or quiet):
             return {}
         try:
             demands = [
@@ -131,10 +131,10 @@ class CheckoutProcessor:
                     number,
                     await self._apart(number),
                     self._asked.pop(number, 0),
-                    len(booked.get(number, ())),
+                    len(with_slot.get(number, ())),
                     len(quiet.get(number, ())),
                 )
-                for number in {**booked, **quiet}
+                for number in {**with_slot, **quiet}
             ]
             got = await lookup_budget.take(self.db, demands)
         except Exception as error:  # noqa: BLE001 - whoever it is about meets the same in its own step, where it is dealt with
@@ -143,7 +143,7 @@ class CheckoutProcessor:
             return {}
         waits: dict[UUID, float] = {}
         for demand in demands:
-            ids = [*booked.get(demand.merchant_id, ()), *quiet.get(demand.merchant_id, ())]
+            ids = [*with_slot.get(demand.merchant_id, ()), *quiet.get(demand.merchant_id, ())]
             waits |= zip(ids, got[demand.merchant_id].waits(demand), strict=True)
         return waits
 
@@ -158,7 +158,7 @@ class CheckoutProcessor:
 
     async def _apart(self, merchant_id: int) -> float:
         merchant = await self.merchants.get(merchant_id)
-        return lookup_budget.apart(merchant.policies.looks_per_minute)
+        return lookup_budget.apart(merchant.policies.lookups_per_minute)
 
     async def _run_checkout(
         self, held: ClaimedCheckout, place: float, *, queue: QueueKind, ended: Ended | None
@@ -214,7 +214,7 @@ class CheckoutProcessor:
                 # A token is no lookup: the shopper's session does not wait for the budget.
                 await open_session.renew(step)
             if not step.released:
-                await step.postpone(place, booked=True)
+                await step.postpone(place, slot_reserved=True)
             return
         pause = self.blocked.get(merchant.id, 0.0) - time.monotonic()
         loop, whose = asyncio.get_running_loop(), FlowKey(held.merchant_id, queue)
@@ -244,7 +244,7 @@ class CheckoutProcessor:
             )
         except (LeaseLost, DatabaseAway, Unwritten):
             # The due time at the end of the lease stands, whatever becomes of this note.
-            _log.warning("alarm_left_to_the_lease", state=held.state)
+            _log.warning("due_time_left_to_the_lease", state=held.state)
 
 
 async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each state
@@ -261,7 +261,7 @@ async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each 
     if step.answering is not None and held.state in UNOFFERED:
         await lookup.lookup_early(step)
         return
-    if held.withdrawn_at is not None and held.state in UNOFFERED:
+    if held.cancel_requested_at is not None and held.state in UNOFFERED:
         if held.offered_at is not None:
             # Reopened: a shopper may have paid through the session before.
             await lookup.await_payment(step)

@@ -50,7 +50,7 @@ CREDENTIALS: Final = (
     "gateway_credentials: the gateway refuses this merchant's user name and password; correct them"
 )
 STUCK: Final = "gateway_failing"
-CIRCUIT_OPEN: Final = "left_alone"
+CIRCUIT_OPEN: Final = "circuit_open"
 """Begins the last error of a checkout that waits until the circuit of its gateway is closed."""
 BROKE: Final = "step_broke"
 POISONED: Final = (
@@ -147,9 +147,9 @@ class Step:
             # The trail has each move; here one line says what came of the lease.
             _log.info("checkout_moved", state=self.held.state, version=self.held.version)
 
-    async def postpone(self, due_in: float, *, booked: bool = False) -> None:
+    async def postpone(self, due_in: float, *, slot_reserved: bool = False) -> None:
         """Give the lease back with a due time and change nothing else."""
-        await self.write(None, None, due_in=due_in, attempts=self.held.attempts, booked=booked)
+        await self.write(None, None, due_in=due_in, attempts=self.held.attempts, slot_reserved=slot_reserved)
 
     @property
     def account(self) -> Account:
@@ -226,17 +226,17 @@ class Step:
             evidence=evidence,
             # What arrived meanwhile, and was not read by this lookup, is read at once.
             due_in=0.0 if self.held.callbacks and not changes.get("read") else self.first_watch(),
-            looks=0,
+            lookups=0,
             events=(Event(event, payload),),
             **changes,
         )
 
     def first_watch(self, reserved_until: datetime | None = None) -> float | None:
         """Return the seconds until the first lookup of an ended checkout, before its reservation can lapse."""
-        if reserved_until is None or not self.settings.settle_watch:
-            return self.settings.settle_watch[0] if self.settings.settle_watch else None
+        if reserved_until is None or not self.settings.post_settlement_checks:
+            return self.settings.post_settlement_checks[0] if self.settings.post_settlement_checks else None
         warned = (reserved_until - self.held.now()).total_seconds() - self.settings.lapse_warning
-        return max(min(self.settings.settle_watch[0], warned + 1), 1.0)
+        return max(min(self.settings.post_settlement_checks[0], warned + 1), 1.0)
 
     def cleared_attention(self, *, poisoned: bool = False) -> str | None:
         """Return the attention that remains once the gateway has answered: not ours that it does not answer.
@@ -247,7 +247,7 @@ class Step:
         words = (CREDENTIALS, STUCK, BROKE, *((POISONED,) if poisoned else ()))
         return None if attention is not None and attention.startswith(words) else attention
 
-    def next_due_in(self, looks: int, *, deadline_in: float | None = None) -> float:
+    def next_due_in(self, lookups: int, *, deadline_in: float | None = None) -> float:
         """Return the seconds until the next reason to look at an offered checkout.
 
         That is the lookup for a lost callback, the end of a grace, or the renewal of the token, whichever comes first. A moment
@@ -257,19 +257,21 @@ class Step:
         if deadline_in is None:
             deadline_in = (held.deadline - now).total_seconds()
         moments = [deadline_in + settings.deadline_grace]
-        if held.withdrawn_at is not None:
-            moments.append((held.withdrawn_at - now).total_seconds() + settings.cancel_grace)
+        if held.cancel_requested_at is not None:
+            moments.append((held.cancel_requested_at - now).total_seconds() + settings.cancel_grace)
         elif held.token_expires_at is not None and deadline_in > 0:
             left = (held.token_expires_at - now).total_seconds()
             moments.append(max(left - RENEW_BEFORE, RENEW_APART))
         # Long after the deadline only an open payment keeps it here, and the gateway never times one out (D9).
-        due_in = schedule.thinned(schedule.next_lookup(settings, looks), -deadline_in)
+        due_in = schedule.thinned(schedule.next_lookup(settings, lookups), -deadline_in)
         return min([due_in, *(moment + 0.02 for moment in moments if moment > 0)])
 
     def token_ends_within(self, seconds: float) -> bool:
         """Say whether a shopper who may still pay would be left with a token that has run out."""
         held, now = self.held, self.held.now()
-        offered = held.state is State.AWAITING_PAYMENT and held.withdrawn_at is None and now < held.deadline
+        offered = (
+            held.state is State.AWAITING_PAYMENT and held.cancel_requested_at is None and now < held.deadline
+        )
         return (
             offered
             and held.token_expires_at is not None

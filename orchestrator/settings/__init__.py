@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     jwt_audience: str = "orchestrator"
     """Claim `aud` of those tokens."""
     jwt_max_lifetime: float = Field(default=366 * 86_400.0, ge=60, le=3660 * 86_400)
-    """The longest life of a token, from its `iat` to its `exp`: a longer one is neither issued nor accepted."""
+    """The longest lifetime of a token, from its `iat` to its `exp`: a longer one is neither issued nor accepted."""
 
     # Gateway calls. The total bounds one call whatever trickles in; answers beyond the size are an outcome.
     gateway_connect_timeout: float = Field(default=3.0, gt=0, le=60)
@@ -122,9 +122,9 @@ class Settings(BaseSettings):
     gateway_calls_per_second: float = Field(default=0.0, ge=0, le=100_000)
     """Calls to one gateway from all workers together; 0: as many as there are. Without Redis each worker takes its part of it."""
     breaker_failures: int = Field(default=10, ge=0, le=10_000)
-    """Calls in a row that a gateway did not serve, after which all workers leave it alone for a moment; 0: never."""
+    """Calls in a row that a gateway did not serve, after which its circuit opens: no worker calls it for a while; 0: never."""
     breaker_pause: float = Field(default=30.0, gt=0, le=600)
-    """The longest of those moments; the first is 2 seconds, and it doubles while the gateway stays away."""
+    """The longest time for which a circuit stays open; the first is 2 seconds, and it doubles while the gateway does not answer."""
     gateway_answer_limit: int = Field(default=2_000_000, ge=10_000, le=50_000_000)
     """Bytes; a longer answer counts as none."""
 
@@ -167,22 +167,22 @@ class Settings(BaseSettings):
     callbacks_limit: int = Field(default=1000, ge=1, le=100_000)
     """Callbacks of any kind that are kept for one checkout."""
 
-    # A checkout's life.
+    # Deadlines and lookups of a checkout.
     checkout_expires_in: float = Field(default=3600.0, ge=1, le=30 * 86400)
     """From the offer to the deadline, where the intent names no expiresIn."""
     deadline_grace: float = Field(default=30.0, ge=0, le=86400)
     """From the deadline to the last lookup and `expired`."""
     cancel_grace: float = Field(default=30.0, ge=0, le=86400)
     """From a cancel request to the lookup and `cancelled`."""
-    first_look: float = Field(default=120.0, gt=0, le=86400)
-    """From the offer to the first lookup for a lost callback, while the shopper shows no sign of life."""
-    look_cap: float = Field(default=1800.0, gt=0, le=7 * 86400)
+    first_check_after: float = Field(default=120.0, gt=0, le=86400)
+    """From the offer to the first lookup for a lost callback, while nothing is heard of the shopper."""
+    check_interval_cap: float = Field(default=1800.0, gt=0, le=7 * 86400)
     """The longest time between two lookups of an unsettled checkout."""
     recheck_after_callback: float = Field(default=2.0, gt=0, le=3600)
     """From a callback that the gateway does not confirm yet to the next lookup; it doubles."""
     lapse_warning: float = Field(default=86_400.0, ge=0, le=30 * 86400)
     """How long before a reservation may lapse (Visa: 7 days) a person is told that it is not captured yet."""
-    settle_watch: Annotated[tuple[float, ...], AfterValidator(ascending)] = (
+    post_settlement_checks: Annotated[tuple[float, ...], AfterValidator(ascending)] = (
         3600.0,
         86400.0,
         7 * 86400.0,
@@ -192,7 +192,7 @@ class Settings(BaseSettings):
 
     # Processes.
     worker_threads: int = Field(default=8, ge=1, le=512)
-    """Hints that a worker takes up at once; a thread is free again as soon as its checkouts are claimed or left behind."""
+    """Hints that a worker takes up at once; a thread is free again as soon as its checkouts are claimed or deferred."""
     in_flight_limit: int = Field(default=2000, ge=1, le=100_000)
     """Checkouts that a worker has in flight at once; of one gateway at most twice GATEWAY_POOL_SIZE."""
     shutdown_timeout: float = Field(default=25.0, ge=1, le=600)
@@ -295,6 +295,14 @@ class Settings(BaseSettings):
         return str(value)
 
 
+RENAMED: Final[Mapping[str, str]] = {
+    "FIRST_LOOK": "FIRST_CHECK_AFTER",
+    "LOOK_CAP": "CHECK_INTERVAL_CAP",
+    "SETTLE_WATCH": "POST_SETTLEMENT_CHECKS",
+}
+"""Earlier names of settings, without the prefix; one of them stops the start and names the present one."""
+
+
 def load(overrides: Mapping[str, object] | None = None) -> Settings:
     """Read the environment; raise `SettingsError` with one sentence for the first thing that is wrong."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
@@ -303,6 +311,11 @@ def load(overrides: Mapping[str, object] | None = None) -> Settings:
         if name != name.upper() and name.upper() in own:
             raise SettingsError(f"{neutralised(name)} and {name.upper()} are both set: remove one of them")
         if name.upper() not in known and not is_service_link(name, os.environ[name]):
+            renamed = RENAMED.get(name.upper().removeprefix(PREFIX))
+            if renamed is not None:
+                raise SettingsError(
+                    f"{neutralised(name)} is now called {PREFIX}{renamed}: rename the variable"
+                )
             near = _nearest(name.upper(), known)
             message = f"{neutralised(name)} is not a setting of the orchestrator" + (
                 f": did you mean {near}?" if near else ""

@@ -68,7 +68,7 @@ UnexpectedPaymentPolicy = Literal["ask", "keep", "return"]
 """What becomes of money without an order to pay: a person decides; it completes the checkout; it is given back."""
 Capture = Literal["manual", "automatic"]
 Surcharge = Literal["ask", "keep"]
-MOST_LOOKS: Final = 100_000
+MAX_LOOKUPS_PER_MINUTE: Final = 100_000
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 LONGEST_CREDENTIAL: Final = 255
 MOST_SECRETS: Final = 10
@@ -113,7 +113,7 @@ class Policies:
     `late`: money for a checkout that had ended. `surplus`: a second payment for one order. `unknown_order`: a payment for an order
     number that nobody asked for. `capture`: whether we capture what is reserved, where the checkout's intent does not say.
     `surcharge`: a payment of the order's amount and a surcharge that the gateway added: a person decides, or it pays the order.
-    `looks_per_minute`: lookups at the gateway that no shopper waits for, at most (see `process.budget`).
+    `lookups_per_minute`: lookups at the gateway that no shopper waits for, at most (see `processing.lookup_budget`).
     """
 
     late: UnexpectedPaymentPolicy = "ask"
@@ -121,7 +121,7 @@ class Policies:
     unknown_order: UnexpectedPaymentPolicy = "ask"
     capture: Capture = "manual"
     surcharge: Surcharge = "ask"
-    looks_per_minute: int = 3000
+    lookups_per_minute: int = 3000
 
 
 _WORDS: Final[dict[str, tuple[str, ...]]] = {
@@ -132,10 +132,14 @@ _WORDS: Final[dict[str, tuple[str, ...]]] = {
 BOUND: Final = ("late", "surplus", "unknown_order", "capture", "surcharge")
 """Policies that decide on money, with those of later versions; they count only under our MAC."""
 POLICIES: Final = tuple(one.name for one in fields(Policies))
+RENAMED: Final = {"looks_per_minute": "lookups_per_minute"}
+"""Earlier names of policies, which are refused with the present one. Migration 0011 renames what is stored."""
 
 
 def policy(name: str, value: object) -> str | int:
     """Return the value of a policy as it is stored, from text or from the row; `PolicyRejected` says what it takes."""
+    if name in RENAMED:
+        raise PolicyRejected(f"the policy {name} is now called {RENAMED[name]}")
     if name not in POLICIES:
         raise PolicyRejected(f"there is no policy {name!r}: there are {', '.join(POLICIES)}")
     if name in _WORDS:
@@ -146,8 +150,10 @@ def policy(name: str, value: object) -> str | int:
         number = int(value) if isinstance(value, int | str) and not isinstance(value, bool) else 0
     except ValueError:
         number = 0
-    if not 1 <= number <= MOST_LOOKS:
-        raise PolicyRejected(f"{name} must be a whole number from 1 to {MOST_LOOKS}, not {value!r}")
+    if not 1 <= number <= MAX_LOOKUPS_PER_MINUTE:
+        raise PolicyRejected(
+            f"{name} must be a whole number from 1 to {MAX_LOOKUPS_PER_MINUTE}, not {value!r}"
+        )
     return number
 
 

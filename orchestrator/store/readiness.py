@@ -58,7 +58,7 @@ _PROCESSES = text("""
 _BACKLOG = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     c AS (
-        SELECT c.due_at, c.created_at, c.updated_at, c.booked, c.attention, t.now,
+        SELECT c.due_at, c.created_at, c.updated_at, c.slot_reserved, c.attention, t.now,
                (c.lease IS NULL OR c.leased_until <= t.now) AND (c.hinted OR c.due_at <= t.now) AS waits
           FROM checkouts c, t WHERE c.due_at IS NOT NULL
     )
@@ -66,8 +66,8 @@ _BACKLOG = text("""
            count(*) FILTER (WHERE due_at < now - make_interval(secs => :late)) AS overdue,
            count(*) FILTER (WHERE waits AND updated_at = created_at AND created_at < now - make_interval(secs => :late)) AS untouched,
            extract(epoch FROM max(now) - max(updated_at) FILTER (WHERE updated_at > created_at))::float8 AS progressed,
-           count(*) FILTER (WHERE booked) AS lookups,
-           coalesce(extract(epoch FROM max(now) - min(updated_at) FILTER (WHERE booked)), 0)::float8 AS lookups_age,
+           count(*) FILTER (WHERE slot_reserved) AS lookups,
+           coalesce(extract(epoch FROM max(now) - min(updated_at) FILTER (WHERE slot_reserved)), 0)::float8 AS lookups_age,
            count(*) FILTER (WHERE attention IS NOT NULL) AS attention
       FROM c
 """)

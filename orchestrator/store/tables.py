@@ -120,7 +120,7 @@ checkouts = Table(
     _time("deadline", nullable=False),
     _time("offered_at"),
     # Cancelling was asked for: the token is no longer handed out, and the grace runs.
-    _time("withdrawn_at"),
+    _time("cancel_requested_at"),
     _time("ended_at"),
     Column("currency", Text, nullable=False),
     Column("amount", BigInteger, nullable=False),
@@ -139,13 +139,13 @@ checkouts = Table(
     # Claims since the last write by a holder (a crash loop), failures since the last move, lookups since the last wake-up.
     Column("claims", Integer, nullable=False, server_default=text("0")),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
-    Column("looks", Integer, nullable=False, server_default=text("0")),
+    Column("lookups", Integer, nullable=False, server_default=text("0")),
     # A lookup that had to wait for the merchant's budget has its place in the queue: the next one goes at once.
-    Column("booked", Boolean, nullable=False, server_default=text("false")),
+    Column("slot_reserved", Boolean, nullable=False, server_default=text("false")),
     # Seconds from the offer to the deadline where a reopening named them; else the intent says.
-    Column("life", Double),
+    Column("expires_in", Double),
     # Uses of this order number at the gateway: one id serves about four orders (D7, D8).
-    Column("openings", Integer, nullable=False, server_default=text("0")),
+    Column("session_count", Integer, nullable=False, server_default=text("0")),
     Column("audit_sequence", Integer, nullable=False),
     Column("audit_head", LargeBinary, nullable=False),
     Column("event_sequence", Integer, nullable=False, server_default=text("0")),
@@ -161,10 +161,10 @@ checkouts = Table(
     CheckConstraint("(lease IS NULL) = (leased_until IS NULL)", name="lease"),
     # Rule 2: null only when settled, and nobody settles what is not ended.
     CheckConstraint(
-        "due_at IS NOT NULL OR state IN ('completed', 'failed', 'expired', 'cancelled')", name="alarm"
+        "due_at IS NOT NULL OR state IN ('completed', 'failed', 'expired', 'cancelled')", name="due"
     ),
     # The due times, merchant by merchant: for sweeps, and for workers that claim what has waited longest.
-    Index("ix_checkouts_alarm", "merchant_id", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    Index("ix_checkouts_due", "merchant_id", "due_at", postgresql_where=text("due_at IS NOT NULL")),
     # An order number belongs to one live checkout of a merchant; also the look-up by order number.
     Index("uq_checkouts_live_order", "merchant_id", "order_ref", unique=True, postgresql_where=text(IS_LIVE)),
     # Closed ones by order number: replays of old requests, and support asking.
@@ -213,7 +213,7 @@ payments = Table(
     # How we know that it belongs to the checkout: bound (our own id came back), order_ref, none.
     Column("binding", Text, nullable=False),
     Column("status", Text, nullable=False),
-    Column("reading", Text, nullable=False),
+    Column("meaning", Text, nullable=False),
     Column("currency", Text, nullable=False),
     Column("reserved", BigInteger, nullable=False),
     Column("captured", BigInteger, nullable=False),
@@ -446,8 +446,8 @@ deliveries = Table(
 )
 
 # The queue of a merchant's lookups: until when its places are taken, and up to when lookups were made (see processing.lookup_budget).
-look_budgets = Table(
-    "look_budgets",
+lookup_budgets = Table(
+    "lookup_budgets",
     metadata,
     Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True),
     *(_time(name, now=True) for name in ("taken_until", "charged_at", "made_until")),

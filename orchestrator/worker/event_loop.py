@@ -160,7 +160,7 @@ class Bridge:
         except Exception as error:  # noqa: BLE001 - as said above
             if not future.done():
                 future.cancel()
-                _log.warning("waited_out", seconds=timeout)
+                _log.warning("hint_timed_out", seconds=timeout)
             elif is_away(error):
                 _log.warning("database_away", **log.cause(error))
             else:

@@ -532,7 +532,7 @@ def lookups_wait_for_their_budget(stand: Stand) -> Iterator[None]:
     orders = [stand.world.order() for _ in range(30)]
     for order in orders:
         stand.world.until_state(order, "awaiting_payment", seconds=60)
-    assert stand.world.command("merchants", "set", "default", "looks_per_minute=20").returncode == 0
+    assert stand.world.command("merchants", "set", "default", "lookups_per_minute=20").returncode == 0
     # A worker reads the merchants when it starts, and then once in a while.
     stand.world.stop("worker-1", seconds=40)
     stand.started("worker-1")
@@ -540,7 +540,7 @@ def lookups_wait_for_their_budget(stand: Stand) -> Iterator[None]:
         "UPDATE checkouts SET due_at = clock() WHERE id = ANY(%s::uuid[]) AND lease IS NULL", orders
     )
     yield
-    assert stand.world.command("merchants", "set", "default", "looks_per_minute=6000").returncode == 0
+    assert stand.world.command("merchants", "set", "default", "lookups_per_minute=6000").returncode == 0
 
 
 # ── The table ───────────────────────────────────────────────────────────────────────────────────────────────────────────

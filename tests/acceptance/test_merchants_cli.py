@@ -37,17 +37,18 @@ async def stored(database_url, name="shop2"):
 async def test_policies_are_changed_and_listed(database_url, known):
     orchestrator(*ADD, given="a password\n\n", **known)
     changed = orchestrator(
-        "merchants", "set", "shop2", "late=keep", "unknown-order=return", "looks_per_minute=30", **known
+        "merchants", "set", "shop2", "late=keep", "unknown-order=return", "lookups_per_minute=30", **known
     )
     listed = orchestrator("merchants", "list", **known).stdout
 
     assert (changed.returncode, changed.stderr) == (0, "")
     assert (await stored(database_url)).policies == Policies(
-        late="keep", unknown_order="return", looks_per_minute=30
+        late="keep", unknown_order="return", lookups_per_minute=30
     )
     [line] = [line for line in listed.splitlines() if "shop2" in line]
     assert (
-        "late=keep surplus=ask unknown_order=return capture=manual surcharge=ask looks_per_minute=30" in line
+        "late=keep surplus=ask unknown_order=return capture=manual surcharge=ask lookups_per_minute=30"
+        in line
     )
 
 
@@ -85,7 +86,7 @@ def test_the_address_for_default_notifications_is_printed_alone(known):
         (("set", "default", "late"), "'late' must be a policy and its value, as in late=keep"),
         (("set", "default", "late=never"), "late must be ask or keep or return, not 'never'"),
         (("set", "default", "dance=tango"), "there is no policy 'dance'"),
-        (("set", "default", "late=keep", "looks_per_minute=0"), "from 1 to 100000"),
+        (("set", "default", "late=keep", "lookups_per_minute=0"), "from 1 to 100000"),
         (("set", "shop3", "late=keep"), "no merchant shop3"),
         (("password", "shop3", "--password-stdin"), "no merchant shop3"),
         (("secrets", "shop3", "--none"), "no merchant shop3"),

@@ -112,7 +112,7 @@ async def test_every_order_paid_while_no_callback_goes_out_is_completed_by_looki
         assert all(at % TICK == 0 and at < OUTAGE for at in one.does), one
         known[await world.accept(expiresIn=one.expires_in)] = one
     await world.take(*known)
-    before = {checkout: world.looks(checkout) for checkout in known}
+    before = {checkout: world.lookups(checkout) for checkout in known}
     await world.control("PUT", "faults", {"callbacks": "lost"})
     found: dict[UUID, int] = {}
     for now in range(TICK, OUTAGE + 1, TICK):
@@ -127,12 +127,12 @@ async def test_every_order_paid_while_no_callback_goes_out_is_completed_by_looki
         found |= await newly_completed(world, found, now)
 
     assert not await world.sql("SELECT id FROM callbacks"), "no callback ever came"
-    looks: dict[str, list[int]] = {}
+    lookups: dict[str, list[int]] = {}
     for checkout, one in known.items():
         await ended(world, checkout, one)
-        looks.setdefault(one.ends, []).append(world.looks(checkout) - before[checkout])
+        lookups.setdefault(one.ends, []).append(world.lookups(checkout) - before[checkout])
     await world.agree(*known)
-    record_property(REPORT, report(known, found, looks))
+    record_property(REPORT, report(known, found, lookups))
 
 
 async def newly_completed(world: Shop, found: dict[UUID, int], now: int) -> dict[UUID, int]:
@@ -161,12 +161,12 @@ async def ended(world: Shop, checkout: UUID, shopper: Shopper) -> None:
     assert moved == ([("captured", WHOLE)] if bank and shopper.ends == "completed" else [])
 
 
-def report(known: dict[UUID, Shopper], found: dict[UUID, int], looks: dict[str, list[int]]) -> str:
+def report(known: dict[UUID, Shopper], found: dict[UUID, int], lookups: dict[str, list[int]]) -> str:
     """Say what the looking cost, and how long the shops waited."""
     lines = [
         f"{len(known)} orders, {OUTAGE} s without callbacks; asks the gateway for each order in {AFTER} s:"
     ]
-    for ends, numbers in sorted(looks.items()):
+    for ends, numbers in sorted(lookups.items()):
         listed = " ".join(map(str, sorted(numbers)))
         lines.append(f"  {ends}: {listed} (mean {sum(numbers) / len(numbers):.1f}, most {max(numbers)})")
     waits = sorted(found[one] - max(known[one].does) for one in found)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.acceptance.command import Running
 
 BRISK = {
-    "HINT_GRACE": "0.5", "SWEEP_INTERVAL": "0.3", "FIRST_LOOK": "1", "RECHECK_AFTER_CALLBACK": "0.3",
+    "HINT_GRACE": "0.5", "SWEEP_INTERVAL": "0.3", "FIRST_CHECK_AFTER": "1", "RECHECK_AFTER_CALLBACK": "0.3",
     # What a killed worker held is taken over when its lease ends.
     "LEASE_SECONDS": "8", "GATEWAY_TOTAL_TIMEOUT": "2.4", "GATEWAY_READ_TIMEOUT": "2.2",
 }  # fmt: skip
@@ -122,7 +122,7 @@ class Crowd:
 def test_a_kill_of_everything_under_load_loses_and_doubles_nothing_and_all_goes_on_in_seconds(tmp_path):
     place = tmp_path / "data"
     # The sandbox dies too, and with it callbacks that it had not sent: what they would have told is looked for soon.
-    settings = {"FIRST_LOOK": "4"}
+    settings = {"FIRST_CHECK_AFTER": "4"}
     with running("up", "--port", "0", "--workers", "2", data_dir=place, **settings) as up:
         known = up.until_up()
         slowed = {"latencyMs": {"all": 300}}

@@ -43,7 +43,7 @@ _STATEMENTS: Final = tuple(
     statement.replace("SELECT", f"{_MADE} SELECT", 1)
     for statement in (
         """INSERT INTO checkouts (id, merchant_id, order_ref, state, version, deadline, offered_at, ended_at, currency, amount, reserved,
-                  openings, audit_sequence, audit_head, event_sequence, correlation_id, created_at, updated_at)
+                  session_count, audit_sequence, audit_head, event_sequence, correlation_id, created_at, updated_at)
            SELECT id, %(merchant)s, 'finished-' || n, 'completed', 9, at + interval '1 hour', at, at, 'DKK', 13900, 13900, 1, 8, bytes, 3,
                   m, at, at FROM f""",
         """INSERT INTO intents (checkout_id, fingerprint, body, data_key)
@@ -59,7 +59,7 @@ _STATEMENTS: Final = tuple(
         """INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, created_at, position)
            SELECT id, i, %(merchant)s, 'checkout.completed', jsonb_build_object('orderId', 'finished-' || n, 'amount', 139), m, at,
                   n * 3 + i FROM f, generate_series(1, 3) AS i""",
-        """INSERT INTO payments (merchant_id, transaction_id, checkout_id, payment_id, order_ref, role, binding, status, reading, currency,
+        """INSERT INTO payments (merchant_id, transaction_id, checkout_id, payment_id, order_ref, role, binding, status, meaning, currency,
                   reserved, captured, refunded, first_seen_at, updated_at)
            SELECT %(merchant)s, (1000000000 + n)::text, id, m, 'finished-' || n, 'accepted', 'bound', 'preauth', 'reserved', 'DKK',
                   13900, 0, 0, at, at FROM f""",

@@ -72,7 +72,7 @@ def test_the_bank_leaves_it_open_and_settles_it_later(installation: World, page:
         sign_in.click()
     page.locator("button[value=open]").click()
     installation.until(
-        lambda: installation.sql("SELECT 1 FROM payments WHERE reading = 'open'"), "the open payment is seen"
+        lambda: installation.sql("SELECT 1 FROM payments WHERE meaning = 'open'"), "the open payment is seen"
     )
     installation.until_state(checkout, "awaiting_payment")
     page.goto(url)

@@ -47,7 +47,7 @@ def after_a_step(before: Mapping[UUID, Any], now: Mapping[UUID, Any]) -> None:
         old = before.get(checkout)
         if old is None:
             continue
-        for name in ("version", "audit_sequence", "event_sequence", "captured", "refunded", "openings"):
+        for name in ("version", "audit_sequence", "event_sequence", "captured", "refunded", "session_count"):
             assert getattr(row, name) >= getattr(old, name), (
                 checkout,
                 name,
@@ -200,8 +200,8 @@ def _books_agree(ours: Any, theirs: Transaction) -> None:
     books = (ours.captured, ours.refunded, ours.charged_back)
     ledger = (theirs.captured_minor, theirs.refunded_minor, theirs.charged_back_minor)
     assert books == ledger, (ours.checkout_id, ours.transaction_id, "books", books, "ledger", ledger)
-    assert (ours.reading == "nothing") == (theirs.held_minor <= 0 and not theirs.captured_minor) or ours.reading == "open", (
-        ours.checkout_id, ours.reading, theirs.status,
+    assert (ours.meaning == "nothing") == (theirs.held_minor <= 0 and not theirs.captured_minor) or ours.meaning == "open", (
+        ours.checkout_id, ours.meaning, theirs.status,
     )  # fmt: skip
 
 

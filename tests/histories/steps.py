@@ -526,7 +526,7 @@ def histories() -> st.SearchStrategy[History]:
     policies = st.fixed_dictionaries(
         {
             "late": unmatched, "surplus": unmatched, "unknown_order": st.just("ask"),
-            "capture": st.sampled_from(("manual", "manual", "automatic")), "looks_per_minute": st.sampled_from((600, 600, 2)),
+            "capture": st.sampled_from(("manual", "manual", "automatic")), "lookups_per_minute": st.sampled_from((600, 600, 2)),
         }
     ).map(lambda chosen: tuple(chosen.items()))  # fmt: skip
     return st.builds(

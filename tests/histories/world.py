@@ -52,7 +52,7 @@ CONFIG = SandboxConfig(
 )
 _ROWS = text("""
     SELECT c.id, c.state, c.version, c.reserved, c.captured, c.refunded, c.charged_back, c.late, c.attention, c.auto_capture,
-           c.audit_sequence, c.event_sequence, c.openings, c.lease, c.withdrawn_at, c.due_at IS NOT NULL AS has_due_time,
+           c.audit_sequence, c.event_sequence, c.session_count, c.lease, c.cancel_requested_at, c.due_at IS NOT NULL AS has_due_time,
            extract(epoch FROM c.due_at - clock())::float8 AS due_in,
            (SELECT count(*) FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS callbacks,
            (SELECT count(*) FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS commands,
@@ -164,8 +164,8 @@ class World:
         self, *, database_url: str, gateway_url: str, sandbox: Sandbox, db: Database, gateway: Gateway
     ) -> None:
         self.settings = make_settings(
-            database_url=database_url, gateway_url=gateway_url, deadline_grace=30.0, cancel_grace=30.0, first_look=120.0,
-            recheck_after_callback=2.0, look_cap=1800.0, retry_base=1.0, retry_cap=300.0, hint_grace=5.0, **HASTE,
+            database_url=database_url, gateway_url=gateway_url, deadline_grace=30.0, cancel_grace=30.0, first_check_after=120.0,
+            recheck_after_callback=2.0, check_interval_cap=1800.0, retry_base=1.0, retry_cap=300.0, hint_grace=5.0, **HASTE,
         )  # fmt: skip
         self.url, self.sandbox, self.db, self.gateway = gateway_url, sandbox, db, gateway
         self.encryptor = Encryptor(self.settings.secret_keys)
@@ -196,7 +196,7 @@ class World:
         self.checkouts, self.orders, self.mail, self.sleepers = [], {}, [], []
         self.by_hand, self.decided, self._deciding = set(), set(), set()
         await self.sql("UPDATE clock_skew SET seconds = 0")
-        await self.sql("DELETE FROM look_budgets")
+        await self.sql("DELETE FROM lookup_budgets")
         await self.merchants.set_policies("default", policies)
         await self.merchants.everyone()
         self.sandbox.faults.set_everywhere(GlobalFaults(callbacks="lost"))

@@ -27,12 +27,12 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
 @pytest.fixture(autouse=True)
 def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let handshakes take their time: how soon the board gives up is no matter here."""
+    """Let handshakes take their time: how soon the shared state gives up is no matter here."""
     monkeypatch.setattr(shared_state, "TIMEOUT", 10.0)
 
 
 async def reached(settings: Settings) -> tuple[bool, bool | None]:
-    """Say whether the hints' client reaches the broker, and the board its Redis (None: it has none)."""
+    """Say whether the hints' client reaches the broker, and the shared state its Redis (None: it has none)."""
     hint_publisher = HintPublisher(settings)
     try:
         hint_publisher.depth("checkouts")

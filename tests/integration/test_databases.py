@@ -28,7 +28,7 @@ def test_it_is_used_again_under_a_new_name_with_what_a_new_one_holds(databases):
         asked(
             first,
             "INSERT INTO merchants (name) VALUES ('second'), ('third')",
-            """UPDATE merchants SET policies = '{"looks_per_minute": 1}', disabled_at = now() WHERE id = 1""",
+            """UPDATE merchants SET policies = '{"lookups_per_minute": 1}', disabled_at = now() WHERE id = 1""",
             "UPDATE clock_skew SET seconds = 60",
         )
         left = psycopg.connect(first)

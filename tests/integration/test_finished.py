@@ -166,10 +166,10 @@ async def process(place, encryptor, merchant=1):
         merchant_id=merchant, order_ref=f"N-{uuid4().hex[:8]}", transaction_id="s", currency="DKK", amount=1, named=None,
         correlation_id="c",
     )  # fmt: skip
-    stray = inbox.MerchantCallback(
+    callback = inbox.MerchantCallback(
         told=told, grade="signed", network="inside", content_type="", headers={}, source=None, body=b""
     )
-    assert (await unmatched.store(stray)).created
+    assert (await unmatched.store(callback)).created
     await unmatched.close()
     async with place.db.transaction() as tx:
         assert len((await tx.execute(checkouts.due_times._DUE, {"most": 100, "overloaded": []})).all()) >= 1

@@ -420,15 +420,17 @@ async def test_unless_told_otherwise_a_person_is_asked_and_nothing_is_captured(m
     policies = (await merchants.named("default")).policies
     assert policies == Policies()
     assert (policies.late, policies.surplus, policies.unknown_order) == ("ask", "ask", "ask")
-    assert (policies.capture, policies.looks_per_minute) == ("manual", 3000)
+    assert (policies.capture, policies.lookups_per_minute) == ("manual", 3000)
 
 
 async def test_a_changed_policy_is_read_and_leaves_the_others_alone(core, merchants):
     await merchants.add("second", **SHOP)
-    assert await merchants.set_policies("second", {"late": "keep", "looks_per_minute": "30"})
+    assert await merchants.set_policies("second", {"late": "keep", "lookups_per_minute": "30"})
     assert await merchants.set_policies("second", {"surplus": "return", "capture": "automatic"})
     read = await Merchants(core.db, core.encryptor, make_settings()).named("second")
-    assert read.policies == Policies(late="keep", surplus="return", capture="automatic", looks_per_minute=30)
+    assert read.policies == Policies(
+        late="keep", surplus="return", capture="automatic", lookups_per_minute=30
+    )
     assert (await merchants.named("default")).policies == Policies()
 
 
@@ -437,16 +439,17 @@ async def test_a_changed_policy_is_read_and_leaves_the_others_alone(core, mercha
     [
         (
             {"later": "keep"},
-            "there is no policy 'later': there are late, surplus, unknown_order, capture, surcharge, looks_per_minute",
+            "there is no policy 'later': there are late, surplus, unknown_order, capture, surcharge, lookups_per_minute",
         ),
+        ({"looks_per_minute": "30"}, "the policy looks_per_minute is now called lookups_per_minute"),
         ({"late": "maybe"}, "late must be ask or keep or return, not 'maybe'"),
         ({"unknown_order": ""}, "unknown_order must be ask or keep or return, not ''"),
         ({"capture": "ask"}, "capture must be manual or automatic, not 'ask'"),
-        ({"looks_per_minute": "0"}, "looks_per_minute must be a whole number from 1 to 100000, not '0'"),
-        ({"looks_per_minute": "100001"}, "from 1 to 100000"),
-        ({"looks_per_minute": "many"}, "from 1 to 100000"),
-        ({"looks_per_minute": True}, "from 1 to 100000"),
-        ({"looks_per_minute": 1.5}, "from 1 to 100000"),
+        ({"lookups_per_minute": "0"}, "lookups_per_minute must be a whole number from 1 to 100000, not '0'"),
+        ({"lookups_per_minute": "100001"}, "from 1 to 100000"),
+        ({"lookups_per_minute": "many"}, "from 1 to 100000"),
+        ({"lookups_per_minute": True}, "from 1 to 100000"),
+        ({"lookups_per_minute": 1.5}, "from 1 to 100000"),
     ],
 )
 async def test_a_policy_that_is_none_changes_nothing(core, merchants, change, sentence):
@@ -458,7 +461,7 @@ async def test_a_policy_that_is_none_changes_nothing(core, merchants, change, se
 
 async def test_what_a_row_says_beyond_our_words_is_ignored_and_logged(core, merchants):
     await merchants.add("second", **SHOP)
-    stored = '{"late": "keep", "surplus": "burn", "looks_per_minute": null, "dance": true}'
+    stored = '{"late": "keep", "surplus": "burn", "lookups_per_minute": null, "dance": true}'
     mac = core.encryptor.sign(POLICIES_PURPOSE, policies_text("second", json.loads(stored)))
     await core.do(
         "UPDATE merchants SET policies = CAST(:stored AS jsonb), policies_mac = :mac WHERE name = 'second'", stored=stored, mac=mac
@@ -467,7 +470,7 @@ async def test_what_a_row_says_beyond_our_words_is_ignored_and_logged(core, merc
         read = await Merchants(core.db, core.encryptor, make_settings()).named("second")
     assert read.policies == Policies(late="keep")
     assert {line["policy"] for line in lines if line["event"] == "policy_ignored"} == {
-        "surplus", "looks_per_minute", "dance",
+        "surplus", "lookups_per_minute", "dance",
     }  # fmt: skip
     await core.do("UPDATE merchants SET policies = '[1]' WHERE name = 'second'")
     assert (await Merchants(core.db, core.encryptor, make_settings()).named("second")).policies == Policies()

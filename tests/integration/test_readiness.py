@@ -92,7 +92,7 @@ async def test_what_progresses_is_well_however_much_waits(core):
 async def test_lookups_that_wait_for_their_budget_are_named_with_the_age_of_the_oldest(core):
     await core.checkout(State.AWAITING_PAYMENT)
     await core.checkout(State.AWAITING_PAYMENT)
-    await core.do("UPDATE checkouts SET booked = true, due_at = clock() + interval '1 minute'")
+    await core.do("UPDATE checkouts SET slot_reserved = true, due_at = clock() + interval '1 minute'")
     assert "lookups" not in await backlog(core)
     await aged(core, updated_at=readiness.LOOKUPS_OVERDUE + 3)
     ((status, said),) = (await backlog(core))["lookups"]

@@ -62,7 +62,7 @@ async def test_callbacks_payments_and_the_clock_have_closed_vocabularies(core, s
             errors.CheckViolation,
         ),
         (
-            "INSERT INTO payments (merchant_id, transaction_id, order_ref, role, binding, status, reading, currency, reserved, captured, refunded) VALUES (1, 't', '', 'thief', '', '', '', '', 0, 0, 0)",
+            "INSERT INTO payments (merchant_id, transaction_id, order_ref, role, binding, status, meaning, currency, reserved, captured, refunded) VALUES (1, 't', '', 'thief', '', '', '', '', 0, 0, 0)",
             errors.CheckViolation,
         ),
     ):
@@ -75,7 +75,7 @@ async def test_the_sweeper_reads_its_own_index_and_settled_checkouts_are_not_in_
     cursor = await superuser.execute(
         "EXPLAIN SELECT id FROM checkouts WHERE merchant_id = 1 AND due_at <= (SELECT clock()) ORDER BY due_at LIMIT 10"
     )
-    assert "ix_checkouts_alarm" in "".join(line for (line,) in await cursor.fetchall())
+    assert "ix_checkouts_due" in "".join(line for (line,) in await cursor.fetchall())
 
 
 async def test_no_statistics_are_gathered_of_a_growing_table_that_is_all_but_empty(core):

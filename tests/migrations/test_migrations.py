@@ -179,7 +179,7 @@ async def test_what_is_open_is_signed_and_passwords_are_bound_when_the_keys_are_
             "second", gateway_url="https://shop.example.com", merchant_api_url=None, username="theirs", password="hidden",
             callback_secrets=("a secret",),
         )  # fmt: skip
-        await merchants.set_policies("default", {"surplus": "return", "looks_per_minute": 7})
+        await merchants.set_policies("default", {"surplus": "return", "lookups_per_minute": 7})
         held = await one.held(State.AWAITING_PAYMENT)
         back = give_back(payment("t-1"), actor="client:shop", reason="surplus")
         held = await one.advance(held, payments=(payment("t-1"),), operations=(back,))

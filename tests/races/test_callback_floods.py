@@ -142,7 +142,7 @@ def scans(plan):
         yield from scans(inner)
 
 
-@pytest.mark.parametrize("what", ["callback", "stray"])
+@pytest.mark.parametrize("what", ["callback", "unmatched"])
 async def test_what_one_callback_costs_does_not_grow_with_those_of_others(core, what):
     """How Postgres would read the table for one callback, with a hundred thousand of other checkouts beside it."""
     checkout = await core.checkout(State.AWAITING_PAYMENT)

@@ -312,7 +312,7 @@ async def test_a_sweep_does_not_read_the_due_times_of_the_future(core):
         asked = {"most": 2000, "grace": 5.0, "overloaded": [], "few": 50}
         plan = await core.db.read(text(f"EXPLAIN {statement.text}"), asked)
         told = "\n".join(row[0] for row in plan)
-        assert "ix_checkouts_alarm" in told, told
+        assert "ix_checkouts_due" in told, told
         assert len(re.findall(r"Index Cond: \(\(merchant_id = m\w*\.id\) AND \(due_at", told)) == 2, told
         assert "Join Filter" not in told, told
 

@@ -177,7 +177,7 @@ FOUND = {
             ("surplus", "ask"),
             ("unknown_order", "ask"),
             ("capture", "manual"),
-            ("looks_per_minute", 600),
+            ("lookups_per_minute", 600),
         ),
         True,
         900.0,

@@ -52,8 +52,8 @@ def full(held, **changes):
     values = {
         "evidence": {"by": "lookup"}, "token": b"another token", "token_lifetime": 60.0, "session_id": "session-2",
         "methods": [{"id": "wallet"}], "events": (Event("checkout.completed", {"n": 1}), Event("checkout.attention", {})),
-        "payments": (payment(f"t-{held.id}"),), "money": (13900, 13900, 100), "looks": 3, "openings": 2, "attempts": 1,
-        "last_error": "an error", "attention": "a reason", "expires_in": 7.0, "late": True, "withdrawn": True,
+        "payments": (payment(f"t-{held.id}"),), "money": (13900, 13900, 100), "lookups": 3, "session_count": 2, "attempts": 1,
+        "last_error": "an error", "attention": "a reason", "deadline_in": 7.0, "late": True, "cancel_requested": True,
         "read": tuple(callback.id for callback in held.callbacks), "done": tuple((one.id, "accepted") for one in held.commands),
         **changes,
     }  # fmt: skip
@@ -71,10 +71,10 @@ async def test_a_move_that_lands_writes_all_of_itself(core):
         None,
     )
     assert (row.reserved, row.captured, row.refunded, row.late) == (13900, 13900, 100, True)
-    assert (row.looks, row.openings, row.attempts, row.last_error, row.attention) == (
+    assert (row.lookups, row.session_count, row.attempts, row.last_error, row.attention) == (
         3, 2, 1, "an error", "a reason",
     )  # fmt: skip
-    assert row.withdrawn_at
+    assert row.cancel_requested_at
     assert row.ended_at
     assert (row.deadline - row.updated_at).total_seconds() == 7.0
     assert 49 < (row.due_at - row.updated_at).total_seconds() <= 50
@@ -96,11 +96,11 @@ async def test_what_the_mover_returns_is_what_the_next_claim_reads(core):
     told = await core.lifecycle.advance(full(held))
     told = await core.release(told, 0.0, attempts=1)
     (read,) = await core.claim(held.id)
-    same = ("state", "version", "reserved", "captured", "refunded", "late", "looks", "openings", "last_error", "attention",
+    same = ("state", "version", "reserved", "captured", "refunded", "late", "lookups", "session_count", "last_error", "attention",
             "audit_sequence", "audit_head", "event_sequence", "token", "session_id", "methods", "callbacks", "commands",
             "attempts", "deadline")  # fmt: skip
     assert {name: getattr(told, name) for name in same} == {name: getattr(read, name) for name in same}
-    for name in ("offered_at", "withdrawn_at", "ended_at", "token_expires_at"):
+    for name in ("offered_at", "cancel_requested_at", "ended_at", "token_expires_at"):
         assert abs((getattr(told, name) - getattr(read, name)).total_seconds()) < 1, name
     assert read.accepted == {f"t-{held.id}"}
 
@@ -138,12 +138,12 @@ async def test_a_mover_that_cannot_write_says_since_when_and_why_and_then_that_i
 async def test_values_that_a_move_does_not_name_stay(core):
     held = await core.lifecycle.advance(full(await laden(core)))
     before = await core.row(held.id)
-    after = await core.advance(held, looks=4)
+    after = await core.advance(held, lookups=4)
     row = await core.row(held.id)
-    stays = ("state", "openings", "last_error", "attention", "deadline", "late", "reserved", "captured", "refunded",
-             "withdrawn_at", "ended_at", "offered_at", "lease", "due_at", "event_sequence")  # fmt: skip
+    stays = ("state", "session_count", "last_error", "attention", "deadline", "late", "reserved", "captured", "refunded",
+             "cancel_requested_at", "ended_at", "offered_at", "lease", "due_at", "event_sequence")  # fmt: skip
     assert {name: getattr(row, name) for name in stays} == {name: getattr(before, name) for name in stays}
-    assert (row.looks, row.attempts, after.attempts) == (4, 0, 0)
+    assert (row.lookups, row.attempts, after.attempts) == (4, 0, 0)
     assert await core.all("SELECT token, session_id FROM sessions") == [(b"another token", "session-2")]
 
 
@@ -223,7 +223,7 @@ async def test_a_move_committed_by_a_connection_that_was_lost_is_told_as_landed(
         held = await one.held()
         one.db.lost_answers = 2
         held = await one.advance(
-            held, Trigger.AUTHENTICATED, events=(Event("checkout.ready", {}),), expires_in=99.0
+            held, Trigger.AUTHENTICATED, events=(Event("checkout.ready", {}),), deadline_in=99.0
         )
         assert held.state is State.AUTHENTICATED
         # What could not be read is supposed for the worst: it may have been woken.
@@ -347,20 +347,20 @@ async def test_an_order_that_was_paid_late_takes_no_other_content(core):
 
 async def test_a_reopened_checkout_forgets_that_it_ended(core):
     held = await core.held(State.AWAITING_PAYMENT)
-    held = await core.advance(held, withdrawn=True)
+    held = await core.advance(held, cancel_requested=True)
     held = await core.advance(held, Trigger.CANCELLED)
-    assert (held.ended_at, held.withdrawn_at) != (None, None)
+    assert (held.ended_at, held.cancel_requested_at) != (None, None)
     held = await core.advance(
         held,
         Trigger.REOPENED,
         action=Action.CHECKOUT_REOPENED,
         session_id=None,
         methods=None,
-        expires_in=600.0,
+        deadline_in=600.0,
     )
-    assert (held.state, held.ended_at, held.withdrawn_at) == (State.RECEIVED, None, None)
+    assert (held.state, held.ended_at, held.cancel_requested_at) == (State.RECEIVED, None, None)
     row = await core.row(held.id)
-    assert (row.state, row.ended_at, row.withdrawn_at) == ("received", None, None)
+    assert (row.state, row.ended_at, row.cancel_requested_at) == ("received", None, None)
     assert (await audit.verify(core.db, core.encryptor)).problems == []
 
 
@@ -372,7 +372,7 @@ async def test_a_holder_that_hung_is_in_no_batch_with_the_reopening_by_its_succe
         (successor,) = await core.claim(hung.id)
         late = core.release(hung)
         reopening = core.advance(
-            successor, Trigger.REOPENED, action=Action.CHECKOUT_REOPENED, expires_in=60.0
+            successor, Trigger.REOPENED, action=Action.CHECKOUT_REOPENED, deadline_in=60.0
         )
         both = (late, reopening) if first == "hung" else (reopening, late)
         fates = await asyncio.gather(*both, return_exceptions=True)

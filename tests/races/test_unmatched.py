@@ -88,7 +88,7 @@ async def test_different_orders_that_name_the_same_forgotten_id_take_turns(core)
     assert (await audit.verify(core.db, core.encryptor)).problems == []
 
 
-async def test_processes_that_adopt_many_in_every_order_never_lock_each_other_out(core):
+async def test_processes_that_create_many_from_payments_in_every_order_never_lock_each_other_out(core):
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     (before,) = await core.all(deadlocks)
     orders = [f"OLD-{number}" for number in range(60)]
@@ -106,7 +106,7 @@ async def test_processes_that_adopt_many_in_every_order_never_lock_each_other_ou
     assert await core.all("SELECT sum(times) FROM callbacks") == [180]
 
 
-async def test_an_order_that_another_process_adopts_before_our_turn_is_met(core, monkeypatch):
+async def test_an_order_whose_checkout_another_process_creates_before_us_is_met(core, monkeypatch):
     homes_of, quicker = creation._matches_of, []
     async with takers(core) as ((_, ours), (_, theirs)):
 
@@ -124,7 +124,7 @@ async def test_an_order_that_another_process_adopts_before_our_turn_is_met(core,
     assert await core.all("SELECT count(*) FROM callbacks") == [2]
 
 
-async def test_an_adoption_whose_answer_was_lost_is_one_checkout(core):
+async def test_a_creation_whose_answer_was_lost_is_one_checkout(core):
     async with takers(core, 1, database=Breaking) as ((process, one),):
         process.db.lost_answers = 1
         placed = await one.store(unexpected_callback())
@@ -137,7 +137,7 @@ async def test_an_adoption_whose_answer_was_lost_is_one_checkout(core):
     assert await core.all("SELECT count(*) FROM callbacks") == [3]
 
 
-async def test_a_poisoned_stray_fails_alone(core):
+async def test_a_poisoned_unmatched_payment_fails_alone(core):
     async with takers(core, 1) as ((_, one),):
         results = await asyncio.gather(
             *(one.store(unexpected_callback(order_ref, body=b"x")) for order_ref in ("A", "B\0", "C")),
@@ -146,7 +146,7 @@ async def test_a_poisoned_stray_fails_alone(core):
     assert [isinstance(result, Unwritten) for result in results] == [False, True, False]
 
 
-async def test_a_stray_and_the_checkout_of_its_order_number_are_one(core):
+async def test_an_unmatched_payment_and_the_checkout_of_its_order_number_are_one(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT, order_ref="A-77")
     async with takers(core, 1) as ((_, one),):
         for changes in (
@@ -161,7 +161,7 @@ async def test_a_stray_and_the_checkout_of_its_order_number_are_one(core):
     assert len(held.callbacks) == 3
 
 
-async def test_an_adopted_checkout_is_claimed_moved_and_verified_like_any_other(core):
+async def test_a_checkout_created_from_a_payment_is_claimed_moved_and_verified_like_any_other(core):
     async with takers(core, 1) as ((_, one),):
         placed = await one.store(unexpected_callback())
     (held,) = await core.claim(placed.checkout_id)
@@ -172,14 +172,14 @@ async def test_an_adopted_checkout_is_claimed_moved_and_verified_like_any_other(
     assert (await audit.verify(core.db, core.encryptor)).problems == []
 
 
-async def test_a_birth_as_failed_is_a_path_in_the_table_only_for_a_stray(core):
+async def test_only_an_unmatched_payment_creates_a_checkout_as_failed(core):
     async with takers(core, 1) as ((_, one),):
         await one.store(unexpected_callback())
     (row,) = await core.all("SELECT checkout_id, at, entry FROM audit_entries")
     checkout, at, _ = row
     made = audit.make(
         core.encryptor, checkout=checkout, sequence=1, before=audit.START, at=at, action=audit.Action.CHECKOUT_RECEIVED,
-        actor="x", correlation_id="c", state=None, to=State.FAILED, evidence={"stray": "true"},
+        actor="x", correlation_id="c", state=None, to=State.FAILED, evidence={"unmatched_payment": "true"},
     )  # fmt: skip
     await core.tamper(
         "UPDATE audit_entries SET entry = :entry, mac = :mac", "UPDATE checkouts SET audit_head = :mac",

@@ -19,17 +19,17 @@ def checkout(**changes):
     values = {
         "id": OURS, "merchant_id": 1, "order_ref": "T-1", "state": State.AWAITING_PAYMENT, "version": 5, "lease": OURS,
         "wake": 0, "currency": "DKK", "amount": 13900, "reserved": 0, "captured": 0, "refunded": 0, "late": False,
-        "deadline": NOW, "offered_at": NOW, "withdrawn_at": None, "ended_at": None, "claims": 1, "attempts": 0, "looks": 0,
-        "openings": 1, "last_error": None, "attention": None, "correlation_id": "c", "audit_sequence": 5,
+        "deadline": NOW, "offered_at": NOW, "cancel_requested_at": None, "ended_at": None, "claims": 1, "attempts": 0, "lookups": 0,
+        "session_count": 1, "last_error": None, "attention": None, "correlation_id": "c", "audit_sequence": 5,
         "audit_head": b"h" * 32, "event_sequence": 1, "token": None, "token_expires_at": None, "session_id": "s",
         "methods": None, "intent": None, "data_key": None, "charged_back": 0, "reserved_until": None, "auto_capture": False, "require_capture": False,
-        "booked": False, "life": None, "claimed_at": NOW, "claimed_tick": 0.0, "lease_ends": 60.0, **changes,
+        "slot_reserved": False, "expires_in": None, "claimed_at": NOW, "claimed_tick": 0.0, "lease_ends": 60.0, **changes,
     }  # fmt: skip
     return ClaimedCheckout(**values)
 
 
-def known(name, role="accepted", *, reading="reserved", amounts=(13900, 0, 0), decided=None):
-    return PaymentRecord(name, role, "bound", reading, "DKK", *amounts, 0, decided)
+def known(name, role="accepted", *, meaning="reserved", amounts=(13900, 0, 0), decided=None):
+    return PaymentRecord(name, role, "bound", meaning, "DKK", *amounts, 0, decided)
 
 
 def transaction(name, status, amounts=(0, 0, 0), *, bound=OURS, **changes):

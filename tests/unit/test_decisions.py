@@ -296,7 +296,7 @@ def test_no_decision_makes_an_absence_of_money_that_is_bound_to_the_order(before
             about = concerned(held)
             held = decided(held, answer)
             if answer == "dismiss":
-                dismissed |= {one.transaction_id for one in about if one.reading == "unknown"}
+                dismissed |= {one.transaction_id for one in about if one.meaning == "unknown"}
     for shown in (before, after):
         verdict = judge(held, Found(tuple(shown)), shared=shared, surcharges=surcharges)
         bound = [one for one in shown if one.payment_infos.get("checkout") == str(OURS)]

@@ -22,9 +22,9 @@ FAILED = transaction("1", "captured_failed", (WHOLE, 0, 0))
 
 
 def asked(kind, amount, *, before=(WHOLE, 0, 0), **changes):
-    reading = "captured" if before[1] else "reserved"
+    meaning = "captured" if before[1] else "reserved"
     operation = operations.ask(
-        known("1", reading=reading, amounts=before), kind, amount=amount, cause="asked", actor="client:shop"
+        known("1", meaning=meaning, amounts=before), kind, amount=amount, cause="asked", actor="client:shop"
     )
     return replace(operation, **changes)
 
@@ -114,8 +114,8 @@ def test_nothing_is_ever_sent_for_more_than_there_is_room_for(amount, before, no
     ],
 )
 def test_money_goes_back_by_release_before_its_capture_and_by_refund_after_it(amounts, kind, amount):
-    reading = "captured" if amounts[1] else "reserved"
+    meaning = "captured" if amounts[1] else "reserved"
     back = operations.give_back(
-        known("9", "surplus", reading=reading, amounts=amounts), actor="system", reason="surplus"
+        known("9", "surplus", meaning=meaning, amounts=amounts), actor="system", reason="surplus"
     )
     assert (back.kind, back.amount, back.cause, back.state) == (kind, amount, "returned", "requested")

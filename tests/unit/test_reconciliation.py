@@ -170,7 +170,7 @@ def test_the_evidence_holds_amounts_and_ids_of_each_transaction():
     assert judge(checkout(), Found((flagged,))).evidence == {
         "by": "lookup",
         "transactions": [
-            {"id": "3", "status": "refunded", "reading": "refunded", "binding": "bound", "role": "accepted",
+            {"id": "3", "status": "refunded", "meaning": "refunded", "binding": "bound", "role": "accepted",
              "reserved": 13900, "captured": 13900, "refunded": 500, "flags": ["credited"]}
         ],
     }  # fmt: skip
@@ -214,23 +214,25 @@ def with_settings(**changes):
 
 
 @given(SECONDS, SECONDS, st.integers(0, 10_000))
-def test_a_look_is_never_further_away_than_its_cap_nor_nearer_than_its_base(base, cap, looks):
-    settings = with_settings(recheck_after_callback=min(base, 3600), look_cap=cap)
-    bound = min(settings.recheck_after_callback * 2.0 ** min(looks, 40), cap)
-    assert 0.8 * bound <= next_lookup(settings, looks) <= 1.2 * bound
+def test_a_look_is_never_further_away_than_its_cap_nor_nearer_than_its_base(base, cap, lookups):
+    settings = with_settings(recheck_after_callback=min(base, 3600), check_interval_cap=cap)
+    bound = min(settings.recheck_after_callback * 2.0 ** min(lookups, 40), cap)
+    assert 0.8 * bound <= next_lookup(settings, lookups) <= 1.2 * bound
 
 
 def test_looks_come_less_and_less_often():
-    settings = with_settings(recheck_after_callback=1.0, look_cap=1000.0)
-    assert [round(next_lookup(settings, looks) / 2.0**looks) for looks in range(9)] == [1] * 9
+    settings = with_settings(recheck_after_callback=1.0, check_interval_cap=1000.0)
+    assert [round(next_lookup(settings, lookups) / 2.0**lookups) for lookups in range(9)] == [1] * 9
 
 
 @given(SECONDS, SECONDS)
 def test_a_quiet_shopper_is_looked_at_first_when_the_first_look_is_due(base, first):
-    settings = with_settings(recheck_after_callback=min(base, 3600), first_look=first, look_cap=7 * 86400)
-    looks = quiet_lookups(settings)
-    assert settings.recheck_after_callback * 2.0**looks >= first
-    assert looks == 0 or settings.recheck_after_callback * 2.0 ** (looks - 1) < first
+    settings = with_settings(
+        recheck_after_callback=min(base, 3600), first_check_after=first, check_interval_cap=7 * 86400
+    )
+    lookups = quiet_lookups(settings)
+    assert settings.recheck_after_callback * 2.0**lookups >= first
+    assert lookups == 0 or settings.recheck_after_callback * 2.0 ** (lookups - 1) < first
 
 
 @given(st.floats(0.01, 60), st.floats(0.01, 3600), st.integers(0, 10_000), st.floats(0, 1000))
@@ -252,9 +254,9 @@ def test_retries_are_spread():
     ("since", "expected"), [(0, 60.0), (59, 1.0), (60, 3540.0), (3599, 1.0), (3600, None), (10_000, None)]
 )
 def test_the_watch_of_an_ended_checkout_has_its_looks_and_then_runs_out(since, expected):
-    settings = with_settings(settle_watch=(60.0, 3600.0))
+    settings = with_settings(post_settlement_checks=(60.0, 3600.0))
     assert next_watch(settings, NOW, NOW + timedelta(seconds=since)) == expected
 
 
 def test_without_a_watch_nothing_is_watched():
-    assert next_watch(with_settings(settle_watch=()), NOW, NOW) is None
+    assert next_watch(with_settings(post_settlement_checks=()), NOW, NOW) is None

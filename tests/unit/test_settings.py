@@ -69,12 +69,12 @@ WRONG = {
     ("BROKER_CA_FILE", "/nowhere/ca.pem"): "must be a file with certificates in PEM form",
     ("BROKER_URL", "sentinel://127.0.0.1"): "must name the primary that Sentinel watches",
     ("HINT_SIZE", "0"): "greater than or equal to 1",
-    ("SETTLE_WATCH", "3600"): "must be a JSON array, for example [3600,86400]",
-    ("SETTLE_WATCH", "[3600"): "must be a JSON array, for example [3600,86400]",
-    ("SETTLE_WATCH", '["soon"]'): "each entry must be a number",
-    ("SETTLE_WATCH", "[0, 60]"): "each number must be greater than 0",
-    ("SETTLE_WATCH", "[60, 60]"): "greater than the one before it",
-    ("SETTLE_WATCH", "[60, Infinity]"): "each number must be",
+    ("POST_SETTLEMENT_CHECKS", "3600"): "must be a JSON array, for example [3600,86400]",
+    ("POST_SETTLEMENT_CHECKS", "[3600"): "must be a JSON array, for example [3600,86400]",
+    ("POST_SETTLEMENT_CHECKS", '["soon"]'): "each entry must be a number",
+    ("POST_SETTLEMENT_CHECKS", "[0, 60]"): "each number must be greater than 0",
+    ("POST_SETTLEMENT_CHECKS", "[60, 60]"): "greater than the one before it",
+    ("POST_SETTLEMENT_CHECKS", "[60, Infinity]"): "each number must be",
     ("CALLBACK_MAX_AGE", "0"): "greater than or equal to 1",
     ("GATEWAY_NETWORKS", "185.206.120.0/24"): 'must be a JSON array, for example ["first","second"]',
     (
@@ -141,6 +141,20 @@ def test_an_unknown_name_is_answered_with_the_nearest(monkeypatch, typed, meant)
         load()
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("ORCHESTRATOR_FIRST_LOOK", "ORCHESTRATOR_FIRST_CHECK_AFTER"),
+        ("ORCHESTRATOR_LOOK_CAP", "ORCHESTRATOR_CHECK_INTERVAL_CAP"),
+        ("orchestrator_settle_watch", "ORCHESTRATOR_POST_SETTLEMENT_CHECKS"),
+    ],
+)
+def test_an_earlier_name_of_a_setting_is_answered_with_the_present_one(monkeypatch, typed, meant):
+    monkeypatch.setenv(typed, "60")
+    with pytest.raises(SettingsError, match=rf"^{typed} is now called {meant}: rename the variable$"):
+        load()
+
+
 @pytest.mark.parametrize("name", ["ORCHESTRATOR_X", "ORCHESTRATOR_COLOUR", "ORCHESTRATOR_"])
 def test_an_unknown_name_that_resembles_nothing_is_refused_without_a_guess(monkeypatch, name):
     monkeypatch.setenv(name, "1")
@@ -158,10 +172,10 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch, name):
 
 def test_lists_are_json_arrays_newest_first(monkeypatch):
     monkeypatch.setenv("ORCHESTRATOR_GATEWAY_SECRETS", '["new one", "older one"]')
-    monkeypatch.setenv("ORCHESTRATOR_SETTLE_WATCH", "[60, 3600.5]")
+    monkeypatch.setenv("ORCHESTRATOR_POST_SETTLEMENT_CHECKS", "[60, 3600.5]")
     settings = load()
     assert [secret.get_secret_value() for secret in settings.gateway_secrets] == ["new one", "older one"]
-    assert settings.settle_watch == (60.0, 3600.5)
+    assert settings.post_settlement_checks == (60.0, 3600.5)
 
 
 @pytest.mark.parametrize(

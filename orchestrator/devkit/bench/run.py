@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.devkit.local.terminal import Terminal
     from orchestrator.devkit.local.up import Up
 
-DEFAULTS: Final[dict[str, object]] = {"first_look": 30.0}
+DEFAULTS: Final[dict[str, object]] = {"first_check_after": 30.0}
 """Settings of the run where none are set: a lost callback is made up for within the patience of a run."""
 
 TRY_SECONDS: Final = 10.0

@@ -24,7 +24,7 @@ from orchestrator.devkit.bench.database_probe import DatabaseProbe, Left
 from orchestrator.devkit.bench.errors import BenchFailed
 from orchestrator.devkit.bench.usage import Usage
 from orchestrator.store.database import Database, is_away
-from orchestrator.store.merchants import MOST_LOOKS, Merchants
+from orchestrator.store.merchants import MAX_LOOKUPS_PER_MINUTE, Merchants
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -341,7 +341,7 @@ class BenchRun:
 
 @asynccontextmanager
 async def prepared(up: Up, *, run: str) -> AsyncIterator[BenchRun]:
-    """Give the bench a merchant of its own at the light gateway, whose looks are not rationed, and wait until the API knows it."""
+    """Give the bench a merchant of its own at the light gateway, whose lookups are not rationed, and wait until the API knows it."""
     name = f"{NAMED}{run}"
     async with Database(up.settings.need("database_url"), pool_size=3, name="orchestrator-bench") as db:
         merchants = Merchants(db, Encryptor(up.settings.secret_keys), up.settings)
@@ -349,7 +349,7 @@ async def prepared(up: Up, *, run: str) -> AsyncIterator[BenchRun]:
         await merchants.add(
             name, gateway_url=str(up.sandbox_url), merchant_api_url=None, username="bench", password=name, callback_secrets=secrets
         )  # fmt: skip
-        await merchants.set_policies(name, {"looks_per_minute": MOST_LOOKS})
+        await merchants.set_policies(name, {"lookups_per_minute": MAX_LOOKUPS_PER_MINUTE})
         found = await merchants.named(name)
         if found is None:
             raise BenchFailed(f"merchant {name} could not be added")

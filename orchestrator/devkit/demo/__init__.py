@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BRISK: Final[dict[str, object]] = {
     "deadline_grace": 1.0,
     "cancel_grace": 1.0,
-    "first_look": 2.0,
+    "first_check_after": 2.0,
     "recheck_after_callback": 0.5,
     "retry_base": 0.5,
     "hint_grace": 2.0,

@@ -37,7 +37,7 @@ RETURNS: Final = "demo-return"
 CAPTURES: Final = "demo-capture"
 
 MERCHANTS: Final[dict[str, dict[str, object]]] = {
-    name: {"late": word, "surplus": word, "unknown_order": word, "capture": capture, "looks_per_minute": 6000}
+    name: {"late": word, "surplus": word, "unknown_order": word, "capture": capture, "lookups_per_minute": 6000}
     for name, word, capture in (
         (ASKS, "ask", "manual"), (KEEPS, "keep", "manual"), (RETURNS, "return", "manual"), (CAPTURES, "ask", "automatic"),
     )

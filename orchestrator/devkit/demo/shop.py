@@ -150,7 +150,7 @@ class Shop:
             "currency": order.currency,
             "notification": callback_urls.merchant_url(self.encryptor, self.public_url, self.merchant),
         }
-        answer = await self.http.post(f"{self.sandbox}/sandbox/payments/stray", json=unexpected_payment)
+        answer = await self.http.post(f"{self.sandbox}/sandbox/payments/unmatched", json=unexpected_payment)
         need(answer, (200,), "the sandbox to make the payment")
 
     async def capture_by_hand(self, order: Order, transaction: str) -> None:

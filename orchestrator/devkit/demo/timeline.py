@@ -100,7 +100,7 @@ def _shown(value: Any) -> str:
             # Of a transaction or a callback: what it is, not every amount and digest of it.
             words = [
                 str(value[name])
-                for name in ("kind", "id", "status", "reading", "role", "grade")
+                for name in ("kind", "id", "status", "meaning", "role", "grade")
                 if value.get(name)
             ]
             return " ".join(word if len(word) <= 20 else word[:8] for word in words)  # noqa: PLR2004 - an id in short

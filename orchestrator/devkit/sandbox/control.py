@@ -68,7 +68,7 @@ PUT    /sandbox/faults             for everybody (GET shows, DELETE resets)
         "callbacks": "lost", "latencyMs": {"all": 20, "session": 200}, "tokenLifetime": 60}
 
 GET    /sandbox/ledger?orderId=&after=&limit=     every shopper's money; follow "next" with after=
-POST   /sandbox/payments/stray                    a payment for an order number that no session has to know; notifies
+POST   /sandbox/payments/unmatched                    a payment for an order number that no session has to know; notifies
        {"orderId": "X-1", "amountMinor": 13900, "currency": "DKK", "notification": "http://...", "checkout": "...",
         "outcome": "succeeded" | "declined" | "error" | "open", "autoCapture": false}    the last four may be left out
 POST   /sandbox/payments/{paymentId}/resolve      {"outcome": "succeeded" | "declined"} ends an open payment and notifies
@@ -306,7 +306,7 @@ ROUTES = [
     Route("/sandbox/orders/{order_id:path}", guarded(drop_plan), methods=["DELETE"]),
     Route("/sandbox/faults", guarded(faults), methods=["GET", "PUT", "DELETE"]),
     Route("/sandbox/ledger", guarded(ledger), methods=["GET"]),
-    Route("/sandbox/payments/stray", guarded(unexpected_payment), methods=["POST"]),
+    Route("/sandbox/payments/unmatched", guarded(unexpected_payment), methods=["POST"]),
     Route("/sandbox/payments/{payment_id}/resolve", guarded(resolve), methods=["POST"]),
     Route("/sandbox/payments/{payment_id}/send", guarded(send), methods=["POST"]),
     Route("/sandbox/payments/{payment_id}/refund", guarded(refund), methods=["POST"]),

@@ -147,7 +147,7 @@ class SharedGatewayState:
         return rate.Grant(int(told[0]), int(told[1]) / 1_000_000)
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Have something done in the background, until the board is closed."""
+        """Have something done in the background, until it is closed."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -188,13 +188,13 @@ class SharedGatewayState:
                 now = time.monotonic()
                 self._open_circuits = {name: now + seconds for name, seconds in _pairs(alone).items()}
                 if self._missed:
-                    log.info("gateway_board_back")
+                    log.info("shared_gateway_state_back")
                 self.away = self._missed = False
             await asyncio.sleep(REFRESH * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     def _lost(self, error: Exception) -> None:
         if not self._missed:
-            log.warning("gateway_board_away", **logs.cause(error))
+            log.warning("shared_gateway_state_away", **logs.cause(error))
         self.away = self._missed = True
 
     async def _run(self, script: str, *arguments: str | int) -> Any:

@@ -68,16 +68,16 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     # Seconds from now for which the lease lasts at least once the move has landed; only where it is kept.
     extends: float | None = None
     attempts: int = 0
-    looks: int | Kept = KEEP
-    openings: int | Kept = KEEP
+    lookups: int | Kept = KEEP
+    session_count: int | Kept = KEEP
     last_error: str | Kept | None = KEEP
     attention: str | Kept | None = KEEP
-    expires_in: float | Kept = KEEP
+    deadline_in: float | Kept = KEEP
     offered: bool = False
-    withdrawn: bool = False
+    cancel_requested: bool = False
     late: bool = False
-    booked: bool = False
-    life: float | Kept | None = KEEP
+    slot_reserved: bool = False
+    expires_in: float | Kept | None = KEEP
     money: tuple[int, int, int] | Kept = KEEP
     charged_back: int | Kept = KEEP
     reserved_until: datetime | Kept | None = KEEP
@@ -176,19 +176,19 @@ def row(move: Move, to: State, entries: Sequence[audit.Entry]) -> dict[str, obje
         "due_in": None if isinstance(move.due_in, Keep) else move.due_in,
         "extends": move.extends,
         "attempts": move.attempts,
-        "looks": held.looks if isinstance(move.looks, Keep) else move.looks,
-        "openings": held.openings if isinstance(move.openings, Keep) else move.openings,
+        "lookups": held.lookups if isinstance(move.lookups, Keep) else move.lookups,
+        "session_count": held.session_count if isinstance(move.session_count, Keep) else move.session_count,
         "last_error": held.last_error if isinstance(move.last_error, Keep) else move.last_error,
         "attention": held.attention if isinstance(move.attention, Keep) else move.attention,
-        "expires_in": None if isinstance(move.expires_in, Keep) else move.expires_in,
+        "deadline_in": None if isinstance(move.deadline_in, Keep) else move.deadline_in,
         "offered": move.offered,
-        "withdrawn": move.withdrawn,
+        "cancel_requested": move.cancel_requested,
         "ended": to in ENDED and held.state is not to,
         "reopened": move.trigger is Trigger.REOPENED,
         "late": move.late,
-        "booked": move.booked,
+        "slot_reserved": move.slot_reserved,
         "decided": move.decided,
-        "life": held.life if isinstance(move.life, Keep) else move.life,
+        "expires_in": held.expires_in if isinstance(move.expires_in, Keep) else move.expires_in,
         "charged_back": held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
         "reserved_until": held.reserved_until
         if isinstance(move.reserved_until, Keep)

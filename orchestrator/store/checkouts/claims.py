@@ -70,18 +70,18 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
     late: bool
     deadline: datetime
     offered_at: datetime | None
-    withdrawn_at: datetime | None
+    cancel_requested_at: datetime | None
     ended_at: datetime | None
     charged_back: int
     reserved_until: datetime | None
     auto_capture: bool
     require_capture: bool
-    booked: bool
-    life: float | None
+    slot_reserved: bool
+    expires_in: float | None
     claims: int
     attempts: int
-    looks: int
-    openings: int
+    lookups: int
+    session_count: int
     last_error: str | None
     attention: str | None
     correlation_id: str
@@ -94,7 +94,7 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
     methods: list[dict[str, object]] | None
     intent: bytes | None
     data_key: bytes | None
-    # What earlier looks saw at the gateway, and what was asked of it since.
+    # What earlier lookups saw at the gateway, and what was asked of it since.
     known: tuple[PaymentRecord, ...] = ()
     operations: tuple[Operation, ...] = ()
     callbacks: tuple[Callback, ...] = ()
@@ -185,7 +185,7 @@ _BESIDE = text("""
     SELECT i.checkout_id AS id, i.data_key,
            CASE WHEN i.checkout_id = ANY(CAST(:opening AS uuid[])) THEN i.body END AS intent,
            s.token, s.token_expires_at, s.session_id, s.methods,
-           (SELECT json_agg(json_build_array(p.transaction_id, p.role, p.binding, p.reading, p.currency, p.reserved,
+           (SELECT json_agg(json_build_array(p.transaction_id, p.role, p.binding, p.meaning, p.currency, p.reserved,
                                              p.captured, p.refunded, p.charged_back, p.decided, p.status, p.surcharge, p.flags)
                            ORDER BY p.first_seen_at, p.transaction_id)
               FROM payments p WHERE p.checkout_id = i.checkout_id) AS known,
@@ -351,18 +351,18 @@ def _held(
         late=row.late,
         deadline=row.deadline,
         offered_at=row.offered_at,
-        withdrawn_at=row.withdrawn_at,
+        cancel_requested_at=row.cancel_requested_at,
         ended_at=row.ended_at,
         charged_back=row.charged_back,
         reserved_until=row.reserved_until,
         auto_capture=row.auto_capture,
         require_capture=row.require_capture,
-        booked=row.booked,
-        life=row.life,
+        slot_reserved=row.slot_reserved,
+        expires_in=row.expires_in,
         claims=row.claims,
         attempts=row.attempts,
-        looks=row.looks,
-        openings=row.openings,
+        lookups=row.lookups,
+        session_count=row.session_count,
         last_error=row.last_error,
         attention=row.attention,
         correlation_id=row.correlation_id,

@@ -334,7 +334,7 @@ def _slots(payment: UnmatchedPayment) -> list[int]:
     names = [f"order/{payment.merchant_id}/{payment.order_ref}"]
     if payment.named is not None:
         names.append(f"id/{payment.named}")
-    digests = (hashlib.sha256(f"orchestrator.stray/{name}".encode()).digest() for name in names)
+    digests = (hashlib.sha256(f"orchestrator.unmatched-payment/{name}".encode()).digest() for name in names)
     return [int.from_bytes(digest[:8], signed=True) for digest in digests]
 
 
@@ -368,7 +368,7 @@ def _row_from_payment(
         state=None,
         to=State.FAILED,
         evidence={
-            "stray": True,
+            audit.FROM_PAYMENT[0]: True,
             "orderId": payment.order_ref,
             "transaction": payment.transaction_id,
             "amount": payment.amount,

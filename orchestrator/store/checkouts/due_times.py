@@ -26,7 +26,7 @@ _WAKE = text("""
     )
     UPDATE checkouts c
        SET wake = c.wake + 1,
-           looks = CASE WHEN c.lease IS NULL THEN 0 ELSE c.looks END,
+           lookups = CASE WHEN c.lease IS NULL THEN 0 ELSE c.lookups END,
            hinted = c.hinted OR c.lease IS NULL,
            due_at = CASE WHEN c.lease IS NULL
                          THEN least(coalesce(c.due_at, 'infinity'), t.now + make_interval(secs => :grace))
@@ -77,17 +77,17 @@ _DUE = text(f"""
 _RESPACE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     budget AS MATERIALIZED (
-        SELECT b.merchant_id FROM look_budgets b JOIN merchants m ON m.id = b.merchant_id WHERE m.name = :merchant FOR UPDATE OF b
+        SELECT b.merchant_id FROM lookup_budgets b JOIN merchants m ON m.id = b.merchant_id WHERE m.name = :merchant FOR UPDATE OF b
     ),
     waiting AS MATERIALIZED (
         SELECT c.id, c.due_at FROM checkouts c JOIN budget b USING (merchant_id)
-         WHERE c.booked AND c.lease IS NULL AND c.due_at > (SELECT now FROM t) ORDER BY c.id FOR NO KEY UPDATE OF c
+         WHERE c.slot_reserved AND c.lease IS NULL AND c.due_at > (SELECT now FROM t) ORDER BY c.id FOR NO KEY UPDATE OF c
     ),
     place AS MATERIALIZED (SELECT id, (row_number() OVER (ORDER BY due_at, id) - 1) * CAST(:apart AS float8) AS away FROM waiting),
     moved AS (
         UPDATE checkouts c SET due_at = least(c.due_at, t.now + make_interval(secs => p.away)) FROM place p, t WHERE c.id = p.id
     )
-    UPDATE look_budgets b
+    UPDATE lookup_budgets b
        SET taken_until = least(b.taken_until, t.now + make_interval(secs => (SELECT count(*) FROM place) * CAST(:apart AS float8))),
            made_until = least(b.made_until, t.now + make_interval(secs => :at_once))
       FROM t WHERE b.merchant_id IN (SELECT merchant_id FROM budget)
@@ -136,7 +136,7 @@ async def due(db: Database, *, most: int) -> list[DueCheckout]:
 
 
 async def respace(db: Database, merchant: str, *, apart: float, at_once: float) -> None:
-    """Bring the lookups of a merchant that wait for their places (`booked`) nearer, `apart` seconds from each other; by its name.
+    """Bring the lookups of a merchant that wait for their places (`slot_reserved`) nearer, `apart` seconds from each other; by its name.
 
     `at_once` is how many seconds before its place a lookup may be made.
     """

@@ -49,7 +49,7 @@ _READ = text(f"""
            EXISTS (SELECT FROM money_operations o WHERE o.checkout_id = c.id
                       AND o.state IN ({", ".join(f"'{state}'" for state in sorted(OPEN_OPERATIONS))})) AS operating,
            (SELECT json_agg(json_build_object(
-                       'id', p.transaction_id, 'role', p.role, 'reading', p.reading, 'currency', p.currency,
+                       'id', p.transaction_id, 'role', p.role, 'meaning', p.meaning, 'currency', p.currency,
                        'reserved', p.reserved, 'captured', p.captured, 'back', p.refunded + p.charged_back)
                        ORDER BY p.first_seen_at, p.transaction_id)
               FROM payments p WHERE p.checkout_id = c.id) AS payments
@@ -68,7 +68,7 @@ _MATCH = text("""
     UPDATE checkouts
        SET version = version + 1, late = false, auto_capture = :auto_capture, require_capture = :auto_capture,
            attention = CASE WHEN attention LIKE 'unknown\\_order%' THEN NULL ELSE attention END, last_error = NULL,
-           audit_sequence = :sequence, audit_head = :mac, wake = wake + 1, looks = 0, lease = NULL, leased_until = NULL,
+           audit_sequence = :sequence, audit_head = :mac, wake = wake + 1, lookups = 0, lease = NULL, leased_until = NULL,
            due_at = clock(), updated_at = clock()
      WHERE id = :id
 """)
@@ -148,7 +148,7 @@ async def match(db: Database, encryptor: Encryptor, wanted: Ordered) -> Match:
 def _judged(row: Row[Any], wanted: Ordered) -> Match:
     if bytes(row.fingerprint) != NO_INTENT_PRINT:
         return Unsettled()
-    holding = [one for one in row.payments or () if one["reading"] == "open" or _left(one) > 0]
+    holding = [one for one in row.payments or () if one["meaning"] == "open" or _left(one) > 0]
     if row.leased or row.asked or row.version == 1:
         return Unsettled(held=bool(holding))
     word = (row.attention or "").partition(":")[0]
@@ -172,7 +172,7 @@ def _judged(row: Row[Any], wanted: Ordered) -> Match:
 
 
 def _left(one: dict[str, Any]) -> int:
-    return money_left(one["reading"], one["reserved"], one["captured"], one["back"])
+    return money_left(one["meaning"], one["reserved"], one["captured"], one["back"])
 
 
 async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row: Row[Any]) -> None:

@@ -53,8 +53,8 @@ _ADVANCE = text("""
     i AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:moves AS json)) AS i(
             id uuid, merchant_id int, lease uuid, version int, wake int, state text, release boolean, due_in float8, extends float8,
-            attempts int, looks int, openings int, last_error text, attention text, expires_in float8, offered boolean,
-            withdrawn boolean, ended boolean, reopened boolean, late boolean, booked boolean, life float8,
+            attempts int, lookups int, session_count int, last_error text, attention text, deadline_in float8, offered boolean,
+            cancel_requested boolean, ended boolean, reopened boolean, late boolean, slot_reserved boolean, expires_in float8,
             reserved int8, captured int8, refunded int8, charged_back int8, reserved_until timestamptz, require_capture boolean,
             decided jsonb,
             entries int, sequence int, mac text, event_sequence int,
@@ -78,14 +78,14 @@ _ADVANCE = text("""
                due_at = CASE WHEN NOT i.release AND i.extends IS NULL THEN c.due_at
                              WHEN NOT i.release THEN greatest(c.due_at, t.now + make_interval(secs => i.extends)) WHEN c.wake <> i.wake THEN t.now
                              ELSE t.now + make_interval(secs => i.due_in) END,
-               attempts = i.attempts, looks = i.looks, openings = i.openings,
+               attempts = i.attempts, lookups = i.lookups, session_count = i.session_count,
                last_error = i.last_error, attention = i.attention,
-               deadline = CASE WHEN i.expires_in IS NULL THEN c.deadline
-                               ELSE t.now + make_interval(secs => i.expires_in) END,
+               deadline = CASE WHEN i.deadline_in IS NULL THEN c.deadline
+                               ELSE t.now + make_interval(secs => i.deadline_in) END,
                offered_at = CASE WHEN i.offered THEN t.now ELSE c.offered_at END,
-               withdrawn_at = CASE WHEN i.reopened THEN NULL WHEN i.withdrawn THEN t.now ELSE c.withdrawn_at END,
+               cancel_requested_at = CASE WHEN i.reopened THEN NULL WHEN i.cancel_requested THEN t.now ELSE c.cancel_requested_at END,
                ended_at = CASE WHEN i.reopened THEN NULL WHEN i.ended THEN t.now ELSE c.ended_at END,
-               late = c.late OR i.late, booked = i.booked, life = i.life,
+               late = c.late OR i.late, slot_reserved = i.slot_reserved, expires_in = i.expires_in,
                reserved = i.reserved, captured = greatest(c.captured, i.captured),
                refunded = greatest(c.refunded, i.refunded), charged_back = i.charged_back,
                reserved_until = i.reserved_until, require_capture = i.require_capture,
@@ -120,20 +120,20 @@ _ADVANCE = text("""
     ),
     seen AS (
         INSERT INTO payments (merchant_id, transaction_id, checkout_id, payment_id, order_ref, role, binding, status,
-                              reading, currency, reserved, captured, refunded, charged_back, surcharge, flags, raw_amounts)
+                              meaning, currency, reserved, captured, refunded, charged_back, surcharge, flags, raw_amounts)
         SELECT DISTINCT ON (i.merchant_id, p.transaction_id) i.merchant_id, p.transaction_id, p.checkout_id, p.payment_id,
-               p.order_ref, p.role, p.binding, p.status, p.reading, p.currency, p.reserved, p.captured, p.refunded, p.charged_back,
+               p.order_ref, p.role, p.binding, p.status, p.meaning, p.currency, p.reserved, p.captured, p.refunded, p.charged_back,
                p.surcharge, p.flags, p.raw_amounts
           FROM json_to_recordset(CAST(:payments AS json)) AS p(
                transaction_id text, checkout_id uuid, payment_id text, order_ref text, role text, binding text, status text,
-               reading text, currency text, reserved int8, captured int8, refunded int8, charged_back int8, surcharge int8, flags jsonb,
+               meaning text, currency text, reserved int8, captured int8, refunded int8, charged_back int8, surcharge int8, flags jsonb,
                raw_amounts jsonb)
           JOIN i ON i.id = p.checkout_id JOIN moved ON moved.id = i.id
          ORDER BY i.merchant_id, p.transaction_id, p.role <> 'accepted', p.checkout_id
         ON CONFLICT (merchant_id, transaction_id) DO UPDATE
            SET role = CASE WHEN payments.role = 'accepted' THEN payments.role ELSE excluded.role END,
                currency = CASE WHEN excluded.currency = '' THEN payments.currency ELSE excluded.currency END,
-               binding = excluded.binding, status = excluded.status, reading = excluded.reading,
+               binding = excluded.binding, status = excluded.status, meaning = excluded.meaning,
                reserved = excluded.reserved, captured = greatest(payments.captured, excluded.captured),
                refunded = greatest(payments.refunded, excluded.refunded), charged_back = excluded.charged_back,
                surcharge = excluded.surcharge, flags = excluded.flags, raw_amounts = excluded.raw_amounts, updated_at = clock()
@@ -329,13 +329,17 @@ def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
         version=held.version + len(prepared.entries),
         claims=0,
         attempts=move.attempts,
-        looks=held.looks if isinstance(move.looks, Keep) else move.looks,
-        openings=held.openings if isinstance(move.openings, Keep) else move.openings,
+        lookups=held.lookups if isinstance(move.lookups, Keep) else move.lookups,
+        session_count=held.session_count if isinstance(move.session_count, Keep) else move.session_count,
         last_error=held.last_error if isinstance(move.last_error, Keep) else move.last_error,
         attention=held.attention if isinstance(move.attention, Keep) else move.attention,
         deadline=landed.deadline or held.deadline,
         offered_at=held.now() if move.offered else held.offered_at,
-        withdrawn_at=None if row["reopened"] else held.now() if move.withdrawn else held.withdrawn_at,
+        cancel_requested_at=None
+        if row["reopened"]
+        else held.now()
+        if move.cancel_requested
+        else held.cancel_requested_at,
         ended_at=None if row["reopened"] else held.now() if row["ended"] else held.ended_at,
         late=held.late or move.late,
         reserved=held.reserved if isinstance(move.money, Keep) else move.money[0],
@@ -344,8 +348,8 @@ def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
         charged_back=held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
         reserved_until=held.reserved_until if isinstance(move.reserved_until, Keep) else move.reserved_until,
         require_capture=held.require_capture or move.require_capture,
-        booked=move.booked,
-        life=held.life if isinstance(move.life, Keep) else move.life,
+        slot_reserved=move.slot_reserved,
+        expires_in=held.expires_in if isinstance(move.expires_in, Keep) else move.expires_in,
         known=_known(held.known, move),
         operations=_operated(held, move.operations),
         audit_sequence=held.audit_sequence + len(prepared.entries),
@@ -385,7 +389,7 @@ def _known(before: tuple[PaymentRecord, ...], move: Move) -> tuple[PaymentRecord
             transaction_id=one.transaction_id,
             role=old.role if old is not None and old.role == "accepted" else one.role,
             binding=one.binding,
-            reading=one.reading,
+            meaning=one.meaning,
             currency=one.currency or (old.currency if old is not None else ""),
             reserved=one.reserved,
             captured=max(one.captured, old.captured if old is not None else 0),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import text
 
+from orchestrator import audit
 from orchestrator.domain import decisions, money
 from orchestrator.domain.states import CLOSED, ENDED, State
 from orchestrator.store.tables import IS_LIVE
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
     from orchestrator.store.inbox.commands import CommandKind
 
+_FROM_PAYMENT: Final = " OR ".join(
+    f"CAST(a.entry AS jsonb) #> '{{evidence,{word}}}' = 'true'" for word in audit.FROM_PAYMENT
+)
+
 # One statement, so that a used key and the books are seen at one moment: whoever repeats a capture meets either the first
 # request, or books on which nothing of it was booked yet.
 _STANDING = text(f"""
@@ -29,17 +34,17 @@ _STANDING = text(f"""
            m.id AS met, m.fingerprint AS met_print,
            EXISTS (SELECT FROM audit_entries a
                     WHERE a.checkout_id = c.id AND a.sequence = 1
-                      AND CAST(a.entry AS jsonb) #> '{{evidence,stray}}' = 'true') AS from_payment,
+                      AND ({_FROM_PAYMENT})) AS from_payment,
            (SELECT k.id FROM commands k
              WHERE k.checkout_id = c.id AND k.kind = 'cancel'
-               AND (k.handled_at IS NULL OR c.withdrawn_at IS NOT NULL AND k.result LIKE 'accepted%')
+               AND (k.handled_at IS NULL OR c.cancel_requested_at IS NOT NULL AND k.result LIKE 'accepted%')
              ORDER BY k.requested_at DESC LIMIT 1) AS cancelling,
            (SELECT o.id FROM checkouts o
              WHERE o.merchant_id = c.merchant_id AND o.order_ref = c.order_ref AND o.id <> c.id AND {IS_LIVE}) AS rival,
            (SELECT json_agg(json_build_object(
                        'transaction_id', p.transaction_id, 'role', p.role, 'binding', p.binding, 'currency', p.currency,
                        'reserved', p.reserved, 'captured', p.captured, 'refunded', p.refunded,
-                       'charged_back', p.charged_back, 'surcharge', p.surcharge, 'status', p.status, 'reading', p.reading,
+                       'charged_back', p.charged_back, 'surcharge', p.surcharge, 'status', p.status, 'meaning', p.meaning,
                        'flags', p.flags, 'decided', p.decided))
               FROM payments p WHERE p.checkout_id = c.id) AS payments,
            (SELECT json_agg(json_build_object('kind', w.kind, 'transaction_id', w.transaction_id, 'amount', w.amount))
@@ -107,7 +112,7 @@ class PaymentView:
     charged_back: int
     surcharge: int = 0
     status: str = ""
-    reading: str = ""
+    meaning: str = ""
     flags: tuple[str, ...] = ()
     decided: str | None = None
 

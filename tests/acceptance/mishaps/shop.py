@@ -1,7 +1,7 @@
 """A shop's installation in one process: the gateway calls our real API over HTTP, and the test is the worker.
 
 Beside what a `Scene` has there is the API behind a door of its own (a firewall may stand in it), with signed callbacks, and a second
-worker with database connections of its own. Graces and looks are those of production: time passes by `later`, and nothing becomes due
+worker with database connections of its own. Graces and lookups are those of production: time passes by `later`, and nothing becomes due
 by itself.
 """
 
@@ -48,7 +48,7 @@ WHOLE = 13900
 DECLINED_CARD = "4180000000000566"
 CALM = {
     "gateway_secrets": (SECRET,), "gateway_networks": ("127.0.0.1",), "hint_grace": 5.0, "deadline_grace": 30.0,
-    "cancel_grace": 30.0, "first_look": 120.0, "recheck_after_callback": 2.0, "look_cap": 1800.0,
+    "cancel_grace": 30.0, "first_check_after": 120.0, "recheck_after_callback": 2.0, "check_interval_cap": 1800.0,
 }  # fmt: skip
 GATEWAY = SandboxConfig(
     username="shop", password="sandbox password", callback_secrets=(SECRET,), hang_seconds=1.0
@@ -58,11 +58,11 @@ _BLOCKED = b"<html><head><title>403 Forbidden</title></head><body>Request blocke
 
 
 class Wire:
-    """The wire between us and the gateway: counts looks by order number, and bends answers to them as a test says."""
+    """The wire between us and the gateway: counts lookups by order number, and bends answers to them as a test says."""
 
     def __init__(self) -> None:
         self.app = create_gateway(GATEWAY)
-        self.looks: Counter[str] = Counter()
+        self.lookups: Counter[str] = Counter()
         self.bent: dict[str, Callable[[str], str]] = {}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -70,7 +70,7 @@ class Wire:
             await self.app(scope, receive, send)
             return
         (order, *_) = parse_qs(scope["query_string"].decode()).get("shop_orderid", [""])
-        self.looks[order] += 1
+        self.lookups[order] += 1
         bend = self.bent.get(order)
         if bend is None:
             await self.app(scope, receive, send)
@@ -217,9 +217,9 @@ class Shop(Scene):
         await self.later(seconds=row.due_in.total_seconds() + 1)
         await self.follow(checkout)
 
-    def looks(self, checkout: UUID) -> int:
+    def lookups(self, checkout: UUID) -> int:
         """Return how often the gateway was asked about the order so far."""
-        return self.wire.looks[self.orders[checkout]]
+        return self.wire.lookups[self.orders[checkout]]
 
     # ── The shopper, and the gateway's callbacks ───────────────────────────────────────────────────────────────────────
 
@@ -292,7 +292,7 @@ class Shop(Scene):
             "notification": notification,
             **changes,
         }
-        await self.control("POST", "payments/stray", body)
+        await self.control("POST", "payments/unmatched", body)
 
     async def payment_of(self, checkout: UUID) -> str:
         """Return the gateway's id of the only payment."""
@@ -335,7 +335,7 @@ class Shop(Scene):
             }
             rows = await self.sql(
                 "SELECT transaction_id, greatest(reserved, captured) - refunded - charged_back AS held FROM payments"
-                " WHERE checkout_id = :id AND reading <> 'nothing'",
+                " WHERE checkout_id = :id AND meaning <> 'nothing'",
                 id=checkout,
             )
             ours = {row.transaction_id: row.held for row in rows if row.held}

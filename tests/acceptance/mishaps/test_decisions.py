@@ -231,7 +231,7 @@ async def reopened_and_paid_in_the_session_before(world: Shop, amount: int = WHO
         "currency": "DKK",
         "checkout": str(checkout),
     }
-    await world.control("POST", "payments/stray", paid)
+    await world.control("POST", "payments/unmatched", paid)
     return checkout
 
 

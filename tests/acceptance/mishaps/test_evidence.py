@@ -67,13 +67,13 @@ async def test_a_forged_success_is_looked_into_and_believed_by_nobody(world: Sho
     await world.policy(capture="automatic")
     checkout = await world.offered(capture=True)
     (row,) = await world.sql("SELECT order_ref FROM checkouts WHERE id = :id", id=checkout)
-    before = world.looks(checkout)
+    before = world.lookups(checkout)
     forged = (
         f"shop_orderid={row.order_ref}&status=succeeded&payment_status=captured&amount=139.00&currency=208"
     )
     assert await world.called(checkout, forged.encode(), secret=secret) == 401
     await world.follow(checkout)
-    assert world.looks(checkout) == before + 1
+    assert world.lookups(checkout) == before + 1
     assert (await world.state(checkout), await world.moved(checkout)) == ("awaiting_payment", [])
     assert await world.events(checkout) == ["checkout.ready"]
     await world.agree(checkout)
@@ -110,9 +110,9 @@ async def test_the_announcement_of_a_payment_is_acknowledged_and_asks_nothing_of
     await world.started(checkout)
     (sent,) = await world.told(checkout, notification=1)
     assert (sent["status"], sent["answerStatus"]) == ("new", 200)
-    before = world.looks(checkout)
+    before = world.lookups(checkout)
     await world.follow(checkout)
-    assert world.looks(checkout) == before
+    assert world.lookups(checkout) == before
     assert (await world.trail(checkout))[-1]["action"] == "callback:read"
     assert await world.moved(checkout) == []
     row = await world.row(checkout)
@@ -157,7 +157,7 @@ async def test_a_subscriptions_double_rows_pay_once_and_trouble_nobody(world: Sh
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.captured) == ("completed", WHOLE, WHOLE if capture else 0)
     assert row.attention is None
-    rows = await world.sql("SELECT role, reading, reserved FROM payments ORDER BY role")
+    rows = await world.sql("SELECT role, meaning, reserved FROM payments ORDER BY role")
     assert [tuple(one) for one in rows] == [
         ("accepted", "captured" if capture else "reserved", WHOLE), ("attempt", "agreement", 0),
     ]  # fmt: skip
@@ -174,8 +174,8 @@ async def test_a_transaction_in_a_status_that_nobody_knows_is_kept_flagged_and_a
     await world.pay(checkout)
     await world.told(checkout)
     await undecided(world, checkout, "unclear_payment")
-    (row,) = await world.sql("SELECT role, status, reading, flags FROM payments")
-    assert (row.role, row.status, row.reading, row.flags) == (
+    (row,) = await world.sql("SELECT role, status, meaning, flags FROM payments")
+    assert (row.role, row.status, row.meaning, row.flags) == (
         "unknown", "teleported", "unknown", ["status_unknown"],
     )  # fmt: skip
     world.wire.bent.clear()

@@ -254,7 +254,7 @@ async def test_two_workers_a_repeated_intent_and_a_callback_at_once_leave_one_wh
     assert [answer.status_code for answer in answers[2:5]] == [200] * 3
     await world.follow(checkout, workers=2)
     assert await world.state(checkout) == "awaiting_payment"
-    assert (await world.row(checkout)).openings == 1
+    assert (await world.row(checkout)).session_count == 1
     assert await world.moved(checkout) == []
     await whole_session(world, checkout)
 
@@ -276,7 +276,7 @@ async def test_a_worker_that_lost_its_lease_while_the_session_was_opened_leaves_
     await slow
     assert await world.state(checkout) == "awaiting_payment"
     row = await world.row(checkout)
-    assert (row.openings, row.attempts, row.last_error) == (1, 0, None)
+    assert (row.session_count, row.attempts, row.last_error) == (1, 0, None)
     await whole_session(world, checkout)
 
 
@@ -288,5 +288,5 @@ async def test_a_session_that_is_lost_and_a_token_that_ends_early_are_replaced_t
     async with asyncio.timeout(10):
         while await world.state(checkout) != "awaiting_payment":
             await world.until_due(checkout)
-    assert (await world.row(checkout)).openings == 2
+    assert (await world.row(checkout)).session_count == 2
     await whole_session(world, checkout)

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
+from orchestrator import audit
 from orchestrator.api import commands
 from tests.integration.api.scene import Api, intent
 from tests.integration.api.test_intake import problem
@@ -56,7 +57,7 @@ async def paid(api: Api, **changes: object) -> str:
 
 async def payment(api: Api, checkout: str | None, transaction: str = "1", **changes: object) -> None:
     values = {
-        "transaction_id": transaction, "role": "accepted", "binding": "bound", "status": "preauth", "reading": "reserved",
+        "transaction_id": transaction, "role": "accepted", "binding": "bound", "status": "preauth", "meaning": "reserved",
         "currency": "DKK", "reserved": 13900, "captured": 0, "refunded": 0, "charged_back": 0, "order_ref": "A-1", **changes,
         "checkout_id": None if checkout is None else UUID(checkout), "merchant_id": changes.get("merchant_id", 1),
     }  # fmt: skip
@@ -355,7 +356,7 @@ async def test_a_cancel_withdraws_the_session_and_is_asked_for_once(api: Api):
     await api.offer(checkout)
     answers = [await ask(api, checkout, "cancel") for _ in range(2)]
     await api.sql("UPDATE commands SET handled_at = clock(), result = 'accepted'")
-    await api.sql("UPDATE checkouts SET withdrawn_at = clock()")
+    await api.sql("UPDATE checkouts SET cancel_requested_at = clock()")
     answers.append(await ask(api, checkout, "cancel"))
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["command"]["id"] for answer in answers}) == 1
@@ -388,12 +389,15 @@ async def test_a_checkout_whose_order_number_lives_elsewhere_is_not_reopened(api
     assert (await ask(api, checkout, "reopen")).status_code == 202
 
 
-async def test_what_no_shop_has_handed_over_has_nothing_to_be_reopened_with(api: Api):
+@pytest.mark.parametrize("word", audit.FROM_PAYMENT)
+async def test_what_no_shop_has_handed_over_has_nothing_to_be_reopened_with(api: Api, word: str):
+    """Whichever word its first entry has for it."""
     checkout = await in_state(api, "failed")
     await api.sql("ALTER TABLE audit_entries DISABLE TRIGGER USER")
     await api.sql(
-        "UPDATE audit_entries SET entry = jsonb_set(entry::jsonb, '{evidence,stray}', 'true')::text WHERE checkout_id = :id",
+        "UPDATE audit_entries SET entry = jsonb_set(entry::jsonb, ARRAY['evidence', CAST(:word AS text)], 'true')::text WHERE checkout_id = :id",
         id=UUID(checkout),
+        word=word,
     )
     assert "hand the order over" in problem(await ask(api, checkout, "reopen"), 409, "not-an-order")["detail"]
 
@@ -616,7 +620,7 @@ async def test_a_parameter_of_the_payments_that_is_wrong_is_named(api: Api, name
 
 
 FILL = """
-    INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, reading, currency, reserved,
+    INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, meaning, currency, reserved,
                           captured, refunded)
     SELECT 1, n::text, gen_random_uuid(), 'o-' || n, CASE WHEN n % 5000 = 0 THEN 'surplus' ELSE 'accepted' END, 'bound', 'preauth',
            'reserved', 'DKK', 1, 0, 0 FROM generate_series(1, 20000) n

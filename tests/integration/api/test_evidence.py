@@ -409,7 +409,7 @@ async def test_neither_body_nor_address_of_a_callback_reaches_the_log(database_u
                 for url in (urls.success, urls.notification, mine):
                     await call(api, url, body + b"%d" % number)
         events = {line["event"] for line in lines}
-        assert {"callback_unproven", "callback_over_limit", "stray_without_home"} <= events
+        assert {"callback_unproven", "callback_over_limit", "unmatched_callback_stored"} <= events
         text = json.dumps(lines, default=str)
         signatures = [path_of(url).rsplit("/", 1)[1] for url in (urls.success, urls.notification, mine)]
         assert not [hidden for hidden in (MARKER, "cardholder", *signatures) if hidden in text]

@@ -189,12 +189,14 @@ async def test_a_database_that_lets_nobody_else_in_is_named_though_its_connectio
 async def test_lookups_that_wait_for_their_budget_are_named(api: Api):
     await others(api)
     await api.taken()
-    await api.sql("UPDATE checkouts SET booked = true, due_at = clock() + interval '50 s'")
-    await api.sql("INSERT INTO look_budgets (merchant_id, taken_until) VALUES (1, clock() + interval '50 s')")
+    await api.sql("UPDATE checkouts SET slot_reserved = true, due_at = clock() + interval '50 s'")
+    await api.sql(
+        "INSERT INTO lookup_budgets (merchant_id, taken_until) VALUES (1, clock() + interval '50 s')"
+    )
     status, said = await found(api)
     assert status == 200
     assert "1 lookups of merchant default wait for their turn" in said
-    await api.sql("UPDATE look_budgets SET taken_until = clock()")
+    await api.sql("UPDATE lookup_budgets SET taken_until = clock()")
     await until_ready(api)
 
 

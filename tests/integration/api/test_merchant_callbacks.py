@@ -195,7 +195,7 @@ async def test_a_merchant_that_cannot_be_read_is_asked_to_send_it_again(database
         problem(await send(api, posted()), 503, "merchant-unreadable")
 
 
-# ── Adoption ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Checkouts created from payments ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_payment_for_an_order_that_nobody_asked_for_becomes_a_checkout_with_a_due_time(database_url):
@@ -225,13 +225,15 @@ async def test_a_payment_for_an_order_that_nobody_asked_for_becomes_a_checkout_w
             inbox.decrypt_body(api.services.encryptor, row.id, row.data_key, bytes(callback.body)) == posted()
         )
         assert api.hint_publisher.published == [("callbacks", row.id)]
-        assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["stray_adopted"]
+        assert [line["event"] for line in lines if line["log_level"] == "warning"] == [
+            "checkout_created_from_payment"
+        ]
         (entry,) = await api.sql("SELECT action, entry FROM audit_entries")
         assert entry.action == "checkout:received"
         for said in (
             '"to":"failed"',
             '"from":null',
-            '"stray":true',
+            '"unmatched_payment":true',
             '"orderId":"OLD-1"',
             '"transaction":"539101"',
         ):
@@ -239,7 +241,7 @@ async def test_a_payment_for_an_order_that_nobody_asked_for_becomes_a_checkout_w
         assert (await audit.verify(api.services.db, api.services.encryptor)).problems == []
 
 
-async def test_an_adopted_payment_can_be_looked_at_like_any_checkout(database_url):
+async def test_a_checkout_created_from_a_payment_can_be_read_like_any_other(database_url):
     async with checking(database_url) as api:
         await send(api, posted())
         (row,) = await api.sql("SELECT id FROM checkouts")
@@ -303,7 +305,7 @@ async def test_a_payment_that_the_gateway_signed_is_not_counted(database_url):
         assert row.state == "failed"
 
 
-async def test_an_intent_for_the_order_number_of_a_stray_is_a_checkout_of_its_own(database_url):
+async def test_an_intent_for_the_order_number_of_an_unmatched_payment_is_a_checkout_of_its_own(database_url):
     async with checking(database_url) as api:
         await send(api, posted("A-77"))
         answer = await api.post(intent("A-77"))
@@ -353,10 +355,12 @@ async def test_what_is_no_payment_or_cannot_be_compared_is_kept_and_nothing_is_c
         assert await api.count("checkouts") == 0
         rows = await api.sql("SELECT checkout_id, grade FROM callbacks")
         assert [tuple(row) for row in rows] == [(None, "signed")]
-        assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["stray_without_home"]
+        assert [line["event"] for line in lines if line["log_level"] == "warning"] == [
+            "unmatched_callback_stored"
+        ]
 
 
-async def test_a_merchant_without_a_secret_has_homes_for_its_strays_too(database_url):
+async def test_unmatched_payments_of_a_merchant_without_a_secret_become_checkouts_too(database_url):
     async with serving(make_settings(database_url=database_url)) as api:
         assert (await send(api, posted(), headers={})).status_code == 200
         assert [row.state for row in await api.sql("SELECT state FROM checkouts")] == ["failed"]

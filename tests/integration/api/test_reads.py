@@ -58,7 +58,7 @@ async def test_an_offered_checkout_shows_its_session_and_methods(api: Api):
 
 @pytest.mark.parametrize(
     "change",
-    ["UPDATE checkouts SET withdrawn_at = clock()", "UPDATE checkouts SET deadline = clock() - interval '1 second'",
+    ["UPDATE checkouts SET cancel_requested_at = clock()", "UPDATE checkouts SET deadline = clock() - interval '1 second'",
      "UPDATE checkouts SET state = 'completed'", "UPDATE checkouts SET state = 'session_created'",
      "UPDATE sessions SET token_expires_at = clock()", "UPDATE intents SET data_key = NULL"],
 )  # fmt: skip
@@ -77,7 +77,7 @@ async def test_money_and_payments_are_exact_decimal_numbers(api: Api):
         "UPDATE checkouts SET reserved = 1010, captured = 90071992547409913, late = true, state = 'completed'"
     )
     await api.sql(
-        "INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, reading, currency, "
+        "INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, meaning, currency, "
         "reserved, captured, refunded) VALUES (1, '7', :id, 'A-1', 'accepted', 'bound', 'preauth', 'reserved', 'DKK', 13900, 0, 12)",
         id=UUID(checkout),
     )  # fmt: skip
@@ -116,7 +116,7 @@ async def test_stored_money_of_an_unknown_currency_is_shown_in_minor_units(api: 
     checkout = await api.taken("A-1")
     await api.sql("UPDATE checkouts SET currency = 'QQQ', reserved = 13900")
     await api.sql(
-        "INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, reading, currency, "
+        "INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, meaning, currency, "
         "reserved, captured, refunded) VALUES (1, '7', :id, 'A-1', 'accepted', 'bound', 'preauth', 'reserved', 'QQQ', 13900, 0, 0)",
         id=UUID(checkout),
     )  # fmt: skip
@@ -149,7 +149,7 @@ async def test_stored_money_of_an_unknown_currency_is_shown_in_minor_units(api: 
 async def test_an_amount_that_cannot_be_read_is_null_and_stands_beside_as_written(api: Api):
     checkout = await api.taken("A-1")
     await api.sql(
-        "INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, reading, currency, "
+        "INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, meaning, currency, "
         "reserved, captured, refunded, raw_amounts) VALUES (1, '7', :id, 'A-1', 'unknown', 'bound', 'preauth', 'unknown', 'ISK', "
         """0, 12, 0, '{"reserved": "1990.50"}')""",
         id=UUID(checkout),

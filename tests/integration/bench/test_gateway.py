@@ -29,17 +29,17 @@ async def test_a_session_is_opened_and_its_methods_are_listed():
 
 
 @pytest.mark.parametrize(
-    ("captures", "status", "captured", "reading"),
+    ("captures", "status", "captured", "meaning"),
     [(False, "preauth", 0, PaymentMeaning.RESERVED), (True, "captured", 13900, PaymentMeaning.CAPTURED)],
 )
-async def test_a_payment_is_bound_to_the_checkout_that_asked_for_it(captures, status, captured, reading):
+async def test_a_payment_is_bound_to_the_checkout_that_asked_for_it(captures, status, captured, meaning):
     async with light(shoppers=AT_ONCE) as (gateway, client, account):
         await offered(client, account, asked(captures=captures))
         await until(lambda: gateway.books.orders["b-1"].paid)
         (paid,) = (await client.find_payments(account, order_ref="b-1")).value.transactions
         assert (paid.order_ref, paid.payment_infos) == ("b-1", {"checkout": CHECKOUT})
         assert (paid.status, paid.reserved, paid.captured, paid.currency) == (status, 13900, captured, "DKK")
-        assert (read(paid), paid.raw_flags) == (reading, ())
+        assert (read(paid), paid.raw_flags) == (meaning, ())
         assert paid.reserved_until is not None
 
 

@@ -113,7 +113,7 @@ async def worker(
         yield gateway, one
 
 
-def test_the_board_is_in_redis_its_own_or_the_brokers():
+def test_the_shared_state_is_in_redis_its_own_or_the_brokers():
     def where(**urls: str) -> tuple[str, int] | None:
         found = Settings(**urls).redis
         return None if found is None else (found.host, found.db)
@@ -198,7 +198,7 @@ async def test_an_entry_that_was_forged_closes_a_gateway_no_longer_than_our_own_
             assert await shared_state.circuits_open(read(url)) == {}
 
 
-async def test_whatever_stands_in_redis_the_board_goes_on(url: str):
+async def test_whatever_stands_in_redis_the_shared_state_goes_on(url: str):
     with redis.Redis.from_url(url) as stranger:
         stranger.set("orchestrator:gateways:workers", "no set at all")
         stranger.zadd(
@@ -285,8 +285,8 @@ async def test_redis_that_goes_away_is_told_of_once_and_missed_by_nobody(url: st
             await asyncio.sleep(1.2)
             await way.open()
             await until(lambda: not one.away)
-        told = [line["event"] for line in logs if line["event"].startswith("gateway_board")]
-        assert told == ["gateway_board_away", "gateway_board_back"]
+        told = [line["event"] for line in logs if line["event"].startswith("shared_gateway_state")]
+        assert told == ["shared_gateway_state_away", "shared_gateway_state_back"]
 
 
 async def test_redis_that_does_not_answer_holds_up_no_call(url: str):

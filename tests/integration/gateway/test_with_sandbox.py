@@ -96,18 +96,18 @@ def test_already_captured_shows_by_its_totals(gateway, order):
 
 
 @pytest.mark.parametrize(
-    ("method", "status", "reading"),
+    ("method", "status", "meaning"),
     [
         ("CARD", "released", PaymentMeaning.NOTHING),
         ("BANK_PAYMENT", "bank_payment_refunded", PaymentMeaning.REFUNDED),
     ],
 )
-def test_a_release_is_read_as_what_the_provider_made_of_it(*, gateway, order, method, status, reading):
+def test_a_release_is_read_as_what_the_provider_made_of_it(*, gateway, order, method, status, meaning):
     number = paid(gateway, order, method=method)["transactionId"]
     outcome = called(gateway, "release", number)
     assert isinstance(outcome, Done)
     transaction = outcome.value.transaction
-    assert (outcome.value.result, transaction.status, read(transaction)) == ("success", status, reading)
+    assert (outcome.value.result, transaction.status, read(transaction)) == ("success", status, meaning)
     assert gateway.ledger(order)[0]["heldMinor"] == 0
 
 

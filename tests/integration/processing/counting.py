@@ -20,14 +20,14 @@ class Counting(Gateway):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.calls: Counter[str] = Counter()
-        self.looks: list[float] = []
+        self.lookups: list[float] = []
         self.skipped = 0.0
         self._began = time.monotonic()
 
     async def _call(self, name, *arguments, **options):
         self.calls[name] += 1
         if name == "find_payments":
-            self.looks.append(self.skipped + time.monotonic() - self._began)
+            self.lookups.append(self.skipped + time.monotonic() - self._began)
         return await super()._call(name, *arguments, **options)
 
 

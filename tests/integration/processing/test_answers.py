@@ -120,12 +120,12 @@ async def test_money_of_which_it_is_not_clear_what_it_is_is_not_returned_from_he
     await world.process(checkout)
     asked = await world.row(checkout)
     assert asked.attention.startswith("unclear_payment")
-    (payment,) = await world.sql("SELECT transaction_id, reading FROM payments")
+    (payment,) = await world.sql("SELECT transaction_id, meaning FROM payments")
     assert await world.asked(checkout, "resolve", decision="return") == (
         f"refused: what transaction {payment.transaction_id} holds is not clear: give its money back in the gateway's own "
         "interface, then reconcile"
     )
-    assert payment.reading == "unknown"
+    assert payment.meaning == "unknown"
     assert await world.operations(checkout) == []
     assert await world.movements(checkout) == []
     row = await world.row(checkout)

@@ -257,7 +257,7 @@ async def test_a_hint_waits_no_longer_than_a_lease(database_url: str, gateway_ur
         await one.dispatcher.admit([first])
         with structlog.testing.capture_logs() as logs:
             await one.dispatcher.admit([second])
-        assert [line["event"] for line in logs] == ["no_room"]
+        assert [line["event"] for line in logs] == ["in_flight_limit_reached"]
         # It is taken up no more: its due time stands.
         one.gateway.let_go("default")
         await one.until_leased()

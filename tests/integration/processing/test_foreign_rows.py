@@ -180,17 +180,17 @@ async def test_commands_and_operations_signed_before_a_rotation_of_keys_are_ours
 
 
 @pytest.mark.parametrize(
-    "policies", [{"surplus": "return"}, {"capture": "automatic"}, {"late": "keep", "looks_per_minute": 60}]
+    "policies", [{"surplus": "return"}, {"capture": "automatic"}, {"late": "keep", "lookups_per_minute": 60}]
 )
 async def test_policies_that_move_money_are_not_followed_from_a_row_that_is_not_ours(world: Scene, policies):
-    await world.policy(looks_per_minute=77)
+    await world.policy(lookups_per_minute=77)
     await world.sql(
         "UPDATE merchants SET policies = policies || CAST(:new AS jsonb)", new=json.dumps(policies)
     )
     with capture_logs() as lines:
         read = await Merchants(world.db, world.encryptor, world.settings).get(1)
     assert (read.policies.surplus, read.policies.capture, read.policies.late) == ("ask", "manual", "ask")
-    assert read.policies.looks_per_minute == policies.get("looks_per_minute", 77)
+    assert read.policies.lookups_per_minute == policies.get("lookups_per_minute", 77)
     assert [line["event"] for line in lines if line.get("security")] == ["policies_not_authentic"]
     # Whoever changes another policy does not sign these.
     await world.policy(unknown_order="keep")

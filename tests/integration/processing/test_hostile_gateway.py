@@ -1,7 +1,7 @@
 """One hostile gateway beside another merchant's: whatever it answers, the other's lookups take no longer.
 
 Two merchants at two gateways in one process, as in a worker. The hostile one is asked as often whether it answers well or not, and its
-breaker is off, which would soon leave it alone: what is compared is the reading of its answers, and nothing else.
+breaker is off, since its circuit would soon be open: what is compared is how its answers are read, and nothing else.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ async def test_a_hostile_gateway_makes_no_other_merchants_lookups_slower(capsys,
             ) as world,
             httpx.AsyncClient(timeout=30) as http,
         ):
-            await world.policy(looks_per_minute=100_000)
+            await world.policy(lookups_per_minute=100_000)
             other = await world.second_merchant("hostile", gateway_url=hostile)
-            await world.merchants.set_policies("hostile", {"looks_per_minute": 100_000})
+            await world.merchants.set_policies("hostile", {"lookups_per_minute": 100_000})
             quiet = [await world.offered() for _ in range(30)]
             beside = [await world.offered(merchant=other) for _ in range(40)]
             spent: dict[str, list[float]] = {"absent": [], "mixed": []}

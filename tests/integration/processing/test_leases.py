@@ -35,7 +35,7 @@ async def test_an_answer_that_comes_after_the_lease_was_lost_is_dropped(world: S
     await world.sql("UPDATE checkouts SET lease = :other WHERE id = :id", other=uuid4(), id=checkout)
     assert await carrying == []
     row = await world.row(checkout)
-    assert (row.state, row.openings) == ("authenticated", 0)
+    assert (row.state, row.session_count) == ("authenticated", 0)
     assert not (await world.sql("SELECT session_id FROM sessions WHERE checkout_id = :id", id=checkout))[
         0
     ].session_id

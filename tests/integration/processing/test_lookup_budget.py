@@ -24,15 +24,15 @@ pytestmark = pytest.mark.anyio
 DAY = 86_400
 STEP = 3
 """Simulated seconds from one round to the next, at least; `budget.BEHIND` makes up for so many."""
-QUIET_LOOKS = 6
+QUIET_LOOKUPS = 6
 """What a checkout begins with (`schedule.quiet_lookups`) where the first lookup comes after 120 s, and the next would after 2 s."""
 
 
-async def a_day(world: Scene, orders: int, *, looks_per_minute: int) -> tuple[Counter[str], int]:
-    """Let so many shoppers come at once and leave without paying; return the calls of a day, and the most looks of any minute."""
+async def a_day(world: Scene, orders: int, *, lookups_per_minute: int) -> tuple[Counter[str], int]:
+    """Let so many shoppers come at once and leave without paying; return the calls of a day, and the most lookups of any minute."""
     async with Counting(world.settings) as gateway:
         world.processor.gateway = gateway
-        await world.policy(looks_per_minute=looks_per_minute)
+        await world.policy(lookups_per_minute=lookups_per_minute)
         for _ in range(0, orders, 500):
             ids = await asyncio.gather(*(world.accept() for _ in range(min(orders, 500))))
             await world.process(*ids)
@@ -49,56 +49,56 @@ async def a_day(world: Scene, orders: int, *, looks_per_minute: int) -> tuple[Co
             step = max(int(row.left) + 1, STEP)
             gateway.skipped += step
             await world.later(seconds=step)
-        return gateway.calls, fullest(gateway.looks)
+        return gateway.calls, fullest(gateway.lookups)
 
 
-async def check(capsys, database_url: str, gateway: str, orders: int, *, looks_per_minute: int) -> None:
+async def check(capsys, database_url: str, gateway: str, orders: int, *, lookups_per_minute: int) -> None:
     async with scene(
-        database_url, gateway, first_look=120, recheck_after_callback=2, look_cap=1800, deadline_grace=30,
-        checkout_expires_in=3600, settle_watch=(3600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0),
+        database_url, gateway, first_check_after=120, recheck_after_callback=2, check_interval_cap=1800, deadline_grace=30,
+        checkout_expires_in=3600, post_settlement_checks=(3600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0),
     ) as world:  # fmt: skip
-        calls, most = await a_day(world, orders, looks_per_minute=looks_per_minute)
+        calls, most = await a_day(world, orders, lookups_per_minute=lookups_per_minute)
         rows = await world.sql("SELECT state, count(*) AS number FROM checkouts GROUP BY state")
         shown = ", ".join(f"{name} {number / orders:.2f}" for name, number in sorted(calls.items()))
         with capsys.disabled():
             print(
                 f"\n{orders} abandoned checkouts, one simulated day, calls per order: {shown}; in all {calls.total() / orders:.2f}; "
-                f"looks in any minute at most: {most} (budget {looks_per_minute})"
+                f"lookups in any minute at most: {most} (budget {lookups_per_minute})"
             )
         assert {row.state: row.number for row in rows} == {"expired": orders}, (
             "all of them got their last lookup"
         )
-        assert most <= looks_per_minute
+        assert most <= lookups_per_minute
         assert calls["find_payments"] / orders <= 12
 
 
 async def test_a_crowd_that_leaves_without_paying_is_looked_at_within_the_budget(
     capsys, database_url: str, gateway_url: str
 ):
-    await check(capsys, database_url, gateway_url, 60, looks_per_minute=6)
+    await check(capsys, database_url, gateway_url, 60, lookups_per_minute=6)
 
 
 @pytest.mark.slow
 async def test_ten_thousand_abandoned_checkouts_cost_a_day_within_the_budget(
     capsys, database_url: str, gateway_url: str
 ):
-    await check(capsys, database_url, gateway_url, 10_000, looks_per_minute=600)
+    await check(capsys, database_url, gateway_url, 10_000, lookups_per_minute=600)
 
 
 @pytest.mark.parametrize("refused", [False, True])
 async def test_a_look_that_waits_for_its_place_leaves_no_shopper_with_a_token_that_has_run_out(
     world: Scene, *, refused: bool
 ):
-    await world.policy(looks_per_minute=1)
+    await world.policy(lookups_per_minute=1)
     checkouts = [await world.offered() for _ in range(2)]
     await world.sql("UPDATE sessions SET token_expires_at = clock() + interval '30 seconds'")
     if refused:
         await world.control("PUT", "faults", {"authenticate": {"count": 100, "status": 503}})
     await world.process(*checkouts)
     rows = await world.sql(
-        "SELECT c.booked, s.token_expires_at - clock() AS left FROM checkouts c JOIN sessions s ON s.checkout_id = c.id"
+        "SELECT c.slot_reserved, s.token_expires_at - clock() AS left FROM checkouts c JOIN sessions s ON s.checkout_id = c.id"
     )
-    assert sorted(row.booked for row in rows) == ([False, False] if refused else [False, True])
+    assert sorted(row.slot_reserved for row in rows) == ([False, False] if refused else [False, True])
     assert all((row.left.total_seconds() > 1000) != refused for row in rows)
 
 
@@ -109,15 +109,15 @@ async def test_workers_that_were_away_make_no_more_looks_in_a_minute_than_the_bu
     database_url: str, gateway_url: str
 ):
     async with scene(
-        database_url, gateway_url, first_look=120, recheck_after_callback=2, look_cap=1800, checkout_expires_in=86_400
+        database_url, gateway_url, first_check_after=120, recheck_after_callback=2, check_interval_cap=1800, checkout_expires_in=86_400
     ) as world:  # fmt: skip
         async with Counting(world.settings) as gateway:
             world.processor.gateway = gateway
-            await world.policy(looks_per_minute=30)
+            await world.policy(lookups_per_minute=30)
             await world.process(*[await world.offered() for _ in range(80)])
-            (row,) = await world.sql("SELECT count(*) AS booked FROM checkouts WHERE booked")
-            assert row.booked > 70
-            gateway.looks.clear()
+            (row,) = await world.sql("SELECT count(*) AS slot_reserved FROM checkouts WHERE slot_reserved")
+            assert row.slot_reserved > 70
+            gateway.lookups.clear()
             # All places pass while nobody is there to take them.
             gateway.skipped += 600
             await world.later(seconds=600)
@@ -127,14 +127,14 @@ async def test_workers_that_were_away_make_no_more_looks_in_a_minute_than_the_bu
                 gateway.skipped += 3
                 await world.later(seconds=3)
             rows = await world.sql(
-                "SELECT count(*) AS seen FROM checkouts WHERE looks > :quiet", quiet=QUIET_LOOKS
+                "SELECT count(*) AS seen FROM checkouts WHERE lookups > :quiet", quiet=QUIET_LOOKUPS
             )
         assert rows[0].seen == 80, "each was looked at"
-        assert fullest(gateway.looks) <= 30
+        assert fullest(gateway.lookups) <= 30
 
 
-async def taken(world: Scene, *, asked: int = 0, booked: int = 0, quiet: int = 0) -> list[float]:
-    demand = lookup_budget.Demand(1, 1.0, asked, booked, quiet)
+async def taken(world: Scene, *, asked: int = 0, with_slot: int = 0, quiet: int = 0) -> list[float]:
+    demand = lookup_budget.Demand(1, 1.0, asked, with_slot, quiet)
     return [round(wait) for wait in (await lookup_budget.take(world.db, [demand]))[1].waits(demand)]
 
 
@@ -142,22 +142,22 @@ async def test_a_place_once_given_is_kept_and_one_that_passed_is_given_anew_behi
     at_once = int(lookup_budget.AT_ONCE)
     assert await taken(world, quiet=10) == [*range(10)], "the first go now, the others wait"
     await world.later(seconds=at_once + 2)
-    assert await taken(world, booked=2) == [0, 0], "two come to their places"
+    assert await taken(world, with_slot=2) == [0, 0], "two come to their places"
     await world.later(seconds=60)
     made_up_for = at_once + int(lookup_budget.BEHIND) + 1
-    waits = await taken(world, booked=20, quiet=2)
+    waits = await taken(world, with_slot=20, quiet=2)
     assert waits[:made_up_for] == [0] * made_up_for, "what was not used is made up for a little"
     assert waits[made_up_for:] == [at_once + 1 + place for place in range(22 - made_up_for)]
     await world.later(seconds=60)
-    assert await taken(world, booked=1) == [0], "however late, while next to none is made"
+    assert await taken(world, with_slot=1) == [0], "however late, while next to none is made"
 
 
 async def test_the_budget_as_it_stands_counts_whatever_a_worker_believes_of_it(world: Scene):
-    await world.policy(looks_per_minute=7)
+    await world.policy(lookups_per_minute=7)
     assert await taken(world, quiet=3) == [0, 10, 20]
     for wrong, waits in (("many", [0, 1, 2]), (None, [0, 1, 2]), (0, [0, 70, 140])):
         await world.later(seconds=1200)
-        stored = msgspec.json.encode({"looks_per_minute": wrong}).decode()
+        stored = msgspec.json.encode({"lookups_per_minute": wrong}).decode()
         await world.sql("UPDATE merchants SET policies = CAST(:stored AS jsonb) WHERE id = 1", stored=stored)
         assert await taken(world, quiet=3) == waits, wrong
 
@@ -174,23 +174,23 @@ async def test_looks_that_somebody_asks_for_push_the_others_back_but_leave_them_
 
 
 async def due_in_order(world: Scene) -> list[object]:
-    rows = await world.sql("SELECT id FROM checkouts WHERE booked ORDER BY due_at")
+    rows = await world.sql("SELECT id FROM checkouts WHERE slot_reserved ORDER BY due_at")
     return [row.id for row in rows]
 
 
 async def test_a_shopper_who_has_come_back_does_not_wait_behind_the_lookups_of_others(world: Scene):
-    await world.policy(looks_per_minute=6)
+    await world.policy(lookups_per_minute=6)
     quiet = [await world.offered() for _ in range(4)]
     await world.process(*quiet)
     assert len(await due_in_order(world)) == 3, "one at once, the others in their turn"
     back = await world.offered()
     # What came with the shopper was read, and the gateway did not confirm it yet.
     await world.sql("UPDATE checkouts SET wake = 1 WHERE id = :id", id=back)
-    looks = (await world.row(back)).looks
+    lookups = (await world.row(back)).lookups
     await world.process(back)
     row = await world.row(back)
-    assert not row.booked
-    assert row.looks > looks, "it was looked at"
+    assert not row.slot_reserved
+    assert row.lookups > lookups, "it was looked at"
     # Much later no one waits at the shop's page any more.
     await world.sql(
         "UPDATE checkouts SET offered_at = offered_at - interval '1 hour' WHERE id = :id", id=back
@@ -200,17 +200,17 @@ async def test_a_shopper_who_has_come_back_does_not_wait_behind_the_lookups_of_o
 
 
 async def test_lookups_take_their_places_by_what_may_be_lost(world: Scene):
-    await world.policy(looks_per_minute=6)
+    await world.policy(lookups_per_minute=6)
     names = ("ended", "looked at", "young", "small", "great", "old", "first")
     known = {name: await world.offered() for name in names}
     hours = {"first": 9, "old": 3, "great": 2, "small": 2, "young": 1, "looked at": 5, "ended": 8}
     for name, checkout in known.items():
         await world.sql(
-            "UPDATE checkouts SET offered_at = date_trunc('hour', clock()) - make_interval(hours => :hours), looks = 0 WHERE id = :id",
+            "UPDATE checkouts SET offered_at = date_trunc('hour', clock()) - make_interval(hours => :hours), lookups = 0 WHERE id = :id",
             id=checkout, hours=hours[name],
         )  # fmt: skip
     await world.sql("UPDATE checkouts SET amount = amount - 1 WHERE id = :id", id=known["small"])
-    await world.sql("UPDATE checkouts SET looks = 3 WHERE id = :id", id=known["looked at"])
+    await world.sql("UPDATE checkouts SET lookups = 3 WHERE id = :id", id=known["looked at"])
     await world.sql(
         "UPDATE checkouts SET state = 'expired', ended_at = clock() WHERE id = :id", id=known["ended"]
     )
@@ -223,7 +223,7 @@ async def test_lookups_take_their_places_by_what_may_be_lost(world: Scene):
 async def test_the_queue_of_lookups_is_told_of_with_its_length_and_its_age(world: Scene, capsys):
     await world.offered()
     assert await lookup_budget.queues(world.db) == []
-    await world.policy(looks_per_minute=6)
+    await world.policy(lookups_per_minute=6)
     await world.process(*[await world.offered() for _ in range(5)])
     (queue,) = await lookup_budget.queues(world.db)
     assert (queue.merchant, queue.waiting) == ("default", 4)
@@ -253,14 +253,14 @@ async def test_the_queue_of_lookups_is_told_of_with_its_length_and_its_age(world
 async def test_a_larger_budget_brings_forward_what_waits_in_its_order_and_a_smaller_one_puts_nothing_off(
     world: Scene,
 ):
-    await world.policy(looks_per_minute=6)
+    await world.policy(lookups_per_minute=6)
     await world.process(*[await world.offered() for _ in range(8)])
     order = await due_in_order(world)
     assert len(order) == 7
     (queue,) = await lookup_budget.queues(world.db)
     assert queue.wait > 60
-    await lookup_budget.respace(world.db, "nobody", looks_per_minute=6000)
-    await lookup_budget.respace(world.db, "default", looks_per_minute=1)
+    await lookup_budget.respace(world.db, "nobody", lookups_per_minute=6000)
+    await lookup_budget.respace(world.db, "default", lookups_per_minute=1)
     (kept,) = await lookup_budget.queues(world.db)
     assert 0 < queue.wait - kept.wait < 30
     held = order[3]
@@ -269,23 +269,23 @@ async def test_a_larger_budget_brings_forward_what_waits_in_its_order_and_a_smal
         "WHERE id = :id",
         id=held,
     )
-    await lookup_budget.respace(world.db, "default", looks_per_minute=600)
+    await lookup_budget.respace(world.db, "default", lookups_per_minute=600)
     assert await lookup_budget.queues(world.db) == []
     assert [one for one in await due_in_order(world) if one != held] == [one for one in order if one != held]
     rows = await world.sql(
-        "SELECT id, extract(epoch FROM due_at - clock())::float8 AS away FROM checkouts WHERE booked ORDER BY due_at"
+        "SELECT id, extract(epoch FROM due_at - clock())::float8 AS away FROM checkouts WHERE slot_reserved ORDER BY due_at"
     )
     assert all(row.away < 60 for row in rows if row.id != held)
     assert rows[-1].id == held, "a worker has it"
 
 
 async def test_what_was_made_under_a_small_budget_keeps_nobody_from_the_places_of_a_larger_one(world: Scene):
-    await world.policy(looks_per_minute=1)
+    await world.policy(lookups_per_minute=1)
     checkouts = [await world.offered() for _ in range(6)]
     await world.process(*checkouts)
     assert len(await due_in_order(world)) == 5, "one at once, the others in their turn"
-    await world.policy(looks_per_minute=600)
-    await lookup_budget.respace(world.db, "default", looks_per_minute=600)
+    await world.policy(lookups_per_minute=600)
+    await lookup_budget.respace(world.db, "default", lookups_per_minute=600)
     assert await lookup_budget.queues(world.db) == []
     await world.later(seconds=2)
     await world.process(*await due_in_order(world))

@@ -2,8 +2,8 @@
 
 Time is the product's clock, simulated in steps of a second; what the machine takes for a step is added to it, as in production.
 
-With a first lookup at most `FIRST_LOOK × JITTER` after the offer, an order paid before it is completed at most
-`FIRST_LOOK × JITTER - (paid - offered) + queue` after its payment. The queue is that of lookups that come when they are due and are served
+With a first lookup at most `FIRST_CHECK_AFTER × JITTER` after the offer, an order paid before it is completed at most
+`FIRST_CHECK_AFTER × JITTER - (paid - offered) + queue` after its payment. The queue is that of lookups that come when they are due and are served
 `apart` seconds one after the other: at most `ORDERS × apart`, and less for the time in which they come.
 """
 
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PER_SECOND, SECONDS = 50, 60
 ORDERS = PER_SECOND * SECONDS
-FIRST_LOOK = 120.0
+FIRST_CHECK_AFTER = 120.0
 JITTER = 1.2
 """The most by which a due time is later than its delay."""
 PAID_AFTER = (20.0, 80.0)
@@ -64,7 +64,11 @@ async def offer(world: Scene, chance: random.Random) -> list[Order]:
         ids += await asyncio.gather(*(world.accept() for _ in range(LOT)))
         await world.process(*ids[-LOT:])
     orders = [
-        Order(one, place / PER_SECOND, place / PER_SECOND + FIRST_LOOK * chance.uniform(2 - JITTER, JITTER))
+        Order(
+            one,
+            place / PER_SECOND,
+            place / PER_SECOND + FIRST_CHECK_AFTER * chance.uniform(2 - JITTER, JITTER),
+        )
         for place, one in enumerate(ids)
     ]
     for order in orders:
@@ -85,11 +89,11 @@ async def offer(world: Scene, chance: random.Random) -> list[Order]:
 
 async def begin(world: Scene, orders: Sequence[Order]) -> None:
     """Have the clock stand at the first offer, as if the others were offered in the minute that begins now."""
-    await world.sql("DELETE FROM look_budgets")
+    await world.sql("DELETE FROM lookup_budgets")
     await world.sql(
         """
         UPDATE checkouts c SET offered_at = t.now + make_interval(secs => o.offered), due_at = t.now + make_interval(secs => o.due),
-               deadline = t.now + make_interval(secs => o.offered + 3600), hinted = false, booked = false
+               deadline = t.now + make_interval(secs => o.offered + 3600), hinted = false, slot_reserved = false
           FROM unnest(CAST(:ids AS uuid[]), CAST(:offered AS float8[]), CAST(:due AS float8[])) AS o(id, offered, due),
                (SELECT clock() AS now) t
          WHERE c.id = o.id
@@ -120,10 +124,10 @@ async def live(world: Scene, orders: Sequence[Order], gateway: Counting, capsys)
         (row,) = await world.sql("SELECT extract(epoch FROM clock() - :first)::float8 AS now", first=first)
         back = [one.id for one in returning if (one.back or 0.0) <= row.now]
         returning = returning[len(back) :]
-        before = len(gateway.looks)
+        before = len(gateway.lookups)
         await come_back(world, back)
-        course.asked += gateway.looks[before:]
-        del gateway.looks[before:]
+        course.asked += gateway.lookups[before:]
+        del gateway.lookups[before:]
         while due := await checkouts.due(world.db, most=LOT):
             await world.take(*(one.id for one in due))
         course.queues += (queues := await lookup_budget.queues(world.db))
@@ -146,8 +150,8 @@ async def come_back(world: Scene, back: Sequence[UUID]) -> None:
     await asyncio.gather(*(world.call_back(one, kind="redirect", body=b"") for one in back))
     for start in range(0, len(back), LOT):
         await world.take(*back[start : start + LOT])
-    rows = await world.sql("SELECT state, booked FROM checkouts WHERE id = ANY(:ids)", ids=list(back))
-    assert {(row.state, row.booked) for row in rows} <= {("completed", False)}
+    rows = await world.sql("SELECT state, slot_reserved FROM checkouts WHERE id = ANY(:ids)", ids=list(back))
+    assert {(row.state, row.slot_reserved) for row in rows} <= {("completed", False)}
 
 
 async def told(world: Scene, queue: lookup_budget.Queue, capsys) -> str:
@@ -156,11 +160,11 @@ async def told(world: Scene, queue: lookup_budget.Queue, capsys) -> str:
     report = doctor._Report()
     await doctor._lookups(world.db, report)
     assert report.problems == 1
-    (row,) = await world.sql("SELECT id FROM checkouts WHERE booked ORDER BY due_at DESC LIMIT 1")
+    (row,) = await world.sql("SELECT id FROM checkouts WHERE slot_reserved ORDER BY due_at DESC LIMIT 1")
     record = await gather(world.db, world.settings, row.id)
     assert record is not None
-    (counted,) = await world.sql("SELECT count(*) AS booked FROM checkouts WHERE booked")
-    assert queue.waiting == counted.booked
+    (counted,) = await world.sql("SELECT count(*) AS slot_reserved FROM checkouts WHERE slot_reserved")
+    assert queue.waiting == counted.slot_reserved
     return capsys.readouterr().out + explain(record).next.what
 
 
@@ -173,22 +177,22 @@ def longest_wait(arrivals: Sequence[float], apart: float) -> float:
     return longest
 
 
-@pytest.mark.parametrize("looks_per_minute", [Policies().looks_per_minute, 600])
+@pytest.mark.parametrize("lookups_per_minute", [Policies().lookups_per_minute, 600])
 async def test_a_minute_of_lost_callbacks_is_made_up_for_within_the_budget_and_returning_shoppers_wait_for_nobody(
-    capsys, database_url: str, gateway_url: str, looks_per_minute: int
+    capsys, database_url: str, gateway_url: str, lookups_per_minute: int
 ):
     async with scene(
-        database_url, gateway_url, timeout=60.0, first_look=FIRST_LOOK, recheck_after_callback=2, look_cap=1800, deadline_grace=30,
+        database_url, gateway_url, timeout=60.0, first_check_after=FIRST_CHECK_AFTER, recheck_after_callback=2, check_interval_cap=1800, deadline_grace=30,
         checkout_expires_in=7200, lease_seconds=60,
     ) as world:  # fmt: skip
-        await world.policy(looks_per_minute=looks_per_minute)
+        await world.policy(lookups_per_minute=lookups_per_minute)
         orders = await offer(world, random.Random(11))
         async with Counting(world.settings) as gateway:
             world.processor.gateway = gateway
             await begin(world, orders)
             course = await live(world, orders, gateway, capsys)
 
-    apart = lookup_budget.apart(looks_per_minute)
+    apart = lookup_budget.apart(lookups_per_minute)
     asked = [one.back for one in orders if one.back is not None]
     queue = longest_wait([*(one.due for one in orders), *asked], apart)
     # Lookups take their places lot by lot, in steps of a second, and may come to them a little early or late.
@@ -199,23 +203,23 @@ async def test_a_minute_of_lost_callbacks_is_made_up_for_within_the_budget_and_r
         course.completed[one.id] - one.due for one in orders if one.paid is not None and one.back is None
     ]
     since = [course.completed[one.id] - one.paid for one in orders if one.paid is not None]
-    made, all_made = fullest(gateway.looks), fullest([*gateway.looks, *course.asked])
+    made, all_made = fullest(gateway.lookups), fullest([*gateway.lookups, *course.asked])
     overtaken = max((one.waiting for one in course.queues), default=0)
     with capsys.disabled():
         print(
-            f"\n{ORDERS} orders in {SECONDS} s, no callback, {looks_per_minute} lookups a minute: from payment to completed at most "
+            f"\n{ORDERS} orders in {SECONDS} s, no callback, {lookups_per_minute} lookups a minute: from payment to completed at most "
             f"{max(since):.0f} s; behind the due lookup at most {max(waited):.1f} s (queue {queue:.1f} s, {ORDERS * apart:.0f} s if all "
             f"came at once; machine behind {course.behind:.1f} s); waiting at most {overtaken}; {len(asked)} shoppers came back; lookups in any minute at most {all_made}, {made} without "
             f"theirs\n{course.said}"
         )
-    assert made <= looks_per_minute
-    assert all_made <= looks_per_minute + fullest(course.asked)
+    assert made <= lookups_per_minute
+    assert all_made <= lookups_per_minute + fullest(course.asked)
     assert max(waited) <= queue + slack
     assert queue <= ORDERS * apart
     for one in orders:
         if one.paid is not None:
             assert course.completed[one.id] <= max(
-                one.paid, one.offered + FIRST_LOOK * JITTER + queue + slack
+                one.paid, one.offered + FIRST_CHECK_AFTER * JITTER + queue + slack
             ), one
         if one.back is not None:
             assert course.completed[one.id] <= one.back + 2.0 + course.behind, one

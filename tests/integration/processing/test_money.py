@@ -496,7 +496,7 @@ async def test_an_expired_order_is_reopened_and_paid(world: Scene):
     await world.processed_until(checkout, "expired")
     assert await world.asked(checkout, "reopen", expiresIn=900) == "done: it is reopened"
     row = await world.processed_until(checkout, "awaiting_payment")
-    assert (row.openings, row.ended_at) == (2, None)
+    assert (row.session_count, row.ended_at) == (2, None)
     assert 800 < row.left.total_seconds() <= 900
     await world.pay(checkout)
     await world.call_back(checkout)
@@ -584,7 +584,7 @@ async def test_surplus_is_not_captured_and_nothing_is_returned_that_holds_no_mon
     (surplus,) = await world.sql("SELECT transaction_id FROM payments WHERE role = 'surplus'")
     said = await world.asked(checkout, "capture", transactionId=surplus.transaction_id)
     assert said.startswith("refused: only the payment that completed the checkout can be captured")
-    await world.sql("UPDATE payments SET reading = 'nothing' WHERE role = 'surplus'")
+    await world.sql("UPDATE payments SET meaning = 'nothing' WHERE role = 'surplus'")
     assert await world.asked(checkout, "resolve", decision="return") == (
         "refused: no transaction that this is about holds money that is surely this order's"
     )
@@ -753,13 +753,13 @@ async def test_an_answer_without_a_transaction_is_enough_and_the_totals_come_wit
 
 async def test_looks_of_a_merchant_that_cannot_be_read_wait_for_nobodys_budget(world: Scene):
     checkout = await world.paid()
-    await world.sql("ALTER TABLE look_budgets RENAME TO budgets")
+    await world.sql("ALTER TABLE lookup_budgets RENAME TO budgets")
     with structlog.testing.capture_logs() as logs:
         await world.process(checkout)
     assert "places_not_taken" in [line["event"] for line in logs]
     row = await world.row(checkout)
     assert (row.state, row.lease) == ("completed", None), "it was looked at all the same"
-    await world.sql("ALTER TABLE budgets RENAME TO look_budgets")
+    await world.sql("ALTER TABLE budgets RENAME TO lookup_budgets")
 
     async def nobody(number: int):
         raise UnknownMerchant(number)
@@ -980,7 +980,7 @@ async def test_a_reopened_order_is_not_cancelled_without_a_look(world: Scene):
     await world.processed_until(checkout, "expired")
     await world.pay(checkout)
     await world.sql(
-        "UPDATE checkouts SET state = 'received', withdrawn_at = clock() WHERE id = :id", id=checkout
+        "UPDATE checkouts SET state = 'received', cancel_requested_at = clock() WHERE id = :id", id=checkout
     )
     await world.process(checkout)
     assert await world.state(checkout) == "completed"

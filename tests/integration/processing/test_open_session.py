@@ -224,7 +224,7 @@ async def test_a_session_that_the_gateway_lost_is_opened_again(world: Scene):
     await world.plan(checkout, fail={"payment-methods": 1}, failStatus=404)
     await world.process(checkout)
     row = await world.row(checkout)
-    assert (row.state, row.openings) == ("awaiting_payment", 2)
+    assert (row.state, row.session_count) == ("awaiting_payment", 2)
     assert "session_lost" in [one["trigger"] for one in await world.trail(checkout)]
 
 
@@ -233,7 +233,7 @@ async def test_an_order_number_is_not_used_more_often_than_the_gateway_takes(wor
     await world.plan(checkout, fail={"payment-methods": 10}, failStatus=410)
     await world.process(checkout)
     row = await world.row(checkout)
-    assert (row.state, row.openings) == ("failed", 4)
+    assert (row.state, row.session_count) == ("failed", 4)
     assert row.attention.startswith("order_number_used_up")
 
 
@@ -285,7 +285,7 @@ async def test_a_checkout_that_stands_before_its_offer_is_offered(world: Scene):
     (held,) = await claim(world.db, [checkout], lease_seconds=60.0)
     for trigger, changes in (
         (Trigger.AUTHENTICATED, {"token": b"sealed", "token_lifetime": 3600.0}),
-        (Trigger.SESSION_OPENED, {"session_id": "s-1", "openings": 1}),
+        (Trigger.SESSION_OPENED, {"session_id": "s-1", "session_count": 1}),
         (Trigger.METHODS_LISTED, {"methods": [{"id": "m-1"}], "due_in": 0.0}),
     ):
         move = Move(held=held, trigger=trigger, action=Action.CHECKOUT_MOVED, **changes)

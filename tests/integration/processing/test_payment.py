@@ -1,4 +1,4 @@
-"""From the offer on: callbacks, looks, deadlines, late money, and the watch."""
+"""From the offer on: callbacks, lookups, deadlines, late money, and the watch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_a_callback_is_followed_by_a_look_and_the_gateways_answer_complete
     ]
     assert await world.events(checkout) == ["checkout.ready", "checkout.completed"]
     payments = await world.sql(
-        "SELECT role, binding, reading FROM payments WHERE checkout_id = :id", id=checkout
+        "SELECT role, binding, meaning FROM payments WHERE checkout_id = :id", id=checkout
     )
     assert [tuple(row) for row in payments] == [("accepted", "bound", "reserved")]
     assert not await world.sql("SELECT id FROM callbacks WHERE handled_at IS NULL")
@@ -307,7 +307,7 @@ async def test_an_offered_order_is_cancelled_after_a_grace_and_a_look(world: Sce
     await world.process(checkout)
     row = await world.row(checkout)
     assert row.state == "awaiting_payment"
-    assert row.withdrawn_at is not None
+    assert row.cancel_requested_at is not None
     assert row.due_in.total_seconds() <= world.settings.cancel_grace + 0.1
     await world.processed_until(checkout, "cancelled")
 
@@ -350,14 +350,14 @@ async def test_a_command_that_comes_too_late_twice_or_on_old_knowledge_is_refuse
         (done, "refused"), (twice, "accepted"), (twice, "refused"), (stale, "refused"),
     ]  # fmt: skip
     assert "command:refused" in [one["action"] for one in await world.trail(done)]
-    assert (await world.row(stale)).withdrawn_at is None
+    assert (await world.row(stale)).cancel_requested_at is None
 
 
 # ── The watch ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_captured_order_is_settled_when_its_watch_has_run_out(database_url: str, gateway_url: str):
-    async with scene(database_url, gateway_url, settle_watch=(0.2, 0.4)) as world:
+    async with scene(database_url, gateway_url, post_settlement_checks=(0.2, 0.4)) as world:
         checkout = await world.offered(capture=True)
         await world.pay(checkout)
         await world.processed_until(checkout, "completed")
@@ -369,7 +369,7 @@ async def test_a_captured_order_is_settled_when_its_watch_has_run_out(database_u
 
 
 async def test_an_expired_order_is_settled_when_its_watch_has_run_out(database_url: str, gateway_url: str):
-    async with scene(database_url, gateway_url, settle_watch=(0.2,)) as world:
+    async with scene(database_url, gateway_url, post_settlement_checks=(0.2,)) as world:
         checkout = await world.offered(expiresIn=1)
         await world.processed_until(checkout, "expired")
         await asyncio.sleep(0.25)
@@ -380,7 +380,7 @@ async def test_an_expired_order_is_settled_when_its_watch_has_run_out(database_u
 async def test_without_a_watch_a_failed_order_is_settled_at_once_and_a_paid_one_still_looked_at(
     database_url: str, gateway_url: str
 ):
-    async with scene(database_url, gateway_url, settle_watch=()) as world:
+    async with scene(database_url, gateway_url, post_settlement_checks=()) as world:
         failed = await world.accept()
         await world.plan(failed, fail={"session": 1}, failStatus=422)
         await world.process(failed)
@@ -392,7 +392,7 @@ async def test_without_a_watch_a_failed_order_is_settled_at_once_and_a_paid_one_
 
 
 async def test_a_reservation_that_is_not_captured_is_never_settled(database_url: str, gateway_url: str):
-    async with scene(database_url, gateway_url, settle_watch=(0.01,)) as world:
+    async with scene(database_url, gateway_url, post_settlement_checks=(0.01,)) as world:
         checkout = await world.offered()
         await world.pay(checkout)
         await world.processed_until(checkout, "completed")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TOKEN = {"X-Sandbox-Token": "a token of its own"}
 CALLS = [
     ("PUT", "orders/A-1"), ("GET", "orders/A-1"), ("DELETE", "orders/A-1"), ("GET", "faults"), ("PUT", "faults"),
-    ("DELETE", "faults"), ("GET", "ledger"), ("POST", "payments/stray"), ("POST", "payments/x/resolve"),
+    ("DELETE", "faults"), ("GET", "ledger"), ("POST", "payments/unmatched"), ("POST", "payments/x/resolve"),
     ("POST", "payments/x/send"), ("POST", "payments/x/refund"), ("POST", "payments/x/release"),
     ("POST", "payments/x/chargeback"), ("DELETE", "sessions/x"), ("POST", "tokens/expire"),
 ]  # fmt: skip
@@ -104,9 +104,9 @@ def test_a_page_of_another_origin_is_refused_and_told_nothing_that_lets_it_read(
         "http://127.0.0.1.shop.example/",
     ],
 )
-def test_a_stray_payment_makes_it_call_no_foreign_address(guarded, url):
-    stray = {"orderId": "A-1", "amountMinor": 100, "currency": "DKK", "notification": url}
-    answer = guarded.post("/sandbox/payments/stray", json=stray, headers=TOKEN)
+def test_an_unmatched_payment_makes_it_call_no_foreign_address(guarded, url):
+    unmatched_payment = {"orderId": "A-1", "amountMinor": 100, "currency": "DKK", "notification": url}
+    answer = guarded.post("/sandbox/payments/unmatched", json=unmatched_payment, headers=TOKEN)
     assert answer.status_code == 400
     assert "notification must be at loopback" in answer.text
 

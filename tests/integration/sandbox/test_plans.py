@@ -266,7 +266,7 @@ def test_a_payment_for_an_order_nobody_knows_notifies_where_it_is_told(gateway, 
     content = {
         "orderId": order, "amountMinor": 4200, "currency": "EUR", "notification": f"{merchant.url}/notification/{order}"
     }  # fmt: skip
-    (row,) = gateway.control("POST", "payments/stray", content).json()
+    (row,) = gateway.control("POST", "payments/unmatched", content).json()
     assert (row["sessionId"], row["checkout"], row["heldMinor"]) == (None, None, 4200)
     (call,) = merchant.heard(order, "notification", status="succeeded")
     assert (call.fields["amount"], call.fields["transaction_id"]) == ("42.00", row["transactionId"])
@@ -276,12 +276,12 @@ def test_a_payment_for_an_order_nobody_knows_notifies_where_it_is_told(gateway, 
     assert gateway.ledger(order) == [row]
 
 
-def test_a_stray_payment_can_collide_with_an_order_that_is_known(gateway, order):
+def test_an_unmatched_payment_can_collide_with_an_order_that_is_known(gateway, order):
     gateway.pay(gateway.checkout(order))
     content = {
         "orderId": order, "amountMinor": 13900, "currency": "DKK", "checkout": "somebody-elses", "autoCapture": True
     }  # fmt: skip
-    row = gateway.control("POST", "payments/stray", content).json()[0]
+    row = gateway.control("POST", "payments/unmatched", content).json()[0]
     assert (row["capturedMinor"], row["checkout"]) == (13900, "somebody-elses")
     assert len(gateway.lookup(shop_orderid=order).findall(".//Transaction")) == 2
 
@@ -289,15 +289,15 @@ def test_a_stray_payment_can_collide_with_an_order_that_is_known(gateway, order)
 @pytest.mark.parametrize(
     "changed", [{"currency": "ZZZ"}, {"amountMinor": 0}, {"orderId": ""}, {"colour": "red"}]
 )
-def test_a_stray_payment_that_cannot_be_is_refused(gateway, order, changed):
+def test_an_unmatched_payment_that_cannot_be_is_refused(gateway, order, changed):
     content = {"orderId": order, "amountMinor": 100, "currency": "DKK", **changed}
-    assert gateway.http.post("/sandbox/payments/stray", json=content).status_code == 400
+    assert gateway.http.post("/sandbox/payments/unmatched", json=content).status_code == 400
     assert gateway.ledger(order) == []
 
 
-def test_a_stray_payment_may_fail_as_any_other(gateway, order):
+def test_an_unmatched_payment_may_fail_as_any_other(gateway, order):
     content = {"orderId": order, "amountMinor": 100, "currency": "DKK", "outcome": "declined"}
-    (row,) = gateway.control("POST", "payments/stray", content).json()
+    (row,) = gateway.control("POST", "payments/unmatched", content).json()
     assert (row["status"], row["heldMinor"]) == ("preauth_failed", 0)
 
 

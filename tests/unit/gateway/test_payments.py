@@ -135,7 +135,7 @@ def test_amounts_that_could_not_be_read_prove_nothing(status, flag):
 
 
 @pytest.mark.parametrize(
-    ("status", "amounts", "reading", "counted"),
+    ("status", "amounts", "meaning", "counted"),
     [
         ("released", (100, 0, 0), PaymentMeaning.NOTHING, (0, 0, 0)),
         ("refunded", (100, 100, 12), PaymentMeaning.REFUNDED, (100, 100, 12)),
@@ -147,9 +147,9 @@ def test_amounts_that_could_not_be_read_prove_nothing(status, flag):
         ("preauth_failed", (13900, 100, 0), PaymentMeaning.UNKNOWN, (13900, 100, 0)),
     ],
 )
-def test_the_fixtures_that_mislead_are_read_right(status, amounts, reading, counted):
+def test_the_fixtures_that_mislead_are_read_right(status, amounts, meaning, counted):
     one = transaction(status, amounts)
-    assert (read(one), held(one)) == (reading, counted)
+    assert (read(one), held(one)) == (meaning, counted)
 
 
 @given(st.sampled_from(SEEN), st.tuples(*[st.integers(0, 10**12)] * 3))
@@ -331,22 +331,22 @@ def test_the_surcharge_is_told_beside_the_amounts_that_include_it(text, surcharg
 @pytest.mark.parametrize("result", ["Error", "Failed", "SystemError"])
 @pytest.mark.parametrize("status", ["preauth", "invoice_initialized"])
 def test_an_attempt_that_ended_in_an_error_without_money_is_over(status, result):
-    def reading(**changed):
+    def meaning(**changed):
         answer = parse(
             xml(row(**{"TransactionStatus": status, "ReservedAmount": "0.00", **changed}), result=result)
         )
         assert isinstance(answer, Found)
         return read(answer.transactions[0])
 
-    assert reading() is PaymentMeaning.NOTHING
-    assert reading(ReservedAmount="0.01") is PaymentMeaning.RESERVED
-    assert reading(CapturedAmount="0.01") is PaymentMeaning.CAPTURED
-    assert reading(ReservedAmount=None) is PaymentMeaning.UNKNOWN
-    assert reading(ReservedAmount="0,00") is PaymentMeaning.UNKNOWN
-    assert reading(TransactionStatus="captured") is PaymentMeaning.UNKNOWN
-    assert reading(TransactionStatus="created") is PaymentMeaning.OPEN
-    assert reading(TransactionStatus="") is PaymentMeaning.NOTHING
-    assert reading(TransactionStatus="levitating") is PaymentMeaning.UNKNOWN
+    assert meaning() is PaymentMeaning.NOTHING
+    assert meaning(ReservedAmount="0.01") is PaymentMeaning.RESERVED
+    assert meaning(CapturedAmount="0.01") is PaymentMeaning.CAPTURED
+    assert meaning(ReservedAmount=None) is PaymentMeaning.UNKNOWN
+    assert meaning(ReservedAmount="0,00") is PaymentMeaning.UNKNOWN
+    assert meaning(TransactionStatus="captured") is PaymentMeaning.UNKNOWN
+    assert meaning(TransactionStatus="created") is PaymentMeaning.OPEN
+    assert meaning(TransactionStatus="") is PaymentMeaning.NOTHING
+    assert meaning(TransactionStatus="levitating") is PaymentMeaning.UNKNOWN
     assert read(only(row(TransactionStatus=status, ReservedAmount="0.00"))) is PaymentMeaning.UNKNOWN
 
 
