@@ -47,5 +47,15 @@ def payment_status(
     return PaymentStatus.AUTHORIZED if reserved > 0 else PaymentStatus.RELEASED
 
 
+IN_SQL: Final = """CASE WHEN state <> 'completed' THEN 'unpaid'
+    WHEN charged_back > 0 THEN 'charged_back'
+    WHEN captured > 0 AND refunded >= captured THEN 'refunded'
+    WHEN captured > 0 AND refunded > 0 THEN 'partially_refunded'
+    WHEN captured > 0 AND captured >= reserved THEN 'captured'
+    WHEN captured > 0 THEN 'partially_captured'
+    WHEN reserved > 0 THEN 'authorized'
+    ELSE 'released' END"""
+"""SQL: the same word, of a row of `checkouts`."""
+
 GONE: Final = frozenset({PaymentStatus.REFUNDED, PaymentStatus.RELEASED, PaymentStatus.CHARGED_BACK})
 """The words of a completed checkout whose money went back."""

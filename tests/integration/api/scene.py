@@ -14,12 +14,13 @@ from sqlalchemy import text
 
 from orchestrator import auth, callback_urls
 from orchestrator.api import Services, create_app
-from orchestrator.api.schemas import EXAMPLE
+from orchestrator.api.contract.bodies import EXAMPLE
 from orchestrator.crypto import Encryptor
 from orchestrator.store import inbox
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 from tests.conftest import make_settings
+from tests.integration.api.contract import Contract
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -119,8 +120,12 @@ async def serving(settings: Settings, *, timeout: float = 10.0) -> AsyncIterator
             caps=inbox.Caps(settings.callbacks_limit, settings.callbacks_unproven_limit),
         ), merchants=Merchants(inlet, encryptor, settings), hint_publisher=hint_publisher,
     )  # fmt: skip
-    transport = httpx.ASGITransport(create_app(services))
-    async with httpx.AsyncClient(transport=transport, base_url="http://pay.example") as client:
+    app = create_app(services)
+    hooks = {"response": [Contract(app.openapi()).check]}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://pay.example", event_hooks=hooks
+    ) as client:
         yield Api(client, services, hint_publisher)
     await services.close()
 
