@@ -11,14 +11,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
-from sqlalchemy import bindparam, literal_column, or_, select, text, tuple_, union_all
+from sqlalchemy import bindparam, or_, select, text, tuple_, union_all
 
 from orchestrator import log
 from orchestrator.api.contract import answers
 from orchestrator.api.contract.values import made
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain import money
-from orchestrator.domain.payment_status import GONE, IN_SQL, PaymentStatus, payment_status
+from orchestrator.domain.payment_status import GONE, PaymentStatus, condition, payment_status
 from orchestrator.domain.states import CLOSED, ENDED, State
 from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN, checkouts, payments
 
@@ -135,7 +135,7 @@ async def page(
     wanted = select(*_SUMMARY).where(_c.merchant_id == merchant_id)
     among = frozenset(states)
     if statuses:
-        wanted = wanted.where(literal_column(f"({IN_SQL})").in_(sorted(statuses)))
+        wanted = wanted.where(text(condition(statuses)))
         among = (among or frozenset(State)) & _states_of(frozenset(statuses))
         if not among:
             return answers.CheckoutPage(checkouts=[], next_cursor=None)
@@ -262,6 +262,7 @@ def _facts(row: Row[Any]) -> dict[str, Any]:
         },
         None,
     )
+    amount, raw = amounts.pop("amount"), amounts.pop("raw")
     return {
         "id": row.id,
         "order_id": row.order_ref,
@@ -269,8 +270,8 @@ def _facts(row: Row[Any]) -> dict[str, Any]:
         "outcome": _outcome(state, status),
         "payment_status": status,
         "late": row.late,
-        "amount": answers.OrderAmount(value=amounts.pop("amount"), currency=currency),
-        "raw": amounts.pop("raw"),
+        "amount": answers.OrderAmount(value=amount, currency=currency),
+        "raw": raw,
         "money": made(answers.HeldMoney, amounts),
         "auto_capture": row.auto_capture,
         "reserved_until": row.reserved_until,

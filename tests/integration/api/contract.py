@@ -19,14 +19,14 @@ class Contract:
         self._document = document
         # What has fewer names in it is more specific.
         paths = sorted(document["paths"].items(), key=lambda item: item[0].count("{"))
-        self._paths = [(re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), path) for path, _ in paths]
+        self.paths = [(re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), path) for path, _ in paths]
         self.seen: set[tuple[str, str, str]] = set()
 
     async def check(self, response: httpx.Response) -> None:
         """Raise `AssertionError` for an answer that is not as the document says; addresses that it does not have are nobody's."""
         await response.aread()
         method, address = response.request.method.lower(), response.request.url.path
-        path = next((path for pattern, path in self._paths if pattern.fullmatch(address)), None)
+        path = next((path for pattern, path in self.paths if pattern.fullmatch(address)), None)
         operation = self._document["paths"].get(path, {}).get(method)
         if operation is None:
             return

@@ -57,6 +57,7 @@ class Api:
     client: httpx.AsyncClient
     services: Services
     hint_publisher: RecordingPublisher
+    contract: Contract = field(default_factory=lambda: Contract({"paths": {}}))
 
     def bearer(
         self, merchant: str = "default", scopes: tuple[str, ...] = ALL, lifetime: float = 60
@@ -121,12 +122,12 @@ async def serving(settings: Settings, *, timeout: float = 10.0) -> AsyncIterator
         ), merchants=Merchants(inlet, encryptor, settings), hint_publisher=hint_publisher,
     )  # fmt: skip
     app = create_app(services)
-    hooks = {"response": [Contract(app.openapi()).check]}
+    contract = Contract(app.openapi())
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(
-        transport=transport, base_url="http://pay.example", event_hooks=hooks
+        transport=transport, base_url="http://pay.example", event_hooks={"response": [contract.check]}
     ) as client:
-        yield Api(client, services, hint_publisher)
+        yield Api(client, services, hint_publisher, contract)
     await services.close()
 
 
