@@ -7,6 +7,7 @@ from `contract`. The document is OpenAPI 3.1. The page shows the same as OpenAPI
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,8 @@ from orchestrator.api import contract
 from orchestrator.api.commands import KEYED, SCOPES
 from orchestrator.api.connections import URL_LIMIT
 from orchestrator.api.contract import Schema, answers, bodies, ref
-from orchestrator.api.problems import Refusal
+from orchestrator.api.contract.examples import EXAMPLES
+from orchestrator.api.problems import TYPE, Refusal
 from orchestrator.store.merchants import NAME
 
 if TYPE_CHECKING:
@@ -37,6 +39,16 @@ _PAGE: Final = """<!doctype html>
 <title>Checkout orchestrator: API</title>
 <link rel="icon" type="image/png" href="/docs/assets/favicon-32x32.png">
 <link rel="stylesheet" href="/docs/assets/swagger-ui.css">
+<style>
+.swagger-ui .response-col_links { display: none }
+@media (max-width: 640px) {
+  .swagger-ui .opblock-tag, .swagger-ui .opblock .opblock-summary-control { flex-wrap: wrap }
+  .swagger-ui .opblock-tag small { flex-basis: 100%; padding: 0 }
+  .swagger-ui .opblock .opblock-summary-path { max-width: calc(100% - 7rem) }
+  .swagger-ui .opblock .opblock-summary-description { flex-basis: 70%; padding: .3rem 0 0 .6rem }
+  .swagger-ui .opblock .opblock-section-header { flex-wrap: wrap }
+}
+</style>
 </head>
 <body>
 <div id="api"></div>
@@ -46,7 +58,7 @@ _PAGE: Final = """<!doctype html>
 </html>
 """
 # The validator would send the document to a server of somebody else.
-_START: Final = b"""SwaggerUIBundle({url: "/docs/assets/openapi-3.0.json", dom_id: "#api", validatorUrl: null, deepLinking: true});
+_START: Final = b"""SwaggerUIBundle({url: "/docs/assets/openapi-3.0.json", dom_id: "#api", validatorUrl: null, deepLinking: true, defaultModelsExpandDepth: 0});
 """
 _ASSETS: Final = {
     "swagger-ui.css": "text/css",
@@ -67,10 +79,17 @@ _TAGS: Final = {
 }
 """In the order of the page."""
 
+_WRONG: Final = {
+    "invalid-intent": ("order.amount.value", "must be more than 0: there is nothing to pay otherwise"),
+    "invalid-command": ("amount", "must be more than 0, and 0.00 is not"),
+    "invalid-request": ("order", "is not a known parameter: did you mean orderId?"),
+}
+"""What an example of a problem is about, by its kind: a field or parameter, and what is said of it."""
+
 _ABOUT: Final = """Carries checkouts through the payment gateway until their money is settled.
 
 Every call but callbacks and health needs `Authorization: Bearer <token>`; `orchestrator token issue` makes one. Errors are
-`application/problem+json` and name each field that is wrong.
+`application/problem+json` and name each field that is wrong. Fields and query parameters that are not known are refused.
 """
 
 
@@ -133,7 +152,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for operation in operations.values():
             responses = operation["responses"]
             if "HTTPValidationError" in str(responses.get("422")):
-                responses["422"] = _problem("A parameter is wrong, or not known")
+                responses["422"] = _problem(
+                    "A parameter is wrong, or not known", "invalid-request", HTTPStatus.UNPROCESSABLE_ENTITY
+                )
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] == "checkout_id":
                     parameter["schema"] |= {"format": "uuid", "maxLength": 36}
@@ -141,7 +162,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
         paths[path] = {**operations, **paths.get(path, {})}
     for operations in paths.values():
         for operation in operations.values():
-            operation["responses"].setdefault("default", _problem("Whatever else goes wrong"))
+            operation["responses"].setdefault(
+                "default", _problem("Whatever else goes wrong", "internal", HTTPStatus.INTERNAL_SERVER_ERROR)
+            )
     # By tag, and within one as they stand here and in `create_app`.
     order = {path: number for number, path in enumerate(dict.fromkeys((*_RAW, *paths)))}
     tags = {path: next(iter(operations.values()))["tags"][0] for path, operations in paths.items()}
@@ -177,8 +200,29 @@ def json_answer(about: str, shape: type) -> Schema:
     return {"description": about, "content": {"application/json": {"schema": ref(shape)}}}
 
 
-def _problem(about: str) -> Schema:
-    return {"description": about, "content": {"application/problem+json": {"schema": ref(answers.Problem)}}}
+def _problem(about: str, kind: str, status: HTTPStatus) -> Schema:
+    """Describe a problem, with an example of one kind."""
+    example = {
+        "type": TYPE + kind,
+        "title": status.phrase,
+        "status": status.value,
+        "detail": about,
+        "errors": [],
+        "correlationId": EXAMPLES["Problem"]["correlationId"],
+    }
+    if kind in _WRONG:
+        field, message = _WRONG[kind]
+        example |= {"detail": f"{field}: {message}", "errors": [{"field": field, "message": message}]}
+    content = {"schema": ref(answers.Problem), "example": example}
+    return {"description": about, "content": {"application/problem+json": content}}
+
+
+def _problems(**about: tuple[HTTPStatus, str]) -> dict[str, Schema]:
+    """Describe problems by their kinds, with underscores."""
+    return {
+        str(status.value): _problem(said, kind.replace("_", "-"), status)
+        for kind, (status, said) in about.items()
+    }
 
 
 def json_body(schema: Schema, *, required: bool = True) -> Schema:
@@ -209,12 +253,15 @@ def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
         **_KEY_BOUNDS,
     )
     told["openapi_extra"]["parameters"] = [{**key, "required": kind in KEYED}]
-    told["responses"] |= {
-        403: _problem(f"The token lacks the scope {SCOPES[kind]}"),
-        404: _problem("The merchant has no such checkout"),
-        409: _problem("Not as the checkout stands now, or not at this version"),
-        422: _problem("A field or the Idempotency-Key is wrong, or the amount is more than is left"),
-    }
+    told["responses"] |= _problems(
+        insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {SCOPES[kind]}"),
+        unknown_checkout=(HTTPStatus.NOT_FOUND, "The merchant has no such checkout"),
+        version_changed=(HTTPStatus.CONFLICT, "Not as the checkout stands now, or not at this version"),
+        invalid_command=(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "A field or the Idempotency-Key is wrong, or the amount is more than is left",
+        ),
+    )
     return {**told, "summary": about, "description": f"Needs the scope `{SCOPES[kind]}`."}
 
 
@@ -238,13 +285,21 @@ _CALLBACK: Final[Schema] = {
     "responses": {
         "200": {"description": "Acknowledged (notification)"},
         "303": {"description": "On to the shop's page (success, failure, redirect)"},
-        "401": _problem(
-            "Nothing proves that the gateway sent it; it is looked into all the same. A page that leads on to the shop for success "
-            "and failure, a problem for a notification, and never for redirect"
+        **_problems(
+            unproven_callback=(
+                HTTPStatus.UNAUTHORIZED,
+                "Nothing proves that the gateway sent it; it is looked into all the same. A page that leads on to the shop for success and failure, a problem for a notification, and never for redirect",
+            ),
+            unknown_callback=(HTTPStatus.NOT_FOUND, "Not an address of ours; nothing is stored"),
+            too_large=(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                "Notification only: more than 256 KB, as sent or inflated",
+            ),
+            database_away=(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "Notification only: Postgres is away, send it again",
+            ),
         ),
-        "404": _problem("Not an address of ours; nothing is stored"),
-        "413": _problem("Notification only: more than 256 KB, as sent or inflated"),
-        "503": _problem("Notification only: Postgres is away, send it again"),
     },
 }
 _MERCHANT_CALLBACK: Final[Schema] = {
@@ -263,11 +318,17 @@ _MERCHANT_CALLBACK: Final[Schema] = {
     ],
     "responses": {
         "200": {"description": "Acknowledged"},
-        "401": _problem("Nothing proves that the gateway sent it; nothing comes of it"),
-        "404": _problem("Not an address of ours; nothing is stored"),
-        "413": _problem("More than 256 KB, as sent or inflated"),
-        "503": _problem(
-            "Postgres is away, or too many payments of unknown orders wait for a lookup that confirms them: send it again"
+        **_problems(
+            unproven_callback=(
+                HTTPStatus.UNAUTHORIZED,
+                "Nothing proves that the gateway sent it; nothing comes of it",
+            ),
+            unknown_callback=(HTTPStatus.NOT_FOUND, "Not an address of ours; nothing is stored"),
+            too_large=(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "More than 256 KB, as sent or inflated"),
+            unconfirmed_payments=(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "Postgres is away, or too many payments of unknown orders wait for a lookup that confirms them: send it again",
+            ),
         ),
     },
 }
@@ -292,8 +353,16 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
             "responses": {
                 "202": json_answer("Accepted", answers.Accepted),
                 "200": json_answer("It was there already with the same content", answers.Accepted),
-                "409": _problem("The order number has a live checkout with other content"),
-                "422": _problem("The intent is wrong, or the Idempotency-Key was used for other content"),
+                **_problems(
+                    order_taken=(
+                        HTTPStatus.CONFLICT,
+                        "The order number has a live checkout with other content",
+                    ),
+                    invalid_intent=(
+                        HTTPStatus.UNPROCESSABLE_ENTITY,
+                        "The intent is wrong, or the Idempotency-Key was used for other content",
+                    ),
+                ),
             },
         }
     },

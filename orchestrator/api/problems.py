@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
-_TYPE: Final = "urn:checkout-orchestrator:problem:"
+TYPE: Final = "urn:checkout-orchestrator:problem:"
 RETRY_AFTER: Final = "5"
 
 
@@ -63,7 +63,7 @@ def body_of(refusal: Refusal) -> answers.Problem:
     return made(
         answers.Problem,
         refusal.facts or {},
-        kind=_TYPE + refusal.kind if refusal.kind else "about:blank",
+        kind=TYPE + refusal.kind if refusal.kind else "about:blank",
         title=HTTPStatus(refusal.status).phrase,
         status=refusal.status,
         detail=refusal.detail,

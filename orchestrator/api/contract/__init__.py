@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from orchestrator.api.contract import answers, bodies
+from orchestrator.api.contract import answers, bodies, examples
 from orchestrator.audit import Action
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State, Trigger
@@ -41,7 +41,7 @@ def schemas() -> dict[str, Schema]:
     for enum in _ENUMS:  # in the order in which things happen, not that of letters
         made[enum.__name__]["enum"] = [one.value for one in enum]
     made["Customer"]["minProperties"] = 1
-    for name, example in {**bodies.EXAMPLES, **answers.EXAMPLES}.items():
+    for name, example in examples.EXAMPLES.items():
         made[name]["example"] = example
     return made
 

@@ -195,8 +195,8 @@ class Payment(Shape, kw_only=True):
     refunded: Held
     charged_back: Annotated[Held, about("What the shopper's bank took back")]
     surcharge: Annotated[Held, about("What the gateway added for the way of payment")]
-    raw: Raw
     flags: Annotated[list[Text], about("What was noteworthy in the gateway's answer", maxItems=MOST_ITEMS)]
+    raw: Raw
     first_seen_at: Time
     updated_at: Time
 
@@ -360,23 +360,3 @@ class Health(Shape, kw_only=True):
     problems: Annotated[
         list[Text] | UnsetType, about("A sentence for each; absent from /healthz", maxItems=MOST_ITEMS)
     ] = UNSET
-
-
-EXAMPLES: Final[dict[str, dict[str, Any]]] = {
-    "Explanation": {
-        "summary": "Order A-1001 for 139.00 DKK is completed: its payment is authorized.",
-        "because": ["Transaction 539101 pays it: 139.00 DKK reserved, 0.00 DKK captured, 0.00 DKK refunded."],
-        "evidence": [
-            "By 2026-01-05T10:00:02Z a notification about transaction 539101 had arrived with a valid signature; it said “succeeded”.",
-            "At 2026-01-05T10:00:03Z we asked the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, matched by checkout id.",
-        ],
-        "next": {
-            "what": "At 2026-01-05T11:00:03Z a worker asks the gateway for captures, refunds and chargebacks that were not ours.",
-            "at": "2026-01-05T11:00:03Z",
-        },
-        "youMay": [
-            "Have the gateway asked at once: POST /v1/checkouts/…/reconcile, or `orchestrator checkouts reconcile …`."
-        ],
-    },
-}
-"""A whole answer by the name of its shape."""

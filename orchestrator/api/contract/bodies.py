@@ -5,7 +5,7 @@ Bodies are read field by field, with a sentence for each problem (`intents`, `ap
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -243,47 +243,3 @@ COMMANDS: Final[dict[CommandKind, type[_Asked]]] = {
     "resolve": Resolve,
 }
 """The body of each command."""
-
-EXAMPLE: Final[dict[str, Any]] = {
-    "order": {
-        "orderId": "A-1001",
-        "amount": {"value": 139.00, "currency": "DKK"},
-        "orderLines": [
-            {"itemId": "mug-1", "description": "Mug", "quantity": 2, "unitPrice": 40.00, "taxAmount": 20.00},
-            {
-                "itemId": "ship",
-                "description": "Shipping",
-                "quantity": 1,
-                "unitPrice": 39.00,
-                "goodsType": "shipment",
-            },
-        ],
-        "customer": {
-            "firstName": "Ada",
-            "lastName": "Example",
-            "email": "ada@example.com",
-            "billingAddress": {"street": "Street 1", "city": "Aarhus", "country": "DK", "zipCode": "8000"},
-        },
-    },
-    "callbacks": {
-        "success": {"type": "URL", "value": "https://shop.example/paid"},
-        "failure": {"type": "URL", "value": "https://shop.example/not-paid"},
-        "redirect": "https://shop.example/done",
-    },
-    "configuration": {"paymentType": "PAYMENT", "country": "DK", "language": "da"},
-    "expiresIn": 1800,
-}
-"""An intent that is taken."""
-
-EXAMPLES: Final[dict[str, dict[str, Any]]] = {
-    "Intent": EXAMPLE,
-    "Cancel": {"reason": "out of stock"},
-    "Reopen": {"expiresIn": 1800},
-    "Capture": {"amount": {"value": 39.00, "currency": "DKK"}},
-    "Refund": {"amount": 10.00, "reason": "one mug was broken"},
-    "Release": {"transactionId": "539101"},
-    "Retry": {},
-    "Reconcile": {},
-    "Resolve": {"decision": "keep"},
-}
-"""A whole body by the name of its shape."""

@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from orchestrator import auth, callback_urls
 from orchestrator.api import Services, create_app
-from orchestrator.api.contract.bodies import EXAMPLE
+from orchestrator.api.contract.examples import INTENT
 from orchestrator.crypto import Encryptor
 from orchestrator.store import inbox
 from orchestrator.store.database import Database
@@ -47,7 +47,7 @@ class RecordingPublisher:
 
 
 def intent(order_ref: str | None = None, **changes: object) -> dict:
-    body = copy.deepcopy(EXAMPLE)
+    body = copy.deepcopy(INTENT)
     body["order"]["orderId"] = order_ref or f"A-{uuid4().hex[:12]}"
     return body | changes
 
