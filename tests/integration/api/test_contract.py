@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from orchestrator.api import contract
+from orchestrator.api import connections, contract
 from orchestrator.api.contract import answers, bodies
 from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.contract.values import made
@@ -209,6 +209,14 @@ async def test_the_examples_are_as_the_schemas_say(api: Api):
     ]
     assert len(shown) > 100
     assert [name for name, schema, example in shown if wrong_in(document, schema, example)] == []
+
+
+def test_what_is_answered_to_a_request_that_cannot_be_read_is_a_problem_too():
+    document = {"components": {"schemas": contract.schemas()}}
+    for said in connections._SENTENCES.values():
+        told = msgspec.json.decode(connections._document(*said))
+        assert wrong_in(document, contract.ref(answers.Problem), told) == []
+        assert "correlationId" not in told
 
 
 def test_the_bodies_have_the_fields_that_are_read():
