@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from orchestrator.api import callbacks, checkouts, commands, docs, health, problems
 from orchestrator.api.callback_intake import CallbackIntake
+from orchestrator.api.contract import answers
 from orchestrator.api.docs import commanded, described, json_answer
 from orchestrator.api.middleware import Envelope
 from orchestrator.api.request_log import AccessLog, SecurityLog
@@ -120,10 +121,10 @@ def create_app(services: Services) -> FastAPI:
         Route("/callbacks/{kind}/{checkout_id}/{signed}", callbacks.accept, methods=["POST", "GET"]),
     ]
     own = "/v1/checkouts/{checkout_id}"
-    app.get("/v1/checkouts", tags=["checkouts"], summary="List checkouts", **described("CheckoutPage"))(
+    app.get("/v1/checkouts", tags=["checkouts"], summary="List checkouts", **described(answers.CheckoutPage))(
         checkouts.search
     )
-    app.get(own, tags=["checkouts"], summary="Show a checkout", **described("Checkout"))(checkouts.show)
+    app.get(own, tags=["checkouts"], summary="Show a checkout", **described(answers.Checkout))(checkouts.show)
     for kind, about in commands.ABOUT.items():
         app.post(f"{own}/{kind}", tags=["commands"], operation_id=kind, **commanded(kind, about))(
             commands.taking(kind)
@@ -132,19 +133,19 @@ def create_app(services: Services) -> FastAPI:
         f"{own}/explain",
         tags=["checkouts"],
         summary="Explain a checkout in plain sentences",
-        **described("Explanation"),
+        **described(answers.Explanation),
     )(checkouts.show_explanation)
-    app.get("/v1/payments", tags=["payments"], summary="List payments", **described("PaymentPage"))(
+    app.get("/v1/payments", tags=["payments"], summary="List payments", **described(answers.PaymentPage))(
         checkouts.show_payments
     )
-    app.get(f"{own}/audit", tags=["checkouts"], summary="Show the audit trail", **described("AuditTrail"))(
-        checkouts.show_audit
-    )
-    alive: dict[int | str, dict[str, Any]] = {200: json_answer("Alive", "Health")}
+    app.get(
+        f"{own}/audit", tags=["checkouts"], summary="Show the audit trail", **described(answers.AuditTrail)
+    )(checkouts.show_audit)
+    alive: dict[int | str, dict[str, Any]] = {200: json_answer("Alive", answers.Health)}
     app.get("/healthz", tags=["health"], summary="Is the process alive", responses=alive)(health.alive)
     ready: dict[int | str, dict[str, Any]] = {
-        200: json_answer("Ready, or degraded", "Health"),
-        503: json_answer("Not ready", "Health"),
+        200: json_answer("Ready, or degraded", answers.Health),
+        503: json_answer("Not ready", answers.Health),
     }
     app.get("/readyz", tags=["health"], summary="Can it do its work", responses=ready)(health.ready)
     app.add_route("/docs", docs.page, include_in_schema=False)

@@ -16,8 +16,10 @@ from starlette.responses import Response  # noqa: TC002 - as above
 
 from orchestrator import callback_urls, explain, intents
 from orchestrator.api import correlation, dependencies, problems, reads, request_body
+from orchestrator.api.contract import answers
 from orchestrator.api.dependencies import DATABASE_TIMEOUT, Services
 from orchestrator.api.problems import Refusal, answer
+from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State
 from orchestrator.intents import Intent, IntentRejected, Problem
 from orchestrator.store.database import DatabaseAway
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from orchestrator.store.merchants import Merchant
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
-BATCH_ROWS: Final = 500
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -50,9 +51,8 @@ async def accept(request: Request) -> Response:
     accepted = await _take(services, _intake(services, caller, merchant, intent, key=key))
     if accepted.fresh:
         services.hint_publisher.publish([accepted.id], merchant_id=merchant.id)
-    document = _accepted(services, accepted)
     status = 202 if accepted.fresh else 200
-    return answer(document, status, {"Location": f"/v1/checkouts/{accepted.id}"})
+    return answer(_accepted(services, accepted), status, {"Location": f"/v1/checkouts/{accepted.id}"})
 
 
 async def accept_batch(request: Request) -> Response:
@@ -66,8 +66,10 @@ async def accept_batch(request: Request) -> Response:
         rows = _ROWS.decode(raw)
     except (ValueError, RecursionError):
         raise Refusal(422, "the body must be a JSON list of checkouts", kind="invalid-batch") from None
-    if not 1 <= len(rows) <= BATCH_ROWS:
-        said = f"the list has {len(rows)} checkouts, and takes 1 to {BATCH_ROWS}: send several lists"
+    if not 1 <= len(rows) <= answers.MOST_CHECKOUTS:
+        said = (
+            f"the list has {len(rows)} checkouts, and takes 1 to {answers.MOST_CHECKOUTS}: send several lists"
+        )
         raise Refusal(422, said, kind="invalid-batch")
     read: list[Intake | Refusal] = []
     for row in rows:
@@ -77,7 +79,7 @@ async def accept_batch(request: Request) -> Response:
     fresh = [result.id for result in results if isinstance(result, Accepted) and result.fresh]
     if fresh:
         services.hint_publisher.publish(fresh, merchant_id=merchant.id)
-    return answer({"results": [_result(services, result) for result in results]})
+    return answer(answers.BatchResults(results=[_result(services, result) for result in results]))
 
 
 def _intake(
@@ -129,21 +131,21 @@ async def _take_row(services: Services, row: Intake | Refusal) -> Accepted | Ref
         return problems.away()
 
 
-def _result(services: Services, result: Accepted | Refusal) -> dict[str, object]:
+def _result(services: Services, result: Accepted | Refusal) -> answers.BatchResult:
     if isinstance(result, Refusal):
-        return {"status": result.status, "problem": problems.body_of(result)}
-    return {"status": 202 if result.fresh else 200, "checkout": _accepted(services, result)}
+        return answers.BatchResult(status=result.status, problem=problems.body_of(result))
+    return answers.BatchResult(status=202 if result.fresh else 200, checkout=_accepted(services, result))
 
 
-def _accepted(services: Services, accepted: Accepted) -> dict[str, object]:
-    return {
-        "id": accepted.id,
-        "orderId": accepted.order_ref,
-        "state": accepted.state,
-        "deadline": accepted.deadline,
-        "clientToken": callback_urls.client_token(services.encryptor, accepted.id),
-        "links": reads.links_of(accepted.id),
-    }
+def _accepted(services: Services, accepted: Accepted) -> answers.Accepted:
+    return answers.Accepted(
+        id=accepted.id,
+        order_id=accepted.order_ref,
+        state=State(accepted.state),
+        deadline=accepted.deadline,
+        client_token=callback_urls.client_token(services.encryptor, accepted.id),
+        links=reads.links_of(accepted.id),
+    )
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -173,22 +175,36 @@ async def show(request: Request, checkout_id: str) -> Response:
 
 async def search(  # noqa: PLR0917 - FastAPI calls it by name
     request: Request,
-    order_id: Annotated[str | None, Query(alias="orderId", max_length=intents.LONGEST_ORDER)] = None,
-    state: Annotated[list[State] | None, Query(max_length=len(State))] = None,
-    attention: Annotated[bool | None, Query()] = None,
+    order_id: Annotated[
+        str | None,
+        Query(alias="orderId", max_length=intents.LONGEST_ORDER, description="The shop's order number"),
+    ] = None,
+    state: Annotated[list[State] | None, Query(max_length=len(State), description="May be repeated")] = None,
+    payment_status: Annotated[
+        list[PaymentStatus] | None,
+        Query(
+            alias="paymentStatus",
+            max_length=len(PaymentStatus),
+            description="What is held of the shopper's money; may be repeated",
+        ),
+    ] = None,
+    attention: Annotated[
+        bool | None, Query(description="Only those that wait for a decision, or only the others")
+    ] = None,
     cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    limit: Annotated[int, Query(ge=1, le=answers.PAGE)] = 50,
 ) -> Response:
     """A merchant's checkouts, the youngest first, page by page."""
     services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
     if order_id is not None and not intents.may_be_order(order_id):
-        return answer({"checkouts": [], "nextCursor": None})  # no order has such a number
+        return answer(answers.CheckoutPage(checkouts=[], next_cursor=None))  # no order has such a number
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found, more = await reads.page(
-            services.db, merchant.id, order_ref=order_id, states=state or (), attention=attention, before=cursor, limit=limit
+        found = await reads.page(
+            services.db, merchant.id, order_ref=order_id, states=state or (), statuses=payment_status or (),
+            attention=attention, before=cursor, limit=limit,
         )  # fmt: skip
-    return answer({"checkouts": found, "nextCursor": more})
+    return answer(found)
 
 
 async def show_explanation(request: Request, checkout_id: str) -> Response:
@@ -200,25 +216,37 @@ async def show_explanation(request: Request, checkout_id: str) -> Response:
         record = await explain.gather(services.db, services.settings, one, merchant_id=merchant.id)
     if record is None:
         raise unknown(checkout_id)
-    return answer(explain.explain(record).document())
+    told = explain.explain(record)
+    return answer(
+        answers.Explanation(
+            summary=told.summary,
+            because=told.because,
+            evidence=told.evidence,
+            next=answers.Next(what=told.next.what, at=told.next.at),
+            you_may=told.you_may,
+        )
+    )
 
 
 async def show_payments(  # noqa: PLR0917 - FastAPI calls it by name
     request: Request,
     role: Annotated[
-        reads.Role | None, Query(description="`surplus` and `unknown` are money that belongs to no order")
+        answers.Role | None, Query(description="`surplus` and `unknown` are money that belongs to no order")
     ] = None,
-    order_id: Annotated[str | None, Query(alias="orderId", max_length=intents.LONGEST_ORDER)] = None,
+    order_id: Annotated[
+        str | None,
+        Query(alias="orderId", max_length=intents.LONGEST_ORDER, description="The shop's order number"),
+    ] = None,
     cursor: Annotated[
         str | None, Query(max_length=400, description="`nextCursor` of the page before")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    limit: Annotated[int, Query(ge=1, le=answers.PAGE)] = 50,
 ) -> Response:
     """A merchant's payments as the gateway showed them, the youngest first, page by page."""
     services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
     if order_id is not None and not intents.may_be_order(order_id):
-        return answer({"payments": [], "nextCursor": None})  # no order has such a number
+        return answer(answers.PaymentPage(payments=[], next_cursor=None))  # no order has such a number
     async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await reads.payments_page(
             services.db, merchant.id, role=role, order_ref=order_id, before=cursor, limit=limit
@@ -226,15 +254,14 @@ async def show_payments(  # noqa: PLR0917 - FastAPI calls it by name
     if found is None:
         message = "must be the nextCursor of an earlier page"
         raise Refusal(422, f"cursor {message}", kind="invalid-request", errors=[Problem("cursor", message)])
-    payments, more = found
-    return answer({"payments": payments, "nextCursor": more})
+    return answer(found)
 
 
 async def show_audit(
     request: Request,
     checkout_id: str,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="`nextAfter` of the page before")] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 500,
+    limit: Annotated[int, Query(ge=1, le=answers.AUDIT_PAGE)] = 500,
 ) -> Response:
     """The audit trail of one checkout, the oldest entry first."""
     services = dependencies.of(request)

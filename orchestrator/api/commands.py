@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 import msgspec
 from fastapi import Request  # noqa: TC002 - FastAPI reads the annotations of what it calls
 from starlette.responses import Response  # noqa: TC002 - as above
 
 from orchestrator.api import checkouts, dependencies, reads, request_body
+from orchestrator.api.contract import answers, bodies
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.domain import money
 from orchestrator.intents import Problem
-from orchestrator.intents.fields import Fields, kind_of, repeated, repeated_name, shown
+from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
 from orchestrator.intents.reading import LONGEST_LIFE
 from orchestrator.store import inbox
 from orchestrator.store.inbox import CheckoutView, CommandKind, CommandRequest, KeyReused, Rejection
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 COMMAND_BYTES: Final = 16 * 1024
-LONGEST_REASON: Final = 500
-LONGEST_TRANSACTION: Final = 100
 
 SCOPES: Final[dict[CommandKind, str]] = {
     "cancel": "checkouts:write",
@@ -56,17 +55,8 @@ ABOUT: Final[dict[CommandKind, str]] = {
 KEYED: Final[frozenset[CommandKind]] = frozenset({"capture", "refund"})
 """What moves a part of the money may be meant twice, so each request of it must say which one it is."""
 
-Decision = Literal["keep", "return", "dismiss"]
-
-_DECISIONS: Final = get_args(Decision)
-_FIELDS: Final[dict[CommandKind, frozenset[str]]] = {
-    "capture": frozenset({"amount", "transactionId"}),
-    "refund": frozenset({"amount", "transactionId"}),
-    "release": frozenset({"transactionId"}),
-    "reopen": frozenset({"expiresIn"}),
-    "resolve": frozenset({"decision"}),
-}
-_COMMON: Final = frozenset({"reason", "version"})
+_DECISIONS: Final = get_args(bodies.Decision)
+_FIELDS: Final = {kind: frozenset(body.__struct_encode_fields__) for kind, body in bodies.COMMANDS.items()}
 _DECODER: Final = msgspec.json.Decoder(float_hook=Decimal)
 
 
@@ -108,11 +98,15 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
                 request, view, command_request, actor=caller.actor, reason=body.reason, key=key, print_=print_
             )
     services.hint_publisher.publish([one], merchant_id=merchant.id)
-    document = {
-        "id": one, "orderId": view.order_ref, "state": view.state, "version": view.version,
-        "command": {"id": command, "kind": kind}, "links": reads.links_of(one),
-    }  # fmt: skip
-    return answer(document, 202)
+    accepted = answers.CommandAccepted(
+        id=one,
+        order_id=view.order_ref,
+        state=view.state,
+        version=view.version,
+        command=answers.StoredCommand(id=command, kind=kind),
+        links=reads.links_of(one),
+    )
+    return answer(accepted, 202)
 
 
 def _met(view: CheckoutView, key: str | None, print_: bytes) -> UUID | None:
@@ -166,10 +160,9 @@ class _Body(Fields):
         super().__init__()
         self.kind = kind
         self._body = self._object(raw)
-        for name in sorted(self._body.keys() - _COMMON - _FIELDS.get(kind, frozenset())):
-            services = ", ".join(sorted(_COMMON | _FIELDS.get(kind, frozenset())))
-            self.wrong(shown(name), f"is not a known field: known here are {services}")
-        self.reason = self.text(self._body, "", "reason", required=False, most=LONGEST_REASON)
+        for name in sorted(self._body.keys() - _FIELDS[kind]):
+            self.wrong(shown(name), f"is not a known field: {hint(name, _FIELDS[kind])}")
+        self.reason = self.text(self._body, "", "reason", required=False, most=bodies.LONGEST_REASON)
         self.version = self._version()
         self._judge()
 
@@ -222,14 +215,14 @@ class _Body(Fields):
         return None
 
     def _transaction(self) -> str | None:
-        if "transactionId" not in _FIELDS.get(self.kind, ()):
+        if "transactionId" not in _FIELDS[self.kind]:
             return None
-        return self.text(self._body, "", "transactionId", required=False, most=LONGEST_TRANSACTION)
+        return self.text(self._body, "", "transactionId", required=False, most=bodies.LONGEST_TRANSACTION)
 
     def _amount(self, currency: str) -> int | None:
         """Read an amount in minor units, given as a number or as value and currency; None: all that is left."""
         given = self._body.get("amount")
-        if given is None or "amount" not in _FIELDS.get(self.kind, ()):
+        if given is None or "amount" not in _FIELDS[self.kind]:
             return None
         source, at, name = self._body, "", "amount"
         if isinstance(given, dict):
@@ -260,12 +253,12 @@ class _Body(Fields):
             return None
         return float(seconds)
 
-    def _decision(self) -> Decision | None:
+    def _decision(self) -> bodies.Decision | None:
         if self.kind != "resolve":
             return None
         decision = self._body.get("decision")
         if decision in _DECISIONS:
-            return cast("Decision", decision)
+            return cast("bodies.Decision", decision)
         said = (
             f"not {kind_of(decision)}" if not isinstance(decision, str) else "and this text is none of them"
         )

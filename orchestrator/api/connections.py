@@ -22,6 +22,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from orchestrator import log
+from orchestrator.api.contract.answers import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +78,7 @@ def _document(status: int, detail: str) -> bytes:
     """Return a problem document. It has no correlation id, because the request was not read."""
     title = STATUS_LINE[status][13:-2].decode()
     return msgspec.json.encode(
-        {"type": "about:blank", "title": title, "status": status, "detail": detail, "errors": []}
+        Problem(kind="about:blank", title=title, status=status, detail=detail, errors=())
     )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from orchestrator import log
 from orchestrator.api.problems import Refusal
 from orchestrator.auth import Authenticator, Caller
+from orchestrator.intents import Problem
+from orchestrator.intents.fields import MOST_PROBLEMS, hint, shown
 from orchestrator.store.inbox import UnmatchedCallbacks
 
 if TYPE_CHECKING:
@@ -94,10 +97,12 @@ def of(request: Request) -> Services:
 
 
 async def admit(request: Request, scope: str) -> tuple[Caller, Merchant]:
-    """Return who calls and for which merchant; 401 or 403 with the reason otherwise."""
+    """Return who calls and for which merchant; 401 or 403 with the reason otherwise, 422 for a query parameter that is not known."""
     services = of(request)
     caller = services.authenticator.admit(request.headers.get("authorization"))
     caller.need(scope)
+    if request.scope["query_string"]:
+        _refuse_unknown_parameters(request)
     async with asyncio.timeout(DATABASE_TIMEOUT):
         merchant = await services.merchants.named(caller.merchant)
     if merchant is None:
@@ -111,3 +116,19 @@ async def admit(request: Request, scope: str) -> tuple[Caller, Merchant]:
             kind="merchant-disabled",
         )
     return caller, merchant
+
+
+def _refuse_unknown_parameters(request: Request) -> None:
+    """Refuse names that the address does not take: a misspelt filter would otherwise list everything."""
+    route = request.scope.get("route")  # the routes below FastAPI take no parameters
+    known = frozenset(one.alias for one in route.dependant.query_params) if route is not None else frozenset()
+    given = dict.fromkeys(name for name, _ in request.query_params.multi_items() if name not in known)
+    if not given:
+        return
+    why = {
+        name: f"is not a known parameter: {hint(name, known) if known else 'this address takes none'}"
+        for name in islice(given, MOST_PROBLEMS)
+    }
+    errors = [Problem(shown(name), message) for name, message in why.items()]
+    said = f"{errors[0].field}: {errors[0].message}"
+    raise Refusal(422, said, kind="invalid-request", errors=errors)

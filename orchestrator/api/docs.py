@@ -1,12 +1,13 @@
 """The OpenAPI document and the page that shows it; every asset comes from us and the page loads nothing from elsewhere.
 
-FastAPI writes the document for its own routes; the two hot endpoints and the bodies that are read raw are described here. The document
-is OpenAPI 3.1. The page shows the same as OpenAPI 3.0, the newest version that the packaged Swagger UI knows.
+FastAPI writes the document for its own routes; the routes below it and the bodies that are read raw are described here, and shapes come
+from `contract`. The document is OpenAPI 3.1. The page shows the same as OpenAPI 3.0, the newest version that the packaged Swagger UI knows.
 """
 
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,10 +16,12 @@ from fastapi.openapi.utils import get_openapi
 from starlette.responses import HTMLResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
+from orchestrator.api import contract
 from orchestrator.api.commands import KEYED, SCOPES
 from orchestrator.api.connections import URL_LIMIT
-from orchestrator.api.problems import Refusal
-from orchestrator.api.schemas import SCHEMAS, Schema, ref
+from orchestrator.api.contract import Schema, answers, bodies, ref
+from orchestrator.api.contract.examples import EXAMPLES
+from orchestrator.api.problems import TYPE, Refusal
 from orchestrator.store.merchants import NAME
 
 if TYPE_CHECKING:
@@ -36,6 +39,16 @@ _PAGE: Final = """<!doctype html>
 <title>Checkout orchestrator: API</title>
 <link rel="icon" type="image/png" href="/docs/assets/favicon-32x32.png">
 <link rel="stylesheet" href="/docs/assets/swagger-ui.css">
+<style>
+.swagger-ui .response-col_links { display: none }
+@media (max-width: 640px) {
+  .swagger-ui .opblock-tag, .swagger-ui .opblock .opblock-summary-control { flex-wrap: wrap }
+  .swagger-ui .opblock-tag small { flex-basis: 100%; padding: 0 }
+  .swagger-ui .opblock .opblock-summary-path { max-width: calc(100% - 7rem) }
+  .swagger-ui .opblock .opblock-summary-description { flex-basis: 70%; padding: .3rem 0 0 .6rem }
+  .swagger-ui .opblock .opblock-section-header { flex-wrap: wrap }
+}
+</style>
 </head>
 <body>
 <div id="api"></div>
@@ -45,7 +58,7 @@ _PAGE: Final = """<!doctype html>
 </html>
 """
 # The validator would send the document to a server of somebody else.
-_START: Final = b"""SwaggerUIBundle({url: "/docs/assets/openapi-3.0.json", dom_id: "#api", validatorUrl: null, deepLinking: true});
+_START: Final = b"""SwaggerUIBundle({url: "/docs/assets/openapi-3.0.json", dom_id: "#api", validatorUrl: null, deepLinking: true, defaultModelsExpandDepth: 0});
 """
 _ASSETS: Final = {
     "swagger-ui.css": "text/css",
@@ -56,10 +69,27 @@ _POLICY: Final = (
     "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 )
 
+_TAGS: Final = {
+    "checkouts": "Orders handed over, and how each of them stands.",
+    "commands": "What is asked of a checkout. Each is stored, answered at once, and carried out by whoever holds the checkout; what "
+    "became of it stands among the checkout's `commands`.",
+    "payments": "Payments as the gateway showed them, also those that belong to no order.",
+    "callbacks": "For the gateway and for shoppers' browsers: signed addresses that the orchestrator hands out itself.",
+    "health": "For probes and load balancers.",
+}
+"""In the order of the page."""
+
+_WRONG: Final = {
+    "invalid-intent": ("order.amount.value", "must be more than 0: there is nothing to pay otherwise"),
+    "invalid-command": ("amount", "must be more than 0, and 0.00 is not"),
+    "invalid-request": ("order", "is not a known parameter: did you mean orderId?"),
+}
+"""What an example of a problem is about, by its kind: a field or parameter, and what is said of it."""
+
 _ABOUT: Final = """Carries checkouts through the payment gateway until their money is settled.
 
 Every call but callbacks and health needs `Authorization: Bearer <token>`; `orchestrator token issue` makes one. Errors are
-`application/problem+json` and name each field that is wrong.
+`application/problem+json` and name each field that is wrong. Fields and query parameters that are not known are refused.
 """
 
 
@@ -105,53 +135,94 @@ def install(app: FastAPI) -> None:
 
 def _document(app: FastAPI) -> dict[str, Any]:
     document: dict[str, Any] = get_openapi(
-        title=app.title, version=app.version, openapi_version="3.1.0", description=_ABOUT, routes=app.routes
+        title=app.title,
+        version=app.version,
+        openapi_version="3.1.0",
+        description=_ABOUT,
+        routes=app.routes,
+        tags=[{"name": name, "description": about} for name, about in _TAGS.items()],
     )
-    components = document.setdefault("components", {})
-    # Validation errors are problems here, so FastAPI's own shapes of them describe nothing.
-    unused = {"HTTPValidationError", "ValidationError"}
-    made_schemas = {name: one for name, one in components.get("schemas", {}).items() if name not in unused}
-    components["schemas"] = {**made_schemas, **SCHEMAS}
-    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
-    for path, operations in _RAW.items():
-        document["paths"].setdefault(path, {}).update(operations)
-    for path, operations in document["paths"].items():
+    # FastAPI's own shapes describe its validation errors, which are problems here, and enums that the contract has too.
+    document["components"] = {
+        "schemas": contract.schemas(),
+        "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+    }
+    paths = document["paths"]
+    for operations in paths.values():
         for operation in operations.values():
-            answers = operation["responses"]
-            if operation not in _RAW.get(path, {}).values() and "422" in answers:
-                answers["422"] = _problem("A parameter or the body is wrong")
-            answers.setdefault("default", _problem("Whatever else goes wrong"))
+            responses = operation["responses"]
+            if "HTTPValidationError" in str(responses.get("422")):
+                responses["422"] = _problem(
+                    "A parameter is wrong, or not known", "invalid-request", HTTPStatus.UNPROCESSABLE_ENTITY
+                )
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] == "checkout_id":
                     parameter["schema"] |= {"format": "uuid", "maxLength": 36}
-    document["paths"] = dict(sorted(document["paths"].items()))
+    for path, operations in _RAW.items():
+        paths[path] = {**operations, **paths.get(path, {})}
+    for operations in paths.values():
+        for operation in operations.values():
+            operation["responses"].setdefault(
+                "default", _problem("Whatever else goes wrong", "internal", HTTPStatus.INTERNAL_SERVER_ERROR)
+            )
+    # By tag, and within one as they stand here and in `create_app`.
+    order = {path: number for number, path in enumerate(dict.fromkeys((*_RAW, *paths)))}
+    tags = {path: next(iter(operations.values()))["tags"][0] for path, operations in paths.items()}
+    document["paths"] = {
+        path: paths[path]
+        for path in sorted(paths, key=lambda path: (list(_TAGS).index(tags[path]), order[path]))
+    }
     return document
 
 
 def _as_30(value: Any) -> Any:
-    """Say "or null" as OpenAPI 3.0 says it."""
+    """Say what only 3.1 can say as 3.0 says it: "or null", examples of a value, and what stands beside a reference."""
     if isinstance(value, list):
         return [_as_30(one) for one in value]
     if not isinstance(value, dict):
         return value
     read = {name: _as_30(one) for name, one in value.items()}
+    if isinstance(read.get("examples"), list):
+        read["example"] = read.pop("examples")[0]
     choices = read.get("anyOf")
     if isinstance(choices, list) and {"type": "null"} in choices:
         others = [one for one in choices if one != {"type": "null"}]
         del read["anyOf"]
-        # In 3.0 nothing may stand beside a reference.
-        single = len(others) == 1 and "$ref" not in others[0]
-        read |= {**others[0], "nullable": True} if single else {"anyOf": others, "nullable": True}
+        read = {**others[0], **read} if len(others) == 1 else {**read, "anyOf": others}
+        read["nullable"] = True
+    if "$ref" in read and len(read) > 1:
+        read["allOf"] = [{"$ref": read.pop("$ref")}]
     return read
 
 
-def json_answer(about: str, name: str) -> Schema:
+def json_answer(about: str, shape: type) -> Schema:
     """Describe an answer."""
-    return {"description": about, "content": {"application/json": {"schema": ref(name)}}}
+    return {"description": about, "content": {"application/json": {"schema": ref(shape)}}}
 
 
-def _problem(about: str) -> Schema:
-    return {"description": about, "content": {"application/problem+json": {"schema": ref("Problem")}}}
+def _problem(about: str, kind: str, status: HTTPStatus) -> Schema:
+    """Describe a problem, with an example of one kind."""
+    example = {
+        "type": TYPE + kind,
+        "title": status.phrase,
+        "status": status.value,
+        "detail": about,
+        "errors": [],
+        "correlationId": EXAMPLES["Problem"]["correlationId"],
+    }
+    if kind in _WRONG:
+        field, message = _WRONG[kind]
+        example |= {"detail": f"{field}: {message}", "errors": [{"field": field, "message": message}]}
+    content = {"schema": ref(answers.Problem), "example": example}
+    return {"description": about, "content": {"application/problem+json": content}}
+
+
+def _problems(**about: tuple[HTTPStatus, str]) -> dict[str, Schema]:
+    """Describe problems by their kinds, with underscores."""
+    return {
+        str(status.value): _problem(said, kind.replace("_", "-"), status)
+        for kind, (status, said) in about.items()
+    }
 
 
 def json_body(schema: Schema, *, required: bool = True) -> Schema:
@@ -160,20 +231,20 @@ def json_body(schema: Schema, *, required: bool = True) -> Schema:
 
 
 def described(
-    name: str, about: str = "Found", status: int = 200, body: Schema | None = None
+    shape: type, about: str = "Found", status: int = 200, body: Schema | None = None
 ) -> dict[str, Any]:
     """Return what FastAPI is told about a route that needs a token."""
     extra: Schema = {"security": _SECURE}
     if body is not None:
         extra["requestBody"] = body
-    return {"responses": {status: json_answer(about, name)}, "status_code": status, "openapi_extra": extra}
+    return {"responses": {status: json_answer(about, shape)}, "status_code": status, "openapi_extra": extra}
 
 
 def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
     """Return what FastAPI is told about the route of a command."""
-    body = {**json_body(ref(kind.capitalize()), required=kind == "resolve")}
+    body = {**json_body(ref(bodies.COMMANDS[kind]), required=kind == "resolve")}
     told = described(
-        "CommandAccepted", "Stored; what becomes of it stands among the checkout's commands", 202, body
+        answers.CommandAccepted, "Stored; what becomes of it stands among the checkout's commands", 202, body
     )
     key = _parameter(
         "Idempotency-Key",
@@ -182,12 +253,15 @@ def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
         **_KEY_BOUNDS,
     )
     told["openapi_extra"]["parameters"] = [{**key, "required": kind in KEYED}]
-    told["responses"] |= {
-        403: _problem(f"The token lacks the scope {SCOPES[kind]}"),
-        404: _problem("The merchant has no such checkout"),
-        409: _problem("Not as the checkout stands now, or not at this version"),
-        422: _problem("A field or the Idempotency-Key is wrong, or the amount is more than is left"),
-    }
+    told["responses"] |= _problems(
+        insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {SCOPES[kind]}"),
+        unknown_checkout=(HTTPStatus.NOT_FOUND, "The merchant has no such checkout"),
+        version_changed=(HTTPStatus.CONFLICT, "Not as the checkout stands now, or not at this version"),
+        invalid_command=(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "A field or the Idempotency-Key is wrong, or the amount is more than is left",
+        ),
+    )
     return {**told, "summary": about, "description": f"Needs the scope `{SCOPES[kind]}`."}
 
 
@@ -211,13 +285,21 @@ _CALLBACK: Final[Schema] = {
     "responses": {
         "200": {"description": "Acknowledged (notification)"},
         "303": {"description": "On to the shop's page (success, failure, redirect)"},
-        "401": _problem(
-            "Nothing proves that the gateway sent it; it is looked into all the same. A page that leads on to the shop for success "
-            "and failure, a problem for a notification, and never for redirect"
+        **_problems(
+            unproven_callback=(
+                HTTPStatus.UNAUTHORIZED,
+                "Nothing proves that the gateway sent it; it is looked into all the same. A page that leads on to the shop for success and failure, a problem for a notification, and never for redirect",
+            ),
+            unknown_callback=(HTTPStatus.NOT_FOUND, "Not an address of ours; nothing is stored"),
+            too_large=(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                "Notification only: more than 256 KB, as sent or inflated",
+            ),
+            database_away=(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "Notification only: Postgres is away, send it again",
+            ),
         ),
-        "404": _problem("Not an address of ours; nothing is stored"),
-        "413": _problem("Notification only: more than 256 KB, as sent or inflated"),
-        "503": _problem("Notification only: Postgres is away, send it again"),
     },
 }
 _MERCHANT_CALLBACK: Final[Schema] = {
@@ -236,11 +318,17 @@ _MERCHANT_CALLBACK: Final[Schema] = {
     ],
     "responses": {
         "200": {"description": "Acknowledged"},
-        "401": _problem("Nothing proves that the gateway sent it; nothing comes of it"),
-        "404": _problem("Not an address of ours; nothing is stored"),
-        "413": _problem("More than 256 KB, as sent or inflated"),
-        "503": _problem(
-            "Postgres is away, or too many payments of unknown orders wait for a lookup that confirms them: send it again"
+        **_problems(
+            unproven_callback=(
+                HTTPStatus.UNAUTHORIZED,
+                "Nothing proves that the gateway sent it; nothing comes of it",
+            ),
+            unknown_callback=(HTTPStatus.NOT_FOUND, "Not an address of ours; nothing is stored"),
+            too_large=(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "More than 256 KB, as sent or inflated"),
+            unconfirmed_payments=(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "Postgres is away, or too many payments of unknown orders wait for a lookup that confirms them: send it again",
+            ),
         ),
     },
 }
@@ -261,12 +349,20 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
                     maxLength=64,
                 ),
             ],
-            "requestBody": json_body(ref("Intent")),
+            "requestBody": json_body(ref(bodies.Intent)),
             "responses": {
-                "202": json_answer("Accepted", "Accepted"),
-                "200": json_answer("It was there already with the same content", "Accepted"),
-                "409": _problem("The order number has a live checkout with other content"),
-                "422": _problem("The intent is wrong, or the Idempotency-Key was used for other content"),
+                "202": json_answer("Accepted", answers.Accepted),
+                "200": json_answer("It was there already with the same content", answers.Accepted),
+                **_problems(
+                    order_taken=(
+                        HTTPStatus.CONFLICT,
+                        "The order number has a live checkout with other content",
+                    ),
+                    invalid_intent=(
+                        HTTPStatus.UNPROCESSABLE_ENTITY,
+                        "The intent is wrong, or the Idempotency-Key was used for other content",
+                    ),
+                ),
             },
         }
     },
@@ -277,9 +373,14 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
             "operationId": "acceptBatch",
             "security": _SECURE,
             "requestBody": json_body(
-                {"type": "array", "items": ref("Intent"), "minItems": 1, "maxItems": 500}
+                {
+                    "type": "array",
+                    "items": ref(bodies.Intent),
+                    "minItems": 1,
+                    "maxItems": answers.MOST_CHECKOUTS,
+                }
             ),
-            "responses": {"200": json_answer("A result for each, in order", "BatchResults")},
+            "responses": {"200": json_answer("A result for each, in order", answers.BatchResults)},
         }
     },
     "/callbacks/merchant/{merchant}/{signed}": {"post": _MERCHANT_CALLBACK},

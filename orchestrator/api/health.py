@@ -19,6 +19,7 @@ from fastapi import Request  # noqa: TC002 - read at run time
 from starlette.responses import Response  # noqa: TC002 - as above
 
 from orchestrator import log
+from orchestrator.api.contract import answers
 from orchestrator.api.problems import answer
 from orchestrator.processing import lookup_budget
 from orchestrator.store import readiness, schema
@@ -39,15 +40,15 @@ SELDOM: Final = 5.0
 
 async def alive() -> Response:
     """Say that the process answers."""
-    return answer({"status": "alive"})
+    return answer(answers.Health(status="alive"))
 
 
 async def ready(request: Request) -> Response:
     """Say whether requests can be served, and what is missing."""
     broken, degraded = await request.app.state.health.look()
     if broken is not None:
-        return answer({"status": "unavailable", "problems": [broken]}, 503, {"Retry-After": "5"})
-    return answer({"status": "degraded" if degraded else "ready", "problems": degraded})
+        return answer(answers.Health(status="unavailable", problems=[broken]), 503, {"Retry-After": "5"})
+    return answer(answers.Health(status="degraded" if degraded else "ready", problems=degraded))
 
 
 class Health:

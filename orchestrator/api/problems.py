@@ -15,6 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from orchestrator.api import correlation
+from orchestrator.api.contract import answers
+from orchestrator.api.contract.values import made
 from orchestrator.api.request_log import DENIED
 from orchestrator.auth import AccessDenied
 from orchestrator.errors import OrchestratorError
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
-_TYPE: Final = "urn:checkout-orchestrator:problem:"
+TYPE: Final = "urn:checkout-orchestrator:problem:"
 RETRY_AFTER: Final = "5"
 
 
@@ -55,18 +57,19 @@ def answer(value: object, status: int = 200, headers: Mapping[str, str] | None =
     return Response(_ENCODER.encode(value), status, headers, "application/json")
 
 
-def body_of(refusal: Refusal) -> dict[str, object]:
+def body_of(refusal: Refusal) -> answers.Problem:
     """Return the problem document of a refusal."""
-    document: dict[str, object] = {
-        "type": _TYPE + refusal.kind if refusal.kind else "about:blank",
-        "title": HTTPStatus(refusal.status).phrase,
-        "status": refusal.status,
-        "detail": refusal.detail,
-        "errors": [{"field": problem.field, "message": problem.message} for problem in refusal.errors],
-        "correlationId": correlation.current(),
-    }
-    document.update(refusal.facts or {})
-    return document
+    errors = tuple(answers.FieldProblem(field=one.field, message=one.message) for one in refusal.errors)
+    return made(
+        answers.Problem,
+        refusal.facts or {},
+        kind=TYPE + refusal.kind if refusal.kind else "about:blank",
+        title=HTTPStatus(refusal.status).phrase,
+        status=refusal.status,
+        detail=refusal.detail,
+        errors=errors,
+        correlation_id=correlation.current(),
+    )
 
 
 def problem(refusal: Refusal) -> Response:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 from sqlalchemy import bindparam, or_, select, text, tuple_, union_all
 
 from orchestrator import log
+from orchestrator.api.contract import answers
+from orchestrator.api.contract.values import made
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain import money
-from orchestrator.domain.payment_status import GONE, PaymentStatus, payment_status
+from orchestrator.domain.payment_status import GONE, PaymentStatus, condition, payment_status
 from orchestrator.domain.states import CLOSED, ENDED, State
 from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN, checkouts, payments
 
@@ -32,9 +34,6 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 OFFERED: Final = frozenset({State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED})
-Role = Literal["accepted", "surplus", "attempt", "unknown"]
-COMMANDS_SHOWN: Final = 20
-"""Commands that a checkout is shown with: the last so many."""
 
 _ONE = text("""
     SELECT c.id, c.order_ref, c.state, c.version, c.currency, c.amount, c.reserved, c.captured, c.refunded, c.charged_back,
@@ -96,24 +95,29 @@ _SUMMARY: Final = (
 
 async def checkout(
     db: Database, encryptor: Encryptor, merchant_id: int, checkout_id: UUID
-) -> dict[str, object] | None:
+) -> answers.Checkout | None:
     """Return everything about one checkout, or None if the merchant has none of this id."""
-    rows = await db.read(_ONE, {"id": checkout_id, "merchant_id": merchant_id, "most": COMMANDS_SHOWN})
+    rows = await db.read(
+        _ONE, {"id": checkout_id, "merchant_id": merchant_id, "most": answers.COMMANDS_SHOWN}
+    )
     if not rows:
         return None
     row = rows[0]
     session = _session(row, encryptor)
-    return {
-        **_summary(row),
-        "session": session,
-        "paymentMethods": row.methods if session is not None and row.methods else [],
-        "payments": [_payment(payment) for payment in row.payments or ()],
-        "operations": [_operation(operation) for operation in row.operations or ()],
-        "commands": [_timed(command, "requestedAt", "handledAt") for command in row.commands or ()],
-        "archivedAt": row.archived_at,
-        "correlationId": row.correlation_id,
-        "links": links_of(row.id),
-    }
+    return answers.Checkout(
+        **_facts(row),
+        session=session,
+        payment_methods=row.methods if session is not None and row.methods else [],
+        payments=[_payment(payment) for payment in row.payments or ()],
+        operations=[_operation(operation) for operation in row.operations or ()],
+        commands=[
+            made(answers.Command, _timed(command, "requestedAt", "handledAt"))
+            for command in row.commands or ()
+        ],
+        archived_at=row.archived_at,
+        correlation_id=row.correlation_id,
+        links=links_of(row.id),
+    )
 
 
 async def page(
@@ -122,25 +126,41 @@ async def page(
     *,
     order_ref: str | None = None,
     states: Sequence[State] = (),
+    statuses: Sequence[PaymentStatus] = (),
     attention: bool | None = None,
     before: UUID | None = None,
     limit: int,
-) -> tuple[list[dict[str, object]], UUID | None]:
-    """Return one page of a merchant's checkouts, the youngest first, and the cursor of the next (None: this is the last)."""
+) -> answers.CheckoutPage:
+    """Return one page of a merchant's checkouts, the youngest first, with the cursor of the next (None: this is the last)."""
     wanted = select(*_SUMMARY).where(_c.merchant_id == merchant_id)
+    among = frozenset(states)
+    if statuses:
+        wanted = wanted.where(text(condition(statuses)))
+        among = (among or frozenset(State)) & _states_of(frozenset(statuses))
+        if not among:
+            return answers.CheckoutPage(checkouts=[], next_cursor=None)
     if attention is not None:
         wanted = wanted.where(_c.attention.is_not(None) if attention else _c.attention.is_(None))
     if before is not None:
         wanted = wanted.where(_c.id < before)
     wanted = wanted.order_by(_c.id.desc()).limit(limit + 1)
-    parts = _by_index(wanted, order_ref, frozenset(states))
+    parts = _by_index(wanted, order_ref, among)
     if len(parts) > 1:
         both = union_all(*(part.subquery().select() for part in parts)).subquery("found")
         rows = await db.read(select(both).order_by(both.c.id.desc()).limit(limit + 1))
     else:
         rows = await db.read(parts[0])
     more = rows[limit - 1].id if len(rows) > limit else None
-    return [{**_summary(row), "links": links_of(row.id)} for row in rows[:limit]], more
+    found = [answers.CheckoutSummary(**_facts(row), links=links_of(row.id)) for row in rows[:limit]]
+    return answers.CheckoutPage(checkouts=found, next_cursor=more)
+
+
+def _states_of(statuses: frozenset[PaymentStatus]) -> frozenset[State]:
+    """Return the states that a checkout of one of these statuses can have: with them a part that cannot match is not read."""
+    paid = frozenset({State.COMPLETED})
+    if PaymentStatus.UNPAID not in statuses:
+        return paid
+    return frozenset(State) - paid if len(statuses) == 1 else frozenset(State)
 
 
 def _by_index(wanted: Select[Any], order_ref: str | None, states: frozenset[State]) -> list[Select[Any]]:
@@ -150,7 +170,7 @@ def _by_index(wanted: Select[Any], order_ref: str | None, states: frozenset[Stat
         if states:
             mine = mine.where(_c.state.in_(sorted(states)))
         return [mine.where(text(IS_LIVE)), mine.where(text(f"NOT ({IS_LIVE})"))]
-    if not states:
+    if not states or len(states) == len(State):
         return [wanted.where(text(IS_LISTED))]
     groups = (
         (states - ENDED, IS_OPEN),
@@ -164,12 +184,12 @@ async def payments_page(
     db: Database,
     merchant_id: int,
     *,
-    role: Role | None = None,
+    role: answers.Role | None = None,
     order_ref: str | None = None,
     before: str | None = None,
     limit: int,
-) -> tuple[list[dict[str, object]], str | None] | None:
-    """Return one page of a merchant's payments, the youngest first, and the cursor of the next (None: this is the last).
+) -> answers.PaymentPage | None:
+    """Return one page of a merchant's payments, the youngest first, with the cursor of the next (None: this is the last).
 
     None if `before` is no cursor of ours.
     """
@@ -191,12 +211,12 @@ async def payments_page(
     wanted = wanted.order_by(_p.first_seen_at.desc(), _p.transaction_id.desc()).limit(limit + 1)
     rows = await db.read(wanted)
     more = _cursor(rows[limit - 1]) if len(rows) > limit else None
-    return [_payment_alone(row) for row in rows[:limit]], more
+    return answers.PaymentPage(payments=[_payment_alone(row) for row in rows[:limit]], next_cursor=more)
 
 
 async def audit(
     db: Database, merchant_id: int, checkout_id: UUID, *, after: int, limit: int
-) -> dict[str, object] | None:
+) -> answers.AuditTrail | None:
     """Return audit entries after a number, the number to go on after, and where entries went that are not here any more.
 
     None if the merchant has no such checkout.
@@ -206,21 +226,22 @@ async def audit(
     if not rows:
         return None
     archived = await db.read(_ARCHIVED, {"id": checkout_id})
-    return {
-        "checkoutId": checkout_id,
-        "entries": [_entry(row) for row in rows[:limit] if row.sequence is not None],
-        "nextAfter": rows[limit - 1].sequence if len(rows) > limit else None,
-        "archived": [{"until": one.sequence, "file": one.file, "at": one.at} for one in archived],
-    }
+    return answers.AuditTrail(
+        checkout_id=checkout_id,
+        entries=[_entry(row) for row in rows[:limit] if row.sequence is not None],
+        next_after=rows[limit - 1].sequence if len(rows) > limit else None,
+        archived=[answers.ArchivedTrail(until=one.sequence, file=one.file, at=one.at) for one in archived],
+    )
 
 
-def links_of(checkout_id: UUID) -> dict[str, str]:
-    """Return where to go on from a checkout; paths, because a merchant may know us by another name than the gateway does."""
+def links_of(checkout_id: UUID) -> answers.Links:
+    """Return where to go on from a checkout."""
     own = f"/v1/checkouts/{checkout_id}"
-    return {"self": own, "cancel": f"{own}/cancel", "audit": f"{own}/audit", "explain": f"{own}/explain"}
+    return answers.Links(own=own, cancel=f"{own}/cancel", audit=f"{own}/audit", explain=f"{own}/explain")
 
 
-def _summary(row: Row[Any]) -> dict[str, object]:
+def _facts(row: Row[Any]) -> dict[str, Any]:
+    """Return what a list and a checkout alone both show."""
     currency: str = row.currency
     state = State(row.state)
     status = payment_status(
@@ -241,29 +262,29 @@ def _summary(row: Row[Any]) -> dict[str, object]:
         },
         None,
     )
-    raw = amounts.pop("raw")
+    amount, raw = amounts.pop("amount"), amounts.pop("raw")
     return {
         "id": row.id,
-        "orderId": row.order_ref,
-        "state": row.state,
+        "order_id": row.order_ref,
+        "state": state,
         "outcome": _outcome(state, status),
-        "paymentStatus": status,
+        "payment_status": status,
         "late": row.late,
-        "amount": {"value": amounts.pop("amount"), "currency": currency},
-        "money": amounts,
+        "amount": answers.OrderAmount(value=amount, currency=currency),
         "raw": raw,
-        "autoCapture": row.auto_capture,
-        "reservedUntil": row.reserved_until,
+        "money": made(answers.HeldMoney, amounts),
+        "auto_capture": row.auto_capture,
+        "reserved_until": row.reserved_until,
         "deadline": row.deadline,
-        "dueAt": row.due_at,
-        "offeredAt": row.offered_at,
-        "cancelRequestedAt": row.cancel_requested_at,
-        "endedAt": row.ended_at,
+        "due_at": row.due_at,
+        "offered_at": row.offered_at,
+        "cancel_requested_at": row.cancel_requested_at,
+        "ended_at": row.ended_at,
         "attention": row.attention,
-        "lastError": row.last_error,
+        "last_error": row.last_error,
         "version": row.version,
-        "createdAt": row.created_at,
-        "updatedAt": row.updated_at,
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
     }
 
 
@@ -276,7 +297,7 @@ def _outcome(state: State, status: PaymentStatus) -> str | None:
     return status if status in GONE else "paid"
 
 
-def _session(row: Row[Any], encryptor: Encryptor) -> dict[str, object] | None:
+def _session(row: Row[Any], encryptor: Encryptor) -> answers.Session | None:
     offered = (
         State(row.state) in OFFERED
         and row.session_id is not None
@@ -293,20 +314,21 @@ def _session(row: Row[Any], encryptor: Encryptor) -> dict[str, object] | None:
     except EncryptionError as error:
         _log.warning("session_not_decryptable", checkout=str(row.id), error=str(error))
         return None
-    return {"id": row.session_id, "token": token, "expiresAt": row.token_expires_at}
+    return answers.Session(id=row.session_id, token=token, expires_at=row.token_expires_at)
 
 
-def _payment(payment: dict[str, Any]) -> dict[str, object]:
+def _payment(payment: dict[str, Any]) -> answers.Payment:
     amounts = {
         name: payment[name] for name in ("reserved", "captured", "refunded", "chargedBack", "surcharge")
     }
     read = {**payment, **_valued(payment["currency"], amounts, payment["raw"])}
-    return _timed(read, "firstSeenAt", "updatedAt")
+    return made(answers.Payment, _timed(read, "firstSeenAt", "updatedAt"))
 
 
-def _operation(operation: dict[str, Any]) -> dict[str, object]:
+def _operation(operation: dict[str, Any]) -> answers.Operation:
     amount = money.decimal_or_none(operation["amount"], operation["currency"])
-    return _timed({**operation, "amount": amount}, "requestedAt", "submittedAt", "settledAt")
+    read = {**operation, "amount": amount}
+    return made(answers.Operation, _timed(read, "requestedAt", "submittedAt", "settledAt"))
 
 
 def _valued(currency: str, amounts: Mapping[str, int], raw: Mapping[str, str] | None) -> dict[str, Any]:
@@ -324,12 +346,12 @@ def _valued(currency: str, amounts: Mapping[str, int], raw: Mapping[str, str] | 
     return {**values, "raw": told or None}
 
 
-def _timed(row: dict[str, Any], *names: str) -> dict[str, object]:
+def _timed(row: dict[str, Any], *names: str) -> dict[str, Any]:
     """Return a row of JSON from Postgres with these times in the form that all other times have."""
     return {**row, **{name: datetime.fromisoformat(row[name]) for name in names if row[name] is not None}}
 
 
-def _payment_alone(row: Row[Any]) -> dict[str, object]:
+def _payment_alone(row: Row[Any]) -> answers.PlacedPayment:
     """Return a payment as it stands alone, with the checkout that it belongs to, if it does to any."""
     amounts = {
         "reserved": row.reserved,
@@ -338,21 +360,22 @@ def _payment_alone(row: Row[Any]) -> dict[str, object]:
         "chargedBack": row.charged_back,
         "surcharge": row.surcharge,
     }
-    return {
-        "transactionId": row.transaction_id,
-        "paymentId": row.payment_id,
-        "checkoutId": row.checkout_id,
-        "orderId": row.order_ref,
-        "role": row.role,
-        "binding": row.binding,
-        "status": row.status,
-        "meaning": row.meaning,
-        "currency": row.currency,
-        **_valued(row.currency, amounts, row.raw_amounts),
-        "flags": row.flags,
-        "firstSeenAt": row.first_seen_at,
-        "updatedAt": row.updated_at,
-    }
+    return made(
+        answers.PlacedPayment,
+        _valued(row.currency, amounts, row.raw_amounts),
+        transaction_id=row.transaction_id,
+        payment_id=row.payment_id,
+        checkout_id=row.checkout_id,
+        order_id=row.order_ref,
+        role=row.role,
+        binding=row.binding,
+        status=row.status,
+        meaning=row.meaning,
+        currency=row.currency,
+        flags=row.flags,
+        first_seen_at=row.first_seen_at,
+        updated_at=row.updated_at,
+    )
 
 
 def _cursor(row: Row[Any]) -> str:
@@ -371,5 +394,10 @@ def _place(cursor: str) -> tuple[datetime, str] | None:
     return None if moment.tzinfo is None else (moment, transaction_id)
 
 
-def _entry(row: Row[Any]) -> dict[str, object]:
-    return {**msgspec.json.decode(row.entry), "keyId": row.key_id, "mac": bytes(row.mac).hex()}
+def _entry(row: Row[Any]) -> answers.AuditEntry:
+    told = {**msgspec.json.decode(row.entry), "keyId": row.key_id, "mac": bytes(row.mac).hex()}
+    try:
+        return msgspec.convert(told, answers.AuditEntry)
+    except msgspec.ValidationError:
+        # Not in the words of the trail, which verification says: it is shown as it stands.
+        return cast("answers.AuditEntry", told)

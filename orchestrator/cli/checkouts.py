@@ -15,6 +15,7 @@ from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import matching, merchant_id, one, price, table, uuid_of
 from orchestrator.cli.output import printer, say
 from orchestrator.cli.reconcile import reconcile
+from orchestrator.domain.payment_status import PaymentStatus, payment_status
 from orchestrator.domain.states import State
 from orchestrator.text import neutralised
 
@@ -47,6 +48,13 @@ def checkouts() -> None:
     type=click.Choice([state.value for state in State]),
     help="Only these; may be repeated.",
 )
+@click.option(
+    "--payment-status",
+    "statuses",
+    multiple=True,
+    type=click.Choice([status.value for status in PaymentStatus]),
+    help="Only those of whose money this is held; may be repeated.",
+)
 @click.option("--order", metavar="NUMBER", help="Only this order number.")
 @click.option("--merchant", metavar="NAME", help="Only this merchant's.")
 @click.option("--attention", is_flag=True, help="Only those that a person must look at.")
@@ -57,6 +65,7 @@ def list_checkouts(
     *,
     data_dir: Path,
     states: Sequence[State],
+    statuses: Sequence[PaymentStatus],
     order: str | None,
     merchant: str | None,
     attention: bool,
@@ -71,7 +80,9 @@ def list_checkouts(
 
         if merchant is not None:
             await merchant_id(db, merchant)
-        wanted = matching(states=states, order=order, merchant=merchant, attention=attention)
+        wanted = matching(
+            states=states, statuses=statuses, order=order, merchant=merchant, attention=attention
+        )
         rows = await db.read(wanted.limit(limit + 1))
         shown = table("id", "order", "merchant", "state", "amount", "payment", "held", "created", "attention")
         for row in rows[:limit]:
@@ -83,7 +94,7 @@ def list_checkouts(
         printer().print(shown)
         if len(rows) > limit:
             say(
-                f"There are more than {limit}: ask for more with --limit, or for some with --state or --order.",
+                f"There are more than {limit}: ask for more with --limit, or for some with --state, --payment-status or --order.",
                 err=True,
             )
         return 0
@@ -301,9 +312,6 @@ def _amounts(payment: Any) -> list[Text]:
 
 
 def _status(row: Any) -> str:
-    from orchestrator.domain.payment_status import payment_status  # noqa: PLC0415
-    from orchestrator.domain.states import State  # noqa: PLC0415
-
     return payment_status(
         State(row.state), reserved=row.reserved, captured=row.captured, refunded=row.refunded,
         charged_back=row.charged_back,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from orchestrator.domain.payment_status import PaymentStatus
     from orchestrator.domain.states import State
     from orchestrator.store.database import Database
 
@@ -45,10 +46,18 @@ class Span(click.ParamType[float]):
         return float(seconds)
 
 
-def matching(*, states: Sequence[State], order: str | None, merchant: str | None, attention: bool) -> Any:
+def matching(
+    *,
+    states: Sequence[State] = (),
+    statuses: Sequence[PaymentStatus] = (),
+    order: str | None = None,
+    merchant: str | None = None,
+    attention: bool = False,
+) -> Any:
     """Return the statement for checkouts with the name of their merchant, the youngest first."""
-    from sqlalchemy import select  # noqa: PLC0415 - each command imports what it needs
+    from sqlalchemy import select, text  # noqa: PLC0415 - each command imports what it needs
 
+    from orchestrator.domain.payment_status import condition  # noqa: PLC0415
     from orchestrator.domain.states import State  # noqa: PLC0415
     from orchestrator.store.tables import checkouts as c  # noqa: PLC0415
     from orchestrator.store.tables import merchants as m  # noqa: PLC0415
@@ -56,6 +65,8 @@ def matching(*, states: Sequence[State], order: str | None, merchant: str | None
     wanted = select(c, m.c.name.label("merchant")).join(m, m.c.id == c.c.merchant_id).order_by(c.c.id.desc())
     if states:
         wanted = wanted.where(c.c.state.in_([State(state).value for state in states]))
+    if statuses:
+        wanted = wanted.where(text(condition(statuses)))
     if order is not None:
         wanted = wanted.where(c.c.order_ref == order)
     if merchant is not None:
@@ -68,7 +79,7 @@ async def one(db: Database, wanted: str) -> Any:
     from orchestrator import intents  # noqa: PLC0415
     from orchestrator.store.tables import checkouts as c  # noqa: PLC0415
 
-    found = matching(states=(), order=None, merchant=None, attention=False)
+    found = matching()
     number = uuid_of(wanted)
     rows = await db.read(found.where(c.c.id == number)) if number else ()
     if not rows and intents.may_be_order(wanted):

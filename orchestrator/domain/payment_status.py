@@ -6,9 +6,12 @@ The state of a checkout says how far its way is; only this says what is held.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.domain.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class PaymentStatus(StrEnum):
@@ -45,6 +48,23 @@ def payment_status(
             return PaymentStatus.REFUNDED if refunded >= captured else PaymentStatus.PARTIALLY_REFUNDED
         return PaymentStatus.CAPTURED if captured >= reserved else PaymentStatus.PARTIALLY_CAPTURED
     return PaymentStatus.AUTHORIZED if reserved > 0 else PaymentStatus.RELEASED
+
+
+IN_SQL: Final = """CASE WHEN state <> 'completed' THEN 'unpaid'
+    WHEN charged_back > 0 THEN 'charged_back'
+    WHEN captured > 0 AND refunded >= captured THEN 'refunded'
+    WHEN captured > 0 AND refunded > 0 THEN 'partially_refunded'
+    WHEN captured > 0 AND captured >= reserved THEN 'captured'
+    WHEN captured > 0 THEN 'partially_captured'
+    WHEN reserved > 0 THEN 'authorized'
+    ELSE 'released' END"""
+"""SQL: the same word, of a row of `checkouts`."""
+
+
+def condition(statuses: Iterable[PaymentStatus]) -> str:
+    """Return the SQL condition of the checkouts whose money is held as one of these says."""
+    words = ", ".join(f"'{PaymentStatus(status).value}'" for status in statuses)
+    return f"{IN_SQL} IN ({words})"
 
 
 GONE: Final = frozenset({PaymentStatus.REFUNDED, PaymentStatus.RELEASED, PaymentStatus.CHARGED_BACK})

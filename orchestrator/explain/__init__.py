@@ -98,16 +98,6 @@ class Explanation:
     next: Next
     you_may: tuple[str, ...]
 
-    def document(self) -> dict[str, object]:
-        """Return it in the words of the contract."""
-        return {
-            "summary": self.summary,
-            "because": list(self.because),
-            "evidence": list(self.evidence),
-            "next": {"what": self.next.what, "at": self.next.at},
-            "youMay": list(self.you_may),
-        }
-
 
 def explain(record: Record) -> Explanation:
     """Explain one checkout; pure, and total over all states, reasons to look and operations."""

@@ -126,9 +126,7 @@ class Fields:
         for name in given:
             if name in known:
                 continue
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known here are {', '.join(sorted(known))}"
-            self.wrong(at + shown(name), f"is not a known field: {hint}")
+            self.wrong(at + shown(name), f"is not a known field: {hint(name, known)}")
             if len(self.problems) >= MOST_PROBLEMS:
                 return
 
@@ -264,6 +262,12 @@ def _url_problem(url: str, *, app: bool) -> str | None:
     if fits is not None:
         return f"has port {fits['port']}, and ports go from 1 to 65535"
     return "holds a character that no URL has: percent-encode spaces, quotes and letters beyond a-z (hosts in punycode)"
+
+
+def hint(name: str, known: frozenset[str]) -> str:
+    """Say which name was meant, or which there are."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known here are {', '.join(sorted(known))}"
 
 
 def kind_of(value: object) -> str:

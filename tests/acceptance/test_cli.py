@@ -415,6 +415,21 @@ def test_show_and_explain_tell_of_operations_and_ways_out(books, database_url):
         assert f"\n{title}\n  - " in explained.stdout
 
 
+def test_checkouts_are_listed_by_what_is_held(books):
+    def listed(*statuses: str) -> list[str]:
+        chosen = [word for status in statuses for word in ("--payment-status", status)]
+        ended = orchestrator("checkouts", "list", *chosen, **books)
+        assert ended.returncode == 0, ended.stderr
+        return [line.split()[1] for line in ended.stdout.splitlines()[1:]]
+
+    assert listed("partially_captured") == ["paid-1"]
+    assert listed("unpaid") == ["open-1"]
+    assert listed("unpaid", "partially_captured") == ["paid-1", "open-1"]
+    assert listed("refunded", "charged_back") == []
+    wrong = orchestrator("checkouts", "list", "--payment-status", "paid", **books)
+    assert (wrong.returncode, "'paid' is not one of" in wrong.stderr) == (2, True)
+
+
 def test_money_without_a_home_is_listed(books):
     listed = orchestrator("payments", "list", "--role", "surplus", "--merchant", "default", **books)
     named = orchestrator("payments", "list", "--order", "paid-1", "--limit", "1", **books)

@@ -370,12 +370,6 @@ def test_a_settled_checkout_says_that_nothing_more_happens():
     assert "ran out at 2026-01-06T09:59:00Z" in made.next.what
 
 
-def test_an_explanation_goes_out_in_the_words_of_the_contract():
-    document = explain.explain(record()).document()
-    assert set(document) == {"summary", "because", "evidence", "next", "youMay"}
-    assert document["next"]["at"] == NOW + timedelta(minutes=3)
-
-
 # ── Archived ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -14,12 +14,13 @@ from sqlalchemy import text
 
 from orchestrator import auth, callback_urls
 from orchestrator.api import Services, create_app
-from orchestrator.api.schemas import EXAMPLE
+from orchestrator.api.contract.examples import INTENT
 from orchestrator.crypto import Encryptor
 from orchestrator.store import inbox
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 from tests.conftest import make_settings
+from tests.integration.api.contract import Contract
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -46,7 +47,7 @@ class RecordingPublisher:
 
 
 def intent(order_ref: str | None = None, **changes: object) -> dict:
-    body = copy.deepcopy(EXAMPLE)
+    body = copy.deepcopy(INTENT)
     body["order"]["orderId"] = order_ref or f"A-{uuid4().hex[:12]}"
     return body | changes
 
@@ -56,6 +57,7 @@ class Api:
     client: httpx.AsyncClient
     services: Services
     hint_publisher: RecordingPublisher
+    contract: Contract = field(default_factory=lambda: Contract({"paths": {}}))
 
     def bearer(
         self, merchant: str = "default", scopes: tuple[str, ...] = ALL, lifetime: float = 60
@@ -119,9 +121,13 @@ async def serving(settings: Settings, *, timeout: float = 10.0) -> AsyncIterator
             caps=inbox.Caps(settings.callbacks_limit, settings.callbacks_unproven_limit),
         ), merchants=Merchants(inlet, encryptor, settings), hint_publisher=hint_publisher,
     )  # fmt: skip
-    transport = httpx.ASGITransport(create_app(services))
-    async with httpx.AsyncClient(transport=transport, base_url="http://pay.example") as client:
-        yield Api(client, services, hint_publisher)
+    app = create_app(services)
+    contract = Contract(app.openapi())
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://pay.example", event_hooks={"response": [contract.check]}
+    ) as client:
+        yield Api(client, services, hint_publisher, contract)
     await services.close()
 
 

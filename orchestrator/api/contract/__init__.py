@@ -1,0 +1,63 @@
+"""The shapes of the contract, and their OpenAPI schemas: `answers` is what the API returns, `bodies` what it takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from orchestrator.api.contract import answers, bodies, examples
+from orchestrator.audit import Action
+from orchestrator.domain.payment_status import PaymentStatus
+from orchestrator.domain.states import State, Trigger
+
+if TYPE_CHECKING:
+    from enum import Enum
+
+Schema = dict[str, Any]
+
+_REF: Final = "#/components/schemas/{name}"
+_ENUMS: Final[tuple[type[Enum], ...]] = (State, PaymentStatus, Trigger, Action)
+
+
+def ref(shape: type) -> Schema:
+    """Point at a shape."""
+    return {"$ref": _REF.format(name=shape.__name__)}
+
+
+def schemas() -> dict[str, Schema]:
+    """Return the schema of each shape by its name, bodies first."""
+    shapes = [
+        shape
+        for module in (bodies, answers)
+        for name, shape in vars(module).items()
+        if isinstance(shape, type)
+        and issubclass(shape, msgspec.Struct)
+        and shape.__module__ == module.__name__
+        if not name.startswith("_")
+    ]
+    _, generated = msgspec.json.schema_components(shapes, ref_template=_REF)
+    made = {name: _as_sent(schema) for name, schema in generated.items()}
+    for enum in _ENUMS:  # in the order in which things happen, not that of letters
+        made[enum.__name__]["enum"] = [one.value for one in enum]
+    made["Customer"]["minProperties"] = 1
+    for name, example in examples.EXAMPLES.items():
+        made[name]["example"] = example
+    return made
+
+
+def _as_sent(value: Any) -> Any:
+    """Say that decimals are sent as numbers, and that names are texts."""
+    if isinstance(value, list):
+        return [_as_sent(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    schema = {name: _as_sent(one) for name, one in value.items()}
+    if schema.get("format") == "decimal":
+        schema |= {"type": "number"}
+        del schema["format"]
+    elif isinstance(schema.get("enum"), list):
+        schema = {"type": "string", **schema}
+    elif schema.get("required") == []:
+        del schema["required"]
+    return schema

@@ -1,0 +1,364 @@
+"""What the API answers. The endpoints return these structs, which are encoded once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from orchestrator.api.contract.values import (
+    MOST_ITEMS,
+    Currency,
+    Id,
+    Money,
+    Shape,
+    Text,
+    Time,
+    Version,
+    about,
+)
+from orchestrator.audit import Action
+from orchestrator.domain.payment_status import PaymentStatus
+from orchestrator.domain.states import State, Trigger
+from orchestrator.store.inbox import CommandKind
+
+MOST_CHECKOUTS: Final = 500
+"""Of one batch."""
+COMMANDS_SHOWN: Final = 20
+"""Commands that a checkout is shown with: the last so many."""
+PAGE: Final = 200
+"""Checkouts or payments of one page, at most."""
+AUDIT_PAGE: Final = 1000
+"""Entries of one page of a trail, at most."""
+
+Number = Annotated[int, about(minimum=0, maximum=2**31 - 1)]
+Held = Annotated[
+    Money | None, about("Null where it cannot be read: `raw` says what stands there instead", 139.0)
+]
+Raw = Annotated[
+    dict[str, Annotated[str, about(maxLength=1000)]] | None,
+    about(
+        "What cannot be read, as the gateway wrote it: amounts, and a currency that is not known",
+        {"reserved": "1.990,50"},
+        maxProperties=10,
+    ),
+]
+OrderNumber = Annotated[Text, about("The shop's order number", "A-1001")]
+Transaction = Annotated[Text, about("The gateway's number of the payment", "539101")]
+Outcome = Literal["paid", "refunded", "released", "charged_back", "failed", "expired", "cancelled"]
+Role = Literal["accepted", "surplus", "attempt", "unknown"]
+
+
+class Links(Shape, kw_only=True):
+    """Where to go on from a checkout; paths, because a merchant may know us by another name than the gateway does."""
+
+    own: Annotated[Text, about("The checkout itself")] = msgspec.field(name="self")
+    cancel: Annotated[Text, about("POST there cancels it")]
+    audit: Annotated[Text, about("Its audit trail")]
+    explain: Annotated[Text, about("Why it is where it is")]
+
+
+class Accepted(Shape, kw_only=True):
+    """A checkout that was taken."""
+
+    id: Id
+    order_id: OrderNumber
+    state: State
+    deadline: Annotated[Time, about("Until when the shopper may pay")]
+    client_token: Annotated[Text, about("Lets the shopper's browser follow this one checkout")]
+    links: Links
+
+
+class FieldProblem(Shape, kw_only=True):
+    """One thing that is wrong."""
+
+    field: Annotated[Text, about("Its path", "order.amount.value")]
+    message: Annotated[
+        Text,
+        about(
+            "What is wrong with it and what to do", "must be more than 0: there is nothing to pay otherwise"
+        ),
+    ]
+
+
+class Problem(Struct, kw_only=True, rename="camel"):
+    """What went wrong (RFC 9457)."""
+
+    kind: Annotated[
+        Text, about("Which kind of problem", "urn:checkout-orchestrator:problem:invalid-intent")
+    ] = msgspec.field(name="type")
+    title: Annotated[Text, about("The status in words", "Unprocessable Entity")]
+    status: Annotated[int, about("HTTP status", 422, minimum=400, maximum=599)]
+    detail: Annotated[Text, about("One sentence: what was wrong and what to do")]
+    errors: Annotated[
+        tuple[FieldProblem, ...], about("Each field that is wrong, the first fifty", maxItems=MOST_ITEMS)
+    ]
+    correlation_id: Annotated[
+        str | UnsetType,
+        about("Absent where the request could not be read", pattern="^[A-Za-z0-9._-]+$", maxLength=64),
+    ] = UNSET
+    checkout_id: Annotated[Id | UnsetType, about("The checkout that has the order number")] = UNSET
+    state: Annotated[State | UnsetType, about("The state in which the checkout is")] = UNSET
+    version: Annotated[Version | UnsetType, about("The version that the checkout has by now")] = UNSET
+    left: Annotated[Held | UnsetType, about("What is left of the payment, to ask for at most")] = UNSET
+
+
+class BatchResult(Shape, kw_only=True):
+    """What became of one checkout of a batch: `checkout`, or `problem`."""
+
+    status: Annotated[int, about("HTTP status", 202, minimum=100, maximum=599)]
+    checkout: Accepted | UnsetType = UNSET
+    problem: Problem | UnsetType = UNSET
+
+
+class BatchResults(Shape, kw_only=True):
+    """A result for each checkout, in order."""
+
+    results: Annotated[list[BatchResult], about(maxItems=MOST_CHECKOUTS)]
+
+
+class OrderAmount(Shape, kw_only=True):
+    """What the order costs."""
+
+    value: Held
+    currency: Currency
+
+
+class HeldMoney(Shape, kw_only=True):
+    """What the gateway holds, and held, of what pays the checkout; in the currency of `amount`."""
+
+    reserved: Held
+    captured: Held
+    refunded: Held
+    charged_back: Annotated[Held, about("What the shopper's bank took back")]
+
+
+class _Checkout(Shape, kw_only=True):
+    id: Id
+    order_id: OrderNumber
+    state: State
+    outcome: Annotated[Outcome | None, about("Null until it has ended")]
+    payment_status: Annotated[PaymentStatus, about("What is held of the shopper's money")]
+    late: Annotated[bool, about("The money was found after it had been closed")]
+    amount: OrderAmount
+    money: HeldMoney
+    raw: Raw
+    auto_capture: Annotated[bool, about("The gateway was told to capture by itself")]
+    reserved_until: Annotated[Time | None, about("Until when a capture is sure to work")]
+    deadline: Annotated[Time, about("Until when the shopper may pay")]
+    due_at: Annotated[Time | None, about("When it is processed next; null when it is settled")]
+    offered_at: Annotated[Time | None, about("When the shopper could pay first")]
+    cancel_requested_at: Annotated[
+        Time | None, about("When its cancellation was requested, which takes effect after a grace")
+    ]
+    ended_at: Annotated[Time | None, about("When it ended")]
+    attention: Annotated[Text | None, about("Why it needs a decision", "late_payment: 139.00 DKK")]
+    last_error: Annotated[Text | None, about("Why the last step failed, if it did")]
+    version: Annotated[Version, about("One more at each change; a command may name the one it is based on")]
+    created_at: Time
+    updated_at: Time
+
+
+class CheckoutSummary(_Checkout, kw_only=True):
+    """A checkout, as a list shows it."""
+
+    links: Links
+
+
+class Session(Shape, kw_only=True):
+    """The payment session at the gateway."""
+
+    id: Annotated[Text, about("The gateway's id of it")]
+    token: Annotated[Text, about("With which the shopper's browser pays")]
+    expires_at: Annotated[Time, about("When the token expires")]
+
+
+class Payment(Shape, kw_only=True):
+    """A payment of a checkout, as the gateway showed it."""
+
+    transaction_id: Transaction
+    payment_id: Annotated[Text | None, about("The gateway's own id of it")]
+    role: Annotated[
+        Role,
+        about("surplus: too much; unknown: money that is not read as this order's; attempt: no money"),
+    ]
+    binding: Annotated[
+        Text,
+        about(
+            "How it is known to be the checkout's: bound (our own id), order_ref (its number only)", "bound"
+        ),
+    ]
+    status: Annotated[Text, about("The gateway's own word", "preauth")]
+    meaning: Annotated[Text, about("What status and amounts mean together", "reserved")]
+    currency: Annotated[Text, about("ISO 4217; empty where the gateway named none that is known", "DKK")]
+    reserved: Held
+    captured: Held
+    refunded: Held
+    charged_back: Annotated[Held, about("What the shopper's bank took back")]
+    surcharge: Annotated[Held, about("What the gateway added for the way of payment")]
+    flags: Annotated[list[Text], about("What was noteworthy in the gateway's answer", maxItems=MOST_ITEMS)]
+    raw: Raw
+    first_seen_at: Time
+    updated_at: Time
+
+
+class PlacedPayment(Payment, kw_only=True):
+    """A payment, with the checkout that it belongs to, if it does to any."""
+
+    order_id: Annotated[Text, about("The order number that the gateway has", "A-1001")]
+    checkout_id: Annotated[Id | None, about("Null for a payment that belongs to no checkout")]
+
+
+class PaymentPage(Shape, kw_only=True):
+    """Payments, the youngest first."""
+
+    payments: Annotated[list[PlacedPayment], about(maxItems=PAGE)]
+    next_cursor: Annotated[Text | None, about("`cursor` of the next page; null on the last")]
+
+
+class Operation(Shape, kw_only=True):
+    """A call that moves money, and what came of it."""
+
+    id: Id
+    kind: Literal["capture", "refund", "release"]
+    transaction_id: Transaction
+    amount: Held
+    currency: Currency
+    state: Annotated[
+        Literal["requested", "submitted", "succeeded", "rejected", "unknown"],
+        about("submitted: it may have left; unknown: it has, and what came of it is not known yet"),
+    ]
+    cause: Annotated[
+        Literal["asked", "automatic", "returned"],
+        about("Who began it: a command, the order itself, a policy"),
+    ]
+    reconciliation_identifier: Annotated[Text, about("By which the gateway's books name it")]
+    command_id: Annotated[Id | None, about("The command that asked for it")]
+    requested_at: Time
+    submitted_at: Time | None
+    settled_at: Time | None
+    error: Annotated[Text | None, about("What the gateway answered, or why it did not")]
+
+
+class Command(Shape, kw_only=True):
+    """What was asked of a checkout, and what became of it."""
+
+    id: Id
+    kind: CommandKind
+    requested_at: Time
+    handled_at: Annotated[Time | None, about("Null while no worker has taken it up")]
+    result: Annotated[
+        Text | None,
+        about("accepted, refused or done, with the reason", "refused: it is being cancelled already"),
+    ]
+
+
+class Checkout(_Checkout, kw_only=True):
+    """Everything about a checkout."""
+
+    session: Annotated[Session | None, about("Only while the shopper may pay with it")]
+    payment_methods: Annotated[
+        list[dict[str, Any]],
+        about("As the gateway lists them, while the shopper may pay", maxItems=MOST_ITEMS),
+    ]
+    payments: Annotated[list[Payment], about(maxItems=MOST_ITEMS)]
+    operations: Annotated[list[Operation], about(maxItems=MOST_ITEMS)]
+    commands: Annotated[list[Command], about("The last twenty", maxItems=COMMANDS_SHOWN)]
+    archived_at: Annotated[Time | None, about("When its history was archived, if it was")]
+    correlation_id: Annotated[Text, about("Of the request that brought it")]
+    links: Links
+
+
+class CheckoutPage(Shape, kw_only=True):
+    """Checkouts, the youngest first."""
+
+    checkouts: Annotated[list[CheckoutSummary], about(maxItems=PAGE)]
+    next_cursor: Annotated[Id | None, about("`cursor` of the next page; null on the last")]
+
+
+class StoredCommand(Shape, kw_only=True):
+    """A command that was stored."""
+
+    id: Id
+    kind: CommandKind
+
+
+class CommandAccepted(Shape, kw_only=True):
+    """A command was stored, and how the checkout stood then."""
+
+    id: Annotated[Id, about("The checkout")]
+    order_id: OrderNumber
+    state: State
+    version: Version
+    command: StoredCommand
+    links: Links
+
+
+class Next(Shape, kw_only=True):
+    """What happens next, and when."""
+
+    what: Text
+    at: Annotated[Time | None, about("Null where nothing more happens by itself")]
+
+
+class Explanation(Shape, kw_only=True):
+    """Why a checkout is where it is, in sentences, each complete by itself."""
+
+    summary: Annotated[Text, about("Where it is")]
+    because: Annotated[tuple[Text, ...], about("Why it is there", maxItems=MOST_ITEMS)]
+    evidence: Annotated[
+        tuple[Text, ...], about("What that rests on, from the audit trail", maxItems=MOST_ITEMS)
+    ]
+    next: Next
+    you_may: Annotated[tuple[Text, ...], about("What a person may do", maxItems=MOST_ITEMS)]
+
+
+class AuditEntry(Shape, kw_only=True):
+    """One entry of the trail, with its words as they are under the mac."""
+
+    action: Annotated[Action, about("What it says, as subject:fact", "checkout:moved")]
+    actor: Annotated[Text, about("Who asked for it", "client:default/shop-1")]
+    at: Annotated[
+        str, about("When it was made", "2026-01-05T10:00:03.000000+00:00", format="date-time", maxLength=40)
+    ]
+    checkout: Id
+    correlation: Annotated[Text, about("Correlation id of the request that it goes back to")]
+    evidence: Annotated[dict[str, Any], about("Ids, outcomes, and amounts in minor units")]
+    before: Annotated[State | None, about("The state before; null for the first entry")] = msgspec.field(
+        name="from"
+    )
+    sequence: Annotated[Number, about("Its number in the trail, from 1")]
+    to: Annotated[State, about("The state after")]
+    trigger: Annotated[Trigger | None, about("The fact that moved it, if one did")]
+    key_id: Annotated[Text, about("The key that the mac was made under")]
+    mac: Annotated[str, about("Over the mac before and this entry, in hex", maxLength=64)]
+
+
+class ArchivedTrail(Shape, kw_only=True):
+    """Entries up to a number that stand in the file of an archive instead."""
+
+    until: Number
+    file: Annotated[Text, about(None, "archive-000001.jsonl.gz")]
+    at: Time
+
+
+class AuditTrail(Shape, kw_only=True):
+    """The audit trail of a checkout, the oldest entry first."""
+
+    checkout_id: Id
+    entries: Annotated[list[AuditEntry], about(maxItems=AUDIT_PAGE)]
+    next_after: Annotated[Number | None, about("`after` of the next page; null on the last")]
+    archived: Annotated[
+        list[ArchivedTrail],
+        about("Entries up to a number that stand in the file of an archive instead", maxItems=MOST_ITEMS),
+    ]
+
+
+class Health(Shape, kw_only=True):
+    """How the process is."""
+
+    status: Literal["alive", "ready", "degraded", "unavailable"]
+    problems: Annotated[
+        list[Text] | UnsetType, about("A sentence for each; absent from /healthz", maxItems=MOST_ITEMS)
+    ] = UNSET

@@ -1,0 +1,401 @@
+"""The OpenAPI document is what the API does: every documented answer is given, and each is as its schema says."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from orchestrator.api import connections, contract
+from orchestrator.api.contract import answers, bodies
+from orchestrator.api.contract.examples import EXAMPLES
+from orchestrator.api.contract.values import made
+from orchestrator.domain.payment_status import IN_SQL, PaymentStatus, payment_status
+from orchestrator.domain.states import State
+from orchestrator.intents import fields
+from tests.conftest import make_settings
+from tests.integration.api.contract import wrong_in
+from tests.integration.api.scene import Api, intent, path_of, serving, without_database
+from tests.integration.api.test_callbacks import BODY, FORM, call
+from tests.integration.api.test_commands import EVERY, KINDS, ask, in_state, operation, paid, payment
+from tests.integration.api.test_evidence import SECRET, UNPROVEN, signed
+from tests.integration.api.test_intake import problem
+from tests.integration.api.test_merchant_callbacks import posted, send
+
+pytestmark = pytest.mark.anyio
+
+CALLBACK = "/callbacks/{kind}/{id}/{signed}"
+# A shopper's browser is sent on whatever it brings, and is never asked for a proof; these belong to what is posted.
+NEVER = {("get", CALLBACK, status) for status in ("200", "401", "413", "503")}
+RICH = (
+    "UPDATE checkouts SET last_error = 'timeout', reserved_until = clock(), cancel_requested_at = clock(), attention = 'late_payment: x', "
+    "late = true, captured = 100, refunded = 10, charged_back = 1 WHERE id = :id"
+)
+
+
+# ── Every documented answer ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_every_documented_answer_is_given_and_is_as_documented(database_url):
+    """`serving` compares each answer with the document; here each of them is asked for."""
+    settings = make_settings(database_url=database_url, gateway_secrets=(SECRET,))
+    async with serving(settings) as api:
+        await api.services.merchants.everyone()
+        await _intake(api)
+        await _reads(api)
+        await _commands(api)
+        await _callbacks(api)
+        await api.client.get("/healthz")
+        assert (await api.client.get("/readyz")).status_code == 200
+        seen, document = api.contract.seen, api.client._transport.app.openapi()
+    async with serving(without_database(gateway_secrets=(SECRET,))) as api:
+        assert (await api.client.get("/readyz")).status_code == 503
+        urls = api.urls("019aa000-0000-7000-8000-00000000000a")
+        problem(await call(api, urls.notification), 503, "database-away")
+        problem(await send(api, posted()), 503, "merchant-unreadable")
+        problem(await api.get("/v1/checkouts"), 503, "database-away")
+        seen |= api.contract.seen
+    documented = {
+        (method, path, status)
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        for status in operation["responses"]
+        if status != "default"
+    }
+    assert seen == documented - NEVER
+
+
+async def _intake(api: Api) -> None:
+    assert (await api.post(intent("A-1"))).status_code == 202
+    assert (await api.post(intent("A-1"))).status_code == 200
+    problem(await api.post(intent("A-1", expiresIn=60)), 409, "order-taken")
+    problem(await api.post({"order": 1}), 422, "invalid-intent")
+    problem(await api.client.post("/v1/checkouts"), 401, "invalid-token")
+    rows = (await api.post([intent("A-1"), intent("A-2"), {}], path="/v1/checkouts/batch")).json()["results"]
+    assert [row["status"] for row in rows] == [200, 202, 422]
+    problem(await api.post({}, path="/v1/checkouts/batch"), 422, "invalid-batch")
+
+
+async def _reads(api: Api) -> None:
+    checkout = await paid(api, flags='["doubled"]', payment_id="p-1", raw_amounts='{"surcharge": "1,5"}')
+    await payment(api, None, "lost", role="unknown", binding="none", currency="", order_ref="B/1")
+    await operation(api, checkout, "capture", 100, state="succeeded")
+    await operation(api, checkout, "refund", 10, state="requested")
+    await ask(api, checkout, "reconcile", {"reason": "looked odd"})
+    await api.sql(RICH, id=UUID(checkout))
+    offered = await api.taken()
+    await api.offer(offered)
+    for one in (checkout, offered):
+        for path in ("", "/audit", "/explain"):
+            assert (await api.get(f"/v1/checkouts/{one}{path}")).status_code == 200
+            problem(await api.get(f"/v1/checkouts/{one}{path}", verbose=1), 422, "invalid-request")
+    problem(await api.get("/v1/checkouts/A-1"), 404, "unknown-checkout")
+    for path in ("/v1/checkouts", "/v1/payments"):
+        assert (await api.get(path)).status_code == 200
+        assert (await api.get(path, limit=1)).json()["nextCursor"]
+        problem(await api.get(path, limit=0), 422, "invalid-request")
+
+
+async def _commands(api: Api) -> None:
+    for kind in KINDS:
+        money = kind in {"capture", "refund", "release"}
+        body = {"decision": "dismiss"} if kind == "resolve" else {}
+
+        async def fit(kind: str = kind, *, money: bool = money) -> str:
+            if money:
+                books = {"captured": 13900} if kind == "refund" else {}
+                return await paid(api, transaction=await _unused(api), **books)
+            state = "expired" if kind == "reopen" else "awaiting_payment"
+            return await in_state(api, state, attention="open_payment: x")
+
+        path = await fit()
+        assert (await ask(api, path, kind, body, key=f"k-{kind}")).status_code == 202
+        problem(
+            await ask(api, path, kind, body, key="k", scopes=("checkouts:read",)), 403, "insufficient-scope"
+        )
+        unknown = "019aa000-0000-7000-8000-000000000001"
+        problem(await ask(api, unknown, kind, body, key="k"), 404, "unknown-checkout")
+        problem(await ask(api, await fit(), kind, {**body, "version": 99}, key="v"), 409, "version-changed")
+        problem(await ask(api, path, kind, {"colour": 1}, key="c"), 422, "invalid-command")
+
+
+async def _unused(api: Api) -> str:
+    return f"t-{await api.count('payments')}"
+
+
+async def _callbacks(api: Api) -> None:
+    urls = api.urls(await api.taken())
+    assert (await call(api, urls.notification, BODY, **signed())).status_code == 200
+    assert (await call(api, urls.success, BODY, **signed())).status_code == 303
+    problem(await call(api, urls.notification, BODY, **UNPROVEN["wrong"]), 401, "unproven-callback")
+    problem(await call(api, urls.notification, b"x" * 262_145), 413, "too-large")
+    address = path_of(urls.redirect)
+    assert (await api.client.get(f"{address}?utm=1&lang=da")).status_code == 303
+    problem(await api.client.get(address[:-4] + "AAAA"), 404, "unknown-callback")
+    problem(await api.client.post(address[:-4] + "AAAA"), 404, "unknown-callback")
+    assert (await send(api, posted())).status_code == 200
+    problem(await send(api, posted(), headers={}), 401, "unproven-callback")
+    problem(await send(api, b"x" * 262_145), 413, "too-large")
+    problem(await api.client.post("/callbacks/merchant/default/AAAA", headers=FORM), 404, "unknown-callback")
+
+
+async def test_an_answer_that_is_not_as_documented_is_noticed(api: Api):
+    document = api.client._transport.app.openapi()
+    shown = (await api.get(f"/v1/checkouts/{await api.taken()}")).json()
+    schema = contract.ref(answers.Checkout)
+    assert wrong_in(document, schema, shown) == []
+    for change in (
+        {"colour": 1}, {"version": "1"}, {"state": "lost"}, {"deadline": 5}, {"money": {}}, {"paymentStatus": None},
+        {"amount": {"value": "139.00", "currency": "DKK"}}, {"links": {**shown["links"], "more": "x"}},
+    ):  # fmt: skip
+        assert wrong_in(document, schema, shown | change), change
+    for name in shown:
+        assert wrong_in(document, schema, {key: value for key, value in shown.items() if key != name}), name
+
+
+# ── Shapes ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_shape_and_each_field_that_needs_it_is_described():
+    schemas = contract.schemas()
+    assert [name for name, schema in schemas.items() if not schema.get("description")] == []
+    # What a reference points at is described there.
+    plain = {
+        "id",
+        "amount",
+        "quantity",
+        "street",
+        "city",
+        "zipCode",
+        "itemId",
+        "email",
+        "firstName",
+        "lastName",
+        "createdAt",
+        "updatedAt",
+    }
+    asked = [
+        f"{name}.{field}"
+        for name in ("Checkout", "Payment", "Problem", "Accepted", "AuditEntry", "Session", "Explanation")
+        for field, schema in schemas[name]["properties"].items()
+        if not schema.get("description") and "$ref" not in schema and field not in plain
+    ]
+    assert [
+        one for one in asked if not re.search(r"\.(payments|operations|checkout|firstSeenAt)$", one)
+    ] == []
+
+
+async def test_the_examples_are_as_the_schemas_say(api: Api):
+    document = api.client._transport.app.openapi()
+    schemas = document["components"]["schemas"]
+    assert {"Intent", "Checkout", "Problem", "Explanation"} < EXAMPLES.keys() < schemas.keys()
+    shown = [(name, {"$ref": f"#/components/schemas/{name}"}, example) for name, example in EXAMPLES.items()]
+    shown += [
+        (f"{name}.{field}", described, example)
+        for name, schema in schemas.items()
+        for field, described in schema.get("properties", {}).items()
+        for example in described.get("examples", ())
+    ]
+    shown += [
+        (f"{method} {path} {status}", content["schema"], content["example"])
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        for status, response in operation["responses"].items()
+        for content in response.get("content", {}).values()
+        if "example" in content
+    ]
+    assert len(shown) > 100
+    assert [name for name, schema, example in shown if wrong_in(document, schema, example)] == []
+
+
+def test_what_is_answered_to_a_request_that_cannot_be_read_is_a_problem_too():
+    document = {"components": {"schemas": contract.schemas()}}
+    for said in connections._SENTENCES.values():
+        told = msgspec.json.decode(connections._document(*said))
+        assert wrong_in(document, contract.ref(answers.Problem), told) == []
+        assert "correlationId" not in told
+
+
+def test_the_bodies_have_the_fields_that_are_read():
+    shapes = {
+        "": bodies.Intent, "order.": bodies.Order, "order.amount.": bodies.Amount, "line": bodies.OrderLine,
+        "customer": bodies.Customer, "address": bodies.Address, "callbacks.": bodies.Callbacks, "page": bodies.Page,
+        "configuration.": bodies.Configuration,
+    }  # fmt: skip
+    for shape, kind in shapes.items():
+        assert fields._NAMES[shape] == set(kind.__struct_encode_fields__), shape
+    assert set(bodies.COMMANDS) == set(KINDS)
+
+
+def test_a_shape_is_made_of_its_own_names_only():
+    assert made(answers.Next, {"what": "x"}, at=None) == answers.Next(what="x", at=None)
+    with pytest.raises(KeyError):
+        made(answers.Next, {"what": "x", "when": 1}, at=None)
+
+
+async def test_an_entry_that_is_not_in_the_words_of_the_trail_is_shown_as_it_stands(api: Api):
+    checkout = await api.taken()
+    entry = msgspec.json.encode({"action": "checkout:stolen", "sequence": 2, "more": [1]}).decode()
+    await api.sql(
+        "INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac) "
+        "VALUES (:id, 2, clock(), 'checkout:stolen', :entry, 'k', '')",
+        id=UUID(checkout),
+        entry=entry,
+    )
+    api.contract.paths.clear()  # it is not as documented, and must be seen all the same
+    trail = (await api.get(f"/v1/checkouts/{checkout}/audit")).json()
+    assert trail["entries"][1] == {
+        "action": "checkout:stolen", "sequence": 2, "more": [1], "keyId": "k", "mac": ""
+    }  # fmt: skip
+
+
+async def test_the_page_begins_with_checkouts_and_ends_with_callbacks_and_health(api: Api):
+    for address in ("/openapi.json", "/docs/assets/openapi-3.0.json"):
+        document = (await api.client.get(address)).json()
+        tags = ["checkouts", "commands", "payments", "callbacks", "health"]
+        assert [tag["name"] for tag in document["tags"]] == tags
+        assert all(tag["description"] for tag in document["tags"])
+        met = [operation["tags"][0] for one in document["paths"].values() for operation in one.values()]
+        assert list(dict.fromkeys(met)) == tags
+        assert met == sorted(met, key=tags.index)
+        assert list(document["paths"])[:3] == [
+            "/v1/checkouts", "/v1/checkouts/batch", "/v1/checkouts/{checkout_id}"
+        ]  # fmt: skip
+        assert list(document["paths"]["/v1/checkouts"]) == ["post", "get"]
+
+
+# ── Parameters that nobody knows ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "said"),
+    [
+        ("/v1/checkouts", "order", "did you mean orderId?"),
+        ("/v1/checkouts", "orderid", "did you mean orderId?"),
+        ("/v1/checkouts", "payment_status", "did you mean paymentStatus?"),
+        ("/v1/checkouts", "page", "known here are attention, cursor, limit, orderId, paymentStatus, state"),
+        ("/v1/payments", "roles", "did you mean role?"),
+        ("/v1/checkouts/{}", "limit", "this address takes none"),
+        ("/v1/checkouts/{}/explain", "x", "this address takes none"),
+        ("/v1/checkouts/{}/audit", "before", "known here are after, limit"),
+    ],
+)
+async def test_a_parameter_that_is_not_known_is_refused_with_what_was_meant(api: Api, path, name, said):
+    checkout = await api.taken()
+    document = problem(await api.get(path.format(checkout), **{name: "A-1"}), 422, "invalid-request")
+    message = f"is not a known parameter: {said}"
+    assert document["errors"] == [{"field": name, "message": message}]
+    assert document["detail"] == f"{name}: {message}"
+
+
+async def test_what_is_posted_takes_no_parameters_and_nothing_is_stored(api: Api):
+    checkout = await paid(api)
+    before = await api.count("checkouts")
+    problem(await api.post(intent(), path="/v1/checkouts?dryRun=true"), 422, "invalid-request")
+    problem(await api.post([intent()], path="/v1/checkouts/batch?dryRun="), 422, "invalid-request")
+    for kind in KINDS:
+        answer = await ask(api, checkout, f"{kind}?amount=1", {}, key="k")
+        assert problem(answer, 422, "invalid-request")["errors"][0]["field"] == "amount"
+    assert (await api.count("checkouts"), await api.count("commands")) == (before, 0)
+
+
+async def test_a_thousand_unknown_parameters_get_a_short_answer_and_no_control_characters(api: Api):
+    many = "&".join(f"n{number}=1" for number in range(1000))
+    document = problem(
+        await api.client.get(f"/v1/checkouts?{many}", headers=api.bearer()), 422, "invalid-request"
+    )
+    assert len(document["errors"]) == 50
+    odd = await api.client.get("/v1/checkouts?%1b%5B2J" + "x" * 500 + "=1", headers=api.bearer())
+    (error,) = problem(odd, 422, "invalid-request")["errors"]
+    assert "\x1b" not in odd.text
+    assert len(error["field"]) <= 61
+
+
+async def test_who_may_not_ask_learns_no_parameters(api: Api):
+    problem(await api.client.get("/v1/checkouts?order=A-1"), 401, "invalid-token")
+    refused = await api.client.get("/v1/checkouts?order=A-1", headers=api.bearer(scopes=("ops",)))
+    problem(refused, 403, "insufficient-scope")
+
+
+async def test_callbacks_and_health_take_whatever_stands_behind_the_question_mark(api: Api):
+    checkout = await api.taken()
+    for kind in ("success", "failure", "redirect", "notification"):
+        url = path_of(getattr(api.urls(checkout), kind))
+        answer = await api.client.post(f"{url}?transaction=1&x=", content=BODY, headers=FORM)
+        assert answer.status_code == (200 if kind == "notification" else 303)
+    for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
+        assert (await api.client.get(f"{path}?verbose=1")).status_code == 200
+
+
+# ── What is held of the money ───────────────────────────────────────────────────────────────────────────────────────────
+
+AMOUNTS = (0, 1, 99, 100)
+MADE = """
+    INSERT INTO checkouts (id, merchant_id, order_ref, state, deadline, due_at, currency, amount, reserved, captured, refunded, charged_back,
+                           audit_sequence, audit_head, correlation_id)
+    SELECT (lpad(to_hex(1700000000000 + row_number() OVER (ORDER BY s, r, c, f, b)), 12, '0') || '70008000000000000000')::uuid,
+           1, 'o-' || row_number() OVER (ORDER BY s, r, c, f, b), s, clock() + interval '1 hour', clock(), 'DKK', 100, r, c, f, b, 1, '', ''
+      FROM unnest(CAST(:states AS text[])) s, unnest(CAST(:amounts AS bigint[])) r, unnest(CAST(:amounts AS bigint[])) c,
+           unnest(CAST(:amounts AS bigint[])) f, unnest(CAST(:amounts AS bigint[])) b
+"""
+
+
+async def test_the_rule_of_the_payment_status_is_one_in_sql_and_in_python(api: Api):
+    await api.sql(MADE, states=[state.value for state in State], amounts=list(AMOUNTS))
+    rows = await api.sql(
+        f"SELECT state, reserved, captured, refunded, charged_back, ({IN_SQL}) AS word FROM checkouts"
+    )
+    assert len(rows) == len(State) * len(AMOUNTS) ** 4
+    for row in rows:
+        held = {name: getattr(row, name) for name in ("reserved", "captured", "refunded", "charged_back")}
+        assert row.word == payment_status(State(row.state), **held), row
+    assert {row.word for row in rows} == set(PaymentStatus)
+
+
+async def _all(api: Api, limit: int, **params: object) -> list[dict]:
+    """Return the checkouts of all pages; each page but the last is full."""
+    found, cursor = [], {}
+    while True:
+        page = (await api.get("/v1/checkouts", limit=limit, **params, **cursor)).json()
+        found += page["checkouts"]
+        if page["nextCursor"] is None:
+            return found
+        assert len(page["checkouts"]) == limit
+        cursor = {"cursor": page["nextCursor"]}
+
+
+async def test_a_list_is_filtered_by_what_is_held_page_by_page(api: Api):
+    states = ["completed", "awaiting_payment", "failed"]
+    await api.sql(MADE, states=states, amounts=[0, 50, 100])
+    everything = await _all(api, 200)
+    assert len(everything) == len(states) * 3**4
+    held = [[status] for status in PaymentStatus] + [["captured", "refunded"], ["unpaid", "released"]]
+    for statuses, state in product(held, ([], ["completed"], ["failed", "completed"], ["awaiting_payment"])):
+        expected = [
+            one["id"]
+            for one in everything
+            if one["paymentStatus"] in statuses and (not state or one["state"] in state)
+        ]
+        params = {"paymentStatus": statuses, **({"state": state} if state else {})}
+        assert [one["id"] for one in await _all(api, 23, **params)] == expected, params
+    number = next(one for one in everything if one["paymentStatus"] == "captured")["orderId"]
+    assert [one["orderId"] for one in await _all(api, 5, orderId=number, paymentStatus="captured")] == [
+        number
+    ]
+    assert await _all(api, 5, orderId=number, paymentStatus="unpaid") == []
+    document = problem(await api.get("/v1/checkouts", paymentStatus="paid"), 422, "invalid-request")
+    assert document["errors"][0]["field"].startswith("paymentStatus")
+
+
+async def test_what_nobody_has_paid_is_listed_without_reading_what_is_paid(api: Api):
+    await api.sql(MADE, states=["completed"], amounts=[1, 2, 3, 4, 5, 6, 7])
+    waiting = await api.taken()
+    await api.sql("ANALYZE checkouts")
+    found = await api.get("/v1/checkouts", paymentStatus="unpaid", state=["received", "awaiting_payment"])
+    assert [one["id"] for one in found.json()["checkouts"]] == [waiting]
+    assert (await api.client.get("/v1/checkouts?paymentStatus=unpaid", headers=api.bearer(scopes=EVERY))).json() == {
+        "checkouts": [found.json()["checkouts"][0]], "nextCursor": None
+    }  # fmt: skip
