@@ -74,7 +74,7 @@ def test_the_bank_leaves_it_open_and_settles_it_later(installation: World, page:
     installation.until(
         lambda: installation.sql("SELECT 1 FROM payments WHERE reading = 'open'"), "the open payment is seen"
     )
-    assert installation.checkout(checkout)["state"] == "awaiting_payment"
+    installation.until_state(checkout, "awaiting_payment")
     page.goto(url)
     page.locator("button[value=notify_success]").click()
     installation.until_state(checkout, "completed")
