@@ -97,6 +97,7 @@ class Board:
         self.away = True
         """Whether Redis cannot be asked: until it has answered for the first time, and while it does not."""
         self._missed = False
+        self._closing = False
         self.workers = 1
         """How many workers there were when Redis last told, ourselves counted."""
         self._alone: dict[str, float] = {}
@@ -109,7 +110,8 @@ class Board:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop looking."""
+        """Stop looking. A client may end a cancelled call with another error, after which nothing more is begun."""
+        self._closing = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -166,7 +168,7 @@ class Board:
 
     async def _watch(self) -> None:
         assert self._redis is not None  # noqa: S101 - it is open
-        while True:
+        while not self._closing:
             try:
                 async with asyncio.timeout(PATIENCE):
                     if self.away and self._missed:

@@ -348,7 +348,7 @@ async def test_a_held_row_delays_only_itself(core):
 
 
 async def test_a_row_held_beyond_the_patience_is_database_away_and_unmoved(core):
-    async with another(core.url, core.vault, patience=0.3) as one:
+    async with another(core.url, core.vault, patience=2.0) as one:
         held = await one.held()
         async with row_held(core.url, held.id):
             with pytest.raises(DatabaseAway, match="another transaction holds the row"):

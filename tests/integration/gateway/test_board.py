@@ -244,6 +244,25 @@ async def test_all_workers_share_one_budget(url: str):
         assert took >= (40 - 8 - 1) / 40
 
 
+async def test_a_client_that_ends_a_cancelled_call_with_another_error_does_not_keep_it_open(
+    url: str, monkeypatch
+):
+    asked = asyncio.Event()
+
+    async def swallows(*_):
+        asked.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise redis.TimeoutError from None
+
+    async with asyncio.timeout(20):
+        async with Board(read(url), name="one") as one:
+            await until(lambda: not one.away)
+            monkeypatch.setattr(one, "_run", swallows)
+            await asked.wait()
+
+
 async def test_the_script_and_the_arithmetic_agree(url: str):
     async with worker(url, "one") as (_, one):
         schedule, now = rate.Schedule(), 0.0
