@@ -3,8 +3,8 @@
 Revision: 0011
 Before: 0010
 
-Names change in place: nothing is rewritten but the policies of merchants and the last error of unsettled rows. Audit entries keep their words,
-since they are never changed; readers know both.
+Names change in place. Only the policies of merchants and the last errors of unsettled rows are rewritten. Audit entries
+keep their words, since they are never changed; what reads them knows both.
 """
 
 from alembic import op
@@ -35,8 +35,9 @@ CIRCUIT = ("left_alone", "circuit_open")
 # From Postgres 18 on a NOT NULL has a name too, made of its table and column.
 NOT_NULL = """
     DO $$ DECLARE one record; BEGIN
-        FOR one IN SELECT conrelid::regclass AS tab, conname, '{table}_{new}_not_null' AS wanted FROM pg_constraint
-                    WHERE contype = 'n' AND conrelid = '{table}'::regclass AND conname = '{before}_{old}_not_null' LOOP
+        FOR one IN SELECT conrelid::regclass AS tab, conname, '{table}_{new}_not_null' AS wanted
+                     FROM pg_constraint WHERE contype = 'n' AND conrelid = '{table}'::regclass
+                      AND conname = '{before}_{old}_not_null' LOOP
             EXECUTE format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', one.tab, one.conname, one.wanted);
         END LOOP;
     END $$
@@ -79,9 +80,10 @@ def downgrade() -> None:
 
 
 def _words(policy: str, new_policy: str, code: str, new_code: str) -> None:
-    """Rewrite what rows say. The MAC over a merchant's policies covers those that decide on money, and this is none of them."""
+    """Rewrite what rows say. The MAC over a merchant's policies does not cover this one: it decides on no money."""
     op.execute(f"""
-        UPDATE merchants SET policies = policies - '{policy}' || jsonb_build_object('{new_policy}', policies -> '{policy}')
+        UPDATE merchants
+           SET policies = policies - '{policy}' || jsonb_build_object('{new_policy}', policies -> '{policy}')
          WHERE policies ? '{policy}'
     """)  # noqa: S608 - our own constants
     # Of checkouts and operations only those that are unsettled, which an index holds: settled ones may be millions.

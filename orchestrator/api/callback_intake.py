@@ -1,4 +1,4 @@
-"""Taking callbacks in: they are stored and hinted at behind whoever waits for an answer, counted, and told of in the log.
+"""Callback intake: stores callbacks, publishes hints off the request path, counts and logs them.
 
 Whoever calls waits for a moment only. Neither URL nor body reaches a log, and no flood fills one: what is told of a callback is
 told once a minute for each checkout.

@@ -1,7 +1,7 @@
 """Captures, refunds and releases under the lease: look it up, write `submitted`, send, settle; or look for what became of one.
 
 `submitted` makes the lease last for the call. The call leaves only after that has landed, and only while that lease outlasts it: the
-lease guard is asked when the body of the request goes to the socket. Whoever finds a submitted or unknown operation never sends it; it is looked up, and only an absence after the
+lease guard is asked when the body of the request goes to the socket. A worker that finds a submitted or unknown operation never sends it; it is looked up, and only an absence after the
 quiet period makes it `requested` again.
 """
 

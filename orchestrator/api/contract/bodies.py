@@ -46,7 +46,7 @@ class Amount(Shape, kw_only=True):
 
 
 class Address(Shape, kw_only=True):
-    """Where somebody lives."""
+    """A postal address."""
 
     street: Name | UnsetType = UNSET
     city: Name | UnsetType = UNSET

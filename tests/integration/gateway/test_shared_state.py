@@ -263,6 +263,7 @@ async def test_a_client_that_ends_a_cancelled_call_with_another_error_does_not_k
             await until(lambda: not one.away)
             monkeypatch.setattr(one, "_run", swallows)
             await asked.wait()
+    assert not one._tasks
 
 
 async def test_the_script_and_the_arithmetic_agree(url: str):

@@ -297,7 +297,7 @@ async def test_more_than_one_claim_takes_is_claimed_in_several(
         await many.until_leased(m1=22)
 
 
-async def test_a_merchant_that_is_not_known_yet_has_its_room_too(few: Crowd):
+async def test_a_merchant_that_is_not_known_yet_has_its_share_too(few: Crowd):
     few.world.merchants._read_at = float("-inf")
     ids = await few.orders(2)
     await few.dispatcher.admit(ids)
