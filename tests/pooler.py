@@ -107,7 +107,7 @@ def direct(url: str) -> str:
 
 def settings_of(arguments: tuple[object, ...], given: dict[str, str]) -> dict[str, str]:
     """Return what a command line needs besides the settings that it is given (without their prefix) to go through the pooler."""
-    if _running is None:
+    if _running is None or not (arguments or given):  # no command of ours
         return {}
     if url := given.get("DATABASE_URL"):
         behind = _running.direct(url)
