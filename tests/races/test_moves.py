@@ -51,9 +51,9 @@ def full(held, **changes):
     """Return a move that writes everything a move can write."""
     values = {
         "evidence": {"by": "lookup"}, "token": b"another token", "token_lifetime": 60.0, "session_id": "session-2",
-        "methods": [{"id": "wallet"}], "events": (Event("checkout.completed", {"n": 1}), Event("checkout.attention", {})),
+        "methods": [{"id": "wallet"}], "events": (Event("checkout.completed", {"late": True}),),
         "payments": (payment(f"t-{held.id}"),), "money": (13900, 13900, 100), "looks": 3, "openings": 2, "attempts": 1,
-        "last_error": "an error", "attention": "a reason", "expires_in": 7.0, "late": True, "withdrawn": True,
+        "last_error": "an error", "attention": "a_reason: of a test", "expires_in": 7.0, "late": True, "withdrawn": True,
         "read": tuple(callback.id for callback in held.callbacks), "done": tuple((one.id, "accepted") for one in held.commands),
         **changes,
     }  # fmt: skip
@@ -72,7 +72,7 @@ async def test_a_move_that_lands_writes_all_of_itself(core):
     )
     assert (row.reserved, row.captured, row.refunded, row.late) == (13900, 13900, 100, True)
     assert (row.looks, row.openings, row.attempts, row.last_error, row.attention) == (
-        3, 2, 1, "an error", "a reason",
+        3, 2, 1, "an error", "a_reason: of a test",
     )  # fmt: skip
     assert row.withdrawn_at
     assert row.ended_at
@@ -84,9 +84,13 @@ async def test_a_move_that_lands_writes_all_of_itself(core):
     assert await core.all("SELECT token, session_id, methods FROM sessions") == [
         (b"another token", "session-2", [{"id": "wallet"}])
     ]
+    snapshot = {
+        "orderId": held.order_ref, "state": "completed", "currency": "DKK", "amount": 13900, "reserved": 13900,
+        "captured": 13900, "refunded": 100, "chargedBack": 0,
+    }  # fmt: skip
     assert await core.all("SELECT kind, payload FROM events WHERE sequence > :n ORDER BY sequence", n=held.event_sequence) == [
-        ("checkout.completed", {"checkoutId": str(held.id), "orderId": held.order_ref, "state": "completed", "n": 1}),
-        ("checkout.attention", {"checkoutId": str(held.id), "orderId": held.order_ref, "state": "completed"}),
+        ("checkout.completed", {**snapshot, "facts": {"late": True}}),
+        ("checkout.attention", {**snapshot, "facts": {"attention": "a_reason"}, "details": {"reason": "a_reason: of a test"}}),
     ]  # fmt: skip
     assert await core.all("SELECT transaction_id, role FROM payments") == [(f"t-{held.id}", "accepted")]
 
