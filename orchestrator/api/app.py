@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import FastAPI, Request
 from starlette.routing import Route
 
-from orchestrator.api import callbacks, checkouts, commands, docs, health, problems
+from orchestrator.api import callbacks, checkouts, commands, docs, events, health, problems
 from orchestrator.api.callback_intake import CallbackIntake
 from orchestrator.api.docs import commanded, described, json_answer
 from orchestrator.api.middleware import Envelope
@@ -139,6 +139,12 @@ def create_app(services: Services) -> FastAPI:
     )
     app.get(f"{own}/audit", tags=["checkouts"], summary="Show the audit trail", **described("AuditTrail"))(
         checkouts.show_audit
+    )
+    app.get("/v1/events", tags=["events"], summary="Read the feed of events", **described("EventPage"))(
+        events.show
+    )
+    app.get("/v1/event-types", tags=["events"], summary="List types of events", **described("EventTypes"))(
+        events.show_types
     )
     alive: dict[int | str, dict[str, Any]] = {200: json_answer("Alive", "Health")}
     app.get("/healthz", tags=["health"], summary="Is the process alive", responses=alive)(health.alive)

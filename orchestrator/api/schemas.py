@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from orchestrator import intents
+from orchestrator.domain.events import EventType
 from orchestrator.domain.money import MOST_DIGITS
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State
@@ -363,6 +364,35 @@ SCHEMAS: Final[dict[str, Schema]] = {
             **_list(_object("until file at", until=_integer(), file=_WORD, at=_TIME)),
             "description": "Entries up to a number that stand in the file of an archive instead",
         },
+    ),
+    "Event": {
+        "type": "object",
+        "description": "A CloudEvent 1.0; `GET /v1/event-types` has the JSON Schema of each type",
+        "required": "specversion id type source subject time datacontenttype dataschema sequence sequencetype traceparent data".split(),
+        "properties": {
+            "specversion": _text(enum=["1.0"]),
+            "id": _text("The same for ever, whichever way it is sent", maxLength=64),
+            "type": _text(enum=list(EventType)),
+            "source": _text(format="uri"),
+            "subject": _text("The checkout", format="uuid", maxLength=36),
+            "time": _TIME,
+            "datacontenttype": _text(enum=["application/json"]),
+            "dataschema": _text(format="uri"),
+            "sequence": _text("Contiguous from 1 for each checkout", pattern="^[1-9][0-9]*$", maxLength=19),
+            "sequencetype": _text(enum=["Integer"]),
+            "traceparent": _text(maxLength=55),
+            "position": _text("Contiguous from 1 in the feed", pattern="^[1-9][0-9]*$", maxLength=19),
+            "data": {"type": "object"},
+        },
+    },
+    "EventPage": _object(
+        "events next", events=_list(ref("Event"), 1000), next=_text("`after` of the next request", pattern="^[0-9]+$", maxLength=19)
+    ),
+    "EventTypes": _object(
+        "types",
+        types=_list(
+            _object("type description thin full", type=_text(enum=list(EventType)), description=_WORD, thin={"type": "object"}, full={"type": "object"})
+        ),
     ),
     "Health": _object("status", status=_text(enum=["alive", "ready", "degraded", "unavailable"]), problems=_list(_WORD)),
     "Problem": {

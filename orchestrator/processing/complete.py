@@ -271,19 +271,32 @@ def news_of(step: Step, verdict: Reconciliation) -> list[Event]:
 
 
 def declined(step: Step, verdict: Reconciliation) -> tuple[Event, ...]:
-    """Return the event of attempts that a lookup shows for the first time as over without money."""
+    """Return the event of attempts that a lookup shows for the first time as over without money.
+
+    One that has the order number alone may be another checkout's, whose row of `payments` it then is, so that it would look new
+    each time: it counts only where a callback to this checkout names it.
+    """
     before = {one.transaction_id for one in step.held.known if one.reading == PaymentMeaning.NOTHING}
-    fresh = [
-        one.transaction_id
+    over = [
+        one
         for one in verdict.payments
         if one.reading == PaymentMeaning.NOTHING and one.transaction_id not in before
+    ]
+    if not over:
+        return ()
+    opened = callbacks.opened(step)
+    named = {facts.transaction_id for callback, facts in opened if callbacks.counts(callback, facts)}
+    fresh = [
+        one.transaction_id
+        for one in over
+        if one.binding == reconciliation.Binding.BOUND or one.transaction_id in named
     ]
     if not fresh:
         return ()
     # Only of a callback that proves all of it: the text is shown to a shopper.
     said = [
         facts.error_message
-        for callback, facts in callbacks.opened(step)
+        for callback, facts in opened
         if callbacks.proves_all(callback) and facts.transaction_id in {None, *fresh} and facts.error_message
     ]
     return (events.attempt_declined(fresh, reason=said[-1] if said else None),)

@@ -105,6 +105,28 @@ async def test_a_declined_attempt_whose_callback_was_lost_is_told_once_by_lookin
     }
 
 
+async def test_an_attempt_that_names_no_checkout_is_told_where_a_callback_names_it_and_nowhere_twice(
+    world: Scene,
+):
+    """It has the order number alone; its row belongs to the checkout that saw it first, so another would see it as new each time."""
+    first = await world.offered(expiresIn=1)
+    await world.plan(first, bindings=False)
+    await world.pay(first, card=DECLINED_CARD)
+    (attempt,) = await world.ledger(first)
+    body = f"status=failed&transaction_id={attempt['transactionId']}&error_message=Card+Declined"
+    await world.call_back(first, kind="failure", body=body.encode())
+    await world.process(first)
+    assert (await world.events(first)).count("checkout.attempt_declined") == 1
+    await world.processed_until(first, "expired")
+    (row,) = await world.sql("SELECT order_ref FROM checkouts WHERE id = :id", id=first)
+    newer = await world.offered()
+    await world.sql("UPDATE checkouts SET order_ref = :ref WHERE id = :id", ref=row.order_ref, id=newer)
+    for _ in range(3):
+        await world.process(newer)
+    assert await world.events(newer) == ["checkout.ready"]
+    assert (await world.events(first)).count("checkout.attempt_declined") == 1
+
+
 async def test_the_text_of_a_callback_that_proves_nothing_reaches_no_shopper(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout, card=DECLINED_CARD)
