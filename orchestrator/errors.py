@@ -14,6 +14,7 @@
     ├── gateway BodyError               the body of a callback cannot be read
     ├── auth.AccessDenied               no token, a bad one, or one without the scope
     ├── api Refusal, Disconnected       an answer to the client; a client that has gone
+    ├── api TooManyWaiting              as many clients wait for events as may
     ├── store UnknownMerchant           no such merchant
     ├── store MerchantRejected          a value that a merchant cannot have, with its field
     ├── store PolicyRejected            no such policy, or not with this value

@@ -92,6 +92,16 @@ def _umask() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _events(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Check each event that a test has written in this process: its documents, thin and full, are as they are promised."""
+    from tests import cloud_events
+
+    wrong = cloud_events.watch(monkeypatch)
+    yield
+    assert wrong == []
+
+
+@pytest.fixture(autouse=True)
 def _logging() -> Iterator[None]:
     """Give the next test the logging that this one found: a command that runs in this process configures it."""
     root = logging.getLogger()

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from orchestrator.audit import Action
+from orchestrator.domain import events
 from orchestrator.domain.records import ObservedPayment
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import checkouts as lifecycle
@@ -61,8 +62,11 @@ _WRITES: dict[Trigger, dict[str, Any]] = {
     T.AUTHENTICATED: {"token": b"a sealed token", "token_lifetime": 3600.0},
     T.SESSION_OPENED: {"session_id": "session-1", "session_count": 1},
     T.METHODS_LISTED: {"methods": [{"id": "card"}]},
-    T.OFFERED: {"offered": True, "events": (lifecycle.Event("checkout.ready", {}),)},
+    T.OFFERED: {"offered": True, "events": (events.ready(methods=1),)},
 }
+
+COMPLETED = events.completed(["t-1"], late=False, policy=None, surcharge=0)
+"""An event of a completion, for moves that tests make themselves."""
 
 _orders = itertools.count(1)
 

@@ -28,7 +28,7 @@ FILL = (
     INSERT INTO audit_entries
     SELECT id, s, now() - interval '100 days', 'checkout:moved', repeat('e', 300), 'k', 'm' FROM finished, generate_series(1, 6) s
     """,
-    "INSERT INTO events SELECT id, s, 1, 'checkout.ready', '{}', 'c', now() FROM finished, generate_series(1, 2) s",
+    "INSERT INTO events SELECT id, s, 1, 'checkout.ready', '{}', 'c', now(), (n - 1) * 2 + s FROM finished, generate_series(1, 2) s",
     """
     INSERT INTO callbacks (id, checkout_id, kind, grade, content_type, headers, body, digest, handled_at)
     SELECT gen_random_uuid(), id, 'notification', 'signed', '', '{}', repeat('b', 300)::bytea, 'd', now() FROM finished
@@ -49,7 +49,7 @@ FILL = (
     """,
     "INSERT INTO idempotency_keys SELECT 1, 'F-' || n, 'f', id FROM finished",
 )
-TABLES = "checkouts, intents, sessions, audit_entries, events, callbacks, commands, payments, money_operations, idempotency_keys"
+TABLES = "checkouts, intents, sessions, audit_entries, events, event_feeds, callbacks, commands, payments, money_operations, idempotency_keys"
 
 
 def fill(url: str, number: int) -> None:
@@ -60,4 +60,5 @@ def fill(url: str, number: int) -> None:
             span = {"first": first, "last": min(first + STEP - 1, number), "apart": 25_000_000_000 // number}
             for statement in FILL:
                 admin.execute(statement, span)
+        admin.execute("INSERT INTO event_feeds SELECT 1, coalesce(max(position), 0) FROM events")
         admin.execute(f"VACUUM ANALYZE {TABLES}")

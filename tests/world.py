@@ -14,6 +14,9 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from itertools import groupby
+from operator import itemgetter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -24,6 +27,7 @@ import redis
 from psycopg.rows import dict_row
 
 from orchestrator import auth
+from tests.cloud_events import check_all
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.forked import Popen, run
 from tests.integration.processing.scene import intent
@@ -291,8 +295,11 @@ class World:
         return ledger(lambda path: self.control("GET", path))
 
     def agree(self) -> None:
-        """Check that the ledger and our books agree to the minor unit, and that the audit trail holds."""
+        """Check that the ledger and our books agree to the minor unit, that events are as promised, and that the audit trail holds."""
         agree(self.ledger(), self.sql("SELECT * FROM checkouts"))
+        told = self.sql("SELECT * FROM events ORDER BY checkout_id, sequence")
+        for _, events in groupby(told, key=itemgetter("checkout_id")):
+            check_all(SimpleNamespace(**event) for event in events)
         verified = self.command("audit", "verify")
         assert verified.returncode == 0, verified.stderr + verified.stdout
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import FastAPI, Request
 from starlette.routing import Route
 
-from orchestrator.api import callbacks, checkouts, commands, docs, health, problems
+from orchestrator.api import callbacks, checkouts, commands, docs, events, health, problems
 from orchestrator.api.callback_intake import CallbackIntake
 from orchestrator.api.contract import answers
-from orchestrator.api.docs import commanded, described, json_answer
+from orchestrator.api.docs import commanded, described, fed, json_answer
 from orchestrator.api.middleware import Envelope
 from orchestrator.api.request_log import AccessLog, SecurityLog
 from orchestrator.auth import AccessDenied
@@ -141,6 +141,13 @@ def create_app(services: Services) -> FastAPI:
     app.get(
         f"{own}/audit", tags=["checkouts"], summary="Show the audit trail", **described(answers.AuditTrail)
     )(checkouts.show_audit)
+    app.get("/v1/events", tags=["events"], summary="Read the feed of events", **fed())(events.show)
+    app.get(
+        "/v1/event-types",
+        tags=["events"],
+        summary="List the types of events, with their schemas",
+        **described(answers.EventTypes),
+    )(events.show_types)
     alive: dict[int | str, dict[str, Any]] = {200: json_answer("Alive", answers.Health)}
     app.get("/healthz", tags=["health"], summary="Is the process alive", responses=alive)(health.alive)
     ready: dict[int | str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from orchestrator import log
+from orchestrator.api.event_feed import EventFeed
 from orchestrator.api.problems import Refusal
 from orchestrator.auth import Authenticator, Caller
 from orchestrator.intents import Problem
@@ -69,6 +70,7 @@ class Services:
     hint_publisher: PublishesHints
     authenticator: Authenticator = field(init=False)
     unmatched: UnmatchedCallbacks = field(init=False)
+    event_feed: EventFeed = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "authenticator", Authenticator(self.settings))
@@ -76,12 +78,17 @@ class Services:
             self.inlet, self.encryptor, self.callbacks, grace=self.settings.hint_grace
         )
         object.__setattr__(self, "unmatched", unmatched)
+        # A quarter of the connections: whoever waits must not keep others from asking.
+        feed = EventFeed(self.db, most=self.settings.api_connections // 4)
+        object.__setattr__(self, "event_feed", feed)
 
     async def close(self) -> None:
         """Write what has gathered, then let go of Postgres; what it does not take in time was never acknowledged."""
+        self.event_feed.stop()
         timeout = min(CLOSING_TIMEOUT, self.settings.shutdown_timeout / 5)
         try:
             async with asyncio.timeout(timeout):
+                await self.event_feed.close()
                 await self.unmatched.close()
                 await asyncio.gather(self.intents.close(), self.callbacks.close())
         except TimeoutError:

@@ -74,6 +74,7 @@ _TAGS: Final = {
     "commands": "What is asked of a checkout. Each is stored, answered at once, and carried out by whoever holds the checkout; what "
     "became of it stands among the checkout's `commands`.",
     "payments": "Payments as the gateway showed them, also those that belong to no order.",
+    "events": "What happened to a merchant's checkouts, in a feed that is read from a position on.",
     "callbacks": "For the gateway and for shoppers' browsers: signed addresses that the orchestrator hands out itself.",
     "health": "For probes and load balancers.",
 }
@@ -263,6 +264,26 @@ def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
         ),
     )
     return {**told, "summary": about, "description": f"Needs the scope `{SCOPES[kind]}`."}
+
+
+def fed() -> dict[str, Any]:
+    """Return what FastAPI is told about the feed of events."""
+    told = described(answers.EventPage)
+    told["responses"] |= _problems(
+        cursor_expired=(
+            HTTPStatus.GONE,
+            "Events after this cursor are not kept any more; `oldest` is the cursor to go on with",
+        ),
+        too_many_waiting=(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "As many clients of the merchant wait as may: ask again without `wait`, or later",
+        ),
+        database_away=(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "Postgres is away, or as many clients wait as may: ask again later",
+        ),
+    )
+    return told
 
 
 def _parameter(name: str, where: str, about: str, **schema: object) -> Schema:

@@ -23,6 +23,7 @@ from orchestrator.store.merchants import Merchants
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from socket import socket
 
     from orchestrator.api.dependencies import PublishesHints
     from orchestrator.settings import Settings
@@ -99,8 +100,9 @@ def build(settings: Settings, hint_publisher: PublishesHints) -> Services:
 async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, port: int) -> int:
     """Serve on this event loop until a signal comes; return how many requests were cut off at the end."""
     connections = Connections(settings.api_connections, files=settings.database_pool + INLET)
+    services = build(settings, hint_publisher)
     config = uvicorn.Config(
-        create_app(build(settings, hint_publisher)),
+        create_app(services),
         host=host,
         port=port,
         # uvicorn calls what it is given as a class with its own arguments.
@@ -115,7 +117,7 @@ async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, p
         timeout_graceful_shutdown=max(min(GRACE, int(0.4 * settings.shutdown_timeout)), 1),
         timeout_keep_alive=KEEP_ALIVE,
     )
-    server = _Server(config, connections)
+    server = _Server(config, connections, services)
 
     def asked_to_end(number: int, _: object) -> None:
         end_within(settings.shutdown_timeout, "api")
@@ -145,11 +147,16 @@ class _Server(uvicorn.Server):
     It raises the signal again when it is done, which would end the process before the last hints are published.
     """
 
-    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+    def __init__(self, config: uvicorn.Config, connections: Connections, services: Services) -> None:
         super().__init__(config)
-        self._connections = connections
+        self._connections, self._services = connections, services
         self.cut_off = 0
         """Requests that had no answer when their time was over."""
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Answer who waits for events, then finish what is under way."""
+        self._services.event_feed.stop()
+        await super().shutdown(sockets)
 
     async def _wait_tasks_to_complete(self) -> None:
         try:

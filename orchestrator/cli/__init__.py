@@ -32,7 +32,7 @@ _COMMANDS: Final = {
     "merchants": "records:merchants",
     "checkouts": "checkouts:checkouts",
     "payments": "checkouts:payments",
-    "events": "checkouts:events",
+    "events": "events:events",
     "audit": "trail:audit",
     "archive": "archive:archive",
 }

@@ -1,4 +1,4 @@
-"""Looking at checkouts, payments and events: straight from the database, for whoever operates the installation.
+"""Looking at checkouts and payments: straight from the database, for whoever operates the installation.
 
 Nothing here shows a session token or a customer. What can be asked of a checkout stands in `commands` and `reconcile`.
 """
@@ -6,13 +6,12 @@ Nothing here shows a session token or a customer. What can be asked of a checkou
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 import click
 
 from orchestrator.cli import commands
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import matching, merchant_id, one, price, table, uuid_of
+from orchestrator.cli.lookup import matching, merchant_id, one, price, table
 from orchestrator.cli.output import printer, say
 from orchestrator.cli.reconcile import reconcile
 from orchestrator.domain.payment_status import PaymentStatus, payment_status
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
 
 _HELD: Final = ("reserved", "captured", "refunded", "charged back")
-_SAID: Final = frozenset({"checkoutId", "currency"})
-"""Of an event's payload, what its line says already."""
 
 
 @click.group(short_help="List, show, explain; cancel, capture, refund, reconcile …")
@@ -226,43 +223,6 @@ def list_payments(
     return on_database(data_dir, show)
 
 
-@click.group()
-def events() -> None:
-    """What merchants are told."""
-
-
-@events.command("list")
-@data_dir
-@click.option("--after", metavar="ID", help="Only events of checkouts younger than this one.")
-@click.option("--checkout", metavar="ID", help="Only this checkout's (id or order number).")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
-def list_events(*, data_dir: Path, after: str | None, checkout: str | None, limit: int) -> int:
-    """List events by checkout, in the order in which they happened to it."""
-    since = None if after is None else uuid_of(after)
-    if after is not None and since is None:
-        raise click.UsageError(f"--after must be the id of a checkout, not {after!r}")
-
-    async def show(_: Settings, db: Database) -> int:
-        from orchestrator.devkit.demo.timeline import told  # noqa: PLC0415
-
-        only = None if checkout is None else (await one(db, checkout)).id
-        rows = await db.read(_events(), {"after": since or UUID(int=0), "only": only, "most": limit})
-        shown = table("at", "checkout", "#", "event", "payload")
-        for row in rows:
-            facts = " ".join(
-                f"{name}={told(name, value, row.currency)}"
-                for name, value in row.payload.items()
-                if value is not None and name not in _SAID
-            )
-            shown.add_row(
-                f"{row.created_at:%H:%M:%S.%f}"[:-3], str(row.checkout_id), str(row.sequence), row.kind, facts
-            )
-        printer().print(shown)
-        return 0
-
-    return on_database(data_dir, show)
-
-
 # ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -337,17 +297,6 @@ def _archived() -> Any:
     return text("""
         SELECT h.sequence, a.at, a.file FROM archived_heads h JOIN archives a ON a.sequence = h.archive
          WHERE h.checkout_id = :id ORDER BY h.sequence
-    """)
-
-
-def _events() -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
-
-    return text("""
-        SELECT e.checkout_id, e.sequence, e.kind, e.payload, e.created_at, c.currency
-          FROM events e JOIN checkouts c ON c.id = e.checkout_id
-         WHERE e.checkout_id > :after AND (CAST(:only AS uuid) IS NULL OR e.checkout_id = :only)
-         ORDER BY e.checkout_id, e.sequence LIMIT :most
     """)
 
 

@@ -132,6 +132,7 @@ async def _rows(settings: Settings, db: Database, report: _Report, *, stopped: b
     if not stopped:
         await _processes(db, report)
     await _due(db, report, stopped=stopped)
+    await _events(db, report, stopped=stopped)
     await _lookups(db, report)
     if not stopped or settings.gateway_url is not None:
         await _gateways(settings, db, report)
@@ -319,6 +320,24 @@ async def _due(db: Database, report: _Report, *, stopped: bool) -> None:
         report.ill(
             "attention", f"{found.attention} checkouts need a person: orchestrator checkouts list --attention"
         )
+
+
+async def _events(db: Database, report: _Report, *, stopped: bool) -> None:
+    """Look for events that no merchant can read yet: workers number them within about a second."""
+    from orchestrator.store import readiness  # noqa: PLC0415
+
+    found = await readiness.unplaced(db)
+    number = f"{found.number}{' or more' if found.number == readiness.COUNTED else ''}"
+    if stopped:
+        report.well("events", f"{number} wait for the next start to get their place in the feed")
+    elif found.overdue:
+        report.ill(
+            "events",
+            f"{number} wait for their place in the feed, the oldest for {found.age:.0f} s, and no merchant can read them: workers "
+            "number events; look at their logs for events_not_numbered",
+        )
+    else:
+        report.well("events", f"{number} wait for their place in the feed, none for long")
 
 
 async def _stuck(db: Database, found: readiness.Backlog) -> str | None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
 from orchestrator.audit import Action
-from orchestrator.domain import decisions, money, operations, reconciliation
+from orchestrator.domain import decisions, events, money, operations, reconciliation
+from orchestrator.domain.events import Event, EventType
 from orchestrator.domain.states import CLOSED, UNOFFERED, Moved, State, Trigger, decide
-from orchestrator.store.checkouts import KEEP, Event, command_holds, rival_of
+from orchestrator.store.checkouts import KEEP, command_holds, rival_of
 
 if TYPE_CHECKING:
     from orchestrator.domain.records import Command, PaymentRecord
@@ -88,25 +89,27 @@ async def _refuse_foreign(step: Step, command: Command) -> None:
     _log.error(
         "command_not_authentic", security=True, command=str(command.id), kind=command.kind, claimed_actor=command.actor, reason=why
     )  # fmt: skip
-    told = {"operationId": None, "commandId": command.id, "kind": command.kind, "reason": why}
     await step.write(
         None, Action.COMMAND_REFUSED, evidence={
             "command": str(command.id), "kind": command.kind, "claimedActor": command.actor, "refusal": why, "authentic": False,
         },
         attempts=step.held.attempts, done=((command.id, f"refused: {why}"),),
-        events=(Event("checkout.operation_rejected", told),) if command.kind in operations.KINDS else (),
+        events=_rejected(command, why),
     )  # fmt: skip
 
 
 async def _refuse(step: Step, command: Command, why: str) -> None:
-    events: tuple[Event, ...] = ()
-    if command.kind in operations.KINDS:
-        told = {"operationId": None, "commandId": command.id, "kind": command.kind, "reason": why}
-        events = (Event("checkout.operation_rejected", told),)
     await step.write(
         None, Action.COMMAND_REFUSED, actor=command.actor, evidence={**_about(command), "refusal": why},
-        attempts=step.held.attempts, done=((command.id, f"refused: {why}"),), events=events,
+        attempts=step.held.attempts, done=((command.id, f"refused: {why}"),), events=_rejected(command, why),
     )  # fmt: skip
+
+
+def _rejected(command: Command, why: str) -> tuple[Event, ...]:
+    """Return the event of a refused command for money."""
+    if command.kind not in operations.KINDS:
+        return ()
+    return (events.operation_rejected(command.kind, why, command_id=command.id),)
 
 
 async def _withdraw(step: Step, command: Command) -> None:
@@ -130,7 +133,7 @@ async def _withdraw(step: Step, command: Command) -> None:
 
 async def cancel(step: Step) -> None:
     """Cancel a checkout that was never offered, as was asked for: nobody could pay it, so there is nothing to wait for."""
-    await step.end(Trigger.CANCELLED, "checkout.cancelled", {"by": "command"})
+    await step.end(Trigger.CANCELLED, Event(EventType.CHECKOUT_CANCELLED), {"by": "command"})
 
 
 # ── Money ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -264,11 +267,22 @@ async def _settle(step: Step, command: Command) -> None:
         await _refuse(step, command, "say keep if it was done at the gateway, or dismiss if it was not")
         return
     state = "succeeded" if decision == "keep" else "rejected"
+    said = f"{state} by decision of a person"
+    roles = {one.transaction_id: one.role for one in step.held.known}
+    told = [
+        # What it moved is told by the lookup that follows.
+        events.operation_succeeded(one, change=0, role=roles.get(one.transaction_id, "unknown"))
+        if decision == "keep"
+        else events.operation_rejected(
+            one.kind, said, transaction_id=one.transaction_id, operation_id=one.id, command_id=one.command_id
+        )
+        for one in unclear
+    ]
     await step.write(
         None, Action.MONEY_SUCCEEDED if decision == "keep" else Action.MONEY_REJECTED, actor=command.actor,
         evidence={**_about(command), "by": "person", "operations": [str(one.id) for one in unclear]}, attempts=0,
         attention=None, done=((command.id, f"done: it is {state}, as you found it"),), due_in=0.0,
-        operations=tuple(replace(one, state=state, last_error=f"{state} by decision of a person") for one in unclear),
+        operations=tuple(replace(one, state=state, last_error=said) for one in unclear), events=tuple(told),
     )  # fmt: skip
 
 
@@ -331,5 +345,5 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
         deadline_in=expires_in or float(step.settings.checkout_expires_in), expires_in=expires_in, session_id=None, methods=None,
         attention=None, last_error=None, lookups=0, done=((command.id, "done: it is reopened"),),
         # A new claim brings the intent along.
-        due_in=0.0, events=(Event("checkout.reopened", {}),),
+        due_in=0.0, events=(Event(EventType.CHECKOUT_REOPENED),),
     )  # fmt: skip

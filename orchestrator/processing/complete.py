@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.audit import SYSTEM, Action
-from orchestrator.domain import decisions, money, operations, reconciliation, schedule
+from orchestrator.domain import decisions, events, money, operations, reconciliation, schedule
+from orchestrator.domain.events import Event, Totals
+from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.reconciliation import LookupOutcome, Reconciliation
 from orchestrator.domain.states import CLOSED, State, Trigger
 from orchestrator.gateway.outcomes import Done
 from orchestrator.processing import callbacks
 from orchestrator.processing.step import QUARANTINE, Step, retry
-from orchestrator.store.checkouts import KEEP, Event, order_is_shared, paying_others, rival_of, wake
+from orchestrator.store.checkouts import KEEP, order_is_shared, paying_others, rival_of, wake
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +83,7 @@ async def complete(step: Step, verdict: Reconciliation) -> None:
     held, policies, paying = step.held, step.merchant.policies, verdict.paying
     late = held.state in CLOSED
     attention, back = surplus(step, verdict)
-    policy = "keep"
+    policy: events.Policy = "keep"
     if late and not kept_by_decision(held, verdict):
         # No session was ever opened for it: the payment came without an order.
         unordered = held.session_count == 0
@@ -98,20 +100,15 @@ async def complete(step: Step, verdict: Reconciliation) -> None:
     attention = charged_back(step, verdict) or attention or sticky_attention(step)
     capture = policy == "keep" and captures(step, verdict)
     operating = (*back, *(captures_of(verdict) if capture else ()))
-    events = [Event("checkout.completed", {
-        "transactionId": paying[0].transaction_id, "currency": held.currency, "amount": held.amount,
-        "reserved": verdict.money[0], "captured": verdict.money[1], "refunded": verdict.money[2], "late": late,
-        # An order is shipped on this event: it must tell that the money may go back, and of what parts it is.
-        **({"policy": policy} if late else {}),
-        **({"transactionIds": [one.transaction_id for one in paying]} if len(paying) > 1 else {}),
-        **({"surcharge": extra} if (extra := sum(one.surcharge for one in paying)) else {}),
-    })]  # fmt: skip
-    events += news_of(step, verdict, attention)
+    completed = events.completed(
+        [one.transaction_id for one in paying], late=late, policy=policy if late else None,
+        surcharge=sum(one.surcharge for one in paying),
+    )  # fmt: skip
     await step.write(
         Trigger.PAYMENT_FOUND, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments,
         money=verdict.money, charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, late=late,
         require_capture=capture_required(step), operations=operating, read=callbacks.ids(step), attention=attention, last_error=None, lookups=0,
-        due_in=KEEP if operating else step.first_watch(verdict.reserved_until) or QUARANTINE, events=tuple(events),
+        due_in=KEEP if operating else step.first_watch(verdict.reserved_until) or QUARANTINE, events=(completed, *news_of(step, verdict)),
     )  # fmt: skip
 
 
@@ -146,7 +143,6 @@ async def unsure(step: Step, verdict: Reconciliation) -> None:
         payments=verdict.payments, attention=attention, last_error=attention, attempts=held.attempts,
         lookups=held.lookups + 1, due_in=schedule.next_lookup(step.settings, held.lookups), read=callbacks.ids(step),
         require_capture=capture_required(step),
-        events=(Event("checkout.attention", {"reason": attention}),) if news else (),
     )  # fmt: skip
 
 
@@ -250,17 +246,57 @@ def captures_of(verdict: Reconciliation) -> tuple[Operation, ...]:
     )
 
 
-def news_of(step: Step, verdict: Reconciliation, attention: str | None) -> list[Event]:
-    """Return the events of what a lookup shows for the first time."""
+def news_of(step: Step, verdict: Reconciliation) -> list[Event]:
+    """Return the events of what a lookup shows for the first time, beside the attention."""
     held = step.held
-    events = []
+    told: list[Event] = []
     before = {one.transaction_id for one in held.known if one.role == reconciliation.Role.SURPLUS}
     fresh = [one.transaction_id for one in verdict.surplus if one.transaction_id not in before]
     if fresh and verdict.finding is LookupOutcome.PAID:
-        events.append(Event("checkout.surplus", {"transactionIds": fresh}))
-    if verdict.charged_back != held.charged_back:
-        told = {"chargedBack": verdict.charged_back, "before": held.charged_back, "currency": held.currency}
-        events.append(Event("checkout.charged_back", told))
-    if attention is not None and attention != held.attention:
-        events.append(Event("checkout.attention", {"reason": attention}))
-    return events
+        told.append(events.surplus(fresh))
+    reserved, captured, refunded = verdict.money
+    # Captured and refunded totals never shrink in our books, whatever a lookup shows.
+    after = Totals(reserved, max(captured, held.captured), max(refunded, held.refunded), verdict.charged_back)
+    was = Totals(held.reserved, held.captured, held.refunded, held.charged_back)
+    if after != was:
+        paying = {one.transaction_id for one in verdict.paying} or held.accepted
+        told += events.money_seen(
+            was,
+            after,
+            # Totals of several parts name none of them.
+            transaction_id=next(iter(paying)) if len(paying) == 1 else None,
+            was_completed=held.state is State.COMPLETED,
+        )
+    return told
+
+
+def declined(step: Step, verdict: Reconciliation) -> tuple[Event, ...]:
+    """Return the event of attempts that a lookup shows for the first time as over without money.
+
+    One that has the order number alone may be another checkout's, whose row of `payments` it then is, so that it would look new
+    each time: it counts only where a callback to this checkout names it.
+    """
+    before = {one.transaction_id for one in step.held.known if one.meaning == PaymentMeaning.NOTHING}
+    over = [
+        one
+        for one in verdict.payments
+        if one.meaning == PaymentMeaning.NOTHING and one.transaction_id not in before
+    ]
+    if not over:
+        return ()
+    opened = callbacks.opened(step)
+    named = {facts.transaction_id for callback, facts in opened if callbacks.counts(callback, facts)}
+    fresh = [
+        one.transaction_id
+        for one in over
+        if one.binding == reconciliation.Binding.BOUND or one.transaction_id in named
+    ]
+    if not fresh:
+        return ()
+    # Only of a callback that proves all of it: the text is shown to a shopper.
+    said = [
+        facts.error_message
+        for callback, facts in opened
+        if callbacks.proves_all(callback) and facts.transaction_id in {None, *fresh} and facts.error_message
+    ]
+    return (events.attempt_declined(fresh, reason=said[-1] if said else None),)

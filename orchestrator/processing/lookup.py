@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.audit import Action
+from orchestrator.domain.events import Event, EventType
 from orchestrator.domain.reconciliation import LookupOutcome, Reconciliation
 from orchestrator.domain.states import Trigger
 from orchestrator.processing import callbacks, complete
 from orchestrator.processing.open_session import renew
 from orchestrator.processing.step import RENEW_BEFORE
-from orchestrator.store.checkouts import KEEP, Event
+from orchestrator.store.checkouts import KEEP
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -81,14 +82,13 @@ async def settle_callback(step: Step) -> None:
         await complete.unsure(step, verdict)
     else:
         trigger = _COUNTERPART[verdict.finding]
-        declined = verdict.finding is LookupOutcome.DECLINED
         await step.write(
             trigger, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments, read=callbacks.ids(step),
             attention=complete.sticky_attention(step), last_error=None, lookups=step.held.lookups + 1,
             require_capture=complete.capture_required(step),
             # A grace that is over meanwhile ends it now, under the same lease.
             due_in=KEEP if _over(step) and verdict.finding is not LookupOutcome.OPEN else step.next_due_in(step.held.lookups),
-            events=(Event("checkout.declined", {}),) if declined else (),
+            events=complete.declined(step, verdict),
         )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ async def await_payment(step: Step) -> None:
     elif over and _grace_over(step, held.cancel_requested_at, step.settings.cancel_grace):
         await step.end(
             Trigger.CANCELLED,
-            "checkout.cancelled",
+            Event(EventType.CHECKOUT_CANCELLED),
             evidence,
             payments=verdict.payments,
             read=callbacks.ids(step),
@@ -117,7 +117,7 @@ async def await_payment(step: Step) -> None:
     elif over and _grace_over(step, held.deadline, step.settings.deadline_grace):
         await step.end(
             Trigger.DEADLINE_PASSED,
-            "checkout.expired",
+            Event(EventType.CHECKOUT_EXPIRED),
             evidence,
             payments=verdict.payments,
             read=callbacks.ids(step),
@@ -149,7 +149,7 @@ async def _wait_on(step: Step, verdict: Reconciliation) -> None:
         None, action, evidence=callbacks.with_callbacks(step, verdict.evidence if action else {}), payments=verdict.payments,
         attention=attention, last_error=None, lookups=held.lookups + 1, due_in=step.next_due_in(held.lookups), read=callbacks.ids(step),
         require_capture=complete.capture_required(step),
-        events=(Event("checkout.attention", {"reason": attention}),) if news else (),
+        events=complete.declined(step, verdict),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from orchestrator import log
 from orchestrator.audit import SYSTEM, Action
-from orchestrator.domain import decisions, operations, reconciliation, schedule
+from orchestrator.domain import decisions, events, operations, reconciliation, schedule
 from orchestrator.domain.operations import Fate
 from orchestrator.gateway.outcomes import (
     FINAL_STATUSES,
@@ -26,7 +26,7 @@ from orchestrator.gateway.outcomes import (
 )
 from orchestrator.processing import complete
 from orchestrator.processing.step import CREDENTIALS, MANY_FAILURES, STUCK, Failure, Step, retry
-from orchestrator.store.checkouts import KEEP, Event, operation_holds, tick
+from orchestrator.store.checkouts import KEEP, operation_holds, tick
 
 if TYPE_CHECKING:
     from orchestrator.domain.records import Operation
@@ -65,10 +65,9 @@ async def _refuse_foreign(step: Step, operation: Operation) -> None:
     )
     said = f"{REJECTED}: {operation.kind} {operation.id} was not sent: {why}; compare the gateway's books and the audit trail"
     attention = complete.sticky_attention(step) or said
-    news = attention != step.held.attention
     await _write(
         step, Action.MONEY_REJECTED, replace(operation, state="rejected", last_error=why), {"why": why, "authentic": False},
-        attention=attention, events=(Event("checkout.attention", {"reason": attention}),) if news else (), due_in=0.0,
+        attention=attention, events=(_rejected(operation, why),), due_in=0.0,
     )  # fmt: skip
 
 
@@ -224,13 +223,9 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
         )
         if transaction.captured >= transaction.reserved or operation.kind == "release":
             changes["reserved_until"] = None
-    kind = {"capture": "checkout.captured", "refund": "checkout.refunded", "release": "checkout.released"}[
-        operation.kind
-    ]
-    told = {
-        "operationId": operation.id, "transactionId": operation.transaction_id, "amount": operation.amount,
-        "currency": operation.currency, "cause": operation.cause, "captured": seen.captured, "refunded": seen.refunded,
-    }  # fmt: skip
+    told = events.operation_succeeded(
+        operation, change=_change(step, operation, changes.get("money")), role=seen.role
+    )
     settled = replace(operation, state="succeeded", last_error=None)
     attention = held.attention
     word = reconciliation.word_of(attention)
@@ -245,33 +240,52 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
         attention = None
     await _write(
         step, Action.MONEY_SUCCEEDED, settled, {"by": by}, attention=attention, last_error=None,
-        events=(Event(kind, told),), due_in=0.0, **changes,
+        events=(told,), due_in=0.0, **changes,
     )  # fmt: skip
 
 
 async def _reject(step: Step, operation: Operation, why: str, transaction: Transaction | None) -> None:
     rejected = replace(operation, state="rejected", last_error=why)
-    told = {
-        "operationId": operation.id,
-        "kind": operation.kind,
-        "transactionId": operation.transaction_id,
-        "reason": why,
-    }
     attention = step.held.attention
-    events = [Event("checkout.operation_rejected", told)]
     if operation.cause != "asked":
         # Nobody waits for this answer, so somebody must be told.
         said = (
             f"{REJECTED}: the {operation.kind} of transaction {operation.transaction_id} was not done: {why}"
         )
         attention = complete.sticky_attention(step) or said
-        if attention != step.held.attention:
-            events.append(Event("checkout.attention", {"reason": attention}))
     payments = () if transaction is None else (reconciliation.seen_alone(step.held, transaction),)
     await _write(
         step, Action.MONEY_REJECTED, rejected, {"why": why}, attention=attention, payments=payments,
-        events=tuple(events), due_in=0.0,
+        events=(_rejected(operation, why),), due_in=0.0,
     )  # fmt: skip
+
+
+def _rejected(operation: Operation, why: str) -> events.Event:
+    return events.operation_rejected(
+        operation.kind,
+        why,
+        transaction_id=operation.transaction_id,
+        operation_id=operation.id,
+        command_id=operation.command_id,
+    )
+
+
+def _change(step: Step, operation: Operation, after: tuple[int, int, int] | None) -> int:
+    """Return by how much the total that an operation is about moved with its success, in minor units.
+
+    `after` are the totals of the checkout; None where its transaction is not what pays it, and counts in none of them.
+    """
+    held = step.held
+    if after is None:
+        return operation.amount
+    match operation.kind:
+        case "capture":
+            change = after[1] - held.captured
+        case "refund":
+            change = after[2] - held.refunded
+        case _:
+            change = held.reserved - after[0]
+    return max(change, 0)
 
 
 async def _again(step: Step, operation: Operation, failure: Failure) -> None:
@@ -291,7 +305,6 @@ async def _again(step: Step, operation: Operation, failure: Failure) -> None:
     await _write(
         step, Action.MONEY_WITHDRAWN, waiting, {"why": "not_sent", "reason": failure.reason}, attempts=attempts,
         last_error=failure.reason, due_in=due_in, attention=attention,
-        events=(Event("checkout.attention", {"reason": attention}),) if attention != held.attention else (),
     )  # fmt: skip
 
 
@@ -328,7 +341,7 @@ async def _unclear(
     await _write(
         step, Action.ATTENTION_RAISED if news else Action.MONEY_UNKNOWN,
         replace(operation, state=state, last_error=reason), {"why": why}, attention=attention, attempts=held.attempts,
-        payments=payments, due_in=KEEP, events=(Event("checkout.attention", {"reason": attention}),) if news else (),
+        payments=payments, due_in=KEEP,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from orchestrator.domain import reconciliation, schedule
 from orchestrator.domain.reconciliation import LookupOutcome, Reconciliation
 from orchestrator.domain.states import CLOSED, Moved, State, Trigger, decide
 from orchestrator.processing import callbacks, commands, complete
-from orchestrator.store.checkouts import KEEP, Event
+from orchestrator.store.checkouts import KEEP
 
 if TYPE_CHECKING:
     from orchestrator.domain.records import Operation
@@ -38,15 +38,6 @@ async def watch(step: Step) -> None:
     changed = (reserved, captured, refunded, verdict.charged_back) != (
         held.reserved, held.captured, held.refunded, held.charged_back,
     )  # fmt: skip
-    events = complete.news_of(step, verdict, attention)
-    if changed:
-        told = {
-            "reserved": reserved,
-            "captured": captured,
-            "refunded": refunded,
-            "chargedBack": verdict.charged_back,
-        }
-        events.insert(0, Event("checkout.money", told))
     due_in = _next_watch(step, verdict, attention)
     words = (
         (changed or operating, Action.PAYMENT_SEEN),
@@ -60,7 +51,8 @@ async def watch(step: Step) -> None:
         None, action, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments, money=verdict.money,
         charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, require_capture=complete.capture_required(step),
         operations=operating, attention=attention, last_error=held.last_error if held.state in CLOSED else None,
-        lookups=held.lookups + 1, due_in=KEEP if operating else due_in, read=callbacks.ids(step), events=tuple(events),
+        lookups=held.lookups + 1, due_in=KEEP if operating else due_in, read=callbacks.ids(step),
+        events=tuple(complete.news_of(step, verdict)),
     )  # fmt: skip
 
 

@@ -8,14 +8,14 @@ import msgspec
 
 from orchestrator import callback_urls, intents
 from orchestrator.audit import Action
-from orchestrator.domain import schedule
+from orchestrator.domain import events, schedule
 from orchestrator.domain.reconciliation import LookupOutcome
 from orchestrator.domain.states import UNOFFERED, Trigger
 from orchestrator.gateway.outcomes import FINAL_STATUSES, Done, Refused, Unauthorized
 from orchestrator.processing import complete
 from orchestrator.processing.commands import ORDER_USES
 from orchestrator.processing.step import Failure, Step, credentials, retry
-from orchestrator.store.checkouts import KEEP, Event, Fact
+from orchestrator.store.checkouts import KEEP, Fact
 
 if TYPE_CHECKING:
     from orchestrator.store.checkouts import ClaimedCheckout
@@ -167,7 +167,7 @@ async def fail(
             return
         evidence = {**verdict.evidence, **evidence}
         changes |= {"payments": verdict.payments}
-    await step.end(trigger, "checkout.failed", evidence, reason=reason, **changes)
+    await step.end(trigger, events.failed(reason), evidence, **changes)
 
 
 async def offer(step: Step) -> None:
@@ -188,5 +188,5 @@ def _offered(step: Step, methods: int) -> tuple[Fact, dict[str, Any]]:
         "lookups": lookups,
         # Letters that beat us are read at once, under the same lease.
         "due_in": KEEP if held.callbacks else step.next_due_in(lookups, deadline_in=deadline_in),
-        "events": (Event("checkout.ready", {"methods": methods}),),
+        "events": (events.ready(methods=methods),),
     }

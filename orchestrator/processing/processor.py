@@ -16,7 +16,7 @@ from orchestrator.gateway.limits.round_robin import RoundRobinSemaphore
 from orchestrator.processing import commands, lookup, lookup_budget, money_operations, monitor, open_session
 from orchestrator.processing.fair_share import FlowKey
 from orchestrator.processing.step import BROKE, POISONED, QUARANTINE, RENEW_BEFORE, Step
-from orchestrator.store.checkouts import ClaimedCheckout, Event, LeaseLost, Transitions
+from orchestrator.store.checkouts import ClaimedCheckout, LeaseLost, Transitions
 from orchestrator.store.database import DatabaseAway, Unwritten, is_away, state_of
 from orchestrator.store.merchants import UnknownMerchant
 from orchestrator.store.sqlstates import OTHER_SCHEMA
@@ -193,7 +193,6 @@ class CheckoutProcessor:
                 due_in=QUARANTINE,
                 attempts=held.attempts,
                 attention=step.cleared_attention() or POISONED,
-                events=(Event("checkout.attention", {"reason": POISONED}),),
             )
             return
         try:

@@ -12,10 +12,10 @@ import msgspec
 
 from orchestrator import log
 from orchestrator.audit import Action
-from orchestrator.domain import schedule
+from orchestrator.domain import events, schedule
 from orchestrator.domain.states import UNOFFERED, State, Trigger
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
-from orchestrator.store.checkouts import CALLBACKS_PER_CLAIM, KEEP, ClaimedCheckout, Event, Move, intent_of
+from orchestrator.store.checkouts import CALLBACKS_PER_CLAIM, KEEP, ClaimedCheckout, Move, intent_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.crypto import DataKey
+    from orchestrator.domain.events import Event
     from orchestrator.domain.records import Command
     from orchestrator.gateway.callbacks import CallbackFacts
     from orchestrator.gateway.client import Account, Token
@@ -168,9 +169,8 @@ class Step:
         if held.state in UNOFFERED and held.offered_at is None and left <= 0 and not failure.credentials:
             await self.end(
                 Trigger.ATTEMPTS_EXHAUSTED,
-                "checkout.failed",
+                events.failed(failure.reason),
                 evidence,
-                reason=failure.reason,
                 last_error=failure.reason,
             )
             return
@@ -191,10 +191,9 @@ class Step:
             )
         elif attempts > MANY_FAILURES and attention is None:
             attention = f"{STUCK}: {attempts} failed calls in a row, last {failure.reason}"
-        events = () if attention == held.attention else (Event("checkout.attention", {"reason": attention}),)
         await self.write(
             None, Action.GATEWAY_FAILED, evidence=evidence, due_in=due_in, attempts=attempts, last_error=failure.reason,
-            attention=attention, events=events,
+            attention=attention,
         )  # fmt: skip
 
     async def _wait(self, failure: Failure, left: float) -> None:
@@ -213,21 +212,18 @@ class Step:
     async def end(
         self,
         trigger: Trigger,
-        event: str,
+        event: Event,
         evidence: Mapping[str, object],
-        *,
-        reason: str | None = None,
         **changes: Any,
     ) -> None:
         """Close a checkout without money, and begin the watch for late money."""
-        payload = {"reason": reason} if reason else {}
         await self.write(
             trigger,
             evidence=evidence,
             # What arrived meanwhile, and was not read by this lookup, is read at once.
             due_in=0.0 if self.held.callbacks and not changes.get("read") else self.first_watch(),
             lookups=0,
-            events=(Event(event, payload),),
+            events=(event,),
             **changes,
         )
 

@@ -198,6 +198,10 @@ class Settings(BaseSettings):
     )
     """Looks at an ended checkout, counted from its end, in ascending order."""
 
+    # Events.
+    event_retention_days: float = Field(default=90.0, ge=1, le=3660)
+    """Days for which an event stays in the feed of its merchant."""
+
     # Processes.
     worker_threads: int = Field(default=8, ge=1, le=512)
     """Hints that a worker takes up at once; a thread is free again as soon as its checkouts are claimed or deferred."""

@@ -35,6 +35,10 @@ OVERDUE: Final = 120.0
 """Seconds for which a checkout may wait for a worker."""
 LOOKUPS_OVERDUE: Final = 120.0
 """Seconds for which a lookup may wait for its merchant's budget."""
+EVENTS_OVERDUE: Final = 60.0
+"""Seconds for which an event may wait for its position."""
+COUNTED: Final = 10_000
+"""Events without a position that are counted; there may be more."""
 
 OUT_OF_REACH: Final = "the database is out of reach"
 MISSING: Final[Mapping[str, str]] = {
@@ -70,6 +74,10 @@ _BACKLOG = text("""
            coalesce(extract(epoch FROM max(now) - min(updated_at) FILTER (WHERE slot_reserved)), 0)::float8 AS lookups_age,
            count(*) FILTER (WHERE attention IS NOT NULL) AS attention
       FROM c
+""")
+_UNPLACED = text("""
+    SELECT count(*) AS number, coalesce(extract(epoch FROM clock() - min(created_at)), 0)::float8 AS age
+      FROM (SELECT created_at FROM events WHERE position IS NULL ORDER BY created_at LIMIT :most) e
 """)
 
 _STATES: Final[Mapping[str, str]] = {
@@ -150,6 +158,20 @@ class Backlog:
         return self.waiting > 0 and (self.progressed is None or self.progressed > OVERDUE)
 
 
+@dataclass(frozen=True, slots=True)
+class Unplaced:
+    """Events that no feed has yet; the age of the oldest in seconds."""
+
+    number: int
+    """At most `COUNTED`."""
+    age: float
+
+    @property
+    def overdue(self) -> bool:
+        """Whether one waits that a running worker would have numbered long ago."""
+        return self.age > EVENTS_OVERDUE
+
+
 async def probe(db: Database, name: str) -> None:
     """Write something small, and commit it; raises what keeps it from being written. `name` is the row's."""
     await db.write(_PROBE, {"name": name})
@@ -163,6 +185,12 @@ async def processes(db: Database) -> list[Process]:
 async def backlog(db: Database) -> Backlog:
     """Return what waits. It reads every unsettled checkout: not for every second."""
     return Backlog(**(await db.read(_BACKLOG, {"late": OVERDUE}))[0]._asdict())
+
+
+async def unplaced(db: Database) -> Unplaced:
+    """Return which events wait for their position in a feed."""
+    (row,) = await db.read(_UNPLACED, {"most": COUNTED})
+    return Unplaced(row.number, row.age)
 
 
 def troubles(found: Sequence[Process]) -> list[str]:

@@ -410,9 +410,26 @@ events = Table(
     Column("payload", JSONB, nullable=False),
     Column("correlation_id", Text, nullable=False),
     _time("created_at", now=True),
-    # The place in the merchant's feed, given after the commit by one sequencer, so that a cursor never skips.
-    Column("position", BigInteger, unique=True),
+    # The place in the merchant's feed, contiguous from 1, given after the commit by one sequencer, so that a cursor never skips.
+    Column("position", BigInteger),
     Index("ix_events_unplaced", "created_at", postgresql_where=text("position IS NULL")),
+    Index(
+        "uq_events_feed",
+        "merchant_id",
+        "position",
+        unique=True,
+        postgresql_where=text("position IS NOT NULL"),
+    ),
+)
+
+# How far a merchant's feed goes: the last position that was given, and the last one that is no longer kept.
+event_feeds = Table(
+    "event_feeds",
+    metadata,
+    Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True, autoincrement=False),
+    Column("last_position", BigInteger, nullable=False),
+    Column("kept_after", BigInteger, nullable=False, server_default=text("0")),
+    postgresql_with={"fillfactor": 50},
 )
 
 webhooks = Table(

@@ -35,6 +35,7 @@ from orchestrator.worker.heartbeat import (
     unique_name,
     written,
 )
+from orchestrator.worker.sequencer import Sequencer
 from orchestrator.worker.watchdog import CHECK_INTERVAL, Watchdog
 
 if TYPE_CHECKING:
@@ -192,7 +193,10 @@ class Bridge:
             timeout=settings.database_timeout,
             prepared=settings.database_prepared_statements,
         )
-        self._moves = checkouts.Transitions(self._db, self._encryptor, batch_limit=settings.batch_limit)
+        self._sequencer = Sequencer(self._db, retention=settings.event_retention_days * 86_400)
+        self._moves = checkouts.Transitions(
+            self._db, self._encryptor, batch_limit=settings.batch_limit, told=self._sequencer.wake
+        )
         shared = shared_state.SharedGatewayState(
             settings.redis, name=self._name, longest=max(settings.breaker_pause, LONGEST_THROTTLE)
         )
@@ -209,13 +213,17 @@ class Bridge:
             gc_tuning.settle()
             self._watchdog.start(self._dispatcher)
             self._ready.set()
-            beside = [asyncio.create_task(work) for work in (self._tick(), self._beat(), self._listen())]
+            beside = [
+                asyncio.create_task(work)
+                for work in (self._tick(), self._beat(), self._listen(), self._sequencer.run())
+            ]
             await self._end.wait()
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             await self._dispatcher.close()
             await self._moves.close()
+            await self._sequencer.close()
 
     async def _sweep(self) -> None:
         settings = self._settings

@@ -219,7 +219,7 @@ def test_doctor_names_what_is_not_well_and_what_to_do(database_url):
     assert ended.returncode == 1
     assert all(
         found[name].startswith("ok")
-        for name in ("settings", "database", "clock", "schema", "writes", "months", "backlog")
+        for name in ("settings", "database", "clock", "schema", "writes", "months", "backlog", "events")
     )
     assert all(found[name].startswith("problem") for name in ("workers", "schedulers", "gateway", "broker"))
     assert heartbeat.returncode == 1

@@ -57,7 +57,10 @@ _STATEMENTS: Final = tuple(
                   || '","correlation":"' || m || '","evidence":{"lifetime":3600},"from":' || words || ',"sequence":' || sequence || '}',
                   'finished', bytes FROM f, unnest(%(trail)s::text[]) WITH ORDINALITY AS t(words, sequence)""",
         """INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, created_at, position)
-           SELECT id, i, %(merchant)s, 'checkout.completed', jsonb_build_object('orderId', 'finished-' || n, 'amount', 139), m, at,
+           SELECT id, i, %(merchant)s, 'checkout.completed', jsonb_build_object(
+                  'orderId', 'finished-' || n, 'state', 'completed', 'currency', 'DKK', 'amount', 13900, 'reserved', 13900, 'captured', 0,
+                  'refunded', 0, 'chargedBack', 0, 'facts', jsonb_build_object(
+                      'transactionIds', jsonb_build_array((1000000000 + n)::text), 'late', false, 'policy', NULL, 'surcharge', 0)), m, at,
                   n * 3 + i FROM f, generate_series(1, 3) AS i""",
         """INSERT INTO payments (merchant_id, transaction_id, checkout_id, payment_id, order_ref, role, binding, status, meaning, currency,
                   reserved, captured, refunded, first_seen_at, updated_at)
@@ -69,6 +72,9 @@ _STATEMENTS: Final = tuple(
 _SEAL: Final = """
     INSERT INTO audit_seals (sequence, at, heads, key_id, mac) VALUES (1, clock(), '', 'finished', decode(md5(''), 'hex'))
 """
+_FEED: Final = (
+    "INSERT INTO event_feeds (merchant_id, last_position) SELECT 1, coalesce(max(position), 0) FROM events"
+)
 _WEEKS: Final = 6 * 7 * 86_400
 
 
@@ -85,6 +91,7 @@ def grow(url: str, *, finished: int, show: Callable[[str], None]) -> float:
     show("vacuuming what was written")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(_SEAL)
+        connection.execute(_FEED)
         # What a database has that grew over years: no page left that a vacuum of the measured time would have to look at.
         connection.execute("VACUUM (FREEZE, ANALYZE)")
         connection.execute("CHECKPOINT")

@@ -12,9 +12,9 @@ from psycopg.rows import tuple_row
 from sqlalchemy import text
 
 from orchestrator.domain.states import State, Trigger
-from orchestrator.store import checkouts, inbox
+from orchestrator.store import checkouts, events, inbox
 from tests.conftest import copied
-from tests.factories import arrival, core, intake, payment
+from tests.factories import COMPLETED, arrival, core, intake, payment
 from tests.finished import fill
 
 pytestmark = pytest.mark.anyio
@@ -156,7 +156,7 @@ async def process(place, encryptor, merchant=1):
         held = await place.advance(one, Trigger.AUTHENTICATED, token=b"t", token_lifetime=60.0)
         held = await place.advance(
             held, Trigger.PAYMENT_FOUND, payments=(payment(f"T-{one.id}"),), money=(13900, 0, 0), read=(callback.id,),
-            done=((command.id, "done"),), events=(checkouts.Event("checkout.completed", {}),), due_in=0.0,
+            done=((command.id, "done"),), events=(COMPLETED,), due_in=0.0,
         )  # fmt: skip
         assert held.state is State.COMPLETED
     await place.wake(*ids)
@@ -174,6 +174,24 @@ async def process(place, encryptor, merchant=1):
     async with place.db.transaction() as tx:
         assert len((await tx.execute(checkouts.due_times._DUE, {"most": 100, "overloaded": []})).all()) >= 1
     assert len(await checkouts.sweep(place.db, most=100, grace=60.0)) >= 1
+    await publish(place, merchant)
+
+
+async def publish(place, merchant):
+    """Number the events that were written, and read them as a client of the feed does that was at its end before."""
+    before = await events.feed(place.db, merchant)
+    assert await events.waiting(place.db)
+    assert await events.place(place.db) == OPEN
+    assert not await events.waiting(place.db)
+    feed = await events.feed(place.db, merchant)
+    asked = {"after": before.last, "until": feed.last, "limit": 100}
+    assert len((await events.page(place.db, merchant, **asked)).events) == OPEN
+    assert not (await events.page(place.db, merchant, **asked, kinds={"checkout.ready"})).events
+    (found,) = (await events.since(place.db, {merchant: before.last}, most=100)).values()
+    assert len(found) == OPEN
+    own = await events.page(place.db, merchant, **asked, checkout=found[0].checkout_id)
+    assert len(own.events) == 1
+    assert await events.forget(place.db, older_than=86_400.0) == 0
 
 
 async def test_no_statement_under_way_looks_at_finished_checkouts(overloaded, encryptor):

@@ -10,6 +10,7 @@ import pytest
 from orchestrator.cli import doctor
 from orchestrator.domain.states import State
 from orchestrator.store import checkouts, readiness
+from orchestrator.store import events as feeds
 from orchestrator.store.database import Database
 
 pytestmark = pytest.mark.anyio
@@ -107,6 +108,31 @@ async def test_a_stopped_installation_has_a_backlog_and_no_problem(core):
     report = Report()
     await doctor._due(core.db, report, stopped=True)
     assert report.said["backlog"] == [("ok", "2 checkouts are due, and wait for the next start")]
+
+
+async def test_events_that_wait_for_their_place_in_the_feed_are_named_when_they_wait_for_long(core):
+    async def events(*, stopped: bool = False):
+        report = Report()
+        await doctor._events(core.db, report, stopped=stopped)
+        return report.said["events"]
+
+    assert await events() == [("ok", "0 wait for their place in the feed, none for long")]
+    for _ in range(2):
+        await core.held(State.AWAITING_PAYMENT)
+    assert await events() == [("ok", "2 wait for their place in the feed, none for long")]
+    await core.do(
+        "UPDATE events SET created_at = clock() - make_interval(secs => :age)",
+        age=readiness.EVENTS_OVERDUE + 30,
+    )
+    ((status, said),) = await events()
+    assert (status, said.startswith("2 wait for their place in the feed, the oldest for 9")) == (
+        "problem",
+        True,
+    )
+    assert [status for status, _ in await events(stopped=True)] == ["ok"]
+    while await feeds.place(core.db):
+        pass
+    assert [status for status, _ in await events()] == ["ok"]
 
 
 @pytest.mark.parametrize("state", ["25006", "53100"])

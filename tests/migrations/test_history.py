@@ -15,8 +15,7 @@ from orchestrator import audit
 from orchestrator.audit import archive
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import schema
-from orchestrator.store.checkouts import Event
-from tests.factories import core, payment
+from tests.factories import COMPLETED, core, payment
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +36,7 @@ async def orders(one, number=3):
         held = await one.held(State.AWAITING_PAYMENT)
         held = await one.advance(
             held, Trigger.PAYMENT_FOUND, payments=(payment(f"t-{held.id}"),), money=(13900, 0, 0),
-            events=(Event("checkout.completed", {}),),
+            events=(COMPLETED,),
         )  # fmt: skip
         ids.append((await one.release(held, None)).id)
     return ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 
@@ -18,13 +19,13 @@ from sqlalchemy.dialects import postgresql
 from orchestrator import audit
 from orchestrator.domain.operations import give_back
 from orchestrator.domain.states import State, Trigger
-from orchestrator.store import checkouts, inbox, schema
-from orchestrator.store.checkouts import Event
+from orchestrator.store import checkouts, events, inbox, schema
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 from orchestrator.store.tables import PARTITION, metadata
+from tests.cloud_events import documents
 from tests.conftest import make_settings
-from tests.factories import arrival, core, intake, payment
+from tests.factories import COMPLETED, arrival, core, intake, payment
 
 LEFT = """
     SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = 'public'
@@ -152,13 +153,20 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, encryptor)
         (held,) = await one.claim(accepted.id)
         assert (len(held.callbacks), len(held.commands)) == (1, 1)
         held = await one.advance(
-            held, Trigger.PAYMENT_FOUND, payments=(payment("t"),), events=(Event("checkout.completed", {}),),
+            held, Trigger.PAYMENT_FOUND, payments=(payment("t"),), events=(COMPLETED,),
             read=(held.callbacks[0].id,), done=((held.commands[0].id, "refused"),), token=b"t", token_lifetime=1.0,
             money=(13900, 0, 0), due_in=0.0,
         )  # fmt: skip
         assert held.state is State.COMPLETED
         assert [due.id for due in await checkouts.due(one.db, most=5)] == [held.id]
         assert [due.id for due in await checkouts.sweep(one.db, most=5, grace=1.0)] == [held.id]
+        assert await events.place(one.db) == 1
+        assert len((await events.page(one.db, 1, after=0, until=9, limit=9)).events) == 1
+        assert len((await events.page(one.db, 1, after=0, until=9, limit=9, checkout=held.id)).events) == 1
+        assert list(await events.since(one.db, {1: 0}, most=9)) == [1]
+        assert len(await events.history(one.db, held.id, limit=9)) == 1
+        assert await events.forget(one.db, older_than=86_400.0) == 0
+        assert await events.all_feeds(one.db) == {1: ("default", events.Feed(1, 0))}
         assert await audit.seal(one.db, encryptor) == 1
         found = await audit.verify(one.db, encryptor)
         assert (found.checkouts, found.entries, found.seals, found.problems) == (1, 2, 1, [])
@@ -208,3 +216,58 @@ async def test_what_is_open_is_signed_and_passwords_are_bound_when_the_keys_are_
         assert checkouts.operation_holds(encryptor, claimed.id, 1, claimed.operation)
         await one.do("UPDATE merchants SET gateway_url = 'https://thief.example.com' WHERE name = 'second'")
         assert await Merchants(one.db, encryptor, make_settings()).named("second") is None
+
+
+# As schema 0010 has them, and what they are afterwards.
+OLDER = (
+    ("checkout.ready", {"methods": 3}, "checkout.ready", {"paymentMethods": 3}),
+    ("checkout.declined", {}, "checkout.attempt_declined", {"transactionIds": [], "reason": None}),
+    ("checkout.completed", {"transactionId": "7", "currency": "DKK", "amount": 13900, "reserved": 13900, "captured": 0,
+                            "refunded": 0, "late": False},
+     "checkout.completed", {"transactionIds": ["7"], "late": False, "policy": None, "surcharge": None}),
+    ("checkout.completed", {"transactionId": "7", "transactionIds": ["7", "8"], "late": True, "policy": "ask", "surcharge": 250},
+     "checkout.completed", {"transactionIds": ["7", "8"], "late": True, "policy": "ask",
+                            "surcharge": {"value": 2.5, "currency": "DKK"}}),
+    ("checkout.attention", {"reason": "late_payment: the money came late"}, "checkout.attention", {"attention": "late_payment"}),
+    ("checkout.captured", {"operationId": "019b0000-0000-7000-8000-000000000001", "transactionId": "7", "amount": 100,
+                           "currency": "DKK", "cause": "asked", "captured": 100, "refunded": 0},
+     "payment.captured", {"transactionId": "7", "change": {"value": 1.0, "currency": "DKK"}, "cause": "asked",
+                          "operationId": "019b0000-0000-7000-8000-000000000001", "role": "accepted"}),
+    ("checkout.operation_rejected", {"operationId": None, "commandId": None, "kind": "refund", "reason": "nothing is left"},
+     "payment.operation_rejected", {"operation": "refund", "operationId": None, "commandId": None, "transactionId": None}),
+    ("checkout.money", {"reserved": 13900, "captured": 13900, "refunded": 0, "chargedBack": 0}, "payment.captured",
+     {"change": {"value": 0.0, "currency": "DKK"}, "cause": "gateway"}),
+    ("checkout.charged_back", {"chargedBack": 500, "before": 2000, "currency": "DKK"}, "payment.chargeback",
+     {"change": {"value": 15.0, "currency": "DKK"}, "reversal": True}),
+    ("checkout.surplus", {"transactionIds": ["9"]}, "payment.surplus", {"transactionIds": ["9"]}),
+    ("checkout.failed", {"reason": "gateway_refused: 400 no"}, "checkout.failed", {"code": "gateway_refused"}),
+    ("checkout.reopened", {}, "checkout.reopened", {}),
+)  # fmt: skip
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("url", ["embedded"], indirect=True)
+async def test_events_of_an_earlier_version_are_in_the_feed_as_documents_of_this_one(url, encryptor):
+    await asyncio.to_thread(schema.migrate, url)
+    async with core(url, encryptor) as one:
+        held = await one.held()
+        await asyncio.to_thread(command.downgrade, schema._config(url), "0010")
+        for number, (kind, payload, _, _) in enumerate(OLDER, start=1):
+            told = {"checkoutId": str(held.id), "orderId": held.order_ref, "state": "completed", **payload}
+            await one.do(
+                "INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id) "
+                "VALUES (:id, :number, 1, :kind, CAST(:payload AS jsonb), 'c')",
+                id=held.id, number=number, kind=kind, payload=json.dumps(told),
+            )  # fmt: skip
+        await asyncio.to_thread(schema.migrate, url)
+        assert await events.place(one.db) == len(OLDER)
+        page = await events.page(one.db, 1, after=0, until=len(OLDER), limit=100)
+        for row, (_, payload, kind, facts) in zip(page.events, OLDER, strict=True):
+            full = documents(row)["full"]
+            assert full["type"] == kind
+            assert facts.items() <= full["data"].items(), kind
+            assert full["data"]["details"] == ({"reason": payload["reason"]} if "reason" in payload else {})
+            assert (full["data"]["orderId"], full["data"]["amount"]) == (
+                held.order_ref,
+                {"value": 139.0, "currency": "DKK"},
+            )

@@ -12,12 +12,13 @@ from sqlalchemy.exc import OperationalError
 
 from orchestrator import audit
 from orchestrator.audit import Action
+from orchestrator.domain import events
 from orchestrator.domain.states import State, Trigger, UnknownTransition
 from orchestrator.store import inbox
-from orchestrator.store.checkouts import ClaimedCheckout, Event, LeaseLost
+from orchestrator.store.checkouts import ClaimedCheckout, LeaseLost
 from orchestrator.store.checkouts.transition import UnauditedMove
 from orchestrator.store.database import Unwritten
-from tests.factories import Breaking, arrival, move, payment
+from tests.factories import COMPLETED, Breaking, arrival, move, payment
 from tests.factories import core as another
 
 pytestmark = pytest.mark.anyio
@@ -51,9 +52,9 @@ def full(held, **changes):
     """Return a move that writes everything a move can write."""
     values = {
         "evidence": {"by": "lookup"}, "token": b"another token", "token_lifetime": 60.0, "session_id": "session-2",
-        "methods": [{"id": "wallet"}], "events": (Event("checkout.completed", {"n": 1}), Event("checkout.attention", {})),
+        "methods": [{"id": "wallet"}], "events": (COMPLETED,),
         "payments": (payment(f"t-{held.id}"),), "money": (13900, 13900, 100), "lookups": 3, "session_count": 2, "attempts": 1,
-        "last_error": "an error", "attention": "a reason", "deadline_in": 7.0, "late": True, "cancel_requested": True,
+        "last_error": "an error", "attention": "a_reason: of a test", "deadline_in": 7.0, "late": True, "cancel_requested": True,
         "read": tuple(callback.id for callback in held.callbacks), "done": tuple((one.id, "accepted") for one in held.commands),
         **changes,
     }  # fmt: skip
@@ -72,7 +73,7 @@ async def test_a_move_that_lands_writes_all_of_itself(core):
     )
     assert (row.reserved, row.captured, row.refunded, row.late) == (13900, 13900, 100, True)
     assert (row.lookups, row.session_count, row.attempts, row.last_error, row.attention) == (
-        3, 2, 1, "an error", "a reason",
+        3, 2, 1, "an error", "a_reason: of a test",
     )  # fmt: skip
     assert row.cancel_requested_at
     assert row.ended_at
@@ -84,9 +85,13 @@ async def test_a_move_that_lands_writes_all_of_itself(core):
     assert await core.all("SELECT token, session_id, methods FROM sessions") == [
         (b"another token", "session-2", [{"id": "wallet"}])
     ]
+    snapshot = {
+        "orderId": held.order_ref, "state": "completed", "currency": "DKK", "amount": 13900, "reserved": 13900,
+        "captured": 13900, "refunded": 100, "chargedBack": 0,
+    }  # fmt: skip
     assert await core.all("SELECT kind, payload FROM events WHERE sequence > :n ORDER BY sequence", n=held.event_sequence) == [
-        ("checkout.completed", {"checkoutId": str(held.id), "orderId": held.order_ref, "state": "completed", "n": 1}),
-        ("checkout.attention", {"checkoutId": str(held.id), "orderId": held.order_ref, "state": "completed"}),
+        ("checkout.completed", {**snapshot, "facts": dict(COMPLETED.facts)}),
+        ("checkout.attention", {**snapshot, "facts": {"attention": "a_reason"}, "details": {"reason": "a_reason: of a test"}}),
     ]  # fmt: skip
     assert await core.all("SELECT transaction_id, role FROM payments") == [(f"t-{held.id}", "accepted")]
 
@@ -160,7 +165,11 @@ REFUSALS = {
     "a stale version": (lambda held: replace(held, version=held.version - 1), {}, LeaseLost),
     "a version from the future": (lambda held: replace(held, version=held.version + 1), {}, LeaseLost),
     "a foreign lease": (lambda held: replace(held, lease=uuid4()), {}, LeaseLost),
-    "an event with a NUL character": (lambda held: held, {"events": (Event("\0", {}),)}, Unwritten),
+    "an event with a NUL character": (
+        lambda held: held,
+        {"events": (events.failed("a_code: \0"),)},
+        Unwritten,
+    ),
     "a payment of an impossible role": (
         lambda held: held,
         {"payments": (payment("t", role="thief"),)},
@@ -223,7 +232,7 @@ async def test_a_move_committed_by_a_connection_that_was_lost_is_told_as_landed(
         held = await one.held()
         one.db.lost_answers = 2
         held = await one.advance(
-            held, Trigger.AUTHENTICATED, events=(Event("checkout.ready", {}),), deadline_in=99.0
+            held, Trigger.AUTHENTICATED, events=(events.ready(methods=1),), deadline_in=99.0
         )
         assert held.state is State.AUTHENTICATED
         # What could not be read is supposed for the worst: it may have been woken.
@@ -386,13 +395,13 @@ async def test_a_holder_that_hung_is_in_no_batch_with_the_reopening_by_its_succe
 async def test_events_have_contiguous_sequences_whatever_move_they_came_with(core):
     held = await core.held(State.AWAITING_PAYMENT)
     for number in range(1, 5):
-        events = tuple(Event("checkout.attention", {"n": n}) for n in range(number % 3))
+        told = tuple(events.ready(methods=n) for n in range(number % 3))
         if number == 3:
             with pytest.raises(LeaseLost):
-                await core.advance(replace(held, version=1), events=(Event("checkout.lost", {}),))
-        held = await core.advance(held, events=events)
+                await core.advance(replace(held, version=1), events=(COMPLETED,))
+        held = await core.advance(held, events=told)
     sequences = await core.all("SELECT sequence FROM events ORDER BY sequence")
     assert sequences == list(range(1, len(sequences) + 1))
     assert held.event_sequence == len(sequences) == 5
     assert (await core.row(held.id)).event_sequence == 5
-    assert "checkout.lost" not in await core.all("SELECT kind FROM events")
+    assert "checkout.completed" not in await core.all("SELECT kind FROM events")

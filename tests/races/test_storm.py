@@ -11,10 +11,10 @@ import pytest
 from orchestrator import audit
 from orchestrator.domain.states import CLOSED, TRANSITIONS, State, Trigger
 from orchestrator.store import checkouts
-from orchestrator.store.checkouts import Event, LeaseLost
+from orchestrator.store.checkouts import LeaseLost
 from orchestrator.store.database import Unwritten
 from orchestrator.store.inbox import KeyReused, OrderTaken
-from tests.factories import arrival, intake, payment
+from tests.factories import COMPLETED, arrival, intake, payment
 from tests.factories import core as another
 
 pytestmark = pytest.mark.anyio
@@ -78,7 +78,7 @@ class Storm:
                 if not triggers:
                     break
                 trigger = random.choice(triggers)
-                events = tuple(Event("checkout.told", {}) for _ in range(random.randint(0, 2)))
+                events = tuple(COMPLETED for _ in range(random.randint(0, 2)))
                 paid = random.randint(0, 13900)
                 found = trigger is Trigger.PAYMENT_FOUND
                 held = await core.advance(

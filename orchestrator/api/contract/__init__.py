@@ -8,6 +8,7 @@ import msgspec
 
 from orchestrator.api.contract import answers, bodies, examples
 from orchestrator.audit import Action
+from orchestrator.domain.events import EventType
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State, Trigger
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Schema = dict[str, Any]
 
 _REF: Final = "#/components/schemas/{name}"
-_ENUMS: Final[tuple[type[Enum], ...]] = (State, PaymentStatus, Trigger, Action)
+_ENUMS: Final[tuple[type[Enum], ...]] = (State, PaymentStatus, Trigger, Action, EventType)
 
 
 def ref(shape: type) -> Schema:

@@ -19,6 +19,7 @@ from orchestrator.api.contract.values import (
     about,
 )
 from orchestrator.audit import Action
+from orchestrator.domain.events import CloudEvent, EventType
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store.inbox import CommandKind
@@ -31,6 +32,8 @@ PAGE: Final = 200
 """Checkouts or payments of one page, at most."""
 AUDIT_PAGE: Final = 1000
 """Entries of one page of a trail, at most."""
+EVENT_PAGE: Final = 1000
+"""Events of one answer of the feed, at most."""
 
 Number = Annotated[int, about(minimum=0, maximum=2**31 - 1)]
 Held = Annotated[
@@ -102,6 +105,10 @@ class Problem(Struct, kw_only=True, rename="camel"):
     state: Annotated[State | UnsetType, about("The state in which the checkout is")] = UNSET
     version: Annotated[Version | UnsetType, about("The version that the checkout has by now")] = UNSET
     left: Annotated[Held | UnsetType, about("What is left of the payment, to ask for at most")] = UNSET
+    oldest: Annotated[
+        str | UnsetType,
+        about("The cursor to go on with where older events are not kept any more", "12", maxLength=19),
+    ] = UNSET
 
 
 class BatchResult(Shape, kw_only=True):
@@ -353,6 +360,28 @@ class AuditTrail(Shape, kw_only=True):
         list[ArchivedTrail],
         about("Entries up to a number that stand in the file of an archive instead", maxItems=MOST_ITEMS),
     ]
+
+
+class EventPage(Shape, kw_only=True):
+    """Events of a merchant's feed, the oldest first."""
+
+    events: Annotated[list[CloudEvent], about(maxItems=EVENT_PAGE)]
+    next: Annotated[str, about("`after` of the next request", "12", pattern="^[0-9]+$", maxLength=19)]
+
+
+class DescribedType(Shape, kw_only=True):
+    """A type of event, and the JSON Schemas (2020-12) of its whole documents."""
+
+    kind: Annotated[EventType, about("The type")] = msgspec.field(name="type")
+    description: Annotated[Text, about("What it means")]
+    thin: Annotated[dict[str, Any], about("With `content=thin`")]
+    full: Annotated[dict[str, Any], about("With `content=full`, which adds sentences")]
+
+
+class EventTypes(Shape, kw_only=True):
+    """Every type of event."""
+
+    types: Annotated[list[DescribedType], about(maxItems=MOST_ITEMS)]
 
 
 class Health(Shape, kw_only=True):

@@ -85,6 +85,33 @@ _PAYMENT: Final = {
     "updatedAt": "2026-01-05T10:00:03Z",
 }
 
+_EVENT: Final = {
+    "specversion": "1.0",
+    "id": "019aa000-0000-7000-8000-00000000000a-2",
+    "type": "checkout.completed",
+    "source": "urn:checkout-orchestrator:default",
+    "subject": "019aa000-0000-7000-8000-00000000000a",
+    "time": "2026-01-05T10:00:03.250000Z",
+    "datacontenttype": "application/json",
+    "dataschema": "urn:checkout-orchestrator:event:checkout.completed:thin:1",
+    "sequence": "2",
+    "sequencetype": "Integer",
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",
+    "data": {
+        "checkoutId": "019aa000-0000-7000-8000-00000000000a",
+        "orderId": "A-1001",
+        "state": "completed",
+        "paymentStatus": "authorized",
+        "amount": _PAID["amount"],
+        "money": _PAID["money"],
+        "transactionIds": ["539101"],
+        "late": False,
+        "policy": None,
+        "surcharge": None,
+    },
+    "position": "12",
+}
+
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "Intent": INTENT,
     "Cancel": {"reason": "out of stock"},
@@ -135,6 +162,8 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         ],
         "correlationId": "checkout-77",
     },
+    "CloudEvent": _EVENT,
+    "EventPage": {"events": [_EVENT], "next": "12"},
     "Explanation": {
         "summary": "Order A-1001 for 139.00 DKK is completed: its payment is authorized.",
         "because": ["Transaction 539101 pays it: 139.00 DKK reserved, 0.00 DKK captured, 0.00 DKK refunded."],

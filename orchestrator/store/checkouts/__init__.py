@@ -8,7 +8,8 @@ No wake-up is lost: the claim notes `wake`, and a release sets the next due time
 due time is now. Nobody holds a transaction while a socket to anybody else is open: claim, call, move.
 """
 
-from orchestrator.store.checkouts.change import KEEP, Event, Fact, Move
+from orchestrator.domain.events import Event
+from orchestrator.store.checkouts.change import KEEP, Fact, Move
 from orchestrator.store.checkouts.claims import (
     CALLBACKS_PER_CLAIM,
     ClaimedCheckout,

@@ -12,6 +12,8 @@ from uuid import UUID
 import msgspec
 
 from orchestrator import audit
+from orchestrator.domain import events
+from orchestrator.domain.events import Event, Totals
 from orchestrator.domain.records import ObservedPayment, Operation
 from orchestrator.domain.states import ENDED, State, Trigger
 from orchestrator.store.checkouts.claims import ClaimedCheckout
@@ -29,14 +31,6 @@ class Keep(Enum):
 
 KEEP: Final = Keep.IT
 Kept = Literal[Keep.IT]
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """What the merchant is told: `checkout.ready` and so on, with ids and amounts."""
-
-    kind: str
-    payload: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +95,36 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def event_rows(move: Move, to: State) -> list[dict[str, object]]:
+    """Return the rows of what the merchant is told of a move: its own events, and that its attention changed."""
     held = move.held
+    told = move.events
+    if not isinstance(move.attention, Keep):
+        told = (*told, *events.attention_changed(held.attention, move.attention))
+    if not told:
+        return []
+    reserved, captured, refunded = _money(move)
+    totals = Totals(
+        reserved,
+        max(held.captured, captured),
+        max(held.refunded, refunded),
+        held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
+    )
     return [
         {
             "checkout_id": held.id,
             "sequence": held.event_sequence + number,
-            "kind": event.kind,
-            "payload": {"checkoutId": held.id, "orderId": held.order_ref, "state": to, **event.payload},
+            "kind": event.type,
+            "payload": events.stored(
+                event, order_ref=held.order_ref, state=to, currency=held.currency, amount=held.amount, totals=totals
+            ),
         }
-        for number, event in enumerate(move.events, start=1)
-    ]
+        for number, event in enumerate(told, start=1)
+    ]  # fmt: skip
+
+
+def _money(move: Move) -> tuple[int, int, int]:
+    held = move.held
+    return (held.reserved, held.captured, held.refunded) if isinstance(move.money, Keep) else move.money
 
 
 def entry_rows(held: ClaimedCheckout, entries: Sequence[audit.Entry]) -> list[dict[str, object]]:
@@ -157,11 +171,10 @@ def payment_rows(move: Move) -> list[dict[str, object]]:
     return [{**asdict(payment), "checkout_id": move.held.id} for payment in move.payments]
 
 
-def row(move: Move, to: State, entries: Sequence[audit.Entry]) -> dict[str, object]:
+def row(move: Move, to: State, entries: Sequence[audit.Entry], told: int) -> dict[str, object]:
+    """Return the row of a checkout after a move that tells of so many events."""
     held = move.held
-    reserved, captured, refunded = (
-        (held.reserved, held.captured, held.refunded) if isinstance(move.money, Keep) else move.money
-    )
+    reserved, captured, refunded = _money(move)
     keeps_session = (
         isinstance(move.token, Keep) and isinstance(move.session_id, Keep) and isinstance(move.methods, Keep)
     )
@@ -200,7 +213,7 @@ def row(move: Move, to: State, entries: Sequence[audit.Entry]) -> dict[str, obje
         "entries": len(entries),
         "sequence": held.audit_sequence + len(entries),
         "mac": entries[-1].mac.hex() if entries else None,
-        "event_sequence": held.event_sequence + len(move.events),
+        "event_sequence": held.event_sequence + told,
         "correlation_id": held.correlation_id,
         "keeps_session": keeps_session,
         "token": None if isinstance(move.token, Keep) else move.token.hex(),

@@ -12,11 +12,12 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator import audit
-from orchestrator.domain import money
+from orchestrator.domain import events, money
 from orchestrator.domain.records import OPEN_OPERATIONS, money_left
 from orchestrator.domain.states import State
 from orchestrator.store.database import run
@@ -44,6 +45,7 @@ _HARMLESS: Final = ("unknown_order", "reservation_lapses")
 _LOCK = text("SELECT id FROM checkouts WHERE id = :id FOR NO KEY UPDATE SKIP LOCKED")
 _READ = text(f"""
     SELECT c.state, c.version, c.currency, c.amount, c.attention, c.audit_sequence, c.audit_head, c.created_at, c.deadline,
+           c.order_ref, c.merchant_id, c.correlation_id, c.event_sequence, c.reserved, c.captured, c.refunded, c.charged_back,
            i.fingerprint, i.data_key, clock() AS now, c.lease IS NOT NULL AND c.leased_until > clock() AS leased,
            EXISTS (SELECT FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS asked,
            EXISTS (SELECT FROM money_operations o WHERE o.checkout_id = c.id
@@ -64,10 +66,15 @@ _MATCH = text("""
     audited AS (
         INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
         VALUES (:id, :sequence, :at, :action, :entry, :key_id, :mac)
+    ),
+    told AS (
+        INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, created_at)
+        SELECT CAST(:id AS uuid), e.sequence, CAST(:merchant_id AS int), e.kind, e.payload, CAST(:correlation_id AS text), clock()
+          FROM json_to_recordset(CAST(:events AS json)) AS e(sequence int, kind text, payload jsonb)
     )
     UPDATE checkouts
        SET version = version + 1, late = false, auto_capture = :auto_capture, require_capture = :auto_capture,
-           attention = CASE WHEN attention LIKE 'unknown\\_order%' THEN NULL ELSE attention END, last_error = NULL,
+           attention = :attention, last_error = NULL, event_sequence = :event_sequence,
            audit_sequence = :sequence, audit_head = :mac, wake = wake + 1, lookups = 0, lease = NULL, leased_until = NULL,
            due_at = clock(), updated_at = clock()
      WHERE id = :id
@@ -178,6 +185,22 @@ def _left(one: dict[str, Any]) -> int:
 async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row: Row[Any]) -> None:
     key, wrapped = _key(encryptor, wanted.checkout, row.data_key)
     state = State(row.state)
+    attention = None if (row.attention or "").startswith("unknown_order") else row.attention
+    told = [
+        {
+            "sequence": row.event_sequence + number,
+            "kind": event.type,
+            "payload": events.stored(
+                event,
+                order_ref=row.order_ref,
+                state=state,
+                currency=row.currency,
+                amount=row.amount,
+                totals=events.Totals(row.reserved, row.captured, row.refunded, row.charged_back),
+            ),
+        }
+        for number, event in enumerate(events.attention_changed(row.attention, attention), start=1)
+    ]
     entry = audit.make(
         encryptor,
         checkout=wanted.checkout,
@@ -212,6 +235,11 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
             "entry": entry.text,
             "key_id": entry.key_id,
             "mac": entry.mac,
+            "attention": attention,
+            "merchant_id": row.merchant_id,
+            "correlation_id": row.correlation_id,
+            "event_sequence": row.event_sequence + len(told),
+            "events": msgspec.json.encode(told).decode(),
         },
     )
 

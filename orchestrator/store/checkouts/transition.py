@@ -27,7 +27,7 @@ from orchestrator.store.checkouts.claims import ClaimedCheckout, LeaseLost, tick
 from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -198,9 +198,17 @@ class Transitions:
     """The mover: gathers moves from everything in flight in this process and writes them together."""
 
     def __init__(
-        self, db: Database, encryptor: Encryptor, *, batch_limit: int = 500, timeout: float = 30.0
+        self,
+        db: Database,
+        encryptor: Encryptor,
+        *,
+        batch_limit: int = 500,
+        timeout: float = 30.0,
+        told: Callable[[], None] = lambda: None,
     ) -> None:
+        """`told` is called after a commit that wrote events; it may not wait."""
         self._db = db
+        self._told = told
         self._encryptor = encryptor
         self._batch: Batch[_Prepared, _Landed | None] = Batch(
             self._write,
@@ -261,7 +269,8 @@ class Transitions:
                     evidence=fact.evidence,
                 )
             )
-        return _Prepared(move, to, entries, row(move, to, entries), event_rows(move, to), tick())
+        told = event_rows(move, to)
+        return _Prepared(move, to, entries, row(move, to, entries, len(told)), told, tick())
 
     async def _write(self, batch: list[_Prepared]) -> list[_Landed | Again | None]:
         rows = await self._db.write(
@@ -292,6 +301,8 @@ class Transitions:
                 ),
             },
         )
+        if any(prepared.events for prepared in batch):
+            self._told()
         fates = {row.id: row for row in rows}
         return [_fate(fates[prepared.move.held.id]) for prepared in batch]
 
@@ -354,7 +365,7 @@ def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
         operations=_operated(held, move.operations),
         audit_sequence=held.audit_sequence + len(prepared.entries),
         audit_head=prepared.entries[-1].mac if prepared.entries else held.audit_head,
-        event_sequence=held.event_sequence + len(move.events),
+        event_sequence=held.event_sequence + len(prepared.events),
         token=move.token if not isinstance(move.token, Keep) else held.token,
         token_expires_at=held.now() + timedelta(seconds=move.token_lifetime)
         if token_given

@@ -171,7 +171,7 @@ async def test_a_payment_is_captured_once_by_policy_however_often_it_is_told_and
     assert await world.movements(checkout) == [("captured", WHOLE)]
     row = await world.row(checkout)
     assert (row.captured, row.attention) == (WHOLE, None)
-    assert (await world.events(checkout)).count("checkout.captured") == 1
+    assert (await world.events(checkout)).count("payment.captured") == 1
     await world.agree(checkout)
 
 
@@ -229,8 +229,8 @@ async def test_a_capture_that_the_gateway_did_not_make_is_not_in_our_books(world
     row = await world.row(checkout)
     assert (row.captured, row.reserved) == (0, WHOLE)
     events = await world.events(checkout)
-    assert "checkout.operation_rejected" in events
-    assert "checkout.captured" not in events
+    assert "payment.operation_rejected" in events
+    assert "payment.captured" not in events
     assert await world.movements(checkout) == []
     await world.agree(checkout)
 
@@ -307,7 +307,7 @@ async def test_a_refund_made_at_the_gateway_is_booked(world: Shop, method: str, 
     assert (row.state, row.captured, row.refunded, row.attention) == ("completed", WHOLE, 900, None)
     (seen,) = await world.sql("SELECT status FROM payments WHERE checkout_id = :id", id=checkout)
     assert seen.status == status
-    assert (await world.events(checkout))[-2:] == ["checkout.completed", "checkout.money"]
+    assert (await world.events(checkout))[-2:] == ["checkout.completed", "payment.captured"]
     assert (await world.trail(checkout))[-1]["action"] == "payment:seen"
     assert await world.movements(checkout) == [("captured", WHOLE), ("refunded", 900)]
     await world.agree(checkout)
@@ -338,7 +338,7 @@ async def test_what_the_shoppers_bank_takes_back_is_booked_and_told(world: Shop)
     row = await world.row(checkout)
     assert (row.state, row.captured, row.charged_back) == ("completed", WHOLE, 5000)
     assert row.attention.startswith("charged_back")
-    assert (await world.events(checkout)).count("checkout.charged_back") == 1
+    assert (await world.events(checkout)).count("payment.chargeback") == 1
     await world.agree(checkout)
 
 

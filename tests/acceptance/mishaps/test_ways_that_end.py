@@ -46,7 +46,11 @@ async def test_a_success_after_a_failure_completes_the_order(world: Shop, *, sam
     await world.follow(checkout)
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.late, row.attention) == ("completed", WHOLE, False, None)
-    assert await world.events(checkout) == ["checkout.ready", "checkout.declined", "checkout.completed"]
+    assert await world.events(checkout) == [
+        "checkout.ready",
+        "checkout.attempt_declined",
+        "checkout.completed",
+    ]
     assert await world.moved(checkout) == [
         "callback_arrived", "payment_declined", "callback_arrived", "payment_found",
     ]  # fmt: skip

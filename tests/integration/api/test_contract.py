@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from itertools import product
 from uuid import UUID
@@ -47,6 +48,7 @@ async def test_every_documented_answer_is_given_and_is_as_documented(database_ur
         await _intake(api)
         await _reads(api)
         await _commands(api)
+        await _events(api)
         await _callbacks(api)
         await api.client.get("/healthz")
         assert (await api.client.get("/readyz")).status_code == 200
@@ -124,6 +126,32 @@ async def _commands(api: Api) -> None:
 
 async def _unused(api: Api) -> str:
     return f"t-{await api.count('payments')}"
+
+
+async def _events(api: Api) -> None:
+    async def ask(**params: object):
+        headers = api.bearer("default", ("events:read",))
+        return await api.client.get("/v1/events", params=params, headers=headers)
+
+    await api.sql("INSERT INTO event_feeds (merchant_id, last_position, kept_after) VALUES (1, 7, 5)")
+    assert (await ask()).json() == {"events": [], "next": "7"}
+    assert problem(await ask(after=4), 410, "cursor-expired")["oldest"] == "5"
+    problem(await ask(after=8), 422, "invalid-request")
+    feed, most = api.services.event_feed, api.services.event_feed.most
+    feed.most = 1
+    waiting = asyncio.create_task(ask(wait=30))
+    while not len(feed):  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(0.01)
+    feed.most = 2
+    problem(await ask(wait=30), 429, "too-many-waiting")
+    feed.most = 1
+    problem(await ask(wait=30), 503, "too-many-waiting")
+    feed.most = most
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    headers = api.bearer("default", ("events:read",))
+    assert (await api.client.get("/v1/event-types", headers=headers)).status_code == 200
+    problem(await api.client.get("/v1/event-types?type=x", headers=headers), 422, "invalid-request")
 
 
 async def _callbacks(api: Api) -> None:
@@ -255,7 +283,7 @@ async def test_an_entry_that_is_not_in_the_words_of_the_trail_is_shown_as_it_sta
 async def test_the_page_begins_with_checkouts_and_ends_with_callbacks_and_health(api: Api):
     for address in ("/openapi.json", "/docs/assets/openapi-3.0.json"):
         document = (await api.client.get(address)).json()
-        tags = ["checkouts", "commands", "payments", "callbacks", "health"]
+        tags = ["checkouts", "commands", "payments", "events", "callbacks", "health"]
         assert [tag["name"] for tag in document["tags"]] == tags
         assert all(tag["description"] for tag in document["tags"])
         met = [operation["tags"][0] for one in document["paths"].values() for operation in one.values()]

@@ -6,9 +6,8 @@ import pytest
 
 from orchestrator.devkit.bench.database_probe import DatabaseProbe, Left, others
 from orchestrator.domain.states import State, Trigger
-from orchestrator.store.checkouts import Event
 from orchestrator.store.database import Database
-from tests.factories import payment
+from tests.factories import COMPLETED, payment
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +27,7 @@ async def test_rows_hold_state_moments_money_and_what_came_twice(core):
     held = await core.held(State.AWAITING_PAYMENT, order_ref="b-1-0")
     await core.advance(
         held, Trigger.PAYMENT_FOUND, payments=(payment("1"), payment("2", role="surplus")), money=(13900, 100, 0),
-        events=(Event("checkout.completed", {}),), due_in=60.0,
+        events=(COMPLETED,), due_in=60.0,
     )  # fmt: skip
     await core.checkout(State.RECEIVED, order_ref="b-1-1")
     truth = DatabaseProbe(core.db, 1)

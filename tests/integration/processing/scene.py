@@ -22,6 +22,7 @@ from orchestrator.store import inbox
 from orchestrator.store.checkouts import Transitions, claim, sign_operation
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
+from tests.cloud_events import check_all
 from tests.conftest import make_settings
 
 if TYPE_CHECKING:
@@ -166,10 +167,8 @@ class Scene:
         return [json.loads(row.entry) for row in rows]
 
     async def events(self, checkout: UUID) -> list[str]:
-        rows = await self.sql(
-            "SELECT kind FROM events WHERE checkout_id = :id ORDER BY sequence", id=checkout
-        )
-        return [row.kind for row in rows]
+        rows = await self.sql("SELECT * FROM events WHERE checkout_id = :id ORDER BY sequence", id=checkout)
+        return check_all(rows)
 
     # The gateway's side.
 

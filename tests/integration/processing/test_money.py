@@ -61,8 +61,8 @@ async def test_a_payment_is_captured_in_parts_and_refunded_in_parts_never_above_
     actions = [one["action"] for one in await world.trail(checkout) if one["action"].startswith("money:")]
     assert actions == ["money:requested", "money:submitted", "money:succeeded"] * 4
     kinds = await world.events(checkout)
-    assert [kind for kind in kinds if kind in {"checkout.captured", "checkout.refunded"}] == (
-        ["checkout.captured"] * 2 + ["checkout.refunded"] * 2
+    assert [kind for kind in kinds if kind in {"payment.captured", "payment.refunded"}] == (
+        ["payment.captured"] * 2 + ["payment.refunded"] * 2
     )
     await world.agree(checkout)
 
@@ -104,7 +104,7 @@ async def test_money_is_not_moved_for_an_order_that_nobody_paid(world: Scene):
     assert await world.asked(checkout, "refund", transactionId="77") == (
         "refused: no lookup has seen transaction 77 for this order"
     )
-    assert (await world.events(checkout))[-1] == "checkout.operation_rejected"
+    assert (await world.events(checkout))[-1] == "payment.operation_rejected"
 
 
 # ── What the gateway says ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -150,7 +150,7 @@ async def test_a_refusal_of_the_gateway_is_told_and_leaves_nothing_open(world: S
     await until_settled(world, checkout)
     (operation,) = await world.operations(checkout)
     assert operation.state == "rejected"
-    assert "checkout.operation_rejected" in await world.events(checkout)
+    assert "payment.operation_rejected" in await world.events(checkout)
     assert (await world.asked(checkout, "capture")).startswith("accepted")
     assert (await world.row(checkout)).captured == WHOLE
 
@@ -384,7 +384,7 @@ async def test_late_money_is_returned_when_a_person_says_so(world: Scene):
     row = await until_settled(world, checkout)
     assert (row.state, row.late, row.attention) == ("completed", True, None)
     assert (await world.ledger(checkout))[0]["heldMinor"] == 0
-    assert "checkout.released" in await world.events(checkout)
+    assert "payment.released" in await world.events(checkout)
 
 
 async def test_the_policy_keep_completes_late_money_and_asks_nobody(world: Scene):
@@ -485,7 +485,7 @@ async def test_a_chargeback_is_booked_told_and_a_persons_business(world: Scene):
     row = await world.row(checkout)
     assert (row.state, row.captured, row.charged_back) == ("completed", WHOLE, 5000)
     assert row.attention == "charged_back: the shopper's bank took back 50.00 DKK; answer it at the gateway"
-    assert "checkout.charged_back" in await world.events(checkout)
+    assert "payment.chargeback" in await world.events(checkout)
     await world.asked(checkout, "resolve", decision="dismiss")
     row = await until_settled(world, checkout)
     assert (row.attention, row.charged_back) == (None, 5000)
@@ -798,7 +798,7 @@ async def test_the_policy_keep_says_nothing_of_surplus_money(world: Scene):
     await world.process(checkout)
     row = await world.row(checkout)
     assert (row.attention, row.reserved) == (None, WHOLE)
-    assert "checkout.surplus" in await world.events(checkout)
+    assert "payment.surplus" in await world.events(checkout)
 
 
 async def test_a_look_before_the_offer_that_fails_is_repeated_and_one_that_finds_money_completes(

@@ -62,7 +62,11 @@ async def test_a_declined_attempt_waits_for_the_next_one(world: Scene):
     await world.call_back(checkout)
     row = await world.processed_until(checkout, "completed")
     assert row.reserved == 13900
-    assert await world.events(checkout) == ["checkout.ready", "checkout.declined", "checkout.completed"]
+    assert await world.events(checkout) == [
+        "checkout.ready",
+        "checkout.attempt_declined",
+        "checkout.completed",
+    ]
 
 
 async def test_a_forged_success_completes_nothing(world: Scene):
@@ -409,7 +413,7 @@ async def test_a_refund_made_at_the_gateway_is_booked(world: Scene):
     await world.process(checkout)
     row = await world.row(checkout)
     assert (row.captured, row.refunded) == (13900, 900)
-    assert (await world.events(checkout))[-1] == "checkout.money"
+    assert (await world.events(checkout))[-1] == "payment.refunded"
 
 
 async def test_a_payment_that_the_gateway_no_longer_shows_is_a_persons_business(world: Scene):

@@ -1,0 +1,236 @@
+"""The events of merchants, listed or followed as they come; straight from the database, for the operators of the installation."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.lookup import merchant_id, one, table
+from orchestrator.cli.output import printer, say, say_json
+from orchestrator.domain.events import EventType
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from orchestrator.domain.events import StoredEvent
+    from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
+
+INTERVAL: Final = 0.2
+"""Seconds between two queries of `follow`."""
+MOST: Final = 500
+"""Events of a merchant that `follow` reads at once."""
+NEWCOMERS: Final = 25
+"""Queries after which `follow` asks for merchants that were added."""
+_SAID: Final = frozenset({"checkoutId", "orderId", "state", "amount", "money"})
+"""Of an event's data, what its line says already, or every event says."""
+
+_type = click.option(
+    "--type",
+    "kinds",
+    multiple=True,
+    metavar="TYPE",
+    type=click.Choice([str(kind) for kind in EventType]),
+    help="Only these; may be repeated.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="One CloudEvent in each line.")
+_full = click.option("--full", is_flag=True, help="With the sentences of full documents (with --json).")
+
+
+@click.group()
+def events() -> None:
+    """List or follow the events of merchants."""
+
+
+@events.command("list")
+@data_dir
+@click.option(
+    "--merchant", metavar="NAME", default="default", show_default=True, help="The merchant whose feed it is."
+)
+@click.option("--checkout", metavar="ID", help="Only this checkout's (id or order number), whosever it is.")
+@click.option(
+    "--after",
+    type=click.IntRange(0),
+    default=0,
+    metavar="POSITION",
+    help="Only events after this position of the feed.",
+)
+@_type
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@_json
+@_full
+def list_events(
+    *,
+    data_dir: Path,
+    merchant: str,
+    checkout: str | None,
+    after: int,
+    kinds: Sequence[str],
+    limit: int,
+    as_json: bool,
+    full: bool,
+) -> int:
+    """List the events of a merchant's feed, or of a checkout, the oldest first."""
+
+    async def show(_: Settings, db: Database) -> int:
+        from orchestrator.store import events as feeds  # noqa: PLC0415 - each command imports what it needs
+
+        wanted = frozenset(kinds) or None
+        if checkout is not None:
+            rows = await feeds.history(db, (await one(db, checkout)).id, limit=limit, kinds=wanted)
+            rows = [row for row in rows if after == 0 or (row.position or 0) > after]
+        else:
+            rows = await _of_feed(db, merchant, after=after, limit=limit, kinds=wanted)
+        if as_json:
+            for row in rows:
+                _say_json(row, full=full)
+            return 0
+        shown = table("position", "at", "checkout", "#", "event", "order", "state", "payment", "facts")
+        for row in rows:
+            shown.add_row(*_cells(row))
+        printer().print(shown)
+        return 0
+
+    return on_database(data_dir, show)
+
+
+async def _of_feed(
+    db: Database, merchant: str, *, after: int, limit: int, kinds: frozenset[str] | None
+) -> list[StoredEvent]:
+    from orchestrator.store import events as feeds  # noqa: PLC0415
+
+    number = await merchant_id(db, merchant)
+    feed = await feeds.feed(db, number)
+    rows: list[StoredEvent] = []
+    while len(rows) < limit and after < feed.last:
+        page = await feeds.page(
+            db, number, after=after, until=feed.last, limit=limit - len(rows), kinds=kinds
+        )
+        rows += [row.stored(merchant) for row in page.events]
+        after = page.until
+    return rows
+
+
+@events.command("follow")
+@data_dir
+@click.option("--merchant", metavar="NAME", help="Only this merchant's.")
+@click.option(
+    "--after",
+    type=click.IntRange(0),
+    metavar="POSITION",
+    help="Begin after this position of --merchant's feed; from now on where it is left out.",
+)
+@_type
+@click.option("--limit", type=click.IntRange(1), metavar="NUMBER", help="End after so many events.")
+@_json
+@_full
+def follow_events(
+    *,
+    data_dir: Path,
+    merchant: str | None,
+    after: int | None,
+    kinds: Sequence[str],
+    limit: int | None,
+    as_json: bool,
+    full: bool,
+) -> int:
+    """Print events as they come, until it is interrupted."""
+    if after is not None and merchant is None:
+        raise click.UsageError("--after is a position in the feed of one merchant: name it with --merchant")
+
+    def show_one(row: StoredEvent) -> None:
+        if as_json:
+            _say_json(row, full=full)
+        else:
+            say("  ".join((f"{row.merchant:12}", *_cells(row))))
+
+    async def show(_: Settings, db: Database) -> int:
+        only = None if merchant is None else await merchant_id(db, merchant)
+        left = limit
+        async for row in _coming(db, only, after=after):
+            if not kinds or row.kind in kinds:
+                show_one(row)
+                left = None if left is None else left - 1
+            if left == 0:
+                break
+        return 0
+
+    return on_database(data_dir, show)
+
+
+async def _coming(db: Database, only: int | None, *, after: int | None) -> AsyncIterator[StoredEvent]:
+    """Give events as they come: of all merchants, or of one after a position of its feed."""
+    from orchestrator.store import events as feeds  # noqa: PLC0415
+
+    names: dict[int, str] = {}
+    cursors: dict[int, int] = {}
+    for query in count():
+        if query % NEWCOMERS == 0:
+            for number, (name, feed) in (await feeds.all_feeds(db)).items():
+                if only in {None, number} and number not in names:
+                    names[number] = name
+                    # Of a merchant that came meanwhile everything is new.
+                    cursors[number] = (feed.last if query == 0 else 0) if after is None else after
+        found = await feeds.since(db, cursors, most=MOST)
+        for number, rows in found.items():
+            for row in rows:
+                yield row.stored(names[number])
+            cursors[number] = rows[-1].position
+        if not found:
+            await asyncio.sleep(INTERVAL)
+
+
+def _say_json(row: StoredEvent, *, full: bool) -> None:
+    """Print an event's document; on stderr that there is none, where a version that this one does not know has written it."""
+    import msgspec  # noqa: PLC0415
+
+    from orchestrator.domain.events import document  # noqa: PLC0415
+
+    try:
+        made = document(row, content="full" if full else "thin")
+    except (ValueError, KeyError):
+        say(f"event {row.sequence} of checkout {row.checkout_id} is not readable: {row.kind}", err=True)
+        return
+    say_json(msgspec.json.Encoder(decimal_format="number").encode(made).decode())
+
+
+def _cells(row: StoredEvent) -> tuple[str, ...]:
+    """Return an event as the cells of a line."""
+    import msgspec  # noqa: PLC0415
+
+    from orchestrator.domain.events import document  # noqa: PLC0415
+
+    try:
+        data: dict[str, Any] = msgspec.to_builtins(document(row, content="full").data)
+        facts = {**data, **data.pop("details", {})}
+    except (ValueError, KeyError):
+        data, facts = {}, {"not readable": msgspec.json.encode(row.payload).decode()}
+    return (
+        "" if row.position is None else str(row.position),
+        f"{row.created_at:%Y-%m-%d %H:%M:%S.%f}"[:-3],
+        str(row.checkout_id),
+        str(row.sequence),
+        row.kind,
+        str(data.get("orderId", "")),
+        str(data.get("state", "")),
+        str(data.get("paymentStatus", "")),
+        " ".join(
+            f"{name}={_told(value)}" for name, value in facts.items()
+            if value is not None and name not in _SAID and name not in {"details", "paymentStatus"}
+        ),
+    )  # fmt: skip
+
+
+def _told(value: Any) -> str:
+    match value:
+        case {"value": amount, "currency": currency}:
+            return f"{amount} {currency}"
+        case [*several]:
+            return ",".join(map(str, several))
+        case _:
+            return str(value)

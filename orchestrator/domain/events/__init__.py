@@ -1,0 +1,59 @@
+"""What merchants are told: the types of events, the facts that each of them states, and the CloudEvents 1.0 document that carries it.
+
+Pure functions and values. A fact is stored with its move (`facts`), and a document is made of the stored row alone (`documents`); both
+follow the schema of the type (`schemas`), which is made of the same classes.
+"""
+
+from orchestrator.domain.events.documents import (
+    CloudEvent,
+    Content,
+    EventData,
+    StoredEvent,
+    document,
+    event_id,
+    schema_id,
+    traceparent,
+)
+from orchestrator.domain.events.facts import (
+    Event,
+    EventType,
+    Policy,
+    Totals,
+    attempt_declined,
+    attention_changed,
+    completed,
+    failed,
+    money_seen,
+    operation_rejected,
+    operation_succeeded,
+    ready,
+    stored,
+    surplus,
+)
+from orchestrator.domain.events.schemas import schema
+
+__all__ = [
+    "CloudEvent",
+    "Content",
+    "Event",
+    "EventData",
+    "EventType",
+    "Policy",
+    "StoredEvent",
+    "Totals",
+    "attempt_declined",
+    "attention_changed",
+    "completed",
+    "document",
+    "event_id",
+    "failed",
+    "money_seen",
+    "operation_rejected",
+    "operation_succeeded",
+    "ready",
+    "schema",
+    "schema_id",
+    "stored",
+    "surplus",
+    "traceparent",
+]

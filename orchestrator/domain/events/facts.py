@@ -1,0 +1,262 @@
+"""The types of events, what a move tells with each of them, and the row that it becomes.
+
+An event is decided where its fact is written: the functions here make its content from the fact, and the move stores that beside a
+snapshot of the checkout as the move leaves it. Amounts are minor units of the checkout's currency.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
+
+    from orchestrator.domain.records import Operation
+    from orchestrator.domain.states import State
+
+
+LONGEST_REASON: Final = 10_000
+"""Characters of a sentence; what is longer is cut."""
+
+
+class EventType(StrEnum):
+    """What an event says: the same word in every document."""
+
+    about: str
+    """What it means, in a sentence."""
+
+    def __new__(cls, value: str, about: str) -> Self:
+        """Make a member of its text and of what it means."""
+        made = str.__new__(cls, value)
+        made._value_, made.about = value, about
+        return made
+
+    CHECKOUT_READY = (
+        "checkout.ready",
+        "The shopper may pay: session and payment methods are there. It comes again after a reopening.",
+    )
+    CHECKOUT_ATTEMPT_DECLINED = (
+        "checkout.attempt_declined",
+        "An attempt to pay ended without money; the shopper may try again.",
+    )
+    CHECKOUT_COMPLETED = (
+        "checkout.completed",
+        "The gateway holds the money for the order. `late` and `policy` say whether it may go back.",
+    )
+    CHECKOUT_FAILED = (
+        "checkout.failed",
+        "It could not be offered: the gateway refused it, or every attempt until the deadline failed.",
+    )
+    CHECKOUT_CANCELLED = (
+        "checkout.cancelled",
+        "It was withdrawn, and a lookup showed nothing paid, pending or open.",
+    )
+    CHECKOUT_EXPIRED = (
+        "checkout.expired",
+        "Its deadline passed, and a lookup showed nothing paid, pending or open.",
+    )
+    CHECKOUT_REOPENED = (
+        "checkout.reopened",
+        "A closed checkout was taken up again; `checkout.ready` follows.",
+    )
+    CHECKOUT_ATTENTION = (
+        "checkout.attention",
+        "It needs a decision, for the reason named; another reason replaces the one before.",
+    )
+    CHECKOUT_ATTENTION_RESOLVED = ("checkout.attention_resolved", "It needs no decision any more.")
+    PAYMENT_CAPTURED = (
+        "payment.captured",
+        "The captured total grew, by a call of ours or at the gateway; with the completion where the gateway captured by itself.",
+    )
+    PAYMENT_REFUNDED = ("payment.refunded", "The refunded total grew, by a call of ours or at the gateway.")
+    PAYMENT_RELEASED = (
+        "payment.released",
+        "Reserved money went back to the shopper before its capture, by a call of ours or at the gateway.",
+    )
+    PAYMENT_RESERVATION_RAISED = (
+        "payment.reservation_raised",
+        "The gateway shows a larger reservation for a completed checkout.",
+    )
+    PAYMENT_CHARGEBACK = (
+        "payment.chargeback",
+        "The shopper's bank took money back, or returned it (`reversal`).",
+    )
+    PAYMENT_SURPLUS = (
+        "payment.surplus",
+        "Money beside the payment that completed the checkout was found; a policy or a person decides on it.",
+    )
+    PAYMENT_OPERATION_REJECTED = (
+        "payment.operation_rejected",
+        "A capture, refund or release was not done, and will not be.",
+    )
+
+
+# ── What is told ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event that a move brings about: its type, what it says beside the snapshot, and sentences for full documents.
+
+    Names are those of the documents; amounts (`change`, `surcharge`) are minor units of the checkout's currency.
+    """
+
+    type: EventType
+    facts: Mapping[str, object] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
+
+
+Policy = Literal["ask", "keep", "return"]
+Cause = Literal["asked", "automatic", "returned", "gateway"]
+OperationKind = Literal["capture", "refund", "release"]
+
+_OF_OPERATION: Final = {
+    "capture": EventType.PAYMENT_CAPTURED,
+    "refund": EventType.PAYMENT_REFUNDED,
+    "release": EventType.PAYMENT_RELEASED,
+}
+
+
+def ready(*, methods: int) -> Event:
+    """Say that it is offered with so many payment methods."""
+    return Event(EventType.CHECKOUT_READY, {"paymentMethods": methods})
+
+
+def attempt_declined(transactions: Sequence[str], *, reason: str | None) -> Event:
+    """Say which attempts ended without money; `reason` is the gateway's text for the shopper, where a callback proved one."""
+    return Event(
+        EventType.CHECKOUT_ATTEMPT_DECLINED, {"transactionIds": list(transactions), "reason": reason}
+    )
+
+
+def completed(transactions: Sequence[str], *, late: bool, policy: Policy | None, surcharge: int) -> Event:
+    """Say which transactions pay it; `policy` is what becomes of money that came late, `surcharge` what the gateway added."""
+    return Event(
+        EventType.CHECKOUT_COMPLETED,
+        # An order is shipped on this event: it must tell that the money may go back, and of what parts it is.
+        {"transactionIds": list(transactions), "late": late, "policy": policy, "surcharge": surcharge},
+    )
+
+
+def failed(reason: str | None) -> Event:
+    """Say why it could not be offered."""
+    return _reasoned(EventType.CHECKOUT_FAILED, {"code": _code(reason)}, reason)
+
+
+def attention_changed(before: str | None, after: str | None) -> tuple[Event, ...]:
+    """Say that a decision is needed, or none any more; nothing where the attention is what it was."""
+    if after == before:
+        return ()
+    if after is None:
+        return (Event(EventType.CHECKOUT_ATTENTION_RESOLVED, {"attention": _code(before)}),)
+    return (_reasoned(EventType.CHECKOUT_ATTENTION, {"attention": _code(after)}, after),)
+
+
+def operation_succeeded(operation: Operation, *, change: int, role: str) -> Event:
+    """Say that one of our own calls moved money; `change` is by how much the total of its transaction's checkout moved with it."""
+    return _money(
+        _OF_OPERATION[operation.kind],
+        operation.transaction_id,
+        change,
+        cause=operation.cause,
+        operationId=operation.id,
+        role=role,
+    )
+
+
+def operation_rejected(
+    kind: str,
+    reason: str,
+    *,
+    transaction_id: str | None = None,
+    operation_id: UUID | None = None,
+    command_id: UUID | None = None,
+) -> Event:
+    """Say that a capture, refund or release was refused; without an operation the command itself was."""
+    facts = {
+        "operation": kind,
+        "transactionId": transaction_id,
+        "operationId": operation_id,
+        "commandId": command_id,
+    }
+    return _reasoned(EventType.PAYMENT_OPERATION_REJECTED, facts, reason)
+
+
+def surplus(transactions: Sequence[str]) -> Event:
+    """Say which transactions hold money beside the payment."""
+    return Event(EventType.PAYMENT_SURPLUS, {"transactionIds": list(transactions)})
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The money of a checkout, in minor units of its currency."""
+
+    reserved: int
+    captured: int
+    refunded: int
+    charged_back: int
+
+
+def money_seen(
+    before: Totals, after: Totals, *, transaction_id: str | None, was_completed: bool
+) -> list[Event]:
+    """Say how the money of a checkout moved at the gateway since the last write; what the completion itself tells is left out."""
+    found = []
+
+    def tell(kind: EventType, change: int, **more: object) -> None:
+        if change > 0:
+            found.append(_money(kind, transaction_id, change, cause="gateway", operationId=None, **more))
+
+    if was_completed:
+        tell(EventType.PAYMENT_RESERVATION_RAISED, after.reserved - before.reserved, role="accepted")
+    tell(EventType.PAYMENT_CAPTURED, after.captured - before.captured, role="accepted")
+    if was_completed:
+        tell(EventType.PAYMENT_RELEASED, before.reserved - after.reserved, role="accepted")
+    tell(EventType.PAYMENT_REFUNDED, after.refunded - before.refunded, role="accepted")
+    taken = after.charged_back - before.charged_back
+    if taken:
+        facts = {"transactionId": transaction_id, "change": abs(taken), "reversal": taken < 0}
+        found.append(Event(EventType.PAYMENT_CHARGEBACK, facts))
+    return found
+
+
+def _money(kind: EventType, transaction_id: str | None, change: int, **facts: object) -> Event:
+    return Event(kind, {"transactionId": transaction_id, "change": change, **facts})
+
+
+def _reasoned(kind: EventType, facts: Mapping[str, object], reason: str | None) -> Event:
+    return Event(kind, facts, {"reason": reason[:LONGEST_REASON]} if reason else {})
+
+
+def _code(reason: str | None) -> str | None:
+    """Return the word that a reason begins with, which says what kind it is of."""
+    word = (reason or "").partition(":")[0]
+    return word if _WORD.fullmatch(word) else None
+
+
+_WORD: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+def stored(
+    event: Event, *, order_ref: str, state: State, currency: str, amount: int, totals: Totals
+) -> dict[str, object]:
+    """Return the payload of an event's row: a snapshot of the checkout as the move leaves it, and what the event says."""
+    payload: dict[str, object] = {
+        "orderId": order_ref,
+        "state": state,
+        "currency": currency,
+        "amount": amount,
+        "reserved": totals.reserved,
+        "captured": totals.captured,
+        "refunded": totals.refunded,
+        "chargedBack": totals.charged_back,
+    }
+    if event.facts:
+        payload["facts"] = event.facts
+    if event.details:
+        payload["details"] = event.details
+    return payload

@@ -1,0 +1,269 @@
+"""The feed of events: positions given after the commit, pages read by position, and what is no longer kept.
+
+An event is written without a position, in its move's own transaction, and transactions do not commit in the order in which they began.
+So one sequencer at a time, under an advisory lock, numbers what is committed: contiguously for each merchant, and for each checkout in
+the order of its sequence. A client that reads on after a position therefore sees each event once and skips none. Retention removes a
+feed's beginning only, and notes up to where.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from sqlalchemy import text
+
+from orchestrator.domain.events import StoredEvent
+from orchestrator.store.database import run
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from uuid import UUID
+
+    from sqlalchemy import Row
+
+    from orchestrator.store.database import Database
+
+PLACED_AT_ONCE: Final = 1000
+"""Events that get their positions in one statement, and some more of the same checkouts."""
+FORGOTTEN_AT_ONCE: Final = 2000
+SCANNED_AT_ONCE: Final = 5000
+"""Positions that one statement looks at for events of some types only."""
+
+# In an order, or the planner may read the whole table for a single row, where its statistics are of a moment at which many waited.
+_WAITING = text("""
+    SELECT (SELECT created_at FROM events WHERE position IS NULL ORDER BY created_at LIMIT 1) IS NOT NULL AS waiting
+""")
+# The lock has a statement of its own: what is read beside a lock is as old as its statement, and would be numbered twice.
+_TURN = text("SELECT pg_try_advisory_xact_lock(hashtext('orchestrator.events')) AS ours")
+# All events of a checkout that wait are taken along, so that none is numbered after a later one of its own, also where clocks went back.
+# Rows are named by arrays: of a join alone the planner may expect so many rows that it reads the whole table. Those beside the oldest are
+# asked for in words in which it does not recognise the index of all that wait, which is long while much does.
+_PLACE = text("""
+    WITH oldest AS MATERIALIZED (
+        SELECT checkout_id FROM events WHERE position IS NULL ORDER BY created_at LIMIT :most
+    ),
+    waiting AS MATERIALIZED (
+        SELECT e.checkout_id, e.sequence, e.merchant_id,
+               max(e.created_at) OVER (PARTITION BY e.checkout_id ORDER BY e.sequence) AS at
+          FROM events e
+         WHERE e.checkout_id = ANY(ARRAY(SELECT checkout_id FROM oldest)) AND coalesce(e.position, 0) = 0
+    ),
+    numbered AS MATERIALIZED (
+        SELECT checkout_id, sequence, merchant_id,
+               row_number() OVER (PARTITION BY merchant_id ORDER BY at, checkout_id, sequence) AS number,
+               count(*) OVER (PARTITION BY merchant_id) AS total
+          FROM waiting
+    ),
+    feeds AS (
+        INSERT INTO event_feeds AS f (merchant_id, last_position)
+        SELECT merchant_id, total FROM numbered WHERE number = 1 ORDER BY merchant_id
+        ON CONFLICT (merchant_id) DO UPDATE SET last_position = f.last_position + excluded.last_position
+        RETURNING merchant_id, last_position
+    ),
+    placed AS (
+        UPDATE events e SET position = f.last_position - n.total + n.number
+          FROM numbered n JOIN feeds f USING (merchant_id)
+         WHERE e.checkout_id = n.checkout_id AND e.sequence = n.sequence
+           AND e.checkout_id = ANY(ARRAY(SELECT checkout_id FROM oldest))
+        RETURNING 1
+    )
+    SELECT count(*) AS placed FROM placed
+""")
+# The beginning of each feed that is older than what is kept, up to the first event that is young enough.
+_FORGET = text("""
+    WITH old AS MATERIALIZED (
+        SELECT f.merchant_id, o.checkout_id, o.sequence, o.position FROM event_feeds f CROSS JOIN LATERAL (
+            SELECT e.created_at FROM events e WHERE e.merchant_id = f.merchant_id AND e.position > f.kept_after
+             ORDER BY e.position LIMIT 1) first CROSS JOIN LATERAL (
+            SELECT e.checkout_id, e.sequence, e.position,
+                   bool_and(e.created_at < clock() - make_interval(secs => :seconds)) OVER (ORDER BY e.position) AS gone
+              FROM events e WHERE e.merchant_id = f.merchant_id AND e.position > f.kept_after
+             ORDER BY e.position LIMIT :most) o
+         WHERE first.created_at < clock() - make_interval(secs => :seconds) AND o.gone
+    ),
+    feeds AS (
+        UPDATE event_feeds f SET kept_after = o.last
+          FROM (SELECT merchant_id, max(position) AS last FROM old GROUP BY merchant_id) o
+         WHERE f.merchant_id = o.merchant_id
+    ),
+    forgotten AS (
+        DELETE FROM events e USING old o
+         WHERE e.checkout_id = o.checkout_id AND e.sequence = o.sequence AND e.checkout_id = ANY(ARRAY(SELECT checkout_id FROM old))
+        RETURNING 1
+    )
+    SELECT count(*) AS forgotten FROM forgotten
+""")
+_FEED = text("SELECT last_position, kept_after FROM event_feeds WHERE merchant_id = :merchant_id")
+_COLUMNS: Final = (
+    "e.checkout_id, e.sequence, e.merchant_id, e.kind, e.payload, e.correlation_id, e.created_at, e.position"
+)
+# Positions have no gaps, so a stretch of positions is a bound of the work, however rare what is looked for is.
+_STRETCH = text(f"""
+    SELECT {_COLUMNS} FROM events e
+     WHERE e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until
+       AND (CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))
+     ORDER BY e.position LIMIT :most
+""")  # noqa: S608 - made of our own constant
+_OF_CHECKOUT = text(f"""
+    SELECT {_COLUMNS} FROM events e
+     WHERE e.checkout_id = :checkout_id AND e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until
+       AND (CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))
+     ORDER BY e.sequence LIMIT :most
+""")  # noqa: S608 - made of our own constant
+_HISTORY = text(f"""
+    SELECT {_COLUMNS}, m.name FROM events e JOIN merchants m ON m.id = e.merchant_id
+     WHERE e.checkout_id = :checkout_id AND (CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))
+     ORDER BY e.sequence LIMIT :most
+""")  # noqa: S608 - made of our own constant
+_FEEDS = text("""
+    SELECT m.id, m.name, coalesce(f.last_position, 0) AS last, coalesce(f.kept_after, 0) AS kept_after
+      FROM merchants m LEFT JOIN event_feeds f ON f.merchant_id = m.id ORDER BY m.id
+""")
+_SINCE = text(f"""
+    SELECT {_COLUMNS} FROM json_to_recordset(CAST(:cursors AS json)) AS w(merchant_id int, after int8) CROSS JOIN LATERAL (
+        SELECT * FROM events e WHERE e.merchant_id = w.merchant_id AND e.position > w.after ORDER BY e.position LIMIT :most) e
+     ORDER BY e.merchant_id, e.position
+""")  # noqa: S608 - made of our own constant
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """How far a merchant's feed goes: the last position, and the last one that is not kept any more; 0 where there is none."""
+
+    last: int = 0
+    kept_after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FeedRow:
+    """An event in the feed."""
+
+    merchant_id: int
+    position: int
+    checkout_id: UUID
+    sequence: int
+    kind: str
+    payload: Mapping[str, Any]
+    correlation_id: str
+    created_at: Any
+
+    def stored(self, merchant: str) -> StoredEvent:
+        """Return what its document is made of; `merchant` is the name of its merchant."""
+        return StoredEvent(
+            merchant=merchant,
+            checkout_id=self.checkout_id,
+            sequence=self.sequence,
+            kind=self.kind,
+            payload=self.payload,
+            correlation_id=self.correlation_id,
+            created_at=self.created_at,
+            position=self.position,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Events after a position, and up to which position the feed was looked through for them."""
+
+    events: Sequence[FeedRow]
+    until: int
+
+
+async def waiting(db: Database) -> bool:
+    """Say whether an event that is committed has no position yet."""
+    (row,) = await db.read(_WAITING)
+    return bool(row.waiting)
+
+
+async def place(db: Database, *, most: int = PLACED_AT_ONCE) -> int | None:
+    """Give events that are committed their positions; return how many, or None where another process does so at this moment."""
+    async with db.transaction() as tx:
+        (turn,) = await run(tx, _TURN, {})
+        if not turn.ours:
+            return None
+        (row,) = await run(tx, _PLACE, {"most": most})
+    return int(row.placed)
+
+
+async def forget(db: Database, *, older_than: float, most: int = FORGOTTEN_AT_ONCE) -> int | None:
+    """Delete the beginning of each feed that is older than so many seconds; return how many events went, or None as `place` does."""
+    async with db.transaction() as tx:
+        (turn,) = await run(tx, _TURN, {})
+        if not turn.ours:
+            return None
+        (row,) = await run(tx, _FORGET, {"seconds": older_than, "most": most})
+    return int(row.forgotten)
+
+
+async def feed(db: Database, merchant_id: int) -> Feed:
+    """Return how far the feed of a merchant goes."""
+    rows = await db.read(_FEED, {"merchant_id": merchant_id})
+    return Feed(rows[0].last_position, rows[0].kept_after) if rows else Feed()
+
+
+async def all_feeds(db: Database) -> dict[int, tuple[str, Feed]]:
+    """Return the name and the feed of every merchant, by id."""
+    return {row.id: (row.name, Feed(row.last, row.kept_after)) for row in await db.read(_FEEDS)}
+
+
+async def history(
+    db: Database, checkout: UUID, *, limit: int, kinds: Collection[str] | None = None
+) -> list[StoredEvent]:
+    """Return the events of a checkout in the order of their sequence, those without a position too."""
+    asked = {"checkout_id": checkout, "most": limit, "kinds": None if kinds is None else sorted(kinds)}
+    rows = await db.read(_HISTORY, asked)
+    return [_read(row).stored(row.name) for row in rows]
+
+
+async def page(
+    db: Database,
+    merchant_id: int,
+    *,
+    after: int,
+    until: int,
+    limit: int,
+    kinds: Collection[str] | None = None,
+    checkout: UUID | None = None,
+) -> Page:
+    """Return a merchant's events after one position and up to another, at most `limit`, of some types or of one checkout only.
+
+    With types it looks at `SCANNED_AT_ONCE` positions at the most, so a page may be empty and end before `until`.
+    """
+    asked = {
+        "merchant_id": merchant_id,
+        "after": after,
+        "until": until,
+        "most": limit,
+        "kinds": None if kinds is None else sorted(kinds),
+    }
+    if checkout is not None:
+        rows = await db.read(_OF_CHECKOUT, {**asked, "checkout_id": checkout})
+    else:
+        asked["until"] = until = min(until, after + SCANNED_AT_ONCE)
+        rows = await db.read(_STRETCH, asked)
+    found = [_read(row) for row in rows]
+    return Page(found, found[-1].position if len(found) == limit else max(until, after))
+
+
+async def since(db: Database, cursors: Mapping[int, int], *, most: int) -> dict[int, list[FeedRow]]:
+    """Return, by merchant, the next events after each merchant's position, at most so many of each."""
+    asked = [{"merchant_id": merchant, "after": after} for merchant, after in sorted(cursors.items())]
+    found: dict[int, list[FeedRow]] = {}
+    for row in await db.read(_SINCE, {"cursors": msgspec.json.encode(asked).decode(), "most": most}):
+        found.setdefault(row.merchant_id, []).append(_read(row))
+    return found
+
+
+def _read(row: Row[Any]) -> FeedRow:
+    return FeedRow(
+        row.merchant_id,
+        row.position,
+        row.checkout_id,
+        row.sequence,
+        row.kind,
+        row.payload,
+        row.correlation_id,
+        row.created_at,
+    )

@@ -1,0 +1,90 @@
+"""The sequencer of a worker: gives committed events their positions in the feeds, and deletes those that are not kept any more.
+
+It is woken after each commit of this process that wrote events, so a position follows within some milliseconds. About once a second it
+also looks for events of other processes: those of the API, and those of a worker that was killed after its commit. Each worker has a
+sequencer, and an advisory lock lets one at a time give positions. No move waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING, Final
+
+from orchestrator import log
+from orchestrator.store import events
+
+if TYPE_CHECKING:
+    from orchestrator.store.database import Database
+
+_log = log.get(__name__)
+
+INTERVAL: Final = 1.0
+"""Seconds after which it looks for events without a position that it was not woken for."""
+GATHER: Final = 0.02
+"""Seconds between two lists, in which the next one gathers while many events come."""
+FORGET_EVERY: Final = 600.0
+"""Seconds between two times that it looks for events that are not kept any more."""
+CLOSING: Final = 2.0
+"""Seconds that the last events of a process may take at its end; another worker gives positions to what is left."""
+
+
+class Sequencer:
+    """Gives positions to the events of a database for one process; `retention` is in seconds."""
+
+    def __init__(self, db: Database, *, retention: float) -> None:
+        self._db = db
+        self._retention = retention
+        self._woken = asyncio.Event()
+        # Not all workers of an installation at once.
+        self._forget_at = time.monotonic() + random.uniform(0.1, 1.0) * FORGET_EVERY  # noqa: S311 - jitter
+
+    def wake(self) -> None:
+        """Note that events were committed; returns at once."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Give positions and delete until it is cancelled; no error ends it."""
+        while True:
+            try:
+                async with asyncio.timeout(INTERVAL * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+            try:
+                await self.number()
+                if time.monotonic() >= self._forget_at:
+                    await self.forget()
+                    self._forget_at = time.monotonic() + FORGET_EVERY
+            except Exception as error:  # noqa: BLE001 - the next round tries again, whatever it was
+                _log.warning("events_not_numbered", **log.cause(error))
+                await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(GATHER)
+
+    async def number(self) -> None:
+        """Give every event that is committed by now its position, or leave that to the process that does so at this moment."""
+        sure = self._woken.is_set()
+        self._woken.clear()
+        while sure or await events.waiting(self._db):
+            placed = await events.place(self._db)
+            if placed is None:
+                # The process that has the lock may have read before our commit.
+                await asyncio.sleep(GATHER * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            elif placed < events.PLACED_AT_ONCE:
+                return
+            sure = False
+
+    async def forget(self) -> None:
+        """Delete what is older than the retention, list by list."""
+        while gone := await events.forget(self._db, older_than=self._retention):
+            _log.info("events_forgotten", events=gone)
+            await asyncio.sleep(GATHER)
+
+    async def close(self) -> None:
+        """Give positions to the events of the last moves."""
+        try:
+            async with asyncio.timeout(CLOSING):
+                await self.number()
+        except Exception as error:  # noqa: BLE001 - as in `run`
+            _log.warning("events_not_numbered", **log.cause(error))

@@ -1,0 +1,78 @@
+"""`orchestrator events`: the feed on the command line, listed and followed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from orchestrator.domain.events import Event, EventType
+from orchestrator.domain.states import State
+from orchestrator.store import events
+from tests.acceptance.command import orchestrator, running
+from tests.cloud_events import check
+from tests.conftest import SECRET_KEY
+from tests.factories import core
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def known(database_url):
+    return {"DATABASE_URL": database_url, "SECRET_KEYS": f'["{SECRET_KEY}"]'}
+
+
+@pytest.fixture
+async def inside(database_url, encryptor):
+    async with core(database_url, encryptor) as one:
+        yield one
+
+
+async def happen(inside, order: str, **changes):
+    held = await inside.held(State.AWAITING_PAYMENT, order_ref=order, **changes)
+    await inside.advance(
+        held, attention="a_code: a sentence for people", events=(Event(EventType.CHECKOUT_EXPIRED),)
+    )
+    await events.place(inside.db)
+    return held.id
+
+
+async def test_the_feed_is_listed_from_a_position_on_and_by_checkout(inside, known):
+    first, second = [await happen(inside, order) for order in ("A-1", "A-2")]
+    shown = orchestrator("events", "list", "--after", "3", **known).stdout
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == ["4", "5", "6"]
+    assert "reason=a_code: a sentence for people" in shown
+    listed = orchestrator("events", "list", "--json", "--type", "checkout.attention", **known).stdout
+    told = [check(json.loads(line)) for line in listed.splitlines()]
+    assert [(one["subject"], one["position"]) for one in told] == [(str(first), "3"), (str(second), "6")]
+    await inside.do("UPDATE events SET position = NULL WHERE position = 6")
+    own = orchestrator("events", "list", "--checkout", "A-2", "--json", "--full", **known).stdout
+    told = [check(json.loads(line)) for line in own.splitlines()]
+    assert [one.get("position") for one in told] == ["4", "5", None]
+    assert told[-1]["data"]["details"] == {"reason": "a_code: a sentence for people"}
+
+
+async def test_events_are_followed_as_they_come_from_whichever_merchant(inside, known, tmp_path):
+    await happen(inside, "A-1")
+    await inside.do("INSERT INTO merchants (name) VALUES ('second')")
+    (second,) = await inside.all("SELECT id FROM merchants WHERE name = 'second'")
+    with running("events", "follow", "--limit", "4", "--json", data_dir=tmp_path, **known) as one:
+        # It begins with what comes once it looks; until then something comes now and then.
+        for number in range(1, 200):
+            await happen(inside, f"B-{number}", **({"merchant_id": second} if number % 2 else {}))
+            await asyncio.sleep(0.25)
+            if one.process.poll() is not None:
+                break
+        assert await asyncio.to_thread(one.process.wait, 30) == 0
+        one.read_to_the_end()
+    told = [check(json.loads(line)) for line in one.said.splitlines() if line.startswith("{")]
+    assert len(told) == 4
+    assert len({one["id"] for one in told}) == 4
+    assert not {"A-1"} & {one["data"]["orderId"] for one in told}
+
+
+def test_a_position_belongs_to_one_merchants_feed(known):
+    ended = orchestrator("events", "follow", "--after", "3", **known)
+    assert ended.returncode == 2
+    assert "name it with --merchant" in ended.stderr

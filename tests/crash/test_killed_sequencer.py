@@ -1,0 +1,203 @@
+"""The sequencer, killed with SIGKILL between any two of its steps: each event gets one position, no gap, and no cursor skips one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import pytest
+
+from orchestrator.domain.ids import uuid7
+from orchestrator.store import events
+from orchestrator.worker.sequencer import Sequencer
+from tests.factories import core
+from tests.forked import Popen
+from tests.races.test_event_feed import Reader, second_merchant, write
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.factories import Core
+
+pytestmark = pytest.mark.anyio
+
+CHECKOUTS, SEQUENCES = 12, 5
+KILLS = 25
+RETENTION = 90 * 86_400.0
+# A sequencer of its own process. With the name of a step it says so when it has come to it, and then stands still.
+PROCESS = """
+import asyncio, sys, time
+from orchestrator.store import events
+from orchestrator.store.database import Database
+from orchestrator.worker.sequencer import Sequencer
+
+url, wanted = sys.argv[1:]
+names = {id(events._TURN): "turn", id(events._PLACE): "place", id(events._FORGET): "forget"}
+run = events.run
+
+def reached(step):
+    if step == wanted:
+        print("reached", flush=True)
+        time.sleep(600)
+
+async def watched(tx, statement, parameters):
+    reached("before " + names[id(statement)])
+    rows = await run(tx, statement, parameters)
+    reached("after " + names[id(statement)])
+    return rows
+
+def committed(name):
+    work = getattr(events, name)
+    async def do(db, **options):
+        done = await work(db, **options)
+        reached("committed " + name)
+        return done
+    setattr(events, name, do)
+
+events.run = watched
+committed("place")
+committed("forget")
+
+async def main():
+    async with Database(url, pool_size=2) as db:
+        sequencer = Sequencer(db, retention=%(retention)f)
+        if wanted:
+            sequencer.wake()
+            await sequencer.number()
+            await sequencer.forget()
+            return
+        print("runs", flush=True)
+        running = asyncio.create_task(sequencer.run())
+        while True:
+            sequencer.wake()
+            await asyncio.sleep(0.002)
+
+asyncio.run(main())
+""" % {"retention": RETENTION}  # noqa: UP031 - the program has braces
+
+
+def start(url: str, step: str = "") -> subprocess.Popen[str]:
+    return Popen([sys.executable, "-c", PROCESS, url, step], stdout=subprocess.PIPE, text=True)
+
+
+async def killed_at(url: str, step: str) -> None:
+    """Start a sequencer, and kill it where it stands at a step."""
+    process = start(url, step)
+    try:
+        said = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), 60)  # type: ignore[union-attr]
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+    assert said == "reached\n", step
+
+
+async def read_to_the_end(one: Core, readers: Sequence[Reader]) -> None:
+    """Number what is left, and have the readers go on from where they stand."""
+    async with asyncio.timeout(60):
+        # What a killed process held, Postgres gives back when it learns of its end.
+        while await events.waiting(one.db):
+            await events.place(one.db)
+    for reader in readers:
+        while reader.after < (await events.feed(one.db, reader.merchant)).last:
+            await reader.look()
+
+
+def agree(reader: Reader, written: Sequence[tuple[object, int]]) -> None:
+    """Every event was seen once, at positions without a gap, and those of a checkout in their order."""
+    assert len(reader.seen) == len(set(reader.seen)), "an event was seen twice"
+    assert set(reader.seen) == set(written), "an event was skipped"
+    assert reader.positions == list(range(1, len(written) + 1))
+    by_checkout = defaultdict(list)
+    for checkout, sequence in reader.seen:
+        by_checkout[checkout].append(sequence)
+    assert all(found == sorted(found) for found in by_checkout.values())
+
+
+STEPS = (
+    "before turn", "after turn", "before place", "after place", "committed place", "before forget", "after forget",
+    "committed forget",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_sequencer_killed_between_two_steps_numbers_every_event_once_and_leaves_no_gap(
+    database_url, encryptor, step
+):
+    async with core(database_url, encryptor) as one:
+        reader = Reader(one.db, 1)
+        written = []
+        for sequence in range(1, SEQUENCES + 1):
+            for checkout in range(CHECKOUTS):
+                identity = uuid7() if sequence == 1 else written[checkout][0]
+                await write(one.db, identity, sequence)
+                written.append((identity, sequence))
+            if sequence in {2, 4}:
+                await killed_at(database_url, step)
+            await reader.look()
+        await read_to_the_end(one, [reader])
+        agree(reader, written)
+
+
+@pytest.mark.parametrize("step", ["before forget", "after forget", "committed forget"])
+async def test_a_sequencer_killed_while_it_forgets_leaves_a_feed_that_begins_where_it_says(
+    database_url, encryptor, step
+):
+    async with core(database_url, encryptor) as one:
+        for age in (100, 100, 100, 1):
+            await write(one.db, uuid7(), 1, later=-age * 86_400.0)
+            await events.place(one.db)
+        await killed_at(database_url, step)
+        feed = await events.feed(one.db, 1)
+        kept = await one.all("SELECT position FROM events ORDER BY position")
+        assert kept == list(range(feed.kept_after + 1, 5))
+        assert feed == events.Feed(4, 3 if step == "committed forget" else 0)
+        async with asyncio.timeout(30):
+            while (await events.feed(one.db, 1)).kept_after < 3:
+                await Sequencer(one.db, retention=RETENTION).forget()
+        assert await one.all("SELECT position FROM events") == [4]
+
+
+async def test_sequencers_killed_at_any_moment_number_every_event_once_and_a_cursor_skips_none(
+    database_url, encryptor
+):
+    random.seed(11)
+    async with core(database_url, encryptor, pool=12) as one:
+        merchants = (1, await second_merchant(one))
+        readers = [Reader(one.db, merchant) for merchant in merchants]
+        written: dict[int, list[tuple[object, int]]] = defaultdict(list)
+        over = asyncio.Event()
+
+        async def happen(merchant: int) -> None:
+            while not over.is_set():
+                checkout = uuid7()
+                for sequence in range(1, SEQUENCES + 1):
+                    await write(
+                        one.db, checkout, sequence, merchant=merchant, hold=random.choice((0.0, 0.004))
+                    )
+                    written[merchant].append((checkout, sequence))
+                    await asyncio.sleep(random.uniform(0.0, 0.02))
+
+        following = [asyncio.create_task(reader.follow()) for reader in readers]
+        writing = [asyncio.create_task(happen(merchant)) for merchant in merchants for _ in range(3)]
+        for _ in range(KILLS):
+            # Two at a time, so that one of them often waits for the other's turn when that is killed.
+            processes = [start(database_url), start(database_url)]
+            for process in processes:
+                await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), 60)  # type: ignore[union-attr]
+            for process in processes:
+                await asyncio.sleep(random.uniform(0.0, 0.08))
+                process.kill()
+                process.communicate(timeout=30)
+        over.set()
+        await asyncio.gather(*writing)
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+        await read_to_the_end(one, readers)
+        for reader in readers:
+            agree(reader, written[reader.merchant])
+        assert sum(map(len, written.values())) > KILLS, "hardly anything happened meanwhile"

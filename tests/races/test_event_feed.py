@@ -1,0 +1,268 @@
+"""The feed: whoever goes on after a position sees every event once, whatever commits, numbers and dies at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from orchestrator.domain import events as told
+from orchestrator.domain.ids import uuid7
+from orchestrator.domain.states import State
+from orchestrator.store import events
+from orchestrator.store.database import Database
+from orchestrator.worker.sequencer import Sequencer
+from tests.factories import Breaking
+from tests.factories import core as another
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+pytestmark = pytest.mark.anyio
+
+INSERT = text("""
+    INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, created_at)
+    VALUES (:checkout, :sequence, :merchant, 'checkout.expired', '{}', 'c', clock() + make_interval(secs => :later))
+""")
+
+
+async def second_merchant(core) -> int:
+    await core.do("INSERT INTO merchants (name) VALUES ('second') ON CONFLICT DO NOTHING")
+    (number,) = await core.all("SELECT id FROM merchants WHERE name = 'second'")
+    return number
+
+
+async def write(
+    db: Database, checkout: UUID, sequence: int, *, merchant: int = 1, hold: float = 0.0, later: float = 0.0
+) -> None:
+    """Write one event in a transaction that stays open for a while."""
+    async with db.transaction() as tx:
+        await tx.execute(
+            INSERT, {"checkout": checkout, "sequence": sequence, "merchant": merchant, "later": later}
+        )
+        await asyncio.sleep(hold)
+
+
+class Reader:
+    """A client of a merchant's feed that goes on after the last position that it was told."""
+
+    def __init__(self, db: Database, merchant: int) -> None:
+        self._db, self.merchant = db, merchant
+        self.after = 0
+        self.seen: list[tuple[UUID, int]] = []
+        self.positions: list[int] = []
+
+    async def look(self) -> None:
+        feed = await events.feed(self._db, self.merchant)
+        page = await events.page(
+            self._db, self.merchant, after=self.after, until=feed.last, limit=random.randint(1, 40)
+        )
+        self.seen += [(row.checkout_id, row.sequence) for row in page.events]
+        self.positions += [row.position for row in page.events]
+        self.after = page.until
+
+    async def follow(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(random.uniform(0.0, 0.01))
+
+
+@asynccontextmanager
+async def numbering(url: str, number: int):
+    """Run so many sequencers, each with connections of its own, woken all the time."""
+    databases = [Database(url, pool_size=2) for _ in range(number)]
+    sequencers = [Sequencer(db, retention=86_400.0) for db in databases]
+
+    async def hurry(one: Sequencer) -> None:
+        while True:
+            one.wake()
+            await asyncio.sleep(random.uniform(0.0, 0.02))
+
+    tasks = [asyncio.create_task(work) for one in sequencers for work in (one.run(), hurry(one))]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for db in databases:
+            await db.close()
+
+
+async def test_a_reader_sees_every_event_once_while_many_commit_and_two_number(core):
+    random.seed(7)
+    merchants = (1, await second_merchant(core))
+    written: dict[int, list[tuple[UUID, int]]] = defaultdict(list)
+
+    async def checkout(merchant: int, db: Database) -> None:
+        one = uuid7()
+        for sequence in range(1, 9):
+            written[merchant].append((one, sequence))
+            # Transactions of different checkouts commit in another order than their events were made.
+            await write(db, one, sequence, merchant=merchant, hold=random.choice((0.0, 0.0, 0.002, 0.03)))
+
+    async with another(core.url, core.encryptor, pool=12) as one, numbering(core.url, 2):
+        readers = [Reader(core.db, merchant) for merchant in merchants]
+        following = [asyncio.create_task(reader.follow()) for reader in readers]
+        await asyncio.gather(*(checkout(merchants[number % 2], one.db) for number in range(40)))
+        async with asyncio.timeout(30):
+            while await events.waiting(core.db):  # noqa: ASYNC110 - it is in Postgres
+                await asyncio.sleep(0.01)
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+        for reader in readers:
+            # One that was cancelled in the middle reads on from where it stood.
+            while reader.after < (await events.feed(core.db, reader.merchant)).last:
+                await reader.look()
+    for reader in readers:
+        assert len(reader.seen) == len(set(reader.seen)), "an event was seen twice"
+        assert set(reader.seen) == set(written[reader.merchant]), "an event was skipped"
+        assert reader.positions == list(range(1, len(written[reader.merchant]) + 1))
+        by_checkout = defaultdict(list)
+        for one_checkout, sequence in reader.seen:
+            by_checkout[one_checkout].append(sequence)
+        assert all(sequences == list(range(1, 9)) for sequences in by_checkout.values())
+
+
+async def test_an_event_that_is_not_committed_holds_up_no_other_and_gets_a_later_position(core):
+    slow, fast = uuid7(), uuid7()
+    async with another(core.url, core.encryptor) as one:
+        holding = asyncio.create_task(write(one.db, slow, 1, hold=0.5))
+        await asyncio.sleep(0.1)
+        await write(core.db, fast, 1)
+        assert await events.place(core.db) == 1
+        reader = Reader(core.db, 1)
+        await reader.look()
+        assert reader.seen == [(fast, 1)]
+        await holding
+        assert await events.place(core.db) == 1
+        await reader.look()
+    assert reader.seen == [(fast, 1), (slow, 1)]
+
+
+@pytest.mark.parametrize("most", [1, 2, 100])
+async def test_events_of_a_checkout_keep_their_order_when_the_clock_goes_back(core, most):
+    one, other = uuid7(), uuid7()
+    await write(core.db, one, 1, later=60.0)
+    await write(core.db, other, 1, later=10.0)
+    await write(core.db, one, 2, later=-60.0)
+    await write(core.db, one, 3)
+    while await events.place(core.db, most=most):
+        pass
+    placed = await core.all("SELECT checkout_id, sequence FROM events ORDER BY position")
+    assert [sequence for checkout, sequence in placed if checkout == one] == [1, 2, 3]
+    assert await core.all("SELECT position FROM events ORDER BY position") == [1, 2, 3, 4]
+
+
+async def test_only_one_numbers_at_a_time_and_the_other_is_told_so(core):
+    await write(core.db, uuid7(), 1)
+    async with core.db.transaction() as tx:
+        assert (await tx.execute(events._TURN)).one().ours
+        assert await events.place(core.db) is None
+        assert await events.forget(core.db, older_than=0.0) is None
+    assert await events.place(core.db) == 1
+
+
+async def test_a_sequencer_whose_connection_breaks_leaves_no_gap_and_numbers_nothing_twice(core):
+    for _ in range(5):
+        await write(core.db, uuid7(), 1)
+    async with another(core.url, core.encryptor, database=Breaking) as one:
+        one.db.cut_before_commit = 1
+        with pytest.raises(DBAPIError):
+            await events.place(one.db, most=3)
+        assert await events.feed(core.db, 1) == events.Feed(0, 0)
+        one.db.lost_answers = 1
+        with pytest.raises(DBAPIError):
+            await events.place(one.db, most=3)
+        assert (await events.feed(core.db, 1)).last == 3
+        assert await events.place(one.db) == 2
+    assert await core.all("SELECT position FROM events ORDER BY position") == [1, 2, 3, 4, 5]
+
+
+async def test_positions_are_given_soon_after_the_moves_of_a_worker(core):
+    sequencer = Sequencer(core.db, retention=86_400.0)
+    async with another(core.url, core.encryptor) as one:
+        one.lifecycle._told = sequencer.wake
+        running = asyncio.create_task(sequencer.run())
+        held = await asyncio.gather(*(one.held(State.AWAITING_PAYMENT) for _ in range(20)))
+        for each in held:
+            await one.advance(each, events=(told.Event(told.EventType.CHECKOUT_EXPIRED),))
+        async with asyncio.timeout(10):
+            while await events.waiting(core.db):  # noqa: ASYNC110 - it is in Postgres
+                await asyncio.sleep(0.005)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert await core.all("SELECT position FROM events ORDER BY position") == list(range(1, 41))
+
+
+async def test_what_a_killed_worker_left_without_a_position_gets_one_from_the_next_that_looks(core):
+    sequencer = Sequencer(core.db, retention=86_400.0)
+    running = asyncio.create_task(sequencer.run())
+    await write(core.db, uuid7(), 1)
+    async with asyncio.timeout(20):
+        while await events.waiting(core.db):  # noqa: ASYNC110 - it is in Postgres
+            await asyncio.sleep(0.02)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert (await events.feed(core.db, 1)).last == 1
+
+
+async def test_a_sequencer_goes_on_after_an_error(core, monkeypatch):
+    place, failures = events.place, []
+
+    async def failing(db: Database, **options: int):
+        if not failures:
+            failures.append(1)
+            raise OSError
+        return await place(db, **options)
+
+    monkeypatch.setattr(events, "place", failing)
+    sequencer = Sequencer(core.db, retention=86_400.0)
+    await write(core.db, uuid7(), 1)
+    sequencer.wake()
+    running = asyncio.create_task(sequencer.run())
+    async with asyncio.timeout(20):
+        while await events.waiting(core.db):  # noqa: ASYNC110 - it is in Postgres
+            await asyncio.sleep(0.02)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert failures
+
+
+# ── What is kept ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_retention_takes_the_beginning_of_each_feed_and_nothing_else(core):
+    second = await second_merchant(core)
+    old, young = uuid7(), uuid7()
+    # The third one is old and stands behind a younger one: a hole in the feed would be an event that nobody hears of.
+    for number, (checkout, age) in enumerate(((old, 100), (old, 100), (young, 1), (old, 100)), start=1):
+        await write(core.db, checkout, number, later=-age * 86_400.0)
+        await events.place(core.db)
+    await write(core.db, uuid7(), 1, merchant=second, later=-10 * 86_400.0)
+    await events.place(core.db)
+    assert await events.forget(core.db, older_than=90 * 86_400.0, most=1) == 1
+    assert await events.forget(core.db, older_than=90 * 86_400.0) == 1
+    assert await events.forget(core.db, older_than=90 * 86_400.0) == 0
+    assert await events.feed(core.db, 1) == events.Feed(4, 2)
+    assert await events.feed(core.db, second) == events.Feed(1, 0)
+    assert await core.all("SELECT position FROM events WHERE merchant_id = 1 ORDER BY position") == [3, 4]
+    await write(core.db, uuid7(), 1)
+    await events.place(core.db)
+    assert (await events.feed(core.db, 1)).last == 5, "positions go on, whatever went"
+
+
+async def test_what_has_no_position_yet_is_not_forgotten(core):
+    await write(core.db, uuid7(), 1, later=-100 * 86_400.0)
+    assert await events.forget(core.db, older_than=86_400.0) == 0
+    assert await events.place(core.db) == 1
+    sequencer = Sequencer(core.db, retention=86_400.0)
+    await sequencer.forget()
+    assert await core.all("SELECT count(*) FROM events") == [0]
