@@ -76,7 +76,7 @@ def list_checkouts(
     async def show(_: Settings, db: Database) -> int:
         from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
 
-        from orchestrator.devkit.demo.timeline import STYLES  # noqa: PLC0415
+        from orchestrator.explain.timeline import STYLES  # noqa: PLC0415
 
         if merchant is not None:
             await merchant_id(db, merchant)
@@ -111,7 +111,7 @@ def show(*, data_dir: Path, checkout: str) -> int:
     async def tell(_: Settings, db: Database) -> int:
         import msgspec  # noqa: PLC0415
 
-        from orchestrator.devkit.demo.timeline import timeline  # noqa: PLC0415
+        from orchestrator.explain.timeline import timeline  # noqa: PLC0415
 
         row = await one(db, checkout)
         console = printer()
@@ -243,7 +243,7 @@ def list_events(*, data_dir: Path, after: str | None, checkout: str | None, limi
         raise click.UsageError(f"--after must be the id of a checkout, not {after!r}")
 
     async def show(_: Settings, db: Database) -> int:
-        from orchestrator.devkit.demo.timeline import told  # noqa: PLC0415
+        from orchestrator.explain.timeline import told  # noqa: PLC0415
 
         only = None if checkout is None else (await one(db, checkout)).id
         rows = await db.read(_events(), {"after": since or UUID(int=0), "only": only, "most": limit})
@@ -355,7 +355,7 @@ def _described(row: Any) -> Table:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    from orchestrator.devkit.demo.timeline import STYLES  # noqa: PLC0415
+    from orchestrator.explain.timeline import STYLES  # noqa: PLC0415
 
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim")
