@@ -1,5 +1,6 @@
-# One image for every process of the orchestrator; the command says which.
-FROM python:3.12.12-slim-bookworm
+# One image for every process of the orchestrator; the command says which. `docker build .` makes the one for production, without the
+# extra `devkit`; `--target devkit` adds what the sandbox, and the other commands for development, need.
+FROM python:3.12.12-slim-bookworm AS base
 
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -23,3 +24,11 @@ RUN pip install --no-deps --no-build-isolation -e . \
 USER 10001
 EXPOSE 8000
 CMD ["orchestrator", "api", "--host", "0.0.0.0", "--port", "8000"]
+
+FROM base AS devkit
+USER root
+COPY requirements-devkit.txt ./
+RUN pip install --no-deps --require-hashes -r requirements-devkit.txt
+USER 10001
+
+FROM base AS production

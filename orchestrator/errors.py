@@ -30,6 +30,9 @@
     ├── messaging Silent                the broker did not answer in time, and said why before
     ├── store Unwritten                 a row that Postgres refused for good
     ├── store DatabaseAway              it is not known whether a row was written
+    ├── devkit ClientError              our API did not do what our client asked of it
+    │   ├── devkit NoAnswer, BadAnswer  there was no answer; one that the contract does not know
+    │   └── devkit Refused              a problem: Denied, NotFound, Conflict, Invalid or Unavailable
     ├── devkit Unscripted               a shopper met what the script does not know
     └── devkit BenchFailed              the bench could not measure
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from itertools import groupby
@@ -32,6 +33,7 @@ from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.forked import Popen, run
 from tests.integration.processing.scene import intent
 from tests.pooler import direct
+from tests.support.api import Api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,6 +92,8 @@ class World:
             **settings,
         }
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self._apis: dict[str, Api] = {}
+        self._opening = threading.Lock()
         self.http = httpx.Client(timeout=10)
         self.http.headers["Authorization"] = bearer("default")
         self.http.headers["X-Sandbox-Token"] = SANDBOX_TOKEN
@@ -176,6 +180,8 @@ class World:
         for process in self.running.values():
             process.wait()
         self.http.close()
+        for api in self._apis.values():
+            api.close()
 
     def log(self, name: str) -> str:
         return (self.place / f"{name}.log").read_text()
@@ -189,19 +195,23 @@ class World:
 
     # ── The merchant ───────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def api(self, merchant: str = "default") -> Api:
+        """Return the API for a client of a merchant."""
+        with self._opening:
+            if merchant not in self._apis:
+                self._apis[merchant] = Api(self.api_url, token(merchant))
+            return self._apis[merchant]
+
     def order(
         self, *, plan: dict[str, object] | None = None, merchant: str | None = None, **changes: Any
     ) -> str:
         """Hand over a checkout intent; return its checkout's id. `plan` is what the gateway is to do with it."""
-        headers = JSON if merchant is None else {**JSON, "Authorization": bearer(merchant)}
         number = f"W-{uuid4().hex[:12]}"
         if plan:
             self.control("PUT", f"orders/{number}", plan)
-        answer = self.http.post(
-            f"{self.api_url}/v1/checkouts", content=intent(number, **changes), headers=headers
-        )
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
+        created = self.api(merchant or "default").create(intent(number, **changes))
+        assert created.new
+        return str(created.checkout.id)
 
     def plan(self, checkout: str, **plan: object) -> None:
         """Say what the gateway is to do from now on with the order of a checkout."""
@@ -209,23 +219,15 @@ class World:
         self.control("PUT", f"orders/{row['order_ref']}", plan)
 
     def checkout(self, checkout: str) -> dict[str, Any]:
-        answer = self.http.get(f"{self.api_url}/v1/checkouts/{checkout}")
-        assert answer.is_success, answer.text
-        return dict(answer.json())
+        """Return the checkout as the API shows it."""
+        return self.api().get(f"/v1/checkouts/{checkout}")
 
     def cancel(self, checkout: str) -> None:
-        answer = self.http.post(f"{self.api_url}/v1/checkouts/{checkout}/cancel", json={"reason": "sold out"})
-        assert answer.status_code == 202, answer.text
+        self.api().command(checkout, "cancel", {"reason": "sold out"})
 
     def ask(self, checkout: str, kind: str, **asked: object) -> str:
         """Ask for something (capture, refund, …) over HTTP; return the command's id."""
-        answer = self.http.post(
-            f"{self.api_url}/v1/checkouts/{checkout}/{kind}",
-            json=asked,
-            headers={"Idempotency-Key": uuid4().hex},
-        )
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["command"]["id"])
+        return str(self.api().command(checkout, kind, asked).command.id)
 
     def movements(self, checkout: str) -> list[tuple[str, int]]:
         """Return what the gateway's ledger says was moved for the order: captures, refunds, releases, in order."""
@@ -318,9 +320,6 @@ class World:
             time.sleep(0.05)
 
 
-JSON = {"Content-Type": "application/json"}
-
-
 def ledger(ask: Callable[[str], Any]) -> dict[str, dict[str, Any]]:
     """Return what the gateway knows of each order number; `ask` fetches a path of its control API."""
     orders: dict[str, dict[str, Any]] = {}
@@ -349,16 +348,20 @@ def agree(ledger: dict[str, dict[str, Any]], checkouts: list[dict[str, Any]]) ->
         assert row["due_at"] is not None or row["ended_at"] is not None, row
 
 
-def bearer(merchant: str) -> str:
-    """Return what a merchant's client sends as Authorization."""
-    token = auth.issue(
+def token(merchant: str) -> str:
+    """Return a token with every scope for a merchant's client."""
+    return auth.issue(
         make_settings(),
         merchant=merchant,
         scopes=("checkouts:write", "checkouts:read", "money:write", "ops"),
         lifetime=3600,
         subject="test",
     )
-    return f"Bearer {token}"
+
+
+def bearer(merchant: str) -> str:
+    """Return what a merchant's client sends as Authorization."""
+    return f"Bearer {token(merchant)}"
 
 
 def free_port() -> int:

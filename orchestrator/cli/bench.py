@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from orchestrator.cli.extra import need_devkit
 from orchestrator.cli.output import say_json
 from orchestrator.cli.processes import open_terminal
 
@@ -157,6 +158,7 @@ def bench(*, as_json: bool, sequential: int | None, **given: Any) -> int:
     ORCHESTRATOR_DATABASE_URL or ORCHESTRATOR_BROKER_URL are set, those servers are measured instead, and what was written stays
     there: take a database of its own, and name its ORCHESTRATOR_SECRET_KEYS. Other settings hold as for any process.
     """
+    need_devkit()
     from orchestrator.devkit.bench.run import Plan, run  # noqa: PLC0415
 
     if given["ramp"] and (sequential or given["stage"] != "whole"):

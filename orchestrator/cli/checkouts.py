@@ -73,7 +73,7 @@ def list_checkouts(
     async def show(_: Settings, db: Database) -> int:
         from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
 
-        from orchestrator.devkit.demo.timeline import STYLES  # noqa: PLC0415
+        from orchestrator.explain.timeline import STYLES  # noqa: PLC0415
 
         if merchant is not None:
             await merchant_id(db, merchant)
@@ -108,7 +108,7 @@ def show(*, data_dir: Path, checkout: str) -> int:
     async def tell(_: Settings, db: Database) -> int:
         import msgspec  # noqa: PLC0415
 
-        from orchestrator.devkit.demo.timeline import timeline  # noqa: PLC0415
+        from orchestrator.explain.timeline import timeline  # noqa: PLC0415
 
         row = await one(db, checkout)
         console = printer()
@@ -304,7 +304,7 @@ def _described(row: Any) -> Table:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    from orchestrator.devkit.demo.timeline import STYLES  # noqa: PLC0415
+    from orchestrator.explain.timeline import STYLES  # noqa: PLC0415
 
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim")

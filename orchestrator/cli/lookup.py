@@ -124,6 +124,6 @@ def table(*columns: str) -> Table:
 
 def price(minor: int, currency: str) -> str:
     """Write a stored amount for people, whatever its currency is."""
-    from orchestrator.devkit.demo import timeline  # noqa: PLC0415
+    from orchestrator.explain import timeline  # noqa: PLC0415
 
     return timeline.price(minor, currency)

@@ -13,6 +13,7 @@ import click
 
 from orchestrator import log
 from orchestrator.cli.attached import DATA_DIR, logged
+from orchestrator.cli.extra import need_devkit
 from orchestrator.cli.output import say
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def up(**given: Any) -> int:
     Postgres and Redis are embedded where ORCHESTRATOR_DATABASE_URL and ORCHESTRATOR_BROKER_URL are not set, and the sandbox
     stands in for the gateway where ORCHESTRATOR_GATEWAY_URL is not set. Ctrl-C ends it; the next start continues what is open.
     """
+    need_devkit()
     from orchestrator.devkit.local.up import run  # noqa: PLC0415
 
     return run(_options(given), open_terminal(), greet=_greet)
@@ -94,6 +96,7 @@ def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) 
 
     The exit status is 0 only if every order did, and the sandbox's ledger and our books agree to the minor unit.
     """
+    need_devkit()
     from orchestrator.devkit import demo as shop  # noqa: PLC0415
 
     return shop.run(
@@ -214,6 +217,7 @@ def sandbox(
 
     No money moves here: an installation that takes real orders must not have it as its gateway.
     """
+    need_devkit()
     from orchestrator.devkit.local.keys import keys_of  # noqa: PLC0415
     from orchestrator.devkit.sandbox import SandboxConfig, run  # noqa: PLC0415
     from orchestrator.devkit.sandbox.config import is_loopback  # noqa: PLC0415

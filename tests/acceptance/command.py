@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 import psutil
 
+from orchestrator.devkit.client import Unavailable
 from tests import forked
 from tests.pooler import settings_of
+from tests.support.api import Api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -164,20 +166,23 @@ class Shop:
     def __init__(self, up: Running, url: str, authorization: str = "") -> None:
         self._up = up
         self.authorization = authorization or _authorized(up.data_dir)
-        self._http = httpx.Client(base_url=url, headers={"authorization": self.authorization}, timeout=10)
+        self._api = Api(url, self.authorization.removeprefix("Bearer "))
 
     def create(self, order: str = "order-1") -> str:
         # While Postgres starts again, 503 asks to send the same once more.
         def accepted() -> str | None:
-            content = {**INTENT, "order": {**INTENT["order"], "orderId": order}}
-            answer = self._http.post("/v1/checkouts", json=content)
-            assert answer.status_code in {200, 202, 503}, answer.text
-            return None if answer.status_code == 503 else answer.json()["id"]
+            try:
+                created = self._api.create({**INTENT, "order": {**INTENT["order"], "orderId": order}})
+            except Unavailable as refusal:
+                if refusal.status == 503:
+                    return None
+                raise
+            return str(created.checkout.id)
 
         return self._up.until(accepted, "the checkout to be accepted", seconds=20)
 
     def read(self, checkout: str) -> dict[str, Any]:
-        return self._http.get(f"/v1/checkouts/{checkout}").json()
+        return self._api.get(f"/v1/checkouts/{checkout}")
 
     def until(self, checkout: str, state: str, *, seconds: float = 20) -> dict[str, Any]:
         def there() -> dict[str, Any] | None:
@@ -200,7 +205,7 @@ class Shop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.close()
+        self._api.close()
 
 
 def _authorized(data_dir: Path) -> str:

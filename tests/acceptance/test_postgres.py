@@ -11,13 +11,14 @@ import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 
+from orchestrator.devkit.client import ClientError
 from orchestrator.store import schema
 from tests.integration.processing.scene import intent
 from tests.postgres import LOGIN, Cluster, Proxy, address, needs_pgbouncer, pgbouncer, pooling, through
-from tests.world import DECLINED_CARD, JSON, World, frozen, world
+from tests.support.api import Api
+from tests.world import DECLINED_CARD, World, frozen, token, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +45,8 @@ class Orders:
     """A shop that hands over an order every moment and notes which were taken, from a thread of its own."""
 
     def __init__(self, one: World, prefix: str) -> None:
-        self._world, self._prefix = one, prefix
+        self._api = Api(one.api_url, token("default"), timeout=20)
+        self._prefix = prefix
         self.taken: dict[str, float] = {}
         self._ended = threading.Event()
         self._threads = [
@@ -53,18 +55,14 @@ class Orders:
 
     def _run(self, shopper: int) -> None:
         number = 0
-        with httpx.Client(timeout=20, headers={**self._world.http.headers, **JSON}) as http:
-            while not self._ended.wait(0.4):
-                number += 1
-                try:
-                    answer = http.post(
-                        f"{self._world.api_url}/v1/checkouts",
-                        content=intent(f"{self._prefix}-{shopper}-{number}"),
-                    )
-                except httpx.HTTPError:
-                    continue
-                if answer.status_code == 202:
-                    self.taken[str(answer.json()["id"])] = time.monotonic()
+        while not self._ended.wait(0.4):
+            number += 1
+            try:
+                created = self._api.create(intent(f"{self._prefix}-{shopper}-{number}"))
+            except ClientError:
+                continue
+            if created.new:
+                self.taken[str(created.checkout.id)] = time.monotonic()
 
     @contextmanager
     def placed(self) -> Iterator[Orders]:
@@ -76,6 +74,7 @@ class Orders:
             self._ended.set()
             for thread in self._threads:
                 thread.join()
+            self._api.close()
 
     def taken_since(self, moment: float) -> bool:
         return any(at > moment for at in self.taken.values())

@@ -22,9 +22,10 @@ OURS = {
     for name, service in SERVICES.items()
     if service["image"].startswith("checkout-orchestrator:")
 }
-BASE = next(
-    line.split()[1] for line in (HOUSE / "Dockerfile").read_text().splitlines() if line.startswith("FROM ")
+STAGES = re.findall(
+    r"^FROM (\S+) AS (\S+)$(.*?)(?=^FROM |\Z)", (HOUSE / "Dockerfile").read_text(), re.MULTILINE | re.DOTALL
 )
+BASE = STAGES[0][0]
 PROCFILE = dict(line.split(": ", 1) for line in (HOUSE / "Procfile").read_text().splitlines())
 COMMANDS = sorted(
     {tuple(service["command"]) for service in OURS.values()}
@@ -116,7 +117,7 @@ def test_the_broker_refuses_in_compose_what_it_refuses_when_it_is_embedded() -> 
 
 
 KEYS = {
-    "build": str, "cap_drop": list, "command": list, "depends_on": dict, "environment": dict, "healthcheck": dict, "image": str,
+    "build": dict, "cap_drop": list, "command": list, "depends_on": dict, "environment": dict, "healthcheck": dict, "image": str,
     "pids_limit": int, "ports": list, "profiles": list, "pull_policy": str, "read_only": bool, "restart": str, "security_opt": list,
     "shm_size": str, "stop_grace_period": str, "tmpfs": list, "user": str, "volumes": list,
 }  # fmt: skip
@@ -210,4 +211,21 @@ def test_the_image_installs_only_what_is_pinned() -> None:
         "--require-hashes" in line or ("--no-deps" in line and "--no-build-isolation" in line)
         for line in installs
     )
-    assert any(line.startswith("USER ") and line != "USER root" for line in lines)
+    users = [re.findall(r"^USER (\S+)$", stage, re.MULTILINE)[-1:] for _, _, stage in STAGES]
+    assert all(user not in (["root"], ["0"]) for user in users)
+    assert users[0]
+
+
+def test_only_the_sandbox_runs_in_the_image_with_the_packages_for_development() -> None:
+    parents = {stage: parent for parent, stage, _ in STAGES}
+    installed = {stage: set(re.findall(r"-r (\S+)", text)) for _, stage, text in STAGES}
+    # The last stage is the one that `docker build` makes where none is named.
+    assert STAGES[-1][1] == "production"
+    assert parents == {"base": BASE, "devkit": "base", "production": "base"}
+    assert installed == {
+        "base": {"requirements.txt"}, "devkit": {"requirements-devkit.txt"}, "production": set(),
+    }  # fmt: skip
+    built = {name: service["build"]["target"] for name, service in OURS.items() if "build" in service}
+    assert built == {"migrate": "production", "sandbox": "devkit"}
+    images = {name: service["image"] for name, service in OURS.items()}
+    assert [name for name in images if images[name] != images["migrate"]] == ["sandbox"]

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from orchestrator.devkit.client import NoAnswer, Refused
 from orchestrator.devkit.local.servers import Embedded
 from orchestrator.store.schema import migrate
 from tests.acceptance.command import Shop, running
 from tests.brokers import rabbitmq_server, redis_server
 from tests.integration.processing.scene import intent
-from tests.world import JSON, World, frozen, world
+from tests.support.api import Api
+from tests.world import World, frozen, token, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,14 +56,20 @@ class Request(threading.Thread):
 
     def __init__(self, one: World) -> None:
         super().__init__(daemon=True)
-        self._url, self._headers = f"{one.api_url}/v1/checkouts", {**one.http.headers, **JSON}
+        self._url = one.api_url
         self.status: int | None = None
         self.start()
 
     def run(self) -> None:
-        with suppress(httpx.HTTPError):
-            answer = httpx.post(self._url, content=intent("R-1"), headers=self._headers, timeout=60)
-            self.status = answer.status_code
+        api = Api(self._url, token("default"), timeout=60)
+        try:
+            self.status = 202 if api.create(intent("R-1")).new else 200
+        except Refused as refusal:
+            self.status = refusal.status
+        except NoAnswer:
+            pass
+        finally:
+            api.close()
 
 
 def ends(processes: dict[str, subprocess.Popen[Any]], *, within: float) -> dict[str, int]:

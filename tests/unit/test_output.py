@@ -13,8 +13,8 @@ from rich.panel import Panel
 from rich.text import Text
 
 from orchestrator.cli import lookup, output
-from orchestrator.devkit.demo.timeline import timeline
 from orchestrator.devkit.local.terminal import PlainConsole, Terminal
+from orchestrator.explain.timeline import timeline
 
 MARKUP = [
     "[/b]held",

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.devkit.demo.groups import scripts_of
-from orchestrator.devkit.demo.timeline import STYLES, timeline
 from orchestrator.domain import money
 from orchestrator.domain.states import State
+from orchestrator.explain.timeline import STYLES, timeline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from orchestrator import audit, auth
+from orchestrator.devkit.client import Client
 from tests.acceptance.mishaps.shop import WHOLE, Shop
 
 pytestmark = pytest.mark.anyio
@@ -28,11 +29,8 @@ async def read(world: Shop, path: str, **params: str) -> dict:
     token = auth.issue(
         world.settings, merchant="default", scopes=("checkouts:read",), lifetime=60, subject="shop-1"
     )
-    answer = await world.http.get(
-        f"{world.settings.public_url}{path}", params=params, headers={"Authorization": f"Bearer {token}"}
-    )
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    async with Client(world.settings.public_url, token, attempts=1) as client:
+        return await client.get(path, **params)
 
 
 # ── Found by any order number ───────────────────────────────────────────────────────────────────────────────────────────

