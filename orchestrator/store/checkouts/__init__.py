@@ -24,7 +24,6 @@ from orchestrator.store.checkouts.claims import (
 )
 from orchestrator.store.checkouts.creation import (
     MOST_UNCONFIRMED,
-    UNKNOWN_ORDER,
     Created,
     NewCheckout,
     PaymentMatch,
@@ -51,7 +50,6 @@ __all__ = [
     "KEEP",
     "MOST_UNCONFIRMED",
     "NO_INTENT_PRINT",
-    "UNKNOWN_ORDER",
     "ClaimedCheckout",
     "Created",
     "DueCheckout",

@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator import audit
 from orchestrator.domain import money
+from orchestrator.domain.attention import PROBLEMS, AttentionCode
 from orchestrator.domain.records import OPEN_OPERATIONS, money_left
 from orchestrator.domain.states import State
 from orchestrator.store.database import run
@@ -35,9 +36,7 @@ NO_INTENT: Final = b"{}"
 """The stored content of a checkout that no intent stands behind."""
 NO_INTENT_PRINT: Final = hashlib.sha256(NO_INTENT).digest()
 
-_UNDECIDED: Final = ("payment_mismatch", "unclear_payment", "unbound_payment")
-"""Attention about money of which it is not known that it pays the order."""
-_HARMLESS: Final = ("unknown_order", "reservation_lapses")
+_HARMLESS: Final = frozenset({AttentionCode.UNKNOWN_ORDER, AttentionCode.RESERVATION_LAPSES})
 """Attention beside which the payment counts as the order's: the first is answered by the intent itself."""
 
 # A statement of its own, before the row is read: what is read beside a row on which a statement waited is as old as that statement.
@@ -67,7 +66,9 @@ _MATCH = text("""
     )
     UPDATE checkouts
        SET version = version + 1, late = false, auto_capture = :auto_capture, require_capture = :auto_capture,
-           attention = CASE WHEN attention LIKE 'unknown\\_order%' THEN NULL ELSE attention END, last_error = NULL,
+           attention = CASE WHEN CAST(:answered AS bool) THEN NULL ELSE attention END,
+           attention_details = CASE WHEN CAST(:answered AS bool) THEN NULL ELSE attention_details END,
+           attention_since = CASE WHEN CAST(:answered AS bool) THEN NULL ELSE attention_since END, last_error = NULL, last_error_details = NULL,
            audit_sequence = :sequence, audit_head = :mac, wake = wake + 1, lookups = 0, lease = NULL, leased_until = NULL,
            due_at = clock(), updated_at = clock()
      WHERE id = :id
@@ -151,15 +152,14 @@ def _judged(row: Row[Any], wanted: Ordered) -> Match:
     holding = [one for one in row.payments or () if one["meaning"] == "open" or _left(one) > 0]
     if row.leased or row.asked or row.version == 1:
         return Unsettled(held=bool(holding))
-    word = (row.attention or "").partition(":")[0]
-    if not holding and word not in _UNDECIDED:
+    if not holding and row.attention not in PROBLEMS:
         return NoMoney()
     fits = (
         row.state == State.COMPLETED
         and [one["role"] for one in holding] == ["accepted"]
         and (row.currency, row.amount) == (wanted.currency, wanted.amount)
         and not row.operating
-        and word in {"", *_HARMLESS}
+        and row.attention in {None, *_HARMLESS}
     )
     if fits:
         return Matched(row.state, row.created_at, row.deadline)
@@ -168,7 +168,7 @@ def _judged(row: Row[Any], wanted: Ordered) -> Match:
         f"{one['id']} ({money.spelled(max(one['reserved'], one['captured']), one['currency'])})"
         for one in shown
     )
-    return Unsuited(named or "a payment that cannot be read", undecided=bool(word))
+    return Unsuited(named or "a payment that cannot be read", undecided=row.attention is not None)
 
 
 def _left(one: dict[str, Any]) -> int:
@@ -194,7 +194,7 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
             "currency": wanted.currency,
             "autoCapture": wanted.auto_capture,
             "intent": key.mac(wanted.fingerprint).hex(),
-            "attention": (row.attention or "").partition(":")[0] or None,
+            "attention": row.attention,
         },
     )
     await run(
@@ -206,6 +206,7 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
             "body": key.encrypt(wanted.document, purpose="intent"),
             "data_key": wrapped,
             "auto_capture": wanted.auto_capture,
+            "answered": row.attention == AttentionCode.UNKNOWN_ORDER,
             "sequence": entry.sequence,
             "at": row.now,
             "action": entry.action,
