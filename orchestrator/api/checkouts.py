@@ -19,6 +19,7 @@ from orchestrator.api import correlation, dependencies, problems, reads, request
 from orchestrator.api.contract import answers
 from orchestrator.api.dependencies import DATABASE_TIMEOUT, Services
 from orchestrator.api.problems import Refusal, answer
+from orchestrator.domain.attention import AttentionCode  # noqa: TC001 - FastAPI reads the annotations of what it calls
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State
 from orchestrator.intents import Intent, IntentRejected, Problem
@@ -189,7 +190,10 @@ async def search(  # noqa: PLR0917 - FastAPI calls it by name
         ),
     ] = None,
     attention: Annotated[
-        bool | None, Query(description="Only those that wait for a decision, or only the others")
+        bool | AttentionCode | None,
+        Query(
+            description="Only those that wait for a decision (`true`), or for one of this code, or only the others (`false`)"
+        ),
     ] = None,
     cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=answers.PAGE)] = 50,
@@ -202,7 +206,7 @@ async def search(  # noqa: PLR0917 - FastAPI calls it by name
     async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await reads.page(
             services.db, merchant.id, order_ref=order_id, states=state or (), statuses=payment_status or (),
-            attention=attention, before=cursor, limit=limit,
+            waiting=attention, before=cursor, limit=limit,
         )  # fmt: skip
     return answer(found)
 

@@ -12,8 +12,11 @@ import click
 from orchestrator.cli import commands
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import matching, merchant_id, one, price, table
-from orchestrator.cli.output import printer, say
+from orchestrator.cli.output import printer, say, say_json
 from orchestrator.cli.reconcile import reconcile
+from orchestrator.domain import attention as attentions
+from orchestrator.domain import command_result, last_error, sentences
+from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.payment_status import PaymentStatus, payment_status
 from orchestrator.domain.states import State
 from orchestrator.text import neutralised
@@ -25,10 +28,17 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from orchestrator.domain.attention import Attention
+    from orchestrator.domain.command_result import CommandResult
+    from orchestrator.domain.last_error import LastError
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
 
 _HELD: Final = ("reserved", "captured", "refunded", "charged back")
+_SAID: Final = frozenset({"checkoutId", "currency"})
+"""Of an event's payload, what its line says already."""
+_ANY: Final = "any"
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON; amounts in minor units.")
 
 
 @click.group(short_help="List, show, explain; cancel, capture, refund, reconcile …")
@@ -54,10 +64,18 @@ def checkouts() -> None:
 )
 @click.option("--order", metavar="NUMBER", help="Only this order number.")
 @click.option("--merchant", metavar="NAME", help="Only this merchant's.")
-@click.option("--attention", is_flag=True, help="Only those that a person must look at.")
+@click.option(
+    "--attention",
+    is_flag=False,
+    flag_value=_ANY,
+    type=click.Choice([_ANY, *(code.value for code in AttentionCode)]),
+    metavar="[CODE]",
+    help="Only those that need a decision, or that need one for this reason.",
+)
 @click.option(
     "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The youngest so many."
 )
+@_as_json
 def list_checkouts(
     *,
     data_dir: Path,
@@ -65,8 +83,9 @@ def list_checkouts(
     statuses: Sequence[PaymentStatus],
     order: str | None,
     merchant: str | None,
-    attention: bool,
+    attention: str | None,
     limit: int,
+    as_json: bool,
 ) -> int:
     """List checkouts, the youngest first."""
 
@@ -77,16 +96,18 @@ def list_checkouts(
 
         if merchant is not None:
             await merchant_id(db, merchant)
-        wanted = matching(
-            states=states, statuses=statuses, order=order, merchant=merchant, attention=attention
-        )
+        asked = AttentionCode(attention) if attention not in {None, _ANY} else attention is not None
+        wanted = matching(states=states, statuses=statuses, order=order, merchant=merchant, attention=asked)
         rows = await db.read(wanted.limit(limit + 1))
+        if as_json:
+            _say_json([_facts(row) for row in rows[:limit]])
+            return 0
         shown = table("id", "order", "merchant", "state", "amount", "payment", "held", "created", "attention")
         for row in rows[:limit]:
             shown.add_row(
                 str(row.id), row.order_ref, row.merchant, Text(row.state, style=STYLES[row.state]),
                 price(row.amount, row.currency), _status(row), price(_held(row), row.currency),
-                f"{row.created_at:%Y-%m-%d %H:%M:%S}", row.attention or "",
+                f"{row.created_at:%Y-%m-%d %H:%M:%S}", sentences.or_none(_attention(row)) or "",
             )  # fmt: skip
         printer().print(shown)
         if len(rows) > limit:
@@ -102,7 +123,8 @@ def list_checkouts(
 @checkouts.command(short_help="Show one checkout: state, money, and what happened.")
 @data_dir
 @click.argument("checkout")
-def show(*, data_dir: Path, checkout: str) -> int:
+@_as_json
+def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
     """Show one checkout (its id, or its order number): state, money, and what happened when."""
 
     async def tell(_: Settings, db: Database) -> int:
@@ -111,6 +133,20 @@ def show(*, data_dir: Path, checkout: str) -> int:
         from orchestrator.explain.timeline import timeline  # noqa: PLC0415
 
         row = await one(db, checkout)
+        if as_json:
+            _say_json(
+                {
+                    **_facts(row),
+                    "operations": [
+                        _operation_facts(operation)
+                        for operation in await db.read(_operations(), {"id": row.id})
+                    ],
+                    "commands": [
+                        _command_facts(command) for command in await db.read(_commands(), {"id": row.id})
+                    ],
+                }
+            )
+            return 0
         console = printer()
         console.print(_described(row))
         found = await db.read(_payments(), {"id": row.id})
@@ -131,7 +167,8 @@ def show(*, data_dir: Path, checkout: str) -> int:
                 shown.add_row(
                     str(operation.id), operation.kind, operation.transaction_id, price(operation.amount, operation.currency),
                     operation.state, operation.cause, f"{operation.requested_at:%H:%M:%S}",
-                    f"{operation.settled_at:%H:%M:%S}" if operation.settled_at else "", operation.last_error or "",
+                    f"{operation.settled_at:%H:%M:%S}" if operation.settled_at else "",
+                    sentences.or_none(_last_error(operation)) or "",
                 )  # fmt: skip
             console.print()
             console.print(shown)
@@ -161,17 +198,17 @@ def explain(*, data_dir: Path, checkout: str) -> int:
         assert record is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
         said = explanation.explain(record)
         say(said.summary)
-        for title, sentences in (
+        for title, lines in (
             ("Because", said.because),
             ("Evidence", said.evidence),
             ("Next", (said.next.what,)),
             ("You may", said.you_may),
         ):
-            if sentences:
+            if lines:
                 say()
                 say(title)
-            for sentence in sentences:
-                say(f"  - {sentence}")
+            for line in lines:
+                say(f"  - {line}")
         return 0
 
     return on_database(data_dir, tell)
@@ -255,6 +292,12 @@ def _operations() -> Any:
     return text("SELECT * FROM money_operations WHERE checkout_id = :id ORDER BY requested_at, id")
 
 
+def _commands() -> Any:
+    from sqlalchemy import text  # noqa: PLC0415
+
+    return text("SELECT * FROM commands WHERE checkout_id = :id ORDER BY requested_at, id")
+
+
 def _amounts(payment: Any) -> list[Text]:
     """Return a payment's amounts as cells; one that cannot be read stands as the gateway wrote it."""
     from rich.text import Text  # noqa: PLC0415
@@ -327,7 +370,66 @@ def _described(row: Any) -> Table:
     ):
         if moment is not None:
             table.add_row(name, f"{moment:%Y-%m-%d %H:%M:%S} UTC")
-    for name, sentence in (("attention", row.attention), ("last error", row.last_error)):
-        if sentence:
-            table.add_row(name, Text(neutralised(sentence), style="yellow"))
+    asked = _attention(row)
+    since = "" if row.attention_since is None else f", since {row.attention_since:%Y-%m-%d %H:%M:%S} UTC"
+    for name, said in (
+        ("attention", None if asked is None else f"{sentences.of(asked)} ({asked.code}{since})"),
+        ("last error", sentences.or_none(_last_error(row))),
+    ):
+        if said:
+            table.add_row(name, Text(neutralised(said), style="yellow"))
     return table
+
+
+# ── As JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _say_json(document: object) -> None:
+    import msgspec  # noqa: PLC0415
+
+    say_json(msgspec.json.encode(document).decode())
+
+
+def _attention(row: Any) -> Attention | None:
+    return attentions.stored(row.attention, row.attention_details)
+
+
+def _last_error(row: Any) -> LastError | None:
+    return last_error.stored(row.last_error, row.last_error_details)
+
+
+def _coded(value: Attention | LastError | CommandResult | None, **more: object) -> dict[str, object] | None:
+    if value is None:
+        return None
+    return {"code": value.code, "message": sentences.of(value), "facts": value.facts, **more}
+
+
+def _facts(row: Any) -> dict[str, object]:
+    """Return a checkout as data; amounts in minor units of the currency beside them."""
+    asked = _attention(row)
+    payments = [
+        {"transactionId": payment.transaction_id, "amount": payment.amount, "currency": payment.currency}
+        for payment in (() if asked is None else (*asked.payments, *asked.beside))
+    ]
+    return {
+        "id": row.id, "orderId": row.order_ref, "merchant": row.merchant, "state": row.state, "paymentStatus": _status(row),
+        "late": row.late, "amount": row.amount, "currency": row.currency, "reserved": row.reserved, "captured": row.captured,
+        "refunded": row.refunded, "chargedBack": row.charged_back, "createdAt": row.created_at, "deadline": row.deadline,
+        "endedAt": row.ended_at, "dueAt": row.due_at,
+        "attention": _coded(asked, since=row.attention_since, payments=payments), "lastError": _coded(_last_error(row)),
+    }  # fmt: skip
+
+
+def _operation_facts(row: Any) -> dict[str, object]:
+    return {
+        "id": row.id, "kind": row.kind, "transactionId": row.transaction_id, "amount": row.amount, "currency": row.currency,
+        "state": row.state, "cause": row.cause, "commandId": row.command_id, "requestedAt": row.requested_at,
+        "settledAt": row.settled_at, "error": _coded(_last_error(row)),
+    }  # fmt: skip
+
+
+def _command_facts(row: Any) -> dict[str, object]:
+    return {
+        "id": row.id, "kind": row.kind, "actor": row.actor, "reason": row.reason, "requestedAt": row.requested_at,
+        "handledAt": row.handled_at, "result": _coded(command_result.stored(row.result, row.result_details)),
+    }  # fmt: skip

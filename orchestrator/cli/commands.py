@@ -237,16 +237,17 @@ async def _answered(db: Database, checkout: UUID, command: UUID, wait: float) ->
 
 def _told(rows: Sequence[Any]) -> int | None:
     """Say what came of a command, once that is known; return the exit status."""
-    result = rows[0].result
+    from orchestrator.domain import command_result, last_error, sentences  # noqa: PLC0415 - each command imports what it needs
+
+    result = command_result.stored(rows[0].result, rows[0].result_details)
     if rows[0].handled_at is None or result is None:
         return None
-    said, _, sentence = result.partition(": ")
-    if said == "refused":
-        say(f"Refused: {sentence}", err=True)
+    if result.refused:
+        say(f"Refused: {sentences.of(result)}", err=True)
         return 1
     begun = [row for row in rows if row.state is not None]
     if not begun:
-        say(f"Done: {sentence}" if said == "done" and sentence else "Accepted.")
+        say(f"Done: {sentences.of(result)}" if result.code in command_result.DONE else "Accepted.")
         return 0
     if any(row.state not in {"succeeded", "rejected"} for row in begun):
         return None
@@ -255,7 +256,8 @@ def _told(rows: Sequence[Any]) -> int | None:
         if row.state == "succeeded":
             say(f"Done: {what}.")
         else:
-            say(f"Refused by the gateway: {what} ({row.last_error or 'no reason was given'}).", err=True)
+            why = sentences.or_none(last_error.stored(row.last_error, row.last_error_details))
+            say(f"Refused by the gateway: {what} ({why or 'no reason was given'}).", err=True)
     return int(any(row.state == "rejected" for row in begun))
 
 
@@ -263,7 +265,8 @@ def _result() -> Any:
     from sqlalchemy import text  # noqa: PLC0415
 
     return text("""
-        SELECT k.handled_at, k.result, o.state, o.kind, o.amount, o.currency, o.transaction_id, o.last_error
+        SELECT k.handled_at, k.result, k.result_details, o.state, o.kind, o.amount, o.currency, o.transaction_id,
+               o.last_error, o.last_error_details
           FROM commands k LEFT JOIN money_operations o ON o.checkout_id = k.checkout_id AND o.command_id = k.id
          WHERE k.id = :id ORDER BY o.requested_at, o.id
     """)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from orchestrator.domain.attention import AttentionCode
     from orchestrator.domain.payment_status import PaymentStatus
     from orchestrator.domain.states import State
     from orchestrator.store.database import Database
@@ -52,9 +53,12 @@ def matching(
     statuses: Sequence[PaymentStatus] = (),
     order: str | None = None,
     merchant: str | None = None,
-    attention: bool = False,
+    attention: bool | AttentionCode = False,
 ) -> Any:
-    """Return the statement for checkouts with the name of their merchant, the youngest first."""
+    """Return the statement for checkouts with the name of their merchant, the youngest first.
+
+    `attention`: only those that need a decision, or that need one for this reason.
+    """
     from sqlalchemy import select, text  # noqa: PLC0415 - each command imports what it needs
 
     from orchestrator.domain.payment_status import condition  # noqa: PLC0415
@@ -71,7 +75,9 @@ def matching(
         wanted = wanted.where(c.c.order_ref == order)
     if merchant is not None:
         wanted = wanted.where(m.c.name == merchant)
-    return wanted.where(c.c.attention.is_not(None)) if attention else wanted
+    if attention:
+        wanted = wanted.where(c.c.attention.is_not(None))
+    return wanted if isinstance(attention, bool) else wanted.where(c.c.attention == attention.value)
 
 
 async def one(db: Database, wanted: str) -> Any:

@@ -18,6 +18,8 @@ import click
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import ACTOR, Span, merchant_id, one, table
 from orchestrator.cli.output import printer, say
+from orchestrator.domain import attention
+from orchestrator.domain.command_result import REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.crypto import Encryptor
+    from orchestrator.domain.attention import Attention
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
 
@@ -83,7 +86,7 @@ class _Stand:
 
     state: str
     money: tuple[int, int, int, int]
-    attention: str | None
+    attention: Attention | None
 
 
 @dataclass(slots=True)
@@ -103,13 +106,13 @@ class _Tally:
         """Take one answer."""
         before, after = self.waiting.pop(row.id), _stand(row)
         self.heard_at = time.monotonic()
-        if str(row.result or "").startswith("refused"):
+        if row.result in REFUSED:
             self.refused += 1
             return
         self.looked += 1
         self.completed += after.state == "completed" != before.state
         self.money += after.money != before.money
-        self.attention += after.attention is not None and after.attention != before.attention
+        self.attention += after.attention is not None and after.attention.is_news(before.attention)
 
 
 async def _reconcile(
@@ -168,7 +171,8 @@ async def _settle(
 
 
 def _stand(row: Any) -> _Stand:
-    return _Stand(row.state, (row.reserved, row.captured, row.refunded, row.charged_back), row.attention)
+    asked = attention.stored(row.attention, row.attention_details)
+    return _Stand(row.state, (row.reserved, row.captured, row.refunded, row.charged_back), asked)
 
 
 async def _lists(rows: Sequence[Any]) -> AsyncIterator[Sequence[Any]]:
@@ -263,7 +267,7 @@ def _page() -> Any:
     from sqlalchemy import text  # noqa: PLC0415
 
     return text(f"""
-        SELECT id, state, reserved, captured, refunded, charged_back, attention FROM checkouts
+        SELECT id, state, reserved, captured, refunded, charged_back, attention, attention_details FROM checkouts
          WHERE {_MATCHES} ORDER BY id LIMIT :most
     """)  # noqa: S608 - our own words
 
@@ -272,7 +276,7 @@ def _answers() -> Any:
     from sqlalchemy import text  # noqa: PLC0415
 
     return text("""
-        SELECT k.id, k.result, c.state, c.reserved, c.captured, c.refunded, c.charged_back, c.attention
+        SELECT k.id, k.result, c.state, c.reserved, c.captured, c.refunded, c.charged_back, c.attention, c.attention_details
           FROM commands k JOIN checkouts c ON c.id = k.checkout_id
          WHERE k.id = ANY(CAST(:ids AS uuid[])) AND k.handled_at IS NOT NULL
     """)

@@ -14,24 +14,12 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import msgspec
 
-from orchestrator.domain import money
+from orchestrator.domain.attention import IRREGULAR, PROBLEMS, Attention, AttentionCode, PaymentAmount
+from orchestrator.domain.command_result import CommandResult, ResultCode, result
 from orchestrator.domain.records import money_left
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-MISMATCH: Final = "payment_mismatch"
-UNCLEAR: Final = "unclear_payment"
-UNBOUND: Final = "unbound_payment"
-PROBLEMS: Final = frozenset({MISMATCH, UNCLEAR, UNBOUND})
-"""Words of attention about transactions that hold money, or may, and that are not taken for the order's payment."""
-
-CHARGEBACK_UNCLEAR: Final = "chargeback_unclear"
-OVER_REFUND: Final = "over_refund"
-OVER_CAPTURE: Final = "over_capture"
-CREDITED: Final = "credited"
-IRREGULAR: Final = (CHARGEBACK_UNCLEAR, OVER_REFUND, OVER_CAPTURE, CREDITED)
-"""Words of attention about a payment whose books at the gateway show more than captures and refunds of it; also flags of a payment."""
 
 UNREADABLE: Final = frozenset({
     "amount_unreadable", "currency_unknown", "currency_conflict", "field_repeated", "transaction_nested",
@@ -45,7 +33,6 @@ FAILED: Final = frozenset({
 """The gateway's words for an attempt that came to nothing (part 3)."""
 MONEY: Final = frozenset({"reserved", "captured", "refunded"})
 """Readings that surely are money."""
-_MOST_NAMED: Final = 10
 
 
 class Order(Protocol):
@@ -100,17 +87,20 @@ D = TypeVar("D", bound=Decided)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a person is asked about payments: the word and the sentence of the attention, and what a decision rests on."""
+    """What a person is asked about payments, and what a decision rests on."""
 
-    word: str
-    sentence: str
-    transactions: tuple[str, ...]
+    attention: Attention
     basis: str
 
     @property
-    def attention(self) -> str:
-        """The attention as it is stored."""
-        return f"{self.word}: {self.sentence}"
+    def code(self) -> AttentionCode:
+        """The code of the attention, under which a decision is stored."""
+        return self.attention.code
+
+    @property
+    def transactions(self) -> tuple[str, ...]:
+        """The transactions that it is about."""
+        return tuple(self.attention.transactions)
 
 
 def whole(payment: Payment) -> int:
@@ -153,7 +143,7 @@ def _marks(payment: Decided) -> Iterable[tuple[str, str, str]]:
 
 def is_decided(payment: Decided, question: Question) -> bool:
     """Say whether a person decided on this very question for a payment."""
-    return any((word, basis) == (question.word, question.basis) for word, _, basis in _marks(payment))
+    return any((word, basis) == (question.code, question.basis) for word, _, basis in _marks(payment))
 
 
 def kept(payment: Decided) -> bool:
@@ -180,40 +170,42 @@ def decided_on(order: Order, known: Iterable[Decided], problems: Sequence[Paymen
 
 
 def refusal(
-    order: Order, payments: Sequence[Decided], attention: str, decision: str, *, completed: bool
-) -> str | None:
+    order: Order, payments: Sequence[Decided], attention: Attention, decision: str, *, completed: bool
+) -> CommandResult | None:
     """Say why a decision on an attention cannot be carried out; None if it can.
 
     `completed`: the order is paid already, so that what is decided on is money beside its payment.
     """
-    if attention.partition(":")[0] not in PROBLEMS or completed:
+    if attention.code not in PROBLEMS or completed:
         return None
     about = open_problems(order, payments)
-    named = ", ".join(one.transaction_id for one in about[:_MOST_NAMED])
-    if not about or problem(order, about).attention != attention:
-        return "the payments that it is about have changed: read the checkout again and decide again"
+    if not about or not problem(order, about).attention.asks_like(attention):
+        return result(ResultCode.REFUSED_PAYMENTS_CHANGED)
     if decision == "keep":
         unreadable = [one for one in about if not UNREADABLE.isdisjoint(one.flags)]
         if unreadable:
-            said = f"the amounts of transaction {unreadable[0].transaction_id} cannot be read"
-            return f"{said}: look it up at the gateway, give the money back there or take another payment for the order"
+            return result(ResultCode.REFUSED_AMOUNT_UNREADABLE, transaction=unreadable[0].transaction_id)
         foreign = [one for one in about if one.currency != order.currency]
         if foreign:
-            said = f"transaction {foreign[0].transaction_id} is in {foreign[0].currency or 'an unknown currency'}"
-            return f"{said} and the order in {order.currency}: it cannot pay this order; return it"
+            return result(
+                ResultCode.REFUSED_OTHER_CURRENCY, transaction=foreign[0].transaction_id, currency=foreign[0].currency,
+                ordered=order.currency,
+            )  # fmt: skip
         if any(left(one) <= 0 for one in about):
-            return f"transactions {named} do not all hold money: say dismiss, or reconcile"
+            return result(
+                ResultCode.REFUSED_HOLD_NO_MONEY, transactions=[one.transaction_id for one in about]
+            )
     elif decision == "dismiss":
         ours = [one for one in about if one.binding == "bound" and _may_hold(one)]
         if any(one.meaning in MONEY for one in ours):
-            held = ", ".join(
-                f"{one.transaction_id} ({money.spelled(left(one), one.currency)})" for one in ours
-            )
-            return f"the gateway holds money for this order under {held}: say keep or return"
+            held = [
+                {"transaction": one.transaction_id, "amount": left(one), "currency": one.currency}
+                for one in ours
+            ]
+            return result(ResultCode.REFUSED_MONEY_HELD, payments=held)
         if ours:
-            return (
-                f"transaction {ours[0].transaction_id} names this order and is {ours[0].status or 'without a status'}: say keep, or give "
-                "its money back in the gateway's own interface, then reconcile"
+            return result(
+                ResultCode.REFUSED_MONEY_POSSIBLE, transaction=ours[0].transaction_id, status=ours[0].status
             )
     return None
 
@@ -245,89 +237,88 @@ def is_problem(payment: Payment) -> bool:
 def problem(order: Order, payments: Sequence[Payment]) -> Question:
     """Return what a person is asked about payments that are not what was ordered; all of them are one decision."""
     about = sorted(payments, key=lambda one: (len(one.transaction_id), one.transaction_id))
-    words = [_word(order, one) for one in about]
-    word = next(word for word in (UNCLEAR, MISMATCH, UNBOUND) if word in words)
-    facts = [
-        (one.transaction_id, whole(one), one.currency, one.surcharge, *_unclear_facts(word, one)) for one, word in zip(about, words, strict=True)
+    codes = [_code(order, one) for one in about]
+    code = next(code for code in _WORST_FIRST if code in codes)
+    digested = [
+        (one.transaction_id, whole(one), one.currency, one.surcharge, *_unclear_facts(code, one)) for one, code in zip(about, codes, strict=True)
     ]  # fmt: skip
-    ordered = money.spelled(order.amount, order.currency)
-    if set(words) == {MISMATCH}:
-        sentence = _mismatch(order, about, ordered)
-    else:
-        said = [_told(order, one, word) for one, word in zip(about[:_MOST_NAMED], words, strict=False)]
-        sentence = "; ".join([*said, *_more(about)])
-        if MISMATCH in words:
-            sentence += f"; the order is {ordered}"
-    return Question(word, sentence, tuple(one.transaction_id for one in about), _digest(facts))
+    facts: dict[str, object] = {
+        "ordered": order.amount,
+        "currency": order.currency,
+        "orderId": order.order_ref,
+    }
+    if len(about) == 1 and code is AttentionCode.PAYMENT_MISMATCH and with_surcharge(order, about[0]):
+        facts["surcharge"] = about[0].surcharge
+    asked = tuple(_amount(one, code) for one, code in zip(about, codes, strict=True))
+    return Question(Attention(code=code, payments=asked, facts=facts), _digest(digested))
+
+
+_WORST_FIRST: Final = (
+    AttentionCode.UNCLEAR_PAYMENT, AttentionCode.PAYMENT_MISMATCH, AttentionCode.UNBOUND_PAYMENT,
+)  # fmt: skip
 
 
 def irregular(payments: Sequence[Payment]) -> list[Question]:
     """Return what a person is asked about payments of the order whose money moved in a way that nothing here explains."""
     asked = []
     for one in payments:
-        reserved, captured, refunded = (
-            money.spelled(minor, one.currency) for minor in (one.reserved, one.captured, one.refunded)
-        )
         events = [flag.removeprefix(EVENT) for flag in one.flags if flag.startswith(EVENT)]
         credit = [flag.removeprefix(CREDIT) for flag in one.flags if flag.startswith(CREDIT)]
-        named = f"transaction {one.transaction_id}"
-        facts: Mapping[str, tuple[object, str]] = {
-            CHARGEBACK_UNCLEAR: (events, f"the gateway tells of a chargeback or a dispute of {named} that cannot be counted: {'; '.join(events)}"),
-            OVER_REFUND: ([one.refunded, one.captured], f"of {named} {refunded} are refunded, and {captured} were captured"),
-            OVER_CAPTURE: ([one.captured, one.reserved], f"of {named} {captured} are captured, and {reserved} were reserved"),
-            CREDITED: (credit, f"the gateway shows a credit of {'; '.join(credit)} to the shopper beside {named}"),
-        }  # fmt: skip
-        for word in IRREGULAR:
+        amounts = {"refunded": one.refunded, "captured": one.captured, "reserved": one.reserved}
+        # What the decision rests on, and what the sentence says.
+        about: Mapping[AttentionCode, tuple[object, Mapping[str, object]]] = {
+            AttentionCode.CHARGEBACK_UNCLEAR: (events, {"events": events}),
+            AttentionCode.OVER_REFUND: (
+                [one.refunded, one.captured],
+                _named(amounts, "refunded", "captured"),
+            ),
+            AttentionCode.OVER_CAPTURE: (
+                [one.captured, one.reserved],
+                _named(amounts, "captured", "reserved"),
+            ),
+            AttentionCode.CREDITED: (credit, {"credits": credit}),
+        }
+        for code in IRREGULAR:
             # A bank transfer knows no reservation.
-            if word in one.flags and not (word == OVER_CAPTURE and one.reserved == 0):
-                fact, sentence = facts[word]
-                asked.append(Question(word, sentence, (one.transaction_id,), _digest([word, fact])))
+            if code in one.flags and not (code is AttentionCode.OVER_CAPTURE and one.reserved == 0):
+                digested, told = about[code]
+                facts = {**told, "currency": one.currency}
+                attention = Attention(code=code, payments=(amount_of(one),), facts=facts)
+                asked.append(Question(attention, _digest([code, digested])))
     return asked
 
 
-def _word(order: Order, payment: Payment) -> str:
+def _named(amounts: Mapping[str, object], *names: str) -> dict[str, object]:
+    return {name: amounts[name] for name in names}
+
+
+def amount_of(payment: Payment) -> PaymentAmount:
+    """Return a payment as an attention names it: with what it still holds."""
+    return _amount(payment, None)
+
+
+def _amount(payment: Payment, problem: AttentionCode | None) -> PaymentAmount:
+    readable = UNREADABLE.isdisjoint(payment.flags)
+    return PaymentAmount(
+        transaction_id=payment.transaction_id,
+        amount=left(payment) if readable else None,
+        currency=payment.currency,
+        problem=problem,
+        status=payment.status if problem is AttentionCode.UNCLEAR_PAYMENT else None,
+        repeated=problem is AttentionCode.UNBOUND_PAYMENT and "info_repeated" in payment.flags,
+    )
+
+
+def _code(order: Order, payment: Payment) -> AttentionCode:
     if payment.meaning not in MONEY:
-        return UNCLEAR
-    return UNBOUND if pays(order, payment) else MISMATCH
+        return AttentionCode.UNCLEAR_PAYMENT
+    return AttentionCode.UNBOUND_PAYMENT if pays(order, payment) else AttentionCode.PAYMENT_MISMATCH
 
 
-def _unclear_facts(word: str, payment: Payment) -> tuple[object, ...]:
-    if word != UNCLEAR:
+def _unclear_facts(code: AttentionCode, payment: Payment) -> tuple[object, ...]:
+    if code is not AttentionCode.UNCLEAR_PAYMENT:
         return ()
     return (payment.status, payment.reserved, payment.captured, payment.refunded, *sorted(payment.flags))
-
-
-def _mismatch(order: Order, about: Sequence[Payment], ordered: str) -> str:
-    if len(about) == 1:
-        one = about[0]
-        held = f"transaction {one.transaction_id} holds {money.spelled(left(one), one.currency)}"
-        if with_surcharge(order, one):
-            extra = money.spelled(one.surcharge, one.currency)
-            return f"{held}, which is the order of {ordered} and a surcharge of {extra}"
-        return f"{held}, the order is {ordered}"
-    named = [
-        f"{one.transaction_id} ({money.spelled(left(one), one.currency)})" for one in about[:_MOST_NAMED]
-    ]
-    held = f"transactions {', '.join([*named, *_more(about)])} hold money"
-    if len({one.currency for one in about}) == 1:
-        held = f"transactions {', '.join([*named, *_more(about)])} hold {money.spelled(sum(map(left, about)), about[0].currency)} together"
-    return f"{held}, the order is {ordered}"
-
-
-def _told(order: Order, payment: Payment, word: str) -> str:
-    named = f"transaction {payment.transaction_id}"
-    if word == UNCLEAR:
-        return f"{named} is {payment.status or 'without a status'} with amounts that do not say what it means"
-    if word == MISMATCH:
-        return f"{named} holds {money.spelled(left(payment), payment.currency)}"
-    if "info_repeated" in payment.flags:
-        return f"{named} names more than one checkout"
-    return f"{named} names no checkout, and several checkouts have order number {order.order_ref}"
-
-
-def _more(about: Sequence[Payment]) -> list[str]:
-    rest = len(about) - _MOST_NAMED
-    return [f"and {rest} more"] if rest > 0 else []
 
 
 def _digest(facts: object) -> str:

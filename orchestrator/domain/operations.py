@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from orchestrator.domain import money
 from orchestrator.domain.ids import uuid7
+from orchestrator.domain.last_error import ErrorCode, LastError, error
 from orchestrator.domain.payment_meaning import PaymentMeaning, read
 from orchestrator.domain.records import Operation
 
@@ -30,8 +30,6 @@ Kind: TypeAlias = Literal["capture", "refund", "release"]
 Cause: TypeAlias = Literal["asked", "automatic", "returned"]
 
 KINDS: Final = frozenset({"capture", "refund", "release"})
-UNCLEAR: Final = "operation_unclear"
-"""The word of the attention that an operation raises whose effect the gateway's books do not tell."""
 MOST_SENDS: Final = 3
 """Times that an operation is sent, each time found absent afterwards, before a person has to look."""
 
@@ -55,10 +53,11 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The fate of an operation by a lookup; `why` is a short text for the trail and for people."""
+    """The fate of an operation by a lookup: `by` what it shows as a word for the trail, or an `error` that keeps it from being done."""
 
     fate: Fate
-    why: str
+    by: str = ""
+    error: LastError | None = None
 
 
 def ask(
@@ -154,18 +153,16 @@ def before_sending(operation: Operation, transaction: Transaction) -> Judged:
     if total == before:
         if left >= operation.amount:
             return Judged(Fate.DUE, "books_agree")
-        return Judged(
-            Fate.IMPOSSIBLE,
-            f"only {money.spelled(left, operation.currency)} are left to {operation.kind}, "
-            f"not {money.spelled(operation.amount, operation.currency)}",
+        return _impossible(
+            ErrorCode.NOTHING_LEFT,
+            kind=operation.kind,
+            left=left,
+            amount=operation.amount,
+            currency=operation.currency,
         )
     if total == before + operation.amount or (left <= 0 and total > before + operation.amount):
         return Judged(Fate.DONE, "already_done_at_the_gateway")
-    return Judged(
-        Fate.IMPOSSIBLE,
-        f"the gateway's total is {money.spelled(total, operation.currency)} and was {money.spelled(before, operation.currency)} "
-        "when this was asked for: decide again",
-    )
+    return _impossible(ErrorCode.TOTAL_CHANGED, total=total, before=before, currency=operation.currency)
 
 
 def after_sending(operation: Operation, transaction: Transaction) -> Judged:
@@ -179,16 +176,18 @@ def after_sending(operation: Operation, transaction: Transaction) -> Judged:
             return Judged(Fate.DONE, "by_status")
         if meaning is PaymentMeaning.RESERVED:
             return Judged(Fate.ABSENT, "still_reserved")
-        return Judged(Fate.UNCLEAR, f"transaction is {transaction.status}")
+        return _unclear(ErrorCode.RELEASE_UNCLEAR, status=transaction.status)
     before, total = operation.total_before or 0, total_of(operation, transaction)
     if total == before + operation.amount:
         return Judged(Fate.DONE, "by_total")
     if total == before:
         return Judged(Fate.ABSENT, "total_unchanged")
-    return Judged(
-        Fate.UNCLEAR,
-        f"the gateway's total is {money.spelled(total, operation.currency)}, and with or without this it would be "
-        f"{money.spelled(before + operation.amount, operation.currency)} or {money.spelled(before, operation.currency)}",
+    return _unclear(
+        ErrorCode.TOTAL_UNCLEAR,
+        total=total,
+        before=before,
+        amount=operation.amount,
+        currency=operation.currency,
     )
 
 
@@ -200,13 +199,19 @@ def _before_release(transaction: Transaction, meaning: PaymentMeaning) -> Judged
     if meaning is PaymentMeaning.RESERVED:
         return Judged(Fate.DUE, "books_agree")
     if meaning in _SURE:
-        return Judged(Fate.IMPOSSIBLE, "it has been captured: refund it instead")
+        return _impossible(ErrorCode.ALREADY_CAPTURED)
     return _not_sure(transaction, meaning)
 
 
 def _not_sure(transaction: Transaction, meaning: PaymentMeaning) -> Judged:
     if meaning is PaymentMeaning.NOTHING:
-        return Judged(Fate.IMPOSSIBLE, f"the transaction is {transaction.status}: it holds no money")
-    return Judged(
-        Fate.UNCLEAR, f"the transaction is {transaction.status} with amounts that do not say what it means"
-    )
+        return _impossible(ErrorCode.HOLDS_NO_MONEY, status=transaction.status)
+    return _unclear(ErrorCode.STATUS_UNCLEAR, status=transaction.status)
+
+
+def _impossible(code: ErrorCode, **facts: object) -> Judged:
+    return Judged(Fate.IMPOSSIBLE, error=error(code, **facts))
+
+
+def _unclear(code: ErrorCode, **facts: object) -> Judged:
+    return Judged(Fate.UNCLEAR, error=error(code, **facts))

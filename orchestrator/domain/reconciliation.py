@@ -12,7 +12,10 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from orchestrator.domain import decisions, money
+from orchestrator.domain.attention import IRREGULAR, PROBLEMS, SHOWN_BY_LOOKUPS, Attention, AttentionCode
 from orchestrator.domain.payment_meaning import PaymentMeaning, Shape, held, read, shape
 from orchestrator.domain.records import ObservedPayment
 from orchestrator.domain.schedule import made_at, valid_until
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from uuid import UUID
 
+    from orchestrator.domain.attention import PaymentAmount
     from orchestrator.domain.records import PaymentRecord
     from orchestrator.domain.transaction import Found, Transaction
     from orchestrator.store.checkouts import ClaimedCheckout
@@ -61,11 +65,6 @@ class Role(StrEnum):
 
 _MONEY: Final = frozenset({PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED})
 
-# Attention that a lookup raises, and the next lookup that does not show it takes back. Everything else stays until a person decides.
-_SHOWN: Final = frozenset({
-    "surplus_payment", "lookup_at_limit", "open_payment", "payment_gone", *decisions.PROBLEMS, *decisions.IRREGULAR,
-})  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
@@ -79,7 +78,7 @@ class Reconciliation:
     payments: tuple[ObservedPayment, ...]
     money: tuple[int, int, int]
     evidence: dict[str, object]
-    attention: str | None = None
+    attention: Attention | None = None
     surplus: tuple[ObservedPayment, ...] = ()
     charged_back: int = 0
     reserved_until: datetime | None = None
@@ -125,47 +124,49 @@ class _Judged:
         return self.transaction.transaction_id
 
 
-def word_of(attention: str | None) -> str:
-    """Return the word that an attention begins with."""
-    return (attention or "").partition(":")[0]
-
-
 def concerned(checkout: ClaimedCheckout) -> tuple[PaymentRecord, ...]:
     """Return the transactions that the checkout's attention is about, and on which a person so decides."""
-    word = word_of(checkout.attention)
-    if word == "surplus_payment":
-        return tuple(one for one in checkout.known if one.role == Role.SURPLUS and one.left > 0)
-    if word in decisions.PROBLEMS:
-        return tuple(decisions.open_problems(checkout, checkout.known))
-    if word in decisions.IRREGULAR:
-        about = [one for one in _irregular(checkout.known) if one.attention == checkout.attention]
-        return tuple(
-            one for one in checkout.known if any(one.transaction_id in each.transactions for each in about)
-        )
-    if word == "open_payment":
-        return tuple(one for one in checkout.known if one.meaning == PaymentMeaning.OPEN)
-    return tuple(one for one in checkout.known if one.role == Role.ACCEPTED)
+    asked = checkout.attention
+    match None if asked is None else asked.code:
+        case AttentionCode.SURPLUS_PAYMENT:
+            return tuple(one for one in checkout.known if one.role == Role.SURPLUS and one.left > 0)
+        case code if code in PROBLEMS:
+            return tuple(decisions.open_problems(checkout, checkout.known))
+        case code if code in IRREGULAR:
+            named = {
+                transaction
+                for one in _irregular(checkout.known)
+                if one.attention.asks_like(asked)
+                for transaction in one.transactions
+            }
+            return tuple(one for one in checkout.known if one.transaction_id in named)
+        case AttentionCode.OPEN_PAYMENT:
+            return tuple(one for one in checkout.known if one.meaning == PaymentMeaning.OPEN)
+        case _:
+            return tuple(one for one in checkout.known if one.role == Role.ACCEPTED)
 
 
 def marks(checkout: ClaimedCheckout, decision: str) -> dict[str, str]:
     """Return how a decision on the checkout's attention is stored with each transaction that it is about."""
-    word, about = word_of(checkout.attention), concerned(checkout)
+    attention, about = checkout.attention, concerned(checkout)
+    if attention is None:
+        return {}
     basis = ""
-    if about and word in decisions.PROBLEMS:
+    if about and attention.code in PROBLEMS:
         basis = decisions.problem(checkout, about).basis
-    elif word in decisions.IRREGULAR:
-        asked = (one for one in _irregular(checkout.known) if one.attention == checkout.attention)
+    elif attention.code in IRREGULAR:
+        asked = (one for one in _irregular(checkout.known) if one.attention.asks_like(attention))
         basis = next((one.basis for one in asked), "")
-    return {one.transaction_id: decisions.mark(word, decision, basis) for one in about}
+    return {one.transaction_id: decisions.mark(attention.code, decision, basis) for one in about}
 
 
 def _irregular(payments: Iterable[PaymentRecord | ObservedPayment]) -> list[decisions.Question]:
     return decisions.irregular([one for one in payments if one.role in {Role.ACCEPTED, Role.SURPLUS}])
 
 
-def sticky(attention: str | None) -> str | None:
+def sticky(attention: Attention | None) -> Attention | None:
     """Return what remains of an attention after a lookup that does not raise it again."""
-    return None if word_of(attention) in _SHOWN else attention
+    return None if attention is None or attention.code in SHOWN_BY_LOOKUPS else attention
 
 
 def judge(
@@ -204,7 +205,7 @@ def judge(
     settled = {
         one.transaction_id
         for one in checkout.known
-        if one.is_decided("surplus_payment") or decisions.kept(one)
+        if one.is_decided(AttentionCode.SURPLUS_PAYMENT) or decisions.kept(one)
     }
     surplus = tuple(
         one.seen for one in judged
@@ -219,8 +220,11 @@ def judge(
         finding = LookupOutcome.RELEASED
         attention = attention or _released_parts(checkout, released)
         if surplus:
-            beside = f"transactions {_names(surplus)} hold money for it"
-            attention = f"{attention}; {beside}" if attention else f"surplus_payment: {beside}"
+            attention = (
+                msgspec.structs.replace(attention, beside=_amounts(surplus))
+                if attention
+                else _surplus(surplus, released=True)
+            )
     elif asked is not None:
         finding, attention = LookupOutcome.UNSURE, attention or asked.attention
     elif parts[_Part.OPEN]:
@@ -233,9 +237,7 @@ def judge(
     elif found.at_limit:
         finding = LookupOutcome.UNSURE
         evidence["atLimit"] = True
-        attention = attention or (
-            "lookup_at_limit: the gateway's answer has as many rows as it may have, so it proves no absence"
-        )
+        attention = attention or Attention(code=AttentionCode.LOOKUP_AT_LIMIT)
     else:
         finding = LookupOutcome.DECLINED if judged else LookupOutcome.NOTHING
     counted = [one.seen for one in paying or released]
@@ -382,7 +384,7 @@ def _evidence(seen: Sequence[ObservedPayment], *, foreign: int) -> dict[str, obj
     return evidence
 
 
-def _irregularity(checkout: ClaimedCheckout, seen: Sequence[ObservedPayment]) -> str | None:
+def _irregularity(checkout: ClaimedCheckout, seen: Sequence[ObservedPayment]) -> Attention | None:
     """Return the first question about the books of a payment that no person has answered yet."""
     known = {one.transaction_id: one for one in checkout.known}
     for asked in _irregular(seen):
@@ -392,26 +394,25 @@ def _irregularity(checkout: ClaimedCheckout, seen: Sequence[ObservedPayment]) ->
     return None
 
 
-def _released_parts(checkout: ClaimedCheckout, released: Sequence[_Judged]) -> str | None:
+def _released_parts(checkout: ClaimedCheckout, released: Sequence[_Judged]) -> Attention | None:
     by_us = {
         one.transaction_id
         for one in checkout.operations
         if one.kind == "release" and one.state == "succeeded"
     }
-    others = [one.id for one in released if one.id not in by_us]
-    if not others:
+    others = [one.seen for one in released if one.id not in by_us]
+    return Attention(code=AttentionCode.PAYMENT_RELEASED, payments=_amounts(others)) if others else None
+
+
+def _surplus(surplus: Sequence[ObservedPayment], *, released: bool = False) -> Attention | None:
+    if not surplus:
         return None
-    return f"payment_released: transaction {', '.join(others)}, which paid this order, was released at the gateway"
+    facts = {"released": True} if released else {}
+    return Attention(code=AttentionCode.SURPLUS_PAYMENT, payments=_amounts(surplus), facts=facts)
 
 
-def _surplus(surplus: Sequence[ObservedPayment]) -> str | None:
-    return (
-        f"surplus_payment: transactions {_names(surplus)} also hold money for this order" if surplus else None
-    )
-
-
-def _names(payments: Sequence[ObservedPayment]) -> str:
-    return ", ".join(one.transaction_id for one in payments)
+def _amounts(payments: Sequence[ObservedPayment]) -> tuple[PaymentAmount, ...]:
+    return tuple(map(decisions.amount_of, payments))
 
 
 def bind(checkout: ClaimedCheckout, transaction: Transaction) -> Binding | None:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from orchestrator.domain.last_error import LastError
+
 OPEN_OPERATIONS: Final = frozenset({"requested", "submitted", "unknown"})
 
 
@@ -102,7 +104,7 @@ class Operation:
     command_id: UUID | None = None
     total_before: int | None = None
     attempts: int = 0
-    last_error: str | None = None
+    last_error: LastError | None = None
     submitted_at: datetime | None = None
     # Of the row as it was read, under our key (see `checkouts.row_macs`); None: no worker wrote it, or it was not read.
     mac: bytes | None = None

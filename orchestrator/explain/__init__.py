@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.domain import sentences
+from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import CLOSED, ENDED, UNOFFERED, State
 from orchestrator.explain import advice, trail
@@ -166,7 +168,7 @@ def _opening(record: Record) -> list[str]:
     elif record.attempts:
         tries = "once" if record.attempts == 1 else f"{record.attempts} times in a row"
         said.append(
-            f"The present step has failed {tries}, the last time because of this: {trail.plain(record.last_error)}."
+            f"The present step has failed {tries}, the last time because of this: {trail.plain(sentences.or_none(record.last_error))}."
         )
     return said
 
@@ -192,13 +194,14 @@ def _offered(record: Record) -> list[str]:
     if _circuit_open(record):
         said.append(_CIRCUIT_OPEN)
     elif record.attempts:
-        said.append(f"The last lookup at the gateway failed: {trail.plain(record.last_error)}.")
+        said.append(
+            f"The last lookup at the gateway failed: {trail.plain(sentences.or_none(record.last_error))}."
+        )
     return said
 
 
 def _circuit_open(record: Record) -> bool:
-    # The second word is that of versions before migration 0011, which rewrites it in unsettled rows only.
-    return (record.last_error or "").startswith(("circuit_open", "left_alone"))
+    return record.last_error is not None and record.last_error.code is ErrorCode.CIRCUIT_OPEN
 
 
 def _money(record: Record) -> list[str]:
@@ -241,7 +244,7 @@ def _money(record: Record) -> list[str]:
 def _operation(record: Record, one: Operation) -> str:
     amount = record.price(one.amount, one.currency)
     begun = f"A {one.kind} of {amount} on transaction {one.transaction_id}, {_CAUSES.get(one.cause, 'begun')} at {moment(one.requested_at)},"
-    error = f": {trail.plain(one.error)}" if one.error else ""
+    error = f": {trail.plain(sentences.of(one.error))}" if one.error is not None else ""
     match one.state:
         case "requested":
             return f"{begun} has not left for the gateway yet{error}."

@@ -11,11 +11,13 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import audit
-from orchestrator.domain import decisions, money, operations
+from orchestrator.domain import attention, decisions, last_error, money, operations
 from orchestrator.domain.payment_status import PaymentStatus, payment_status
 from orchestrator.domain.states import State
 
 if TYPE_CHECKING:
+    from orchestrator.domain.attention import Attention
+    from orchestrator.domain.last_error import LastError
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 _GATHER = text("""
     SELECT c.id, c.order_ref, c.state, c.version, c.currency, c.amount, c.reserved, c.captured, c.refunded, c.charged_back,
            c.late, c.auto_capture, c.session_count, c.created_at, c.deadline, c.due_at, c.offered_at, c.cancel_requested_at, c.ended_at,
-           c.reserved_until, c.attention, c.last_error, c.attempts, c.slot_reserved, m.name AS merchant, clock() AS now,
+           c.reserved_until, c.attention, c.attention_details, c.attention_since, c.last_error, c.last_error_details, c.attempts, c.slot_reserved, m.name AS merchant, clock() AS now,
            CASE WHEN c.leased_until > clock() THEN c.leased_until END AS leased_until,
            (SELECT s.token_expires_at FROM sessions s WHERE s.checkout_id = c.id) AS token_expires_at,
            (SELECT count(*) FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS callbacks,
@@ -37,7 +39,8 @@ _GATHER = text("""
            (SELECT CAST(json_agg(json_build_object(
                        'id', o.id, 'kind', o.kind, 'transaction_id', o.transaction_id, 'amount', o.amount,
                        'currency', o.currency, 'state', o.state, 'cause', o.cause, 'requested_at', o.requested_at,
-                       'submitted_at', o.submitted_at, 'settled_at', o.settled_at, 'error', o.last_error)
+                       'submitted_at', o.submitted_at, 'settled_at', o.settled_at, 'last_error', o.last_error,
+                       'last_error_details', o.last_error_details)
                        ORDER BY o.requested_at, o.id) AS text)
               FROM money_operations o WHERE o.checkout_id = c.id) AS operations,
            (SELECT CAST(json_agg(json_build_object('kind', k.kind, 'actor', k.actor, 'requested_at', k.requested_at,
@@ -113,7 +116,13 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     requested_at: datetime
     submitted_at: datetime | None = None
     settled_at: datetime | None = None
-    error: str | None = None
+    last_error: str | None = None
+    last_error_details: dict[str, Any] | None = None
+
+    @property
+    def error(self) -> LastError | None:
+        """Why it came to nothing, or has not been done yet."""
+        return last_error.stored(self.last_error, self.last_error_details)
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,8 +181,9 @@ class Record:
     ended_at: datetime | None = None
     reserved_until: datetime | None = None
     token_expires_at: datetime | None = None
-    attention: str | None = None
-    last_error: str | None = None
+    attention: Attention | None = None
+    attention_since: datetime | None = None
+    last_error: LastError | None = None
     attempts: int = 0
     slot_reserved: bool = False
     callbacks: int = 0
@@ -294,8 +304,12 @@ async def gather(
     entries = tuple(msgspec.json.decode(one, type=Entry) for one in row.pop("entries") or ())
     archived, queue = row.pop("archived"), row.pop("queue")
     state = State(row.pop("state"))
+    needed = attention.stored(row.pop("attention"), row.pop("attention_details"))
+    error = last_error.stored(row.pop("last_error"), row.pop("last_error_details"))
     return Record(
         **row,
+        attention=needed,
+        last_error=error,
         **lists,
         state=state,
         entries=entries,

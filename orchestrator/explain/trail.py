@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator import audit
-from orchestrator.domain import money
+from orchestrator.domain import money, sentences
 from orchestrator.domain.states import Trigger
 from orchestrator.explain.record import Entry, Record, moment
 
@@ -45,7 +45,7 @@ _READABLE: Final = re.compile(r"[\w .,:/()-]{1,60}")
 
 
 def plain(reason: object) -> str:
-    """Return what a stored reason says without the word in front that programs read."""
+    """Return what a reason says; one of an entry before migration 0013 without the word in front, which programs read."""
     said = _WORD.sub("", str(reason or "")).strip().rstrip(".")
     # A reason of one word is one that programs read.
     return (said if " " in said else said.replace("_", " ")) or "no reason was noted"
@@ -229,7 +229,10 @@ def _settled(_: Record, entry: Entry) -> str:
 
 
 def _asked(_: Record, entry: Entry) -> str:
-    shown = f": {plain(entry.evidence['shown'])}" if entry.evidence.get("shown") else ""
+    finding = sentences.SHOWS.get(str(entry.evidence.get("finding")))
+    # `shown` is the sentence itself, in entries of versions before migration 0013.
+    said = f"the gateway shows {finding}" if finding else entry.evidence.get("shown")
+    shown = f": {plain(said)}" if said else ""
     return f"At {moment(entry.at)} {who(entry.actor)} had the gateway asked{shown}."
 
 

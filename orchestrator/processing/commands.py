@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
 from orchestrator.audit import Action
-from orchestrator.domain import decisions, events, money, operations, reconciliation
+from orchestrator.domain import decisions, events, operations, reconciliation, sentences
+from orchestrator.domain.attention import LATE, PROBLEMS, RETURNABLE, AttentionCode
+from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.events import Event, EventType
+from orchestrator.domain.last_error import UNCLEAR_OPERATION, ErrorCode, error
 from orchestrator.domain.states import CLOSED, UNOFFERED, Moved, State, Trigger, decide
 from orchestrator.store.checkouts import KEEP, command_holds, rival_of
 
 if TYPE_CHECKING:
+    from orchestrator.domain.command_result import CommandResult
     from orchestrator.domain.records import Command, PaymentRecord
     from orchestrator.processing.step import Step
     from orchestrator.store.checkouts import ClaimedCheckout
@@ -41,7 +45,8 @@ def _blocked(held: ClaimedCheckout, command: Command) -> bool:
         # Of our making it is not; it is refused when it is its turn.
         return False
     if command.kind == "resolve" and command.arguments.get("decision") == "return":
-        return held.operation is not None and reconciliation.word_of(held.attention) != operations.UNCLEAR
+        unclear = held.attention is not None and held.attention.code is AttentionCode.OPERATION_UNCLEAR
+        return held.operation is not None and not unclear
     if command.kind not in operations.KINDS:
         return False
     named = command.arguments.get("transactionId")
@@ -56,8 +61,10 @@ async def execute(step: Step, command: Command) -> None:
         await _refuse_foreign(step, command)
         return
     if command.expected_version is not None and command.expected_version != held.version:
-        said = f"it was asked for version {command.expected_version}, and the checkout is at version {held.version} now"
-        await _refuse(step, command, said)
+        refused = result(
+            ResultCode.REFUSED_VERSION_CHANGED, asked=command.expected_version, version=held.version
+        )
+        await _refuse(step, command, refused)
         return
     match command.kind:
         case "cancel":
@@ -69,7 +76,7 @@ async def execute(step: Step, command: Command) -> None:
         case "resolve":
             await _resolve(step, command)
         case "reopen" if held.state not in CLOSED:
-            await _refuse(step, command, f"a checkout that is {held.state} cannot be reopened")
+            await _refuse(step, command, result(ResultCode.REFUSED_NOT_CLOSED, state=held.state.value))
         case _:
             # reopen and reconcile are answered by the next lookup, which is taken under this lease.
             step.answering = command
@@ -81,53 +88,51 @@ def _about(command: Command) -> dict[str, object]:
 
 async def _refuse_foreign(step: Step, command: Command) -> None:
     """Refuse what no process of ours stored as it stands, or what was taken before: somebody wrote into the database."""
-    why = (
-        "it was taken before, and its row was changed since"
-        if command.taken
-        else "its row was not written by the API or the command line of this installation, or was changed since"
-    )
+    refused = result(ResultCode.REFUSED_REPEATED if command.taken else ResultCode.REFUSED_NOT_AUTHENTIC)
+    why = sentences.of(refused)
     _log.error(
         "command_not_authentic", security=True, command=str(command.id), kind=command.kind, claimed_actor=command.actor, reason=why
     )  # fmt: skip
     await step.write(
         None, Action.COMMAND_REFUSED, evidence={
-            "command": str(command.id), "kind": command.kind, "claimedActor": command.actor, "refusal": why, "authentic": False,
+            "command": str(command.id), "kind": command.kind, "claimedActor": command.actor, "code": refused.code, "refusal": why,
+            "authentic": False,
         },
-        attempts=step.held.attempts, done=((command.id, f"refused: {why}"),),
-        events=_rejected(command, why),
+        attempts=step.held.attempts, done=((command.id, refused),), events=_refused_events(command, refused),
     )  # fmt: skip
 
 
-async def _refuse(step: Step, command: Command, why: str) -> None:
+async def _refuse(step: Step, command: Command, refused: CommandResult) -> None:
     await step.write(
-        None, Action.COMMAND_REFUSED, actor=command.actor, evidence={**_about(command), "refusal": why},
-        attempts=step.held.attempts, done=((command.id, f"refused: {why}"),), events=_rejected(command, why),
+        None, Action.COMMAND_REFUSED, actor=command.actor,
+        evidence={**_about(command), "code": refused.code, "refusal": sentences.of(refused)}, attempts=step.held.attempts,
+        done=((command.id, refused),), events=_refused_events(command, refused),
     )  # fmt: skip
 
 
-def _rejected(command: Command, why: str) -> tuple[Event, ...]:
+def _refused_events(command: Command, refused: CommandResult) -> tuple[Event, ...]:
     """Return the event of a refused command for money."""
     if command.kind not in operations.KINDS:
         return ()
-    return (events.operation_rejected(command.kind, why, command_id=command.id),)
+    return (events.operation_rejected(command.kind, refused, command_id=command.id),)
 
 
 async def _withdraw(step: Step, command: Command) -> None:
     held = step.held
     if held.cancel_requested_at is not None:
-        await _refuse(step, command, "it is being cancelled already")
+        await _refuse(step, command, result(ResultCode.REFUSED_CANCELLING))
         return
     if (
         not isinstance(decide(held.state, Trigger.CANCELLED), Moved)
         and held.state is not State.CALLBACK_RECEIVED
     ):
-        await _refuse(step, command, f"a checkout that is {held.state} cannot be cancelled")
+        await _refuse(step, command, result(ResultCode.REFUSED_NOT_CANCELLABLE, state=held.state.value))
         return
     # From now on the token is not handed out; a checkout that was never offered is cancelled at once, any other
     # after its grace and a lookup that shows nothing paid, pending or open.
     await step.write(
         None, Action.CANCEL_REQUESTED, actor=command.actor, evidence=_about(command), cancel_requested=True, lookups=0,
-        attempts=held.attempts, done=((command.id, "accepted"),),
+        attempts=held.attempts, done=((command.id, result(ResultCode.ACCEPTED)),),
     )  # fmt: skip
 
 
@@ -143,18 +148,19 @@ async def _move_money(step: Step, command: Command) -> None:
     held = step.held
     wanted = command.arguments.get("transactionId")
     if not wanted and len(held.accepted) > 1:
-        parts = ", ".join(sorted(held.accepted))
-        await _refuse(step, command, f"this order is paid by transactions {parts}: name one of them")
+        await _refuse(
+            step, command, result(ResultCode.REFUSED_SEVERAL_PAYMENTS, transactions=sorted(held.accepted))
+        )
         return
     targets = {wanted} if wanted else held.accepted
     payment = next((one for one in held.known if one.transaction_id in targets), None)
     if payment is None:
-        said = (
-            f"no lookup has seen transaction {wanted} for this order"
+        refused = (
+            result(ResultCode.REFUSED_UNKNOWN_TRANSACTION, transaction=wanted)
             if wanted
-            else f"a checkout that is {held.state} has no payment"
+            else result(ResultCode.REFUSED_NOT_PAID, state=held.state.value)
         )
-        await _refuse(step, command, said)
+        await _refuse(step, command, refused)
         return
     amount, refusal = _amount_of(held, command, payment)
     if refusal is not None:
@@ -172,37 +178,35 @@ async def _move_money(step: Step, command: Command) -> None:
     # It is carried out under the same lease.
     await step.write(
         None, Action.MONEY_REQUESTED, actor=command.actor, evidence=evidence, operations=(operation,), attempts=0, due_in=KEEP,
-        done=((command.id, f"accepted: {operation.id}"),),
+        done=((command.id, result(ResultCode.ACCEPTED, operations=[str(operation.id)])),),
     )  # fmt: skip
 
 
-def _amount_of(held: ClaimedCheckout, command: Command, payment: PaymentRecord) -> tuple[int, str | None]:
+def _amount_of(
+    held: ClaimedCheckout, command: Command, payment: PaymentRecord
+) -> tuple[int, CommandResult | None]:
     """Return the amount that a command is about, in minor units, and why it cannot be taken, if it cannot."""
     kind, asked = command.kind, command.arguments.get("amount")
     accepted = payment.transaction_id in held.accepted
     if kind == "capture" and not accepted:
-        return (
-            0,
-            "only the payment that completed the checkout can be captured; surplus is released or refunded",
-        )
+        return 0, result(ResultCode.REFUSED_NOT_ITS_PAYMENT)
     if kind == "capture" and held.captures_itself:
-        return (
-            0,
-            "the gateway captures this payment by itself (autoCapture), and has not said that it will not",
-        )
+        return 0, result(ResultCode.REFUSED_CAPTURES_ITSELF)
     if kind == "release" and payment.captured > 0:
-        return 0, "it has been captured: refund it instead"
+        return 0, result(ResultCode.REFUSED_ALREADY_CAPTURED)
     if kind == "release":
-        return payment.reserved, None if payment.left > 0 else "nothing is left to release"
+        return payment.reserved, None if payment.left > 0 else result(
+            ResultCode.REFUSED_NOTHING_LEFT, kind=kind
+        )
     # What the shopper's bank took back is with the shopper already.
     back = payment.refunded + payment.charged_back
     left = payment.captured - back if kind == "refund" else payment.reserved - payment.captured
     amount = left if asked is None else int(asked)
     if amount <= 0 or left <= 0:
-        return 0, f"nothing is left to {kind}"
+        return 0, result(ResultCode.REFUSED_NOTHING_LEFT, kind=kind)
     if amount > left:
-        asked_for, there = money.spelled(amount, payment.currency), money.spelled(left, payment.currency)
-        return 0, f"only {there} are left to {kind}, and {asked_for} were asked for"
+        too_much = {"kind": kind, "left": left, "amount": amount, "currency": payment.currency}
+        return 0, result(ResultCode.REFUSED_TOO_MUCH, **too_much)
     return amount, None
 
 
@@ -213,35 +217,31 @@ async def _retry(step: Step, command: Command) -> None:
     """Forget failures and look at it now."""
     await step.write(
         None, Action.COMMAND_TAKEN, actor=command.actor, evidence=_about(command), attempts=0, lookups=0,
-        attention=step.cleared_attention(poisoned=True), last_error=None, done=((command.id, "done: it is tried again now"),),
+        attention=step.cleared_attention(poisoned=True), last_error=None, done=((command.id, result(ResultCode.DONE_RETRIED)),),
     )  # fmt: skip
 
 
 async def _resolve(step: Step, command: Command) -> None:
     held = step.held
-    word = reconciliation.word_of(held.attention)
-    if not word:
-        await _refuse(step, command, "nothing is waiting for a decision")
+    attention = held.attention
+    if attention is None:
+        await _refuse(step, command, result(ResultCode.REFUSED_NOTHING_TO_DECIDE))
         return
-    if word == operations.UNCLEAR:
+    if attention.code is AttentionCode.OPERATION_UNCLEAR:
         await _settle(step, command)
         return
     decision = str(command.arguments.get("decision"))
     if decision == "return":
-        await _return(step, command, word)
+        await _return(step, command, attention.code)
         return
     completed = held.state is State.COMPLETED
-    refusal = decisions.refusal(held, held.known, held.attention or "", decision, completed=completed)
+    refusal = decisions.refusal(held, held.known, attention, decision, completed=completed)
     if refusal is not None:
         await _refuse(step, command, refusal)
         return
     marks = reconciliation.marks(held, decision)
-    keeps = decision == "keep" and word in decisions.PROBLEMS and not completed
-    said = (
-        "the order is completed with these payments, if the gateway still holds the same"
-        if keeps
-        else "it is not asked again"
-    )
+    keeps = decision == "keep" and attention.code in PROBLEMS and not completed
+    resolved = result(ResultCode.DONE_KEPT if keeps else ResultCode.DONE_DECIDED)
     about = [
         {"id": one.transaction_id, "reserved": one.reserved, "captured": one.captured, "refunded": one.refunded,
          "currency": one.currency}
@@ -249,9 +249,9 @@ async def _resolve(step: Step, command: Command) -> None:
     ]  # fmt: skip
     await step.write(
         None, Action.ATTENTION_CLEARED, actor=command.actor,
-        evidence={**_about(command), "attention": word, "transactions": about}, attempts=0, attention=None,
+        evidence={**_about(command), "attention": attention.code, "transactions": about}, attempts=0, attention=None,
         # What is kept completes the order under this very lease, as soon as a lookup shows the same once more.
-        decided=marks or None, done=((command.id, f"done: {said}"),), due_in=KEEP if keeps else 0.0,
+        decided=marks or None, done=((command.id, resolved),), due_in=KEEP if keeps else 0.0,
     )  # fmt: skip
 
 
@@ -261,13 +261,13 @@ async def _settle(step: Step, command: Command) -> None:
     unclear = [
         one
         for one in step.held.operations
-        if one.open and (one.last_error or "").startswith(operations.UNCLEAR)
+        if one.open and one.last_error is not None and one.last_error.code in UNCLEAR_OPERATION
     ]
     if decision == "return" or not unclear:
-        await _refuse(step, command, "say keep if it was done at the gateway, or dismiss if it was not")
+        await _refuse(step, command, result(ResultCode.REFUSED_KEEP_OR_DISMISS))
         return
     state = "succeeded" if decision == "keep" else "rejected"
-    said = f"{state} by decision of a person"
+    said = error(ErrorCode.DECIDED, state=state)
     roles = {one.transaction_id: one.role for one in step.held.known}
     told = [
         # What it moved is told by the lookup that follows.
@@ -281,41 +281,39 @@ async def _settle(step: Step, command: Command) -> None:
     await step.write(
         None, Action.MONEY_SUCCEEDED if decision == "keep" else Action.MONEY_REJECTED, actor=command.actor,
         evidence={**_about(command), "by": "person", "operations": [str(one.id) for one in unclear]}, attempts=0,
-        attention=None, done=((command.id, f"done: it is {state}, as you found it"),), due_in=0.0,
+        attention=None, done=((command.id, result(ResultCode.DONE_OPERATION_DECIDED, state=state)),), due_in=0.0,
         operations=tuple(replace(one, state=state, last_error=said) for one in unclear), events=tuple(told),
     )  # fmt: skip
 
 
-async def _return(step: Step, command: Command, word: str) -> None:
+async def _return(step: Step, command: Command, code: AttentionCode) -> None:
     held = step.held
-    if word not in {"late_payment", "unknown_order", "surplus_payment", *decisions.PROBLEMS}:
-        await _refuse(step, command, f"{word} is not about money that could be returned: say keep or dismiss")
+    if code not in RETURNABLE:
+        await _refuse(step, command, result(ResultCode.REFUSED_NOT_RETURNABLE, attention=code.value))
         return
-    late = word in {"late_payment", "unknown_order"}
     concerned = [one for one in reconciliation.concerned(held) if one.left > 0]
     unclear = [one.transaction_id for one in concerned if one.meaning not in decisions.MONEY]
     if unclear:
-        said = f"what transaction {unclear[0]} holds is not clear: give its money back in the gateway's own interface, then reconcile"
-        await _refuse(step, command, said)
+        await _refuse(step, command, result(ResultCode.REFUSED_PAYMENT_UNCLEAR, transaction=unclear[0]))
         return
     targets = [
         one
         for one in concerned
-        if (word in decisions.PROBLEMS or not one.is_decided(word))
-        and (late or one.binding == reconciliation.Binding.BOUND)
+        if (code in PROBLEMS or not one.is_decided(code))
+        and (code in LATE or one.binding == reconciliation.Binding.BOUND)
     ]
     if not targets:
-        await _refuse(
-            step, command, "no transaction that this is about holds money that is surely this order's"
-        )
+        await _refuse(step, command, result(ResultCode.REFUSED_NOTHING_TO_RETURN))
         return
     back = tuple(
-        operations.give_back(one, actor=command.actor, reason=word, command_id=command.id) for one in targets
+        operations.give_back(one, actor=command.actor, reason=code.value, command_id=command.id)
+        for one in targets
     )
+    ids = [str(one.id) for one in back]
     await step.write(
         None, Action.MONEY_REQUESTED, actor=command.actor,
-        evidence={**_about(command), "attention": word, "operations": [str(one.id) for one in back]}, attempts=0,
-        operations=back, done=((command.id, f"accepted: {', '.join(str(one.id) for one in back)}"),), due_in=KEEP,
+        evidence={**_about(command), "attention": code, "operations": ids}, attempts=0, operations=back,
+        done=((command.id, result(ResultCode.ACCEPTED, operations=ids)),), due_in=KEEP,
     )  # fmt: skip
 
 
@@ -324,18 +322,20 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
     held, command = step.held, step.answering
     assert command is not None  # noqa: S101 - the caller's condition
     rival = await rival_of(step.processor.db, held)
-    refusal = None
+    refused = None
     if not await step.was_asked_for():
-        refusal = f"nobody asked for order {held.order_ref}: there is nothing to open a session with"
+        refused = result(ResultCode.REFUSED_NOT_AN_ORDER, orderId=held.order_ref)
     elif rival is not None:
-        refusal = f"order {held.order_ref} belongs to checkout {rival} now"
+        refused = result(ResultCode.REFUSED_ORDER_TAKEN, orderId=held.order_ref, checkout=str(rival))
     elif held.session_count >= ORDER_USES:
-        refusal = f"order number {held.order_ref} has been used {held.session_count} times at the gateway, which takes about {ORDER_USES}"
+        refused = result(
+            ResultCode.REFUSED_ORDER_NUMBER_USED_UP, orderId=held.order_ref, sessions=held.session_count, most=ORDER_USES
+        )  # fmt: skip
     elif verdict.finding not in {reconciliation.LookupOutcome.NOTHING, reconciliation.LookupOutcome.DECLINED}:
-        refusal = f"the gateway shows this order as {verdict.finding}"
+        refused = result(ResultCode.REFUSED_PAYMENT_SHOWN, finding=verdict.finding.value)
     step.answering = None
-    if refusal is not None:
-        await _refuse(step, command, refusal)
+    if refused is not None:
+        await _refuse(step, command, refused)
         return
     asked = command.arguments.get("expiresIn")
     expires_in = float(asked) if asked is not None else held.expires_in
@@ -343,7 +343,7 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
         Trigger.REOPENED, Action.CHECKOUT_REOPENED, actor=command.actor,
         evidence={**_about(command), **verdict.evidence, "sessionCount": held.session_count}, payments=verdict.payments,
         deadline_in=expires_in or float(step.settings.checkout_expires_in), expires_in=expires_in, session_id=None, methods=None,
-        attention=None, last_error=None, lookups=0, done=((command.id, "done: it is reopened"),),
+        attention=None, last_error=None, lookups=0, done=((command.id, result(ResultCode.DONE_REOPENED)),),
         # A new claim brings the intent along.
         due_in=0.0, events=(Event(EventType.CHECKOUT_REOPENED),),
     )  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from orchestrator.audit import SYSTEM, Action
-from orchestrator.domain import decisions, events, money, operations, reconciliation, schedule
+from orchestrator.domain import decisions, events, last_error, operations, reconciliation, schedule
+from orchestrator.domain.attention import LATE, Attention, AttentionCode
 from orchestrator.domain.events import Event, Totals
+from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.reconciliation import LookupOutcome, Reconciliation
 from orchestrator.domain.states import CLOSED, State, Trigger
@@ -18,12 +20,10 @@ from orchestrator.store.checkouts import KEEP, order_is_shared, paying_others, r
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.domain.attention import PaymentAmount
     from orchestrator.domain.records import Operation
     from orchestrator.domain.transaction import Found
     from orchestrator.store.checkouts import ClaimedCheckout
-
-UNKNOWN_ORDER: Final = "unknown_order"
-LATE: Final = "late_payment"
 
 
 async def look(step: Step) -> Reconciliation | None:
@@ -48,32 +48,28 @@ async def look(step: Step) -> Reconciliation | None:
     verdict = reconciliation.judge(
         held, outcome.value, shared=shared, elsewhere=elsewhere, surcharges=surcharges
     )
-    step.shown = f"the gateway shows {_SHOWN[verdict.finding]}"
+    step.shown = verdict.finding
     return verdict
-
-
-_SHOWN: Final = {
-    LookupOutcome.PAID: "money held for this order",
-    LookupOutcome.OPEN: "a payment that is still open",
-    LookupOutcome.DECLINED: "only attempts that are over without money",
-    LookupOutcome.NOTHING: "no attempt to pay",
-    LookupOutcome.RELEASED: "that the payment was released",
-    LookupOutcome.UNSURE: "something that a person must look at",
-}
 
 
 # ── Attention ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def sticky_attention(step: Step) -> str | None:
+def sticky_attention(step: Step) -> Attention | None:
     """Return what remains of the attention after a lookup that raises none: what only a person takes back."""
     return reconciliation.sticky(step.cleared_attention())
 
 
-def raised_attention(step: Step, attention: str) -> str | None:
+def raised_attention(step: Step, attention: Attention) -> Attention | None:
     """Return an attention, unless somebody decided on the same for a transaction of this checkout."""
-    word = reconciliation.word_of(attention)
-    return None if any(one.is_decided(word) for one in step.held.known) else attention
+    return None if any(one.is_decided(attention.code) for one in step.held.known) else attention
+
+
+def accepted_amounts(step: Step) -> tuple[PaymentAmount, ...]:
+    """Return what our books have of the payments that complete the checkout."""
+    return tuple(
+        decisions.amount_of(one) for one in step.held.known if one.role == reconciliation.Role.ACCEPTED
+    )
 
 
 # ── Money ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -92,9 +88,9 @@ async def complete(step: Step, verdict: Reconciliation) -> None:
             # Tied by the order number alone: it may be another system's, and only a person may give that back.
             policy = "ask"
         if policy == "ask":
-            attention = attention or _late(step, unordered=unordered)
+            attention = attention or _late(step, verdict, unordered=unordered)
         elif policy == "return":
-            why = f"{UNKNOWN_ORDER if unordered else LATE}: policy return"
+            why = f"{AttentionCode.UNKNOWN_ORDER if unordered else AttentionCode.LATE_PAYMENT}: policy return"
             given = [one for one in paying if decisions.left(one) > 0]
             back = (*back, *(operations.give_back(one, actor=SYSTEM, reason=why) for one in given))
     attention = charged_back(step, verdict) or attention or sticky_attention(step)
@@ -126,7 +122,7 @@ async def _left_to_the_order(step: Step, found: Found, unbound: Sequence[str]) -
         await wake(tx, [order], grace=0.0)
     await step.write(
         None, Action.CALLBACK_READ, evidence=callbacks.with_callbacks(step, {"order": str(order)}), read=callbacks.ids(step),
-        attention=sticky_attention(step), last_error=f"the order has checkout {order}, which the payment is left to",
+        attention=sticky_attention(step), last_error=last_error.error(ErrorCode.LEFT_TO_ORDER, checkout=str(order)),
         lookups=held.lookups + 1, due_in=step.first_watch(None) or QUARANTINE,
     )  # fmt: skip
     return True
@@ -136,11 +132,11 @@ async def unsure(step: Step, verdict: Reconciliation) -> None:
     """Leave it where it is, keep looking, and ask for a decision: the answer proves neither payment nor its absence."""
     held = step.held
     attention = verdict.attention or sticky_attention(step)
-    news = attention is not None and attention != held.attention
+    news = attention is not None and attention.is_news(held.attention)
     words = ((news, Action.ATTENTION_RAISED), (held.callbacks, Action.CALLBACK_READ))
     await step.write(
         None, next((word for said, word in words if said), None), evidence=callbacks.with_callbacks(step, verdict.evidence),
-        payments=verdict.payments, attention=attention, last_error=attention, attempts=held.attempts,
+        payments=verdict.payments, attention=attention, last_error=last_error.undecided(attention), attempts=held.attempts,
         lookups=held.lookups + 1, due_in=schedule.next_lookup(step.settings, held.lookups), read=callbacks.ids(step),
         require_capture=capture_required(step),
     )  # fmt: skip
@@ -152,24 +148,25 @@ def kept_by_decision(held: ClaimedCheckout, verdict: Reconciliation) -> bool:
     return kept.issuperset(one.transaction_id for one in verdict.paying)
 
 
-def charged_back(step: Step, verdict: Reconciliation) -> str | None:
+def charged_back(step: Step, verdict: Reconciliation) -> Attention | None:
     """Return what a person must know of money that the shopper's bank has taken back since the last lookup."""
     if verdict.charged_back <= step.held.charged_back:
         return None
-    amount = money.spelled(verdict.charged_back, step.held.currency)
-    return f"charged_back: the shopper's bank took back {amount}; answer it at the gateway"
+    facts = {"amount": verdict.charged_back, "currency": step.held.currency}
+    return Attention(code=AttentionCode.CHARGED_BACK, payments=_paying(verdict), facts=facts)
 
 
-def _late(step: Step, *, unordered: bool) -> str | None:
-    if unordered:
-        said = f"{UNKNOWN_ORDER}: a payment came for order number {step.held.order_ref}, which no shop has handed over; keep it, or return it"
-        return raised_attention(step, said)
-    return raised_attention(
-        step, f"{LATE}: the money came after the checkout had ended; keep the order, or return the money"
-    )
+def _paying(verdict: Reconciliation) -> tuple[PaymentAmount, ...]:
+    return tuple(map(decisions.amount_of, verdict.paying))
 
 
-def late_question(step: Step, verdict: Reconciliation) -> str | None:
+def _late(step: Step, verdict: Reconciliation, *, unordered: bool) -> Attention | None:
+    code = AttentionCode.UNKNOWN_ORDER if unordered else AttentionCode.LATE_PAYMENT
+    facts = {"orderId": step.held.order_ref} if unordered else {}
+    return raised_attention(step, Attention(code=code, payments=_paying(verdict), facts=facts))
+
+
+def late_question(step: Step, verdict: Reconciliation) -> Attention | None:
     """Return what a person is still to decide of money that came late, whatever else was asked meanwhile."""
     held = step.held
     if not held.late or verdict.left <= 0 or kept_by_decision(held, verdict):
@@ -182,10 +179,10 @@ def late_question(step: Step, verdict: Reconciliation) -> str | None:
         one.open and one.cause == "returned" and one.transaction_id in held.accepted
         for one in held.operations
     )
-    return None if going_back else _late(step, unordered=unordered)
+    return None if going_back else _late(step, verdict, unordered=unordered)
 
 
-def surplus(step: Step, verdict: Reconciliation) -> tuple[str | None, tuple[Operation, ...]]:
+def surplus(step: Step, verdict: Reconciliation) -> tuple[Attention | None, tuple[Operation, ...]]:
     """Return the attention of a verdict, and the operations by which policy returns what is surplus beside a payment."""
     policy = step.merchant.policies.surplus
     if not verdict.surplus or verdict.finding is not LookupOutcome.PAID or policy == "ask":
@@ -195,7 +192,7 @@ def surplus(step: Step, verdict: Reconciliation) -> tuple[str | None, tuple[Oper
     # Once: what was tried before and could not be done is a person's business.
     tried = {one.transaction_id for one in step.held.operations if one.cause == "returned"}
     back = tuple(
-        operations.give_back(one, actor=SYSTEM, reason="surplus_payment: policy return")
+        operations.give_back(one, actor=SYSTEM, reason=f"{AttentionCode.SURPLUS_PAYMENT}: policy return")
         for one in verdict.surplus
         # Tied by the order number alone: it may be another system's, and only a person may give that back.
         if one.transaction_id not in tried and one.binding == reconciliation.Binding.BOUND
@@ -225,10 +222,7 @@ def captures(step: Step, verdict: Reconciliation) -> bool:
         not held.late
         or policies.late == "keep"
         or kept_by_decision(held, verdict)
-        or any(
-            one.role == reconciliation.Role.ACCEPTED and one.is_decided(LATE, UNKNOWN_ORDER)
-            for one in held.known
-        )
+        or any(one.role == reconciliation.Role.ACCEPTED and one.is_decided(*LATE) for one in held.known)
     )
     tried = any(one.cause in {"automatic", "returned"} for one in held.operations)
     reserved, captured, _ = verdict.money

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.audit import Action
+from orchestrator.domain import decisions
+from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.events import Event, EventType
+from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.reconciliation import LookupOutcome, Reconciliation
 from orchestrator.domain.states import Trigger
 from orchestrator.processing import callbacks, complete
@@ -137,11 +140,13 @@ async def _wait_on(step: Step, verdict: Reconciliation) -> None:
             return
     attention = complete.sticky_attention(step)
     if verdict.finding is LookupOutcome.OPEN and (now - held.deadline).total_seconds() > LONG_OPEN:
-        attention = attention or complete.raised_attention(
-            step,
-            "open_payment: a payment has been open since long before the deadline; ask the gateway or the shopper",
+        still = tuple(
+            decisions.amount_of(one) for one in verdict.payments if one.meaning == PaymentMeaning.OPEN
         )
-    news = attention is not None and attention != held.attention
+        attention = attention or complete.raised_attention(
+            step, Attention(code=AttentionCode.OPEN_PAYMENT, payments=still)
+        )
+    news = attention is not None and attention.is_news(held.attention)
     # Nothing moved: the rows of `payments` say what was seen, and the trail is spared an entry for each lookup.
     words = ((news, Action.ATTENTION_RAISED), (held.callbacks, Action.CALLBACK_READ))
     action = next((word for said, word in words if said), None)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from orchestrator import log
 from orchestrator.audit import SYSTEM, Action
-from orchestrator.domain import decisions, events, operations, reconciliation, schedule
+from orchestrator.domain import events, operations, reconciliation, schedule, sentences
+from orchestrator.domain.attention import RETURNABLE, Attention, AttentionCode, PaymentAmount
+from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.operations import Fate
 from orchestrator.gateway.outcomes import (
     FINAL_STATUSES,
@@ -25,10 +27,18 @@ from orchestrator.gateway.outcomes import (
     Unknown,
 )
 from orchestrator.processing import complete
-from orchestrator.processing.step import CREDENTIALS, MANY_FAILURES, STUCK, Failure, Step, retry
+from orchestrator.processing.step import (
+    CREDENTIALS,
+    MANY_FAILURES,
+    Failure,
+    Step,
+    retry,
+    stuck,
+)
 from orchestrator.store.checkouts import KEEP, operation_holds, tick
 
 if TYPE_CHECKING:
+    from orchestrator.domain.last_error import LastError
     from orchestrator.domain.records import Operation
     from orchestrator.domain.transaction import Transaction
     from orchestrator.gateway.outcomes import Outcome
@@ -37,7 +47,6 @@ _log = log.get(__name__)
 
 REFUSALS: Final = frozenset({"error", "failed", "cancelled", "declined"})
 """Results (lower case) by which the gateway says that it did nothing; `error` is also its answer to what is done already."""
-REJECTED: Final = "operation_rejected"
 
 
 async def operate(step: Step, operation: Operation) -> None:
@@ -59,16 +68,36 @@ async def operate(step: Step, operation: Operation) -> None:
 
 async def _refuse_foreign(step: Step, operation: Operation) -> None:
     """End an operation that no worker of ours wrote as it stands, unsent, and tell a person: somebody wrote into the database."""
-    why = "its row was not written by a worker of this installation, or was changed since"
+    wrong = error(ErrorCode.NOT_AUTHENTIC)
+    why = sentences.of(wrong)
     _log.error(
         "operation_not_authentic", security=True, operation=str(operation.id), kind=operation.kind, reason=why
     )
-    said = f"{REJECTED}: {operation.kind} {operation.id} was not sent: {why}; compare the gateway's books and the audit trail"
-    attention = complete.sticky_attention(step) or said
+    attention = complete.sticky_attention(step) or _rejected(operation, wrong, authentic=False)
     await _write(
-        step, Action.MONEY_REJECTED, replace(operation, state="rejected", last_error=why), {"why": why, "authentic": False},
-        attention=attention, events=(_rejected(operation, why),), due_in=0.0,
+        step, Action.MONEY_REJECTED, replace(operation, state="rejected", last_error=wrong),
+        {"code": wrong.code, "why": why, "authentic": False}, attention=attention,
+        events=(_refused(operation, wrong),), due_in=0.0,
     )  # fmt: skip
+
+
+def _rejected(operation: Operation, why: LastError, *, authentic: bool = True) -> Attention:
+    facts = {**_named(operation), "error": sentences.error_fact(why)}
+    if not authentic:
+        facts["authentic"] = False
+    return Attention(code=AttentionCode.OPERATION_REJECTED, payments=(_amount(operation),), facts=facts)
+
+
+def _named(operation: Operation) -> dict[str, object]:
+    return {
+        "operation": str(operation.id), "kind": operation.kind, "transaction": operation.transaction_id,
+    }  # fmt: skip
+
+
+def _amount(operation: Operation) -> PaymentAmount:
+    return PaymentAmount(
+        transaction_id=operation.transaction_id, amount=operation.amount, currency=operation.currency
+    )
 
 
 async def _look(step: Step, operation: Operation) -> Transaction | None:
@@ -83,8 +112,8 @@ async def _look(step: Step, operation: Operation) -> Transaction | None:
     found = [one for one in outcome.value.transactions if (one.transaction_id, one.order_ref) == named]
     if found:
         return found[0]
-    reason = f"{operations.UNCLEAR}: the gateway does not know transaction {operation.transaction_id} of operation {operation.id} any more"
-    await _unclear(step, operation, reason, why="transaction_unknown")
+    about = {"transaction": operation.transaction_id, "operation": str(operation.id)}
+    await _unclear(step, operation, error(ErrorCode.TRANSACTION_UNKNOWN, **about))
     return None
 
 
@@ -94,19 +123,16 @@ async def _submit(step: Step, operation: Operation, transaction: Transaction) ->
         case Fate.DUE:
             await _send(step, operation, transaction)
         case Fate.DONE:
-            await _succeed(step, operation, transaction, by=judged.why)
+            await _succeed(step, operation, transaction, by=judged.by)
         case Fate.IMPOSSIBLE:
-            await _reject(step, operation, judged.why, transaction)
+            await _reject(step, operation, judged.error or _UNKNOWN, transaction)
         case Fate.UNCLEAR | Fate.ABSENT:
-            await _unclear(
-                step,
-                operation,
-                f"{operations.UNCLEAR}: {judged.why}",
-                why=judged.why,
-                transaction=transaction,
-            )
+            await _unclear(step, operation, judged.error or _UNKNOWN, transaction=transaction)
         case _:
             assert_never(judged.fate)
+
+
+_UNKNOWN: Final = error(ErrorCode.OTHER, text="no reason was noted")
 
 
 async def _send(step: Step, operation: Operation, transaction: Transaction) -> None:
@@ -134,14 +160,14 @@ async def _send(step: Step, operation: Operation, transaction: Transaction) -> N
             await _answered_no(step, operation, movement.result)
         case Done(movement):
             # Open, incomplete, a system error …: it may still take effect.
-            await _lost(step, operation, Failure(f"the gateway answered {movement.result[:40]}"))
+            await _lost(step, operation, error(ErrorCode.GATEWAY_ANSWERED, answer=movement.result[:40]))
         case NotSent() | Busy() | Throttled() | Unauthorized():
             await _again(step, operation, retry(outcome))
         case Refused(status) if status in FINAL_STATUSES:
             await _answered_no(step, operation, f"{status} {outcome.code}".strip())
         case Refused() | Unknown():
             # A firewall's or a proxy's word says nothing about what stands behind it.
-            await _lost(step, operation, retry(outcome))
+            await _lost(step, operation, retry(outcome).error)
         case _:
             assert_never(outcome)
 
@@ -166,18 +192,18 @@ async def _answered_no(step: Step, operation: Operation, said: str) -> None:
     judged = operations.after_sending(operation, transaction)
     left = operations.left_for(operation, transaction)
     if judged.fate is Fate.DONE:
-        await _succeed(step, operation, transaction, by=judged.why)
+        await _succeed(step, operation, transaction, by=judged.by)
     elif operation.kind != "release" and left <= 0 and judged.fate is Fate.UNCLEAR:
         await _succeed(step, operation, transaction, by="already_done_at_the_gateway")
     else:
-        await _reject(step, operation, f"the gateway answered {said}", transaction)
+        await _reject(step, operation, error(ErrorCode.GATEWAY_ANSWERED, answer=said), transaction)
 
 
 async def _find_out(step: Step, operation: Operation, transaction: Transaction) -> None:
     """Look for what became of an operation that may have been sent; this never sends it."""
     judged = operations.after_sending(operation, transaction)
     if judged.fate is Fate.DONE:
-        await _succeed(step, operation, transaction, by=judged.why)
+        await _succeed(step, operation, transaction, by=judged.by)
         return
     quiet = operations.quiet_after(step.settings, operation)
     since = (step.held.now() - (operation.submitted_at or step.held.now())).total_seconds()
@@ -185,20 +211,18 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
         # Its call may still be on its way; the gateway is asked ever more rarely meanwhile.
         soon = schedule.next_lookup(step.settings, step.held.lookups)
         await _not_known(
-            step, operation, "its call may still be on its way", wait=min(quiet - since + 0.05, soon)
+            step, operation, error(ErrorCode.CALL_UNDER_WAY), wait=min(quiet - since + 0.05, soon)
         )
     elif judged.fate is Fate.ABSENT and operation.attempts >= operations.MOST_SENDS:
-        why = f"it was sent {operation.attempts} times, and the gateway's books never had it"
-        await _unclear(step, operation, f"{operations.UNCLEAR}: {why}", why=why, transaction=transaction)
+        never = error(ErrorCode.NEVER_IN_BOOKS, sends=operation.attempts)
+        await _unclear(step, operation, never, transaction=transaction)
     elif judged.fate is Fate.ABSENT:
         await _write(
-            step, Action.MONEY_WITHDRAWN, replace(operation, state="requested"), {"why": judged.why},
+            step, Action.MONEY_WITHDRAWN, replace(operation, state="requested"), {"why": judged.by},
             attempts=step.held.attempts, payments=(reconciliation.seen_alone(step.held, transaction),), due_in=KEEP,
         )  # fmt: skip
     else:
-        await _unclear(
-            step, operation, f"{operations.UNCLEAR}: {judged.why}", why=judged.why, transaction=transaction
-        )
+        await _unclear(step, operation, judged.error or _UNKNOWN, transaction=transaction)
 
 
 # A settled operation leaves the due time at now: a lookup of the checkout as a whole follows, which also finds its next due time.
@@ -228,15 +252,11 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
     )
     settled = replace(operation, state="succeeded", last_error=None)
     attention = held.attention
-    word = reconciliation.word_of(attention)
-    returned = operation.cause == "returned" and word in {
-        "late_payment",
-        "unknown_order",
-        "surplus_payment",
-        *decisions.PROBLEMS,
-    }
+    code = None if attention is None else attention.code
+    returned = operation.cause == "returned" and code in RETURNABLE
     others = any(one.open and one.id != operation.id for one in held.operations)
-    if word in {operations.UNCLEAR, REJECTED} or (returned and not others):
+    about_operations = {AttentionCode.OPERATION_UNCLEAR, AttentionCode.OPERATION_REJECTED}
+    if code in about_operations or (returned and not others):
         attention = None
     await _write(
         step, Action.MONEY_SUCCEEDED, settled, {"by": by}, attention=attention, last_error=None,
@@ -244,23 +264,20 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
     )  # fmt: skip
 
 
-async def _reject(step: Step, operation: Operation, why: str, transaction: Transaction | None) -> None:
+async def _reject(step: Step, operation: Operation, why: LastError, transaction: Transaction | None) -> None:
     rejected = replace(operation, state="rejected", last_error=why)
     attention = step.held.attention
     if operation.cause != "asked":
         # Nobody waits for this answer, so somebody must be told.
-        said = (
-            f"{REJECTED}: the {operation.kind} of transaction {operation.transaction_id} was not done: {why}"
-        )
-        attention = complete.sticky_attention(step) or said
+        attention = complete.sticky_attention(step) or _rejected(operation, why)
     payments = () if transaction is None else (reconciliation.seen_alone(step.held, transaction),)
     await _write(
-        step, Action.MONEY_REJECTED, rejected, {"why": why}, attention=attention, payments=payments,
-        events=(_rejected(operation, why),), due_in=0.0,
+        step, Action.MONEY_REJECTED, rejected, _why(why), attention=attention, payments=payments,
+        events=(_refused(operation, why),), due_in=0.0,
     )  # fmt: skip
 
 
-def _rejected(operation: Operation, why: str) -> events.Event:
+def _refused(operation: Operation, why: LastError) -> events.Event:
     return events.operation_rejected(
         operation.kind,
         why,
@@ -297,52 +314,57 @@ async def _again(step: Step, operation: Operation, failure: Failure) -> None:
     if failure.credentials:
         attention = step.cleared_attention() or CREDENTIALS
     elif attempts > MANY_FAILURES and attention is None:
-        attention = f"{STUCK}: {attempts} failed calls in a row, last {failure.reason}"
+        attention = stuck(attempts, failure.error)
     # It did not leave, so it does not count as sent.
-    waiting = replace(
-        operation, state="requested", attempts=operation.attempts - 1, last_error=failure.reason
-    )
+    waiting = replace(operation, state="requested", attempts=operation.attempts - 1, last_error=failure.error)
     await _write(
-        step, Action.MONEY_WITHDRAWN, waiting, {"why": "not_sent", "reason": failure.reason}, attempts=attempts,
-        last_error=failure.reason, due_in=due_in, attention=attention,
+        step, Action.MONEY_WITHDRAWN, waiting, {"why": "not_sent", **sentences.coded(failure.error)}, attempts=attempts,
+        last_error=failure.error, due_in=due_in, attention=attention,
     )  # fmt: skip
 
 
-async def _lost(step: Step, operation: Operation, failure: Failure) -> None:
+async def _lost(step: Step, operation: Operation, why: LastError) -> None:
     """Sent, and no answer: what came of it shows in the gateway's books, maybe soon."""
-    await _not_known(step, operation, failure.reason, wait=schedule.next_lookup(step.settings, 1))
+    await _not_known(step, operation, why, wait=schedule.next_lookup(step.settings, 1))
 
 
 # An operation that waits keeps nothing else from happening: the checkout's ordinary step follows under the same lease.
 
 
-async def _not_known(step: Step, operation: Operation, why: str, *, wait: float) -> None:
+async def _not_known(step: Step, operation: Operation, why: LastError, *, wait: float) -> None:
     step.waits[operation.id] = wait
     if operation.state != "unknown":
         await _write(
-            step, Action.MONEY_UNKNOWN, replace(operation, state="unknown", last_error=why), {"why": why},
+            step, Action.MONEY_UNKNOWN, replace(operation, state="unknown", last_error=why), _why(why),
             attempts=step.held.attempts, due_in=KEEP,
         )  # fmt: skip
 
 
 async def _unclear(
-    step: Step, operation: Operation, reason: str, *, why: str, transaction: Transaction | None = None
+    step: Step, operation: Operation, why: LastError, *, transaction: Transaction | None = None
 ) -> None:
     """The gateway's books fit neither outcome: keep looking, and tell a person."""
     held = step.held
     step.waits[operation.id] = schedule.next_lookup(step.settings, held.lookups + 5)
     # What a person is asked already comes first; this is asked when that is decided.
-    attention = step.cleared_attention() or reason
-    if operation.last_error == reason and attention == held.attention:
+    attention = step.cleared_attention() or Attention(
+        code=AttentionCode.OPERATION_UNCLEAR, payments=(_amount(operation),),
+        facts={**_named(operation), "error": sentences.error_fact(why)},
+    )  # fmt: skip
+    news = attention.is_news(held.attention)
+    if operation.last_error == why and not news:
         return
     state = operation.state if operation.state == "requested" else "unknown"
     payments = () if transaction is None else (reconciliation.seen_alone(held, transaction),)
-    news = attention != held.attention
     await _write(
         step, Action.ATTENTION_RAISED if news else Action.MONEY_UNKNOWN,
-        replace(operation, state=state, last_error=reason), {"why": why}, attention=attention, attempts=held.attempts,
+        replace(operation, state=state, last_error=why), _why(why), attention=attention, attempts=held.attempts,
         payments=payments, due_in=KEEP,
     )  # fmt: skip
+
+
+def _why(error: LastError) -> dict[str, object]:
+    return {"code": error.code, "why": sentences.of(error)}
 
 
 async def _write(

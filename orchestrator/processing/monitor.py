@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import TYPE_CHECKING
 
 from orchestrator.audit import Action
-from orchestrator.domain import reconciliation, schedule
+from orchestrator.domain import decisions, schedule
+from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.reconciliation import LookupOutcome, Reconciliation
 from orchestrator.domain.states import CLOSED, Moved, State, Trigger, decide
 from orchestrator.processing import callbacks, commands, complete
@@ -41,7 +43,7 @@ async def watch(step: Step) -> None:
     due_in = _next_watch(step, verdict, attention)
     words = (
         (changed or operating, Action.PAYMENT_SEEN),
-        (attention is not None and attention != held.attention, Action.ATTENTION_RAISED),
+        (attention is not None and attention.is_news(held.attention), Action.ATTENTION_RAISED),
         (held.attention is not None and attention is None, Action.ATTENTION_CLEARED),
         (due_in is None, Action.WATCH_ENDED),
         (held.callbacks, Action.CALLBACK_READ),
@@ -56,7 +58,7 @@ async def watch(step: Step) -> None:
     )  # fmt: skip
 
 
-def _attention(step: Step, verdict: Reconciliation) -> tuple[str | None, tuple[Operation, ...]]:
+def _attention(step: Step, verdict: Reconciliation) -> tuple[Attention | None, tuple[Operation, ...]]:
     """Return what a person must know of an ended checkout after this lookup, and what policy returns by itself."""
     held = step.held
     paid = verdict.finding is LookupOutcome.PAID
@@ -72,10 +74,11 @@ def _attention(step: Step, verdict: Reconciliation) -> tuple[str | None, tuple[O
         and verdict.finding is not LookupOutcome.RELEASED
     ):
         attention = complete.raised_attention(
-            step, "payment_gone: the gateway no longer shows the payment that completed this checkout"
+            step, Attention(code=AttentionCode.PAYMENT_GONE, payments=complete.accepted_amounts(step))
         )
     standing = complete.sticky_attention(step)
-    if reconciliation.word_of(standing) == "reservation_lapses" and verdict.reserved_until is None:
+    lapses = standing is not None and standing.code is AttentionCode.RESERVATION_LAPSES
+    if lapses and verdict.reserved_until is None:
         standing = None
     attention = attention or standing or complete.late_question(step, verdict)
     until = verdict.reserved_until
@@ -83,12 +86,15 @@ def _attention(step: Step, verdict: Reconciliation) -> tuple[str | None, tuple[O
         left = (until - held.now()).total_seconds()
         if left <= step.settings.lapse_warning:
             attention = complete.raised_attention(
-                step, f"reservation_lapses: the reservation is sure to be worth a capture until {until:%Y-%m-%d %H:%M} UTC only; capture or release it"
+                step, Attention(
+                    code=AttentionCode.RESERVATION_LAPSES, payments=tuple(map(decisions.amount_of, verdict.paying)),
+                    facts={"until": until.astimezone(UTC).isoformat(timespec="minutes")},
+                )
             )  # fmt: skip
     return attention, back
 
 
-def _next_watch(step: Step, verdict: Reconciliation, attention: str | None) -> float | None:
+def _next_watch(step: Step, verdict: Reconciliation, attention: Attention | None) -> float | None:
     """Return the seconds until the next lookup of an ended checkout; None when it is settled."""
     held, now = step.held, step.held.now()
     ended = held.ended_at or now

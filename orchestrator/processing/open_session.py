@@ -8,7 +8,9 @@ import msgspec
 
 from orchestrator import callback_urls, intents
 from orchestrator.audit import Action
-from orchestrator.domain import events, schedule
+from orchestrator.domain import events, schedule, sentences
+from orchestrator.domain.attention import Attention, AttentionCode
+from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.reconciliation import LookupOutcome
 from orchestrator.domain.states import UNOFFERED, Trigger
 from orchestrator.gateway.outcomes import FINAL_STATUSES, Done, Refused, Unauthorized
@@ -18,6 +20,7 @@ from orchestrator.processing.step import Failure, Step, credentials, retry
 from orchestrator.store.checkouts import KEEP, Fact
 
 if TYPE_CHECKING:
+    from orchestrator.domain.last_error import LastError
     from orchestrator.store.checkouts import ClaimedCheckout
     from orchestrator.store.checkouts.change import Kept
 
@@ -38,8 +41,7 @@ async def renew(step: Step) -> None:
     """Fetch a new token for the session; once in a lease."""
     if step.renewed:
         # About this session alone, as far as anybody knows: the merchant's other orders go on.
-        reason = "unauthorized: the gateway refuses a token that it issued a moment ago"
-        await step.fail(Failure(reason, credentials=True), "token")
+        await step.fail(Failure(error(ErrorCode.TOKEN_REFUSED), credentials=True), "token")
         return
     outcome = await step.processor.gateway.authenticate(step.account)
     if not isinstance(outcome, Done):
@@ -55,13 +57,13 @@ async def renew(step: Step) -> None:
 async def open_session(step: Step) -> None:
     held = step.held
     if held.session_count >= ORDER_USES:
-        reason = f"order_number_used_up: {held.session_count} sessions were opened for it, and the gateway takes about {ORDER_USES}"
+        used = {"sessions": held.session_count, "most": ORDER_USES}
         await fail(
             step,
             Trigger.ATTEMPTS_EXHAUSTED,
             {"sessionCount": held.session_count},
-            reason=reason,
-            attention=reason,
+            error=error(ErrorCode.ORDER_NUMBER_USED_UP, **used),
+            attention=Attention(code=AttentionCode.ORDER_NUMBER_USED_UP, facts=used),
         )
         return
     token = step.token()
@@ -102,12 +104,13 @@ async def list_methods(step: Step) -> None:
     )
     match outcome:
         case Done(()):
-            reason = (
-                "no_payment_methods: the gateway offers none for this order; check the merchant's terminals, and the "
-                "order's country, currency and amount"
+            await fail(
+                step,
+                Trigger.REFUSED,
+                {"call": "payment-methods", "methods": 0},
+                error=error(ErrorCode.NO_PAYMENT_METHODS),
+                attention=Attention(code=AttentionCode.NO_PAYMENT_METHODS),
             )
-            about = {"call": "payment-methods", "methods": 0}
-            await fail(step, Trigger.REFUSED, about, reason=reason, attention=reason)
         case Done(methods):
             # Nobody is asked between the list and the offer: both are one write.
             fact, changes = _offered(step, len(methods))
@@ -131,7 +134,7 @@ async def list_methods(step: Step) -> None:
 
 async def _refused(step: Step, outcome: Refused, call: str) -> None:
     about = {"call": call, "status": outcome.status, "reason": outcome.reason}
-    await fail(step, Trigger.REFUSED, about, reason=f"gateway_refused: {outcome.reason}")
+    await fail(step, Trigger.REFUSED, about, error=error(ErrorCode.GATEWAY_REFUSED, reason=outcome.reason))
 
 
 def is_given_up(held: ClaimedCheckout) -> bool:
@@ -141,8 +144,8 @@ def is_given_up(held: ClaimedCheckout) -> bool:
 
 async def give_up(step: Step) -> None:
     """End a checkout that could not be offered again before its deadline."""
-    reason = step.held.last_error or "the deadline passed before it could be offered again"
-    await fail(step, Trigger.ATTEMPTS_EXHAUSTED, {"reason": reason, "call": "session"}, reason=reason)
+    why = step.held.last_error or error(ErrorCode.DEADLINE_PASSED)
+    await fail(step, Trigger.ATTEMPTS_EXHAUSTED, {**sentences.coded(why), "call": "session"}, error=why)
 
 
 async def fail(
@@ -150,11 +153,11 @@ async def fail(
     trigger: Trigger,
     evidence: dict[str, object],
     *,
-    reason: str,
-    attention: str | Kept | None = KEEP,
+    error: LastError,
+    attention: Attention | Kept | None = KEEP,
 ) -> None:
     """End a checkout that cannot be offered. Where a shopper could once pay it, the gateway is asked first what it holds."""
-    changes: dict[str, Any] = {"last_error": reason, "attention": attention}
+    changes: dict[str, Any] = {"last_error": error, "attention": attention}
     if step.held.offered_at is not None:
         verdict = await complete.look(step)
         if verdict is None:
@@ -167,7 +170,7 @@ async def fail(
             return
         evidence = {**verdict.evidence, **evidence}
         changes |= {"payments": verdict.payments}
-    await step.end(trigger, events.failed(reason), evidence, **changes)
+    await step.end(trigger, events.failed(error), evidence, **changes)
 
 
 async def offer(step: Step) -> None:

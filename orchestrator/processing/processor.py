@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 from orchestrator import log
 from orchestrator.audit import Action
-from orchestrator.domain import schedule
+from orchestrator.domain import last_error, schedule
+from orchestrator.domain.attention import Attention, AttentionCode
+from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.states import UNOFFERED, State
 from orchestrator.gateway.client import gateway_of
 from orchestrator.gateway.limits.round_robin import RoundRobinSemaphore
 from orchestrator.processing import commands, lookup, lookup_budget, money_operations, monitor, open_session
 from orchestrator.processing.fair_share import FlowKey
-from orchestrator.processing.step import BROKE, POISONED, QUARANTINE, RENEW_BEFORE, Step
+from orchestrator.processing.step import POISONED, QUARANTINE, RENEW_BEFORE, Step
 from orchestrator.store.checkouts import ClaimedCheckout, LeaseLost, Transitions
 from orchestrator.store.database import DatabaseAway, Unwritten, is_away, state_of
 from orchestrator.store.merchants import UnknownMerchant
@@ -230,7 +232,8 @@ class CheckoutProcessor:
     async def _set_aside(self, step: Step, error: Exception) -> None:
         """Set a due time after a step that broke in a way nobody foresaw, and tell a person."""
         held = step.held
-        reason = f"{BROKE}: {type(error).__name__} while {held.state}; see the workers' logs"
+        about = {"error": type(error).__name__, "state": held.state.value}
+        broke = Attention(code=AttentionCode.STEP_BROKE, facts=about)
         try:
             await step.write(
                 None,
@@ -238,8 +241,8 @@ class CheckoutProcessor:
                 evidence={"error": type(error).__name__},
                 due_in=schedule.back_off(self.settings, held.attempts + 3),
                 attempts=held.attempts + 1,
-                last_error=reason,
-                attention=step.cleared_attention() or reason,
+                last_error=last_error.error(ErrorCode.STEP_BROKE, **about),
+                attention=step.cleared_attention() or broke,
             )
         except (LeaseLost, DatabaseAway, Unwritten):
             # The due time at the end of the lease stands, whatever becomes of this note.

@@ -12,7 +12,10 @@ import msgspec
 
 from orchestrator import log
 from orchestrator.audit import Action
-from orchestrator.domain import events, schedule
+from orchestrator.domain import events, last_error, schedule, sentences
+from orchestrator.domain.attention import ABOUT_FAILURES, Attention, AttentionCode
+from orchestrator.domain.command_result import ResultCode, result
+from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.states import UNOFFERED, State, Trigger
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
 from orchestrator.store.checkouts import CALLBACKS_PER_CLAIM, KEEP, ClaimedCheckout, Move, intent_of
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from orchestrator.crypto import DataKey
     from orchestrator.domain.events import Event
+    from orchestrator.domain.last_error import LastError
     from orchestrator.domain.records import Command
     from orchestrator.gateway.callbacks import CallbackFacts
     from orchestrator.gateway.client import Account, Token
@@ -47,16 +51,8 @@ UNREADABLE_FAILURES: Final = 3
 QUARANTINE: Final = 3600.0
 """Seconds until a checkout is touched again whose holders kept dying."""
 
-CREDENTIALS: Final = (
-    "gateway_credentials: the gateway refuses this merchant's user name and password; correct them"
-)
-STUCK: Final = "gateway_failing"
-CIRCUIT_OPEN: Final = "circuit_open"
-"""Begins the last error of a checkout that waits until the circuit of its gateway is closed."""
-BROKE: Final = "step_broke"
-POISONED: Final = (
-    "poisoned: every worker that took this checkout stopped in the middle; see the workers' logs"
-)
+CREDENTIALS: Final = Attention(code=AttentionCode.GATEWAY_CREDENTIALS)
+POISONED: Final = Attention(code=AttentionCode.POISONED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +64,7 @@ class Failure:
     answer came which no reader of ours makes anything of.
     """
 
-    reason: str
+    error: LastError
     at_least: float = 0.0
     credentials: bool = False
     blocks: bool = False
@@ -105,7 +101,7 @@ class Step:
         self.settings = processor.settings
         self.released = False
         self.renewed = False
-        # A command that the next lookup answers, and what the lookup showed.
+        # A command that the next lookup answers, and what the lookup showed (a `LookupOutcome`).
         self.answering: Command | None = None
         self.shown = ""
         # Operations that have had their turn under this lease, and the seconds until their next.
@@ -131,12 +127,13 @@ class Step:
         if self.answering is not None and self.shown:
             # Whatever the lookup led to, somebody asked for it and is told what it showed.
             command, self.answering = self.answering, None
-            changes["done"] = (*changes.get("done", ()), (command.id, f"done: {self.shown}"))
+            told = result(ResultCode.DONE_LOOKED_UP, finding=self.shown)
+            changes["done"] = (*changes.get("done", ()), (command.id, told))
             if action is None:
                 action, changes["actor"] = Action.GATEWAY_ASKED, command.actor
                 changes["evidence"] = {
                     "command": str(command.id),
-                    "shown": self.shown,
+                    "finding": self.shown,
                     **changes.get("evidence", {}),
                 }
         move = Move(held=self.held, trigger=trigger, action=action, **changes)
@@ -164,14 +161,14 @@ class Step:
             self.processor.blocked[held.merchant_id] = time.monotonic() + CREDENTIALS_PAUSE
         attempts = held.attempts + 1
         left = (held.deadline - held.now()).total_seconds()
-        evidence = {"call": call, "reason": failure.reason, "attempt": attempts}
+        evidence: dict[str, object] = {"call": call, **sentences.coded(failure.error), "attempt": attempts}
         # Where a shopper could once pay, a lookup comes before the end (`open_session.give_up`).
         if held.state in UNOFFERED and held.offered_at is None and left <= 0 and not failure.credentials:
             await self.end(
                 Trigger.ATTEMPTS_EXHAUSTED,
-                events.failed(failure.reason),
+                events.failed(failure.error),
                 evidence,
-                last_error=failure.reason,
+                last_error=failure.error,
             )
             return
         if failure.congested:
@@ -185,14 +182,11 @@ class Step:
             # What a person is asked already is not forgotten over it.
             due_in, attention = max(due_in, CREDENTIALS_PAUSE), self.cleared_attention() or CREDENTIALS
         elif failure.unreadable and attempts >= UNREADABLE_FAILURES and attention is None:
-            attention = (
-                f"{STUCK}: the gateway's answer to {call} for order {held.order_ref} cannot be read, {attempts} times in a row, "
-                f"last {failure.reason}"
-            )
+            attention = stuck(attempts, failure.error, call=call, order=held.order_ref)
         elif attempts > MANY_FAILURES and attention is None:
-            attention = f"{STUCK}: {attempts} failed calls in a row, last {failure.reason}"
+            attention = stuck(attempts, failure.error)
         await self.write(
-            None, Action.GATEWAY_FAILED, evidence=evidence, due_in=due_in, attempts=attempts, last_error=failure.reason,
+            None, Action.GATEWAY_FAILED, evidence=evidence, due_in=due_in, attempts=attempts, last_error=failure.error,
             attention=attention,
         )  # fmt: skip
 
@@ -206,7 +200,7 @@ class Step:
         )
         if held.state in UNOFFERED:
             due_in = min(due_in, left + 0.05)
-        why = failure.reason if failure.at_least else held.last_error
+        why = failure.error if failure.at_least else held.last_error
         await self.write(None, None, due_in=due_in, attempts=held.attempts, last_error=why)
 
     async def end(
@@ -234,14 +228,15 @@ class Step:
         warned = (reserved_until - self.held.now()).total_seconds() - self.settings.lapse_warning
         return max(min(self.settings.post_settlement_checks[0], warned + 1), 1.0)
 
-    def cleared_attention(self, *, poisoned: bool = False) -> str | None:
+    def cleared_attention(self, *, poisoned: bool = False) -> Attention | None:
         """Return the attention that remains once the gateway has answered: not ours that it does not answer.
 
         `poisoned`: nor that the checkout was set aside, because somebody wants it tried again.
         """
         attention = self.held.attention
-        words = (CREDENTIALS, STUCK, BROKE, *((POISONED,) if poisoned else ()))
-        return None if attention is not None and attention.startswith(words) else attention
+        if attention is None or attention.code in ABOUT_FAILURES:
+            return None
+        return None if poisoned and attention.code is AttentionCode.POISONED else attention
 
     def next_due_in(self, lookups: int, *, deadline_in: float | None = None) -> float:
         """Return the seconds until the next reason to look at an offered checkout.
@@ -316,25 +311,41 @@ def retry(outcome: Failed) -> Failure:
     """Turn a call that brought nothing into a failure to retry."""
     match outcome:
         case Throttled():
-            return Failure(f"throttled: {outcome.reason}", at_least=outcome.retry_after or 0.0)
+            return _failure(ErrorCode.THROTTLED, outcome, at_least=outcome.retry_after or 0.0)
         case NotSent():
-            return Failure(f"not_sent: {outcome.reason}")
+            return _failure(ErrorCode.NOT_SENT, outcome)
         case Busy():
-            word = CIRCUIT_OPEN if outcome.retry_after else "busy"
-            return Failure(f"{word}: {outcome.reason}", at_least=outcome.retry_after, congested=True)
+            code = ErrorCode.CIRCUIT_OPEN if outcome.retry_after else ErrorCode.BUSY
+            return _failure(code, outcome, at_least=outcome.retry_after, congested=True)
         case Unknown():
-            return Failure(f"unknown: {outcome.reason}", unreadable=outcome.unreadable)
+            return _failure(ErrorCode.UNKNOWN_OUTCOME, outcome, unreadable=outcome.unreadable)
         case Unauthorized():
-            return Failure(f"unauthorized: {outcome.reason}", credentials=True, blocks=True)
+            return _failure(ErrorCode.UNAUTHORIZED, outcome, credentials=True, blocks=True)
         case Refused():
-            return Failure(f"refused: {outcome.reason}")
+            return _failure(ErrorCode.REFUSED, outcome)
         case _:
             assert_never(outcome)
+
+
+def _failure(
+    code: ErrorCode, outcome: Failed, *, at_least: float = 0.0, credentials: bool = False, blocks: bool = False,
+    congested: bool = False, unreadable: bool = False,
+) -> Failure:  # fmt: skip
+    error = last_error.error(code, reason=outcome.reason)
+    return Failure(error, at_least, credentials, blocks, congested, unreadable)
 
 
 def credentials(outcome: Failed) -> Failure:
     """Turn a failed call with the merchant's own credentials into a failure: a refusal is about the merchant, not the order."""
     failure = retry(outcome)
     if isinstance(outcome, Refused):
-        return Failure(failure.reason, credentials=True, blocks=True)
+        return Failure(failure.error, credentials=True, blocks=True)
     return failure
+
+
+def stuck(attempts: int, error: LastError, *, call: str | None = None, order: str | None = None) -> Attention:
+    """Return the attention of a checkout whose calls fail; `call` and `order` where each answer to that call could not be read."""
+    facts: dict[str, object] = {"attempts": attempts, "error": sentences.error_fact(error)}
+    if call is not None:
+        facts |= {"call": call, "orderId": order}
+    return Attention(code=AttentionCode.GATEWAY_FAILING, facts=facts)

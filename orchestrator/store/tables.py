@@ -149,8 +149,12 @@ checkouts = Table(
     Column("audit_sequence", Integer, nullable=False),
     Column("audit_head", LargeBinary, nullable=False),
     Column("event_sequence", Integer, nullable=False, server_default=text("0")),
+    # Codes, and the facts that their sentences are made of (`domain.sentences`); since when the code stands.
     Column("last_error", Text),
+    Column("last_error_details", JSONB),
     Column("attention", Text),
+    Column("attention_details", JSONB),
+    _time("attention_since"),
     Column("correlation_id", Text, nullable=False),
     _time("created_at", now=True),
     _time("updated_at", now=True),
@@ -262,7 +266,9 @@ money_operations = Table(
     # What the gateway had captured (for a refund: refunded) of this transaction when we last looked before sending.
     Column("total_before", BigInteger),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
+    # A code, and the facts that its sentence is made of.
     Column("last_error", Text),
+    Column("last_error_details", JSONB),
     # Under our key, over what would be sent (checkouts.row_macs).
     Column("mac", LargeBinary),
     _time("requested_at", now=True),
@@ -301,7 +307,9 @@ commands = Table(
     Column("mac", LargeBinary),
     _time("requested_at", now=True),
     _time("handled_at"),
+    # A code, and the facts that its sentence is made of.
     Column("result", Text),
+    Column("result_details", JSONB),
     CheckConstraint(
         "kind IN ('cancel', 'reopen', 'capture', 'refund', 'release', 'retry', 'reconcile', 'resolve')",
         name="kind",

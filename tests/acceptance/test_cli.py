@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator import auth
 from orchestrator.crypto import Encryptor
+from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
 from orchestrator.domain.states import State, Trigger
 from tests.acceptance.command import orchestrator
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
@@ -229,6 +230,9 @@ def test_doctor_names_what_is_not_well_and_what_to_do(database_url):
 # ── Checkouts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+SURPLUS = (PaymentAmount(transaction_id="8", amount=13900, currency="DKK"),)
+
+
 @pytest.fixture
 def books(database_url):
     """A database with a paid, a surplus and an open checkout, and the settings that reach it."""
@@ -238,7 +242,10 @@ def books(database_url):
         async with core(database_url, Encryptor(make_settings().secret_keys)) as one:
             await one.checkout(State.AWAITING_PAYMENT, order_ref="open-1")
             held = await one.held(State.AWAITING_PAYMENT, order_ref="paid-1")
-            paid = {"money": (13900, 5000, 0), "attention": "surplus_payment: transactions 8"}
+            paid = {
+                "money": (13900, 5000, 0),
+                "attention": Attention(code=AttentionCode.SURPLUS_PAYMENT, payments=SURPLUS),
+            }
             seen = (
                 payment("7", order_ref="paid-1", captured=5000),
                 payment("8", order_ref="paid-1", role="surplus"),
@@ -278,14 +285,14 @@ def rows(database_url, statement):
         return db.execute(statement).fetchall()
 
 
-DONE = "UPDATE commands SET handled_at = clock(), result = 'done: nothing new' WHERE id = %(id)s"
+DONE = "UPDATE commands SET handled_at = clock(), result = 'done_decided' WHERE id = %(id)s"
 OPERATE = """
     INSERT INTO money_operations (id, merchant_id, checkout_id, transaction_id, kind, amount, currency, state, command_id, cause,
                                   reconciliation_identifier, actor, last_error)
     SELECT gen_random_uuid(), k.merchant_id, k.checkout_id, '7', k.kind, (k.arguments ->> 'amount')::int, 'DKK', '{}', k.id, 'asked',
            k.id::text, k.actor, 'Card Declined' FROM commands k WHERE k.id = %(id)s
 """
-ACCEPT = "UPDATE commands SET handled_at = clock(), result = 'accepted: 1' WHERE id = %(id)s"
+ACCEPT = "UPDATE commands SET handled_at = clock(), result = 'accepted' WHERE id = %(id)s"
 
 
 @pytest.mark.parametrize(
@@ -378,8 +385,8 @@ def test_what_cannot_be_asked_for_is_one_sentence_and_stores_nothing(books, argu
         ((OPERATE.format("rejected"), ACCEPT), (1, "Refused by the gateway: the capture of 10.00 DKK on transaction 7 (Card Declined).")),
         ((OPERATE.format("submitted"), ACCEPT), (1, "is carried out still")),
         ((ACCEPT,), (0, "Accepted.")),
-        ((DONE,), (0, "Done: nothing new")),
-        (("UPDATE commands SET handled_at = clock(), result = 'refused: too much' WHERE id = %(id)s",), (1, "Refused: too much")),
+        ((DONE,), (0, "Done: it is not asked again")),
+        (("UPDATE commands SET handled_at = clock(), result = 'refused_cancelling' WHERE id = %(id)s",), (1, "Refused: it is being cancelled already")),
         (("SELECT 1",), (1, "has not been taken up by a worker yet")),
     ],
     ids=["done", "rejected", "slow", "accepted", "nothing", "refused", "nobody"],
@@ -472,7 +479,7 @@ def counted(stdout):
 def test_reconciling_by_name_tells_what_changed(books, database_url):
     """As if the one were found paid, and half of the other's money were charged back."""
     found = (
-        """UPDATE checkouts SET state = 'completed', reserved = 13900, attention = 'late_payment: x'
+        """UPDATE checkouts SET state = 'completed', reserved = 13900, attention = 'late_payment'
             WHERE id = %(checkout)s AND order_ref = 'open-1'""",
         "UPDATE checkouts SET charged_back = 7000 WHERE id = %(checkout)s AND order_ref = 'paid-1'",
         DONE,
@@ -514,7 +521,9 @@ def test_reconciling_a_period_goes_over_all_of_it_in_lists_and_over_nothing_else
 
 def test_what_nobody_answers_is_told_and_is_a_failure_of_the_command(books, database_url):
     answered = "AND checkout_id = (SELECT id FROM checkouts WHERE order_ref = 'open-1')"
-    refused = "UPDATE commands SET handled_at = clock(), result = 'refused: it is settled' WHERE id = %(id)s "
+    refused = (
+        "UPDATE commands SET handled_at = clock(), result = 'refused_nothing_to_decide' WHERE id = %(id)s "
+    )
     with worker(database_url, refused + answered):
         ended = orchestrator("checkouts", "reconcile", "--since", "1h", "--timeout", "1", **books)
 

@@ -72,7 +72,7 @@ async def in_the_end(world: World, policies: Mapping[str, object]) -> None:
         await _settled_or_due(world, row)
         await _the_money(world, row, policies)
         world.tally.states[row.state + (" late" if row.late else "")] += 1
-        world.tally.attention[(row.attention or "none").partition(":")[0]] += 1
+        world.tally.attention[row.attention or "none"] += 1
     _held_money_has_an_owner(world, rows, await _dismissed(world))
 
 
@@ -161,7 +161,7 @@ async def _the_money(world: World, row: Any, policies: Mapping[str, object]) -> 
     assert books == sums or not accepted, (checkout, books, accepted)
     for one in accepted:
         _nothing_by_itself(row, one, operations, policies)
-    if (row.attention or "").partition(":")[0] in {"", "reservation_lapses"}:
+    if row.attention in {None, "reservation_lapses"}:
         for number, one in ours.items():
             transaction = theirs[number][1]
             words = {mark.partition("=")[0] for mark in (one.decided or "").split()}

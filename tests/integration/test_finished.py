@@ -11,6 +11,7 @@ from psycopg import AsyncCursor
 from psycopg.rows import tuple_row
 from sqlalchemy import text
 
+from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import checkouts, events, inbox
 from tests.conftest import copied
@@ -156,7 +157,7 @@ async def process(place, encryptor, merchant=1):
         held = await place.advance(one, Trigger.AUTHENTICATED, token=b"t", token_lifetime=60.0)
         held = await place.advance(
             held, Trigger.PAYMENT_FOUND, payments=(payment(f"T-{one.id}"),), money=(13900, 0, 0), read=(callback.id,),
-            done=((command.id, "done"),), events=(COMPLETED,), due_in=0.0,
+            done=((command.id, result(ResultCode.DONE_DECIDED)),), events=(COMPLETED,), due_in=0.0,
         )  # fmt: skip
         assert held.state is State.COMPLETED
     await place.wake(*ids)

@@ -41,7 +41,7 @@ from tests.integration.processing.scene import Scene, scene
 from tests.integration.sandbox.parties import serving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 CONFIG = SandboxConfig(username="shop", password="sandbox password", hang_seconds=1.0)
 SETTINGS: dict[str, object] = {"public_url": "http://127.0.0.1:9", "operation_quiet": 0.2}
@@ -82,15 +82,20 @@ async def finish(world: Scene) -> None:
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-async def ends(world: Scene, names: dict[str, UUID]) -> dict[str, Any]:
+def as_stored(row: Any) -> str:
+    """Return what a command's result says, as the earlier version stored it."""
+    return row.result or ""
+
+
+async def ends(
+    world: Scene, names: dict[str, UUID], result_of: Callable[[Any], str] = as_stored
+) -> dict[str, Any]:
     """Return what became of each checkout, by name: without what chance decides."""
     found = {}
     for name, checkout in sorted(names.items()):
         row = await world.row(checkout)
         payments = await world.sql("SELECT * FROM payments WHERE checkout_id = :id", id=checkout)
-        commands = await world.sql(
-            "SELECT kind, result FROM commands WHERE checkout_id = :id ORDER BY id", id=checkout
-        )
+        commands = await world.sql("SELECT * FROM commands WHERE checkout_id = :id ORDER BY id", id=checkout)
         unread = await world.sql(
             "SELECT 1 FROM callbacks WHERE checkout_id = :id AND handled_at IS NULL", id=checkout
         )
@@ -104,7 +109,7 @@ async def ends(world: Scene, names: dict[str, UUID]) -> dict[str, Any]:
             "operations": sorted(
                 [one.kind, one.amount, one.state] for one in await world.operations(checkout)
             ),
-            "commands": [[one.kind, _ID.sub("…", one.result or "")] for one in commands],
+            "commands": [[one.kind, _ID.sub("…", result_of(one))] for one in commands],
             "unread": len(unread),
             "movements": [list(one) for one in await world.movements(checkout)],
         }

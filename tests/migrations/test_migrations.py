@@ -17,6 +17,7 @@ from sqlalchemy import CheckConstraint, create_engine, pool
 from sqlalchemy.dialects import postgresql
 
 from orchestrator import audit
+from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.operations import give_back
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import checkouts, events, inbox, schema
@@ -154,7 +155,7 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, encryptor)
         assert (len(held.callbacks), len(held.commands)) == (1, 1)
         held = await one.advance(
             held, Trigger.PAYMENT_FOUND, payments=(payment("t"),), events=(COMPLETED,),
-            read=(held.callbacks[0].id,), done=((held.commands[0].id, "refused"),), token=b"t", token_lifetime=1.0,
+            read=(held.callbacks[0].id,), done=((held.commands[0].id, result(ResultCode.REFUSED_CANCELLING)),), token=b"t", token_lifetime=1.0,
             money=(13900, 0, 0), due_in=0.0,
         )  # fmt: skip
         assert held.state is State.COMPLETED

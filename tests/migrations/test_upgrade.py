@@ -10,9 +10,14 @@ from typing import Any
 import psycopg
 import pytest
 from alembic import command
+from psycopg.rows import namedtuple_row
 from structlog.testing import capture_logs
 
 from orchestrator import audit
+from orchestrator.domain import attention, command_result, last_error, sentences
+from orchestrator.domain.attention import IRREGULAR, PROBLEMS, RETURNABLE, AttentionCode
+from orchestrator.domain.command_result import ResultCode
+from orchestrator.domain.last_error import ErrorCode
 from orchestrator.explain import explain
 from orchestrator.explain.record import gather
 from orchestrator.store import events, schema
@@ -23,7 +28,6 @@ from tests.migrations.before_0011 import SETTINGS, SLOW, ends, finish, gateway, 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("url", ["embedded"], indirect=True)]
 
 DATA = Path(__file__).parent / "data"
-RENAMED = ("checkouts", "payments", "merchants", "money_operations")
 EVENTS = {
     "checkout.declined": "checkout.attempt_declined",
     "checkout.captured": "payment.captured",
@@ -42,6 +46,28 @@ MOVED = {
     "payment.chargeback",
 }
 TOLD_SINCE = {"checkout.attention", "checkout.attention_resolved", "checkout.attempt_declined"}
+CHANGED = ("checkouts", "payments", "merchants", "money_operations", "commands")
+CODES = {
+    "charged-back": "charged_back", "credentials-refused": "gateway_credentials", "gateway-failing": "gateway_failing",
+    "late-payment": "late_payment", "late-payment-resolve-unread": "late_payment", "lookup-at-limit": "lookup_at_limit",
+    "operation-unclear": "operation_unclear", "order-number-used-up": "order_number_used_up", "over-capture": "over_capture",
+    "over-refund": "over_refund", "payment-gone": "payment_gone", "payment-mismatch": "payment_mismatch",
+    "payment-released": "payment_released", "poisoned": "poisoned", "reservation-lapses": "reservation_lapses",
+    "step-broke": "step_broke", "surplus-payment": "surplus_payment", "unbound-payment": "unbound_payment",
+    "unbound-payment-of-another": "unbound_payment", "unclear-payment": "unclear_payment", "unknown-order": "unknown_order",
+}  # fmt: skip
+"""The code that each attention becomes, by the name of its checkout."""
+
+
+def said_before(row: Any) -> str:
+    """Return the result of a command as the version before said it."""
+    result = command_result.stored(row.result, row.result_details)
+    if result is None:
+        return ""
+    if result.code is ResultCode.ACCEPTED and not result.facts:
+        return "accepted"
+    kind = "refused" if result.refused else "done" if result.code in command_result.DONE else "accepted"
+    return f"{kind}: {sentences.of(result)}"
 
 
 def loaded(url: str) -> Any:
@@ -63,7 +89,7 @@ async def test_every_checkout_comes_to_the_end_that_the_version_before_would_hav
             assert (await audit.verify(world.db, world.encryptor)).problems == []
             with capture_logs():
                 await finish(world)
-            found = await ends(world, saved.names)
+            found = await ends(world, saved.names, said_before)
             for name, end in expected.items():
                 # Events have other names since 0012, and some facts have one that had none.
                 before, told = set(end.pop("events")), set(found[name].pop("events"))
@@ -93,13 +119,13 @@ async def test_stored_words_of_the_version_before_are_understood(url):
             (row,) = await world.sql("SELECT count(*) AS waiting FROM checkouts WHERE slot_reserved")
             assert row.waiting >= 2
             (operation,) = await world.operations(saved.names["operation-requested"])
-            assert operation.last_error.startswith("circuit_open: ")
+            assert operation.last_error == "circuit_open"
 
             for name, checkout in saved.names.items():
                 record = await gather(world.db, world.settings, checkout)
                 said = explain(record)
                 if name in {"circuit-open-2", "circuit-open-3"}:
-                    assert record.last_error.startswith("circuit_open: ")
+                    assert record.last_error.code is ErrorCode.CIRCUIT_OPEN
                     assert "its circuit is open" in " ".join(said.because)
                 assert record.from_payment == name.startswith("unknown-order")
             unknown = saved.names["unknown-order"]
@@ -109,12 +135,116 @@ async def test_stored_words_of_the_version_before_are_understood(url):
             assert view.from_payment
 
 
+async def test_every_sentence_of_the_version_before_becomes_a_code_that_says_the_same(url):
+    def told() -> Any:
+        schema.migrate(url, to="0010")
+        saved = load(url, DATA)
+        names = {checkout: name for name, checkout in saved.names.items()}
+        schema.migrate(url, to="0011")
+        with psycopg.connect(url, row_factory=namedtuple_row) as db:
+            before = {
+                column: {
+                    row.id: row.said
+                    for row in db.execute(
+                        f"SELECT id, {column} AS said FROM {table} WHERE {column} IS NOT NULL"
+                    )
+                }
+                for table, column in (
+                    ("checkouts", "attention"),
+                    ("checkouts", "last_error"),
+                    ("commands", "result"),
+                )
+            }
+            before["operations"] = {
+                row.id: row.last_error
+                for row in db.execute(
+                    "SELECT id, last_error FROM money_operations WHERE last_error IS NOT NULL"
+                )
+            }
+        schema.migrate(url)
+        with psycopg.connect(url, row_factory=namedtuple_row) as db:
+            after = {
+                table: {row.id: row for row in db.execute(f"SELECT * FROM {table}")}
+                for table in ("checkouts", "commands", "money_operations")
+            }
+        return names, before, after
+
+    names, before, after = await asyncio.to_thread(told)
+    codes = {}
+    for checkout, said in before["attention"].items():
+        row = after["checkouts"][checkout]
+        found = attention.stored(row.attention, row.attention_details)
+        assert f"{found.code}: {sentences.of(found)}" == said
+        assert "text" not in found.facts
+        codes[names[checkout]] = row.attention
+        about_payments = {
+            *PROBLEMS,
+            *IRREGULAR,
+            *RETURNABLE,
+            AttentionCode.PAYMENT_GONE,
+            AttentionCode.RESERVATION_LAPSES,
+        }
+        assert bool(found.payments) == (
+            found.code
+            in about_payments
+            | {AttentionCode.CHARGED_BACK, AttentionCode.PAYMENT_RELEASED, AttentionCode.OPERATION_UNCLEAR}
+        ), found
+    assert {name: code for name, code in codes.items() if name in CODES} == CODES
+    assert len(set(codes.values())) >= 18
+    for checkout, said in before["last_error"].items():
+        row = after["checkouts"][checkout]
+        found = last_error.stored(row.last_error, row.last_error_details)
+        assert found.code is not ErrorCode.OTHER, said
+        assert said.endswith(sentences.of(found)), (said, found)
+    for operation, said in before["operations"].items():
+        row = after["money_operations"][operation]
+        found = last_error.stored(row.last_error, row.last_error_details)
+        assert found.code is not ErrorCode.OTHER, said
+        assert said.endswith(sentences.of(found)), (said, found)
+    for command_id, said in before["result"].items():
+        assert said_before(after["commands"][command_id]) == said
+    assert all(len(values) >= 3 for values in before.values()), before
+
+
+async def test_words_that_nobody_knows_are_kept_as_they_are(url):
+    def told() -> list[Any]:
+        schema.migrate(url, to="0010")
+        load(url, DATA)
+        with psycopg.connect(url, autocommit=True) as db:
+            db.execute(
+                "UPDATE checkouts SET attention = 'something else', last_error = 'late_payment: in other words' WHERE state = 'completed'"
+            )
+            db.execute(
+                "UPDATE checkouts SET attention = 'late_payment: in other words', last_error = 'odd' WHERE state = 'failed'"
+            )
+            db.execute("UPDATE commands SET result = 'done: and dusted' WHERE result IS NOT NULL")
+        schema.migrate(url)
+        with psycopg.connect(url, row_factory=namedtuple_row) as db:
+            return [
+                *db.execute(
+                    "SELECT DISTINCT state, attention, attention_details -> 'facts' AS facts, last_error, last_error_details AS error "
+                    "FROM checkouts WHERE state IN ('completed', 'failed') ORDER BY state"
+                ).fetchall(),
+                *db.execute(
+                    "SELECT DISTINCT result, result_details FROM commands WHERE result IS NOT NULL"
+                ).fetchall(),
+            ]
+
+    completed, failed, result = await asyncio.to_thread(told)
+    assert (completed.attention, completed.facts) == ("other", {"text": "something else"})
+    assert completed.last_error == "needs_decision"
+    assert sentences.of(last_error.stored(completed.last_error, completed.error)) == "in other words"
+    assert (failed.attention, failed.facts) == ("late_payment", {"text": "in other words"})
+    assert (failed.last_error, failed.error) == ("other", {"text": "odd"})
+    assert (result.result, result.result_details) == ("other", {"text": "done: and dusted"})
+
+
 async def test_the_way_back_gives_every_row_its_earlier_words_again(url):
     def rows() -> list[Any]:
         with psycopg.connect(url) as db:
             return [
                 db.execute(f"SELECT to_jsonb(t) FROM {table} t ORDER BY 1").fetchall()
-                for table in (*RENAMED, "look_budgets")
+                for table in (*CHANGED, "look_budgets")
             ]
 
     schema.migrate(url, to="0010")

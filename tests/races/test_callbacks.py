@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from orchestrator.crypto import EncryptionError
+from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.ids import uuid7
 from orchestrator.domain.states import State
 from orchestrator.store import inbox
@@ -240,7 +241,7 @@ async def test_a_command_is_stored_with_who_asked_and_wakes_its_checkout(core):
     assert (command.id, command.kind, command.actor, command.reason, command.expected_version) == (
         requested.id, "cancel", "client:shop", "no stock", 5,
     )  # fmt: skip
-    told = await core.release(held, 60.0, done=((command.id, "accepted"),))
+    told = await core.release(held, 60.0, done=((command.id, result(ResultCode.ACCEPTED)),))
     assert told.commands == ()
     assert await core.all("SELECT result, handled_at IS NOT NULL FROM commands") == [("accepted", True)]
     await core.wake(checkout)

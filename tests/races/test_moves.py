@@ -6,13 +6,17 @@ import asyncio
 import time
 from uuid import uuid4
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 from sqlalchemy.exc import OperationalError
 
 from orchestrator import audit
 from orchestrator.audit import Action
-from orchestrator.domain import events
+from orchestrator.domain import attention, events
+from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
+from orchestrator.domain.command_result import ResultCode, result
+from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.states import State, Trigger, UnknownTransition
 from orchestrator.store import inbox
 from orchestrator.store.checkouts import ClaimedCheckout, LeaseLost
@@ -48,14 +52,20 @@ async def laden(core, state=State.AWAITING_PAYMENT):
     return held
 
 
+ERROR = error(ErrorCode.NOT_SENT, reason="no connection")
+ATTENTION = Attention(
+    code=AttentionCode.SURPLUS_PAYMENT, payments=(PaymentAmount(transaction_id="8", amount=1, currency="DKK"),), facts={"released": True}
+)  # fmt: skip
+
+
 def full(held, **changes):
     """Return a move that writes everything a move can write."""
     values = {
         "evidence": {"by": "lookup"}, "token": b"another token", "token_lifetime": 60.0, "session_id": "session-2",
         "methods": [{"id": "wallet"}], "events": (COMPLETED,),
         "payments": (payment(f"t-{held.id}"),), "money": (13900, 13900, 100), "lookups": 3, "session_count": 2, "attempts": 1,
-        "last_error": "an error", "attention": "a_reason: of a test", "deadline_in": 7.0, "late": True, "cancel_requested": True,
-        "read": tuple(callback.id for callback in held.callbacks), "done": tuple((one.id, "accepted") for one in held.commands),
+        "last_error": ERROR, "attention": ATTENTION, "deadline_in": 7.0, "late": True, "cancel_requested": True,
+        "read": tuple(callback.id for callback in held.callbacks), "done": tuple((one.id, result(ResultCode.ACCEPTED, operations=["1"])) for one in held.commands),
         **changes,
     }  # fmt: skip
     return move(held, Trigger.PAYMENT_FOUND, **values)
@@ -73,15 +83,20 @@ async def test_a_move_that_lands_writes_all_of_itself(core):
     )
     assert (row.reserved, row.captured, row.refunded, row.late) == (13900, 13900, 100, True)
     assert (row.lookups, row.session_count, row.attempts, row.last_error, row.attention) == (
-        3, 2, 1, "an error", "a_reason: of a test",
+        3, 2, 1, "not_sent", "surplus_payment",
     )  # fmt: skip
+    assert row.last_error_details == {"reason": "no connection"}
+    assert attention.stored(row.attention, row.attention_details) == ATTENTION
+    assert row.attention_since == row.updated_at
     assert row.cancel_requested_at
     assert row.ended_at
     assert (row.deadline - row.updated_at).total_seconds() == 7.0
     assert 49 < (row.due_at - row.updated_at).total_seconds() <= 50
     assert bytes(row.audit_head) == after.audit_head
     assert await core.all("SELECT handled_at IS NOT NULL FROM callbacks") == [True]
-    assert await core.all("SELECT handled_at IS NOT NULL, result FROM commands") == [(True, "accepted")]
+    assert await core.all("SELECT handled_at IS NOT NULL, result, result_details FROM commands") == [
+        (True, "accepted", {"operations": ["1"]})
+    ]
     assert await core.all("SELECT token, session_id, methods FROM sessions") == [
         (b"another token", "session-2", [{"id": "wallet"}])
     ]
@@ -94,6 +109,22 @@ async def test_a_move_that_lands_writes_all_of_itself(core):
         ("checkout.attention", {**snapshot, "facts": {"attention": "a_reason"}, "details": {"reason": "a_reason: of a test"}}),
     ]  # fmt: skip
     assert await core.all("SELECT transaction_id, role FROM payments") == [(f"t-{held.id}", "accepted")]
+
+
+async def test_since_when_it_needs_a_decision_is_kept_while_the_code_stands(core):
+    held = await core.held()
+    held = await core.advance(held, attention=ATTENTION)
+    first = (await core.row(held.id)).attention_since
+    other = msgspec.structs.replace(ATTENTION, payments=())
+    held = await core.advance(held, attention=other)
+    row = await core.row(held.id)
+    assert (row.attention_since, attention.stored(row.attention, row.attention_details)) == (first, other)
+    held = await core.advance(held, attention=Attention(code=AttentionCode.LATE_PAYMENT))
+    assert (await core.row(held.id)).attention_since > first
+    held = await core.advance(held, attention=None)
+    row = await core.row(held.id)
+    assert (row.attention, row.attention_details, row.attention_since) == (None, None, None)
+    await core.release(held)
 
 
 async def test_what_the_mover_returns_is_what_the_next_claim_reads(core):
@@ -195,7 +226,11 @@ async def test_a_poisoned_move_among_a_hundred_fails_alone(core):
     held = await core.claim(*await core.checkouts(100))
     results = await asyncio.gather(
         *(
-            core.advance(one, Trigger.AUTHENTICATED, last_error="\0" if number == 50 else None)
+            core.advance(
+                one,
+                Trigger.AUTHENTICATED,
+                last_error=error(ErrorCode.REFUSED, reason="\0") if number == 50 else None,
+            )
             for number, one in enumerate(held)
         ),
         return_exceptions=True,

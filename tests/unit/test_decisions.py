@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain import decisions
+from orchestrator.domain.attention import AttentionCode
+from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.payment_meaning import TABLE, PaymentMeaning, read
 from orchestrator.domain.reconciliation import LookupOutcome, Role, concerned, judge, marks
 from orchestrator.domain.records import ObservedPayment, PaymentRecord
+from orchestrator.domain.sentences import of
 from orchestrator.domain.states import State
 from orchestrator.domain.transaction import Found
 from tests.unit.judging import ANOTHERS, OURS, checkout, transaction
@@ -79,7 +83,7 @@ EXTRA = transaction("12", "preauth", (14100, 0, 0), surcharge=200)
 )
 def test_what_a_person_keeps_completes_the_order_with_exactly_that(transactions, options, word):
     held, found = asked(*transactions, **options)
-    assert held.attention.startswith(f"{word}: ")
+    assert held.attention.code == word
     assert refused(held, "keep") is None
     verdict = judge(decided(held, "keep"), found, **options)
     assert verdict.finding is LookupOutcome.PAID
@@ -105,25 +109,26 @@ def test_a_decision_says_nothing_of_other_amounts_or_payments(change):
     if change == "another":
         # The two are kept, and the third is asked about.
         assert {one.transaction_id for one in verdict.paying} == {"1", "2"}
-        assert verdict.attention.startswith("payment_mismatch: transaction 3 holds 0.01 DKK")
+        assert verdict.attention.code is AttentionCode.PAYMENT_MISMATCH
+        assert of(verdict.attention).startswith("transaction 3 holds 0.01 DKK")
     else:
         assert verdict.finding is LookupOutcome.UNSURE
         assert verdict.paying == ()
-        assert verdict.attention.startswith("payment_mismatch: ")
+        assert verdict.attention.code is AttentionCode.PAYMENT_MISMATCH
 
 
 def test_parts_are_one_decision_that_names_all_of_them_and_their_sum():
     held, _ = asked(CARD, GIFT)
-    assert held.attention == (
-        "payment_mismatch: transactions 1 (30.00 DKK), 2 (109.00 DKK) hold 139.00 DKK together, the order is 139.00 DKK"
+    assert of(held.attention) == (
+        "transactions 1 (30.00 DKK), 2 (109.00 DKK) hold 139.00 DKK together, the order is 139.00 DKK"
     )
     assert {one.transaction_id for one in concerned(held)} == {"1", "2"}
 
 
 def test_a_surcharge_is_told_and_pays_the_order_where_the_policy_says_so():
     held, found = asked(EXTRA)
-    assert held.attention == (
-        "payment_mismatch: transaction 12 holds 141.00 DKK, which is the order of 139.00 DKK and a surcharge of 2.00 DKK"
+    assert of(held.attention) == (
+        "transaction 12 holds 141.00 DKK, which is the order of 139.00 DKK and a surcharge of 2.00 DKK"
     )
     verdict = judge(checkout(), found, surcharges=True)
     assert (verdict.finding, verdict.money, verdict.attention) == (LookupOutcome.PAID, (14100, 0, 0), None)
@@ -153,15 +158,15 @@ def test_a_surcharge_is_told_and_pays_the_order_where_the_policy_says_so():
 )
 def test_a_decision_that_cannot_be_carried_out_is_refused_with_the_reason(one, decision, why):
     held, _ = asked(one)
-    assert why in refused(held, decision)
+    assert why in of(refused(held, decision))
 
 
 def test_a_decision_on_what_has_changed_since_is_refused():
     held, _ = asked(LESS)
-    stale = checkout(
-        known=held.known, attention="payment_mismatch: transaction 7 holds 49.00 DKK, the order is 139.00 DKK"
-    )
-    assert "have changed" in refused(stale, "keep")
+    other = msgspec.structs.replace(held.attention.payments[0], amount=4900)
+    stale = checkout(known=held.known, attention=msgspec.structs.replace(held.attention, payments=(other,)))
+    assert of(stale.attention) == "transaction 7 holds 49.00 DKK, the order is 139.00 DKK"
+    assert refused(stale, "keep").code is ResultCode.REFUSED_PAYMENTS_CHANGED
 
 
 FAILED = transaction("6", "preauth_failed", (13900, 0, 0))
@@ -224,7 +229,7 @@ def test_a_payment_that_pays_another_checkout_is_no_business_of_this_order():
 def test_several_checkouts_are_only_named_where_there_are_several():
     twice = transaction("1", "preauth", (13900, 0, 0), bound=None, raw_flags=("info_repeated",))
     said = judge(checkout(), Found((twice,))).attention
-    assert said == "unbound_payment: transaction 1 names more than one checkout"
+    assert (said.code, of(said)) == ("unbound_payment", "transaction 1 names more than one checkout")
 
 
 @pytest.mark.parametrize(
@@ -246,15 +251,15 @@ def test_money_taken_back_is_asked_about_until_a_person_has_seen_it_and_again_wh
         known=(PaymentRecord("1", "accepted", "bound", "captured", "DKK", 13900, 13900, 0, 0, None),),
     )
     verdict = judge(paid, Found((one,)))
-    assert verdict.attention.startswith(f"{flag}: ")
-    assert said in verdict.attention
+    assert verdict.attention.code == flag
+    assert said in of(verdict.attention)
     seen = booked(paid, verdict)
     assert judge(seen, Found((one,))).attention == verdict.attention
     done = decided(seen, "dismiss")
     assert judge(done, Found((one,))).attention is None
     if flag.startswith("over"):
         more = replace(one, refunded=one.refunded and 16000, captured=13900 if one.refunded else 16000)
-        assert judge(done, Found((more,))).attention.startswith(f"{flag}: ")
+        assert judge(done, Found((more,))).attention.code == flag
 
 
 @pytest.mark.parametrize("amounts", [(13900, 0, 100), (13900, 0, 0), (13900, 13900, 0)])

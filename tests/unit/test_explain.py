@@ -12,19 +12,16 @@ import pytest
 
 from orchestrator import explain
 from orchestrator.audit import Action
+from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
+from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.states import CLOSED, ENDED, TRANSITIONS, UNOFFERED, State, Trigger
 from orchestrator.explain import Command, Entry, Operation, Payment, Record
-from orchestrator.explain.advice import _FIRST, _OUT, _WHY
+from orchestrator.explain.advice import FIRST, MEANING
 from orchestrator.explain.record import Queue
 from orchestrator.explain.trail import _SINCE, GRADES
 
 NOW = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
 ID = UUID("019aa000-0000-7000-8000-000000000001")
-WORDS = (
-    "late_payment surplus_payment unknown_order payment_mismatch unbound_payment unclear_payment lookup_at_limit payment_released "
-    "payment_gone open_payment reservation_lapses charged_back operation_unclear operation_rejected gateway_credentials gateway_failing step_broke "
-    "poisoned order_number_used_up no_payment_methods chargeback_unclear over_refund over_capture credited"
-).split()
 OPERATIONS = ("requested", "submitted", "succeeded", "rejected", "unknown")
 ENTRIES = (
     Entry(at=NOW - timedelta(minutes=9), action="checkout:received", actor="client:default/shop-1", to="received", evidence={"amount": 13900}),
@@ -52,6 +49,18 @@ def record(state: State = State.AWAITING_PAYMENT, **changes: object) -> Record:
         **changes,
     }  # fmt: skip
     return Record(**values)
+
+
+def needing(code: AttentionCode) -> Attention:
+    """Return an attention with the facts that any of them may have."""
+    amount = PaymentAmount(transaction_id="7", amount=5000, currency="DKK", problem=code, status="preauth")
+    facts = {
+        "ordered": 13900, "currency": "DKK", "orderId": "A-1001", "refunded": 1, "captured": 2, "reserved": 3, "amount": 4,
+        "events": ["Dispute 50.00 DKK"], "credits": ["20.00 DKK"], "until": "2026-01-12T10:00+00:00", "kind": "capture",
+        "transaction": "7", "attempts": 9, "sessions": 4, "most": 4, "error": {"code": "never_in_books", "facts": {"sends": 3}},
+        "text": "something_new: some reason",
+    }  # fmt: skip
+    return Attention(code=code, payments=(amount,), facts=facts)
 
 
 def payment(transaction_id: str = "539101", **changes: object) -> Payment:
@@ -117,7 +126,7 @@ def check(one: Record) -> explain.Explanation:
 
 
 @pytest.mark.parametrize("state", State)
-@pytest.mark.parametrize("attention", [None, *WORDS, "something_new"])
+@pytest.mark.parametrize("attention", [None, *AttentionCode])
 def test_every_state_with_every_reason_to_look_is_explained(state, attention):
     for changes in (
         {},
@@ -126,7 +135,11 @@ def test_every_state_with_every_reason_to_look_is_explained(state, attention):
         {"slot_reserved": True},
         *({"slot_reserved": True, "queue": Queue(before=before, age=12.3)} for before in (0, 1, 40)),
         {"cancel_requested_at": NOW - timedelta(seconds=5)},
-        {"attempts": 3, "last_error": "unknown: no answer within 10 s", "callbacks": 2},
+        {
+            "attempts": 3,
+            "last_error": error(ErrorCode.UNKNOWN_OUTCOME, reason="no answer within 10 s"),
+            "callbacks": 2,
+        },
         {
             "payments": (
                 payment(),
@@ -146,9 +159,7 @@ def test_every_state_with_every_reason_to_look_is_explained(state, attention):
         {"entries": ()},
         *([{"due_at": None}, {"due_at": None, "watch": ()}] if state in ENDED else []),
     ):
-        made = check(
-            record(state, attention=None if attention is None else f"{attention}: some reason", **changes)
-        )
+        made = check(record(state, attention=None if attention is None else needing(attention), **changes))
         assert ("It needs a decision" in made.summary) == (attention is not None)
 
 
@@ -161,8 +172,8 @@ def test_every_operation_is_explained_wherever_it_stands(state, kind, cause):
         if state in {"succeeded", "rejected"}
         else {}
     )
-    for error in (None, "refused: Card Declined"):
-        one = operation(state, kind=kind, cause=cause, error=error, **times)
+    for failed in ({}, {"last_error": "refused", "last_error_details": {"reason": "Card Declined"}}):
+        one = operation(state, kind=kind, cause=cause, **failed, **times)
         for checkout in (State.COMPLETED, State.CANCELLED, State.AWAITING_PAYMENT):
             made = check(record(checkout, operations=(one,), reserved=13900))
             assert any(f"A {kind} of 10.00 DKK on transaction 539101" in said for said in made.because)
@@ -191,7 +202,7 @@ def test_a_command_behind_an_operation_that_nobody_can_judge_says_what_it_waits_
         commands=(asked,),
         payments=(payment("539101", role="accepted"), payment("539102", role="surplus")),
         operations=(operation("unknown", kind="refund", transaction_id="539101"),),
-        attention="operation_unclear: the transaction is gone",
+        attention=needing(AttentionCode.OPERATION_UNCLEAR),
     )
     made = check(held)
     assert any(
@@ -235,9 +246,9 @@ def test_every_entry_of_the_trail_can_follow(action):
     assert len(made.evidence) == (2 if action in _SINCE else 1)
 
 
-def test_the_words_of_attention_are_all_known():
-    assert set(_WHY) == set(WORDS)
-    assert set(_FIRST) | set(_OUT) <= set(WORDS)
+def test_every_attention_has_its_meaning():
+    assert set(MEANING) == set(AttentionCode)
+    assert set(FIRST) <= set(AttentionCode)
     assert set(_SINCE) <= set(Action)
 
 
@@ -289,7 +300,7 @@ def test_a_payment_that_nobody_asked_for_says_so(word):
     first = Entry(
         at=NOW, action="checkout:received", actor="system:orchestrator", to="failed", evidence={word: True}
     )
-    made = check(record(State.FAILED, entries=(first,), attention="unknown_order: x"))
+    made = check(record(State.FAILED, entries=(first,), attention=needing(AttentionCode.UNKNOWN_ORDER)))
     assert "no shop had handed over" in made.evidence[0]
     assert "was handed over by no shop" in made.summary
     assert "/reopen" not in " ".join(made.you_may)
@@ -313,14 +324,16 @@ def test_what_is_offered_says_until_when_and_what_ends_it(state):
 
 @pytest.mark.parametrize("state", UNOFFERED)
 def test_what_is_not_offered_yet_says_what_failed_and_when_it_gives_up(state):
-    made = check(record(state, attempts=3, last_error="not_sent: connection refused"))
+    made = check(record(state, attempts=3, last_error=error(ErrorCode.NOT_SENT, reason="connection refused")))
     assert any("failed 3 times in a row" in said and "connection refused" in said for said in made.because)
     assert "once more" in made.next.what
     assert "by 2026-01-05T10:20:00Z, it fails" in made.next.what
 
 
 def test_a_late_payment_says_that_it_came_late_and_offers_to_keep_or_return_it():
-    made = check(record(State.COMPLETED, late=True, attention="late_payment: x", reserved=13900))
+    made = check(
+        record(State.COMPLETED, late=True, attention=needing(AttentionCode.LATE_PAYMENT), reserved=13900)
+    )
     assert "the money came after it had been closed" in made.summary
     assert [said.partition(":")[0] for said in made.you_may][:2] == [
         "Keep the money, and with it the order", "Return the money to the shopper",
@@ -329,7 +342,14 @@ def test_a_late_payment_says_that_it_came_late_and_offers_to_keep_or_return_it()
 
 def test_money_that_is_too_much_is_returned_by_what_it_is():
     unmatched = (payment(), payment("7", role="surplus"), payment("8", role="surplus", captured=13900))
-    made = check(record(State.COMPLETED, payments=unmatched, attention="surplus_payment: x", reserved=13900))
+    made = check(
+        record(
+            State.COMPLETED,
+            payments=unmatched,
+            attention=needing(AttentionCode.SURPLUS_PAYMENT),
+            reserved=13900,
+        )
+    )
     assert any(
         "Transaction 7 holds 139.00 DKK, beside the accepted payment." in said for said in made.because
     )
@@ -401,7 +421,7 @@ def test_amounts_that_cannot_be_read_are_told_as_they_were_written():
                 replace(
                     move(Trigger.PAYMENT_DECLINED, **evidence),
                     payments=(odd,),
-                    attention="unclear_payment: transaction 2 is preauth with amounts that do not say what it means",
+                    attention=needing(AttentionCode.UNCLEAR_PAYMENT),
                 )
             )
         )
@@ -419,7 +439,7 @@ def test_a_payment_in_an_unknown_currency_is_never_told_to_hold_nothing(currency
     raw = {"currency": "QQQ", "reserved": "139.00", "captured": "0.00", "refunded": "0.00"}
     odd = payment("2", role="unknown", meaning="unknown", currency="", reserved=0, raw_amounts=raw)
     one = record(
-        payments=(odd,), currency=currency or "DKK", attention="unclear_payment: transaction 2 is unclear"
+        payments=(odd,), currency=currency or "DKK", attention=needing(AttentionCode.UNCLEAR_PAYMENT)
     )
     said = "\n".join(sentences(check(one)))
     assert "reserved “139.00” QQQ" in said

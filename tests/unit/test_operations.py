@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.domain import operations
 from orchestrator.domain.operations import Fate, after_sending, before_sending
+from orchestrator.domain.sentences import of
 from tests.unit.test_reconciliation import known, transaction
 
 WHOLE = 13900
@@ -54,7 +55,8 @@ def asked(kind, amount, *, before=(WHOLE, 0, 0), **changes):
 def test_before_it_is_sent_a_look_must_show_what_it_was_asked_on(operation, seen, fate):
     judged = before_sending(operation, seen)
     assert judged.fate is fate
-    assert judged.why
+    assert (judged.error is None) == (fate in {Fate.DUE, Fate.DONE})
+    assert judged.by or of(judged.error)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.reconciliation import Binding, LookupOutcome, Role, bind, judge
 from orchestrator.domain.schedule import back_off, next_lookup, next_watch, quiet_lookups, thinned
+from orchestrator.domain.sentences import of
 from orchestrator.domain.states import State
 from orchestrator.domain.transaction import Found
 from tests.conftest import make_settings
@@ -59,7 +61,7 @@ def test_an_answer_proves(transactions, finding):
 
 def test_what_names_no_checkout_pays_none_of_several_with_its_order_number():
     verdict = judge(checkout(), Found((NAMELESS,)), shared=True)
-    assert (verdict.finding, verdict.attention.split(":")[0]) == (LookupOutcome.UNSURE, "unbound_payment")
+    assert (verdict.finding, verdict.attention.code) == (LookupOutcome.UNSURE, "unbound_payment")
     assert judge(checkout(), Found((PAID,)), shared=True).finding is LookupOutcome.PAID
     assert (
         judge(checkout(known=(known("11"),)), Found((NAMELESS,)), shared=True).finding is LookupOutcome.PAID
@@ -70,7 +72,8 @@ def test_a_released_payment_holds_nothing_any_more():
     released = transaction("1", "released", WHOLE)
     verdict = judge(checkout(state=State.COMPLETED, known=(known("1"),), reserved=13900), Found((released,)))
     assert (verdict.finding, verdict.money) == (LookupOutcome.RELEASED, (0, 0, 0))
-    assert verdict.attention.startswith("payment_released: transaction 1")
+    assert verdict.attention.code is AttentionCode.PAYMENT_RELEASED
+    assert of(verdict.attention).startswith("transaction 1")
 
 
 def test_a_due_time_grows_with_the_age_of_what_it_is_for():
@@ -91,16 +94,21 @@ def test_anothers_money_is_counted_as_foreign_and_booked_nowhere():
 
 
 @pytest.mark.parametrize(
-    ("one", "sentence"),
+    ("one", "code", "sentence"),
     [
-        (LESS, "payment_mismatch: transaction 7 holds 138.00 DKK, the order is 139.00 DKK"),
-        (EUROS, "payment_mismatch: transaction 8 holds 139.00 EUR, the order is 139.00 DKK"),
-        (ODD, "unclear_payment: transaction 6 is no_such_status with amounts that do not say what it means"),
+        (LESS, "payment_mismatch", "transaction 7 holds 138.00 DKK, the order is 139.00 DKK"),
+        (EUROS, "payment_mismatch", "transaction 8 holds 139.00 EUR, the order is 139.00 DKK"),
+        (
+            ODD,
+            "unclear_payment",
+            "transaction 6 is no_such_status with amounts that do not say what it means",
+        ),
     ],
 )
-def test_unsure_says_why_and_concludes_nothing(one, sentence):
+def test_unsure_says_why_and_concludes_nothing(one, code, sentence):
     verdict = judge(checkout(reserved=7), Found((one,)))
-    assert (verdict.finding, verdict.attention, verdict.money) == (LookupOutcome.UNSURE, sentence, (7, 0, 0))
+    assert (verdict.finding, verdict.attention.code, verdict.money) == (LookupOutcome.UNSURE, code, (7, 0, 0))
+    assert of(verdict.attention) == sentence
     assert [seen.role for seen in verdict.payments] == [Role.UNKNOWN]
 
 
@@ -111,7 +119,8 @@ def test_of_two_payments_the_first_is_accepted_and_the_other_is_surplus():
         "1": Role.ACCEPTED,
         "9": Role.SURPLUS,
     }
-    assert verdict.attention == "surplus_payment: transactions 9 also hold money for this order"
+    assert verdict.attention.code is AttentionCode.SURPLUS_PAYMENT
+    assert of(verdict.attention) == "transactions 9 also hold money for this order"
     assert verdict.money == WHOLE
 
 
@@ -140,13 +149,14 @@ def test_another_payment_never_takes_the_place_of_the_accepted_one():
         "9": Role.ATTEMPT,
     }
     assert verdict.money == (0, 0, 0)
-    assert verdict.attention.endswith("; transactions 1 hold money for it")
+    assert of(verdict.attention).endswith("; transactions 1 hold money for it")
 
 
 def test_an_unclear_one_beside_the_accepted_one_wants_a_person():
     verdict = judge(checkout(), Found((PAID, LESS)))
     assert verdict.finding is LookupOutcome.PAID
-    assert verdict.attention == "payment_mismatch: transaction 7 holds 138.00 DKK, the order is 139.00 DKK"
+    assert verdict.attention.code is AttentionCode.PAYMENT_MISMATCH
+    assert of(verdict.attention) == "transaction 7 holds 138.00 DKK, the order is 139.00 DKK"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +172,8 @@ def test_an_answer_as_long_as_answers_get_proves_no_absence(transactions, findin
     verdict = judge(checkout(), Found(transactions, at_limit=True))
     assert verdict.finding is finding
     assert verdict.evidence.get("atLimit") is (True if finding is LookupOutcome.UNSURE else None)
-    assert (verdict.attention or "").startswith("lookup_at_limit" if finding is LookupOutcome.UNSURE else "")
+    asked = finding is LookupOutcome.UNSURE
+    assert verdict.attention == (Attention(code=AttentionCode.LOOKUP_AT_LIMIT) if asked else None)
 
 
 def test_the_evidence_holds_amounts_and_ids_of_each_transaction():

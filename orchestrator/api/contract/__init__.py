@@ -8,7 +8,10 @@ import msgspec
 
 from orchestrator.api.contract import answers, bodies, examples
 from orchestrator.audit import Action
+from orchestrator.domain.attention import AttentionCode
+from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.events import EventType
+from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State, Trigger
 
@@ -18,7 +21,9 @@ if TYPE_CHECKING:
 Schema = dict[str, Any]
 
 _REF: Final = "#/components/schemas/{name}"
-_ENUMS: Final[tuple[type[Enum], ...]] = (State, PaymentStatus, Trigger, Action, EventType)
+_ENUMS: Final[tuple[type[Enum], ...]] = (
+    State, PaymentStatus, Trigger, Action, AttentionCode, ErrorCode, ResultCode, EventType,
+)  # fmt: skip
 
 
 def ref(shape: type) -> Schema:

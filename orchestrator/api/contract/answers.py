@@ -19,7 +19,10 @@ from orchestrator.api.contract.values import (
     about,
 )
 from orchestrator.audit import Action
+from orchestrator.domain.attention import AttentionCode
+from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.events import CloudEvent, EventType
+from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store.inbox import CommandKind
@@ -141,6 +144,28 @@ class HeldMoney(Shape, kw_only=True):
     charged_back: Annotated[Held, about("What the shopper's bank took back")]
 
 
+class AttentionPayment(Shape, kw_only=True):
+    """A payment that an attention is about."""
+
+    transaction_id: Transaction
+    amount: Annotated[Held, about("What it held when the attention was raised")]
+    currency: Annotated[Text, about("ISO 4217; empty where the gateway named none that is known", "DKK")]
+
+
+class Attention(Shape, kw_only=True):
+    """Why a checkout needs a decision."""
+
+    code: Annotated[AttentionCode, about("For programs; the runbook has a chapter for each")]
+    message: Annotated[
+        Text,
+        about(
+            "For people", "the money came after the checkout had ended; keep the order, or return the money"
+        ),
+    ]
+    since: Annotated[Time | None, about("When this code was raised; null for one of an earlier version")]
+    payments: Annotated[list[AttentionPayment], about(maxItems=MOST_ITEMS)]
+
+
 class _Checkout(Shape, kw_only=True):
     id: Id
     order_id: OrderNumber
@@ -160,8 +185,9 @@ class _Checkout(Shape, kw_only=True):
         Time | None, about("When its cancellation was requested, which takes effect after a grace")
     ]
     ended_at: Annotated[Time | None, about("When it ended")]
-    attention: Annotated[Text | None, about("Why it needs a decision", "late_payment: 139.00 DKK")]
+    attention: Annotated[Attention | None, about("Why it needs a decision; null if it needs none")]
     last_error: Annotated[Text | None, about("Why the last step failed, if it did")]
+    last_error_code: Annotated[ErrorCode | None, about("The same, for programs")]
     version: Annotated[Version, about("One more at each change; a command may name the one it is based on")]
     created_at: Time
     updated_at: Time
@@ -246,6 +272,7 @@ class Operation(Shape, kw_only=True):
     submitted_at: Time | None
     settled_at: Time | None
     error: Annotated[Text | None, about("What the gateway answered, or why it did not")]
+    error_code: Annotated[ErrorCode | None, about("The same, for programs")]
 
 
 class Command(Shape, kw_only=True):
@@ -255,9 +282,10 @@ class Command(Shape, kw_only=True):
     kind: CommandKind
     requested_at: Time
     handled_at: Annotated[Time | None, about("Null while no worker has taken it up")]
-    result: Annotated[
-        Text | None,
-        about("accepted, refused or done, with the reason", "refused: it is being cancelled already"),
+    result: Annotated[Text | None, about("What became of it", "it is being cancelled already")]
+    result_code: Annotated[
+        ResultCode | None,
+        about("The same, for programs: accepted, done_… or refused_…", "refused_cancelling"),
     ]
 
 

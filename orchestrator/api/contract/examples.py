@@ -65,6 +65,7 @@ _PAID: Final[dict[str, Any]] = {
     "endedAt": "2026-01-05T10:00:03Z",
     "attention": None,
     "lastError": None,
+    "lastErrorCode": None,
     "version": 4,
     "createdAt": "2026-01-05T09:59:29Z",
     "updatedAt": "2026-01-05T10:00:03Z",

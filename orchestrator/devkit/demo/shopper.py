@@ -15,6 +15,7 @@ from orchestrator.devkit.demo.observations import Told
 from orchestrator.devkit.demo.orders import SORRY, THANKS
 from orchestrator.devkit.demo.shop import Shop, Unscripted, need
 from orchestrator.domain import money
+from orchestrator.domain.command_result import REFUSED
 from orchestrator.domain.states import ENDED, State
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import httpx
 
     from orchestrator.devkit.demo.orders import Order
+    from orchestrator.domain.attention import AttentionCode
 
 APPROVED: Final = "4111 1111 1111 1111"
 DECLINED: Final = "4180 0000 0000 0566"
@@ -201,10 +203,10 @@ class Shopper:
             "state completed", lambda found: found["state"] == State.COMPLETED, ended=True
         )
 
-    async def attention(self, word: str) -> dict[str, Any]:
-        """Wait until a person is called for this reason; return the checkout."""
+    async def attention(self, code: AttentionCode) -> dict[str, Any]:
+        """Wait until it needs a decision for this reason; return the checkout."""
         return await self.until(
-            f"attention {word}", lambda found: (found["attention"] or "").startswith(f"{word}:"), ended=True
+            f"attention {code}", lambda found: (found["attention"] or {}).get("code") == code, ended=True
         )
 
     async def without_attention(self) -> dict[str, Any]:
@@ -237,7 +239,7 @@ class Shopper:
             if overdue or (State(found["state"]) in ENDED and not ended):
                 waited = f" after {self._timeout:g} s" if overdue else ""
                 error = f", last error: {found['lastError']}" if found["lastError"] else ""
-                attention = f", attention: {found['attention']}" if found["attention"] else ""
+                attention = f", attention: {found['attention']['message']}" if found["attention"] else ""
                 raise Unscripted(expected=what, seen=f"state {found['state']}{waited}{error}{attention}")
             await asyncio.sleep(pause)
             pause = min(pause * 1.3, _LONGEST_PAUSE)
@@ -269,11 +271,12 @@ class Shopper:
 
 def _fate(found: dict[str, Any], command: str) -> str | None:
     """Return what became of a command: done, rejected (by the gateway), why it was refused; None while that is open."""
-    result = next((one["result"] for one in found["commands"] if one["id"] == command), None)
-    if result is None or not result.startswith("accepted: "):
-        return "done" if result is not None and result.startswith(("done", "accepted")) else result
-    begun = set(result.removeprefix("accepted: ").split(", "))
-    states = {one["state"] for one in found["operations"] if one["id"] in begun}
+    answer = next((one for one in found["commands"] if one["id"] == command), None)
+    if answer is None or answer["resultCode"] is None:
+        return None
+    if answer["resultCode"] in REFUSED:
+        return f"refused: {answer['result']}"
+    states = {one["state"] for one in found["operations"] if one["commandId"] == command}
     if states - {"succeeded", "rejected"}:
         return None
     return "rejected" if "rejected" in states else "done"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from orchestrator.devkit.demo.shop import Unscripted
+from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.states import State
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ async def pay_captured_by_itself(shopper: Shopper) -> None:
 async def charge_back(shopper: Shopper) -> None:
     await capture(shopper)
     await shopper.shop.at_gateway((await shopper.paid_row())["paymentId"], "chargeback", {})
-    await shopper.attention("charged_back")
+    await shopper.attention(AttentionCode.CHARGED_BACK)
     await shopper.ask("resolve", decision="dismiss", reason="answered at the gateway")
     await shopper.without_attention()
 
@@ -121,7 +122,7 @@ async def refunded_at_gateway(shopper: Shopper) -> None:
 async def released_at_gateway(shopper: Shopper) -> None:
     await pay(shopper)
     await shopper.shop.at_gateway((await shopper.paid_row())["paymentId"], "release", {})
-    await shopper.attention("payment_released")
+    await shopper.attention(AttentionCode.PAYMENT_RELEASED)
     await shopper.ask("resolve", decision="dismiss", reason="the shop released it at the gateway")
     await shopper.without_attention()
 
@@ -177,7 +178,7 @@ async def pay_late(shopper: Shopper) -> None:
 def late_and_a_person(decision: str) -> Callable[[Shopper], Any]:
     async def act(shopper: Shopper) -> None:
         await pay_late(shopper)
-        await shopper.attention("late_payment")
+        await shopper.attention(AttentionCode.LATE_PAYMENT)
         await shopper.ask("resolve", decision=decision, reason="asked the shopper")
         await shopper.without_attention()
 
@@ -190,7 +191,7 @@ async def be_cancelled_then_pay(shopper: Shopper) -> None:
     await shopper.until("state cancelled", lambda found: found["state"] == State.CANCELLED, ended=True)
     await shopper.pay_on(page)
     await shopper.paid()
-    await shopper.attention("late_payment")
+    await shopper.attention(AttentionCode.LATE_PAYMENT)
     await shopper.ask("resolve", decision="keep", reason="the shopper wants the goods after all")
     await shopper.without_attention()
 
@@ -211,7 +212,7 @@ async def _pay_in_two_tabs(shopper: Shopper) -> None:
 
 async def surplus_by_hand(shopper: Shopper) -> None:
     await _pay_in_two_tabs(shopper)
-    found = await shopper.attention("surplus_payment")
+    found = await shopper.attention(AttentionCode.SURPLUS_PAYMENT)
     [second] = [one["transactionId"] for one in found["payments"] if one["role"] == "surplus"]
     await shopper.ask("release", transactionId=second, reason="paid twice")
     await shopper.without_attention()
@@ -235,7 +236,7 @@ async def _pay_elsewhere(shopper: Shopper) -> None:
 
 async def unknown_order_kept(shopper: Shopper) -> None:
     await _pay_elsewhere(shopper)
-    await shopper.attention("unknown_order")
+    await shopper.attention(AttentionCode.UNKNOWN_ORDER)
     await shopper.ask("resolve", decision="keep", reason="an order by telephone")
     await shopper.without_attention()
 
@@ -258,7 +259,7 @@ async def unknown_order_returned(shopper: Shopper) -> None:
 
 async def pay_another_amount(shopper: Shopper) -> None:
     await shopper.pay()
-    found = await shopper.attention("payment_mismatch")
+    found = await shopper.attention(AttentionCode.PAYMENT_MISMATCH)
     if found["state"] == State.COMPLETED:
         raise Unscripted(expected="an order that is not completed by another amount", seen="completed")
     await shopper.ask("resolve", decision="return", reason="not what the order costs")

@@ -138,6 +138,7 @@ class OperationRejected(EventData, frozen=True):
     transaction_id: _Transaction | None
     operation_id: UUID | None
     command_id: UUID | None
+    code: _Text | None = None
 
 
 class Details(_Part, frozen=True):

@@ -6,15 +6,19 @@ snapshot of the checkout as the move leaves it. Amounts are minor units of the c
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal, Self
+
+from orchestrator.domain import sentences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
+    from orchestrator.domain.attention import Attention
+    from orchestrator.domain.command_result import CommandResult
+    from orchestrator.domain.last_error import LastError
     from orchestrator.domain.records import Operation
     from orchestrator.domain.states import State
 
@@ -142,18 +146,22 @@ def completed(transactions: Sequence[str], *, late: bool, policy: Policy | None,
     )
 
 
-def failed(reason: str | None) -> Event:
+def failed(error: LastError | None) -> Event:
     """Say why it could not be offered."""
-    return _reasoned(EventType.CHECKOUT_FAILED, {"code": _code(reason)}, reason)
+    return _reasoned(EventType.CHECKOUT_FAILED, {"code": None if error is None else error.code}, error)
 
 
-def attention_changed(before: str | None, after: str | None) -> tuple[Event, ...]:
-    """Say that a decision is needed, or none any more; nothing where the attention is what it was."""
-    if after == before:
-        return ()
+def attention_changed(before: Attention | None, after: Attention | None) -> tuple[Event, ...]:
+    """Say that a decision is needed, or none any more; nothing where it is the same question."""
     if after is None:
-        return (Event(EventType.CHECKOUT_ATTENTION_RESOLVED, {"attention": _code(before)}),)
-    return (_reasoned(EventType.CHECKOUT_ATTENTION, {"attention": _code(after)}, after),)
+        return (
+            ()
+            if before is None
+            else (Event(EventType.CHECKOUT_ATTENTION_RESOLVED, {"attention": before.code}),)
+        )
+    if not after.is_news(before):
+        return ()
+    return (_reasoned(EventType.CHECKOUT_ATTENTION, {"attention": after.code}, after),)
 
 
 def operation_succeeded(operation: Operation, *, change: int, role: str) -> Event:
@@ -170,7 +178,7 @@ def operation_succeeded(operation: Operation, *, change: int, role: str) -> Even
 
 def operation_rejected(
     kind: str,
-    reason: str,
+    reason: LastError | CommandResult,
     *,
     transaction_id: str | None = None,
     operation_id: UUID | None = None,
@@ -182,6 +190,7 @@ def operation_rejected(
         "transactionId": transaction_id,
         "operationId": operation_id,
         "commandId": command_id,
+        "code": reason.code,
     }
     return _reasoned(EventType.PAYMENT_OPERATION_REJECTED, facts, reason)
 
@@ -228,17 +237,10 @@ def _money(kind: EventType, transaction_id: str | None, change: int, **facts: ob
     return Event(kind, {"transactionId": transaction_id, "change": change, **facts})
 
 
-def _reasoned(kind: EventType, facts: Mapping[str, object], reason: str | None) -> Event:
-    return Event(kind, facts, {"reason": reason[:LONGEST_REASON]} if reason else {})
-
-
-def _code(reason: str | None) -> str | None:
-    """Return the word that a reason begins with, which says what kind it is of."""
-    word = (reason or "").partition(":")[0]
-    return word if _WORD.fullmatch(word) else None
-
-
-_WORD: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
+def _reasoned(
+    kind: EventType, facts: Mapping[str, object], reason: Attention | LastError | CommandResult | None
+) -> Event:
+    return Event(kind, facts, {} if reason is None else {"reason": sentences.of(reason)[:LONGEST_REASON]})
 
 
 def stored(

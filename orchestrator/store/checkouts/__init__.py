@@ -25,7 +25,6 @@ from orchestrator.store.checkouts.claims import (
 )
 from orchestrator.store.checkouts.creation import (
     MOST_UNCONFIRMED,
-    UNKNOWN_ORDER,
     Created,
     NewCheckout,
     PaymentMatch,
@@ -52,7 +51,6 @@ __all__ = [
     "KEEP",
     "MOST_UNCONFIRMED",
     "NO_INTENT_PRINT",
-    "UNKNOWN_ORDER",
     "ClaimedCheckout",
     "Created",
     "DueCheckout",

@@ -13,7 +13,10 @@ import msgspec
 
 from orchestrator import audit
 from orchestrator.domain import events
+from orchestrator.domain.attention import Attention
+from orchestrator.domain.command_result import CommandResult
 from orchestrator.domain.events import Event, Totals
+from orchestrator.domain.last_error import LastError
 from orchestrator.domain.records import ObservedPayment, Operation
 from orchestrator.domain.states import ENDED, State, Trigger
 from orchestrator.store.checkouts.claims import ClaimedCheckout
@@ -64,8 +67,8 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 0
     lookups: int | Kept = KEEP
     session_count: int | Kept = KEEP
-    last_error: str | Kept | None = KEEP
-    attention: str | Kept | None = KEEP
+    last_error: LastError | Kept | None = KEEP
+    attention: Attention | Kept | None = KEEP
     deadline_in: float | Kept = KEEP
     offered: bool = False
     cancel_requested: bool = False
@@ -85,7 +88,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     methods: Sequence[Mapping[str, object]] | Kept | None = KEEP
     payments: tuple[ObservedPayment, ...] = ()
     read: tuple[UUID, ...] = ()
-    done: tuple[tuple[UUID, str], ...] = ()
+    done: tuple[tuple[UUID, CommandResult], ...] = ()
     events: tuple[Event, ...] = ()
 
     @property
@@ -160,7 +163,8 @@ def operation_rows(encryptor: Encryptor, move: Move) -> list[dict[str, object]]:
             "reason": one.reason,
             "total_before": one.total_before,
             "attempts": one.attempts,
-            "last_error": one.last_error,
+            "last_error": None if one.last_error is None else one.last_error.code,
+            "last_error_details": None if one.last_error is None else one.last_error.facts,
             "mac": sign_operation(encryptor, held.id, held.merchant_id, one).hex(),
         }
         for one in move.operations
@@ -171,9 +175,18 @@ def payment_rows(move: Move) -> list[dict[str, object]]:
     return [{**asdict(payment), "checkout_id": move.held.id} for payment in move.payments]
 
 
+def result_rows(move: Move) -> list[dict[str, object]]:
+    return [
+        {"id": command, "checkout_id": move.held.id, "result": result.code, "result_details": result.facts}
+        for command, result in move.done
+    ]
+
+
 def row(move: Move, to: State, entries: Sequence[audit.Entry], told: int) -> dict[str, object]:
     """Return the row of a checkout after a move that tells of so many events."""
     held = move.held
+    last_error = held.last_error if isinstance(move.last_error, Keep) else move.last_error
+    attention = held.attention if isinstance(move.attention, Keep) else move.attention
     reserved, captured, refunded = _money(move)
     keeps_session = (
         isinstance(move.token, Keep) and isinstance(move.session_id, Keep) and isinstance(move.methods, Keep)
@@ -191,8 +204,10 @@ def row(move: Move, to: State, entries: Sequence[audit.Entry], told: int) -> dic
         "attempts": move.attempts,
         "lookups": held.lookups if isinstance(move.lookups, Keep) else move.lookups,
         "session_count": held.session_count if isinstance(move.session_count, Keep) else move.session_count,
-        "last_error": held.last_error if isinstance(move.last_error, Keep) else move.last_error,
-        "attention": held.attention if isinstance(move.attention, Keep) else move.attention,
+        "last_error": None if last_error is None else last_error.code,
+        "last_error_details": None if last_error is None else last_error.facts,
+        "attention": None if attention is None else attention.code,
+        "attention_details": None if attention is None else attention.details,
         "deadline_in": None if isinstance(move.deadline_in, Keep) else move.deadline_in,
         "offered": move.offered,
         "cancel_requested": move.cancel_requested,

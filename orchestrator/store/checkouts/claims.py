@@ -10,6 +10,9 @@ from uuid import UUID, uuid4
 import msgspec
 from sqlalchemy import text
 
+from orchestrator.domain import attention, last_error
+from orchestrator.domain.attention import Attention
+from orchestrator.domain.last_error import LastError
 from orchestrator.domain.records import Callback, Command, Operation, PaymentRecord
 from orchestrator.domain.states import UNOFFERED, State
 from orchestrator.errors import OrchestratorError
@@ -82,8 +85,8 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     lookups: int
     session_count: int
-    last_error: str | None
-    attention: str | None
+    last_error: LastError | None
+    attention: Attention | None
     correlation_id: str
     audit_sequence: int
     audit_head: bytes
@@ -195,7 +198,7 @@ _BESIDE = text("""
 """)
 _OPERATIONS = text("""
     SELECT id, checkout_id, transaction_id, kind, amount, currency, state, cause, actor, reason, command_id, total_before,
-           attempts, last_error, submitted_at, mac
+           attempts, last_error, last_error_details, submitted_at, mac
       FROM money_operations WHERE checkout_id = ANY(CAST(:ids AS uuid[])) ORDER BY requested_at, id
 """)
 # Two partial indexes tell live ones from closed ones; a merchant's closed ones of the number may be many, one is enough.
@@ -363,8 +366,8 @@ def _held(
         attempts=row.attempts,
         lookups=row.lookups,
         session_count=row.session_count,
-        last_error=row.last_error,
-        attention=row.attention,
+        last_error=last_error.stored(row.last_error, row.last_error_details),
+        attention=attention.stored(row.attention, row.attention_details),
         correlation_id=row.correlation_id,
         audit_sequence=row.audit_sequence,
         audit_head=bytes(row.audit_head),
@@ -399,7 +402,7 @@ def _operation(row: Row[Any]) -> Operation:
         command_id=row.command_id,
         total_before=row.total_before,
         attempts=row.attempts,
-        last_error=row.last_error,
+        last_error=last_error.stored(row.last_error, row.last_error_details),
         submitted_at=row.submitted_at,
         mac=row.mac,
     )

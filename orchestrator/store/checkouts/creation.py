@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from orchestrator import audit
 from orchestrator.domain.ids import uuid7
+from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.states import State
 from orchestrator.store.checkouts.matching import NO_INTENT, NO_INTENT_PRINT
 from orchestrator.store.database import run
@@ -96,7 +97,6 @@ class NewCheckout:
     idempotency_print: bytes = b""
 
 
-UNKNOWN_ORDER: Final = "unknown_order: a payment came for an order number that nobody asked for"
 """The last error of a checkout that was created of a payment."""
 
 MOST_UNCONFIRMED: Final = 100
@@ -314,7 +314,7 @@ async def create_from_payment(
         parameters = {
             "payments": msgspec.json.encode(rows).decode(),
             "grace": grace,
-            "last_error": UNKNOWN_ORDER,
+            "last_error": ErrorCode.UNKNOWN_ORDER,
         }
         await tx.execute(_CREATE_FROM_PAYMENT, parameters)
     return matches

@@ -17,7 +17,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator import audit
-from orchestrator.domain import events, money
+from orchestrator.domain import attention, events, money
+from orchestrator.domain.attention import PROBLEMS, AttentionCode
 from orchestrator.domain.records import OPEN_OPERATIONS, money_left
 from orchestrator.domain.states import State
 from orchestrator.store.database import run
@@ -36,15 +37,13 @@ NO_INTENT: Final = b"{}"
 """The stored content of a checkout that no intent stands behind."""
 NO_INTENT_PRINT: Final = hashlib.sha256(NO_INTENT).digest()
 
-_UNDECIDED: Final = ("payment_mismatch", "unclear_payment", "unbound_payment")
-"""Attention about money of which it is not known that it pays the order."""
-_HARMLESS: Final = ("unknown_order", "reservation_lapses")
+_HARMLESS: Final = frozenset({AttentionCode.UNKNOWN_ORDER, AttentionCode.RESERVATION_LAPSES})
 """Attention beside which the payment counts as the order's: the first is answered by the intent itself."""
 
 # A statement of its own, before the row is read: what is read beside a row on which a statement waited is as old as that statement.
 _LOCK = text("SELECT id FROM checkouts WHERE id = :id FOR NO KEY UPDATE SKIP LOCKED")
 _READ = text(f"""
-    SELECT c.state, c.version, c.currency, c.amount, c.attention, c.audit_sequence, c.audit_head, c.created_at, c.deadline,
+    SELECT c.state, c.version, c.currency, c.amount, c.attention, c.attention_details, c.audit_sequence, c.audit_head, c.created_at, c.deadline,
            c.order_ref, c.merchant_id, c.correlation_id, c.event_sequence, c.reserved, c.captured, c.refunded, c.charged_back,
            i.fingerprint, i.data_key, clock() AS now, c.lease IS NOT NULL AND c.leased_until > clock() AS leased,
            EXISTS (SELECT FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS asked,
@@ -74,7 +73,9 @@ _MATCH = text("""
     )
     UPDATE checkouts
        SET version = version + 1, late = false, auto_capture = :auto_capture, require_capture = :auto_capture,
-           attention = :attention, last_error = NULL, event_sequence = :event_sequence,
+           attention = CASE WHEN CAST(:answered AS bool) THEN NULL ELSE attention END,
+           attention_details = CASE WHEN CAST(:answered AS bool) THEN NULL ELSE attention_details END,
+           attention_since = CASE WHEN CAST(:answered AS bool) THEN NULL ELSE attention_since END, last_error = NULL, last_error_details = NULL, event_sequence = :event_sequence,
            audit_sequence = :sequence, audit_head = :mac, wake = wake + 1, lookups = 0, lease = NULL, leased_until = NULL,
            due_at = clock(), updated_at = clock()
      WHERE id = :id
@@ -158,15 +159,14 @@ def _judged(row: Row[Any], wanted: Ordered) -> Match:
     holding = [one for one in row.payments or () if one["meaning"] == "open" or _left(one) > 0]
     if row.leased or row.asked or row.version == 1:
         return Unsettled(held=bool(holding))
-    word = (row.attention or "").partition(":")[0]
-    if not holding and word not in _UNDECIDED:
+    if not holding and row.attention not in PROBLEMS:
         return NoMoney()
     fits = (
         row.state == State.COMPLETED
         and [one["role"] for one in holding] == ["accepted"]
         and (row.currency, row.amount) == (wanted.currency, wanted.amount)
         and not row.operating
-        and word in {"", *_HARMLESS}
+        and row.attention in {None, *_HARMLESS}
     )
     if fits:
         return Matched(row.state, row.created_at, row.deadline)
@@ -175,7 +175,7 @@ def _judged(row: Row[Any], wanted: Ordered) -> Match:
         f"{one['id']} ({money.spelled(max(one['reserved'], one['captured']), one['currency'])})"
         for one in shown
     )
-    return Unsuited(named or "a payment that cannot be read", undecided=bool(word))
+    return Unsuited(named or "a payment that cannot be read", undecided=row.attention is not None)
 
 
 def _left(one: dict[str, Any]) -> int:
@@ -185,7 +185,8 @@ def _left(one: dict[str, Any]) -> int:
 async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row: Row[Any]) -> None:
     key, wrapped = _key(encryptor, wanted.checkout, row.data_key)
     state = State(row.state)
-    attention = None if (row.attention or "").startswith("unknown_order") else row.attention
+    before = attention.stored(row.attention, row.attention_details)
+    answered = row.attention == AttentionCode.UNKNOWN_ORDER
     told = [
         {
             "sequence": row.event_sequence + number,
@@ -199,7 +200,9 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
                 totals=events.Totals(row.reserved, row.captured, row.refunded, row.charged_back),
             ),
         }
-        for number, event in enumerate(events.attention_changed(row.attention, attention), start=1)
+        for number, event in enumerate(
+            events.attention_changed(before, None if answered else before), start=1
+        )
     ]
     entry = audit.make(
         encryptor,
@@ -217,7 +220,7 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
             "currency": wanted.currency,
             "autoCapture": wanted.auto_capture,
             "intent": key.mac(wanted.fingerprint).hex(),
-            "attention": (row.attention or "").partition(":")[0] or None,
+            "attention": row.attention,
         },
     )
     await run(
@@ -229,13 +232,13 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
             "body": key.encrypt(wanted.document, purpose="intent"),
             "data_key": wrapped,
             "auto_capture": wanted.auto_capture,
+            "answered": answered,
             "sequence": entry.sequence,
             "at": row.now,
             "action": entry.action,
             "entry": entry.text,
             "key_id": entry.key_id,
             "mac": entry.mac,
-            "attention": attention,
             "merchant_id": row.merchant_id,
             "correlation_id": row.correlation_id,
             "event_sequence": row.event_sequence + len(told),

@@ -21,6 +21,7 @@ from orchestrator.store.checkouts.change import (
     event_rows,
     operation_rows,
     payment_rows,
+    result_rows,
     row,
 )
 from orchestrator.store.checkouts.claims import ClaimedCheckout, LeaseLost, tick
@@ -53,7 +54,8 @@ _ADVANCE = text("""
     i AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:moves AS json)) AS i(
             id uuid, merchant_id int, lease uuid, version int, wake int, state text, release boolean, due_in float8, extends float8,
-            attempts int, lookups int, session_count int, last_error text, attention text, deadline_in float8, offered boolean,
+            attempts int, lookups int, session_count int, last_error text, last_error_details jsonb, attention text, attention_details jsonb,
+            deadline_in float8, offered boolean,
             cancel_requested boolean, ended boolean, reopened boolean, late boolean, slot_reserved boolean, expires_in float8,
             reserved int8, captured int8, refunded int8, charged_back int8, reserved_until timestamptz, require_capture boolean,
             decided jsonb,
@@ -61,7 +63,7 @@ _ADVANCE = text("""
             correlation_id text, keeps_session boolean, token text, token_lifetime float8, session_id text, methods jsonb)
     ),
     handled AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:read AS json)) AS r(id uuid, checkout_id uuid)),
-    results as materialized (SELECT * FROM json_to_recordset(CAST(:done AS json)) AS r(id uuid, checkout_id uuid, result text)),
+    results as materialized (SELECT * FROM json_to_recordset(CAST(:done AS json)) AS r(id uuid, checkout_id uuid, result text, result_details jsonb)),
     locked AS MATERIALIZED (
         SELECT c.id, coalesce(c.lease = i.lease AND c.version = i.version, false) AS mine,
                c.audit_head = decode(i.mac, 'hex') AS already
@@ -79,7 +81,9 @@ _ADVANCE = text("""
                              WHEN NOT i.release THEN greatest(c.due_at, t.now + make_interval(secs => i.extends)) WHEN c.wake <> i.wake THEN t.now
                              ELSE t.now + make_interval(secs => i.due_in) END,
                attempts = i.attempts, lookups = i.lookups, session_count = i.session_count,
-               last_error = i.last_error, attention = i.attention,
+               last_error = i.last_error, last_error_details = i.last_error_details,
+               attention = i.attention, attention_details = i.attention_details,
+               attention_since = CASE WHEN i.attention IS NULL THEN NULL WHEN i.attention = c.attention THEN c.attention_since ELSE t.now END,
                deadline = CASE WHEN i.deadline_in IS NULL THEN c.deadline
                                ELSE t.now + make_interval(secs => i.deadline_in) END,
                offered_at = CASE WHEN i.offered THEN t.now ELSE c.offered_at END,
@@ -147,18 +151,18 @@ _ADVANCE = text("""
     operated AS (
         INSERT INTO money_operations AS m (id, merchant_id, checkout_id, transaction_id, kind, amount, currency, state,
                                            reconciliation_identifier, cause, command_id, actor, reason, total_before,
-                                           attempts, last_error, mac, requested_at, submitted_at, settled_at)
+                                           attempts, last_error, last_error_details, mac, requested_at, submitted_at, settled_at)
         SELECT o.id, i.merchant_id, o.checkout_id, o.transaction_id, o.kind, o.amount, o.currency, o.state, o.identifier,
-               o.cause, o.command_id, o.actor, o.reason, o.total_before, o.attempts, o.last_error, decode(o.mac, 'hex'), t.now,
+               o.cause, o.command_id, o.actor, o.reason, o.total_before, o.attempts, o.last_error, o.last_error_details, decode(o.mac, 'hex'), t.now,
                CASE WHEN o.state = 'submitted' THEN t.now END, CASE WHEN o.state IN ('succeeded', 'rejected') THEN t.now END
           FROM json_to_recordset(CAST(:operations AS json)) AS o(
                id uuid, checkout_id uuid, transaction_id text, kind text, amount int8, currency text, state text,
                identifier text, cause text, command_id uuid, actor text, reason text, total_before int8, attempts int,
-               last_error text, mac text)
+               last_error text, last_error_details jsonb, mac text)
           JOIN i ON i.id = o.checkout_id JOIN moved ON moved.id = i.id, t ORDER BY i.merchant_id, o.transaction_id, o.id
         ON CONFLICT (id) DO UPDATE
            SET state = excluded.state, total_before = excluded.total_before, attempts = excluded.attempts,
-               last_error = excluded.last_error, mac = excluded.mac, submitted_at = coalesce(excluded.submitted_at, m.submitted_at),
+               last_error = excluded.last_error, last_error_details = excluded.last_error_details, mac = excluded.mac, submitted_at = coalesce(excluded.submitted_at, m.submitted_at),
                settled_at = excluded.settled_at
     ),
     read AS (
@@ -166,7 +170,7 @@ _ADVANCE = text("""
           FROM handled r JOIN moved ON moved.id = r.checkout_id, t WHERE b.id = r.id AND b.id = ANY(ARRAY(SELECT id FROM handled))
     ),
     done AS (
-        UPDATE commands d SET handled_at = t.now, result = r.result
+        UPDATE commands d SET handled_at = t.now, result = r.result, result_details = r.result_details
           from results r JOIN moved ON moved.id = r.checkout_id, t WHERE d.id = r.id AND d.id = ANY(ARRAY(SELECT id FROM results))
     )
     SELECT i.id, l.mine, l.already, m.deadline, m.woken
@@ -292,13 +296,7 @@ class Transitions:
                         for callback in prepared.move.read
                     ]
                 ),
-                "done": _json(
-                    [
-                        {"id": command, "checkout_id": prepared.move.held.id, "result": result}
-                        for prepared in batch
-                        for command, result in prepared.move.done
-                    ]
-                ),
+                "done": _json([row for prepared in batch for row in result_rows(prepared.move)]),
             },
         )
         if any(prepared.events for prepared in batch):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from sqlalchemy import text
 
 from orchestrator import audit
-from orchestrator.domain import decisions, money
+from orchestrator.domain import attention, decisions, money, sentences
 from orchestrator.domain.states import CLOSED, ENDED, State
 from orchestrator.store.tables import IS_LIVE
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
+    from orchestrator.domain.attention import Attention
     from orchestrator.store.database import Database
     from orchestrator.store.inbox.commands import CommandKind
 
@@ -30,14 +31,14 @@ _FROM_PAYMENT: Final = " OR ".join(
 # One statement, so that a used key and the books are seen at one moment: whoever repeats a capture meets either the first
 # request, or books on which nothing of it was booked yet.
 _STANDING = text(f"""
-    SELECT c.id, c.merchant_id, c.order_ref, c.state, c.version, c.currency, c.amount, c.attention,
+    SELECT c.id, c.merchant_id, c.order_ref, c.state, c.version, c.currency, c.amount, c.attention, c.attention_details,
            m.id AS met, m.fingerprint AS met_print,
            EXISTS (SELECT FROM audit_entries a
                     WHERE a.checkout_id = c.id AND a.sequence = 1
                       AND ({_FROM_PAYMENT})) AS from_payment,
            (SELECT k.id FROM commands k
              WHERE k.checkout_id = c.id AND k.kind = 'cancel'
-               AND (k.handled_at IS NULL OR c.cancel_requested_at IS NOT NULL AND k.result LIKE 'accepted%')
+               AND (k.handled_at IS NULL OR c.cancel_requested_at IS NOT NULL AND k.result = 'accepted')
              ORDER BY k.requested_at DESC LIMIT 1) AS cancelling,
            (SELECT o.id FROM checkouts o
              WHERE o.merchant_id = c.merchant_id AND o.order_ref = c.order_ref AND o.id <> c.id AND {IS_LIVE}) AS rival,
@@ -141,7 +142,7 @@ class CheckoutView:
     version: int
     currency: str
     amount: int
-    attention: str | None
+    attention: Attention | None
     from_payment: bool
     cancelling: UUID | None
     rival: UUID | None
@@ -205,7 +206,7 @@ async def checkout_view(
         version=row.version,
         currency=row.currency,
         amount=row.amount,
-        attention=row.attention,
+        attention=attention.stored(row.attention, row.attention_details),
         from_payment=row.from_payment,
         cancelling=row.cancelling,
         rival=row.rival,
@@ -268,7 +269,7 @@ def _about_state(view: CheckoutView, kind: CommandKind, decision: str | None) ->
             refused = decisions.refusal(
                 view, view.payments_seen, view.attention, decision, completed=completed
             )
-            return None if refused is None else Rejection("not-decidable", refused, "decision")
+            return None if refused is None else Rejection("not-decidable", sentences.of(refused), "decision")
         case _:
             return None
 

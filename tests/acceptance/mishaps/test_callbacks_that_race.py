@@ -151,7 +151,7 @@ async def test_the_same_cart_sent_twice_is_the_same_order_and_no_second_one_can_
     assert (again.status_code, again.json()["id"]) == (200, str(checkout))
     other = await world.post(order, amount="99.00")
     assert other.status_code == 409, "the same number for another amount is another order"
-    assert (await world.asked(checkout, "cancel")).startswith("refused")
+    assert (await world.asked(checkout, "cancel")).code == "refused_not_cancellable"
     await once(world, checkout, moved=["callback_arrived", "payment_found"])
     assert len(await world.sql("SELECT id FROM checkouts")) == 1
 
@@ -229,8 +229,8 @@ async def test_the_shop_is_told_once_that_an_order_is_paid_whatever_repeats(worl
     for status in ("succeeded", "failed", "succeeded"):
         await world.resent(payment, "notification", status)
         await world.follow(checkout, workers=2)
-    assert (await world.asked(checkout, "reconcile")).startswith("done")
-    assert (await world.asked(checkout, "retry")).startswith("done")
+    assert (await world.asked(checkout, "reconcile")).code == "done_looked_up"
+    assert (await world.asked(checkout, "retry")).code == "done_retried"
     await world.until_due(checkout)
     assert await world.events(checkout) == ["checkout.ready", "checkout.completed"]
     await once(world, checkout, moved=["callback_arrived", "payment_found"])

@@ -135,7 +135,7 @@ async def test_money_after_a_cancel_is_never_lost_and_the_shop_learns_that_it_ca
     page = await world.started(checkout)
     await world.told(checkout, notification=1)
     await world.follow(checkout)
-    assert await world.asked(checkout, "cancel") == "accepted"
+    assert (await world.asked(checkout, "cancel")).code == "accepted"
     assert await world.state(checkout) == "awaiting_payment", "the shopper may be paying this minute"
     await world.later(seconds=31)
     await world.follow(checkout)
@@ -145,12 +145,12 @@ async def test_money_after_a_cancel_is_never_lost_and_the_shop_learns_that_it_ca
     await world.follow(checkout)
     row = await world.row(checkout)
     assert (row.state, row.late, row.reserved) == ("completed", True, WHOLE)
-    assert row.attention.startswith("late_payment")
+    assert row.attention == "late_payment"
     assert await world.events(checkout) == [
         "checkout.ready", "checkout.cancelled", "checkout.completed", "checkout.attention",
     ]  # fmt: skip
     await world.agree(checkout)
-    assert (await world.asked(checkout, "resolve", decision="return")).startswith("accepted")
+    assert (await world.asked(checkout, "resolve", decision="return")).code == "accepted"
     await world.follow(checkout)
     assert await world.movements(checkout) == [("released", WHOLE)]
     await world.agree(checkout)

@@ -121,7 +121,7 @@ async def test_a_command_is_stored_with_its_arguments_answered_and_rung(api: Api
     checkout = await {
         "cancel": lambda: in_state(api, "awaiting_payment"),
         "reopen": lambda: in_state(api, "expired"),
-        "resolve": lambda: in_state(api, "completed", attention="late_payment: x"),
+        "resolve": lambda: in_state(api, "completed", attention="late_payment"),
         "refund": lambda: paid(api, captured=13900, status="captured"),
     }.get(kind, lambda: paid(api))()
     key = "k-1" if kind in {"capture", "refund"} else None
@@ -149,13 +149,16 @@ async def test_what_becomes_of_commands_and_operations_is_shown_with_the_checkou
     for number in range(22):
         await ask(api, checkout, "reconcile", {"reason": str(number)})
     await api.sql(
-        "UPDATE commands SET handled_at = clock(), result = 'done: nothing new' WHERE reason = '21'"
+        "UPDATE commands SET handled_at = clock(), result = 'done_looked_up', result_details = '{\"finding\": \"nothing\"}' WHERE reason = '21'"
     )
     await api.sql("UPDATE checkouts SET charged_back = 50, auto_capture = true, reserved_until = clock()")
     found = await shown(api, checkout)
     assert len(found["commands"]) == 20
     last, open_one = found["commands"][-1], found["commands"][-2]
-    assert (last["kind"], last["result"], open_one["handledAt"]) == ("reconcile", "done: nothing new", None)
+    assert (last["kind"], last["resultCode"], last["result"]) == (
+        "reconcile", "done_looked_up", "the gateway shows no attempt to pay",
+    )  # fmt: skip
+    assert [open_one[name] for name in ("handledAt", "result", "resultCode")] == [None, None, None]
     assert last["handledAt"] >= last["requestedAt"] > found["createdAt"]
     (one,) = found["operations"]
     assert (one["kind"], one["amount"], one["currency"], one["state"], one["cause"], one["error"]) == (
@@ -210,7 +213,7 @@ async def test_a_repeat_meets_its_command_even_when_nothing_is_left(api: Api):
     """The answer to the first request was lost, and meanwhile all of it was captured."""
     checkout = await paid(api)
     first = await ask(api, checkout, "capture", key="k-1")
-    await api.sql("UPDATE commands SET handled_at = clock(), result = 'accepted: 1'")
+    await api.sql("UPDATE commands SET handled_at = clock(), result = 'accepted'")
     await api.sql("UPDATE payments SET captured = 13900")
     again = await ask(api, checkout, "capture", key="k-1")
     assert (again.status_code, again.json()["command"]) == (202, first.json()["command"])
@@ -332,7 +335,7 @@ async def test_a_command_on_an_old_version_is_a_conflict(api: Api, kind):
     checkout = await {
         "cancel": lambda: in_state(api, "awaiting_payment"),
         "reopen": lambda: in_state(api, "expired"),
-        "resolve": lambda: in_state(api, "completed", attention="late_payment: x"),
+        "resolve": lambda: in_state(api, "completed", attention="late_payment"),
         "refund": lambda: paid(api, captured=13900),
     }.get(kind, lambda: paid(api))()
     body = {"version": 7} | ({"decision": "keep"} if kind == "resolve" else {})
@@ -367,7 +370,7 @@ async def test_a_cancel_withdraws_the_session_and_is_asked_for_once(api: Api):
 async def test_a_cancel_that_was_refused_may_be_asked_for_again(api: Api):
     checkout = await in_state(api, "awaiting_payment")
     first = await ask(api, checkout, "cancel")
-    await api.sql("UPDATE commands SET handled_at = clock(), result = 'refused: it was too old'")
+    await api.sql("UPDATE commands SET handled_at = clock(), result = 'refused_version_changed'")
     assert (await ask(api, checkout, "cancel")).json()["command"] != first.json()["command"]
     assert len(await stored(api)) == 2
 
@@ -651,7 +654,7 @@ async def test_a_checkout_is_explained_in_sentences(api: Api):
     checkout = await paid(api)
     await operation(api, checkout, "refund", 500, state="unknown")
     await ask(api, checkout, "reconcile")
-    await api.sql("UPDATE checkouts SET attention = 'charged_back: x', charged_back = 1000")
+    await api.sql("UPDATE checkouts SET attention = 'charged_back', charged_back = 1000")
     answer = await api.get(f"/v1/checkouts/{checkout}/explain")
     assert answer.status_code == 200, answer.text
     told = answer.json()
@@ -700,6 +703,6 @@ async def test_every_example_of_a_body_is_one_that_is_taken(api: Api):
         elif kind == "reopen":
             checkout = await in_state(api, "expired")
         else:
-            checkout = await in_state(api, "awaiting_payment", attention="open_payment: x")
+            checkout = await in_state(api, "awaiting_payment", attention="open_payment")
         answer = await ask(api, checkout, kind, example, key=f"k-{kind}")
         assert answer.status_code == 202, (kind, answer.text)

@@ -32,7 +32,8 @@ CALLBACK = "/callbacks/{kind}/{id}/{signed}"
 # A shopper's browser is sent on whatever it brings, and is never asked for a proof; these belong to what is posted.
 NEVER = {("get", CALLBACK, status) for status in ("200", "401", "413", "503")}
 RICH = (
-    "UPDATE checkouts SET last_error = 'timeout', reserved_until = clock(), cancel_requested_at = clock(), attention = 'late_payment: x', "
+    "UPDATE checkouts SET last_error = 'throttled', last_error_details = '{\"reason\": \"slower\"}', reserved_until = clock(), cancel_requested_at = clock(), attention = 'late_payment', attention_since = clock(), "
+    'attention_details = \'{"payments": [{"transaction_id": "1", "amount": 13900, "currency": "DKK"}]}\', '
     "late = true, captured = 100, refunded = 10, charged_back = 1 WHERE id = :id"
 )
 
@@ -111,7 +112,7 @@ async def _commands(api: Api) -> None:
                 books = {"captured": 13900} if kind == "refund" else {}
                 return await paid(api, transaction=await _unused(api), **books)
             state = "expired" if kind == "reopen" else "awaiting_payment"
-            return await in_state(api, state, attention="open_payment: x")
+            return await in_state(api, state, attention="open_payment")
 
         path = await fit()
         assert (await ask(api, path, kind, body, key=f"k-{kind}")).status_code == 202

@@ -253,7 +253,7 @@ async def _scans(api: Api) -> int:
 async def test_a_list_is_filtered_by_order_state_and_attention(api: Api):
     first, second = await api.taken("A-1"), await api.taken("A-2")
     await api.sql(
-        "UPDATE checkouts SET state = 'cancelled', attention = 'look' WHERE id = :id", id=UUID(first)
+        "UPDATE checkouts SET state = 'cancelled', attention = 'late_payment' WHERE id = :id", id=UUID(first)
     )
     third = (await api.post(intent("A-1", expiresIn=60))).json()["id"]
 
@@ -268,6 +268,8 @@ async def test_a_list_is_filtered_by_order_state_and_attention(api: Api):
     assert await ids(state=["cancelled", "received"]) == [third, second, first]
     assert await ids(attention="true") == [first]
     assert await ids(attention="false") == [third, second]
+    assert await ids(attention="late_payment") == [first]
+    assert await ids(attention="open_payment") == []
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 from tests.cloud_events import check_all
 from tests.conftest import make_settings
+from tests.said import Answer, answer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -233,15 +234,17 @@ class Scene:
         assert asked is not None
         return asked.id
 
-    async def asked(self, checkout: UUID, kind: inbox.CommandKind, **arguments: object) -> str:
-        """Ask for something, have it carried out, and return what is said of it."""
+    async def asked(self, checkout: UUID, kind: inbox.CommandKind, **arguments: object) -> Answer:
+        """Ask for something, have it carried out, and return what became of it."""
         command = await self.command(checkout, kind, **arguments)
         async with asyncio.timeout(15):
             while True:
                 await self.process(checkout)
-                (row,) = await self.sql("SELECT result FROM commands WHERE id = :id", id=command)
+                (row,) = await self.sql(
+                    "SELECT result, result_details FROM commands WHERE id = :id", id=command
+                )
                 if row.result is not None and not await self.operating(checkout):
-                    return str(row.result)
+                    return answer(row)
                 await asyncio.sleep(0.02)
 
     async def operating(self, checkout: UUID) -> bool:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.said import of_attention
+
 if TYPE_CHECKING:
     from tests.integration.processing.scene import Scene
 
@@ -55,10 +57,9 @@ async def test_an_answer_that_stays_unreadable_is_told_with_its_order_after_thre
         await world.process(checkout)
         row = await world.row(checkout)
         assert (row.attempts, row.attention is not None) == (attempt, attempt >= 3)
-    assert row.attention.startswith(
-        "gateway_failing: the gateway's answer to payments for order " + row.order_ref
-    )
-    assert "is not XML" in row.attention
+    assert row.attention == "gateway_failing"
+    assert of_attention(row).startswith("the gateway's answer to payments for order " + row.order_ref)
+    assert "is not XML" in of_attention(row)
     assert (await world.events(checkout)).count("checkout.attention") == 1
     monkeypatch.undo()
     await world.process(checkout)
@@ -93,7 +94,7 @@ async def test_an_amount_that_cannot_be_read_is_kept_as_written_until_it_can(wor
         ),
     )
     await world.process(checkout)
-    assert (await world.row(checkout)).attention.startswith("unclear_payment")
+    assert (await world.row(checkout)).attention == "unclear_payment"
     (payment,) = await world.sql("SELECT currency, role, raw_amounts FROM payments")
     assert (payment.currency, payment.role) == ("", "unknown")
     assert payment.raw_amounts["reserved"] == "1.390,00"
@@ -119,11 +120,11 @@ async def test_money_of_which_it_is_not_clear_what_it_is_is_not_returned_from_he
     )
     await world.process(checkout)
     asked = await world.row(checkout)
-    assert asked.attention.startswith("unclear_payment")
+    assert asked.attention == "unclear_payment"
     (payment,) = await world.sql("SELECT transaction_id, meaning FROM payments")
     assert await world.asked(checkout, "resolve", decision="return") == (
-        f"refused: what transaction {payment.transaction_id} holds is not clear: give its money back in the gateway's own "
-        "interface, then reconcile"
+        "refused_payment_unclear",
+        f"what transaction {payment.transaction_id} holds is not clear: give its money back in the gateway's own interface, then reconcile",
     )
     assert payment.meaning == "unknown"
     assert await world.operations(checkout) == []

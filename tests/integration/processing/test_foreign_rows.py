@@ -14,6 +14,7 @@ from orchestrator.domain.records import Command
 from orchestrator.store import checkouts
 from orchestrator.store.merchants import Merchants
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
+from tests.said import answer
 
 if TYPE_CHECKING:
     from tests.integration.processing.scene import Scene
@@ -69,9 +70,13 @@ async def test_an_inserted_command_moves_nothing(world: Scene, kind, arguments, 
         str(command),
         "error",
     )
-    (row,) = await world.sql("SELECT result, handled_at FROM commands WHERE id = :id", id=command)
+    (row,) = await world.sql(
+        "SELECT result, result_details, handled_at FROM commands WHERE id = :id", id=command
+    )
     assert row.handled_at is not None
-    assert row.result.startswith("refused: its row was not written by the API or the command line")
+    assert answer(row).matches(
+        "refused_not_authentic", "its row was not written by the API or the command line"
+    )
     assert await world.operations(checkout) == []
     assert await moved(world, checkout) == []
     entry = next(one for one in await world.trail(checkout) if one["action"] == "command:refused")
@@ -134,7 +139,7 @@ async def test_an_inserted_operation_is_never_sent(world: Scene, *, state, kind,
     assert (line["event"], line["operation"]) == ("operation_not_authentic", str(operation))
     assert [row.state for row in await world.operations(checkout)] == ["rejected"]
     assert await moved(world, checkout) == []
-    assert (await world.row(checkout)).attention.startswith("operation_rejected: ")
+    assert (await world.row(checkout)).attention == "operation_rejected"
     assert (await world.trail(checkout))[-1]["evidence"] is not None
     await world.agree(checkout)
 

@@ -47,7 +47,7 @@ async def test_while_a_circuit_is_open_no_attempt_is_counted(database_url: str, 
         for checkout in checkouts:
             row = await world.row(checkout)
             assert (row.state, row.attempts, row.attention, row.lease) == ("received", 0, None, None)
-            assert row.last_error.startswith("circuit_open")
+            assert row.last_error == "circuit_open"
             assert row.due_in.total_seconds() > 0
             assert len(await world.trail(checkout)) == 1, "nothing has happened to it"
         tried = await world.sql("SELECT 1 FROM checkouts WHERE attempts > 0")
@@ -76,7 +76,7 @@ async def test_deadlines_still_rule(database_url: str, gateway_url: str):
         assert row.due_in.total_seconds() <= 1.05, "it is looked at when its deadline has passed"
         await asyncio.sleep(1.1)
         row = await world.processed_until(checkout, "failed")
-        assert row.last_error.startswith("circuit_open")
+        assert row.last_error == "circuit_open"
         assert (await world.trail(checkout))[-1]["trigger"] == "attempts_exhausted"
 
 
@@ -138,7 +138,7 @@ async def test_money_whose_circuit_opens_between_lookup_and_call_is_not_sent(
         assert "money:withdrawn" in [one["action"] for one in await world.trail(checkout)]
         (operation,) = await world.operations(checkout)
         assert (operation.state, operation.attempts) == ("requested", 0)
-        assert operation.last_error.startswith("circuit_open")
+        assert operation.last_error == "circuit_open"
         await world.control("DELETE", "faults")
         await settled(world, checkout)
         assert await world.movements(checkout) == [("captured", 13900)]

@@ -87,7 +87,7 @@ async def test_an_order_that_the_gateway_refuses_has_failed_with_the_reason(worl
     await world.process(checkout)
     row = await world.row(checkout)
     assert row.state == "failed"
-    assert row.last_error.startswith("gateway_refused")
+    assert row.last_error == "gateway_refused"
     assert row.due_at is not None, "the watch for late money runs"
     assert await world.events(checkout) == ["checkout.failed"]
 
@@ -103,7 +103,7 @@ async def test_an_order_that_fails_every_call_until_its_deadline_has_failed(worl
     checkout = await world.accept(expiresIn=3)
     await world.plan(checkout, fail={"session": 1000})
     row = await world.processed_until(checkout, "failed")
-    assert row.last_error.startswith("unknown")
+    assert row.last_error == "unknown"
     assert row.attention is not None, "a person was told that it is stuck before it failed"
     assert (await world.trail(checkout))[-1]["trigger"] == "attempts_exhausted"
 
@@ -114,7 +114,7 @@ async def test_wrong_credentials_fail_no_order_and_open_the_circuit(database_url
         await world.process(first)
         row = await world.row(first)
         assert (row.state, row.attempts) == ("received", 1)
-        assert row.attention.startswith("gateway_credentials")
+        assert row.attention == "gateway_credentials"
         assert row.due_in.total_seconds() > 30
         await world.process(second)
         row = await world.row(second)
@@ -138,14 +138,14 @@ async def test_a_gateway_that_forbids_us_is_about_the_merchant_and_not_about_the
     await world.process(checkout)
     row = await world.row(checkout)
     assert row.state == "received"
-    assert row.attention.startswith("gateway_credentials")
+    assert row.attention == "gateway_credentials"
 
 
 async def test_a_gateway_that_is_down_at_the_first_call_is_tried_again(world: Scene):
     checkout = await world.accept()
     await world.control("PUT", "faults", {"authenticate": {"count": 1, "status": 503}})
     await world.process(checkout)
-    assert (await world.row(checkout)).last_error.startswith("unknown")
+    assert (await world.row(checkout)).last_error == "unknown"
     await world.processed_until(checkout, "awaiting_payment")
 
 
@@ -155,7 +155,7 @@ async def test_a_gateway_that_nobody_answers_for_is_tried_again(database_url: st
         await world.process(checkout)
         row = await world.row(checkout)
         assert (row.state, row.attention) == ("received", None)
-        assert row.last_error.startswith("not_sent")
+        assert row.last_error == "not_sent"
 
 
 async def test_our_own_crowd_counts_against_no_order(database_url: str, gateway_url: str):
@@ -182,7 +182,7 @@ async def test_a_firewall_in_between_fails_no_order(world: Scene, call: str):
     checkout = await world.accept()
     await world.plan(checkout, fail={call: 2}, failStatus=403)
     await world.process(checkout)
-    assert (await world.row(checkout)).last_error.startswith("refused")
+    assert (await world.row(checkout)).last_error == "refused"
     await world.processed_until(checkout, "awaiting_payment")
 
 
@@ -216,7 +216,7 @@ async def test_an_order_for_which_there_is_no_method_fails_and_says_what_to_chec
             await world.process(checkout)
             row = await world.row(checkout)
             assert row.state == "failed"
-            assert row.attention.startswith("no_payment_methods")
+            assert row.attention == "no_payment_methods"
 
 
 async def test_a_session_that_the_gateway_lost_is_opened_again(world: Scene):
@@ -234,7 +234,7 @@ async def test_an_order_number_is_not_used_more_often_than_the_gateway_takes(wor
     await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.session_count) == ("failed", 4)
-    assert row.attention.startswith("order_number_used_up")
+    assert row.attention == "order_number_used_up"
 
 
 @pytest.mark.parametrize("call", ["session", "payment-methods"])
@@ -253,7 +253,7 @@ async def test_a_token_refused_when_fresh_is_the_credentials_fault(world: Scene,
     await world.process(checkout)
     row = await world.row(checkout)
     assert row.state in {"authenticated", "session_created"}
-    assert row.attention.startswith("gateway_credentials")
+    assert row.attention == "gateway_credentials"
     other = await world.accept()
     await world.process(other)
     assert await world.state(other) == "awaiting_payment", "it is about that one session alone"

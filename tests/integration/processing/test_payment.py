@@ -105,7 +105,7 @@ async def test_a_refused_look_concludes_nothing_either(world: Scene):
     await world.plan(checkout, fail={"payments": 1}, failStatus=422)
     await world.process(checkout)
     row = await world.row(checkout)
-    assert (row.state, row.last_error.split(":")[0]) == ("callback_received", "refused")
+    assert (row.state, row.last_error) == ("callback_received", "refused")
 
 
 @pytest.mark.parametrize("before", ["awaiting_payment", "completed"])
@@ -118,7 +118,7 @@ async def test_a_failing_look_leaves_a_due_time_in_every_state(world: Scene, bef
     await world.process(checkout)
     row = await world.row(checkout)
     assert row.state == before
-    assert row.attention.startswith("gateway_credentials")
+    assert row.attention == "gateway_credentials"
     assert row.due_at is not None
 
 
@@ -151,7 +151,7 @@ async def test_money_that_comes_after_the_expiry_completes_the_order_marked_late
     await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.late, row.reserved) == ("completed", True, 13900)
-    assert row.attention.startswith("late_payment")
+    assert row.attention == "late_payment"
     assert (await world.events(checkout))[-2:] == ["checkout.completed", "checkout.attention"]
 
 
@@ -163,7 +163,7 @@ async def test_a_second_payment_for_one_order_is_surplus_and_a_persons_business(
     await world.call_back(checkout, kind="notification")
     await world.process(checkout)
     row = await world.row(checkout)
-    assert (row.reserved, row.attention.split(":")[0]) == (13900, "surplus_payment")
+    assert (row.reserved, row.attention) == (13900, "surplus_payment")
     roles = await world.sql(
         "SELECT role FROM payments WHERE checkout_id = :id ORDER BY transaction_id", id=checkout
     )
@@ -178,7 +178,7 @@ async def test_two_payments_found_in_the_same_look_complete_the_order_and_tell_a
     await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.late) == ("completed", 13900, False)
-    assert row.attention.startswith("surplus_payment")
+    assert row.attention == "surplus_payment"
 
 
 @pytest.mark.parametrize("woken", [True, False])
@@ -191,7 +191,7 @@ async def test_money_of_another_amount_is_never_taken_for_the_order(world: Scene
     await world.process(checkout)
     row = await world.row(checkout)
     assert row.state == ("callback_received" if woken else "awaiting_payment")
-    assert row.attention.startswith("payment_mismatch")
+    assert row.attention == "payment_mismatch"
     assert row.due_at is not None
     before = len(await world.trail(checkout))
     await world.process(checkout)
@@ -220,7 +220,7 @@ async def test_a_renewal_that_fails_does_not_stop_the_looking(world: Scene):
     await world.process(unpaid, paid)
     assert await world.state(paid) == "completed"
     row = await world.row(unpaid)
-    assert (row.state, row.last_error.split(":")[0]) == ("awaiting_payment", "unknown")
+    assert (row.state, row.last_error) == ("awaiting_payment", "unknown")
 
 
 async def test_a_payment_that_names_no_checkout_pays_one_of_two_with_the_same_number_only_by_a_person(
@@ -241,7 +241,7 @@ async def test_a_payment_that_names_no_checkout_pays_one_of_two_with_the_same_nu
     unbound = replace(found, transactions=tuple(replace(one, payment_infos={}) for one in found.transactions))
     assert reconciliation.unbound_money(held, unbound)
     verdict = reconciliation.judge(held, unbound, shared=True)
-    assert (verdict.finding, verdict.attention.split(":")[0]) == ("unsure", "unbound_payment")
+    assert (verdict.finding, verdict.attention.code) == ("unsure", "unbound_payment")
 
 
 async def test_an_unreadable_or_huge_callback_does_not_keep_an_order_from_completing(world: Scene):
@@ -270,7 +270,7 @@ async def test_a_payment_open_since_long_ago_is_a_persons_business(world: Scene)
     await world.sql("UPDATE checkouts SET deadline = clock() - interval '3 days' WHERE id = :id", id=checkout)
     await world.process(checkout)
     row = await world.row(checkout)
-    assert (row.state, row.attention.split(":")[0]) == ("awaiting_payment", "open_payment")
+    assert (row.state, row.attention) == ("awaiting_payment", "open_payment")
     assert row.due_in.total_seconds() > 3600, "and is looked at ever more rarely"
     before = len(await world.trail(checkout))
     await world.process(checkout)
@@ -290,7 +290,7 @@ async def test_a_payment_released_at_the_gateway_leaves_no_reservation_in_the_bo
     assert released.is_success
     await world.process(checkout)
     row = await world.row(checkout)
-    assert (row.state, row.reserved, row.attention.split(":")[0]) == ("completed", 0, "payment_released")
+    assert (row.state, row.reserved, row.attention) == ("completed", 0, "payment_released")
 
 
 # ── Cancelling ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -350,8 +350,8 @@ async def test_a_command_that_comes_too_late_twice_or_on_old_knowledge_is_refuse
     await world.command(stale, version=1)
     await world.process(done, twice, stale)
     results = await world.sql("SELECT checkout_id AS id, result FROM commands ORDER BY requested_at, id")
-    assert [(row.id, row.result.split(":")[0]) for row in results] == [
-        (done, "refused"), (twice, "accepted"), (twice, "refused"), (stale, "refused"),
+    assert [(row.id, row.result) for row in results] == [
+        (done, "refused_not_cancellable"), (twice, "accepted"), (twice, "refused_cancelling"), (stale, "refused_version_changed"),
     ]  # fmt: skip
     assert "command:refused" in [one["action"] for one in await world.trail(done)]
     assert (await world.row(stale)).cancel_requested_at is None
@@ -424,4 +424,4 @@ async def test_a_payment_that_the_gateway_no_longer_shows_is_a_persons_business(
     await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.reserved) == ("completed", 13900)
-    assert row.attention.startswith("payment_gone")
+    assert row.attention == "payment_gone"

@@ -1,0 +1,395 @@
+"""The one place that makes sentences of codes: attention, last errors, and results of commands. Pure, and total over what is stored.
+
+A sentence begins with a small letter and has no full stop at its end, so that it may follow a colon.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from orchestrator.domain import money
+from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
+from orchestrator.domain.command_result import CommandResult, ResultCode
+from orchestrator.domain.last_error import ErrorCode, LastError
+from orchestrator.domain.last_error import stored as stored_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Facts: TypeAlias = Mapping[str, Any]
+
+MOST_NAMED: Final = 10
+"""Payments that one sentence names."""
+
+
+def of(value: Attention | LastError | CommandResult) -> str:
+    """Return the sentence of a code and its facts; where these are missing or strange, their `text`, or the words of the code."""
+    try:
+        said = _said(value)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        said = str(value.facts.get("text") or "")
+    return said or value.code.replace("_", " ")
+
+
+def or_none(value: Attention | LastError | CommandResult | None) -> str | None:
+    """Return the sentence, or None where nothing is to be said."""
+    return None if value is None else of(value)
+
+
+def coded(value: Attention | LastError | CommandResult) -> dict[str, object]:
+    """Return code and sentence, as events and the trail have them."""
+    return {"code": value.code, "reason": of(value)}
+
+
+def _said(value: Attention | LastError | CommandResult) -> str:
+    match value:
+        case Attention():
+            said = _of_attention(value)
+            if value.beside:
+                said = f"{said}; transactions {_names(value.beside)} hold money for it"
+            return said
+        case LastError(code=ErrorCode.NEEDS_DECISION):
+            return "" if value.attention is None else of(value.attention)
+        case LastError(code=code, facts=facts):
+            return _ERRORS[code](facts)
+        case CommandResult(code=result, facts=facts):
+            return _RESULTS[result](facts)
+
+
+def _amount(facts: Facts, name: str) -> str:
+    return money.spelled(facts[name], facts["currency"])
+
+
+def _held(payment: PaymentAmount) -> str:
+    return (
+        "an unreadable amount" if payment.amount is None else money.spelled(payment.amount, payment.currency)
+    )
+
+
+def _names(payments: Sequence[PaymentAmount]) -> str:
+    return ", ".join(one.transaction_id for one in payments)
+
+
+def _more(payments: Sequence[PaymentAmount]) -> list[str]:
+    rest = len(payments) - MOST_NAMED
+    return [f"and {rest} more"] if rest > 0 else []
+
+
+# ── Attention ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _of_attention(value: Attention) -> str:
+    facts, payments = value.facts, value.payments
+    if value.code in _QUESTIONS:
+        return _QUESTIONS[value.code](facts, payments)
+    if value.code in _IRREGULAR:
+        return _IRREGULAR[value.code](facts, f"transaction {payments[0].transaction_id}", payments[0])
+    return _ATTENTIONS[value.code](facts)
+
+
+def _problem(facts: Facts, payments: Sequence[PaymentAmount]) -> str:
+    """Say of each payment why it is not taken for the order's."""
+    ordered = _amount(facts, "ordered")
+    if all(one.problem is AttentionCode.PAYMENT_MISMATCH for one in payments):
+        return _mismatch(facts, payments, ordered)
+    sentence = "; ".join([*(_told(facts, one) for one in payments[:MOST_NAMED]), *_more(payments)])
+    if any(one.problem is AttentionCode.PAYMENT_MISMATCH for one in payments):
+        sentence += f"; the order is {ordered}"
+    return sentence
+
+
+def _mismatch(facts: Facts, payments: Sequence[PaymentAmount], ordered: str) -> str:
+    if len(payments) == 1:
+        held = f"transaction {payments[0].transaction_id} holds {_held(payments[0])}"
+        if "surcharge" in facts:
+            return f"{held}, which is the order of {ordered} and a surcharge of {_amount(facts, 'surcharge')}"
+        return f"{held}, the order is {ordered}"
+    named = ", ".join(
+        [f"{one.transaction_id} ({_held(one)})" for one in payments[:MOST_NAMED]] + _more(payments)
+    )
+    amounts = [one.amount for one in payments if one.amount is not None]
+    if len(amounts) == len(payments) and len({one.currency for one in payments}) == 1:
+        together = money.spelled(sum(amounts), payments[0].currency)
+        return f"transactions {named} hold {together} together, the order is {ordered}"
+    return f"transactions {named} hold money, the order is {ordered}"
+
+
+def _told(facts: Facts, payment: PaymentAmount) -> str:
+    named = f"transaction {payment.transaction_id}"
+    if payment.problem is AttentionCode.UNCLEAR_PAYMENT:
+        return f"{named} is {payment.status or 'without a status'} with amounts that do not say what it means"
+    if payment.problem is AttentionCode.PAYMENT_MISMATCH:
+        return f"{named} holds {_held(payment)}"
+    if payment.repeated:
+        return f"{named} names more than one checkout"
+    return f"{named} names no checkout, and several checkouts have order number {facts['orderId']}"
+
+
+def _surplus(facts: Facts, payments: Sequence[PaymentAmount]) -> str:
+    if facts.get("released"):
+        return f"transactions {_names(payments)} hold money for it"
+    return f"transactions {_names(payments)} also hold money for this order"
+
+
+def _rejected(facts: Facts) -> str:
+    why = _error(facts)
+    if facts.get("authentic") is False:
+        return f"{facts['kind']} {facts['operation']} was not sent: {why}; compare the gateway's books and the audit trail"
+    return f"the {facts['kind']} of transaction {facts['transaction']} was not done: {why}"
+
+
+def _failing(facts: Facts) -> str:
+    if "call" in facts:
+        return (
+            f"the gateway's answer to {facts['call']} for order {facts['orderId']} cannot be read, {facts['attempts']} times in a row, "
+            f"last {_error(facts)}"
+        )
+    return f"{facts['attempts']} failed calls in a row, last {_error(facts)}"
+
+
+def _error(facts: Facts) -> str:
+    """Return the sentence of the error that an attention rests on."""
+    stored = facts["error"]
+    error = stored_error(stored["code"], stored.get("facts"))
+    return "" if error is None else of(error)
+
+
+def error_fact(error: LastError) -> dict[str, object]:
+    """Return an error as a fact of an attention."""
+    return {"code": error.code.value, **({"facts": dict(error.facts)} if error.facts else {})}
+
+
+def _lapses(facts: Facts) -> str:
+    until = datetime.fromisoformat(facts["until"])
+    return f"the reservation is sure to be worth a capture until {until:%Y-%m-%d %H:%M} UTC only; capture or release it"
+
+
+_NO_METHODS: Final = "the gateway offers none for this order; check the merchant's terminals, and the order's country, currency and amount"
+
+
+def _used_up(facts: Facts) -> str:
+    return f"{facts['sessions']} sessions were opened for it, and the gateway takes about {facts['most']}"
+
+
+_QUESTIONS: Final[dict[AttentionCode, Callable[[Facts, Sequence[PaymentAmount]], str]]] = {
+    AttentionCode.PAYMENT_MISMATCH: _problem,
+    AttentionCode.UNCLEAR_PAYMENT: _problem,
+    AttentionCode.UNBOUND_PAYMENT: _problem,
+    AttentionCode.SURPLUS_PAYMENT: _surplus,
+    AttentionCode.PAYMENT_RELEASED: lambda _, payments: (
+        f"transaction {_names(payments)}, which paid this order, was released at the gateway"
+    ),
+}
+_IRREGULAR: Final[dict[AttentionCode, Callable[[Facts, str, PaymentAmount], str]]] = {
+    AttentionCode.CHARGEBACK_UNCLEAR: lambda facts, named, _: (
+        f"the gateway tells of a chargeback or a dispute of {named} that cannot be counted: {'; '.join(facts['events'])}"
+    ),
+    AttentionCode.OVER_REFUND: lambda facts, named, _: (
+        f"of {named} {_amount(facts, 'refunded')} are refunded, and {_amount(facts, 'captured')} were captured"
+    ),
+    AttentionCode.OVER_CAPTURE: lambda facts, named, _: (
+        f"of {named} {_amount(facts, 'captured')} are captured, and {_amount(facts, 'reserved')} were reserved"
+    ),
+    AttentionCode.CREDITED: lambda facts, named, _: (
+        f"the gateway shows a credit of {'; '.join(facts['credits'])} to the shopper beside {named}"
+    ),
+}
+_ATTENTIONS: Final[dict[AttentionCode, Callable[[Facts], str]]] = {
+    AttentionCode.LATE_PAYMENT: lambda _: (
+        "the money came after the checkout had ended; keep the order, or return the money"
+    ),
+    AttentionCode.UNKNOWN_ORDER: lambda facts: (
+        f"a payment came for order number {facts['orderId']}, which no shop has handed over; keep it, or return it"
+    ),
+    AttentionCode.LOOKUP_AT_LIMIT: lambda _: (
+        "the gateway's answer has as many rows as it may have, so it proves no absence"
+    ),
+    AttentionCode.PAYMENT_GONE: lambda _: (
+        "the gateway no longer shows the payment that completed this checkout"
+    ),
+    AttentionCode.OPEN_PAYMENT: lambda _: (
+        "a payment has been open since long before the deadline; ask the gateway or the shopper"
+    ),
+    AttentionCode.RESERVATION_LAPSES: _lapses,
+    AttentionCode.CHARGED_BACK: lambda facts: (
+        f"the shopper's bank took back {_amount(facts, 'amount')}; answer it at the gateway"
+    ),
+    AttentionCode.OPERATION_UNCLEAR: _error,
+    AttentionCode.OPERATION_REJECTED: _rejected,
+    AttentionCode.GATEWAY_CREDENTIALS: lambda _: (
+        "the gateway refuses this merchant's user name and password; correct them"
+    ),
+    AttentionCode.GATEWAY_FAILING: _failing,
+    AttentionCode.STEP_BROKE: lambda facts: (
+        f"{facts['error']} while {facts['state']}; see the workers' logs"
+    ),
+    AttentionCode.POISONED: lambda _: (
+        "every worker that took this checkout stopped in the middle; see the workers' logs"
+    ),
+    AttentionCode.ORDER_NUMBER_USED_UP: _used_up,
+    AttentionCode.NO_PAYMENT_METHODS: lambda _: _NO_METHODS,
+    AttentionCode.OTHER: lambda facts: str(facts["text"]),
+}  # fmt: skip
+
+# ── Last errors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _reason(facts: Facts) -> str:
+    return str(facts["reason"])
+
+
+_ERRORS: Final[dict[ErrorCode, Callable[[Facts], str]]] = {
+    ErrorCode.THROTTLED: _reason,
+    ErrorCode.NOT_SENT: _reason,
+    ErrorCode.BUSY: _reason,
+    ErrorCode.CIRCUIT_OPEN: _reason,
+    ErrorCode.UNKNOWN_OUTCOME: _reason,
+    ErrorCode.UNAUTHORIZED: _reason,
+    ErrorCode.REFUSED: _reason,
+    ErrorCode.GATEWAY_REFUSED: _reason,
+    ErrorCode.TOKEN_REFUSED: lambda _: "the gateway refuses a token that it issued a moment ago",
+    ErrorCode.NO_PAYMENT_METHODS: lambda _: _NO_METHODS,
+    ErrorCode.ORDER_NUMBER_USED_UP: _used_up,
+    ErrorCode.DEADLINE_PASSED: lambda _: "the deadline passed before it could be offered again",
+    ErrorCode.UNKNOWN_ORDER: lambda _: "a payment came for an order number that nobody asked for",
+    ErrorCode.LEFT_TO_ORDER: lambda facts: (
+        f"the order has checkout {facts['checkout']}, which the payment is left to"
+    ),
+    ErrorCode.NEEDS_DECISION: lambda _: "",
+    ErrorCode.STEP_BROKE: lambda facts: f"{facts['error']} while {facts['state']}; see the workers' logs",
+    ErrorCode.NOT_AUTHENTIC: lambda _: (
+        "its row was not written by a worker of this installation, or was changed since"
+    ),
+    ErrorCode.GATEWAY_ANSWERED: lambda facts: f"the gateway answered {facts['answer']}",
+    ErrorCode.NOTHING_LEFT: lambda facts: (
+        f"only {_amount(facts, 'left')} are left to {facts['kind']}, not {_amount(facts, 'amount')}"
+    ),
+    ErrorCode.TOTAL_CHANGED: lambda facts: (
+        f"the gateway's total is {_amount(facts, 'total')} and was {_amount(facts, 'before')} when this was asked for: decide again"
+    ),
+    ErrorCode.ALREADY_CAPTURED: lambda _: "it has been captured: refund it instead",
+    ErrorCode.HOLDS_NO_MONEY: lambda facts: f"the transaction is {facts['status']}: it holds no money",
+    ErrorCode.CALL_UNDER_WAY: lambda _: "its call may still be on its way",
+    ErrorCode.TRANSACTION_UNKNOWN: lambda facts: (
+        f"the gateway does not know transaction {facts['transaction']} of operation {facts['operation']} any more"
+    ),
+    ErrorCode.STATUS_UNCLEAR: lambda facts: (
+        f"the transaction is {facts['status']} with amounts that do not say what it means"
+    ),
+    ErrorCode.RELEASE_UNCLEAR: lambda facts: f"transaction is {facts['status']}",
+    ErrorCode.TOTAL_UNCLEAR: lambda facts: (
+        f"the gateway's total is {_amount(facts, 'total')}, and with or without this it would be "
+        f"{money.spelled(facts['before'] + facts['amount'], facts['currency'])} or {_amount(facts, 'before')}"
+    ),
+    ErrorCode.NEVER_IN_BOOKS: lambda facts: (
+        f"it was sent {facts['sends']} times, and the gateway's books never had it"
+    ),
+    ErrorCode.DECIDED: lambda facts: f"{facts['state']} by decision of a person",
+    ErrorCode.OTHER: lambda facts: str(facts["text"]),
+}
+
+# ── Results of commands ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+SHOWS: Final[Mapping[str, str]] = {
+    "paid": "money held for this order",
+    "open": "a payment that is still open",
+    "declined": "only attempts that are over without money",
+    "nothing": "no attempt to pay",
+    "released": "that the payment was released",
+    "unsure": "something that a person must look at",
+}
+"""What a lookup shows, by its `LookupOutcome`."""
+
+_RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
+    ResultCode.ACCEPTED: lambda facts: ", ".join(facts.get("operations", ())) or "it is under way",
+    ResultCode.DONE_RETRIED: lambda _: "it is tried again now",
+    ResultCode.DONE_LOOKED_UP: lambda facts: f"the gateway shows {SHOWS[facts['finding']]}",
+    ResultCode.DONE_REOPENED: lambda _: "it is reopened",
+    ResultCode.DONE_KEPT: lambda _: (
+        "the order is completed with these payments, if the gateway still holds the same"
+    ),
+    ResultCode.DONE_DECIDED: lambda _: "it is not asked again",
+    ResultCode.DONE_OPERATION_DECIDED: lambda facts: f"it is {facts['state']}, as you found it",
+    ResultCode.REFUSED_NOT_AUTHENTIC: lambda _: (
+        "its row was not written by the API or the command line of this installation, or was changed since"
+    ),
+    ResultCode.REFUSED_REPEATED: lambda _: "it was taken before, and its row was changed since",
+    ResultCode.REFUSED_VERSION_CHANGED: lambda facts: (
+        f"it was asked for version {facts['asked']}, and the checkout is at version {facts['version']} now"
+    ),
+    ResultCode.REFUSED_NOT_CANCELLABLE: lambda facts: (
+        f"a checkout that is {facts['state']} cannot be cancelled"
+    ),
+    ResultCode.REFUSED_CANCELLING: lambda _: "it is being cancelled already",
+    ResultCode.REFUSED_NOT_CLOSED: lambda facts: f"a checkout that is {facts['state']} cannot be reopened",
+    ResultCode.REFUSED_NOT_AN_ORDER: lambda facts: (
+        f"nobody asked for order {facts['orderId']}: there is nothing to open a session with"
+    ),
+    ResultCode.REFUSED_ORDER_TAKEN: lambda facts: (
+        f"order {facts['orderId']} belongs to checkout {facts['checkout']} now"
+    ),
+    ResultCode.REFUSED_ORDER_NUMBER_USED_UP: lambda facts: (
+        f"order number {facts['orderId']} has been used {facts['sessions']} times at the gateway, which takes about {facts['most']}"
+    ),
+    ResultCode.REFUSED_PAYMENT_SHOWN: lambda facts: f"the gateway shows this order as {facts['finding']}",
+    ResultCode.REFUSED_NOT_PAID: lambda facts: f"a checkout that is {facts['state']} has no payment",
+    ResultCode.REFUSED_SEVERAL_PAYMENTS: lambda facts: (
+        f"this order is paid by transactions {', '.join(facts['transactions'])}: name one of them"
+    ),
+    ResultCode.REFUSED_UNKNOWN_TRANSACTION: lambda facts: (
+        f"no lookup has seen transaction {facts['transaction']} for this order"
+    ),
+    ResultCode.REFUSED_NOT_ITS_PAYMENT: lambda _: (
+        "only the payment that completed the checkout can be captured; surplus is released or refunded"
+    ),
+    ResultCode.REFUSED_CAPTURES_ITSELF: lambda _: (
+        "the gateway captures this payment by itself (autoCapture), and has not said that it will not"
+    ),
+    ResultCode.REFUSED_ALREADY_CAPTURED: lambda _: "it has been captured: refund it instead",
+    ResultCode.REFUSED_NOTHING_LEFT: lambda facts: f"nothing is left to {facts['kind']}",
+    ResultCode.REFUSED_TOO_MUCH: lambda facts: (
+        f"only {_amount(facts, 'left')} are left to {facts['kind']}, and {_amount(facts, 'amount')} were asked for"
+    ),
+    ResultCode.REFUSED_NOTHING_TO_DECIDE: lambda _: "nothing is waiting for a decision",
+    ResultCode.REFUSED_PAYMENTS_CHANGED: lambda _: (
+        "the payments that it is about have changed: read the checkout again and decide again"
+    ),
+    ResultCode.REFUSED_AMOUNT_UNREADABLE: lambda facts: (
+        f"the amounts of transaction {facts['transaction']} cannot be read: look it up at the gateway, give the money back there or "
+        "take another payment for the order"
+    ),
+    ResultCode.REFUSED_OTHER_CURRENCY: lambda facts: (
+        f"transaction {facts['transaction']} is in {facts['currency'] or 'an unknown currency'} and the order in {facts['ordered']}: "
+        "it cannot pay this order; return it"
+    ),
+    ResultCode.REFUSED_HOLD_NO_MONEY: lambda facts: (
+        f"transactions {', '.join(facts['transactions'][:MOST_NAMED])} do not all hold money: say dismiss, or reconcile"
+    ),
+    ResultCode.REFUSED_MONEY_HELD: lambda facts: (
+        f"the gateway holds money for this order under {_payments(facts['payments'])}: say keep or return"
+    ),
+    ResultCode.REFUSED_MONEY_POSSIBLE: lambda facts: (
+        f"transaction {facts['transaction']} names this order and is {facts['status'] or 'without a status'}: say keep, or give "
+        "its money back in the gateway's own interface, then reconcile"
+    ),
+    ResultCode.REFUSED_KEEP_OR_DISMISS: lambda _: (
+        "say keep if it was done at the gateway, or dismiss if it was not"
+    ),
+    ResultCode.REFUSED_NOT_RETURNABLE: lambda facts: (
+        f"{facts['attention']} is not about money that could be returned: say keep or dismiss"
+    ),
+    ResultCode.REFUSED_PAYMENT_UNCLEAR: lambda facts: (
+        f"what transaction {facts['transaction']} holds is not clear: give its money back in the gateway's own interface, then reconcile"
+    ),
+    ResultCode.REFUSED_NOTHING_TO_RETURN: lambda _: (
+        "no transaction that this is about holds money that is surely this order's"
+    ),
+    ResultCode.OTHER: lambda facts: str(facts["text"]),
+}
+
+
+def _payments(payments: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(
+        f"{one['transaction']} ({money.spelled(one['amount'], one['currency'])})" for one in payments
+    )
