@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from orchestrator import audit
 from orchestrator.audit import Action
-from orchestrator.domain import attention, events
+from orchestrator.domain import attention, events, sentences
 from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
 from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.last_error import ErrorCode, error
@@ -106,7 +106,7 @@ async def test_a_move_that_lands_writes_all_of_itself(core):
     }  # fmt: skip
     assert await core.all("SELECT kind, payload FROM events WHERE sequence > :n ORDER BY sequence", n=held.event_sequence) == [
         ("checkout.completed", {**snapshot, "facts": dict(COMPLETED.facts)}),
-        ("checkout.attention", {**snapshot, "facts": {"attention": "a_reason"}, "details": {"reason": "a_reason: of a test"}}),
+        ("checkout.attention", {**snapshot, "facts": {"attention": "surplus_payment"}, "details": {"reason": sentences.of(ATTENTION)}}),
     ]  # fmt: skip
     assert await core.all("SELECT transaction_id, role FROM payments") == [(f"t-{held.id}", "accepted")]
 
@@ -198,7 +198,7 @@ REFUSALS = {
     "a foreign lease": (lambda held: replace(held, lease=uuid4()), {}, LeaseLost),
     "an event with a NUL character": (
         lambda held: held,
-        {"events": (events.failed("a_code: \0"),)},
+        {"events": (events.failed(error(ErrorCode.OTHER, text="of a test: \0")),)},
         Unwritten,
     ),
     "a payment of an impossible role": (

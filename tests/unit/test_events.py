@@ -13,14 +13,20 @@ import msgspec
 import pytest
 
 from orchestrator.domain import events
+from orchestrator.domain.attention import Attention, AttentionCode
+from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.events import Event, EventType, Totals
+from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.records import Operation
 from orchestrator.domain.states import State
 from tests.cloud_events import check, documents, validator
 
 CHECKOUT = UUID("019b0000-0000-7000-8000-000000000001")
 PAID = Totals(13900, 0, 0, 0)
-REASON = "a_code: a sentence about it that only a person reads"
+SENTENCE = "a sentence about it that only a person reads"
+ERROR = error(ErrorCode.OTHER, text=SENTENCE)
+ASKED = Attention(code=AttentionCode.OTHER, facts={"text": SENTENCE})
+OTHER = Attention(code=AttentionCode.OTHER, facts={"text": "another question"})
 
 
 def operation(kind: str) -> Operation:
@@ -43,13 +49,13 @@ EXAMPLES = (
     events.attempt_declined(["t-1", "t-2"], reason=None),
     events.completed(["t-1"], late=False, policy=None, surcharge=0),
     events.completed(["t-1", "t-2"], late=True, policy="return", surcharge=250),
-    events.failed(REASON),
-    events.failed("no code at all"),
+    events.failed(ERROR),
+    events.failed(None),
     Event(EventType.CHECKOUT_CANCELLED),
     Event(EventType.CHECKOUT_EXPIRED),
     Event(EventType.CHECKOUT_REOPENED),
-    *events.attention_changed(None, REASON),
-    *events.attention_changed(REASON, None),
+    *events.attention_changed(None, ASKED),
+    *events.attention_changed(ASKED, None),
     *(events.operation_succeeded(operation(kind), change=3900, role="accepted") for kind in ("capture", "refund", "release")),
     seen(captured=6000),
     seen(refunded=2000),
@@ -58,8 +64,8 @@ EXAMPLES = (
     seen(charged_back=700),
     seen(charged_back=0),
     events.surplus(["t-2"]),
-    events.operation_rejected("capture", REASON, command_id=uuid4()),
-    events.operation_rejected("refund", REASON, transaction_id="t-1", operation_id=uuid4()),
+    events.operation_rejected("capture", result(ResultCode.OTHER, text=SENTENCE), command_id=uuid4()),
+    events.operation_rejected("refund", ERROR, transaction_id="t-1", operation_id=uuid4()),
 )  # fmt: skip
 
 
@@ -103,7 +109,7 @@ def test_every_type_is_a_cloud_event_and_follows_its_schema(event):
 def test_a_thin_document_holds_ids_words_and_amounts_and_no_sentence_of_ours(event):
     told = documents(row(event))
     assert "sentence" not in json.dumps(told["thin"])
-    assert ("sentence" in json.dumps(told["full"])) == bool(event.details.get("reason") == REASON)
+    assert ("sentence" in json.dumps(told["full"])) == bool(event.details.get("reason") == SENTENCE)
 
 
 def test_a_document_says_what_the_contract_promises():
@@ -259,9 +265,9 @@ def test_money_that_moved_at_the_gateway_is_told_by_what_moved():
 
 
 def test_a_change_of_attention_is_one_event():
-    assert events.attention_changed(None, None) == events.attention_changed(REASON, REASON) == ()
-    assert [one.type for one in events.attention_changed(REASON, "another: one")] == ["checkout.attention"]
-    assert events.attention_changed(REASON, None)[0].facts == {"attention": "a_code"}
+    assert events.attention_changed(None, None) == events.attention_changed(ASKED, ASKED) == ()
+    assert [one.type for one in events.attention_changed(ASKED, OTHER)] == ["checkout.attention"]
+    assert events.attention_changed(ASKED, None)[0].facts == {"attention": "other"}
 
 
 def test_a_checked_document_may_not_lack_its_subject():

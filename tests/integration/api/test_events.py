@@ -18,6 +18,7 @@ from orchestrator import auth
 from orchestrator.api import event_feed
 from orchestrator.api import events as endpoint
 from orchestrator.domain import events as told
+from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.events import EventType
 from orchestrator.domain.states import State
 from orchestrator.store import events
@@ -109,7 +110,9 @@ async def test_a_client_that_goes_on_with_next_sees_every_event_once_in_order(ap
 async def test_an_event_is_the_same_document_whenever_it_is_read(api: Api, inside: Core):
     await happen(inside, EventType.CHECKOUT_CANCELLED)
     first = await feed(api)
-    await inside.do("UPDATE checkouts SET state = 'expired', amount = 1, attention = 'x'")
+    await inside.do(
+        "UPDATE checkouts SET state = 'expired', amount = 1, attention = 'other', attention_details = '{}', attention_since = clock()"
+    )
     assert await feed(api) == first
 
 
@@ -154,12 +157,14 @@ async def test_a_rare_type_is_found_however_much_lies_before_it(api: Api, inside
 
 async def test_sentences_come_in_full_documents_alone(api: Api, inside: Core):
     held = await inside.held(State.AWAITING_PAYMENT)
-    await inside.advance(held, attention="a_code: a sentence for people")
+    await inside.advance(
+        held, attention=Attention(code=AttentionCode.OTHER, facts={"text": "a sentence for people"})
+    )
     await events.place(inside.db)
     thin, full = [(await feed(api, content=content))["events"][1]["data"] for content in ("thin", "full")]
-    assert thin["attention"] == "a_code"
+    assert thin["attention"] == "other"
     assert "details" not in thin
-    assert full["details"] == {"reason": "a_code: a sentence for people"}
+    assert full["details"] == {"reason": "a sentence for people"}
 
 
 async def test_an_event_that_no_version_of_ours_wrote_leaves_a_gap_that_shows(api: Api, inside: Core):

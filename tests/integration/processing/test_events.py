@@ -140,8 +140,11 @@ async def test_the_text_of_a_callback_that_proves_nothing_reaches_no_shopper(wor
 async def test_every_raised_attention_is_told_and_so_is_its_end(world: Scene):
     """Also where the same write ends the checkout, and where a person has it tried again."""
     checkout = await world.offered()
-    await world.sql("UPDATE checkouts SET attention = 'gateway_failing: x' WHERE id = :id", id=checkout)
-    assert (await world.asked(checkout, "retry")).startswith("done")
+    await world.sql(
+        "UPDATE checkouts SET attention = 'gateway_failing', attention_details = '{}', attention_since = clock() WHERE id = :id",
+        id=checkout,
+    )
+    assert (await world.asked(checkout, "retry")).code.startswith("done")
     kinds = [one["type"] for one in await told(world, checkout)]
     assert kinds == ["checkout.ready", "checkout.attention_resolved"]
 
