@@ -8,10 +8,10 @@ quiet period makes it `requested` again.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import TYPE_CHECKING, Final, Unpack, assert_never
 
 from orchestrator import log
-from orchestrator.audit import SYSTEM, Action
+from orchestrator.audit import Action
 from orchestrator.domain import decisions, operations, reconciliation, schedule
 from orchestrator.domain.operations import Fate
 from orchestrator.gateway.outcomes import (
@@ -31,7 +31,10 @@ from orchestrator.store.checkouts import KEEP, Event, operation_holds, tick
 if TYPE_CHECKING:
     from orchestrator.domain.records import Operation
     from orchestrator.domain.transaction import Transaction
+    from orchestrator.gateway.lease_guard import LeaseGuard
     from orchestrator.gateway.outcomes import Outcome
+    from orchestrator.gateway.payments import Movement
+    from orchestrator.store.checkouts.change import Changes, Kept
 
 _log = log.get(__name__)
 
@@ -147,7 +150,7 @@ async def _send(step: Step, operation: Operation, transaction: Transaction) -> N
             assert_never(outcome)
 
 
-async def _call(step: Step, operation: Operation, lease_guard: Any) -> Outcome[Any]:
+async def _call(step: Step, operation: Operation, lease_guard: LeaseGuard) -> Outcome[Movement]:
     gateway, account = step.processor.gateway, step.account
     number = operation.transaction_id
     if operation.kind == "release":
@@ -214,16 +217,19 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
     held = step.held
     accepted = operation.transaction_id in held.accepted
     seen = reconciliation.seen_alone(held, transaction)
-    changes: dict[str, Any] = {"payments": (seen,)}
+    amounts: tuple[int, int, int] | Kept = KEEP
+    reserved_until: Kept | None = KEEP
     if accepted:
         parts = [
             one for one in held.known if one.role == "accepted" and one.transaction_id != seen.transaction_id
         ]
-        changes["money"] = tuple(
-            sum(getattr(one, name) for one in (seen, *parts)) for name in ("reserved", "captured", "refunded")
+        amounts = (
+            seen.reserved + sum(one.reserved for one in parts),
+            seen.captured + sum(one.captured for one in parts),
+            seen.refunded + sum(one.refunded for one in parts),
         )
         if transaction.captured >= transaction.reserved or operation.kind == "release":
-            changes["reserved_until"] = None
+            reserved_until = None
     kind = {"capture": "checkout.captured", "refund": "checkout.refunded", "release": "checkout.released"}[
         operation.kind
     ]
@@ -245,7 +251,7 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
         attention = None
     await _write(
         step, Action.MONEY_SUCCEEDED, settled, {"by": by}, attention=attention, last_error=None,
-        events=(Event(kind, told),), due_in=0.0, **changes,
+        events=(Event(kind, told),), due_in=0.0, payments=(seen,), money=amounts, reserved_until=reserved_until,
     )  # fmt: skip
 
 
@@ -333,13 +339,16 @@ async def _unclear(
 
 
 async def _write(
-    step: Step, action: Action, operation: Operation, evidence: dict[str, object], **changes: Any
+    step: Step,
+    action: Action,
+    operation: Operation,
+    evidence: dict[str, object],
+    **changes: Unpack[Changes],
 ) -> None:
     about = {
         "operation": str(operation.id), "kind": operation.kind, "transaction": operation.transaction_id,
         "amount": operation.amount, "currency": operation.currency, "cause": operation.cause,
     }  # fmt: skip
     await step.write(
-        None, action, actor=operation.actor if action is Action.MONEY_REQUESTED else SYSTEM,
-        evidence={**about, **evidence}, operations=(operation,), **changes,
+        None, action, evidence={**about, **evidence}, operations=(operation,), **changes,
     )  # fmt: skip

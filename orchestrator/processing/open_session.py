@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,6 +18,9 @@ from orchestrator.processing.step import Failure, Step, credentials, retry
 from orchestrator.store.checkouts import KEEP, Event, Fact
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from orchestrator.domain.records import ObservedPayment
     from orchestrator.store.checkouts import ClaimedCheckout
     from orchestrator.store.checkouts.change import Kept
 
@@ -110,11 +113,7 @@ async def list_methods(step: Step) -> None:
             await fail(step, Trigger.REFUSED, about, reason=reason, attention=reason)
         case Done(methods):
             # Nobody is asked between the list and the offer: both are one write.
-            fact, changes = _offered(step, len(methods))
-            await step.write(
-                Trigger.METHODS_LISTED, evidence={"methods": len(methods)}, further=(fact,), methods=methods,
-                attention=step.cleared_attention(), last_error=None, **changes,
-            )  # fmt: skip
+            await _offer(step, methods, listed=True)
         case Unauthorized():
             await renew(step)
         case Refused(status=404 | 410):
@@ -154,7 +153,7 @@ async def fail(
     attention: str | Kept | None = KEEP,
 ) -> None:
     """End a checkout that cannot be offered. Where a shopper could once pay it, the gateway is asked first what it holds."""
-    changes: dict[str, Any] = {"last_error": reason, "attention": attention}
+    payments: tuple[ObservedPayment, ...] = ()
     if step.held.offered_at is not None:
         verdict = await complete.look(step)
         if verdict is None:
@@ -165,28 +164,30 @@ async def fail(
         if verdict.finding not in {LookupOutcome.DECLINED, LookupOutcome.NOTHING}:
             await complete.unsure(step, verdict)
             return
-        evidence = {**verdict.evidence, **evidence}
-        changes |= {"payments": verdict.payments}
-    await step.end(trigger, "checkout.failed", evidence, reason=reason, **changes)
+        evidence, payments = {**verdict.evidence, **evidence}, verdict.payments
+    await step.end(
+        trigger, "checkout.failed", evidence, reason=reason, last_error=reason, attention=attention, payments=payments,
+    )  # fmt: skip
 
 
 async def offer(step: Step) -> None:
     """Offer a checkout whose methods were listed before."""
-    fact, changes = _offered(step, len(step.held.methods or ()))
-    await step.write(fact.trigger, evidence=fact.evidence, **changes)
+    await _offer(step, step.held.methods or (), listed=False)
 
 
-def _offered(step: Step, methods: int) -> tuple[Fact, dict[str, Any]]:
-    """Return the fact that it is offered, and what changes with it."""
+async def _offer(step: Step, methods: Sequence[Mapping[str, object]], *, listed: bool) -> None:
+    """Write that it is offered with these methods; `listed`: they were fetched a moment ago, and are part of this write."""
     held = step.held
     asked = held.expires_in or msgspec.json.decode(step.document()).get("expiresIn")
     deadline_in = float(asked or step.settings.checkout_expires_in)
     lookups = schedule.quiet_lookups(step.settings)
-    return Fact(Trigger.OFFERED, {"expiresIn": deadline_in}), {
-        "offered": True,
-        "deadline_in": deadline_in,
-        "lookups": lookups,
-        # Letters that beat us are read at once, under the same lease.
-        "due_in": KEEP if held.callbacks else step.next_due_in(lookups, deadline_in=deadline_in),
-        "events": (Event("checkout.ready", {"methods": methods}),),
-    }
+    fact = Fact(Trigger.OFFERED, {"expiresIn": deadline_in})
+    first = Fact(Trigger.METHODS_LISTED, {"methods": len(methods)}) if listed else fact
+    await step.write(
+        first.trigger, evidence=first.evidence, further=(fact,) if listed else (), methods=methods if listed else KEEP,
+        attention=step.cleared_attention() if listed else KEEP, last_error=None if listed else KEEP, offered=True,
+        deadline_in=deadline_in, lookups=lookups,
+        # Callbacks that came before the offer are read at once, under the same lease.
+        due_in=KEEP if held.callbacks else step.next_due_in(lookups, deadline_in=deadline_in),
+        events=(Event("checkout.ready", {"methods": len(methods)}),),
+    )  # fmt: skip

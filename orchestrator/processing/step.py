@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Final, TypeAlias, Unpack, assert_never
 
 import msgspec
 
@@ -16,6 +15,7 @@ from orchestrator.domain import schedule
 from orchestrator.domain.states import UNOFFERED, State, Trigger
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
 from orchestrator.store.checkouts import CALLBACKS_PER_CLAIM, KEEP, ClaimedCheckout, Event, Move, intent_of
+from orchestrator.store.checkouts.change import Keep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.crypto import DataKey
-    from orchestrator.domain.records import Command
+    from orchestrator.domain.records import Command, ObservedPayment
     from orchestrator.gateway.callbacks import CallbackFacts
     from orchestrator.gateway.client import Account, Token
     from orchestrator.processing.processor import CheckoutProcessor
+    from orchestrator.store.checkouts.change import Kept, MoveFields
     from orchestrator.store.merchants import Merchant
 
 _log = log.get(__name__)
@@ -119,13 +120,16 @@ class Step:
         self._intent: bytes | None = None
 
     async def write(
-        self, trigger: Trigger | None, action: Action | None = Action.CHECKOUT_MOVED, **changes: Any
+        self,
+        trigger: Trigger | None,
+        action: Action | None = Action.CHECKOUT_MOVED,
+        **changes: Unpack[MoveFields],
     ) -> None:
-        """Write one move (`changes` are fields of `Move`) and stand where it leads; `LeaseLost` if we may no longer."""
+        """Write one move and stand where it leads; `LeaseLost` if we may no longer."""
         if self._more and changes.get("read"):
             changes["due_in"] = 0.0
         due_in = changes.get("due_in", KEEP)
-        if self.waits and not isinstance(due_in, Enum):
+        if self.waits and not isinstance(due_in, Keep):
             changes["due_in"] = min([*self.waits.values(), *(() if due_in is None else (due_in,))])
         if self.answering is not None and self.shown:
             # Whatever the lookup led to, somebody asked for it and is told what it showed.
@@ -217,7 +221,10 @@ class Step:
         evidence: Mapping[str, object],
         *,
         reason: str | None = None,
-        **changes: Any,
+        last_error: str | Kept | None = KEEP,
+        attention: str | Kept | None = KEEP,
+        payments: tuple[ObservedPayment, ...] = (),
+        read: tuple[UUID, ...] = (),
     ) -> None:
         """Close a checkout without money, and begin the watch for late money."""
         payload = {"reason": reason} if reason else {}
@@ -225,10 +232,13 @@ class Step:
             trigger,
             evidence=evidence,
             # What arrived meanwhile, and was not read by this lookup, is read at once.
-            due_in=0.0 if self.held.callbacks and not changes.get("read") else self.first_watch(),
+            due_in=0.0 if self.held.callbacks and not read else self.first_watch(),
             lookups=0,
+            last_error=last_error,
+            attention=attention,
+            payments=payments,
+            read=read,
             events=(Event(event, payload),),
-            **changes,
         )
 
     def first_watch(self, reserved_until: datetime | None = None) -> float | None:
