@@ -47,7 +47,7 @@ async def operate(step: Step, operation: Operation) -> None:
     """Take the next step of an operation that is not settled."""
     if operation.id not in step.proven:
         held = step.held
-        if not operation_holds(step.processor.encryptor, held.id, held.merchant_id, operation):
+        if not operation_holds(step.context.encryptor, held.id, held.merchant_id, operation):
             await _refuse_foreign(step, operation)
             return
         step.proven.add(operation.id)
@@ -77,9 +77,7 @@ async def _refuse_foreign(step: Step, operation: Operation) -> None:
 
 async def _look(step: Step, operation: Operation) -> Transaction | None:
     """Ask the gateway for the transaction; None if it could not say, and that is written."""
-    outcome = await step.processor.gateway.find_payments(
-        step.account, transaction_id=operation.transaction_id
-    )
+    outcome = await step.context.gateway.find_payments(step.account, transaction_id=operation.transaction_id)
     if not isinstance(outcome, Done):
         await step.fail(retry(outcome), "payments")
         return None
@@ -151,7 +149,7 @@ async def _send(step: Step, operation: Operation, transaction: Transaction) -> N
 
 
 async def _call(step: Step, operation: Operation, lease_guard: LeaseGuard) -> Outcome[Movement]:
-    gateway, account = step.processor.gateway, step.account
+    gateway, account = step.context.gateway, step.account
     number = operation.transaction_id
     if operation.kind == "release":
         return await gateway.release(account, transaction_id=number, lease_guard=lease_guard)

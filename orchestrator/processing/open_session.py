@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 async def authenticate(step: Step) -> None:
-    outcome = await step.processor.gateway.authenticate(step.account)
+    outcome = await step.context.gateway.authenticate(step.account)
     if isinstance(outcome, Done):
-        step.processor.blocked.pop(step.held.merchant_id, None)
+        step.context.circuit.close(step.held.merchant_id)
         await step.write(
             Trigger.AUTHENTICATED, evidence={"lifetime": int(outcome.value.lifetime)}, token=step.sealed(outcome.value),
             token_lifetime=outcome.value.lifetime, attention=step.cleared_attention(), last_error=None,
@@ -44,7 +44,7 @@ async def renew(step: Step) -> None:
         reason = "unauthorized: the gateway refuses a token that it issued a moment ago"
         await step.fail(Failure(reason, credentials=True), "token")
         return
-    outcome = await step.processor.gateway.authenticate(step.account)
+    outcome = await step.context.gateway.authenticate(step.account)
     if not isinstance(outcome, Done):
         await step.fail(credentials(outcome), "authenticate")
         return
@@ -74,12 +74,10 @@ async def open_session(step: Step) -> None:
     document = step.document()
     pages = intents.shop_pages(document)
     urls = callback_urls.callback_urls(
-        step.processor.encryptor, step.settings.public_url, held.id, pages, merchant_id=held.merchant_id
+        step.context.encryptor, step.settings.public_url, held.id, pages, merchant_id=held.merchant_id
     )
     body = intents.session_body(document, checkout_id=held.id, urls=urls)
-    outcome = await step.processor.gateway.open_session(
-        step.account, token, body, user_agent=step.user_agent()
-    )
+    outcome = await step.context.gateway.open_session(step.account, token, body, user_agent=step.user_agent())
     match outcome:
         case Done(session):
             await step.write(
@@ -100,7 +98,7 @@ async def list_methods(step: Step) -> None:
     if token is None:
         await renew(step)
         return
-    outcome = await step.processor.gateway.list_methods(
+    outcome = await step.context.gateway.list_methods(
         step.account, token, held.session_id or "", user_agent=step.user_agent()
     )
     match outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias, Unpack, assert_never
 
@@ -14,6 +13,7 @@ from orchestrator.audit import Action
 from orchestrator.domain import schedule
 from orchestrator.domain.states import UNOFFERED, State, Trigger
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
+from orchestrator.processing.context import CREDENTIALS_PAUSE
 from orchestrator.store.checkouts import CALLBACKS_PER_CLAIM, KEEP, ClaimedCheckout, Event, Move, intent_of
 from orchestrator.store.checkouts.change import Keep
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.domain.records import Command, ObservedPayment
     from orchestrator.gateway.callbacks import CallbackFacts
     from orchestrator.gateway.client import Account, Token
-    from orchestrator.processing.processor import CheckoutProcessor
+    from orchestrator.processing.context import StepContext
     from orchestrator.store.checkouts.change import Kept, MoveFields
     from orchestrator.store.merchants import Merchant
 
@@ -38,8 +38,6 @@ FRESH_ENOUGH: Final = 30.0
 """Seconds that a token must still live to be worth a call."""
 RENEW_APART: Final = 15.0
 """Seconds between two renewals at least, however short the gateway's tokens live."""
-CREDENTIALS_PAUSE: Final = 60.0
-"""Seconds for which no call is made to a merchant's gateway after it refused the merchant's credentials."""
 MANY_FAILURES: Final = 8
 """Failures in a row after which a person should know that a checkout is stuck."""
 UNREADABLE_FAILURES: Final = 3
@@ -85,10 +83,10 @@ class Step:
         "_more",
         "_moved",
         "answering",
+        "context",
         "facts",
         "held",
         "merchant",
-        "processor",
         "proven",
         "released",
         "renewed",
@@ -100,9 +98,9 @@ class Step:
     merchant: Merchant
     """Known once it has been read."""
 
-    def __init__(self, processor: CheckoutProcessor, held: ClaimedCheckout) -> None:
-        self.processor, self.held = processor, held
-        self.settings = processor.settings
+    def __init__(self, context: StepContext, held: ClaimedCheckout) -> None:
+        self.context, self.held = context, held
+        self.settings = context.settings
         self.released = False
         self.renewed = False
         # A command that the next lookup answers, and what the lookup showed.
@@ -143,7 +141,7 @@ class Step:
                     **changes.get("evidence", {}),
                 }
         move = Move(held=self.held, trigger=trigger, action=action, **changes)
-        self.held = await self.processor.lifecycle.advance(move)
+        self.held = await self.context.transitions.advance(move)
         self.released = move.releases
         self.proven.update(one.id for one in move.operations)
         self._moved |= trigger is not None
@@ -164,7 +162,7 @@ class Step:
         """Leave a failed call behind: a due time with back-off, the reason, and attention where a person is needed."""
         held, settings = self.held, self.settings
         if failure.blocks:
-            self.processor.blocked[held.merchant_id] = time.monotonic() + CREDENTIALS_PAUSE
+            self.context.circuit.open(held.merchant_id)
         attempts = held.attempts + 1
         left = (held.deadline - held.now()).total_seconds()
         evidence = {"call": call, "reason": failure.reason, "attempt": attempts}
@@ -290,7 +288,7 @@ class Step:
 
     def data_key(self) -> DataKey:
         if self._key is None:
-            self._key = self.processor.encryptor.data_key(self.held.id, self.held.data_key)
+            self._key = self.context.encryptor.data_key(self.held.id, self.held.data_key)
         return self._key
 
     def document(self) -> bytes:
@@ -300,7 +298,7 @@ class Step:
 
     async def was_asked_for(self) -> bool:
         """Say whether an intent stands behind the checkout, rather than a payment that came for nobody's order number."""
-        self.held = msgspec.structs.replace(self.held, intent=await intent_of(self.processor.db, self.held))
+        self.held = msgspec.structs.replace(self.held, intent=await intent_of(self.context.db, self.held))
         return bool(msgspec.json.decode(self.document()))
 
     def user_agent(self) -> str | None:
