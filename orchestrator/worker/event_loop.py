@@ -19,6 +19,7 @@ from orchestrator.gateway.limits import LONGEST_THROTTLE, shared_state
 from orchestrator.messaging.dropped_messages import dropped
 from orchestrator.messaging.hints import HintPublisher
 from orchestrator.processing import CheckoutProcessor, Dispatcher, StepContext
+from orchestrator.shutdown import cancelled
 from orchestrator.store import checkouts
 from orchestrator.store.database import Database, is_away
 from orchestrator.store.merchants import Merchants
@@ -213,9 +214,7 @@ class Bridge:
             self._ready.set()
             beside = [asyncio.create_task(work) for work in (self._tick(), self._beat(), self._listen())]
             await self._end.wait()
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            await cancelled(beside)
             await self._dispatcher.close()
             await self._moves.close()
 
