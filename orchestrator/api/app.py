@@ -16,6 +16,7 @@ from orchestrator.api.docs import commanded, described, fed, json_answer
 from orchestrator.api.middleware import Envelope
 from orchestrator.api.request_log import AccessLog, SecurityLog
 from orchestrator.auth import AccessDenied
+from orchestrator.shutdown import cancelled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -77,8 +78,7 @@ def create_app(services: Services) -> FastAPI:
         try:
             yield
         finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            await cancelled([watch])
             await services.close()
             if app.state.access_log is not None:
                 app.state.access_log.flush()

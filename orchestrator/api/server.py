@@ -16,7 +16,7 @@ from orchestrator.api.connections import Connections
 from orchestrator.api.dependencies import Services
 from orchestrator.crypto import Encryptor
 from orchestrator.messaging.hints import HintPublisher
-from orchestrator.shutdown import FAILED, end_within
+from orchestrator.shutdown import FAILED, cancelled, end_within
 from orchestrator.store import inbox
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
@@ -132,8 +132,7 @@ async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, p
     try:
         await server.serve()
     finally:
-        watch.cancel()
-        await asyncio.gather(watch, return_exceptions=True)
+        await cancelled([watch])
         connections.tell()
     if server.cut_off:
         _log.error("requests_cut_off", requests=server.cut_off)

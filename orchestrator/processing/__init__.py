@@ -10,7 +10,8 @@ guarded by lease and version. An answer that comes too late is dropped, and whoe
 
 from __future__ import annotations
 
+from orchestrator.processing.context import StepContext
 from orchestrator.processing.dispatcher import Dispatcher
 from orchestrator.processing.processor import CheckoutProcessor
 
-__all__ = ["CheckoutProcessor", "Dispatcher"]
+__all__ = ["CheckoutProcessor", "Dispatcher", "StepContext"]

@@ -50,7 +50,7 @@ def opened(step: Step) -> list[tuple[Callback, CallbackFacts]]:
 def _read(step: Step, callback: Callback) -> CallbackFacts:
     if callback.body is not None:
         try:
-            raw = decrypt_body(step.processor.encryptor, step.held.id, step.held.data_key, callback.body)
+            raw = decrypt_body(step.context.encryptor, step.held.id, step.held.data_key, callback.body)
             return read_body(callback.content_type, raw)
         except EncryptionError as error:
             _log.warning("callback_unreadable", callback=str(callback.id), reason=str(error))

@@ -57,7 +57,7 @@ def _blocked(held: ClaimedCheckout, command: Command) -> bool:
 async def execute(step: Step, command: Command) -> None:
     """Take a command: carry it out, turn it into an operation, or refuse it with the reason."""
     held = step.held
-    if not command_holds(step.processor.encryptor, held.id, held.merchant_id, command) or command.taken:
+    if not command_holds(step.context.encryptor, held.id, held.merchant_id, command) or command.taken:
         await _refuse_foreign(step, command)
         return
     if command.expected_version is not None and command.expected_version != held.version:
@@ -321,7 +321,7 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
     """Take a closed checkout up again, after a lookup that shows no money and nothing open."""
     held, command = step.held, step.answering
     assert command is not None  # noqa: S101 - the caller's condition
-    rival = await rival_of(step.processor.db, held)
+    rival = await rival_of(step.context.db, held)
     refused = None
     if not await step.was_asked_for():
         refused = result(ResultCode.REFUSED_NOT_AN_ORDER, orderId=held.order_ref)

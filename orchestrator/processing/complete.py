@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 async def look(step: Step) -> Reconciliation | None:
     """Ask the gateway what it holds for this order; None if it could not say, or the money is another's, and that is written."""
     held = step.held
-    outcome = await step.processor.gateway.find_payments(step.account, order_ref=held.order_ref)
+    outcome = await step.context.gateway.find_payments(step.account, order_ref=held.order_ref)
     if not isinstance(outcome, Done):
         await step.fail(retry(outcome), "payments")
         return None
@@ -41,9 +41,9 @@ async def look(step: Step) -> Reconciliation | None:
             and await _left_to_the_order(step, outcome.value, unbound)
         ):
             return None
-        merchants = await step.processor.sharing(step.merchant)
-        elsewhere = await paying_others(step.processor.db, held, merchants, unbound)
-        shared = len(elsewhere) < len(unbound) and await order_is_shared(step.processor.db, held, merchants)
+        merchants = await step.context.merchants.sharing(step.account)
+        elsewhere = await paying_others(step.context.db, held, merchants, unbound)
+        shared = len(elsewhere) < len(unbound) and await order_is_shared(step.context.db, held, merchants)
     surcharges = step.merchant.policies.surcharge == "keep"
     verdict = reconciliation.judge(
         held, outcome.value, shared=shared, elsewhere=elsewhere, surcharges=surcharges
@@ -111,14 +111,14 @@ async def complete(step: Step, verdict: Reconciliation) -> None:
 async def _left_to_the_order(step: Step, found: Found, unbound: Sequence[str]) -> bool:
     """Leave a payment to the checkout of its order, where the intent came at the same moment as the payment; wake that one."""
     held = step.held
-    order = await rival_of(step.processor.db, held)
+    order = await rival_of(step.context.db, held)
     if order is None or await step.was_asked_for():
         return False
     if any(
         reconciliation.is_older(order, one) for one in found.transactions if one.transaction_id in unbound
     ):
         return False  # made long before that order, which does not take it for its own
-    async with step.processor.db.transaction() as tx:
+    async with step.context.db.transaction() as tx:
         await wake(tx, [order], grace=0.0)
     await step.write(
         None, Action.CALLBACK_READ, evidence=callbacks.with_callbacks(step, {"order": str(order)}), read=callbacks.ids(step),

@@ -75,8 +75,8 @@ class Dispatcher:
     """The way into one process, on its event loop."""
 
     def __init__(self, processor: CheckoutProcessor) -> None:
-        settings = processor.settings
-        self._processor, self._settings = processor, settings
+        settings = processor.context.settings
+        self._processor, self._settings, self._db = processor, settings, processor.context.db
         self.fair_share = FairShare(
             places=settings.in_flight_limit, each=CALLS_IN_HAND * settings.gateway_pool_size
         )
@@ -169,7 +169,7 @@ class Dispatcher:
                 continue
             try:
                 async with asyncio.timeout(seconds):
-                    await renew(self._processor.db, held, lease_seconds=seconds)
+                    await renew(self._db, held, lease_seconds=seconds)
             except Exception as error:  # noqa: BLE001 - the next round tries again; a lease that runs out is known here
                 _log.warning("leases_not_renewed", leases=len(held), error=type(error).__name__)
 
@@ -258,7 +258,7 @@ class Dispatcher:
         named: dict[FlowKey, dict[UUID, None]] = {
             flow: dict(ids) for flow, ids in self._behind.items() if flow.queue == "callbacks"
         }
-        whose = await merchants_of(self._processor.db, list(queues)) if queues else {}
+        whose = await merchants_of(self._db, list(queues)) if queues else {}
         for one, merchant_id in whose.items():
             flow = FlowKey(merchant_id, queues[one])
             # Of a merchant with something behind, what has waited longest comes first, and this is no more than hinted at.
@@ -275,7 +275,7 @@ class Dispatcher:
     async def _claim_waiting(self, shares: Mapping[int, int]) -> None:
         settings = self._settings
         held = await claim_waiting(
-            self._processor.db, shares, lease_seconds=settings.lease_seconds, grace=settings.hint_grace
+            self._db, shares, lease_seconds=settings.lease_seconds, grace=settings.hint_grace
         )
         self._begin(held, {})
         found = Counter(one.merchant_id for one in held)
@@ -286,7 +286,7 @@ class Dispatcher:
                 self._behind[flow] = {}  # there may be more; the others' turn comes first
 
     async def _claim(self, ids: Sequence[UUID]) -> list[ClaimedCheckout]:
-        return await claim(self._processor.db, ids, lease_seconds=self._settings.lease_seconds)
+        return await claim(self._db, ids, lease_seconds=self._settings.lease_seconds)
 
     def _begin(self, held: Sequence[ClaimedCheckout], queues: Mapping[UUID, QueueKind]) -> None:
         for one in held:

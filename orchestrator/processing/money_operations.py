@@ -8,10 +8,10 @@ quiet period makes it `requested` again.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import TYPE_CHECKING, Final, Unpack, assert_never
 
 from orchestrator import log
-from orchestrator.audit import SYSTEM, Action
+from orchestrator.audit import Action
 from orchestrator.domain import events, operations, reconciliation, schedule, sentences
 from orchestrator.domain.attention import RETURNABLE, Attention, AttentionCode, PaymentAmount
 from orchestrator.domain.last_error import ErrorCode, error
@@ -36,12 +36,16 @@ from orchestrator.processing.step import (
     stuck,
 )
 from orchestrator.store.checkouts import KEEP, operation_holds, tick
+from orchestrator.store.checkouts.change import Keep
 
 if TYPE_CHECKING:
     from orchestrator.domain.last_error import LastError
     from orchestrator.domain.records import Operation
     from orchestrator.domain.transaction import Transaction
+    from orchestrator.gateway.lease_guard import LeaseGuard
     from orchestrator.gateway.outcomes import Outcome
+    from orchestrator.gateway.payments import Movement
+    from orchestrator.store.checkouts.change import Changes, Kept
 
 _log = log.get(__name__)
 
@@ -53,7 +57,7 @@ async def operate(step: Step, operation: Operation) -> None:
     """Take the next step of an operation that is not settled."""
     if operation.id not in step.proven:
         held = step.held
-        if not operation_holds(step.processor.encryptor, held.id, held.merchant_id, operation):
+        if not operation_holds(step.context.encryptor, held.id, held.merchant_id, operation):
             await _refuse_foreign(step, operation)
             return
         step.proven.add(operation.id)
@@ -102,9 +106,7 @@ def _amount(operation: Operation) -> PaymentAmount:
 
 async def _look(step: Step, operation: Operation) -> Transaction | None:
     """Ask the gateway for the transaction; None if it could not say, and that is written."""
-    outcome = await step.processor.gateway.find_payments(
-        step.account, transaction_id=operation.transaction_id
-    )
+    outcome = await step.context.gateway.find_payments(step.account, transaction_id=operation.transaction_id)
     if not isinstance(outcome, Done):
         await step.fail(retry(outcome), "payments")
         return None
@@ -172,8 +174,8 @@ async def _send(step: Step, operation: Operation, transaction: Transaction) -> N
             assert_never(outcome)
 
 
-async def _call(step: Step, operation: Operation, lease_guard: Any) -> Outcome[Any]:
-    gateway, account = step.processor.gateway, step.account
+async def _call(step: Step, operation: Operation, lease_guard: LeaseGuard) -> Outcome[Movement]:
+    gateway, account = step.context.gateway, step.account
     number = operation.transaction_id
     if operation.kind == "release":
         return await gateway.release(account, transaction_id=number, lease_guard=lease_guard)
@@ -237,19 +239,20 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
     held = step.held
     accepted = operation.transaction_id in held.accepted
     seen = reconciliation.seen_alone(held, transaction)
-    changes: dict[str, Any] = {"payments": (seen,)}
+    amounts: tuple[int, int, int] | Kept = KEEP
+    reserved_until: Kept | None = KEEP
     if accepted:
         parts = [
             one for one in held.known if one.role == "accepted" and one.transaction_id != seen.transaction_id
         ]
-        changes["money"] = tuple(
-            sum(getattr(one, name) for one in (seen, *parts)) for name in ("reserved", "captured", "refunded")
+        amounts = (
+            seen.reserved + sum(one.reserved for one in parts),
+            seen.captured + sum(one.captured for one in parts),
+            seen.refunded + sum(one.refunded for one in parts),
         )
         if transaction.captured >= transaction.reserved or operation.kind == "release":
-            changes["reserved_until"] = None
-    told = events.operation_succeeded(
-        operation, change=_change(step, operation, changes.get("money")), role=seen.role
-    )
+            reserved_until = None
+    told = events.operation_succeeded(operation, change=_change(step, operation, amounts), role=seen.role)
     settled = replace(operation, state="succeeded", last_error=None)
     attention = held.attention
     code = None if attention is None else attention.code
@@ -260,7 +263,7 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
         attention = None
     await _write(
         step, Action.MONEY_SUCCEEDED, settled, {"by": by}, attention=attention, last_error=None,
-        events=(told,), due_in=0.0, **changes,
+        events=(told,), due_in=0.0, payments=(seen,), money=amounts, reserved_until=reserved_until,
     )  # fmt: skip
 
 
@@ -287,13 +290,13 @@ def _refused(operation: Operation, why: LastError) -> events.Event:
     )
 
 
-def _change(step: Step, operation: Operation, after: tuple[int, int, int] | None) -> int:
+def _change(step: Step, operation: Operation, after: tuple[int, int, int] | Kept) -> int:
     """Return by how much the total that an operation is about moved with its success, in minor units.
 
-    `after` are the totals of the checkout; None where its transaction is not what pays it, and counts in none of them.
+    `after` are the totals of the checkout; KEEP where its transaction is not what pays it, and counts in none of them.
     """
     held = step.held
-    if after is None:
+    if isinstance(after, Keep):
         return operation.amount
     match operation.kind:
         case "capture":
@@ -368,13 +371,16 @@ def _why(error: LastError) -> dict[str, object]:
 
 
 async def _write(
-    step: Step, action: Action, operation: Operation, evidence: dict[str, object], **changes: Any
+    step: Step,
+    action: Action,
+    operation: Operation,
+    evidence: dict[str, object],
+    **changes: Unpack[Changes],
 ) -> None:
     about = {
         "operation": str(operation.id), "kind": operation.kind, "transaction": operation.transaction_id,
         "amount": operation.amount, "currency": operation.currency, "cause": operation.cause,
     }  # fmt: skip
     await step.write(
-        None, action, actor=operation.actor if action is Action.MONEY_REQUESTED else SYSTEM,
-        evidence={**about, **evidence}, operations=(operation,), **changes,
+        None, action, evidence={**about, **evidence}, operations=(operation,), **changes,
     )  # fmt: skip

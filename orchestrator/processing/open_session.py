@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,15 +20,18 @@ from orchestrator.processing.step import Failure, Step, credentials, retry
 from orchestrator.store.checkouts import KEEP, Fact
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from orchestrator.domain.last_error import LastError
+    from orchestrator.domain.records import ObservedPayment
     from orchestrator.store.checkouts import ClaimedCheckout
     from orchestrator.store.checkouts.change import Kept
 
 
 async def authenticate(step: Step) -> None:
-    outcome = await step.processor.gateway.authenticate(step.account)
+    outcome = await step.context.gateway.authenticate(step.account)
     if isinstance(outcome, Done):
-        step.processor.blocked.pop(step.held.merchant_id, None)
+        step.context.circuit.close(step.held.merchant_id)
         await step.write(
             Trigger.AUTHENTICATED, evidence={"lifetime": int(outcome.value.lifetime)}, token=step.sealed(outcome.value),
             token_lifetime=outcome.value.lifetime, attention=step.cleared_attention(), last_error=None,
@@ -43,7 +46,7 @@ async def renew(step: Step) -> None:
         # About this session alone, as far as anybody knows: the merchant's other orders go on.
         await step.fail(Failure(error(ErrorCode.TOKEN_REFUSED), credentials=True), "token")
         return
-    outcome = await step.processor.gateway.authenticate(step.account)
+    outcome = await step.context.gateway.authenticate(step.account)
     if not isinstance(outcome, Done):
         await step.fail(credentials(outcome), "authenticate")
         return
@@ -73,12 +76,10 @@ async def open_session(step: Step) -> None:
     document = step.document()
     pages = intents.shop_pages(document)
     urls = callback_urls.callback_urls(
-        step.processor.encryptor, step.settings.public_url, held.id, pages, merchant_id=held.merchant_id
+        step.context.encryptor, step.settings.public_url, held.id, pages, merchant_id=held.merchant_id
     )
     body = intents.session_body(document, checkout_id=held.id, urls=urls)
-    outcome = await step.processor.gateway.open_session(
-        step.account, token, body, user_agent=step.user_agent()
-    )
+    outcome = await step.context.gateway.open_session(step.account, token, body, user_agent=step.user_agent())
     match outcome:
         case Done(session):
             await step.write(
@@ -99,7 +100,7 @@ async def list_methods(step: Step) -> None:
     if token is None:
         await renew(step)
         return
-    outcome = await step.processor.gateway.list_methods(
+    outcome = await step.context.gateway.list_methods(
         step.account, token, held.session_id or "", user_agent=step.user_agent()
     )
     match outcome:
@@ -113,11 +114,7 @@ async def list_methods(step: Step) -> None:
             )
         case Done(methods):
             # Nobody is asked between the list and the offer: both are one write.
-            fact, changes = _offered(step, len(methods))
-            await step.write(
-                Trigger.METHODS_LISTED, evidence={"methods": len(methods)}, further=(fact,), methods=methods,
-                attention=step.cleared_attention(), last_error=None, **changes,
-            )  # fmt: skip
+            await _offer(step, methods, listed=True)
         case Unauthorized():
             await renew(step)
         case Refused(status=404 | 410):
@@ -157,7 +154,7 @@ async def fail(
     attention: Attention | Kept | None = KEEP,
 ) -> None:
     """End a checkout that cannot be offered. Where a shopper could once pay it, the gateway is asked first what it holds."""
-    changes: dict[str, Any] = {"last_error": error, "attention": attention}
+    payments: tuple[ObservedPayment, ...] = ()
     if step.held.offered_at is not None:
         verdict = await complete.look(step)
         if verdict is None:
@@ -168,28 +165,30 @@ async def fail(
         if verdict.finding not in {LookupOutcome.DECLINED, LookupOutcome.NOTHING}:
             await complete.unsure(step, verdict)
             return
-        evidence = {**verdict.evidence, **evidence}
-        changes |= {"payments": verdict.payments}
-    await step.end(trigger, events.failed(error), evidence, **changes)
+        evidence, payments = {**verdict.evidence, **evidence}, verdict.payments
+    await step.end(
+        trigger, events.failed(error), evidence, last_error=error, attention=attention, payments=payments,
+    )  # fmt: skip
 
 
 async def offer(step: Step) -> None:
     """Offer a checkout whose methods were listed before."""
-    fact, changes = _offered(step, len(step.held.methods or ()))
-    await step.write(fact.trigger, evidence=fact.evidence, **changes)
+    await _offer(step, step.held.methods or (), listed=False)
 
 
-def _offered(step: Step, methods: int) -> tuple[Fact, dict[str, Any]]:
-    """Return the fact that it is offered, and what changes with it."""
+async def _offer(step: Step, methods: Sequence[Mapping[str, object]], *, listed: bool) -> None:
+    """Write that it is offered with these methods; `listed`: they were fetched a moment ago, and are part of this write."""
     held = step.held
     asked = held.expires_in or msgspec.json.decode(step.document()).get("expiresIn")
     deadline_in = float(asked or step.settings.checkout_expires_in)
     lookups = schedule.quiet_lookups(step.settings)
-    return Fact(Trigger.OFFERED, {"expiresIn": deadline_in}), {
-        "offered": True,
-        "deadline_in": deadline_in,
-        "lookups": lookups,
-        # Letters that beat us are read at once, under the same lease.
-        "due_in": KEEP if held.callbacks else step.next_due_in(lookups, deadline_in=deadline_in),
-        "events": (events.ready(methods=methods),),
-    }
+    fact = Fact(Trigger.OFFERED, {"expiresIn": deadline_in})
+    first = Fact(Trigger.METHODS_LISTED, {"methods": len(methods)}) if listed else fact
+    await step.write(
+        first.trigger, evidence=first.evidence, further=(fact,) if listed else (), methods=methods if listed else KEEP,
+        attention=step.cleared_attention() if listed else KEEP, last_error=None if listed else KEEP, offered=True,
+        deadline_in=deadline_in, lookups=lookups,
+        # Callbacks that came before the offer are read at once, under the same lease.
+        due_in=KEEP if held.callbacks else step.next_due_in(lookups, deadline_in=deadline_in),
+        events=(events.ready(methods=len(methods)),),
+    )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
@@ -18,7 +17,7 @@ from orchestrator.gateway.limits.round_robin import RoundRobinSemaphore
 from orchestrator.processing import commands, lookup, lookup_budget, money_operations, monitor, open_session
 from orchestrator.processing.fair_share import FlowKey
 from orchestrator.processing.step import POISONED, QUARANTINE, RENEW_BEFORE, Step
-from orchestrator.store.checkouts import ClaimedCheckout, LeaseLost, Transitions
+from orchestrator.store.checkouts import ClaimedCheckout, LeaseLost
 from orchestrator.store.database import DatabaseAway, Unwritten, is_away, state_of
 from orchestrator.store.merchants import UnknownMerchant
 from orchestrator.store.sqlstates import OTHER_SCHEMA
@@ -27,12 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from orchestrator.crypto import Encryptor
-    from orchestrator.gateway.client import Gateway
+    from orchestrator.processing.context import StepContext
     from orchestrator.processing.fair_share import QueueKind
-    from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
-    from orchestrator.store.merchants import Merchant, Merchants
 
 _log = log.get(__name__)
 
@@ -59,20 +54,8 @@ class Ended(Protocol):
 class CheckoutProcessor:
     """Carries checkouts; all of a process share one, and with it the batch writer and the gateway's connections."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        db: Database,
-        encryptor: Encryptor,
-        *,
-        gateway: Gateway,
-        lifecycle: Transitions,
-        merchants: Merchants,
-    ) -> None:
-        self.settings, self.db, self.encryptor = settings, db, encryptor
-        self.gateway, self.lifecycle, self.merchants = gateway, lifecycle, merchants
-        self.blocked: dict[int, float] = {}
-        """Merchants whose credentials were refused, and until when (monotonic) the circuit of their gateway is open."""
+    def __init__(self, context: StepContext) -> None:
+        self.context = context
         # Looks that somebody asked for, by merchant, since they were last charged to its budget.
         self._asked: Counter[int] = Counter()
         # The loop is everybody's: a step begins when it is its merchant's turn.
@@ -112,7 +95,7 @@ class CheckoutProcessor:
 
     def gateway_of(self, merchant_id: int) -> str:
         """Return which gateway a merchant's sessions are opened at, as far as it is known without asking anybody."""
-        merchant = self.merchants.known(merchant_id)
+        merchant = self.context.merchants.known(merchant_id)
         return "" if merchant is None else gateway_of(merchant.account.url)
 
     async def _places(self, held: Sequence[ClaimedCheckout]) -> dict[UUID, float]:
@@ -138,7 +121,7 @@ class CheckoutProcessor:
                 )
                 for number in {**with_slot, **quiet}
             ]
-            got = await lookup_budget.take(self.db, demands)
+            got = await lookup_budget.take(self.context.db, demands)
         except Exception as error:  # noqa: BLE001 - whoever it is about meets the same in its own step, where it is dealt with
             if state_of(error) in OTHER_SCHEMA or not (isinstance(error, UnknownMerchant) or is_away(error)):
                 _log.exception("places_not_taken")
@@ -149,24 +132,15 @@ class CheckoutProcessor:
             waits |= zip(ids, got[demand.merchant_id].waits(demand), strict=True)
         return waits
 
-    async def sharing(self, merchant: Merchant) -> list[int]:
-        """Return the merchants whose payments a lookup with this merchant's account may show."""
-        return [
-            one.id
-            for one in await self.merchants.everyone()
-            if (one.account.merchant_api_url, one.account.username)
-            == (merchant.account.merchant_api_url, merchant.account.username)
-        ]
-
     async def _apart(self, merchant_id: int) -> float:
-        merchant = await self.merchants.get(merchant_id)
+        merchant = await self.context.merchants.get(merchant_id)
         return lookup_budget.apart(merchant.policies.lookups_per_minute)
 
     async def _run_checkout(
         self, held: ClaimedCheckout, place: float, *, queue: QueueKind, ended: Ended | None
     ) -> bool:
         log.bind(checkout=str(held.id), correlation_id=held.correlation_id)
-        step = Step(self, held)
+        step = Step(self.context, held)
         try:
             await self._steps(step, place, queue)
         except LeaseLost:
@@ -187,7 +161,7 @@ class CheckoutProcessor:
 
     async def _steps(self, step: Step, place: float, queue: QueueKind) -> None:
         held = step.held
-        if held.claims > self.settings.poison_claims:
+        if held.claims > step.settings.poison_claims:
             await step.write(
                 None,
                 Action.ATTENTION_RAISED,
@@ -198,7 +172,7 @@ class CheckoutProcessor:
             )
             return
         try:
-            merchant = step.merchant = await self.merchants.get(held.merchant_id)
+            merchant = step.merchant = await self.context.merchants.get(held.merchant_id)
         except UnknownMerchant:
             if held.attempts >= NEWCOMER_TRIES:
                 raise
@@ -207,7 +181,7 @@ class CheckoutProcessor:
                 None,
                 None,
                 attempts=held.attempts + 1,
-                due_in=1.0 + schedule.back_off(self.settings, held.attempts),
+                due_in=1.0 + schedule.back_off(step.settings, held.attempts),
             )
             return
         if place > lookup_budget.AT_ONCE:
@@ -217,15 +191,15 @@ class CheckoutProcessor:
             if not step.released:
                 await step.postpone(place, slot_reserved=True)
             return
-        pause = self.blocked.get(merchant.id, 0.0) - time.monotonic()
+        pause = self.context.circuit.left(merchant.id)
         loop, whose = asyncio.get_running_loop(), FlowKey(held.merchant_id, queue)
         while not step.released:
             await self._slots.take(whose)
             loop.call_soon(self._slots.give_back)
-            if self._stopping or step.held.lease_left() < ENOUGH * self.settings.lease_seconds:
+            if self._stopping or step.held.lease_left() < ENOUGH * step.settings.lease_seconds:
                 await step.postpone(0.0)
             elif pause > 0 and not commands.wait(step.held):
-                await step.postpone(pause + schedule.back_off(self.settings, 2))
+                await step.postpone(pause + schedule.back_off(step.settings, 2))
             else:
                 await _take(step)
 
@@ -239,7 +213,7 @@ class CheckoutProcessor:
                 None,
                 Action.ATTENTION_RAISED,
                 evidence={"error": type(error).__name__},
-                due_in=schedule.back_off(self.settings, held.attempts + 3),
+                due_in=schedule.back_off(step.settings, held.attempts + 3),
                 attempts=held.attempts + 1,
                 last_error=last_error.error(ErrorCode.STEP_BROKE, **about),
                 attention=step.cleared_attention() or broke,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Final, TypeAlias, Unpack, assert_never
 
 import msgspec
 
@@ -18,7 +16,9 @@ from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.states import UNOFFERED, State, Trigger
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
+from orchestrator.processing.context import CREDENTIALS_PAUSE
 from orchestrator.store.checkouts import CALLBACKS_PER_CLAIM, KEEP, ClaimedCheckout, Move, intent_of
+from orchestrator.store.checkouts.change import Keep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from orchestrator.crypto import DataKey
     from orchestrator.domain.events import Event
     from orchestrator.domain.last_error import LastError
-    from orchestrator.domain.records import Command
+    from orchestrator.domain.records import Command, ObservedPayment
     from orchestrator.gateway.callbacks import CallbackFacts
     from orchestrator.gateway.client import Account, Token
-    from orchestrator.processing.processor import CheckoutProcessor
+    from orchestrator.processing.context import StepContext
+    from orchestrator.store.checkouts.change import Kept, MoveFields
     from orchestrator.store.merchants import Merchant
 
 _log = log.get(__name__)
@@ -42,8 +43,6 @@ FRESH_ENOUGH: Final = 30.0
 """Seconds that a token must still live to be worth a call."""
 RENEW_APART: Final = 15.0
 """Seconds between two renewals at least, however short the gateway's tokens live."""
-CREDENTIALS_PAUSE: Final = 60.0
-"""Seconds for which no call is made to a merchant's gateway after it refused the merchant's credentials."""
 MANY_FAILURES: Final = 8
 """Failures in a row after which a person should know that a checkout is stuck."""
 UNREADABLE_FAILURES: Final = 3
@@ -81,10 +80,10 @@ class Step:
         "_more",
         "_moved",
         "answering",
+        "context",
         "facts",
         "held",
         "merchant",
-        "processor",
         "proven",
         "released",
         "renewed",
@@ -96,9 +95,9 @@ class Step:
     merchant: Merchant
     """Known once it has been read."""
 
-    def __init__(self, processor: CheckoutProcessor, held: ClaimedCheckout) -> None:
-        self.processor, self.held = processor, held
-        self.settings = processor.settings
+    def __init__(self, context: StepContext, held: ClaimedCheckout) -> None:
+        self.context, self.held = context, held
+        self.settings = context.settings
         self.released = False
         self.renewed = False
         # A command that the next lookup answers, and what the lookup showed (a `LookupOutcome`).
@@ -116,13 +115,16 @@ class Step:
         self._intent: bytes | None = None
 
     async def write(
-        self, trigger: Trigger | None, action: Action | None = Action.CHECKOUT_MOVED, **changes: Any
+        self,
+        trigger: Trigger | None,
+        action: Action | None = Action.CHECKOUT_MOVED,
+        **changes: Unpack[MoveFields],
     ) -> None:
-        """Write one move (`changes` are fields of `Move`) and stand where it leads; `LeaseLost` if we may no longer."""
+        """Write one move and stand where it leads; `LeaseLost` if we may no longer."""
         if self._more and changes.get("read"):
             changes["due_in"] = 0.0
         due_in = changes.get("due_in", KEEP)
-        if self.waits and not isinstance(due_in, Enum):
+        if self.waits and not isinstance(due_in, Keep):
             changes["due_in"] = min([*self.waits.values(), *(() if due_in is None else (due_in,))])
         if self.answering is not None and self.shown:
             # Whatever the lookup led to, somebody asked for it and is told what it showed.
@@ -137,7 +139,7 @@ class Step:
                     **changes.get("evidence", {}),
                 }
         move = Move(held=self.held, trigger=trigger, action=action, **changes)
-        self.held = await self.processor.lifecycle.advance(move)
+        self.held = await self.context.transitions.advance(move)
         self.released = move.releases
         self.proven.update(one.id for one in move.operations)
         self._moved |= trigger is not None
@@ -158,7 +160,7 @@ class Step:
         """Leave a failed call behind: a due time with back-off, the reason, and attention where a person is needed."""
         held, settings = self.held, self.settings
         if failure.blocks:
-            self.processor.blocked[held.merchant_id] = time.monotonic() + CREDENTIALS_PAUSE
+            self.context.circuit.open(held.merchant_id)
         attempts = held.attempts + 1
         left = (held.deadline - held.now()).total_seconds()
         evidence: dict[str, object] = {"call": call, **sentences.coded(failure.error), "attempt": attempts}
@@ -208,17 +210,24 @@ class Step:
         trigger: Trigger,
         event: Event,
         evidence: Mapping[str, object],
-        **changes: Any,
+        *,
+        last_error: LastError | Kept | None = KEEP,
+        attention: Attention | Kept | None = KEEP,
+        payments: tuple[ObservedPayment, ...] = (),
+        read: tuple[UUID, ...] = (),
     ) -> None:
         """Close a checkout without money, and begin the watch for late money."""
         await self.write(
             trigger,
             evidence=evidence,
             # What arrived meanwhile, and was not read by this lookup, is read at once.
-            due_in=0.0 if self.held.callbacks and not changes.get("read") else self.first_watch(),
+            due_in=0.0 if self.held.callbacks and not read else self.first_watch(),
             lookups=0,
+            last_error=last_error,
+            attention=attention,
+            payments=payments,
+            read=read,
             events=(event,),
-            **changes,
         )
 
     def first_watch(self, reserved_until: datetime | None = None) -> float | None:
@@ -271,7 +280,7 @@ class Step:
 
     def data_key(self) -> DataKey:
         if self._key is None:
-            self._key = self.processor.encryptor.data_key(self.held.id, self.held.data_key)
+            self._key = self.context.encryptor.data_key(self.held.id, self.held.data_key)
         return self._key
 
     def document(self) -> bytes:
@@ -281,7 +290,7 @@ class Step:
 
     async def was_asked_for(self) -> bool:
         """Say whether an intent stands behind the checkout, rather than a payment that came for nobody's order number."""
-        self.held = msgspec.structs.replace(self.held, intent=await intent_of(self.processor.db, self.held))
+        self.held = msgspec.structs.replace(self.held, intent=await intent_of(self.context.db, self.held))
         return bool(msgspec.json.decode(self.document()))
 
     def user_agent(self) -> str | None:

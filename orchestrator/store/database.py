@@ -33,6 +33,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from orchestrator import log
 from orchestrator.errors import OrchestratorError
+from orchestrator.shutdown import cancelled
 from orchestrator.store.connection import STRETCH, Connection, Server, Unanswered
 from orchestrator.store.sqlstates import about_server, state_of
 
@@ -375,8 +376,7 @@ class Batch(Generic[T, R]):
         finally:
             left = (*self._under_way, *self._queue)
             if self._runner is not None:
-                self._runner.cancel()
-                await asyncio.gather(self._runner, return_exceptions=True)
+                await cancelled([self._runner])
                 self._runner = None
             for waiting in left:
                 _fail(waiting, DatabaseAway("not known to be written: the process ends"), waiting.error)

@@ -285,6 +285,15 @@ class Merchants:
         await self._refresh(missing=True)
         return sorted(self._by_id.values(), key=lambda merchant: merchant.id)
 
+    async def sharing(self, account: Account) -> list[int]:
+        """Return the merchants whose payments a lookup with this account may show."""
+        same = (account.merchant_api_url, account.username)
+        return [
+            one.id
+            for one in await self.everyone()
+            if (one.account.merchant_api_url, one.account.username) == same
+        ]
+
     def known(self, merchant_id: int) -> Merchant | None:
         """Return a merchant as it was when it was last read; None if that was more than a minute ago. Asks nobody."""
         if time.monotonic() - self._read_at > _STALE:

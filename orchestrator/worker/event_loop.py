@@ -18,7 +18,8 @@ from orchestrator.gateway.client import Gateway
 from orchestrator.gateway.limits import LONGEST_THROTTLE, shared_state
 from orchestrator.messaging.dropped_messages import dropped
 from orchestrator.messaging.hints import HintPublisher
-from orchestrator.processing import CheckoutProcessor, Dispatcher
+from orchestrator.processing import CheckoutProcessor, Dispatcher, StepContext
+from orchestrator.shutdown import cancelled
 from orchestrator.store import checkouts
 from orchestrator.store.database import Database, is_away
 from orchestrator.store.merchants import Merchants
@@ -202,12 +203,14 @@ class Bridge:
         )
         async with self._db, Gateway(settings, shared) as gateway:
             self._processor = CheckoutProcessor(
-                settings,
-                self._db,
-                self._encryptor,
-                gateway=gateway,
-                lifecycle=self._moves,
-                merchants=Merchants(self._db, self._encryptor, settings),
+                StepContext(
+                    settings=settings,
+                    db=self._db,
+                    encryptor=self._encryptor,
+                    gateway=gateway,
+                    transitions=self._moves,
+                    merchants=Merchants(self._db, self._encryptor, settings),
+                )
             )
             self._dispatcher = Dispatcher(self._processor)
             gc_tuning.settle()
@@ -218,9 +221,7 @@ class Bridge:
                 for work in (self._tick(), self._beat(), self._listen(), self._sequencer.run())
             ]
             await self._end.wait()
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            await cancelled(beside)
             await self._dispatcher.close()
             await self._moves.close()
             await self._sequencer.close()

@@ -24,8 +24,8 @@ from orchestrator.crypto import Encryptor
 from orchestrator.devkit.sandbox import SandboxConfig, create_app
 from orchestrator.devkit.sandbox.faults import GlobalFaults, Plan
 from orchestrator.gateway.client import Gateway
-from orchestrator.processing import CheckoutProcessor
-from orchestrator.processing.step import CREDENTIALS_PAUSE
+from orchestrator.processing import CheckoutProcessor, StepContext
+from orchestrator.processing.context import CREDENTIALS_PAUSE, CredentialsCircuit
 from orchestrator.store import inbox
 from orchestrator.store.checkouts import Transitions, claims
 from orchestrator.store.database import Database
@@ -208,7 +208,14 @@ class World:
         gateway = self.gateway if trap is None else _MortalGateway(self.gateway, trap)
         moves = self.moves if trap is None else _MortalLifecycle(self.moves, trap)
         return CheckoutProcessor(
-            self.settings, self.db, self.encryptor, gateway=gateway, lifecycle=moves, merchants=self.merchants
+            StepContext(
+                settings=self.settings,
+                db=self.db,
+                encryptor=self.encryptor,
+                gateway=gateway,
+                transitions=moves,
+                merchants=self.merchants,
+            )
         )
 
     async def sql(self, statement: str, **parameters: object) -> Sequence[Any]:
@@ -263,7 +270,7 @@ class World:
         whole = math.ceil(seconds)
         self.offset += whole
         if whole >= CREDENTIALS_PAUSE:
-            self.processor.blocked.clear()
+            self.processor.context.circuit = CredentialsCircuit()
         for limits_of_gateway in self.gateway._limits._limits.values():
             limits_of_gateway._throttled = {
                 whose: until - whole for whose, until in limits_of_gateway._throttled.items()

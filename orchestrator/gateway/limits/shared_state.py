@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from orchestrator import log as logs
 from orchestrator.gateway.limits import rate
+from orchestrator.shutdown import cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -97,7 +98,6 @@ class SharedGatewayState:
         self.away = True
         """Whether Redis cannot be asked: until it has answered for the first time, and while it does not."""
         self._missed = False
-        self._closing = False
         self.workers = 1
         """How many workers there were when Redis last told, ourselves counted."""
         self._open_circuits: dict[str, float] = {}
@@ -110,11 +110,8 @@ class SharedGatewayState:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop looking. A client may end a cancelled call with another error, after which nothing more is begun."""
-        self._closing = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Stop looking."""
+        await cancelled(self._tasks)
         if self._redis is not None:
             await close(self._redis)
 
@@ -168,7 +165,7 @@ class SharedGatewayState:
 
     async def _watch(self) -> None:
         assert self._redis is not None  # noqa: S101 - it is open
-        while not self._closing:
+        while True:
             try:
                 async with asyncio.timeout(TIMEOUT):
                     if self.away and self._missed:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypedDict
 from uuid import UUID
 
 import msgspec
@@ -95,6 +95,46 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     def releases(self) -> bool:
         """Say whether the lease is given back by this write."""
         return not isinstance(self.due_in, Keep)
+
+
+class Changes(TypedDict, total=False):
+    """What a move may change, under the names and with the types of `Move` (a test compares); what is left out stays as it is."""
+
+    further: tuple[Fact, ...]
+    due_in: float | Kept | None
+    extends: float | None
+    attempts: int
+    lookups: int | Kept
+    session_count: int | Kept
+    last_error: LastError | Kept | None
+    attention: Attention | Kept | None
+    deadline_in: float | Kept
+    offered: bool
+    cancel_requested: bool
+    late: bool
+    slot_reserved: bool
+    expires_in: float | Kept | None
+    money: tuple[int, int, int] | Kept
+    charged_back: int | Kept
+    reserved_until: datetime | Kept | None
+    require_capture: bool
+    decided: Mapping[str, str] | None
+    token: bytes | Kept
+    token_lifetime: float
+    session_id: str | Kept | None
+    methods: Sequence[Mapping[str, object]] | Kept | None
+    payments: tuple[ObservedPayment, ...]
+    read: tuple[UUID, ...]
+    done: tuple[tuple[UUID, CommandResult], ...]
+    events: tuple[Event, ...]
+
+
+class MoveFields(Changes, total=False):
+    """All of a move beside the checkout, the trigger and the action."""
+
+    evidence: Mapping[str, object]
+    actor: str
+    operations: tuple[Operation, ...]
 
 
 def event_rows(move: Move, to: State) -> list[dict[str, object]]:

@@ -27,7 +27,8 @@ from orchestrator.api.server import build
 from orchestrator.devkit.sandbox import SandboxConfig
 from orchestrator.devkit.sandbox import create_app as create_gateway
 from orchestrator.gateway.client import Gateway
-from orchestrator.processing import CheckoutProcessor
+from orchestrator.processing import CheckoutProcessor, StepContext
+from orchestrator.processing.context import CredentialsCircuit
 from orchestrator.store import inbox
 from orchestrator.store.checkouts import Transitions
 from orchestrator.store.database import Database
@@ -129,10 +130,10 @@ class Shop(Scene):
         self.orders.clear()
         self.limits_of_gateway.blocks = False
         self.wire.bent.clear()
-        self.processor.blocked.clear()
+        self.processor.context.circuit = CredentialsCircuit()
         await self.control("DELETE", "faults")
         await self.sql("UPDATE merchants SET policies = '{}'")
-        self.merchants = self.processor.merchants = Merchants(self.db, self.encryptor, self.settings)
+        self.merchants = self.processor.context.merchants = Merchants(self.db, self.encryptor, self.settings)
         await self.services.merchants.everyone()
 
     # ── The merchant ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -375,9 +376,15 @@ async def shop(database_url: str, **changes: object) -> AsyncIterator[Shop]:
             one.limits_of_gateway = GatewayLimits(create_app(one.services))
             theirs = Transitions(other, one.encryptor)
             one.second = CheckoutProcessor(
-                settings, other, one.encryptor, gateway=gateway, lifecycle=theirs,
-                merchants=Merchants(other, one.encryptor, settings),
-            )  # fmt: skip
+                StepContext(
+                    settings=settings,
+                    db=other,
+                    encryptor=one.encryptor,
+                    gateway=gateway,
+                    transitions=theirs,
+                    merchants=Merchants(other, one.encryptor, settings),
+                )
+            )
             config = uvicorn.Config(
                 one.limits_of_gateway, http="httptools", log_config=None, access_log=False, proxy_headers=False,
                 timeout_graceful_shutdown=1,

@@ -17,7 +17,7 @@ from orchestrator import intents
 from orchestrator.crypto import Encryptor
 from orchestrator.domain.records import Operation
 from orchestrator.gateway.client import Gateway
-from orchestrator.processing import CheckoutProcessor
+from orchestrator.processing import CheckoutProcessor, StepContext
 from orchestrator.store import inbox
 from orchestrator.store.checkouts import Transitions, claim, sign_operation
 from orchestrator.store.database import Database
@@ -63,7 +63,7 @@ def intent(order: str, *, amount: str = "139.00", capture: bool = False, **more:
 async def take(processor: CheckoutProcessor, ids: Sequence[UUID]) -> list[UUID]:
     """Claim what a hint would find, and process it as far as it goes; return what was woken meanwhile."""
     return await processor.process(
-        await claim(processor.db, ids, lease_seconds=processor.settings.lease_seconds)
+        await claim(processor.context.db, ids, lease_seconds=processor.context.settings.lease_seconds)
     )
 
 
@@ -76,7 +76,14 @@ class Scene:
         self.moves = Transitions(db, self.encryptor, timeout=timeout)
         self.merchants = Merchants(db, self.encryptor, settings)
         self.processor = CheckoutProcessor(
-            settings, db, self.encryptor, gateway=gateway, lifecycle=self.moves, merchants=self.merchants
+            StepContext(
+                settings=settings,
+                db=db,
+                encryptor=self.encryptor,
+                gateway=gateway,
+                transitions=self.moves,
+                merchants=self.merchants,
+            )
         )
         self.intents = inbox.Intents(db, self.encryptor, grace=settings.hint_grace)
         self.callbacks = inbox.Callbacks(db, self.encryptor, grace=settings.hint_grace)
@@ -276,7 +283,7 @@ class Scene:
     async def policy(self, **policies: object) -> None:
         """Set policies of the merchant, for this scene."""
         assert await self.merchants.set_policies("default", policies)
-        self.merchants = self.processor.merchants = Merchants(self.db, self.encryptor, self.settings)
+        self.merchants = self.processor.context.merchants = Merchants(self.db, self.encryptor, self.settings)
 
     async def later(self, **span: float) -> None:
         """Let time pass for everything that goes by Postgres's clock."""

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 def bend(world: Scene, monkeypatch: pytest.MonkeyPatch, change):
     """Change the bytes of every answer to a lookup before they are read."""
-    wire = world.processor.gateway._wire
+    wire = world.processor.context.gateway._wire
     exchange = wire.exchange
 
     async def bent(request, **more):

@@ -87,7 +87,7 @@ class Crowd:
 async def crowd(database_url: str, gateway_url: str, **changes: object) -> AsyncIterator[Crowd]:
     tight = {"in_flight_limit": 10, "gateway_pool_size": 5, "hint_grace": 60.0, **changes}
     async with scene(database_url, gateway_url, **tight) as world, PaymentView(world.settings) as gateway:
-        world.processor.gateway = gateway
+        world.processor.context.gateway = gateway
         await world.merchants.everyone()
         admitted = Dispatcher(world.processor)
         try:

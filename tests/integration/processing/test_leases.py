@@ -57,13 +57,13 @@ async def test_a_wake_up_under_our_lease_is_reported_and_sets_it_due_now(world: 
 async def test_stopping_gives_the_lease_back_between_two_steps(world: Scene, monkeypatch):
     checkout = await world.accept()
     await world.plan(checkout, delayMs={"session": 300})
-    asked, real = asyncio.Event(), world.processor.gateway.open_session
+    asked, real = asyncio.Event(), world.processor.context.gateway.open_session
 
     async def open_session(*arguments: Any, **options: Any) -> Any:
         asked.set()
         return await real(*arguments, **options)
 
-    monkeypatch.setattr(world.processor.gateway, "open_session", open_session)
+    monkeypatch.setattr(world.processor.context.gateway, "open_session", open_session)
     carrying = asyncio.create_task(world.process(checkout))
     await asked.wait()
     world.processor.stop()

@@ -31,7 +31,7 @@ QUIET_LOOKUPS = 6
 async def a_day(world: Scene, orders: int, *, lookups_per_minute: int) -> tuple[Counter[str], int]:
     """Let so many shoppers come at once and leave without paying; return the calls of a day, and the most lookups of any minute."""
     async with Counting(world.settings) as gateway:
-        world.processor.gateway = gateway
+        world.processor.context.gateway = gateway
         await world.policy(lookups_per_minute=lookups_per_minute)
         for _ in range(0, orders, 500):
             ids = await asyncio.gather(*(world.accept() for _ in range(min(orders, 500))))
@@ -112,7 +112,7 @@ async def test_workers_that_were_away_make_no_more_looks_in_a_minute_than_the_bu
         database_url, gateway_url, first_check_after=120, recheck_after_callback=2, check_interval_cap=1800, checkout_expires_in=86_400
     ) as world:  # fmt: skip
         async with Counting(world.settings) as gateway:
-            world.processor.gateway = gateway
+            world.processor.context.gateway = gateway
             await world.policy(lookups_per_minute=30)
             await world.process(*[await world.offered() for _ in range(80)])
             (row,) = await world.sql("SELECT count(*) AS slot_reserved FROM checkouts WHERE slot_reserved")

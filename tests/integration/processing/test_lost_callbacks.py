@@ -188,7 +188,7 @@ async def test_a_minute_of_lost_callbacks_is_made_up_for_within_the_budget_and_r
         await world.policy(lookups_per_minute=lookups_per_minute)
         orders = await offer(world, random.Random(11))
         async with Counting(world.settings) as gateway:
-            world.processor.gateway = gateway
+            world.processor.context.gateway = gateway
             await begin(world, orders)
             course = await live(world, orders, gateway, capsys)
 

@@ -704,7 +704,7 @@ async def test_a_call_that_has_waited_for_its_turn_until_the_lease_might_end_is_
                      gateway_connect_timeout=0.85) as world:  # fmt: skip
         checkout = await world.paid()
         await world.command(checkout, "capture", amount=4000)
-        real = world.processor.gateway.capture
+        real = world.processor.context.gateway.capture
 
         async def late(account: Any, *, lease_guard: Any, **asked: Any) -> Any:
             assert lease_guard()
@@ -717,7 +717,7 @@ async def test_a_call_that_has_waited_for_its_turn_until_the_lease_might_end_is_
             assert not lease_guard()
             return await real(account, lease_guard=lease_guard, **asked)
 
-        monkeypatch.setattr(world.processor.gateway, "capture", late)
+        monkeypatch.setattr(world.processor.context.gateway, "capture", late)
         holders = await checkouts.claim(world.db, [checkout], lease_seconds=1)
         await world.processor.process(holders)
         assert await world.movements(checkout) == []
@@ -763,13 +763,13 @@ async def test_a_refusal_is_looked_up_before_it_is_believed(world: Scene, found:
 
 async def test_an_answer_without_a_transaction_is_enough_and_the_totals_come_with_the_next_look(world: Scene):
     checkout = await world.paid()
-    called = world.processor.gateway.capture
+    called = world.processor.context.gateway.capture
 
     async def bare(*arguments, **options):
         return Done(replace((await called(*arguments, **options)).value, transaction=None))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world.processor.gateway, "capture", bare)
+        patch.setattr(world.processor.context.gateway, "capture", bare)
         await world.command(checkout, "capture", amount=4000)
         await world.process(checkout)
     row = await until_settled(world, checkout)
@@ -851,13 +851,13 @@ async def test_a_look_before_the_offer_that_fails_is_repeated_and_one_that_finds
 @pytest.mark.parametrize("result", ["Open", "SystemError", "Incomplete"])
 async def test_an_answer_that_says_neither_yes_nor_no_is_not_taken_for_a_refusal(world: Scene, result: str):
     checkout = await world.paid(capture=True)
-    called = world.processor.gateway.refund
+    called = world.processor.context.gateway.refund
 
     async def unsure(*arguments, **options):
         return Done(replace((await called(*arguments, **options)).value, result=result.lower()))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world.processor.gateway, "refund", unsure)
+        patch.setattr(world.processor.context.gateway, "refund", unsure)
         await world.command(checkout, "refund", amount=4000)
         await world.process(checkout)
     assert [row.state for row in await world.operations(checkout)] == ["unknown"]
@@ -1048,7 +1048,7 @@ async def test_late_money_that_cannot_be_returned_stays_the_same_question(world:
 
 async def test_an_answer_without_a_transaction_whose_look_fails_is_settled_by_a_later_one(world: Scene):
     checkout = await world.paid()
-    called = world.processor.gateway.capture
+    called = world.processor.context.gateway.capture
 
     async def bare(*arguments, **options):
         answer = await called(*arguments, **options)
@@ -1056,7 +1056,7 @@ async def test_an_answer_without_a_transaction_whose_look_fails_is_settled_by_a_
         return Done(replace(answer.value, transaction=None))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world.processor.gateway, "capture", bare)
+        patch.setattr(world.processor.context.gateway, "capture", bare)
         await world.command(checkout, "capture", amount=4000)
         await world.process(checkout)
     assert [row.state for row in await world.operations(checkout)] == ["submitted"]

@@ -125,7 +125,7 @@ async def test_money_whose_circuit_opens_between_lookup_and_call_is_not_sent(
     async with watchful(database_url, gateway_url) as world:
         checkout = await world.paid()
         await world.command(checkout, "capture", amount=13900)
-        real = world.processor.gateway.find_payments
+        real = world.processor.context.gateway.find_payments
 
         async def shuts(*arguments, **options):
             outcome = await real(*arguments, **options)
@@ -133,7 +133,7 @@ async def test_money_whose_circuit_opens_between_lookup_and_call_is_not_sent(
             await circuits_open(world)
             return outcome
 
-        monkeypatch.setattr(world.processor.gateway, "find_payments", shuts)
+        monkeypatch.setattr(world.processor.context.gateway, "find_payments", shuts)
         await world.process(checkout)
         assert "money:withdrawn" in [one["action"] for one in await world.trail(checkout)]
         (operation,) = await world.operations(checkout)

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.audit import Action
 from orchestrator.devkit.sandbox import create_app
 from orchestrator.domain.states import Trigger
+from orchestrator.processing.context import CredentialsCircuit
 from orchestrator.store.checkouts import Move, claim
 from tests.integration.processing.conftest import CONFIG
 from tests.integration.processing.scene import Scene, scene
@@ -123,7 +124,7 @@ async def test_wrong_credentials_fail_no_order_and_open_the_circuit(database_url
         )
         assert row.due_in.total_seconds() > 30
         await asyncio.sleep(1.1)
-        world.processor.blocked.clear()
+        world.processor.context.circuit = CredentialsCircuit()
         await world.process(first)
         assert await world.state(first) == "received", "its deadline has passed, and it is not its fault"
     async with scene(database_url, gateway_url) as mended:
@@ -289,7 +290,7 @@ async def test_a_checkout_that_stands_before_its_offer_is_offered(world: Scene):
         (Trigger.METHODS_LISTED, {"methods": [{"id": "m-1"}], "due_in": 0.0}),
     ):
         move = Move(held=held, trigger=trigger, action=Action.CHECKOUT_MOVED, **changes)
-        held = await world.processor.lifecycle.advance(move)
+        held = await world.processor.context.transitions.advance(move)
     await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.version) == ("awaiting_payment", 5)

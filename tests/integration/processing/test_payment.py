@@ -237,7 +237,7 @@ async def test_a_payment_that_names_no_checkout_pays_one_of_two_with_the_same_nu
     (held,) = await checkouts.claim(world.db, [newer], lease_seconds=5)
     assert await checkouts.order_is_shared(world.db, held, [1])
     account = (await world.merchants.get(1)).account
-    found = (await world.processor.gateway.find_payments(account, order_ref=row.order_ref)).value
+    found = (await world.processor.context.gateway.find_payments(account, order_ref=row.order_ref)).value
     unbound = replace(found, transactions=tuple(replace(one, payment_infos={}) for one in found.transactions))
     assert reconciliation.unbound_money(held, unbound)
     verdict = reconciliation.judge(held, unbound, shared=True)
