@@ -678,9 +678,16 @@ def _money_held(said: str) -> Coded | None:
 def _attention_said(code: str, details: Any) -> str:
     asked = attentions.stored(code, details)
     assert asked is not None  # noqa: S101 - the query leaves out what is null
+    said = sentences.of(asked)
     if asked.code is attentions.AttentionCode.OTHER:
-        return sentences.of(asked)
-    return f"{asked.code}: {sentences.of(asked)}"
+        return said
+    if asked.code is attentions.AttentionCode.GATEWAY_FAILING and "error" in asked.facts:
+        # It had the code of the error in it.
+        error = asked.facts["error"]
+        found = last_error.stored(error["code"], error.get("facts"))
+        last = "" if found is None else sentences.of(found)
+        said = f"{said.removesuffix(last)}{_error_said(error['code'], error.get('facts'))}"
+    return f"{asked.code}: {said}"
 
 
 PREFIXED = {*CALLS.values(), "no_payment_methods", "order_number_used_up", "step_broke", "unknown_order"}
@@ -690,7 +697,7 @@ def _error_said(code: str, details: Any) -> str:
     error = last_error.stored(code, details)
     assert error is not None  # noqa: S101 - the query leaves out what is null
     if error.attention is not None:
-        return f"{error.attention.code}: {sentences.of(error.attention)}"
+        return _attention_said(error.attention.code, error.attention.details)
     if error.code is last_error.ErrorCode.TOKEN_REFUSED:
         return TOKEN_REFUSED
     return f"{error.code}: {sentences.of(error)}" if error.code in PREFIXED else sentences.of(error)

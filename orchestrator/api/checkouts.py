@@ -12,6 +12,7 @@ from uuid import UUID
 
 import msgspec
 from fastapi import Query, Request
+from pydantic import BeforeValidator
 from starlette.responses import Response  # noqa: TC002 - as above
 
 from orchestrator import callback_urls, explain, intents
@@ -19,7 +20,7 @@ from orchestrator.api import correlation, dependencies, problems, reads, request
 from orchestrator.api.contract import answers
 from orchestrator.api.dependencies import DATABASE_TIMEOUT, Services
 from orchestrator.api.problems import Refusal, answer
-from orchestrator.domain.attention import AttentionCode  # noqa: TC001 - FastAPI reads the annotations of what it calls
+from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State
 from orchestrator.intents import Intent, IntentRejected, Problem
@@ -174,6 +175,16 @@ async def show(request: Request, checkout_id: str) -> Response:
     return answer(found)
 
 
+def _known_attention(value: object) -> object:
+    """Refuse what is neither true or false nor a code, as one error."""
+    if value not in {None, "true", "false", *AttentionCode}:
+        message = (
+            f"must be true, false or a code, and {str(value)[:40]!r} is neither: the runbook has the codes"
+        )
+        raise ValueError(message)
+    return value
+
+
 async def search(  # noqa: PLR0917 - FastAPI calls it by name
     request: Request,
     order_id: Annotated[
@@ -191,6 +202,7 @@ async def search(  # noqa: PLR0917 - FastAPI calls it by name
     ] = None,
     attention: Annotated[
         bool | AttentionCode | None,
+        BeforeValidator(_known_attention),
         Query(
             description="Only those that wait for a decision (`true`), or for one of this code, or only the others (`false`)"
         ),

@@ -186,6 +186,10 @@ class Way(StrEnum):
     DISMISS = "dismiss"
     RETRY = "retry"
     RECONCILE = "reconcile"
+    CAPTURE = "capture"
+    RELEASE = "release"
+    REFUND = "refund"
+    REOPEN = "reopen"
 
 
 WAYS_OUT: Final[Mapping[AttentionCode, tuple[Way, ...]]] = {
@@ -216,3 +220,10 @@ WAYS_OUT: Final[Mapping[AttentionCode, tuple[Way, ...]]] = {
     AttentionCode.OTHER: (Way.DISMISS,),
 }
 """What makes an attention go, the most fitting first. A lookup that shows the cause no more takes back those of SHOWN_BY_LOOKUPS."""
+ENDS_THE_CAUSE: Final[Mapping[AttentionCode, tuple[Way, ...]]] = {
+    AttentionCode.SURPLUS_PAYMENT: (Way.RELEASE, Way.REFUND),
+    AttentionCode.RESERVATION_LAPSES: (Way.CAPTURE, Way.RELEASE),
+    AttentionCode.OPERATION_REJECTED: (Way.CAPTURE, Way.RELEASE, Way.REFUND),
+    AttentionCode.NO_PAYMENT_METHODS: (Way.REOPEN,),
+}
+"""Commands after which an attention goes by itself, where the checkout allows them."""

@@ -82,6 +82,8 @@ class LastError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def attention(self) -> Attention | None:
         """The attention that a NEEDS_DECISION rests on."""
+        if self.code is not ErrorCode.NEEDS_DECISION:
+            return None
         try:
             return msgspec.convert(self.facts.get("attention"), Attention | None)
         except msgspec.ValidationError:

@@ -24,11 +24,14 @@ MOST_NAMED: Final = 10
 
 
 def of(value: Attention | LastError | CommandResult) -> str:
-    """Return the sentence of a code and its facts; where these are missing or strange, their `text`, or the words of the code."""
+    """Return the sentence of a code and its facts: their `text`, where an earlier version wrote other words for the code.
+
+    Where facts are missing or strange it is the words of the code.
+    """
     try:
-        said = _said(value)
+        said = str(value.facts.get("text") or _said(value))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        said = str(value.facts.get("text") or "")
+        said = ""
     return said or value.code.replace("_", " ")
 
 
@@ -229,7 +232,7 @@ _ATTENTIONS: Final[dict[AttentionCode, Callable[[Facts], str]]] = {
     ),
     AttentionCode.ORDER_NUMBER_USED_UP: _used_up,
     AttentionCode.NO_PAYMENT_METHODS: lambda _: _NO_METHODS,
-    AttentionCode.OTHER: lambda facts: str(facts["text"]),
+    AttentionCode.OTHER: lambda _: "",
 }  # fmt: skip
 
 # ── Last errors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -286,7 +289,7 @@ _ERRORS: Final[dict[ErrorCode, Callable[[Facts], str]]] = {
         f"it was sent {facts['sends']} times, and the gateway's books never had it"
     ),
     ErrorCode.DECIDED: lambda facts: f"{facts['state']} by decision of a person",
-    ErrorCode.OTHER: lambda facts: str(facts["text"]),
+    ErrorCode.OTHER: lambda _: "",
 }
 
 # ── Results of commands ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -385,7 +388,7 @@ _RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
     ResultCode.REFUSED_NOTHING_TO_RETURN: lambda _: (
         "no transaction that this is about holds money that is surely this order's"
     ),
-    ResultCode.OTHER: lambda facts: str(facts["text"]),
+    ResultCode.OTHER: lambda _: "",
 }
 
 

@@ -38,6 +38,12 @@ WAYS: Final = {
 }
 """Way → what it does, the call, its body, the command."""
 
+_OF_OPERATION: Final = {
+    "keep": "Say that the operation was done at the gateway",
+    "dismiss": "Say that the operation was not done at the gateway",
+}
+"""What decisions mean where nothing tells what came of an operation."""
+
 MEANING: Final = {
     AttentionCode.LATE_PAYMENT: "The money came after the checkout had ended without it, so a person decides whether the order is kept.",
     AttentionCode.SURPLUS_PAYMENT: "More than one payment holds money for this order; one pays it, and the others are too much.",
@@ -135,11 +141,13 @@ def ways(record: Record) -> list[str]:
     elif record.state is not State.COMPLETED and record.cancel_requested_at is None:
         names.append("cancel")
     names.append("reconcile")
-    return [*said, *(_way(record, name) for name in dict.fromkeys(names))]
+    unclear = record.attention is not None and record.attention.code is AttentionCode.OPERATION_UNCLEAR
+    return [*said, *(_way(record, name, unclear=unclear) for name in dict.fromkeys(names))]
 
 
-def _way(record: Record, name: str) -> str:
+def _way(record: Record, name: str, *, unclear: bool = False) -> str:
     does, call, body, command = WAYS[name]
+    does = _OF_OPERATION.get(name, does) if unclear else does
     carrying = f" with {body}" if body else ""
     return f"{does}: POST /v1/checkouts/{record.id}/{call}{carrying}, or `orchestrator checkouts {command.format(id=record.id)}`."
 

@@ -127,14 +127,14 @@ async def _submit(step: Step, operation: Operation, transaction: Transaction) ->
         case Fate.DONE:
             await _succeed(step, operation, transaction, by=judged.by)
         case Fate.IMPOSSIBLE:
-            await _reject(step, operation, judged.error or _UNKNOWN, transaction)
+            await _reject(step, operation, judged.error or _NO_REASON, transaction)
         case Fate.UNCLEAR | Fate.ABSENT:
-            await _unclear(step, operation, judged.error or _UNKNOWN, transaction=transaction)
+            await _unclear(step, operation, judged.error or _NO_REASON, transaction=transaction)
         case _:
             assert_never(judged.fate)
 
 
-_UNKNOWN: Final = error(ErrorCode.OTHER, text="no reason was noted")
+_NO_REASON: Final = error(ErrorCode.STATUS_UNCLEAR, text="no reason was noted")
 
 
 async def _send(step: Step, operation: Operation, transaction: Transaction) -> None:
@@ -224,7 +224,7 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
             attempts=step.held.attempts, payments=(reconciliation.seen_alone(step.held, transaction),), due_in=KEEP,
         )  # fmt: skip
     else:
-        await _unclear(step, operation, judged.error or _UNKNOWN, transaction=transaction)
+        await _unclear(step, operation, judged.error or _NO_REASON, transaction=transaction)
 
 
 # A settled operation leaves the due time at now: a lookup of the checkout as a whole follows, which also finds its next due time.

@@ -437,6 +437,33 @@ def test_checkouts_are_listed_by_what_is_held(books):
     assert (wrong.returncode, "'paid' is not one of" in wrong.stderr) == (2, True)
 
 
+def test_what_needs_a_decision_is_listed_by_code_as_a_sentence_or_as_data(books):
+    def listed(*chosen: str) -> str:
+        ended = orchestrator("checkouts", "list", *chosen, **books)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    assert [line.split()[1] for line in listed("--attention").splitlines()[1:]] == ["paid-1"]
+    assert "transactions 8 also hold money for this order" in listed("--attention", "surplus_payment")
+    assert len(listed("--attention", "late_payment").splitlines()) == 1
+    assert len(listed("--attention", "--state", "awaiting_payment").splitlines()) == 1
+    [found] = json.loads(listed("--attention", "surplus_payment", "--json"))
+    asked = found["attention"]
+    assert (found["orderId"], asked["code"]) == ("paid-1", "surplus_payment")
+    assert asked["message"] == "transactions 8 also hold money for this order"
+    assert asked["payments"] == [{"transactionId": "8", "amount": 13900, "currency": "DKK"}]
+    assert asked["since"]
+    shown = json.loads(orchestrator("checkouts", "show", "open-1", "--json", **books).stdout)
+    assert [shown[name] for name in ("attention", "lastError", "operations", "commands")] == [
+        None,
+        None,
+        [],
+        [],
+    ]
+    wrong = orchestrator("checkouts", "list", "--attention", "look", **books)
+    assert (wrong.returncode, "'look' is not one of" in wrong.stderr) == (2, True)
+
+
 def test_money_without_a_home_is_listed(books):
     listed = orchestrator("payments", "list", "--role", "surplus", "--merchant", "default", **books)
     named = orchestrator("payments", "list", "--order", "paid-1", "--limit", "1", **books)

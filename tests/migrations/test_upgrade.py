@@ -174,7 +174,11 @@ async def test_every_sentence_of_the_version_before_becomes_a_code_that_says_the
     for checkout, said in before["attention"].items():
         row = after["checkouts"][checkout]
         found = attention.stored(row.attention, row.attention_details)
-        assert f"{found.code}: {sentences.of(found)}" == said
+        if found.code is AttentionCode.GATEWAY_FAILING:
+            # It had the code of the error in it.
+            assert said.replace("last unknown: ", "last ") == f"{found.code}: {sentences.of(found)}"
+        else:
+            assert said == f"{found.code}: {sentences.of(found)}"
         assert "text" not in found.facts
         codes[names[checkout]] = row.attention
         about_payments = {
@@ -252,5 +256,6 @@ async def test_the_way_back_gives_every_row_its_earlier_words_again(url):
     before = rows()
     schema.migrate(url)
     command.downgrade(schema._config(url), "0010")
-    assert rows() == before
+    for table, was, found in zip((*CHANGED, "look_budgets"), before, rows(), strict=True):
+        assert found == was, table
     schema.migrate(url)

@@ -58,8 +58,9 @@ def needing(code: AttentionCode) -> Attention:
         "ordered": 13900, "currency": "DKK", "orderId": "A-1001", "refunded": 1, "captured": 2, "reserved": 3, "amount": 4,
         "events": ["Dispute 50.00 DKK"], "credits": ["20.00 DKK"], "until": "2026-01-12T10:00+00:00", "kind": "capture",
         "transaction": "7", "attempts": 9, "sessions": 4, "most": 4, "error": {"code": "never_in_books", "facts": {"sends": 3}},
-        "text": "something_new: some reason",
     }  # fmt: skip
+    if code is AttentionCode.OTHER:
+        facts = {"text": "something_new: some reason"}
     return Attention(code=code, payments=(amount,), facts=facts)
 
 

@@ -272,13 +272,39 @@ async def test_a_list_is_filtered_by_order_state_and_attention(api: Api):
     assert await ids(attention="open_payment") == []
 
 
+async def test_what_needs_a_decision_and_what_failed_is_shown_as_data_and_as_a_sentence(api: Api):
+    checkout = await api.taken("A-1")
+    payments = [
+        {"transaction_id": "8", "amount": 13900, "currency": "DKK"},
+        {"transaction_id": "9", "amount": None, "currency": ""},
+    ]
+    await api.sql(
+        "UPDATE checkouts SET attention = 'surplus_payment', attention_details = CAST(:details AS jsonb), "
+        "attention_since = '2026-01-05 10:00:00+00', last_error = 'unknown', last_error_details = CAST(:facts AS jsonb) WHERE id = :id",
+        id=UUID(checkout), details=json.dumps({"payments": payments}), facts=json.dumps({"reason": "The gateway answered HTTP 503."}),
+    )  # fmt: skip
+    wanted = {
+        "code": "surplus_payment",
+        "message": "transactions 8, 9 also hold money for this order",
+        "since": "2026-01-05T10:00:00Z",
+        "payments": [
+            {"transactionId": "8", "amount": Decimal("139.00"), "currency": "DKK"},
+            {"transactionId": "9", "amount": None, "currency": ""},
+        ],
+    }
+    listed = json.loads((await api.get("/v1/checkouts")).content, parse_float=Decimal)["checkouts"]
+    for found in (await shown(api, checkout), *listed):
+        assert found["attention"] == wanted
+        assert (found["lastErrorCode"], found["lastError"]) == ("unknown", "The gateway answered HTTP 503.")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("state", "paid"), ("limit", "0"), ("limit", "201"), ("cursor", "x"), ("attention", "x")],
 )
 async def test_a_parameter_that_is_wrong_is_named(api: Api, name, value):
     document = problem(await api.get("/v1/checkouts", **{name: value}), 422, "invalid-request")
-    assert document["errors"][0]["field"].startswith(name)
+    assert [one["field"].partition("[")[0] for one in document["errors"]] == [name]
     assert name in document["detail"]
 
 
