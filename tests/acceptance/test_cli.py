@@ -17,10 +17,10 @@ import pytest
 from orchestrator import auth
 from orchestrator.crypto import Encryptor
 from orchestrator.domain.states import State, Trigger
-from tests.acceptance.command import orchestrator
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
-from tests.factories import core, payment
-from tests.pooler import direct
+from tests.support.command import orchestrator
+from tests.support.factories import core, payment
+from tests.support.pooler import direct
 
 JWT = {"JWT_SECRETS": f'["{JWT_SECRET}"]'}
 NOBODY_THERE = "postgresql://u:p@127.0.0.1:1/x"

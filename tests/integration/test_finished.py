@@ -14,8 +14,8 @@ from sqlalchemy import text
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import checkouts, inbox
 from tests.conftest import copied
-from tests.factories import arrival, core, intake, payment
-from tests.finished import fill
+from tests.support.factories import arrival, core, intake, payment
+from tests.support.finished import fill
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ from orchestrator.audit import archive
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import schema
 from orchestrator.store.checkouts import Event
-from tests.factories import core, payment
+from tests.support.factories import core, payment
 
 pytestmark = pytest.mark.anyio
 

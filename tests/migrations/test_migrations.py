@@ -24,7 +24,7 @@ from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 from orchestrator.store.tables import PARTITION, metadata
 from tests.conftest import make_settings
-from tests.factories import arrival, core, intake, payment
+from tests.support.factories import arrival, core, intake, payment
 
 LEFT = """
     SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = 'public'

@@ -8,7 +8,7 @@ from orchestrator.devkit.bench.database_probe import DatabaseProbe, Left, others
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store.checkouts import Event
 from orchestrator.store.database import Database
-from tests.factories import payment
+from tests.support.factories import payment
 
 pytestmark = pytest.mark.anyio
 

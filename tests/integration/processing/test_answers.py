@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.integration.processing.scene import Scene
+    from tests.support.scene import Scene
 
 pytestmark = pytest.mark.anyio
 

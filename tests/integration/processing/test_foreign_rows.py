@@ -16,7 +16,7 @@ from orchestrator.store.merchants import Merchants
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 
 if TYPE_CHECKING:
-    from tests.integration.processing.scene import Scene
+    from tests.support.scene import Scene
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from orchestrator.domain import operations
 from orchestrator.gateway.outcomes import Done
 from orchestrator.store import checkouts
 from orchestrator.store.merchants import UnknownMerchant
-from tests.integration.processing.scene import Scene, scene
+from tests.support.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio
 
