@@ -22,9 +22,9 @@ from orchestrator.devkit.local.servers import Embedded
 from orchestrator.devkit.local.servers.postgres import SOCKET_PATH_LIMIT
 from orchestrator.settings import Settings
 from orchestrator.store.schema import migrate
-from tests import mishaps, pooler
-from tests.databases import Databases
-from tests.factories import Core, core, empty
+from tests.support import mishaps, pooler
+from tests.support.databases import Databases
+from tests.support.factories import Core, core, empty
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -64,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "mishap(row): reproduces one row of tests/mishaps.py")
+    config.addinivalue_line("markers", "mishap(row): reproduces one row of tests/support/mishaps.py")
     config.pluginmanager.register(mishaps, "mishaps")
     config.pluginmanager.register(pooler, "pooler")
 
@@ -94,7 +94,7 @@ def _umask() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _events(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Check each event that a test has written in this process: its documents, thin and full, are as they are promised."""
-    from tests import cloud_events
+    from tests.support import cloud_events
 
     wrong = cloud_events.watch(monkeypatch)
     yield

@@ -10,10 +10,10 @@ import pytest
 
 from orchestrator.crypto import Encryptor
 from orchestrator.domain.states import Trigger
-from tests.acceptance.command import orchestrator
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
-from tests.factories import core, payment
-from tests.pooler import direct
+from tests.support.command import orchestrator
+from tests.support.factories import core, payment
+from tests.support.pooler import direct
 
 KEYS = {"SECRET_KEYS": f'["{SECRET_KEY}"]', "LOG_LEVEL": "error"}
 

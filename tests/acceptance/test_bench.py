@@ -8,8 +8,8 @@ import json
 import pytest
 
 from orchestrator.domain.states import State
-from tests.acceptance.command import orchestrator
 from tests.conftest import SECRET_KEY
+from tests.support.command import orchestrator
 
 PERCENTILES = {"p50", "p95", "p99"}
 

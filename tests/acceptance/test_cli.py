@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import re
 import socket
 import threading
@@ -18,10 +19,10 @@ from orchestrator import auth
 from orchestrator.crypto import Encryptor
 from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
 from orchestrator.domain.states import State, Trigger
-from tests.acceptance.command import orchestrator
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
-from tests.factories import core, payment
-from tests.pooler import direct
+from tests.support.command import orchestrator
+from tests.support.factories import core, payment
+from tests.support.pooler import direct
 
 JWT = {"JWT_SECRETS": f'["{JWT_SECRET}"]'}
 NOBODY_THERE = "postgresql://u:p@127.0.0.1:1/x"

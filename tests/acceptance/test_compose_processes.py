@@ -21,8 +21,8 @@ from psycopg import sql
 
 from orchestrator.store import schema
 from tests.conftest import JWT_SECRET, SECRET_KEY
-from tests.pooler import pooled
-from tests.world import free_port
+from tests.support.pooler import pooled
+from tests.support.world import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,8 +16,8 @@ import psycopg
 import pytest
 
 from orchestrator.devkit.local.servers import Embedded
-from tests.acceptance.command import NOBODY, ROOT, orchestrator, running
-from tests.pooler import administrator_of
+from tests.support.command import NOBODY, ROOT, orchestrator, running
+from tests.support.pooler import administrator_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,10 +10,10 @@ import pytest
 from orchestrator.domain.events import Event, EventType
 from orchestrator.domain.states import State
 from orchestrator.store import events
-from tests.acceptance.command import orchestrator, running
-from tests.cloud_events import check
 from tests.conftest import SECRET_KEY
-from tests.factories import core
+from tests.support.cloud_events import check
+from tests.support.command import orchestrator, running
+from tests.support.factories import core
 
 pytestmark = pytest.mark.anyio
 

@@ -28,10 +28,10 @@ import redis
 
 from orchestrator.settings import Settings
 from orchestrator.store import schema
-from tests.brokers import Server, Way, answers, rabbitmq_server, redis_server, until
 from tests.integration.gateway.tls import certified
-from tests.postgres import PGBOUNCER, Cluster, Proxy, free_port, pgbouncer, through
-from tests.world import HURRY, World, world
+from tests.support.brokers import Server, Way, answers, rabbitmq_server, redis_server, until
+from tests.support.postgres import PGBOUNCER, Cluster, Proxy, free_port, pgbouncer, through
+from tests.support.world import HURRY, World, world
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from tests.world import World, free_port, world
+from tests.support.world import World, free_port, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from orchestrator import callback_urls
 from orchestrator.crypto import Encryptor
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants, Policies
-from tests.acceptance.command import orchestrator
 from tests.conftest import SECRET_KEY, make_settings
+from tests.support.command import orchestrator
 
 pytestmark = pytest.mark.anyio
 

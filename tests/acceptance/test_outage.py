@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from orchestrator.store import checkouts
-from tests.acceptance.mishaps.shop import DECLINED_CARD, WHOLE, Shop, shop
-from tests.factories import empty
-from tests.mishaps import REPORT
+from tests.support.factories import empty
+from tests.support.mishaps import REPORT
+from tests.support.shop import DECLINED_CARD, WHOLE, Shop, shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine

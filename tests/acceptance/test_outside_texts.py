@@ -21,8 +21,8 @@ from orchestrator.crypto import Encryptor
 from orchestrator.domain.states import State, Trigger
 from orchestrator.settings import PREFIX
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
-from tests.factories import core, payment
-from tests.pooler import direct
+from tests.support.factories import core, payment
+from tests.support.pooler import direct
 
 _RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 HOSTILE = (

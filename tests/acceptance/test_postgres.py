@@ -15,10 +15,19 @@ import pytest
 
 from orchestrator.devkit.client import ClientError
 from orchestrator.store import schema
-from tests.integration.processing.scene import intent
-from tests.postgres import LOGIN, Cluster, Proxy, address, needs_pgbouncer, pgbouncer, pooling, through
 from tests.support.api import Api
-from tests.world import DECLINED_CARD, World, frozen, token, world
+from tests.support.postgres import (
+    LOGIN,
+    Cluster,
+    Proxy,
+    address,
+    needs_pgbouncer,
+    pgbouncer,
+    pooling,
+    through,
+)
+from tests.support.scene import intent
+from tests.support.world import DECLINED_CARD, World, frozen, token, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,9 +13,9 @@ import psycopg
 import pytest
 
 from orchestrator.devkit.local.servers.children import LINUX
-from tests.acceptance.command import ROOT, environment
 from tests.conftest import JWT_SECRET, SECRET_KEY
-from tests.pooler import direct
+from tests.support.command import ROOT, environment
+from tests.support.pooler import direct
 
 
 def takes_sigterm(pid: int) -> bool:

@@ -19,13 +19,13 @@ import pytest
 from psycopg.rows import dict_row
 
 from orchestrator.settings import SECRET, SECRETS
-from tests.acceptance.command import Shop, orchestrator, running
-from tests.world import agree, ledger
+from tests.support.command import Shop, orchestrator, running
+from tests.support.world import agree, ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.acceptance.command import Running
+    from tests.support.command import Running
 
 BRISK = {
     "HINT_GRACE": "0.5", "SWEEP_INTERVAL": "0.3", "FIRST_CHECK_AFTER": "1", "RECHECK_AFTER_CALLBACK": "0.3",

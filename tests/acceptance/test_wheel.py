@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.command import ROOT, environment
+from tests.support.command import ROOT, environment
 
 if TYPE_CHECKING:
     from pathlib import Path

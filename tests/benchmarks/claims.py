@@ -6,10 +6,11 @@ are taken within each round, so that what slowed a round down is in both of its 
 
 from __future__ import annotations
 
-import math
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from orchestrator.devkit.bench.figures import number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,15 +73,6 @@ class Claim:
         }  # fmt: skip
 
 
-def number(value: float) -> str:
-    """Write a number with three digits that count, and no more than two decimals."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    decimals = min(max(2 - math.floor(math.log10(abs(value))), 0), 2)
-    text = f"{value:,.{decimals}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
 # ── From the document of a run ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -98,9 +90,9 @@ def ratio(document: Mapping[str, Any], peer: str, *others: str, latency: int) ->
     mine = rates(document, peer, latency)
     best: dict[int, float] = {}
     for other in others:
-        for number, rate in rates(document, other, latency).items():
-            best[number] = max(rate, best.get(number, 0.0))
-    both = [mine[number] / best[number] for number in sorted(mine.keys() & best.keys())]
+        for one, rate in rates(document, other, latency).items():
+            best[one] = max(rate, best.get(one, 0.0))
+    both = [mine[one] / best[one] for one in sorted(mine.keys() & best.keys())]
     return statistics.median(both) if both else None
 
 

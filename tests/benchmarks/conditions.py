@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import redis
 
-from orchestrator.devkit.bench.usage import flush_time
+from orchestrator.devkit.bench.usage import cores, flush_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,10 +31,9 @@ def conditions(ground: Ground) -> dict[str, Any]:
         broker = client.info("server")
     valkey = broker.get("valkey_version")
     redis_version = f"Valkey {valkey}" if valkey else str(broker["redis_version"])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "cores": cores,
+        "cores": cores(),
         "processor": _processor(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",

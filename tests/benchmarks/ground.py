@@ -24,6 +24,7 @@ import psycopg
 import redis
 from psycopg import sql
 
+from orchestrator.devkit.bench import usage
 from orchestrator.devkit.local.servers import Embedded
 from orchestrator.devkit.local.servers.children import spawn
 from orchestrator.devkit.local.servers.files import free_port
@@ -153,20 +154,15 @@ class Ground:
 
     def meter(self, processes: Sequence[Process]) -> Meter:
         """Read what these, Postgres and Redis have used so far, and all that we have started together beside the whole machine."""
-        postmaster = psutil.Process(self.servers.postgres_pid)
-        times = postmaster.cpu_times()
-        # Of ended backends the postmaster knows.
-        ended = times.children_user + times.children_system
-        here = psutil.Process()
-        machine = psutil.cpu_times()
-        # Time of guests is in the user's already.
-        whole = sum(machine) - getattr(machine, "guest", 0.0) - getattr(machine, "guest_nice", 0.0)
+        postmaster, here = psutil.Process(self.servers.postgres_pid), psutil.Process()
+        ended = usage.spent(postmaster, ended=True) - usage.spent(postmaster)
+        busy, whole = usage.machine()
         return Meter(
-            own=sum(_spent(process.family) for process in processes),
-            postgres=ended + _spent([postmaster, *postmaster.children(recursive=True)]),
-            redis=_spent([psutil.Process(self.servers.redis_pid)]),
-            ours=ended + _spent([here, *here.children(recursive=True)]),
-            busy=whole - machine.idle - getattr(machine, "iowait", 0.0),
+            own=sum(map(usage.spent, (one for process in processes for one in process.family))),
+            postgres=ended + sum(map(usage.spent, [postmaster, *postmaster.children(recursive=True)])),
+            redis=usage.spent(psutil.Process(self.servers.redis_pid)),
+            ours=ended + sum(map(usage.spent, [here, *here.children(recursive=True)])),
+            busy=busy,
             whole=whole,
         )
 
@@ -231,12 +227,3 @@ def asked(url: str, method: str, path: str) -> bytes | None:
     finally:
         connection.close()
     return body if answer.status == 200 else None
-
-
-def _spent(processes: Sequence[psutil.Process]) -> float:
-    spent = 0.0
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            spent += times.user + times.system
-    return spent

@@ -18,24 +18,23 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import patch
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from sqlalchemy import text
 
 from orchestrator import auth
 from orchestrator.crypto import Encryptor
-from orchestrator.devkit.bench import http_pool
+from orchestrator.devkit.bench import load
 from orchestrator.devkit.local.terminal import Terminal
 from orchestrator.devkit.local.up import Options, Up
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
-from tests.benchmarks.work import intent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,8 +91,8 @@ def measure(
         patch.dict(os.environ, {"ORCHESTRATOR_GATEWAY_URL": gateway, **SECRETS}),
         Up(Options(port=0, data_dir=Path(place) / "data", workers=workers), Terminal(least="error")) as up,
     ):
-        load = _load(up, rate=rate, times=times, seconds=seconds, slots=slots, gateways=(gateway, noisys))
-        return asyncio.run(load)
+        loading = _load(up, rate=rate, times=times, seconds=seconds, slots=slots, gateways=(gateway, noisys))
+        return asyncio.run(loading)
 
 
 @contextmanager
@@ -147,31 +146,18 @@ class _Shop:
     """One merchant that hands orders over on a schedule, whatever becomes of those before."""
 
     def __init__(self, up: Up, name: str) -> None:
-        self._host, _, port = up.url.removeprefix("http://").partition(":")
-        self._lines = http_pool.HttpPool(self._host, int(port), most=200)
-        token = auth.issue(
+        address = urlsplit(up.url)
+        self._host, self._port = str(address.hostname), int(address.port or 80)
+        self._token = auth.issue(
             up.settings, merchant=name, scopes=("checkouts:write",), lifetime=3600, subject="load"
         )
-        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 
     async def send(self, rate: float, seconds: float, phase: str) -> None:
-        began = time.monotonic()
-        tasks = []
-        for number in range(int(rate * seconds)):
-            await asyncio.sleep(max(began + number / rate - time.monotonic(), 0))
-            tasks.append(asyncio.create_task(self._order(f"{phase}-{uuid4().hex[:16]}")))
-        await asyncio.gather(*tasks)
-
-    async def _order(self, number: str) -> None:
-        request = http_pool.request(
-            "POST",
-            self._host,
-            "/v1/checkouts",
-            headers=self._headers,
-            body=json.dumps(intent(number)).encode(),
-        )
-        answer = await self._lines.exchange(request, timeout=60)
-        assert answer.good, answer.body
+        job = load.Job(
+            self._host, self._port, self._token, f"{phase}-{uuid4().hex[:16]}", rate=rate, seconds=seconds, evenly=True
+        )  # fmt: skip
+        sent = await load.fire(job, tell=lambda _: None)
+        assert all(map(load.accepted, sent.statuses)), sent.statuses
 
 
 async def _settled(db: Database) -> None:

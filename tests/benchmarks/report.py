@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
 
-from tests.benchmarks.claims import NOT_MEASURED, Claim, claims, number, rates
-from tests.benchmarks.pictures import LIMIT, OURS, THEIRS, Bar, bars
+from orchestrator.devkit.bench.charts import LIMIT, OURS, THEIRS, Bar, bars
+from orchestrator.devkit.bench.figures import number
+from tests.benchmarks.claims import NOT_MEASURED, Claim, claims, rates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

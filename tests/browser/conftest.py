@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import Page, Route, sync_playwright
 
-from tests.world import World, world
+from tests.support.world import World, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ expect.set_options(timeout=20_000)
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-    from tests.world import World
+    from tests.support.world import World
 
 
 def payment_page(world: World, checkout: str, kind: str) -> str:

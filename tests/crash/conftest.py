@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.world import World, world
+from tests.support.world import World, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,8 +16,8 @@ import pytest
 import redis
 from celery import Celery
 
-from tests.brokers import RabbitMQServer, Way, rabbitmq_server, redis_server
-from tests.world import World, world
+from tests.support.brokers import RabbitMQServer, Way, rabbitmq_server, redis_server
+from tests.support.world import World, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.forked import run
+from tests.support.forked import run
 
 if TYPE_CHECKING:
-    from tests.world import World
+    from tests.support.world import World
 
 
 def as_another_role(world: World) -> None:

@@ -14,10 +14,10 @@ from sqlalchemy import text
 
 from orchestrator import audit
 from orchestrator.domain.states import Trigger
-from tests.acceptance.command import ROOT, environment, orchestrator
 from tests.conftest import SECRET_KEY
-from tests.factories import arrival, core, payment
-from tests.forked import Popen
+from tests.support.command import ROOT, environment, orchestrator
+from tests.support.factories import arrival, core, payment
+from tests.support.forked import Popen
 
 pytestmark = pytest.mark.anyio
 

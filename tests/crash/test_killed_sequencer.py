@@ -14,14 +14,14 @@ import pytest
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import events
 from orchestrator.worker.sequencer import Sequencer
-from tests.factories import core
-from tests.forked import Popen
 from tests.races.test_event_feed import Reader, second_merchant, write
+from tests.support.factories import core
+from tests.support.forked import Popen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tests.factories import Core
+    from tests.support.factories import Core
 
 pytestmark = pytest.mark.anyio
 

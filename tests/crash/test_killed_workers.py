@@ -12,14 +12,14 @@ import psycopg
 import pytest
 import redis
 
-from tests.world import world
+from tests.support.world import world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from orchestrator.devkit.local.servers import Embedded
-    from tests.world import World
+    from tests.support.world import World
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ import pytest
 from orchestrator.devkit.client import NoAnswer, Refused
 from orchestrator.devkit.local.servers import Embedded
 from orchestrator.store.schema import migrate
-from tests.acceptance.command import Shop, running
-from tests.brokers import rabbitmq_server, redis_server
-from tests.integration.processing.scene import intent
 from tests.support.api import Api
-from tests.world import World, frozen, token, world
+from tests.support.brokers import rabbitmq_server, redis_server
+from tests.support.command import Shop, running
+from tests.support.scene import intent
+from tests.support.world import World, frozen, token, world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     import psutil
 
-    from tests.acceptance.command import Running
+    from tests.support.command import Running
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -18,7 +18,7 @@ from orchestrator.devkit.sandbox.rules import Outcome
 from orchestrator.store import inbox
 from orchestrator.store.inbox import OrderTaken
 from tests.histories.world import CONFIG, Mail
-from tests.integration.processing.scene import take
+from tests.support.scene import take
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -31,7 +31,7 @@ from orchestrator.store.checkouts import Transitions, claims
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 from tests.conftest import make_settings
-from tests.integration.processing.scene import intent, take
+from tests.support.scene import intent, take
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence

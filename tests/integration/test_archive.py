@@ -26,8 +26,8 @@ from orchestrator.domain.states import State, Trigger
 from orchestrator.store import inbox
 from orchestrator.store.checkouts import KEEP
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
-from tests.factories import COMPLETED, Breaking, arrival, intake, payment, row_held
-from tests.factories import core as another
+from tests.support.factories import COMPLETED, Breaking, arrival, intake, payment, row_held
+from tests.support.factories import core as another
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ from orchestrator.audit import Action, chain_mac
 from orchestrator.crypto import Encryptor
 from orchestrator.domain.states import State, Trigger
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
-from tests.factories import core as another
+from tests.support.factories import core as another
 
 pytestmark = pytest.mark.anyio
 

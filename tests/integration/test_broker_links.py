@@ -12,9 +12,9 @@ import redis
 
 from orchestrator.gateway.limits import shared_state
 from orchestrator.messaging.hints import HintPublisher
-from tests.brokers import Server, answers, free_port, rabbitmq_server, redis_server, until
 from tests.conftest import make_settings
 from tests.integration.gateway.tls import certified
+from tests.support.brokers import Server, answers, free_port, rabbitmq_server, redis_server, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,16 @@ from sqlalchemy.exc import DBAPIError
 from orchestrator.settings.postgres_url import parameters, place
 from orchestrator.store import schema
 from orchestrator.store.database import Batch, Database, DatabaseAway, _driver, is_away, run
-from tests.postgres import LOGIN, Cluster, Proxy, address, needs_pgbouncer, pgbouncer, pooling, through
+from tests.support.postgres import (
+    LOGIN,
+    Cluster,
+    Proxy,
+    address,
+    needs_pgbouncer,
+    pgbouncer,
+    pooling,
+    through,
+)
 
 pytestmark = pytest.mark.anyio
 

@@ -15,8 +15,8 @@ from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import checkouts, events, inbox
 from tests.conftest import copied
-from tests.factories import COMPLETED, arrival, core, intake, payment
-from tests.finished import fill
+from tests.support.factories import COMPLETED, arrival, core, intake, payment
+from tests.support.finished import fill
 
 pytestmark = pytest.mark.anyio
 

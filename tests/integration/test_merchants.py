@@ -23,7 +23,7 @@ from orchestrator.store.merchants import (
     policies_text,
 )
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
-from tests.factories import lost_connection
+from tests.support.factories import lost_connection
 
 pytestmark = pytest.mark.anyio
 

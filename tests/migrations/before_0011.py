@@ -37,8 +37,8 @@ from orchestrator.domain.states import Trigger
 from orchestrator.store import checkouts, inbox, schema
 from orchestrator.store.merchants import Merchants
 from orchestrator.store.tables import metadata
-from tests.integration.processing.scene import Scene, scene
-from tests.integration.sandbox.parties import serving
+from tests.support.parties import serving
+from tests.support.scene import Scene, scene
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

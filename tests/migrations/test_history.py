@@ -15,7 +15,7 @@ from orchestrator import audit
 from orchestrator.audit import archive
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import schema
-from tests.factories import COMPLETED, core, payment
+from tests.support.factories import COMPLETED, core, payment
 
 pytestmark = pytest.mark.anyio
 

@@ -24,9 +24,9 @@ from orchestrator.store import checkouts, events, inbox, schema
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 from orchestrator.store.tables import PARTITION, metadata
-from tests.cloud_events import documents
 from tests.conftest import make_settings
-from tests.factories import COMPLETED, arrival, core, intake, payment
+from tests.support.cloud_events import documents
+from tests.support.factories import COMPLETED, arrival, core, intake, payment
 
 LEFT = """
     SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = 'public'

@@ -22,8 +22,8 @@ from orchestrator.explain import explain
 from orchestrator.explain.record import gather
 from orchestrator.store import events, schema
 from orchestrator.store.inbox import command_requests
-from tests.integration.processing.scene import scene
 from tests.migrations.before_0011 import SETTINGS, SLOW, ends, finish, gateway, load
+from tests.support.scene import scene
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("url", ["embedded"], indirect=True)]
 

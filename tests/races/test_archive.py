@@ -16,8 +16,8 @@ from orchestrator.audit.archive.lock_timeout import LOCK_TIMEOUT
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import checkouts
 from orchestrator.store.database import Database
-from tests.factories import arrival, core, payment
-from tests.pooler import direct
+from tests.support.factories import arrival, core, payment
+from tests.support.pooler import direct
 
 pytestmark = pytest.mark.anyio
 

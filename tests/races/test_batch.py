@@ -14,9 +14,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError, ProgrammingError
 
 from orchestrator.store.database import AGAIN, Batch, Database, DatabaseAway, Unwritten, is_away
-from tests.factories import Breaking, intake, lost_connection, row_held
-from tests.factories import core as another
-from tests.pooler import pooled
+from tests.support.factories import Breaking, intake, lost_connection, row_held
+from tests.support.factories import core as another
+from tests.support.pooler import pooled
 
 pytestmark = pytest.mark.anyio
 

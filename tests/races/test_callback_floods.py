@@ -11,8 +11,8 @@ from sqlalchemy import text
 
 from orchestrator.domain.states import State
 from orchestrator.store.inbox import Callbacks, Caps, callbacks, unmatched
-from tests.factories import arrival
 from tests.races.test_unmatched import unexpected_callback
+from tests.support.factories import arrival
 
 pytestmark = pytest.mark.anyio
 

@@ -17,9 +17,9 @@ from orchestrator.store import inbox
 from orchestrator.store.database import DatabaseAway, Unwritten
 from orchestrator.store.inbox import decrypt_body, encrypt_body
 from orchestrator.store.tables import metadata
-from tests.factories import Breaking, arrival, row_held
-from tests.factories import core as another
-from tests.pooler import direct
+from tests.support.factories import Breaking, arrival, row_held
+from tests.support.factories import core as another
+from tests.support.pooler import direct
 
 pytestmark = pytest.mark.anyio
 

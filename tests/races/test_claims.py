@@ -15,8 +15,8 @@ from orchestrator.domain.states import ENDED, State, Trigger
 from orchestrator.store import checkouts
 from orchestrator.store.checkouts import LeaseLost, due_times
 from orchestrator.store.database import Unwritten
-from tests.factories import arrival, row_held
-from tests.factories import core as another
+from tests.support.factories import arrival, row_held
+from tests.support.factories import core as another
 
 pytestmark = pytest.mark.anyio
 

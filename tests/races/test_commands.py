@@ -10,8 +10,8 @@ import pytest
 from orchestrator.domain.states import State
 from orchestrator.store import inbox
 from orchestrator.store.inbox import KeyReused, Requested
-from tests.factories import core as another
-from tests.factories import row_held
+from tests.support.factories import core as another
+from tests.support.factories import row_held
 
 pytestmark = pytest.mark.anyio
 

@@ -18,8 +18,8 @@ from orchestrator.domain.states import State
 from orchestrator.store import events
 from orchestrator.store.database import Database
 from orchestrator.worker.sequencer import Sequencer
-from tests.factories import Breaking
-from tests.factories import core as another
+from tests.support.factories import Breaking
+from tests.support.factories import core as another
 
 if TYPE_CHECKING:
     from uuid import UUID

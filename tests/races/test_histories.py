@@ -36,8 +36,8 @@ from tests.histories.steps import (
     histories,
 )
 from tests.histories.world import World, world
-from tests.integration.processing.scene import take
-from tests.pooler import pooled
+from tests.support.pooler import pooled
+from tests.support.scene import take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,9 +15,9 @@ from orchestrator.domain.states import CLOSED, State, Trigger
 from orchestrator.store.checkouts import ClaimedCheckout
 from orchestrator.store.database import DatabaseAway, Unwritten
 from orchestrator.store.inbox import Accepted, KeyReused, OrderTaken, intents
-from tests.factories import Breaking, intake
-from tests.factories import core as another
-from tests.pooler import direct
+from tests.support.factories import Breaking, intake
+from tests.support.factories import core as another
+from tests.support.pooler import direct
 
 pytestmark = pytest.mark.anyio
 

@@ -22,8 +22,8 @@ from orchestrator.store import inbox
 from orchestrator.store.checkouts import ClaimedCheckout, LeaseLost
 from orchestrator.store.checkouts.transition import UnauditedMove
 from orchestrator.store.database import Unwritten
-from tests.factories import COMPLETED, Breaking, arrival, move, payment
-from tests.factories import core as another
+from tests.support.factories import COMPLETED, Breaking, arrival, move, payment
+from tests.support.factories import core as another
 
 pytestmark = pytest.mark.anyio
 

@@ -14,8 +14,8 @@ from orchestrator.store import checkouts
 from orchestrator.store.checkouts import LeaseLost
 from orchestrator.store.database import Unwritten
 from orchestrator.store.inbox import KeyReused, OrderTaken
-from tests.factories import COMPLETED, arrival, intake, payment
-from tests.factories import core as another
+from tests.support.factories import COMPLETED, arrival, intake, payment
+from tests.support.factories import core as another
 
 pytestmark = pytest.mark.anyio
 

@@ -18,8 +18,8 @@ from orchestrator.store import checkouts
 from orchestrator.store.checkouts import creation
 from orchestrator.store.database import Unwritten
 from orchestrator.store.inbox import KeyReused, MerchantCallback, OrderTaken, UnmatchedCallbacks, intents
-from tests.factories import Breaking, intake, payment, row_held
-from tests.factories import core as another
+from tests.support.factories import Breaking, intake, payment, row_held
+from tests.support.factories import core as another
 
 pytestmark = pytest.mark.anyio
 

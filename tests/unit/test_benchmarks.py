@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.devkit.bench.charts import Bar, bars
+from orchestrator.devkit.bench.figures import number
 from tests.benchmarks import report
-from tests.benchmarks.claims import NOT_MEASURED, Claim, claims, number, ratio
-from tests.benchmarks.pictures import Bar, bars
+from tests.benchmarks.claims import NOT_MEASURED, Claim, claims, ratio
 
 
 def figure(peer: str, rate: float, *, latency: int = 0, of_round: int = 1) -> dict[str, Any]:

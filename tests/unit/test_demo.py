@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from orchestrator.devkit.demo.balance import Balance
-from orchestrator.devkit.demo.failure_scenarios import MERCHANTS
-from orchestrator.devkit.demo.groups import GROUPS, choose
-from orchestrator.devkit.demo.observations import Told
+from orchestrator.api.contract import answers
+from orchestrator.api.contract.examples import EXAMPLES
+from orchestrator.devkit.demo.evidence import Balance, Told
+from orchestrator.devkit.demo.scripts import GROUPS, MERCHANTS, choose
 from orchestrator.devkit.demo.shop import Unscripted
 from orchestrator.store.merchants import policy
 
@@ -15,7 +16,14 @@ GOOD = {
     "summary": "Order 1 is paid.",
     "because": ["Transaction 1 pays it."],
     "evidence": ["At noon we asked the gateway."],
+    "next": {"what": "Nothing.", "at": None},
+    "youMay": [],
 }
+OPERATION = {
+    "id": "019aa000-0000-7000-8000-00000000000d", "kind": "capture", "transactionId": "1", "amount": 5.0, "currency": "EUR",
+    "state": "succeeded", "cause": "asked", "commandId": None, "requestedAt": "2026-01-05T10:00:00Z", "submittedAt": None,
+    "settledAt": None, "error": None,
+}  # fmt: skip
 
 
 def told(
@@ -34,12 +42,18 @@ def told(
         "movements": [{"type": kind, "identifier": name, "by": "merchant"} for kind, name in movements],
     }  # fmt: skip
     booked = captured if books_captured is None else books_captured
-    payment = {
+    payment = EXAMPLES["Payment"] | {
         "transactionId": "1", "currency": "EUR", "reserved": 0.0 if status == "released" else 5.0,
         "captured": booked / 100, "refunded": refunded / 100,
     }  # fmt: skip
-    checkout = {"payments": [payment], "operations": [{"reconciliationIdentifier": name} for name in known]}
-    return Told(checkout, [ledger], [], explained)
+    operations = [OPERATION | {"reconciliationIdentifier": name} for name in known]
+    checkout = EXAMPLES["Checkout"] | {"payments": [payment], "operations": operations}
+    return Told(
+        msgspec.json.decode(msgspec.json.encode(checkout), type=answers.Checkout),
+        [ledger],
+        [],
+        explained and msgspec.convert(explained, answers.Explanation),
+    )
 
 
 def test_books_that_agree_with_the_ledger_pass():
@@ -59,7 +73,7 @@ def test_one_minor_unit_between_ledger_and_books_is_found():
 
 def test_a_transaction_that_only_the_ledger_has_is_found():
     one = told(("captured", "a"))
-    one.checkout["payments"].clear()
+    one.checkout.payments.clear()
 
     with pytest.raises(Unscripted, match="saw nothing"):
         one.check_money()
@@ -92,7 +106,7 @@ def test_more_than_there_was_is_found(captured, refunded):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{}, GOOD | {"because": []}, GOOD | {"evidence": ["look"]}, GOOD | {"summary": None}]
+    "wrong", [None, GOOD | {"because": []}, GOOD | {"evidence": ["look"]}, GOOD | {"summary": ""}]
 )
 def test_an_explanation_that_says_nothing_is_found(wrong):
     with pytest.raises(Unscripted, match="whole sentences"):

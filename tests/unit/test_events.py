@@ -19,7 +19,7 @@ from orchestrator.domain.events import Event, EventType, Totals
 from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.records import Operation
 from orchestrator.domain.states import State
-from tests.cloud_events import check, documents, validator
+from tests.support.cloud_events import check, documents, validator
 
 CHECKOUT = UUID("019b0000-0000-7000-8000-000000000001")
 PAID = Totals(13900, 0, 0, 0)

@@ -5,9 +5,9 @@ measured is the product as it runs. Load, gateway and product are processes apar
 
     run.py             one bench from start to result: warm-up, ramp, the run that counts
     setup.py           the running product, and one measurement on it
-    load.py            the load's process: schedule.py, http_pool.py
-    gateway.py         the light gateway's process: gateway_ledger.py, documents.py, shoppers.py, latency.py
-    database_probe.py  what Postgres knows         ledger.py   lost, doubled, unequal
+    load.py            the load's process, and what it sends when: http_pool.py
+    gateway.py         the light gateway's process: documents.py, shoppers.py, latency.py
+    database_probe.py  what Postgres knows         ledger.py   the gateway's books; lost, doubled, unequal
     usage.py           CPU, memory, the disk       figures.py  percentiles       ramp.py  the highest rate held
-    result.py          a run as figures            display.py  on the terminal   report.py  as a page
+    result.py          a run as figures            display.py  on the terminal   report.py  as a page with charts.py
 """

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -26,27 +25,15 @@ NAMES: Final = {
 }  # fmt: skip
 """The four times that a run measures."""
 _BAR: Final = 44
-_LINE_EVERY: Final = 2.0
 _NOTICED: Final = 5.0
 """Percent."""
 
 
 @contextmanager
 def watching(terminal: Terminal) -> Iterator[Callable[[Progress], None]]:
-    """Give what shows a run's progress: redrawn in place where that can be done, else a line now and then."""
-    if terminal.live:
-        with Live(console=terminal.console, auto_refresh=False, transient=True) as live:
-            yield lambda progress: live.update(_drawn(progress), refresh=True)
-        return
-    said = time.monotonic()
-
-    def show(progress: Progress) -> None:
-        nonlocal said
-        if time.monotonic() - said >= _LINE_EVERY:
-            said = time.monotonic()
-            terminal.step(line(progress))
-
-    yield show
+    """Give what shows a run's progress."""
+    with terminal.watching(transient=True) as show:
+        yield lambda progress: show(lambda: _drawn(progress), lambda: line(progress))
 
 
 def line(progress: Progress) -> str:

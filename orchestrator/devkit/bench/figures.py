@@ -45,3 +45,12 @@ def waiting(begins: Iterable[float], ends: Iterable[float], *, seconds: int) -> 
         left += more - fewer
         series.append(left)
     return series
+
+
+def number(value: float) -> str:
+    """Write a number with three digits that count, and no more than two decimals."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = min(max(2 - math.floor(math.log10(abs(value))), 0), 2)
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -27,8 +27,8 @@ import msgspec
 import uvloop
 
 from orchestrator.devkit.bench import documents
-from orchestrator.devkit.bench.gateway_ledger import GatewayLedger, Order
 from orchestrator.devkit.bench.latency import Latency
+from orchestrator.devkit.bench.ledger import GatewayLedger, Order
 from orchestrator.devkit.bench.shoppers import ShopperProfile, Shoppers
 from orchestrator.domain import money
 

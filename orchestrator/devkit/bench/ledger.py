@@ -1,4 +1,7 @@
-"""The check at the end of a run: what we accepted, what our tables hold and what the gateway's books hold must be one story.
+"""The light gateway's books, and the check at the end of a run: what we accepted, our tables and these books must be one story.
+
+The books hold what every order was asked for, what was paid, what went wrong on purpose, and what was done twice. All in memory, for one
+run; `epoch` tells shoppers of a run that is over that nobody waits for them.
 
 Lost is an order that we accepted, or that its shopper paid, and that did not get to its end. Doubled is an order that got something
 twice: a session, a payment, a checkout, a completion, a capture. Unequal is a completed order whose money differs from the
@@ -7,11 +10,99 @@ gateway's by as little as a minor unit, or that nobody paid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+
+    from orchestrator.devkit.bench.documents import Paid
+
+# ── The gateway's books ──
+
+KINDS = ("authenticate", "session", "payment-methods", "payments")
+
+
+@dataclass(slots=True)
+class Order:
+    """One order number at the gateway; the newest session counts."""
+
+    order_ref: str
+    amount: int = 0
+    """Minor units."""
+    currency: str = ""
+    checkout: str | None = None
+    captures: bool = False
+    success: str | None = None
+    notification: str | None = None
+    sessions: int = 0
+    expected: bool = False
+    """A shopper is there, or was."""
+    paid: list[Paid] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Told:
+    """What came of one kind of callback: milliseconds until each answer, and the answers by status (or by what went wrong)."""
+
+    milliseconds: list[float] = field(default_factory=list)
+    answers: Counter[str] = field(default_factory=Counter)
+
+
+class GatewayLedger:
+    """Everything that the gateway knows of one run."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything; sessions of before are unknown from now on."""
+        self.epoch += 1
+        self.orders: dict[str, Order] = {}
+        self.sessions: dict[str, Order] = {}
+        self.calls: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
+        self.faults: Counter[str] = Counter()
+        self.told = {"success": Told(), "notification": Told()}
+        self.waited = 0.0
+        """Seconds from a call to its answer, all calls together: the gateway's own time."""
+        self.thinking = 0
+        """Shoppers who have been offered payment methods and have not paid yet."""
+        self.telling = 0
+        """Callbacks that have not been answered yet."""
+
+    def state(self) -> dict[str, object]:
+        """Say in a few numbers how far the run is."""
+        return {
+            "calls": dict(self.calls), "faults": dict(self.faults), "orders": len(self.orders),
+            "paid": sum(len(order.paid) for order in self.orders.values()), "thinking": self.thinking, "telling": self.telling,
+            "waitedSeconds": self.waited,
+        }  # fmt: skip
+
+    def document(self) -> dict[str, object]:
+        """Say everything."""
+        return {
+            **self.state(),
+            "payments": [
+                {
+                    "orderId": paid.order_ref, "checkoutId": paid.checkout, "transactionId": paid.transaction_id,
+                    "paidAt": paid.at, "amountMinor": paid.amount, "currency": paid.currency,
+                    "capturedMinor": paid.amount if paid.captured else 0,
+                }
+                for order in self.orders.values() for paid in order.paid
+            ],
+            "doubled": {
+                "sessions": [order.order_ref for order in self.orders.values() if order.sessions > 1],
+                "payments": [order.order_ref for order in self.orders.values() if len(order.paid) > 1],
+            },
+            "callbacks": {
+                kind: {"milliseconds": told.milliseconds, "answers": dict(told.answers)} for kind, told in self.told.items()
+            },
+        }  # fmt: skip
+
+
+# ── The check ──
 
 SHOWN: Final = 5
 

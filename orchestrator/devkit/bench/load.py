@@ -3,6 +3,9 @@
 What it is to do comes as one line of JSON on stdin, what it did goes as lines of JSON to stdout: how far it is, now and then, and at
 the end everything. It ends when stdin closes, so that it never outlives who started it. Whoever sends is not whoever measures the
 rest, draws or counts: a late intent would be the load's fault.
+
+An open model: arrivals come on their schedule whether or not what came before is done, and latency counts from the scheduled moment. So a
+product that falls behind is seen to fall behind.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ import gc
 import os
 import sys
 import time
+from random import Random
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import uvloop
 
-from orchestrator.devkit.bench import http_pool, schedule
+from orchestrator.devkit.bench import http_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -128,7 +132,7 @@ class _Load:
         self.sent.moments = (
             [0.0] * job.orders
             if job.orders
-            else schedule.moments(job.rate, job.seconds, evenly=job.evenly, seed=job.seed)
+            else moments(job.rate, job.seconds, evenly=job.evenly, seed=job.seed)
         )
         count = len(self.sent.moments)
         self.sent.milliseconds, self.sent.statuses = [0.0] * count, [0] * count
@@ -164,7 +168,7 @@ class _Load:
 
     async def _send(self, number: int, due: float) -> None:
         job, told = self._job, self.told
-        body = schedule.intent(job.prefix, number)
+        body = intent(job.prefix, number)
         request = http_pool.request(
             "POST", f"{job.host}:{job.port}", "/v1/checkouts", headers=self._headers, body=body
         )
@@ -207,3 +211,51 @@ async def fire(job: Job, *, tell: Callable[[Told], None]) -> Sent:
 def accepted(status: int) -> bool:
     """Say whether an answer means that the intent is stored; 200 is the answer to one that was there already."""
     return status in {200, 202}
+
+
+# ── What is sent, and when: decided before the first intent leaves ──
+
+LEAST: Final = 10_000
+"""Minor units of the smallest order; amounts differ so that money given to the wrong order shows."""
+_SPREAD: Final = 90_000
+_STEP: Final = 37
+
+
+def moments(rate: float, seconds: float, *, evenly: bool, seed: int) -> list[float]:
+    """Return the moments of all arrivals, seconds from the beginning: Poisson, as independent shoppers are, or evenly spaced."""
+    if evenly:
+        return [number / rate for number in range(int(rate * seconds))]
+    random = Random(seed)  # noqa: S311 - a run is to be repeatable
+    found: list[float] = []
+    moment = random.expovariate(rate)
+    while moment < seconds:
+        found.append(moment)
+        moment += random.expovariate(rate)
+    return found
+
+
+def amount(number: int) -> int:
+    """Return the amount of an order, in minor units."""
+    return LEAST + number * _STEP % _SPREAD
+
+
+def order_ref(prefix: str, number: int) -> str:
+    return f"{prefix}-{number}"
+
+
+def intent(prefix: str, number: int) -> bytes:
+    """Return the JSON of one intent: an order of one line, with everything that a shop sends."""
+    whole = amount(number)
+    tax = whole // 5
+    return (
+        b'{"order":{"orderId":"%b","amount":{"value":%b,"currency":"DKK"},"orderLines":[{"itemId":"lamp","description":"Desk lamp",'
+        b'"quantity":1,"unitPrice":%b,"taxAmount":%b,"goodsType":"item"}],"customer":{"firstName":"Test","lastName":"Shopper",'
+        b'"email":"shopper@shop.example","billingAddress":{"street":"Example Road 1","city":"Exampletown","country":"DK",'
+        b'"zipCode":"1000"}}},"callbacks":{"success":{"type":"URL","value":"https://shop.example/thanks"},'
+        b'"failure":{"type":"URL","value":"https://shop.example/sorry"},"redirect":"https://shop.example/one-moment"},'
+        b'"configuration":{"paymentType":"PAYMENT","autoCapture":false,"country":"DK","language":"en"}}'
+    ) % (order_ref(prefix, number).encode(), _decimal(whole), _decimal(whole - tax), _decimal(tax))
+
+
+def _decimal(minor: int) -> bytes:
+    return b"%d.%02d" % divmod(minor, 100)

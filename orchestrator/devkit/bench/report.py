@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import html
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.devkit.bench import figures, result
+from orchestrator.devkit.bench.charts import Series, lines
 from orchestrator.devkit.bench.display import NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from orchestrator.devkit.bench.setup import Run
 
-_COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a900")
-"""Okabe and Ito: told apart by everybody."""
-_WIDTH, _HEIGHT = 560, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 22, 12, 34
-_TICKS: Final = 5
 _NONE: Final = "·"
 _SHARES: Final = (25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 _FEWEST: Final = 100.0
@@ -47,12 +42,6 @@ table { border-collapse: collapse; margin: 0 0 1rem; width: 100% }
 td, th { padding: .2rem .6rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums }
 td:first-child, th:first-child { text-align: left } th { font-weight: 400; color: var(--dim) }
 """
-
-
-@dataclass(frozen=True, slots=True)
-class _Series:
-    name: str
-    points: list[tuple[float, float]]
 
 
 def page(run: Run, document: dict[str, Any]) -> str:
@@ -124,22 +113,22 @@ def _plots(run: Run) -> list[tuple[str, str]]:
         ("Latency by percentile, milliseconds", _percentiles(run)),
         (
             "Orders a second",
-            _chart(
-                [_Series(name, over_time(figures.per_second(each, seconds=seconds))) for name, each in rates],
+            lines(
+                [Series(name, over_time(figures.per_second(each, seconds=seconds))) for name, each in rates],
                 along="seconds",
             ),
         ),
         (
             "Orders under way",
-            _chart(
+            lines(
                 [
-                    _Series(name, over_time(figures.waiting(arrived, each, seconds=seconds)))
+                    Series(name, over_time(figures.waiting(arrived, each, seconds=seconds)))
                     for name, each in left
                 ],
                 along="seconds",
             ),
         ),
-        ("CPU, percent of one core", _chart(_processor(run), along="seconds")),
+        ("CPU, percent of one core", lines(_processor(run), along="seconds")),
     ]
 
 
@@ -151,16 +140,16 @@ def _percentiles(run: Run) -> str:
         shares = [share for share in _SHARES if len(ordered) * (100 - share) >= _FEWEST]
         points = [(_nines(share), max(figures.percentile(ordered, share), 0.1)) for share in shares]
         if points:
-            series.append(_Series(NAMES[name], points))
+            series.append(Series(NAMES[name], points))
     marks = [(_nines(share), f"p{share:g}") for share in (50, 90, 99, 99.9)]
-    return _chart(series, along="", marks=marks, logarithmic=True)
+    return lines(series, along="", marks=marks, logarithmic=True)
 
 
 def _nines(share: float) -> float:
     return -math.log10(1 - share / 100)
 
 
-def _processor(run: Run) -> list[_Series]:
+def _processor(run: Run) -> list[Series]:
     samples, series = run.samples, []
     for kind in (*result.PRODUCT, *result.BESIDE):
         points = [
@@ -174,80 +163,8 @@ def _processor(run: Run) -> list[_Series]:
             if after.at - before.at > 0.1  # noqa: PLR2004 - a shorter span says nothing
         ]
         if points and kind in run.cpu:
-            series.append(_Series(kind, points))
+            series.append(Series(kind, points))
     return series
-
-
-# ── Drawing ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _chart(
-    series: Sequence[_Series],
-    *,
-    along: str,
-    marks: Sequence[tuple[float, str]] = (),
-    logarithmic: bool = False,
-) -> str:
-    """Draw lines with a grid and a legend."""
-    points = [point for one in series for point in one.points]
-    if not points:
-        return "<p>Nothing was measured.</p>"
-    low, high = min(x for x, _ in points), max(x for x, _ in points)
-    most = max(y for _, y in points)
-    ticks = _powers(min(y for _, y in points), most) if logarithmic else _steps(most)
-    bottom, top = ticks[0], ticks[-1]
-
-    def across(x: float) -> float:
-        return _LEFT + (x - low) / ((high - low) or 1) * (_WIDTH - _LEFT - _RIGHT)
-
-    def height(share: Callable[[float], float], y: float) -> float:
-        spread = (share(y) - share(bottom)) / ((share(top) - share(bottom)) or 1)
-        return _HEIGHT - _BOTTOM - spread * (_HEIGHT - _TOP - _BOTTOM)
-
-    def up(y: float) -> float:
-        return height(math.log10, y) if logarithmic else height(float, y)
-
-    drawn = [
-        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>'
-        f'<text x="{_LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
-        for tick in ticks
-    ]
-    wanted = marks or [(x, f"{x:g}") for x in _steps(high) if low <= x <= high]
-    drawn += [
-        f'<text x="{across(x):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{name}</text>'
-        for x, name in wanted
-        if low <= x <= high
-    ]
-    drawn.append(
-        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">{html.escape(along)}</text>'
-    )
-    for number, one in enumerate(series):
-        path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in one.points)
-        colour = _COLOURS[number % len(_COLOURS)]
-        drawn.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round"/>'
-        )
-    legend = "".join(
-        f'<span><i style="background:{_COLOURS[number % len(_COLOURS)]}"></i>{html.escape(one.name)}</span>'
-        for number, one in enumerate(series)
-    )
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(drawn)}</svg><div class="legend">{legend}</div>'
-
-
-def _steps(most: float) -> list[float]:
-    """Return round numbers from 0 to at least `most`."""
-    if most <= 0:
-        return [0.0, 1.0]
-    rough = most / _TICKS
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    return [round(step * number, 10) for number in range(math.ceil(round(most / step, 9)) + 1)]
-
-
-def _powers(least: float, most: float) -> list[float]:
-    """Return the powers of ten from at most `least` to at least `most`."""
-    first, last = math.floor(math.log10(least)), math.ceil(math.log10(most))
-    return [10.0**power for power in range(first, max(last, first + 1) + 1)]
 
 
 def _figure(title: str, inside: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.devkit.bench import figures, load, schedule
+from orchestrator.devkit.bench import figures, load
 from orchestrator.devkit.bench.ramp import Try
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Conditions:
 def latencies(run: Run) -> dict[str, list[float]]:
     """Return the milliseconds of every answer, readiness, completion and callback of the orders that were taken."""
     due = {
-        schedule.order_ref(run.job.prefix, number): moment
+        load.order_ref(run.job.prefix, number): moment
         for number, (moment, status) in enumerate(zip(run.sent.due, run.sent.statuses, strict=True))
         if load.accepted(status)
     }

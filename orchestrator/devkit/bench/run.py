@@ -8,7 +8,6 @@ checkouts against the light gateway.
 from __future__ import annotations
 
 import asyncio
-import os
 import platform
 import time
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from orchestrator.devkit.bench import database_probe, display, figures, ramp, report, result
-from orchestrator.devkit.bench.errors import BenchFailed
 from orchestrator.devkit.bench.setup import NAMED, TIMEOUT, BenchRun, prepared
 from orchestrator.devkit.bench.shoppers import ShopperProfile
-from orchestrator.devkit.bench.usage import flush_time
+from orchestrator.devkit.bench.usage import cores, flush_time
+from orchestrator.devkit.errors import BenchFailed
 from orchestrator.devkit.local import up as supervise
 from orchestrator.settings import PREFIX, SettingsError, load
 from orchestrator.store import schema
@@ -80,7 +79,7 @@ def run(plan: Plan, terminal: Terminal) -> tuple[int, dict[str, Any] | None]:
     documents: list[dict[str, Any]] = []
 
     async def visit(up: Up) -> int:
-        async with prepared(up, run=_base36(int(time.time()))) as bench_run:
+        async with prepared(up, run=f"{int(time.time()):x}") as bench_run:
             bench = _Bench(plan, bench_run, terminal, await _conditions(plan, bench_run, up))
             status, document = await bench.whole()
             documents.append(document)
@@ -189,7 +188,7 @@ async def _conditions(plan: Plan, bench_run: BenchRun, up: Up) -> result.Conditi
     return result.Conditions(
         version=metadata.version("checkout-orchestrator"),
         python=platform.python_version(),
-        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpus=cores(),
         postgres=server.version,
         durable=server.durable,
         flush_ms=flush_time(up.data_dir),
@@ -223,12 +222,3 @@ def _refuse_others() -> None:
             f"{PREFIX}DATABASE_URL names a database in use ({unsettled} unsettled checkouts, {workers} running workers), and the "
             "bench's own workers would process those checkouts against its own gateway: give it a database of its own, or none"
         )
-
-
-def _base36(number: int) -> str:
-    """Write a number in few characters, for order numbers that no run before has used."""
-    digits, alphabet = "", "0123456789abcdefghijklmnopqrstuvwxyz"
-    while number:
-        number, rest = divmod(number, len(alphabet))
-        digits = alphabet[rest] + digits
-    return digits or "0"

@@ -19,10 +19,11 @@ import msgspec
 
 from orchestrator import auth
 from orchestrator.crypto import Encryptor
-from orchestrator.devkit.bench import http_pool, ledger, load, schedule
+from orchestrator.devkit.bench import http_pool, ledger, load
 from orchestrator.devkit.bench.database_probe import DatabaseProbe, Left
-from orchestrator.devkit.bench.errors import BenchFailed
 from orchestrator.devkit.bench.usage import Usage
+from orchestrator.devkit.client import Client
+from orchestrator.devkit.errors import BenchFailed
 from orchestrator.store.database import Database, is_away
 from orchestrator.store.merchants import MAX_LOOKUPS_PER_MINUTE, Merchants
 
@@ -111,7 +112,7 @@ class BenchRun:
     def __init__(self, up: Up, db: Database, *, merchant: str, merchant_id: int) -> None:
         self.truth = DatabaseProbe(db, merchant_id)
         self._up, self._merchant = up, merchant
-        self._token = auth.issue(
+        self.token = auth.issue(
             up.settings,
             merchant=merchant,
             scopes=("checkouts:write", "checkouts:read"),
@@ -132,7 +133,7 @@ class BenchRun:
     def job(self, **what: Any) -> load.Job:
         """Return a job against the API, under order numbers of its own."""
         host, port = self._api
-        return load.Job(host=host, port=port, token=self._token, prefix=self.next_prefix(), **what)
+        return load.Job(host=host, port=port, token=self.token, prefix=self.next_prefix(), **what)
 
     async def measure(
         self,
@@ -166,13 +167,13 @@ class BenchRun:
         """Process orders one after the other until each is ready; return the run, and the milliseconds that were not the gateway's own."""
         await self._control("POST", "/bench/reset")
         job, beyond = self.job(orders=orders, at_once=1), []
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         lines, progress = http_pool.HttpPool(job.host, job.port, most=1), Progress("one order at a time")
         self._usage.begin()
         sent = load.Sent(time.time(), [], [], [])
         for number in range(orders):
             before = await self._waited()
-            body = schedule.intent(job.prefix, number)
+            body = load.intent(job.prefix, number)
             request = http_pool.request(
                 "POST", f"{job.host}:{job.port}", "/v1/checkouts", headers=headers, body=body
             )
@@ -184,7 +185,7 @@ class BenchRun:
             if not load.accepted(answer.status):
                 said = answer.body[:200].decode(errors="replace")
                 raise BenchFailed(f"an intent was answered with {answer.status}: {said}")
-            ready = await self._offered(schedule.order_ref(job.prefix, number), began)
+            ready = await self._offered(load.order_ref(job.prefix, number), began)
             beyond.append((ready - (await self._waited() - before)) * 1000)
             progress.told = load.Told(number + 1, number + 1, 0, sent.milliseconds[-1])
             show(progress)
@@ -286,7 +287,7 @@ class BenchRun:
             doubled={*told["doubled"]["sessions"], *told["doubled"]["payments"]},
         )  # fmt: skip
         taken = [
-            schedule.order_ref(job.prefix, number)
+            load.order_ref(job.prefix, number)
             for number, status in enumerate(sent.statuses)
             if load.accepted(status)
         ]
@@ -319,25 +320,6 @@ class BenchRun:
         decoded: dict[str, Any] = msgspec.json.decode(answer.body)
         return decoded
 
-    async def known(self) -> None:
-        """Wait until the API knows the merchant: one that was added a moment ago it may not."""
-        host, port = self._api
-        lines = http_pool.HttpPool(host, port, most=1)
-        request = http_pool.request(
-            "GET",
-            f"{host}:{port}",
-            "/v1/checkouts?limit=1",
-            headers={"Authorization": f"Bearer {self._token}"},
-        )
-        deadline = time.monotonic() + _START_TIMEOUT
-        try:
-            while not (await lines.exchange(request)).good:
-                if time.monotonic() > deadline:
-                    raise BenchFailed(f"the API does not know merchant {self._merchant}")
-                await asyncio.sleep(_SLEEP)
-        finally:
-            lines.close()
-
 
 @asynccontextmanager
 async def prepared(up: Up, *, run: str) -> AsyncIterator[BenchRun]:
@@ -354,7 +336,8 @@ async def prepared(up: Up, *, run: str) -> AsyncIterator[BenchRun]:
         if found is None:
             raise BenchFailed(f"merchant {name} could not be added")
         bench_run = BenchRun(up, db, merchant=name, merchant_id=found.id)
-        await bench_run.known()
+        async with Client(up.url, bench_run.token) as client:
+            await client.until_known(_START_TIMEOUT)
         yield bench_run
 
 

@@ -18,7 +18,7 @@ from orchestrator.devkit.bench import documents, http_pool
 if TYPE_CHECKING:
     from random import Random
 
-    from orchestrator.devkit.bench.gateway_ledger import GatewayLedger, Order
+    from orchestrator.devkit.bench.ledger import GatewayLedger, Order
 
 AT_ONCE: Final = 64
 """Connections to one shop; at a thousand callbacks a second that take 30 ms each, 30 are in use."""

@@ -50,7 +50,7 @@ class Usage:
     def __init__(self, processes: Callable[[], Mapping[str, int]]) -> None:
         self._processes = processes
         self._meters: dict[int, _Meter] = {}
-        self._machine = _machine()
+        self._machine = machine()
         self._counts_from_start = False
         self.samples: list[Sample] = []
 
@@ -58,7 +58,7 @@ class Usage:
         """Start from nothing."""
         self._meters.clear()
         self.samples.clear()
-        self._machine = _machine()
+        self._machine = machine()
         self._counts_from_start = False
         self.sample()
         # What appears from now on was started meanwhile, and all that it uses is of this run.
@@ -89,19 +89,14 @@ class Usage:
 
     def others(self) -> float:
         """Return the share of the machine's CPU time that went to processes not measured here: it is missing to those that are."""
-        busy, whole = (now - before for now, before in zip(_machine(), self._machine, strict=True))
+        busy, whole = (now - before for now, before in zip(machine(), self._machine, strict=True))
         return max(busy - sum(self.used().values()), 0.0) / whole if whole > 0 else 0.0
 
     def _look(self, kind: str, process: psutil.Process, *, family: bool) -> None:
         with process.oneshot():
-            times, rss = process.cpu_times(), process.memory_info().rss
-        # Of ended backends the postmaster knows.
-        own = times.user + times.system + (times.children_user + times.children_system if family else 0.0)
+            own, rss = spent(process, ended=family), process.memory_info().rss
         if family:
-            for child in process.children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    spent = child.cpu_times()
-                    own += spent.user + spent.system
+            own += sum(map(spent, process.children(recursive=True)))
         meter = self._meters.get(process.pid)
         if meter is None:
             meter = self._meters[process.pid] = _Meter(kind, 0.0 if self._counts_from_start else own, own)
@@ -110,12 +105,27 @@ class Usage:
         meter.rss.append(rss)
 
 
-def _machine() -> tuple[float, float]:
+def spent(process: psutil.Process, *, ended: bool = False) -> float:
+    """Return the CPU seconds of a process, with `ended` also those of its children that have ended; 0 if it is gone."""
+    with suppress(psutil.NoSuchProcess):
+        times = process.cpu_times()
+        # Of ended backends the postmaster knows.
+        children = times.children_user + times.children_system if ended else 0.0
+        return float(times.user + times.system + children)
+    return 0.0
+
+
+def machine() -> tuple[float, float]:
     """Return the seconds for which the machine's CPUs were busy, and all of their seconds."""
     times = psutil.cpu_times()
     # Time of guests is in the user's already.
     whole = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
     return whole - times.idle - getattr(times, "iowait", 0.0), whole
+
+
+def cores() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def flush_time(directory: Path) -> float:

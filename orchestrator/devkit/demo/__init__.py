@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.devkit.demo.groups import choose
 from orchestrator.devkit.demo.orders import CROWD, draw
+from orchestrator.devkit.demo.scripts import choose
 from orchestrator.devkit.local import up as supervise
 from orchestrator.settings import PREFIX, SettingsError, load
 
@@ -44,8 +44,6 @@ HASTY: Final[dict[str, object]] = {
 Not in a burst, which makes the calls themselves slow.
 """
 
-_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
-
 
 def run(
     options: Options,
@@ -70,7 +68,7 @@ def run(
             f"{PREFIX}GATEWAY_URL is set to a gateway without the sandbox's script API, which the demo needs, or to a "
             f"sandbox whose token is not {PREFIX}SANDBOX_TOKEN: unset it, and the demo brings its own sandbox"
         )
-    number = _base36(int(time.time()))
+    number = f"{int(time.time()):x}"
 
     async def visit(up: Up) -> int:
         drawn = draw(scripts, count=orders, seed=options.seed, run=number)
@@ -103,12 +101,3 @@ def _is_sandbox(url: str, token: str) -> bool:
         return answer.status_code == httpx.codes.OK and "orders" in answer.json()
     except (httpx.HTTPError, ValueError):
         return False
-
-
-def _base36(number: int) -> str:
-    """Write a number in few characters, for order numbers that no run before has used."""
-    digits = ""
-    while number:
-        number, rest = divmod(number, len(_DIGITS))
-        digits = _DIGITS[rest] + digits
-    return digits or "0"

@@ -6,12 +6,13 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.devkit.demo.groups import scripts_of
+from orchestrator.devkit.demo.scripts import scripts_of
 from orchestrator.domain import money
 from orchestrator.domain.states import State
 from orchestrator.explain.timeline import STYLES, timeline
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from orchestrator.devkit.demo.balance import Balance
+    from orchestrator.devkit.demo.evidence import Balance
     from orchestrator.devkit.demo.runner import Outcome
     from orchestrator.devkit.demo.scripts import Script
     from orchestrator.devkit.local.up import Up
@@ -139,12 +140,14 @@ def balances(found: Sequence[Balance]) -> list[Text]:
 
 def explained(outcomes: Sequence[Outcome]) -> RenderableType | None:
     """Say in sentences why one order is where it is: one that came late, and about which we did something."""
-    known = [one.told for one in outcomes if one.told is not None and one.told.explained]
+    known = [(one.told, one.told.explained) for one in outcomes if one.told and one.told.explained]
     if not known:
         return None
-    told = max(known, key=lambda told: (told.checkout["late"], len(told.operations), -len(told.trail)))
-    said = [told.explained["summary"], *told.explained["because"], *told.explained["evidence"]]
-    title = Text.assemble(("One order explained: ", "bold"), str(told.checkout["orderId"]))
+    told, why = max(
+        known, key=lambda one: (one[0].checkout.late, len(one[0].checkout.operations), -len(one[0].trail))
+    )
+    said = [why.summary, *why.because, *why.evidence]
+    title = Text.assemble(("One order explained: ", "bold"), told.checkout.order_id)
     return Group(title, *(Padding(Text(sentence), (0, 0, 0, 2)) for sentence in said))
 
 
@@ -158,7 +161,7 @@ def slowest(outcomes: Sequence[Outcome]) -> RenderableType | None:
     title = Text.assemble(
         ("The slowest order: ", "bold"), f"{slow.order.id} ({slow.order.script.says}), {slow.seconds:.1f} s"
     )
-    return Group(title, timeline(slow.told.trail))
+    return Group(title, timeline([msgspec.to_builtins(entry) for entry in slow.told.trail]))
 
 
 def places(up: Up, gateway: str, sample: Outcome | None, *, stay: bool) -> list[tuple[str, str]]:

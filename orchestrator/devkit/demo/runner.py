@@ -9,23 +9,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 from httpx_aiohttp import HttpxAiohttpClient
-from rich.live import Live
 from sqlalchemy import text
 
-from orchestrator import auth
-from orchestrator.crypto import Encryptor
-from orchestrator.devkit.demo import accounts, balance, display
+from orchestrator.devkit.client import ClientError
+from orchestrator.devkit.demo import display
+from orchestrator.devkit.demo.evidence import balances_of
 from orchestrator.devkit.demo.orders import prefix_of
-from orchestrator.devkit.demo.shop import Shop, Unscripted
+from orchestrator.devkit.demo.scripts import MERCHANTS
+from orchestrator.devkit.demo.shop import Unscripted, opened
 from orchestrator.devkit.demo.shopper import Shopper
+from orchestrator.devkit.local.terminal import LINE_EVERY
 from orchestrator.store.database import Database, is_away
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from uuid import UUID
 
-    from orchestrator.devkit.demo.balance import Balance
-    from orchestrator.devkit.demo.observations import Told
+    from orchestrator.devkit.demo.evidence import Balance, Told
     from orchestrator.devkit.demo.orders import Order
+    from orchestrator.devkit.demo.shop import Shop
     from orchestrator.devkit.local.up import Up
 
 TIMEOUT: Final = 30.0
@@ -33,9 +35,6 @@ TIMEOUT: Final = 30.0
 AT_ONCE: Final = 60
 """Shoppers who are there at the same time; more wait outside."""
 _REDRAW: Final = 0.25
-_LINE_EVERY: Final = 2.0
-_TOKEN_LIFE: Final = 3600.0
-_SCOPES: Final = ("checkouts:write", "checkouts:read", "money:write", "ops")
 
 _STATES = text("""
     SELECT state, count(*) AS orders FROM checkouts WHERE order_ref LIKE :prefix AND created_at > clock() - interval '1 hour'
@@ -50,7 +49,7 @@ class Outcome:
     order: Order
     told: Told | None = None
     problem: str | None = None
-    checkout: str | None = None
+    checkout: UUID | None = None
     seconds: float | None = None
 
     @property
@@ -72,7 +71,8 @@ async def play(up: Up, orders: Sequence[Order], *, run: str, gateway: str, stay:
         Database(up.settings.need("database_url"), pool_size=2, name="orchestrator-demo") as db,
         HttpxAiohttpClient(timeout=timeout, limits=limits, trust_env=False, headers=sandbox_token) as http,
     ):
-        shops = await _shops(up, db, http, orders, gateway=gateway)
+        policies = {order.script.merchant: MERCHANTS.get(order.script.merchant) for order in orders}
+        shops = await opened(up, db, http, policies, gateway=gateway)
         room = asyncio.Semaphore(AT_ONCE)
         shoppers = [
             asyncio.create_task(_live(shops[outcome.order.script.merchant], outcome, room))
@@ -87,33 +87,10 @@ async def play(up: Up, orders: Sequence[Order], *, run: str, gateway: str, stay:
             watching.cancel()
             # The last drawing is made while it unwinds.
             await asyncio.gather(watching, *shoppers, return_exceptions=True)
-        balances = await balance.of_run(http, gateway, db, prefix=prefix_of(run))
+        balances = await balances_of(http, gateway, db, prefix=prefix_of(run))
     _conclude(up, outcomes, balances, gateway=gateway, stay=stay)
     whole = all(outcome.scripted for outcome in outcomes) and all(one.agrees for one in balances)
     return 0 if whole else 1
-
-
-async def _shops(
-    up: Up, db: Database, http: httpx.AsyncClient, orders: Sequence[Order], *, gateway: str
-) -> dict[str, Shop]:
-    """Open the shops that the scripts want; each merchant has a token of its own."""
-    names = dict.fromkeys(order.script.merchant for order in orders)
-    encryptor = Encryptor(up.settings.secret_keys)
-    shops = {}
-    for name, account in (await accounts.prepare(db, up.settings, names)).items():
-        token = auth.issue(up.settings, merchant=name, scopes=_SCOPES, lifetime=_TOKEN_LIFE, subject="demo")
-        shops[name] = Shop(
-            http, up.url, gateway, name, account, up.settings.public_url, token=token, encryptor=encryptor
-        )
-    deadline = time.monotonic() + TIMEOUT
-    for shop in shops.values():
-        while not await shop.known():
-            if time.monotonic() > deadline:
-                raise Unscripted(
-                    expected=f"the API to know merchant {shop.merchant}", seen="that it does not"
-                )
-            await asyncio.sleep(_REDRAW)
-    return shops
 
 
 async def _live(shop: Shop, outcome: Outcome, room: asyncio.Semaphore) -> None:
@@ -124,7 +101,7 @@ async def _live(shop: Shop, outcome: Outcome, room: asyncio.Semaphore) -> None:
             told = await shopper.play()
         except Unscripted as error:
             outcome.problem = str(error)
-        except (httpx.HTTPError, ValueError, KeyError) as error:
+        except (ClientError, httpx.HTTPError, ValueError, KeyError) as error:
             # Nobody answered, or not what the contract says: the order is lost to its script, the others go on.
             outcome.problem = f"expected an answer by the contract, saw {type(error).__name__}: {error}"
         else:
@@ -138,24 +115,24 @@ async def _show(up: Up, db: Database, outcomes: Sequence[Outcome], *, run: str) 
     """Keep the board up to date until cancelled."""
     terminal, began = up.terminal, time.monotonic()
     states: dict[str, int] = {}
-    if not terminal.live:
-        while True:
-            await asyncio.sleep(_LINE_EVERY)
-            states = await _states(db, run, states)
-            terminal.step(display.line(states, outcomes, seconds=time.monotonic() - began))
-    with Live(console=terminal.console, auto_refresh=False) as live:
+    with terminal.watching() as show:
+
+        def draw() -> None:
+            seconds = time.monotonic() - began
+            show(
+                lambda: display.shared_state(states, outcomes, seconds=seconds),
+                lambda: display.line(states, outcomes, seconds=seconds),
+            )
+
         try:
             while True:
+                await asyncio.sleep(_REDRAW if terminal.live else LINE_EVERY)
                 states = await _states(db, run, states)
-                live.update(
-                    display.shared_state(states, outcomes, seconds=time.monotonic() - began), refresh=True
-                )
-                await asyncio.sleep(_REDRAW)
+                draw()
         finally:
-            states = await asyncio.shield(_states(db, run, states))
-            live.update(
-                display.shared_state(states, outcomes, seconds=time.monotonic() - began), refresh=True
-            )
+            if terminal.live:
+                states = await asyncio.shield(_states(db, run, states))
+                draw()
 
 
 async def _states(db: Database, run: str, before: dict[str, int]) -> dict[str, int]:
@@ -174,16 +151,11 @@ def _conclude(
 ) -> None:
     terminal = up.terminal
     terminal.say()
-    terminal.say(display.summary(outcomes, width=terminal.console.width))
-    terminal.say()
-    slow = display.slowest(outcomes)
-    if slow is not None:
-        terminal.say(slow)
-        terminal.say()
-    why = display.explained(outcomes)
-    if why is not None:
-        terminal.say(why)
-        terminal.say()
+    summary = display.summary(outcomes, width=terminal.console.width)
+    for drawn in (summary, display.slowest(outcomes), display.explained(outcomes)):
+        if drawn is not None:
+            terminal.say(drawn)
+            terminal.say()
     sample = next((one for one in outcomes if one.checkout), None)
     rows = display.places(up, gateway, sample, stay=stay)
     if rows:

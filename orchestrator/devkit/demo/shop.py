@@ -1,27 +1,40 @@
-"""The merchant's side of the demo, over plain HTTP: the API with a token, the sandbox with its script API, the gateway's own interface.
+"""The merchants of the demo, over plain HTTP: the API through our client, the sandbox's script API, the gateway's own interface.
 
-One `Shop` is one merchant. What does not answer as the contract says ends in `Unscripted`.
+One `Shop` is one merchant: `default`, or one of group `money`, with policies of its own. What does not answer as the contract says ends
+in `Unscripted`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from dataclasses import dataclass, field
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from orchestrator import callback_urls
+from orchestrator import auth, callback_urls
+from orchestrator.crypto import Encryptor
+from orchestrator.devkit.client import Client, Conflict, Invalid
 from orchestrator.domain import money
 from orchestrator.errors import OrchestratorError
+from orchestrator.store.merchants import Merchants, UnknownMerchant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from uuid import UUID
 
-    from orchestrator.crypto import Encryptor
     from orchestrator.devkit.demo.orders import Order
+    from orchestrator.devkit.local.up import Up
+    from orchestrator.store.database import Database
+    from orchestrator.store.inbox import CommandKind
+    from orchestrator.store.merchants import Merchant
+
+_UNKNOWN_FOR: Final = 1.0
+"""Seconds for which a process that has just read the merchants does not know a new one."""
+_KNOWN_WITHIN: Final = 30.0
+_TOKEN_LIFE: Final = 3600.0
+_SCOPES: Final = ("checkouts:write", "checkouts:read", "money:write", "ops")
 
 
 class Unscripted(OrchestratorError):  # noqa: N818 - named for the fact
@@ -32,145 +45,78 @@ class Unscripted(OrchestratorError):  # noqa: N818 - named for the fact
         self.expected, self.seen = expected, seen
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
-    """A merchant of the demo: its number here, and as whom it goes to the gateway."""
-
-    merchant_id: int
-    username: str
-    password: str = field(repr=False)
-
-
 @dataclass(slots=True)
 class Shop:
     """One merchant with everything it can reach. `encryptor` and `public_url` make the addresses that its gateway was told."""
 
     http: httpx.AsyncClient
-    api: str
+    client: Client
     sandbox: str
-    merchant: str
-    account: Account
+    merchant: Merchant
     public_url: str
-    token: str = field(repr=False)
-    encryptor: Encryptor = field(repr=False)
+    encryptor: Encryptor
 
     # The API.
 
-    async def create(self, order: Order) -> str:
-        """Publish the intent; return the checkout's id."""
-        accepted = await self._api("POST", "/v1/checkouts", body=order.intent(), wanted=(202,))
-        return str(accepted["id"])
-
-    async def read(self, checkout: str) -> dict[str, Any]:
-        return await self._api("GET", f"/v1/checkouts/{checkout}")
-
-    async def find(self, order: Order) -> list[str]:
-        """Return the ids of the checkouts that have this order number."""
-        page = await self._api("GET", f"/v1/checkouts?orderId={order.id}")
-        return [str(one["id"]) for one in page["checkouts"]]
-
-    async def trail(self, checkout: str) -> list[dict[str, Any]]:
-        """Return the audit entries of a checkout, the oldest first."""
-        entries: list[dict[str, Any]] = []
-        after: int | None = 0
-        while after is not None:
-            page = await self._api("GET", f"/v1/checkouts/{checkout}/audit?after={after}")
-            entries += page["entries"]
-            after = page["nextAfter"]
-        return entries
-
-    async def explain(self, checkout: str) -> dict[str, Any]:
-        """Return why the checkout is where it is, in sentences."""
-        return await self._api("GET", f"/v1/checkouts/{checkout}/explain")
-
-    async def cancel(self, checkout: str) -> None:
-        await self._api(
-            "POST",
-            f"/v1/checkouts/{checkout}/cancel",
-            body={"reason": "the shopper took too long"},
-            wanted=(202,),
-        )
-
-    async def command(
-        self, checkout: str, kind: str, body: Mapping[str, object], *, key: str | None = None
-    ) -> str:
-        """Ask something of a checkout under a key of its own (or this one); return the command's id."""
-        accepted = await self._api(
-            "POST",
-            f"/v1/checkouts/{checkout}/{kind}",
-            body=dict(body),
-            key=key or str(uuid4()),
-            wanted=(202,),
-        )
-        return str(accepted["command"]["id"])
-
     async def refused(
-        self, checkout: str, kind: str, body: Mapping[str, object], *, why: str, key: str | None = None
-    ) -> None:
+        self, checkout: UUID, kind: CommandKind, body: Mapping[str, object], *, why: str, key: str | None = None
+    ) -> None:  # fmt: skip
         """Ask something that must be refused, and for this reason (the last word of the problem's type)."""
-        problem = await self._api(
-            "POST",
-            f"/v1/checkouts/{checkout}/{kind}",
-            body=dict(body),
-            key=key or str(uuid4()),
-            wanted=(409, 422),
-        )
-        if str(problem["type"]).rpartition(":")[2] != why:
-            raise Unscripted(expected=f"the {kind} to be refused as {why}", seen=str(problem["detail"]))
-
-    async def known(self) -> bool:
-        """Say whether the API knows the merchant of the token: one that was added a moment ago it may not."""
-        answer = await self.http.get(f"{self.api}/v1/checkouts?limit=1", headers=self._bearer())
-        need(answer, (200, 403), "the list of checkouts")
-        return answer.status_code == HTTPStatus.OK
+        try:
+            await self.client.command(checkout, kind, body, key=key)
+        except (Conflict, Invalid) as refusal:
+            if refusal.kind == why:
+                return
+            seen = refusal.detail
+        else:
+            seen = "that it was taken"
+        raise Unscripted(expected=f"the {kind} to be refused as {why}", seen=seen)
 
     # The sandbox.
 
-    async def plan(self, order: Order, plan: Mapping[str, object]) -> None:
-        """Tell the sandbox what this order is to meet from now on."""
-        answer = await self.http.put(f"{self.sandbox}/sandbox/orders/{order.id}", json=dict(plan))
-        need(answer, (200,), "the sandbox to take the order's plan")
+    async def control(
+        self, method: str, path: str, body: Mapping[str, object] | None = None, **params: str
+    ) -> Any:
+        """Call the sandbox's script API."""
+        url = f"{self.sandbox}/sandbox/{path}"
+        answer = await self.http.request(
+            method, url, params=params, json=None if body is None else dict(body)
+        )
+        need(answer, (200,), f"the sandbox's {method} {path}")
+        return answer.json()
 
     async def ledger(self, order: Order) -> list[dict[str, Any]]:
         """Return what the sandbox knows of the order's payments."""
-        answer = await self.http.get(f"{self.sandbox}/sandbox/ledger", params={"orderId": order.id})
-        need(answer, (200,), "the sandbox's ledger")
-        return [row for entry in answer.json()["orders"] for row in entry["payments"]]
-
-    async def at_gateway(self, payment: str, what: str, body: Mapping[str, object]) -> None:
-        """Have something happen to a payment at the gateway that nobody here asked for."""
-        answer = await self.http.post(f"{self.sandbox}/sandbox/payments/{payment}/{what}", json=dict(body))
-        need(answer, (200,), f"the sandbox to {what} the payment")
+        found = await self.control("GET", "ledger", orderId=order.id)
+        return [row for entry in found["orders"] for row in entry["payments"]]
 
     async def pay_elsewhere(self, order: Order) -> None:
         """Pay an order number at the gateway that nobody has handed over; its terminals know the merchant's own address."""
-        unexpected_payment = {
+        url = callback_urls.merchant_url(self.encryptor, self.public_url, self.merchant.name)
+        payment = {
             "orderId": order.id,
             "amountMinor": order.amount,
             "currency": order.currency,
-            "notification": callback_urls.merchant_url(self.encryptor, self.public_url, self.merchant),
+            "notification": url,
         }
-        answer = await self.http.post(f"{self.sandbox}/sandbox/payments/unmatched", json=unexpected_payment)
-        need(answer, (200,), "the sandbox to make the payment")
+        await self.control("POST", "payments/unmatched", payment)
 
     async def capture_by_hand(self, order: Order, transaction: str) -> None:
         """Capture a payment in the gateway's own interface, as somebody in the shop's office does."""
+        amount, account = str(money.to_decimal(order.amount, order.currency)), self.merchant.account
         answer = await self.http.post(
             f"{self.sandbox}/merchant/API/captureReservation",
-            data={
-                "transaction_id": transaction,
-                "amount": str(money.to_decimal(order.amount, order.currency)),
-            },
-            auth=httpx.BasicAuth(self.account.username, self.account.password),
+            data={"transaction_id": transaction, "amount": amount},
+            auth=httpx.BasicAuth(account.username, account.password),
         )
         need(answer, (200,), "the gateway to capture by hand")
 
-    async def forge(self, order: Order, checkout: str) -> int:
+    async def forge(self, order: Order, checkout: UUID) -> int:
         """Send a success notification as somebody would who knows the address and no secret; return the answer's status."""
+        pages = {"success": "", "failure": ""}
         urls = callback_urls.callback_urls(
-            self.encryptor, self.public_url, UUID(checkout), {"success": "", "failure": ""},
-            merchant_id=self.account.merchant_id,
-        )  # fmt: skip
+            self.encryptor, self.public_url, checkout, pages, merchant_id=self.merchant.id
+        )
         fields = {
             "shop_orderid": order.id, "currency": order.currency, "amount": str(money.to_decimal(order.amount, order.currency)),
             "transaction_id": "1", "payment_status": "captured", "status": "succeeded", "checksum": "0" * 32,
@@ -181,17 +127,45 @@ class Shop:
         )
         return int(answer.status_code)
 
-    def _bearer(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self.token}"}
 
-    async def _api(
-        self, method: str, path: str, *, body: object = None, key: str | None = None, wanted: tuple[int, ...] = (200,)
-    ) -> dict[str, Any]:  # fmt: skip
-        headers = self._bearer() | ({"idempotency-key": key} if key is not None else {})
-        answer = await self.http.request(method, f"{self.api}{path}", json=body, headers=headers)
-        need(answer, wanted, f"{method} {path.partition('?')[0]}")
-        found: dict[str, Any] = answer.json()
-        return found
+async def opened(
+    up: Up, db: Database, http: httpx.AsyncClient, policies: Mapping[str, Mapping[str, object] | None], *, gateway: str
+) -> dict[str, Shop]:  # fmt: skip
+    """Return a shop for each merchant by name, added or set to its policies; one without policies stays as it is."""
+    encryptor = Encryptor(up.settings.secret_keys)
+    merchants = Merchants(db, encryptor, up.settings)
+    added = [
+        await _bring_about(merchants, up, name, each) for name, each in policies.items() if each is not None
+    ]
+    if any(added):
+        await asyncio.sleep(_UNKNOWN_FOR)
+    shops = {}
+    for name in policies:
+        found = await merchants.named(name)
+        if found is None:
+            raise UnknownMerchant(name)
+        token = auth.issue(up.settings, merchant=name, scopes=_SCOPES, lifetime=_TOKEN_LIFE, subject="demo")
+        client = Client(up.url, token, http=http)
+        shops[name] = Shop(http, client, gateway, found, up.settings.public_url, encryptor)
+    for shop in shops.values():
+        await shop.client.until_known(_KNOWN_WITHIN)
+    return shops
+
+
+async def _bring_about(merchants: Merchants, up: Up, name: str, policies: Mapping[str, object]) -> bool:
+    """Add a merchant, or set the one that is there to what its scripts need; say whether it is new."""
+    password = up.settings.gateway_password.get_secret_value()
+    secrets = tuple(secret.get_secret_value() for secret in up.settings.gateway_secrets)
+    # Without a gateway and user name of its own it has those of the settings, wherever the sandbox listens the next time.
+    added = await merchants.add(
+        name, gateway_url="", merchant_api_url=None, username="", password=password, callback_secrets=secrets
+    )
+    if not added:
+        await merchants.set_password(name, password)
+        await merchants.set_secrets(name, secrets)
+        await merchants.disable(name, disabled=False)
+    await merchants.set_policies(name, dict(policies))
+    return added
 
 
 def need(answer: httpx.Response, wanted: tuple[int, ...], what: str) -> None:

@@ -11,20 +11,24 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin, urlsplit
 
-from orchestrator.devkit.demo.observations import Told
+from orchestrator.devkit.demo.evidence import Told
 from orchestrator.devkit.demo.orders import SORRY, THANKS
-from orchestrator.devkit.demo.shop import Shop, Unscripted, need
+from orchestrator.devkit.demo.shop import Unscripted, need
 from orchestrator.domain import money
 from orchestrator.domain.command_result import REFUSED
 from orchestrator.domain.states import ENDED, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from uuid import UUID
 
     import httpx
 
+    from orchestrator.api.contract import answers
     from orchestrator.devkit.demo.orders import Order
+    from orchestrator.devkit.demo.shop import Shop
     from orchestrator.domain.attention import AttentionCode
+    from orchestrator.store.inbox import CommandKind
 
 APPROVED: Final = "4111 1111 1111 1111"
 DECLINED: Final = "4180 0000 0000 0566"
@@ -43,10 +47,10 @@ class Shopper:
     """One shopper with one order; `play` lives the script and returns what came of it."""
 
     def __init__(self, shop: Shop, order: Order, *, timeout: float) -> None:
-        self.shop, self.order = shop, order
+        self.shop, self.client, self.order = shop, shop.client, order
         self._timeout = timeout
         self._page: str | None = None
-        self.checkout: str | None = None
+        self.checkout: UUID | None = None
         self.began: float | None = None
         self.ended: float | None = None
 
@@ -55,24 +59,25 @@ class Shopper:
         script = self.order.script
         self.began = time.monotonic()
         if script.plan:
-            await self.shop.plan(self.order, script.plan)
+            await self.shop.control("PUT", f"orders/{self.order.id}", script.plan)
         if script.handed_over:
-            self.checkout = await self.shop.create(self.order)
-            await self.until("the checkout to be offered", lambda found: bool(found["session"]))
+            self.checkout = (await self.client.create(self.order.intent())).checkout.id
+            await self.until("the checkout to be offered", lambda found: found.session is not None)
         await script.act(self)
-        found = await self.until(f"state {script.ends}", lambda found: found["state"] in ENDED)
+        found = await self.until(f"state {script.ends}", lambda found: found.state in ENDED)
         self.ended = time.monotonic()
-        if found["state"] != script.ends:
-            raise Unscripted(expected=f"state {script.ends}", seen=f"state {found['state']}")
+        if found.state != script.ends:
+            raise Unscripted(expected=f"state {script.ends}", seen=f"state {found.state}")
         return await self._settled(self.known)
 
-    async def _settled(self, checkout: str) -> Told:
+    async def _settled(self, checkout: UUID) -> Told:
         """Return what is told at the end; callbacks that were sent beside the one that counted get a moment to arrive."""
         deadline = time.monotonic() + _LATECOMERS
         while True:
             ledger = await self.shop.ledger(self.order)
-            explained = await self.shop.explain(checkout) if self.order.script.holds else {}
-            told = Told(await self.shop.read(checkout), ledger, await self.shop.trail(checkout), explained)
+            explained = await self.client.explain(checkout) if self.order.script.holds else None
+            found, trail = await self.client.checkout(checkout), await self.client.trail(checkout)
+            told = Told(found, ledger, trail, explained)
             try:
                 self._weigh(told)
             except Unscripted:
@@ -109,16 +114,17 @@ class Shopper:
 
     async def open_page(self) -> str:
         """Choose the method, start a payment, open the gateway's page; return its address."""
-        found = await self.until("a session to pay with", lambda found: bool(found["session"]))
-        method = next((each for each in found["paymentMethods"] if each["type"] == self.order.method), None)
+        found = await self.until("a session to pay with", lambda found: found.session is not None)
+        session, methods = found.session, found.payment_methods
+        assert session is not None  # noqa: S101 - waited for above
+        method = next((each for each in methods if each["type"] == self.order.method), None)
         if method is None:
-            offered = ", ".join(each["type"] for each in found["paymentMethods"]) or "none"
+            offered = ", ".join(each["type"] for each in methods) or "none"
             raise Unscripted(expected=f"{self.order.method} among the methods", seen=offered)
-        session = found["session"]
         answer = await self.shop.http.post(
             method["onInitiatePayment"]["value"],
-            json={"sessionId": session["id"], "paymentMethodId": method["id"]},
-            headers={"authorization": f"Bearer {session['token']}", "user-agent": AGENT},
+            json={"sessionId": session.id, "paymentMethodId": method["id"]},
+            headers={"authorization": f"Bearer {session.token}", "user-agent": AGENT},
         )
         need(answer, (200,), "the gateway to start a payment")
         page = str(answer.json()["url"])
@@ -127,7 +133,7 @@ class Shopper:
 
     async def merchant_cancels(self) -> None:
         """Have the shop cancel the checkout."""
-        await self.shop.cancel(self.known)
+        await self.client.command(self.known, "cancel", {"reason": "the shopper took too long"})
 
     def expect_page(self, name: str | None) -> None:
         """See where the gateway sent the shopper: to a page of the shop's with the order's number, or nowhere."""
@@ -155,7 +161,7 @@ class Shopper:
     # What a script can have the shop do, and a person who looks after it.
 
     @property
-    def known(self) -> str:
+    def known(self) -> UUID:
         """The id of the checkout, which the script has by now."""
         if self.checkout is None:
             raise Unscripted(expected="a checkout of the order", seen="none")
@@ -165,17 +171,13 @@ class Shopper:
         """Return an amount as the API takes it."""
         return {"value": float(money.to_decimal(minor, self.order.currency)), "currency": self.order.currency}
 
-    async def ask(
-        self, kind: str, *, key: str | None = None, fails: bool = False, **body: object
-    ) -> dict[str, Any]:
-        """Ask for something and wait until it is done, with all that it began; return the checkout.
+    async def ask(self, kind: CommandKind, *, fails: bool = False, **body: object) -> None:
+        """Ask for something and wait until it is done, with all that it began. `fails`: the gateway is to refuse it."""
+        accepted = await self.client.command(self.known, kind, body)
+        await self.obeyed(accepted.command.id, fails=fails)
 
-        `fails`: the gateway is to refuse it.
-        """
-        return await self.obeyed(await self.shop.command(self.known, kind, body, key=key), fails=fails)
-
-    async def obeyed(self, command: str, *, fails: bool = False) -> dict[str, Any]:
-        """Wait until a command is carried out; return the checkout."""
+    async def obeyed(self, command: UUID, *, fails: bool = False) -> None:
+        """Wait until a command is carried out."""
         found = await self.until(
             "the command to be carried out", lambda found: _fate(found, command) is not None, ended=True
         )
@@ -184,9 +186,8 @@ class Shopper:
             raise Unscripted(
                 expected="the gateway to refuse it" if fails else "it to be done", seen=str(fate)
             )
-        return found
 
-    async def refused(self, kind: str, *, why: str, key: str | None = None, **body: object) -> None:
+    async def refused(self, kind: CommandKind, *, why: str, key: str | None = None, **body: object) -> None:
         """Ask for something that must not be taken."""
         await self.shop.refused(self.known, kind, body, why=why, key=key)
 
@@ -197,27 +198,31 @@ class Shopper:
             raise Unscripted(expected="one payment with money in the ledger", seen=str(len(rows)))
         return rows[0]
 
-    async def paid(self) -> dict[str, Any]:
-        """Wait until we know that the order is paid; return the checkout."""
-        return await self.until(
-            "state completed", lambda found: found["state"] == State.COMPLETED, ended=True
-        )
+    async def at_gateway(self, what: str, **body: object) -> None:
+        """Have something happen to the payment that holds money, at the gateway, that nobody here asked for."""
+        await self.shop.control("POST", f"payments/{(await self.paid_row())['paymentId']}/{what}", body)
 
-    async def attention(self, code: AttentionCode) -> dict[str, Any]:
+    async def paid(self) -> None:
+        """Wait until we know that the order is paid."""
+        await self.until("state completed", lambda found: found.state == State.COMPLETED, ended=True)
+
+    async def attention(self, code: AttentionCode) -> answers.Checkout:
         """Wait until it needs a decision for this reason; return the checkout."""
         return await self.until(
-            f"attention {code}", lambda found: (found["attention"] or {}).get("code") == code, ended=True
+            f"attention {code}",
+            lambda found: found.attention is not None and found.attention.code is code,
+            ended=True,
         )
 
-    async def without_attention(self) -> dict[str, Any]:
-        """Wait until nobody is called any more; return the checkout."""
-        return await self.until("no attention", lambda found: found["attention"] is None, ended=True)
+    async def without_attention(self) -> None:
+        """Wait until nobody is called any more."""
+        await self.until("no attention", lambda found: found.attention is None, ended=True)
 
     async def callback(self, grade: str, *, status: str = "succeeded") -> None:
         """Wait until a callback of this grade that says this is read."""
         deadline = time.monotonic() + self._timeout
         while time.monotonic() < deadline:
-            read = (entry["evidence"].get("callbacks", ()) for entry in await self.shop.trail(self.known))
+            read = (entry.evidence.get("callbacks", ()) for entry in await self.client.trail(self.known))
             if any(
                 (one["grade"], one["status"]) == (grade, status) for callbacks in read for one in callbacks
             ):
@@ -226,21 +231,21 @@ class Shopper:
         raise Unscripted(expected=f"a callback {status} with grade {grade} in the trail", seen="none")
 
     async def until(
-        self, what: str, there: Callable[[dict[str, Any]], bool], *, ended: bool = False
-    ) -> dict[str, Any]:
+        self, what: str, there: Callable[[answers.Checkout], bool], *, ended: bool = False
+    ) -> answers.Checkout:
         """Read the checkout until something is there, or patience is out; or it has ended without it, unless that may be."""
         deadline = time.monotonic() + self._timeout
         pause = _PAUSE
         while True:
-            found = await self.shop.read(self.known)
+            found = await self.client.checkout(self.known)
             if there(found):
                 return found
             overdue = time.monotonic() > deadline
-            if overdue or (State(found["state"]) in ENDED and not ended):
+            if overdue or (found.state in ENDED and not ended):
                 waited = f" after {self._timeout:g} s" if overdue else ""
-                error = f", last error: {found['lastError']}" if found["lastError"] else ""
-                attention = f", attention: {found['attention']['message']}" if found["attention"] else ""
-                raise Unscripted(expected=what, seen=f"state {found['state']}{waited}{error}{attention}")
+                error = f", last error: {found.last_error}" if found.last_error else ""
+                attention = f", attention: {found.attention.message}" if found.attention else ""
+                raise Unscripted(expected=what, seen=f"state {found.state}{waited}{error}{attention}")
             await asyncio.sleep(pause)
             pause = min(pause * 1.3, _LONGEST_PAUSE)
 
@@ -250,7 +255,12 @@ class Shopper:
         told.check_money()
         told.check_movements(script.moves)
         ours = told.held_by_us
-        due = script.holds(order.amount) if script.holds else (order.amount if script.paid else 0, *ours[1:])
+        # Without a word on it, what is captured is up to the seed.
+        due = (
+            tuple(share * order.amount for share in script.holds)
+            if script.holds
+            else (order.amount if script.paid else 0, *ours[1:])
+        )
         if ours != due:
             wanted, seen = (
                 [str(money.to_decimal(one, order.currency)) for one in sums] for sums in (due, ours)
@@ -269,14 +279,14 @@ class Shopper:
             told.check_explanation()
 
 
-def _fate(found: dict[str, Any], command: str) -> str | None:
+def _fate(found: answers.Checkout, command: UUID) -> str | None:
     """Return what became of a command: done, rejected (by the gateway), why it was refused; None while that is open."""
-    answer = next((one for one in found["commands"] if one["id"] == command), None)
-    if answer is None or answer["resultCode"] is None:
+    answer = next((one for one in found.commands if one.id == command), None)
+    if answer is None or answer.result_code is None:
         return None
-    if answer["resultCode"] in REFUSED:
-        return f"refused: {answer['result']}"
-    states = {one["state"] for one in found["operations"] if one["commandId"] == command}
+    if answer.result_code in REFUSED:
+        return f"refused: {answer.result}"
+    states = {one.state for one in found.operations if one.command_id == command}
     if states - {"succeeded", "rejected"}:
         return None
     return "rejected" if "rejected" in states else "done"

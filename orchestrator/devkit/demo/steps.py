@@ -1,4 +1,4 @@
-"""What happens to the orders of group `money`.
+"""What happens to the orders of the scripts.
 
 Shoppers are late or pay twice, the shop captures and returns, the gateway does something by itself, and a person decides. Each act
 waits for what it has begun, so that whatever comes next in a script meets it done.
@@ -17,11 +17,46 @@ from orchestrator.domain.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from uuid import UUID
 
+    from orchestrator.api.contract import answers
     from orchestrator.devkit.demo.shopper import Shopper
 
 _AFTER_DEADLINE: Final = 3.0
 """Seconds beyond a deadline after which a checkout without an open payment would have expired."""
+
+# ── Group `checkout` ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def pay_and_return(shopper: Shopper) -> None:
+    await shopper.pay()
+    shopper.expect_page("thanks")
+
+
+async def pay_seeing_no_shop(shopper: Shopper) -> None:
+    await shopper.pay()
+    shopper.expect_page(None)
+
+
+async def be_declined_then_pay(shopper: Shopper) -> None:
+    await shopper.be_declined()
+    shopper.expect_page("sorry")
+    await shopper.pay()
+    shopper.expect_page("thanks")
+
+
+async def be_declined(shopper: Shopper) -> None:
+    await shopper.be_declined()
+    shopper.expect_page("sorry")
+
+
+async def look_and_leave(shopper: Shopper) -> None:
+    await shopper.open_page()
+
+
+async def merchant_cancels(shopper: Shopper) -> None:
+    await shopper.merchant_cancels()
+
 
 # ── After the payment ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -64,13 +99,15 @@ async def release(shopper: Shopper) -> None:
 async def capture_twice_with_one_key(shopper: Shopper) -> None:
     await pay(shopper)
     key, body = str(uuid4()), {"amount": shopper.price(shopper.order.amount)}
-    commands = await asyncio.gather(
-        *(shopper.shop.command(shopper.known, "capture", body, key=key) for _ in range(3))
-    )
+
+    async def ask() -> UUID:
+        return (await shopper.client.command(shopper.known, "capture", body, key=key)).command.id
+
+    commands = await asyncio.gather(*(ask() for _ in range(3)))
     if len(set(commands)) != 1:
-        raise Unscripted(expected="one command for one key", seen=", ".join(commands))
+        raise Unscripted(expected="one command for one key", seen=", ".join(map(str, commands)))
     await shopper.obeyed(commands[0])
-    if await shopper.shop.command(shopper.known, "capture", body, key=key) != commands[0]:
+    if await ask() != commands[0]:
         raise Unscripted(expected="the same command for the same key afterwards", seen="another")
     await shopper.refused("capture", why="idempotency-key-reused", key=key, amount=shopper.price(1))
 
@@ -100,7 +137,7 @@ async def pay_captured_by_itself(shopper: Shopper) -> None:
 
 async def charge_back(shopper: Shopper) -> None:
     await capture(shopper)
-    await shopper.shop.at_gateway((await shopper.paid_row())["paymentId"], "chargeback", {})
+    await shopper.at_gateway("chargeback")
     await shopper.attention(AttentionCode.CHARGED_BACK)
     await shopper.ask("resolve", decision="dismiss", reason="answered at the gateway")
     await shopper.without_attention()
@@ -108,11 +145,9 @@ async def charge_back(shopper: Shopper) -> None:
 
 async def refunded_at_gateway(shopper: Shopper) -> None:
     await capture(shopper)
-    part = {"amountMinor": shopper.order.amount // 2}
-    payment = (await shopper.paid_row())["paymentId"]
-    await shopper.shop.at_gateway(payment, "refund", part)
+    await shopper.at_gateway("refund", amountMinor=shopper.order.amount // 2)
     await shopper.until(
-        "the gateway's refund in our books", lambda found: found["money"]["refunded"] > 0, ended=True
+        "the gateway's refund in our books", lambda found: bool(found.money.refunded), ended=True
     )
     # What is left, and no more than that, can be refunded by us.
     await shopper.refused("refund", why="too-much", amount=shopper.price(shopper.order.amount))
@@ -121,7 +156,7 @@ async def refunded_at_gateway(shopper: Shopper) -> None:
 
 async def released_at_gateway(shopper: Shopper) -> None:
     await pay(shopper)
-    await shopper.shop.at_gateway((await shopper.paid_row())["paymentId"], "release", {})
+    await shopper.at_gateway("release")
     await shopper.attention(AttentionCode.PAYMENT_RELEASED)
     await shopper.ask("resolve", decision="dismiss", reason="the shop released it at the gateway")
     await shopper.without_attention()
@@ -140,8 +175,7 @@ async def pay_unheard(shopper: Shopper) -> None:
 async def fail_after_success(shopper: Shopper) -> None:
     """Pay, go back in the browser and send the empty form: the gateway calls the failure page although it holds the money."""
     await pay(shopper)
-    payment = (await shopper.paid_row())["paymentId"]
-    await shopper.shop.at_gateway(payment, "send", {"kind": "failure", "status": "failed"})
+    await shopper.at_gateway("send", kind="failure", status="failed")
     await shopper.callback("signed", status="failed")
 
 
@@ -152,9 +186,9 @@ async def be_forged_then_pay(shopper: Shopper) -> None:
         if status != 401:  # noqa: PLR2004 - HTTP
             raise Unscripted(expected="401 to a forged callback", seen=str(status))
     await shopper.callback("wrong")
-    read = await shopper.shop.read(shopper.known)
-    if read["state"] != State.AWAITING_PAYMENT:
-        raise Unscripted(expected="a forged success to move nothing", seen=f"state {read['state']}")
+    read = await shopper.client.checkout(shopper.known)
+    if read.state != State.AWAITING_PAYMENT:
+        raise Unscripted(expected="a forged success to move nothing", seen=f"state {read.state}")
     await shopper.pay_on(page)
     shopper.expect_page("thanks")
     await shopper.paid()
@@ -166,7 +200,7 @@ async def be_forged_then_pay(shopper: Shopper) -> None:
 async def _let_expire(shopper: Shopper) -> str:
     """Open the gateway's page and wait until the checkout is expired; return the page, on which can still be paid."""
     page = await shopper.open_page()
-    await shopper.until("state expired", lambda found: found["state"] == State.EXPIRED, ended=True)
+    await shopper.until("state expired", lambda found: found.state == State.EXPIRED, ended=True)
     return page
 
 
@@ -188,7 +222,7 @@ def late_and_a_person(decision: str) -> Callable[[Shopper], Any]:
 async def be_cancelled_then_pay(shopper: Shopper) -> None:
     page = await shopper.open_page()
     await shopper.merchant_cancels()
-    await shopper.until("state cancelled", lambda found: found["state"] == State.CANCELLED, ended=True)
+    await shopper.until("state cancelled", lambda found: found.state == State.CANCELLED, ended=True)
     await shopper.pay_on(page)
     await shopper.paid()
     await shopper.attention(AttentionCode.LATE_PAYMENT)
@@ -206,14 +240,14 @@ async def _pay_in_two_tabs(shopper: Shopper) -> None:
     tabs = [await shopper.open_page(), await shopper.open_page()]
     await asyncio.gather(*(shopper.pay_on(tab) for tab in tabs))
     await shopper.until(
-        "both payments in our books", lambda found: len(found["payments"]) == len(tabs), ended=True
+        "both payments in our books", lambda found: len(found.payments) == len(tabs), ended=True
     )
 
 
 async def surplus_by_hand(shopper: Shopper) -> None:
     await _pay_in_two_tabs(shopper)
     found = await shopper.attention(AttentionCode.SURPLUS_PAYMENT)
-    [second] = [one["transactionId"] for one in found["payments"] if one["role"] == "surplus"]
+    [second] = [one.transaction_id for one in found.payments if one.role == "surplus"]
     await shopper.ask("release", transactionId=second, reason="paid twice")
     await shopper.without_attention()
 
@@ -227,10 +261,10 @@ async def _pay_elsewhere(shopper: Shopper) -> None:
     """Pay an order number that nobody has handed over: it becomes a checkout of its own."""
     shop, order = shopper.shop, shopper.order
     await shop.pay_elsewhere(order)
-    found = await shop.find(order)
+    found = (await shop.client.checkouts(orderId=order.id)).checkouts
     if len(found) != 1:
         raise Unscripted(expected="one checkout created from the payment", seen=str(len(found)))
-    shopper.checkout = found[0]
+    shopper.checkout = found[0].id
     await shopper.paid()
 
 
@@ -260,7 +294,7 @@ async def unknown_order_returned(shopper: Shopper) -> None:
 async def pay_another_amount(shopper: Shopper) -> None:
     await shopper.pay()
     found = await shopper.attention(AttentionCode.PAYMENT_MISMATCH)
-    if found["state"] == State.COMPLETED:
+    if found.state == State.COMPLETED:
         raise Unscripted(expected="an order that is not completed by another amount", seen="completed")
     await shopper.ask("resolve", decision="return", reason="not what the order costs")
     await shopper.without_attention()
@@ -268,25 +302,23 @@ async def pay_another_amount(shopper: Shopper) -> None:
 
 async def pay_open_until_after_deadline(shopper: Shopper) -> None:
     await shopper.leave_open()
-    found = await shopper.shop.read(shopper.known)
-    left = (datetime.fromisoformat(found["deadline"]) - datetime.now(UTC)).total_seconds()
+    found = await shopper.client.checkout(shopper.known)
+    left = (found.deadline - datetime.now(UTC)).total_seconds()
     await asyncio.sleep(left + _AFTER_DEADLINE)
-    found = await shopper.shop.read(shopper.known)
-    if found["state"] != State.AWAITING_PAYMENT:
-        raise Unscripted(
-            expected="an open payment to keep its checkout alive", seen=f"state {found['state']}"
-        )
+    found = await shopper.client.checkout(shopper.known)
+    if found.state != State.AWAITING_PAYMENT:
+        raise Unscripted(expected="an open payment to keep its checkout alive", seen=f"state {found.state}")
     [row] = await shopper.shop.ledger(shopper.order)
-    await shopper.shop.at_gateway(row["paymentId"], "resolve", {"outcome": "succeeded"})
+    await shopper.shop.control("POST", f"payments/{row['paymentId']}/resolve", {"outcome": "succeeded"})
     await shopper.paid()
 
 
 # ── What a checkout shows ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _all_captured(found: dict[str, Any]) -> bool:
-    return bool(found["money"]["captured"] == found["amount"]["value"])
+def _all_captured(found: answers.Checkout) -> bool:
+    return found.money.captured == found.amount.value
 
 
-def _operations_over(found: dict[str, Any]) -> bool:
-    return bool(found["operations"]) and all(one["state"] == "succeeded" for one in found["operations"])
+def _operations_over(found: answers.Checkout) -> bool:
+    return bool(found.operations) and all(one.state == "succeeded" for one in found.operations)

@@ -7,13 +7,13 @@ of the same name. The gateway's credentials here are those of the sandbox and ar
 from __future__ import annotations
 
 import base64
-import os
 import secrets
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from orchestrator.devkit.local.errors import UpFailed
+from orchestrator.devkit.errors import UpFailed
+from orchestrator.devkit.local.servers.files import private
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,17 +74,5 @@ def generated(data_dir: Path) -> Keys:
         # One that signs callbacks, one for their checksums.
         gateway_secrets=(secrets.token_urlsafe(24), secrets.token_urlsafe(24)),
     )
-    write_private(data_dir / NAME, msgspec.json.format(msgspec.json.encode(made), indent=2))
+    private(data_dir / NAME, msgspec.json.format(msgspec.json.encode(made), indent=2))
     return made
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    half_done = path.with_name(path.name + ".new")
-    half_done.unlink(missing_ok=True)
-    descriptor = os.open(half_done, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    half_done.rename(path)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from orchestrator.devkit.local.errors import UpFailed
-from orchestrator.devkit.local.keys import keys_of, write_private
+from orchestrator.devkit.errors import UpFailed
+from orchestrator.devkit.local.keys import keys_of
 from orchestrator.devkit.local.servers import Embedded
 from orchestrator.devkit.local.servers.children import LINUX, command_of
+from orchestrator.devkit.local.servers.files import private
 from orchestrator.settings import PREFIX, SettingsError, load
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def announce(data_dir: Path, settings: Settings) -> None:
     """Write down what runs here; `withdraw` takes it back."""
     told = settings.model_dump(mode="python", include=settings.model_fields_set)
     plain = {name: _plain(value) for name, value in told.items() if value is not None}
-    write_private(data_dir / NAME, msgspec.json.encode(Runtime(os.getpid(), plain)))
+    private(data_dir / NAME, msgspec.json.encode(Runtime(os.getpid(), plain)))
 
 
 def withdraw(data_dir: Path) -> None:

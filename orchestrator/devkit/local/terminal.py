@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
+from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
 
@@ -18,7 +20,7 @@ from orchestrator.log import scrub
 from orchestrator.text import neutralised, neutralised_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from rich.console import ConsoleOptions, RenderableType
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 _STYLES: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
 _RANK: Final = {"debug": 0, "info": 1, "warning": 2, "error": 3, "critical": 4}
 _FILE_WIDTH: Final = 120
+LINE_EVERY: Final = 2.0
+"""Seconds between two lines about what cannot be drawn again."""
 _WINDOW: Final = 10.0
 _SHOWN: Final = 3
 _UNSAID: Final = frozenset({"event", "level", "logger", "timestamp", "exception"})
@@ -87,6 +91,25 @@ class Terminal:
     def trouble(self, line: str) -> None:
         """Show a line that a person should see."""
         self.console.print(Text(f"  ! {line}", style="yellow"), soft_wrap=True)
+
+    @contextmanager
+    def watching(
+        self, *, transient: bool = False
+    ) -> Iterator[Callable[[Callable[[], RenderableType], Callable[[], str]], None]]:
+        """Give what shows something that changes: drawn again in place where that can be done, else as a line now and then."""
+        if self.live:
+            with Live(console=self.console, auto_refresh=False, transient=transient) as live:
+                yield lambda drawn, _: live.update(drawn(), refresh=True)
+            return
+        told = time.monotonic()
+
+        def show(_: Callable[[], RenderableType], line: Callable[[], str]) -> None:
+            nonlocal told
+            if time.monotonic() - told >= LINE_EVERY:
+                told = time.monotonic()
+                self.step(line())
+
+        yield show
 
     def relay(self, child: Child) -> None:
         """Show what a child has written since, as far as it is a warning or worse."""

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlencode, urlsplit
 
 from orchestrator.crypto import Encryptor
+from orchestrator.devkit.errors import UpFailed
 from orchestrator.devkit.local import runtime_file
 from orchestrator.devkit.local.child import Child, ending
-from orchestrator.devkit.local.errors import UpFailed
 from orchestrator.devkit.local.keys import NAME as KEYS
 from orchestrator.devkit.local.keys import generated
 from orchestrator.devkit.local.servers import Embedded

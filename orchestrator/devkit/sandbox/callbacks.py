@@ -17,9 +17,8 @@ from urllib.parse import urljoin
 import aiohttp
 
 from orchestrator.devkit.sandbox.books import Delivery
-from orchestrator.devkit.sandbox.documents import callback_body
+from orchestrator.devkit.sandbox.documents import callback_body, signature_header
 from orchestrator.devkit.sandbox.rules import Outcome
-from orchestrator.devkit.sandbox.signing import signature_header
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine

@@ -16,7 +16,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrator.devkit.sandbox.core import Refused, base_url, body_of, sandbox_of
+from orchestrator.devkit.sandbox.core import Refused, bad_request, base_url, body_of, sandbox_of
 from orchestrator.devkit.sandbox.methods import device_of, listed
 from orchestrator.devkit.sandbox.rules import SUCCESS
 from orchestrator.domain import money
@@ -62,7 +62,7 @@ async def open_session(request: Request) -> Response:
     def serve() -> Response:
         _need_token(sandbox, request, _order_id(content))
         if problem:
-            raise Refused(HTTPStatus.BAD_REQUEST, problem)
+            raise bad_request(problem)
         facts = _facts(content)
         session = sandbox.books.open_session(msgspec.json.encode(content), **facts)
         return _json(_described(session, content))
@@ -82,7 +82,7 @@ async def change_session(request: Request) -> Response:
         _need_token(sandbox, request, order_id)
         found = _need_session(session)
         if problem:
-            raise Refused(HTTPStatus.BAD_REQUEST, problem)
+            raise bad_request(problem)
         merged = _merged(msgspec.json.decode(found.body), content)
         sandbox.books.change_session(found, msgspec.json.encode(merged), **_facts(merged))
         return _json(_described(found, merged))
@@ -120,13 +120,11 @@ async def open_payment(request: Request) -> Response:
     def serve() -> Response:
         _need_token(sandbox, request, session.order_id if session else None)
         if problem:
-            raise Refused(HTTPStatus.BAD_REQUEST, problem)
+            raise bad_request(problem)
         found = _need_session(session)
         method = next((each for each in _offered(sandbox, found, request) if each.id == method_id), None)
         if method is None:
-            raise Refused(
-                HTTPStatus.BAD_REQUEST, f"paymentMethodId {method_id!r} is not offered for this session"
-            )
+            raise bad_request(f"paymentMethodId {method_id!r} is not offered for this session")
         payment = sandbox.books.open_payment(
             found.session_id, method, **_payment_facts(found, sandbox.faults.plan(str(found.order_id)))
         )
@@ -249,7 +247,7 @@ def _facts(content: dict[str, Any]) -> dict[str, Any]:
     """Check a session's content and return what the books keep beside it."""
     for name in _OBJECTS:
         if content.get(name) is not None and not isinstance(content[name], dict):
-            raise Refused(HTTPStatus.BAD_REQUEST, f"{name} must be an object")
+            raise bad_request(f"{name} must be an object")
     _check_callbacks(content.get("callbacks") or {})
     order = content.get("order")
     if not order:
@@ -260,18 +258,16 @@ def _facts(content: dict[str, Any]) -> dict[str, Any]:
         or not 1 <= len(order_id) <= _LONGEST_ORDER_ID
         or _CONTROL.search(order_id)
     ):
-        raise Refused(
-            HTTPStatus.BAD_REQUEST, f"order.orderId must be text of 1 to {_LONGEST_ORDER_ID} characters"
-        )
+        raise bad_request(f"order.orderId must be text of 1 to {_LONGEST_ORDER_ID} characters")
     currency, minor = _amount(order.get("amount"))
     _check_lines(order.get("orderLines"))
     customer = order.get("customer")
     if not isinstance(customer, dict):
-        raise Refused(HTTPStatus.BAD_REQUEST, "order.customer must be an object")
+        raise bad_request("order.customer must be an object")
     _check_info(order.get("transactionInfo") or {})
     configuration = content.get("configuration")
     if not isinstance(configuration, dict) or not isinstance(configuration.get("paymentType"), str):
-        raise Refused(HTTPStatus.BAD_REQUEST, "configuration.paymentType must be text, such as PAYMENT")
+        raise bad_request("configuration.paymentType must be text, such as PAYMENT")
     return {
         "order_id": order_id,
         "currency": currency,
@@ -282,41 +278,41 @@ def _facts(content: dict[str, Any]) -> dict[str, Any]:
 
 def _amount(amount: object) -> tuple[str, int]:
     if not isinstance(amount, dict):
-        raise Refused(HTTPStatus.BAD_REQUEST, "order.amount must be an object with value and currency")
+        raise bad_request("order.amount must be an object with value and currency")
     value, currency = amount.get("value"), amount.get("currency")
     if not isinstance(currency, str) or not _CURRENCY.fullmatch(currency):
-        raise Refused(HTTPStatus.BAD_REQUEST, "order.amount.currency must be three letters")
+        raise bad_request("order.amount.currency must be three letters")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Refused(HTTPStatus.BAD_REQUEST, "order.amount.value must be a number")
+        raise bad_request("order.amount.value must be a number")
     try:
         minor = money.to_minor(value, currency.upper())
     except money.MoneyError as error:
-        raise Refused(HTTPStatus.BAD_REQUEST, f"order.amount: {error}") from error
+        raise bad_request(f"order.amount: {error}") from error
     if minor <= 0:
-        raise Refused(HTTPStatus.BAD_REQUEST, "order.amount.value must be more than 0")
+        raise bad_request("order.amount.value must be more than 0")
     return currency.upper(), minor
 
 
 def _check_lines(lines: object) -> None:
     if not isinstance(lines, list):
-        raise Refused(HTTPStatus.BAD_REQUEST, "order.orderLines must be a list")
+        raise bad_request("order.orderLines must be a list")
     for number, line in enumerate(lines):
         where = f"order.orderLines[{number}]"
         if not isinstance(line, dict):
-            raise Refused(HTTPStatus.BAD_REQUEST, f"{where} must be an object")
+            raise bad_request(f"{where} must be an object")
         if not isinstance(line.get("description"), str):
-            raise Refused(HTTPStatus.BAD_REQUEST, f"{where}.description must be text")
+            raise bad_request(f"{where}.description must be text")
         for name in ("quantity", "unitPrice"):
             if isinstance(line.get(name), bool) or not isinstance(line.get(name), (int, float)):
-                raise Refused(HTTPStatus.BAD_REQUEST, f"{where}.{name} must be a number")
+                raise bad_request(f"{where}.{name} must be a number")
 
 
 def _check_info(info: object) -> None:
     if not isinstance(info, dict) or not all(isinstance(value, str) for value in info.values()):
-        raise Refused(HTTPStatus.BAD_REQUEST, "order.transactionInfo must map text to text")
+        raise bad_request("order.transactionInfo must map text to text")
     if len(info) > _MOST_INFO or any(len(value) > _LONGEST_INFO for value in info.values()):
         message = f"order.transactionInfo takes at most {_MOST_INFO} entries of {_LONGEST_INFO} characters"
-        raise Refused(HTTPStatus.BAD_REQUEST, message)
+        raise bad_request(message)
 
 
 def _check_callbacks(callbacks: dict[str, Any]) -> None:
@@ -324,11 +320,9 @@ def _check_callbacks(callbacks: dict[str, Any]) -> None:
         given = callbacks.get(name)
         value = given.get("value") if isinstance(given, dict) else given
         if given is not None and not isinstance(value, str):
-            raise Refused(
-                HTTPStatus.BAD_REQUEST, f"callbacks.{name} must be a URL or an object with type and value"
-            )
+            raise bad_request(f"callbacks.{name} must be a URL or an object with type and value")
     if callbacks.get("bodyFormat") not in {None, "XML", "JSON"}:
-        raise Refused(HTTPStatus.BAD_REQUEST, "callbacks.bodyFormat must be XML or JSON")
+        raise bad_request("callbacks.bodyFormat must be XML or JSON")
 
 
 def _country(customer: dict[str, Any], configuration: dict[str, Any]) -> str | None:

@@ -1,6 +1,8 @@
 """The script and control API (JSON): plans, faults, ledger, resolutions.
 
-Who may call it is decided in `guard`.
+Who may call it: the holder of the sandbox's own token, and no web page. The token comes in the header X-Sandbox-Token (in a GET also as
+`?token=`, for a person's browser). A request that names another host than this machine (DNS rebinding), or that comes from a page of
+another origin, is refused with the token as well.
 
 The ledger is what really happened to every shopper's money, in minor units; tests end by comparing it with the
 orchestrator's books. The whole control API is listed in `HELP`, shown at GET /sandbox/help.
@@ -9,27 +11,33 @@ orchestrator's books. The whole control API is listed in `HELP`, shown at GET /s
 from __future__ import annotations
 
 import datetime as dt
+import hmac
+from functools import wraps
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from orchestrator.devkit.sandbox.core import Refused, body_of, sandbox_of
+from orchestrator.devkit.sandbox.config import is_loopback
+from orchestrator.devkit.sandbox.core import Refused, bad_request, body_of, sandbox_of
 from orchestrator.devkit.sandbox.faults import GlobalFaults, Plan, Resolution
-from orchestrator.devkit.sandbox.guard import guarded
 from orchestrator.devkit.sandbox.methods import MethodKind
 from orchestrator.devkit.sandbox.rules import RESULTS, Outcome, forced
 from orchestrator.domain import money
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from starlette.requests import Request
 
     from orchestrator.devkit.sandbox.books import Order, Payment, Transaction
     from orchestrator.devkit.sandbox.core import Sandbox
 
 T = TypeVar("T")
+TOKEN_HEADER: Final = "X-Sandbox-Token"  # noqa: S105 - its name
 _DEFAULT_PAGE = 1000
 _LARGEST_PAGE = 10_000
 
@@ -110,6 +118,56 @@ class _Chargeback(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     reversed: bool = False
 
 
+# ── Who may call ──
+
+
+def permit(request: Request) -> None:
+    """Refuse what is not sent by the holder of the token to this machine's own name."""
+    host = request.url.hostname or ""
+    config = sandbox_of(request).config
+    # A name with a domain may be anybody's, and lead here since a moment ago (DNS rebinding).
+    if not (is_loopback(host) or _is_address(host) or "." not in host or host in config.callback_hosts):
+        raise Refused(
+            HTTPStatus.FORBIDDEN,
+            f"the control API is not served for the host {host[:100]!r}: call it by its address",
+        )
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+        raise Refused(HTTPStatus.FORBIDDEN, "the control API is not for pages of another origin")
+    if not config.control_token:
+        return
+    given = request.headers.get(TOKEN_HEADER) or (
+        request.query_params.get("token", "") if request.method in {"GET", "HEAD"} else ""
+    )
+    if not hmac.compare_digest(given.encode(), config.control_token.encode()):
+        raise Refused(
+            HTTPStatus.UNAUTHORIZED,
+            f"the control API needs the header {TOKEN_HEADER}: its value is ORCHESTRATOR_SANDBOX_TOKEN, or was printed at the start",
+        )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def guarded(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint that refuses who may not call it."""
+
+    @wraps(endpoint)
+    async def serve(request: Request) -> Response:
+        permit(request)
+        return await endpoint(request)
+
+    return serve
+
+
+# ── The calls ──
+
+
 async def put_plan(request: Request) -> Response:
     """Replace the plan of an order number."""
     sandbox = sandbox_of(request)
@@ -117,7 +175,7 @@ async def put_plan(request: Request) -> Response:
     if plan.currency is not None:
         _known(plan.currency)
     if plan.amount_minor is not None and plan.amount_minor <= 0:
-        raise Refused(HTTPStatus.BAD_REQUEST, "amountMinor must be more than 0")
+        raise bad_request("amountMinor must be more than 0")
     sandbox.faults.set_plan(request.path_params["order_id"], plan)
     await sandbox.store.flushed()
     return _json(plan)
@@ -192,11 +250,10 @@ async def unexpected_payment(request: Request) -> Response:
     wanted = _read(await body_of(request), _UnexpectedPayment)
     _known(wanted.currency)
     if wanted.amount_minor <= 0 or not wanted.order_id:
-        raise Refused(HTTPStatus.BAD_REQUEST, "orderId and an amountMinor of more than 0 are needed")
+        raise bad_request("orderId and an amountMinor of more than 0 are needed")
     if wanted.notification is not None and not sandbox.config.may_call(wanted.notification):
-        raise Refused(
-            HTTPStatus.BAD_REQUEST,
-            "notification must be at loopback, or at a host that the sandbox was started with (--callback-host)",
+        raise bad_request(
+            "notification must be at loopback, or at a host that the sandbox was started with (--callback-host)"
         )
     method = next(each for each in sandbox.config.methods if each.kind == MethodKind.CARD)
     payment = sandbox.books.open_payment(
@@ -222,7 +279,7 @@ async def send(request: Request) -> Response:
     payment = _payment(sandbox, request)
     wanted = _read(await body_of(request), _Sending)
     if wanted.status not in RESULTS:
-        raise Refused(HTTPStatus.BAD_REQUEST, f"status must be one of {', '.join(RESULTS)}")
+        raise bad_request(f"status must be one of {', '.join(RESULTS)}")
     answer = await sandbox.courier.call(payment, payment.paid or payment.latest, wanted.kind, wanted.status)
     return _json({"answerStatus": answer.status, "location": answer.location, "note": answer.note})
 
@@ -233,7 +290,7 @@ async def refund(request: Request) -> Response:
     payment = _payment(sandbox, request)
     paid = _captured(payment)
     rest = paid.captured_minor - paid.refunded_minor
-    wanted = _movement(await body_of(request))
+    wanted = _read(await body_of(request), _Movement).amount_minor
     minor = rest if wanted is None else wanted
     if not 0 < minor <= rest:
         raise Refused(HTTPStatus.CONFLICT, f"only {rest} minor units are left to refund")
@@ -300,20 +357,26 @@ async def show_help(_: Request) -> Response:
     return PlainTextResponse(HELP)
 
 
+_PAYMENT: Final = "/sandbox/payments/{payment_id}"
 ROUTES = [
-    Route("/sandbox/orders/{order_id:path}", guarded(put_plan), methods=["PUT"]),
-    Route("/sandbox/orders/{order_id:path}", guarded(show_plan), methods=["GET"]),
-    Route("/sandbox/orders/{order_id:path}", guarded(drop_plan), methods=["DELETE"]),
-    Route("/sandbox/faults", guarded(faults), methods=["GET", "PUT", "DELETE"]),
-    Route("/sandbox/ledger", guarded(ledger), methods=["GET"]),
-    Route("/sandbox/payments/unmatched", guarded(unexpected_payment), methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/resolve", guarded(resolve), methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/send", guarded(send), methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/refund", guarded(refund), methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/release", guarded(release), methods=["POST"]),
-    Route("/sandbox/payments/{payment_id}/chargeback", guarded(charge_back), methods=["POST"]),
-    Route("/sandbox/sessions/{session_id}", guarded(lose_session), methods=["DELETE"]),
-    Route("/sandbox/tokens/expire", guarded(expire_tokens), methods=["POST"]),
+    *(
+        Route(path, guarded(endpoint), methods=methods.split())
+        for methods, path, endpoint in (
+            ("PUT", "/sandbox/orders/{order_id:path}", put_plan),
+            ("GET", "/sandbox/orders/{order_id:path}", show_plan),
+            ("DELETE", "/sandbox/orders/{order_id:path}", drop_plan),
+            ("GET PUT DELETE", "/sandbox/faults", faults),
+            ("GET", "/sandbox/ledger", ledger),
+            ("POST", "/sandbox/payments/unmatched", unexpected_payment),
+            ("POST", f"{_PAYMENT}/resolve", resolve),
+            ("POST", f"{_PAYMENT}/send", send),
+            ("POST", f"{_PAYMENT}/refund", refund),
+            ("POST", f"{_PAYMENT}/release", release),
+            ("POST", f"{_PAYMENT}/chargeback", charge_back),
+            ("DELETE", "/sandbox/sessions/{session_id}", lose_session),
+            ("POST", "/sandbox/tokens/expire", expire_tokens),
+        )
+    ),
     Route("/sandbox/help", show_help, methods=["GET"]),
     Route("/healthz", health, methods=["GET"]),
 ]
@@ -327,23 +390,19 @@ def _read(raw: bytes, wanted: type[T]) -> T:
     try:
         return msgspec.json.decode(raw or b"{}", type=wanted)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
+        raise bad_request(str(error)) from error
 
 
 def _known(currency: str) -> None:
     try:
         money.exponent(currency)
     except money.MoneyError as error:
-        raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
-
-
-def _movement(raw: bytes) -> int | None:
-    return _read(raw, _Movement).amount_minor
+        raise bad_request(str(error)) from error
 
 
 def _number(given: str) -> int:
     if not given.isascii() or not given.isdigit():
-        raise Refused(HTTPStatus.BAD_REQUEST, f"'{given}' is not a number")
+        raise bad_request(f"'{given}' is not a number")
     return int(given)
 
 
@@ -366,62 +425,43 @@ def _entry(order: Order, payments: list[Payment]) -> dict[str, Any]:
     return {"orderId": order.order_id, "sessions": order.sessions, "payments": rows}
 
 
+_AMOUNTS: Final = ("reserved_minor", "captured_minor", "refunded_minor", "charged_back_minor", "held_minor")
+
+
+def _told(document: object, *names: str) -> dict[str, Any]:
+    """Return fields of a document under their names in JSON."""
+    return {_camel(name): getattr(document, name) for name in names}
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
 def _payments(payment: Payment) -> list[dict[str, Any]]:
     """Return one row for each transaction, or one with `transactionId` null while the shopper has not submitted."""
     shared = {
-        "paymentId": payment.payment_id,
-        "orderId": payment.order_id,
+        **_told(payment, "payment_id", "order_id", "terminal", "currency", "amount_minor"),
         "sessionId": payment.session_id or None,
         "checkout": payment.transaction_info.get("checkout"),
-        "terminal": payment.terminal,
-        "currency": payment.currency,
-        "amountMinor": payment.amount_minor,
     }
-    if not payment.transactions:
-        row: dict[str, Any] = {
-            "transactionId": None,
-            "status": "initiated",
-            "outcome": None,
-            "reservedMinor": 0,
-            "capturedMinor": 0,
-            "refundedMinor": 0,
-            "chargedBackMinor": 0,
-            "heldMinor": 0,
-            "movements": [],
-            "createdAt": _iso(payment.created_at),
-        }
-        return [{**shared, **row, "callbacks": _deliveries(payment, None)}]
-    return [
+    rows: list[dict[str, Any]] = [
         {
-            **shared,
-            "transactionId": each.transaction_id,
-            "status": each.status,
-            "outcome": each.outcome,
-            "reservedMinor": each.reserved_minor,
-            "capturedMinor": each.captured_minor,
-            "refundedMinor": each.refunded_minor,
-            "chargedBackMinor": each.charged_back_minor,
-            "heldMinor": each.held_minor,
-            "movements": _movements(each),
+            **_told(each, "transaction_id", "status", "outcome", *_AMOUNTS),
+            "movements": [
+                {**_told(one, "type", "amount_minor", "identifier", "by"), "at": _iso(one.at)} for one in each.movements
+            ],
             "createdAt": _iso(each.created_at),
             "callbacks": _deliveries(payment, each),
         }
         for each in payment.transactions
-    ]
-
-
-def _movements(transaction: Transaction) -> list[dict[str, Any]]:
-    """Return what happened to the money, in turn; `by` says who asked, the merchant or the gateway itself."""
-    return [
+    ] or [
         {
-            "type": each.type,
-            "amountMinor": each.amount_minor,
-            "identifier": each.identifier,
-            "by": each.by,
-            "at": _iso(each.at),
+            "transactionId": None, "status": "initiated", "outcome": None, **dict.fromkeys(map(_camel, _AMOUNTS), 0),
+            "movements": [], "createdAt": _iso(payment.created_at), "callbacks": _deliveries(payment, None),
         }
-        for each in transaction.movements
-    ]
+    ]  # fmt: skip
+    return [{**shared, **row} for row in rows]
 
 
 def _deliveries(payment: Payment, transaction: Transaction | None) -> list[dict[str, Any]]:
@@ -429,13 +469,7 @@ def _deliveries(payment: Payment, transaction: Transaction | None) -> list[dict[
     number = transaction.transaction_id if transaction is not None else None
     first = transaction is None or transaction is payment.transactions[0]
     return [
-        {
-            "kind": each.kind,
-            "status": each.status,
-            "sentAt": _iso(each.sent_at),
-            "answerStatus": each.answer_status,
-            "note": each.note,
-        }
+        {**_told(each, "kind", "status", "answer_status", "note"), "sentAt": _iso(each.sent_at)}
         for each in payment.deliveries
         if each.transaction_id == number or (first and each.transaction_id is None)
     ]
@@ -443,27 +477,15 @@ def _deliveries(payment: Payment, transaction: Transaction | None) -> list[dict[
 
 def _totals(payments: list[Payment]) -> dict[str, Any]:
     currencies: dict[str, dict[str, int]] = {}
-    callbacks = 0
     for payment in payments:
-        callbacks += len(payment.deliveries)
         sums = currencies.setdefault(
-            payment.currency,
-            {
-                "transactions": 0,
-                "reservedMinor": 0,
-                "capturedMinor": 0,
-                "refundedMinor": 0,
-                "chargedBackMinor": 0,
-                "heldMinor": 0,
-            },
+            payment.currency, dict.fromkeys(("transactions", *map(_camel, _AMOUNTS)), 0)
         )
         for each in payment.transactions:
             sums["transactions"] += 1
-            sums["reservedMinor"] += each.reserved_minor
-            sums["capturedMinor"] += each.captured_minor
-            sums["refundedMinor"] += each.refunded_minor
-            sums["chargedBackMinor"] += each.charged_back_minor
-            sums["heldMinor"] += each.held_minor
+            for name in _AMOUNTS:
+                sums[_camel(name)] += getattr(each, name)
+    callbacks = sum(len(payment.deliveries) for payment in payments)
     return {"payments": len(payments), "callbacks": callbacks, "currencies": currencies}
 
 

@@ -44,6 +44,11 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not an error of ours
         self.message = message
 
 
+def bad_request(message: str) -> Refused:
+    """Return the refusal of a body or field that is wrong."""
+    return Refused(HTTPStatus.BAD_REQUEST, message)
+
+
 class Sandbox:
     """Everything behind the endpoints of one sandbox."""
 

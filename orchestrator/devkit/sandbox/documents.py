@@ -7,21 +7,23 @@ leave them out. Everything put into XML is escaped and freed of characters that 
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+import hmac
 import html
 import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote_plus
 
 import msgspec
 
 from orchestrator.devkit.sandbox.methods import MethodKind
 from orchestrator.devkit.sandbox.rules import JSON_STATUSES, RESULTS
-from orchestrator.devkit.sandbox.signing import checksum, form_encode
 from orchestrator.domain import money
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from orchestrator.devkit.sandbox.books import Payment, Transaction
     from orchestrator.devkit.sandbox.config import SandboxConfig
@@ -29,11 +31,7 @@ if TYPE_CHECKING:
 
 API_VERSION = "20260311"
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_CUSTOMER = (
-    ("FirstName", "firstName"),
-    ("LastName", "lastName"),
-    ("Email", "email"),
-)
+_CUSTOMER = (("FirstName", "firstName"), ("LastName", "lastName"), ("Email", "email"))
 _ADDRESS = (("Address", "street"), ("City", "city"), ("Country", "country"), ("PostalCode", "zipCode"))
 # The first that fits counts.
 _SCHEMES = {
@@ -71,15 +69,15 @@ def element(name: str, value: object) -> str:
     return f"<{name}>{_escaped(value)}</{name}>"
 
 
+def elements(**values: object) -> str:
+    """Return elements in this order; one without a value (None) is left out."""
+    return "".join(element(name, value) for name, value in values.items() if value is not None)
+
+
 def envelope(config: SandboxConfig, *, path: str, body: str, code: int = 0, message: str = "") -> bytes:
     """Return an APIResponse; a code other than 0 is a request-level error and comes with an empty Body."""
     now = dt.datetime.now(config.zone).isoformat(timespec="seconds")
-    header = (
-        element("Date", now)
-        + element("Path", path)
-        + element("ErrorCode", code)
-        + element("ErrorMessage", message)
-    )
+    header = elements(Date=now, Path=path, ErrorCode=code, ErrorMessage=message)
     text = f'<?xml version="1.0" encoding="utf-8"?>\n<APIResponse version="{API_VERSION}"><Header>{header}</Header>'
     return f"{text}<Body>{body}</Body></APIResponse>\n".encode()
 
@@ -97,9 +95,11 @@ def callback_xml(
     body = element("Result", RESULTS[status])
     if transaction is not None:
         if transaction.message and status != "succeeded":
-            body += element("CardHolderErrorMessage", transaction.message)
-            body += element("CardHolderMessageMustBeShown", _flag(transaction.must_show))
-            body += element("MerchantErrorMessage", transaction.merchant_message)
+            body += elements(
+                CardHolderErrorMessage=transaction.message,
+                CardHolderMessageMustBeShown=_flag(transaction.must_show),
+                MerchantErrorMessage=transaction.merchant_message,
+            )
         body += transactions(config, [(payment, transaction)])
     path = "API/reservation" if payment.kind == MethodKind.CARD else "API/ePaymentVerify"
     if status == "ChargebackEvent":
@@ -208,96 +208,83 @@ def _json_fields(payment: Payment, transaction: Transaction | None, status: str)
         "customerMessageMustBeShown": failed.must_show if failed else False,
         "paymentId": payment.payment_id,
         "sessionId": payment.session_id,
-        "order": {
-            "orderId": payment.order_id,
-            "amount": float(payment.amount),
-            "currency": payment.currency,
-        },
+        "order": {"orderId": payment.order_id, "amount": float(payment.amount), "currency": payment.currency},
         "cardInformation": {"lastFourDigits": pan[-4:]} if pan else None,
     }
 
 
 def _transaction(config: SandboxConfig, payment: Payment, transaction: Transaction) -> str:
-    currency = payment.currency
-    numeric = money.numeric_code(currency)
-    card = transaction.masked_pan
+    currency, card, fraud = payment.currency, transaction.masked_pan, transaction.fraud_recommendation
+    numeric, none = money.numeric_code(currency), plain(0, currency)
+    reserved = transaction.reserved_minor
     parts = [
-        element("TransactionId", transaction.transaction_id),
-        element("PaymentId", payment.payment_id),
-        element("AuthType", payment.type),
-        element("CardStatus", "Valid" if card else "NoCreditCard"),
-    ]
-    if card:
-        parts.append(_card(transaction))
-    parts += [
-        element("ThreeDSecureResult", transaction.three_d_secure),
-        element(
-            "LiableForChargeback", "Issuer" if transaction.three_d_secure == "Successful" else "Merchant"
+        elements(
+            TransactionId=transaction.transaction_id,
+            PaymentId=payment.payment_id,
+            AuthType=payment.type,
+            CardStatus="Valid" if card else "NoCreditCard",
         ),
-        element("CVVCheckResult", "Matched" if card else "Not_Applicable"),
-        element("BlacklistToken", transaction.token) if card else "",
-        element("ShopOrderId", payment.order_id),
-        element("Shop", config.shop),
-        element("Terminal", payment.terminal),
-        element("TransactionStatus", transaction.status),
-        element("ReasonCode", "NONE"),
-        element("MerchantCurrency", numeric),
-        element("MerchantCurrencyAlpha", currency),
-        element("CardHolderCurrency", numeric),
-        element("CardHolderCurrencyAlpha", currency),
-        element("ReservedAmount", plain(transaction.reserved_minor, currency)),
-        element("CapturedAmount", plain(transaction.captured_minor, currency)),
-        element("RefundedAmount", plain(transaction.refunded_minor, currency)),
-        element("CreditedAmount", plain(0, currency)),
-        element("RecurringDefaultAmount", plain(0, currency)),
-        element("SurchargeAmount", plain(0, currency)),
-        element("CreatedDate", _date(config, transaction.created_at)),
-        element("UpdatedDate", _date(config, transaction.updated_at)),
-        element("PaymentNature", payment.nature),
-        element("PaymentSource", "eCommerce"),
-        element("AuthorisationExpiryDate", _date(config, _reserved_until(payment, transaction)))
-        if transaction.reserved_minor
-        else "",
-        element("PaymentSchemeName", _scheme(card)) if card else "",
+        _card(transaction) if card else "",
+        elements(
+            ThreeDSecureResult=transaction.three_d_secure,
+            LiableForChargeback="Issuer" if transaction.three_d_secure == "Successful" else "Merchant",
+            CVVCheckResult="Matched" if card else "Not_Applicable",
+            BlacklistToken=transaction.token if card else None,
+            ShopOrderId=payment.order_id,
+            Shop=config.shop,
+            Terminal=payment.terminal,
+            TransactionStatus=transaction.status,
+            ReasonCode="NONE",
+            MerchantCurrency=numeric,
+            MerchantCurrencyAlpha=currency,
+            CardHolderCurrency=numeric,
+            CardHolderCurrencyAlpha=currency,
+            ReservedAmount=plain(reserved, currency),
+            CapturedAmount=plain(transaction.captured_minor, currency),
+            RefundedAmount=plain(transaction.refunded_minor, currency),
+            CreditedAmount=none,
+            RecurringDefaultAmount=none,
+            SurchargeAmount=none,
+            CreatedDate=_date(config, transaction.created_at),
+            UpdatedDate=_date(config, transaction.updated_at),
+            PaymentNature=payment.nature,
+            PaymentSource="eCommerce",
+            AuthorisationExpiryDate=_date(config, _reserved_until(payment, transaction))
+            if reserved
+            else None,
+            PaymentSchemeName=_scheme(card) if card else None,
+        ),
         _service(payment),
+        elements(
+            FraudRiskScore=transaction.fraud_score,
+            FraudExplanation=transaction.fraud_explanation,
+            FraudRecommendation=fraud,
+        )
+        if fraud
+        else "",
+        _chargebacks(config, payment, transaction),
+        _infos(payment),
+        _customer(payment),
+        _reconciliations(config, payment, transaction),
     ]
-    if transaction.fraud_recommendation:
-        parts += [
-            element("FraudRiskScore", transaction.fraud_score),
-            element("FraudExplanation", transaction.fraud_explanation),
-            element("FraudRecommendation", transaction.fraud_recommendation),
-        ]
-    parts += [_chargebacks(config, payment, transaction), _infos(payment), _customer(payment)]
-    parts.append(_reconciliations(config, payment, transaction))
     return "<Transaction>" + "".join(parts) + "</Transaction>"
 
 
 def _card(transaction: Transaction) -> str:
     month, _, year = transaction.expiry.partition("/")
-    expiry = (
-        f"<CreditCardExpiry>{element('Year', year)}{element('Month', month)}</CreditCardExpiry>"
-        if year
-        else ""
-    )
+    expiry = f"<CreditCardExpiry>{elements(Year=year, Month=month)}</CreditCardExpiry>" if year else ""
     pan = transaction.masked_pan
-    information = "".join(
-        [
-            element("IsTokenized", "false"),
-            element("Token", transaction.token),
-            element("MaskedPan", pan),
-            element("Expiry", transaction.expiry),
-            element("IssuingCountry", "DK"),
-            element("LastFourDigits", pan[-4:]),
-            element("Scheme", _scheme(pan)),
-        ]
+    token = elements(CreditCardToken=transaction.token, CreditCardMaskedPan=pan, IsTokenized="false")
+    information = elements(
+        IsTokenized="false",
+        Token=transaction.token,
+        MaskedPan=pan,
+        Expiry=transaction.expiry,
+        IssuingCountry="DK",
+        LastFourDigits=pan[-4:],
+        Scheme=_scheme(pan),
     )
-    return (
-        expiry
-        + element("CreditCardToken", transaction.token)
-        + element("CreditCardMaskedPan", pan)
-        + element("IsTokenized", "false")
-        + f"<CardInformation>{information}</CardInformation>"
-    )
+    return f"{expiry}{token}<CardInformation>{information}</CardInformation>"
 
 
 def _scheme(pan: str) -> str:
@@ -314,13 +301,11 @@ def _reserved_until(payment: Payment, transaction: Transaction) -> float:
 
 def _service(payment: Payment) -> str:
     bank = payment.kind == MethodKind.BANK
-    supported = "".join(
-        [
-            element("SupportsRefunds", "true"),
-            element("SupportsRelease", _flag(not bank)),
-            element("SupportsMultipleCaptures", _flag(not bank)),
-            element("SupportsMultipleRefunds", "true"),
-        ]
+    supported = elements(
+        SupportsRefunds="true",
+        SupportsRelease=_flag(not bank),
+        SupportsMultipleCaptures=_flag(not bank),
+        SupportsMultipleRefunds="true",
     )
     name = "BankAcquirer" if bank else "TestAcquirer"
     return f'<PaymentNatureService name="{name}">{supported}</PaymentNatureService>'
@@ -328,30 +313,36 @@ def _service(payment: Payment) -> str:
 
 def _chargebacks(config: SandboxConfig, payment: Payment, transaction: Transaction) -> str:
     """Return the events as a notification of 2016 had them (C12); what a reversal is called was not seen."""
-    events = "".join(
-        "<ChargebackEvent>"
-        + element("Date", dt.datetime.fromtimestamp(at, config.zone).isoformat(timespec="seconds"))
-        + element("Type", "Chargeback" if minor > 0 else "ChargebackReversed")
-        + element("ReasonCode", "4837")
-        + element("Reason", "No Cardholder Authorization")
-        + element("Amount", plain(abs(minor), payment.currency))
-        + element("Currency", payment.currency)
-        + element("AcquirerTransactionId", transaction.transaction_id)
-        + element("AdditionalInfo", "")
-        + "</ChargebackEvent>"
+    events = (
+        elements(
+            Date=dt.datetime.fromtimestamp(at, config.zone).isoformat(timespec="seconds"),
+            Type="Chargeback" if minor > 0 else "ChargebackReversed",
+            ReasonCode="4837",
+            Reason="No Cardholder Authorization",
+            Amount=plain(abs(minor), payment.currency),
+            Currency=payment.currency,
+            AcquirerTransactionId=transaction.transaction_id,
+            AdditionalInfo="",
+        )
         for at, minor in transaction.chargebacks
     )
-    return f"<ChargebackEvents>{events}</ChargebackEvents>" if events else "<ChargebackEvents/>"
+    return _list("ChargebackEvents", (f"<ChargebackEvent>{event}</ChargebackEvent>" for event in events))
+
+
+def _list(name: str, items: Iterable[str]) -> str:
+    inner = "".join(items)
+    return f"<{name}>{inner}</{name}>" if inner else f"<{name}/>"
 
 
 def _infos(payment: Payment) -> str:
-    if not payment.echoes_infos:
-        return "<PaymentInfos/>"
-    infos = "".join(
-        f'<PaymentInfo name="{_escaped(name)}">{_escaped(value)}</PaymentInfo>'
-        for name, value in payment.transaction_info.items()
+    told = payment.transaction_info if payment.echoes_infos else {}
+    return _list(
+        "PaymentInfos",
+        (
+            f'<PaymentInfo name="{_escaped(name)}">{_escaped(value)}</PaymentInfo>'
+            for name, value in told.items()
+        ),
     )
-    return f"<PaymentInfos>{infos}</PaymentInfos>" if infos else "<PaymentInfos/>"
 
 
 def _customer(payment: Payment) -> str:
@@ -359,29 +350,23 @@ def _customer(payment: Payment) -> str:
     address = billing if isinstance(billing, dict) else {}
     inner = [element(name, payment.customer[key]) for name, key in _CUSTOMER if payment.customer.get(key)]
     inner += [element(name, address[key]) for name, key in _ADDRESS if address.get(key)]
-    return (
-        f"<CustomerInfo><BillingAddress>{''.join(inner)}</BillingAddress></CustomerInfo>"
-        if inner
-        else "<CustomerInfo/>"
-    )
+    return _list("CustomerInfo", [_list("BillingAddress", inner)] if inner else [])
 
 
 def _reconciliations(config: SandboxConfig, payment: Payment, transaction: Transaction) -> str:
-    entries = "".join(
-        "<ReconciliationIdentifier>"
-        + element("Id", each.identifier if each.echoed else each.unique_id)
-        + f'<Amount currency="{money.numeric_code(payment.currency)}">{plain(each.amount_minor, payment.currency)}</Amount>'
-        + element("Type", each.type)
-        + element("Date", dt.datetime.fromtimestamp(each.at, config.zone).isoformat(timespec="seconds"))
-        + element("UniqueId", each.unique_id)
-        + "</ReconciliationIdentifier>"
+    numeric = money.numeric_code(payment.currency)
+    entries = (
+        element("Id", each.identifier if each.echoed else each.unique_id)
+        + f'<Amount currency="{numeric}">{plain(each.amount_minor, payment.currency)}</Amount>'
+        + elements(
+            Type=each.type,
+            Date=dt.datetime.fromtimestamp(each.at, config.zone).isoformat(timespec="seconds"),
+            UniqueId=each.unique_id,
+        )
         for each in transaction.reconciliation
     )
-    return (
-        f"<ReconciliationIdentifiers>{entries}</ReconciliationIdentifiers>"
-        if entries
-        else "<ReconciliationIdentifiers/>"
-    )
+    named = (f"<ReconciliationIdentifier>{entry}</ReconciliationIdentifier>" for entry in entries)
+    return _list("ReconciliationIdentifiers", named)
 
 
 def _date(config: SandboxConfig, at: float | None = None) -> str:
@@ -395,3 +380,37 @@ def _escaped(value: object) -> str:
 
 def _flag(value: bool) -> str:  # noqa: FBT001 - it is the value to print
     return "true" if value else "false"
+
+
+# ── On the wire: Java's form encoding, the MD5 checksum, the AltaPay-Signature header ──
+#
+# Both mechanisms are in use at once and are independent (part 2.4). The checksum covers neither status nor transaction; the signature covers
+# the raw body. The unit of `t` is not documented: seconds here.
+
+
+def form_encode(fields: Iterable[tuple[str, str]]) -> bytes:
+    """Encode like Java's URLEncoder: space to `+`; letters, digits and `.-*_` as they are; all else in upper-case hex."""
+    return "&".join(f"{_java_encoded(name)}={_java_encoded(value)}" for name, value in fields).encode("ascii")
+
+
+def _java_encoded(text: str) -> str:
+    return quote_plus(text, safe="*", errors="replace").replace("~", "%7E")
+
+
+def checksum(*, amount: str, currency: str, shop_orderid: str, secret: str) -> str:
+    """Return the terminal checksum over the fields exactly as posted (part 2.4, A)."""
+    pairs = {"amount": amount, "currency": currency, "secret": secret, "shop_orderid": shop_orderid}
+    text = ",".join(f"{name}={pairs[name]}" for name in sorted(pairs))
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()  # the vendor's algorithm
+
+
+def signature(body: bytes, secret: str, timestamp: str) -> str:
+    """Return one hexadecimal HMAC-SHA256 over the raw body, a dot and the timestamp (part 2.4, B)."""
+    return hmac.new(secret.encode(), body + b"." + timestamp.encode(), hashlib.sha256).hexdigest()
+
+
+def signature_header(body: bytes, secrets: Sequence[str], timestamp: int) -> str:
+    """Return the AltaPay-Signature header with one signature for each active secret."""
+    stamp = str(timestamp)
+    signed = [f"s{number}={signature(body, secret, stamp)}" for number, secret in enumerate(secrets)]
+    return ";".join([f"t={stamp}", *signed])

@@ -12,6 +12,7 @@ import itertools
 import random
 import time
 import uuid
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -20,17 +21,18 @@ from starlette.routing import Route
 
 from orchestrator.devkit.sandbox.books import FIRST_TRANSACTION, Payment, Transaction
 from orchestrator.devkit.sandbox.core import form_of, sandbox_of
-from orchestrator.devkit.sandbox.documents import element, envelope, plain, transactions
+from orchestrator.devkit.sandbox.documents import element, elements, envelope, plain, transactions
 from orchestrator.devkit.sandbox.methods import MethodKind
 from orchestrator.domain import money
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from starlette.requests import Request
 
+    from orchestrator.devkit.sandbox.books import Books
     from orchestrator.devkit.sandbox.core import Sandbox
-    from orchestrator.devkit.sandbox.faults import Endpoint
+    from orchestrator.devkit.sandbox.faults import Endpoint, MoneyEndpoint
 
 _FILTERS = ("transaction_id", "payment_id", "shop_orderid", "shop", "terminal")
 _DEFAULT_LIMIT = 10
@@ -66,116 +68,118 @@ async def list_payments(request: Request) -> Response:
         if not sort:
             random.Random(f"{sandbox.config.seed}/payments/{sorted(filters.items())}").shuffle(found)  # noqa: S311
         rows = transactions(sandbox.config, found[:limit])
-        echo = (
-            "<ResultFilter>"
-            + "".join(element(name, value) for name, value in filters.items())
-            + "</ResultFilter>"
-        )
+        echo = f"<ResultFilter>{elements(**filters)}</ResultFilter>"
         return (element("Result", "Success") if rows else "<Result/>") + echo + rows
 
     return await _answer(request, "payments", _order_of(sandbox, filters), serve)
 
 
-async def capture(request: Request) -> Response:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A call that moves money: what it is about, how much, and how much there is."""
+
+    books: Books
+    payment: Payment
+    transaction: Transaction
+    minor: int
+    rest: int
+    fields: dict[str, str]
+
+    @property
+    def identifier(self) -> str:
+        return self.fields.get("reconciliation_identifier", "")
+
+    @property
+    def left(self) -> str:
+        return plain(self.rest, self.payment.currency)
+
+
+def _capture(asked: _Asked) -> str | None:
     """Capture all or part of a reservation."""
-    sandbox = sandbox_of(request)
-    fields = await form_of(request)
-
-    def serve() -> str:
-        payment, transaction = _needed(sandbox, fields)
-        rest = transaction.reserved_minor - transaction.captured_minor
-        minor = _minor(fields, payment, default=rest)
-        planned = sandbox.faults.refuses("capture", payment.order_id)
-        refusal = _PLANNED if planned else None
-        if refusal is not None:
-            pass
-        elif transaction.status not in _CAPTURABLE:
-            refusal = f"You cannot capture a payment in status {transaction.status}"
-        elif rest <= 0 or minor <= 0:
-            refusal = "You cannot capture an amount <= 0"  # what an already captured payment gets (C12)
-        elif minor > rest:
-            refusal = f"You cannot capture more than the reserved {plain(rest, payment.currency)}"
-        if refusal is None:
-            name = fields.get("reconciliation_identifier", "")
-            sandbox.books.capture(payment, transaction, minor, identifier=name)
-        return _moved(
-            sandbox,
-            payment,
-            transaction,
-            refusal,
-            kind="Capture",
-            amount="CaptureAmount",
-            minor=minor,
-            word=planned,
-        )
-
-    return await _answer(request, "capture", _order_of(sandbox, fields), serve)
+    if asked.transaction.status not in _CAPTURABLE:
+        return f"You cannot capture a payment in status {asked.transaction.status}"
+    if asked.rest <= 0 or asked.minor <= 0:
+        return "You cannot capture an amount <= 0"  # what an already captured payment gets (C12)
+    if asked.minor > asked.rest:
+        return f"You cannot capture more than the reserved {asked.left}"
+    asked.books.capture(asked.payment, asked.transaction, asked.minor, identifier=asked.identifier)
+    return None
 
 
-async def refund(request: Request) -> Response:
+def _refund(asked: _Asked) -> str | None:
     """Refund all or part of what was captured; above it only with `allow_over_refund`."""
-    sandbox = sandbox_of(request)
-    fields = await form_of(request)
-
-    def serve() -> str:
-        payment, transaction = _needed(sandbox, fields)
-        rest = transaction.captured_minor - transaction.refunded_minor
-        minor = _minor(fields, payment, default=rest)
-        over = fields.get("allow_over_refund", "") in {"1", "true"}
-        planned = sandbox.faults.refuses("refund", payment.order_id)
-        refusal = _PLANNED if planned else None
-        if refusal is not None:
-            pass
-        elif transaction.captured_minor <= 0:
-            refusal = f"You cannot refund a payment in status {transaction.status}: nothing was captured"
-        elif minor <= 0:
-            refusal = "You cannot refund an amount <= 0"
-        elif minor > rest and not over:
-            refusal = f"You cannot refund more than the captured {plain(rest, payment.currency)}"
-        if refusal is None:
-            name = fields.get("reconciliation_identifier", "")
-            sandbox.books.refund(payment, transaction, minor, identifier=name, by="merchant")
-        return _moved(
-            sandbox,
-            payment,
-            transaction,
-            refusal,
-            kind="Refund",
-            amount="RefundedAmount",
-            minor=minor,
-            word=planned,
-        )
-
-    return await _answer(request, "refund", _order_of(sandbox, fields), serve)
+    over = asked.fields.get("allow_over_refund", "") in {"1", "true"}
+    if asked.transaction.captured_minor <= 0:
+        return f"You cannot refund a payment in status {asked.transaction.status}: nothing was captured"
+    if asked.minor <= 0:
+        return "You cannot refund an amount <= 0"
+    if asked.minor > asked.rest and not over:
+        return f"You cannot refund more than the captured {asked.left}"
+    asked.books.refund(
+        asked.payment, asked.transaction, asked.minor, identifier=asked.identifier, by="merchant"
+    )
+    return None
 
 
-async def release(request: Request) -> Response:
+def _release(asked: _Asked) -> str | None:
     """Release a whole reservation; there is no partial release. A bank, which knows none, makes a refund of it (D8)."""
-    sandbox = sandbox_of(request)
-    fields = await form_of(request)
+    if asked.payment.kind == MethodKind.BANK and asked.rest > 0:
+        asked.books.refund(asked.payment, asked.transaction, asked.rest, identifier="", by="merchant")
+        return None
+    if asked.transaction.status not in _RELEASABLE:
+        return f"You cannot release a payment in status {asked.transaction.status}"
+    asked.books.release(asked.payment, asked.transaction, by="merchant")
+    return None
 
-    def serve() -> str:
-        payment, transaction = _needed(sandbox, fields)
-        planned = sandbox.faults.refuses("release", payment.order_id)
-        refusal = _PLANNED if planned else None
-        rest = transaction.captured_minor - transaction.refunded_minor
-        returnable = payment.kind == MethodKind.BANK and rest > 0
-        if refusal is None and not returnable and transaction.status not in _RELEASABLE:
-            refusal = f"You cannot release a payment in status {transaction.status}"
-        if refusal is None and returnable:
-            sandbox.books.refund(payment, transaction, rest, identifier="", by="merchant")
-        elif refusal is None:
-            sandbox.books.release(payment, transaction, by="merchant")
-        return _moved(sandbox, payment, transaction, refusal, kind="Cancel", word=planned)
 
-    return await _answer(request, "release", _order_of(sandbox, fields), serve)
+def _moving(
+    endpoint: MoneyEndpoint, act: Callable[[_Asked], str | None], *, kind: str, amount: str | None = None
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint of a call that moves money; `act` does it, or returns why it is refused. `amount` is its element."""
+
+    async def call(request: Request) -> Response:
+        sandbox = sandbox_of(request)
+        fields = await form_of(request)
+
+        def serve() -> str:
+            payment, transaction = _needed(sandbox, fields)
+            rest = transaction.captured_minor - transaction.refunded_minor
+            if endpoint == "capture":
+                rest = transaction.reserved_minor - transaction.captured_minor
+            minor = _minor(fields, payment, default=rest) if amount else 0
+            planned = sandbox.faults.refuses(endpoint, payment.order_id)
+            asked = _Asked(sandbox.books, payment, transaction, minor, rest, fields)
+            refusal = _PLANNED if planned else act(asked)
+            result = "Success" if refusal is None else planned or "Error"
+            # Amounts as documented, Result and its deprecated twin, the transaction.
+            told: dict[str, object] = {
+                "Result": result,
+                f"{kind}Result": result,
+                "MerchantErrorMessage": refusal,
+            }
+            if amount:
+                moved = plain(minor if refusal is None else 0, payment.currency)
+                told = {amount: moved, f"{kind}Currency": money.numeric_code(payment.currency), **told}
+            return elements(**told) + transactions(sandbox.config, [(payment, transaction)])
+
+        return await _answer(request, endpoint, _order_of(sandbox, fields), serve)
+
+    return call
 
 
 ROUTES = [
     Route("/merchant/API/payments", list_payments, methods=["GET", "POST"]),
-    Route("/merchant/API/captureReservation", capture, methods=["POST"]),
-    Route("/merchant/API/refundCapturedReservation", refund, methods=["POST"]),
-    Route("/merchant/API/releaseReservation", release, methods=["POST"]),
+    Route(
+        "/merchant/API/captureReservation",
+        _moving("capture", _capture, kind="Capture", amount="CaptureAmount"),
+        methods=["POST"],
+    ),
+    Route(
+        "/merchant/API/refundCapturedReservation",
+        _moving("refund", _refund, kind="Refund", amount="RefundedAmount"),
+        methods=["POST"],
+    ),
+    Route("/merchant/API/releaseReservation", _moving("release", _release, kind="Cancel"), methods=["POST"]),
 ]
 
 
@@ -198,29 +202,6 @@ async def _answer(
         )
 
     return await sandbox.attend(request, endpoint, order_id, attempt, media_type=XML)
-
-
-def _moved(
-    sandbox: Sandbox,
-    payment: Payment,
-    transaction: Transaction,
-    refusal: str | None,
-    *,
-    kind: str,
-    amount: str | None = None,
-    minor: int = 0,
-    word: str | None = None,
-) -> str:
-    """Return the body of a money call: amounts as documented, Result and its deprecated twin, the transaction."""
-    result = "Success" if refusal is None else word or "Error"
-    parts = []
-    if amount is not None:
-        parts.append(element(amount, plain(minor if refusal is None else 0, payment.currency)))
-        parts.append(element(f"{kind}Currency", money.numeric_code(payment.currency)))
-    parts += [element("Result", result), element(f"{kind}Result", result)]
-    if refusal is not None:
-        parts.append(element("MerchantErrorMessage", refusal))
-    return "".join(parts) + transactions(sandbox.config, [(payment, transaction)])
 
 
 def _needed(sandbox: Sandbox, fields: dict[str, str]) -> tuple[Payment, Transaction]:

@@ -24,28 +24,14 @@ class Outcome(StrEnum):
     CHALLENGED = "challenged"  # never sent: the shopper still has to pass 3-D Secure
 
 
-RESULTS: dict[str, str] = {
-    "succeeded": "Success",
-    "failed": "Failed",
-    "error": "Error",
-    "cancelled": "Cancelled",
-    "declined": "Failed",
-    "open": "Open",
-    "new": "Created",
-    "ChargebackEvent": "ChargebackEvent",
-}
+_WORDS = {
+    "succeeded": ("Success", "SUCCEEDED"), "failed": ("Failed", "FAILED"), "error": ("Error", "ERROR"),
+    "cancelled": ("Cancelled", "CANCELLED"), "declined": ("Failed", "DECLINED"), "open": ("Open", "PENDING"),
+    "new": ("Created", "NEW"), "ChargebackEvent": ("ChargebackEvent", "CHARGEBACK_EVENT"),  # not documented for JSON bodies
+}  # fmt: skip
+RESULTS = {status: result for status, (result, _) in _WORDS.items()}
 """The words of `Body/Result` for each callback `status`: the gateway has two vocabularies (part 2.2)."""
-
-JSON_STATUSES: dict[str, str] = {
-    "succeeded": "SUCCEEDED",
-    "failed": "FAILED",
-    "error": "ERROR",
-    "cancelled": "CANCELLED",
-    "declined": "DECLINED",
-    "open": "PENDING",
-    "new": "NEW",
-    "ChargebackEvent": "CHARGEBACK_EVENT",  # not documented for JSON bodies
-}
+JSON_STATUSES = {status: word for status, (_, word) in _WORDS.items()}
 """The words of `status` in a JSON callback (part 2.3)."""
 
 
@@ -91,12 +77,40 @@ THREE_D_SECURE_FAILED = AuthorizationResult(
 )
 
 _FRAUD = {
-    "4170000000000006": "Accept",
-    "4170000000000105": "Deny",
-    "5250000000000121": "Challenge",
-    "5110000000000113": "Unknown",
+    "4170000000000006": "Accept", "4170000000000105": "Deny", "5250000000000121": "Challenge", "5110000000000113": "Unknown",
+}  # fmt: skip
+
+
+def _acquirer(code: str) -> str:
+    return f"TestAcquirer[pan=0{code} or amount={code}0]"
+
+
+_BY_CODE = {
+    "566": AuthorizationResult(
+        outcome=Outcome.FAILED, message="Card Declined", merchant_message=_acquirer("566")
+    ),
+    "567": AuthorizationResult(
+        outcome=Outcome.ERROR, message="Internal Error", merchant_message=_acquirer("567")
+    ),
+    "466": AuthorizationResult(
+        outcome=Outcome.FAILED,
+        status="3dsecure_failed",
+        message=_acquirer("466"),
+        merchant_message=_acquirer("466"),
+        must_show=True,
+    ),
+    "568": AuthorizationResult(outcome=Outcome.CHALLENGED),
 }
-_CODES = frozenset({"566", "567", "466", "568"})
+_FORCED = {
+    "succeeded": SUCCESS,
+    "declined": AuthorizationResult(
+        outcome=Outcome.FAILED, message="Card Declined", merchant_message="Declined by the script"
+    ),
+    "error": AuthorizationResult(
+        outcome=Outcome.ERROR, message="Internal Error", merchant_message="Error by the script"
+    ),
+    "cancelled": CANCELLED,
+}
 
 
 def fraud_score(amount: Decimal) -> int:
@@ -106,33 +120,14 @@ def fraud_score(amount: Decimal) -> int:
 
 def judge(pan: str, amount: Decimal) -> AuthorizationResult:
     """Decide a card payment: the number's own rule first, then the amount's."""
-    code = pan[-3:] if pan[-4:-3] == "0" and pan[-3:] in _CODES else _amount_code(amount)
-    match code:
-        case "566":
-            return AuthorizationResult(
-                outcome=Outcome.FAILED, message="Card Declined", merchant_message=_acquirer(code)
-            )
-        case "567":
-            return AuthorizationResult(
-                outcome=Outcome.ERROR, message="Internal Error", merchant_message=_acquirer(code)
-            )
-        case "466":
-            return AuthorizationResult(
-                outcome=Outcome.FAILED,
-                status="3dsecure_failed",
-                message=_acquirer(code),
-                merchant_message=_acquirer(code),
-                must_show=True,
-            )
-        case "568":
-            return AuthorizationResult(outcome=Outcome.CHALLENGED)
-        case _:
-            pass
-    if word := _FRAUD.get(pan):
-        return AuthorizationResult(
-            outcome=Outcome.SUCCEEDED, fraud=Fraud(recommendation=word, score=fraud_score(amount))
-        )
-    return SUCCESS
+    code = pan[-3:] if pan[-4:-3] == "0" and pan[-3:] in _BY_CODE else _amount_code(amount)
+    if code is not None:
+        return _BY_CODE[code]
+    word = _FRAUD.get(pan)
+    if word is None:
+        return SUCCESS
+    fraud = Fraud(recommendation=word, score=fraud_score(amount))
+    return AuthorizationResult(outcome=Outcome.SUCCEEDED, fraud=fraud)
 
 
 def judge_amount(amount: Decimal) -> AuthorizationResult:
@@ -142,27 +137,9 @@ def judge_amount(amount: Decimal) -> AuthorizationResult:
 
 def forced(outcome: str) -> AuthorizationResult:
     """Return the verdict that a script ordered for an order number, whatever the card and the amount."""
-    match outcome:
-        case "succeeded":
-            return SUCCESS
-        case "declined":
-            return AuthorizationResult(
-                outcome=Outcome.FAILED, message="Card Declined", merchant_message="Declined by the script"
-            )
-        case "error":
-            return AuthorizationResult(
-                outcome=Outcome.ERROR, message="Internal Error", merchant_message="Error by the script"
-            )
-        case "cancelled":
-            return CANCELLED
-        case _:
-            return LEFT_OPEN
+    return _FORCED.get(outcome, LEFT_OPEN)
 
 
 def _amount_code(amount: Decimal) -> str | None:
     code = str((amount * 100).normalize().to_integral_value()) if amount < Decimal(10) else ""
-    return code if code in _CODES and amount * 100 == int(code) else None
-
-
-def _acquirer(code: str) -> str:
-    return f"TestAcquirer[pan=0{code} or amount={code}0]"
+    return code if code in _BY_CODE and amount * 100 == int(code) else None

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.mishaps.shop import Shop, shop
-from tests.factories import empty
+from tests.support.factories import empty
+from tests.support.shop import Shop, shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

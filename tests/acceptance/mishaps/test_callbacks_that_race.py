@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.mishaps.shop import DECLINED_CARD, WHOLE, Shop
-from tests.factories import row_held
+from tests.support.factories import row_held
+from tests.support.shop import DECLINED_CARD, WHOLE, Shop
 
 if TYPE_CHECKING:
     from uuid import UUID

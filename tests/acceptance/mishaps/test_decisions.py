@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.mishaps.shop import WHOLE, with_status
-from tests.said import of_attention
+from tests.support.said import of_attention
+from tests.support.shop import WHOLE, with_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
-    from tests.acceptance.mishaps.shop import Shop
+    from tests.support.shop import Shop
 
 
 pytestmark = pytest.mark.anyio

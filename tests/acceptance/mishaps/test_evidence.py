@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.mishaps.shop import WHOLE, Shop, with_agreement, with_status
-from tests.said import of_attention
+from tests.support.said import of_attention
+from tests.support.shop import WHOLE, Shop, with_agreement, with_status
 
 if TYPE_CHECKING:
     from uuid import UUID

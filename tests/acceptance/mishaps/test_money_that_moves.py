@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.mishaps.shop import WHOLE, Shop
+from tests.support.shop import WHOLE, Shop
 
 if TYPE_CHECKING:
     from uuid import UUID

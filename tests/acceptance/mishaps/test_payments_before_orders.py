@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import audit, auth
 from orchestrator.devkit.client import Client
-from tests.acceptance.mishaps.shop import WHOLE, Shop
+from tests.support.shop import WHOLE, Shop
 
 pytestmark = pytest.mark.anyio
 

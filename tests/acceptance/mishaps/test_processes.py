@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.world import world
+from tests.support.world import world
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from tests import mishaps
+from tests.support import mishaps
 
 TESTS = Path(__file__).resolve().parents[2]
 

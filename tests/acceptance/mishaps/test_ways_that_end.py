@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.mishaps.shop import DECLINED_CARD, WHOLE, Shop
-from tests.integration.processing.scene import take
+from tests.support.scene import take
+from tests.support.shop import DECLINED_CARD, WHOLE, Shop
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.api.process import Server, api_process
-from tests.integration.api.scene import Api, serving
+from tests.support.api_scene import Api, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -18,7 +18,7 @@ import psutil
 
 from orchestrator import auth
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
-from tests.forked import Popen
+from tests.support.forked import Popen
 
 if TYPE_CHECKING:
     import subprocess

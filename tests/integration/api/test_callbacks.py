@@ -14,8 +14,8 @@ from orchestrator.api.callback_intake import FIRST_PAUSE, TIMEOUT
 from orchestrator.api.callbacks import BODY_LIMIT, VISIT_LIMIT
 from orchestrator.store import inbox
 from tests.conftest import make_settings
-from tests.integration.api.scene import Api, path_of, serving, without_database
 from tests.integration.api.test_intake import problem
+from tests.support.api_scene import Api, path_of, serving, without_database
 
 if TYPE_CHECKING:
     from orchestrator.settings import Settings

@@ -12,9 +12,9 @@ import pytest
 
 from orchestrator import audit
 from orchestrator.api import commands
-from tests.integration.api.scene import Api, intent
 from tests.integration.api.test_intake import problem
 from tests.integration.api.test_reads import shown
+from tests.support.api_scene import Api, intent
 
 pytestmark = pytest.mark.anyio
 

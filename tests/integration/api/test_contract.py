@@ -19,12 +19,12 @@ from orchestrator.domain.states import State
 from orchestrator.intents import fields
 from tests.conftest import make_settings
 from tests.integration.api.contract import wrong_in
-from tests.integration.api.scene import Api, intent, path_of, serving, without_database
 from tests.integration.api.test_callbacks import BODY, FORM, call
 from tests.integration.api.test_commands import EVERY, KINDS, ask, in_state, operation, paid, payment
 from tests.integration.api.test_evidence import SECRET, UNPROVEN, signed
 from tests.integration.api.test_intake import problem
 from tests.integration.api.test_merchant_callbacks import posted, send
+from tests.support.api_scene import Api, intent, path_of, serving, without_database
 
 pytestmark = pytest.mark.anyio
 

@@ -22,10 +22,10 @@ from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.events import EventType
 from orchestrator.domain.states import State
 from orchestrator.store import events
-from tests.cloud_events import check
-from tests.factories import Core, core
-from tests.integration.api.scene import Api, serving
 from tests.integration.api.test_intake import problem
+from tests.support.api_scene import Api, serving
+from tests.support.cloud_events import check
+from tests.support.factories import Core, core
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

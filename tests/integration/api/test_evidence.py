@@ -18,9 +18,9 @@ from structlog.testing import capture_logs
 from orchestrator import callback_urls
 from orchestrator.api.callbacks import UNPROVEN_LIMIT
 from tests.conftest import make_settings
-from tests.integration.api.scene import Api, intent, path_of, serving, without_database
 from tests.integration.api.test_callbacks import BODY, FORM, call
 from tests.integration.api.test_intake import problem
+from tests.support.api_scene import Api, intent, path_of, serving, without_database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -16,9 +16,9 @@ from sqlalchemy.exc import OperationalError
 from orchestrator.api import create_app
 from orchestrator.api.server import build
 from orchestrator.store import schema
-from tests.integration.api.scene import Api, RecordingPublisher, path_of, serving, without_database
-from tests.pooler import direct
-from tests.postgres import Proxy, address, through
+from tests.support.api_scene import Api, RecordingPublisher, path_of, serving, without_database
+from tests.support.pooler import direct
+from tests.support.postgres import Proxy, address, through
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ import structlog
 from orchestrator import auth, callback_urls
 from orchestrator.intents import BODY_LIMIT
 from tests.conftest import make_settings
-from tests.integration.api.scene import Api, intent, serving, without_database
+from tests.support.api_scene import Api, intent, serving, without_database
 
 pytestmark = pytest.mark.anyio
 

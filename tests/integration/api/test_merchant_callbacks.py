@@ -15,10 +15,10 @@ from orchestrator.domain.ids import uuid7
 from orchestrator.store import inbox
 from orchestrator.store.checkouts import MOST_UNCONFIRMED
 from tests.conftest import make_settings
-from tests.integration.api.scene import Api, intent, path_of, serving, without_database
 from tests.integration.api.test_callbacks import FORM
 from tests.integration.api.test_evidence import SECRET, SHOP, callback_intake, checking, signed
 from tests.integration.api.test_intake import problem
+from tests.support.api_scene import Api, intent, path_of, serving, without_database
 
 pytestmark = pytest.mark.anyio
 

@@ -9,8 +9,8 @@ import pytest
 from orchestrator.audit import Action, archive
 from orchestrator.domain.states import Trigger
 from orchestrator.store import checkouts
-from tests.integration.api.scene import Api, intent
 from tests.integration.api.test_intake import problem
+from tests.support.api_scene import Api, intent
 
 pytestmark = pytest.mark.anyio
 

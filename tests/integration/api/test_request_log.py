@@ -13,7 +13,7 @@ import structlog
 from orchestrator import log
 from orchestrator.api import request_log
 from tests.conftest import make_settings
-from tests.integration.api.scene import intent, path_of, serving
+from tests.support.api_scene import intent, path_of, serving
 
 pytestmark = pytest.mark.anyio
 

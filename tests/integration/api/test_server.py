@@ -20,8 +20,8 @@ from orchestrator.domain.ids import uuid7
 from orchestrator.intents import BODY_LIMIT
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.integration.api.process import PASSWORD, bearer
-from tests.integration.api.scene import PAGES, intent, path_of
-from tests.pooler import direct
+from tests.support.api_scene import PAGES, intent, path_of
+from tests.support.pooler import direct
 
 if TYPE_CHECKING:
     from tests.integration.api.process import Server

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.devkit.bench.database_probe import DatabaseProbe, Left, others
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store.database import Database
-from tests.factories import COMPLETED, payment
+from tests.support.factories import COMPLETED, payment
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from orchestrator.gateway.client import Account
 from orchestrator.gateway.client import Gateway as Client
 from orchestrator.gateway.outcomes import Done, NotSent, Refused, Unauthorized, Unknown
 from tests.integration.gateway.scene import settings
-from tests.integration.sandbox.parties import CONFIG, Gateway, Merchant, serving
+from tests.support.parties import CONFIG, Gateway, Merchant, serving
 
 SETTINGS = settings(gateway_answer_limit=2_000_000)
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from orchestrator.devkit.sandbox import SandboxConfig, create_app
-from tests.integration.processing.scene import Scene, scene
-from tests.integration.sandbox.parties import serving
+from tests.support.parties import serving
+from tests.support.scene import Scene, scene
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

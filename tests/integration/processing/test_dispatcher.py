@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from orchestrator.gateway.client import Gateway
 from orchestrator.processing import Dispatcher, dispatcher
 from orchestrator.store.checkouts import claims
-from tests.integration.processing.scene import Scene, scene
+from tests.support.scene import Scene, scene
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cloud_events import documents
 from tests.integration.processing.test_money import until_settled
 from tests.integration.processing.test_payment import DECLINED_CARD
+from tests.support.cloud_events import documents
 
 if TYPE_CHECKING:
-    from tests.integration.processing.scene import Scene
+    from tests.support.scene import Scene
 
 pytestmark = pytest.mark.anyio
 

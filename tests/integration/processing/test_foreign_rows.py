@@ -14,10 +14,10 @@ from orchestrator.domain.records import Command
 from orchestrator.store import checkouts
 from orchestrator.store.merchants import Merchants
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
-from tests.said import answer
+from tests.support.said import answer
 
 if TYPE_CHECKING:
-    from tests.integration.processing.scene import Scene
+    from tests.support.scene import Scene
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from orchestrator import gc_tuning
-from tests.integration.processing.scene import Scene, scene
+from tests.support.scene import Scene, scene
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,9 +14,9 @@ from sqlalchemy.exc import DBAPIError
 from orchestrator.processing import Dispatcher
 from orchestrator.processing import dispatcher as dispatcher_module
 from orchestrator.store.checkouts import claim, renew
-from tests.integration.processing.scene import Scene, scene
-from tests.pooler import direct
-from tests.said import of_attention
+from tests.support.pooler import direct
+from tests.support.said import of_attention
+from tests.support.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio
 

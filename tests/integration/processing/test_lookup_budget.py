@@ -14,7 +14,7 @@ from orchestrator.explain.record import gather
 from orchestrator.processing import lookup_budget
 from orchestrator.store import checkouts as lifecycle
 from tests.integration.processing.counting import Counting, fullest
-from tests.integration.processing.scene import Scene, scene
+from tests.support.scene import Scene, scene
 
 if TYPE_CHECKING:
     from collections import Counter

@@ -24,7 +24,7 @@ from orchestrator.processing import lookup_budget
 from orchestrator.store import checkouts
 from orchestrator.store.merchants import Policies
 from tests.integration.processing.counting import Counting, fullest
-from tests.integration.processing.scene import Scene, scene
+from tests.support.scene import Scene, scene
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,8 +14,8 @@ from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.gateway.outcomes import Done
 from orchestrator.store import checkouts
 from orchestrator.store.merchants import UnknownMerchant
-from tests.integration.processing.scene import Scene, scene
-from tests.said import answer, of_attention, of_error
+from tests.support.said import answer, of_attention, of_error
+from tests.support.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio
 

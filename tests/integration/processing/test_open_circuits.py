@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import explain
 from orchestrator.gateway.limits import circuit_breaker
-from tests.integration.processing.scene import Scene, scene
+from tests.support.scene import Scene, scene
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -12,8 +12,8 @@ from orchestrator.domain.states import Trigger
 from orchestrator.processing.context import CredentialsCircuit
 from orchestrator.store.checkouts import Move, claim
 from tests.integration.processing.conftest import CONFIG
-from tests.integration.processing.scene import Scene, scene
-from tests.integration.sandbox.parties import serving
+from tests.support.parties import serving
+from tests.support.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.domain import reconciliation
 from orchestrator.store import checkouts
-from tests.integration.processing.scene import Scene, scene
+from tests.support.scene import Scene, scene
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from orchestrator.domain.attention import SHOWN_BY_LOOKUPS, WAYS_OUT, AttentionC
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from tests.integration.processing.scene import Scene
+    from tests.support.scene import Scene
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from orchestrator.devkit.sandbox import create_app
-from tests.integration.sandbox.parties import CONFIG, Gateway, Merchant, serving
+from tests.support.parties import CONFIG, Gateway, Merchant, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,8 @@ import pytest
 from starlette.responses import HTMLResponse, Response
 
 from orchestrator.devkit.sandbox import RetryPolicy, create_app
-from orchestrator.devkit.sandbox.signing import form_encode
-from tests.integration.sandbox.parties import CONFIG, SECRET, TERMINAL_SECRET, Gateway, serving, until
+from orchestrator.devkit.sandbox.documents import form_encode
+from tests.support.parties import CONFIG, SECRET, TERMINAL_SECRET, Gateway, serving, until
 
 
 def deliveries(gateway, order):

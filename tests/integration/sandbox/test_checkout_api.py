@@ -12,7 +12,7 @@ import jwt
 import pytest
 
 from orchestrator.devkit.sandbox import create_app
-from tests.integration.sandbox.parties import CONFIG, Gateway, Merchant, serving
+from tests.support.parties import CONFIG, Gateway, Merchant, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ import pytest
 from defusedxml import ElementTree
 
 from orchestrator.devkit.sandbox import create_app
-from tests.integration.sandbox.parties import CONFIG, Gateway, serving, until
+from tests.support.parties import CONFIG, Gateway, serving, until
 
 API = "/checkout/v1/api"
 

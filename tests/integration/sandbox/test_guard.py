@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from orchestrator.devkit.sandbox import create_app
-from tests.integration.sandbox.parties import CONFIG, serving
+from tests.support.parties import CONFIG, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

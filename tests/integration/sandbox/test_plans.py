@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from orchestrator.devkit.sandbox import create_app
-from tests.integration.sandbox.parties import CONFIG, Gateway, serving, until
+from tests.support.parties import CONFIG, Gateway, serving, until
 
 API = "/checkout/v1/api"
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from orchestrator import intents
-from orchestrator.devkit.bench import figures, latency, schedule
+from orchestrator.devkit.bench import figures, latency, load
 
 # ── Percentiles ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -56,11 +56,11 @@ def test_what_waits_is_what_began_and_has_not_ended():
 
 
 def test_an_even_schedule_has_equal_distances():
-    assert schedule.moments(4, 2, evenly=True, seed=1) == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+    assert load.moments(4, 2, evenly=True, seed=1) == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
 
 
 def test_a_schedule_by_chance_keeps_its_rate_and_is_the_same_for_the_same_seed():
-    moments = schedule.moments(100, 60, evenly=False, seed=7)
+    moments = load.moments(100, 60, evenly=False, seed=7)
     assert moments == sorted(moments)
     assert moments[0] >= 0
     assert moments[-1] < 60
@@ -68,25 +68,25 @@ def test_a_schedule_by_chance_keeps_its_rate_and_is_the_same_for_the_same_seed()
     gaps = [after - before for before, after in pairwise(moments)]
     # What makes it Poisson: distances scatter as much as they are long.
     assert statistics.stdev(gaps) == pytest.approx(statistics.mean(gaps), rel=0.1)
-    assert moments == schedule.moments(100, 60, evenly=False, seed=7)
-    assert moments != schedule.moments(100, 60, evenly=False, seed=8)
+    assert moments == load.moments(100, 60, evenly=False, seed=7)
+    assert moments != load.moments(100, 60, evenly=False, seed=8)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2431, 2432, 99_999])
 def test_every_intent_is_one_that_is_taken_as_it_stands(number):
-    intent = intents.parse(schedule.intent("b1-2", number))
+    intent = intents.parse(load.intent("b1-2", number))
     assert (intent.order_ref, intent.amount, intent.currency) == (
         f"b1-2-{number}",
-        schedule.amount(number),
+        load.amount(number),
         "DKK",
     )
-    order = msgspec.json.decode(schedule.intent("b1-2", number))["order"]
+    order = msgspec.json.decode(load.intent("b1-2", number))["order"]
     lines = sum(round((line["unitPrice"] + line["taxAmount"]) * 100) for line in order["orderLines"])
     assert lines == intent.amount
 
 
 def test_orders_near_each_other_cost_different_amounts():
-    assert len({schedule.amount(number) for number in range(1000)}) == 1000
+    assert len({load.amount(number) for number in range(1000)}) == 1000
 
 
 # ── Latencies ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,10 +9,10 @@ from defusedxml.ElementTree import fromstring
 
 from orchestrator.devkit.bench import display, ledger, load, report, result
 from orchestrator.devkit.bench.database_probe import Left
-from orchestrator.devkit.bench.errors import BenchFailed
 from orchestrator.devkit.bench.run import Plan, _Bench
 from orchestrator.devkit.bench.setup import Progress, Run
 from orchestrator.devkit.bench.usage import Sample
+from orchestrator.devkit.errors import BenchFailed
 from orchestrator.devkit.local.terminal import Terminal
 
 BEGAN = 1_000.0

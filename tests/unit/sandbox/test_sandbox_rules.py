@@ -8,9 +8,9 @@ from decimal import Decimal
 
 import pytest
 
+from orchestrator.devkit.sandbox.documents import checksum, signature, signature_header
 from orchestrator.devkit.sandbox.methods import Device, device_of
 from orchestrator.devkit.sandbox.rules import RESULTS, Outcome, forced, fraud_score, judge
-from orchestrator.devkit.sandbox.signing import checksum, signature, signature_header
 from orchestrator.devkit.sandbox.store import Store
 
 

@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
-from orchestrator.devkit.local.servers.errors import EmbeddedError
+from orchestrator.devkit.errors import EmbeddedError
 from orchestrator.devkit.local.servers.files import owner_name
 from orchestrator.devkit.local.servers.postgres import Postgres
 from orchestrator.devkit.local.servers.redis import Redis

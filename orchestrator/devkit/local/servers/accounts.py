@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.devkit.errors import EmbeddedError
 from orchestrator.devkit.local.servers import children
 from orchestrator.devkit.local.servers.children import Account
-from orchestrator.devkit.local.servers.errors import EmbeddedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

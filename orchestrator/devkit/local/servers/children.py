@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from typing import IO
 
 LINUX = sys.platform == "linux"
@@ -91,18 +91,21 @@ def spawn(
     )
 
 
-def die_with_parent(last_signal: signal.Signals) -> Callable[[], None]:
-    """Return a `preexec_fn` that has the child signalled when the parent is gone (nothing happens but on Linux).
+def end(process: subprocess.Popen[bytes], *steps: tuple[signal.Signals, float]) -> bool:
+    """Send each signal in turn and wait so many seconds, until the process has ended; say whether the first signal sufficed.
 
-    For children without threads or privileges to give up; call it, and start the child, in the parent's main thread.
+    Harmless for one that has ended.
     """
-    parent = os.getpid()
-
-    def watch() -> None:
-        if LINUX:
-            _watch(parent, last_signal)
-
-    return watch
+    used = steps[0][0]
+    for number, timeout in (*steps, (signal.SIGKILL, 5.0)):
+        if process.poll() is None:
+            used = number
+            process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout)
+    if process.stdin:
+        process.stdin.close()
+    return used == steps[0][0]
 
 
 def command_of(pid: int) -> str:

@@ -28,13 +28,13 @@ def secret(path: Path) -> str:
     return generated
 
 
-def private(path: Path, content: str) -> None:
+def private(path: Path, content: str | bytes) -> None:
     """Write a file that only its owner can read, whole or not at all."""
     half_done = path.with_name(path.name + ".new")
     forget(half_done)
     descriptor = os.open(half_done, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(content)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     half_done.rename(path)

@@ -21,7 +21,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import subprocess
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -32,12 +31,13 @@ from urllib.parse import quote
 import psycopg
 from psycopg import sql
 
+from orchestrator.devkit.errors import EmbeddedError
 from orchestrator.devkit.local.servers import accounts, children
-from orchestrator.devkit.local.servers.errors import EmbeddedError
 from orchestrator.devkit.local.servers.files import forget, free_port, grown, owner_name, secret
 from orchestrator.store import schema
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
 
     from orchestrator.devkit.local.servers.children import Account
@@ -221,16 +221,7 @@ class Postgres:
 
 def _end(process: subprocess.Popen[bytes], within: float = STOP_TIMEOUT) -> bool:
     last = min(within / 5, 5.0)
-    asked = number = signal.SIGINT
-    for each, timeout in ((asked, within - last), (signal.SIGQUIT, last), (signal.SIGKILL, 5.0)):
-        if process.poll() is None:
-            number = each
-            process.send_signal(each)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout)
-    if process.stdin:
-        process.stdin.close()
-    return number == asked
+    return children.end(process, (signal.SIGINT, within - last), (signal.SIGQUIT, last))
 
 
 def _prepare(data_dir: Path) -> _Place:

@@ -16,17 +16,17 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.devkit.errors import EmbeddedError
 from orchestrator.devkit.local.servers import accounts, children
-from orchestrator.devkit.local.servers.errors import EmbeddedError
 from orchestrator.devkit.local.servers.files import forget, free_port, grown, private, secret
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
 
     from orchestrator.devkit.local.servers.children import Account
@@ -119,16 +119,7 @@ class Redis:
 
 
 def _end(process: subprocess.Popen[bytes], within: float = STOP_TIMEOUT) -> bool:
-    asked = number = signal.SIGTERM
-    for each, timeout in ((asked, within), (signal.SIGKILL, 5.0)):
-        if process.poll() is None:
-            number = each
-            process.send_signal(each)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout)
-    if process.stdin:
-        process.stdin.close()
-    return number == asked
+    return children.end(process, (signal.SIGTERM, within))
 
 
 def _binary(home: Path, account: Account | None) -> Path:

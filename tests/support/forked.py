@@ -108,7 +108,7 @@ class _Nursery:
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-c", _SERVER, str(theirs.fileno())],
-                cwd=Path(__file__).resolve().parents[1], env=environment, pass_fds=[theirs.fileno()],
+                cwd=Path(__file__).resolve().parents[2], env=environment, pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             )  # fmt: skip
         atexit.register(self._end, process, self._asks)

@@ -28,12 +28,12 @@ import redis
 from psycopg.rows import dict_row
 
 from orchestrator import auth
-from tests.cloud_events import check_all
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
-from tests.forked import Popen, run
-from tests.integration.processing.scene import intent
-from tests.pooler import direct
 from tests.support.api import Api
+from tests.support.cloud_events import check_all
+from tests.support.forked import Popen, run
+from tests.support.pooler import direct
+from tests.support.scene import intent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The one error of the embedded servers, in a file of its own so that each server's module can raise it."""
+"""The errors of what starts and measures things on this machine; each is one sentence."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+class UpFailed(OrchestratorError):  # noqa: N818 - named for the fact
+    """`up` cannot start or go on; the sentence says why and what to do."""
+
+
+class BenchFailed(OrchestratorError):  # noqa: N818 - named for the fact
+    """The bench could not measure; the sentence says why. What it measured and found wrong is a result, and no error."""
 
 
 class EmbeddedError(OrchestratorError):

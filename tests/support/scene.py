@@ -22,9 +22,9 @@ from orchestrator.store import inbox
 from orchestrator.store.checkouts import Transitions, claim, sign_operation
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
-from tests.cloud_events import check_all
 from tests.conftest import make_settings
-from tests.said import Answer, answer
+from tests.support.cloud_events import check_all
+from tests.support.said import Answer, answer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

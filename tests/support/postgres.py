@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from tests.pooler import direct
+from tests.support.pooler import direct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -79,7 +79,7 @@ def between(config: pytest.Config, servers: Embedded) -> Iterator[None]:
     if config.getoption(_OPTION) is None:
         yield
         return
-    from tests.postgres import pooling
+    from tests.support.postgres import pooling
 
     urls = (servers.administrator_url, servers.owner_url, servers.database_url)
     logins = {str(one.username): unquote(str(one.password)) for one in map(urlsplit, urls)}
@@ -150,7 +150,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if config.getoption(_OPTION) is None:
         return
-    from tests.postgres import PGBOUNCER
+    from tests.support.postgres import PGBOUNCER
 
     if not Path(PGBOUNCER).exists():
         message = f"{_OPTION} pgbouncer: PgBouncer is not installed (on Debian: apt-get install pgbouncer)"
@@ -160,7 +160,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str | None:
     if config.getoption(_OPTION) is None:
         return None
-    from tests.postgres import PGBOUNCER
+    from tests.support.postgres import PGBOUNCER
 
     said = subprocess.run([PGBOUNCER, "--version"], capture_output=True, text=True, check=False).stdout
     return f"databases: through {said.partition(chr(10))[0]} in transaction mode"

@@ -17,9 +17,9 @@ import httpx
 import psutil
 
 from orchestrator.devkit.client import Unavailable
-from tests import forked
-from tests.pooler import settings_of
+from tests.support import forked
 from tests.support.api import Api
+from tests.support.pooler import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -25,7 +25,7 @@ from orchestrator.store import checkouts as lifecycle
 from orchestrator.store import inbox
 from orchestrator.store.database import Database
 from orchestrator.store.tables import metadata
-from tests.pooler import direct
+from tests.support.pooler import direct
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence

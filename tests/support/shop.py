@@ -34,9 +34,9 @@ from orchestrator.store.checkouts import Transitions
 from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 from tests.conftest import make_settings
-from tests.factories import empty
-from tests.integration.processing.scene import GOOD_CARD, Scene, intent, take
-from tests.integration.sandbox.parties import serving
+from tests.support.factories import empty
+from tests.support.parties import serving
+from tests.support.scene import GOOD_CARD, Scene, intent, take
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence

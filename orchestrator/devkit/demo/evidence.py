@@ -1,0 +1,327 @@
+"""What ledger, books and trail tell about an order when it has ended, whether they tell the same, and what a script wants to find in them.
+
+Amounts are minor units. The ledger is the sandbox's: every movement of a shopper's money, by whom and under which identifier. The
+books are what our API answers; for the money of a whole run, what the table of payments holds. A function of evidence returns what is
+missing, as the end of the sentence "expected …", or None.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from sqlalchemy import text
+
+from orchestrator.devkit.demo.shop import Unscripted, need
+from orchestrator.domain import money
+from orchestrator.domain.states import State, Trigger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import httpx
+
+    from orchestrator.api.contract import answers
+    from orchestrator.store.database import Database
+
+Sums: TypeAlias = tuple[int, int, int]
+"""Reserved, captured, refunded."""
+
+_SENTENCE = re.compile(r"[A-Z0-9].+ .+\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One order at its end; `explained` where that was asked for."""
+
+    checkout: answers.Checkout
+    ledger: list[dict[str, Any]]
+    trail: list[answers.AuditEntry]
+    explained: answers.Explanation | None = None
+
+    @property
+    def held_by_us(self) -> Sums:
+        """What our books say of the payment that pays the order."""
+        return _sums(self.checkout.money, self.checkout.amount.currency)
+
+    @property
+    def at_gateway(self) -> dict[str, Sums]:
+        """What the ledger says of each transaction that ever held money. A released reservation is none."""
+        return {
+            row["transactionId"]: (
+                0 if row["status"] == "released" else row["reservedMinor"], row["capturedMinor"], row["refundedMinor"],
+            )
+            for row in self.ledger
+            if row["outcome"] == "succeeded"
+        }  # fmt: skip
+
+    @property
+    def in_books(self) -> dict[str, Sums]:
+        """What our books say of each transaction of the order that is more than an attempt, or holds money."""
+        seen = {one.transaction_id: _sums(one, one.currency) for one in self.checkout.payments}
+        return {number: sums for number, sums in seen.items() if any(sums) or number in self.at_gateway}
+
+    @property
+    def attempts_without_money(self) -> int:
+        return sum(row["transactionId"] is not None and row["outcome"] != "succeeded" for row in self.ledger)
+
+    def delivered(self, kind: str, *, but: str = "") -> int:
+        """Count the callbacks of a kind that we answered."""
+        return sum(
+            each["kind"] == kind and each["status"] != but and each["answerStatus"] is not None
+            for each in self.callbacks()
+        )
+
+    def callbacks(self) -> Iterator[dict[str, Any]]:
+        """Yield every callback that the gateway sent, or would have."""
+        return (callback for row in self.ledger for callback in row["callbacks"])
+
+    def actions(self, action: str) -> int:
+        """Count the entries of a kind in the trail."""
+        return sum(entry.action == action for entry in self.trail)
+
+    def moves(self, to: str) -> int:
+        """Count how often the checkout came to a state from another."""
+        return sum(entry.to == to and entry.before != to for entry in self.trail)
+
+    def callbacks_read(self) -> Iterator[dict[str, Any]]:
+        """Yield the callbacks that the trail says were read, with how well each was proven."""
+        return (callback for entry in self.trail for callback in entry.evidence.get("callbacks", ()))
+
+    def check_money(self) -> None:
+        """Compare ledger and books, transaction by transaction; `Unscripted` unless they agree to the minor unit."""
+        theirs, ours = self.at_gateway, self.in_books
+        for number in sorted(theirs.keys() | ours.keys()):
+            at, here = theirs.get(number), ours.get(number)
+            if at != here:
+                raise Unscripted(
+                    expected=f"the ledger's (reserved, captured, refunded) {at or 'nothing'} of transaction {number} in our books",
+                    seen=str(here or "nothing"),
+                )
+
+    def check_movements(self, wanted: tuple[str, ...]) -> None:
+        """See that the gateway did what we asked of it: these movements, each once, and none that we know nothing of."""
+        made = [one for row in self.ledger for one in row["movements"] if one["by"] == "merchant"]
+        if Counter(one["type"] for one in made) != Counter(wanted):
+            seen = ", ".join(one["type"] for one in made)
+            raise Unscripted(
+                expected=f"{', '.join(wanted) or 'no movement'} in the ledger", seen=seen or "none"
+            )
+        named = [one["identifier"] for one in made if one["identifier"]]
+        ours = {one.reconciliation_identifier for one in self.checkout.operations}
+        if len(set(named)) != len(named) or not ours.issuperset(named):
+            raise Unscripted(expected="each identifier of ours once in the ledger", seen=", ".join(named))
+        for row in self.ledger:
+            if row["capturedMinor"] > row["reservedMinor"] or row["refundedMinor"] > row["capturedMinor"]:
+                raise Unscripted(
+                    expected="no more captured than reserved, and no more refunded than captured",
+                    seen=f"{row['reservedMinor']}, {row['capturedMinor']}, {row['refundedMinor']}",
+                )
+
+    def check_explanation(self) -> None:
+        """See that somebody who asks why is told why: in a summary, reasons and evidence, each a whole sentence."""
+        told = self.explained
+        said = () if told is None else (told.summary, *told.because, *told.evidence)
+        whole = told is not None and told.because and told.evidence
+        if not whole or not all(_SENTENCE.fullmatch(one) for one in said):
+            raise Unscripted(expected="an explanation in whole sentences", seen=str(said))
+
+
+def _sums(amounts: answers.HeldMoney | answers.Payment, currency: str) -> Sums:
+    """Return the amounts in minor units; one that cannot be read fails."""
+    each = (amounts.reserved, amounts.captured, amounts.refunded)
+    reserved, captured, refunded = (money.to_minor(str(one), currency) for one in each)
+    return reserved, captured, refunded
+
+
+# ── What a script wants to find ──
+
+
+def nothing_more(_: Told) -> str | None:
+    return None
+
+
+def one_declined(told: Told) -> str | None:
+    return None if told.attempts_without_money == 1 else "a declined attempt in the ledger"
+
+
+def only(kind: str, lost: str) -> Callable[[Told], str | None]:
+    def evidence(told: Told) -> str | None:
+        if told.delivered(kind) and not told.delivered(lost):
+            return None
+        return f"a {kind} callback that was delivered and no {lost} callback that was"
+
+    return evidence
+
+
+def three_of_each(told: Told) -> str | None:
+    # Besides, the gateway announces each new payment with a notification of its own.
+    counts = told.delivered("success"), told.delivered("notification", but="new")
+    return None if counts == (3, 3) else f"three success callbacks and three notifications, and not {counts}"
+
+
+def two_failures(told: Told) -> str | None:
+    count = told.actions("gateway:failed")
+    return None if count == 2 else f"two failed calls in the trail, and not {count}"  # noqa: PLR2004 - the script's
+
+
+def never_tried(told: Told) -> str | None:
+    return None if not told.attempts_without_money else "no attempt to pay in the ledger"
+
+
+def every(*parts: Callable[[Told], str | None]) -> Callable[[Told], str | None]:
+    return lambda told: next((missing for part in parts if (missing := part(told)) is not None), None)
+
+
+def proven(told: Told) -> str | None:
+    """Every callback that was read was signed, and none came from elsewhere than the gateway."""
+    read = {(callback["grade"], callback["network"]) for callback in told.callbacks_read()}
+    good = read in ({("signed", "inside")}, {("signed", "unchecked")})
+    return None if good else f"signed callbacks from the gateway alone, and not {sorted(read)}"
+
+
+def settled_by(**wanted: int) -> Callable[[Told], str | None]:
+    """So many operations succeeded for each cause (asked, automatic, returned), and no others."""
+
+    def evidence(told: Told) -> str | None:
+        counted = Counter(one.cause for one in told.checkout.operations if one.state == "succeeded")
+        return (
+            None
+            if counted == Counter(wanted)
+            else f"operations that succeeded {wanted}, and not {dict(counted)}"
+        )
+
+    return evidence
+
+
+def entries(**wanted: int) -> Callable[[Told], str | None]:
+    """So many entries in the trail of these actions of an operation (`unknown`, `submitted` and so on)."""
+
+    def evidence(told: Told) -> str | None:
+        for action, count in wanted.items():
+            seen = told.actions(f"money:{action}")
+            if seen != count:
+                return f"{count} entries money:{action} in the trail, and not {seen}"
+        return None
+
+    return evidence
+
+
+def late(told: Told) -> str | None:
+    return None if told.checkout.late else "a checkout that is marked late"
+
+
+def in_time(told: Told) -> str | None:
+    return "a checkout that is not marked late" if told.checkout.late else None
+
+
+def unasked(told: Told) -> str | None:
+    return "no operation of ours" if told.checkout.operations else None
+
+
+def found_by_lookup(told: Told) -> str | None:
+    if any(True for _ in told.callbacks_read()):
+        return "no callback in the trail"
+    lost = [one for one in told.callbacks() if one["answerStatus"] is not None]
+    return "no callback that was delivered" if lost else None
+
+
+def disbelieved(grade: str, *, never: bool) -> Callable[[Told], str | None]:
+    """Callbacks were read that proved nothing; `never`: no callback moved the checkout at all."""
+
+    def evidence(told: Told) -> str | None:
+        if grade not in {callback["grade"] for callback in told.callbacks_read()}:
+            return f"a callback with grade {grade} in the trail"
+        arrived = [entry for entry in told.trail if entry.trigger == Trigger.CALLBACK_ARRIVED]
+        if never:
+            return "no callback that moved the checkout" if arrived else None
+        proven = all(
+            any(callback["grade"] == "signed" for callback in entry.evidence["callbacks"])
+            for entry in arrived
+        )
+        return None if proven else "none but signed callbacks to move the checkout"
+
+    return evidence
+
+
+def refused_401(told: Told) -> str | None:
+    statuses = {one["answerStatus"] for one in told.callbacks()}
+    return None if statuses == {401} else f"401 as the answer to every callback, and not {sorted(statuses)}"
+
+
+def charged_back(told: Told) -> str | None:
+    ours, whole = told.checkout.money.charged_back, told.checkout.amount.value
+    return None if ours == whole else f"all of it charged back in our books, and not {ours}"
+
+
+def never_completed(told: Told) -> str | None:
+    return "an order that was never completed" if told.moves(State.COMPLETED) else None
+
+
+def bound_by(binding: str) -> Callable[[Told], str | None]:
+    """The payment was known as the order's by this, and by nothing better."""
+
+    def evidence(told: Told) -> str | None:
+        seen = {one.binding for one in told.checkout.payments}
+        return None if seen == {binding} else f"payments bound by {binding}, and not {sorted(seen)}"
+
+    return evidence
+
+
+def reopened(told: Told) -> str | None:
+    once = told.actions("checkout:reopened") == 1
+    return None if once else "one entry checkout:reopened in the trail"
+
+
+# ── The money of a whole run ──
+
+_BOOKS = text("""
+    SELECT currency, sum(reserved) AS reserved, sum(captured) AS captured, sum(refunded) AS refunded
+      FROM payments WHERE order_ref LIKE :prefix GROUP BY currency
+""")
+_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Reserved, captured and refunded of one currency in minor units, by both sides. A reservation that was released is none."""
+
+    currency: str
+    ledger: Sums
+    books: Sums
+
+    @property
+    def agrees(self) -> bool:
+        return self.ledger == self.books
+
+
+async def balances_of(http: httpx.AsyncClient, gateway: str, db: Database, *, prefix: str) -> list[Balance]:
+    """Return the money of all orders whose numbers begin with `prefix`."""
+    ledger = await _ledger(http, gateway, prefix)
+    rows = await db.read(_BOOKS, {"prefix": f"{prefix}%"})
+    books = {row.currency: (int(row.reserved), int(row.captured), int(row.refunded)) for row in rows}
+    nothing = (0, 0, 0)
+    sides = [
+        (name, ledger.get(name, nothing), books.get(name, nothing)) for name in sorted({*ledger, *books})
+    ]
+    return [Balance(*side) for side in sides if any(side[1]) or any(side[2])]
+
+
+async def _ledger(http: httpx.AsyncClient, gateway: str, prefix: str) -> dict[str, Sums]:
+    sums: defaultdict[str, Sums] = defaultdict(lambda: (0, 0, 0))
+    after: int | None = 0
+    while after is not None:
+        answer = await http.get(f"{gateway}/sandbox/ledger", params={"after": after, "limit": _PAGE})
+        need(answer, (200,), "the sandbox's ledger")
+        page = answer.json()
+        for order in page["orders"]:
+            for row in order["payments"] if order["orderId"].startswith(prefix) else ():
+                reserved, captured, refunded = sums[row["currency"]]
+                held = 0 if row["status"] == "released" else row["reservedMinor"]
+                sums[row["currency"]] = (
+                    reserved + held, captured + row["capturedMinor"], refunded + row["refundedMinor"],
+                )  # fmt: skip
+        after = page["next"]
+    return dict(sums)
