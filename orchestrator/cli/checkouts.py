@@ -12,10 +12,11 @@ import click
 
 from orchestrator.cli import commands
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import matching, merchant_id, one, price, table, uuid_of
+from orchestrator.cli.lookup import merchant_id, merchant_names, one, price, table, uuid_of
 from orchestrator.cli.output import printer, say
 from orchestrator.cli.reconcile import reconcile
 from orchestrator.domain.payment_status import PaymentStatus, payment_status
+from orchestrator.domain.records import Role, still_held
 from orchestrator.domain.states import State
 from orchestrator.text import neutralised
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
+    from orchestrator.store.read_model import CheckoutRecord
 
 _HELD: Final = ("reserved", "captured", "refunded", "charged back")
 _SAID: Final = frozenset({"checkoutId", "currency"})
@@ -77,18 +79,19 @@ def list_checkouts(
         from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
 
         from orchestrator.devkit.demo.timeline import STYLES  # noqa: PLC0415
+        from orchestrator.store import read_model  # noqa: PLC0415
 
-        if merchant is not None:
-            await merchant_id(db, merchant)
-        wanted = matching(
-            states=states, statuses=statuses, order=order, merchant=merchant, attention=attention
-        )
-        rows = await db.read(wanted.limit(limit + 1))
+        number = None if merchant is None else await merchant_id(db, merchant)
+        names = await merchant_names(db)
+        rows = await read_model.checkouts(
+            db, merchant_id=number, order_ref=order, states=[State(state) for state in states],
+            statuses=[PaymentStatus(status) for status in statuses], attention=attention or None, limit=limit + 1,
+        )  # fmt: skip
         shown = table("id", "order", "merchant", "state", "amount", "payment", "held", "created", "attention")
         for row in rows[:limit]:
             shown.add_row(
-                str(row.id), row.order_ref, row.merchant, Text(row.state, style=STYLES[row.state]),
-                price(row.amount, row.currency), _status(row), price(_held(row), row.currency),
+                str(row.id), row.order_ref, names[row.merchant_id], Text(row.state, style=STYLES[row.state]),
+                price(row.amount, row.currency), payment_status(State(row.state), row), price(still_held(row), row.currency),
                 f"{row.created_at:%Y-%m-%d %H:%M:%S}", row.attention or "",
             )  # fmt: skip
         printer().print(shown)
@@ -112,25 +115,24 @@ def show(*, data_dir: Path, checkout: str) -> int:
         import msgspec  # noqa: PLC0415
 
         from orchestrator.devkit.demo.timeline import timeline  # noqa: PLC0415
+        from orchestrator.store import read_model  # noqa: PLC0415
 
         row = await one(db, checkout)
         console = printer()
         console.print(_described(row))
-        found = await db.read(_payments(), {"id": row.id})
-        if found:
+        if row.payments:
             shown = table("payment", "role", "status", "meaning", *_HELD)
-            for payment in found:
+            for payment in row.payments:
                 shown.add_row(
                     payment.transaction_id, payment.role, payment.status, payment.meaning, *_amounts(payment)
                 )
             console.print()
             console.print(shown)
-        operations = await db.read(_operations(), {"id": row.id})
-        if operations:
+        if row.operations:
             shown = table(
                 "operation", "kind", "payment", "amount", "state", "cause", "requested", "settled", "error"
             )
-            for operation in operations:
+            for operation in row.operations:
                 shown.add_row(
                     str(operation.id), operation.kind, operation.transaction_id, price(operation.amount, operation.currency),
                     operation.state, operation.cause, f"{operation.requested_at:%H:%M:%S}",
@@ -138,11 +140,11 @@ def show(*, data_dir: Path, checkout: str) -> int:
                 )  # fmt: skip
             console.print()
             console.print(shown)
-        entries = await db.read(_entries(), {"id": row.id})
+        entries, _archived = await read_model.trail(db, row.id) or ([], ())
         console.print()
-        for archived in await db.read(_archived(), {"id": row.id}):
+        for archived in row.archived:
             console.print(
-                f"entries up to {archived.sequence} were archived at {archived.at:%Y-%m-%d %H:%M} UTC in {archived.file}"
+                f"entries up to {archived.until} were archived at {archived.at:%Y-%m-%d %H:%M} UTC in {archived.file}"
             )
         console.print(timeline([msgspec.json.decode(entry.entry) for entry in entries]))
         return 0
@@ -193,7 +195,7 @@ def payments() -> None:
 @data_dir
 @click.option(
     "--role",
-    type=click.Choice(["accepted", "surplus", "attempt", "unknown"]),
+    type=click.Choice([one.value for one in Role]),
     help="surplus and unknown: money that belongs to no order.",
 )
 @click.option("--order", metavar="NUMBER", help="Only this order number.")
@@ -207,12 +209,21 @@ def list_payments(
     """List payments, the youngest first."""
 
     async def show(_: Settings, db: Database) -> int:
+        from orchestrator.store import read_model  # noqa: PLC0415
+
         number = None if merchant is None else await merchant_id(db, merchant)
-        rows = await db.read(_payments_listed(role=role, order=order, merchant=number).limit(limit + 1))
+        names = await merchant_names(db)
+        rows = await read_model.payments(
+            db,
+            merchant_id=number,
+            role=None if role is None else Role(role),
+            order_ref=order,
+            limit=limit + 1,
+        )
         shown = table("payment", "merchant", "order", "checkout", "role", "status", *_HELD, "first seen")
         for row in rows[:limit]:
             shown.add_row(
-                row.transaction_id, row.merchant, row.order_ref, str(row.checkout_id or ""), row.role, row.status,
+                row.transaction_id, names[row.merchant_id], row.order_ref, str(row.checkout_id or ""), row.role, row.status,
                 *_amounts(row), f"{row.first_seen_at:%Y-%m-%d %H:%M:%S}",
             )  # fmt: skip
         printer().print(shown)
@@ -266,35 +277,6 @@ def list_events(*, data_dir: Path, after: str | None, checkout: str | None, limi
 # ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _payments_listed(*, role: str | None, order: str | None, merchant: int | None) -> Any:
-    from sqlalchemy import bindparam, select  # noqa: PLC0415
-
-    from orchestrator.store.tables import merchants as m  # noqa: PLC0415
-    from orchestrator.store.tables import payments as p  # noqa: PLC0415
-
-    wanted = select(p, m.c.name.label("merchant")).join(m, m.c.id == p.c.merchant_id)
-    if role is not None:
-        # As a literal, in which the planner recognises the partial index.
-        wanted = wanted.where(p.c.role == bindparam("role", role, literal_execute=True))
-    if order is not None:
-        wanted = wanted.where(p.c.order_ref == order)
-    if merchant is not None:
-        wanted = wanted.where(p.c.merchant_id == merchant)
-    return wanted.order_by(p.c.first_seen_at.desc(), p.c.transaction_id.desc())
-
-
-def _payments() -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
-
-    return text("SELECT * FROM payments WHERE checkout_id = :id ORDER BY first_seen_at, transaction_id")
-
-
-def _operations() -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
-
-    return text("SELECT * FROM money_operations WHERE checkout_id = :id ORDER BY requested_at, id")
-
-
 def _amounts(payment: Any) -> list[Text]:
     """Return a payment's amounts as cells; one that cannot be read stands as the gateway wrote it."""
     from rich.text import Text  # noqa: PLC0415
@@ -311,35 +293,6 @@ def _amounts(payment: Any) -> list[Text]:
     return [cell(name) for name in ("reserved", "captured", "refunded", "charged_back")]
 
 
-def _status(row: Any) -> str:
-    return payment_status(
-        State(row.state), reserved=row.reserved, captured=row.captured, refunded=row.refunded,
-        charged_back=row.charged_back,
-    )  # fmt: skip
-
-
-def _held(row: Any) -> int:
-    """Return what is held of what pays a checkout, in minor units."""
-    if row.captured > 0:
-        return max(int(row.captured - row.refunded - row.charged_back), 0)
-    return int(row.reserved)
-
-
-def _entries() -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
-
-    return text("SELECT entry FROM audit_entries WHERE checkout_id = :id ORDER BY sequence")
-
-
-def _archived() -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
-
-    return text("""
-        SELECT h.sequence, a.at, a.file FROM archived_heads h JOIN archives a ON a.sequence = h.archive
-         WHERE h.checkout_id = :id ORDER BY h.sequence
-    """)
-
-
 def _events() -> Any:
     from sqlalchemy import text  # noqa: PLC0415
 
@@ -351,7 +304,7 @@ def _events() -> Any:
     """)
 
 
-def _described(row: Any) -> Table:
+def _described(row: CheckoutRecord) -> Table:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -369,7 +322,7 @@ def _described(row: Any) -> Table:
         for name in ("reserved", "captured", "refunded", "charged_back")
         if name != "charged_back" or row.charged_back
     )
-    table.add_row("payment", f"{_status(row)} ({held})")
+    table.add_row("payment", f"{row.payment_status} ({held})")
     for name, moment in (
         ("created", row.created_at),
         ("deadline", row.deadline),

@@ -18,6 +18,7 @@ import click
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import ACTOR, Span, merchant_id, one, table
 from orchestrator.cli.output import printer, say
+from orchestrator.domain.records import CommandKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -145,7 +146,7 @@ async def _ask(db: Database, encryptor: Encryptor, rows: Sequence[Any], tally: _
     from orchestrator.store import inbox  # noqa: PLC0415 - each command imports what it needs
 
     ids = [row.id for row in rows]
-    commands = await inbox.request_all(db, encryptor, ids, kind="reconcile", actor=ACTOR, grace=0.0)
+    commands = await inbox.request_all(db, encryptor, ids, kind=CommandKind.RECONCILE, actor=ACTOR, grace=0.0)
     tally.asked += len(commands)
     tally.waiting |= {commands[row.id]: _stand(row) for row in rows if row.id in commands}
 

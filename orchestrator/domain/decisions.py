@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
 from orchestrator.domain import money
-from orchestrator.domain.records import money_left
+from orchestrator.domain.payment_meaning import MONEY, UNREADABLE, PaymentMeaning
+from orchestrator.domain.records import Binding, Decision, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from orchestrator.domain.records import PaymentRecord
 
 MISMATCH: Final = "payment_mismatch"
 UNCLEAR: Final = "unclear_payment"
@@ -33,18 +36,12 @@ CREDITED: Final = "credited"
 IRREGULAR: Final = (CHARGEBACK_UNCLEAR, OVER_REFUND, OVER_CAPTURE, CREDITED)
 """Words of attention about a payment whose books at the gateway show more than captures and refunds of it; also flags of a payment."""
 
-UNREADABLE: Final = frozenset({
-    "amount_unreadable", "currency_unknown", "currency_conflict", "field_repeated", "transaction_nested",
-})  # fmt: skip
-"""Flags of a payment whose amounts are not known as numbers."""
 EVENT, CREDIT = "chargeback event: ", "credit: "
 """Begin the flags of a payment that tell a person what the gateway shows beside its amounts."""
 FAILED: Final = frozenset({
     "preauth_failed", "preauth_error", "3dsecure_failed", "recurring_failed", "epayment_cancelled", "epayment_declined",
 })  # fmt: skip
 """The gateway's words for an attempt that came to nothing (part 3)."""
-MONEY: Final = frozenset({"reserved", "captured", "refunded"})
-"""Readings that surely are money."""
 _MOST_NAMED: Final = 10
 
 
@@ -57,45 +54,6 @@ class Order(Protocol):
     def amount(self) -> int: ...
     @property
     def order_ref(self) -> str: ...
-
-
-class Payment(Protocol):
-    """A gateway transaction as a lookup shows it or as our books have it; amounts in minor units of its currency."""
-
-    @property
-    def transaction_id(self) -> str: ...
-    @property
-    def role(self) -> str: ...
-    @property
-    def binding(self) -> str: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def meaning(self) -> str: ...
-    @property
-    def currency(self) -> str: ...
-    @property
-    def reserved(self) -> int: ...
-    @property
-    def captured(self) -> int: ...
-    @property
-    def refunded(self) -> int: ...
-    @property
-    def charged_back(self) -> int: ...
-    @property
-    def surcharge(self) -> int: ...
-    @property
-    def flags(self) -> tuple[str, ...]: ...
-
-
-class Decided(Payment, Protocol):
-    """A payment of our books, with the decisions that were taken on it."""
-
-    @property
-    def decided(self) -> str | None: ...
-
-
-D = TypeVar("D", bound=Decided)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +71,17 @@ class Question:
         return f"{self.word}: {self.sentence}"
 
 
-def whole(payment: Payment) -> int:
+def whole(payment: PaymentRecord) -> int:
     """Return the amount that a payment was made for, in minor units."""
     return max(payment.reserved, payment.captured)
 
 
-def left(payment: Payment) -> int:
-    """Return what a payment still holds of the shopper's money, in minor units."""
-    return money_left(
-        payment.meaning, payment.reserved, payment.captured, payment.refunded + payment.charged_back
-    )
-
-
-def pays(order: Order, payment: Payment) -> bool:
+def pays(order: Order, payment: PaymentRecord) -> bool:
     """Say whether a payment is of the order's amount and currency. A surcharge that the gateway added is not asked for."""
     return payment.currency == order.currency and whole(payment) == order.amount
 
 
-def with_surcharge(order: Order, payment: Payment) -> bool:
+def with_surcharge(order: Order, payment: PaymentRecord) -> bool:
     """Say whether a payment is of the order's amount plus the surcharge that the gateway names (SurchargeAmount; C10)."""
     total = order.amount + payment.surcharge
     return payment.surcharge > 0 and payment.currency == order.currency and whole(payment) == total
@@ -144,24 +95,26 @@ def mark(word: str, decision: str, basis: str = "") -> str:
     return f"{word}={decision}@{basis}"
 
 
-def _marks(payment: Decided) -> Iterable[tuple[str, str, str]]:
+def _marks(payment: PaymentRecord) -> Iterable[tuple[str, str, str]]:
     for text in (payment.decided or "").split():
         word, _, rest = text.partition("=")
         decision, _, basis = rest.partition("@")
         yield word, decision, basis
 
 
-def is_decided(payment: Decided, question: Question) -> bool:
+def is_decided(payment: PaymentRecord, question: Question) -> bool:
     """Say whether a person decided on this very question for a payment."""
     return any((word, basis) == (question.word, question.basis) for word, _, basis in _marks(payment))
 
 
-def kept(payment: Decided) -> bool:
+def kept(payment: PaymentRecord) -> bool:
     """Say whether a person decided to keep a payment although it was not what had been asked for."""
-    return any(word in PROBLEMS and decision == "keep" for word, decision, _ in _marks(payment))
+    return any(word in PROBLEMS and decision == Decision.KEEP for word, decision, _ in _marks(payment))
 
 
-def decided_on(order: Order, known: Iterable[Decided], problems: Sequence[Payment]) -> dict[str, str]:
+def decided_on(
+    order: Order, known: Iterable[PaymentRecord], problems: Sequence[PaymentRecord]
+) -> dict[str, str]:
     """Return the decisions on problems that still hold: transaction → keep or dismiss.
 
     One that was taken on several transactions holds for all of them or for none.
@@ -180,7 +133,7 @@ def decided_on(order: Order, known: Iterable[Decided], problems: Sequence[Paymen
 
 
 def refusal(
-    order: Order, payments: Sequence[Decided], attention: str, decision: str, *, completed: bool
+    order: Order, payments: Sequence[PaymentRecord], attention: str, decision: str, *, completed: bool
 ) -> str | None:
     """Say why a decision on an attention cannot be carried out; None if it can.
 
@@ -192,7 +145,7 @@ def refusal(
     named = ", ".join(one.transaction_id for one in about[:_MOST_NAMED])
     if not about or problem(order, about).attention != attention:
         return "the payments that it is about have changed: read the checkout again and decide again"
-    if decision == "keep":
+    if decision == Decision.KEEP:
         unreadable = [one for one in about if not UNREADABLE.isdisjoint(one.flags)]
         if unreadable:
             said = f"the amounts of transaction {unreadable[0].transaction_id} cannot be read"
@@ -201,13 +154,13 @@ def refusal(
         if foreign:
             said = f"transaction {foreign[0].transaction_id} is in {foreign[0].currency or 'an unknown currency'}"
             return f"{said} and the order in {order.currency}: it cannot pay this order; return it"
-        if any(left(one) <= 0 for one in about):
+        if any(one.left <= 0 for one in about):
             return f"transactions {named} do not all hold money: say dismiss, or reconcile"
-    elif decision == "dismiss":
-        ours = [one for one in about if one.binding == "bound" and _may_hold(one)]
+    elif decision == Decision.DISMISS:
+        ours = [one for one in about if one.binding == Binding.BOUND and _may_hold(one)]
         if any(one.meaning in MONEY for one in ours):
             held = ", ".join(
-                f"{one.transaction_id} ({money.spelled(left(one), one.currency)})" for one in ours
+                f"{one.transaction_id} ({money.spelled(one.left, one.currency)})" for one in ours
             )
             return f"the gateway holds money for this order under {held}: say keep or return"
         if ours:
@@ -218,31 +171,31 @@ def refusal(
     return None
 
 
-def _may_hold(payment: Payment) -> bool:
+def _may_hold(payment: PaymentRecord) -> bool:
     """Say whether a payment holds money as far as is known. Of one that the gateway calls failed a person may say that it does not."""
     if payment.meaning in MONEY:
-        return left(payment) > 0
+        return payment.left > 0
     over = payment.status in FAILED and UNREADABLE.isdisjoint(payment.flags)
-    return not over and (left(payment) > 0 or not UNREADABLE.isdisjoint(payment.flags))
+    return not over and (payment.left > 0 or not UNREADABLE.isdisjoint(payment.flags))
 
 
 # ── What is asked ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def open_problems(order: Order, payments: Sequence[D]) -> list[D]:
+def open_problems(order: Order, payments: Sequence[PaymentRecord]) -> list[PaymentRecord]:
     """Return the payments of our books that are not taken for the order's and that no valid decision is about."""
     problems = [one for one in payments if is_problem(one)]
     held = decided_on(order, payments, problems)
     return [one for one in problems if one.transaction_id not in held]
 
 
-def is_problem(payment: Payment) -> bool:
+def is_problem(payment: PaymentRecord) -> bool:
     """Say whether a payment of our books waits, or waited, for a decision whether it is the order's."""
-    over = payment.meaning in MONEY and left(payment) <= 0
-    return payment.role == "unknown" and payment.meaning != "nothing" and not over
+    over = payment.meaning in MONEY and payment.left <= 0
+    return payment.role == Role.UNKNOWN and payment.meaning != PaymentMeaning.NOTHING and not over
 
 
-def problem(order: Order, payments: Sequence[Payment]) -> Question:
+def problem(order: Order, payments: Sequence[PaymentRecord]) -> Question:
     """Return what a person is asked about payments that are not what was ordered; all of them are one decision."""
     about = sorted(payments, key=lambda one: (len(one.transaction_id), one.transaction_id))
     words = [_word(order, one) for one in about]
@@ -261,7 +214,7 @@ def problem(order: Order, payments: Sequence[Payment]) -> Question:
     return Question(word, sentence, tuple(one.transaction_id for one in about), _digest(facts))
 
 
-def irregular(payments: Sequence[Payment]) -> list[Question]:
+def irregular(payments: Sequence[PaymentRecord]) -> list[Question]:
     """Return what a person is asked about payments of the order whose money moved in a way that nothing here explains."""
     asked = []
     for one in payments:
@@ -285,47 +238,45 @@ def irregular(payments: Sequence[Payment]) -> list[Question]:
     return asked
 
 
-def _word(order: Order, payment: Payment) -> str:
+def _word(order: Order, payment: PaymentRecord) -> str:
     if payment.meaning not in MONEY:
         return UNCLEAR
     return UNBOUND if pays(order, payment) else MISMATCH
 
 
-def _unclear_facts(word: str, payment: Payment) -> tuple[object, ...]:
+def _unclear_facts(word: str, payment: PaymentRecord) -> tuple[object, ...]:
     if word != UNCLEAR:
         return ()
     return (payment.status, payment.reserved, payment.captured, payment.refunded, *sorted(payment.flags))
 
 
-def _mismatch(order: Order, about: Sequence[Payment], ordered: str) -> str:
+def _mismatch(order: Order, about: Sequence[PaymentRecord], ordered: str) -> str:
     if len(about) == 1:
         one = about[0]
-        held = f"transaction {one.transaction_id} holds {money.spelled(left(one), one.currency)}"
+        held = f"transaction {one.transaction_id} holds {money.spelled(one.left, one.currency)}"
         if with_surcharge(order, one):
             extra = money.spelled(one.surcharge, one.currency)
             return f"{held}, which is the order of {ordered} and a surcharge of {extra}"
         return f"{held}, the order is {ordered}"
-    named = [
-        f"{one.transaction_id} ({money.spelled(left(one), one.currency)})" for one in about[:_MOST_NAMED]
-    ]
+    named = [f"{one.transaction_id} ({money.spelled(one.left, one.currency)})" for one in about[:_MOST_NAMED]]
     held = f"transactions {', '.join([*named, *_more(about)])} hold money"
     if len({one.currency for one in about}) == 1:
-        held = f"transactions {', '.join([*named, *_more(about)])} hold {money.spelled(sum(map(left, about)), about[0].currency)} together"
+        held = f"transactions {', '.join([*named, *_more(about)])} hold {money.spelled(sum(one.left for one in about), about[0].currency)} together"
     return f"{held}, the order is {ordered}"
 
 
-def _told(order: Order, payment: Payment, word: str) -> str:
+def _told(order: Order, payment: PaymentRecord, word: str) -> str:
     named = f"transaction {payment.transaction_id}"
     if word == UNCLEAR:
         return f"{named} is {payment.status or 'without a status'} with amounts that do not say what it means"
     if word == MISMATCH:
-        return f"{named} holds {money.spelled(left(payment), payment.currency)}"
+        return f"{named} holds {money.spelled(payment.left, payment.currency)}"
     if "info_repeated" in payment.flags:
         return f"{named} names more than one checkout"
     return f"{named} names no checkout, and several checkouts have order number {order.order_ref}"
 
 
-def _more(about: Sequence[Payment]) -> list[str]:
+def _more(about: Sequence[PaymentRecord]) -> list[str]:
     rest = len(about) - _MOST_NAMED
     return [f"and {rest} more"] if rest > 0 else []
 

@@ -13,15 +13,14 @@ from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.domain import decisions, money
-from orchestrator.domain.payment_meaning import PaymentMeaning, Shape, held, read, shape
-from orchestrator.domain.records import ObservedPayment
+from orchestrator.domain.payment_meaning import MONEY, UNREADABLE, PaymentMeaning, Shape, held, read, shape
+from orchestrator.domain.records import Binding, Decision, OperationKind, OperationState, PaymentRecord, Role
 from orchestrator.domain.schedule import made_at, valid_until
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from uuid import UUID
 
-    from orchestrator.domain.records import PaymentRecord
     from orchestrator.domain.transaction import Found, Transaction
     from orchestrator.store.checkouts import ClaimedCheckout
 
@@ -43,24 +42,6 @@ class LookupOutcome(StrEnum):
     """The answer contradicts itself or our order: a person must decide, and nothing is concluded."""
 
 
-class Binding(StrEnum):
-    """How we know that a transaction belongs to the checkout."""
-
-    BOUND = "bound"
-    ORDER_REF = "order_ref"
-
-
-class Role(StrEnum):
-    """What a transaction is to its checkout."""
-
-    ACCEPTED = "accepted"
-    SURPLUS = "surplus"
-    ATTEMPT = "attempt"
-    UNKNOWN = "unknown"
-
-
-_MONEY: Final = frozenset({PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED})
-
 # Attention that a lookup raises, and the next lookup that does not show it takes back. Everything else stays until a person decides.
 _SHOWN: Final = frozenset({
     "surplus_payment", "lookup_at_limit", "open_payment", "payment_gone", *decisions.PROBLEMS, *decisions.IRREGULAR,
@@ -76,16 +57,16 @@ class Reconciliation:
     """
 
     finding: LookupOutcome
-    payments: tuple[ObservedPayment, ...]
+    payments: tuple[PaymentRecord, ...]
     money: tuple[int, int, int]
     evidence: dict[str, object]
     attention: str | None = None
-    surplus: tuple[ObservedPayment, ...] = ()
+    surplus: tuple[PaymentRecord, ...] = ()
     charged_back: int = 0
     reserved_until: datetime | None = None
 
     @property
-    def paying(self) -> tuple[ObservedPayment, ...]:
+    def paying(self) -> tuple[PaymentRecord, ...]:
         """The transactions that pay the checkout."""
         return tuple(one for one in self.payments if one.role == Role.ACCEPTED)
 
@@ -97,7 +78,7 @@ class Reconciliation:
     @property
     def left(self) -> int:
         """What is still held of what pays it, in minor units."""
-        return sum(map(decisions.left, self.paying))
+        return sum(one.left for one in self.paying)
 
 
 class _Part(Enum):
@@ -117,7 +98,7 @@ class _Part(Enum):
 @dataclass(frozen=True, slots=True)
 class _Judged:
     transaction: Transaction
-    seen: ObservedPayment
+    seen: PaymentRecord
     part: _Part
 
     @property
@@ -159,7 +140,7 @@ def marks(checkout: ClaimedCheckout, decision: str) -> dict[str, str]:
     return {one.transaction_id: decisions.mark(word, decision, basis) for one in about}
 
 
-def _irregular(payments: Iterable[PaymentRecord | ObservedPayment]) -> list[decisions.Question]:
+def _irregular(payments: Iterable[PaymentRecord]) -> list[decisions.Question]:
     return decisions.irregular([one for one in payments if one.role in {Role.ACCEPTED, Role.SURPLUS}])
 
 
@@ -208,7 +189,7 @@ def judge(
     }
     surplus = tuple(
         one.seen for one in judged
-        if one.seen.role == Role.SURPLUS and decisions.left(one.seen) > 0 and one.id not in settled
+        if one.seen.role == Role.SURPLUS and one.seen.left > 0 and one.id not in settled
     )  # fmt: skip
     attention = _irregularity(checkout, seen)
     if paying:
@@ -268,7 +249,7 @@ def _judged(
         if part is _Part.PROBLEM
     ]
     decided = decisions.decided_on(checkout, checkout.known, problems)
-    kept = {name for name, decision in decided.items() if decision == "keep"}
+    kept = {name for name, decision in decided.items() if decision == Decision.KEEP}
     parts = [
         part if one.transaction_id not in decided
         else _Part.PAYS if one.transaction_id in kept and (not checkout.accepted or one.transaction_id in checkout.accepted)
@@ -307,7 +288,7 @@ def _part(
     if ordered and (binding is Binding.BOUND or not uncertain):
         return _Part.PAYS
     # What went back holds nothing that could be decided on.
-    return _Part.PROBLEM if decisions.left(seen) > 0 else _Part.OVER
+    return _Part.PROBLEM if seen.left > 0 else _Part.OVER
 
 
 def _read(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentMeaning:
@@ -320,7 +301,7 @@ def _read(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentMeaning
         or not decisions.kept(before)
     ):
         return meaning
-    if not decisions.UNREADABLE.isdisjoint(transaction.raw_flags):
+    if not UNREADABLE.isdisjoint(transaction.raw_flags):
         return meaning
     return {
         Shape.HELD: PaymentMeaning.RESERVED,
@@ -343,7 +324,7 @@ def _accepted(checkout: ClaimedCheckout, paying: Sequence[_Judged], kept: Collec
     def rank(one: _Judged) -> tuple[bool, bool]:
         # One that went back already pays nothing while another still holds; and what is bound to this very checkout goes
         # before what merely has its order number.
-        return decisions.left(one.seen) <= 0, one.seen.binding != Binding.BOUND
+        return one.seen.left <= 0, one.seen.binding != Binding.BOUND
 
     return {min(paying, key=rank).id} if paying else set()
 
@@ -362,7 +343,7 @@ def _role(one: _Judged, accepted: Collection[str], kept: Collection[str]) -> Rol
             return Role.ATTEMPT
 
 
-def _evidence(seen: Sequence[ObservedPayment], *, foreign: int) -> dict[str, object]:
+def _evidence(seen: Sequence[PaymentRecord], *, foreign: int) -> dict[str, object]:
     evidence: dict[str, object] = {
         "by": "lookup",
         "transactions": [
@@ -382,7 +363,7 @@ def _evidence(seen: Sequence[ObservedPayment], *, foreign: int) -> dict[str, obj
     return evidence
 
 
-def _irregularity(checkout: ClaimedCheckout, seen: Sequence[ObservedPayment]) -> str | None:
+def _irregularity(checkout: ClaimedCheckout, seen: Sequence[PaymentRecord]) -> str | None:
     """Return the first question about the books of a payment that no person has answered yet."""
     known = {one.transaction_id: one for one in checkout.known}
     for asked in _irregular(seen):
@@ -396,7 +377,7 @@ def _released_parts(checkout: ClaimedCheckout, released: Sequence[_Judged]) -> s
     by_us = {
         one.transaction_id
         for one in checkout.operations
-        if one.kind == "release" and one.state == "succeeded"
+        if one.kind == OperationKind.RELEASE and one.state == OperationState.SUCCEEDED
     }
     others = [one.id for one in released if one.id not in by_us]
     if not others:
@@ -404,13 +385,13 @@ def _released_parts(checkout: ClaimedCheckout, released: Sequence[_Judged]) -> s
     return f"payment_released: transaction {', '.join(others)}, which paid this order, was released at the gateway"
 
 
-def _surplus(surplus: Sequence[ObservedPayment]) -> str | None:
+def _surplus(surplus: Sequence[PaymentRecord]) -> str | None:
     return (
         f"surplus_payment: transactions {_names(surplus)} also hold money for this order" if surplus else None
     )
 
 
-def _names(payments: Sequence[ObservedPayment]) -> str:
+def _names(payments: Sequence[PaymentRecord]) -> str:
     return ", ".join(one.transaction_id for one in payments)
 
 
@@ -430,12 +411,12 @@ def unbound_money(checkout: ClaimedCheckout, found: Found) -> list[str]:
         one.transaction_id
         for one in found.transactions
         if bind(checkout, one) is Binding.ORDER_REF
-        and read(one) in _MONEY
+        and read(one) in MONEY
         and one.transaction_id not in checkout.accepted
     ]
 
 
-def seen_alone(checkout: ClaimedCheckout, transaction: Transaction) -> ObservedPayment:
+def seen_alone(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentRecord:
     """Return how one transaction of the checkout stands by a look at it alone; its role is as it was known."""
     before = _before(checkout, transaction)
     seen = _seen(checkout, transaction, bind(checkout, transaction) or Binding.ORDER_REF)
@@ -459,9 +440,9 @@ def _is_anothers(checkout: ClaimedCheckout, transaction: Transaction) -> bool:
     return not ours and is_older(checkout.id, transaction)
 
 
-def _seen(checkout: ClaimedCheckout, one: Transaction, binding: Binding) -> ObservedPayment:
+def _seen(checkout: ClaimedCheckout, one: Transaction, binding: Binding) -> PaymentRecord:
     reserved, captured, refunded = held(one)
-    return ObservedPayment(
+    return PaymentRecord(
         transaction_id=one.transaction_id,
         payment_id=one.payment_id or None,
         order_ref=one.order_ref,

@@ -6,16 +6,29 @@ A command that asks for money becomes an operation of its own; one whose transac
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 from orchestrator import log
 from orchestrator.audit import Action
-from orchestrator.domain import decisions, money, operations, reconciliation
-from orchestrator.domain.states import CLOSED, UNOFFERED, Moved, State, Trigger, decide
+from orchestrator.domain import command_rules, decisions, operations, reconciliation
+from orchestrator.domain.command_rules import CheckoutView, CommandRequest, Pending
+from orchestrator.domain.payment_meaning import MONEY
+from orchestrator.domain.records import (
+    MOVES_MONEY,
+    Binding,
+    Cause,
+    CommandKind,
+    Decision,
+    OperationKind,
+    OperationState,
+)
+from orchestrator.domain.states import UNOFFERED, State, Trigger
 from orchestrator.store.checkouts import KEEP, Event, command_holds, rival_of
 
 if TYPE_CHECKING:
-    from orchestrator.domain.records import Command, PaymentRecord
+    from uuid import UUID
+
+    from orchestrator.domain.records import Command
     from orchestrator.processing.step import Step
     from orchestrator.store.checkouts import ClaimedCheckout
 
@@ -39,12 +52,11 @@ def _blocked(held: ClaimedCheckout, command: Command) -> bool:
     if not isinstance(command.arguments, dict):
         # Of our making it is not; it is refused when it is its turn.
         return False
-    if command.kind == "resolve" and command.arguments.get("decision") == "return":
+    if command.kind is CommandKind.RESOLVE and command.arguments.get("decision") == Decision.RETURN:
         return held.operation is not None and reconciliation.word_of(held.attention) != operations.UNCLEAR
-    if command.kind not in operations.KINDS:
+    if command.kind not in MOVES_MONEY:
         return False
-    named = command.arguments.get("transactionId")
-    targets = {named} if named else held.accepted
+    targets = {command.transaction_id} if command.transaction_id else held.accepted
     return any(one.open and one.transaction_id in targets for one in held.operations)
 
 
@@ -54,24 +66,57 @@ async def execute(step: Step, command: Command) -> None:
     if not command_holds(step.context.encryptor, held.id, held.merchant_id, command) or command.taken:
         await _refuse_foreign(step, command)
         return
-    if command.expected_version is not None and command.expected_version != held.version:
-        said = f"it was asked for version {command.expected_version}, and the checkout is at version {held.version} now"
-        await _refuse(step, command, said)
+    found = command_rules.rejection(_view(held), _request(command))
+    if found is not None:
+        await _refuse(step, command, found.sentence)
         return
     match command.kind:
-        case "cancel":
+        case CommandKind.CANCEL:
             await _withdraw(step, command)
-        case "capture" | "refund" | "release":
+        case CommandKind.CAPTURE | CommandKind.REFUND | CommandKind.RELEASE:
             await _move_money(step, command)
-        case "retry":
+        case CommandKind.RETRY:
             await _retry(step, command)
-        case "resolve":
+        case CommandKind.RESOLVE:
             await _resolve(step, command)
-        case "reopen" if held.state not in CLOSED:
-            await _refuse(step, command, f"a checkout that is {held.state} cannot be reopened")
-        case _:
-            # reopen and reconcile are answered by the next lookup, which is taken under this lease.
+        case CommandKind.REOPEN | CommandKind.RECONCILE:
+            # Both are answered by the next lookup, which is taken under this lease.
             step.answering = command
+        case _:
+            assert_never(command.kind)
+
+
+def _request(command: Command) -> CommandRequest:
+    asked = command.arguments
+    decision = asked.get("decision")
+    return CommandRequest(
+        kind=command.kind,
+        amount=None if asked.get("amount") is None else int(asked["amount"]),
+        transaction_id=asked.get("transactionId"),
+        expires_in=asked.get("expiresIn"),
+        decision=None if decision is None else Decision(decision),
+        version=command.expected_version,
+    )
+
+
+def _view(held: ClaimedCheckout, *, from_payment: bool = False, rival: UUID | None = None) -> CheckoutView:
+    """Return where it stands under the lease; the last two are looked up where a reopening asks for them."""
+    under_way = (Pending(one.kind, one.transaction_id, one.amount) for one in held.operations if one.open)
+    return CheckoutView(
+        id=held.id,
+        merchant_id=held.merchant_id,
+        order_ref=held.order_ref,
+        state=held.state,
+        version=held.version,
+        currency=held.currency,
+        amount=held.amount,
+        attention=held.attention,
+        payments_seen=held.known,
+        under_way=tuple(under_way),
+        from_payment=from_payment,
+        rival=rival,
+        captures_itself=held.captures_itself,
+    )
 
 
 def _about(command: Command) -> dict[str, object]:
@@ -94,13 +139,13 @@ async def _refuse_foreign(step: Step, command: Command) -> None:
             "command": str(command.id), "kind": command.kind, "claimedActor": command.actor, "refusal": why, "authentic": False,
         },
         attempts=step.held.attempts, done=((command.id, f"refused: {why}"),),
-        events=(Event("checkout.operation_rejected", told),) if command.kind in operations.KINDS else (),
+        events=(Event("checkout.operation_rejected", told),) if command.kind in MOVES_MONEY else (),
     )  # fmt: skip
 
 
 async def _refuse(step: Step, command: Command, why: str) -> None:
     events: tuple[Event, ...] = ()
-    if command.kind in operations.KINDS:
+    if command.kind in MOVES_MONEY:
         told = {"operationId": None, "commandId": command.id, "kind": command.kind, "reason": why}
         events = (Event("checkout.operation_rejected", told),)
     await step.write(
@@ -113,12 +158,6 @@ async def _withdraw(step: Step, command: Command) -> None:
     held = step.held
     if held.cancel_requested_at is not None:
         await _refuse(step, command, "it is being cancelled already")
-        return
-    if (
-        not isinstance(decide(held.state, Trigger.CANCELLED), Moved)
-        and held.state is not State.CALLBACK_RECEIVED
-    ):
-        await _refuse(step, command, f"a checkout that is {held.state} cannot be cancelled")
         return
     # From now on the token is not handed out; a checkout that was never offered is cancelled at once, any other
     # after its grace and a lookup that shows nothing paid, pending or open.
@@ -138,28 +177,14 @@ async def cancel(step: Step) -> None:
 
 async def _move_money(step: Step, command: Command) -> None:
     held = step.held
-    wanted = command.arguments.get("transactionId")
-    if not wanted and len(held.accepted) > 1:
-        parts = ", ".join(sorted(held.accepted))
-        await _refuse(step, command, f"this order is paid by transactions {parts}: name one of them")
-        return
-    targets = {wanted} if wanted else held.accepted
-    payment = next((one for one in held.known if one.transaction_id in targets), None)
-    if payment is None:
-        said = (
-            f"no lookup has seen transaction {wanted} for this order"
-            if wanted
-            else f"a checkout that is {held.state} has no payment"
-        )
-        await _refuse(step, command, said)
-        return
-    amount, refusal = _amount_of(held, command, payment)
-    if refusal is not None:
-        await _refuse(step, command, refusal)
-        return
+    view, asked = _view(held), _request(command)
+    payment = view.payment(asked.transaction_id)
+    assert payment is not None  # noqa: S101 - the rule asks for it
+    kind = OperationKind(command.kind)
+    # A release gives back the whole reservation.
+    amount = view.left(payment, kind) if asked.amount is None else asked.amount
     operation = operations.ask(
-        payment, command.kind, amount=amount, cause="asked", actor=command.actor, reason=command.reason,  # type: ignore[arg-type]
-        command_id=command.id,
+        payment, kind, amount=amount, cause=Cause.ASKED, actor=command.actor, reason=command.reason, command_id=command.id,
     )  # fmt: skip
     evidence = {
         # A command that the trail names is never taken again.
@@ -171,36 +196,6 @@ async def _move_money(step: Step, command: Command) -> None:
         None, Action.MONEY_REQUESTED, actor=command.actor, evidence=evidence, operations=(operation,), attempts=0, due_in=KEEP,
         done=((command.id, f"accepted: {operation.id}"),),
     )  # fmt: skip
-
-
-def _amount_of(held: ClaimedCheckout, command: Command, payment: PaymentRecord) -> tuple[int, str | None]:
-    """Return the amount that a command is about, in minor units, and why it cannot be taken, if it cannot."""
-    kind, asked = command.kind, command.arguments.get("amount")
-    accepted = payment.transaction_id in held.accepted
-    if kind == "capture" and not accepted:
-        return (
-            0,
-            "only the payment that completed the checkout can be captured; surplus is released or refunded",
-        )
-    if kind == "capture" and held.captures_itself:
-        return (
-            0,
-            "the gateway captures this payment by itself (autoCapture), and has not said that it will not",
-        )
-    if kind == "release" and payment.captured > 0:
-        return 0, "it has been captured: refund it instead"
-    if kind == "release":
-        return payment.reserved, None if payment.left > 0 else "nothing is left to release"
-    # What the shopper's bank took back is with the shopper already.
-    back = payment.refunded + payment.charged_back
-    left = payment.captured - back if kind == "refund" else payment.reserved - payment.captured
-    amount = left if asked is None else int(asked)
-    if amount <= 0 or left <= 0:
-        return 0, f"nothing is left to {kind}"
-    if amount > left:
-        asked_for, there = money.spelled(amount, payment.currency), money.spelled(left, payment.currency)
-        return 0, f"only {there} are left to {kind}, and {asked_for} were asked for"
-    return amount, None
 
 
 # ── What a person decides ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -217,23 +212,16 @@ async def _retry(step: Step, command: Command) -> None:
 async def _resolve(step: Step, command: Command) -> None:
     held = step.held
     word = reconciliation.word_of(held.attention)
-    if not word:
-        await _refuse(step, command, "nothing is waiting for a decision")
-        return
     if word == operations.UNCLEAR:
         await _settle(step, command)
         return
-    decision = str(command.arguments.get("decision"))
-    if decision == "return":
+    decision = Decision(command.arguments["decision"])
+    if decision is Decision.RETURN:
         await _return(step, command, word)
         return
     completed = held.state is State.COMPLETED
-    refusal = decisions.refusal(held, held.known, held.attention or "", decision, completed=completed)
-    if refusal is not None:
-        await _refuse(step, command, refusal)
-        return
     marks = reconciliation.marks(held, decision)
-    keeps = decision == "keep" and word in decisions.PROBLEMS and not completed
+    keeps = decision is Decision.KEEP and word in decisions.PROBLEMS and not completed
     said = (
         "the order is completed with these payments, if the gateway still holds the same"
         if keeps
@@ -254,18 +242,19 @@ async def _resolve(step: Step, command: Command) -> None:
 
 async def _settle(step: Step, command: Command) -> None:
     """End the operation of which the gateway's books say nothing clear, as a person found it: done (keep), or not (dismiss)."""
-    decision = command.arguments.get("decision")
+    decision = Decision(command.arguments["decision"])
     unclear = [
         one
         for one in step.held.operations
         if one.open and (one.last_error or "").startswith(operations.UNCLEAR)
     ]
-    if decision == "return" or not unclear:
+    if decision is Decision.RETURN or not unclear:
         await _refuse(step, command, "say keep if it was done at the gateway, or dismiss if it was not")
         return
-    state = "succeeded" if decision == "keep" else "rejected"
+    done = decision is Decision.KEEP
+    state = OperationState.SUCCEEDED if done else OperationState.REJECTED
     await step.write(
-        None, Action.MONEY_SUCCEEDED if decision == "keep" else Action.MONEY_REJECTED, actor=command.actor,
+        None, Action.MONEY_SUCCEEDED if done else Action.MONEY_REJECTED, actor=command.actor,
         evidence={**_about(command), "by": "person", "operations": [str(one.id) for one in unclear]}, attempts=0,
         attention=None, done=((command.id, f"done: it is {state}, as you found it"),), due_in=0.0,
         operations=tuple(replace(one, state=state, last_error=f"{state} by decision of a person") for one in unclear),
@@ -279,7 +268,7 @@ async def _return(step: Step, command: Command, word: str) -> None:
         return
     late = word in {"late_payment", "unknown_order"}
     concerned = [one for one in reconciliation.concerned(held) if one.left > 0]
-    unclear = [one.transaction_id for one in concerned if one.meaning not in decisions.MONEY]
+    unclear = [one.transaction_id for one in concerned if one.meaning not in MONEY]
     if unclear:
         said = f"what transaction {unclear[0]} holds is not clear: give its money back in the gateway's own interface, then reconcile"
         await _refuse(step, command, said)
@@ -287,8 +276,7 @@ async def _return(step: Step, command: Command, word: str) -> None:
     targets = [
         one
         for one in concerned
-        if (word in decisions.PROBLEMS or not one.is_decided(word))
-        and (late or one.binding == reconciliation.Binding.BOUND)
+        if (word in decisions.PROBLEMS or not one.is_decided(word)) and (late or one.binding == Binding.BOUND)
     ]
     if not targets:
         await _refuse(
@@ -310,11 +298,10 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
     held, command = step.held, step.answering
     assert command is not None  # noqa: S101 - the caller's condition
     rival = await rival_of(step.context.db, held)
-    refusal = None
-    if not await step.was_asked_for():
-        refusal = f"nobody asked for order {held.order_ref}: there is nothing to open a session with"
-    elif rival is not None:
-        refusal = f"order {held.order_ref} belongs to checkout {rival} now"
+    view = _view(held, from_payment=not await step.was_asked_for(), rival=rival)
+    found, refusal = command_rules.rejection(view, CommandRequest(kind=command.kind)), None
+    if found is not None:
+        refusal = found.sentence
     elif held.session_count >= ORDER_USES:
         refusal = f"order number {held.order_ref} has been used {held.session_count} times at the gateway, which takes about {ORDER_USES}"
     elif verdict.finding not in {reconciliation.LookupOutcome.NOTHING, reconciliation.LookupOutcome.DECLINED}:

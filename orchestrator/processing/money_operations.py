@@ -14,6 +14,7 @@ from orchestrator import log
 from orchestrator.audit import Action
 from orchestrator.domain import decisions, operations, reconciliation, schedule
 from orchestrator.domain.operations import Fate
+from orchestrator.domain.records import Cause, OperationKind, OperationState, Role, left_to
 from orchestrator.gateway.outcomes import (
     FINAL_STATUSES,
     Busy,
@@ -41,6 +42,11 @@ _log = log.get(__name__)
 REFUSALS: Final = frozenset({"error", "failed", "cancelled", "declined"})
 """Results (lower case) by which the gateway says that it did nothing; `error` is also its answer to what is done already."""
 REJECTED: Final = "operation_rejected"
+_DONE: Final = {
+    OperationKind.CAPTURE: "checkout.captured",
+    OperationKind.REFUND: "checkout.refunded",
+    OperationKind.RELEASE: "checkout.released",
+}
 
 
 async def operate(step: Step, operation: Operation) -> None:
@@ -54,7 +60,7 @@ async def operate(step: Step, operation: Operation) -> None:
     transaction = await _look(step, operation)
     if transaction is None:
         return
-    if operation.state == "requested":
+    if operation.state == OperationState.REQUESTED:
         await _submit(step, operation, transaction)
     else:
         await _find_out(step, operation, transaction)
@@ -70,7 +76,7 @@ async def _refuse_foreign(step: Step, operation: Operation) -> None:
     attention = complete.sticky_attention(step) or said
     news = attention != step.held.attention
     await _write(
-        step, Action.MONEY_REJECTED, replace(operation, state="rejected", last_error=why), {"why": why, "authentic": False},
+        step, Action.MONEY_REJECTED, replace(operation, state=OperationState.REJECTED, last_error=why), {"why": why, "authentic": False},
         attention=attention, events=(Event("checkout.attention", {"reason": attention}),) if news else (), due_in=0.0,
     )  # fmt: skip
 
@@ -114,7 +120,9 @@ async def _submit(step: Step, operation: Operation, transaction: Transaction) ->
 async def _send(step: Step, operation: Operation, transaction: Transaction) -> None:
     total = step.settings.gateway_total_timeout
     before = operations.total_of(operation, transaction)
-    submitted = replace(operation, state="submitted", total_before=before, attempts=operation.attempts + 1)
+    submitted = replace(
+        operation, state=OperationState.SUBMITTED, total_before=before, attempts=operation.attempts + 1
+    )
     await _write(
         step, Action.MONEY_SUBMITTED, submitted, {"totalBefore": before, "attempt": submitted.attempts},
         attempts=step.held.attempts, due_in=KEEP, extends=operations.lease_for(step.settings),
@@ -151,9 +159,9 @@ async def _send(step: Step, operation: Operation, transaction: Transaction) -> N
 async def _call(step: Step, operation: Operation, lease_guard: LeaseGuard) -> Outcome[Movement]:
     gateway, account = step.context.gateway, step.account
     number = operation.transaction_id
-    if operation.kind == "release":
+    if operation.kind == OperationKind.RELEASE:
         return await gateway.release(account, transaction_id=number, lease_guard=lease_guard)
-    call = gateway.capture if operation.kind == "capture" else gateway.refund
+    call = gateway.capture if operation.kind == OperationKind.CAPTURE else gateway.refund
     return await call(
         account, transaction_id=number, amount=operation.amount, currency=operation.currency,
         identifier=operation.identifier, lease_guard=lease_guard,
@@ -166,10 +174,10 @@ async def _answered_no(step: Step, operation: Operation, said: str) -> None:
     if transaction is None:
         return
     judged = operations.after_sending(operation, transaction)
-    left = operations.left_for(operation, transaction)
+    left = left_to(operation.kind, transaction)
     if judged.fate is Fate.DONE:
         await _succeed(step, operation, transaction, by=judged.why)
-    elif operation.kind != "release" and left <= 0 and judged.fate is Fate.UNCLEAR:
+    elif operation.kind != OperationKind.RELEASE and left <= 0 and judged.fate is Fate.UNCLEAR:
         await _succeed(step, operation, transaction, by="already_done_at_the_gateway")
     else:
         await _reject(step, operation, f"the gateway answered {said}", transaction)
@@ -194,7 +202,7 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
         await _unclear(step, operation, f"{operations.UNCLEAR}: {why}", why=why, transaction=transaction)
     elif judged.fate is Fate.ABSENT:
         await _write(
-            step, Action.MONEY_WITHDRAWN, replace(operation, state="requested"), {"why": judged.why},
+            step, Action.MONEY_WITHDRAWN, replace(operation, state=OperationState.REQUESTED), {"why": judged.why},
             attempts=step.held.attempts, payments=(reconciliation.seen_alone(step.held, transaction),), due_in=KEEP,
         )  # fmt: skip
     else:
@@ -219,26 +227,25 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
     reserved_until: Kept | None = KEEP
     if accepted:
         parts = [
-            one for one in held.known if one.role == "accepted" and one.transaction_id != seen.transaction_id
+            one
+            for one in held.known
+            if one.role == Role.ACCEPTED and one.transaction_id != seen.transaction_id
         ]
         amounts = (
             seen.reserved + sum(one.reserved for one in parts),
             seen.captured + sum(one.captured for one in parts),
             seen.refunded + sum(one.refunded for one in parts),
         )
-        if transaction.captured >= transaction.reserved or operation.kind == "release":
+        if transaction.captured >= transaction.reserved or operation.kind == OperationKind.RELEASE:
             reserved_until = None
-    kind = {"capture": "checkout.captured", "refund": "checkout.refunded", "release": "checkout.released"}[
-        operation.kind
-    ]
     told = {
         "operationId": operation.id, "transactionId": operation.transaction_id, "amount": operation.amount,
         "currency": operation.currency, "cause": operation.cause, "captured": seen.captured, "refunded": seen.refunded,
     }  # fmt: skip
-    settled = replace(operation, state="succeeded", last_error=None)
+    settled = replace(operation, state=OperationState.SUCCEEDED, last_error=None)
     attention = held.attention
     word = reconciliation.word_of(attention)
-    returned = operation.cause == "returned" and word in {
+    returned = operation.cause == Cause.RETURNED and word in {
         "late_payment",
         "unknown_order",
         "surplus_payment",
@@ -249,12 +256,12 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
         attention = None
     await _write(
         step, Action.MONEY_SUCCEEDED, settled, {"by": by}, attention=attention, last_error=None,
-        events=(Event(kind, told),), due_in=0.0, payments=(seen,), money=amounts, reserved_until=reserved_until,
+        events=(Event(_DONE[operation.kind], told),), due_in=0.0, payments=(seen,), money=amounts, reserved_until=reserved_until,
     )  # fmt: skip
 
 
 async def _reject(step: Step, operation: Operation, why: str, transaction: Transaction | None) -> None:
-    rejected = replace(operation, state="rejected", last_error=why)
+    rejected = replace(operation, state=OperationState.REJECTED, last_error=why)
     told = {
         "operationId": operation.id,
         "kind": operation.kind,
@@ -263,7 +270,7 @@ async def _reject(step: Step, operation: Operation, why: str, transaction: Trans
     }
     attention = step.held.attention
     events = [Event("checkout.operation_rejected", told)]
-    if operation.cause != "asked":
+    if operation.cause != Cause.ASKED:
         # Nobody waits for this answer, so somebody must be told.
         said = (
             f"{REJECTED}: the {operation.kind} of transaction {operation.transaction_id} was not done: {why}"
@@ -290,7 +297,7 @@ async def _again(step: Step, operation: Operation, failure: Failure) -> None:
         attention = f"{STUCK}: {attempts} failed calls in a row, last {failure.reason}"
     # It did not leave, so it does not count as sent.
     waiting = replace(
-        operation, state="requested", attempts=operation.attempts - 1, last_error=failure.reason
+        operation, state=OperationState.REQUESTED, attempts=operation.attempts - 1, last_error=failure.reason
     )
     await _write(
         step, Action.MONEY_WITHDRAWN, waiting, {"why": "not_sent", "reason": failure.reason}, attempts=attempts,
@@ -309,9 +316,9 @@ async def _lost(step: Step, operation: Operation, failure: Failure) -> None:
 
 async def _not_known(step: Step, operation: Operation, why: str, *, wait: float) -> None:
     step.waits[operation.id] = wait
-    if operation.state != "unknown":
+    if operation.state != OperationState.UNKNOWN:
         await _write(
-            step, Action.MONEY_UNKNOWN, replace(operation, state="unknown", last_error=why), {"why": why},
+            step, Action.MONEY_UNKNOWN, replace(operation, state=OperationState.UNKNOWN, last_error=why), {"why": why},
             attempts=step.held.attempts, due_in=KEEP,
         )  # fmt: skip
 
@@ -326,7 +333,7 @@ async def _unclear(
     attention = step.cleared_attention() or reason
     if operation.last_error == reason and attention == held.attention:
         return
-    state = operation.state if operation.state == "requested" else "unknown"
+    state = operation.state if operation.state == OperationState.REQUESTED else OperationState.UNKNOWN
     payments = () if transaction is None else (reconciliation.seen_alone(held, transaction),)
     news = attention != held.attention
     await _write(

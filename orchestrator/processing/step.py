@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.crypto import DataKey
-    from orchestrator.domain.records import Command, ObservedPayment
+    from orchestrator.domain.records import Command, PaymentRecord
     from orchestrator.gateway.callbacks import CallbackFacts
     from orchestrator.gateway.client import Account, Token
     from orchestrator.processing.context import StepContext
@@ -221,7 +221,7 @@ class Step:
         reason: str | None = None,
         last_error: str | Kept | None = KEEP,
         attention: str | Kept | None = KEEP,
-        payments: tuple[ObservedPayment, ...] = (),
+        payments: tuple[PaymentRecord, ...] = (),
         read: tuple[UUID, ...] = (),
     ) -> None:
         """Close a checkout without money, and begin the watch for late money."""

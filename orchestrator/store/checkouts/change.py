@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 
 from orchestrator import audit
-from orchestrator.domain.records import ObservedPayment, Operation
+from orchestrator.domain.records import Operation, PaymentRecord
 from orchestrator.domain.states import ENDED, State, Trigger
 from orchestrator.store.checkouts.claims import ClaimedCheckout
 from orchestrator.store.checkouts.row_macs import sign_operation
@@ -89,7 +89,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     token_lifetime: float = 0.0
     session_id: str | Kept | None = KEEP
     methods: Sequence[Mapping[str, object]] | Kept | None = KEEP
-    payments: tuple[ObservedPayment, ...] = ()
+    payments: tuple[PaymentRecord, ...] = ()
     read: tuple[UUID, ...] = ()
     done: tuple[tuple[UUID, str], ...] = ()
     events: tuple[Event, ...] = ()
@@ -126,7 +126,7 @@ class Changes(TypedDict, total=False):
     token_lifetime: float
     session_id: str | Kept | None
     methods: Sequence[Mapping[str, object]] | Kept | None
-    payments: tuple[ObservedPayment, ...]
+    payments: tuple[PaymentRecord, ...]
     read: tuple[UUID, ...]
     done: tuple[tuple[UUID, str], ...]
     events: tuple[Event, ...]
@@ -154,39 +154,16 @@ def event_rows(move: Move, to: State) -> list[dict[str, object]]:
 
 
 def entry_rows(held: ClaimedCheckout, entries: Sequence[audit.Entry]) -> list[dict[str, object]]:
-    return [
-        {
-            "checkout_id": held.id,
-            "sequence": entry.sequence,
-            "at": entry.at,
-            "action": entry.action,
-            "entry": entry.text,
-            "key_id": entry.key_id,
-            "mac": entry.mac.hex(),
-        }
-        for entry in entries
-    ]
+    return [{"checkout_id": held.id, "sequence": entry.sequence, **entry.row} for entry in entries]
 
 
 def operation_rows(encryptor: Encryptor, move: Move) -> list[dict[str, object]]:
     held = move.held
     return [
         {
-            "id": one.id,
-            "checkout_id": move.held.id,
-            "transaction_id": one.transaction_id,
-            "kind": one.kind,
-            "amount": one.amount,
-            "currency": one.currency,
-            "state": one.state,
-            "identifier": one.identifier,
-            "cause": one.cause,
-            "command_id": one.command_id,
-            "actor": one.actor,
-            "reason": one.reason,
-            "total_before": one.total_before,
-            "attempts": one.attempts,
-            "last_error": one.last_error,
+            **asdict(one),
+            "checkout_id": held.id,
+            "reconciliation_identifier": one.identifier,
             "mac": sign_operation(encryptor, held.id, held.merchant_id, one).hex(),
         }
         for one in move.operations
@@ -197,15 +174,25 @@ def payment_rows(move: Move) -> list[dict[str, object]]:
     return [{**asdict(payment), "checkout_id": move.held.id} for payment in move.payments]
 
 
+KEPT: Final = (
+    "lookups", "session_count", "last_error", "attention", "expires_in", "charged_back", "reserved_until", "session_id", "methods",
+)  # fmt: skip
+"""Fields of a move that are written as they are, and that stay as the holder has them where the move says KEEP."""
+
+
+def kept(move: Move) -> dict[str, object]:
+    """Return these fields as they stand after the move."""
+    held = move.held
+    return {name: getattr(held, name) if (value := getattr(move, name)) is KEEP else value for name in KEPT}
+
+
 def row(move: Move, to: State, entries: Sequence[audit.Entry]) -> dict[str, object]:
     held = move.held
     reserved, captured, refunded = (
         (held.reserved, held.captured, held.refunded) if isinstance(move.money, Keep) else move.money
     )
-    keeps_session = (
-        isinstance(move.token, Keep) and isinstance(move.session_id, Keep) and isinstance(move.methods, Keep)
-    )
     return {
+        **kept(move),
         "id": held.id,
         "merchant_id": held.merchant_id,
         "lease": held.lease,
@@ -216,10 +203,6 @@ def row(move: Move, to: State, entries: Sequence[audit.Entry]) -> dict[str, obje
         "due_in": None if isinstance(move.due_in, Keep) else move.due_in,
         "extends": move.extends,
         "attempts": move.attempts,
-        "lookups": held.lookups if isinstance(move.lookups, Keep) else move.lookups,
-        "session_count": held.session_count if isinstance(move.session_count, Keep) else move.session_count,
-        "last_error": held.last_error if isinstance(move.last_error, Keep) else move.last_error,
-        "attention": held.attention if isinstance(move.attention, Keep) else move.attention,
         "deadline_in": None if isinstance(move.deadline_in, Keep) else move.deadline_in,
         "offered": move.offered,
         "cancel_requested": move.cancel_requested,
@@ -228,23 +211,16 @@ def row(move: Move, to: State, entries: Sequence[audit.Entry]) -> dict[str, obje
         "late": move.late,
         "slot_reserved": move.slot_reserved,
         "decided": move.decided,
-        "expires_in": held.expires_in if isinstance(move.expires_in, Keep) else move.expires_in,
-        "charged_back": held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
-        "reserved_until": held.reserved_until
-        if isinstance(move.reserved_until, Keep)
-        else move.reserved_until,
         "require_capture": held.require_capture or move.require_capture,
         "reserved": reserved,
         "captured": captured,
         "refunded": refunded,
         "entries": len(entries),
-        "sequence": held.audit_sequence + len(entries),
+        "audit_sequence": held.audit_sequence + len(entries),
         "mac": entries[-1].mac.hex() if entries else None,
         "event_sequence": held.event_sequence + len(move.events),
         "correlation_id": held.correlation_id,
-        "keeps_session": keeps_session,
+        "keeps_session": move.token is KEEP and move.session_id is KEEP and move.methods is KEEP,
         "token": None if isinstance(move.token, Keep) else move.token.hex(),
         "token_lifetime": None if isinstance(move.token, Keep) else move.token_lifetime,
-        "session_id": held.session_id if isinstance(move.session_id, Keep) else move.session_id,
-        "methods": held.methods if isinstance(move.methods, Keep) else move.methods,
     }

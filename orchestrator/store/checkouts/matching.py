@@ -16,9 +16,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator import audit
-from orchestrator.domain import money
-from orchestrator.domain.records import OPEN_OPERATIONS, money_left
+from orchestrator.domain import decisions, money
+from orchestrator.domain.payment_meaning import PaymentMeaning
+from orchestrator.domain.records import OPEN_OPERATIONS, Role
 from orchestrator.domain.states import State
+from orchestrator.store.columns import payments, payments_of
 from orchestrator.store.database import run
 
 if TYPE_CHECKING:
@@ -35,8 +37,6 @@ NO_INTENT: Final = b"{}"
 """The stored content of a checkout that no intent stands behind."""
 NO_INTENT_PRINT: Final = hashlib.sha256(NO_INTENT).digest()
 
-_UNDECIDED: Final = ("payment_mismatch", "unclear_payment", "unbound_payment")
-"""Attention about money of which it is not known that it pays the order."""
 _HARMLESS: Final = ("unknown_order", "reservation_lapses")
 """Attention beside which the payment counts as the order's: the first is answered by the intent itself."""
 
@@ -48,11 +48,7 @@ _READ = text(f"""
            EXISTS (SELECT FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS asked,
            EXISTS (SELECT FROM money_operations o WHERE o.checkout_id = c.id
                       AND o.state IN ({", ".join(f"'{state}'" for state in sorted(OPEN_OPERATIONS))})) AS operating,
-           (SELECT json_agg(json_build_object(
-                       'id', p.transaction_id, 'role', p.role, 'meaning', p.meaning, 'currency', p.currency,
-                       'reserved', p.reserved, 'captured', p.captured, 'back', p.refunded + p.charged_back)
-                       ORDER BY p.first_seen_at, p.transaction_id)
-              FROM payments p WHERE p.checkout_id = c.id) AS payments
+           {payments_of("c.id")} AS payments
       FROM checkouts c JOIN intents i ON i.checkout_id = c.id
      WHERE c.id = :id
 """)  # noqa: S608 - made of our own constants
@@ -148,31 +144,27 @@ async def match(db: Database, encryptor: Encryptor, wanted: Ordered) -> Match:
 def _judged(row: Row[Any], wanted: Ordered) -> Match:
     if bytes(row.fingerprint) != NO_INTENT_PRINT:
         return Unsettled()
-    holding = [one for one in row.payments or () if one["meaning"] == "open" or _left(one) > 0]
+    known = payments(row.payments)
+    holding = [one for one in known if one.meaning == PaymentMeaning.OPEN or one.left > 0]
     if row.leased or row.asked or row.version == 1:
         return Unsettled(held=bool(holding))
     word = (row.attention or "").partition(":")[0]
-    if not holding and word not in _UNDECIDED:
+    if not holding and word not in decisions.PROBLEMS:
         return NoMoney()
     fits = (
         row.state == State.COMPLETED
-        and [one["role"] for one in holding] == ["accepted"]
+        and [one.role for one in holding] == [Role.ACCEPTED]
         and (row.currency, row.amount) == (wanted.currency, wanted.amount)
         and not row.operating
         and word in {"", *_HARMLESS}
     )
     if fits:
         return Matched(row.state, row.created_at, row.deadline)
-    shown = holding or row.payments or ()
     named = ", ".join(
-        f"{one['id']} ({money.spelled(max(one['reserved'], one['captured']), one['currency'])})"
-        for one in shown
+        f"{one.transaction_id} ({money.spelled(decisions.whole(one), one.currency)})"
+        for one in holding or known
     )
     return Unsuited(named or "a payment that cannot be read", undecided=bool(word))
-
-
-def _left(one: dict[str, Any]) -> int:
-    return money_left(one["meaning"], one["reserved"], one["captured"], one["back"])
 
 
 async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row: Row[Any]) -> None:
@@ -207,10 +199,8 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
             "data_key": wrapped,
             "auto_capture": wanted.auto_capture,
             "sequence": entry.sequence,
+            **entry.row,
             "at": row.now,
-            "action": entry.action,
-            "entry": entry.text,
-            "key_id": entry.key_id,
             "mac": entry.mac,
         },
     )
