@@ -22,6 +22,7 @@ from orchestrator.api.dependencies import DATABASE_TIMEOUT, Services
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.payment_status import PaymentStatus
+from orchestrator.domain.records import Role  # noqa: TC001 - FastAPI reads the annotations of what it calls
 from orchestrator.domain.states import State
 from orchestrator.intents import Intent, IntentRejected, Problem
 from orchestrator.store.database import DatabaseAway
@@ -247,7 +248,7 @@ async def show_explanation(request: Request, checkout_id: str) -> Response:
 async def show_payments(  # noqa: PLR0917 - FastAPI calls it by name
     request: Request,
     role: Annotated[
-        answers.Role | None, Query(description="`surplus` and `unknown` are money that belongs to no order")
+        Role | None, Query(description="`surplus` and `unknown` are money that belongs to no order")
     ] = None,
     order_id: Annotated[
         str | None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any, Final, cast, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from fastapi import Request  # noqa: TC002 - FastAPI reads the annotations of what it calls
@@ -19,43 +19,46 @@ from orchestrator.api import checkouts, dependencies, reads, request_body
 from orchestrator.api.contract import answers, bodies
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
 from orchestrator.api.problems import Refusal, answer
-from orchestrator.domain import money
+from orchestrator.domain import command_rules, money
+from orchestrator.domain.command_rules import CommandRequest
+from orchestrator.domain.records import CommandKind, Decision
 from orchestrator.intents import Problem
 from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
 from orchestrator.intents.reading import LONGEST_LIFE
 from orchestrator.store import inbox
-from orchestrator.store.inbox import CheckoutView, CommandKind, CommandRequest, KeyReused, Rejection
+from orchestrator.store.inbox import KeyReused
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from uuid import UUID
 
+    from orchestrator.domain.command_rules import CheckoutView, Rejection
+
 COMMAND_BYTES: Final = 16 * 1024
 
 SCOPES: Final[dict[CommandKind, str]] = {
-    "cancel": "checkouts:write",
-    "reopen": "checkouts:write",
-    "capture": "money:write",
-    "refund": "money:write",
-    "release": "money:write",
-    "retry": "ops",
-    "reconcile": "checkouts:write",
-    "resolve": "money:write",
+    CommandKind.CANCEL: "checkouts:write",
+    CommandKind.REOPEN: "checkouts:write",
+    CommandKind.CAPTURE: "money:write",
+    CommandKind.REFUND: "money:write",
+    CommandKind.RELEASE: "money:write",
+    CommandKind.RETRY: "ops",
+    CommandKind.RECONCILE: "checkouts:write",
+    CommandKind.RESOLVE: "money:write",
 }
 ABOUT: Final[dict[CommandKind, str]] = {
-    "cancel": "Cancel a checkout",
-    "reopen": "Reopen a closed checkout for a shopper who tries again",
-    "capture": "Capture reserved money, all or a part",
-    "refund": "Refund captured money, all or a part",
-    "release": "Release a reservation",
-    "retry": "Try again at once what is waiting for its next try",
-    "reconcile": "Ask the gateway at once what it holds",
-    "resolve": "Decide what waits for a person",
+    CommandKind.CANCEL: "Cancel a checkout",
+    CommandKind.REOPEN: "Reopen a closed checkout for a shopper who tries again",
+    CommandKind.CAPTURE: "Capture reserved money, all or a part",
+    CommandKind.REFUND: "Refund captured money, all or a part",
+    CommandKind.RELEASE: "Release a reservation",
+    CommandKind.RETRY: "Try again at once what is waiting for its next try",
+    CommandKind.RECONCILE: "Ask the gateway at once what it holds",
+    CommandKind.RESOLVE: "Decide what waits for a person",
 }
-KEYED: Final[frozenset[CommandKind]] = frozenset({"capture", "refund"})
+KEYED: Final[frozenset[CommandKind]] = frozenset({CommandKind.CAPTURE, CommandKind.REFUND})
 """What moves a part of the money may be meant twice, so each request of it must say which one it is."""
 
-_DECISIONS: Final = get_args(bodies.Decision)
 _FIELDS: Final = {kind: frozenset(body.__struct_encode_fields__) for kind, body in bodies.COMMANDS.items()}
 _DECODER: Final = msgspec.json.Decoder(float_hook=Decimal)
 
@@ -66,7 +69,7 @@ def taking(kind: CommandKind) -> Callable[[Request, str], Awaitable[Response]]:
     async def take(request: Request, checkout_id: str) -> Response:
         return await _take(request, checkout_id, kind)
 
-    take.__name__ = take.__qualname__ = kind
+    take.__name__ = take.__qualname__ = kind.value
     return take
 
 
@@ -90,9 +93,9 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
         )
         command = _met(view, key, print_)
         if command is None:
-            _refuse(inbox.rejection(view, command_request))
+            _refuse(command_rules.rejection(view, command_request))
             # A cancel that runs is the same cancel, whoever asked for it.
-            command = view.cancelling if kind == "cancel" else None
+            command = view.cancelling if kind is CommandKind.CANCEL else None
         if command is None:
             command = await _store(
                 request, view, command_request, actor=caller.actor, reason=body.reason, key=key, print_=print_
@@ -242,7 +245,7 @@ class _Body(Fields):
 
     def _expires_in(self) -> float | None:
         seconds = self._body.get("expiresIn")
-        if seconds is None or self.kind != "reopen":
+        if seconds is None or self.kind is not CommandKind.REOPEN:
             return None
         if (
             isinstance(seconds, bool)
@@ -253,12 +256,12 @@ class _Body(Fields):
             return None
         return float(seconds)
 
-    def _decision(self) -> bodies.Decision | None:
-        if self.kind != "resolve":
+    def _decision(self) -> Decision | None:
+        if self.kind is not CommandKind.RESOLVE:
             return None
         decision = self._body.get("decision")
-        if decision in _DECISIONS:
-            return cast("bodies.Decision", decision)
+        if decision in tuple(Decision):
+            return Decision(decision)
         said = (
             f"not {kind_of(decision)}" if not isinstance(decision, str) else "and this text is none of them"
         )

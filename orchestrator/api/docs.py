@@ -22,12 +22,12 @@ from orchestrator.api.connections import URL_LIMIT
 from orchestrator.api.contract import Schema, answers, bodies, ref
 from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.problems import TYPE, Refusal
+from orchestrator.domain.records import CommandKind
 from orchestrator.store.merchants import NAME
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
-    from orchestrator.store.inbox import CommandKind
 
 _KEY_BOUNDS: Final[Schema] = {"pattern": r"^[\x21-\x7e]+$", "minLength": 1, "maxLength": 255}
 _SECURE: Final[list[Schema]] = [{"bearer": []}]
@@ -243,7 +243,7 @@ def described(
 
 def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
     """Return what FastAPI is told about the route of a command."""
-    body = {**json_body(ref(bodies.COMMANDS[kind]), required=kind == "resolve")}
+    body = {**json_body(ref(bodies.COMMANDS[kind]), required=kind is CommandKind.RESOLVE)}
     told = described(
         answers.CommandAccepted, "Stored; what becomes of it stands among the checkout's commands", 202, body
     )

@@ -40,7 +40,6 @@ class Action(StrEnum):
     INTENT_MATCHED = "intent:matched"
     GATEWAY_ASKED = "gateway:asked"
     GATEWAY_FAILED = "gateway:failed"
-    FACT_REFUSED = "fact:refused"
     CALLBACK_READ = "callback:read"
     PAYMENT_SEEN = "payment:seen"
     TOKEN_RENEWED = "token:renewed"  # noqa: S105 - a word of the trail
@@ -72,6 +71,17 @@ class Entry:
     text: str
     key_id: str
     mac: bytes
+
+    @property
+    def row(self) -> dict[str, object]:
+        """Its columns beside checkout and number, as JSON; the mac in hex."""
+        return {
+            "at": self.at,
+            "action": self.action,
+            "entry": self.text,
+            "key_id": self.key_id,
+            "mac": self.mac.hex(),
+        }
 
 
 def chain_mac(key: Key, before: bytes, entry: str) -> bytes:

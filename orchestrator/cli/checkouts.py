@@ -11,13 +11,13 @@ import click
 
 from orchestrator.cli import commands
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import matching, merchant_id, one, price, table
+from orchestrator.cli.lookup import merchant_id, merchant_names, one, price, table
 from orchestrator.cli.output import printer, say, say_json
 from orchestrator.cli.reconcile import reconcile
-from orchestrator.domain import attention as attentions
-from orchestrator.domain import command_result, last_error, sentences
+from orchestrator.domain import sentences
 from orchestrator.domain.attention import AttentionCode
-from orchestrator.domain.payment_status import PaymentStatus, payment_status
+from orchestrator.domain.payment_status import PaymentStatus
+from orchestrator.domain.records import Role, still_held
 from orchestrator.domain.states import State
 from orchestrator.text import neutralised
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from orchestrator.domain.attention import Attention
     from orchestrator.domain.command_result import CommandResult
     from orchestrator.domain.last_error import LastError
+    from orchestrator.domain.records import Command, Operation
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
+    from orchestrator.store.read_model import CheckoutRecord, CheckoutSummary
 
 _HELD: Final = ("reserved", "captured", "refunded", "charged back")
-_SAID: Final = frozenset({"checkoutId", "currency"})
-"""Of an event's payload, what its line says already."""
 _ANY: Final = "any"
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON; amounts in minor units.")
 
@@ -93,21 +93,24 @@ def list_checkouts(
         from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
 
         from orchestrator.explain.timeline import STYLES  # noqa: PLC0415
+        from orchestrator.store import read_model  # noqa: PLC0415
 
-        if merchant is not None:
-            await merchant_id(db, merchant)
-        asked = AttentionCode(attention) if attention not in {None, _ANY} else attention is not None
-        wanted = matching(states=states, statuses=statuses, order=order, merchant=merchant, attention=asked)
-        rows = await db.read(wanted.limit(limit + 1))
+        number = None if merchant is None else await merchant_id(db, merchant)
+        names = await merchant_names(db)
+        asked = AttentionCode(attention) if attention not in {None, _ANY} else (attention is not None or None)
+        rows = await read_model.checkouts(
+            db, merchant_id=number, order_ref=order, states=[State(state) for state in states],
+            statuses=[PaymentStatus(status) for status in statuses], waiting=asked, limit=limit + 1,
+        )  # fmt: skip
         if as_json:
-            _say_json([_facts(row) for row in rows[:limit]])
+            _say_json([_facts(row, names[row.merchant_id]) for row in rows[:limit]])
             return 0
         shown = table("id", "order", "merchant", "state", "amount", "payment", "held", "created", "attention")
         for row in rows[:limit]:
             shown.add_row(
-                str(row.id), row.order_ref, row.merchant, Text(row.state, style=STYLES[row.state]),
-                price(row.amount, row.currency), _status(row), price(_held(row), row.currency),
-                f"{row.created_at:%Y-%m-%d %H:%M:%S}", sentences.or_none(_attention(row)) or "",
+                str(row.id), row.order_ref, names[row.merchant_id], Text(row.state, style=STYLES[row.state]),
+                price(row.amount, row.currency), row.payment_status, price(still_held(row), row.currency),
+                f"{row.created_at:%Y-%m-%d %H:%M:%S}", sentences.or_none(row.attention) or "",
             )  # fmt: skip
         printer().print(shown)
         if len(rows) > limit:
@@ -131,52 +134,46 @@ def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
         import msgspec  # noqa: PLC0415
 
         from orchestrator.explain.timeline import timeline  # noqa: PLC0415
+        from orchestrator.store import read_model  # noqa: PLC0415
 
         row = await one(db, checkout)
         if as_json:
             _say_json(
                 {
-                    **_facts(row),
-                    "operations": [
-                        _operation_facts(operation)
-                        for operation in await db.read(_operations(), {"id": row.id})
-                    ],
-                    "commands": [
-                        _command_facts(command) for command in await db.read(_commands(), {"id": row.id})
-                    ],
+                    **_facts(row, row.merchant),
+                    "operations": [_operation_facts(operation) for operation in row.operations],
+                    "commands": [_command_facts(command) for command in row.commands],
                 }
             )
             return 0
         console = printer()
         console.print(_described(row))
-        found = await db.read(_payments(), {"id": row.id})
-        if found:
+        if row.payments:
             shown = table("payment", "role", "status", "meaning", *_HELD)
-            for payment in found:
+            for payment in row.payments:
                 shown.add_row(
                     payment.transaction_id, payment.role, payment.status, payment.meaning, *_amounts(payment)
                 )
             console.print()
             console.print(shown)
-        operations = await db.read(_operations(), {"id": row.id})
-        if operations:
+        if row.operations:
             shown = table(
                 "operation", "kind", "payment", "amount", "state", "cause", "requested", "settled", "error"
             )
-            for operation in operations:
+            for operation in row.operations:
                 shown.add_row(
                     str(operation.id), operation.kind, operation.transaction_id, price(operation.amount, operation.currency),
                     operation.state, operation.cause, f"{operation.requested_at:%H:%M:%S}",
                     f"{operation.settled_at:%H:%M:%S}" if operation.settled_at else "",
-                    sentences.or_none(_last_error(operation)) or "",
+                    sentences.or_none(operation.last_error) or "",
                 )  # fmt: skip
             console.print()
             console.print(shown)
-        entries = await db.read(_entries(), {"id": row.id})
+        entries, _archived = await read_model.trail(db, row.id) or ([], ())
         console.print()
-        for archived in await db.read(_archived(), {"id": row.id}):
+        for archived in row.archived:
             console.print(
-                f"entries up to {archived.sequence} were archived at {archived.at:%Y-%m-%d %H:%M} UTC in {archived.file}"
+                f"entries up to {archived.until} were archived at {archived.at:%Y-%m-%d %H:%M} UTC in {archived.file}"
             )
         console.print(timeline([msgspec.json.decode(entry.entry) for entry in entries]))
         return 0
@@ -227,7 +224,7 @@ def payments() -> None:
 @data_dir
 @click.option(
     "--role",
-    type=click.Choice(["accepted", "surplus", "attempt", "unknown"]),
+    type=click.Choice([one.value for one in Role]),
     help="surplus and unknown: money that belongs to no order.",
 )
 @click.option("--order", metavar="NUMBER", help="Only this order number.")
@@ -241,12 +238,21 @@ def list_payments(
     """List payments, the youngest first."""
 
     async def show(_: Settings, db: Database) -> int:
+        from orchestrator.store import read_model  # noqa: PLC0415
+
         number = None if merchant is None else await merchant_id(db, merchant)
-        rows = await db.read(_payments_listed(role=role, order=order, merchant=number).limit(limit + 1))
+        names = await merchant_names(db)
+        rows = await read_model.payments(
+            db,
+            merchant_id=number,
+            role=None if role is None else Role(role),
+            order_ref=order,
+            limit=limit + 1,
+        )
         shown = table("payment", "merchant", "order", "checkout", "role", "status", *_HELD, "first seen")
         for row in rows[:limit]:
             shown.add_row(
-                row.transaction_id, row.merchant, row.order_ref, str(row.checkout_id or ""), row.role, row.status,
+                row.transaction_id, names[row.merchant_id], row.order_ref, str(row.checkout_id or ""), row.role, row.status,
                 *_amounts(row), f"{row.first_seen_at:%Y-%m-%d %H:%M:%S}",
             )  # fmt: skip
         printer().print(shown)
@@ -261,41 +267,6 @@ def list_payments(
 
 
 # ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _payments_listed(*, role: str | None, order: str | None, merchant: int | None) -> Any:
-    from sqlalchemy import bindparam, select  # noqa: PLC0415
-
-    from orchestrator.store.tables import merchants as m  # noqa: PLC0415
-    from orchestrator.store.tables import payments as p  # noqa: PLC0415
-
-    wanted = select(p, m.c.name.label("merchant")).join(m, m.c.id == p.c.merchant_id)
-    if role is not None:
-        # As a literal, in which the planner recognises the partial index.
-        wanted = wanted.where(p.c.role == bindparam("role", role, literal_execute=True))
-    if order is not None:
-        wanted = wanted.where(p.c.order_ref == order)
-    if merchant is not None:
-        wanted = wanted.where(p.c.merchant_id == merchant)
-    return wanted.order_by(p.c.first_seen_at.desc(), p.c.transaction_id.desc())
-
-
-def _payments() -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
-
-    return text("SELECT * FROM payments WHERE checkout_id = :id ORDER BY first_seen_at, transaction_id")
-
-
-def _operations() -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
-
-    return text("SELECT * FROM money_operations WHERE checkout_id = :id ORDER BY requested_at, id")
-
-
-def _commands() -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
-
-    return text("SELECT * FROM commands WHERE checkout_id = :id ORDER BY requested_at, id")
 
 
 def _amounts(payment: Any) -> list[Text]:
@@ -314,36 +285,7 @@ def _amounts(payment: Any) -> list[Text]:
     return [cell(name) for name in ("reserved", "captured", "refunded", "charged_back")]
 
 
-def _status(row: Any) -> str:
-    return payment_status(
-        State(row.state), reserved=row.reserved, captured=row.captured, refunded=row.refunded,
-        charged_back=row.charged_back,
-    )  # fmt: skip
-
-
-def _held(row: Any) -> int:
-    """Return what is held of what pays a checkout, in minor units."""
-    if row.captured > 0:
-        return max(int(row.captured - row.refunded - row.charged_back), 0)
-    return int(row.reserved)
-
-
-def _entries() -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
-
-    return text("SELECT entry FROM audit_entries WHERE checkout_id = :id ORDER BY sequence")
-
-
-def _archived() -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
-
-    return text("""
-        SELECT h.sequence, a.at, a.file FROM archived_heads h JOIN archives a ON a.sequence = h.archive
-         WHERE h.checkout_id = :id ORDER BY h.sequence
-    """)
-
-
-def _described(row: Any) -> Table:
+def _described(row: CheckoutRecord) -> Table:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -361,7 +303,7 @@ def _described(row: Any) -> Table:
         for name in ("reserved", "captured", "refunded", "charged_back")
         if name != "charged_back" or row.charged_back
     )
-    table.add_row("payment", f"{_status(row)} ({held})")
+    table.add_row("payment", f"{row.payment_status} ({held})")
     for name, moment in (
         ("created", row.created_at),
         ("deadline", row.deadline),
@@ -370,11 +312,11 @@ def _described(row: Any) -> Table:
     ):
         if moment is not None:
             table.add_row(name, f"{moment:%Y-%m-%d %H:%M:%S} UTC")
-    asked = _attention(row)
+    asked = row.attention
     since = "" if row.attention_since is None else f", since {row.attention_since:%Y-%m-%d %H:%M:%S} UTC"
     for name, said in (
         ("attention", None if asked is None else f"{sentences.of(asked)} ({asked.code}{since})"),
-        ("last error", sentences.or_none(_last_error(row))),
+        ("last error", sentences.or_none(row.last_error)),
     ):
         if said:
             table.add_row(name, Text(neutralised(said), style="yellow"))
@@ -390,46 +332,38 @@ def _say_json(document: object) -> None:
     say_json(msgspec.json.encode(document).decode())
 
 
-def _attention(row: Any) -> Attention | None:
-    return attentions.stored(row.attention, row.attention_details)
-
-
-def _last_error(row: Any) -> LastError | None:
-    return last_error.stored(row.last_error, row.last_error_details)
-
-
 def _coded(value: Attention | LastError | CommandResult | None, **more: object) -> dict[str, object] | None:
     if value is None:
         return None
     return {"code": value.code, "message": sentences.of(value), "facts": value.facts, **more}
 
 
-def _facts(row: Any) -> dict[str, object]:
+def _facts(row: CheckoutSummary, merchant: str) -> dict[str, object]:
     """Return a checkout as data; amounts in minor units of the currency beside them."""
-    asked = _attention(row)
+    asked = row.attention
     payments = [
         {"transactionId": payment.transaction_id, "amount": payment.amount, "currency": payment.currency}
         for payment in (() if asked is None else (*asked.payments, *asked.beside))
     ]
     return {
-        "id": row.id, "orderId": row.order_ref, "merchant": row.merchant, "state": row.state, "paymentStatus": _status(row),
+        "id": row.id, "orderId": row.order_ref, "merchant": merchant, "state": row.state, "paymentStatus": row.payment_status,
         "late": row.late, "amount": row.amount, "currency": row.currency, "reserved": row.reserved, "captured": row.captured,
         "refunded": row.refunded, "chargedBack": row.charged_back, "createdAt": row.created_at, "deadline": row.deadline,
         "endedAt": row.ended_at, "dueAt": row.due_at,
-        "attention": _coded(asked, since=row.attention_since, payments=payments), "lastError": _coded(_last_error(row)),
+        "attention": _coded(asked, since=row.attention_since, payments=payments), "lastError": _coded(row.last_error),
     }  # fmt: skip
 
 
-def _operation_facts(row: Any) -> dict[str, object]:
+def _operation_facts(row: Operation) -> dict[str, object]:
     return {
         "id": row.id, "kind": row.kind, "transactionId": row.transaction_id, "amount": row.amount, "currency": row.currency,
         "state": row.state, "cause": row.cause, "commandId": row.command_id, "requestedAt": row.requested_at,
-        "settledAt": row.settled_at, "error": _coded(_last_error(row)),
+        "settledAt": row.settled_at, "error": _coded(row.last_error),
     }  # fmt: skip
 
 
-def _command_facts(row: Any) -> dict[str, object]:
+def _command_facts(row: Command) -> dict[str, object]:
     return {
         "id": row.id, "kind": row.kind, "actor": row.actor, "reason": row.reason, "requestedAt": row.requested_at,
-        "handledAt": row.handled_at, "result": _coded(command_result.stored(row.result, row.result_details)),
+        "handledAt": row.handled_at, "result": _coded(row.result),
     }  # fmt: skip

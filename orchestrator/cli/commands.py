@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import ACTOR, Span, one, price
 from orchestrator.cli.output import say
+from orchestrator.domain.records import OPEN_OPERATIONS, CommandKind, Decision, OperationState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
     from uuid import UUID
 
+    from orchestrator.domain.command_rules import CheckoutView, CommandRequest
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
-    from orchestrator.store.inbox import CheckoutView, CommandKind, CommandRequest
 
 WAIT: Final = 30.0
 """Seconds that a command waits for its answer unless told otherwise."""
 _PAUSE: Final = 0.25
-_KEYED: Final = frozenset({"capture", "refund"})
+_KEYED: Final = frozenset({CommandKind.CAPTURE, CommandKind.REFUND})
 
 _checkout = click.argument("checkout")
 _reason = click.option("--reason", help="Why; stands in the audit trail.")
@@ -54,7 +55,7 @@ def _wait(default: float = WAIT) -> Callable[[Any], Any]:
 @_wait(0.0)
 def cancel(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> int:
     """Cancel one checkout (its id, or its order number), unless its money is there already."""
-    return _ask(data_dir, checkout, "cancel", reason=reason, wait=wait)
+    return _ask(data_dir, checkout, CommandKind.CANCEL, reason=reason, wait=wait)
 
 
 @click.command(short_help="Reopen a checkout that failed, expired or was cancelled.")
@@ -72,7 +73,7 @@ def reopen(
     *, data_dir: Path, checkout: str, expires_in: float | None, reason: str | None, wait: float
 ) -> int:
     """Reopen a checkout that failed, expired or was cancelled, for a shopper who tries again."""
-    return _ask(data_dir, checkout, "reopen", reason=reason, wait=wait, expires_in=expires_in)
+    return _ask(data_dir, checkout, CommandKind.REOPEN, reason=reason, wait=wait, expires_in=expires_in)
 
 
 @click.command(short_help="Capture reserved money, all or a part.")
@@ -87,7 +88,13 @@ def capture(
 ) -> int:  # fmt: skip
     """Capture reserved money of a paid checkout: all that is left, or an amount."""
     return _ask(
-        data_dir, checkout, "capture", reason=reason, wait=wait, amount=amount, transaction=transaction
+        data_dir,
+        checkout,
+        CommandKind.CAPTURE,
+        reason=reason,
+        wait=wait,
+        amount=amount,
+        transaction=transaction,
     )
 
 
@@ -103,7 +110,13 @@ def refund(
 ) -> int:  # fmt: skip
     """Refund captured money of a paid checkout: all that is left, or an amount."""
     return _ask(
-        data_dir, checkout, "refund", reason=reason, wait=wait, amount=amount, transaction=transaction
+        data_dir,
+        checkout,
+        CommandKind.REFUND,
+        reason=reason,
+        wait=wait,
+        amount=amount,
+        transaction=transaction,
     )
 
 
@@ -117,7 +130,7 @@ def release(
     *, data_dir: Path, checkout: str, transaction: str | None, reason: str | None, wait: float
 ) -> int:
     """Release a reservation of which nothing is captured."""
-    return _ask(data_dir, checkout, "release", reason=reason, wait=wait, transaction=transaction)
+    return _ask(data_dir, checkout, CommandKind.RELEASE, reason=reason, wait=wait, transaction=transaction)
 
 
 @click.command(short_help="Try at once what waits for its next try.")
@@ -127,18 +140,18 @@ def release(
 @_wait()
 def retry(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> int:
     """Try at once what waits for its next try, however often it has failed."""
-    return _ask(data_dir, checkout, "retry", reason=reason, wait=wait)
+    return _ask(data_dir, checkout, CommandKind.RETRY, reason=reason, wait=wait)
 
 
 @click.command(short_help="Decide what waits for a person: keep, return or dismiss.")
 @data_dir
 @_checkout
-@click.argument("decision", type=click.Choice(["keep", "return", "dismiss"]))
+@click.argument("decision", type=click.Choice([one.value for one in Decision]))
 @_reason
 @_wait()
 def resolve(*, data_dir: Path, checkout: str, decision: str, reason: str | None, wait: float) -> int:
     """Decide what waits for a person: keep the money, return it, or dismiss it: no action needed."""
-    return _ask(data_dir, checkout, "resolve", reason=reason, wait=wait, decision=decision)
+    return _ask(data_dir, checkout, CommandKind.RESOLVE, reason=reason, wait=wait, decision=decision)
 
 
 COMMANDS: Final = (cancel, reopen, capture, refund, release, retry, resolve)
@@ -152,15 +165,16 @@ def _ask(
         from uuid import uuid4  # noqa: PLC0415 - each command imports what it needs
 
         from orchestrator.crypto import Encryptor  # noqa: PLC0415
+        from orchestrator.domain import command_rules  # noqa: PLC0415
         from orchestrator.store import inbox  # noqa: PLC0415
 
         row = await one(db, checkout)
         view = await inbox.checkout_view(db, row.id)
         assert view is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
         command_request = _command_request(view, kind, amount, wanted)
-        if (found := inbox.rejection(view, command_request)) is not None:
+        if (found := command_rules.rejection(view, command_request)) is not None:
             raise click.UsageError(found.sentence)
-        if kind == "cancel" and view.cancelling is not None:
+        if kind is CommandKind.CANCEL and view.cancelling is not None:
             say(f"Checkout {row.id} is being cancelled already, by command {view.cancelling}.")
             return 0
         key = str(uuid4()) if kind in _KEYED else None
@@ -178,36 +192,35 @@ def _ask(
 def _command_request(
     view: CheckoutView, kind: CommandKind, amount: str | None, wanted: dict[str, Any]
 ) -> CommandRequest:
-    from orchestrator.domain import money  # noqa: PLC0415
-    from orchestrator.store import inbox  # noqa: PLC0415
+    from orchestrator.domain import command_rules, money  # noqa: PLC0415
 
     transaction = wanted.get("transaction")
     minor = None if amount is None else money.to_minor(amount, view.currency_of(transaction))
     if minor is not None and minor <= 0:
         raise click.UsageError(f"--amount must be more than 0, not {amount}")
-    return inbox.CommandRequest(
+    return command_rules.CommandRequest(
         kind=kind,
         amount=minor,
         transaction_id=transaction,
         expires_in=wanted.get("expires_in"),
-        decision=cast("Literal['keep', 'return', 'dismiss'] | None", wanted.get("decision")),
+        decision=wanted.get("decision") and Decision(wanted["decision"]),
     )
 
 
 def _asked(view: CheckoutView, command_request: CommandRequest, command: UUID, settings: Settings) -> str:
     checkout = view.id
     match command_request.kind:
-        case "cancel":
+        case CommandKind.CANCEL:
             grace = f"after a grace of {settings.cancel_grace:g} s, if no payment is found by then"
             return f"Asked for: checkout {checkout} is cancelled {grace}. Command {command}."
-        case "capture" | "refund":
+        case CommandKind.CAPTURE | CommandKind.REFUND:
             much = (
                 "all that is left"
                 if command_request.amount is None
                 else price(command_request.amount, view.currency_of(command_request.transaction_id))
             )
             return f"Asked for: {command_request.kind} of {much} for checkout {checkout}. Command {command}."
-        case "resolve":
+        case CommandKind.RESOLVE:
             return f"Asked for: resolve checkout {checkout} by {command_request.decision}. Command {command}."
         case _:
             return f"Asked for: {command_request.kind} of checkout {checkout}. Command {command}."
@@ -237,9 +250,10 @@ async def _answered(db: Database, checkout: UUID, command: UUID, wait: float) ->
 
 def _told(rows: Sequence[Any]) -> int | None:
     """Say what came of a command, once that is known; return the exit status."""
-    from orchestrator.domain import command_result, last_error, sentences  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.domain import command_result, sentences  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.store.columns import coded  # noqa: PLC0415
 
-    result = command_result.stored(rows[0].result, rows[0].result_details)
+    result = coded(rows[0], "result")["result"]
     if rows[0].handled_at is None or result is None:
         return None
     if result.refused:
@@ -249,16 +263,16 @@ def _told(rows: Sequence[Any]) -> int | None:
     if not begun:
         say(f"Done: {sentences.of(result)}" if result.code in command_result.DONE else "Accepted.")
         return 0
-    if any(row.state not in {"succeeded", "rejected"} for row in begun):
+    if any(row.state in OPEN_OPERATIONS for row in begun):
         return None
     for row in begun:
         what = f"the {row.kind} of {price(row.amount, row.currency)} on transaction {row.transaction_id}"
-        if row.state == "succeeded":
+        if row.state == OperationState.SUCCEEDED:
             say(f"Done: {what}.")
         else:
-            why = sentences.or_none(last_error.stored(row.last_error, row.last_error_details))
+            why = sentences.or_none(coded(row, "last_error")["last_error"])
             say(f"Refused by the gateway: {what} ({why or 'no reason was given'}).", err=True)
-    return int(any(row.state == "rejected" for row in begun))
+    return int(any(row.state == OperationState.REJECTED for row in begun))
 
 
 def _result() -> Any:

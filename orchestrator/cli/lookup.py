@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.table import Table
 
-    from orchestrator.domain.attention import AttentionCode
-    from orchestrator.domain.payment_status import PaymentStatus
-    from orchestrator.domain.states import State
     from orchestrator.store.database import Database
+    from orchestrator.store.read_model import CheckoutRecord
 
 ACTOR: Final = "operator:command-line"
 
@@ -47,62 +43,34 @@ class Span(click.ParamType[float]):
         return float(seconds)
 
 
-def matching(
-    *,
-    states: Sequence[State] = (),
-    statuses: Sequence[PaymentStatus] = (),
-    order: str | None = None,
-    merchant: str | None = None,
-    attention: bool | AttentionCode = False,
-) -> Any:
-    """Return the statement for checkouts with the name of their merchant, the youngest first.
-
-    `attention`: only those that need a decision, or that need one for this reason.
-    """
-    from sqlalchemy import select, text  # noqa: PLC0415 - each command imports what it needs
-
-    from orchestrator.domain.payment_status import condition  # noqa: PLC0415
-    from orchestrator.domain.states import State  # noqa: PLC0415
-    from orchestrator.store.tables import checkouts as c  # noqa: PLC0415
-    from orchestrator.store.tables import merchants as m  # noqa: PLC0415
-
-    wanted = select(c, m.c.name.label("merchant")).join(m, m.c.id == c.c.merchant_id).order_by(c.c.id.desc())
-    if states:
-        wanted = wanted.where(c.c.state.in_([State(state).value for state in states]))
-    if statuses:
-        wanted = wanted.where(text(condition(statuses)))
-    if order is not None:
-        wanted = wanted.where(c.c.order_ref == order)
-    if merchant is not None:
-        wanted = wanted.where(m.c.name == merchant)
-    if attention:
-        wanted = wanted.where(c.c.attention.is_not(None))
-    return wanted if isinstance(attention, bool) else wanted.where(c.c.attention == attention.value)
-
-
-async def one(db: Database, wanted: str) -> Any:
+async def one(db: Database, wanted: str) -> CheckoutRecord:
     """Return the checkout with this id, or the youngest with this order number (which may look like an id, too)."""
-    from orchestrator import intents  # noqa: PLC0415
-    from orchestrator.store.tables import checkouts as c  # noqa: PLC0415
+    from orchestrator import intents  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.store import read_model  # noqa: PLC0415
 
-    found = matching()
     number = uuid_of(wanted)
-    rows = await db.read(found.where(c.c.id == number)) if number else ()
-    if not rows and intents.may_be_order(wanted):
-        rows = await db.read(found.where(c.c.order_ref == wanted).limit(1))
-    if not rows:
+    found = await read_model.checkout(db, number) if number else None
+    if found is None and intents.may_be_order(wanted):
+        rows = await read_model.checkouts(db, order_ref=wanted, limit=1)
+        found = await read_model.checkout(db, rows[0].id) if rows else None
+    if found is None:
         raise click.UsageError(f"there is no checkout with the id or order number {wanted!r}")
-    return rows[0]
+    return found
+
+
+async def merchant_names(db: Database) -> dict[int, str]:
+    """Return the names of all merchants, by their numbers."""
+    from sqlalchemy import text  # noqa: PLC0415
+
+    return {row.id: row.name for row in await db.read(text("SELECT id, name FROM merchants"))}
 
 
 async def merchant_id(db: Database, name: str) -> int:
     """Return the number of a merchant, or say that there is none of this name."""
-    from sqlalchemy import text  # noqa: PLC0415
-
-    rows = await db.read(text("SELECT id FROM merchants WHERE name = :name"), {"name": name})
-    if not rows:
-        raise click.UsageError(f"there is no merchant {name!r}: `orchestrator merchants list` shows them all")
-    return int(rows[0].id)
+    for number, known in (await merchant_names(db)).items():
+        if known == name:
+            return number
+    raise click.UsageError(f"there is no merchant {name!r}: `orchestrator merchants list` shows them all")
 
 
 def uuid_of(text: str) -> UUID | None:

@@ -18,8 +18,8 @@ import click
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import ACTOR, Span, merchant_id, one, table
 from orchestrator.cli.output import printer, say
-from orchestrator.domain import attention
 from orchestrator.domain.command_result import REFUSED
+from orchestrator.domain.records import CommandKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -148,7 +148,7 @@ async def _ask(db: Database, encryptor: Encryptor, rows: Sequence[Any], tally: _
     from orchestrator.store import inbox  # noqa: PLC0415 - each command imports what it needs
 
     ids = [row.id for row in rows]
-    commands = await inbox.request_all(db, encryptor, ids, kind="reconcile", actor=ACTOR, grace=0.0)
+    commands = await inbox.request_all(db, encryptor, ids, kind=CommandKind.RECONCILE, actor=ACTOR, grace=0.0)
     tally.asked += len(commands)
     tally.waiting |= {commands[row.id]: _stand(row) for row in rows if row.id in commands}
 
@@ -171,7 +171,10 @@ async def _settle(
 
 
 def _stand(row: Any) -> _Stand:
-    asked = attention.stored(row.attention, row.attention_details)
+    from orchestrator.store.columns import coded  # noqa: PLC0415
+    from orchestrator.store.read_model import CheckoutRecord  # noqa: PLC0415
+
+    asked = row.attention if isinstance(row, CheckoutRecord) else coded(row, "attention")["attention"]
     return _Stand(row.state, (row.reserved, row.captured, row.refunded, row.charged_back), asked)
 
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-    from orchestrator.store.inbox import CommandKind
+    from orchestrator.domain.records import CommandKind
+
 
 T = TypeVar("T")
 

@@ -38,6 +38,7 @@ class ResultCode(StrEnum):
     REFUSED_SEVERAL_PAYMENTS = "refused_several_payments"
     REFUSED_UNKNOWN_TRANSACTION = "refused_unknown_transaction"
     REFUSED_NOT_ITS_PAYMENT = "refused_not_its_payment"
+    """`unsure` is the transaction, where it is not surely of this checkout."""
     REFUSED_CAPTURES_ITSELF = "refused_captures_itself"
     REFUSED_ALREADY_CAPTURED = "refused_already_captured"
     REFUSED_NOTHING_LEFT = "refused_nothing_left"

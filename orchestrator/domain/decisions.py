@@ -10,29 +10,26 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
 from orchestrator.domain.attention import IRREGULAR, PROBLEMS, Attention, AttentionCode, PaymentAmount
 from orchestrator.domain.command_result import CommandResult, ResultCode, result
-from orchestrator.domain.records import money_left
+from orchestrator.domain.payment_meaning import MONEY, UNREADABLE, PaymentMeaning
+from orchestrator.domain.records import Binding, Decision, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-UNREADABLE: Final = frozenset({
-    "amount_unreadable", "currency_unknown", "currency_conflict", "field_repeated", "transaction_nested",
-})  # fmt: skip
-"""Flags of a payment whose amounts are not known as numbers."""
+    from orchestrator.domain.records import PaymentRecord
+
 EVENT, CREDIT = "chargeback event: ", "credit: "
 """Begin the flags of a payment that tell a person what the gateway shows beside its amounts."""
 FAILED: Final = frozenset({
     "preauth_failed", "preauth_error", "3dsecure_failed", "recurring_failed", "epayment_cancelled", "epayment_declined",
 })  # fmt: skip
 """The gateway's words for an attempt that came to nothing (part 3)."""
-MONEY: Final = frozenset({"reserved", "captured", "refunded"})
-"""Readings that surely are money."""
 
 
 class Order(Protocol):
@@ -44,45 +41,6 @@ class Order(Protocol):
     def amount(self) -> int: ...
     @property
     def order_ref(self) -> str: ...
-
-
-class Payment(Protocol):
-    """A gateway transaction as a lookup shows it or as our books have it; amounts in minor units of its currency."""
-
-    @property
-    def transaction_id(self) -> str: ...
-    @property
-    def role(self) -> str: ...
-    @property
-    def binding(self) -> str: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def meaning(self) -> str: ...
-    @property
-    def currency(self) -> str: ...
-    @property
-    def reserved(self) -> int: ...
-    @property
-    def captured(self) -> int: ...
-    @property
-    def refunded(self) -> int: ...
-    @property
-    def charged_back(self) -> int: ...
-    @property
-    def surcharge(self) -> int: ...
-    @property
-    def flags(self) -> tuple[str, ...]: ...
-
-
-class Decided(Payment, Protocol):
-    """A payment of our books, with the decisions that were taken on it."""
-
-    @property
-    def decided(self) -> str | None: ...
-
-
-D = TypeVar("D", bound=Decided)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +61,17 @@ class Question:
         return tuple(self.attention.transactions)
 
 
-def whole(payment: Payment) -> int:
+def whole(payment: PaymentRecord) -> int:
     """Return the amount that a payment was made for, in minor units."""
     return max(payment.reserved, payment.captured)
 
 
-def left(payment: Payment) -> int:
-    """Return what a payment still holds of the shopper's money, in minor units."""
-    return money_left(
-        payment.meaning, payment.reserved, payment.captured, payment.refunded + payment.charged_back
-    )
-
-
-def pays(order: Order, payment: Payment) -> bool:
+def pays(order: Order, payment: PaymentRecord) -> bool:
     """Say whether a payment is of the order's amount and currency. A surcharge that the gateway added is not asked for."""
     return payment.currency == order.currency and whole(payment) == order.amount
 
 
-def with_surcharge(order: Order, payment: Payment) -> bool:
+def with_surcharge(order: Order, payment: PaymentRecord) -> bool:
     """Say whether a payment is of the order's amount plus the surcharge that the gateway names (SurchargeAmount; C10)."""
     total = order.amount + payment.surcharge
     return payment.surcharge > 0 and payment.currency == order.currency and whole(payment) == total
@@ -134,24 +85,26 @@ def mark(word: str, decision: str, basis: str = "") -> str:
     return f"{word}={decision}@{basis}"
 
 
-def _marks(payment: Decided) -> Iterable[tuple[str, str, str]]:
+def _marks(payment: PaymentRecord) -> Iterable[tuple[str, str, str]]:
     for text in (payment.decided or "").split():
         word, _, rest = text.partition("=")
         decision, _, basis = rest.partition("@")
         yield word, decision, basis
 
 
-def is_decided(payment: Decided, question: Question) -> bool:
+def is_decided(payment: PaymentRecord, question: Question) -> bool:
     """Say whether a person decided on this very question for a payment."""
     return any((word, basis) == (question.code, question.basis) for word, _, basis in _marks(payment))
 
 
-def kept(payment: Decided) -> bool:
+def kept(payment: PaymentRecord) -> bool:
     """Say whether a person decided to keep a payment although it was not what had been asked for."""
-    return any(word in PROBLEMS and decision == "keep" for word, decision, _ in _marks(payment))
+    return any(word in PROBLEMS and decision == Decision.KEEP for word, decision, _ in _marks(payment))
 
 
-def decided_on(order: Order, known: Iterable[Decided], problems: Sequence[Payment]) -> dict[str, str]:
+def decided_on(
+    order: Order, known: Iterable[PaymentRecord], problems: Sequence[PaymentRecord]
+) -> dict[str, str]:
     """Return the decisions on problems that still hold: transaction → keep or dismiss.
 
     One that was taken on several transactions holds for all of them or for none.
@@ -170,7 +123,7 @@ def decided_on(order: Order, known: Iterable[Decided], problems: Sequence[Paymen
 
 
 def refusal(
-    order: Order, payments: Sequence[Decided], attention: Attention, decision: str, *, completed: bool
+    order: Order, payments: Sequence[PaymentRecord], attention: Attention, decision: str, *, completed: bool
 ) -> CommandResult | None:
     """Say why a decision on an attention cannot be carried out; None if it can.
 
@@ -181,7 +134,7 @@ def refusal(
     about = open_problems(order, payments)
     if not about or not problem(order, about).attention.asks_like(attention):
         return result(ResultCode.REFUSED_PAYMENTS_CHANGED)
-    if decision == "keep":
+    if decision == Decision.KEEP:
         unreadable = [one for one in about if not UNREADABLE.isdisjoint(one.flags)]
         if unreadable:
             return result(ResultCode.REFUSED_AMOUNT_UNREADABLE, transaction=unreadable[0].transaction_id)
@@ -191,15 +144,15 @@ def refusal(
                 ResultCode.REFUSED_OTHER_CURRENCY, transaction=foreign[0].transaction_id, currency=foreign[0].currency,
                 ordered=order.currency,
             )  # fmt: skip
-        if any(left(one) <= 0 for one in about):
+        if any(one.left <= 0 for one in about):
             return result(
                 ResultCode.REFUSED_HOLD_NO_MONEY, transactions=[one.transaction_id for one in about]
             )
-    elif decision == "dismiss":
-        ours = [one for one in about if one.binding == "bound" and _may_hold(one)]
+    elif decision == Decision.DISMISS:
+        ours = [one for one in about if one.binding == Binding.BOUND and _may_hold(one)]
         if any(one.meaning in MONEY for one in ours):
             held = [
-                {"transaction": one.transaction_id, "amount": left(one), "currency": one.currency}
+                {"transaction": one.transaction_id, "amount": one.left, "currency": one.currency}
                 for one in ours
             ]
             return result(ResultCode.REFUSED_MONEY_HELD, payments=held)
@@ -210,31 +163,31 @@ def refusal(
     return None
 
 
-def _may_hold(payment: Payment) -> bool:
+def _may_hold(payment: PaymentRecord) -> bool:
     """Say whether a payment holds money as far as is known. Of one that the gateway calls failed a person may say that it does not."""
     if payment.meaning in MONEY:
-        return left(payment) > 0
+        return payment.left > 0
     over = payment.status in FAILED and UNREADABLE.isdisjoint(payment.flags)
-    return not over and (left(payment) > 0 or not UNREADABLE.isdisjoint(payment.flags))
+    return not over and (payment.left > 0 or not UNREADABLE.isdisjoint(payment.flags))
 
 
 # ── What is asked ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def open_problems(order: Order, payments: Sequence[D]) -> list[D]:
+def open_problems(order: Order, payments: Sequence[PaymentRecord]) -> list[PaymentRecord]:
     """Return the payments of our books that are not taken for the order's and that no valid decision is about."""
     problems = [one for one in payments if is_problem(one)]
     held = decided_on(order, payments, problems)
     return [one for one in problems if one.transaction_id not in held]
 
 
-def is_problem(payment: Payment) -> bool:
+def is_problem(payment: PaymentRecord) -> bool:
     """Say whether a payment of our books waits, or waited, for a decision whether it is the order's."""
-    over = payment.meaning in MONEY and left(payment) <= 0
-    return payment.role == "unknown" and payment.meaning != "nothing" and not over
+    over = payment.meaning in MONEY and payment.left <= 0
+    return payment.role == Role.UNKNOWN and payment.meaning != PaymentMeaning.NOTHING and not over
 
 
-def problem(order: Order, payments: Sequence[Payment]) -> Question:
+def problem(order: Order, payments: Sequence[PaymentRecord]) -> Question:
     """Return what a person is asked about payments that are not what was ordered; all of them are one decision."""
     about = sorted(payments, key=lambda one: (len(one.transaction_id), one.transaction_id))
     codes = [_code(order, one) for one in about]
@@ -258,7 +211,7 @@ _WORST_FIRST: Final = (
 )  # fmt: skip
 
 
-def irregular(payments: Sequence[Payment]) -> list[Question]:
+def irregular(payments: Sequence[PaymentRecord]) -> list[Question]:
     """Return what a person is asked about payments of the order whose money moved in a way that nothing here explains."""
     asked = []
     for one in payments:
@@ -292,16 +245,16 @@ def _named(amounts: Mapping[str, object], *names: str) -> dict[str, object]:
     return {name: amounts[name] for name in names}
 
 
-def amount_of(payment: Payment) -> PaymentAmount:
+def amount_of(payment: PaymentRecord) -> PaymentAmount:
     """Return a payment as an attention names it: with what it still holds."""
     return _amount(payment, None)
 
 
-def _amount(payment: Payment, problem: AttentionCode | None) -> PaymentAmount:
+def _amount(payment: PaymentRecord, problem: AttentionCode | None) -> PaymentAmount:
     readable = UNREADABLE.isdisjoint(payment.flags)
     return PaymentAmount(
         transaction_id=payment.transaction_id,
-        amount=left(payment) if readable else None,
+        amount=payment.left if readable else None,
         currency=payment.currency,
         problem=problem,
         status=payment.status if problem is AttentionCode.UNCLEAR_PAYMENT else None,
@@ -309,13 +262,13 @@ def _amount(payment: Payment, problem: AttentionCode | None) -> PaymentAmount:
     )
 
 
-def _code(order: Order, payment: Payment) -> AttentionCode:
+def _code(order: Order, payment: PaymentRecord) -> AttentionCode:
     if payment.meaning not in MONEY:
         return AttentionCode.UNCLEAR_PAYMENT
     return AttentionCode.UNBOUND_PAYMENT if pays(order, payment) else AttentionCode.PAYMENT_MISMATCH
 
 
-def _unclear_facts(code: AttentionCode, payment: Payment) -> tuple[object, ...]:
+def _unclear_facts(code: AttentionCode, payment: PaymentRecord) -> tuple[object, ...]:
     if code is not AttentionCode.UNCLEAR_PAYMENT:
         return ()
     return (payment.status, payment.reserved, payment.captured, payment.refunded, *sorted(payment.flags))

@@ -12,28 +12,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.domain.ids import uuid7
 from orchestrator.domain.last_error import ErrorCode, LastError, error
-from orchestrator.domain.payment_meaning import PaymentMeaning, read
-from orchestrator.domain.records import Operation
+from orchestrator.domain.payment_meaning import MONEY, PaymentMeaning, read
+from orchestrator.domain.records import Cause, Operation, OperationKind, OperationState, left_to, still_held
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from orchestrator.domain.records import ObservedPayment, PaymentRecord
+    from orchestrator.domain.records import PaymentRecord
     from orchestrator.domain.transaction import Transaction
     from orchestrator.settings import Settings
 
-Kind: TypeAlias = Literal["capture", "refund", "release"]
-Cause: TypeAlias = Literal["asked", "automatic", "returned"]
-
-KINDS: Final = frozenset({"capture", "refund", "release"})
 MOST_SENDS: Final = 3
 """Times that an operation is sent, each time found absent afterwards, before a person has to look."""
-
-_SURE: Final = frozenset({PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED})
 
 
 class Fate(StrEnum):
@@ -61,8 +55,8 @@ class Judged:
 
 
 def ask(
-    payment: PaymentRecord | ObservedPayment,
-    kind: Kind,
+    payment: PaymentRecord,
+    kind: OperationKind,
     *,
     amount: int,
     cause: Cause,
@@ -77,28 +71,24 @@ def ask(
         kind=kind,
         amount=amount,
         currency=payment.currency,
-        state="requested",
+        state=OperationState.REQUESTED,
         cause=cause,
         actor=actor,
         reason=reason,
         command_id=command_id,
-        total_before=payment.refunded if kind == "refund" else payment.captured,
+        total_before=payment.refunded if kind == OperationKind.REFUND else payment.captured,
     )
 
 
 def give_back(
-    payment: PaymentRecord | ObservedPayment, *, actor: str, reason: str, command_id: UUID | None = None
+    payment: PaymentRecord, *, actor: str, reason: str, command_id: UUID | None = None
 ) -> Operation:
     """Make the operation that returns what a payment still holds: a release before its capture, a refund after it."""
-    if payment.captured > 0:
-        kind, amount = "refund", payment.captured - payment.refunded - payment.charged_back
-    else:
-        kind, amount = "release", payment.reserved
     return ask(
         payment,
-        kind,  # type: ignore[arg-type]  # one of the two texts above
-        amount=amount,
-        cause="returned",
+        OperationKind.REFUND if payment.captured > 0 else OperationKind.RELEASE,
+        amount=still_held(payment),
+        cause=Cause.RETURNED,
         actor=actor,
         reason=reason,
         command_id=command_id,
@@ -125,14 +115,7 @@ def quiet_after(settings: Settings, operation: Operation) -> float:
 
 def total_of(operation: Operation, transaction: Transaction) -> int:
     """Return the total at the gateway that this operation would raise."""
-    return transaction.refunded if operation.kind == "refund" else transaction.captured
-
-
-def left_for(operation: Operation, transaction: Transaction) -> int:
-    """Return how much of its kind the transaction still has room for, in minor units."""
-    if operation.kind == "refund":
-        return transaction.captured - transaction.refunded
-    return transaction.reserved - transaction.captured
+    return transaction.refunded if operation.kind == OperationKind.REFUND else transaction.captured
 
 
 def before_sending(operation: Operation, transaction: Transaction) -> Judged:
@@ -144,12 +127,12 @@ def before_sending(operation: Operation, transaction: Transaction) -> Judged:
     if operation.identifier in transaction.reconciliations:
         return Judged(Fate.DONE, "by_identifier")
     meaning = read(transaction)
-    if operation.kind == "release":
+    if operation.kind == OperationKind.RELEASE:
         return _before_release(transaction, meaning)
-    if meaning not in _SURE:
+    if meaning not in MONEY:
         return _not_sure(transaction, meaning)
     before, total = operation.total_before or 0, total_of(operation, transaction)
-    left = left_for(operation, transaction)
+    left = left_to(operation.kind, transaction)
     if total == before:
         if left >= operation.amount:
             return Judged(Fate.DUE, "books_agree")
@@ -170,7 +153,7 @@ def after_sending(operation: Operation, transaction: Transaction) -> Judged:
     if operation.identifier in transaction.reconciliations:
         return Judged(Fate.DONE, "by_identifier")
     meaning = read(transaction)
-    if operation.kind == "release":
+    if operation.kind == OperationKind.RELEASE:
         # Some providers turn a release into a refund (D8).
         if meaning in {PaymentMeaning.NOTHING, PaymentMeaning.REFUNDED}:
             return Judged(Fate.DONE, "by_status")
@@ -198,7 +181,7 @@ def _before_release(transaction: Transaction, meaning: PaymentMeaning) -> Judged
         return Judged(Fate.DONE, "already_done_at_the_gateway")
     if meaning is PaymentMeaning.RESERVED:
         return Judged(Fate.DUE, "books_agree")
-    if meaning in _SURE:
+    if meaning in MONEY:
         return _impossible(ErrorCode.ALREADY_CAPTURED)
     return _not_sure(transaction, meaning)
 

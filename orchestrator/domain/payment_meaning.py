@@ -7,7 +7,7 @@ table does not know is `UNKNOWN`, for a person; it is never guessed to be money,
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
     from orchestrator.domain.transaction import Transaction
@@ -30,6 +30,10 @@ class PaymentMeaning(StrEnum):
     """An agreement that repeats the amount of a preauth beside it: never money itself."""
     UNKNOWN = "unknown"
     """Status and amounts do not fit together, or are not known: a person must look."""
+
+    @classmethod
+    def _missing_(cls, _: object) -> Self:
+        return cls("unknown")
 
 
 class Shape(StrEnum):
@@ -98,12 +102,14 @@ TABLE: Final[dict[str, dict[Shape, PaymentMeaning]]] = {
     for status, row in _ROWS.items()
 }
 
-_UNSURE = frozenset({
+UNREADABLE: Final = frozenset({
     "amount_unreadable", "currency_unknown", "currency_conflict", "field_repeated", "transaction_nested",
 })  # fmt: skip
+"""Flags of a payment whose amounts are not known as numbers."""
+MONEY: Final = frozenset({PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED})
+"""Meanings that surely are money."""
 # An attempt that failed before it authorised anything may keep the status that it was to get, or have none.
 _BEFORE_FAILURE = frozenset({"preauth", "invoice_initialized", ""})
-_COUNTED = frozenset({PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED})
 
 
 def shape(transaction: Transaction) -> Shape:
@@ -117,7 +123,7 @@ def shape(transaction: Transaction) -> Shape:
 
 def read(transaction: Transaction) -> PaymentMeaning:
     """Return what a transaction means for money: the table, unless its amounts could not be read."""
-    if not _UNSURE.isdisjoint(transaction.raw_flags):
+    if not UNREADABLE.isdisjoint(transaction.raw_flags):
         return PaymentMeaning.UNKNOWN
     row, shaped = TABLE.get(transaction.status), shape(transaction)
     ended = "ended_in_error" in transaction.raw_flags and transaction.status in _BEFORE_FAILURE
@@ -136,5 +142,5 @@ def held(transaction: Transaction) -> tuple[int, int, int]:
     meaning = read(transaction)
     if meaning is PaymentMeaning.AGREEMENT:
         return 0, 0, 0
-    reserved = transaction.reserved if meaning in _COUNTED or meaning is PaymentMeaning.UNKNOWN else 0
+    reserved = transaction.reserved if meaning in MONEY or meaning is PaymentMeaning.UNKNOWN else 0
     return reserved, transaction.captured, transaction.refunded

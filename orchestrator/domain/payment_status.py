@@ -13,6 +13,8 @@ from orchestrator.domain.states import State
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from orchestrator.domain.records import Amounts
+
 
 class PaymentStatus(StrEnum):
     """Derived from the money facts of a checkout, never stored."""
@@ -35,19 +37,19 @@ class PaymentStatus(StrEnum):
     """The shopper's bank took all of it, or a part, back."""
 
 
-def payment_status(
-    state: State, *, reserved: int, captured: int, refunded: int, charged_back: int
-) -> PaymentStatus:
-    """Return what is held of a checkout; amounts in minor units, of what pays it."""
+def payment_status(state: State, paying: Amounts) -> PaymentStatus:
+    """Return what is held of a checkout, whose amounts are those of what pays it."""
     if state is not State.COMPLETED:
         return PaymentStatus.UNPAID
-    if charged_back > 0:
+    if paying.charged_back > 0:
         return PaymentStatus.CHARGED_BACK
-    if captured > 0:
-        if refunded > 0:
-            return PaymentStatus.REFUNDED if refunded >= captured else PaymentStatus.PARTIALLY_REFUNDED
-        return PaymentStatus.CAPTURED if captured >= reserved else PaymentStatus.PARTIALLY_CAPTURED
-    return PaymentStatus.AUTHORIZED if reserved > 0 else PaymentStatus.RELEASED
+    if paying.captured > 0:
+        if paying.refunded > 0:
+            whole = paying.refunded >= paying.captured
+            return PaymentStatus.REFUNDED if whole else PaymentStatus.PARTIALLY_REFUNDED
+        whole = paying.captured >= paying.reserved
+        return PaymentStatus.CAPTURED if whole else PaymentStatus.PARTIALLY_CAPTURED
+    return PaymentStatus.AUTHORIZED if paying.reserved > 0 else PaymentStatus.RELEASED
 
 
 IN_SQL: Final = """CASE WHEN state <> 'completed' THEN 'unpaid'

@@ -16,8 +16,8 @@ import msgspec
 
 from orchestrator.domain import decisions, money
 from orchestrator.domain.attention import IRREGULAR, PROBLEMS, SHOWN_BY_LOOKUPS, Attention, AttentionCode
-from orchestrator.domain.payment_meaning import PaymentMeaning, Shape, held, read, shape
-from orchestrator.domain.records import ObservedPayment
+from orchestrator.domain.payment_meaning import MONEY, UNREADABLE, PaymentMeaning, Shape, held, read, shape
+from orchestrator.domain.records import Binding, Decision, OperationKind, OperationState, PaymentRecord, Role
 from orchestrator.domain.schedule import made_at, valid_until
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.domain.attention import PaymentAmount
-    from orchestrator.domain.records import PaymentRecord
     from orchestrator.domain.transaction import Found, Transaction
     from orchestrator.store.checkouts import ClaimedCheckout
 
@@ -47,25 +46,6 @@ class LookupOutcome(StrEnum):
     """The answer contradicts itself or our order: a person must decide, and nothing is concluded."""
 
 
-class Binding(StrEnum):
-    """How we know that a transaction belongs to the checkout."""
-
-    BOUND = "bound"
-    ORDER_REF = "order_ref"
-
-
-class Role(StrEnum):
-    """What a transaction is to its checkout."""
-
-    ACCEPTED = "accepted"
-    SURPLUS = "surplus"
-    ATTEMPT = "attempt"
-    UNKNOWN = "unknown"
-
-
-_MONEY: Final = frozenset({PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED})
-
-
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
     """The judgement of one lookup. `money` is (reserved, captured, refunded) of what pays the checkout, minor units.
@@ -75,16 +55,16 @@ class Reconciliation:
     """
 
     finding: LookupOutcome
-    payments: tuple[ObservedPayment, ...]
+    payments: tuple[PaymentRecord, ...]
     money: tuple[int, int, int]
     evidence: dict[str, object]
     attention: Attention | None = None
-    surplus: tuple[ObservedPayment, ...] = ()
+    surplus: tuple[PaymentRecord, ...] = ()
     charged_back: int = 0
     reserved_until: datetime | None = None
 
     @property
-    def paying(self) -> tuple[ObservedPayment, ...]:
+    def paying(self) -> tuple[PaymentRecord, ...]:
         """The transactions that pay the checkout."""
         return tuple(one for one in self.payments if one.role == Role.ACCEPTED)
 
@@ -96,7 +76,7 @@ class Reconciliation:
     @property
     def left(self) -> int:
         """What is still held of what pays it, in minor units."""
-        return sum(map(decisions.left, self.paying))
+        return sum(one.left for one in self.paying)
 
 
 class _Part(Enum):
@@ -116,7 +96,7 @@ class _Part(Enum):
 @dataclass(frozen=True, slots=True)
 class _Judged:
     transaction: Transaction
-    seen: ObservedPayment
+    seen: PaymentRecord
     part: _Part
 
     @property
@@ -160,7 +140,7 @@ def marks(checkout: ClaimedCheckout, decision: str) -> dict[str, str]:
     return {one.transaction_id: decisions.mark(attention.code, decision, basis) for one in about}
 
 
-def _irregular(payments: Iterable[PaymentRecord | ObservedPayment]) -> list[decisions.Question]:
+def _irregular(payments: Iterable[PaymentRecord]) -> list[decisions.Question]:
     return decisions.irregular([one for one in payments if one.role in {Role.ACCEPTED, Role.SURPLUS}])
 
 
@@ -209,7 +189,7 @@ def judge(
     }
     surplus = tuple(
         one.seen for one in judged
-        if one.seen.role == Role.SURPLUS and decisions.left(one.seen) > 0 and one.id not in settled
+        if one.seen.role == Role.SURPLUS and one.seen.left > 0 and one.id not in settled
     )  # fmt: skip
     attention = _irregularity(checkout, seen)
     if paying:
@@ -270,7 +250,7 @@ def _judged(
         if part is _Part.PROBLEM
     ]
     decided = decisions.decided_on(checkout, checkout.known, problems)
-    kept = {name for name, decision in decided.items() if decision == "keep"}
+    kept = {name for name, decision in decided.items() if decision == Decision.KEEP}
     parts = [
         part if one.transaction_id not in decided
         else _Part.PAYS if one.transaction_id in kept and (not checkout.accepted or one.transaction_id in checkout.accepted)
@@ -309,7 +289,7 @@ def _part(
     if ordered and (binding is Binding.BOUND or not uncertain):
         return _Part.PAYS
     # What went back holds nothing that could be decided on.
-    return _Part.PROBLEM if decisions.left(seen) > 0 else _Part.OVER
+    return _Part.PROBLEM if seen.left > 0 else _Part.OVER
 
 
 def _read(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentMeaning:
@@ -322,7 +302,7 @@ def _read(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentMeaning
         or not decisions.kept(before)
     ):
         return meaning
-    if not decisions.UNREADABLE.isdisjoint(transaction.raw_flags):
+    if not UNREADABLE.isdisjoint(transaction.raw_flags):
         return meaning
     return {
         Shape.HELD: PaymentMeaning.RESERVED,
@@ -345,7 +325,7 @@ def _accepted(checkout: ClaimedCheckout, paying: Sequence[_Judged], kept: Collec
     def rank(one: _Judged) -> tuple[bool, bool]:
         # One that went back already pays nothing while another still holds; and what is bound to this very checkout goes
         # before what merely has its order number.
-        return decisions.left(one.seen) <= 0, one.seen.binding != Binding.BOUND
+        return one.seen.left <= 0, one.seen.binding != Binding.BOUND
 
     return {min(paying, key=rank).id} if paying else set()
 
@@ -364,7 +344,7 @@ def _role(one: _Judged, accepted: Collection[str], kept: Collection[str]) -> Rol
             return Role.ATTEMPT
 
 
-def _evidence(seen: Sequence[ObservedPayment], *, foreign: int) -> dict[str, object]:
+def _evidence(seen: Sequence[PaymentRecord], *, foreign: int) -> dict[str, object]:
     evidence: dict[str, object] = {
         "by": "lookup",
         "transactions": [
@@ -384,7 +364,7 @@ def _evidence(seen: Sequence[ObservedPayment], *, foreign: int) -> dict[str, obj
     return evidence
 
 
-def _irregularity(checkout: ClaimedCheckout, seen: Sequence[ObservedPayment]) -> Attention | None:
+def _irregularity(checkout: ClaimedCheckout, seen: Sequence[PaymentRecord]) -> Attention | None:
     """Return the first question about the books of a payment that no person has answered yet."""
     known = {one.transaction_id: one for one in checkout.known}
     for asked in _irregular(seen):
@@ -398,20 +378,20 @@ def _released_parts(checkout: ClaimedCheckout, released: Sequence[_Judged]) -> A
     by_us = {
         one.transaction_id
         for one in checkout.operations
-        if one.kind == "release" and one.state == "succeeded"
+        if one.kind == OperationKind.RELEASE and one.state == OperationState.SUCCEEDED
     }
     others = [one.seen for one in released if one.id not in by_us]
     return Attention(code=AttentionCode.PAYMENT_RELEASED, payments=_amounts(others)) if others else None
 
 
-def _surplus(surplus: Sequence[ObservedPayment], *, released: bool = False) -> Attention | None:
+def _surplus(surplus: Sequence[PaymentRecord], *, released: bool = False) -> Attention | None:
     if not surplus:
         return None
     facts = {"released": True} if released else {}
     return Attention(code=AttentionCode.SURPLUS_PAYMENT, payments=_amounts(surplus), facts=facts)
 
 
-def _amounts(payments: Sequence[ObservedPayment]) -> tuple[PaymentAmount, ...]:
+def _amounts(payments: Sequence[PaymentRecord]) -> tuple[PaymentAmount, ...]:
     return tuple(map(decisions.amount_of, payments))
 
 
@@ -431,12 +411,12 @@ def unbound_money(checkout: ClaimedCheckout, found: Found) -> list[str]:
         one.transaction_id
         for one in found.transactions
         if bind(checkout, one) is Binding.ORDER_REF
-        and read(one) in _MONEY
+        and read(one) in MONEY
         and one.transaction_id not in checkout.accepted
     ]
 
 
-def seen_alone(checkout: ClaimedCheckout, transaction: Transaction) -> ObservedPayment:
+def seen_alone(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentRecord:
     """Return how one transaction of the checkout stands by a look at it alone; its role is as it was known."""
     before = _before(checkout, transaction)
     seen = _seen(checkout, transaction, bind(checkout, transaction) or Binding.ORDER_REF)
@@ -460,9 +440,9 @@ def _is_anothers(checkout: ClaimedCheckout, transaction: Transaction) -> bool:
     return not ours and is_older(checkout.id, transaction)
 
 
-def _seen(checkout: ClaimedCheckout, one: Transaction, binding: Binding) -> ObservedPayment:
+def _seen(checkout: ClaimedCheckout, one: Transaction, binding: Binding) -> PaymentRecord:
     reserved, captured, refunded = held(one)
-    return ObservedPayment(
+    return PaymentRecord(
         transaction_id=one.transaction_id,
         payment_id=one.payment_id or None,
         order_ref=one.order_ref,

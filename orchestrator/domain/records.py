@@ -1,18 +1,95 @@
-"""What the holder of a checkout knows beside its row: callbacks, commands, the gateway's transactions, and money operations."""
+"""What is known of a checkout beside its row: callbacks, commands, the gateway's transactions, and money operations.
+
+There is one type of each, whoever reads it. Rows and JSON of Postgres are converted by the annotations; a word that is not known
+becomes the one that proves least.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping  # noqa: TC003 - rows are converted by these annotations
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from datetime import datetime  # noqa: TC003 - as above
+from enum import StrEnum
+from typing import Any, Final, Protocol, Self
+from uuid import UUID  # noqa: TC003 - as above
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-    from uuid import UUID
+from orchestrator.domain.command_result import CommandResult  # noqa: TC001 - as above
+from orchestrator.domain.last_error import LastError  # noqa: TC001 - as above
+from orchestrator.domain.payment_meaning import PaymentMeaning
 
-    from orchestrator.domain.last_error import LastError
 
-OPEN_OPERATIONS: Final = frozenset({"requested", "submitted", "unknown"})
+class Role(StrEnum):
+    """What a transaction is to its checkout."""
+
+    ACCEPTED = "accepted"
+    SURPLUS = "surplus"
+    ATTEMPT = "attempt"
+    UNKNOWN = "unknown"
+
+
+class Binding(StrEnum):
+    """How we know that a transaction belongs to the checkout."""
+
+    BOUND = "bound"
+    ORDER_REF = "order_ref"
+
+    @classmethod
+    def _missing_(cls, _: object) -> Self:
+        return cls("order_ref")
+
+
+class OperationKind(StrEnum):
+    """What an operation does with money."""
+
+    CAPTURE = "capture"
+    REFUND = "refund"
+    RELEASE = "release"
+
+
+class OperationState(StrEnum):
+    """`requested`: nothing has left. `submitted`: it may have. `unknown`: it has, and what came of it is not known."""
+
+    REQUESTED = "requested"
+    SUBMITTED = "submitted"
+    SUCCEEDED = "succeeded"
+    REJECTED = "rejected"
+    UNKNOWN = "unknown"
+
+
+class Cause(StrEnum):
+    """Why there is an operation: somebody asked; the order itself asks for a capture; policy or a person returns money."""
+
+    ASKED = "asked"
+    AUTOMATIC = "automatic"
+    RETURNED = "returned"
+
+
+class CommandKind(StrEnum):
+    """What may be asked of a checkout."""
+
+    CANCEL = "cancel"
+    REOPEN = "reopen"
+    CAPTURE = "capture"
+    REFUND = "refund"
+    RELEASE = "release"
+    RETRY = "retry"
+    RECONCILE = "reconcile"
+    RESOLVE = "resolve"
+
+
+class Decision(StrEnum):
+    """What a person says of money that waits for a decision."""
+
+    KEEP = "keep"
+    RETURN = "return"
+    DISMISS = "dismiss"
+
+
+MOVES_MONEY: Final = frozenset({CommandKind.CAPTURE, CommandKind.REFUND, CommandKind.RELEASE})
+"""Commands that become an operation."""
+OPEN_OPERATIONS: Final = frozenset(
+    {OperationState.REQUESTED, OperationState.SUBMITTED, OperationState.UNKNOWN}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,53 +112,93 @@ class Command:
     """What somebody asked for (cancel, capture, …), stored and not yet acted on."""
 
     id: UUID
-    kind: str
+    kind: CommandKind
     actor: str
-    reason: str | None
-    expected_version: int | None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    expected_version: int | None = None
+    # Names and values; in a row that somebody else wrote it may be anything.
+    arguments: Any = field(default_factory=dict)
     # Under our key (see `checkouts.row_macs`); None: it was not stored by us.
     mac: bytes | None = None
     # The trail names it: it was taken before, whatever its row says.
     taken: bool = False
+    requested_at: datetime | None = None
+    handled_at: datetime | None = None
+    result: CommandResult | None = None
+
+    @property
+    def transaction_id(self) -> str | None:
+        """The transaction that it names, if it names one."""
+        named = self.arguments.get("transactionId") if isinstance(self.arguments, dict) else None
+        return named if isinstance(named, str) else None
+
+
+class Amounts(Protocol):
+    """What the gateway tells of a payment, in minor units of its currency."""
+
+    @property
+    def reserved(self) -> int: ...
+    @property
+    def captured(self) -> int: ...
+    @property
+    def refunded(self) -> int: ...
+    @property
+    def charged_back(self) -> int: ...
+
+
+def still_held(one: Amounts) -> int:
+    """Return what is held of the shopper's money: the reservation, or what was captured and did not go back.
+
+    A capture of a part leaves the rest of the reservation to the shopper's bank in time; it is ours no more than nothing.
+    """
+    return max(left_to(OperationKind.REFUND, one), 0) if one.captured > 0 else one.reserved
+
+
+def left_to(kind: OperationKind, one: Amounts) -> int:
+    """Return how much can still be captured, refunded or released; less than 0 where more was done than there was.
+
+    What the shopper's bank took back is with the shopper already.
+    """
+    if kind == OperationKind.REFUND:
+        return one.captured - one.refunded - one.charged_back
+    return one.reserved - one.captured
 
 
 @dataclass(frozen=True, slots=True)
 class PaymentRecord:
-    """A gateway transaction as an earlier lookup left it. `decided` holds what was decided on it (see `decisions`)."""
+    """One gateway transaction, as a lookup shows it or as our books have it; amounts in minor units of its currency.
+
+    `decided` holds what was decided on it (see `decisions`). `raw_amounts` are the texts of amounts that cannot be read, whose numbers
+    here mean nothing; None where all are read. The accepted one is never demoted.
+    """
 
     transaction_id: str
-    role: str
-    binding: str
-    meaning: str
+    role: Role
+    binding: Binding
+    meaning: PaymentMeaning
     currency: str
     reserved: int
     captured: int
     refunded: int
-    charged_back: int
-    decided: str | None
+    charged_back: int = 0
+    decided: str | None = None
     status: str = ""
     surcharge: int = 0
     flags: tuple[str, ...] = ()
+    payment_id: str | None = None
+    order_ref: str = ""
+    raw_amounts: Mapping[str, str] | None = None
+    first_seen_at: datetime | None = None
+    updated_at: datetime | None = None
 
     @property
     def left(self) -> int:
-        """What of the shopper's money it still holds, in minor units."""
-        return money_left(self.meaning, self.reserved, self.captured, self.refunded + self.charged_back)
+        """What it still holds of the shopper's money, in minor units."""
+        return 0 if self.meaning == PaymentMeaning.NOTHING else still_held(self)
 
     def is_decided(self, *words: str) -> bool:
         """Whether a person decided on any of these words for it, on whatever facts."""
         return any(mark.partition("=")[0] in words for mark in (self.decided or "").split())
-
-
-def money_left(meaning: str, reserved: int, captured: int, back: int) -> int:
-    """Return what a transaction still holds of the shopper's money: its reservation, or what was captured and is not `back` again.
-
-    A capture of a part leaves the rest of the reservation to the shopper's bank in time; it is ours no more than nothing.
-    """
-    if meaning == "nothing":
-        return 0
-    return max(captured - back, 0) if captured > 0 else reserved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,18 +211,20 @@ class Operation:
 
     id: UUID
     transaction_id: str
-    kind: str
+    kind: OperationKind
     amount: int
     currency: str
-    state: str
-    cause: str
+    state: OperationState
+    cause: Cause
     actor: str
     reason: str | None = None
     command_id: UUID | None = None
     total_before: int | None = None
     attempts: int = 0
     last_error: LastError | None = None
+    requested_at: datetime | None = None
     submitted_at: datetime | None = None
+    settled_at: datetime | None = None
     # Of the row as it was read, under our key (see `checkouts.row_macs`); None: no worker wrote it, or it was not read.
     mac: bytes | None = None
 
@@ -118,27 +237,3 @@ class Operation:
     def identifier(self) -> str:
         """The reconciliation identifier by which the gateway's books name it (at most 100 characters; D8)."""
         return str(self.id)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObservedPayment:
-    """One gateway transaction as a lookup showed it; amounts in minor units. The accepted one is never demoted.
-
-    `raw_amounts` are the texts of amounts that cannot be read, whose numbers here mean nothing; None where all are read.
-    """
-
-    transaction_id: str
-    payment_id: str | None
-    order_ref: str
-    role: str
-    binding: str
-    status: str
-    meaning: str
-    currency: str
-    reserved: int
-    captured: int
-    refunded: int
-    charged_back: int = 0
-    surcharge: int = 0
-    flags: tuple[str, ...] = ()
-    raw_amounts: Mapping[str, str] | None = None

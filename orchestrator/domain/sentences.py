@@ -343,8 +343,10 @@ _RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
     ResultCode.REFUSED_UNKNOWN_TRANSACTION: lambda facts: (
         f"no lookup has seen transaction {facts['transaction']} for this order"
     ),
-    ResultCode.REFUSED_NOT_ITS_PAYMENT: lambda _: (
-        "only the payment that completed the checkout can be captured; surplus is released or refunded"
+    ResultCode.REFUSED_NOT_ITS_PAYMENT: lambda facts: (
+        f"transaction {facts['unsure']} is not surely this order's: move its money at the gateway"
+        if "unsure" in facts
+        else "only the payment that completed the checkout can be captured; surplus is released or refunded"
     ),
     ResultCode.REFUSED_CAPTURES_ITSELF: lambda _: (
         "the gateway captures this payment by itself (autoCapture), and has not said that it will not"

@@ -12,32 +12,22 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.domain import sentences
 from orchestrator.domain.last_error import ErrorCode
+from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.payment_status import PaymentStatus
+from orchestrator.domain.records import Cause, OperationKind, OperationState, left_to
 from orchestrator.domain.states import CLOSED, ENDED, UNOFFERED, State
 from orchestrator.explain import advice, trail
-from orchestrator.explain.record import (
-    Archived,
-    Command,
-    Entry,
-    Operation,
-    Payment,
-    Queue,
-    Record,
-    gather,
-    moment,
-)
+from orchestrator.explain.record import Entry, Queue, Record, gather, moment
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from orchestrator.domain.records import Operation
+
 __all__ = [
-    "Archived",
-    "Command",
     "Entry",
     "Explanation",
     "Next",
-    "Operation",
-    "Payment",
     "Record",
     "explain",
     "gather",
@@ -76,9 +66,9 @@ _CIRCUIT_OPEN: Final = (
     "that counts as no failure of this order."
 )
 _CAUSES: Final = {
-    "asked": "asked for",
-    "automatic": "begun by the orchestrator, as the order says",
-    "returned": "begun to return the money",
+    Cause.ASKED: "asked for",
+    Cause.AUTOMATIC: "begun by the orchestrator, as the order says",
+    Cause.RETURNED: "begun to return the money",
 }
 
 
@@ -150,7 +140,7 @@ def _because(record: Record) -> list[str]:
             if one in record.blocked_commands
             else "which no worker has taken up yet."
         )
-        for one in record.commands
+        for one in record.open_commands
     ]
     if record.callbacks == 1:
         said.append("A callback of the gateway waits to be read.")
@@ -187,7 +177,7 @@ def _offered(record: Record) -> list[str]:
             said.append(
                 f"The session's token expired at {moment(record.token_expires_at)}, so the shop is shown no session until it is renewed."
             )
-    if any(one.meaning == "open" for one in record.payments):
+    if any(one.meaning == PaymentMeaning.OPEN for one in record.payments):
         said.append(
             "A payment is open: it may still become money, so nothing is expired or cancelled meanwhile."
         )
@@ -221,7 +211,7 @@ def _money(record: Record) -> list[str]:
     extra = sum(one.surcharge for one in paying)
     if extra:
         said.append(f"The gateway names a surcharge of {price(extra)} for the way of payment.")
-    left = record.reserved - record.captured
+    left = left_to(OperationKind.CAPTURE, record)
     if record.charged_back:
         said.append(f"{price(record.charged_back)} were charged back by the shopper's bank.")
     if left > 0:
@@ -243,19 +233,19 @@ def _money(record: Record) -> list[str]:
 
 def _operation(record: Record, one: Operation) -> str:
     amount = record.price(one.amount, one.currency)
-    begun = f"A {one.kind} of {amount} on transaction {one.transaction_id}, {_CAUSES.get(one.cause, 'begun')} at {moment(one.requested_at)},"
-    error = f": {trail.plain(sentences.of(one.error))}" if one.error is not None else ""
+    begun = f"A {one.kind} of {amount} on transaction {one.transaction_id}, {_CAUSES[one.cause]} at {moment(one.requested_at)},"
+    error = f": {trail.plain(sentences.of(one.last_error))}" if one.last_error is not None else ""
     match one.state:
-        case "requested":
+        case OperationState.REQUESTED:
             return f"{begun} has not left for the gateway yet{error}."
-        case "submitted":
+        case OperationState.SUBMITTED:
             return f"{begun} may have left for the gateway{_at(one.submitted_at)}, and its answer is not in; it is not sent twice."
-        case "unknown":
+        case OperationState.UNKNOWN:
             return (
                 f"{begun} left for the gateway{_at(one.submitted_at)}, and nothing told what came of it{error}; it is not sent again "
                 "while the gateway's books may still show it."
             )
-        case "succeeded":
+        case OperationState.SUCCEEDED:
             return f"{begun} was done{_at(one.settled_at)}."
         case _:
             return f"{begun} was refused{_at(one.settled_at)}{error}."
@@ -307,7 +297,7 @@ def _settled(record: Record) -> str:
 
 
 def _what(record: Record) -> str:
-    free = [one for one in record.commands if one not in record.blocked_commands]
+    free = [one for one in record.open_commands if one not in record.blocked_commands]
     if free:
         kinds = ", ".join(dict.fromkeys(one.kind for one in free))
         return f"a worker takes up what was asked for ({kinds})"
@@ -315,7 +305,7 @@ def _what(record: Record) -> str:
         return "a worker reads what arrived and asks the gateway what it holds"
     if record.open_operations:
         one = record.open_operations[0]
-        if one.state == "requested":
+        if one.state == OperationState.REQUESTED:
             return f"a worker sends the {one.kind} to the gateway"
         return f"a worker asks the gateway's books what came of the {one.kind}"
     if record.state in UNOFFERED:

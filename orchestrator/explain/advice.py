@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.domain import sentences
 from orchestrator.domain.attention import IRREGULAR, PROBLEMS, WAYS_OUT, AttentionCode
+from orchestrator.domain.records import OperationKind, Role, left_to
 from orchestrator.domain.states import CLOSED, State
 from orchestrator.explain.record import moment
 from orchestrator.explain.trail import plain
 
 if TYPE_CHECKING:
     from orchestrator.domain.attention import Attention
-    from orchestrator.explain.record import Payment, Record
+    from orchestrator.domain.records import PaymentRecord
+    from orchestrator.explain.record import Record
 
 WAYS: Final = {
     "keep": ("Keep the money, and with it the order", "resolve", '{"decision": "keep"}', "resolve {id} keep"),
@@ -130,12 +132,12 @@ def ways(record: Record) -> list[str]:
         code = record.attention.code
         said += [FIRST[code]] if code in FIRST else []
         names += WAYS_OUT[code]
-    said += [_back(record, one) for one in record.unexpected_payments if one.role == "surplus"]
-    left = record.reserved - record.captured
+    said += [_back(record, one) for one in record.unexpected_payments if one.role == Role.SURPLUS]
+    left = left_to(OperationKind.CAPTURE, record)
     if record.state is State.COMPLETED and not record.open_operations:
         names += ["capture"] if left > 0 and not record.auto_capture else []
         names += ["release"] if left > 0 and record.captured == 0 else []
-        names += ["refund"] if record.captured > record.refunded + record.charged_back else []
+        names += ["refund"] if left_to(OperationKind.REFUND, record) > 0 else []
     elif record.state in CLOSED:
         names += [] if record.from_payment else ["reopen"]
     elif record.state is not State.COMPLETED and record.cancel_requested_at is None:
@@ -152,12 +154,12 @@ def _way(record: Record, name: str, *, unclear: bool = False) -> str:
     return f"{does}: POST /v1/checkouts/{record.id}/{call}{carrying}, or `orchestrator checkouts {command.format(id=record.id)}`."
 
 
-def _unexpected(record: Record, one: Payment) -> str:
-    role = "beside the accepted payment" if one.role == "surplus" else "not taken for this order"
+def _unexpected(record: Record, one: PaymentRecord) -> str:
+    role = "beside the accepted payment" if one.role == Role.SURPLUS else "not taken for this order"
     return f"Transaction {one.transaction_id} holds {record.holding(one)}, {role}."
 
 
-def _back(record: Record, one: Payment) -> str:
+def _back(record: Record, one: PaymentRecord) -> str:
     """Name the way back for money that is too much: a reservation is released, captured money refunded."""
     verb = "refund" if one.captured > 0 else "release"
     key = " and an Idempotency-Key" if verb == "refund" else ""

@@ -86,10 +86,10 @@ def told(record: Record) -> list[str]:
 
 
 def _archived(record: Record) -> list[str]:
-    one = record.archived
-    if one is None:
-        return []
-    return [f"Its trail up to entry {one.until} was archived at {moment(one.at)}, in the file “{one.file}”."]
+    return [
+        f"Its trail up to entry {one.until} was archived at {moment(one.at)}, in the file “{one.file}”."
+        for one in record.archived[-1:]
+    ]
 
 
 def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for each fact

@@ -6,21 +6,35 @@ A command that asks for money becomes an operation of its own; one whose transac
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 from orchestrator import log
 from orchestrator.audit import Action
-from orchestrator.domain import decisions, events, operations, reconciliation, sentences
+from orchestrator.domain import command_rules, events, operations, reconciliation, sentences
 from orchestrator.domain.attention import LATE, PROBLEMS, RETURNABLE, AttentionCode
 from orchestrator.domain.command_result import ResultCode, result
+from orchestrator.domain.command_rules import CheckoutView, CommandRequest, Pending
 from orchestrator.domain.events import Event, EventType
 from orchestrator.domain.last_error import UNCLEAR_OPERATION, ErrorCode, error
-from orchestrator.domain.states import CLOSED, UNOFFERED, Moved, State, Trigger, decide
+from orchestrator.domain.payment_meaning import MONEY
+from orchestrator.domain.records import (
+    MOVES_MONEY,
+    Binding,
+    Cause,
+    CommandKind,
+    Decision,
+    OperationKind,
+    OperationState,
+    Role,
+)
+from orchestrator.domain.states import UNOFFERED, State, Trigger
 from orchestrator.store.checkouts import KEEP, command_holds, rival_of
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from orchestrator.domain.command_result import CommandResult
-    from orchestrator.domain.records import Command, PaymentRecord
+    from orchestrator.domain.records import Command
     from orchestrator.processing.step import Step
     from orchestrator.store.checkouts import ClaimedCheckout
 
@@ -44,13 +58,12 @@ def _blocked(held: ClaimedCheckout, command: Command) -> bool:
     if not isinstance(command.arguments, dict):
         # Of our making it is not; it is refused when it is its turn.
         return False
-    if command.kind == "resolve" and command.arguments.get("decision") == "return":
+    if command.kind is CommandKind.RESOLVE and command.arguments.get("decision") == Decision.RETURN:
         unclear = held.attention is not None and held.attention.code is AttentionCode.OPERATION_UNCLEAR
         return held.operation is not None and not unclear
-    if command.kind not in operations.KINDS:
+    if command.kind not in MOVES_MONEY:
         return False
-    named = command.arguments.get("transactionId")
-    targets = {named} if named else held.accepted
+    targets = {command.transaction_id} if command.transaction_id else held.accepted
     return any(one.open and one.transaction_id in targets for one in held.operations)
 
 
@@ -60,26 +73,57 @@ async def execute(step: Step, command: Command) -> None:
     if not command_holds(step.context.encryptor, held.id, held.merchant_id, command) or command.taken:
         await _refuse_foreign(step, command)
         return
-    if command.expected_version is not None and command.expected_version != held.version:
-        refused = result(
-            ResultCode.REFUSED_VERSION_CHANGED, asked=command.expected_version, version=held.version
-        )
-        await _refuse(step, command, refused)
+    found = command_rules.rejection(_view(held), _request(command))
+    if found is not None:
+        await _refuse(step, command, found.result)
         return
     match command.kind:
-        case "cancel":
+        case CommandKind.CANCEL:
             await _withdraw(step, command)
-        case "capture" | "refund" | "release":
+        case CommandKind.CAPTURE | CommandKind.REFUND | CommandKind.RELEASE:
             await _move_money(step, command)
-        case "retry":
+        case CommandKind.RETRY:
             await _retry(step, command)
-        case "resolve":
+        case CommandKind.RESOLVE:
             await _resolve(step, command)
-        case "reopen" if held.state not in CLOSED:
-            await _refuse(step, command, result(ResultCode.REFUSED_NOT_CLOSED, state=held.state.value))
-        case _:
-            # reopen and reconcile are answered by the next lookup, which is taken under this lease.
+        case CommandKind.REOPEN | CommandKind.RECONCILE:
+            # Both are answered by the next lookup, which is taken under this lease.
             step.answering = command
+        case _:
+            assert_never(command.kind)
+
+
+def _request(command: Command) -> CommandRequest:
+    asked = command.arguments
+    decision = asked.get("decision")
+    return CommandRequest(
+        kind=command.kind,
+        amount=None if asked.get("amount") is None else int(asked["amount"]),
+        transaction_id=asked.get("transactionId"),
+        expires_in=asked.get("expiresIn"),
+        decision=None if decision is None else Decision(decision),
+        version=command.expected_version,
+    )
+
+
+def _view(held: ClaimedCheckout, *, from_payment: bool = False, rival: UUID | None = None) -> CheckoutView:
+    """Return where it stands under the lease; the last two are looked up where a reopening asks for them."""
+    under_way = (Pending(one.kind, one.transaction_id, one.amount) for one in held.operations if one.open)
+    return CheckoutView(
+        id=held.id,
+        merchant_id=held.merchant_id,
+        order_ref=held.order_ref,
+        state=held.state,
+        version=held.version,
+        currency=held.currency,
+        amount=held.amount,
+        attention=held.attention,
+        payments_seen=held.known,
+        under_way=tuple(under_way),
+        from_payment=from_payment,
+        rival=rival,
+        captures_itself=held.captures_itself,
+    )
 
 
 def _about(command: Command) -> dict[str, object]:
@@ -112,7 +156,7 @@ async def _refuse(step: Step, command: Command, refused: CommandResult) -> None:
 
 def _refused_events(command: Command, refused: CommandResult) -> tuple[Event, ...]:
     """Return the event of a refused command for money."""
-    if command.kind not in operations.KINDS:
+    if command.kind not in MOVES_MONEY:
         return ()
     return (events.operation_rejected(command.kind, refused, command_id=command.id),)
 
@@ -121,12 +165,6 @@ async def _withdraw(step: Step, command: Command) -> None:
     held = step.held
     if held.cancel_requested_at is not None:
         await _refuse(step, command, result(ResultCode.REFUSED_CANCELLING))
-        return
-    if (
-        not isinstance(decide(held.state, Trigger.CANCELLED), Moved)
-        and held.state is not State.CALLBACK_RECEIVED
-    ):
-        await _refuse(step, command, result(ResultCode.REFUSED_NOT_CANCELLABLE, state=held.state.value))
         return
     # From now on the token is not handed out; a checkout that was never offered is cancelled at once, any other
     # after its grace and a lookup that shows nothing paid, pending or open.
@@ -146,29 +184,14 @@ async def cancel(step: Step) -> None:
 
 async def _move_money(step: Step, command: Command) -> None:
     held = step.held
-    wanted = command.arguments.get("transactionId")
-    if not wanted and len(held.accepted) > 1:
-        await _refuse(
-            step, command, result(ResultCode.REFUSED_SEVERAL_PAYMENTS, transactions=sorted(held.accepted))
-        )
-        return
-    targets = {wanted} if wanted else held.accepted
-    payment = next((one for one in held.known if one.transaction_id in targets), None)
-    if payment is None:
-        refused = (
-            result(ResultCode.REFUSED_UNKNOWN_TRANSACTION, transaction=wanted)
-            if wanted
-            else result(ResultCode.REFUSED_NOT_PAID, state=held.state.value)
-        )
-        await _refuse(step, command, refused)
-        return
-    amount, refusal = _amount_of(held, command, payment)
-    if refusal is not None:
-        await _refuse(step, command, refusal)
-        return
+    view, asked = _view(held), _request(command)
+    payment = view.payment(asked.transaction_id)
+    assert payment is not None  # noqa: S101 - the rule asks for it
+    kind = OperationKind(command.kind)
+    # A release gives back the whole reservation.
+    amount = view.left(payment, kind) if asked.amount is None else asked.amount
     operation = operations.ask(
-        payment, command.kind, amount=amount, cause="asked", actor=command.actor, reason=command.reason,  # type: ignore[arg-type]
-        command_id=command.id,
+        payment, kind, amount=amount, cause=Cause.ASKED, actor=command.actor, reason=command.reason, command_id=command.id,
     )  # fmt: skip
     evidence = {
         # A command that the trail names is never taken again.
@@ -180,34 +203,6 @@ async def _move_money(step: Step, command: Command) -> None:
         None, Action.MONEY_REQUESTED, actor=command.actor, evidence=evidence, operations=(operation,), attempts=0, due_in=KEEP,
         done=((command.id, result(ResultCode.ACCEPTED, operations=[str(operation.id)])),),
     )  # fmt: skip
-
-
-def _amount_of(
-    held: ClaimedCheckout, command: Command, payment: PaymentRecord
-) -> tuple[int, CommandResult | None]:
-    """Return the amount that a command is about, in minor units, and why it cannot be taken, if it cannot."""
-    kind, asked = command.kind, command.arguments.get("amount")
-    accepted = payment.transaction_id in held.accepted
-    if kind == "capture" and not accepted:
-        return 0, result(ResultCode.REFUSED_NOT_ITS_PAYMENT)
-    if kind == "capture" and held.captures_itself:
-        return 0, result(ResultCode.REFUSED_CAPTURES_ITSELF)
-    if kind == "release" and payment.captured > 0:
-        return 0, result(ResultCode.REFUSED_ALREADY_CAPTURED)
-    if kind == "release":
-        return payment.reserved, None if payment.left > 0 else result(
-            ResultCode.REFUSED_NOTHING_LEFT, kind=kind
-        )
-    # What the shopper's bank took back is with the shopper already.
-    back = payment.refunded + payment.charged_back
-    left = payment.captured - back if kind == "refund" else payment.reserved - payment.captured
-    amount = left if asked is None else int(asked)
-    if amount <= 0 or left <= 0:
-        return 0, result(ResultCode.REFUSED_NOTHING_LEFT, kind=kind)
-    if amount > left:
-        too_much = {"kind": kind, "left": left, "amount": amount, "currency": payment.currency}
-        return 0, result(ResultCode.REFUSED_TOO_MUCH, **too_much)
-    return amount, None
 
 
 # ── What a person decides ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -224,23 +219,17 @@ async def _retry(step: Step, command: Command) -> None:
 async def _resolve(step: Step, command: Command) -> None:
     held = step.held
     attention = held.attention
-    if attention is None:
-        await _refuse(step, command, result(ResultCode.REFUSED_NOTHING_TO_DECIDE))
-        return
+    assert attention is not None  # noqa: S101 - the rule asks for it
     if attention.code is AttentionCode.OPERATION_UNCLEAR:
         await _settle(step, command)
         return
-    decision = str(command.arguments.get("decision"))
-    if decision == "return":
+    decision = Decision(command.arguments["decision"])
+    if decision is Decision.RETURN:
         await _return(step, command, attention.code)
         return
     completed = held.state is State.COMPLETED
-    refusal = decisions.refusal(held, held.known, attention, decision, completed=completed)
-    if refusal is not None:
-        await _refuse(step, command, refusal)
-        return
     marks = reconciliation.marks(held, decision)
-    keeps = decision == "keep" and attention.code in PROBLEMS and not completed
+    keeps = decision is Decision.KEEP and attention.code in PROBLEMS and not completed
     resolved = result(ResultCode.DONE_KEPT if keeps else ResultCode.DONE_DECIDED)
     about = [
         {"id": one.transaction_id, "reserved": one.reserved, "captured": one.captured, "refunded": one.refunded,
@@ -257,29 +246,30 @@ async def _resolve(step: Step, command: Command) -> None:
 
 async def _settle(step: Step, command: Command) -> None:
     """End the operation of which the gateway's books say nothing clear, as a person found it: done (keep), or not (dismiss)."""
-    decision = command.arguments.get("decision")
+    decision = Decision(command.arguments["decision"])
     unclear = [
         one
         for one in step.held.operations
         if one.open and one.last_error is not None and one.last_error.code in UNCLEAR_OPERATION
     ]
-    if decision == "return" or not unclear:
+    if decision is Decision.RETURN or not unclear:
         await _refuse(step, command, result(ResultCode.REFUSED_KEEP_OR_DISMISS))
         return
-    state = "succeeded" if decision == "keep" else "rejected"
+    done = decision is Decision.KEEP
+    state = OperationState.SUCCEEDED if done else OperationState.REJECTED
     said = error(ErrorCode.DECIDED, state=state)
     roles = {one.transaction_id: one.role for one in step.held.known}
     told = [
         # What it moved is told by the lookup that follows.
-        events.operation_succeeded(one, change=0, role=roles.get(one.transaction_id, "unknown"))
-        if decision == "keep"
+        events.operation_succeeded(one, change=0, role=roles.get(one.transaction_id, Role.UNKNOWN))
+        if done
         else events.operation_rejected(
             one.kind, said, transaction_id=one.transaction_id, operation_id=one.id, command_id=one.command_id
         )
         for one in unclear
     ]
     await step.write(
-        None, Action.MONEY_SUCCEEDED if decision == "keep" else Action.MONEY_REJECTED, actor=command.actor,
+        None, Action.MONEY_SUCCEEDED if done else Action.MONEY_REJECTED, actor=command.actor,
         evidence={**_about(command), "by": "person", "operations": [str(one.id) for one in unclear]}, attempts=0,
         attention=None, done=((command.id, result(ResultCode.DONE_OPERATION_DECIDED, state=state)),), due_in=0.0,
         operations=tuple(replace(one, state=state, last_error=said) for one in unclear), events=tuple(told),
@@ -292,15 +282,14 @@ async def _return(step: Step, command: Command, code: AttentionCode) -> None:
         await _refuse(step, command, result(ResultCode.REFUSED_NOT_RETURNABLE, attention=code.value))
         return
     concerned = [one for one in reconciliation.concerned(held) if one.left > 0]
-    unclear = [one.transaction_id for one in concerned if one.meaning not in decisions.MONEY]
+    unclear = [one.transaction_id for one in concerned if one.meaning not in MONEY]
     if unclear:
         await _refuse(step, command, result(ResultCode.REFUSED_PAYMENT_UNCLEAR, transaction=unclear[0]))
         return
     targets = [
         one
         for one in concerned
-        if (code in PROBLEMS or not one.is_decided(code))
-        and (code in LATE or one.binding == reconciliation.Binding.BOUND)
+        if (code in PROBLEMS or not one.is_decided(code)) and (code in LATE or one.binding == Binding.BOUND)
     ]
     if not targets:
         await _refuse(step, command, result(ResultCode.REFUSED_NOTHING_TO_RETURN))
@@ -322,11 +311,10 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
     held, command = step.held, step.answering
     assert command is not None  # noqa: S101 - the caller's condition
     rival = await rival_of(step.context.db, held)
-    refused = None
-    if not await step.was_asked_for():
-        refused = result(ResultCode.REFUSED_NOT_AN_ORDER, orderId=held.order_ref)
-    elif rival is not None:
-        refused = result(ResultCode.REFUSED_ORDER_TAKEN, orderId=held.order_ref, checkout=str(rival))
+    view = _view(held, from_payment=not await step.was_asked_for(), rival=rival)
+    found, refused = command_rules.rejection(view, CommandRequest(kind=command.kind)), None
+    if found is not None:
+        refused = found.result
     elif held.session_count >= ORDER_USES:
         refused = result(
             ResultCode.REFUSED_ORDER_NUMBER_USED_UP, orderId=held.order_ref, sessions=held.session_count, most=ORDER_USES

@@ -11,6 +11,7 @@ from orchestrator.domain.events import Event, Totals
 from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.reconciliation import LookupOutcome, Reconciliation
+from orchestrator.domain.records import Binding, Cause, OperationKind, Role
 from orchestrator.domain.states import CLOSED, State, Trigger
 from orchestrator.gateway.outcomes import Done
 from orchestrator.processing import callbacks
@@ -67,9 +68,7 @@ def raised_attention(step: Step, attention: Attention) -> Attention | None:
 
 def accepted_amounts(step: Step) -> tuple[PaymentAmount, ...]:
     """Return what our books have of the payments that complete the checkout."""
-    return tuple(
-        decisions.amount_of(one) for one in step.held.known if one.role == reconciliation.Role.ACCEPTED
-    )
+    return tuple(decisions.amount_of(one) for one in step.held.known if one.role == Role.ACCEPTED)
 
 
 # ── Money ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -91,7 +90,7 @@ async def complete(step: Step, verdict: Reconciliation) -> None:
             attention = attention or _late(step, verdict, unordered=unordered)
         elif policy == "return":
             why = f"{AttentionCode.UNKNOWN_ORDER if unordered else AttentionCode.LATE_PAYMENT}: policy return"
-            given = [one for one in paying if decisions.left(one) > 0]
+            given = [one for one in paying if one.left > 0]
             back = (*back, *(operations.give_back(one, actor=SYSTEM, reason=why) for one in given))
     attention = charged_back(step, verdict) or attention or sticky_attention(step)
     capture = policy == "keep" and captures(step, verdict)
@@ -176,7 +175,7 @@ def late_question(step: Step, verdict: Reconciliation) -> Attention | None:
     if (policies.unknown_order if unordered else policies.late) == "keep":
         return None
     going_back = any(
-        one.open and one.cause == "returned" and one.transaction_id in held.accepted
+        one.open and one.cause == Cause.RETURNED and one.transaction_id in held.accepted
         for one in held.operations
     )
     return None if going_back else _late(step, verdict, unordered=unordered)
@@ -190,12 +189,12 @@ def surplus(step: Step, verdict: Reconciliation) -> tuple[Attention | None, tupl
     if policy == "keep":
         return None, ()
     # Once: what was tried before and could not be done is a person's business.
-    tried = {one.transaction_id for one in step.held.operations if one.cause == "returned"}
+    tried = {one.transaction_id for one in step.held.operations if one.cause == Cause.RETURNED}
     back = tuple(
         operations.give_back(one, actor=SYSTEM, reason=f"{AttentionCode.SURPLUS_PAYMENT}: policy return")
         for one in verdict.surplus
         # Tied by the order number alone: it may be another system's, and only a person may give that back.
-        if one.transaction_id not in tried and one.binding == reconciliation.Binding.BOUND
+        if one.transaction_id not in tried and one.binding == Binding.BOUND
     )
     given = {one.transaction_id for one in back}
     under_way = {one.transaction_id for one in step.held.operations if one.open}
@@ -222,9 +221,9 @@ def captures(step: Step, verdict: Reconciliation) -> bool:
         not held.late
         or policies.late == "keep"
         or kept_by_decision(held, verdict)
-        or any(one.role == reconciliation.Role.ACCEPTED and one.is_decided(*LATE) for one in held.known)
+        or any(one.role == Role.ACCEPTED and one.is_decided(*LATE) for one in held.known)
     )
-    tried = any(one.cause in {"automatic", "returned"} for one in held.operations)
+    tried = any(one.cause in {Cause.AUTOMATIC, Cause.RETURNED} for one in held.operations)
     reserved, captured, _ = verdict.money
     return settled and not tried and captured == 0 and reserved > 0
 
@@ -233,7 +232,12 @@ def captures_of(verdict: Reconciliation) -> tuple[Operation, ...]:
     """Return the captures of all that is reserved of what pays a checkout."""
     return tuple(
         operations.ask(
-            one, "capture", amount=one.reserved, cause="automatic", actor=SYSTEM, reason="automatic capture"
+            one,
+            OperationKind.CAPTURE,
+            amount=one.reserved,
+            cause=Cause.AUTOMATIC,
+            actor=SYSTEM,
+            reason="automatic capture",
         )
         for one in verdict.paying
         if one.captured == 0 and one.reserved > 0
@@ -244,7 +248,7 @@ def news_of(step: Step, verdict: Reconciliation) -> list[Event]:
     """Return the events of what a lookup shows for the first time, beside the attention."""
     held = step.held
     told: list[Event] = []
-    before = {one.transaction_id for one in held.known if one.role == reconciliation.Role.SURPLUS}
+    before = {one.transaction_id for one in held.known if one.role == Role.SURPLUS}
     fresh = [one.transaction_id for one in verdict.surplus if one.transaction_id not in before]
     if fresh and verdict.finding is LookupOutcome.PAID:
         told.append(events.surplus(fresh))
@@ -281,9 +285,7 @@ def declined(step: Step, verdict: Reconciliation) -> tuple[Event, ...]:
     opened = callbacks.opened(step)
     named = {facts.transaction_id for callback, facts in opened if callbacks.counts(callback, facts)}
     fresh = [
-        one.transaction_id
-        for one in over
-        if one.binding == reconciliation.Binding.BOUND or one.transaction_id in named
+        one.transaction_id for one in over if one.binding == Binding.BOUND or one.transaction_id in named
     ]
     if not fresh:
         return ()

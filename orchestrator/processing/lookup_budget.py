@@ -26,11 +26,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 from sqlalchemy import text
 
 from orchestrator.domain.states import State
 from orchestrator.store.checkouts import due_times
+from orchestrator.store.columns import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -210,7 +210,7 @@ async def respace(db: Database, merchant: str, *, lookups_per_minute: int) -> No
 
 async def _take(db: Database, wanted: Sequence[Demand]) -> dict[int, Places]:
     parameters = {
-        "asked": msgspec.json.encode(wanted).decode(),
+        "asked": json_text(wanted),
         "share": SHARE,
         "behind": BEHIND,
         "at_once": AT_ONCE,

@@ -16,6 +16,7 @@ from orchestrator.domain import events, operations, reconciliation, schedule, se
 from orchestrator.domain.attention import RETURNABLE, Attention, AttentionCode, PaymentAmount
 from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.operations import Fate
+from orchestrator.domain.records import Cause, OperationKind, OperationState, Role, left_to
 from orchestrator.gateway.outcomes import (
     FINAL_STATUSES,
     Busy,
@@ -64,7 +65,7 @@ async def operate(step: Step, operation: Operation) -> None:
     transaction = await _look(step, operation)
     if transaction is None:
         return
-    if operation.state == "requested":
+    if operation.state == OperationState.REQUESTED:
         await _submit(step, operation, transaction)
     else:
         await _find_out(step, operation, transaction)
@@ -79,7 +80,7 @@ async def _refuse_foreign(step: Step, operation: Operation) -> None:
     )
     attention = complete.sticky_attention(step) or _rejected(operation, wrong, authentic=False)
     await _write(
-        step, Action.MONEY_REJECTED, replace(operation, state="rejected", last_error=wrong),
+        step, Action.MONEY_REJECTED, replace(operation, state=OperationState.REJECTED, last_error=wrong),
         {"code": wrong.code, "why": why, "authentic": False}, attention=attention,
         events=(_refused(operation, wrong),), due_in=0.0,
     )  # fmt: skip
@@ -140,7 +141,9 @@ _NO_REASON: Final = error(ErrorCode.STATUS_UNCLEAR, text="no reason was noted")
 async def _send(step: Step, operation: Operation, transaction: Transaction) -> None:
     total = step.settings.gateway_total_timeout
     before = operations.total_of(operation, transaction)
-    submitted = replace(operation, state="submitted", total_before=before, attempts=operation.attempts + 1)
+    submitted = replace(
+        operation, state=OperationState.SUBMITTED, total_before=before, attempts=operation.attempts + 1
+    )
     await _write(
         step, Action.MONEY_SUBMITTED, submitted, {"totalBefore": before, "attempt": submitted.attempts},
         attempts=step.held.attempts, due_in=KEEP, extends=operations.lease_for(step.settings),
@@ -177,9 +180,9 @@ async def _send(step: Step, operation: Operation, transaction: Transaction) -> N
 async def _call(step: Step, operation: Operation, lease_guard: LeaseGuard) -> Outcome[Movement]:
     gateway, account = step.context.gateway, step.account
     number = operation.transaction_id
-    if operation.kind == "release":
+    if operation.kind == OperationKind.RELEASE:
         return await gateway.release(account, transaction_id=number, lease_guard=lease_guard)
-    call = gateway.capture if operation.kind == "capture" else gateway.refund
+    call = gateway.capture if operation.kind == OperationKind.CAPTURE else gateway.refund
     return await call(
         account, transaction_id=number, amount=operation.amount, currency=operation.currency,
         identifier=operation.identifier, lease_guard=lease_guard,
@@ -192,10 +195,10 @@ async def _answered_no(step: Step, operation: Operation, said: str) -> None:
     if transaction is None:
         return
     judged = operations.after_sending(operation, transaction)
-    left = operations.left_for(operation, transaction)
+    left = left_to(operation.kind, transaction)
     if judged.fate is Fate.DONE:
         await _succeed(step, operation, transaction, by=judged.by)
-    elif operation.kind != "release" and left <= 0 and judged.fate is Fate.UNCLEAR:
+    elif operation.kind != OperationKind.RELEASE and left <= 0 and judged.fate is Fate.UNCLEAR:
         await _succeed(step, operation, transaction, by="already_done_at_the_gateway")
     else:
         await _reject(step, operation, error(ErrorCode.GATEWAY_ANSWERED, answer=said), transaction)
@@ -220,7 +223,7 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
         await _unclear(step, operation, never, transaction=transaction)
     elif judged.fate is Fate.ABSENT:
         await _write(
-            step, Action.MONEY_WITHDRAWN, replace(operation, state="requested"), {"why": judged.by},
+            step, Action.MONEY_WITHDRAWN, replace(operation, state=OperationState.REQUESTED), {"why": judged.by},
             attempts=step.held.attempts, payments=(reconciliation.seen_alone(step.held, transaction),), due_in=KEEP,
         )  # fmt: skip
     else:
@@ -243,20 +246,22 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
     reserved_until: Kept | None = KEEP
     if accepted:
         parts = [
-            one for one in held.known if one.role == "accepted" and one.transaction_id != seen.transaction_id
+            one
+            for one in held.known
+            if one.role == Role.ACCEPTED and one.transaction_id != seen.transaction_id
         ]
         amounts = (
             seen.reserved + sum(one.reserved for one in parts),
             seen.captured + sum(one.captured for one in parts),
             seen.refunded + sum(one.refunded for one in parts),
         )
-        if transaction.captured >= transaction.reserved or operation.kind == "release":
+        if transaction.captured >= transaction.reserved or operation.kind == OperationKind.RELEASE:
             reserved_until = None
     told = events.operation_succeeded(operation, change=_change(step, operation, amounts), role=seen.role)
-    settled = replace(operation, state="succeeded", last_error=None)
+    settled = replace(operation, state=OperationState.SUCCEEDED, last_error=None)
     attention = held.attention
     code = None if attention is None else attention.code
-    returned = operation.cause == "returned" and code in RETURNABLE
+    returned = operation.cause == Cause.RETURNED and code in RETURNABLE
     others = any(one.open and one.id != operation.id for one in held.operations)
     about_operations = {AttentionCode.OPERATION_UNCLEAR, AttentionCode.OPERATION_REJECTED}
     if code in about_operations or (returned and not others):
@@ -268,9 +273,9 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
 
 
 async def _reject(step: Step, operation: Operation, why: LastError, transaction: Transaction | None) -> None:
-    rejected = replace(operation, state="rejected", last_error=why)
+    rejected = replace(operation, state=OperationState.REJECTED, last_error=why)
     attention = step.held.attention
-    if operation.cause != "asked":
+    if operation.cause != Cause.ASKED:
         # Nobody waits for this answer, so somebody must be told.
         attention = complete.sticky_attention(step) or _rejected(operation, why)
     payments = () if transaction is None else (reconciliation.seen_alone(step.held, transaction),)
@@ -299,9 +304,9 @@ def _change(step: Step, operation: Operation, after: tuple[int, int, int] | Kept
     if isinstance(after, Keep):
         return operation.amount
     match operation.kind:
-        case "capture":
+        case OperationKind.CAPTURE:
             change = after[1] - held.captured
-        case "refund":
+        case OperationKind.REFUND:
             change = after[2] - held.refunded
         case _:
             change = held.reserved - after[0]
@@ -319,7 +324,9 @@ async def _again(step: Step, operation: Operation, failure: Failure) -> None:
     elif attempts > MANY_FAILURES and attention is None:
         attention = stuck(attempts, failure.error)
     # It did not leave, so it does not count as sent.
-    waiting = replace(operation, state="requested", attempts=operation.attempts - 1, last_error=failure.error)
+    waiting = replace(
+        operation, state=OperationState.REQUESTED, attempts=operation.attempts - 1, last_error=failure.error
+    )
     await _write(
         step, Action.MONEY_WITHDRAWN, waiting, {"why": "not_sent", **sentences.coded(failure.error)}, attempts=attempts,
         last_error=failure.error, due_in=due_in, attention=attention,
@@ -336,9 +343,9 @@ async def _lost(step: Step, operation: Operation, why: LastError) -> None:
 
 async def _not_known(step: Step, operation: Operation, why: LastError, *, wait: float) -> None:
     step.waits[operation.id] = wait
-    if operation.state != "unknown":
+    if operation.state != OperationState.UNKNOWN:
         await _write(
-            step, Action.MONEY_UNKNOWN, replace(operation, state="unknown", last_error=why), _why(why),
+            step, Action.MONEY_UNKNOWN, replace(operation, state=OperationState.UNKNOWN, last_error=why), _why(why),
             attempts=step.held.attempts, due_in=KEEP,
         )  # fmt: skip
 
@@ -357,7 +364,7 @@ async def _unclear(
     news = attention.is_news(held.attention)
     if operation.last_error == why and not news:
         return
-    state = operation.state if operation.state == "requested" else "unknown"
+    state = operation.state if operation.state == OperationState.REQUESTED else OperationState.UNKNOWN
     payments = () if transaction is None else (reconciliation.seen_alone(held, transaction),)
     await _write(
         step, Action.ATTENTION_RAISED if news else Action.MONEY_UNKNOWN,

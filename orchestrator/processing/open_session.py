@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from orchestrator.domain.last_error import LastError
-    from orchestrator.domain.records import ObservedPayment
+    from orchestrator.domain.records import PaymentRecord
     from orchestrator.store.checkouts import ClaimedCheckout
     from orchestrator.store.checkouts.change import Kept
 
@@ -154,7 +154,7 @@ async def fail(
     attention: Attention | Kept | None = KEEP,
 ) -> None:
     """End a checkout that cannot be offered. Where a shopper could once pay it, the gateway is asked first what it holds."""
-    payments: tuple[ObservedPayment, ...] = ()
+    payments: tuple[PaymentRecord, ...] = ()
     if step.held.offered_at is not None:
         verdict = await complete.look(step)
         if verdict is None:

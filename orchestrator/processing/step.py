@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.crypto import DataKey
     from orchestrator.domain.events import Event
     from orchestrator.domain.last_error import LastError
-    from orchestrator.domain.records import Command, ObservedPayment
+    from orchestrator.domain.records import Command, PaymentRecord
     from orchestrator.gateway.callbacks import CallbackFacts
     from orchestrator.gateway.client import Account, Token
     from orchestrator.processing.context import StepContext
@@ -213,7 +213,7 @@ class Step:
         *,
         last_error: LastError | Kept | None = KEEP,
         attention: Attention | Kept | None = KEEP,
-        payments: tuple[ObservedPayment, ...] = (),
+        payments: tuple[PaymentRecord, ...] = (),
         read: tuple[UUID, ...] = (),
     ) -> None:
         """Close a checkout without money, and begin the watch for late money."""

@@ -25,6 +25,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.gateway.client import Account
 from orchestrator.settings.hosts import reach_of
 from orchestrator.settings.values import callback_secret, http_url
+from orchestrator.store.columns import json_text
 from orchestrator.store.database import DatabaseAway, is_away, run
 
 if TYPE_CHECKING:
@@ -378,7 +379,7 @@ class Merchants:
                 # What did not count before must not be signed along with what is changed now.
                 policies = self._genuine(row) | checked
                 mac = self._encryptor.sign(POLICIES_PURPOSE, policies_text(name, policies))
-                document = msgspec.json.encode(policies).decode()
+                document = json_text(policies)
                 await run(tx, _SET_POLICIES, {"name": name, "policies": document, "mac": mac})
         self._read_at = float("-inf")
         return bool(found)

@@ -185,25 +185,23 @@ checkouts = Table(
 )
 
 intents = Table(
-    "intents",
-    metadata,
+    "intents", metadata,
     _id("checkout_id", primary_key=True),
     Column("fingerprint", LargeBinary, nullable=False),
     Column("body", LargeBinary, nullable=False),
     # The key of all personal data of this checkout, wrapped by SECRET_KEYS; destroying it erases the customer.
     Column("data_key", LargeBinary),
     _time("erased_at"),
-)
+)  # fmt: skip
 
 sessions = Table(
-    "sessions",
-    metadata,
+    "sessions", metadata,
     _id("checkout_id", primary_key=True),
     Column("token", LargeBinary),
     _time("token_expires_at"),
     Column("session_id", Text),
     Column("methods", JSONB),
-)
+)  # fmt: skip
 
 payments = Table(
     "payments",
@@ -326,8 +324,7 @@ commands = Table(
 )
 
 callbacks = Table(
-    "callbacks",
-    metadata,
+    "callbacks", metadata,
     _id(primary_key=True),
     Column("merchant_id", Integer),
     Column("checkout_id", Uuid),
@@ -349,12 +346,11 @@ callbacks = Table(
     UniqueConstraint("checkout_id", "kind", "digest"),
     Index("ix_callbacks_open", "checkout_id", postgresql_where=text("handled_at IS NULL")),
     CheckConstraint("kind IN ('success', 'failure', 'notification', 'redirect')", name="kind"),
-)
+)  # fmt: skip
 
 # In partitions by month of the checkout id, which is its time; migrations and `orchestrator archive` make them ahead.
 audit_entries = Table(
-    "audit_entries",
-    metadata,
+    "audit_entries", metadata,
     _id("checkout_id", primary_key=True),
     Column("sequence", Integer, primary_key=True),
     Column("at", DateTime(timezone=True), nullable=False),
@@ -365,11 +361,10 @@ audit_entries = Table(
     Column("mac", LargeBinary, nullable=False),
     Index("ix_audit_entries_at", "at", postgresql_using="brin"),
     postgresql_partition_by="RANGE (checkout_id)",
-)
+)  # fmt: skip
 
 archives = Table(
-    "archives",
-    metadata,
+    "archives", metadata,
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("at", DateTime(timezone=True), nullable=False),
     # Its name, wherever it is kept.
@@ -378,7 +373,7 @@ archives = Table(
     Column("manifest", Text, nullable=False),
     Column("key_id", Text, nullable=False),
     Column("mac", LargeBinary, nullable=False),
-)
+)  # fmt: skip
 
 # Up to where the chain of a checkout stands in an archive: an entry may leave only below such a head.
 archived_heads = Table(
@@ -392,15 +387,14 @@ archived_heads = Table(
 )  # fmt: skip
 
 audit_seals = Table(
-    "audit_seals",
-    metadata,
+    "audit_seals", metadata,
     Column("sequence", BigInteger, primary_key=True),
     Column("at", DateTime(timezone=True), nullable=False),
     # The heads of all chains that grew since the seal before, one line each: checkout, sequence, mac.
     Column("heads", Text, nullable=False),
     Column("key_id", Text, nullable=False),
     Column("mac", LargeBinary, nullable=False),
-)
+)  # fmt: skip
 
 events = Table(
     "events", metadata,
@@ -427,8 +421,7 @@ event_feeds = Table(
 )  # fmt: skip
 
 webhooks = Table(
-    "webhooks",
-    metadata,
+    "webhooks", metadata,
     _id(primary_key=True),
     Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
     Column("url", Text, nullable=False),
@@ -436,7 +429,7 @@ webhooks = Table(
     Column("kinds", JSONB, nullable=False, server_default=text("'[]'")),
     _time("created_at", now=True),
     _time("disabled_at"),
-)
+)  # fmt: skip
 
 deliveries = Table(
     "deliveries",
@@ -465,14 +458,13 @@ lookup_budgets = Table(
 )
 
 idempotency_keys = Table(
-    "idempotency_keys",
-    metadata,
+    "idempotency_keys", metadata,
     Column("merchant_id", Integer, primary_key=True),
     Column("key", Text, primary_key=True),
     Column("fingerprint", LargeBinary, nullable=False),
     Column("checkout_id", Uuid, nullable=False),
     _time("created_at", now=True),
-)
+)  # fmt: skip
 
 rejected_intents = Table(
     "rejected_intents",

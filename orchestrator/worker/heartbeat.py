@@ -10,10 +10,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 from sqlalchemy import TextClause, text
 
 from orchestrator import log
+from orchestrator.store.columns import json_text
 from orchestrator.store.database import Database
 
 if TYPE_CHECKING:
@@ -108,4 +108,4 @@ def written(writes: Writes) -> dict[str, float | str]:
 
 
 def heartbeat(name: str, kind: str, progress: Mapping[str, object]) -> dict[str, object]:
-    return {"name": name, "kind": kind, "progress": msgspec.json.encode(progress).decode()}
+    return {"name": name, "kind": kind, "progress": json_text(progress)}

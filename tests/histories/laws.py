@@ -11,7 +11,7 @@ from sqlalchemy import text
 from orchestrator import audit
 from orchestrator.devkit.sandbox.rules import Outcome
 from orchestrator.domain import decisions
-from orchestrator.domain.operations import KINDS
+from orchestrator.domain.records import MOVES_MONEY
 from orchestrator.domain.states import ENDED, TRANSITIONS, State, Trigger
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ async def _settled_or_due(world: World, row: Any) -> None:
         # A second movement of a transaction waits until it is known, or a person says, what came of the first.
         waiting = {one.kind for one in await world.db.read(_WAITING, {"id": row.id})}
         unclear = any(one.state == "unknown" for one in await world.db.read(_OPERATIONS, {"id": row.id}))
-        assert waiting <= KINDS, (row.id, "has an inbox that nobody reads", waiting)
+        assert waiting <= MOVES_MONEY, (row.id, "has an inbox that nobody reads", waiting)
         assert unclear, (row.id, "has a command that waits for nothing", waiting)
         assert row.attention, (
             row.id,

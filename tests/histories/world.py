@@ -243,7 +243,7 @@ class World:
         return accepted.id
 
     async def ask(
-        self, checkout: UUID, kind: inbox.CommandKind, *, version: int | None = None, **arguments: object
+        self, checkout: UUID, kind: str, *, version: int | None = None, **arguments: object
     ) -> None:
         asked = await inbox.request(
             self.db, self.encryptor, checkout, merchant_id=1, kind=kind, actor="client:shop", expected_version=version, arguments=arguments,

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator.domain.states import State
+from orchestrator.store.columns import json_text
 from orchestrator.store.inbox import Callbacks, Caps, callbacks, unmatched
 from tests.races.test_unmatched import unexpected_callback
 from tests.support.factories import arrival
@@ -156,7 +157,7 @@ async def test_what_one_callback_costs_does_not_grow_with_those_of_others(core, 
     if what == "callback":
         row = core.callbacks._row(arrival(checkout, grade="wrong"), None, 1)
         parameters = {
-            "arrivals": callbacks._json([row]), "empty": callbacks._EMPTY, "better": callbacks._BETTER, **core.callbacks.bounds,
+            "arrivals": json_text([row]), "empty": callbacks._EMPTY, "better": callbacks._BETTER, **core.callbacks.bounds,
         }  # fmt: skip
         statement = callbacks._STORE
     else:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from orchestrator.audit import Action
 from orchestrator.domain import events
-from orchestrator.domain.records import ObservedPayment
+from orchestrator.domain.records import PaymentRecord
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import checkouts as lifecycle
 from orchestrator.store import inbox
@@ -141,7 +141,7 @@ def arrival(checkout: UUID, **changes: Any) -> inbox.Arrival:
     return inbox.Arrival(**values)
 
 
-def payment(transaction_id: str, **changes: Any) -> ObservedPayment:
+def payment(transaction_id: str, **changes: Any) -> PaymentRecord:
     """Return a transaction that pays the factory's order."""
     values: dict[str, Any] = {
         "transaction_id": transaction_id,
@@ -157,7 +157,7 @@ def payment(transaction_id: str, **changes: Any) -> ObservedPayment:
         "refunded": 0,
         **changes,
     }
-    return ObservedPayment(**values)
+    return PaymentRecord(**values)
 
 
 def move(held: ClaimedCheckout, trigger: Trigger | None = None, **changes: Any) -> Move:

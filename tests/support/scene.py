@@ -229,7 +229,7 @@ class Scene:
     async def command(
         self,
         checkout: UUID,
-        kind: inbox.CommandKind = "cancel",
+        kind: str = "cancel",
         *,
         version: int | None = None,
         **arguments: object,
@@ -241,7 +241,7 @@ class Scene:
         assert asked is not None
         return asked.id
 
-    async def asked(self, checkout: UUID, kind: inbox.CommandKind, **arguments: object) -> Answer:
+    async def asked(self, checkout: UUID, kind: str, **arguments: object) -> Answer:
         """Ask for something, have it carried out, and return what became of it."""
         command = await self.command(checkout, kind, **arguments)
         async with asyncio.timeout(15):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -14,23 +14,19 @@ from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.payment_meaning import TABLE, PaymentMeaning, read
 from orchestrator.domain.reconciliation import LookupOutcome, Role, concerned, judge, marks
-from orchestrator.domain.records import ObservedPayment, PaymentRecord
+from orchestrator.domain.records import PaymentRecord
 from orchestrator.domain.sentences import of
 from orchestrator.domain.states import State
 from orchestrator.domain.transaction import Found
 from tests.unit.judging import ANOTHERS, OURS, checkout, transaction
 
 ABSENT = {LookupOutcome.NOTHING, LookupOutcome.DECLINED}
-COMMON = {one.name for one in fields(PaymentRecord)} & {one.name for one in fields(ObservedPayment)}
 
 
 def booked(held, verdict):
     """Return the checkout as it stands after a lookup: its payments in the books, and what a person is asked."""
     before = {one.transaction_id: one.decided for one in held.known}
-    known = tuple(
-        PaymentRecord(**{name: getattr(one, name) for name in COMMON}, decided=before.get(one.transaction_id))
-        for one in verdict.payments
-    )
+    known = tuple(replace(one, decided=before.get(one.transaction_id)) for one in verdict.payments)
     return checkout(known=known, attention=verdict.attention, state=held.state)
 
 
@@ -197,7 +193,7 @@ def test_what_a_person_dismisses_is_no_money_of_the_order(transactions, options)
 def test_a_mismatch_that_went_back_is_not_asked_about_again(back):
     verdict = judge(checkout(), Found((back,)))
     assert (verdict.finding, verdict.attention) == (LookupOutcome.DECLINED, None)
-    assert [decisions.left(one) for one in verdict.payments] == [0]
+    assert [one.left for one in verdict.payments] == [0]
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t \n"])

@@ -14,11 +14,13 @@ from orchestrator import explain
 from orchestrator.audit import Action
 from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
 from orchestrator.domain.last_error import ErrorCode, error
+from orchestrator.domain.records import Command, Operation, PaymentRecord
 from orchestrator.domain.states import CLOSED, ENDED, TRANSITIONS, UNOFFERED, State, Trigger
-from orchestrator.explain import Command, Entry, Operation, Payment, Record
+from orchestrator.explain import Entry, Record
 from orchestrator.explain.advice import FIRST, MEANING
 from orchestrator.explain.record import Queue
 from orchestrator.explain.trail import _SINCE, GRADES
+from orchestrator.store.read_model import Archived
 
 NOW = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
 ID = UUID("019aa000-0000-7000-8000-000000000001")
@@ -64,18 +66,18 @@ def needing(code: AttentionCode) -> Attention:
     return Attention(code=code, payments=(amount,), facts=facts)
 
 
-def payment(transaction_id: str = "539101", **changes: object) -> Payment:
+def payment(transaction_id: str = "539101", **changes: object) -> PaymentRecord:
     values: dict = {
         "transaction_id": transaction_id, "role": "accepted", "binding": "bound", "status": "preauth", "meaning": "reserved",
-        "currency": "DKK", "reserved": 13900, **changes,
+        "currency": "DKK", "reserved": 13900, "captured": 0, "refunded": 0, **changes,
     }  # fmt: skip
-    return Payment(**values)
+    return PaymentRecord(**values)
 
 
 def operation(state: str, **changes: object) -> Operation:
     values: dict = {
         "id": ID, "kind": "capture", "transaction_id": "539101", "amount": 1000, "currency": "DKK", "state": state, "cause": "asked",
-        "requested_at": NOW - timedelta(minutes=2), **changes,
+        "actor": "client:shop", "requested_at": NOW - timedelta(minutes=2), **changes,
     }  # fmt: skip
     return Operation(**values)
 
@@ -173,8 +175,8 @@ def test_every_operation_is_explained_wherever_it_stands(state, kind, cause):
         if state in {"succeeded", "rejected"}
         else {}
     )
-    for failed in ({}, {"last_error": "refused", "last_error_details": {"reason": "Card Declined"}}):
-        one = operation(state, kind=kind, cause=cause, **failed, **times)
+    for failed in (None, error(ErrorCode.GATEWAY_REFUSED, reason="Card Declined")):
+        one = operation(state, kind=kind, cause=cause, last_error=failed, **times)
         for checkout in (State.COMPLETED, State.CANCELLED, State.AWAITING_PAYMENT):
             made = check(record(checkout, operations=(one,), reserved=13900))
             assert any(f"A {kind} of 10.00 DKK on transaction 539101" in said for said in made.because)
@@ -188,7 +190,7 @@ def test_every_operation_is_explained_wherever_it_stands(state, kind, cause):
     "kind", ["cancel", "reopen", "capture", "refund", "release", "retry", "reconcile", "resolve"]
 )
 def test_a_command_that_waits_comes_next(state, kind):
-    asked = Command(kind=kind, actor="operator:command-line", requested_at=NOW)
+    asked = Command(id=ID, kind=kind, actor="operator:command-line", requested_at=NOW)
     made = check(record(state, commands=(asked,)))
     assert f"what was asked for ({kind})" in made.next.what
     assert any(f"an operator (command line) asked for a {kind}" in said for said in made.because)
@@ -197,7 +199,13 @@ def test_a_command_that_waits_comes_next(state, kind):
 @pytest.mark.parametrize("named", [None, "539101"])
 @pytest.mark.parametrize("kind", ["capture", "refund", "release"])
 def test_a_command_behind_an_operation_that_nobody_can_judge_says_what_it_waits_for(kind, named):
-    asked = Command(kind=kind, actor="operator:command-line", requested_at=NOW, transaction_id=named)
+    asked = Command(
+        id=ID,
+        kind=kind,
+        actor="operator:command-line",
+        arguments={"transactionId": named},
+        requested_at=NOW,
+    )
     held = record(
         State.COMPLETED,
         commands=(asked,),
@@ -211,7 +219,7 @@ def test_a_command_behind_an_operation_that_nobody_can_judge_says_what_it_waits_
         for said in made.because
     )
     assert "what was asked for" not in made.next.what
-    elsewhere = replace(held, commands=(msgspec.structs.replace(asked, transaction_id="539102"),))
+    elsewhere = replace(held, commands=(replace(asked, arguments={"transactionId": "539102"}),))
     assert f"what was asked for ({kind})" in check(elsewhere).next.what
 
 
@@ -395,20 +403,20 @@ def test_a_settled_checkout_says_that_nothing_more_happens():
 
 
 def test_an_archived_trail_is_told_with_where_it_is_and_what_came_after():
-    archived = explain.Archived(until=7, file="archive-000003.jsonl.gz", at=NOW - timedelta(minutes=5))
+    archived = Archived(until=7, file="archive-000003.jsonl.gz", at=NOW - timedelta(minutes=5))
     where = (
         "Its trail up to entry 7 was archived at 2026-01-05T09:55:00Z, in the file “archive-000003.jsonl.gz”."
     )
-    made = check(record(State.COMPLETED, entries=(), archived=archived, due_at=None))
+    made = check(record(State.COMPLETED, entries=(), archived=(archived,), due_at=None))
     assert made.evidence == (where,)
     later = Entry(
         at=NOW, action="command:refused", actor="client:default/shop-1", to="completed", before="completed",
         evidence={"kind": "cancel", "refusal": "it is paid"},
     )  # fmt: skip
-    made = check(record(State.COMPLETED, entries=(later,), archived=archived))
+    made = check(record(State.COMPLETED, entries=(later,), archived=(archived,)))
     assert made.evidence[0] == where
     assert len(made.evidence) == 2
-    moved = replace(move(Trigger.PAYMENT_FOUND, transactions=[TRANSACTION]), archived=archived)
+    moved = replace(move(Trigger.PAYMENT_FOUND, transactions=[TRANSACTION]), archived=(archived,))
     assert check(moved).evidence[0] == where
 
 

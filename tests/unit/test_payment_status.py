@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,14 +32,15 @@ MINOR = st.integers(0, 10**6)
 )
 def test_a_completed_order_says_what_is_held(amounts, word):
     names = ("reserved", "captured", "refunded", "charged_back")
-    assert payment_status(State.COMPLETED, **dict(zip(names, amounts, strict=True))) == word
+    assert payment_status(State.COMPLETED, SimpleNamespace(**dict(zip(names, amounts, strict=True)))) == word
 
 
 @given(st.sampled_from(State), MINOR, MINOR, MINOR)
 def test_only_a_completed_order_is_paid_and_none_that_holds_money_is_called_gone(
     state, reserved, captured, refunded
 ):
-    word = payment_status(state, reserved=reserved, captured=captured, refunded=refunded, charged_back=0)
+    paying = SimpleNamespace(reserved=reserved, captured=captured, refunded=refunded, charged_back=0)
+    word = payment_status(state, paying)
     assert (word is PaymentStatus.UNPAID) == (state is not State.COMPLETED)
     held = captured - refunded if captured else reserved
     if state is State.COMPLETED:

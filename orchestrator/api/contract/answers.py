@@ -24,13 +24,12 @@ from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.events import CloudEvent, EventType
 from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.payment_status import PaymentStatus
+from orchestrator.domain.records import Cause, CommandKind, OperationKind, OperationState, Role
 from orchestrator.domain.states import State, Trigger
-from orchestrator.store.inbox import CommandKind
+from orchestrator.store.read_model import COMMANDS_SHOWN
 
 MOST_CHECKOUTS: Final = 500
 """Of one batch."""
-COMMANDS_SHOWN: Final = 20
-"""Commands that a checkout is shown with: the last so many."""
 PAGE: Final = 200
 """Checkouts or payments of one page, at most."""
 AUDIT_PAGE: Final = 1000
@@ -53,7 +52,6 @@ Raw = Annotated[
 OrderNumber = Annotated[Text, about("The shop's order number", "A-1001")]
 Transaction = Annotated[Text, about("The gateway's number of the payment", "539101")]
 Outcome = Literal["paid", "refunded", "released", "charged_back", "failed", "expired", "cancelled"]
-Role = Literal["accepted", "surplus", "attempt", "unknown"]
 
 
 class Links(Shape, kw_only=True):
@@ -254,16 +252,16 @@ class Operation(Shape, kw_only=True):
     """A call that moves money, and what came of it."""
 
     id: Id
-    kind: Literal["capture", "refund", "release"]
+    kind: OperationKind
     transaction_id: Transaction
     amount: Held
     currency: Currency
     state: Annotated[
-        Literal["requested", "submitted", "succeeded", "rejected", "unknown"],
+        OperationState,
         about("submitted: it may have left; unknown: it has, and what came of it is not known yet"),
     ]
     cause: Annotated[
-        Literal["asked", "automatic", "returned"],
+        Cause,
         about("Who began it: a command, the order itself, a policy"),
     ]
     reconciliation_identifier: Annotated[Text, about("By which the gateway's books name it")]

@@ -5,18 +5,16 @@ Bodies are read field by field, with a sentence for each problem (`intents`, `ap
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from orchestrator import intents
 from orchestrator.api.contract.values import Currency, Money, Shape, Version, about
+from orchestrator.domain.records import CommandKind, Decision
 from orchestrator.intents.fields import LONGEST_URL
 from orchestrator.intents.reading import LONGEST_INFO, LONGEST_LIFE, MOST_INFOS, MOST_LINES, MOST_PIECES
-
-if TYPE_CHECKING:
-    from orchestrator.store.inbox import CommandKind
 
 LONGEST_REASON: Final = 500
 LONGEST_TRANSACTION: Final = 100
@@ -34,7 +32,6 @@ AppUrl = Annotated[
         maxLength=LONGEST_URL,
     ),
 ]
-Decision = Literal["keep", "return", "dismiss"]
 BodyFormat = Literal["XML", "JSON"]
 
 
@@ -233,13 +230,13 @@ class Resolve(_Asked, kw_only=True):
 
 
 COMMANDS: Final[dict[CommandKind, type[_Asked]]] = {
-    "cancel": Cancel,
-    "reopen": Reopen,
-    "capture": Capture,
-    "refund": Refund,
-    "release": Release,
-    "retry": Retry,
-    "reconcile": Reconcile,
-    "resolve": Resolve,
+    CommandKind.CANCEL: Cancel,
+    CommandKind.REOPEN: Reopen,
+    CommandKind.CAPTURE: Capture,
+    CommandKind.REFUND: Refund,
+    CommandKind.RELEASE: Release,
+    CommandKind.RETRY: Retry,
+    CommandKind.RECONCILE: Reconcile,
+    CommandKind.RESOLVE: Resolve,
 }
 """The body of each command."""

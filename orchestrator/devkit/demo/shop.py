@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from orchestrator.devkit.demo.orders import Order
     from orchestrator.devkit.local.up import Up
+    from orchestrator.domain.records import CommandKind
     from orchestrator.store.database import Database
-    from orchestrator.store.inbox import CommandKind
     from orchestrator.store.merchants import Merchant
 
 _UNKNOWN_FOR: Final = 1.0

@@ -16,6 +16,7 @@ from orchestrator.devkit.demo.orders import SORRY, THANKS
 from orchestrator.devkit.demo.shop import Unscripted, need
 from orchestrator.domain import money
 from orchestrator.domain.command_result import REFUSED
+from orchestrator.domain.records import CommandKind
 from orchestrator.domain.states import ENDED, State
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from orchestrator.devkit.demo.orders import Order
     from orchestrator.devkit.demo.shop import Shop
     from orchestrator.domain.attention import AttentionCode
-    from orchestrator.store.inbox import CommandKind
 
 APPROVED: Final = "4111 1111 1111 1111"
 DECLINED: Final = "4180 0000 0000 0566"
@@ -133,7 +133,7 @@ class Shopper:
 
     async def merchant_cancels(self) -> None:
         """Have the shop cancel the checkout."""
-        await self.client.command(self.known, "cancel", {"reason": "the shopper took too long"})
+        await self.client.command(self.known, CommandKind.CANCEL, {"reason": "the shopper took too long"})
 
     def expect_page(self, name: str | None) -> None:
         """See where the gateway sent the shopper: to a page of the shop's with the order's number, or nowhere."""

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from orchestrator.devkit.demo.shop import Unscripted
 from orchestrator.domain.attention import AttentionCode
+from orchestrator.domain.records import CommandKind
 from orchestrator.domain.states import State
 
 if TYPE_CHECKING:
@@ -69,31 +70,31 @@ async def pay(shopper: Shopper) -> None:
 
 async def capture(shopper: Shopper) -> None:
     await pay(shopper)
-    await shopper.ask("capture")
+    await shopper.ask(CommandKind.CAPTURE)
 
 
 async def capture_in_parts(shopper: Shopper) -> None:
     await pay(shopper)
     whole = shopper.order.amount
-    await shopper.refused("capture", why="too-much", amount=shopper.price(whole + 1))
-    await shopper.ask("capture", amount=shopper.price(whole // 3))
-    await shopper.ask("capture", amount=shopper.price(whole - whole // 3))
-    await shopper.refused("capture", why="nothing-left", amount=shopper.price(1))
+    await shopper.refused(CommandKind.CAPTURE, why="too-much", amount=shopper.price(whole + 1))
+    await shopper.ask(CommandKind.CAPTURE, amount=shopper.price(whole // 3))
+    await shopper.ask(CommandKind.CAPTURE, amount=shopper.price(whole - whole // 3))
+    await shopper.refused(CommandKind.CAPTURE, why="nothing-left", amount=shopper.price(1))
 
 
 async def refund_in_parts(shopper: Shopper) -> None:
     await capture(shopper)
     whole = shopper.order.amount
-    await shopper.ask("refund", amount=shopper.price(whole // 4))
-    await shopper.refused("refund", why="too-much", amount=shopper.price(whole))
-    await shopper.ask("refund", amount=shopper.price(whole - whole // 4))
-    await shopper.refused("refund", why="nothing-left", amount=shopper.price(1))
+    await shopper.ask(CommandKind.REFUND, amount=shopper.price(whole // 4))
+    await shopper.refused(CommandKind.REFUND, why="too-much", amount=shopper.price(whole))
+    await shopper.ask(CommandKind.REFUND, amount=shopper.price(whole - whole // 4))
+    await shopper.refused(CommandKind.REFUND, why="nothing-left", amount=shopper.price(1))
 
 
 async def release(shopper: Shopper) -> None:
     await pay(shopper)
-    await shopper.ask("release", reason="the goods are sold out")
-    await shopper.refused("capture", why="nothing-left")
+    await shopper.ask(CommandKind.RELEASE, reason="the goods are sold out")
+    await shopper.refused(CommandKind.CAPTURE, why="nothing-left")
 
 
 async def capture_twice_with_one_key(shopper: Shopper) -> None:
@@ -101,7 +102,7 @@ async def capture_twice_with_one_key(shopper: Shopper) -> None:
     key, body = str(uuid4()), {"amount": shopper.price(shopper.order.amount)}
 
     async def ask() -> UUID:
-        return (await shopper.client.command(shopper.known, "capture", body, key=key)).command.id
+        return (await shopper.client.command(shopper.known, CommandKind.CAPTURE, body, key=key)).command.id
 
     commands = await asyncio.gather(*(ask() for _ in range(3)))
     if len(set(commands)) != 1:
@@ -109,25 +110,25 @@ async def capture_twice_with_one_key(shopper: Shopper) -> None:
     await shopper.obeyed(commands[0])
     if await ask() != commands[0]:
         raise Unscripted(expected="the same command for the same key afterwards", seen="another")
-    await shopper.refused("capture", why="idempotency-key-reused", key=key, amount=shopper.price(1))
+    await shopper.refused(CommandKind.CAPTURE, why="idempotency-key-reused", key=key, amount=shopper.price(1))
 
 
 async def refund(shopper: Shopper) -> None:
     await capture(shopper)
-    await shopper.ask("refund")
+    await shopper.ask(CommandKind.REFUND)
 
 
 async def capture_after_hand(shopper: Shopper) -> None:
     await pay(shopper)
     row = await shopper.paid_row()
     await shopper.shop.capture_by_hand(shopper.order, row["transactionId"])
-    await shopper.ask("capture")
+    await shopper.ask(CommandKind.CAPTURE)
 
 
 async def capture_refused_then_done(shopper: Shopper) -> None:
     await pay(shopper)
-    await shopper.ask("capture", fails=True)
-    await shopper.ask("capture")
+    await shopper.ask(CommandKind.CAPTURE, fails=True)
+    await shopper.ask(CommandKind.CAPTURE)
 
 
 async def pay_captured_by_itself(shopper: Shopper) -> None:
@@ -139,7 +140,7 @@ async def charge_back(shopper: Shopper) -> None:
     await capture(shopper)
     await shopper.at_gateway("chargeback")
     await shopper.attention(AttentionCode.CHARGED_BACK)
-    await shopper.ask("resolve", decision="dismiss", reason="answered at the gateway")
+    await shopper.ask(CommandKind.RESOLVE, decision="dismiss", reason="answered at the gateway")
     await shopper.without_attention()
 
 
@@ -150,15 +151,15 @@ async def refunded_at_gateway(shopper: Shopper) -> None:
         "the gateway's refund in our books", lambda found: bool(found.money.refunded), ended=True
     )
     # What is left, and no more than that, can be refunded by us.
-    await shopper.refused("refund", why="too-much", amount=shopper.price(shopper.order.amount))
-    await shopper.ask("refund")
+    await shopper.refused(CommandKind.REFUND, why="too-much", amount=shopper.price(shopper.order.amount))
+    await shopper.ask(CommandKind.REFUND)
 
 
 async def released_at_gateway(shopper: Shopper) -> None:
     await pay(shopper)
     await shopper.at_gateway("release")
     await shopper.attention(AttentionCode.PAYMENT_RELEASED)
-    await shopper.ask("resolve", decision="dismiss", reason="the shop released it at the gateway")
+    await shopper.ask(CommandKind.RESOLVE, decision="dismiss", reason="the shop released it at the gateway")
     await shopper.without_attention()
 
 
@@ -213,7 +214,7 @@ def late_and_a_person(decision: str) -> Callable[[Shopper], Any]:
     async def act(shopper: Shopper) -> None:
         await pay_late(shopper)
         await shopper.attention(AttentionCode.LATE_PAYMENT)
-        await shopper.ask("resolve", decision=decision, reason="asked the shopper")
+        await shopper.ask(CommandKind.RESOLVE, decision=decision, reason="asked the shopper")
         await shopper.without_attention()
 
     return act
@@ -226,13 +227,13 @@ async def be_cancelled_then_pay(shopper: Shopper) -> None:
     await shopper.pay_on(page)
     await shopper.paid()
     await shopper.attention(AttentionCode.LATE_PAYMENT)
-    await shopper.ask("resolve", decision="keep", reason="the shopper wants the goods after all")
+    await shopper.ask(CommandKind.RESOLVE, decision="keep", reason="the shopper wants the goods after all")
     await shopper.without_attention()
 
 
 async def be_reopened_then_pay(shopper: Shopper) -> None:
     await _let_expire(shopper)
-    await shopper.ask("reopen", expiresIn=60, reason="the shopper is back")
+    await shopper.ask(CommandKind.REOPEN, expiresIn=60, reason="the shopper is back")
     await pay(shopper)
 
 
@@ -248,7 +249,7 @@ async def surplus_by_hand(shopper: Shopper) -> None:
     await _pay_in_two_tabs(shopper)
     found = await shopper.attention(AttentionCode.SURPLUS_PAYMENT)
     [second] = [one.transaction_id for one in found.payments if one.role == "surplus"]
-    await shopper.ask("release", transactionId=second, reason="paid twice")
+    await shopper.ask(CommandKind.RELEASE, transactionId=second, reason="paid twice")
     await shopper.without_attention()
 
 
@@ -271,13 +272,13 @@ async def _pay_elsewhere(shopper: Shopper) -> None:
 async def unknown_order_kept(shopper: Shopper) -> None:
     await _pay_elsewhere(shopper)
     await shopper.attention(AttentionCode.UNKNOWN_ORDER)
-    await shopper.ask("resolve", decision="keep", reason="an order by telephone")
+    await shopper.ask(CommandKind.RESOLVE, decision="keep", reason="an order by telephone")
     await shopper.without_attention()
 
 
 async def _returned_by_policy(shopper: Shopper) -> None:
     await shopper.until("the money returned", _operations_over, ended=True)
-    await shopper.ask("reconcile")
+    await shopper.ask(CommandKind.RECONCILE)
     await shopper.without_attention()
 
 
@@ -296,7 +297,7 @@ async def pay_another_amount(shopper: Shopper) -> None:
     found = await shopper.attention(AttentionCode.PAYMENT_MISMATCH)
     if found.state == State.COMPLETED:
         raise Unscripted(expected="an order that is not completed by another amount", seen="completed")
-    await shopper.ask("resolve", decision="return", reason="not what the order costs")
+    await shopper.ask(CommandKind.RESOLVE, decision="return", reason="not what the order costs")
     await shopper.without_attention()
 
 

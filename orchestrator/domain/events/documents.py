@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from orchestrator.domain import money
-from orchestrator.domain.events.facts import LONGEST_REASON, Cause, EventType, OperationKind, Policy
+from orchestrator.domain.events.facts import LONGEST_REASON, Cause, EventType, OperationKind, Policy, Totals
 from orchestrator.domain.payment_status import PaymentStatus, payment_status
 from orchestrator.domain.states import State
 
@@ -248,10 +248,7 @@ def document(row: StoredEvent, *, content: Content = "thin") -> CloudEvent:
     payload, currency = row.payload, row.payload["currency"]
     state = State(payload["state"])
     totals = {name: payload[name] for name in ("reserved", "captured", "refunded", "chargedBack")}
-    status = payment_status(
-        state, reserved=totals["reserved"], captured=totals["captured"], refunded=totals["refunded"],
-        charged_back=totals["chargedBack"],
-    )  # fmt: skip
+    status = payment_status(state, Totals(*totals.values()))
     data = {
         "checkoutId": row.checkout_id,
         "orderId": payload["orderId"],

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 from uuid import UUID
 
 import msgspec
@@ -17,10 +17,11 @@ from orchestrator.domain.attention import Attention
 from orchestrator.domain.command_result import CommandResult
 from orchestrator.domain.events import Event, Totals
 from orchestrator.domain.last_error import LastError
-from orchestrator.domain.records import ObservedPayment, Operation
+from orchestrator.domain.records import Operation, PaymentRecord
 from orchestrator.domain.states import ENDED, State, Trigger
 from orchestrator.store.checkouts.claims import ClaimedCheckout
 from orchestrator.store.checkouts.row_macs import sign_operation
+from orchestrator.store.columns import parts
 
 if TYPE_CHECKING:
     from orchestrator.crypto import Encryptor
@@ -86,7 +87,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     token_lifetime: float = 0.0
     session_id: str | Kept | None = KEEP
     methods: Sequence[Mapping[str, object]] | Kept | None = KEEP
-    payments: tuple[ObservedPayment, ...] = ()
+    payments: tuple[PaymentRecord, ...] = ()
     read: tuple[UUID, ...] = ()
     done: tuple[tuple[UUID, CommandResult], ...] = ()
     events: tuple[Event, ...] = ()
@@ -123,7 +124,7 @@ class Changes(TypedDict, total=False):
     token_lifetime: float
     session_id: str | Kept | None
     methods: Sequence[Mapping[str, object]] | Kept | None
-    payments: tuple[ObservedPayment, ...]
+    payments: tuple[PaymentRecord, ...]
     read: tuple[UUID, ...]
     done: tuple[tuple[UUID, CommandResult], ...]
     events: tuple[Event, ...]
@@ -171,40 +172,17 @@ def _money(move: Move) -> tuple[int, int, int]:
 
 
 def entry_rows(held: ClaimedCheckout, entries: Sequence[audit.Entry]) -> list[dict[str, object]]:
-    return [
-        {
-            "checkout_id": held.id,
-            "sequence": entry.sequence,
-            "at": entry.at,
-            "action": entry.action,
-            "entry": entry.text,
-            "key_id": entry.key_id,
-            "mac": entry.mac.hex(),
-        }
-        for entry in entries
-    ]
+    return [{"checkout_id": held.id, "sequence": entry.sequence, **entry.row} for entry in entries]
 
 
 def operation_rows(encryptor: Encryptor, move: Move) -> list[dict[str, object]]:
     held = move.held
     return [
         {
-            "id": one.id,
-            "checkout_id": move.held.id,
-            "transaction_id": one.transaction_id,
-            "kind": one.kind,
-            "amount": one.amount,
-            "currency": one.currency,
-            "state": one.state,
-            "identifier": one.identifier,
-            "cause": one.cause,
-            "command_id": one.command_id,
-            "actor": one.actor,
-            "reason": one.reason,
-            "total_before": one.total_before,
-            "attempts": one.attempts,
-            "last_error": None if one.last_error is None else one.last_error.code,
-            "last_error_details": None if one.last_error is None else one.last_error.facts,
+            **asdict(one),
+            **parts("last_error", one.last_error),
+            "checkout_id": held.id,
+            "reconciliation_identifier": one.identifier,
             "mac": sign_operation(encryptor, held.id, held.merchant_id, one).hex(),
         }
         for one in move.operations
@@ -217,21 +195,33 @@ def payment_rows(move: Move) -> list[dict[str, object]]:
 
 def result_rows(move: Move) -> list[dict[str, object]]:
     return [
-        {"id": command, "checkout_id": move.held.id, "result": result.code, "result_details": result.facts}
+        {"id": command, "checkout_id": move.held.id, **parts("result", result)}
         for command, result in move.done
     ]
 
 
-def row(move: Move, to: State, entries: Sequence[audit.Entry], told: int) -> dict[str, object]:
-    """Return the row of a checkout after a move that tells of so many events."""
+KEPT: Final = (
+    "lookups", "session_count", "last_error", "attention", "expires_in", "charged_back", "reserved_until", "session_id", "methods",
+)  # fmt: skip
+"""Fields of a move that are written as they are, and that stay as the holder has them where the move says KEEP."""
+
+
+def kept(move: Move) -> dict[str, Any]:
+    """Return these fields as they stand after the move."""
     held = move.held
-    last_error = held.last_error if isinstance(move.last_error, Keep) else move.last_error
-    attention = held.attention if isinstance(move.attention, Keep) else move.attention
+    return {name: getattr(held, name) if (value := getattr(move, name)) is KEEP else value for name in KEPT}
+
+
+def row(
+    move: Move, to: State, entries: Sequence[audit.Entry], *, told: int, after: Mapping[str, Any]
+) -> dict[str, object]:
+    """Return the row of a checkout after a move that tells of so many events; `after` is what `kept` returns."""
+    held = move.held
     reserved, captured, refunded = _money(move)
-    keeps_session = (
-        isinstance(move.token, Keep) and isinstance(move.session_id, Keep) and isinstance(move.methods, Keep)
-    )
     return {
+        **after,
+        **parts("attention", after["attention"]),
+        **parts("last_error", after["last_error"]),
         "id": held.id,
         "merchant_id": held.merchant_id,
         "lease": held.lease,
@@ -242,12 +232,6 @@ def row(move: Move, to: State, entries: Sequence[audit.Entry], told: int) -> dic
         "due_in": None if isinstance(move.due_in, Keep) else move.due_in,
         "extends": move.extends,
         "attempts": move.attempts,
-        "lookups": held.lookups if isinstance(move.lookups, Keep) else move.lookups,
-        "session_count": held.session_count if isinstance(move.session_count, Keep) else move.session_count,
-        "last_error": None if last_error is None else last_error.code,
-        "last_error_details": None if last_error is None else last_error.facts,
-        "attention": None if attention is None else attention.code,
-        "attention_details": None if attention is None else attention.details,
         "deadline_in": None if isinstance(move.deadline_in, Keep) else move.deadline_in,
         "offered": move.offered,
         "cancel_requested": move.cancel_requested,
@@ -256,23 +240,16 @@ def row(move: Move, to: State, entries: Sequence[audit.Entry], told: int) -> dic
         "late": move.late,
         "slot_reserved": move.slot_reserved,
         "decided": move.decided,
-        "expires_in": held.expires_in if isinstance(move.expires_in, Keep) else move.expires_in,
-        "charged_back": held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
-        "reserved_until": held.reserved_until
-        if isinstance(move.reserved_until, Keep)
-        else move.reserved_until,
         "require_capture": held.require_capture or move.require_capture,
         "reserved": reserved,
         "captured": captured,
         "refunded": refunded,
         "entries": len(entries),
-        "sequence": held.audit_sequence + len(entries),
+        "audit_sequence": held.audit_sequence + len(entries),
         "mac": entries[-1].mac.hex() if entries else None,
         "event_sequence": held.event_sequence + told,
         "correlation_id": held.correlation_id,
-        "keeps_session": keeps_session,
+        "keeps_session": move.token is KEEP and move.session_id is KEEP and move.methods is KEEP,
         "token": None if isinstance(move.token, Keep) else move.token.hex(),
         "token_lifetime": None if isinstance(move.token, Keep) else move.token_lifetime,
-        "session_id": held.session_id if isinstance(move.session_id, Keep) else move.session_id,
-        "methods": held.methods if isinstance(move.methods, Keep) else move.methods,
     }

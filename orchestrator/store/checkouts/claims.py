@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
 import msgspec
 from sqlalchemy import text
 
-from orchestrator.domain import attention, last_error
 from orchestrator.domain.attention import Attention
 from orchestrator.domain.last_error import LastError
-from orchestrator.domain.records import Callback, Command, Operation, PaymentRecord
+from orchestrator.domain.records import Callback, Command, Operation, PaymentRecord, Role
 from orchestrator.domain.states import UNOFFERED, State
 from orchestrator.errors import OrchestratorError
+from orchestrator.store.columns import (
+    OPERATION,
+    PAYMENT,
+    coded,
+    command,
+    json_text,
+    listed,
+    operation,
+    payments,
+    payments_of,
+    without,
+)
 from orchestrator.store.database import run
+from orchestrator.store.tables import checkouts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,7 +138,7 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def accepted(self) -> frozenset[str]:
         """The gateway transactions that completed it: one, or the parts that a person decided to keep as a whole."""
-        return frozenset(one.transaction_id for one in self.known if one.role == "accepted")
+        return frozenset(one.transaction_id for one in self.known if one.role == Role.ACCEPTED)
 
     @property
     def captures_itself(self) -> bool:
@@ -184,23 +197,21 @@ _MERCHANTS = text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now)
     SELECT c.id, c.merchant_id FROM checkouts c, t WHERE c.id = ANY(CAST(:ids AS uuid[])) AND {_FREE} ORDER BY c.due_at, c.id
 """)  # noqa: S608 - made of our own constants
-_BESIDE = text("""
+# What a step needs of a payment.
+_KNOWN: Final = without(PAYMENT, "payment_id", "order_ref", "raw_amounts", "first_seen_at", "updated_at")
+_BESIDE = text(f"""
     SELECT i.checkout_id AS id, i.data_key,
            CASE WHEN i.checkout_id = ANY(CAST(:opening AS uuid[])) THEN i.body END AS intent,
            s.token, s.token_expires_at, s.session_id, s.methods,
-           (SELECT json_agg(json_build_array(p.transaction_id, p.role, p.binding, p.meaning, p.currency, p.reserved,
-                                             p.captured, p.refunded, p.charged_back, p.decided, p.status, p.surcharge, p.flags)
-                           ORDER BY p.first_seen_at, p.transaction_id)
-              FROM payments p WHERE p.checkout_id = i.checkout_id) AS known,
+           {payments_of("i.checkout_id", _KNOWN)} AS known,
            EXISTS (SELECT 1 FROM money_operations o WHERE o.checkout_id = i.checkout_id) AS operating
       FROM intents i LEFT JOIN sessions s USING (checkout_id)
      WHERE i.checkout_id = ANY(CAST(:ids AS uuid[]))
-""")
-_OPERATIONS = text("""
-    SELECT id, checkout_id, transaction_id, kind, amount, currency, state, cause, actor, reason, command_id, total_before,
-           attempts, last_error, last_error_details, submitted_at, mac
+""")  # noqa: S608 - made of our own names
+_OPERATIONS = text(f"""
+    SELECT checkout_id, {listed(OPERATION)}
       FROM money_operations WHERE checkout_id = ANY(CAST(:ids AS uuid[])) ORDER BY requested_at, id
-""")
+""")  # noqa: S608 - made of our own names
 # Two partial indexes tell live ones from closed ones; a merchant's closed ones of the number may be many, one is enough.
 _SHARED = text("""
     SELECT 1 FROM unnest(CAST(:merchants AS int[])) AS m(id)
@@ -259,7 +270,7 @@ async def claim_waiting(
     What is hinted at waits too: its due time is at most `grace` seconds away.
     """
     asked = [{"merchant_id": merchant, "most": most} for merchant, most in shares.items()]
-    parameters = {"shares": msgspec.json.encode(asked).decode(), "grace": grace}
+    parameters = {"shares": json_text(asked), "grace": grace}
     return await _claim(db, _CLAIM_WAITING, parameters, lease_seconds)
 
 
@@ -286,35 +297,14 @@ async def _claim(
         woken = [row.id for row in rows if row.wake > 0]
         if woken:
             for row in await run(tx, _CALLBACKS, {"ids": woken, "most": CALLBACKS_PER_CLAIM}):
-                callbacks.setdefault(row.checkout_id, []).append(
-                    Callback(
-                        row.id,
-                        row.kind,
-                        row.grade,
-                        row.content_type,
-                        row.network,
-                        row.body,
-                        bytes(row.digest),
-                    )
-                )
+                callbacks.setdefault(row.checkout_id, []).append(msgspec.convert(row._asdict(), Callback))
             for row in await run(tx, _COMMANDS, {"ids": woken}):
-                commands.setdefault(row.checkout_id, []).append(
-                    Command(
-                        row.id,
-                        row.kind,
-                        row.actor,
-                        row.reason,
-                        row.expected_version,
-                        row.arguments,
-                        row.mac,
-                        row.taken,
-                    )
-                )
+                commands.setdefault(row.checkout_id, []).append(command(row._asdict()))
         operations: dict[UUID, list[Operation]] = {}
         operating = [row.id for row in beside.values() if row.operating]
         if operating:
             for row in await run(tx, _OPERATIONS, {"ids": operating}):
-                operations.setdefault(row.checkout_id, []).append(_operation(row))
+                operations.setdefault(row.checkout_id, []).append(operation(row._asdict()))
     return [
         _held(
             row,
@@ -329,9 +319,12 @@ async def _claim(
     ]
 
 
-def _known(*values: Any) -> PaymentRecord:
-    *columns, flags = values
-    return PaymentRecord(*[*columns, tuple(flags)])
+_ROW: Final = without(
+    (name for name in ClaimedCheckout.__struct_fields__ if name in checkouts.c),
+    "state", "audit_head", "attention", "last_error",
+)  # fmt: skip
+"""Columns that are taken as they stand."""
+_of_row: Final = attrgetter(*_ROW)
 
 
 def _held(
@@ -339,72 +332,23 @@ def _held(
     callbacks: tuple[Callback, ...], commands: tuple[Command, ...],
 ) -> ClaimedCheckout:  # fmt: skip
     return ClaimedCheckout(
-        id=row.id,
-        merchant_id=row.merchant_id,
-        order_ref=row.order_ref,
+        **dict(zip(_ROW, _of_row(row), strict=True)),
         state=State(row.state),
-        version=row.version,
-        lease=row.lease,
-        wake=row.wake,
-        currency=row.currency,
-        amount=row.amount,
-        reserved=row.reserved,
-        captured=row.captured,
-        refunded=row.refunded,
-        late=row.late,
-        deadline=row.deadline,
-        offered_at=row.offered_at,
-        cancel_requested_at=row.cancel_requested_at,
-        ended_at=row.ended_at,
-        charged_back=row.charged_back,
-        reserved_until=row.reserved_until,
-        auto_capture=row.auto_capture,
-        require_capture=row.require_capture,
-        slot_reserved=row.slot_reserved,
-        expires_in=row.expires_in,
-        claims=row.claims,
-        attempts=row.attempts,
-        lookups=row.lookups,
-        session_count=row.session_count,
-        last_error=last_error.stored(row.last_error, row.last_error_details),
-        attention=attention.stored(row.attention, row.attention_details),
-        correlation_id=row.correlation_id,
-        audit_sequence=row.audit_sequence,
+        **coded(row, "attention", "last_error"),
         audit_head=bytes(row.audit_head),
-        event_sequence=row.event_sequence,
         token=beside.token,
         token_expires_at=beside.token_expires_at,
         session_id=beside.session_id,
         methods=beside.methods,
         intent=beside.intent,
         data_key=beside.data_key,
-        known=tuple(_known(*one) for one in beside.known or ()),
+        known=payments(beside.known),
         operations=operations,
         callbacks=callbacks,
         commands=commands,
         claimed_at=row.now,
         claimed_tick=read,
         lease_ends=lease_ends,
-    )
-
-
-def _operation(row: Row[Any]) -> Operation:
-    return Operation(
-        id=row.id,
-        transaction_id=row.transaction_id,
-        kind=row.kind,
-        amount=row.amount,
-        currency=row.currency,
-        state=row.state,
-        cause=row.cause,
-        actor=row.actor,
-        reason=row.reason,
-        command_id=row.command_id,
-        total_before=row.total_before,
-        attempts=row.attempts,
-        last_error=last_error.stored(row.last_error, row.last_error_details),
-        submitted_at=row.submitted_at,
-        mac=row.mac,
     )
 
 

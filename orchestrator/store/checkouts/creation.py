@@ -10,7 +10,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from sqlalchemy import text
 
 from orchestrator import audit
@@ -18,6 +17,7 @@ from orchestrator.domain.ids import uuid7
 from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.states import State
 from orchestrator.store.checkouts.matching import NO_INTENT, NO_INTENT_PRINT
+from orchestrator.store.columns import json_text
 from orchestrator.store.database import run
 from orchestrator.store.tables import IS_UNCONFIRMED
 
@@ -96,8 +96,6 @@ class NewCheckout:
     idempotency_key: str | None = None
     idempotency_print: bytes = b""
 
-
-"""The last error of a checkout that was created of a payment."""
 
 MOST_UNCONFIRMED: Final = 100
 """Checkouts of a merchant, created within a day from callbacks that prove nothing, which no lookup has shown to hold money. Anyone who
@@ -246,16 +244,12 @@ async def create(
                 "fingerprint": new_checkout.fingerprint.hex(),
                 "body": new_checkout.body.hex(),
                 "data_key": new_checkout.data_key.hex(),
-                "at": entry.at,
-                "action": entry.action,
-                "entry": entry.text,
-                "key_id": entry.key_id,
-                "mac": entry.mac.hex(),
+                **entry.row,
                 "idempotency_key": new_checkout.idempotency_key,
                 "idempotency_print": new_checkout.idempotency_print.hex(),
             }
         )
-    created = await run(tx, _CREATE, {"new_checkouts": msgspec.json.encode(rows).decode(), "grace": grace})
+    created = await run(tx, _CREATE, {"new_checkouts": json_text(rows), "grace": grace})
     return {row.id: Created(row.id, row.created_at, row.deadline) for row in created}
 
 
@@ -311,11 +305,7 @@ async def create_from_payment(
         rows.append(_row_from_payment(encryptor, one, payment, at=at))
         matches[number] = PaymentMatch(one, created=True)
     if rows:
-        parameters = {
-            "payments": msgspec.json.encode(rows).decode(),
-            "grace": grace,
-            "last_error": ErrorCode.UNKNOWN_ORDER,
-        }
+        parameters = {"payments": json_text(rows), "grace": grace, "last_error": ErrorCode.UNKNOWN_ORDER}
         await tx.execute(_CREATE_FROM_PAYMENT, parameters)
     return matches
 
@@ -348,7 +338,7 @@ async def _matches_of(tx: AsyncConnection, unmatched: Sequence[UnmatchedPayment]
         }
         for number, payment in enumerate(unmatched)
     ]
-    rows = await tx.execute(_MATCHES, {"payments": msgspec.json.encode(asked).decode()})
+    rows = await tx.execute(_MATCHES, {"payments": json_text(asked)})
     return {row.number: row for row in sorted(rows, key=lambda row: row.number)}
 
 
@@ -385,9 +375,5 @@ def _row_from_payment(
         "fingerprint": NO_INTENT_PRINT.hex(),
         "body": key.encrypt(NO_INTENT, purpose="intent").hex(),
         "data_key": wrapped.hex(),
-        "at": entry.at,
-        "action": entry.action,
-        "entry": entry.text,
-        "key_id": entry.key_id,
-        "mac": entry.mac.hex(),
+        **entry.row,
     }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
 from sqlalchemy import text
 
 from orchestrator.store.checkouts.claims import tick
+from orchestrator.store.columns import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,7 @@ async def renew(db: Database, held: Sequence[ClaimedCheckout], *, lease_seconds:
     """Have the leases on these last for so many seconds from now, those that are still ours, in one statement."""
     began = tick()
     named = [{"id": one.id, "lease": one.lease} for one in held]
-    rows = await db.write(_RENEW, {"held": msgspec.json.encode(named).decode(), "seconds": lease_seconds})
+    rows = await db.write(_RENEW, {"held": json_text(named), "seconds": lease_seconds})
     renewed = {(row.id, row.lease) for row in rows}
     for one in held:
         if (one.id, one.lease) in renewed:

@@ -12,15 +12,16 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator import audit
-from orchestrator.domain import attention, events, money
+from orchestrator.domain import decisions, events, money
 from orchestrator.domain.attention import PROBLEMS, AttentionCode
-from orchestrator.domain.records import OPEN_OPERATIONS, money_left
+from orchestrator.domain.payment_meaning import PaymentMeaning
+from orchestrator.domain.records import OPEN_OPERATIONS, Role
 from orchestrator.domain.states import State
+from orchestrator.store.columns import coded, json_text, payments, payments_of
 from orchestrator.store.database import run
 
 if TYPE_CHECKING:
@@ -49,11 +50,7 @@ _READ = text(f"""
            EXISTS (SELECT FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS asked,
            EXISTS (SELECT FROM money_operations o WHERE o.checkout_id = c.id
                       AND o.state IN ({", ".join(f"'{state}'" for state in sorted(OPEN_OPERATIONS))})) AS operating,
-           (SELECT json_agg(json_build_object(
-                       'id', p.transaction_id, 'role', p.role, 'meaning', p.meaning, 'currency', p.currency,
-                       'reserved', p.reserved, 'captured', p.captured, 'back', p.refunded + p.charged_back)
-                       ORDER BY p.first_seen_at, p.transaction_id)
-              FROM payments p WHERE p.checkout_id = c.id) AS payments
+           {payments_of("c.id")} AS payments
       FROM checkouts c JOIN intents i ON i.checkout_id = c.id
      WHERE c.id = :id
 """)  # noqa: S608 - made of our own constants
@@ -156,36 +153,32 @@ async def match(db: Database, encryptor: Encryptor, wanted: Ordered) -> Match:
 def _judged(row: Row[Any], wanted: Ordered) -> Match:
     if bytes(row.fingerprint) != NO_INTENT_PRINT:
         return Unsettled()
-    holding = [one for one in row.payments or () if one["meaning"] == "open" or _left(one) > 0]
+    known = payments(row.payments)
+    holding = [one for one in known if one.meaning == PaymentMeaning.OPEN or one.left > 0]
     if row.leased or row.asked or row.version == 1:
         return Unsettled(held=bool(holding))
     if not holding and row.attention not in PROBLEMS:
         return NoMoney()
     fits = (
         row.state == State.COMPLETED
-        and [one["role"] for one in holding] == ["accepted"]
+        and [one.role for one in holding] == [Role.ACCEPTED]
         and (row.currency, row.amount) == (wanted.currency, wanted.amount)
         and not row.operating
         and row.attention in {None, *_HARMLESS}
     )
     if fits:
         return Matched(row.state, row.created_at, row.deadline)
-    shown = holding or row.payments or ()
     named = ", ".join(
-        f"{one['id']} ({money.spelled(max(one['reserved'], one['captured']), one['currency'])})"
-        for one in shown
+        f"{one.transaction_id} ({money.spelled(decisions.whole(one), one.currency)})"
+        for one in holding or known
     )
     return Unsuited(named or "a payment that cannot be read", undecided=row.attention is not None)
-
-
-def _left(one: dict[str, Any]) -> int:
-    return money_left(one["meaning"], one["reserved"], one["captured"], one["back"])
 
 
 async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row: Row[Any]) -> None:
     key, wrapped = _key(encryptor, wanted.checkout, row.data_key)
     state = State(row.state)
-    before = attention.stored(row.attention, row.attention_details)
+    before = coded(row, "attention")["attention"]
     answered = row.attention == AttentionCode.UNKNOWN_ORDER
     told = [
         {
@@ -234,15 +227,13 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
             "auto_capture": wanted.auto_capture,
             "answered": answered,
             "sequence": entry.sequence,
+            **entry.row,
             "at": row.now,
-            "action": entry.action,
-            "entry": entry.text,
-            "key_id": entry.key_id,
             "mac": entry.mac,
             "merchant_id": row.merchant_id,
             "correlation_id": row.correlation_id,
             "event_sequence": row.event_sequence + len(told),
-            "events": msgspec.json.encode(told).decode(),
+            "events": json_text(told),
         },
     )
 

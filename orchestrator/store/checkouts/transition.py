@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from sqlalchemy import text
 
 from orchestrator import audit
-from orchestrator.domain.records import Operation, PaymentRecord
+from orchestrator.domain.records import Operation, OperationState, PaymentRecord, Role
 from orchestrator.domain.states import Moved, State, Trigger, UnknownTransition, decide
 from orchestrator.errors import OrchestratorError
 from orchestrator.store.checkouts.change import (
+    KEPT,
     Fact,
     Keep,
     Move,
     entry_rows,
     event_rows,
+    kept,
     operation_rows,
     payment_rows,
     result_rows,
     row,
 )
 from orchestrator.store.checkouts.claims import ClaimedCheckout, LeaseLost, tick
+from orchestrator.store.columns import OPERATION, PAYMENT, json_text, listed, typed, with_details, without
 from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes
+from orchestrator.store.tables import checkouts, money_operations, payments, sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -49,18 +53,27 @@ class UnauditedMove(OrchestratorError):  # noqa: N818 - named for the fact
 # locked (they come again); `mine` is the lease guard; `already` recognises a move that landed before its connection was lost: the head
 # of the chain is ours. Postgres applies the update to the newest version of a row, so the lease guard holds against any racer. What it
 # updates it names by arrays: of joins alone the planner expects so many rows that it reads a whole table while that is small.
-_ADVANCE = text("""
+# Columns of a row of `change.row`: those that only say whether it may be written, and those that are written as they stand.
+_GUARD: Final = ("id", "merchant_id", "lease", "version", "wake")
+_SESSION: Final = ("session_id", "methods")
+_WRITTEN: Final = (
+    "state", "attempts", "slot_reserved", "require_capture", "reserved", "audit_sequence", "event_sequence", *with_details(without(KEPT, *_SESSION)),
+)  # fmt: skip
+_SEEN: Final = without(PAYMENT, "decided", "first_seen_at", "updated_at")
+_SEEN_ANEW: Final = without(
+    _SEEN, "transaction_id", "payment_id", "order_ref", "role", "currency", "captured", "refunded"
+)
+_OPERATED: Final = (
+    "checkout_id", "reconciliation_identifier", *without(OPERATION, "requested_at", "submitted_at", "settled_at", "mac"),
+)  # fmt: skip
+_ADVANCE = text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:moves AS json)) AS i(
-            id uuid, merchant_id int, lease uuid, version int, wake int, state text, release boolean, due_in float8, extends float8,
-            attempts int, lookups int, session_count int, last_error text, last_error_details jsonb, attention text, attention_details jsonb,
-            deadline_in float8, offered boolean,
-            cancel_requested boolean, ended boolean, reopened boolean, late boolean, slot_reserved boolean, expires_in float8,
-            reserved int8, captured int8, refunded int8, charged_back int8, reserved_until timestamptz, require_capture boolean,
-            decided jsonb,
-            entries int, sequence int, mac text, event_sequence int,
-            correlation_id text, keeps_session boolean, token text, token_lifetime float8, session_id text, methods jsonb)
+            {typed(checkouts, _GUARD)}, {typed(checkouts, _WRITTEN)}, {typed(sessions, _SESSION)},
+            release boolean, due_in float8, extends float8, deadline_in float8, offered boolean, cancel_requested boolean, ended boolean,
+            reopened boolean, late boolean, captured int8, refunded int8, decided jsonb, entries int, mac text,
+            correlation_id text, keeps_session boolean, token text, token_lifetime float8)
     ),
     handled AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:read AS json)) AS r(id uuid, checkout_id uuid)),
     results as materialized (SELECT * FROM json_to_recordset(CAST(:done AS json)) AS r(id uuid, checkout_id uuid, result text, result_details jsonb)),
@@ -73,29 +86,21 @@ _ADVANCE = text("""
     ),
     moved AS (
         UPDATE checkouts c
-           SET state = i.state, version = c.version + i.entries, claims = 0,
+           SET {", ".join(f"{name} = i.{name}" for name in _WRITTEN)}, version = c.version + i.entries, claims = 0,
                lease = CASE WHEN i.release THEN NULL ELSE c.lease END,
                leased_until = CASE WHEN i.release THEN NULL WHEN i.extends IS NULL THEN c.leased_until
                                    ELSE greatest(c.leased_until, t.now + make_interval(secs => i.extends)) END,
                due_at = CASE WHEN NOT i.release AND i.extends IS NULL THEN c.due_at
                              WHEN NOT i.release THEN greatest(c.due_at, t.now + make_interval(secs => i.extends)) WHEN c.wake <> i.wake THEN t.now
                              ELSE t.now + make_interval(secs => i.due_in) END,
-               attempts = i.attempts, lookups = i.lookups, session_count = i.session_count,
-               last_error = i.last_error, last_error_details = i.last_error_details,
-               attention = i.attention, attention_details = i.attention_details,
                attention_since = CASE WHEN i.attention IS NULL THEN NULL WHEN i.attention = c.attention THEN c.attention_since ELSE t.now END,
                deadline = CASE WHEN i.deadline_in IS NULL THEN c.deadline
                                ELSE t.now + make_interval(secs => i.deadline_in) END,
                offered_at = CASE WHEN i.offered THEN t.now ELSE c.offered_at END,
                cancel_requested_at = CASE WHEN i.reopened THEN NULL WHEN i.cancel_requested THEN t.now ELSE c.cancel_requested_at END,
                ended_at = CASE WHEN i.reopened THEN NULL WHEN i.ended THEN t.now ELSE c.ended_at END,
-               late = c.late OR i.late, slot_reserved = i.slot_reserved, expires_in = i.expires_in,
-               reserved = i.reserved, captured = greatest(c.captured, i.captured),
-               refunded = greatest(c.refunded, i.refunded), charged_back = i.charged_back,
-               reserved_until = i.reserved_until, require_capture = i.require_capture,
-               audit_sequence = i.sequence, audit_head = coalesce(decode(i.mac, 'hex'), c.audit_head),
-               event_sequence = i.event_sequence,
-               updated_at = t.now
+               late = c.late OR i.late, captured = greatest(c.captured, i.captured), refunded = greatest(c.refunded, i.refunded),
+               audit_head = coalesce(decode(i.mac, 'hex'), c.audit_head), updated_at = t.now
           FROM i, t
          WHERE c.id = i.id AND c.id = ANY(ARRAY(SELECT id FROM locked WHERE mine))
         RETURNING c.id, c.deadline, c.wake <> i.wake AS woken
@@ -123,24 +128,16 @@ _ADVANCE = text("""
           JOIN i ON i.id = e.checkout_id JOIN moved ON moved.id = i.id, t ORDER BY e.checkout_id, e.sequence
     ),
     seen AS (
-        INSERT INTO payments (merchant_id, transaction_id, checkout_id, payment_id, order_ref, role, binding, status,
-                              meaning, currency, reserved, captured, refunded, charged_back, surcharge, flags, raw_amounts)
-        SELECT DISTINCT ON (i.merchant_id, p.transaction_id) i.merchant_id, p.transaction_id, p.checkout_id, p.payment_id,
-               p.order_ref, p.role, p.binding, p.status, p.meaning, p.currency, p.reserved, p.captured, p.refunded, p.charged_back,
-               p.surcharge, p.flags, p.raw_amounts
-          FROM json_to_recordset(CAST(:payments AS json)) AS p(
-               transaction_id text, checkout_id uuid, payment_id text, order_ref text, role text, binding text, status text,
-               meaning text, currency text, reserved int8, captured int8, refunded int8, charged_back int8, surcharge int8, flags jsonb,
-               raw_amounts jsonb)
+        INSERT INTO payments (merchant_id, checkout_id, {listed(_SEEN)})
+        SELECT DISTINCT ON (i.merchant_id, p.transaction_id) i.merchant_id, p.checkout_id, {listed(_SEEN, "p")}
+          FROM json_to_recordset(CAST(:payments AS json)) AS p(checkout_id uuid, {typed(payments, _SEEN)})
           JOIN i ON i.id = p.checkout_id JOIN moved ON moved.id = i.id
          ORDER BY i.merchant_id, p.transaction_id, p.role <> 'accepted', p.checkout_id
         ON CONFLICT (merchant_id, transaction_id) DO UPDATE
            SET role = CASE WHEN payments.role = 'accepted' THEN payments.role ELSE excluded.role END,
                currency = CASE WHEN excluded.currency = '' THEN payments.currency ELSE excluded.currency END,
-               binding = excluded.binding, status = excluded.status, meaning = excluded.meaning,
-               reserved = excluded.reserved, captured = greatest(payments.captured, excluded.captured),
-               refunded = greatest(payments.refunded, excluded.refunded), charged_back = excluded.charged_back,
-               surcharge = excluded.surcharge, flags = excluded.flags, raw_amounts = excluded.raw_amounts, updated_at = clock()
+               captured = greatest(payments.captured, excluded.captured), refunded = greatest(payments.refunded, excluded.refunded),
+               {", ".join(f"{name} = excluded.{name}" for name in _SEEN_ANEW)}, updated_at = clock()
          WHERE payments.checkout_id = excluded.checkout_id
     ),
     ruled AS (
@@ -149,16 +146,10 @@ _ADVANCE = text("""
            AND p.checkout_id = ANY(ARRAY(SELECT id FROM i WHERE decided IS NOT NULL))
     ),
     operated AS (
-        INSERT INTO money_operations AS m (id, merchant_id, checkout_id, transaction_id, kind, amount, currency, state,
-                                           reconciliation_identifier, cause, command_id, actor, reason, total_before,
-                                           attempts, last_error, last_error_details, mac, requested_at, submitted_at, settled_at)
-        SELECT o.id, i.merchant_id, o.checkout_id, o.transaction_id, o.kind, o.amount, o.currency, o.state, o.identifier,
-               o.cause, o.command_id, o.actor, o.reason, o.total_before, o.attempts, o.last_error, o.last_error_details, decode(o.mac, 'hex'), t.now,
+        INSERT INTO money_operations AS m (merchant_id, {listed(_OPERATED)}, mac, requested_at, submitted_at, settled_at)
+        SELECT i.merchant_id, {listed(_OPERATED, "o")}, decode(o.mac, 'hex'), t.now,
                CASE WHEN o.state = 'submitted' THEN t.now END, CASE WHEN o.state IN ('succeeded', 'rejected') THEN t.now END
-          FROM json_to_recordset(CAST(:operations AS json)) AS o(
-               id uuid, checkout_id uuid, transaction_id text, kind text, amount int8, currency text, state text,
-               identifier text, cause text, command_id uuid, actor text, reason text, total_before int8, attempts int,
-               last_error text, last_error_details jsonb, mac text)
+          FROM json_to_recordset(CAST(:operations AS json)) AS o({typed(money_operations, _OPERATED)}, mac text)
           JOIN i ON i.id = o.checkout_id JOIN moved ON moved.id = i.id, t ORDER BY i.merchant_id, o.transaction_id, o.id
         ON CONFLICT (id) DO UPDATE
            SET state = excluded.state, total_before = excluded.total_before, attempts = excluded.attempts,
@@ -175,7 +166,7 @@ _ADVANCE = text("""
     )
     SELECT i.id, l.mine, l.already, m.deadline, m.woken
       FROM i LEFT JOIN locked l USING (id) LEFT JOIN moved m USING (id)
-""")
+""")  # noqa: S608 - made of our own names
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +178,7 @@ class _Prepared:
     entries: Sequence[audit.Entry]
     row: dict[str, object]
     events: list[dict[str, object]]
+    kept: dict[str, Any]
     began: float
 
 
@@ -273,30 +265,31 @@ class Transitions:
                     evidence=fact.evidence,
                 )
             )
-        told = event_rows(move, to)
-        return _Prepared(move, to, entries, row(move, to, entries, len(told)), told, tick())
+        told, after = event_rows(move, to), kept(move)
+        columns = row(move, to, entries, told=len(told), after=after)
+        return _Prepared(move, to, entries, columns, told, after, tick())
 
     async def _write(self, batch: list[_Prepared]) -> list[_Landed | Again | None]:
         rows = await self._db.write(
             _ADVANCE,
             {
-                "moves": _json([prepared.row for prepared in batch]),
-                "entries": _json(
+                "moves": json_text([prepared.row for prepared in batch]),
+                "entries": json_text(
                     [row for prepared in batch for row in entry_rows(prepared.move.held, prepared.entries)]
                 ),
-                "events": _json([event for prepared in batch for event in prepared.events]),
-                "operations": _json(
+                "events": json_text([event for prepared in batch for event in prepared.events]),
+                "operations": json_text(
                     [row for prepared in batch for row in operation_rows(self._encryptor, prepared.move)]
                 ),
-                "payments": _json([row for prepared in batch for row in payment_rows(prepared.move)]),
-                "read": _json(
+                "payments": json_text([row for prepared in batch for row in payment_rows(prepared.move)]),
+                "read": json_text(
                     [
                         {"id": callback, "checkout_id": prepared.move.held.id}
                         for prepared in batch
                         for callback in prepared.move.read
                     ]
                 ),
-                "done": _json([row for prepared in batch for row in result_rows(prepared.move)]),
+                "done": json_text([row for prepared in batch for row in result_rows(prepared.move)]),
             },
         )
         if any(prepared.events for prepared in batch):
@@ -316,10 +309,6 @@ def _places(prepared: _Prepared) -> Sequence[Hashable]:
     return (held.id, trigger) if trigger is Trigger.REOPENED else (held.id,)
 
 
-def _json(rows: list[dict[str, object]]) -> str:
-    return msgspec.json.encode(rows).decode()
-
-
 def _fate(row: Row[Any]) -> _Landed | Again | None:
     if row.mine is None:
         return AGAIN
@@ -334,14 +323,11 @@ def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
     token_given = not isinstance(move.token, Keep)
     return msgspec.structs.replace(
         held,
+        **prepared.kept,
         state=prepared.to,
         version=held.version + len(prepared.entries),
         claims=0,
         attempts=move.attempts,
-        lookups=held.lookups if isinstance(move.lookups, Keep) else move.lookups,
-        session_count=held.session_count if isinstance(move.session_count, Keep) else move.session_count,
-        last_error=held.last_error if isinstance(move.last_error, Keep) else move.last_error,
-        attention=held.attention if isinstance(move.attention, Keep) else move.attention,
         deadline=landed.deadline or held.deadline,
         offered_at=held.now() if move.offered else held.offered_at,
         cancel_requested_at=None
@@ -354,11 +340,8 @@ def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
         reserved=held.reserved if isinstance(move.money, Keep) else move.money[0],
         captured=held.captured if isinstance(move.money, Keep) else max(held.captured, move.money[1]),
         refunded=held.refunded if isinstance(move.money, Keep) else max(held.refunded, move.money[2]),
-        charged_back=held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
-        reserved_until=held.reserved_until if isinstance(move.reserved_until, Keep) else move.reserved_until,
         require_capture=held.require_capture or move.require_capture,
         slot_reserved=move.slot_reserved,
-        expires_in=held.expires_in if isinstance(move.expires_in, Keep) else move.expires_in,
         known=_known(held.known, move),
         operations=_operated(held, move.operations),
         audit_sequence=held.audit_sequence + len(prepared.entries),
@@ -368,8 +351,6 @@ def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
         token_expires_at=held.now() + timedelta(seconds=move.token_lifetime)
         if token_given
         else held.token_expires_at,
-        session_id=held.session_id if isinstance(move.session_id, Keep) else move.session_id,
-        methods=held.methods if isinstance(move.methods, Keep) else list(map(dict, move.methods or ())),
         callbacks=tuple(callback for callback in held.callbacks if callback.id not in move.read),
         commands=tuple(
             command for command in held.commands if command.id not in {done for done, _ in move.done}
@@ -394,20 +375,17 @@ def _known(before: tuple[PaymentRecord, ...], move: Move) -> tuple[PaymentRecord
     known = {one.transaction_id: one for one in before}
     for one in move.payments:
         old = known.get(one.transaction_id)
-        known[one.transaction_id] = PaymentRecord(
-            transaction_id=one.transaction_id,
-            role=old.role if old is not None and old.role == "accepted" else one.role,
-            binding=one.binding,
-            meaning=one.meaning,
-            currency=one.currency or (old.currency if old is not None else ""),
-            reserved=one.reserved,
-            captured=max(one.captured, old.captured if old is not None else 0),
-            refunded=max(one.refunded, old.refunded if old is not None else 0),
-            charged_back=one.charged_back,
-            decided=old.decided if old is not None else None,
-            status=one.status,
-            surcharge=one.surcharge,
-            flags=one.flags,
+        known[one.transaction_id] = (
+            one
+            if old is None
+            else replace(
+                one,
+                role=old.role if old.role == Role.ACCEPTED else one.role,
+                currency=one.currency or old.currency,
+                captured=max(one.captured, old.captured),
+                refunded=max(one.refunded, old.refunded),
+                decided=old.decided,
+            )
         )
     return tuple(known.values())
 
@@ -417,6 +395,6 @@ def _operated(held: ClaimedCheckout, changed: tuple[Operation, ...]) -> tuple[Op
         return held.operations
     operations = {one.id: one for one in held.operations}
     for one in changed:
-        submitted_at = held.now() if one.state == "submitted" else one.submitted_at
+        submitted_at = held.now() if one.state == OperationState.SUBMITTED else one.submitted_at
         operations[one.id] = replace(one, submitted_at=submitted_at)
     return tuple(operations.values())

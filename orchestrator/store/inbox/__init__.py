@@ -15,16 +15,8 @@ from orchestrator.store.inbox.callbacks import (
     decrypt_body,
     encrypt_body,
 )
-from orchestrator.store.inbox.command_requests import (
-    CheckoutView,
-    CommandRequest,
-    PaymentView,
-    Pending,
-    Rejection,
-    checkout_view,
-    rejection,
-)
-from orchestrator.store.inbox.commands import CommandKind, Requested, fingerprint_of, request, request_all
+from orchestrator.store.inbox.command_requests import checkout_view
+from orchestrator.store.inbox.commands import Requested, fingerprint_of, request, request_all
 from orchestrator.store.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
 from orchestrator.store.inbox.intents import Accepted, Intake, Intents
 from orchestrator.store.inbox.unmatched import MerchantCallback, StoredCallback, UnmatchedCallbacks
@@ -36,9 +28,6 @@ __all__ = [
     "CallbackKind",
     "Callbacks",
     "Caps",
-    "CheckoutView",
-    "CommandKind",
-    "CommandRequest",
     "Intake",
     "IntakeError",
     "Intents",
@@ -46,9 +35,6 @@ __all__ = [
     "MerchantCallback",
     "OrderTaken",
     "PaidBefore",
-    "PaymentView",
-    "Pending",
-    "Rejection",
     "Requested",
     "Stored",
     "StoredCallback",
@@ -57,7 +43,6 @@ __all__ = [
     "decrypt_body",
     "encrypt_body",
     "fingerprint_of",
-    "rejection",
     "request",
     "request_all",
 ]

@@ -7,16 +7,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-import msgspec
 from sqlalchemy import text
 
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
+from orchestrator.store.columns import json_text
 from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes, run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from uuid import UUID
 
     from orchestrator.crypto import Encryptor
@@ -212,7 +212,7 @@ class Callbacks:
                 for what, one in first.items()
                 if one.checkout_id not in held
             ]
-            parameters = {"arrivals": _json(rows), "empty": _EMPTY, "better": _BETTER, **self.bounds}
+            parameters = {"arrivals": json_text(rows), "empty": _EMPTY, "better": _BETTER, **self.bounds}
             fates = {
                 (row.checkout_id, row.kind, bytes(row.digest)): Stored(row.wakes, row.kept)
                 for row in await run(tx, _STORE, parameters)
@@ -258,7 +258,3 @@ def decrypt_body(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, se
     if sealed[:1] == b"\1":
         return encryptor.decrypt(sealed[1:], purpose=f"callback/{checkout}")
     return encryptor.data_key(checkout, wrapped).decrypt(sealed[1:], purpose="callback")
-
-
-def _json(rows: Sequence[Mapping[str, object]]) -> str:
-    return msgspec.json.encode(rows).decode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 from sqlalchemy import text
@@ -17,6 +17,7 @@ from orchestrator.domain.ids import uuid7
 from orchestrator.domain.records import Command
 from orchestrator.store import checkouts
 from orchestrator.store.checkouts.row_macs import sign_command
+from orchestrator.store.columns import json_text
 from orchestrator.store.inbox.errors import KeyReused
 
 if TYPE_CHECKING:
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.crypto import Encryptor
+    from orchestrator.domain.records import CommandKind
     from orchestrator.store.database import Database
-
-CommandKind = Literal["cancel", "reopen", "capture", "refund", "release", "retry", "reconcile", "resolve"]
 
 # A used key returns the command that it was used for: the update changes nothing, and waits for whoever is storing that very
 # command at this moment. Such a repeat must not wake it in the same transaction, or it would hold a row that the mover who holds
@@ -104,7 +104,7 @@ async def request(  # noqa: PLR0913 - the columns of a command
         ),
     }  # fmt: skip
     async with db.transaction() as tx:
-        stored = (await tx.execute(_STORE, {"asked": _json([command])})).first()
+        stored = (await tx.execute(_STORE, {"asked": json_text([command])})).first()
         if stored is None:
             return None
         if stored.id == wanted:
@@ -140,14 +140,10 @@ async def request_all(
              "arguments": told, "mac": mac}
         )  # fmt: skip
     async with db.transaction() as tx:
-        stored = (await tx.execute(_STORE, {"asked": _json(commands)})).all()
+        stored = (await tx.execute(_STORE, {"asked": json_text(commands)})).all()
         await checkouts.wake(tx, [row.checkout_id for row in stored], grace=grace)
     return {row.checkout_id: row.id for row in stored}
 
 
 def _mac(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, command: Command) -> str:
     return sign_command(encryptor, checkout_id, merchant_id, command).hex()
-
-
-def _json(rows: list[dict[str, object]]) -> str:
-    return msgspec.json.encode(rows).decode()

@@ -6,12 +6,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
-import msgspec
 from sqlalchemy import text
 
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
 from orchestrator.store.checkouts import NO_INTENT_PRINT
+from orchestrator.store.columns import json_text
 from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes, run
 from orchestrator.store.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
 
@@ -270,7 +270,7 @@ def _firsts(asked: Iterable[Intake]) -> list[Intake]:
 async def _meet(tx: AsyncConnection, batch: Sequence[Intake]) -> dict[UUID, Row[Any]]:
     asked = [{"id": one.id, "merchant_id": one.merchant_id, "order_ref": one.order_ref, "key": one.idempotency_key}
              for one in batch]  # fmt: skip
-    return {row.asked: row for row in await run(tx, _MEET, {"asked": _json(asked)})}
+    return {row.asked: row for row in await run(tx, _MEET, {"asked": json_text(asked)})}
 
 
 def _fates(batch: Sequence[Intake], met: Mapping[UUID, Row[Any]]) -> dict[UUID, Accepted | IntakeError]:
@@ -303,7 +303,7 @@ async def _keep_keys(
         for (merchant, key), asked in firsts.items()
         if isinstance(fate := fates[asked.id], Accepted)
     ]
-    free = {(row.merchant_id, row.key) for row in await db.write(_KEEP_KEYS, {"keys": _json(keys)})}
+    free = {(row.merchant_id, row.key) for row in await db.write(_KEEP_KEYS, {"keys": json_text(keys)})}
     return {
         asked.id
         for asked in unnoted
@@ -331,7 +331,3 @@ def _new_checkout(asked: Intake, encryptor: Encryptor) -> checkouts.NewCheckout:
         idempotency_key=asked.idempotency_key,
         idempotency_print=asked.fingerprint if asked.idempotency_key is not None else b"",
     )
-
-
-def _json(rows: Sequence[Mapping[str, object]]) -> str:
-    return msgspec.json.encode(rows).decode()

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-import msgspec
 from sqlalchemy import text
 
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
+from orchestrator.store.columns import json_text
 from orchestrator.store.database import Again, Batch, Database, Writes
 from orchestrator.store.inbox.callbacks import UNPROVEN, Arrival, encrypt_body
 
@@ -183,4 +183,4 @@ class UnmatchedCallbacks:
                 "unproven": self._unproven(one),
             }
         kept = [{**row, "times": times[known_as]} for known_as, row in rows.items()]
-        return {"payments": msgspec.json.encode(kept).decode(), **self._callbacks.bounds}
+        return {"payments": json_text(kept), **self._callbacks.bounds}

@@ -12,6 +12,7 @@ import structlog
 from orchestrator.domain import operations
 from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.gateway.outcomes import Done
+from orchestrator.processing import money_operations
 from orchestrator.store import checkouts
 from orchestrator.store.merchants import UnknownMerchant
 from tests.support.said import answer, of_attention, of_error
@@ -752,7 +753,7 @@ async def test_a_refusal_is_looked_up_before_it_is_believed(world: Scene, found:
             return
         if found == "full":
             patch.setattr(operations, "after_sending", lambda *_: judged)
-            patch.setattr(operations, "left_for", lambda *_: 0)
+            patch.setattr(money_operations, "left_to", lambda *_: 0)
             due = operations.Judged(operations.Fate.DUE, "books_agree")
             patch.setattr(operations, "before_sending", lambda *_: due)
         await world.process(checkout)

@@ -1,0 +1,146 @@
+"""SQL that follows from the tables and the records: a column is named once, in the record, with its type in the table."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from sqlalchemy.dialects import postgresql
+
+from orchestrator.domain import attention, command_result, last_error
+from orchestrator.domain.attention import Attention
+from orchestrator.domain.records import Command, Operation, PaymentRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sqlalchemy import Row, Table
+
+    from orchestrator.domain.command_result import CommandResult
+    from orchestrator.domain.last_error import LastError
+
+_CODED: Final = {
+    "attention": attention.stored, "last_error": last_error.stored, "result": command_result.stored,
+}  # fmt: skip
+"""Values of a code and its facts, which have two columns: of the name itself, and of the name with `_details`."""
+
+
+def with_details(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the columns in which these values are stored."""
+    return tuple(
+        column for name in names for column in ((name, f"{name}_details") if name in _CODED else (name,))
+    )
+
+
+PAYMENT: Final = tuple(one.name for one in fields(PaymentRecord))
+OPERATION: Final = with_details(one.name for one in fields(Operation))
+
+_DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+
+def json_text(value: object) -> str:
+    """Return JSON as a statement takes it: rows for json_to_recordset, a document for jsonb."""
+    return msgspec.json.encode(value).decode()
+
+
+def without(names: Iterable[str], *left_out: str) -> tuple[str, ...]:
+    """Return the names but some."""
+    return tuple(name for name in names if name not in left_out)
+
+
+def listed(names: Iterable[str], alias: str = "") -> str:
+    """Return `a.x, a.y`: columns to select or to insert."""
+    return ", ".join(f"{alias}.{name}" if alias else name for name in names)
+
+
+def typed(table: Table, names: Iterable[str]) -> str:
+    """Return `x text, y bigint`: what json_to_recordset makes of a row."""
+    return ", ".join(f"{name} {table.c[name].type.compile(_DIALECT)}" for name in names)
+
+
+def as_json(names: Iterable[str], alias: str) -> str:
+    """Return the SQL of an object with these columns."""
+    pairs = ", ".join(f"'{name}', {alias}.{name}" for name in names)
+    return f"json_build_object({pairs})"
+
+
+def payments_of(checkout: str, names: Iterable[str] = PAYMENT) -> str:
+    """Return the SQL of a checkout's payments, in the order in which they were seen, as text for `payments`."""
+    return _all(
+        as_json(names, "p"),
+        f"payments p WHERE p.checkout_id = {checkout}",
+        "p.first_seen_at, p.transaction_id",
+    )
+
+
+def operations_of(checkout: str) -> str:
+    """Return the SQL of a checkout's money operations, the oldest first, as text for `operations`."""
+    return _all(
+        as_json(_OPERATION_SHOWN, "o"),
+        f"money_operations o WHERE o.checkout_id = {checkout}",
+        "o.requested_at, o.id",
+    )
+
+
+def commands_of(checkout: str, which: str = "true") -> str:
+    """Return the SQL of those of a checkout's commands (`k`), the oldest first, as text for `commands`."""
+    return _all(
+        as_json(_COMMAND_SHOWN, "k"),
+        f"commands k WHERE k.checkout_id = {checkout} AND {which}",
+        "k.requested_at, k.id",
+    )
+
+
+def _all(one: str, rows: str, order: str) -> str:
+    return f"(SELECT CAST(json_agg({one} ORDER BY {order}) AS text) FROM {rows})"  # noqa: S608 - our own names
+
+
+_OPERATION_SHOWN: Final = without(OPERATION, "mac")
+_COMMAND_SHOWN: Final = without(with_details(one.name for one in fields(Command)), "mac", "taken")
+_PAYMENTS: Final = msgspec.json.Decoder(tuple[PaymentRecord, ...])
+_ROWS: Final = msgspec.json.Decoder(tuple[dict[str, Any], ...])
+
+
+def payments(text: str | None) -> tuple[PaymentRecord, ...]:
+    """Read what `payments_of` selects."""
+    return () if text is None else _PAYMENTS.decode(text)
+
+
+def operations(text: str | None) -> tuple[Operation, ...]:
+    """Read what `operations_of` selects."""
+    return () if text is None else tuple(operation(row) for row in _ROWS.decode(text))
+
+
+def commands(text: str | None) -> tuple[Command, ...]:
+    """Read what `commands_of` selects."""
+    return () if text is None else tuple(command(row) for row in _ROWS.decode(text))
+
+
+def operation(row: Mapping[str, Any]) -> Operation:
+    """Make an operation of its columns."""
+    return msgspec.convert({**row, "last_error": _made("last_error", row)}, Operation)
+
+
+def command(row: Mapping[str, Any]) -> Command:
+    """Make a command of its columns."""
+    return msgspec.convert({**row, "result": _made("result", row)}, Command)
+
+
+def _made(name: str, row: Mapping[str, Any]) -> Any:
+    return _CODED[name](row.get(name), row.get(f"{name}_details"))
+
+
+def coded(row: Row[Any], *names: str) -> dict[str, Any]:
+    """Return values that are made of a code and its facts in a row; None where there is no code. It raises for nothing."""
+    return {name: _CODED[name](getattr(row, name), getattr(row, f"{name}_details")) for name in names}
+
+
+def parts(name: str, value: Attention | LastError | CommandResult | None) -> dict[str, object]:
+    """Return the two columns in which such a value is stored."""
+    if value is None:
+        return {name: None, f"{name}_details": None}
+    return {
+        name: value.code,
+        f"{name}_details": value.details if isinstance(value, Attention) else value.facts,
+    }
