@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+from tests.support.machine import free_port
 from tests.support.pooler import direct
 
 if TYPE_CHECKING:
@@ -33,12 +34,6 @@ LOGIN = "shop:a-test-of-failure"
 needs_pgbouncer = pytest.mark.skipif(
     not Path(PGBOUNCER).exists(), reason="PgBouncer is not installed: apt-get install pgbouncer"
 )
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def _binaries() -> Path:

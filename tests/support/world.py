@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from operator import itemgetter
@@ -32,6 +30,7 @@ from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.support.api import Api
 from tests.support.cloud_events import check_all
 from tests.support.forked import Popen, run
+from tests.support.machine import free_port, until
 from tests.support.pooler import direct
 from tests.support.scene import intent
 
@@ -314,10 +313,7 @@ class World:
         )
 
     def until(self, condition: Callable[[], object], what: str, *, seconds: float = 30) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, f"within {seconds} s it did not happen that {what}"
-            time.sleep(0.05)
+        until(condition, what, seconds=seconds)
 
 
 def ledger(ask: Callable[[str], Any]) -> dict[str, dict[str, Any]]:
@@ -362,12 +358,6 @@ def token(merchant: str) -> str:
 def bearer(merchant: str) -> str:
     """Return what a merchant's client sends as Authorization."""
     return f"Bearer {token(merchant)}"
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextmanager

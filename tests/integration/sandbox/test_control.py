@@ -13,6 +13,7 @@ import pytest
 from defusedxml import ElementTree
 
 from orchestrator.devkit.sandbox import create_app
+from tests.support.machine import free_port
 from tests.support.parties import CONFIG, Gateway, serving, until
 
 API = "/checkout/v1/api"
@@ -302,10 +303,3 @@ def test_kill_9_loses_nothing_that_was_acknowledged(merchant, tmp_path, order):
         gateway.http.close()
         process.send_signal(signal.SIGTERM)
         stop(process)
-
-
-def free_port():
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
