@@ -264,7 +264,6 @@ money_operations = Table(
     # What the gateway had captured (for a refund: refunded) of this transaction when we last looked before sending.
     Column("total_before", BigInteger),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
-    # A code, and the facts that its sentence is made of.
     Column("last_error", Text),
     Column("last_error_details", JSONB),
     # Under our key, over what would be sent (checkouts.row_macs).
@@ -305,7 +304,6 @@ commands = Table(
     Column("mac", LargeBinary),
     _time("requested_at", now=True),
     _time("handled_at"),
-    # A code, and the facts that its sentence is made of.
     Column("result", Text),
     Column("result_details", JSONB),
     CheckConstraint(
