@@ -24,15 +24,13 @@ from orchestrator.store.checkouts.claims import (
 )
 from orchestrator.store.checkouts.creation import (
     MOST_UNCONFIRMED,
-    UNKNOWN_ORDER,
-    Created,
     NewCheckout,
     PaymentMatch,
     UnmatchedPayment,
     create,
     create_from_payment,
 )
-from orchestrator.store.checkouts.due_times import DueCheckout, due, sweep, wake
+from orchestrator.store.checkouts.due_times import due, sweep, wake
 from orchestrator.store.checkouts.leases import renew
 from orchestrator.store.checkouts.matching import (
     NO_INTENT_PRINT,
@@ -51,10 +49,7 @@ __all__ = [
     "KEEP",
     "MOST_UNCONFIRMED",
     "NO_INTENT_PRINT",
-    "UNKNOWN_ORDER",
     "ClaimedCheckout",
-    "Created",
-    "DueCheckout",
     "Event",
     "Fact",
     "LeaseLost",
