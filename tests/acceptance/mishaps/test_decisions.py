@@ -107,7 +107,7 @@ async def test_a_mismatch_that_was_returned_is_not_asked_about_again_and_returne
     row = await world.row(checkout)
     assert (row.attention, row.reserved) == (None, 0)
     assert (await world.asked(checkout, "resolve", decision="return")).startswith(
-        "refused: nothing is waiting"
+        f"refused: nothing about checkout {checkout} waits for a decision"
     )
     assert len([kind for kind, _ in await world.movements(checkout) if kind in {"released", "refunded"}]) == 1
     await over_and_over(world, checkout)
@@ -148,7 +148,7 @@ async def test_parts_are_kept_as_a_whole_and_moved_one_by_one(world: Shop):
     assert (row.state, row.reserved, row.attention) == ("completed", WHOLE, None)
     assert await world.roles(checkout) == ["accepted", "accepted"]
     said = await world.asked(checkout, "capture")
-    assert said.startswith("refused: this order is paid by transactions ")
+    assert said.startswith(f"refused: checkout {checkout} is paid by several transactions, ")
     for number in numbers:
         assert (await world.asked(checkout, "capture", transactionId=number)).startswith("accepted")
     row = await world.row(checkout)
