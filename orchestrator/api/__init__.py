@@ -5,6 +5,6 @@ through `inbox` and nothing here moves a checkout; `reads` only reads. No URL of
 """
 
 from orchestrator.api.app import create_app
-from orchestrator.api.dependencies import PublishesHints, Services
+from orchestrator.api.dependencies import Services
 
-__all__ = ["PublishesHints", "Services", "create_app"]
+__all__ = ["Services", "create_app"]

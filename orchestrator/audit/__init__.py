@@ -6,16 +6,14 @@ a tail cut together with its head, or a whole missing checkout, shows. What has 
 which entry and in which file, and each archive in a seal: entries that are gone without that are missing.
 """
 
-from orchestrator.audit.archives import ARCHIVES, Manifest, Opened, Page, Writing, open_archive
+from orchestrator.audit.archives import Opened, Page, Writing, open_archive
 from orchestrator.audit.chain import (
     FROM_PAYMENT,
-    PURPOSE,
     START,
     SYSTEM,
     Action,
     Entry,
     Head,
-    Walked,
     chain_mac,
     from_unmatched_payment,
     make,
@@ -27,19 +25,15 @@ from orchestrator.audit.seals import seal, seal_archive
 from orchestrator.audit.verification import export, verify, verify_chain
 
 __all__ = [
-    "ARCHIVES",
     "FROM_PAYMENT",
-    "PURPOSE",
     "START",
     "SYSTEM",
     "Action",
     "Entry",
     "Findings",
     "Head",
-    "Manifest",
     "Opened",
     "Page",
-    "Walked",
     "Writing",
     "chain_mac",
     "export",

@@ -193,7 +193,8 @@ class Shop(Scene):
 
     async def policy(self, **policies: object) -> None:
         await super().policy(**policies)
-        self.second.merchants = Merchants(self.second.db, self.encryptor, self.settings)
+        second = self.second.context
+        second.merchants = Merchants(second.db, self.encryptor, self.settings)
 
     # ── The worker ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

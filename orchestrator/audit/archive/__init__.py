@@ -8,9 +8,9 @@ key, its payments, its operations, and the commands and keys that a repeated req
 Nothing waits here for more than a moment: locks are skipped or given up and tried again, and only settled checkouts are locked.
 """
 
-from orchestrator.audit.archive.batch import Archived, Choice, Unprovable, candidates, choose, take
+from orchestrator.audit.archive.batch import Archived, candidates, choose, take
 from orchestrator.audit.archive.errors import ArchiveBusy, ArchiveError, ArchiveUnread
-from orchestrator.audit.archive.months import Month, drop_empty, first_id, make_ahead, moment_of, months_of
+from orchestrator.audit.archive.months import drop_empty, first_id, make_ahead, moment_of, months_of
 from orchestrator.audit.archive.runs import Result, prepare, run
 
 __all__ = [
@@ -18,10 +18,7 @@ __all__ = [
     "ArchiveError",
     "ArchiveUnread",
     "Archived",
-    "Choice",
-    "Month",
     "Result",
-    "Unprovable",
     "candidates",
     "choose",
     "drop_empty",

@@ -97,7 +97,7 @@ class SharedGatewayState:
         self._tasks: set[asyncio.Task[None]] = set()
         self.away = True
         """Whether Redis cannot be asked: until it has answered for the first time, and while it does not."""
-        self._missed = False
+        self._missed = self._closing = False
         self.workers = 1
         """How many workers there were when Redis last told, ourselves counted."""
         self._open_circuits: dict[str, float] = {}
@@ -110,7 +110,8 @@ class SharedGatewayState:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop looking."""
+        """Stop looking. A client may end a cancelled call with another error, after which nothing more is begun."""
+        self._closing = True
         await cancelled(self._tasks)
         if self._redis is not None:
             await close(self._redis)
@@ -165,7 +166,7 @@ class SharedGatewayState:
 
     async def _watch(self) -> None:
         assert self._redis is not None  # noqa: S101 - it is open
-        while True:
+        while not self._closing:
             try:
                 async with asyncio.timeout(TIMEOUT):
                     if self.away and self._missed:

@@ -25,14 +25,13 @@ from orchestrator.store.checkouts.claims import (
 )
 from orchestrator.store.checkouts.creation import (
     MOST_UNCONFIRMED,
-    Created,
     NewCheckout,
     PaymentMatch,
     UnmatchedPayment,
     create,
     create_from_payment,
 )
-from orchestrator.store.checkouts.due_times import DueCheckout, due, sweep, wake
+from orchestrator.store.checkouts.due_times import due, sweep, wake
 from orchestrator.store.checkouts.leases import renew
 from orchestrator.store.checkouts.matching import (
     NO_INTENT_PRINT,
@@ -52,8 +51,6 @@ __all__ = [
     "MOST_UNCONFIRMED",
     "NO_INTENT_PRINT",
     "ClaimedCheckout",
-    "Created",
-    "DueCheckout",
     "Event",
     "Fact",
     "LeaseLost",

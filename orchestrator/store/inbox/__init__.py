@@ -6,7 +6,6 @@ version they saw. Nothing here moves a checkout and nothing here talks to the ga
 """
 
 from orchestrator.store.inbox.callbacks import (
-    UNPROVEN,
     Arrival,
     CallbackKind,
     Callbacks,
@@ -17,24 +16,21 @@ from orchestrator.store.inbox.callbacks import (
 )
 from orchestrator.store.inbox.command_requests import checkout_view
 from orchestrator.store.inbox.commands import Requested, fingerprint_of, request, request_all
-from orchestrator.store.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
+from orchestrator.store.inbox.errors import KeyReused, OrderTaken
 from orchestrator.store.inbox.intents import Accepted, Intake, Intents
 from orchestrator.store.inbox.unmatched import MerchantCallback, StoredCallback, UnmatchedCallbacks
 
 __all__ = [
-    "UNPROVEN",
     "Accepted",
     "Arrival",
     "CallbackKind",
     "Callbacks",
     "Caps",
     "Intake",
-    "IntakeError",
     "Intents",
     "KeyReused",
     "MerchantCallback",
     "OrderTaken",
-    "PaidBefore",
     "Requested",
     "Stored",
     "StoredCallback",
