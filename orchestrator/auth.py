@@ -1,8 +1,9 @@
-"""Who may call: bearer tokens (JWT, HS256) that name a merchant and what the caller may do.
+"""Who may call: bearer tokens (JWT) that name a merchant and what the caller may do.
 
-The newest secret signs, every configured one verifies, so that secrets can be changed while tokens are out. A token is refused with
-a sentence of its own for each cause: 401 when it proves nothing, 403 when it proves somebody who may not do this. Tokens and
-what is in them never reach a log.
+Three kinds of keys verify tokens: shared secrets (HS256), public keys, and the keys that an identity provider publishes (see
+`issuer_keys`). The newest secret signs the tokens of `token issue`; every configured key verifies, so that keys can be changed
+while tokens are in use. A token is refused with a sentence of its own for each cause: 401 when it proves nothing, 403 when its
+caller may not do this, 503 when the keys of the identity provider cannot be fetched. Tokens and what is in them never reach a log.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import jwt
 
+from orchestrator import issuer_keys
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from orchestrator.issuer_keys import PublicKey
     from orchestrator.settings import Settings
 
 SCOPES: Final = frozenset({"checkouts:write", "checkouts:read", "money:write", "ops"})
@@ -38,7 +41,7 @@ _CLAIMS: Final = ("iss", "aud", "sub", "exp", "iat", "merchant", "scope")
 
 
 class AccessDenied(OrchestratorError):  # noqa: N818 - named for the fact
-    """The caller may not do this; `status` is 401 (not known) or 403 (known, and not allowed)."""
+    """The caller may not do this: `status` is 401 (not known), 403 (known, and not allowed) or 503 (cannot be known now)."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -98,12 +101,15 @@ def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime:
         "exp": now + max(1, int(lifetime)),
         "jti": uuid4().hex,
     }
-    return jwt.encode(claims, _secrets(settings)[0], algorithm=ALGORITHM)
+    if not settings.jwt_secrets:
+        message = "this installation has no ORCHESTRATOR_JWT_SECRETS to sign a token with: set a JSON array with one"
+        raise ValueError(message)
+    return jwt.encode(claims, settings.jwt_secrets[0].get_secret_value(), algorithm=ALGORITHM)
 
 
-def verify(settings: Settings, token: str) -> Caller:
-    """Return who a token proves; raise `AccessDenied` with the sentence that says why it proves nobody."""
-    caller, _ = _verify(settings, token)
+def verify(settings: Settings, token: str, keys: Sequence[PublicKey] = ()) -> Caller:
+    """Return the caller that a token proves, also by keys of an identity provider; `AccessDenied` says why it proves none."""
+    caller, _ = _verify(settings, token, keys)
     return caller
 
 
@@ -113,9 +119,10 @@ class Authenticator:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._seen: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
+        self._published = issuer_keys.KeySet(settings.jwt_jwks_url) if settings.jwt_jwks_url else None
 
-    def admit(self, authorization: str | None) -> Caller:
-        """Return who an Authorization header proves, or raise `AccessDenied`."""
+    async def admit(self, authorization: str | None) -> Caller:
+        """Return the caller that an Authorization header proves, or raise `AccessDenied`."""
         if not authorization:
             raise AccessDenied(401, "this call needs a token: send the header Authorization: Bearer <token>")
         scheme, _, token = authorization.partition(" ")
@@ -128,38 +135,107 @@ class Authenticator:
             self._seen.move_to_end(token)
             return known[0]
         self._seen.pop(token, None)
-        caller, expires = _verify(self._settings, token)
+        caller, expires = _verify(self._settings, token, await self._keys_for(token))
         self._seen[token] = caller, min(now + _REMEMBERED, expires)
         if len(self._seen) > _MOST_REMEMBERED:
             self._seen.popitem(last=False)
         return caller
 
+    async def close(self) -> None:
+        """End what is under way."""
+        if self._published is not None:
+            await self._published.close()
 
-def _verify(settings: Settings, token: str) -> tuple[Caller, float]:
+    async def _keys_for(self, token: str) -> Sequence[PublicKey]:
+        """Return the published keys that may have signed a token; none for a token that no published key signs."""
+        if self._published is None:
+            return ()
+        header = _header(token)
+        if header.get("alg") not in issuer_keys.ALGORITHMS:
+            return ()
+        kid = header.get("kid")
+        try:
+            return await self._published.for_token(kid if isinstance(kid, str) else None)
+        except issuer_keys.KeysUnavailable as error:
+            if _configured(self._settings, str(header["alg"])):
+                return ()
+            raise AccessDenied(
+                503,
+                f"the keys of the identity provider cannot be fetched at the moment ({error}): send the request again",
+            ) from None
+
+
+def _verify(settings: Settings, token: str, keys: Sequence[PublicKey]) -> tuple[Caller, float]:
     """Return the caller and when the token ends (seconds since 1970)."""
-    if len(token) > LONGEST:
+    if not accepts(settings):
         raise AccessDenied(
-            401, f"the token has {len(token)} characters, and ours never have more than {LONGEST}"
+            401,
+            "this installation has no ORCHESTRATOR_JWT_SECRETS, ORCHESTRATOR_JWT_PUBLIC_KEYS or ORCHESTRATOR_JWT_JWKS_URL and "
+            "accepts no token: set one of them",
         )
+    algorithm = _header(token).get("alg")
     failure: Exception | None = None
-    for secret in _secrets(settings):
+    for key in _candidates(settings, algorithm, keys):
         try:
             claims = jwt.decode(
                 token,
-                secret,
-                algorithms=[ALGORITHM],
+                key,
+                algorithms=[str(algorithm)],
                 issuer=settings.jwt_issuer,
                 audience=settings.jwt_audience,
                 options={"require": list(_CLAIMS), "verify_iat": False},
             )
         except jwt.InvalidSignatureError as error:
-            failure = error  # perhaps an older secret made it
+            failure = error  # perhaps another key made it
             continue
         except (jwt.PyJWTError, ValueError, RecursionError, OverflowError) as error:
-            failure = error  # a stranger's header may hold anything
+            failure = error  # a header from outside may hold anything
             break
         return _caller(settings, claims)
     raise AccessDenied(401, _sentence(settings, failure)) from None
+
+
+def accepts(settings: Settings) -> bool:
+    """Say whether any key is configured that can verify a token."""
+    return bool(settings.jwt_secrets or settings.jwt_public_keys or settings.jwt_jwks_url)
+
+
+def algorithms(settings: Settings) -> tuple[str, ...]:
+    """Return the algorithms of the tokens that can be verified."""
+    secret = (ALGORITHM,) if settings.jwt_secrets else ()
+    if settings.jwt_jwks_url:
+        return (*secret, *issuer_keys.ALGORITHMS)
+    public = {known for key in settings.public_keys for known in key.algorithms}
+    return (*secret, *(known for known in issuer_keys.ALGORITHMS if known in public))
+
+
+def _candidates(settings: Settings, algorithm: object, published: Sequence[PublicKey]) -> Iterable[Any]:
+    """Return the keys that may verify a token of this algorithm; a key serves the algorithms of its own kind only."""
+    if algorithm == ALGORITHM and settings.jwt_secrets:
+        return [secret.get_secret_value() for secret in settings.jwt_secrets]
+    if algorithm not in algorithms(settings):
+        raise AccessDenied(401, f"the token must be signed with {' or '.join(algorithms(settings))}")
+    found = [*_configured(settings, str(algorithm)), *issuer_keys.may_verify(published, str(algorithm))]
+    if not found:
+        raise AccessDenied(401, "the token names a key that its issuer does not publish: issue a new one")
+    return [public.key for public in found]
+
+
+def _configured(settings: Settings, algorithm: str) -> list[PublicKey]:
+    return issuer_keys.may_verify(settings.public_keys, algorithm)
+
+
+def _header(token: str) -> dict[str, Any]:
+    """Return the unverified header of a token."""
+    if len(token) > LONGEST:
+        raise AccessDenied(
+            401,
+            f"the token has {len(token)} characters, and at most {LONGEST} are accepted: issue a shorter one",
+        )
+    try:
+        return jwt.get_unverified_header(token)
+    except (jwt.PyJWTError, ValueError, RecursionError, OverflowError) as error:
+        raise AccessDenied(401, _sentence(None, error)) from None
 
 
 def _caller(settings: Settings, claims: dict[str, object]) -> tuple[Caller, float]:
@@ -194,33 +270,23 @@ def _days(seconds: float) -> str:
     return f"{seconds / 86_400:g} days" if seconds >= 86_400 else f"{seconds:g} seconds"  # noqa: PLR2004 - a day
 
 
-def _sentence(settings: Settings, failure: Exception | None) -> str:
+def _sentence(settings: Settings | None, failure: Exception | None) -> str:
+    issuer, audience = (settings.jwt_issuer, settings.jwt_audience) if settings else ("", "")
     match failure:
         case jwt.ExpiredSignatureError():
             return "the token has expired: issue a new one"
         case jwt.InvalidSignatureError():
-            return "the token's signature is wrong: no secret of this installation made it"
+            return "the token's signature is wrong: no key of this installation made it"
         case jwt.InvalidIssuerError():
-            return f"the token is from another issuer: its iss must be {settings.jwt_issuer}"
+            return f"the token is from another issuer: its iss must be {issuer}"
         case jwt.InvalidAudienceError():
-            return f"the token is for another audience: its aud must be {settings.jwt_audience}"
+            return f"the token is for another audience: its aud must be {audience}"
         case jwt.MissingRequiredClaimError():
             return f"the token lacks the claim {failure.claim}: issue a new one"
-        case jwt.InvalidAlgorithmError():
-            return f"the token must be signed with {ALGORITHM}"
         case jwt.ImmatureSignatureError():
             return "the token is not valid yet: set the issuer's clock right"
         case _:
             return "the token is not a JSON Web Token that can be read: issue a new one"
-
-
-def _secrets(settings: Settings) -> list[str]:
-    if not settings.jwt_secrets:
-        raise AccessDenied(
-            401,
-            "this installation has no ORCHESTRATOR_JWT_SECRETS and knows no token: set a JSON array with one",
-        )
-    return [secret.get_secret_value() for secret in settings.jwt_secrets]
 
 
 def _fits(name: str) -> bool:

@@ -87,7 +87,7 @@ class Services:
         except TimeoutError:
             _log.warning("closing_cut_short", seconds=timeout)
         finally:
-            await asyncio.gather(self.db.close(), self.inlet.close())
+            await asyncio.gather(self.db.close(), self.inlet.close(), self.authenticator.close())
 
 
 def of(request: Request) -> Services:
@@ -97,9 +97,9 @@ def of(request: Request) -> Services:
 
 
 async def admit(request: Request, scope: str) -> tuple[Caller, Merchant]:
-    """Return who calls and for which merchant; 401 or 403 with the reason otherwise, 422 for a query parameter that is not known."""
+    """Return who calls and for which merchant; 401, 403 or 503 with the reason otherwise, 422 for a query parameter that is not known."""
     services = of(request)
-    caller = services.authenticator.admit(request.headers.get("authorization"))
+    caller = await services.authenticator.admit(request.headers.get("authorization"))
     caller.need(scope)
     if request.scope["query_string"]:
         _refuse_unknown_parameters(request)

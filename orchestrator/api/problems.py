@@ -98,6 +98,10 @@ def rejected(error: IntentRejected) -> Refusal:
 
 def denied(error: AccessDenied) -> Refusal:
     """Return the refusal of a caller."""
+    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return Refusal(
+            503, error.sentence, kind="token-keys-unavailable", headers={"Retry-After": RETRY_AFTER}
+        )
     kind = "insufficient_scope" if error.status == HTTPStatus.FORBIDDEN else "invalid_token"
     headers = {"WWW-Authenticate": f'Bearer realm="orchestrator", error="{kind}"'}
     return Refusal(error.status, error.sentence, kind=kind.replace("_", "-"), headers=headers)

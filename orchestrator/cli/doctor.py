@@ -107,7 +107,7 @@ async def _examine(settings: Settings, report: _Report, *, stopped: bool) -> Non
     from orchestrator.store import readiness  # noqa: PLC0415
     from orchestrator.store.database import Database, is_away  # noqa: PLC0415
 
-    _keys(settings, report)
+    await _keys(settings, report)
     url = settings.need("database_url")
     prepared = settings.database_prepared_statements
     async with Database(url, pool_size=2, name="orchestrator-doctor", prepared=prepared) as db:
@@ -138,19 +138,32 @@ async def _rows(settings: Settings, db: Database, report: _Report, *, stopped: b
     await _public_address(settings, db, report)
 
 
-def _keys(settings: Settings, report: _Report) -> None:
-    if settings.secret_keys and settings.jwt_secrets:
+async def _keys(settings: Settings, report: _Report) -> None:
+    from orchestrator import auth, issuer_keys  # noqa: PLC0415
+
+    if settings.secret_keys and auth.accepts(settings):
         count = len(settings.secret_keys)
-        report.well(
-            "settings",
-            f"valid; {count} secret key{'s' if count > 1 else ''}, {len(settings.jwt_secrets)} for tokens",
-        )
+        tokens = f"{len(settings.jwt_secrets)} for tokens"
+        if settings.jwt_public_keys:
+            tokens += f", {len(settings.jwt_public_keys)} public"
+        report.well("settings", f"valid; {count} secret key{'s' if count > 1 else ''}, {tokens}")
     else:
         missing = "SECRET_KEYS" if not settings.secret_keys else "JWT_SECRETS"
         report.ill(
             "settings",
             f"ORCHESTRATOR_{missing} is not set: give it a JSON array with one key (openssl rand -base64 32)",
         )
+    if settings.jwt_jwks_url:
+        where = settings.jwt_jwks_url
+        try:
+            found = await issuer_keys.fetch_now(settings.jwt_jwks_url)
+        except issuer_keys.KeysUnavailable as error:
+            report.ill(
+                "token keys",
+                f"the keys at {where} cannot be fetched ({error}): check the URL, and the way to it",
+            )
+        else:
+            report.well("token keys", f"{found} at {where}")
 
 
 async def _database(url: str, db: Database, report: _Report) -> bool:

@@ -27,12 +27,14 @@ from orchestrator.settings.values import (  # fmt: skip
     HttpUrl,
     PostgresUrl,
     RedisUrl,
+    SafeUrl,
     ascending,
     certificates,
     credential,
     host_name,
     jwt_secret,
     network,
+    public_key,
     secret_key,
     secret_of_callbacks,
 )
@@ -40,6 +42,8 @@ from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from orchestrator.issuer_keys import PublicKey
 
 PREFIX = "ORCHESTRATOR_"
 
@@ -101,6 +105,10 @@ class Settings(BaseSettings):
     """Keys for encryption, audit trail and links, newest first: 32 bytes each in base64. Older ones still open and verify."""
     jwt_secrets: tuple[Annotated[SecretStr, AfterValidator(jwt_secret)], ...] = ()
     """Secrets of the API's bearer tokens (HS256), newest first, at least 32 characters each."""
+    jwt_public_keys: tuple[Annotated[str, AfterValidator(public_key)], ...] = ()
+    """Public keys (PEM) that verify bearer tokens which another system signs: RSA (RS256, PS256), P-256 (ES256), P-384 (ES384) or Ed25519 (EdDSA)."""
+    jwt_jwks_url: SafeUrl | None = None
+    """Where an identity provider publishes the keys of its tokens (JWKS), https unless on this machine: fetched when needed and kept for ten minutes, for a day while it cannot be reached."""
     jwt_issuer: str = "orchestrator"
     """Claim `iss` of those tokens."""
     jwt_audience: str = "orchestrator"
@@ -219,6 +227,8 @@ class Settings(BaseSettings):
         for name, value in given.items() if isinstance(given, dict) else ():
             field = cls.model_fields.get(name)
             number = field is None or field.annotation in {int, float, bool}
+            if name == "jwt_public_keys":
+                continue  # a PEM file ends with a line break
             if not number and (blank := _blank_around(value)) is not None:
                 message = f"{name.upper()}: {blank}: remove it"
                 raise ValueError(message)
@@ -226,7 +236,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _keys_are_given_or_unset(self) -> Self:
-        for name in ("secret_keys", "jwt_secrets"):
+        for name in ("secret_keys", "jwt_secrets", "jwt_public_keys"):
             if name in self.model_fields_set and not getattr(self, name):
                 message = f"{name.upper()}: must not be an empty list: give it at least one entry, or leave it unset"
                 raise ValueError(message)
@@ -260,6 +270,13 @@ class Settings(BaseSettings):
         if url is None or (self.redis_url is None and url.startswith(AMQP)):
             return None
         return read_broker_url(url, ca_file=self.broker_ca_file)
+
+    @cached_property
+    def public_keys(self) -> tuple[PublicKey, ...]:
+        """The public keys that verify tokens."""
+        from orchestrator.issuer_keys import of_pem  # noqa: PLC0415 - only where there are some
+
+        return tuple(map(of_pem, self.jwt_public_keys))
 
     @cached_property
     def gateway_ranges(self) -> tuple[IPv4Network | IPv6Network, ...]:

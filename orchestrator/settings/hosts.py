@@ -48,6 +48,13 @@ def reach_of(host: str) -> Literal["public", "private", "forbidden"]:
     return "public" if address.is_global else "private"
 
 
+def is_loopback(host: str) -> bool:
+    """Say whether the host of a URL is this machine itself."""
+    name = host.rstrip(".").lower()
+    address = _address(name)
+    return address.is_loopback if address is not None else name == "localhost" or name.endswith(".localhost")
+
+
 def _address(name: str) -> IPv4Address | IPv6Address | None:
     try:
         return ip_address(name.partition("%")[0])

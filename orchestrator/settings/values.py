@@ -16,7 +16,7 @@ from pydantic import AfterValidator, SecretStr, TypeAdapter, ValidationError
 
 from orchestrator.settings.broker_url import AMQP, REDIS
 from orchestrator.settings.broker_url import read as read_broker_url
-from orchestrator.settings.hosts import reach_of
+from orchestrator.settings.hosts import is_loopback, reach_of
 from orchestrator.settings.postgres_url import parameters, prepare_threshold
 
 
@@ -114,6 +114,21 @@ def jwt_secret(value: SecretStr) -> SecretStr:
     return value
 
 
+def public_key(value: str) -> str:
+    from orchestrator.issuer_keys import of_pem  # noqa: PLC0415 - only where there are some
+
+    of_pem(value)
+    return value
+
+
+def safe_url(value: str) -> str:
+    """Refuse a URL whose answer somebody on the way could change: http beyond this machine."""
+    if value.startswith("http:") and not is_loopback(urlsplit(value).hostname or ""):
+        message = "must start with https:// unless it is on this machine: the keys of tokens come from there"
+        raise ValueError(message)
+    return value
+
+
 LEAST_CALLBACK_SECRET: Final = 6
 """Characters. The gateway's own webhook secrets have 16 at least; the shared secret of a terminal may be shorter (D6, C5)."""
 
@@ -172,6 +187,7 @@ def ascending(value: tuple[float, ...]) -> tuple[float, ...]:
     return value
 
 
+SafeUrl = Annotated[str, url("http", "https", bare=True), AfterValidator(safe_url)]
 _HTTP_URL: Final = TypeAdapter(HttpUrl)
 
 

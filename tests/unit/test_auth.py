@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from orchestrator import auth
 from orchestrator.auth import AccessDenied, Authenticator
 from orchestrator.settings import Settings
+
+pytestmark = pytest.mark.anyio
 
 OLD, NEW, FOREIGN = "old-" * 10, "new-" * 16, "foreign-" * 5
 
@@ -134,25 +137,25 @@ def test_a_token_that_nobody_could_use_is_not_issued(changes):
 
 
 @pytest.mark.parametrize("header", [None, "", "Basic abc", "Bearer", "Bearer  ", "token"])
-def test_a_call_without_a_token_is_told_how_to_bring_one(header):
+async def test_a_call_without_a_token_is_told_how_to_bring_one(header):
     with pytest.raises(AccessDenied, match="Bearer <token>"):
-        Authenticator(settings()).admit(header)
+        await Authenticator(settings()).admit(header)
 
 
-def test_a_remembered_token_still_ends_when_it_ends():
+async def test_a_remembered_token_still_ends_when_it_ends():
     keeper = Authenticator(settings())
     bearer = f"Bearer {signed(exp=time.time() + 1)}"
-    assert keeper.admit(bearer) is keeper.admit(bearer)
-    time.sleep(2)
+    assert await keeper.admit(bearer) is await keeper.admit(bearer)
+    await asyncio.sleep(2)
     with pytest.raises(AccessDenied, match="expired"):
-        keeper.admit(bearer)
+        await keeper.admit(bearer)
 
 
-def test_what_is_remembered_has_an_end(monkeypatch):
+async def test_what_is_remembered_has_an_end(monkeypatch):
     monkeypatch.setattr(auth, "_MOST_REMEMBERED", 3)
     keeper = Authenticator(settings())
     for number in range(9):
-        keeper.admit(f"Bearer {token(subject=f's{number}')}")
+        await keeper.admit(f"Bearer {token(subject=f's{number}')}")
     assert len(keeper._seen) == 3
 
 
