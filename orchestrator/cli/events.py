@@ -27,8 +27,8 @@ MOST: Final = 500
 """Events of a merchant that `follow` reads at once."""
 NEWCOMERS: Final = 25
 """Queries after which `follow` asks for merchants that were added."""
-_SAID: Final = frozenset({"checkoutId", "orderId", "state", "amount", "money"})
-"""Of an event's data, what its line says already, or every event says."""
+_SAID: Final = frozenset({"checkoutId", "orderId", "state", "money"})
+"""Of an event's data, what its line says already, or what the checkout shows as well."""
 
 _type = click.option(
     "--type",

