@@ -188,9 +188,9 @@ RULES = {
         "Celery stands in messaging and worker", celery, ("messaging", "worker"), "from kombu import Queue\n"
     ),
     "http": Rule(
-        "HTTP clients stand in gateway, and in the sandbox and the demo that play the other side",
+        "HTTP clients stand in gateway and delivery, and in the sandbox and the demo that play the other side",
         http_clients,
-        ("gateway", "devkit/sandbox", "devkit/demo"),
+        ("gateway", "delivery", "devkit/sandbox", "devkit/demo"),
         "from urllib.request import urlopen\n",
     ),
     "environment": Rule(
