@@ -18,6 +18,7 @@
     ├── delivery AddressForbidden       a name that leads to an address that is not public
     ├── delivery NameUnknown            a name without an address
     ├── store TooManyEndpoints          a merchant has as many endpoints as it may
+    ├── api TooManyWaiting              as many clients wait for events as may
     ├── store UnknownMerchant           no such merchant
     ├── store MerchantRejected          a value that a merchant cannot have, with its field
     ├── store PolicyRejected            no such policy, or not with this value

@@ -64,6 +64,8 @@ def watch(patch: pytest.MonkeyPatch) -> list[str]:
 
     def stored(event: Event, **snapshot: Any) -> dict[str, object]:
         payload = facts.stored(event, **snapshot)
+        if (same := _shape(event.type, payload)) in _right:
+            return payload
         row = SimpleNamespace(
             checkout_id=checkout, sequence=1, kind=str(event.type), payload=json.loads(msgspec.json.encode(payload)),
             correlation_id="c", created_at=now, position=1,
@@ -72,10 +74,30 @@ def watch(patch: pytest.MonkeyPatch) -> list[str]:
             documents(row)
         except Exception as error:  # noqa: BLE001 - whoever writes it may catch it, and the test must fail
             wrong.append(f"{event.type}: {type(error).__name__}: {str(error)[:500]}")
+        else:
+            _right.add(same)
         return payload
 
     patch.setattr(events, "stored", stored)
     return wrong
+
+
+_right: set[str] = set()
+"""Shapes of events that were found right: a document is made of nothing else, and its ids are texts that it only repeats."""
+_IDS = frozenset({"orderId", "transactionId", "transactionIds", "operationId", "commandId"})
+
+
+def _shape(kind: str, payload: dict[str, Any]) -> str:
+    """Return a payload with each id replaced by what its schema asks of it."""
+
+    def asked(name: str, value: object) -> object:
+        if name not in _IDS or value is None:
+            return value
+        several = value if isinstance(value, list) else [value]
+        return [(type(one).__name__, len(str(one)) > 1000, str(one).isprintable()) for one in several]
+
+    parts = {**payload, "facts": {name: asked(name, one) for name, one in payload.get("facts", {}).items()}}
+    return f"{kind} { ({name: asked(name, one) for name, one in parts.items()})!r}"
 
 
 def documents(row: Any, *, merchant: str = "default") -> dict[str, dict[str, Any]]:

@@ -75,7 +75,7 @@ def list_events(
     as_json: bool,
     full: bool,
 ) -> int:
-    """List the events of a merchant's feed, or of a checkout, the oldest first."""
+    """List a feed, or a checkout's events, the oldest first."""
 
     async def show(_: Settings, db: Database) -> int:
         from orchestrator.store import events as feeds  # noqa: PLC0415 - each command imports what it needs

@@ -374,20 +374,14 @@ archives = Table(
 
 # Up to where the chain of a checkout stands in an archive: an entry may leave only below such a head.
 archived_heads = Table(
-    "archived_heads",
-    metadata,
+    "archived_heads", metadata,
     _id("checkout_id", primary_key=True),
     Column("sequence", Integer, primary_key=True, autoincrement=False),
-    Column(
-        "archive",
-        BigInteger,
-        ForeignKey("archives.sequence", deferrable=True, initially="DEFERRED"),
-        nullable=False,
-    ),
+    Column("archive", BigInteger, ForeignKey("archives.sequence", deferrable=True, initially="DEFERRED"), nullable=False),
     Column("state", Text, nullable=False),
     Column("mac", LargeBinary, nullable=False),
     Index("ix_archived_heads_archive", "archive", "checkout_id"),
-)
+)  # fmt: skip
 
 audit_seals = Table(
     "audit_seals",
@@ -401,8 +395,7 @@ audit_seals = Table(
 )
 
 events = Table(
-    "events",
-    metadata,
+    "events", metadata,
     _id("checkout_id", primary_key=True),
     Column("sequence", Integer, primary_key=True),
     Column("merchant_id", Integer, nullable=False),
@@ -413,24 +406,17 @@ events = Table(
     # The place in the merchant's feed, contiguous from 1, given after the commit by one sequencer, so that a cursor never skips.
     Column("position", BigInteger),
     Index("ix_events_unplaced", "created_at", postgresql_where=text("position IS NULL")),
-    Index(
-        "uq_events_feed",
-        "merchant_id",
-        "position",
-        unique=True,
-        postgresql_where=text("position IS NOT NULL"),
-    ),
-)
+    Index("uq_events_feed", "merchant_id", "position", unique=True, postgresql_where=text("position IS NOT NULL")),
+)  # fmt: skip
 
 # How far a merchant's feed goes: the last position that was given, and the last one that is no longer kept.
 event_feeds = Table(
-    "event_feeds",
-    metadata,
+    "event_feeds", metadata,
     Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True, autoincrement=False),
     Column("last_position", BigInteger, nullable=False),
     Column("kept_after", BigInteger, nullable=False, server_default=text("0")),
     postgresql_with={"fillfactor": 50},
-)
+)  # fmt: skip
 
 # The queue of a merchant's lookups: until when its places are taken, and up to when lookups were made (see processing.lookup_budget).
 lookup_budgets = Table(

@@ -19,6 +19,7 @@ ALLOWED = {
     "checkouts": "INSERT SELECT UPDATE",
     "clock_skew": "SELECT",
     "commands": "INSERT SELECT UPDATE",
+    "event_feeds": "INSERT SELECT UPDATE",
     "intents": "INSERT SELECT UPDATE",
     "merchants": "INSERT SELECT UPDATE",
     "money_operations": "INSERT SELECT UPDATE",

@@ -39,6 +39,10 @@ _Transactions = Annotated[
     list[_Text],
     Meta(description="The gateway's numbers of the payments", extra_json_schema={"maxItems": 10_000}),
 ]
+_Decimal = Annotated[
+    Decimal,
+    Meta(extra_json_schema={"minimum": -(10**money.MOST_DIGITS), "maximum": 10**money.MOST_DIGITS}),
+]
 _Uri = Annotated[str, Meta(extra_json_schema={"format": "uri", "maxLength": 200})]
 
 
@@ -49,17 +53,17 @@ class _Part(Struct, frozen=True, kw_only=True, rename="camel"):
 class EventAmount(_Part, frozen=True):
     """An amount: a decimal number of a currency; null where the currency is not known."""
 
-    value: Decimal | None
+    value: _Decimal | None
     currency: Annotated[str, Meta(description="ISO 4217", max_length=3)]
 
 
 class EventMoney(_Part, frozen=True):
     """The totals of what pays the checkout, in the currency of `amount`."""
 
-    reserved: Decimal | None
-    captured: Decimal | None
-    refunded: Decimal | None
-    charged_back: Annotated[Decimal | None, Meta(description="What the shopper's bank took back")]
+    reserved: _Decimal | None
+    captured: _Decimal | None
+    refunded: _Decimal | None
+    charged_back: Annotated[_Decimal | None, Meta(description="What the shopper's bank took back")]
 
 
 class EventData(_Part, frozen=True):

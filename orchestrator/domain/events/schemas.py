@@ -43,6 +43,10 @@ def _open(value: Any) -> Any:
         return [_open(one) for one in value]
     if not isinstance(value, dict):
         return value
-    if value.get("format") == "decimal":
-        return {"type": "number"}
-    return {name: _open(one) for name, one in value.items() if (name, one) != ("additionalProperties", False)}
+    opened = {
+        name: _open(one) for name, one in value.items() if (name, one) != ("additionalProperties", False)
+    }
+    if opened.get("format") == "decimal":
+        opened["type"] = "number"
+        del opened["format"]
+    return opened

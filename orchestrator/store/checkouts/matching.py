@@ -45,7 +45,7 @@ _HARMLESS: Final = ("unknown_order", "reservation_lapses")
 _LOCK = text("SELECT id FROM checkouts WHERE id = :id FOR NO KEY UPDATE SKIP LOCKED")
 _READ = text(f"""
     SELECT c.state, c.version, c.currency, c.amount, c.attention, c.audit_sequence, c.audit_head, c.created_at, c.deadline,
-           c.order_ref, c.merchant_id, c.event_sequence, c.reserved, c.captured, c.refunded, c.charged_back,
+           c.order_ref, c.merchant_id, c.correlation_id, c.event_sequence, c.reserved, c.captured, c.refunded, c.charged_back,
            i.fingerprint, i.data_key, clock() AS now, c.lease IS NOT NULL AND c.leased_until > clock() AS leased,
            EXISTS (SELECT FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS asked,
            EXISTS (SELECT FROM money_operations o WHERE o.checkout_id = c.id
@@ -237,7 +237,7 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
             "mac": entry.mac,
             "attention": attention,
             "merchant_id": row.merchant_id,
-            "correlation_id": wanted.correlation_id,
+            "correlation_id": row.correlation_id,
             "event_sequence": row.event_sequence + len(told),
             "events": msgspec.json.encode(told).decode(),
         },

@@ -68,6 +68,10 @@ async def test_an_intent_that_comes_after_its_payment_is_paid_by_it(world: Shop,
     await world.follow(checkout)
     row = await world.row(checkout)
     assert (row.state, row.late, row.attention, row.reserved) == ("completed", False, None, WHOLE)
+    raised = ["checkout.attention", "checkout.attention_resolved"] if policy == "ask" else []
+    assert await world.events(checkout) == ["checkout.completed", *raised]
+    ids = await world.sql("SELECT DISTINCT correlation_id FROM events")
+    assert len(ids) == 1, "one trace for all events of a checkout"
     shown = await read(world, f"/v1/checkouts/{checkout}")
     assert [one["role"] for one in shown["payments"]] == ["accepted"]
     trail = await world.trail(checkout)

@@ -156,10 +156,7 @@ async def test_sentences_come_in_full_documents_alone(api: Api, inside: Core):
     held = await inside.held(State.AWAITING_PAYMENT)
     await inside.advance(held, attention="a_code: a sentence for people")
     await events.place(inside.db)
-    thin, full = (
-        [one["data"] for one in (await feed(api, content=content))["events"]][1]
-        for content in ("thin", "full")
-    )
+    thin, full = [(await feed(api, content=content))["events"][1]["data"] for content in ("thin", "full")]
     assert thin["attention"] == "a_code"
     assert "details" not in thin
     assert full["details"] == {"reason": "a_code: a sentence for people"}
@@ -353,6 +350,33 @@ async def test_whoever_waits_is_answered_when_the_process_ends(api: Api):
         assert await feed(api, wait=30) == {"events": [], "next": "0"}
 
 
+async def test_a_cursor_of_one_process_is_one_of_every_other_and_clients_wait_at_each(
+    settings: Settings, inside: Core
+):
+    async with serving(settings) as one, serving(settings) as other:
+        await happen(inside, EventType.CHECKOUT_EXPIRED)
+        found = await feed(one, limit=1)
+        assert positions(found) == [1]
+        found = await feed(other, after=found["next"])
+        assert positions(found) == [2]
+        async with (
+            waiting(one, 1, after=found["next"]) as (first,),
+            waiting(other, 1, after=found["next"]) as (second_one,),
+        ):
+            await happen(inside)
+            both = await asyncio.wait_for(asyncio.gather(first, second_one), 20)
+    assert both[0] == both[1]
+    assert positions(both[0]) == [3]
+
+
+async def test_the_poller_ends_with_its_process(settings: Settings):
+    async with serving(settings) as api, waiting(api, 2) as asked:
+        assert "event-feed" in {task.get_name() for task in asyncio.all_tasks()}
+        await api.services.event_feed.close()
+        assert "event-feed" not in {task.get_name() for task in asyncio.all_tasks()}
+        assert await asyncio.wait_for(asyncio.gather(*asked), 20) == [{"events": [], "next": "0"}] * 2
+
+
 async def test_a_place_is_free_again_when_its_client_has_gone(api: Api):
     async with waiting(api, 3) as asked:
         asked[0].cancel()
@@ -448,11 +472,12 @@ async def test_the_loop_of_the_documentation_sees_every_event_as_it_happens(serv
     token = auth.issue(settings, merchant="default", scopes=READ, lifetime=600, subject="shop")
     shop = Shop(6)
 
-    names = {"URL": str(server.client.base_url), "TOKEN": token, "shop": shop}
+    names: dict[str, Any] = {"URL": str(server.client.base_url), "TOKEN": token, "shop": shop}
 
     def consume() -> None:
         with suppress(Enough):
             exec(compile(loop, "docs/events.md", "exec"), names)  # noqa: S102 - it is our own
+        names["client"].close()
 
     assert settings.database_url is not None
     async with core(settings.database_url, encryptor) as inside:

@@ -322,7 +322,7 @@ async def test_the_document_describes_every_address(api: Api):
             ("post", f"/v1/checkouts/{{checkout_id}}/{kind}")
             for kind in ("reopen", "capture", "refund", "release", "retry", "reconcile", "resolve")
         ),
-        ("get", "/v1/checkouts/{checkout_id}/explain"), ("get", "/v1/payments"),
+        ("get", "/v1/checkouts/{checkout_id}/explain"), ("get", "/v1/payments"), ("get", "/v1/events"), ("get", "/v1/event-types"),
         ("get", "/v1/checkouts/{checkout_id}/audit"), ("post", "/callbacks/{kind}/{id}/{signed}"),
         ("get", "/callbacks/{kind}/{id}/{signed}"), ("post", "/callbacks/merchant/{merchant}/{signed}"), ("get", "/healthz"), ("get", "/readyz"),
     }  # fmt: skip
