@@ -41,11 +41,16 @@ INSERT = text("""
 """)
 ID: Final = re.compile(rb"webhook-id: ([0-9a-f-]{36})-")
 ANSWER: Final = b"HTTP/1.1 204 No Content\r\n\r\n"
+REFUSAL: Final = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
 
 
 def receive(pipe: Any) -> None:
-    """Take deliveries in a process of its own: the time of each first byte by checkout, until told to stop."""
+    """Take deliveries in a process of its own: the time of each first byte by checkout, until told to stop.
+
+    While it is told to, it answers about one checkout in a hundred with 500, for ever.
+    """
     seen: dict[bytes, float] = {}
+    poisoned = False
 
     class Endpoint(asyncio.Protocol):
         def connection_made(self, transport: Any) -> None:
@@ -61,10 +66,11 @@ def receive(pipe: Any) -> None:
             assert found is not None
             seen.setdefault(found[1], self.began)
             self.buffer, self.began = b"", 0.0
-            self.transport.write(ANSWER)
+            self.transport.write(REFUSAL if poisoned and is_poisoned(found[1]) else ANSWER)
 
     async def serve() -> None:
         server = await asyncio.get_running_loop().create_server(Endpoint, "127.0.0.1", 0)
+        nonlocal poisoned
         pipe.send(server.sockets[0].getsockname()[1])
         while True:
             await asyncio.sleep(0.02)
@@ -72,9 +78,16 @@ def receive(pipe: Any) -> None:
                 wanted = pipe.recv()
                 if wanted is None:
                     return
+                if wanted == "poison":
+                    poisoned = True
                 pipe.send((len(seen), seen if wanted == "all" else None))
 
     asyncio.run(serve())
+
+
+def is_poisoned(checkout: bytes) -> bool:
+    """Say whether this checkout's events are refused: about one in a hundred is."""
+    return int(checkout[-4:], 16) % 100 == 0
 
 
 def counted(pipe: Any) -> int:
@@ -134,7 +147,7 @@ async def stream(
         seen = pipe.recv()[1]
         process.terminate()
     running.cancel()
-    taken = sorted((seen[one] - at) * 1000 for one, at in committed.items())
+    taken = sorted((seen[one] - at) * 1000 for one, at in committed.items() if not is_poisoned(one))
 
     def percentile(share: float) -> float:
         return round(taken[min(int(len(taken) * share), len(taken) - 1)], 1)
@@ -173,7 +186,15 @@ async def measure(number: int, rate: float, seconds: float) -> None:
                 await stream(db, ours, rate=rate, seconds=seconds, deliverer=command, env=env),
                 flush=True,
             )
-            print("backlog", await backlog(db, ours, number=number, deliverer=command, env=env), flush=True)
+            ours.send("poison")
+            ours.recv()
+            told = await stream(db, ours, rate=rate, seconds=seconds, deliverer=command, env=env)
+            print("stream, 1 % of checkouts answered 500", told, flush=True)
+            print(
+                "backlog, 1 % of checkouts answered 500",
+                await backlog(db, ours, number=number, deliverer=command, env=env),
+                flush=True,
+            )
         ours.send(None)
         receiver.join(5)
 
