@@ -66,7 +66,7 @@ def list_endpoints(*, data_dir: Path, merchant: str) -> int:
     return on_database(data_dir, show)
 
 
-@endpoints.command()
+@endpoints.command(short_help="Add an endpoint, and print its secret.")
 @data_dir
 @_merchant
 @click.argument("url")
@@ -100,7 +100,7 @@ def add(
     return on_database(data_dir, work)
 
 
-@endpoints.command()
+@endpoints.command(short_help="Send nothing until it is resumed.")
 @data_dir
 @_merchant
 @_ID
@@ -127,7 +127,7 @@ def resume(*, data_dir: Path, merchant: str, endpoint: str) -> int:
     )  # fmt: skip
 
 
-@endpoints.command()
+@endpoints.command(short_help="Delete an endpoint.")
 @data_dir
 @_merchant
 @_ID
@@ -140,7 +140,7 @@ def delete(*, data_dir: Path, merchant: str, endpoint: str) -> int:
     )  # fmt: skip
 
 
-@endpoints.command("rotate-secret")
+@endpoints.command("rotate-secret", short_help="Give an endpoint a new secret.")
 @data_dir
 @_merchant
 @_ID
@@ -166,7 +166,7 @@ def rotate_secret(*, data_dir: Path, merchant: str, endpoint: str, overlap: floa
     return on_database(data_dir, work)
 
 
-@endpoints.command("test")
+@endpoints.command("test", short_help="Send a test event, and say what came of it.")
 @data_dir
 @_merchant
 @_ID
@@ -203,7 +203,7 @@ def send_test(*, data_dir: Path, merchant: str, endpoint: str) -> int:
     return on_database(data_dir, work)
 
 
-@endpoints.command()
+@endpoints.command(short_help="Send events again, with the same ids.")
 @data_dir
 @_merchant
 @_ID
