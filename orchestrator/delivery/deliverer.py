@@ -92,7 +92,8 @@ class Deliverer:
         self._lease = settings.webhook_total_timeout + LEASE_MARGIN
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = 0
-        self._results: Batch[Written, None] = Batch(
+        self._refused: set[UUID] = set()
+        self._results: Batch[Written, bool] = Batch(
             self._write,
             keys=lambda one: ((one.endpoint_id, one.checkout_id, one.purpose),),
             limit=settings.batch_limit,
@@ -255,20 +256,25 @@ class Deliverer:
                 try:
                     secrets = one.secrets(self._encryptor)
                 except EncryptionError as error:
-                    _log.error("endpoint_unreadable", endpoint=str(one.id), reason=str(error), security=True)
+                    self._refuse(one, str(error))
                     continue
                 pace = Pace(self._settings.webhook_endpoint_in_flight) if lane is None else lane.pace
                 lane = lane or Lane(one, secrets, pace, open_at=now)
                 lane.secrets = secrets
             if lane.endpoint.url != one.url and lane.endpoint.encrypted == one.encrypted:
-                # Somebody has changed the row: its secret was made for another URL.
-                _log.error("endpoint_unreadable", endpoint=str(one.id), security=True)
+                self._refuse(one, "its secret was made for another URL")
                 continue
             lane.endpoint, lane.open_at = one, now + max(one.open_for, 0.0)
             lane.failing = one.failing_since is not None
             lanes[one.id] = lane
         self._lanes = lanes
         self._by_text = {str(one): lane for one, lane in lanes.items()}
+
+    def _refuse(self, one: Endpoint, reason: str) -> None:
+        """Say once that an endpoint is not served, because its row does not hold."""
+        if one.id not in self._refused:
+            self._refused.add(one.id)
+            _log.error("endpoint_unreadable", endpoint=str(one.id), reason=reason, security=True)
 
     async def _clean(self) -> None:
         """Delete what is not kept any more: attempts, and what deleted endpoints have left."""
@@ -310,7 +316,7 @@ class Deliverer:
         answered: Answer | None = None
         try:
             if due.event is None:
-                await self._put(_written(due, "done"))
+                lane.hot |= await self._put(_written(due, "done"))
                 return
             answered = await self._send(due, lane)
         except asyncio.CancelledError:
@@ -320,8 +326,8 @@ class Deliverer:
             probed, lane.probing = lane.probing, False
             _note_pace(lane, answered, began)
         written = self._result(due, answered)
-        await self._put(written)
-        if due.last_sequence > written.sequence and written.step == "done":
+        if await self._put(written) and written.step == "done":
+            # What came while it was under way was told of when it could not be taken.
             lane.hot = True
             self._woken.set()
         await self._note_health(lane, due, answered, probed=probed)
@@ -366,13 +372,15 @@ class Deliverer:
             result=result,
         )
 
-    async def _put(self, written: Written) -> None:
+    async def _put(self, written: Written) -> bool:
+        """Write a result with whatever else has gathered; return whether something of its stream is still to be sent."""
         try:
-            await self._results.put(written)
+            return await self._results.put(written)
         except Exception as error:  # noqa: BLE001 - its lease ends, and it is due again
             _log.warning("delivery_not_written", endpoint=str(written.endpoint_id), **log.cause(error))
+            return False
 
-    async def _write(self, results: list[Written]) -> Sequence[Again | None]:
+    async def _write(self, results: list[Written]) -> Sequence[bool | Again]:
         return await deliveries.write(self._db, results)
 
     # ── How endpoints fare ──────────────────────────────────────────────────────────────────────────────────────────────

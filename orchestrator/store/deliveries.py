@@ -21,7 +21,7 @@ from orchestrator.store.database import run
 from orchestrator.store.notifications import DELIVERIES, NOTIFY
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping
     from datetime import datetime
 
     from sqlalchemy import Row
@@ -106,7 +106,9 @@ _WRITE = text("""
                due_at = clock() + make_interval(secs => r.due_in), lease = NULL
           FROM r
          WHERE s.ctid = r.tid AND NOT r.finished AND s.ctid = ANY(ARRAY(SELECT tid FROM r WHERE NOT finished))
-    )
+        RETURNING s.endpoint_id, s.checkout_id, s.purpose
+    ),
+    noted AS (
     INSERT INTO delivery_attempts (id, endpoint_id, checkout_id, sequence, kind, purpose, number, at, outcome, status, milliseconds, answer, result)
     SELECT a.id, r.endpoint_id, r.checkout_id, r.sequence, a.kind, r.purpose, a.number, clock(), a.outcome, a.status, a.milliseconds,
            decode(a.answer, 'hex'), a.result
@@ -114,6 +116,8 @@ _WRITE = text("""
            id uuid, kind text, number int, outcome text, status int, milliseconds int, answer text, result text)
      WHERE r.attempt IS NOT NULL
     ON CONFLICT (id) DO NOTHING
+    )
+    SELECT endpoint_id, checkout_id, purpose FROM moved
 """)
 # What has failed is tried again now; how long it failed while nothing was sent does not count.
 _RETRY_NOW = text("""
@@ -311,8 +315,11 @@ def _due(row: Row[Any], lease: UUID) -> Due:
     )
 
 
-async def write(db: Database, results: list[Written]) -> Sequence[None]:
-    """Write what became of streams, no two of which are the same; nothing is written of one whose lease is another's by now."""
+async def write(db: Database, results: list[Written]) -> list[bool]:
+    """Write what became of streams, no two of which are the same; return of each whether something of it is still to be sent.
+
+    Nothing is written of a stream whose lease is another's by now.
+    """
     ordered = sorted(results, key=lambda one: (one.endpoint_id, one.checkout_id, one.purpose))
     keys = {
         "endpoints": [one.endpoint_id for one in ordered],
@@ -322,8 +329,9 @@ async def write(db: Database, results: list[Written]) -> Sequence[None]:
     async with db.transaction() as tx:
         # In a statement of its own: what is extended meanwhile must be seen by the next one.
         await run(tx, _LOCK, keys)
-        await run(tx, _WRITE, {"results": msgspec.json.encode(results).decode()})
-    return [None] * len(results)
+        rows = await run(tx, _WRITE, {"results": msgspec.json.encode(results).decode()})
+    left = {(row.endpoint_id, row.checkout_id, row.purpose) for row in rows}
+    return [(one.endpoint_id, one.checkout_id, one.purpose) in left for one in results]
 
 
 async def retry_now(tx: AsyncConnection, endpoint: UUID) -> None:

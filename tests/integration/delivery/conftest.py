@@ -77,13 +77,13 @@ class Shop:
 
     @asynccontextmanager
     async def delivering(
-        self, *, sender: Sender | None = None, untold: bool = False, **changes: Any
+        self, *, sender: Sender | None = None, told: bool = False, **changes: Any
     ) -> AsyncIterator[Deliverer]:
         """Run a deliverer."""
         settings = make_settings(**{"webhook_total_timeout": 3.0, "shutdown_timeout": 6.0, **changes})
         own = sender or Sender(LOCAL, connect_timeout=2.0, total_timeout=settings.webhook_total_timeout)
         deliverer = Deliverer(settings, self.core.db, self.core.encryptor, own)
-        deliverer.told = untold
+        deliverer.told = told
         ending = asyncio.Event()
         running = asyncio.create_task(deliverer.run(ending))
         try:

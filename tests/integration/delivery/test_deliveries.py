@@ -134,14 +134,18 @@ async def test_what_a_killed_deliverer_held_is_sent_again_with_the_same_id(shop)
     assert await shop.streams() == 0, "a lease that is over writes nothing"
 
 
-async def test_an_event_that_comes_while_its_checkout_is_being_delivered_is_not_lost(shop):
-    await shop.endpoint()
+async def test_an_event_that_comes_while_its_checkout_is_being_delivered_follows_at_once(shop, monkeypatch):
+    """Nothing but what it is told makes the deliverer look."""
+    monkeypatch.setattr("orchestrator.delivery.deliverer.LOOK", 600.0)
+    endpoint = await shop.endpoint()
     held = await shop.core.held()
     shop.receiver.delay = 0.05
-    async with shop.delivering():
+    async with shop.delivering(told=True) as deliverer:
+        await asyncio.sleep(0.2)
         for number in range(1, 13):
             held = await shop.core.advance(held, events=(facts.ready(methods=number),))
             await shop.place()
+            deliverer.wake(str(endpoint.id))
             await asyncio.sleep(0.02)
         await shop.receiver.until(lambda: len(shop.receiver.taken) == 12)
         await shop.drained()
