@@ -273,6 +273,8 @@ async def test_an_answer_costs_no_more_than_its_bounds(monkeypatch):
                 await writer.drain()
         except ConnectionError:
             pass
+        finally:
+            writer.close()
 
     async def dripping(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
@@ -284,6 +286,8 @@ async def test_an_answer_costs_no_more_than_its_bounds(monkeypatch):
                 await asyncio.sleep(0.05)
         except ConnectionError:
             pass
+        finally:
+            writer.close()
 
     async def nonsense(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
