@@ -196,8 +196,6 @@ def test_a_deliverer_that_is_asked_to_end_finishes_what_is_under_way(installatio
         receiver.delay = 1.0
         world.start("deliverer")
         orders = [world.order() for _ in range(3)]
-        for one in orders:
-            world.until_state(one, "awaiting_payment")
         world.until(
             lambda: world.sql("SELECT FROM delivery_streams WHERE lease IS NOT NULL"),
             "deliveries are under way",
@@ -208,6 +206,8 @@ def test_a_deliverer_that_is_asked_to_end_finishes_what_is_under_way(installatio
         assert not world.sql("SELECT FROM delivery_streams WHERE lease IS NOT NULL"), (
             "no lease is left behind"
         )
+        for one in orders:
+            world.until_state(one, "awaiting_payment")
         world.start("deliverer")
         world.until(lambda: not world.sql("SELECT FROM delivery_streams"), "the rest is delivered")
         assert receiver.repeats == 0

@@ -39,6 +39,10 @@ INSERT = text("""
     INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id)
     SELECT id, 1, 1, 'checkout.ready', CAST(:payload AS jsonb), 'bench' FROM unnest(CAST(:ids AS uuid[])) AS i(id)
 """)
+BEATING: Final = text("SELECT 1 FROM workers WHERE kind = 'deliverer'")
+UNTRIED: Final = text("""
+    SELECT 1 FROM events e WHERE e.position IS NULL UNION ALL SELECT 1 FROM delivery_streams s WHERE s.attempts = 0 LIMIT 1
+""")
 ID: Final = re.compile(rb"webhook-id: ([0-9a-f-]{36})-")
 ANSWER: Final = b"HTTP/1.1 204 No Content\r\n\r\n"
 REFUSAL: Final = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
@@ -128,7 +132,9 @@ async def stream(
     running = asyncio.create_task(sequencer.run())
     committed: dict[bytes, float] = {}
     with subprocess.Popen(deliverer, env=env) as process:  # noqa: ASYNC220 - started once
-        await asyncio.sleep(3)
+        # A process that has only just been started imports for a while.
+        while not await db.read(BEATING):  # noqa: ASYNC110 - another process starts
+            await asyncio.sleep(0.05)
 
         async def commit() -> None:
             one = uuid7()
@@ -142,7 +148,10 @@ async def stream(
             await asyncio.sleep(max(began + number / rate - time.monotonic(), 0))
             tasks.append(asyncio.create_task(commit()))
         await asyncio.gather(*tasks)
-        await asyncio.sleep(3)
+        # Events of one checkout each, so that as many streams are left as were refused.
+        async with asyncio.timeout(120):
+            while await db.read(UNTRIED):  # noqa: ASYNC110 - another process delivers
+                await asyncio.sleep(0.05)
         pipe.send("all")
         seen = pipe.recv()[1]
         process.terminate()
