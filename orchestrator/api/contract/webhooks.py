@@ -28,7 +28,7 @@ Url = Annotated[
         maxLength=LONGEST_URL,
     ),
 ]
-Types = Annotated[list[EventType] | None, about("Only these; null: all", maxItems=len(EventType))]
+Types = Annotated[list[EventType], about("Only these; null: all", maxItems=len(EventType))] | None
 Description = Annotated[str, about(maxLength=LONGEST_DESCRIPTION)]
 
 
@@ -136,13 +136,13 @@ class DeliveryAttempt(Shape, kw_only=True):
     number: Annotated[int, about("Of this event, from 1", minimum=1, maximum=2**31 - 1)]
     at: Annotated[Time, about("When it ended")]
     outcome: Outcome
-    status: Annotated[
-        int | None, about("HTTP status; null where there was no answer", minimum=100, maximum=999)
-    ]
+    status: (
+        Annotated[int, about("HTTP status; null where there was no answer", minimum=100, maximum=999)] | None
+    )
     milliseconds: Annotated[int, about(minimum=0, maximum=2**31 - 1)]
-    answer: Annotated[
-        str | None, about("The beginning of the answer's body; show it as text", maxLength=1024)
-    ]
+    answer: (
+        Annotated[str, about("The beginning of the answer's body; show it as text", maxLength=1024)] | None
+    )
     result: Annotated[
         Result | None,
         about("How the event stands after it; null where it will be tried again, and of a test that failed"),
