@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from orchestrator.issuer_keys import PublicKey
     from orchestrator.settings import Settings
 
-SCOPES: Final = frozenset({"checkouts:write", "checkouts:read", "events:read", "money:write", "ops"})
+SCOPES: Final = frozenset(
+    {
+        "checkouts:write",
+        "checkouts:read",
+        "endpoints:read",
+        "endpoints:write",
+        "events:read",
+        "money:write",
+        "ops",
+    }
+)
 ALGORITHM: Final = "HS256"
 LONGEST: Final = 4096
 """Characters of a token; ours have about 400."""

@@ -14,6 +14,10 @@
     ├── gateway BodyError               the body of a callback cannot be read
     ├── auth.AccessDenied               no token, a bad one, or one without the scope
     ├── api Refusal, Disconnected       an answer to the client; a client that has gone
+    ├── delivery WebhookUrlRejected     a URL that no event is sent to
+    ├── delivery AddressForbidden       a name that leads to an address that is not public
+    ├── delivery NameUnknown            a name without an address
+    ├── store TooManyEndpoints          a merchant has as many endpoints as it may
     ├── api TooManyWaiting              as many clients wait for events as may
     ├── store UnknownMerchant           no such merchant
     ├── store MerchantRejected          a value that a merchant cannot have, with its field

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import FastAPI, Request
 from starlette.routing import Route
 
-from orchestrator.api import callbacks, checkouts, commands, docs, events, health, problems
+from orchestrator.api import callbacks, checkouts, commands, docs, endpoints, events, health, problems
 from orchestrator.api.callback_intake import CallbackIntake
-from orchestrator.api.contract import answers
+from orchestrator.api.contract import answers, webhooks
 from orchestrator.api.docs import commanded, described, fed, json_answer
 from orchestrator.api.middleware import Envelope
 from orchestrator.api.request_log import AccessLog, SecurityLog
@@ -148,6 +148,7 @@ def create_app(services: Services) -> FastAPI:
         summary="List the types of events, with their schemas",
         **described(answers.EventTypes),
     )(events.show_types)
+    _route_endpoints(app)
     alive: dict[int | str, dict[str, Any]] = {200: json_answer("Alive", answers.Health)}
     app.get("/healthz", tags=["health"], summary="Is the process alive", responses=alive)(health.alive)
     ready: dict[int | str, dict[str, Any]] = {
@@ -158,3 +159,32 @@ def create_app(services: Services) -> FastAPI:
     app.add_route("/docs", docs.page, include_in_schema=False)
     app.add_route("/docs/assets/{name}", docs.asset, include_in_schema=False)
     return app
+
+
+def _route_endpoints(app: FastAPI) -> None:
+    path, one = endpoints.PATH, f"{endpoints.PATH}/{{endpoint_id}}"
+    read, write, shape = endpoints.READ, endpoints.WRITE, webhooks.Endpoint
+    of = docs.of_endpoint
+    app.post(path, tags=["webhooks"], summary="Add an endpoint", **docs.added_endpoint())(endpoints.add)
+    app.get(path, tags=["webhooks"], summary="List endpoints", **described(webhooks.EndpointPage))(
+        endpoints.show_all
+    )
+    app.get(one, tags=["webhooks"], summary="Show an endpoint", **of(shape, "Found", read))(endpoints.show)
+    app.patch(
+        one, tags=["webhooks"], summary="Change an endpoint", **of(shape, "Changed", write, body=webhooks.ChangeEndpoint)
+    )(endpoints.change)  # fmt: skip
+    app.delete(
+        one, tags=["webhooks"], summary="Delete an endpoint", **of(None, "Deleted", write, status=204)
+    )(endpoints.delete)
+    posted = {
+        "rotate-secret": (endpoints.rotate_secret, "Replace the secret",
+                          of(webhooks.NewEndpoint, "Replaced", write, body=webhooks.RotateSecret, required=False)),
+        "test": (endpoints.send_test, "Send a test event", of(webhooks.TestSent, "It will be sent once", write, status=202)),
+        "resume": (endpoints.resume, "Resume an endpoint", of(shape, "Resumed", write)),
+        "replay": (endpoints.replay, "Send events again", of(webhooks.Replayed, "They will be sent", write, status=202, body=webhooks.Replay)),
+    }  # fmt: skip
+    for name, (endpoint, summary, told) in posted.items():
+        app.post(f"{one}/{name}", tags=["webhooks"], summary=summary, **told)(endpoint)
+    app.get(
+        f"{one}/attempts", tags=["webhooks"], summary="List attempts to deliver", **of(webhooks.AttemptPage, "Found", read)
+    )(endpoints.show_attempts)  # fmt: skip

@@ -19,7 +19,7 @@ from swagger_ui_bundle import swagger_ui_path
 from orchestrator.api import contract
 from orchestrator.api.commands import KEYED, SCOPES
 from orchestrator.api.connections import URL_LIMIT
-from orchestrator.api.contract import Schema, answers, bodies, ref
+from orchestrator.api.contract import Schema, answers, bodies, ref, webhooks
 from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.problems import TYPE, Refusal
 from orchestrator.domain.records import CommandKind
@@ -75,6 +75,7 @@ _TAGS: Final = {
     "became of it stands among the checkout's `commands`.",
     "payments": "Payments as the gateway showed them, also those that belong to no order.",
     "events": "What happened to a merchant's checkouts, in a feed that is read from a position on.",
+    "webhooks": "Endpoints of the merchant's that events are sent to.",
     "callbacks": "For the gateway and for shoppers' browsers: signed addresses that the orchestrator hands out itself.",
     "health": "For probes and load balancers.",
 }
@@ -157,7 +158,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
                     "A parameter is wrong, or not known", "invalid-request", HTTPStatus.UNPROCESSABLE_ENTITY
                 )
             for parameter in operation.get("parameters", ()):
-                if parameter["name"] == "checkout_id":
+                if parameter["name"] in {"checkout_id", "endpoint_id"}:
                     parameter["schema"] |= {"format": "uuid", "maxLength": 36}
     for path, operations in _RAW.items():
         paths[path] = {**operations, **paths.get(path, {})}
@@ -239,6 +240,44 @@ def described(
     if body is not None:
         extra["requestBody"] = body
     return {"responses": {status: json_answer(about, shape)}, "status_code": status, "openapi_extra": extra}
+
+
+def of_endpoint(
+    shape: type | None,
+    about: str,
+    scope: str,
+    *,
+    status: int = 200,
+    body: type | None = None,
+    required: bool = True,
+) -> dict[str, Any]:
+    """Return what FastAPI is told about a route of a webhook endpoint."""
+    described_body = None if body is None else json_body(ref(body), required=required)
+    told = described(shape or answers.Health, about, status, described_body)
+    if shape is None:
+        told["responses"] = {status: {"description": about}}
+    told["responses"] |= _problems(
+        insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {scope}"),
+        unknown_endpoint=(HTTPStatus.NOT_FOUND, "The merchant has no such endpoint"),
+        **(
+            {}
+            if body is None
+            else {"invalid_endpoint": (HTTPStatus.UNPROCESSABLE_ENTITY, "A field is wrong")}
+        ),
+    )
+    return told
+
+
+def added_endpoint() -> dict[str, Any]:
+    """Return what FastAPI is told about the route that adds an endpoint."""
+    told = of_endpoint(
+        webhooks.NewEndpoint, "Added; the secret is shown this once", "endpoints:write", status=201, body=webhooks.AddEndpoint
+    )  # fmt: skip
+    del told["responses"]["404"]
+    told["responses"] |= _problems(
+        too_many_endpoints=(HTTPStatus.CONFLICT, "The merchant has as many as it may")
+    )
+    return told
 
 
 def commanded(kind: CommandKind, about: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "api": "processes:api",
     "worker": "processes:worker",
     "scheduler": "processes:scheduler",
+    "deliverer": "processes:deliverer",
     "sandbox": "processes:sandbox",
     "migrate": "processes:migrate",
     "doctor": "doctor:doctor",
@@ -33,6 +34,7 @@ _COMMANDS: Final = {
     "checkouts": "checkouts:checkouts",
     "payments": "checkouts:payments",
     "events": "events:events",
+    "endpoints": "endpoints:endpoints",
     "audit": "trail:audit",
     "archive": "archive:archive",
 }

@@ -44,7 +44,7 @@ _LONGEST = 100 * 366 * 86_400
 def archive(*, data_dir: Path, older_than: float, directory: Path | None, size: int, dry_run: bool) -> int:
     """Move the history of settled checkouts into files; exit 1 if the trail of some does not hold.
 
-    Trail, events, callbacks, sessions, handled commands and deliveries go; checkouts, intents, payments and operations stay. Run it as
+    Trail, callbacks, sessions and handled commands go, events are copied; checkouts, intents, payments and operations stay. Run it as
     often as you like, beside everything else; a run that was killed is gone on with by the next.
     """
     place = directory or data_dir / "archives"

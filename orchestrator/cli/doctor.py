@@ -1,6 +1,6 @@
 """Is the installation well? Each check is a line: what was looked at, what was found, and what to do if it is not well.
 
-`doctor worker` and `doctor scheduler` are health checks for containers: they look for the heartbeat of that process on this very
+`doctor worker`, `doctor scheduler` and `doctor deliverer` are health checks for containers: they look for the heartbeat of that process on this very
 host in Postgres, because a live process proves nothing.
 """
 
@@ -56,9 +56,9 @@ class _Report:
 
 @click.command(short_help="Check the installation; exit 1 if something is not well.")
 @data_dir
-@click.argument("process", required=False, type=click.Choice(["worker", "scheduler"]))
+@click.argument("process", required=False, type=click.Choice(["worker", "scheduler", "deliverer"]))
 def doctor(*, data_dir: Path, process: str | None) -> int:
-    """Check the installation, or the heartbeat of the worker or scheduler on this host; exit 1 if something is not well."""
+    """Check the installation, or the heartbeat of the worker, scheduler or deliverer on this host; exit 1 if something is not well."""
     if process is not None:
         return on_database(data_dir, lambda _, db: _heartbeat(db, process))
     from orchestrator.devkit.local.runtime_file import attach, running  # noqa: PLC0415
@@ -298,6 +298,15 @@ async def _processes(db: Database, report: _Report) -> None:
             report.ill(f"{kind}s", f"{missing}; start `orchestrator {kind}`, or look at its log")
         for trouble in (trouble for process in alive for trouble in process.troubles):
             report.ill(f"{kind}s", f"{trouble}: look at its log, or start it anew")
+    await _webhooks(db, report, found)
+
+
+async def _webhooks(db: Database, report: _Report, found: Sequence[readiness.Process]) -> None:
+    """Look whether events reach the endpoints of merchants."""
+    from orchestrator.store import endpoints  # noqa: PLC0415
+
+    for trouble in await endpoints.troubles(db, found):
+        report.ill("webhooks", f"{trouble}; see `orchestrator endpoints list`")
 
 
 async def _due(db: Database, report: _Report, *, stopped: bool) -> None:

@@ -187,6 +187,18 @@ def scheduler() -> int:
     return run_scheduler(settings)
 
 
+@click.command(short_help="Send events to merchants' webhook endpoints.")
+def deliverer() -> int:
+    """Send events to merchants' webhook endpoints. Several are harmless; SIGTERM ends what is under way."""
+    from orchestrator.settings import load  # noqa: PLC0415
+    from orchestrator.worker.deliverer import run_deliverer  # noqa: PLC0415
+
+    settings = _needing(logged(load()), "database_url", "secret_keys")
+    _check_clock(settings)
+    log.own_output()
+    return run_deliverer(settings)
+
+
 @click.command(short_help="Serve a faithful gateway on this machine.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=8001, show_default=True)

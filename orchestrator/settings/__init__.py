@@ -202,13 +202,27 @@ class Settings(BaseSettings):
     event_retention_days: float = Field(default=90.0, ge=1, le=3660)
     """Days for which an event stays in the feed of its merchant."""
 
+    # Webhooks.
+    webhook_allowed_networks: tuple[Annotated[str, AfterValidator(network)], ...] = ()
+    """Networks beside the public ones that events may be sent to, also over http://, such as "10.20.0.0/16"; empty: none."""
+    webhook_connect_timeout: float = Field(default=5.0, gt=0, le=60)
+    """Name, connection and TLS handshake of one delivery."""
+    webhook_total_timeout: float = Field(default=15.0, ge=0.1, le=60)
+    """One delivery, whatever trickles in."""
+    webhook_in_flight: int = Field(default=256, ge=1, le=10_000)
+    """Deliveries that a deliverer has under way at once."""
+    webhook_endpoint_in_flight: int = Field(default=64, ge=1, le=1000)
+    """The same for one endpoint; how many it bears is found by trying."""
+    webhook_attempt_retention_days: float = Field(default=30.0, ge=1, le=3660)
+    """Days for which an attempt to deliver an event is kept, with the beginning of its answer."""
+
     # Processes.
     worker_threads: int = Field(default=8, ge=1, le=512)
     """Hints that a worker takes up at once; a thread is free again as soon as its checkouts are claimed or deferred."""
     in_flight_limit: int = Field(default=2000, ge=1, le=100_000)
     """Checkouts that a worker has in flight at once; of one gateway at most twice GATEWAY_POOL_SIZE."""
     shutdown_timeout: float = Field(default=25.0, ge=1, le=600)
-    """Seconds after SIGTERM in which the API, a worker or the scheduler ends what it has in hand, and `up` all that it started; then it ends at once. The status is 0 where nothing was cut off, and 1 otherwise."""
+    """Seconds after SIGTERM in which the API, a worker, a deliverer or the scheduler ends what it has in hand, and `up` all that it started; then it ends at once. The status is 0 where nothing was cut off, and 1 otherwise."""
     database_pool: int = Field(default=6, ge=1, le=200)
     """Connections to Postgres from one process; an API process has four more, for what comes in."""
     api_connections: int = Field(default=1000, ge=16, le=100_000)
@@ -286,6 +300,11 @@ class Settings(BaseSettings):
     def gateway_ranges(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """The networks that the gateway calls from."""
         return tuple(map(ip_network, self.gateway_networks))
+
+    @cached_property
+    def webhook_ranges(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks beside the public ones that events may be sent to."""
+        return tuple(map(ip_network, self.webhook_allowed_networks))
 
     def gateway_allowed(self, url: str) -> bool:
         """Say whether credentials may be sent to this URL."""
@@ -393,6 +412,7 @@ SECRETS: Final[Mapping[str, frozenset[str]]] = {
     "api": frozenset({"database_url", "broker_url", "secret_keys", "jwt_secrets", "gateway_secrets"}),
     "worker": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "gateway_username", "gateway_password"}),
     "scheduler": frozenset({"database_url", "broker_url"}),
+    "deliverer": frozenset({"database_url", "secret_keys"}),
     "sandbox": _GATEWAY,
     "migrate": frozenset({"migration_url", "secret_keys"}),
 }  # fmt: skip

@@ -16,6 +16,7 @@ from sqlalchemy import text
 
 from orchestrator.domain.events import StoredEvent
 from orchestrator.store.database import run
+from orchestrator.store.notifications import DELIVERIES, LONGEST, NOTIFY
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -45,13 +46,13 @@ _PLACE = text("""
         SELECT checkout_id FROM events WHERE position IS NULL ORDER BY created_at LIMIT :most
     ),
     waiting AS MATERIALIZED (
-        SELECT e.checkout_id, e.sequence, e.merchant_id,
+        SELECT e.checkout_id, e.sequence, e.merchant_id, e.kind,
                max(e.created_at) OVER (PARTITION BY e.checkout_id ORDER BY e.sequence) AS at
           FROM events e
          WHERE e.checkout_id = ANY(ARRAY(SELECT checkout_id FROM oldest)) AND coalesce(e.position, 0) = 0
     ),
     numbered AS MATERIALIZED (
-        SELECT checkout_id, sequence, merchant_id,
+        SELECT checkout_id, sequence, merchant_id, kind,
                row_number() OVER (PARTITION BY merchant_id ORDER BY at, checkout_id, sequence) AS number,
                count(*) OVER (PARTITION BY merchant_id) AS total
           FROM waiting
@@ -68,8 +69,17 @@ _PLACE = text("""
          WHERE e.checkout_id = n.checkout_id AND e.sequence = n.sequence
            AND e.checkout_id = ANY(ARRAY(SELECT checkout_id FROM oldest))
         RETURNING 1
+    ),
+    opened AS (
+        INSERT INTO delivery_streams AS s (endpoint_id, checkout_id, next_sequence, last_sequence, due_at)
+        SELECT w.id, n.checkout_id, min(n.sequence), max(n.sequence), clock()
+          FROM numbered n JOIN webhook_endpoints w ON w.merchant_id = n.merchant_id
+         WHERE w.deleted_at IS NULL AND w.pause_reason IS DISTINCT FROM 'gone' AND (w.kinds IS NULL OR n.kind = ANY(w.kinds))
+         GROUP BY w.id, n.checkout_id ORDER BY w.id, n.checkout_id
+        ON CONFLICT (endpoint_id, checkout_id, purpose) DO UPDATE SET last_sequence = greatest(s.last_sequence, excluded.last_sequence)
+        RETURNING endpoint_id
     )
-    SELECT count(*) AS placed FROM placed
+    SELECT (SELECT count(*) FROM placed) AS placed, (SELECT string_agg(DISTINCT CAST(endpoint_id AS text), ' ') FROM opened) AS endpoints
 """)
 # The beginning of each feed that is older than what is kept, up to the first event that is young enough.
 _FORGET = text("""
@@ -178,12 +188,15 @@ async def waiting(db: Database) -> bool:
 
 
 async def place(db: Database, *, most: int = PLACED_AT_ONCE) -> int | None:
-    """Give events that are committed their positions; return how many, or None where another process does so at this moment."""
+    """Give events that are committed their positions, and have them sent to the endpoints that want them; return how many, or None where another process does so at this moment."""
     async with db.transaction() as tx:
         (turn,) = await run(tx, _TURN, {})
         if not turn.ours:
             return None
         (row,) = await run(tx, _PLACE, {"most": most})
+        if row.endpoints is not None:
+            said = row.endpoints if len(row.endpoints) <= LONGEST else ""
+            await run(tx, NOTIFY, {"channel": DELIVERIES, "said": said})
     return int(row.placed)
 
 

@@ -418,35 +418,6 @@ event_feeds = Table(
     postgresql_with={"fillfactor": 50},
 )  # fmt: skip
 
-webhooks = Table(
-    "webhooks", metadata,
-    _id(primary_key=True),
-    Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
-    Column("url", Text, nullable=False),
-    Column("secret", LargeBinary, nullable=False),
-    Column("kinds", JSONB, nullable=False, server_default=text("'[]'")),
-    _time("created_at", now=True),
-    _time("disabled_at"),
-)  # fmt: skip
-
-deliveries = Table(
-    "deliveries",
-    metadata,
-    _id(primary_key=True),
-    Column("webhook_id", Uuid, ForeignKey("webhooks.id"), nullable=False),
-    Column("checkout_id", Uuid, nullable=False),
-    Column("event_sequence", Integer, nullable=False),
-    Column("attempts", Integer, nullable=False, server_default=text("0")),
-    Column("lease", Uuid),
-    _time("leased_until"),
-    _time("due_at"),
-    Column("last_status", Integer),
-    Column("last_error", Text),
-    _time("delivered_at"),
-    UniqueConstraint("webhook_id", "checkout_id", "event_sequence"),
-    Index("ix_deliveries_due_at", "due_at", postgresql_where=text("due_at IS NOT NULL")),
-)
-
 # The queue of a merchant's lookups: until when its places are taken, and up to when lookups were made (see processing.lookup_budget).
 lookup_budgets = Table(
     "lookup_budgets",

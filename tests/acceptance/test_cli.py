@@ -168,10 +168,19 @@ def test_token_issue_prints_the_token_and_nothing_else():
 def test_every_command_has_help():
     listed = orchestrator("--help").stdout
 
-    for command in ("up", "demo", "api", "worker", "scheduler", "sandbox", "migrate", "doctor", "token", "merchants",
-                    "checkouts", "payments", "events", "audit", "archive"):  # fmt: skip
+    for command in ("up", "demo", "api", "worker", "scheduler", "deliverer", "sandbox", "migrate", "doctor", "token", "merchants",
+                    "checkouts", "payments", "events", "endpoints", "audit", "archive"):  # fmt: skip
         assert f"  {command} " in listed
-    for group in ((), ("token",), ("merchants",), ("checkouts",), ("payments",), ("events",), ("audit",)):
+    for group in (
+        (),
+        ("token",),
+        ("merchants",),
+        ("checkouts",),
+        ("payments",),
+        ("events",),
+        ("endpoints",),
+        ("audit",),
+    ):
         commands = orchestrator(*group, "--help").stdout.partition("Commands:")[2]
         assert commands
         assert "..." not in commands

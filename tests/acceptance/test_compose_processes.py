@@ -40,6 +40,7 @@ OUTSIDE = {
     "ORCHESTRATOR_GATEWAY_USERNAME": "shop",
     "ORCHESTRATOR_GATEWAY_PASSWORD": "a password",
     "ORCHESTRATOR_PUBLIC_URL": "http://127.0.0.1:8000",
+    "ORCHESTRATOR_WEBHOOK_ALLOWED_NETWORKS": '["10.20.0.0/16"]',
 }
 """What a person gives to compose, beside the servers' passwords."""
 
@@ -124,7 +125,7 @@ def test_every_service_works_with_what_compose_gives_it(installed: dict[str, str
     for name, port in ports.items():
         with service(name, installed, tmp_path, port=port) as process:
             until(lambda name=name: answers(name), process, tmp_path / f"{name}.log")
-    for kind in ("worker", "scheduler"):
+    for kind in ("worker", "scheduler", "deliverer"):
         with service(kind, installed, tmp_path) as process:
             until(lambda kind=kind: beats(kind), process, tmp_path / f"{kind}.log")
 

@@ -48,6 +48,7 @@ def test_the_processes_of_the_contract_are_there() -> None:
         "worker",
         "worker2",
         "scheduler",
+        "deliverer",
         "sandbox",
     }
 
@@ -86,7 +87,7 @@ def test_only_migrations_can_change_tables_and_only_the_roles_are_made_by_the_su
         assert ("${POSTGRES_PASSWORD" in told) is (name in {"postgres", "roles"}), name
         assert ("${POSTGRES_OWNER_PASSWORD" in told) is (name in {"migrate", "roles"}), name
         assert ("${POSTGRES_APP_PASSWORD" in told) is (
-            name in {"api", "worker", "worker2", "scheduler", "roles"}
+            name in {"api", "worker", "worker2", "scheduler", "deliverer", "roles"}
         ), name
 
 

@@ -188,9 +188,9 @@ RULES = {
         "Celery stands in messaging and worker", celery, ("messaging", "worker"), "from kombu import Queue\n"
     ),
     "http": Rule(
-        "HTTP clients stand in gateway, in issuer_keys, in the client of our own API, and in the sandbox and the demo",
+        "HTTP clients stand in gateway and delivery, in issuer_keys, in the client of our own API, and in the sandbox and the demo",
         http_clients,
-        ("gateway", "issuer_keys", "devkit/client", "devkit/sandbox", "devkit/demo"),
+        ("gateway", "delivery", "issuer_keys", "devkit/client", "devkit/sandbox", "devkit/demo"),
         "from urllib.request import urlopen\n",
     ),
     "environment": Rule(

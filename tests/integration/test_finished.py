@@ -244,7 +244,7 @@ async def test_what_waits_for_somebody_is_found_without_what_does_not(overloaded
     queries = (
         "SELECT id FROM checkouts WHERE attention IS NOT NULL ORDER BY id DESC LIMIT 10",
         "SELECT checkout_id FROM events WHERE position IS NULL AND created_at > now() ORDER BY created_at LIMIT 10",
-        "SELECT id FROM deliveries WHERE due_at <= now() ORDER BY due_at LIMIT 10",
+        "SELECT checkout_id FROM delivery_streams WHERE endpoint_id = '019aa000-0000-7000-8000-000000000001' AND due_at <= now() ORDER BY due_at LIMIT 10",
     )
     with Explained() as explained:
         for query in queries:

@@ -69,7 +69,7 @@ def test_the_application_may_do_with_each_table_what_it_needs_and_no_more(databa
         "INSERT INTO audit_entries_rest SELECT * FROM audit_entries",
         "TRUNCATE events",
         "ALTER TABLE audit_entries DISABLE TRIGGER ALL",
-        "DROP TABLE deliveries",
+        "DROP TABLE delivery_streams",
         "CREATE TABLE mine (id int)",
         "CREATE OR REPLACE FUNCTION clock() RETURNS timestamptz LANGUAGE sql AS 'SELECT now()'",
         "UPDATE clock_skew SET seconds = 86400",

@@ -111,7 +111,7 @@ def test_two_migrations_started_at_once_both_succeed(url):
 def test_a_migration_gives_up_on_a_busy_table_instead_of_queueing_everybody_behind_it(url):
     schema.migrate(url)
     with psycopg.connect(url) as busy:
-        busy.execute("SELECT 1 FROM deliveries")
+        busy.execute("SELECT 1 FROM idempotency_keys")
         with pytest.raises(Exception, match="lock timeout") as error:
             command.downgrade(schema._config(url), "base")
     assert isinstance(error.value.__cause__, errors.LockNotAvailable)

@@ -121,6 +121,7 @@ class World:
             ],
             "worker": ["worker"],
             "scheduler": ["scheduler"],
+            "deliverer": ["deliverer"],
         }[kind]
         with (self.place / f"{name}.log").open("ab") as log:
             out = log if output is None else output

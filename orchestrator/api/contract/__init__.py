@@ -1,4 +1,4 @@
-"""The shapes of the contract, and their OpenAPI schemas: `answers` is what the API returns, `bodies` what it takes."""
+"""The shapes of the contract, and their OpenAPI schemas: `answers` is what the API returns, `bodies` what it takes, `webhooks` both of endpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from orchestrator.api.contract import answers, bodies, examples
+from orchestrator.api.contract import answers, bodies, examples, webhooks
 from orchestrator.audit import Action
 from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.command_result import ResultCode
@@ -35,7 +35,7 @@ def schemas() -> dict[str, Schema]:
     """Return the schema of each shape by its name, bodies first."""
     shapes = [
         shape
-        for module in (bodies, answers)
+        for module in (bodies, answers, webhooks)
         for name, shape in vars(module).items()
         if isinstance(shape, type)
         and issubclass(shape, msgspec.Struct)

@@ -46,8 +46,8 @@ _SETTLED: Final = """
        AND NOT EXISTS (SELECT FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL)
        AND NOT EXISTS (SELECT FROM money_operations o
                         WHERE o.checkout_id = c.id AND o.state IN ('requested', 'submitted', 'unknown'))
-       AND NOT EXISTS (SELECT FROM webhooks w JOIN deliveries d ON d.webhook_id = w.id AND d.checkout_id = c.id
-                        WHERE w.merchant_id = c.merchant_id AND d.due_at IS NOT NULL)
+       AND NOT EXISTS (SELECT FROM webhook_endpoints w JOIN delivery_streams d ON d.endpoint_id = w.id AND d.checkout_id = c.id
+                        WHERE w.merchant_id = c.merchant_id)
        AND NOT (:placing AND EXISTS (SELECT FROM events e WHERE e.checkout_id = c.id AND e.position IS NULL))
 """
 # A statement looks at so many checkouts at the most: what was archived before is passed by without a long one.
@@ -109,11 +109,6 @@ _ROWS: Final = {
     "callbacks": text(_gone("callbacks") + " ORDER BY received_at, id"),
     # Copied: they leave by the retention of the feed, in which a hole would be an event that a merchant never hears of.
     "events": text(_kept("events") + " ORDER BY sequence"),
-    "deliveries": text("""
-        WITH gone AS (
-            DELETE FROM deliveries d USING checkouts c JOIN webhooks w ON w.merchant_id = c.merchant_id
-             WHERE c.id = ANY(CAST(:ids AS uuid[])) AND d.webhook_id = w.id AND d.checkout_id = c.id RETURNING d.*)
-        SELECT checkout_id, CAST(to_json(gone) AS text) AS body FROM gone ORDER BY id"""),
 }
 
 

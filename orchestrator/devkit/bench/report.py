@@ -194,7 +194,7 @@ def _costs(document: dict[str, Any]) -> str:
     rows = [(kind, f"{value:.2f}") for kind, value in cpu.items()]
     return _table(
         ("process", "ms"),
-        [*rows, ("api + worker + scheduler", f"{document['product_cpu_ms_per_order']:.2f}")],
+        [*rows, ("api + worker + scheduler + deliverer", f"{document['product_cpu_ms_per_order']:.2f}")],
     )
 
 

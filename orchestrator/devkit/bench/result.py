@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from orchestrator.devkit.bench.setup import Run
 
-PRODUCT: Final = ("api", "worker", "scheduler")
+PRODUCT: Final = ("api", "worker", "scheduler", "deliverer")
 BESIDE: Final = ("postgres", "redis", "gateway", "load", "bench")
 
 

@@ -1,4 +1,4 @@
-"""`up`: servers, schema, sandbox, API, workers and scheduler from nothing, kept running, and ended in the right order.
+"""`up`: servers, schema, sandbox, API, workers, scheduler and deliverer from nothing, kept running, and ended in the right order.
 
 Everything is started from the main thread, because the kernel ends a child with the thread that started it. A child that ends is
 started again; the embedded servers too. Stopping is warm: who has work in hand finishes it while gateway and servers still
@@ -140,6 +140,7 @@ class Up:
         log.mkdir(mode=0o700, exist_ok=True)
         _close(self.data_dir, log)
         commands = {"api": ["api", "--host", HOST, "--port", str(port)], "scheduler": ["scheduler"]}
+        commands["deliverer"] = ["deliverer"]
         commands |= {f"worker-{number}": ["worker"] for number in range(1, self.options.workers + 1)}
         if sandbox_port is not None:
             state = str(self.data_dir / "sandbox.db")

@@ -50,6 +50,7 @@ async def test_every_documented_answer_is_given_and_is_as_documented(database_ur
         await _reads(api)
         await _commands(api)
         await _events(api)
+        await _endpoints(api)
         await _callbacks(api)
         await api.client.get("/healthz")
         assert (await api.client.get("/readyz")).status_code == 200
@@ -123,6 +124,46 @@ async def _commands(api: Api) -> None:
         problem(await ask(api, unknown, kind, body, key="k"), 404, "unknown-checkout")
         problem(await ask(api, await fit(), kind, {**body, "version": 99}, key="v"), 409, "version-changed")
         problem(await ask(api, path, kind, {"colour": 1}, key="c"), 422, "invalid-command")
+
+
+async def _endpoints(api: Api) -> None:
+    headers, url = (
+        api.bearer("default", ("endpoints:read", "endpoints:write")),
+        "https://shop.example/webhooks",
+    )
+    reading = api.bearer("default", ("events:read",))
+
+    async def ask(method: str, path: str = "", body: object = None, *, known: bool = True):
+        given = {} if body is None else {"json": body}
+        return await api.client.request(
+            method, f"/v1/endpoints{path}", headers=headers if known else reading, **given
+        )
+
+    problem(await ask("POST", body={}), 422, "invalid-endpoint")
+    problem(await ask("POST", body={"url": url}, known=False), 403, "insufficient-scope")
+    one = (await ask("POST", body={"url": url})).json()["id"]
+    await api.sql(
+        "INSERT INTO webhook_endpoints (id, merchant_id, url, secret) SELECT gen_random_uuid(), 1, 'https://a.example', '' "
+        "FROM generate_series(2, 50)"
+    )
+    problem(await ask("POST", body={"url": url}), 409, "too-many-endpoints")
+    assert (await ask("GET")).status_code == 200
+    problem(await ask("GET", "?limit=0"), 422, "invalid-request")
+    calls = (
+        ("GET", "", None, None), ("PATCH", "", {"content": "full"}, {"content": 1}), ("POST", "/rotate-secret", {}, {"overlap": -1}),
+        ("POST", "/test", None, None), ("POST", "/resume", None, None), ("POST", "/replay", {"failed": True}, {}),
+        ("GET", "/attempts", None, None), ("DELETE", "", None, None),
+    )  # fmt: skip
+    for method, path, body, wrong in calls:
+        unknown = f"/019aa000-0000-7000-8000-000000000001{path}"
+        problem(await ask(method, unknown, body), 404, "unknown-endpoint")
+        problem(await ask(method, f"/{one}{path}", body, known=False), 403, "insufficient-scope")
+        if wrong is None:
+            problem(await ask(method, f"/{one}{path}?verbose=1", body), 422, "invalid-request")
+        else:
+            problem(await ask(method, f"/{one}{path}", wrong), 422, "invalid-endpoint")
+        assert (await ask(method, f"/{one}{path}", body)).is_success
+    await api.sql("DELETE FROM webhook_endpoints")
 
 
 async def _unused(api: Api) -> str:
@@ -284,7 +325,7 @@ async def test_an_entry_that_is_not_in_the_words_of_the_trail_is_shown_as_it_sta
 async def test_the_page_begins_with_checkouts_and_ends_with_callbacks_and_health(api: Api):
     for address in ("/openapi.json", "/docs/assets/openapi-3.0.json"):
         document = (await api.client.get(address)).json()
-        tags = ["checkouts", "commands", "payments", "events", "callbacks", "health"]
+        tags = ["checkouts", "commands", "payments", "events", "webhooks", "callbacks", "health"]
         assert [tag["name"] for tag in document["tags"]] == tags
         assert all(tag["description"] for tag in document["tags"])
         met = [operation["tags"][0] for one in document["paths"].values() for operation in one.values()]

@@ -1,0 +1,156 @@
+"""Webhook endpoints as the API takes and shows them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from msgspec import UNSET, UnsetType
+
+from orchestrator.api.contract.values import Id, Shape, Text, Time, about
+from orchestrator.delivery.addresses import LONGEST_URL
+from orchestrator.delivery.sender import Outcome
+from orchestrator.domain.events import Content, EventType
+from orchestrator.store.deliveries import Purpose, Result
+from orchestrator.store.endpoints import COUNTED, PauseReason, Status
+
+ENDPOINT_PAGE: Final = 100
+ATTEMPT_PAGE: Final = 200
+LONGEST_DESCRIPTION: Final = 200
+LONGEST_OVERLAP: Final = 7 * 86_400
+OVERLAP: Final = 86_400
+
+Url = Annotated[
+    str,
+    about(
+        "https:// and a public host, without credentials and fragment",
+        "https://shop.example/webhooks",
+        format="uri",
+        maxLength=LONGEST_URL,
+    ),
+]
+Types = Annotated[list[EventType], about("Only these; null: all", maxItems=len(EventType))] | None
+Description = Annotated[str, about(maxLength=LONGEST_DESCRIPTION)]
+
+
+class AddEndpoint(Shape, kw_only=True):
+    """Add an endpoint."""
+
+    url: Url
+    description: Description | UnsetType = UNSET
+    types: Types | UnsetType = UNSET
+    content: Annotated[Content, about("`full` adds sentences", default="thin")] | UnsetType = UNSET
+
+
+class ChangeEndpoint(Shape, kw_only=True):
+    """Change an endpoint; what is absent stays as it is."""
+
+    url: Url | UnsetType = UNSET
+    description: Description | UnsetType = UNSET
+    types: Types | UnsetType = UNSET
+    content: Content | UnsetType = UNSET
+    paused: Annotated[bool, about("Events wait while it is paused; false resumes it")] | UnsetType = UNSET
+
+
+class RotateSecret(Shape, kw_only=True):
+    """Replace the secret."""
+
+    overlap: (
+        Annotated[
+            int,
+            about(
+                "Seconds for which the secret before signs too",
+                minimum=0,
+                maximum=LONGEST_OVERLAP,
+                default=OVERLAP,
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class Replay(Shape, kw_only=True):
+    """What is to be sent again: one event, a period, or all that was given up."""
+
+    event_id: Annotated[str, about("The id of one event", maxLength=64)] | UnsetType = UNSET
+    since: Annotated[Time, about("Events from this time on")] | UnsetType = UNSET
+    before: Annotated[Time, about("And before this one; absent: until now")] | UnsetType = UNSET
+    failed: Annotated[Literal[True], about("All that was given up")] | UnsetType = UNSET
+
+
+class Endpoint(Shape, kw_only=True):
+    """An endpoint that events are sent to."""
+
+    id: Id
+    url: Url
+    description: Description
+    types: Types
+    content: Content
+    status: Annotated[Status, about("`off`: it has answered 410")]
+    pause_reason: Annotated[PauseReason | None, about("Why it is not served; null while it is")]
+    paused_at: Time | None
+    created_at: Time
+    delivered_at: Annotated[Time | None, about("The last delivery, to ten seconds")]
+    failing_since: Annotated[Time | None, about("The first failure since the last delivery")]
+    held_until: Annotated[Time | None, about("Nothing is sent before, because it failed or asked for it")]
+    waiting: Annotated[
+        int, about("Checkouts with an event that is not delivered yet", minimum=0, maximum=COUNTED)
+    ]
+    waiting_since: Annotated[Time | None, about("Since when an event is due")]
+    previous_secret_until: Annotated[Time | None, about("Until then the secret before signs too")]
+
+
+class NewEndpoint(Endpoint, kw_only=True):
+    """An endpoint with its secret, which is shown this once."""
+
+    secret: Annotated[str, about("Standard Webhooks", pattern="^whsec_[A-Za-z0-9+/]{43}=$", maxLength=50)]
+
+
+class EndpointPage(Shape, kw_only=True):
+    """Endpoints in the order in which they were made."""
+
+    endpoints: Annotated[list[Endpoint], about(maxItems=ENDPOINT_PAGE)]
+    next_cursor: Annotated[Id | None, about("`cursor` of the next page; null on the last")]
+
+
+class TestSent(Shape, kw_only=True):
+    """A test event that will be sent once; what came of it stands among the attempts."""
+
+    event_id: Annotated[Text, about("Its `webhook-id`")]
+
+
+class Replayed(Shape, kw_only=True):
+    """Events that will be sent again, with their ids."""
+
+    events: Annotated[int, about(minimum=0, maximum=2**31 - 1)]
+
+
+class DeliveryAttempt(Shape, kw_only=True):
+    """One attempt to deliver an event."""
+
+    id: Id
+    event_id: Annotated[Text, about("The `webhook-id`")]
+    kind: Annotated[Text, about("The type of the event", "checkout.completed")]
+    checkout_id: Annotated[Id, about("Of a test event an id of its own")]
+    sequence: Annotated[int, about(minimum=1, maximum=2**31 - 1)]
+    purpose: Annotated[Purpose, about("`replay` and `test` were asked for")]
+    number: Annotated[int, about("Of this event, from 1", minimum=1, maximum=2**31 - 1)]
+    at: Annotated[Time, about("When it ended")]
+    outcome: Outcome
+    status: (
+        Annotated[int, about("HTTP status; null where there was no answer", minimum=100, maximum=999)] | None
+    )
+    milliseconds: Annotated[int, about(minimum=0, maximum=2**31 - 1)]
+    answer: (
+        Annotated[str, about("The beginning of the answer's body; show it as text", maxLength=1024)] | None
+    )
+    result: Annotated[
+        Result | None,
+        about("How the event stands after it; null where it will be tried again, and of a test that failed"),
+    ]
+
+
+class AttemptPage(Shape, kw_only=True):
+    """Attempts, the youngest first."""
+
+    attempts: Annotated[list[DeliveryAttempt], about(maxItems=ATTEMPT_PAGE)]
+    next_cursor: Annotated[Id | None, about("`cursor` of the next page; null on the last")]

@@ -1,0 +1,316 @@
+"""Webhook endpoints for whoever operates the installation, straight from the database; the API has the same for merchants."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.lookup import Span, merchant_id, table, uuid_of
+from orchestrator.cli.output import printer, say
+from orchestrator.domain.events import EventType
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
+
+    from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
+    from orchestrator.store.endpoints import Endpoint
+
+WAIT: Final = 20.0
+"""Seconds that `test` waits for what came of it."""
+_LOOK: Final = 0.2
+
+_merchant = click.option(
+    "--merchant", metavar="NAME", default="default", show_default=True, help="Whose endpoint it is."
+)
+_types = click.option(
+    "--type", "kinds", multiple=True, metavar="TYPE", type=click.Choice([str(kind) for kind in EventType]),
+    help="Only these; may be repeated (without it: all).",
+)  # fmt: skip
+_ID = click.argument("endpoint", metavar="ID")
+
+
+@click.group(short_help="Webhook endpoints that events are sent to.")
+def endpoints() -> None:
+    """Webhook endpoints that events are sent to."""
+
+
+@endpoints.command("list")
+@data_dir
+@_merchant
+def list_endpoints(*, data_dir: Path, merchant: str) -> int:
+    """List a merchant's endpoints, and what waits for each."""
+
+    async def show(_: Settings, db: Database) -> int:
+        from orchestrator.store import endpoints as stored  # noqa: PLC0415 - each command imports what it needs
+
+        shown = table(
+            "id", "status", "url", "types", "content", "waiting", "since", "delivered", "failing since"
+        )
+        for one in await stored.page(
+            db, merchant_id=await merchant_id(db, merchant), after=None, limit=stored.MOST_ENDPOINTS
+        ):
+            status = one.status if one.pause_reason is None else f"{one.status} ({one.pause_reason})"
+            shown.add_row(
+                str(one.id), status, one.url.partition("?")[0], "all" if one.kinds is None else " ".join(one.kinds), one.content,
+                str(one.waiting), _moment(one.waiting_since), _moment(one.delivered_at), _moment(one.failing_since),
+            )  # fmt: skip
+        printer().print(shown)
+        return 0
+
+    return on_database(data_dir, show)
+
+
+@endpoints.command(short_help="Add an endpoint, and print its secret.")
+@data_dir
+@_merchant
+@click.argument("url")
+@_types
+@click.option("--full", is_flag=True, help="Send full documents, with sentences.")
+@click.option("--description", default="", help="What it is for.")
+def add(
+    *, data_dir: Path, merchant: str, url: str, kinds: Sequence[str], full: bool, description: str
+) -> int:
+    """Add an endpoint, and print its secret, which is shown this once."""
+
+    async def work(settings: Settings, db: Database) -> int:
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415
+        from orchestrator.delivery import signature  # noqa: PLC0415
+        from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected, checked_url  # noqa: PLC0415
+        from orchestrator.store import endpoints as stored  # noqa: PLC0415
+
+        try:
+            checked_url(url, AddressPolicy(settings.webhook_ranges))
+        except WebhookUrlRejected as error:
+            raise click.UsageError(f"the URL {error}") from None
+        secret = signature.new_secret()
+        made = await stored.add(
+            db, Encryptor(settings.secret_keys), merchant_id=await merchant_id(db, merchant), url=url,
+            description=description[:200], kinds=kinds or None, content="full" if full else "thin", secret=secret,
+        )  # fmt: skip
+        say(f"added {made.id}")
+        say(signature.written(secret))
+        return 0
+
+    return on_database(data_dir, work)
+
+
+@endpoints.command(short_help="Send nothing until it is resumed.")
+@data_dir
+@_merchant
+@_ID
+def pause(*, data_dir: Path, merchant: str, endpoint: str) -> int:
+    """Send nothing to an endpoint until it is resumed; its events wait."""
+    return _changed(
+        data_dir,
+        merchant,
+        endpoint,
+        what="paused",
+        change=lambda stored, db, one: stored.pause(db, one.id, "asked"),
+    )
+
+
+@endpoints.command()
+@data_dir
+@_merchant
+@_ID
+def resume(*, data_dir: Path, merchant: str, endpoint: str) -> int:
+    """Serve an endpoint again that is paused or off."""
+    return _changed(
+        data_dir, merchant, endpoint, what="resumed",
+        change=lambda stored, db, one: stored.resume(db, one.id, merchant_id=one.merchant_id),
+    )  # fmt: skip
+
+
+@endpoints.command(short_help="Delete an endpoint.")
+@data_dir
+@_merchant
+@_ID
+@click.confirmation_option(prompt="Delete the endpoint, with what waits for it?")
+def delete(*, data_dir: Path, merchant: str, endpoint: str) -> int:
+    """Delete an endpoint, with what waits for it; events stay in the feed."""
+    return _changed(
+        data_dir, merchant, endpoint, what="deleted",
+        change=lambda stored, db, one: stored.delete(db, one.id, merchant_id=one.merchant_id),
+    )  # fmt: skip
+
+
+@endpoints.command("rotate-secret", short_help="Give an endpoint a new secret.")
+@data_dir
+@_merchant
+@_ID
+@click.option(
+    "--overlap", type=Span(longest=7 * 86_400), default="24h", show_default=True, help="How long the secret before signs too."
+)  # fmt: skip
+def rotate_secret(*, data_dir: Path, merchant: str, endpoint: str, overlap: float) -> int:
+    """Give an endpoint a new secret, and print it; it is shown this once."""
+
+    async def work(settings: Settings, db: Database) -> int:
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415
+        from orchestrator.delivery import signature  # noqa: PLC0415
+        from orchestrator.store import endpoints as stored  # noqa: PLC0415
+
+        one = await _one(db, merchant, endpoint)
+        secret = signature.new_secret()
+        await stored.rotate(
+            db, Encryptor(settings.secret_keys), one.id, merchant_id=one.merchant_id, secret=secret, overlap=overlap
+        )  # fmt: skip
+        say(signature.written(secret))
+        return 0
+
+    return on_database(data_dir, work)
+
+
+@endpoints.command("test", short_help="Send a test event, and say what came of it.")
+@data_dir
+@_merchant
+@_ID
+def send_test(*, data_dir: Path, merchant: str, endpoint: str) -> int:
+    """Have a test event sent, and say what came of it; exit 1 if it was not delivered."""
+
+    async def work(settings: Settings, db: Database) -> int:
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415
+        from orchestrator.store import deliveries  # noqa: PLC0415
+
+        one = await _one(db, merchant, endpoint)
+        test = await deliveries.test(db, one.id)
+        encryptor = Encryptor(settings.secret_keys)
+        try:
+            async with asyncio.timeout(WAIT):
+                while True:
+                    found = await deliveries.attempts(
+                        db, encryptor, one.id, before=None, limit=1, checkout=test
+                    )
+                    if found:
+                        break
+                    await asyncio.sleep(_LOOK)
+        except TimeoutError:
+            say(
+                f"nothing has come of it within {WAIT:.0f} s: does a deliverer run (`orchestrator doctor`)?",
+                err=True,
+            )
+            return 1
+        (attempt,) = found
+        status = "" if attempt.status is None else f", HTTP {attempt.status}"
+        say(f"{attempt.outcome}{status}, {attempt.milliseconds} ms")
+        return 0 if attempt.outcome == "delivered" else 1
+
+    return on_database(data_dir, work)
+
+
+@endpoints.command(short_help="Send events again, with the same ids.")
+@data_dir
+@_merchant
+@_ID
+@click.option("--event", metavar="EVENT_ID", help="One event.")
+@click.option("--last", type=Span(), help="The events of this time span, such as 2h.")
+@click.option("--failed", is_flag=True, help="All that was given up.")
+def replay(
+    *, data_dir: Path, merchant: str, endpoint: str, event: str | None, last: float | None, failed: bool
+) -> int:
+    """Send events again, with the same ids: one, those of a time span, or all that was given up."""
+    if sum((event is not None, last is not None, failed)) != 1:
+        raise click.UsageError("name one of --event, --last and --failed")
+
+    async def work(_: Settings, db: Database) -> int:
+        from orchestrator.store import deliveries  # noqa: PLC0415
+
+        one = await _one(db, merchant, endpoint)
+        if event is not None:
+            checkout, number = event.rpartition("-")[::2]
+            found = uuid_of(checkout)
+            if found is None or not number.isdecimal():
+                raise click.UsageError(
+                    f"{event!r} is no id of an event: it ends in a hyphen and its sequence"
+                )
+            count = await deliveries.replay_event(
+                db, one.id, merchant_id=one.merchant_id, checkout=found, sequence=int(number[:9])
+            )
+        elif last is not None:
+            now = datetime.now(UTC)
+            count = await deliveries.replay_period(
+                db, one.id, merchant_id=one.merchant_id, since=now - timedelta(seconds=last), before=now
+            )
+        else:
+            count = await deliveries.replay_failed(db, one.id)
+        say(f"{count} event{'' if count == 1 else 's'} will be sent again")
+        return 0
+
+    return on_database(data_dir, work)
+
+
+@endpoints.command()
+@data_dir
+@_merchant
+@_ID
+@click.option("--failed", is_flag=True, help="Only those that failed.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+def attempts(*, data_dir: Path, merchant: str, endpoint: str, failed: bool, limit: int) -> int:
+    """List attempts to reach an endpoint, the youngest first."""
+
+    async def show(settings: Settings, db: Database) -> int:
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415
+        from orchestrator.domain.events import event_id  # noqa: PLC0415
+        from orchestrator.store import deliveries  # noqa: PLC0415
+
+        one = await _one(db, merchant, endpoint)
+        shown = table("at", "event", "type", "#", "outcome", "status", "ms", "answer")
+        for row in await deliveries.attempts(
+            db,
+            Encryptor(settings.secret_keys),
+            one.id,
+            before=None,
+            limit=limit,
+            failed=True if failed else None,
+        ):
+            answer = "" if row.answer is None else " ".join(row.answer.decode(errors="replace").split())[:60]
+            shown.add_row(
+                _moment(row.at), event_id(row.checkout_id, row.sequence), row.kind, str(row.number), row.outcome,
+                "" if row.status is None else str(row.status), str(row.milliseconds), answer,
+            )  # fmt: skip
+        printer().print(shown)
+        return 0
+
+    return on_database(data_dir, show)
+
+
+def _changed(
+    data_dir: Path,
+    merchant: str,
+    endpoint: str,
+    *,
+    what: str,
+    change: Callable[[Any, Database, Endpoint], Awaitable[bool]],
+) -> int:
+    async def work(_: Settings, db: Database) -> int:
+        from orchestrator.store import endpoints as stored  # noqa: PLC0415
+
+        one = await _one(db, merchant, endpoint)
+        await change(stored, db, one)
+        say(f"{what} {one.id}")
+        return 0
+
+    return on_database(data_dir, work)
+
+
+async def _one(db: Database, merchant: str, endpoint: str) -> Endpoint:
+    from orchestrator.store import endpoints as stored  # noqa: PLC0415
+
+    number = uuid_of(endpoint)
+    found = None
+    if number is not None:
+        found = await stored.one(db, number, merchant_id=await merchant_id(db, merchant))
+    if found is None:
+        raise click.UsageError(
+            f"merchant {merchant} has no endpoint {endpoint!r}: see `orchestrator endpoints list`"
+        )
+    return found
+
+
+def _moment(at: datetime | None) -> str:
+    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"

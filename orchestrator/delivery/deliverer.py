@@ -1,0 +1,477 @@
+"""The deliverer: takes what is due for each endpoint, as much as it bears, sends it, and writes what came of it.
+
+A round takes lists of streams for all endpoints that may be sent something, in one statement, and does not wait for what is under way. An
+endpoint that is slow or fails holds its own deliveries only: each has an allowance of its own, may take half of what is left of the
+process's, and one in any case. A circuit opens after ten failures that speak of the endpoint and not of one event, for all deliverers at once;
+then one probe at a time is sent. Nothing here is the only copy of anything: a deliverer that dies leaves leases that end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from orchestrator import log
+from orchestrator.crypto import EncryptionError
+from orchestrator.delivery import retries, signature, trial_event
+from orchestrator.delivery.pace import Pace
+from orchestrator.delivery.sender import OVERLOAD, Answer, Outcome
+from orchestrator.domain import events
+from orchestrator.domain.ids import uuid7
+from orchestrator.store import deliveries, endpoints
+from orchestrator.store.database import Batch
+from orchestrator.store.deliveries import Attempt, Written
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from orchestrator.crypto import Encryptor
+    from orchestrator.delivery.sender import Sender
+    from orchestrator.delivery.trial_event import TrialEvent
+    from orchestrator.domain.events import CloudEvent
+    from orchestrator.settings import Settings
+    from orchestrator.store.database import Again, Database, Writes
+    from orchestrator.store.deliveries import Due
+    from orchestrator.store.endpoints import Endpoint
+
+_log = log.get(__name__)
+
+LOOK: Final = 1.0
+"""Seconds after which it looks at all endpoints, whatever it was told."""
+LOOK_UNTOLD: Final = 0.05
+"""The same where it hears no notifications."""
+GATHER: Final = 0.004
+"""Seconds between two rounds, in which the next list gathers while there is much to do."""
+AWAY: Final = 1.0
+"""Seconds after a round that failed."""
+OPEN_AFTER: Final = 10
+"""Failures in a row after which a circuit opens."""
+NOTED_EVERY: Final = 10.0
+"""Seconds between two notes that an endpoint takes deliveries."""
+LEASE_MARGIN: Final = 15.0
+"""Seconds by which a lease is longer than a delivery."""
+CLEAN_EVERY: Final = 60.0
+CLOSING: Final = 5.0
+"""Seconds of the shutdown's that are kept for writing results."""
+AGENT: Final = "checkout-orchestrator/1"
+_ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One endpoint as this process serves it."""
+
+    endpoint: Endpoint
+    secrets: Sequence[bytes]
+    pace: Pace
+    open_at: float
+    """When its circuit may be probed, or what it asked for is over, by our own clock; in the past: nothing holds it."""
+    hot: bool = True
+    """Something may be due."""
+    failures: int = 0
+    """In a row, of those that speak of the endpoint."""
+    failing: bool = False
+    probing: bool = False
+    noted_at: float = float("-inf")
+
+
+class Deliverer:
+    """The deliveries of one process."""
+
+    def __init__(self, settings: Settings, db: Database, encryptor: Encryptor, sender: Sender) -> None:
+        self._settings, self._db, self._encryptor, self._sender = settings, db, encryptor, sender
+        self._lanes: dict[UUID, Lane] = {}
+        self._by_text: dict[str, Lane] = {}
+        self._woken = asyncio.Event()
+        self._refresh_at = self._look_at = self._tests_at = self._clean_at = float("-inf")
+        self._lease = settings.webhook_total_timeout + LEASE_MARGIN
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = 0
+        self._refused: set[UUID] = set()
+        self._results: Batch[Written, bool] = Batch(
+            self._write,
+            keys=lambda one: ((one.endpoint_id, one.checkout_id, one.purpose),),
+            limit=settings.batch_limit,
+            name="deliveries",
+        )
+        self.told = False
+        """Whether notifications are heard, so that it need not look often."""
+        self.delivered = self.failed = 0
+
+    @property
+    def in_flight(self) -> int:
+        """How many deliveries are under way."""
+        return len(self._tasks)
+
+    @property
+    def writes(self) -> Writes:
+        """How writing results fares."""
+        return self._results.writes
+
+    def wake(self, said: str = "") -> None:
+        """Look at once: at these endpoints (ids with a blank between), or at all, also for what is new about them (`*`)."""
+        lanes = [self._by_text.get(one) for one in said.split()] if said != endpoints.CHANGED else []
+        if said == endpoints.CHANGED or None in lanes:
+            self._refresh_at = float("-inf")
+        if not lanes or None in lanes:
+            self._look_at = self._tests_at = float("-inf")
+        for lane in lanes:
+            if lane is not None:
+                lane.hot = True
+        self._woken.set()
+
+    async def run(self, ending: asyncio.Event) -> bool:
+        """Deliver until `ending` is set; then finish what is under way. Return whether nothing was cut off."""
+        end = asyncio.create_task(ending.wait())
+        try:
+            while not ending.is_set():
+                began = time.monotonic()
+                self._woken.clear()
+                try:
+                    busy = await self.round()
+                except Exception as error:  # noqa: BLE001 - the next round tries again, whatever it was
+                    _log.warning("deliveries_not_taken", **log.cause(error))
+                    await self._pause(AWAY, end)
+                    continue
+                if busy:
+                    await asyncio.sleep(max(GATHER - (time.monotonic() - began), 0))
+                else:
+                    woken = asyncio.create_task(self._woken.wait())
+                    await asyncio.wait(
+                        (woken, end), timeout=self._idle_for(), return_when=asyncio.FIRST_COMPLETED
+                    )
+                    woken.cancel()
+        finally:
+            end.cancel()
+        return await self._finish()
+
+    @staticmethod
+    async def _pause(seconds: float, end: asyncio.Task[Any]) -> None:
+        await asyncio.wait((end,), timeout=seconds)
+
+    def _idle_for(self) -> float:
+        """Return the seconds until something may be due without a word."""
+        now = time.monotonic()
+        held = [
+            max(lane.pace.begins_at, lane.open_at)
+            for lane in self._lanes.values()
+            if lane.hot and max(lane.pace.begins_at, lane.open_at) > now
+        ]
+        return max(min([self._look_at, *held]) - now, 0.001)
+
+    async def _finish(self) -> bool:
+        """Let what is under way come to its end, within the shutdown's time; give back what does not."""
+        tasks = tuple(self._tasks)
+        if tasks:
+            await asyncio.wait(tasks, timeout=max(self._settings.shutdown_timeout - CLOSING, 0.5))
+        cut_off = [task for task in tasks if not task.done()]
+        for task in cut_off:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._results.close()
+        return not cut_off
+
+    # ── Rounds ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def round(self) -> bool:
+        """Take what is due and may be sent, and begin to send it; return whether there was anything."""
+        now = time.monotonic()
+        if now >= self._refresh_at:
+            await self._refresh()
+        everywhere = now >= self._look_at
+        if everywhere:
+            self._look_at = now + (LOOK if self.told else LOOK_UNTOLD)
+        if now >= self._clean_at:
+            self._clean_at = now + CLEAN_EVERY
+            await self._clean()
+        taken = 0
+        if now >= self._tests_at:
+            self._tests_at = now + LOOK
+            taken += self._begin(await deliveries.take_tests(self._db, seconds=self._lease))
+        wanted, probes = await self._wanted(everywhere=everywhere)
+        if not wanted:
+            return bool(taken)
+        for one in wanted:
+            self._lanes[one].hot = False
+        found = await deliveries.take(self._db, wanted, probes=probes, seconds=self._lease)
+        counts = dict.fromkeys(wanted, 0)
+        for due in found:
+            counts[due.endpoint_id] += 1
+        for one, number in counts.items():
+            # Where less was found than could be sent, there is no more, unless something was told of meanwhile.
+            self._lanes[one].hot |= number >= wanted[one]
+            if one in probes and not number:
+                self._lanes[one].probing = False
+        self._begin(found)
+        return bool(found or taken)
+
+    async def _wanted(self, *, everywhere: bool) -> tuple[dict[UUID, int], set[UUID]]:
+        """Return how many may begin at each endpoint, and which of them are probed; who comes first changes with each round."""
+        now = time.monotonic()
+        lanes = [lane for lane in self._lanes.values() if everywhere or lane.hot]
+        self._turn += 1
+        first = self._turn % max(len(lanes), 1)
+        room = self._settings.webhook_in_flight - len(self._tasks)
+        wanted: dict[UUID, int] = {}
+        probes: set[UUID] = set()
+        for lane in (*lanes[first:], *lanes[:first]):
+            one = lane.endpoint
+            if one.paused_at is not None or now < lane.open_at or lane.probing:
+                continue
+            if one.opened:
+                if lane.pace.in_flight:
+                    continue
+                if not await endpoints.claim_probe(self._db, one.id, seconds=self._lease):
+                    # Another deliverer probes it, or nothing is due.
+                    lane.open_at = now + LOOK
+                    continue
+                lane.probing = True
+                probes.add(one.id)
+                most = 1
+            else:
+                # Half of what is left, so that something is left for others; one in any case, so that no other's hold it.
+                most = min(lane.pace.free(now), max(room // 2, 0 if lane.pace.in_flight else 1))
+            if most > 0:
+                wanted[one.id] = most
+                room -= most
+        return wanted, probes
+
+    async def _refresh(self) -> None:
+        """Read all endpoints anew."""
+        found = await endpoints.served(self._db)
+        now = time.monotonic()
+        self._refresh_at = now + LOOK
+        lanes: dict[UUID, Lane] = {}
+        for one in found:
+            lane = self._lanes.get(one.id)
+            if lane is None or (lane.endpoint.encrypted, lane.endpoint.previous) != (
+                one.encrypted,
+                one.previous,
+            ):
+                try:
+                    secrets = one.secrets(self._encryptor)
+                except EncryptionError as error:
+                    self._refuse(one, str(error))
+                    continue
+                pace = Pace(self._settings.webhook_endpoint_in_flight) if lane is None else lane.pace
+                lane = lane or Lane(one, secrets, pace, open_at=now)
+                lane.secrets = secrets
+            if lane.endpoint.url != one.url and lane.endpoint.encrypted == one.encrypted:
+                self._refuse(one, "its secret was made for another URL")
+                continue
+            lane.endpoint, lane.open_at = one, now + max(one.open_for, 0.0)
+            lane.failing = one.failing_since is not None
+            lanes[one.id] = lane
+        self._lanes = lanes
+        self._by_text = {str(one): lane for one, lane in lanes.items()}
+
+    def _refuse(self, one: Endpoint, reason: str) -> None:
+        """Say once that an endpoint is not served, because its row does not hold."""
+        if one.id not in self._refused:
+            self._refused.add(one.id)
+            _log.error("endpoint_unreadable", endpoint=str(one.id), reason=reason, security=True)
+
+    async def _clean(self) -> None:
+        """Delete what is not kept any more: attempts, and what deleted endpoints have left."""
+        kept = self._settings.webhook_attempt_retention_days * 86_400
+        if await deliveries.forget(self._db, older_than=kept) or await deliveries.clear(self._db):
+            self._clean_at = time.monotonic() + LOOK
+
+    def _begin(self, found: Sequence[Due]) -> int:
+        for due in found:
+            lane = self._lanes.get(due.endpoint_id)
+            # Of a test event the endpoint's pace knows nothing.
+            began = time.monotonic()
+            if lane is not None and due.purpose != "test":
+                lane.pace.begin(began)
+            task = asyncio.create_task(self._deliver(due, lane, began), name="delivery")
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+        return len(found)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Its lease ends, and the event is sent again.
+            _log.error("delivery_failed", exc_info=error)
+        self._woken.set()
+
+    # ── One delivery ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _deliver(self, due: Due, lane: Lane | None, began: float) -> None:
+        if lane is None:
+            # Not served any more, or its secret does not open.
+            await self._put(_written(due, "released", due_in=60.0))
+            return
+        if due.purpose == "test":
+            answer = await self._send(due, lane)
+            result: deliveries.Result | None = "delivered" if answer.delivered else None
+            await self._put(_written(due, "done", attempt=self._attempt(due, answer, result=result)))
+            return
+        answered: Answer | None = None
+        try:
+            if due.event is None:
+                lane.hot |= await self._put(_written(due, "done"))
+                return
+            answered = await self._send(due, lane)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._put(_written(due, "released")))
+            raise
+        finally:
+            probed, lane.probing = lane.probing, False
+            _note_pace(lane, answered, began)
+        written = self._result(due, answered)
+        if await self._put(written) and written.step == "done":
+            # What came while it was under way was told of when it could not be taken.
+            lane.hot = True
+            self._woken.set()
+        await self._note_health(lane, due, answered, probed=probed)
+
+    async def _send(self, due: Due, lane: Lane) -> Answer:
+        try:
+            document: CloudEvent | TrialEvent
+            if due.event is None:
+                document = trial_event.document(due.checkout_id, due.merchant)
+            else:
+                document = events.document(due.event, content=lane.endpoint.content)
+            body = _ENCODER.encode(document)
+        except (KeyError, ValueError):
+            _log.exception("event_unreadable", checkout=str(due.checkout_id), sequence=due.sequence)
+            return Answer(Outcome.UNREADABLE, 0.0)
+        signed = signature.headers(document.id, body, lane.secrets, at=int(time.time()))
+        headers = {"content-type": "application/cloudevents+json", "user-agent": AGENT, **signed}
+        return await self._sender.send(lane.endpoint.url, headers, body)
+
+    def _result(self, due: Due, answer: Answer) -> Written:
+        if answer.delivered:
+            self.delivered += 1
+            return _written(due, "done", attempt=self._attempt(due, answer, result="delivered"))
+        self.failed += 1
+        if due.failing_for >= retries.GIVE_UP_AFTER:
+            _log.warning(
+                "event_given_up", endpoint=str(due.endpoint_id), checkout=str(due.checkout_id), sequence=due.sequence, outcome=answer.outcome,
+            )  # fmt: skip
+            return _written(due, "done", attempt=self._attempt(due, answer, result="given_up"))
+        wait = retries.delay(due.attempts + 1, at_least=answer.wait or 0.0)
+        return _written(due, "failed", due_in=wait, attempt=self._attempt(due, answer))
+
+    def _attempt(self, due: Due, answer: Answer, *, result: deliveries.Result | None = None) -> Attempt:
+        return Attempt(
+            id=uuid7(),
+            kind=trial_event.TYPE if due.event is None else due.event.kind,
+            number=due.attempts + 1,
+            outcome=answer.outcome,
+            status=answer.status,
+            milliseconds=round(answer.seconds * 1000),
+            answer=deliveries.sealed(self._encryptor, due, answer.body),
+            result=result,
+        )
+
+    async def _put(self, written: Written) -> bool:
+        """Write a result with whatever else has gathered; return whether something of its stream is still to be sent."""
+        try:
+            return await self._results.put(written)
+        except Exception as error:  # noqa: BLE001 - its lease ends, and it is due again
+            _log.warning("delivery_not_written", endpoint=str(written.endpoint_id), **log.cause(error))
+            return False
+
+    async def _write(self, results: list[Written]) -> Sequence[bool | Again]:
+        return await deliveries.write(self._db, results)
+
+    # ── How endpoints fare ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _note_health(self, lane: Lane, due: Due, answer: Answer, *, probed: bool) -> None:
+        """Note what an answer says of its endpoint; an event that only it refuses says nothing at its second try."""
+        one = lane.endpoint
+        try:
+            if answer.delivered:
+                await self._note_delivered(lane)
+            elif answer.outcome is Outcome.GONE:
+                if await endpoints.pause(self._db, one.id, "gone"):
+                    _log.warning("endpoint_off", endpoint=str(one.id), merchant=one.merchant_id)
+                self._refresh_at = float("-inf")
+            else:
+                await self._note_failed(lane, due, answer, probed=probed)
+        except Exception as error:  # noqa: BLE001 - the next answer notes it
+            _log.warning("endpoint_not_noted", endpoint=str(one.id), **log.cause(error))
+
+    async def _note_delivered(self, lane: Lane) -> None:
+        now, one = time.monotonic(), lane.endpoint
+        lane.failures = 0
+        back = one.opened > 0
+        if lane.failing or back or now - lane.noted_at >= NOTED_EVERY:
+            lane.noted_at, lane.failing = now, False
+            lane.endpoint = replace(one, opened=0, failing_since=None, failing_for=0.0)
+            if back:
+                lane.pace.restart()
+                _log.info("endpoint_is_back", endpoint=str(one.id))
+            await endpoints.delivered(self._db, one.id, back=back)
+            if back:
+                self._refresh_at = float("-inf")
+                lane.hot = True
+                self._woken.set()
+
+    async def _note_failed(self, lane: Lane, due: Due, answer: Answer, *, probed: bool) -> None:
+        one = lane.endpoint
+        is_open = time.monotonic() < lane.open_at
+        if not is_open and (answer.outcome not in _OF_THE_EVENT or due.attempts == 0):
+            # What was under way when the circuit opened tells nothing new.
+            lane.failures += 1
+        if not lane.failing:
+            lane.failing = True
+            await endpoints.failed(self._db, one.id)
+        if one.failing_for >= endpoints.PAUSE_AFTER and await endpoints.pause(self._db, one.id, "failing"):
+            _log.warning("endpoint_paused", endpoint=str(one.id), merchant=one.merchant_id, reason="failing")
+            self._refresh_at = float("-inf")
+            return
+        if probed or lane.failures >= OPEN_AFTER:
+            lane.failures = 0
+            opened = one.opened + 1
+            seconds = retries.open_for(opened, at_least=answer.wait or 0.0)
+            await endpoints.open_circuit(self._db, one.id, opened=opened, seconds=seconds)
+            _log.warning(
+                "endpoint_circuit_open",
+                endpoint=str(one.id),
+                seconds=round(seconds, 1),
+                outcome=answer.outcome,
+            )
+            lane.endpoint = replace(one, opened=opened)
+            lane.open_at = time.monotonic() + seconds
+            self._refresh_at = float("-inf")
+        elif answer.wait:
+            await endpoints.hold(self._db, one.id, seconds=answer.wait)
+            lane.open_at = max(lane.open_at, time.monotonic() + answer.wait)
+
+
+def _note_pace(lane: Lane, answer: Answer | None, began: float) -> None:
+    now = time.monotonic()
+    if answer is None:
+        lane.pace.in_flight -= 1
+    elif answer.delivered:
+        lane.pace.succeeded(began, now)
+    elif answer.outcome in OVERLOAD:
+        lane.pace.overloaded(began, now, wait=answer.wait or 0.0)
+    else:
+        lane.pace.refused(began, now)
+
+
+_OF_THE_EVENT: Final = frozenset({Outcome.REFUSED, Outcome.SERVER_ERROR, Outcome.UNREADABLE})
+"""Outcomes that may be of one event alone."""
+
+
+def _written(due: Due, step: Any, *, due_in: float = 0.0, attempt: Attempt | None = None) -> Written:
+    return Written(
+        endpoint_id=due.endpoint_id,
+        checkout_id=due.checkout_id,
+        purpose=due.purpose,
+        lease=due.lease,
+        sequence=due.last_sequence if due.sequence is None else due.sequence,
+        step=step,
+        due_in=due_in,
+        attempt=attempt,
+    )

@@ -1,0 +1,85 @@
+"""How many deliveries to one endpoint are under way at a time: as many as it bears, found by trying.
+
+The allowance grows with each delivery that succeeds, and shrinks to three fifths when the endpoint is overloaded (429, 502, 503, 504, no
+connection, no answer). It remembers where that happened: it comes near that place fast, and passes it slowly, so that few
+deliveries are refused. Below one it means a distance in time: at an allowance of a half, a delivery begins when twice the time of an
+answer has passed. Pure values; the caller gives the time in seconds of any clock that does not go back.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+FIRST: Final = 4.0
+LEAST: Final = 1 / 1024
+DECREASE: Final = 0.6
+NEAR: Final = 0.75
+PAST: Final = 1.05
+"""Between these parts of where it was refused last, the allowance grows slowly."""
+SLOWLY: Final = 0.002
+SHORTEST: Final = 0.001
+"""Seconds that an answer counts as at least."""
+LONGEST_DISTANCE: Final = 60.0
+_SMOOTHING: Final = 0.2
+
+
+class Pace:
+    """The allowance of one endpoint in one process; at most `limit` at a time."""
+
+    __slots__ = ("_ceiling", "_decreased_at", "_seconds", "allowance", "begins_at", "in_flight", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.allowance = min(FIRST, float(limit))
+        self.in_flight = 0
+        self.begins_at = float("-inf")
+        """Nothing is to begin before this time."""
+        self._ceiling: float | None = None
+        self._decreased_at = float("-inf")
+        self._seconds = SHORTEST
+
+    def free(self, now: float) -> int:
+        """Return how many deliveries may begin now."""
+        if now < self.begins_at:
+            return 0
+        return max(min(int(self.allowance), self.limit), 1) - self.in_flight
+
+    def begin(self, now: float) -> float:
+        """Count a delivery as under way; return when it began, for the methods below."""
+        self.in_flight += 1
+        if self.allowance < 1:
+            self.begins_at = now + min(self._seconds / self.allowance, LONGEST_DISTANCE)
+        return now
+
+    def succeeded(self, began: float, now: float) -> None:
+        """Note an answer that took the event."""
+        self._end(began, now)
+        grown = min(1 / self.allowance, self.allowance * 0.1)
+        if self._ceiling is not None and NEAR * self._ceiling <= self.allowance <= PAST * self._ceiling:
+            grown *= SLOWLY
+        self.allowance = min(self.allowance + grown, float(self.limit))
+
+    def refused(self, began: float, now: float) -> None:
+        """Note an answer that refuses this event and tells nothing about how much the endpoint bears."""
+        self._end(began, now)
+
+    def overloaded(self, began: float, now: float, *, wait: float = 0.0) -> None:
+        """Note that the endpoint bears less than this; `wait`: seconds in which nothing is to begin.
+
+        Deliveries that were under way when the allowance shrank last tell of the same overload, and shrink it no more.
+        """
+        self.in_flight -= 1
+        self.begins_at = max(self.begins_at, now + wait)
+        if began < self._decreased_at:
+            return
+        self._decreased_at = now
+        self._ceiling = self.allowance
+        self.allowance = max(self.allowance * DECREASE, LEAST)
+
+    def restart(self) -> None:
+        """Begin anew with one at a time: the endpoint is back after an open circuit."""
+        self.allowance = min(self.allowance, 1.0)
+
+    def _end(self, began: float, now: float) -> None:
+        self.in_flight -= 1
+        self._seconds += _SMOOTHING * (max(now - began, SHORTEST) - self._seconds)

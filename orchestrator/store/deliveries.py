@@ -1,0 +1,477 @@
+"""What is to be sent to endpoints: streams that are due, taken in lists and written in lists, and every attempt.
+
+Only the lowest unsent event of a checkout is ever due, and whoever takes it holds the stream until its lease ends. A holder that dies
+leaves nothing behind: the stream is due again then, and the same event is sent with the same id. The sequencer opens and extends
+streams in the transaction that gives positions (`store.events`); a stream of which everything is sent is deleted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import UUID, uuid4
+
+import msgspec
+from sqlalchemy import text
+
+from orchestrator.crypto import EncryptionError
+from orchestrator.domain.events import StoredEvent
+from orchestrator.domain.ids import uuid7
+from orchestrator.store.database import run
+from orchestrator.store.notifications import DELIVERIES, NOTIFY
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from datetime import datetime
+
+    from sqlalchemy import Row
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from orchestrator.crypto import Encryptor
+    from orchestrator.store.database import Database
+
+TESTS_AT_ONCE: Final = 20
+DELETED_AT_ONCE: Final = 2000
+REPLAYED_AT_ONCE: Final = 10_000
+"""Checkouts of one replay."""
+
+Purpose = Literal["event", "replay", "test"]
+Result = Literal["delivered", "given_up"]
+
+_EVENT: Final = """
+      FROM leased l JOIN webhook_endpoints e ON e.id = l.endpoint_id JOIN merchants m ON m.id = e.merchant_id
+      LEFT JOIN LATERAL (
+           SELECT v.sequence, v.kind, v.payload, v.correlation_id, v.created_at, v.position FROM events v
+            WHERE v.checkout_id = l.checkout_id AND v.sequence >= l.next_sequence AND v.sequence <= l.last_sequence
+              AND (e.kinds IS NULL OR v.kind = ANY(e.kinds)) AND l.purpose <> 'test'
+            ORDER BY v.sequence LIMIT 1) n ON true
+      LEFT JOIN LATERAL (SELECT data_key FROM intents WHERE checkout_id = l.checkout_id LIMIT 1) i ON true"""
+_TAKEN: Final = f"""
+    leased AS (
+        UPDATE delivery_streams s SET lease = :lease, due_at = clock() + make_interval(secs => :seconds)
+         WHERE s.ctid = ANY(ARRAY(SELECT tid FROM picked))
+        RETURNING s.endpoint_id, s.checkout_id, s.purpose, s.next_sequence, s.last_sequence, s.attempts, s.failing_since
+    )
+    SELECT l.*, coalesce(extract(epoch FROM clock() - l.failing_since), 0)::float8 AS failing_for,
+           n.sequence, n.kind, n.payload, n.correlation_id, n.created_at, n.position, m.name AS merchant, i.data_key {_EVENT}
+"""  # noqa: S608 - made of our own constants, as below
+# One look into the index for each endpoint, however much waits for another one.
+_TAKE = text(f"""
+    WITH wanted AS MATERIALIZED (
+        SELECT w.endpoint_id, w.slots
+          FROM unnest(CAST(:endpoints AS uuid[]), CAST(:slots AS int[]), CAST(:probes AS boolean[])) AS w(endpoint_id, slots, probe)
+          JOIN webhook_endpoints e ON e.id = w.endpoint_id
+         WHERE e.paused_at IS NULL AND e.deleted_at IS NULL AND (w.probe OR e.open_until IS NULL OR e.open_until <= clock())
+    ),
+    picked AS MATERIALIZED (
+        SELECT p.* FROM wanted w CROSS JOIN LATERAL (
+            SELECT s.ctid AS tid FROM delivery_streams s
+             WHERE s.endpoint_id = w.endpoint_id AND s.due_at <= (SELECT clock())
+             ORDER BY s.due_at LIMIT w.slots FOR UPDATE SKIP LOCKED) p
+    ), {_TAKEN}
+""")  # noqa: S608 - made of our own constants
+_TAKE_TESTS = text(f"""
+    WITH picked AS MATERIALIZED (
+        SELECT s.ctid AS tid FROM delivery_streams s
+         WHERE s.purpose = 'test' AND s.due_at <= (SELECT clock()) ORDER BY s.due_at LIMIT {TESTS_AT_ONCE} FOR UPDATE SKIP LOCKED
+    ), {_TAKEN}
+""")  # noqa: S608 - made of our own constants
+# In the order in which the sequencer extends them. Rows are looked up one by one, or named by their places: a join might read the whole table.
+_LOCK = text("""
+    SELECT count(*) FROM unnest(CAST(:endpoints AS uuid[]), CAST(:checkouts AS uuid[]), CAST(:purposes AS text[]))
+           AS r(endpoint_id, checkout_id, purpose)
+     CROSS JOIN LATERAL (SELECT 1 FROM delivery_streams s
+                          WHERE s.endpoint_id = r.endpoint_id AND s.checkout_id = r.checkout_id AND s.purpose = r.purpose
+                          LIMIT 1 FOR UPDATE) s
+""")
+_WRITE = text("""
+    WITH r AS MATERIALIZED (
+        SELECT r.*, s.tid, r.step = 'done' AND s.last_sequence <= r.sequence AS finished
+          FROM json_to_recordset(CAST(:results AS json)) AS r(
+               endpoint_id uuid, checkout_id uuid, purpose text, lease uuid, sequence int, step text, due_in float8, attempt json)
+          LEFT JOIN LATERAL (
+               SELECT ctid AS tid, last_sequence FROM delivery_streams s
+                WHERE s.endpoint_id = r.endpoint_id AND s.checkout_id = r.checkout_id AND s.purpose = r.purpose AND s.lease = r.lease
+                LIMIT 1) s ON true
+    ),
+    gone AS (
+        DELETE FROM delivery_streams s WHERE s.ctid = ANY(ARRAY(SELECT tid FROM r WHERE finished))
+    ),
+    moved AS (
+        UPDATE delivery_streams s
+           SET next_sequence = CASE r.step WHEN 'done' THEN r.sequence + 1 ELSE s.next_sequence END,
+               attempts = CASE r.step WHEN 'done' THEN 0 WHEN 'failed' THEN s.attempts + 1 ELSE s.attempts END,
+               failing_since = CASE r.step WHEN 'done' THEN NULL WHEN 'failed' THEN coalesce(s.failing_since, clock())
+                                           ELSE s.failing_since END,
+               due_at = clock() + make_interval(secs => r.due_in), lease = NULL
+          FROM r
+         WHERE s.ctid = r.tid AND NOT r.finished AND s.ctid = ANY(ARRAY(SELECT tid FROM r WHERE NOT finished))
+        RETURNING s.endpoint_id, s.checkout_id, s.purpose
+    ),
+    noted AS (
+    INSERT INTO delivery_attempts (id, endpoint_id, checkout_id, sequence, kind, purpose, number, at, outcome, status, milliseconds, answer, result)
+    SELECT a.id, r.endpoint_id, r.checkout_id, r.sequence, a.kind, r.purpose, a.number, clock(), a.outcome, a.status, a.milliseconds,
+           decode(a.answer, 'hex'), a.result
+      FROM r CROSS JOIN LATERAL json_to_record(r.attempt) AS a(
+           id uuid, kind text, number int, outcome text, status int, milliseconds int, answer text, result text)
+     WHERE r.attempt IS NOT NULL
+    ON CONFLICT (id) DO NOTHING
+    )
+    SELECT endpoint_id, checkout_id, purpose FROM moved
+""")
+# What has failed is tried again now; how long it failed while nothing was sent does not count.
+_RETRY_NOW = text("""
+    UPDATE delivery_streams SET due_at = clock(), failing_since = NULL
+     WHERE endpoint_id = :id AND due_at > clock() AND lease IS NULL
+""")
+_TEST = text("""
+    INSERT INTO delivery_streams (endpoint_id, checkout_id, purpose, next_sequence, last_sequence, due_at)
+    VALUES (:endpoint_id, :checkout_id, 'test', 1, 1, clock())
+""")
+_REPLAY: Final = """
+    INSERT INTO delivery_streams AS s (endpoint_id, checkout_id, purpose, next_sequence, last_sequence, due_at)
+    SELECT :endpoint_id, checkout_id, 'replay', min(sequence), max(sequence), clock() FROM chosen GROUP BY checkout_id ORDER BY checkout_id
+    ON CONFLICT (endpoint_id, checkout_id, purpose) DO UPDATE
+       SET next_sequence = least(s.next_sequence, excluded.next_sequence), last_sequence = greatest(s.last_sequence, excluded.last_sequence),
+           due_at = clock(), lease = NULL, attempts = 0, failing_since = NULL
+    RETURNING last_sequence - next_sequence + 1 AS events"""
+_REPLAY_ONE = text(f"""
+    WITH chosen AS MATERIALIZED (
+        SELECT checkout_id, sequence FROM events
+         WHERE checkout_id = :checkout_id AND sequence = :sequence AND merchant_id = :merchant_id AND position IS NOT NULL
+    ) {_REPLAY}
+""")  # noqa: S608 - made of our own constants
+_REPLAY_PERIOD = text(f"""
+    WITH chosen AS MATERIALIZED (
+        SELECT checkout_id, sequence FROM events
+         WHERE merchant_id = :merchant_id AND position > :after AND position <= :until
+           AND created_at >= :since AND created_at < :before
+           AND (CAST(:kinds AS text[]) IS NULL OR kind = ANY(CAST(:kinds AS text[])))
+    ) {_REPLAY}
+""")  # noqa: S608 - made of our own constants
+_REPLAY_FAILED = text(f"""
+    WITH chosen AS MATERIALIZED (
+        SELECT a.checkout_id, a.sequence FROM delivery_attempts a
+          JOIN events v ON v.checkout_id = a.checkout_id AND v.sequence = a.sequence
+         WHERE a.endpoint_id = :endpoint_id AND a.result = 'given_up' AND a.id > :after ORDER BY a.id LIMIT :most
+    ) {_REPLAY}
+""")  # noqa: S608 - made of our own constants
+_FAILED = text("""
+    SELECT id FROM delivery_attempts WHERE endpoint_id = :endpoint_id AND result = 'given_up' AND id > :after ORDER BY id LIMIT :most
+""")
+_FEED = text("""
+    SELECT f.kept_after, f.last_position FROM event_feeds f WHERE f.merchant_id = :merchant_id
+""")
+_KINDS = text("SELECT kinds FROM webhook_endpoints WHERE id = :endpoint_id")
+_ATTEMPTS = text("""
+    SELECT a.*, i.data_key FROM delivery_attempts a LEFT JOIN intents i ON i.checkout_id = a.checkout_id
+     WHERE a.endpoint_id = :endpoint_id AND a.id < coalesce(:before, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
+       AND (CAST(:checkout_id AS uuid) IS NULL OR a.checkout_id = :checkout_id)
+       AND (CAST(:failed AS boolean) IS NULL OR (a.outcome <> 'delivered') = CAST(:failed AS boolean))
+     ORDER BY a.id DESC LIMIT :most
+""")
+_OLDEST = text("""
+    SELECT at < clock() - make_interval(secs => :seconds) AS old FROM delivery_attempts ORDER BY id LIMIT 1
+""")
+_FORGET = text("""
+    WITH old AS MATERIALIZED (
+        SELECT id, at FROM delivery_attempts ORDER BY id LIMIT :most
+    )
+    DELETE FROM delivery_attempts a USING old o WHERE a.id = o.id AND o.at < clock() - make_interval(secs => :seconds) RETURNING 1
+""")
+_DELETED = text("""
+    SELECT id FROM webhook_endpoints WHERE deleted_at < clock() - interval '1 minute' ORDER BY deleted_at LIMIT 10
+""")
+_CLEAR: Final = {
+    table: text(f"""
+        WITH gone AS (
+            SELECT ctid FROM {table} WHERE endpoint_id = :id LIMIT :most FOR UPDATE SKIP LOCKED
+        )
+        DELETE FROM {table} t USING gone g WHERE t.ctid = g.ctid RETURNING 1
+    """)  # noqa: S608 - made of our own constants
+    for table in ("delivery_streams", "delivery_attempts")
+}
+_REMOVE = text("""
+    DELETE FROM webhook_endpoints e WHERE id = :id AND deleted_at IS NOT NULL
+       AND NOT EXISTS (SELECT FROM delivery_streams s WHERE s.endpoint_id = e.id)
+       AND NOT EXISTS (SELECT FROM delivery_attempts a WHERE a.endpoint_id = e.id)
+""")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A stream that was taken, and its next event; durations are in seconds."""
+
+    endpoint_id: UUID
+    checkout_id: UUID
+    purpose: Purpose
+    lease: UUID
+    sequence: int | None
+    """Of the next event; None: nothing that the endpoint wants is left of the stream, or it is a test."""
+    last_sequence: int
+    attempts: int
+    failing_for: float
+    event: StoredEvent | None
+    merchant: str
+    data_key: bytes | None = field(repr=False)
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt, as it is stored; `answer` is encrypted, in hexadecimal digits."""
+
+    id: UUID
+    kind: str
+    number: int
+    outcome: str
+    status: int | None
+    milliseconds: int
+    answer: str | None = None
+    result: Result | None = None
+
+
+class Written(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a stream: its event is done, or has failed, or the stream was given back untouched."""
+
+    endpoint_id: UUID
+    checkout_id: UUID
+    purpose: Purpose
+    lease: UUID
+    sequence: int
+    step: Literal["done", "failed", "released"]
+    due_in: float = 0.0
+    attempt: Attempt | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRow:
+    """An attempt as it is read."""
+
+    id: UUID
+    checkout_id: UUID
+    sequence: int
+    kind: str
+    purpose: Purpose
+    number: int
+    at: datetime
+    outcome: str
+    status: int | None
+    milliseconds: int
+    answer: bytes | None
+    result: Result | None
+
+
+# ── Taken and written by deliverers ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def take(
+    db: Database, wanted: Mapping[UUID, int], *, probes: Collection[UUID] = (), seconds: float
+) -> list[Due]:
+    """Take streams that are due, of each endpoint at most so many, those first that have been due longest.
+
+    Nothing of one that is paused, or whose circuit is open, unless it is among `probes`. Each is held for so many seconds.
+    """
+    lease = uuid4()
+    asked = {
+        "endpoints": list(wanted),
+        "slots": list(wanted.values()),
+        "probes": [one in probes for one in wanted],
+        "lease": lease,
+        "seconds": seconds,
+    }
+    return [_due(row, lease) for row in await db.write(_TAKE, asked)]
+
+
+async def take_tests(db: Database, *, seconds: float) -> list[Due]:
+    """Take test events, whatever their endpoints are like."""
+    lease = uuid4()
+    return [_due(row, lease) for row in await db.write(_TAKE_TESTS, {"lease": lease, "seconds": seconds})]
+
+
+def _due(row: Row[Any], lease: UUID) -> Due:
+    event = None
+    if row.sequence is not None:
+        event = StoredEvent(
+            merchant=row.merchant,
+            checkout_id=row.checkout_id,
+            sequence=row.sequence,
+            kind=row.kind,
+            payload=row.payload,
+            correlation_id=row.correlation_id,
+            created_at=row.created_at,
+            position=row.position,
+        )
+    return Due(
+        endpoint_id=row.endpoint_id,
+        checkout_id=row.checkout_id,
+        purpose=row.purpose,
+        lease=lease,
+        sequence=row.sequence,
+        last_sequence=row.last_sequence,
+        attempts=row.attempts,
+        failing_for=row.failing_for,
+        event=event,
+        merchant=row.merchant,
+        data_key=None if row.data_key is None else bytes(row.data_key),
+    )
+
+
+async def write(db: Database, results: list[Written]) -> list[bool]:
+    """Write what became of streams, no two of which are the same; return of each whether something of it is still to be sent.
+
+    Nothing is written of a stream whose lease is another's by now.
+    """
+    ordered = sorted(results, key=lambda one: (one.endpoint_id, one.checkout_id, one.purpose))
+    keys = {
+        "endpoints": [one.endpoint_id for one in ordered],
+        "checkouts": [one.checkout_id for one in ordered],
+        "purposes": [one.purpose for one in ordered],
+    }
+    async with db.transaction() as tx:
+        # In a statement of its own: what is extended meanwhile must be seen by the next one.
+        await run(tx, _LOCK, keys)
+        rows = await run(tx, _WRITE, {"results": msgspec.json.encode(results).decode()})
+    left = {(row.endpoint_id, row.checkout_id, row.purpose) for row in rows}
+    return [(one.endpoint_id, one.checkout_id, one.purpose) in left for one in results]
+
+
+async def retry_now(tx: AsyncConnection, endpoint: UUID) -> None:
+    """Have everything that failed at an endpoint tried again."""
+    await run(tx, _RETRY_NOW, {"id": endpoint})
+
+
+# ── Asked for by merchants ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test(db: Database, endpoint: UUID) -> UUID:
+    """Have a test event sent to an endpoint; return the id that stands for its checkout."""
+    made = uuid7()
+    async with db.transaction() as tx:
+        await run(tx, _TEST, {"endpoint_id": endpoint, "checkout_id": made})
+        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": ""})
+    return made
+
+
+async def replay_event(
+    db: Database, endpoint: UUID, *, merchant_id: int, checkout: UUID, sequence: int
+) -> int:
+    """Send one event again; return how many that is."""
+    asked = {
+        "endpoint_id": endpoint,
+        "merchant_id": merchant_id,
+        "checkout_id": checkout,
+        "sequence": sequence,
+    }
+    return await _replay(db, _REPLAY_ONE, asked)
+
+
+async def replay_period(
+    db: Database, endpoint: UUID, *, merchant_id: int, since: datetime, before: datetime
+) -> int:
+    """Send again what was written in a period, as far as the endpoint wants it and the feed still has it; return how many events."""
+    feed = await db.read(_FEED, {"merchant_id": merchant_id})
+    kinds = await db.read(_KINDS, {"endpoint_id": endpoint})
+    if not feed or not kinds:
+        return 0
+    after, last, number = feed[0].kept_after, feed[0].last_position, 0
+    while after < last:
+        until = min(after + REPLAYED_AT_ONCE, last)
+        asked = {
+            "endpoint_id": endpoint, "merchant_id": merchant_id, "since": since, "before": before,
+            "kinds": kinds[0].kinds, "after": after, "until": until,
+        }  # fmt: skip
+        number += await _replay(db, _REPLAY_PERIOD, asked)
+        after = until
+    return number
+
+
+async def replay_failed(db: Database, endpoint: UUID) -> int:
+    """Send again what was given up, as far as the feed still has it; return how many events."""
+    after, number = "00000000-0000-0000-0000-000000000000", 0
+    while True:
+        asked = {"endpoint_id": endpoint, "after": after, "most": REPLAYED_AT_ONCE}
+        rows = await db.read(_FAILED, asked)
+        if not rows:
+            return number
+        number += await _replay(db, _REPLAY_FAILED, asked)
+        after = str(rows[-1].id)
+
+
+async def _replay(db: Database, statement: Any, asked: Mapping[str, object]) -> int:
+    async with db.transaction() as tx:
+        rows = await run(tx, statement, asked)
+        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": str(asked["endpoint_id"])})
+    return sum(row.events for row in rows)
+
+
+async def attempts(
+    db: Database,
+    encryptor: Encryptor,
+    endpoint: UUID,
+    *,
+    before: UUID | None,
+    limit: int,
+    checkout: UUID | None = None,
+    failed: bool | None = None,
+) -> list[AttemptRow]:
+    """Return attempts to reach an endpoint, the youngest first; an answer whose key was destroyed is None."""
+    asked = {
+        "endpoint_id": endpoint, "before": before, "checkout_id": checkout, "failed": failed, "most": limit,
+    }  # fmt: skip
+    return [
+        AttemptRow(
+            id=row.id, checkout_id=row.checkout_id, sequence=row.sequence, kind=row.kind, purpose=row.purpose, number=row.number,
+            at=row.at, outcome=row.outcome, status=row.status, milliseconds=row.milliseconds, result=row.result,
+            answer=None if row.answer is None else opened(encryptor, row.checkout_id, row.purpose, data_key=row.data_key, answer=bytes(row.answer)),
+        )
+        for row in await db.read(_ATTEMPTS, asked)
+    ]  # fmt: skip
+
+
+ANSWER: Final = "webhook-answer"
+
+
+def sealed(encryptor: Encryptor, due: Due, answer: bytes) -> str | None:
+    """Encrypt an answer for its row, under the data key of its checkout; None where that was destroyed, or there is no answer."""
+    if not answer:
+        return None
+    if due.purpose == "test":
+        return encryptor.encrypt(answer, purpose=f"{ANSWER}/{due.checkout_id}").hex()
+    if due.data_key is None:
+        return None
+    try:
+        return encryptor.data_key(due.checkout_id, due.data_key).encrypt(answer, purpose=ANSWER).hex()
+    except EncryptionError:
+        return None
+
+
+def opened(
+    encryptor: Encryptor, checkout: UUID, purpose: Purpose, *, data_key: bytes | None, answer: bytes
+) -> bytes | None:
+    """Decrypt an answer; None where its key was destroyed."""
+    try:
+        if purpose == "test":
+            return encryptor.decrypt(answer, purpose=f"{ANSWER}/{checkout}")
+        return encryptor.data_key(checkout, data_key).decrypt(answer, purpose=ANSWER)
+    except EncryptionError:
+        return None
+
+
+# ── Kept and forgotten ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def forget(db: Database, *, older_than: float) -> int:
+    """Delete some attempts that are older than so many seconds; return how many."""
+    rows = await db.read(_OLDEST, {"seconds": older_than})
+    if not rows or not rows[0].old:
+        return 0
+    return len(await db.write(_FORGET, {"seconds": older_than, "most": DELETED_AT_ONCE}))
+
+
+async def clear(db: Database) -> int:
+    """Delete some rows of endpoints that were deleted, and at last the endpoints; return how many rows."""
+    number = 0
+    for row in await db.read(_DELETED):
+        for statement in _CLEAR.values():
+            number += len(await db.write(statement, {"id": row.id, "most": DELETED_AT_ONCE}))
+        await db.write(_REMOVE, {"id": row.id})
+    return number

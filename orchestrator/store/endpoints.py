@@ -1,0 +1,394 @@
+"""Merchants' webhook endpoints: what is asked for, whether they are served, and how they fare.
+
+A secret opens only together with its endpoint's id, merchant and URL, so that write access to the database sends nothing signed
+elsewhere. Whether an endpoint is served is decided here and by Postgres's clock; a circuit is open for all deliverers at once. Nothing
+is deleted under a deliverer: an endpoint that is deleted is gone for its merchant at once, and its rows leave in lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from sqlalchemy import text
+
+from orchestrator.domain.ids import uuid7
+from orchestrator.errors import OrchestratorError
+from orchestrator.store import deliveries
+from orchestrator.store.database import run
+from orchestrator.store.notifications import DELIVERIES, NOTIFY
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Row
+
+    from orchestrator.crypto import Encryptor
+    from orchestrator.domain.events import Content
+    from orchestrator.store.database import Database
+    from orchestrator.store.readiness import Process
+
+MOST_ENDPOINTS: Final = 50
+"""Of one merchant."""
+PAUSE_AFTER: Final = 5 * 86_400.0
+"""Seconds for which an endpoint may only fail before it is paused."""
+OVERDUE: Final = 600.0
+"""Seconds for which an event may wait for its delivery before readiness and `doctor` say so."""
+COUNTED: Final = 10_000
+"""Unsent streams of an endpoint that are counted at the most."""
+CHANGED: Final = "*"
+"""What deliverers are told when an endpoint has changed."""
+
+PauseReason = Literal["asked", "failing", "gone"]
+Status = Literal["active", "paused", "off"]
+
+_COLUMNS: Final = """e.id, e.merchant_id, e.url, e.description, e.kinds, e.content, e.secret, e.previous_secret, e.previous_until,
+    coalesce(e.previous_until > clock(), false) AS previous_holds, e.paused_at, e.pause_reason, e.failing_since, e.delivered_at,
+    e.open_until, e.opened, e.created_at,
+    coalesce(extract(epoch FROM clock() - e.failing_since), 0)::float8 AS failing_for,
+    coalesce(extract(epoch FROM e.open_until - clock()), 0)::float8 AS open_for"""
+_WAITING: Final = f"""
+    (SELECT count(*) FROM (SELECT FROM delivery_streams s WHERE s.endpoint_id = e.id LIMIT {COUNTED}) s) AS waiting,
+    (SELECT min(s.due_at) FROM delivery_streams s WHERE s.endpoint_id = e.id AND s.lease IS NULL AND s.due_at <= clock()) AS waiting_since"""  # noqa: S608 - made of our own constants
+_COUNT = text("""
+    SELECT count(*) AS number FROM webhook_endpoints WHERE merchant_id = :merchant_id AND deleted_at IS NULL
+""")
+_MERCHANT = text("SELECT id FROM merchants WHERE id = :merchant_id FOR NO KEY UPDATE")
+_ADD = text(f"""
+    INSERT INTO webhook_endpoints AS e (id, merchant_id, url, description, kinds, content, secret)
+    VALUES (:id, :merchant_id, :url, :description, CAST(:kinds AS text[]), :content, :secret)
+    RETURNING {_COLUMNS}, 0 AS waiting, NULL::timestamptz AS waiting_since
+""")  # noqa: S608 - made of our own constants, as below
+_ONE = text(f"""
+    SELECT {_COLUMNS}, {_WAITING} FROM webhook_endpoints e
+     WHERE e.id = :id AND e.merchant_id = :merchant_id AND e.deleted_at IS NULL
+""")  # noqa: S608 - made of our own constants
+_LOCK = text(f"""
+    SELECT {_COLUMNS}, 0 AS waiting, NULL::timestamptz AS waiting_since FROM webhook_endpoints e
+     WHERE e.id = :id AND e.merchant_id = :merchant_id AND e.deleted_at IS NULL FOR NO KEY UPDATE
+""")  # noqa: S608 - made of our own constants
+_PAGE = text(f"""
+    SELECT {_COLUMNS}, {_WAITING} FROM webhook_endpoints e
+     WHERE e.merchant_id = :merchant_id AND e.deleted_at IS NULL AND e.id > coalesce(:after, CAST('00000000-0000-0000-0000-000000000000' AS uuid))
+     ORDER BY e.id LIMIT :most
+""")  # noqa: S608 - made of our own constants
+_SERVED = text(f"""
+    SELECT {_COLUMNS}, 0 AS waiting, NULL::timestamptz AS waiting_since FROM webhook_endpoints e
+      JOIN merchants m ON m.id = e.merchant_id AND m.disabled_at IS NULL
+     WHERE e.deleted_at IS NULL
+""")  # noqa: S608 - made of our own constants
+_SET = text("""
+    UPDATE webhook_endpoints SET url = :url, description = :description, kinds = CAST(:kinds AS text[]), content = :content,
+           secret = :secret, previous_secret = :previous_secret
+     WHERE id = :id
+""")
+_ROTATE = text("""
+    UPDATE webhook_endpoints SET previous_secret = secret, previous_until = clock() + make_interval(secs => :seconds), secret = :secret
+     WHERE id = :id AND merchant_id = :merchant_id AND deleted_at IS NULL
+""")
+_PAUSE = text("""
+    UPDATE webhook_endpoints SET paused_at = coalesce(paused_at, clock()), pause_reason = :reason
+     WHERE id = :id AND deleted_at IS NULL AND (pause_reason IS NULL OR pause_reason = 'asked' AND :reason = 'gone')
+       AND (:reason <> 'failing' OR failing_since <= clock() - make_interval(secs => :after))
+    RETURNING merchant_id
+""")
+_RESUME = text("""
+    UPDATE webhook_endpoints SET paused_at = NULL, pause_reason = NULL, failing_since = NULL, open_until = NULL, opened = 0
+     WHERE id = :id AND merchant_id = :merchant_id AND deleted_at IS NULL RETURNING id
+""")
+_DELETE = text("""
+    UPDATE webhook_endpoints SET deleted_at = clock() WHERE id = :id AND merchant_id = :merchant_id AND deleted_at IS NULL RETURNING id
+""")
+_FAILED = text("""
+    UPDATE webhook_endpoints SET failing_since = clock() WHERE id = :id AND failing_since IS NULL
+""")
+_DELIVERED = text("""
+    UPDATE webhook_endpoints SET failing_since = NULL, open_until = NULL, opened = 0, delivered_at = clock() WHERE id = :id
+""")
+_OPEN = text("""
+    UPDATE webhook_endpoints
+       SET opened = :opened, open_until = clock() + make_interval(secs => :seconds), failing_since = coalesce(failing_since, clock())
+     WHERE id = :id AND opened <= :opened
+""")
+_HOLD = text("""
+    UPDATE webhook_endpoints SET open_until = greatest(open_until, clock() + make_interval(secs => :seconds)) WHERE id = :id
+""")
+_PROBE = text("""
+    UPDATE webhook_endpoints SET open_until = clock() + make_interval(secs => :seconds)
+     WHERE id = :id AND opened > 0 AND open_until <= clock() AND paused_at IS NULL AND deleted_at IS NULL
+       AND EXISTS (SELECT FROM delivery_streams s WHERE s.endpoint_id = :id AND s.due_at <= clock()) RETURNING id
+""")
+_TROUBLES = text(f"""
+    SELECT e.id, e.pause_reason, e.paused_at, m.name AS merchant,
+           coalesce(extract(epoch FROM clock() - d.due_at), 0)::float8 AS overdue
+      FROM webhook_endpoints e JOIN merchants m ON m.id = e.merchant_id AND m.disabled_at IS NULL
+      LEFT JOIN LATERAL (SELECT s.due_at FROM delivery_streams s WHERE s.endpoint_id = e.id ORDER BY s.due_at LIMIT 1) d ON true
+     WHERE e.deleted_at IS NULL AND (e.pause_reason IN ('failing', 'gone')
+           OR e.paused_at IS NULL AND d.due_at < clock() - make_interval(secs => {OVERDUE}))
+     ORDER BY e.id LIMIT 20
+""")  # noqa: S608 - made of our own constants
+_ANY = text("SELECT EXISTS (SELECT FROM webhook_endpoints WHERE deleted_at IS NULL) AS found")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """An endpoint as it is stored; durations are in seconds by Postgres's clock when it was read."""
+
+    id: UUID
+    merchant_id: int
+    url: str = field(repr=False)
+    description: str
+    kinds: tuple[str, ...] | None
+    content: Content
+    encrypted: bytes = field(repr=False)
+    previous: bytes | None = field(repr=False)
+    """The secret before, while it signs too."""
+    previous_until: datetime | None
+    paused_at: datetime | None
+    pause_reason: PauseReason | None
+    failing_since: datetime | None
+    failing_for: float
+    delivered_at: datetime | None
+    open_until: datetime | None
+    open_for: float
+    opened: int
+    created_at: datetime
+    waiting: int
+    """Checkouts of which something is unsent, `COUNTED` at the most; 0 where it was not asked for."""
+    waiting_since: datetime | None
+
+    @property
+    def status(self) -> Status:
+        """Whether it is served."""
+        if self.pause_reason is None:
+            return "active"
+        return "off" if self.pause_reason == "gone" else "paused"
+
+    def secrets(self, encryptor: Encryptor) -> tuple[bytes, ...]:
+        """Return the secrets that sign, the newest first; `EncryptionError` if the row was changed."""
+        purpose = secret_purpose(self.id, self.merchant_id, self.url)
+        return tuple(
+            encryptor.decrypt(one, purpose=purpose)
+            for one in (self.encrypted, self.previous)
+            if one is not None
+        )
+
+
+def secret_purpose(endpoint: UUID, merchant_id: int, url: str) -> str:
+    """Return what the secret of an endpoint is bound to."""
+    return f"webhook-secret/{endpoint}/{merchant_id}/{url}"
+
+
+class TooManyEndpoints(OrchestratorError):  # noqa: N818 - named for the fact
+    """A merchant has as many endpoints as it may."""
+
+    def __init__(self) -> None:
+        super().__init__(f"a merchant has at most {MOST_ENDPOINTS} endpoints: delete one that is not used")
+
+
+def _read(row: Row[Any]) -> Endpoint:
+    return Endpoint(
+        id=row.id,
+        merchant_id=row.merchant_id,
+        url=row.url,
+        description=row.description,
+        kinds=None if row.kinds is None else tuple(row.kinds),
+        content=row.content,
+        encrypted=bytes(row.secret),
+        previous=bytes(row.previous_secret)
+        if row.previous_secret is not None and row.previous_holds
+        else None,
+        previous_until=row.previous_until if row.previous_holds else None,
+        paused_at=row.paused_at,
+        pause_reason=row.pause_reason,
+        failing_since=row.failing_since,
+        failing_for=row.failing_for,
+        delivered_at=row.delivered_at,
+        open_until=row.open_until,
+        open_for=row.open_for,
+        opened=row.opened,
+        created_at=row.created_at,
+        waiting=row.waiting,
+        waiting_since=row.waiting_since,
+    )
+
+
+# ── What merchants ask for ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def add(
+    db: Database,
+    encryptor: Encryptor,
+    *,
+    merchant_id: int,
+    url: str,
+    description: str,
+    kinds: Collection[str] | None,
+    content: Content,
+    secret: bytes,
+) -> Endpoint:
+    """Add an endpoint, which is served from the next event on; `TooManyEndpoints` if the merchant has as many as it may."""
+    new = uuid7()
+    row = {
+        "id": new,
+        "merchant_id": merchant_id,
+        "url": url,
+        "description": description,
+        "kinds": None if kinds is None else sorted(kinds),
+        "content": content,
+        "secret": encryptor.encrypt(secret, purpose=secret_purpose(new, merchant_id, url)),
+    }
+    async with db.transaction() as tx:
+        await run(tx, _MERCHANT, row)
+        (count,) = await run(tx, _COUNT, row)
+        if count.number >= MOST_ENDPOINTS:
+            raise TooManyEndpoints
+        (made,) = await run(tx, _ADD, row)
+        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+    return _read(made)
+
+
+async def one(db: Database, endpoint: UUID, *, merchant_id: int) -> Endpoint | None:
+    """Return an endpoint of a merchant, with what waits for it."""
+    rows = await db.read(_ONE, {"id": endpoint, "merchant_id": merchant_id})
+    return _read(rows[0]) if rows else None
+
+
+async def page(db: Database, *, merchant_id: int, after: UUID | None, limit: int) -> list[Endpoint]:
+    """Return a merchant's endpoints in the order in which they were made."""
+    rows = await db.read(_PAGE, {"merchant_id": merchant_id, "after": after, "most": limit})
+    return [_read(row) for row in rows]
+
+
+async def change(
+    db: Database, encryptor: Encryptor, endpoint: UUID, *, merchant_id: int, changes: Mapping[str, Any]
+) -> Endpoint | None:
+    """Change url, description, kinds or content of an endpoint; None if the merchant has none of this id."""
+    async with db.transaction() as tx:
+        rows = await run(tx, _LOCK, {"id": endpoint, "merchant_id": merchant_id})
+        if not rows:
+            return None
+        before = _read(rows[0])
+        after = replace(before, **changes)
+        if after.url != before.url:
+            # The same secrets, bound to the new URL.
+            purpose = secret_purpose(endpoint, merchant_id, after.url)
+            encrypted = [encryptor.encrypt(secret, purpose=purpose) for secret in before.secrets(encryptor)]
+            after = replace(after, encrypted=encrypted[0], previous=encrypted[1] if encrypted[1:] else None)
+        await run(
+            tx,
+            _SET,
+            {
+                "id": endpoint,
+                "url": after.url,
+                "description": after.description,
+                "kinds": None if after.kinds is None else sorted(after.kinds),
+                "content": after.content,
+                "secret": after.encrypted,
+                "previous_secret": after.previous,
+            },
+        )
+        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+    return await one(db, endpoint, merchant_id=merchant_id)
+
+
+async def rotate(
+    db: Database, encryptor: Encryptor, endpoint: UUID, *, merchant_id: int, secret: bytes, overlap: float
+) -> Endpoint | None:
+    """Give an endpoint a new secret; the one before signs beside it for `overlap` seconds."""
+    async with db.transaction() as tx:
+        rows = await run(tx, _LOCK, {"id": endpoint, "merchant_id": merchant_id})
+        if not rows:
+            return None
+        purpose = secret_purpose(endpoint, merchant_id, rows[0].url)
+        encrypted = encryptor.encrypt(secret, purpose=purpose)
+        await run(
+            tx, _ROTATE, {"id": endpoint, "merchant_id": merchant_id, "secret": encrypted, "seconds": overlap}
+        )
+        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+    return await one(db, endpoint, merchant_id=merchant_id)
+
+
+async def pause(db: Database, endpoint: UUID, reason: PauseReason) -> bool:
+    """Send nothing to an endpoint any more; what comes for it waits, unless it is gone. Return whether it was not paused before.
+
+    For `failing`: only if it has really failed for as long as that takes.
+    """
+    async with db.transaction() as tx:
+        rows = await run(tx, _PAUSE, {"id": endpoint, "reason": reason, "after": PAUSE_AFTER})
+        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+    return bool(rows)
+
+
+async def resume(db: Database, endpoint: UUID, *, merchant_id: int) -> bool:
+    """Serve an endpoint again, from the first event on that it did not get."""
+    async with db.transaction() as tx:
+        if not await run(tx, _RESUME, {"id": endpoint, "merchant_id": merchant_id}):
+            return False
+        await deliveries.retry_now(tx, endpoint)
+        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+    return True
+
+
+async def delete(db: Database, endpoint: UUID, *, merchant_id: int) -> bool:
+    """Delete an endpoint; what was to be sent to it is not."""
+    async with db.transaction() as tx:
+        rows = await run(tx, _DELETE, {"id": endpoint, "merchant_id": merchant_id})
+        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+    return bool(rows)
+
+
+# ── How they fare ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def served(db: Database) -> list[Endpoint]:
+    """Return every endpoint of enabled merchants, paused ones too."""
+    return [_read(row) for row in await db.read(_SERVED)]
+
+
+async def failed(db: Database, endpoint: UUID) -> None:
+    """Note the first failure since the last delivery."""
+    await db.write(_FAILED, {"id": endpoint})
+
+
+async def delivered(db: Database, endpoint: UUID, *, back: bool) -> None:
+    """Note a delivery, which closes the circuit; `back`: it was open, and what failed meanwhile is tried again at once."""
+    async with db.transaction() as tx:
+        await run(tx, _DELIVERED, {"id": endpoint})
+        if back:
+            await deliveries.retry_now(tx, endpoint)
+
+
+async def open_circuit(db: Database, endpoint: UUID, *, opened: int, seconds: float) -> None:
+    """Send nothing to an endpoint for so long, and then one probe; `opened`: how often this has happened in a row."""
+    await db.write(_OPEN, {"id": endpoint, "opened": opened, "seconds": seconds})
+
+
+async def hold(db: Database, endpoint: UUID, *, seconds: float) -> None:
+    """Send nothing to an endpoint for so long, which is what it asked for."""
+    await db.write(_HOLD, {"id": endpoint, "seconds": seconds})
+
+
+async def claim_probe(db: Database, endpoint: UUID, *, seconds: float) -> bool:
+    """Take the right to send one probe to an endpoint whose circuit was open and for which something is due; nobody else has it for so long."""
+    return bool(await db.write(_PROBE, {"id": endpoint, "seconds": seconds}))
+
+
+async def troubles(db: Database, processes: Sequence[Process]) -> list[str]:
+    """Return what is wrong with deliveries, a sentence each; endpoints are named by their ids."""
+    (row,) = await db.read(_ANY)
+    found = []
+    if row.found and not any(process.kind == "deliverer" and process.alive for process in processes):
+        found.append("no deliverer is alive: events for webhook endpoints are stored, and wait")
+    for row in await db.read(_TROUBLES):
+        name = f"webhook endpoint {row.id}"
+        match row.pause_reason:
+            case "failing":
+                found.append(f"{name} has failed for days and is paused: its events wait until it is resumed")
+            case "gone":
+                found.append(f"{name} has answered 410 and is off: resume or delete it")
+            case _:
+                found.append(f"{name} has waited for {row.overdue:.0f} s for an event that is due")
+    return found

@@ -1,0 +1,215 @@
+"""Webhooks between processes: orders of a shop whose receiver is the one of the documentation, killed deliverers, and an end within its time."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from standardwebhooks.webhooks import Webhook
+
+from tests.support.world import World, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs/webhooks.md"
+
+
+@pytest.fixture
+def installation(servers, database_url, tmp_path) -> Iterator[World]:
+    one = World(
+        servers,
+        database_url,
+        tmp_path,
+        webhook_allowed_networks=["127.0.0.0/8"],
+        webhook_total_timeout=2,
+        shutdown_timeout=10,
+    )
+    try:
+        one.start_all()
+        yield one
+    finally:
+        one.close()
+
+
+class Receiver:
+    """A receiver in threads; it verifies, and can be told to fail, to be slow, or to fall silent in the middle of an answer."""
+
+    def __init__(self) -> None:
+        self.secret = ""
+        self.taken: dict[str, list[int]] = defaultdict(list)
+        self.repeats = self.unverified = 0
+        self.delay, self.refused_share = 0.0, 0.0
+        self._seen: set[str] = set()
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status = outer.take(body, {name.lower(): value for name, value in self.headers.items()})
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+
+    def take(self, body: bytes, headers: dict[str, str]) -> int:
+        if self.delay:
+            time.sleep(self.delay)
+        with self._lock:
+            if random.random() < self.refused_share:
+                return random.choice((500, 503))
+            try:
+                event = Webhook(self.secret).verify(body, headers)
+            except Exception:  # noqa: BLE001 - whatever is wrong with it
+                self.unverified += 1
+                return 401
+            if event["id"] in self._seen:
+                self.repeats += 1
+            else:
+                self._seen.add(event["id"])
+                self.taken[event["subject"]].append(int(event["sequence"]))
+            return 204
+
+
+@contextmanager
+def receiving() -> Iterator[Receiver]:
+    receiver = Receiver()
+    thread = threading.Thread(
+        target=receiver.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    )
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        receiver.server.shutdown()
+        receiver.server.server_close()
+
+
+def add(world: World, url: str) -> tuple[str, str]:
+    """Add an endpoint by the command line; return its id and its secret."""
+    done = world.command("endpoints", "add", url)
+    assert done.returncode == 0, done.stderr
+    said, secret = done.stdout.split("\n")[:2]
+    return said.removeprefix("added "), secret
+
+
+def everything(world: World) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = defaultdict(list)
+    for row in world.sql("SELECT checkout_id, sequence FROM events ORDER BY checkout_id, sequence"):
+        found[str(row["checkout_id"])].append(row["sequence"])
+    return found
+
+
+def test_the_receiver_of_the_documentation_is_told_of_an_order(installation: World):
+    world, port = installation, free_port()
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    endpoint, secret = add(world, f"http://127.0.0.1:{port}/webhooks")
+    world.start("deliverer")
+    environment = {**os.environ, "WEBHOOK_SECRET": secret, "PORT": str(port)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as receiver:
+        try:
+            assert receiver.stdout is not None
+            world.until(
+                lambda: world.command("endpoints", "test", endpoint).returncode == 0, "a test event is taken"
+            )
+            assert receiver.stdout.readline().startswith("endpoint.test ")
+            checkout = world.order()
+            world.until_state(checkout, "awaiting_payment")
+            world.pay(checkout)
+            world.until_state(checkout, "completed")
+            world.until(lambda: not world.sql("SELECT FROM delivery_streams"), "everything is delivered")
+            told = [receiver.stdout.readline().split() for _ in everything(world)[checkout]]
+        finally:
+            receiver.kill()
+    assert [(one[1], int(one[2])) for one in told] == [
+        (checkout, number) for number in range(1, len(told) + 1)
+    ]
+    assert [told[0][0], told[1][0]] == ["checkout.ready", "checkout.completed"]
+    listed = world.command("endpoints", "attempts", endpoint)
+    assert "delivered" in listed.stdout
+    assert world.command("doctor", "deliverer").returncode == 0
+    world.agree()
+
+
+def test_killed_deliverers_and_a_failing_receiver_lose_nothing_and_keep_the_order(installation: World):
+    """A deliverer is killed in the middle of sends, again and again; two run at a time."""
+    world = installation
+    with receiving() as receiver:
+        _, receiver.secret = add(world, receiver.url)
+        receiver.delay, receiver.refused_share = 0.02, 0.1
+        for name in ("deliverer-1", "deliverer-2"):
+            world.start(name)
+        orders = [world.order() for _ in range(30)]
+        for number in range(6):
+            time.sleep(random.uniform(0.4, 1.2))
+            name = f"deliverer-{1 + number % 2}"
+            world.kill(name)
+            world.start(name)
+        for one in orders:
+            world.until_state(one, "awaiting_payment")
+            world.pay(one)
+        world.until_all("completed")
+        receiver.refused_share = 0.0
+        # A killed deliverer's leases last for seconds, a refused event's delay too.
+        world.until(
+            lambda: not world.sql("SELECT FROM events WHERE position IS NULL")
+            and not world.sql("SELECT FROM delivery_streams")
+            and receiver.taken == everything(world),
+            "every event has come", seconds=100,
+        )  # fmt: skip
+        assert receiver.unverified == 0
+    world.agree()
+
+
+def test_a_deliverer_that_is_asked_to_end_finishes_what_is_under_way(installation: World):
+    world = installation
+    with receiving() as receiver:
+        _, receiver.secret = add(world, receiver.url)
+        receiver.delay = 1.0
+        world.start("deliverer")
+        orders = [world.order() for _ in range(3)]
+        world.until(
+            lambda: world.sql("SELECT FROM delivery_streams WHERE lease IS NOT NULL"),
+            "deliveries are under way",
+        )
+        pid = world.running["deliverer"].pid
+        assert psutil.pid_exists(pid)
+        assert world.stop("deliverer", seconds=15) == 0
+        assert not world.sql("SELECT FROM delivery_streams WHERE lease IS NOT NULL"), (
+            "no lease is left behind"
+        )
+        for one in orders:
+            world.until_state(one, "awaiting_payment")
+        world.start("deliverer")
+        world.until(lambda: not world.sql("SELECT FROM delivery_streams"), "the rest is delivered")
+        assert receiver.repeats == 0
+        assert dict(receiver.taken) == everything(world)
+    world.agree()

@@ -1,0 +1,289 @@
+"""Endpoints over HTTP: a secret is shown once, another merchant's do not exist, and every wrong field is named."""
+
+from __future__ import annotations
+
+import base64
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+
+from orchestrator.delivery import signature
+from orchestrator.store import deliveries, endpoints
+from tests.conftest import make_settings
+from tests.integration.api.test_intake import problem
+from tests.support.api_scene import serving
+
+pytestmark = pytest.mark.anyio
+
+BOTH = ("endpoints:read", "endpoints:write")
+URL = "https://shop.example/webhooks?token=a"
+UNKNOWN = "019aa000-0000-7000-8000-00000000000a"
+
+
+class Calls:
+    def __init__(self, api, *, merchant: str = "default", scopes: tuple[str, ...] = BOTH) -> None:
+        self._api, self._headers = api, api.bearer(merchant, scopes)
+
+    async def __call__(self, method: str, path: str = "", body: object = None, **params: object):
+        given = {} if body is None else {"json": body}
+        return await self._api.client.request(
+            method, f"/v1/endpoints{path}", headers=self._headers, params=params, **given
+        )
+
+
+@pytest.fixture
+def calls(api) -> Calls:
+    return Calls(api)
+
+
+async def add(calls: Calls, **changes: object) -> dict:
+    answer = await calls("POST", body={"url": URL, **changes})
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+async def test_an_endpoint_is_added_shown_changed_and_deleted(api, calls):
+    made = await add(
+        calls, description="orders", types=["checkout.completed", "checkout.completed"], content="full"
+    )
+    secret = made.pop("secret")
+    assert len(base64.b64decode(secret.removeprefix("whsec_"))) == 32
+    assert (made["status"], made["types"], made["url"]) == ("active", ["checkout.completed"], URL)
+    path = f"/{made['id']}"
+    shown = (await calls("GET", path)).json()
+    assert shown == made
+    (row,) = await api.sql("SELECT secret FROM webhook_endpoints")
+    assert base64.b64decode(secret.removeprefix("whsec_")) not in bytes(row.secret)
+
+    changed = (
+        await calls("PATCH", path, {"types": None, "url": "https://shop.example/other", "paused": True})
+    ).json()
+    assert (changed["types"], changed["status"], changed["pauseReason"]) == (None, "paused", "asked")
+    assert (changed["description"], changed["content"]) == ("orders", "full")
+    found = await endpoints.one(api.services.db, UUID(made["id"]), merchant_id=1)
+    assert [signature.written(one) for one in found.secrets(api.services.encryptor)] == [secret]
+    assert (await calls("PATCH", path, {"paused": False})).json()["status"] == "active"
+    assert (await calls("PATCH", path, {})).json()["url"] == "https://shop.example/other"
+
+    assert (await calls("DELETE", path)).status_code == 204
+    for method, rest in (("GET", ""), ("PATCH", ""), ("DELETE", ""), ("POST", "/test"), ("GET", "/attempts")):
+        body = {} if method == "PATCH" else None
+        problem(await calls(method, path + rest, body), 404, "unknown-endpoint")
+    assert (await calls("GET")).json() == {"endpoints": [], "nextCursor": None}
+
+
+async def test_a_new_secret_is_shown_once_and_the_one_before_signs_on_for_a_while(api, calls):
+    made = await add(calls)
+    path = f"/{made['id']}/rotate-secret"
+    answer = (await calls("POST", path)).json()
+    assert answer["secret"] != made["secret"]
+    assert answer["previousSecretUntil"] is not None
+    found = await endpoints.one(api.services.db, UUID(made["id"]), merchant_id=1)
+    assert [signature.written(one) for one in found.secrets(api.services.encryptor)] == [
+        answer["secret"],
+        made["secret"],
+    ]
+    again = (await calls("POST", path, {"overlap": 0})).json()
+    assert again["previousSecretUntil"] is None
+    problem(await calls("POST", path, {"overlap": -1}), 422, "invalid-endpoint")
+    problem(await calls("POST", path, {"overlap": True}), 422, "invalid-endpoint")
+
+
+async def test_nothing_of_one_merchant_is_seen_by_another(api, calls):
+    await api.sql(
+        "INSERT INTO merchants (name, gateway_url, username) VALUES ('second', 'http://127.0.0.1:9', 'u')"
+    )
+    await api.sql(
+        "UPDATE merchants SET password = :password WHERE name = 'second'",
+        password=_password(api),
+    )
+    other = Calls(api, merchant="second")
+    made = await add(calls)
+    path = f"/{made['id']}"
+    assert (await other("GET")).json()["endpoints"] == []
+    requests = [("GET", "", None), ("PATCH", "", {"description": "mine"}), ("DELETE", "", None), ("POST", "/rotate-secret", None),
+                ("POST", "/test", None), ("POST", "/resume", None), ("POST", "/replay", {"failed": True}), ("GET", "/attempts", None)]  # fmt: skip
+    for method, rest, body in requests:
+        answer = problem(await other(method, path + rest, body), 404, "unknown-endpoint")
+        unknown = problem(await other(method, f"/{UNKNOWN}{rest}", body), 404, "unknown-endpoint")
+        assert answer["detail"].replace(made["id"], "") == unknown["detail"].replace(UNKNOWN, "")
+    assert (await calls("GET", path)).json()["description"] == ""
+
+
+def _password(api) -> bytes:
+    from orchestrator.store.merchants import password_purpose
+
+    purpose = password_purpose("second", "http://127.0.0.1:9", None, "u")
+    return api.services.encryptor.encrypt(b"p", purpose=purpose)
+
+
+async def test_scopes_are_asked_for(api):
+    made = await add(Calls(api))
+    reading, writing = Calls(api, scopes=("endpoints:read",)), Calls(api, scopes=("endpoints:write",))
+    assert (await reading("GET", f"/{made['id']}")).status_code == 200
+    for method, path in (
+        ("POST", ""),
+        ("PATCH", f"/{made['id']}"),
+        ("DELETE", f"/{made['id']}"),
+        ("POST", f"/{made['id']}/test"),
+    ):
+        body = {"url": URL} if method in {"POST", "PATCH"} else None
+        assert (
+            "endpoints:write"
+            in problem(await reading(method, path, body), 403, "insufficient-scope")["detail"]
+        )
+    problem(await writing("GET"), 403, "insufficient-scope")
+    problem(await api.client.get("/v1/endpoints"), 401, "invalid-token")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "url"), ({"url": None}, "url"), ({"url": 1}, "url"), ({"url": "http://shop.example/"}, "url"), ({"url": "https://127.0.0.1/"}, "url"),
+        ({"url": "https://localhost/"}, "url"), ({"url": "https://a:b@shop.example/"}, "url"), ({"url": "https://shop.example/#a"}, "url"),
+        ({"url": f"https://shop.example/{'a' * 3000}"}, "url"), ({"url": URL, "types": []}, "types"), ({"url": URL, "types": "all"}, "types"),
+        ({"url": URL, "types": ["checkout.complete"]}, "types[0]"), ({"url": URL, "types": [1]}, "types[0]"), ({"url": URL, "content": "all"}, "content"),
+        ({"url": URL, "content": ["thin"]}, "content"), ({"url": URL, "description": "a" * 201}, "description"), ({"url": URL, "description": "a\nb"}, "description"),
+        ({"url": URL, "secret": "mine"}, "secret"), ([], "body"),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_with_an_endpoint_is_named(calls, body, field):
+    told = problem(await calls("POST", body=body), 422, "invalid-endpoint")
+    assert [one["field"] for one in told["errors"]] == [field]
+    assert (await calls("GET")).json()["endpoints"] == []
+
+
+async def test_a_network_of_ones_own_may_be_called_where_the_setting_names_it(database_url):
+    settings = make_settings(database_url=database_url, webhook_allowed_networks=("10.20.0.0/16",))
+    async with serving(settings) as api:
+        calls = Calls(api)
+        assert (await calls("POST", body={"url": "http://10.20.1.1:8080/x"})).status_code == 201
+        problem(await calls("POST", body={"url": "http://10.21.1.1:8080/x"}), 422, "invalid-endpoint")
+
+
+async def test_lists_go_page_by_page_and_unknown_parameters_are_refused(calls):
+    made = [(await add(calls, description=str(number)))["id"] for number in range(5)]
+    found, cursor = [], {}
+    while True:
+        page = (await calls("GET", limit=2, **cursor)).json()
+        found += [one["id"] for one in page["endpoints"]]
+        if page["nextCursor"] is None:
+            break
+        cursor = {"cursor": page["nextCursor"]}
+    assert found == made
+    problem(await calls("GET", state="active"), 422, "invalid-request")
+    problem(await calls("GET", limit=0), 422, "invalid-request")
+    problem(await calls("GET", f"/{made[0]}/attempts", since=1), 422, "invalid-request")
+    problem(await calls("GET", "/nonsense"), 404, "unknown-endpoint")
+
+
+async def test_a_merchant_has_so_many_endpoints_and_no_more(api, calls):
+    await api.sql(
+        f"INSERT INTO webhook_endpoints (id, merchant_id, url, secret) SELECT gen_random_uuid(), 1, 'https://a.example', '' "
+        f"FROM generate_series(1, {endpoints.MOST_ENDPOINTS})"
+    )
+    problem(await calls("POST", body={"url": URL}), 409, "too-many-endpoints")
+
+
+async def test_attempts_are_shown_youngest_first_with_what_was_answered(api, calls):
+    made = await add(calls)
+    one, checkout = UUID(made["id"]), UUID(await api.taken())
+    (row,) = await api.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout)
+    await _attempts(api, one, checkout, bytes(row.data_key))
+    page = (await calls("GET", f"/{made['id']}/attempts", limit=2)).json()
+    assert [(each["number"], each["outcome"], each["answer"]) for each in page["attempts"]] == [
+        (3, "delivered", None), (2, "timed_out", None),
+    ]  # fmt: skip
+    rest = (await calls("GET", f"/{made['id']}/attempts", cursor=page["nextCursor"])).json()
+    (first,) = rest["attempts"]
+    assert (first["eventId"], first["status"], first["answer"], first["result"]) == (
+        f"{checkout}-1",
+        500,
+        "it \ufffd broke",
+        None,
+    )
+    assert rest["nextCursor"] is None
+    failed = (await calls("GET", f"/{made['id']}/attempts", failed=True, checkout=str(checkout))).json()
+    assert len(failed["attempts"]) == 2
+    assert (await calls("GET", f"/{made['id']}/attempts", checkout=UNKNOWN)).json()["attempts"] == []
+
+
+async def _attempts(api, endpoint: UUID, checkout: UUID, key: bytes) -> None:
+    from orchestrator.domain.ids import uuid7
+    from orchestrator.store.deliveries import ANSWER, Attempt, Written
+
+    sealed = api.services.encryptor.data_key(checkout, key).encrypt(b"it \xff broke", purpose=ANSWER).hex()
+    told = [
+        ("server_error", 500, sealed, None),
+        ("timed_out", None, None, None),
+        ("delivered", 204, None, "delivered"),
+    ]
+    for number, (outcome, status, answer, result) in enumerate(told, start=1):
+        attempt = Attempt(
+            id=uuid7(),
+            kind="checkout.ready",
+            number=number,
+            outcome=outcome,
+            status=status,
+            milliseconds=7,
+            answer=answer,
+            result=result,
+        )
+        written = Written(
+            endpoint_id=endpoint,
+            checkout_id=checkout,
+            purpose="event",
+            lease=uuid7(),
+            sequence=1,
+            step="failed",
+            attempt=attempt,
+        )
+        await deliveries.write(api.services.db, [written])
+
+
+async def test_tests_and_replays_become_streams(api, calls):
+    made = await add(calls)
+    path = f"/{made['id']}"
+    test = (await calls("POST", f"{path}/test")).json()["eventId"]
+    checkout = UUID(await api.taken())
+    await api.services.db.write(
+        text(
+            "INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, position) VALUES (:id, 1, 1, 'x', '{}', 'c', 1)"
+        ),
+        {"id": checkout},
+    )
+    await api.sql("INSERT INTO event_feeds (merchant_id, last_position) VALUES (1, 1)")
+    answer = await calls("POST", f"{path}/replay", {"eventId": f"{checkout}-1"})
+    assert (answer.status_code, answer.json()) == (202, {"events": 1})
+    answer = await calls("POST", f"{path}/replay", {"since": "2020-01-01T00:00:00Z"})
+    assert answer.json() == {"events": 1}
+    assert (await calls("POST", f"{path}/replay", {"failed": True})).json() == {"events": 0}
+    rows = await api.sql("SELECT checkout_id, purpose FROM delivery_streams ORDER BY purpose")
+    assert [(str(row.checkout_id), row.purpose) for row in rows] == [
+        (str(checkout), "replay"),
+        (test.removesuffix("-1"), "test"),
+    ]
+    await api.sql("DELETE FROM events")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"eventId": "x"}, {"eventId": f"{UNKNOWN}-0"}, {"eventId": f"{UNKNOWN}-9999999999"}, {"failed": False}, {"since": "yesterday"},
+     {"since": "2020-01-01T00:00:00"}, {"since": 1}, {"failed": True, "since": "2020-01-01T00:00:00Z"}, {"before": "2020-01-01T00:00:00Z"},
+     {"everything": True}],
+)  # fmt: skip
+async def test_a_replay_says_what_is_meant(calls, body):
+    made = await add(calls)
+    problem(await calls("POST", f"/{made['id']}/replay", body), 422, "invalid-endpoint")
+
+
+async def test_readiness_names_endpoints_that_get_nothing(api, calls):
+    made = await add(calls)
+    told = await endpoints.troubles(api.services.db, [])
+    assert told == ["no deliverer is alive: events for webhook endpoints are stored, and wait"]
+    await endpoints.pause(api.services.db, UUID(made["id"]), "gone")
+    assert any(made["id"] in one and "410" in one for one in await endpoints.troubles(api.services.db, []))
+    assert URL not in str(await endpoints.troubles(api.services.db, []))
+    resumed = (await calls("POST", f"/{made['id']}/resume")).json()
+    assert resumed["status"] == "active"

@@ -1,0 +1,415 @@
+"""Events reach endpoints: each at least once, with one id, signed, in the order of their checkout, whatever fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from standardwebhooks.webhooks import Webhook
+
+from orchestrator.delivery import retries, signature
+from orchestrator.domain import events as facts
+from orchestrator.store import deliveries, endpoints
+from tests.support.receivers import receiving
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_event_arrives_as_the_signed_cloud_event_of_the_feed(shop):
+    endpoint = await shop.endpoint(url=shop.receiver.url("/hook?token=a"))
+    checkout = await shop.checkout()
+    async with shop.delivering():
+        await shop.receiver.until(lambda: shop.receiver.taken)
+        await shop.drained()
+    (one,) = shop.receiver.received
+    assert one.id == f"{checkout}-1" == one.event["id"]
+    assert one.headers["content-type"] == "application/cloudevents+json"
+    assert one.path == "/hook?token=a"
+    assert one.event["position"] == "1"
+    assert shop.receiver.unverified == 0
+    with pytest.raises(Exception, match="No matching signature"):
+        Webhook(signature.written(b"x" * 32)).verify(one.body, one.headers)
+    (attempt,) = await deliveries.attempts(
+        shop.core.db, shop.core.encryptor, endpoint.id, before=None, limit=9
+    )
+    assert (attempt.outcome, attempt.status, attempt.number, attempt.result) == (
+        "delivered",
+        200,
+        1,
+        "delivered",
+    )
+
+
+async def test_events_of_a_checkout_come_in_order_and_the_others_do_not_wait_for_one_that_is_refused(shop):
+    await shop.endpoint()
+    poisoned, *others = await shop.checkouts(8, events_of_each=4)
+    shop.receiver.answer = lambda event: (
+        500 if event["subject"] == str(poisoned) and event["sequence"] == "2" else 200
+    )
+    async with shop.delivering():
+        await shop.receiver.until(lambda: len(shop.receiver.taken) == 1 + 4 * len(others))
+    by_checkout = shop.receiver.by_checkout()
+    assert by_checkout.pop(str(poisoned)) == [1]
+    assert by_checkout == {str(one): [1, 2, 3, 4] for one in others}
+    assert await shop.streams() == 1, "what is delivered leaves no row"
+
+
+async def test_a_refused_event_is_tried_again_on_schedule_and_given_up_after_thirty_days(shop):
+    endpoint = await shop.endpoint()
+    refused = await shop.checkout(2)
+    healthy = await shop.checkouts(1)
+    shop.receiver.answer = lambda event: 422 if event["id"] == f"{refused}-1" else 200
+    day = 86_400
+
+    async def due_in() -> float:
+        (seconds,) = await shop.core.all(
+            "SELECT extract(epoch FROM due_at - clock())::float8 FROM delivery_streams WHERE checkout_id = :id AND lease IS NULL",
+            id=refused,
+        )
+        return seconds
+
+    seen = []
+    async with shop.delivering() as deliverer:
+        for number in range(1, 80):
+            await shop.receiver.until(
+                lambda number=number: sum(one.status == 422 for one in shop.receiver.received) == number
+            )
+            await shop.receiver.until(lambda: deliverer.in_flight == 0)
+            if any(one.id == f"{refused}-2" for one in shop.receiver.received):
+                break
+            if number % 4 == 0:  # it takes others meanwhile, or it would be paused
+                healthy += await shop.checkouts(1)
+                count = len(healthy)
+                await shop.receiver.until(
+                    lambda count=count: len({one.id for one in shop.receiver.taken}) == count
+                )
+            seen.append(await due_in())
+            await shop.later(seen[-1] + 1)
+            deliverer.wake()
+            if sum(seen) > 30 * day:
+                break
+        await shop.receiver.until(lambda: any(one.id == f"{refused}-2" for one in shop.receiver.taken))
+        await shop.drained()
+    for wait, planned in zip(seen, (*retries.DELAYS, *(retries.DELAYS[-1],) * 99), strict=False):
+        assert planned - 2 <= wait <= planned * (1 + retries.JITTER)
+    assert sum(seen) > 30 * day
+    rows = await deliveries.attempts(
+        shop.core.db, shop.core.encryptor, endpoint.id, before=None, limit=99, checkout=refused
+    )
+    assert [one.result for one in rows if one.sequence == 1] == ["given_up", *[None] * (len(rows) - 2)]
+    assert {one.id for one in shop.receiver.received if one.status == 422} == {f"{refused}-1"}
+
+    shop.receiver.answer = lambda _: 200
+    assert await deliveries.replay_failed(shop.core.db, endpoint.id) == 1
+    async with shop.delivering():
+        await shop.drained()
+    assert shop.receiver.received[-1].id == f"{refused}-1"
+
+
+async def test_what_a_killed_deliverer_held_is_sent_again_with_the_same_id(shop):
+    await shop.endpoint()
+    checkout = await shop.checkout()
+    taken = await deliveries.take(
+        shop.core.db, {one.id: 5 for one in await endpoints.served(shop.core.db)}, seconds=30
+    )
+    assert [one.sequence for one in taken] == [1], "another deliverer has it, and dies"
+    async with shop.delivering() as deliverer:
+        await asyncio.sleep(0.3)
+        assert not shop.receiver.received
+        await shop.later(31)
+        deliverer.wake()
+        await shop.drained()
+    assert [one.id for one in shop.receiver.received] == [f"{checkout}-1"]
+    late = deliveries.Written(
+        endpoint_id=taken[0].endpoint_id,
+        checkout_id=checkout,
+        purpose="event",
+        lease=taken[0].lease,
+        sequence=1,
+        step="failed",
+        due_in=1.0,
+    )
+    await deliveries.write(shop.core.db, [late])
+    assert await shop.streams() == 0, "a lease that is over writes nothing"
+
+
+async def test_an_event_that_comes_while_its_checkout_is_being_delivered_follows_at_once(shop, monkeypatch):
+    """Nothing but what it is told makes the deliverer look."""
+    monkeypatch.setattr("orchestrator.delivery.deliverer.LOOK", 600.0)
+    endpoint = await shop.endpoint()
+    held = await shop.core.held()
+    shop.receiver.delay = 0.05
+    async with shop.delivering(told=True) as deliverer:
+        await asyncio.sleep(0.2)
+        for number in range(1, 13):
+            held = await shop.core.advance(held, events=(facts.ready(methods=number),))
+            await shop.place()
+            deliverer.wake(str(endpoint.id))
+            await asyncio.sleep(0.02)
+        await shop.receiver.until(lambda: len(shop.receiver.taken) == 12)
+        await shop.drained()
+    assert shop.receiver.by_checkout() == {str(held.id): list(range(1, 13))}
+
+
+async def test_two_deliverers_at_once_deliver_each_event_once_and_in_order(shop):
+    await shop.endpoint()
+    async with shop.delivering(), shop.delivering():
+        made = await shop.checkouts(60, events_of_each=3)
+        await shop.drained()
+    assert shop.receiver.by_checkout() == {str(one): [1, 2, 3] for one in made}
+
+
+async def test_only_wanted_types_are_sent_and_full_documents_where_they_are_asked_for(shop):
+    other = await shop.core.held()
+    async with receiving() as second:
+        await shop.endpoint(kinds=("checkout.completed",))
+        await shop.endpoint(second, content="full")
+        await shop.core.release(other)
+        checkout = await shop.checkout(2)
+        async with shop.delivering():
+            await second.until(lambda: len(second.taken) == 2)
+            await shop.drained()
+        assert not shop.receiver.received
+        assert [one.id for one in second.received] == [f"{checkout}-1", f"{checkout}-2"]
+        assert all("details" in one.event["data"] for one in second.received)
+
+
+async def test_410_switches_an_endpoint_off_and_resuming_continues(shop):
+    endpoint = await shop.endpoint()
+    checkout = await shop.checkout(2)
+    shop.receiver.answer = lambda _: 410
+    async with shop.delivering() as deliverer:
+        await shop.receiver.until(lambda: deliverer.failed == 1)
+        await shop.receiver.until(lambda: deliverer.in_flight == 0)
+        assert (await shop.one(endpoint)).status == "off"
+        unsent = await shop.checkout()
+        shop.receiver.answer = lambda _: 200
+        await asyncio.sleep(0.2)
+        assert len(shop.receiver.received) == 1
+        await endpoints.resume(shop.core.db, endpoint.id, merchant_id=1)
+        deliverer.wake(endpoints.CHANGED)
+        await shop.drained()
+    assert shop.receiver.by_checkout() == {str(checkout): [1, 2]}, f"{unsent} came while it was off"
+
+
+async def test_a_circuit_opens_one_probe_at_a_time_is_sent_and_what_failed_is_tried_again_when_it_is_back(
+    shop,
+):
+    endpoint = await shop.endpoint()
+    shop.receiver.answer = lambda _: 503
+    made = await shop.checkouts(40)
+    async with shop.delivering() as deliverer:
+        await shop.receiver.until(lambda: deliverer.in_flight == 0 and deliverer.failed >= 10)
+        assert (await shop.one(endpoint)).opened == 1
+        failed = deliverer.failed
+        await asyncio.sleep(0.3)
+        assert deliverer.failed == failed < 30, "most were never tried"
+        for number in range(1, 4):
+            await shop.later(400)
+            deliverer.wake(endpoints.CHANGED)
+            await shop.receiver.until(lambda number=number: deliverer.failed == failed + number)
+            await shop.receiver.until(lambda: deliverer.in_flight == 0)
+            await asyncio.sleep(0.2)
+            assert deliverer.failed == failed + number, "one probe, and no more"
+        assert (await shop.one(endpoint)).opened == 4
+        shop.receiver.answer = lambda _: 200
+        await shop.later(400)
+        deliverer.wake(endpoints.CHANGED)
+        await shop.drained()
+    assert {one.event["subject"] for one in shop.receiver.taken} == {str(one) for one in made}
+    assert (await shop.one(endpoint)).opened == 0
+
+
+async def test_an_endpoint_that_only_fails_for_five_days_is_paused_and_nothing_is_lost(shop):
+    endpoint = await shop.endpoint()
+    made = await shop.checkouts(12)
+    shop.receiver.answer = lambda _: 503
+    async with shop.delivering() as deliverer:
+        for _ in range(200):
+            await shop.receiver.until(lambda: deliverer.in_flight == 0)
+            if (await shop.one(endpoint)).status == "paused":
+                break
+            before = deliverer.failed
+            await shop.later(7200)
+            deliverer.wake(endpoints.CHANGED)
+            await shop.receiver.until(lambda before=before: deliverer.failed > before)
+        paused = await shop.one(endpoint)
+        assert (paused.status, paused.pause_reason) == ("paused", "failing")
+        assert paused.failing_for >= endpoints.PAUSE_AFTER
+        (sentence,) = [one for one in await endpoints.troubles(shop.core.db, []) if str(endpoint.id) in one]
+        assert "paused" in sentence
+        made += await shop.checkouts(3)
+        shop.receiver.answer = lambda _: 200
+        await endpoints.resume(shop.core.db, endpoint.id, merchant_id=1)
+        deliverer.wake(endpoints.CHANGED)
+        await shop.drained()
+    assert {one.event["subject"] for one in shop.receiver.taken} == {str(one) for one in made}
+
+
+async def test_retry_after_is_the_least_that_a_throttled_endpoint_waits(shop):
+    endpoint = await shop.endpoint()
+    (checkout,) = await shop.checkouts(1)
+    shop.receiver.answer = lambda _: (429, {"Retry-After": "900"}, "slow down")
+    async with shop.delivering() as deliverer:
+        await shop.receiver.until(lambda: deliverer.failed == 1)
+        await shop.receiver.until(lambda: deliverer.in_flight == 0)
+        (seconds,) = await shop.core.all(
+            "SELECT extract(epoch FROM due_at - clock())::float8 FROM delivery_streams WHERE checkout_id = :id",
+            id=checkout,
+        )
+        assert 890 <= seconds <= 900 * (1 + retries.JITTER)
+        assert (await shop.one(endpoint)).open_for > 890
+        await shop.checkouts(2)
+        await asyncio.sleep(0.2)
+        assert deliverer.failed == 1, "nothing else is sent there meanwhile"
+    (attempt,) = await deliveries.attempts(
+        shop.core.db, shop.core.encryptor, endpoint.id, before=None, limit=9
+    )
+    assert (attempt.outcome, attempt.answer) == ("throttled", b"slow down")
+
+
+async def test_a_slow_endpoint_delays_no_other(shop):
+    async with receiving() as slow:
+        slow.delay = 30.0
+        await shop.endpoint(slow)
+        await shop.endpoint()
+        async with shop.delivering(webhook_in_flight=8, webhook_total_timeout=20.0, shutdown_timeout=5.6):
+            made = await shop.checkouts(50)
+            await shop.receiver.until(lambda: len(shop.receiver.taken) == 50, seconds=15)
+        assert slow.in_flight >= 1
+        assert not slow.received
+    assert set(shop.receiver.by_checkout()) == {str(one) for one in made}
+
+
+async def test_no_more_are_under_way_than_the_setting_says(shop):
+    await shop.endpoint()
+    shop.receiver.delay = 0.05
+    async with shop.delivering(webhook_endpoint_in_flight=3):
+        await shop.checkouts(40)
+        await shop.drained()
+    assert 1 < shop.receiver.most_in_flight <= 3
+
+
+async def test_a_new_secret_and_the_one_before_both_sign_until_the_overlap_ends(shop):
+    endpoint = await shop.endpoint()
+    new = signature.new_secret()
+    await endpoints.rotate(
+        shop.core.db, shop.core.encryptor, endpoint.id, merchant_id=1, secret=new, overlap=3600
+    )
+    await shop.checkout()
+    async with shop.delivering() as deliverer:
+        await shop.drained()
+        await shop.later(3601)
+        deliverer.wake(endpoints.CHANGED)
+        await shop.checkout()
+        await shop.drained()
+    first, second = shop.receiver.received
+    assert first.headers["webhook-signature"].count("v1,") == 2
+    assert second.headers["webhook-signature"].count("v1,") == 1
+    for one, secrets in ((first, (new, shop.secrets[endpoint.id])), (second, (new,))):
+        for secret in secrets:
+            assert Webhook(signature.written(secret)).verify(one.body, one.headers) == json.loads(one.body)
+
+
+async def test_a_row_that_leads_elsewhere_is_not_served(shop):
+    endpoint = await shop.endpoint()
+    async with receiving() as thief:
+        await shop.core.do(
+            "UPDATE webhook_endpoints SET url = :url WHERE id = :id", url=thief.url(), id=endpoint.id
+        )
+        await shop.checkout()
+        async with shop.delivering():
+            await asyncio.sleep(0.5)
+        assert not thief.received
+    assert await shop.streams() == 1
+
+
+async def test_an_answer_is_kept_to_its_first_kilobyte_under_the_key_of_its_checkout(shop):
+    endpoint = await shop.endpoint()
+    checkout = await shop.checkout()
+    shop.receiver.answer = lambda _: (200, {}, "x" * 5000)
+    async with shop.delivering():
+        await shop.drained()
+    (attempt,) = await deliveries.attempts(
+        shop.core.db, shop.core.encryptor, endpoint.id, before=None, limit=9
+    )
+    assert attempt.answer == b"x" * 1024
+    (stored,) = await shop.core.all("SELECT answer FROM delivery_attempts")
+    assert b"xxx" not in bytes(stored)
+    await shop.core.do("UPDATE intents SET data_key = NULL WHERE checkout_id = :id", id=checkout)
+    (attempt,) = await deliveries.attempts(
+        shop.core.db, shop.core.encryptor, endpoint.id, before=None, limit=9
+    )
+    assert attempt.answer is None
+
+
+async def test_a_test_event_is_sent_once_also_to_a_paused_endpoint(shop):
+    endpoint = await shop.endpoint()
+    await endpoints.pause(shop.core.db, endpoint.id, "asked")
+    test = await deliveries.test(shop.core.db, endpoint.id)
+    shop.receiver.answer = lambda _: 500
+    async with shop.delivering():
+        await shop.drained()
+    (one,) = shop.receiver.received
+    assert (one.event["type"], one.id) == ("endpoint.test", f"{test}-1")
+    assert shop.receiver.unverified == 0
+    assert (await shop.one(endpoint)).failing_since is None
+    (attempt,) = await deliveries.attempts(
+        shop.core.db, shop.core.encryptor, endpoint.id, before=None, limit=9
+    )
+    assert (attempt.purpose, attempt.outcome) == ("test", "server_error")
+
+
+async def test_a_replay_of_one_event_and_of_a_period_sends_the_same_ids(shop):
+    endpoint = await shop.endpoint()
+    checkout, other = await shop.checkouts(2, events_of_each=3)
+    async with shop.delivering():
+        await shop.drained()
+        before = len(shop.receiver.received)
+        assert (
+            await deliveries.replay_event(
+                shop.core.db, endpoint.id, merchant_id=1, checkout=checkout, sequence=2
+            )
+            == 1
+        )
+        assert (
+            await deliveries.replay_event(
+                shop.core.db, endpoint.id, merchant_id=1, checkout=checkout, sequence=9
+            )
+            == 0
+        )
+        await shop.drained()
+        assert [one.id for one in shop.receiver.received[before:]] == [f"{checkout}-2"]
+        ((since, until),) = await shop.core.all(
+            "SELECT clock() - interval '1 hour' AS since, clock() + interval '1 hour' AS before"
+        )
+        assert (
+            await deliveries.replay_period(
+                shop.core.db, endpoint.id, merchant_id=1, since=since, before=until
+            )
+            == 6
+        )
+        await shop.drained()
+    again = [one.id for one in shop.receiver.received[before + 1 :]]
+    assert sorted(again) == sorted(f"{one}-{number}" for one in (checkout, other) for number in (1, 2, 3))
+
+
+async def test_a_deleted_endpoint_is_sent_nothing_and_its_rows_leave(shop):
+    endpoint = await shop.endpoint()
+    await shop.checkouts(3)
+    await endpoints.delete(shop.core.db, endpoint.id, merchant_id=1)
+    async with shop.delivering() as deliverer:
+        await asyncio.sleep(0.2)
+        await shop.later(120)
+        deliverer._clean_at = float("-inf")
+        deliverer.wake()
+        await shop.drained()
+    assert not shop.receiver.received
+    await deliveries.clear(shop.core.db)
+    assert await shop.core.all("SELECT count(*) FROM webhook_endpoints") == [0]
+
+
+async def test_a_merchant_without_endpoints_has_no_streams(shop):
+    await shop.checkouts(3)
+    assert await shop.streams() == 0

@@ -1,0 +1,123 @@
+"""Pace, retries and signatures of deliveries: pure values."""
+
+from __future__ import annotations
+
+import base64
+import random
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from standardwebhooks.webhooks import Webhook
+
+from orchestrator.delivery import retries, signature
+from orchestrator.delivery.pace import Pace
+
+
+def test_a_signature_is_what_the_public_package_verifies():
+    secret = signature.new_secret()
+    now = int(datetime.now(UTC).timestamp())
+    headers = signature.headers("a-1", b'{"a": 1}', [b"n" * 32, secret], at=now)
+    assert Webhook(signature.written(secret)).verify(b'{"a": 1}', headers) == {"a": 1}
+    assert headers["webhook-signature"].split(" ")[1] == Webhook(signature.written(secret)).sign(
+        "a-1", datetime.fromtimestamp(now, UTC), '{"a": 1}'
+    )
+    assert len(base64.b64decode(signature.written(secret).removeprefix("whsec_"))) == 32
+
+
+def test_delays_grow_to_twelve_hours_and_are_never_shorter_than_what_was_asked_for():
+    planned = [retries.delay(number, draw=lambda: 0.0) for number in range(1, 12)]
+    assert planned == [5, 30, 120, 600, 1800, 7200, 18_000, 36_000, 43_200, 43_200, 43_200]
+    assert retries.delay(1, at_least=900, draw=lambda: 0.0) == 900
+    assert retries.delay(3, draw=lambda: 1.0) == 120 * (1 + retries.JITTER)
+    assert [retries.open_for(number, draw=lambda: 0.0) for number in (1, 2, 3, 99)] == [5, 10, 20, 300]
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [({}, None), ({"retry-after": "120"}, 120.0), ({"retry-after": "-1"}, None), ({"retry-after": "9" * 50}, retries.RETRY_AFTER_CAP),
+     ({"retry-after": "soon"}, None), ({"retry-after": "Wed, 21 Oct 2015 07:30:00 GMT", "date": "Wed, 21 Oct 2015 07:28:00 GMT"}, 120.0),
+     ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0), ({"retry-after": "١٢"}, None)],
+)  # fmt: skip
+def test_retry_after_is_read_as_seconds_or_a_date_within_bounds(headers, seconds):
+    assert retries.retry_after(headers) == seconds
+
+
+def test_retry_after_counts_by_our_clock_where_the_endpoint_tells_none():
+    when = datetime.now(UTC) + timedelta(hours=1)
+    told = retries.retry_after({"retry-after": when.strftime("%a, %d %b %Y %H:%M:%S GMT")})
+    assert told == pytest.approx(3600, abs=30)
+
+
+class Bucket:
+    """A receiver that bears so many deliveries a second, each of which takes it `seconds`; in simulated time."""
+
+    def __init__(self, rate: float, seconds: float, burst: float) -> None:
+        self.rate, self.seconds, self.burst = rate, seconds, burst
+        self.tokens, self.at = burst, 0.0
+        self.taken = self.refused = 0
+
+    def takes(self, now: float) -> bool:
+        self.tokens = min(self.burst, self.tokens + (now - self.at) * self.rate)
+        self.at = now
+        if self.tokens < 1:
+            self.refused += 1
+            return False
+        self.tokens -= 1
+        self.taken += 1
+        return True
+
+
+def drain(pace: Pace, receiver: Bucket, *, number: int) -> float:
+    """Send so many, each as soon as the pace lets it, in steps of half a millisecond; return how long it took."""
+    now, under_way = 0.0, []
+    while receiver.taken < number:
+        for one in [one for one in under_way if one[0] <= now]:
+            under_way.remove(one)
+            _, began, well = one
+            if well:
+                pace.succeeded(began, now)
+            else:
+                pace.overloaded(began, now, wait=0.2)
+        for _ in range(max(pace.free(now), 0)):
+            began = pace.begin(now)
+            under_way.append((now + receiver.seconds * random.uniform(0.9, 1.1), began, receiver.takes(now)))
+        now += 0.0005
+    return now
+
+
+@pytest.mark.parametrize(
+    ("rate", "seconds"), [(50, 0.005), (200, 0.005), (200, 0.05), (1000, 0.02), (20, 0.2)]
+)
+def test_a_receiver_that_comes_back_is_sent_what_it_bears_and_refuses_less_than_one_in_a_hundred(
+    rate, seconds
+):
+    random.seed(7)
+    receiver = Bucket(rate, seconds, burst=max(rate / 10, 5))
+    pace = Pace(64)
+    pace.restart()
+    took = drain(pace, receiver, number=4000)
+    assert receiver.refused / (receiver.taken + receiver.refused) < 0.01
+    bearable = min(rate, 64 / seconds)
+    assert receiver.taken / took > 0.5 * bearable, "and it is not starved either"
+
+
+def test_an_allowance_grows_to_the_limit_and_shrinks_once_for_one_overload():
+    pace = Pace(8)
+    for number in range(200):
+        pace.succeeded(pace.begin(number), number + 0.1)
+    assert (pace.allowance, pace.free(999)) == (8, 8)
+    began = [pace.begin(1000) for _ in range(8)]
+    assert pace.free(1000) == 0
+    for one in began:
+        pace.overloaded(one, 1001)
+    assert pace.allowance == pytest.approx(8 * 0.6)
+    assert pace.in_flight == 0
+
+
+def test_a_refused_event_changes_nothing_and_a_wait_holds_everything():
+    pace = Pace(8)
+    before = pace.allowance
+    pace.refused(pace.begin(0), 1)
+    assert pace.allowance == before
+    pace.overloaded(pace.begin(2), 3, wait=60)
+    assert (pace.free(62), pace.free(63) > 0) == (0, True)
