@@ -29,11 +29,11 @@ SCOPES: Final = frozenset(
     {
         "checkouts:write",
         "checkouts:read",
-        "endpoints:read",
-        "endpoints:write",
         "events:read",
         "money:write",
         "ops",
+        "webhooks:read",
+        "webhooks:write",
     }
 )
 ALGORITHM: Final = "HS256"
@@ -71,12 +71,13 @@ class Caller:
         """How the audit trail names them."""
         return f"client:{self.merchant}/{self.subject}"
 
-    def need(self, scope: str) -> None:
-        """Raise `AccessDenied` unless the token has this scope."""
-        if scope not in self.scopes:
+    def need(self, *scopes: str) -> None:
+        """Raise `AccessDenied` unless the token has one of these scopes."""
+        if self.scopes.isdisjoint(scopes):
             has = f"has the scopes {' '.join(sorted(self.scopes))}" if self.scopes else "has no scope"
             raise AccessDenied(
-                403, f"this call needs the scope {scope}, and the token {has}: issue one that has it"
+                403,
+                f"this call needs the scope {' or '.join(scopes)}, and the token {has}: issue one that has it",
             )
 
 

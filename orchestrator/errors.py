@@ -17,7 +17,7 @@
     ├── delivery WebhookUrlRejected     a URL that no event is sent to
     ├── delivery AddressForbidden       a name that leads to an address that is not public
     ├── delivery NameUnknown            a name without an address
-    ├── store TooManyEndpoints          a merchant has as many endpoints as it may
+    ├── store TooManyWebhooks           a merchant has as many webhooks as it may
     ├── api TooManyWaiting              as many clients wait for events as may
     ├── store UnknownMerchant           no such merchant
     ├── store MerchantRejected          a value that a merchant cannot have, with its field

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import FastAPI, Request
 from starlette.routing import Route
 
-from orchestrator.api import callbacks, checkouts, commands, docs, endpoints, events, health, problems
+from orchestrator.api import callbacks, checkouts, commands, docs, events, health, problems, webhooks
 from orchestrator.api.callback_intake import CallbackIntake
-from orchestrator.api.contract import answers, webhooks
+from orchestrator.api.contract import answers
+from orchestrator.api.contract import webhooks as shapes
 from orchestrator.api.docs import commanded, described, fed, json_answer
 from orchestrator.api.middleware import Envelope
 from orchestrator.api.request_log import AccessLog, SecurityLog
@@ -148,7 +149,7 @@ def create_app(services: Services) -> FastAPI:
         summary="List the types of events, with their schemas",
         **described(answers.EventTypes),
     )(events.show_types)
-    _route_endpoints(app)
+    _route_webhooks(app)
     alive: dict[int | str, dict[str, Any]] = {200: json_answer("Alive", answers.Health)}
     app.get("/healthz", tags=["health"], summary="Is the process alive", responses=alive)(health.alive)
     ready: dict[int | str, dict[str, Any]] = {
@@ -161,30 +162,34 @@ def create_app(services: Services) -> FastAPI:
     return app
 
 
-def _route_endpoints(app: FastAPI) -> None:
-    path, one = endpoints.PATH, f"{endpoints.PATH}/{{endpoint_id}}"
-    read, write, shape = endpoints.READ, endpoints.WRITE, webhooks.Endpoint
-    of = docs.of_endpoint
-    app.post(path, tags=["webhooks"], summary="Add an endpoint", **docs.added_endpoint())(endpoints.add)
-    app.get(path, tags=["webhooks"], summary="List endpoints", **described(webhooks.EndpointPage))(
-        endpoints.show_all
-    )
-    app.get(one, tags=["webhooks"], summary="Show an endpoint", **of(shape, "Found", read))(endpoints.show)
+def _route_webhooks(app: FastAPI) -> None:
+    path, one = webhooks.PATH, f"{webhooks.PATH}/{{webhook_id}}"
+    read, write, shape = webhooks.READ, (webhooks.WRITE,), shapes.Webhook
+    of = docs.of_webhook
+    app.post(
+        path, tags=["webhooks"], summary="Add a webhook", **docs.added_webhook(write)
+    )(webhooks.add)  # fmt: skip
+    app.get(path, tags=["webhooks"], summary="List webhooks", **docs.listed_webhooks(read))(webhooks.show_all)
+    app.get(one, tags=["webhooks"], summary="Show a webhook", **of(shape, "Found", read))(webhooks.show)
     app.patch(
-        one, tags=["webhooks"], summary="Change an endpoint", **of(shape, "Changed", write, body=webhooks.ChangeEndpoint)
-    )(endpoints.change)  # fmt: skip
-    app.delete(
-        one, tags=["webhooks"], summary="Delete an endpoint", **of(None, "Deleted", write, status=204)
-    )(endpoints.delete)
+        one, tags=["webhooks"], summary="Change a webhook", **of(shape, "Changed", write, body=shapes.ChangeWebhook)
+    )(webhooks.change)  # fmt: skip
+    app.delete(one, tags=["webhooks"], summary="Delete a webhook", **of(None, "Deleted", write, status=204))(
+        webhooks.delete
+    )
     posted = {
-        "rotate-secret": (endpoints.rotate_secret, "Replace the secret",
-                          of(webhooks.NewEndpoint, "Replaced", write, body=webhooks.RotateSecret, required=False)),
-        "test": (endpoints.send_test, "Send a test event", of(webhooks.TestSent, "It will be sent once", write, status=202)),
-        "resume": (endpoints.resume, "Resume an endpoint", of(shape, "Resumed", write)),
-        "replay": (endpoints.replay, "Send events again", of(webhooks.Replayed, "They will be sent", write, status=202, body=webhooks.Replay)),
+        "rotate-secret": (webhooks.rotate_secret, "Replace the secret",
+                          of(shapes.NewWebhook, "Replaced", write, body=shapes.RotateSecret, required=False)),
+        "test": (webhooks.send_test, "Send a test event", of(shapes.TestSent, "It will be sent once", write, status=202)),
+        "resume": (webhooks.resume, "Resume a webhook", of(shape, "Resumed", write)),
+        "replay": (webhooks.replay, "Send events again", of(shapes.Replayed, "They will be sent", write, status=202, body=shapes.Replay)),
     }  # fmt: skip
-    for name, (endpoint, summary, told) in posted.items():
-        app.post(f"{one}/{name}", tags=["webhooks"], summary=summary, **told)(endpoint)
+    for name, (call, summary, told) in posted.items():
+        app.post(f"{one}/{name}", tags=["webhooks"], summary=summary, **told)(call)
     app.get(
-        f"{one}/attempts", tags=["webhooks"], summary="List attempts to deliver", **of(webhooks.AttemptPage, "Found", read)
-    )(endpoints.show_attempts)  # fmt: skip
+        f"{one}/deliveries", tags=["webhooks"], summary="List attempts to deliver", **of(shapes.DeliveryPage, "Found", read)
+    )(webhooks.show_deliveries)  # fmt: skip
+    app.post(
+        "/v1/deliveries/{delivery_id}/replay", tags=["webhooks"], summary="Send the event of a delivery again",
+        **docs.replayed_delivery(write),
+    )(webhooks.replay_delivery)  # fmt: skip

@@ -103,11 +103,11 @@ def of(request: Request) -> Services:
     return services
 
 
-async def admit(request: Request, scope: str) -> tuple[Caller, Merchant]:
-    """Return who calls and for which merchant; 401, 403 or 503 with the reason otherwise, 422 for a query parameter that is not known."""
+async def admit(request: Request, *scopes: str) -> tuple[Caller, Merchant]:
+    """Return who calls, with one of these scopes, and for which merchant; 401, 403 or 503 with the reason otherwise, 422 for a query parameter that is not known."""
     services = of(request)
     caller = await services.authenticator.admit(request.headers.get("authorization"))
-    caller.need(scope)
+    caller.need(*scopes)
     if request.scope["query_string"]:
         _refuse_unknown_parameters(request)
     async with asyncio.timeout(DATABASE_TIMEOUT):

@@ -75,7 +75,7 @@ _TAGS: Final = {
     "became of it stands among the checkout's `commands`.",
     "payments": "Payments as the gateway showed them, also those that belong to no order.",
     "events": "What happened to a merchant's checkouts, in a feed that is read from a position on.",
-    "webhooks": "Endpoints of the merchant's that events are sent to.",
+    "webhooks": "URLs of the merchant's that events are sent to, and what became of each delivery.",
     "callbacks": "For the gateway and for shoppers' browsers: signed addresses that the orchestrator hands out itself.",
     "health": "For probes and load balancers.",
 }
@@ -158,7 +158,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
                     "A parameter is wrong, or not known", "invalid-request", HTTPStatus.UNPROCESSABLE_ENTITY
                 )
             for parameter in operation.get("parameters", ()):
-                if parameter["name"] in {"checkout_id", "endpoint_id"}:
+                if parameter["name"] in {"checkout_id", "webhook_id", "delivery_id"}:
                     parameter["schema"] |= {"format": "uuid", "maxLength": 36}
     for path, operations in _RAW.items():
         paths[path] = {**operations, **paths.get(path, {})}
@@ -242,40 +242,55 @@ def described(
     return {"responses": {status: json_answer(about, shape)}, "status_code": status, "openapi_extra": extra}
 
 
-def of_endpoint(
+def of_webhook(
     shape: type | None,
     about: str,
-    scope: str,
+    scopes: tuple[str, ...],
     *,
     status: int = 200,
     body: type | None = None,
     required: bool = True,
 ) -> dict[str, Any]:
-    """Return what FastAPI is told about a route of a webhook endpoint."""
+    """Return what FastAPI is told about a route of a webhook; `scopes`: one of them is needed."""
     described_body = None if body is None else json_body(ref(body), required=required)
     told = described(shape or answers.Health, about, status, described_body)
     if shape is None:
         told["responses"] = {status: {"description": about}}
     told["responses"] |= _problems(
-        insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {scope}"),
-        unknown_endpoint=(HTTPStatus.NOT_FOUND, "The merchant has no such endpoint"),
+        insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {' or '.join(scopes)}"),
+        unknown_webhook=(HTTPStatus.NOT_FOUND, "The merchant has no such webhook"),
         **(
-            {}
-            if body is None
-            else {"invalid_endpoint": (HTTPStatus.UNPROCESSABLE_ENTITY, "A field is wrong")}
+            {} if body is None else {"invalid_webhook": (HTTPStatus.UNPROCESSABLE_ENTITY, "A field is wrong")}
         ),
     )
     return told
 
 
-def added_endpoint() -> dict[str, Any]:
-    """Return what FastAPI is told about the route that adds an endpoint."""
-    told = of_endpoint(
-        webhooks.NewEndpoint, "Added; the secret is shown this once", "endpoints:write", status=201, body=webhooks.AddEndpoint
+def added_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
+    """Return what FastAPI is told about the route that adds a webhook."""
+    told = of_webhook(
+        webhooks.NewWebhook, "Added; the secret is shown this once", scopes, status=201, body=webhooks.AddWebhook
     )  # fmt: skip
     del told["responses"]["404"]
     told["responses"] |= _problems(
-        too_many_endpoints=(HTTPStatus.CONFLICT, "The merchant has as many as it may")
+        too_many_webhooks=(HTTPStatus.CONFLICT, "The merchant has as many as it may")
+    )
+    return told
+
+
+def listed_webhooks(scopes: tuple[str, ...]) -> dict[str, Any]:
+    """Return what FastAPI is told about the route that lists webhooks."""
+    told = of_webhook(webhooks.WebhookPage, "Found", scopes)
+    del told["responses"]["404"]
+    return told
+
+
+def replayed_delivery(scopes: tuple[str, ...]) -> dict[str, Any]:
+    """Return what FastAPI is told about the route that sends the event of one delivery again."""
+    told = of_webhook(webhooks.Replayed, "It will be sent", scopes, status=202)
+    told["responses"] |= _problems(
+        unknown_delivery=(HTTPStatus.NOT_FOUND, "The merchant has no such delivery"),
+        event_gone=(HTTPStatus.GONE, "A test event, or one that the feed does not keep any more"),
     )
     return told
 

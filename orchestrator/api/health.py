@@ -22,7 +22,7 @@ from orchestrator import log
 from orchestrator.api.contract import answers
 from orchestrator.api.problems import answer
 from orchestrator.processing import lookup_budget
-from orchestrator.store import endpoints, readiness, schema
+from orchestrator.store import readiness, schema, webhooks
 from orchestrator.store.database import is_away
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Health:
         try:
             async with asyncio.timeout(TIMEOUT):
                 refused = await readiness.refusals(inlet)
-                told = await endpoints.troubles(inlet, await readiness.processes(inlet))
+                told = await webhooks.troubles(inlet, await readiness.processes(inlet))
                 return refused + [queue.told for queue in await lookup_budget.queues(inlet)] + told
         except Exception as error:
             if not is_away(error):

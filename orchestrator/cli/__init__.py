@@ -34,7 +34,7 @@ _COMMANDS: Final = {
     "checkouts": "checkouts:checkouts",
     "payments": "checkouts:payments",
     "events": "events:events",
-    "endpoints": "endpoints:endpoints",
+    "webhooks": "webhooks:webhooks",
     "audit": "trail:audit",
     "archive": "archive:archive",
 }

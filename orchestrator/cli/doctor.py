@@ -303,10 +303,10 @@ async def _processes(db: Database, report: _Report) -> None:
 
 async def _webhooks(db: Database, report: _Report, found: Sequence[readiness.Process]) -> None:
     """Look whether events reach the endpoints of merchants."""
-    from orchestrator.store import endpoints  # noqa: PLC0415
+    from orchestrator.store import webhooks  # noqa: PLC0415
 
-    for trouble in await endpoints.troubles(db, found):
-        report.ill("webhooks", f"{trouble}; see `orchestrator endpoints list`")
+    for trouble in await webhooks.troubles(db, found):
+        report.ill("webhooks", f"{trouble}; see `orchestrator webhooks list`")
 
 
 async def _due(db: Database, report: _Report, *, stopped: bool) -> None:

@@ -22,7 +22,7 @@ from orchestrator.delivery.pace import Pace
 from orchestrator.delivery.sender import OVERLOAD, Answer, Outcome
 from orchestrator.domain import events
 from orchestrator.domain.ids import uuid7
-from orchestrator.store import deliveries, endpoints
+from orchestrator.store import deliveries, webhooks
 from orchestrator.store.database import Batch
 from orchestrator.store.deliveries import Attempt, Written
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
     from orchestrator.store.database import Again, Database, Writes
     from orchestrator.store.deliveries import Due
-    from orchestrator.store.endpoints import Endpoint
+    from orchestrator.store.webhooks import Webhook
 
 _log = log.get(__name__)
 
@@ -66,7 +66,7 @@ _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
 class Lane:
     """One endpoint as this process serves it."""
 
-    endpoint: Endpoint
+    webhook: Webhook
     secrets: Sequence[bytes]
     pace: Pace
     open_at: float
@@ -115,8 +115,8 @@ class Deliverer:
 
     def wake(self, said: str = "") -> None:
         """Look at once: at these endpoints (ids with a blank between), or at all, also for what is new about them (`*`)."""
-        lanes = [self._by_text.get(one) for one in said.split()] if said != endpoints.CHANGED else []
-        if said == endpoints.CHANGED or None in lanes:
+        lanes = [self._by_text.get(one) for one in said.split()] if said != webhooks.CHANGED else []
+        if said == webhooks.CHANGED or None in lanes:
             self._refresh_at = float("-inf")
         if not lanes or None in lanes:
             self._look_at = self._tests_at = float("-inf")
@@ -220,13 +220,13 @@ class Deliverer:
         wanted: dict[UUID, int] = {}
         probes: set[UUID] = set()
         for lane in (*lanes[first:], *lanes[:first]):
-            one = lane.endpoint
+            one = lane.webhook
             if one.paused_at is not None or now < lane.open_at or lane.probing:
                 continue
             if one.opened:
                 if lane.pace.in_flight:
                     continue
-                if not await endpoints.claim_probe(self._db, one.id, seconds=self._lease):
+                if not await webhooks.claim_probe(self._db, one.id, seconds=self._lease):
                     # Another deliverer probes it, or nothing is due.
                     lane.open_at = now + LOOK
                     continue
@@ -243,13 +243,13 @@ class Deliverer:
 
     async def _refresh(self) -> None:
         """Read all endpoints anew."""
-        found = await endpoints.served(self._db)
+        found = await webhooks.served(self._db)
         now = time.monotonic()
         self._refresh_at = now + LOOK
         lanes: dict[UUID, Lane] = {}
         for one in found:
             lane = self._lanes.get(one.id)
-            if lane is None or (lane.endpoint.encrypted, lane.endpoint.previous) != (
+            if lane is None or (lane.webhook.encrypted, lane.webhook.previous) != (
                 one.encrypted,
                 one.previous,
             ):
@@ -261,20 +261,20 @@ class Deliverer:
                 pace = Pace(self._settings.webhook_endpoint_in_flight) if lane is None else lane.pace
                 lane = lane or Lane(one, secrets, pace, open_at=now)
                 lane.secrets = secrets
-            if lane.endpoint.url != one.url and lane.endpoint.encrypted == one.encrypted:
+            if lane.webhook.url != one.url and lane.webhook.encrypted == one.encrypted:
                 self._refuse(one, "its secret was made for another URL")
                 continue
-            lane.endpoint, lane.open_at = one, now + max(one.open_for, 0.0)
+            lane.webhook, lane.open_at = one, now + max(one.open_for, 0.0)
             lane.failing = one.failing_since is not None
             lanes[one.id] = lane
         self._lanes = lanes
         self._by_text = {str(one): lane for one, lane in lanes.items()}
 
-    def _refuse(self, one: Endpoint, reason: str) -> None:
+    def _refuse(self, one: Webhook, reason: str) -> None:
         """Say once that an endpoint is not served, because its row does not hold."""
         if one.id not in self._refused:
             self._refused.add(one.id)
-            _log.error("endpoint_unreadable", endpoint=str(one.id), reason=reason, security=True)
+            _log.error("webhook_unreadable", webhook=str(one.id), reason=reason, security=True)
 
     async def _clean(self) -> None:
         """Delete what is not kept any more: attempts, and what deleted endpoints have left."""
@@ -338,14 +338,14 @@ class Deliverer:
             if due.event is None:
                 document = trial_event.document(due.checkout_id, due.merchant)
             else:
-                document = events.document(due.event, content=lane.endpoint.content)
+                document = events.document(due.event, content=lane.webhook.content)
             body = _ENCODER.encode(document)
         except (KeyError, ValueError):
             _log.exception("event_unreadable", checkout=str(due.checkout_id), sequence=due.sequence)
             return Answer(Outcome.UNREADABLE, 0.0)
         signed = signature.headers(document.id, body, lane.secrets, at=int(time.time()))
         headers = {"content-type": "application/cloudevents+json", "user-agent": AGENT, **signed}
-        return await self._sender.send(lane.endpoint.url, headers, body)
+        return await self._sender.send(lane.webhook.url, headers, body)
 
     def _result(self, due: Due, answer: Answer) -> Written:
         if answer.delivered:
@@ -354,7 +354,7 @@ class Deliverer:
         self.failed += 1
         if due.failing_for >= retries.GIVE_UP_AFTER:
             _log.warning(
-                "event_given_up", endpoint=str(due.endpoint_id), checkout=str(due.checkout_id), sequence=due.sequence, outcome=answer.outcome,
+                "event_given_up", webhook=str(due.endpoint_id), checkout=str(due.checkout_id), sequence=due.sequence, outcome=answer.outcome,
             )  # fmt: skip
             return _written(due, "done", attempt=self._attempt(due, answer, result="given_up"))
         wait = retries.delay(due.attempts + 1, at_least=answer.wait or 0.0)
@@ -377,7 +377,7 @@ class Deliverer:
         try:
             return await self._results.put(written)
         except Exception as error:  # noqa: BLE001 - its lease ends, and it is due again
-            _log.warning("delivery_not_written", endpoint=str(written.endpoint_id), **log.cause(error))
+            _log.warning("delivery_not_written", webhook=str(written.endpoint_id), **log.cause(error))
             return False
 
     async def _write(self, results: list[Written]) -> Sequence[bool | Again]:
@@ -387,64 +387,64 @@ class Deliverer:
 
     async def _note_health(self, lane: Lane, due: Due, answer: Answer, *, probed: bool) -> None:
         """Note what an answer says of its endpoint; an event that only it refuses says nothing at its second try."""
-        one = lane.endpoint
+        one = lane.webhook
         try:
             if answer.delivered:
                 await self._note_delivered(lane)
             elif answer.outcome is Outcome.GONE:
-                if await endpoints.pause(self._db, one.id, "gone"):
-                    _log.warning("endpoint_off", endpoint=str(one.id), merchant=one.merchant_id)
+                if await webhooks.pause(self._db, one.id, "gone"):
+                    _log.warning("webhook_off", webhook=str(one.id), merchant=one.merchant_id)
                 self._refresh_at = float("-inf")
             else:
                 await self._note_failed(lane, due, answer, probed=probed)
         except Exception as error:  # noqa: BLE001 - the next answer notes it
-            _log.warning("endpoint_not_noted", endpoint=str(one.id), **log.cause(error))
+            _log.warning("webhook_not_noted", webhook=str(one.id), **log.cause(error))
 
     async def _note_delivered(self, lane: Lane) -> None:
-        now, one = time.monotonic(), lane.endpoint
+        now, one = time.monotonic(), lane.webhook
         lane.failures = 0
         back = one.opened > 0
         if lane.failing or back or now - lane.noted_at >= NOTED_EVERY:
             lane.noted_at, lane.failing = now, False
-            lane.endpoint = replace(one, opened=0, failing_since=None, failing_for=0.0)
+            lane.webhook = replace(one, opened=0, failing_since=None, failing_for=0.0)
             if back:
                 lane.pace.restart()
-                _log.info("endpoint_is_back", endpoint=str(one.id))
-            await endpoints.delivered(self._db, one.id, back=back)
+                _log.info("webhook_is_back", webhook=str(one.id))
+            await webhooks.delivered(self._db, one.id, back=back)
             if back:
                 self._refresh_at = float("-inf")
                 lane.hot = True
                 self._woken.set()
 
     async def _note_failed(self, lane: Lane, due: Due, answer: Answer, *, probed: bool) -> None:
-        one = lane.endpoint
+        one = lane.webhook
         is_open = time.monotonic() < lane.open_at
         if not is_open and (answer.outcome not in _OF_THE_EVENT or due.attempts == 0):
             # What was under way when the circuit opened tells nothing new.
             lane.failures += 1
         if not lane.failing:
             lane.failing = True
-            await endpoints.failed(self._db, one.id)
-        if one.failing_for >= endpoints.PAUSE_AFTER and await endpoints.pause(self._db, one.id, "failing"):
-            _log.warning("endpoint_paused", endpoint=str(one.id), merchant=one.merchant_id, reason="failing")
+            await webhooks.failed(self._db, one.id)
+        if one.failing_for >= webhooks.PAUSE_AFTER and await webhooks.pause(self._db, one.id, "failing"):
+            _log.warning("webhook_paused", webhook=str(one.id), merchant=one.merchant_id, reason="failing")
             self._refresh_at = float("-inf")
             return
         if probed or lane.failures >= OPEN_AFTER:
             lane.failures = 0
             opened = one.opened + 1
             seconds = retries.open_for(opened, at_least=answer.wait or 0.0)
-            await endpoints.open_circuit(self._db, one.id, opened=opened, seconds=seconds)
+            await webhooks.open_circuit(self._db, one.id, opened=opened, seconds=seconds)
             _log.warning(
-                "endpoint_circuit_open",
-                endpoint=str(one.id),
+                "webhook_circuit_open",
+                webhook=str(one.id),
                 seconds=round(seconds, 1),
                 outcome=answer.outcome,
             )
-            lane.endpoint = replace(one, opened=opened)
+            lane.webhook = replace(one, opened=opened)
             lane.open_at = time.monotonic() + seconds
             self._refresh_at = float("-inf")
         elif answer.wait:
-            await endpoints.hold(self._db, one.id, seconds=answer.wait)
+            await webhooks.hold(self._db, one.id, seconds=answer.wait)
             lane.open_at = max(lane.open_at, time.monotonic() + answer.wait)
 
 

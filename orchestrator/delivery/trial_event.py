@@ -12,7 +12,7 @@ from orchestrator.domain.events import event_id, traceparent
 if TYPE_CHECKING:
     from uuid import UUID
 
-TYPE: Final = "endpoint.test"
+TYPE: Final = "webhook.test"
 
 
 class TrialEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -170,6 +170,11 @@ _ATTEMPTS = text("""
        AND (CAST(:failed AS boolean) IS NULL OR (a.outcome <> 'delivered') = CAST(:failed AS boolean))
      ORDER BY a.id DESC LIMIT :most
 """)
+_OF_ATTEMPT = text("""
+    SELECT a.endpoint_id, a.checkout_id, a.sequence
+      FROM delivery_attempts a JOIN webhook_endpoints e ON e.id = a.endpoint_id AND e.merchant_id = :merchant_id AND e.deleted_at IS NULL
+     WHERE a.id = :id
+""")
 _OLDEST = text("""
     SELECT at < clock() - make_interval(secs => :seconds) AS old FROM delivery_attempts ORDER BY id LIMIT 1
 """)
@@ -258,6 +263,15 @@ class AttemptRow:
     milliseconds: int
     answer: bytes | None
     result: Result | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """To which webhook an event went, and which one it was."""
+
+    webhook: UUID
+    checkout: UUID
+    sequence: int
 
 
 # ── Taken and written by deliverers ─────────────────────────────────────────────────────────────────────────────────────
@@ -425,6 +439,12 @@ async def attempts(
         )
         for row in await db.read(_ATTEMPTS, asked)
     ]  # fmt: skip
+
+
+async def of_attempt(db: Database, attempt: UUID, *, merchant_id: int) -> Sent | None:
+    """Return what an attempt was of; None if the merchant has none of this id."""
+    rows = await db.read(_OF_ATTEMPT, {"id": attempt, "merchant_id": merchant_id})
+    return Sent(rows[0].endpoint_id, rows[0].checkout_id, rows[0].sequence) if rows else None
 
 
 ANSWER: Final = "webhook-answer"

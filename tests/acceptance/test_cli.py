@@ -169,7 +169,7 @@ def test_every_command_has_help():
     listed = orchestrator("--help").stdout
 
     for command in ("up", "demo", "api", "worker", "scheduler", "deliverer", "sandbox", "migrate", "doctor", "token", "merchants",
-                    "checkouts", "payments", "events", "endpoints", "audit", "archive"):  # fmt: skip
+                    "checkouts", "payments", "events", "webhooks", "audit", "archive"):  # fmt: skip
         assert f"  {command} " in listed
     for group in (
         (),
@@ -178,7 +178,7 @@ def test_every_command_has_help():
         ("checkouts",),
         ("payments",),
         ("events",),
-        ("endpoints",),
+        ("webhooks",),
         ("audit",),
     ):
         commands = orchestrator(*group, "--help").stdout.partition("Commands:")[2]

@@ -108,7 +108,7 @@ def receiving() -> Iterator[Receiver]:
 
 def add(world: World, url: str) -> tuple[str, str]:
     """Add an endpoint by the command line; return its id and its secret."""
-    done = world.command("endpoints", "add", url)
+    done = world.command("webhooks", "add", url)
     assert done.returncode == 0, done.stderr
     said, secret = done.stdout.split("\n")[:2]
     return said.removeprefix("added "), secret
@@ -138,9 +138,9 @@ def test_the_receiver_of_the_documentation_is_told_of_an_order(installation: Wor
         try:
             assert receiver.stdout is not None
             world.until(
-                lambda: world.command("endpoints", "test", endpoint).returncode == 0, "a test event is taken"
+                lambda: world.command("webhooks", "test", endpoint).returncode == 0, "a test event is taken"
             )
-            assert receiver.stdout.readline().startswith("endpoint.test ")
+            assert receiver.stdout.readline().startswith("webhook.test ")
             checkout = world.order()
             world.until_state(checkout, "awaiting_payment")
             world.pay(checkout)
@@ -153,7 +153,7 @@ def test_the_receiver_of_the_documentation_is_told_of_an_order(installation: Wor
         (checkout, number) for number in range(1, len(told) + 1)
     ]
     assert [told[0][0], told[1][0]] == ["checkout.ready", "checkout.completed"]
-    listed = world.command("endpoints", "attempts", endpoint)
+    listed = world.command("webhooks", "deliveries", endpoint)
     assert "delivered" in listed.stdout
     assert world.command("doctor", "deliverer").returncode == 0
     world.agree()

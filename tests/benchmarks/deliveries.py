@@ -26,7 +26,7 @@ from orchestrator.delivery import signature
 from orchestrator.devkit.local.servers import Embedded
 from orchestrator.domain.ids import uuid7
 from orchestrator.settings import environment
-from orchestrator.store import endpoints, events, schema
+from orchestrator.store import events, schema, webhooks
 from orchestrator.store.database import Database
 from orchestrator.worker.sequencer import Sequencer
 from tests.conftest import make_settings
@@ -186,7 +186,7 @@ async def measure(number: int, rate: float, seconds: float) -> None:
         receiver.start()
         port = ours.recv()
         async with Database(servers.database_url, pool_size=8, name="bench") as db:
-            await endpoints.add(
+            await webhooks.add(
                 db, Encryptor(settings.secret_keys), merchant_id=1, url=f"http://127.0.0.1:{port}/", description="", kinds=None,
                 content="thin", secret=signature.new_secret(),
             )  # fmt: skip

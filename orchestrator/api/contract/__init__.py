@@ -1,4 +1,4 @@
-"""The shapes of the contract, and their OpenAPI schemas: `answers` is what the API returns, `bodies` what it takes, `webhooks` both of endpoints."""
+"""The shapes of the contract, and their OpenAPI schemas: `answers` is what the API returns, `bodies` what it takes, `webhooks` both of webhooks."""
 
 from __future__ import annotations
 

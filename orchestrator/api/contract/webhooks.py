@@ -1,4 +1,4 @@
-"""Webhook endpoints as the API takes and shows them."""
+"""Webhooks as the API takes and shows them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from orchestrator.delivery.addresses import LONGEST_URL
 from orchestrator.delivery.sender import Outcome
 from orchestrator.domain.events import Content, EventType
 from orchestrator.store.deliveries import Purpose, Result
-from orchestrator.store.endpoints import COUNTED, PauseReason, Status
+from orchestrator.store.webhooks import COUNTED, PauseReason, Status
 
-ENDPOINT_PAGE: Final = 100
-ATTEMPT_PAGE: Final = 200
+WEBHOOK_PAGE: Final = 100
+DELIVERY_PAGE: Final = 200
 LONGEST_DESCRIPTION: Final = 200
 LONGEST_OVERLAP: Final = 7 * 86_400
 OVERLAP: Final = 86_400
+ALL_TYPES: Final = "*"
 
 Url = Annotated[
     str,
@@ -28,21 +29,22 @@ Url = Annotated[
         maxLength=LONGEST_URL,
     ),
 ]
-Types = Annotated[list[EventType], about("Only these; null: all", maxItems=len(EventType))] | None
+Type = Annotated[str, about(enum=[ALL_TYPES, *(kind.value for kind in EventType)])]
+Types = Annotated[list[Type], about('`["*"]`: all', [ALL_TYPES], minItems=1, maxItems=len(EventType))]
 Description = Annotated[str, about(maxLength=LONGEST_DESCRIPTION)]
 
 
-class AddEndpoint(Shape, kw_only=True):
-    """Add an endpoint."""
+class AddWebhook(Shape, kw_only=True):
+    """Add a webhook."""
 
     url: Url
     description: Description | UnsetType = UNSET
-    types: Types | UnsetType = UNSET
+    types: Annotated[Types, about(default=[ALL_TYPES])] | UnsetType = UNSET
     content: Annotated[Content, about("`full` adds sentences", default="thin")] | UnsetType = UNSET
 
 
-class ChangeEndpoint(Shape, kw_only=True):
-    """Change an endpoint; what is absent stays as it is."""
+class ChangeWebhook(Shape, kw_only=True):
+    """Change a webhook; what is absent stays as it is."""
 
     url: Url | UnsetType = UNSET
     description: Description | UnsetType = UNSET
@@ -77,8 +79,8 @@ class Replay(Shape, kw_only=True):
     failed: Annotated[Literal[True], about("All that was given up")] | UnsetType = UNSET
 
 
-class Endpoint(Shape, kw_only=True):
-    """An endpoint that events are sent to."""
+class Webhook(Shape, kw_only=True):
+    """A webhook that events are sent to."""
 
     id: Id
     url: Url
@@ -99,16 +101,16 @@ class Endpoint(Shape, kw_only=True):
     previous_secret_until: Annotated[Time | None, about("Until then the secret before signs too")]
 
 
-class NewEndpoint(Endpoint, kw_only=True):
-    """An endpoint with its secret, which is shown this once."""
+class NewWebhook(Webhook, kw_only=True):
+    """A webhook with its secret, which is shown this once."""
 
     secret: Annotated[str, about("Standard Webhooks", pattern="^whsec_[A-Za-z0-9+/]{43}=$", maxLength=50)]
 
 
-class EndpointPage(Shape, kw_only=True):
-    """Endpoints in the order in which they were made."""
+class WebhookPage(Shape, kw_only=True):
+    """Webhooks in the order in which they were made."""
 
-    endpoints: Annotated[list[Endpoint], about(maxItems=ENDPOINT_PAGE)]
+    webhooks: Annotated[list[Webhook], about(maxItems=WEBHOOK_PAGE)]
     next_cursor: Annotated[Id | None, about("`cursor` of the next page; null on the last")]
 
 
@@ -124,7 +126,7 @@ class Replayed(Shape, kw_only=True):
     events: Annotated[int, about(minimum=0, maximum=2**31 - 1)]
 
 
-class DeliveryAttempt(Shape, kw_only=True):
+class Delivery(Shape, kw_only=True):
     """One attempt to deliver an event."""
 
     id: Id
@@ -149,8 +151,8 @@ class DeliveryAttempt(Shape, kw_only=True):
     ]
 
 
-class AttemptPage(Shape, kw_only=True):
-    """Attempts, the youngest first."""
+class DeliveryPage(Shape, kw_only=True):
+    """Attempts to deliver, the youngest first."""
 
-    attempts: Annotated[list[DeliveryAttempt], about(maxItems=ATTEMPT_PAGE)]
+    deliveries: Annotated[list[Delivery], about(maxItems=DELIVERY_PAGE)]
     next_cursor: Annotated[Id | None, about("`cursor` of the next page; null on the last")]

@@ -50,7 +50,7 @@ async def test_every_documented_answer_is_given_and_is_as_documented(database_ur
         await _reads(api)
         await _commands(api)
         await _events(api)
-        await _endpoints(api)
+        await _webhooks(api)
         await _callbacks(api)
         await api.client.get("/healthz")
         assert (await api.client.get("/readyz")).status_code == 200
@@ -126,9 +126,9 @@ async def _commands(api: Api) -> None:
         problem(await ask(api, path, kind, {"colour": 1}, key="c"), 422, "invalid-command")
 
 
-async def _endpoints(api: Api) -> None:
+async def _webhooks(api: Api) -> None:
     headers, url = (
-        api.bearer("default", ("endpoints:read", "endpoints:write")),
+        api.bearer("default", ("webhooks:read", "webhooks:write")),
         "https://shop.example/webhooks",
     )
     reading = api.bearer("default", ("events:read",))
@@ -136,34 +136,62 @@ async def _endpoints(api: Api) -> None:
     async def ask(method: str, path: str = "", body: object = None, *, known: bool = True):
         given = {} if body is None else {"json": body}
         return await api.client.request(
-            method, f"/v1/endpoints{path}", headers=headers if known else reading, **given
+            method, f"/v1/webhooks{path}", headers=headers if known else reading, **given
         )
 
-    problem(await ask("POST", body={}), 422, "invalid-endpoint")
+    problem(await ask("POST", body={}), 422, "invalid-webhook")
     problem(await ask("POST", body={"url": url}, known=False), 403, "insufficient-scope")
     one = (await ask("POST", body={"url": url})).json()["id"]
     await api.sql(
         "INSERT INTO webhook_endpoints (id, merchant_id, url, secret) SELECT gen_random_uuid(), 1, 'https://a.example', '' "
         "FROM generate_series(2, 50)"
     )
-    problem(await ask("POST", body={"url": url}), 409, "too-many-endpoints")
+    problem(await ask("POST", body={"url": url}), 409, "too-many-webhooks")
     assert (await ask("GET")).status_code == 200
     problem(await ask("GET", "?limit=0"), 422, "invalid-request")
     calls = (
         ("GET", "", None, None), ("PATCH", "", {"content": "full"}, {"content": 1}), ("POST", "/rotate-secret", {}, {"overlap": -1}),
         ("POST", "/test", None, None), ("POST", "/resume", None, None), ("POST", "/replay", {"failed": True}, {}),
-        ("GET", "/attempts", None, None), ("DELETE", "", None, None),
+        ("GET", "/deliveries", None, None),
     )  # fmt: skip
     for method, path, body, wrong in calls:
         unknown = f"/019aa000-0000-7000-8000-000000000001{path}"
-        problem(await ask(method, unknown, body), 404, "unknown-endpoint")
+        problem(await ask(method, unknown, body), 404, "unknown-webhook")
         problem(await ask(method, f"/{one}{path}", body, known=False), 403, "insufficient-scope")
         if wrong is None:
             problem(await ask(method, f"/{one}{path}?verbose=1", body), 422, "invalid-request")
         else:
-            problem(await ask(method, f"/{one}{path}", wrong), 422, "invalid-endpoint")
+            problem(await ask(method, f"/{one}{path}", wrong), 422, "invalid-webhook")
         assert (await ask(method, f"/{one}{path}", body)).is_success
-    await api.sql("DELETE FROM webhook_endpoints")
+    problem(await ask("GET", known=False), 403, "insufficient-scope")
+    await _delivery(api, one)
+    problem(await ask("DELETE", f"/{one}?verbose=1"), 422, "invalid-request")
+    problem(await ask("DELETE", f"/{one}", known=False), 403, "insufficient-scope")
+    assert (await ask("DELETE", f"/{one}")).status_code == 204
+    problem(await ask("DELETE", f"/{one}"), 404, "unknown-webhook")
+    for table in ("delivery_attempts", "delivery_streams", "webhook_endpoints"):
+        await api.sql(f"DELETE FROM {table}")
+
+
+async def _delivery(api: Api, webhook: str) -> None:
+    checkout, path = UUID(await api.taken()), f"/v1/deliveries/{webhook}/replay"
+    headers, reading = (api.bearer("default", (scope,)) for scope in ("webhooks:write", "webhooks:read"))
+    problem(await api.client.post(path, headers=reading), 403, "insufficient-scope")
+    problem(await api.client.post(path, headers=headers), 404, "unknown-delivery")
+    problem(await api.client.post(f"{path}?verbose=1", headers=headers), 422, "invalid-request")
+    await api.sql(
+        "INSERT INTO delivery_attempts (id, endpoint_id, checkout_id, sequence, kind, purpose, number, outcome, milliseconds) "
+        "VALUES (:webhook, :webhook, :id, 1, 'checkout.ready', 'event', 1, 'delivered', 7)",
+        webhook=UUID(webhook), id=checkout,
+    )  # fmt: skip
+    problem(await api.client.post(path, headers=headers), 410, "event-gone")
+    await api.sql(
+        "INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, position) "
+        "VALUES (:id, 1, 1, 'checkout.ready', '{}', 'c', 1000000)",
+        id=checkout,
+    )  # fmt: skip
+    assert (await api.client.post(path, headers=headers)).status_code == 202
+    await api.sql("DELETE FROM events WHERE checkout_id = :id", id=checkout)
 
 
 async def _unused(api: Api) -> str:

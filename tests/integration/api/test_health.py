@@ -312,7 +312,7 @@ async def test_the_app_learns_of_the_merchants_before_anybody_asks_and_forgets_n
 # ── Documentation ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-ENDPOINT = "/v1/endpoints/{endpoint_id}"
+WEBHOOK = "/v1/webhooks/{webhook_id}"
 
 
 async def test_the_document_describes_every_address(api: Api):
@@ -326,8 +326,9 @@ async def test_the_document_describes_every_address(api: Api):
             for kind in ("reopen", "capture", "refund", "release", "retry", "reconcile", "resolve")
         ),
         ("get", "/v1/checkouts/{checkout_id}/explain"), ("get", "/v1/payments"), ("get", "/v1/events"), ("get", "/v1/event-types"),
-        ("get", "/v1/endpoints"), ("post", "/v1/endpoints"), *((method, ENDPOINT) for method in ("get", "patch", "delete")),
-        *(("post", f"{ENDPOINT}/{call}") for call in ("rotate-secret", "test", "resume", "replay")), ("get", f"{ENDPOINT}/attempts"),
+        ("get", "/v1/webhooks"), ("post", "/v1/webhooks"), *((method, WEBHOOK) for method in ("get", "patch", "delete")),
+        *(("post", f"{WEBHOOK}/{call}") for call in ("rotate-secret", "test", "resume", "replay")), ("get", f"{WEBHOOK}/deliveries"),
+        ("post", "/v1/deliveries/{delivery_id}/replay"),
         ("get", "/v1/checkouts/{checkout_id}/audit"), ("post", "/callbacks/{kind}/{id}/{signed}"),
         ("get", "/callbacks/{kind}/{id}/{signed}"), ("post", "/callbacks/merchant/{merchant}/{signed}"), ("get", "/healthz"), ("get", "/readyz"),
     }  # fmt: skip

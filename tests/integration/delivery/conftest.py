@@ -13,7 +13,7 @@ from orchestrator.delivery.addresses import AddressPolicy
 from orchestrator.delivery.deliverer import Deliverer
 from orchestrator.delivery.sender import Sender
 from orchestrator.domain import events as facts
-from orchestrator.store import endpoints, events
+from orchestrator.store import events, webhooks
 from tests.conftest import make_settings
 from tests.support.receivers import Receiver, receiving
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from uuid import UUID
 
-    from orchestrator.store.endpoints import Endpoint
+    from orchestrator.store.webhooks import Webhook
     from tests.support.factories import Core
 
 LOCAL = AddressPolicy([ip_network("127.0.0.0/8")])
@@ -35,12 +35,12 @@ class Shop:
     receiver: Receiver
     secrets: dict[UUID, bytes] = field(default_factory=dict)
 
-    async def endpoint(self, receiver: Receiver | None = None, **changes: Any) -> Endpoint:
+    async def endpoint(self, receiver: Receiver | None = None, **changes: Any) -> Webhook:
         receiver, secret = receiver or self.receiver, signature.new_secret()
         given = {
             "merchant_id": 1, "url": receiver.url(), "description": "", "kinds": None, "content": "thin", "secret": secret, **changes,
         }  # fmt: skip
-        one = await endpoints.add(self.core.db, self.core.encryptor, **given)
+        one = await webhooks.add(self.core.db, self.core.encryptor, **given)
         receiver.secrets.append(signature.written(secret))
         self.secrets[one.id] = secret
         return one
@@ -66,8 +66,8 @@ class Shop:
         """Live through so many seconds by Postgres's clock."""
         await self.core.do("UPDATE clock_skew SET seconds = seconds + :seconds", seconds=round(seconds))
 
-    async def one(self, endpoint: Endpoint) -> Endpoint:
-        found = await endpoints.one(self.core.db, endpoint.id, merchant_id=1)
+    async def one(self, endpoint: Webhook) -> Webhook:
+        found = await webhooks.one(self.core.db, endpoint.id, merchant_id=1)
         assert found is not None
         return found
 

@@ -10,7 +10,7 @@ from standardwebhooks.webhooks import Webhook
 
 from orchestrator.delivery import retries, signature
 from orchestrator.domain import events as facts
-from orchestrator.store import deliveries, endpoints
+from orchestrator.store import deliveries, webhooks
 from tests.support.receivers import receiving
 
 pytestmark = pytest.mark.anyio
@@ -111,7 +111,7 @@ async def test_what_a_killed_deliverer_held_is_sent_again_with_the_same_id(shop)
     await shop.endpoint()
     checkout = await shop.checkout()
     taken = await deliveries.take(
-        shop.core.db, {one.id: 5 for one in await endpoints.served(shop.core.db)}, seconds=30
+        shop.core.db, {one.id: 5 for one in await webhooks.served(shop.core.db)}, seconds=30
     )
     assert [one.sequence for one in taken] == [1], "another deliverer has it, and dies"
     async with shop.delivering() as deliverer:
@@ -187,8 +187,8 @@ async def test_410_switches_an_endpoint_off_and_resuming_continues(shop):
         shop.receiver.answer = lambda _: 200
         await asyncio.sleep(0.2)
         assert len(shop.receiver.received) == 1
-        await endpoints.resume(shop.core.db, endpoint.id, merchant_id=1)
-        deliverer.wake(endpoints.CHANGED)
+        await webhooks.resume(shop.core.db, endpoint.id, merchant_id=1)
+        deliverer.wake(webhooks.CHANGED)
         await shop.drained()
     assert shop.receiver.by_checkout() == {str(checkout): [1, 2]}, f"{unsent} came while it was off"
 
@@ -207,7 +207,7 @@ async def test_a_circuit_opens_one_probe_at_a_time_is_sent_and_what_failed_is_tr
         assert deliverer.failed == failed < 30, "most were never tried"
         for number in range(1, 4):
             await shop.later(400)
-            deliverer.wake(endpoints.CHANGED)
+            deliverer.wake(webhooks.CHANGED)
             await shop.receiver.until(lambda number=number: deliverer.failed == failed + number)
             await shop.receiver.until(lambda: deliverer.in_flight == 0)
             await asyncio.sleep(0.2)
@@ -215,7 +215,7 @@ async def test_a_circuit_opens_one_probe_at_a_time_is_sent_and_what_failed_is_tr
         assert (await shop.one(endpoint)).opened == 4
         shop.receiver.answer = lambda _: 200
         await shop.later(400)
-        deliverer.wake(endpoints.CHANGED)
+        deliverer.wake(webhooks.CHANGED)
         await shop.drained()
     assert {one.event["subject"] for one in shop.receiver.taken} == {str(one) for one in made}
     assert (await shop.one(endpoint)).opened == 0
@@ -232,17 +232,17 @@ async def test_an_endpoint_that_only_fails_for_five_days_is_paused_and_nothing_i
                 break
             before = deliverer.failed
             await shop.later(7200)
-            deliverer.wake(endpoints.CHANGED)
+            deliverer.wake(webhooks.CHANGED)
             await shop.receiver.until(lambda before=before: deliverer.failed > before)
         paused = await shop.one(endpoint)
         assert (paused.status, paused.pause_reason) == ("paused", "failing")
-        assert paused.failing_for >= endpoints.PAUSE_AFTER
-        (sentence,) = [one for one in await endpoints.troubles(shop.core.db, []) if str(endpoint.id) in one]
+        assert paused.failing_for >= webhooks.PAUSE_AFTER
+        (sentence,) = [one for one in await webhooks.troubles(shop.core.db, []) if str(endpoint.id) in one]
         assert "paused" in sentence
         made += await shop.checkouts(3)
         shop.receiver.answer = lambda _: 200
-        await endpoints.resume(shop.core.db, endpoint.id, merchant_id=1)
-        deliverer.wake(endpoints.CHANGED)
+        await webhooks.resume(shop.core.db, endpoint.id, merchant_id=1)
+        deliverer.wake(webhooks.CHANGED)
         await shop.drained()
     assert {one.event["subject"] for one in shop.receiver.taken} == {str(one) for one in made}
 
@@ -294,14 +294,14 @@ async def test_no_more_are_under_way_than_the_setting_says(shop):
 async def test_a_new_secret_and_the_one_before_both_sign_until_the_overlap_ends(shop):
     endpoint = await shop.endpoint()
     new = signature.new_secret()
-    await endpoints.rotate(
+    await webhooks.rotate(
         shop.core.db, shop.core.encryptor, endpoint.id, merchant_id=1, secret=new, overlap=3600
     )
     await shop.checkout()
     async with shop.delivering() as deliverer:
         await shop.drained()
         await shop.later(3601)
-        deliverer.wake(endpoints.CHANGED)
+        deliverer.wake(webhooks.CHANGED)
         await shop.checkout()
         await shop.drained()
     first, second = shop.receiver.received
@@ -346,13 +346,13 @@ async def test_an_answer_is_kept_to_its_first_kilobyte_under_the_key_of_its_chec
 
 async def test_a_test_event_is_sent_once_also_to_a_paused_endpoint(shop):
     endpoint = await shop.endpoint()
-    await endpoints.pause(shop.core.db, endpoint.id, "asked")
+    await webhooks.pause(shop.core.db, endpoint.id, "asked")
     test = await deliveries.test(shop.core.db, endpoint.id)
     shop.receiver.answer = lambda _: 500
     async with shop.delivering():
         await shop.drained()
     (one,) = shop.receiver.received
-    assert (one.event["type"], one.id) == ("endpoint.test", f"{test}-1")
+    assert (one.event["type"], one.id) == ("webhook.test", f"{test}-1")
     assert shop.receiver.unverified == 0
     assert (await shop.one(endpoint)).failing_since is None
     (attempt,) = await deliveries.attempts(
@@ -398,7 +398,7 @@ async def test_a_replay_of_one_event_and_of_a_period_sends_the_same_ids(shop):
 async def test_a_deleted_endpoint_is_sent_nothing_and_its_rows_leave(shop):
     endpoint = await shop.endpoint()
     await shop.checkouts(3)
-    await endpoints.delete(shop.core.db, endpoint.id, merchant_id=1)
+    await webhooks.delete(shop.core.db, endpoint.id, merchant_id=1)
     async with shop.delivering() as deliverer:
         await asyncio.sleep(0.2)
         await shop.later(120)

@@ -1,22 +1,22 @@
-"""Endpoints over HTTP: a secret is shown once, another merchant's do not exist, and every wrong field is named."""
+"""Webhooks over HTTP: a secret is shown once, another merchant's do not exist, and every wrong field is named."""
 
 from __future__ import annotations
 
 import base64
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
 
 from orchestrator.delivery import signature
-from orchestrator.store import deliveries, endpoints
+from orchestrator.store import deliveries, webhooks
 from tests.conftest import make_settings
 from tests.integration.api.test_intake import problem
 from tests.support.api_scene import serving
 
 pytestmark = pytest.mark.anyio
 
-BOTH = ("endpoints:read", "endpoints:write")
+BOTH = ("webhooks:read", "webhooks:write")
 URL = "https://shop.example/webhooks?token=a"
 UNKNOWN = "019aa000-0000-7000-8000-00000000000a"
 
@@ -28,7 +28,7 @@ class Calls:
     async def __call__(self, method: str, path: str = "", body: object = None, **params: object):
         given = {} if body is None else {"json": body}
         return await self._api.client.request(
-            method, f"/v1/endpoints{path}", headers=self._headers, params=params, **given
+            method, f"/v1/webhooks{path}", headers=self._headers, params=params, **given
         )
 
 
@@ -57,20 +57,37 @@ async def test_an_endpoint_is_added_shown_changed_and_deleted(api, calls):
     assert base64.b64decode(secret.removeprefix("whsec_")) not in bytes(row.secret)
 
     changed = (
-        await calls("PATCH", path, {"types": None, "url": "https://shop.example/other", "paused": True})
+        await calls("PATCH", path, {"types": ["*"], "url": "https://shop.example/other", "paused": True})
     ).json()
-    assert (changed["types"], changed["status"], changed["pauseReason"]) == (None, "paused", "asked")
+    assert (changed["types"], changed["status"], changed["pauseReason"]) == (["*"], "paused", "asked")
     assert (changed["description"], changed["content"]) == ("orders", "full")
-    found = await endpoints.one(api.services.db, UUID(made["id"]), merchant_id=1)
+    found = await webhooks.one(api.services.db, UUID(made["id"]), merchant_id=1)
     assert [signature.written(one) for one in found.secrets(api.services.encryptor)] == [secret]
     assert (await calls("PATCH", path, {"paused": False})).json()["status"] == "active"
     assert (await calls("PATCH", path, {})).json()["url"] == "https://shop.example/other"
 
     assert (await calls("DELETE", path)).status_code == 204
-    for method, rest in (("GET", ""), ("PATCH", ""), ("DELETE", ""), ("POST", "/test"), ("GET", "/attempts")):
+    for method, rest in (
+        ("GET", ""),
+        ("PATCH", ""),
+        ("DELETE", ""),
+        ("POST", "/test"),
+        ("GET", "/deliveries"),
+    ):
         body = {} if method == "PATCH" else None
-        problem(await calls(method, path + rest, body), 404, "unknown-endpoint")
-    assert (await calls("GET")).json() == {"endpoints": [], "nextCursor": None}
+        problem(await calls(method, path + rest, body), 404, "unknown-webhook")
+    assert (await calls("GET")).json() == {"webhooks": [], "nextCursor": None}
+
+
+async def test_all_types_and_thin_documents_are_what_is_sent_if_nothing_else_is_asked_for(api, calls):
+    for body in ({}, {"types": ["*"], "content": "thin"}):
+        made = await add(calls, **body)
+        assert {name: made[name] for name in ("url", "types", "content", "status")} == {
+            "url": URL, "types": ["*"], "content": "thin", "status": "active",
+        }  # fmt: skip
+        assert made["secret"].startswith("whsec_")
+        found = await webhooks.one(api.services.db, UUID(made["id"]), merchant_id=1)
+        assert found.kinds is None
 
 
 async def test_a_new_secret_is_shown_once_and_the_one_before_signs_on_for_a_while(api, calls):
@@ -79,36 +96,39 @@ async def test_a_new_secret_is_shown_once_and_the_one_before_signs_on_for_a_whil
     answer = (await calls("POST", path)).json()
     assert answer["secret"] != made["secret"]
     assert answer["previousSecretUntil"] is not None
-    found = await endpoints.one(api.services.db, UUID(made["id"]), merchant_id=1)
+    found = await webhooks.one(api.services.db, UUID(made["id"]), merchant_id=1)
     assert [signature.written(one) for one in found.secrets(api.services.encryptor)] == [
         answer["secret"],
         made["secret"],
     ]
     again = (await calls("POST", path, {"overlap": 0})).json()
     assert again["previousSecretUntil"] is None
-    problem(await calls("POST", path, {"overlap": -1}), 422, "invalid-endpoint")
-    problem(await calls("POST", path, {"overlap": True}), 422, "invalid-endpoint")
+    problem(await calls("POST", path, {"overlap": -1}), 422, "invalid-webhook")
+    problem(await calls("POST", path, {"overlap": True}), 422, "invalid-webhook")
 
 
 async def test_nothing_of_one_merchant_is_seen_by_another(api, calls):
+    await second_merchant(api)
+    other = Calls(api, merchant="second")
+    made = await add(calls)
+    path = f"/{made['id']}"
+    assert (await other("GET")).json()["webhooks"] == []
+    requests = [("GET", "", None), ("PATCH", "", {"description": "mine"}), ("DELETE", "", None), ("POST", "/rotate-secret", None),
+                ("POST", "/test", None), ("POST", "/resume", None), ("POST", "/replay", {"failed": True}), ("GET", "/deliveries", None)]  # fmt: skip
+    for method, rest, body in requests:
+        answer = problem(await other(method, path + rest, body), 404, "unknown-webhook")
+        unknown = problem(await other(method, f"/{UNKNOWN}{rest}", body), 404, "unknown-webhook")
+        assert answer["detail"].replace(made["id"], "") == unknown["detail"].replace(UNKNOWN, "")
+    assert (await calls("GET", path)).json()["description"] == ""
+
+
+async def second_merchant(api) -> None:
     await api.sql(
         "INSERT INTO merchants (name, gateway_url, username) VALUES ('second', 'http://127.0.0.1:9', 'u')"
     )
     await api.sql(
-        "UPDATE merchants SET password = :password WHERE name = 'second'",
-        password=_password(api),
-    )
-    other = Calls(api, merchant="second")
-    made = await add(calls)
-    path = f"/{made['id']}"
-    assert (await other("GET")).json()["endpoints"] == []
-    requests = [("GET", "", None), ("PATCH", "", {"description": "mine"}), ("DELETE", "", None), ("POST", "/rotate-secret", None),
-                ("POST", "/test", None), ("POST", "/resume", None), ("POST", "/replay", {"failed": True}), ("GET", "/attempts", None)]  # fmt: skip
-    for method, rest, body in requests:
-        answer = problem(await other(method, path + rest, body), 404, "unknown-endpoint")
-        unknown = problem(await other(method, f"/{UNKNOWN}{rest}", body), 404, "unknown-endpoint")
-        assert answer["detail"].replace(made["id"], "") == unknown["detail"].replace(UNKNOWN, "")
-    assert (await calls("GET", path)).json()["description"] == ""
+        "UPDATE merchants SET password = :password WHERE name = 'second'", password=_password(api)
+    )  # fmt: skip
 
 
 def _password(api) -> bytes:
@@ -120,7 +140,7 @@ def _password(api) -> bytes:
 
 async def test_scopes_are_asked_for(api):
     made = await add(Calls(api))
-    reading, writing = Calls(api, scopes=("endpoints:read",)), Calls(api, scopes=("endpoints:write",))
+    reading, writing = Calls(api, scopes=("webhooks:read",)), Calls(api, scopes=("webhooks:write",))
     assert (await reading("GET", f"/{made['id']}")).status_code == 200
     for method, path in (
         ("POST", ""),
@@ -130,11 +150,16 @@ async def test_scopes_are_asked_for(api):
     ):
         body = {"url": URL} if method in {"POST", "PATCH"} else None
         assert (
-            "endpoints:write"
+            "webhooks:write"
             in problem(await reading(method, path, body), 403, "insufficient-scope")["detail"]
         )
-    problem(await writing("GET"), 403, "insufficient-scope")
-    problem(await api.client.get("/v1/endpoints"), 401, "invalid-token")
+    assert (await writing("GET", f"/{made['id']}")).status_code == 200
+    assert (await writing("GET", f"/{made['id']}/deliveries")).status_code == 200
+    told = problem(await Calls(api, scopes=("events:read",))("GET"), 403, "insufficient-scope")
+    assert "webhooks:read or webhooks:write" in told["detail"]
+    told = problem(await _replay(api, UNKNOWN, scopes=("webhooks:read",)), 403, "insufficient-scope")
+    assert "webhooks:write" in told["detail"]
+    problem(await api.client.get("/v1/webhooks"), 401, "invalid-token")
 
 
 @pytest.mark.parametrize(
@@ -143,15 +168,16 @@ async def test_scopes_are_asked_for(api):
         ({}, "url"), ({"url": None}, "url"), ({"url": 1}, "url"), ({"url": "http://shop.example/"}, "url"), ({"url": "https://127.0.0.1/"}, "url"),
         ({"url": "https://localhost/"}, "url"), ({"url": "https://a:b@shop.example/"}, "url"), ({"url": "https://shop.example/#a"}, "url"),
         ({"url": f"https://shop.example/{'a' * 3000}"}, "url"), ({"url": URL, "types": []}, "types"), ({"url": URL, "types": "all"}, "types"),
+        ({"url": URL, "types": "*"}, "types"), ({"url": URL, "types": None}, "types"), ({"url": URL, "types": ["*", "checkout.completed"]}, "types"),
         ({"url": URL, "types": ["checkout.complete"]}, "types[0]"), ({"url": URL, "types": [1]}, "types[0]"), ({"url": URL, "content": "all"}, "content"),
         ({"url": URL, "content": ["thin"]}, "content"), ({"url": URL, "description": "a" * 201}, "description"), ({"url": URL, "description": "a\nb"}, "description"),
         ({"url": URL, "secret": "mine"}, "secret"), ([], "body"),
     ],
 )  # fmt: skip
 async def test_what_is_wrong_with_an_endpoint_is_named(calls, body, field):
-    told = problem(await calls("POST", body=body), 422, "invalid-endpoint")
+    told = problem(await calls("POST", body=body), 422, "invalid-webhook")
     assert [one["field"] for one in told["errors"]] == [field]
-    assert (await calls("GET")).json()["endpoints"] == []
+    assert (await calls("GET")).json()["webhooks"] == []
 
 
 async def test_a_network_of_ones_own_may_be_called_where_the_setting_names_it(database_url):
@@ -159,7 +185,7 @@ async def test_a_network_of_ones_own_may_be_called_where_the_setting_names_it(da
     async with serving(settings) as api:
         calls = Calls(api)
         assert (await calls("POST", body={"url": "http://10.20.1.1:8080/x"})).status_code == 201
-        problem(await calls("POST", body={"url": "http://10.21.1.1:8080/x"}), 422, "invalid-endpoint")
+        problem(await calls("POST", body={"url": "http://10.21.1.1:8080/x"}), 422, "invalid-webhook")
 
 
 async def test_lists_go_page_by_page_and_unknown_parameters_are_refused(calls):
@@ -167,23 +193,23 @@ async def test_lists_go_page_by_page_and_unknown_parameters_are_refused(calls):
     found, cursor = [], {}
     while True:
         page = (await calls("GET", limit=2, **cursor)).json()
-        found += [one["id"] for one in page["endpoints"]]
+        found += [one["id"] for one in page["webhooks"]]
         if page["nextCursor"] is None:
             break
         cursor = {"cursor": page["nextCursor"]}
     assert found == made
     problem(await calls("GET", state="active"), 422, "invalid-request")
     problem(await calls("GET", limit=0), 422, "invalid-request")
-    problem(await calls("GET", f"/{made[0]}/attempts", since=1), 422, "invalid-request")
-    problem(await calls("GET", "/nonsense"), 404, "unknown-endpoint")
+    problem(await calls("GET", f"/{made[0]}/deliveries", since=1), 422, "invalid-request")
+    problem(await calls("GET", "/nonsense"), 404, "unknown-webhook")
 
 
 async def test_a_merchant_has_so_many_endpoints_and_no_more(api, calls):
     await api.sql(
         f"INSERT INTO webhook_endpoints (id, merchant_id, url, secret) SELECT gen_random_uuid(), 1, 'https://a.example', '' "
-        f"FROM generate_series(1, {endpoints.MOST_ENDPOINTS})"
+        f"FROM generate_series(1, {webhooks.MOST_WEBHOOKS})"
     )
-    problem(await calls("POST", body={"url": URL}), 409, "too-many-endpoints")
+    problem(await calls("POST", body={"url": URL}), 409, "too-many-webhooks")
 
 
 async def test_attempts_are_shown_youngest_first_with_what_was_answered(api, calls):
@@ -191,12 +217,12 @@ async def test_attempts_are_shown_youngest_first_with_what_was_answered(api, cal
     one, checkout = UUID(made["id"]), UUID(await api.taken())
     (row,) = await api.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout)
     await _attempts(api, one, checkout, bytes(row.data_key))
-    page = (await calls("GET", f"/{made['id']}/attempts", limit=2)).json()
-    assert [(each["number"], each["outcome"], each["answer"]) for each in page["attempts"]] == [
+    page = (await calls("GET", f"/{made['id']}/deliveries", limit=2)).json()
+    assert [(each["number"], each["outcome"], each["answer"]) for each in page["deliveries"]] == [
         (3, "delivered", None), (2, "timed_out", None),
     ]  # fmt: skip
-    rest = (await calls("GET", f"/{made['id']}/attempts", cursor=page["nextCursor"])).json()
-    (first,) = rest["attempts"]
+    rest = (await calls("GET", f"/{made['id']}/deliveries", cursor=page["nextCursor"])).json()
+    (first,) = rest["deliveries"]
     assert (first["eventId"], first["status"], first["answer"], first["result"]) == (
         f"{checkout}-1",
         500,
@@ -204,9 +230,9 @@ async def test_attempts_are_shown_youngest_first_with_what_was_answered(api, cal
         None,
     )
     assert rest["nextCursor"] is None
-    failed = (await calls("GET", f"/{made['id']}/attempts", failed=True, checkout=str(checkout))).json()
-    assert len(failed["attempts"]) == 2
-    assert (await calls("GET", f"/{made['id']}/attempts", checkout=UNKNOWN)).json()["attempts"] == []
+    failed = (await calls("GET", f"/{made['id']}/deliveries", failed=True, checkout=str(checkout))).json()
+    assert len(failed["deliveries"]) == 2
+    assert (await calls("GET", f"/{made['id']}/deliveries", checkout=UNKNOWN)).json()["deliveries"] == []
 
 
 async def _attempts(api, endpoint: UUID, checkout: UUID, key: bytes) -> None:
@@ -267,6 +293,41 @@ async def test_tests_and_replays_become_streams(api, calls):
     await api.sql("DELETE FROM events")
 
 
+async def _replay(api, delivery: object, *, merchant: str = "default", scopes: tuple[str, ...] = BOTH):
+    return await api.client.post(
+        f"/v1/deliveries/{delivery}/replay", headers=api.bearer(merchant, scopes)
+    )  # fmt: skip
+
+
+async def test_a_delivery_is_replayed_by_its_id_and_only_by_its_merchant(api, calls):
+    await second_merchant(api)
+    made = await add(calls)
+    one, checkout = UUID(made["id"]), UUID(await api.taken())
+    (row,) = await api.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout)
+    await _attempts(api, one, checkout, bytes(row.data_key))
+    (shown, *_) = (await calls("GET", f"/{one}/deliveries")).json()["deliveries"]
+    problem(await _replay(api, shown["id"]), 410, "event-gone")
+    await api.sql(
+        "INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, position) VALUES (:id, 1, 1, 'x', '{}', 'c', 1)",
+        id=checkout,
+    )
+    other = problem(await _replay(api, shown["id"], merchant="second"), 404, "unknown-delivery")
+    unknown = problem(await _replay(api, UNKNOWN), 404, "unknown-delivery")
+    assert other["detail"].replace(shown["id"], "") == unknown["detail"].replace(UNKNOWN, "")
+    problem(await _replay(api, "nonsense"), 404, "unknown-delivery")
+    problem(await _replay(api, f"{one}-{uuid4()}"), 404, "unknown-delivery")
+    assert await api.count("delivery_streams") == 0
+    answer = await _replay(api, shown["id"])
+    assert (answer.status_code, answer.json()) == (202, {"events": 1})
+    (stream,) = await api.sql(
+        "SELECT endpoint_id, checkout_id, purpose, next_sequence, last_sequence FROM delivery_streams"
+    )
+    assert tuple(stream) == (one, checkout, "replay", 1, 1)
+    assert (await calls("DELETE", f"/{one}")).status_code == 204
+    problem(await _replay(api, shown["id"]), 404, "unknown-delivery")
+    await api.sql("DELETE FROM events")
+
+
 @pytest.mark.parametrize(
     "body",
     [{}, {"eventId": "x"}, {"eventId": f"{UNKNOWN}-0"}, {"eventId": f"{UNKNOWN}-9999999999"}, {"failed": False}, {"since": "yesterday"},
@@ -275,15 +336,15 @@ async def test_tests_and_replays_become_streams(api, calls):
 )  # fmt: skip
 async def test_a_replay_says_what_is_meant(calls, body):
     made = await add(calls)
-    problem(await calls("POST", f"/{made['id']}/replay", body), 422, "invalid-endpoint")
+    problem(await calls("POST", f"/{made['id']}/replay", body), 422, "invalid-webhook")
 
 
 async def test_readiness_names_endpoints_that_get_nothing(api, calls):
     made = await add(calls)
-    told = await endpoints.troubles(api.services.db, [])
-    assert told == ["no deliverer is alive: events for webhook endpoints are stored, and wait"]
-    await endpoints.pause(api.services.db, UUID(made["id"]), "gone")
-    assert any(made["id"] in one and "410" in one for one in await endpoints.troubles(api.services.db, []))
-    assert URL not in str(await endpoints.troubles(api.services.db, []))
+    told = await webhooks.troubles(api.services.db, [])
+    assert told == ["no deliverer is alive: events for webhooks are stored, and wait"]
+    await webhooks.pause(api.services.db, UUID(made["id"]), "gone")
+    assert any(made["id"] in one and "410" in one for one in await webhooks.troubles(api.services.db, []))
+    assert URL not in str(await webhooks.troubles(api.services.db, []))
     resumed = (await calls("POST", f"/{made['id']}/resume")).json()
     assert resumed["status"] == "active"

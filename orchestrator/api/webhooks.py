@@ -1,6 +1,6 @@
-"""Webhook endpoints of a merchant: added, changed, tried out, and what became of each delivery.
+"""Webhooks of a merchant: added, changed, tried out, and what became of each delivery.
 
-A secret is shown once, by the call that makes it. Another merchant's endpoint is one that does not exist. Nothing is sent from here:
+A secret is shown once, by the call that makes it. Another merchant's webhook is one that does not exist. Nothing is sent from here:
 deliverers do that.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 from uuid import UUID
 
 import msgspec
@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from orchestrator import log
 from orchestrator.api import dependencies, request_body
-from orchestrator.api.contract import webhooks
+from orchestrator.api.contract import webhooks as shapes
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.delivery import signature
@@ -27,8 +27,9 @@ from orchestrator.delivery.sender import Outcome
 from orchestrator.domain import events
 from orchestrator.domain.events import Content, EventType
 from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
-from orchestrator.store import deliveries, endpoints
-from orchestrator.store.endpoints import Endpoint, TooManyEndpoints
+from orchestrator.store import deliveries
+from orchestrator.store import webhooks as stored
+from orchestrator.store.webhooks import TooManyWebhooks, Webhook
 
 if TYPE_CHECKING:
     from orchestrator.api.dependencies import Services
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
-PATH: Final = "/v1/endpoints"
-READ: Final = "endpoints:read"
-WRITE: Final = "endpoints:write"
+PATH: Final = "/v1/webhooks"
+WRITE: Final = "webhooks:write"
+READ: Final = ("webhooks:read", WRITE)
+"""One of them is enough."""
 BODY_BYTES: Final = 16 * 1024
 _KINDS: Final = frozenset(map(str, EventType))
 _EVENT_ID: Final = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-([1-9][0-9]{0,9})")
@@ -48,9 +50,9 @@ _LAST_SEQUENCE: Final = 2**31 - 1
 
 
 async def add(request: Request) -> Response:
-    """An endpoint gets the events that come from now on. Its secret is in this answer and nowhere else."""
+    """A webhook gets the events that come from now on. Its secret is in this answer and nowhere else."""
     services, caller, merchant = await _admitted(request, WRITE)
-    body = await _Body.of(request, webhooks.AddEndpoint)
+    body = await _Body.of(request, shapes.AddWebhook)
     url = body.target(services, required=True)
     given = body.settings()
     body.judge()
@@ -58,153 +60,179 @@ async def add(request: Request) -> Response:
     new: dict[str, Any] = {"description": "", "kinds": None, "content": "thin", **given}
     async with asyncio.timeout(DATABASE_TIMEOUT):
         try:
-            made = await endpoints.add(
+            made = await stored.add(
                 services.db, services.encryptor, merchant_id=merchant.id, url=str(url), secret=secret, **new
             )
-        except TooManyEndpoints as error:
-            raise Refusal(409, str(error), kind="too-many-endpoints") from None
-    _log.info("endpoint_added", endpoint=str(made.id), merchant=merchant.name, actor=caller.actor)
+        except TooManyWebhooks as error:
+            raise Refusal(409, str(error), kind="too-many-webhooks") from None
+    _log.info("webhook_added", webhook=str(made.id), merchant=merchant.name, actor=caller.actor)
     return answer(_with_secret(made, secret), 201, {"Location": f"{PATH}/{made.id}"})
 
 
 async def show_all(
     request: Request,
     cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=webhooks.ENDPOINT_PAGE)] = 50,
+    limit: Annotated[int, Query(ge=1, le=shapes.WEBHOOK_PAGE)] = 50,
 ) -> Response:
-    """A merchant's endpoints in the order in which they were made."""
-    services, _, merchant = await _admitted(request, READ)
+    """A merchant's webhooks in the order in which they were made."""
+    services, _, merchant = await _admitted(request, *READ)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await endpoints.page(services.db, merchant_id=merchant.id, after=cursor, limit=limit + 1)
+        found = await stored.page(services.db, merchant_id=merchant.id, after=cursor, limit=limit + 1)
     more = found[limit - 1].id if len(found) > limit else None
-    shapes = [webhooks.Endpoint(**_facts(one)) for one in found[:limit]]
-    return answer(webhooks.EndpointPage(endpoints=shapes, next_cursor=more))
+    shown_page = [shapes.Webhook(**_facts(one)) for one in found[:limit]]
+    return answer(shapes.WebhookPage(webhooks=shown_page, next_cursor=more))
 
 
-async def show(request: Request, endpoint_id: str) -> Response:
-    """One endpoint, and what waits for it."""
-    services, _, merchant = await _admitted(request, READ)
-    return answer(webhooks.Endpoint(**_facts(await _one(services, merchant, endpoint_id))))
+async def show(request: Request, webhook_id: str) -> Response:
+    """One webhook, and what waits for it."""
+    services, _, merchant = await _admitted(request, *READ)
+    return answer(shapes.Webhook(**_facts(await _one(services, merchant, webhook_id))))
 
 
-async def change(request: Request, endpoint_id: str) -> Response:
-    """Change an endpoint, pause it or resume it; what waits is sent as it is then."""
+async def change(request: Request, webhook_id: str) -> Response:
+    """Change a webhook, pause it or resume it; what waits is sent as it is then."""
     services, caller, merchant = await _admitted(request, WRITE)
-    body = await _Body.of(request, webhooks.ChangeEndpoint)
-    one = await _one(services, merchant, endpoint_id)
+    body = await _Body.of(request, shapes.ChangeWebhook)
+    one = await _one(services, merchant, webhook_id)
     url, given, paused = body.target(services, required=False), body.settings(), body.paused()
     body.judge()
     changes = {**given, **({} if url is None else {"url": url})}
     async with asyncio.timeout(DATABASE_TIMEOUT):
         if changes:
-            await endpoints.change(
+            await stored.change(
                 services.db, services.encryptor, one.id, merchant_id=merchant.id, changes=changes
             )
         if paused is True:
-            await endpoints.pause(services.db, one.id, "asked")
+            await stored.pause(services.db, one.id, "asked")
         elif paused is False:
-            await endpoints.resume(services.db, one.id, merchant_id=merchant.id)
+            await stored.resume(services.db, one.id, merchant_id=merchant.id)
     _log.info(
-        "endpoint_changed", endpoint=str(one.id), merchant=merchant.name, actor=caller.actor, fields=sorted(body.given)
+        "webhook_changed", webhook=str(one.id), merchant=merchant.name, actor=caller.actor, fields=sorted(body.given)
     )  # fmt: skip
-    return answer(webhooks.Endpoint(**_facts(await _one(services, merchant, endpoint_id))))
+    return answer(shapes.Webhook(**_facts(await _one(services, merchant, webhook_id))))
 
 
-async def delete(request: Request, endpoint_id: str) -> Response:
-    """Delete an endpoint, with what waits for it. Events stay in the feed."""
+async def delete(request: Request, webhook_id: str) -> Response:
+    """Delete a webhook, with what waits for it. Events stay in the feed."""
     services, caller, merchant = await _admitted(request, WRITE)
-    one = _id_of(endpoint_id)
+    one = _id_of(webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        if not await endpoints.delete(services.db, one, merchant_id=merchant.id):
-            raise _unknown(endpoint_id)
-    _log.info("endpoint_deleted", endpoint=str(one), merchant=merchant.name, actor=caller.actor)
+        if not await stored.delete(services.db, one, merchant_id=merchant.id):
+            raise _unknown(webhook_id)
+    _log.info("webhook_deleted", webhook=str(one), merchant=merchant.name, actor=caller.actor)
     return Response(status_code=204)
 
 
-async def rotate_secret(request: Request, endpoint_id: str) -> Response:
+async def rotate_secret(request: Request, webhook_id: str) -> Response:
     """A new secret, in this answer and nowhere else. The one before signs too for a day, or for as long as `overlap` says."""
     services, caller, merchant = await _admitted(request, WRITE)
-    body = await _Body.of(request, webhooks.RotateSecret)
+    body = await _Body.of(request, shapes.RotateSecret)
     overlap = body.overlap()
     body.judge()
     secret = signature.new_secret()
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await endpoints.rotate(
-            services.db, services.encryptor, _id_of(endpoint_id), merchant_id=merchant.id, secret=secret, overlap=overlap
+        found = await stored.rotate(
+            services.db, services.encryptor, _id_of(webhook_id), merchant_id=merchant.id, secret=secret, overlap=overlap
         )  # fmt: skip
     if found is None:
-        raise _unknown(endpoint_id)
-    _log.info("endpoint_secret_rotated", endpoint=str(found.id), merchant=merchant.name, actor=caller.actor)
+        raise _unknown(webhook_id)
+    _log.info("webhook_secret_rotated", webhook=str(found.id), merchant=merchant.name, actor=caller.actor)
     return answer(_with_secret(found, secret))
 
 
-async def send_test(request: Request, endpoint_id: str) -> Response:
-    """Send a test event, once, also to an endpoint that is paused; what came of it stands among the attempts."""
+async def send_test(request: Request, webhook_id: str) -> Response:
+    """Send a test event, once, also to a webhook that is paused; what came of it stands among the attempts."""
     services, _, merchant = await _admitted(request, WRITE)
-    one = await _one(services, merchant, endpoint_id)
+    one = await _one(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
         test = await deliveries.test(services.db, one.id)
-    return answer(webhooks.TestSent(event_id=events.event_id(test, 1)), 202)
+    return answer(shapes.TestSent(event_id=events.event_id(test, 1)), 202)
 
 
-async def resume(request: Request, endpoint_id: str) -> Response:
-    """Serve an endpoint again that was paused or is off; what waits is sent, and what failed is tried at once."""
+async def resume(request: Request, webhook_id: str) -> Response:
+    """Serve a webhook again that was paused or is off; what waits is sent, and what failed is tried at once."""
     services, caller, merchant = await _admitted(request, WRITE)
-    one = await _one(services, merchant, endpoint_id)
+    one = await _one(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        await endpoints.resume(services.db, one.id, merchant_id=merchant.id)
-    _log.info("endpoint_resumed", endpoint=str(one.id), merchant=merchant.name, actor=caller.actor)
-    return answer(webhooks.Endpoint(**_facts(await _one(services, merchant, endpoint_id))))
+        await stored.resume(services.db, one.id, merchant_id=merchant.id)
+    _log.info("webhook_resumed", webhook=str(one.id), merchant=merchant.name, actor=caller.actor)
+    return answer(shapes.Webhook(**_facts(await _one(services, merchant, webhook_id))))
 
 
-async def replay(request: Request, endpoint_id: str) -> Response:
+async def replay(request: Request, webhook_id: str) -> Response:
     """Send events again that the feed still has, with the same ids: one, those of a period, or all that was given up."""
     services, caller, merchant = await _admitted(request, WRITE)
-    body = await _Body.of(request, webhooks.Replay)
-    one = await _one(services, merchant, endpoint_id)
+    body = await _Body.of(request, shapes.Replay)
+    one = await _one(services, merchant, webhook_id)
     wanted = body.replay()
     body.judge()
     async with asyncio.timeout(DATABASE_TIMEOUT):
         number = await _replay(services, merchant, one, wanted)
     _log.info(
-        "events_replayed", endpoint=str(one.id), merchant=merchant.name, actor=caller.actor, events=number
+        "events_replayed", webhook=str(one.id), merchant=merchant.name, actor=caller.actor, events=number
     )
-    return answer(webhooks.Replayed(events=number), 202)
+    return answer(shapes.Replayed(events=number), 202)
 
 
-async def show_attempts(  # noqa: PLR0917 - FastAPI calls it by name
+async def show_deliveries(  # noqa: PLR0917 - FastAPI calls it by name
     request: Request,
-    endpoint_id: str,
+    webhook_id: str,
     checkout: Annotated[UUID | None, Query(description="Only events of this checkout")] = None,
     failed: Annotated[bool | None, Query(description="Only attempts that failed, or only the others")] = None,
     cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=webhooks.ATTEMPT_PAGE)] = 50,
+    limit: Annotated[int, Query(ge=1, le=shapes.DELIVERY_PAGE)] = 50,
 ) -> Response:
     """Attempts to reach an endpoint, the youngest first, page by page."""
-    services, _, merchant = await _admitted(request, READ)
-    one = await _one(services, merchant, endpoint_id)
+    services, _, merchant = await _admitted(request, *READ)
+    one = await _one(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await deliveries.attempts(
             services.db, services.encryptor, one.id, before=cursor, limit=limit + 1, checkout=checkout, failed=failed
         )  # fmt: skip
     more = found[limit - 1].id if len(found) > limit else None
-    return answer(webhooks.AttemptPage(attempts=[_attempt(row) for row in found[:limit]], next_cursor=more))
+    return answer(shapes.DeliveryPage(deliveries=[_delivery(row) for row in found[:limit]], next_cursor=more))
 
 
-async def _admitted(request: Request, scope: str) -> tuple[Services, Caller, Merchant]:
-    caller, merchant = await dependencies.admit(request, scope)
+async def replay_delivery(request: Request, delivery_id: str) -> Response:
+    """Send the event of one attempt again, to the webhook that it went to, with the same id."""
+    services, caller, merchant = await _admitted(request, WRITE)
+    async with asyncio.timeout(DATABASE_TIMEOUT):
+        found = await deliveries.of_attempt(
+            services.db, _id_of(delivery_id, "delivery"), merchant_id=merchant.id
+        )
+        if found is None:
+            raise _unknown(delivery_id, "delivery")
+        number = await deliveries.replay_event(
+            services.db, found.webhook, merchant_id=merchant.id, checkout=found.checkout, sequence=found.sequence
+        )  # fmt: skip
+    if not number:
+        raise Refusal(
+            410, "a test event is sent once, and of other events the feed keeps this one no more", kind="event-gone"
+        )  # fmt: skip
+    _log.info(
+        "events_replayed",
+        webhook=str(found.webhook),
+        merchant=merchant.name,
+        actor=caller.actor,
+        events=number,
+    )
+    return answer(shapes.Replayed(events=number), 202)
+
+
+async def _admitted(request: Request, *scopes: str) -> tuple[Services, Caller, Merchant]:
+    caller, merchant = await dependencies.admit(request, *scopes)
     return dependencies.of(request), caller, merchant
 
 
-async def _one(services: Services, merchant: Merchant, endpoint_id: str) -> Endpoint:
+async def _one(services: Services, merchant: Merchant, webhook_id: str) -> Webhook:
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await endpoints.one(services.db, _id_of(endpoint_id), merchant_id=merchant.id)
+        found = await stored.one(services.db, _id_of(webhook_id), merchant_id=merchant.id)
     if found is None:
-        raise _unknown(endpoint_id)
+        raise _unknown(webhook_id)
     return found
 
 
-async def _replay(services: Services, merchant: Merchant, one: Endpoint, wanted: tuple[str, Any]) -> int:
+async def _replay(services: Services, merchant: Merchant, one: Webhook, wanted: tuple[str, Any]) -> int:
     match wanted:
         case "event", (checkout, sequence):
             return await deliveries.replay_event(
@@ -218,26 +246,26 @@ async def _replay(services: Services, merchant: Merchant, one: Endpoint, wanted:
             return await deliveries.replay_failed(services.db, one.id)
 
 
-def _id_of(endpoint_id: str) -> UUID:
+def _id_of(given: str, what: Literal["webhook", "delivery"] = "webhook") -> UUID:
     try:
-        return UUID(endpoint_id)
+        return UUID(given)
     except ValueError:
-        raise _unknown(endpoint_id) from None
+        raise _unknown(given, what) from None
 
 
-def _unknown(endpoint_id: str) -> Refusal:
-    said = endpoint_id if len(endpoint_id) <= 40 else endpoint_id[:40] + "…"  # noqa: PLR2004 - an id has 36
+def _unknown(given: str, what: Literal["webhook", "delivery"] = "webhook") -> Refusal:
+    said = given if len(given) <= 40 else given[:40] + "…"  # noqa: PLR2004 - an id has 36
     return Refusal(
-        404, f"there is no endpoint {said!r} here: check the id and the merchant", kind="unknown-endpoint"
+        404, f"there is no {what} {said!r} here: check the id and the merchant", kind=f"unknown-{what}"
     )
 
 
-def _facts(one: Endpoint) -> dict[str, Any]:
+def _facts(one: Webhook) -> dict[str, Any]:
     return {
         "id": one.id,
         "url": one.url,
         "description": one.description,
-        "types": None if one.kinds is None else list(one.kinds),
+        "types": [shapes.ALL_TYPES] if one.kinds is None else list(one.kinds),
         "content": one.content,
         "status": one.status,
         "pause_reason": one.pause_reason,
@@ -252,13 +280,13 @@ def _facts(one: Endpoint) -> dict[str, Any]:
     }
 
 
-def _with_secret(one: Endpoint, secret: bytes) -> webhooks.NewEndpoint:
-    return webhooks.NewEndpoint(**_facts(one), secret=signature.written(secret))
+def _with_secret(one: Webhook, secret: bytes) -> shapes.NewWebhook:
+    return shapes.NewWebhook(**_facts(one), secret=signature.written(secret))
 
 
-def _attempt(row: AttemptRow) -> webhooks.DeliveryAttempt:
+def _delivery(row: AttemptRow) -> shapes.Delivery:
     body = row.answer
-    return webhooks.DeliveryAttempt(
+    return shapes.Delivery(
         id=row.id,
         event_id=events.event_id(row.checkout_id, row.sequence),
         kind=row.kind,
@@ -290,7 +318,7 @@ class _Body(Fields):
     @classmethod
     async def of(cls, request: Request, shape: type[msgspec.Struct]) -> _Body:
         """Read the body of a request."""
-        optional = shape is webhooks.RotateSecret
+        optional = shape is shapes.RotateSecret
         return cls(await request_body.read_json(request, limit=BODY_BYTES, optional=optional), shape)
 
     def judge(self) -> None:
@@ -298,7 +326,7 @@ class _Body(Fields):
         if self.problems:
             first = self.problems[0]
             raise Refusal(
-                422, f"{first.field}: {first.message}", kind="invalid-endpoint", errors=self.problems
+                422, f"{first.field}: {first.message}", kind="invalid-webhook", errors=self.problems
             )
 
     def target(self, services: Services, *, required: bool) -> str | None:
@@ -314,11 +342,11 @@ class _Body(Fields):
         return None
 
     def settings(self) -> dict[str, Any]:
-        """Read what an endpoint is besides its URL; what is absent is left out."""
+        """Read what a webhook is besides its URL; what is absent is left out."""
         found: dict[str, Any] = {}
         if "description" in self.given:
             found["description"] = (
-                self.text(self.given, "", "description", most=webhooks.LONGEST_DESCRIPTION, required=False)
+                self.text(self.given, "", "description", most=shapes.LONGEST_DESCRIPTION, required=False)
                 or ""
             )
         if "types" in self.given:
@@ -342,15 +370,15 @@ class _Body(Fields):
 
     def overlap(self) -> int:
         """Read for how many seconds the secret before signs too."""
-        match self.given.get("overlap", webhooks.OVERLAP):
+        match self.given.get("overlap", shapes.OVERLAP):
             case bool():
                 pass
-            case int(seconds) if 0 <= seconds <= webhooks.LONGEST_OVERLAP:
+            case int(seconds) if 0 <= seconds <= shapes.LONGEST_OVERLAP:
                 return seconds
             case _:
                 pass
         self.wrong(
-            "overlap", f"must be a whole number of seconds from 0 to {webhooks.LONGEST_OVERLAP} (7 days)"
+            "overlap", f"must be a whole number of seconds from 0 to {shapes.LONGEST_OVERLAP} (7 days)"
         )
         return 0
 
@@ -382,10 +410,14 @@ class _Body(Fields):
         return _END
 
     def _kinds(self, given: object) -> list[str] | None:
-        if given is None:
+        """Read types of events; None stands for all, as it is stored."""
+        if given == [shapes.ALL_TYPES]:
             return None
         if not isinstance(given, list) or not given or len(given) > len(EventType):
-            self.wrong("types", f"must be a list of types of events, or null for all, not {kind_of(given)}")
+            self.wrong("types", f'must be a list of types of events, or ["*"] for all, not {kind_of(given)}')
+            return None
+        if shapes.ALL_TYPES in given:
+            self.wrong("types", 'must be ["*"] alone for all, or a list of types of events')
             return None
         for number, kind in enumerate(given):
             if not isinstance(kind, str) or kind not in _KINDS:
@@ -400,7 +432,7 @@ class _Body(Fields):
         try:
             body = msgspec.json.decode(raw)
         except (ValueError, RecursionError):
-            raise Refusal(422, "the body is not JSON", kind="invalid-endpoint") from None
+            raise Refusal(422, "the body is not JSON", kind="invalid-webhook") from None
         if (name := repeated_name(raw)) is not None:
             self.problems.append(repeated(name))
         if isinstance(body, dict):

@@ -1,4 +1,4 @@
-"""Webhook endpoints for whoever operates the installation, straight from the database; the API has the same for merchants."""
+"""Webhooks for whoever operates the installation, straight from the database; the API has the same for merchants."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ if TYPE_CHECKING:
 
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
-    from orchestrator.store.endpoints import Endpoint
+    from orchestrator.store.webhooks import Webhook
 
 WAIT: Final = 20.0
 """Seconds that `test` waits for what came of it."""
 _LOOK: Final = 0.2
 
 _merchant = click.option(
-    "--merchant", metavar="NAME", default="default", show_default=True, help="Whose endpoint it is."
+    "--merchant", metavar="NAME", default="default", show_default=True, help="Whose webhook it is."
 )
 _types = click.option(
     "--type", "kinds", multiple=True, metavar="TYPE", type=click.Choice([str(kind) for kind in EventType]),
     help="Only these; may be repeated (without it: all).",
 )  # fmt: skip
-_ID = click.argument("endpoint", metavar="ID")
+_ID = click.argument("webhook", metavar="ID")
 
 
-@click.group(short_help="Webhook endpoints that events are sent to.")
-def endpoints() -> None:
-    """Webhook endpoints that events are sent to."""
+@click.group(short_help="Webhooks that events are sent to.")
+def webhooks() -> None:
+    """Webhooks that events are sent to."""
 
 
-@endpoints.command("list")
+@webhooks.command("list")
 @data_dir
 @_merchant
-def list_endpoints(*, data_dir: Path, merchant: str) -> int:
-    """List a merchant's endpoints, and what waits for each."""
+def list_webhooks(*, data_dir: Path, merchant: str) -> int:
+    """List a merchant's webhooks, and what waits for each."""
 
     async def show(_: Settings, db: Database) -> int:
-        from orchestrator.store import endpoints as stored  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.store import webhooks as stored  # noqa: PLC0415 - each command imports what it needs
 
         shown = table(
             "id", "status", "url", "types", "content", "waiting", "since", "delivered", "failing since"
         )
         for one in await stored.page(
-            db, merchant_id=await merchant_id(db, merchant), after=None, limit=stored.MOST_ENDPOINTS
+            db, merchant_id=await merchant_id(db, merchant), after=None, limit=stored.MOST_WEBHOOKS
         ):
             status = one.status if one.pause_reason is None else f"{one.status} ({one.pause_reason})"
             shown.add_row(
@@ -66,7 +66,7 @@ def list_endpoints(*, data_dir: Path, merchant: str) -> int:
     return on_database(data_dir, show)
 
 
-@endpoints.command(short_help="Add an endpoint, and print its secret.")
+@webhooks.command(short_help="Add a webhook, and print its secret.")
 @data_dir
 @_merchant
 @click.argument("url")
@@ -76,13 +76,13 @@ def list_endpoints(*, data_dir: Path, merchant: str) -> int:
 def add(
     *, data_dir: Path, merchant: str, url: str, kinds: Sequence[str], full: bool, description: str
 ) -> int:
-    """Add an endpoint, and print its secret, which is shown this once."""
+    """Add a webhook, and print its secret, which is shown this once."""
 
     async def work(settings: Settings, db: Database) -> int:
         from orchestrator.crypto import Encryptor  # noqa: PLC0415
         from orchestrator.delivery import signature  # noqa: PLC0415
         from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected, checked_url  # noqa: PLC0415
-        from orchestrator.store import endpoints as stored  # noqa: PLC0415
+        from orchestrator.store import webhooks as stored  # noqa: PLC0415
 
         try:
             checked_url(url, AddressPolicy(settings.webhook_ranges))
@@ -100,62 +100,62 @@ def add(
     return on_database(data_dir, work)
 
 
-@endpoints.command(short_help="Send nothing until it is resumed.")
+@webhooks.command(short_help="Send nothing until it is resumed.")
 @data_dir
 @_merchant
 @_ID
-def pause(*, data_dir: Path, merchant: str, endpoint: str) -> int:
-    """Send nothing to an endpoint until it is resumed; its events wait."""
+def pause(*, data_dir: Path, merchant: str, webhook: str) -> int:
+    """Send nothing to a webhook until it is resumed; its events wait."""
     return _changed(
         data_dir,
         merchant,
-        endpoint,
+        webhook,
         what="paused",
         change=lambda stored, db, one: stored.pause(db, one.id, "asked"),
     )
 
 
-@endpoints.command()
+@webhooks.command()
 @data_dir
 @_merchant
 @_ID
-def resume(*, data_dir: Path, merchant: str, endpoint: str) -> int:
-    """Serve an endpoint again that is paused or off."""
+def resume(*, data_dir: Path, merchant: str, webhook: str) -> int:
+    """Serve a webhook again that is paused or off."""
     return _changed(
-        data_dir, merchant, endpoint, what="resumed",
+        data_dir, merchant, webhook, what="resumed",
         change=lambda stored, db, one: stored.resume(db, one.id, merchant_id=one.merchant_id),
     )  # fmt: skip
 
 
-@endpoints.command(short_help="Delete an endpoint.")
+@webhooks.command(short_help="Delete a webhook.")
 @data_dir
 @_merchant
 @_ID
-@click.confirmation_option(prompt="Delete the endpoint, with what waits for it?")
-def delete(*, data_dir: Path, merchant: str, endpoint: str) -> int:
-    """Delete an endpoint, with what waits for it; events stay in the feed."""
+@click.confirmation_option(prompt="Delete the webhook, with what waits for it?")
+def delete(*, data_dir: Path, merchant: str, webhook: str) -> int:
+    """Delete a webhook, with what waits for it; events stay in the feed."""
     return _changed(
-        data_dir, merchant, endpoint, what="deleted",
+        data_dir, merchant, webhook, what="deleted",
         change=lambda stored, db, one: stored.delete(db, one.id, merchant_id=one.merchant_id),
     )  # fmt: skip
 
 
-@endpoints.command("rotate-secret", short_help="Give an endpoint a new secret.")
+@webhooks.command("rotate-secret", short_help="Give a webhook a new secret.")
 @data_dir
 @_merchant
 @_ID
 @click.option(
     "--overlap", type=Span(longest=7 * 86_400), default="24h", show_default=True, help="How long the secret before signs too."
 )  # fmt: skip
-def rotate_secret(*, data_dir: Path, merchant: str, endpoint: str, overlap: float) -> int:
-    """Give an endpoint a new secret, and print it; it is shown this once."""
+def rotate_secret(*, data_dir: Path, merchant: str, webhook: str, overlap: float) -> int:
+    """Give a webhook a new secret, and print it; it is shown this once."""
 
     async def work(settings: Settings, db: Database) -> int:
         from orchestrator.crypto import Encryptor  # noqa: PLC0415
         from orchestrator.delivery import signature  # noqa: PLC0415
-        from orchestrator.store import endpoints as stored  # noqa: PLC0415
+        from orchestrator.store import webhooks as stored  # noqa: PLC0415
 
-        one = await _one(db, merchant, endpoint)
+        one = await _one(db, merchant, webhook)
         secret = signature.new_secret()
         await stored.rotate(
             db, Encryptor(settings.secret_keys), one.id, merchant_id=one.merchant_id, secret=secret, overlap=overlap
@@ -166,18 +166,18 @@ def rotate_secret(*, data_dir: Path, merchant: str, endpoint: str, overlap: floa
     return on_database(data_dir, work)
 
 
-@endpoints.command("test", short_help="Send a test event, and say what came of it.")
+@webhooks.command("test", short_help="Send a test event, and say what came of it.")
 @data_dir
 @_merchant
 @_ID
-def send_test(*, data_dir: Path, merchant: str, endpoint: str) -> int:
+def send_test(*, data_dir: Path, merchant: str, webhook: str) -> int:
     """Have a test event sent, and say what came of it; exit 1 if it was not delivered."""
 
     async def work(settings: Settings, db: Database) -> int:
         from orchestrator.crypto import Encryptor  # noqa: PLC0415
         from orchestrator.store import deliveries  # noqa: PLC0415
 
-        one = await _one(db, merchant, endpoint)
+        one = await _one(db, merchant, webhook)
         test = await deliveries.test(db, one.id)
         encryptor = Encryptor(settings.secret_keys)
         try:
@@ -203,7 +203,7 @@ def send_test(*, data_dir: Path, merchant: str, endpoint: str) -> int:
     return on_database(data_dir, work)
 
 
-@endpoints.command(short_help="Send events again, with the same ids.")
+@webhooks.command(short_help="Send events again, with the same ids.")
 @data_dir
 @_merchant
 @_ID
@@ -211,7 +211,7 @@ def send_test(*, data_dir: Path, merchant: str, endpoint: str) -> int:
 @click.option("--last", type=Span(), help="The events of this time span, such as 2h.")
 @click.option("--failed", is_flag=True, help="All that was given up.")
 def replay(
-    *, data_dir: Path, merchant: str, endpoint: str, event: str | None, last: float | None, failed: bool
+    *, data_dir: Path, merchant: str, webhook: str, event: str | None, last: float | None, failed: bool
 ) -> int:
     """Send events again, with the same ids: one, those of a time span, or all that was given up."""
     if sum((event is not None, last is not None, failed)) != 1:
@@ -220,7 +220,7 @@ def replay(
     async def work(_: Settings, db: Database) -> int:
         from orchestrator.store import deliveries  # noqa: PLC0415
 
-        one = await _one(db, merchant, endpoint)
+        one = await _one(db, merchant, webhook)
         if event is not None:
             checkout, number = event.rpartition("-")[::2]
             found = uuid_of(checkout)
@@ -244,13 +244,13 @@ def replay(
     return on_database(data_dir, work)
 
 
-@endpoints.command()
+@webhooks.command()
 @data_dir
 @_merchant
 @_ID
 @click.option("--failed", is_flag=True, help="Only those that failed.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
-def attempts(*, data_dir: Path, merchant: str, endpoint: str, failed: bool, limit: int) -> int:
+def deliveries(*, data_dir: Path, merchant: str, webhook: str, failed: bool, limit: int) -> int:
     """List attempts to reach an endpoint, the youngest first."""
 
     async def show(settings: Settings, db: Database) -> int:
@@ -258,7 +258,7 @@ def attempts(*, data_dir: Path, merchant: str, endpoint: str, failed: bool, limi
         from orchestrator.domain.events import event_id  # noqa: PLC0415
         from orchestrator.store import deliveries  # noqa: PLC0415
 
-        one = await _one(db, merchant, endpoint)
+        one = await _one(db, merchant, webhook)
         shown = table("at", "event", "type", "#", "outcome", "status", "ms", "answer")
         for row in await deliveries.attempts(
             db,
@@ -282,15 +282,15 @@ def attempts(*, data_dir: Path, merchant: str, endpoint: str, failed: bool, limi
 def _changed(
     data_dir: Path,
     merchant: str,
-    endpoint: str,
+    webhook: str,
     *,
     what: str,
-    change: Callable[[Any, Database, Endpoint], Awaitable[bool]],
+    change: Callable[[Any, Database, Webhook], Awaitable[bool]],
 ) -> int:
     async def work(_: Settings, db: Database) -> int:
-        from orchestrator.store import endpoints as stored  # noqa: PLC0415
+        from orchestrator.store import webhooks as stored  # noqa: PLC0415
 
-        one = await _one(db, merchant, endpoint)
+        one = await _one(db, merchant, webhook)
         await change(stored, db, one)
         say(f"{what} {one.id}")
         return 0
@@ -298,16 +298,16 @@ def _changed(
     return on_database(data_dir, work)
 
 
-async def _one(db: Database, merchant: str, endpoint: str) -> Endpoint:
-    from orchestrator.store import endpoints as stored  # noqa: PLC0415
+async def _one(db: Database, merchant: str, webhook: str) -> Webhook:
+    from orchestrator.store import webhooks as stored  # noqa: PLC0415
 
-    number = uuid_of(endpoint)
+    number = uuid_of(webhook)
     found = None
     if number is not None:
         found = await stored.one(db, number, merchant_id=await merchant_id(db, merchant))
     if found is None:
         raise click.UsageError(
-            f"merchant {merchant} has no endpoint {endpoint!r}: see `orchestrator endpoints list`"
+            f"merchant {merchant} has no webhook {webhook!r}: see `orchestrator webhooks list`"
         )
     return found
 

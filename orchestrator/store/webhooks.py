@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
     from orchestrator.store.readiness import Process
 
-MOST_ENDPOINTS: Final = 50
+MOST_WEBHOOKS: Final = 50
 """Of one merchant."""
 PAUSE_AFTER: Final = 5 * 86_400.0
 """Seconds for which an endpoint may only fail before it is paused."""
@@ -133,7 +133,7 @@ _ANY = text("SELECT EXISTS (SELECT FROM webhook_endpoints WHERE deleted_at IS NU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class Webhook:
     """An endpoint as it is stored; durations are in seconds by Postgres's clock when it was read."""
 
     id: UUID
@@ -176,20 +176,20 @@ class Endpoint:
         )
 
 
-def secret_purpose(endpoint: UUID, merchant_id: int, url: str) -> str:
+def secret_purpose(webhook: UUID, merchant_id: int, url: str) -> str:
     """Return what the secret of an endpoint is bound to."""
-    return f"webhook-secret/{endpoint}/{merchant_id}/{url}"
+    return f"webhook-secret/{webhook}/{merchant_id}/{url}"
 
 
-class TooManyEndpoints(OrchestratorError):  # noqa: N818 - named for the fact
+class TooManyWebhooks(OrchestratorError):  # noqa: N818 - named for the fact
     """A merchant has as many endpoints as it may."""
 
     def __init__(self) -> None:
-        super().__init__(f"a merchant has at most {MOST_ENDPOINTS} endpoints: delete one that is not used")
+        super().__init__(f"a merchant has at most {MOST_WEBHOOKS} webhooks: delete one that is not used")
 
 
-def _read(row: Row[Any]) -> Endpoint:
-    return Endpoint(
+def _read(row: Row[Any]) -> Webhook:
+    return Webhook(
         id=row.id,
         merchant_id=row.merchant_id,
         url=row.url,
@@ -228,8 +228,8 @@ async def add(
     kinds: Collection[str] | None,
     content: Content,
     secret: bytes,
-) -> Endpoint:
-    """Add an endpoint, which is served from the next event on; `TooManyEndpoints` if the merchant has as many as it may."""
+) -> Webhook:
+    """Add an endpoint, which is served from the next event on; `TooManyWebhooks` if the merchant has as many as it may."""
     new = uuid7()
     row = {
         "id": new,
@@ -243,45 +243,45 @@ async def add(
     async with db.transaction() as tx:
         await run(tx, _MERCHANT, row)
         (count,) = await run(tx, _COUNT, row)
-        if count.number >= MOST_ENDPOINTS:
-            raise TooManyEndpoints
+        if count.number >= MOST_WEBHOOKS:
+            raise TooManyWebhooks
         (made,) = await run(tx, _ADD, row)
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
     return _read(made)
 
 
-async def one(db: Database, endpoint: UUID, *, merchant_id: int) -> Endpoint | None:
+async def one(db: Database, webhook: UUID, *, merchant_id: int) -> Webhook | None:
     """Return an endpoint of a merchant, with what waits for it."""
-    rows = await db.read(_ONE, {"id": endpoint, "merchant_id": merchant_id})
+    rows = await db.read(_ONE, {"id": webhook, "merchant_id": merchant_id})
     return _read(rows[0]) if rows else None
 
 
-async def page(db: Database, *, merchant_id: int, after: UUID | None, limit: int) -> list[Endpoint]:
+async def page(db: Database, *, merchant_id: int, after: UUID | None, limit: int) -> list[Webhook]:
     """Return a merchant's endpoints in the order in which they were made."""
     rows = await db.read(_PAGE, {"merchant_id": merchant_id, "after": after, "most": limit})
     return [_read(row) for row in rows]
 
 
 async def change(
-    db: Database, encryptor: Encryptor, endpoint: UUID, *, merchant_id: int, changes: Mapping[str, Any]
-) -> Endpoint | None:
+    db: Database, encryptor: Encryptor, webhook: UUID, *, merchant_id: int, changes: Mapping[str, Any]
+) -> Webhook | None:
     """Change url, description, kinds or content of an endpoint; None if the merchant has none of this id."""
     async with db.transaction() as tx:
-        rows = await run(tx, _LOCK, {"id": endpoint, "merchant_id": merchant_id})
+        rows = await run(tx, _LOCK, {"id": webhook, "merchant_id": merchant_id})
         if not rows:
             return None
         before = _read(rows[0])
         after = replace(before, **changes)
         if after.url != before.url:
             # The same secrets, bound to the new URL.
-            purpose = secret_purpose(endpoint, merchant_id, after.url)
+            purpose = secret_purpose(webhook, merchant_id, after.url)
             encrypted = [encryptor.encrypt(secret, purpose=purpose) for secret in before.secrets(encryptor)]
             after = replace(after, encrypted=encrypted[0], previous=encrypted[1] if encrypted[1:] else None)
         await run(
             tx,
             _SET,
             {
-                "id": endpoint,
+                "id": webhook,
                 "url": after.url,
                 "description": after.description,
                 "kinds": None if after.kinds is None else sorted(after.kinds),
@@ -291,51 +291,51 @@ async def change(
             },
         )
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
-    return await one(db, endpoint, merchant_id=merchant_id)
+    return await one(db, webhook, merchant_id=merchant_id)
 
 
 async def rotate(
-    db: Database, encryptor: Encryptor, endpoint: UUID, *, merchant_id: int, secret: bytes, overlap: float
-) -> Endpoint | None:
+    db: Database, encryptor: Encryptor, webhook: UUID, *, merchant_id: int, secret: bytes, overlap: float
+) -> Webhook | None:
     """Give an endpoint a new secret; the one before signs beside it for `overlap` seconds."""
     async with db.transaction() as tx:
-        rows = await run(tx, _LOCK, {"id": endpoint, "merchant_id": merchant_id})
+        rows = await run(tx, _LOCK, {"id": webhook, "merchant_id": merchant_id})
         if not rows:
             return None
-        purpose = secret_purpose(endpoint, merchant_id, rows[0].url)
+        purpose = secret_purpose(webhook, merchant_id, rows[0].url)
         encrypted = encryptor.encrypt(secret, purpose=purpose)
         await run(
-            tx, _ROTATE, {"id": endpoint, "merchant_id": merchant_id, "secret": encrypted, "seconds": overlap}
+            tx, _ROTATE, {"id": webhook, "merchant_id": merchant_id, "secret": encrypted, "seconds": overlap}
         )
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
-    return await one(db, endpoint, merchant_id=merchant_id)
+    return await one(db, webhook, merchant_id=merchant_id)
 
 
-async def pause(db: Database, endpoint: UUID, reason: PauseReason) -> bool:
+async def pause(db: Database, webhook: UUID, reason: PauseReason) -> bool:
     """Send nothing to an endpoint any more; what comes for it waits, unless it is gone. Return whether it was not paused before.
 
     For `failing`: only if it has really failed for as long as that takes.
     """
     async with db.transaction() as tx:
-        rows = await run(tx, _PAUSE, {"id": endpoint, "reason": reason, "after": PAUSE_AFTER})
+        rows = await run(tx, _PAUSE, {"id": webhook, "reason": reason, "after": PAUSE_AFTER})
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
     return bool(rows)
 
 
-async def resume(db: Database, endpoint: UUID, *, merchant_id: int) -> bool:
+async def resume(db: Database, webhook: UUID, *, merchant_id: int) -> bool:
     """Serve an endpoint again, from the first event on that it did not get."""
     async with db.transaction() as tx:
-        if not await run(tx, _RESUME, {"id": endpoint, "merchant_id": merchant_id}):
+        if not await run(tx, _RESUME, {"id": webhook, "merchant_id": merchant_id}):
             return False
-        await deliveries.retry_now(tx, endpoint)
+        await deliveries.retry_now(tx, webhook)
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
     return True
 
 
-async def delete(db: Database, endpoint: UUID, *, merchant_id: int) -> bool:
+async def delete(db: Database, webhook: UUID, *, merchant_id: int) -> bool:
     """Delete an endpoint; what was to be sent to it is not."""
     async with db.transaction() as tx:
-        rows = await run(tx, _DELETE, {"id": endpoint, "merchant_id": merchant_id})
+        rows = await run(tx, _DELETE, {"id": webhook, "merchant_id": merchant_id})
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
     return bool(rows)
 
@@ -343,37 +343,37 @@ async def delete(db: Database, endpoint: UUID, *, merchant_id: int) -> bool:
 # ── How they fare ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def served(db: Database) -> list[Endpoint]:
+async def served(db: Database) -> list[Webhook]:
     """Return every endpoint of enabled merchants, paused ones too."""
     return [_read(row) for row in await db.read(_SERVED)]
 
 
-async def failed(db: Database, endpoint: UUID) -> None:
+async def failed(db: Database, webhook: UUID) -> None:
     """Note the first failure since the last delivery."""
-    await db.write(_FAILED, {"id": endpoint})
+    await db.write(_FAILED, {"id": webhook})
 
 
-async def delivered(db: Database, endpoint: UUID, *, back: bool) -> None:
+async def delivered(db: Database, webhook: UUID, *, back: bool) -> None:
     """Note a delivery, which closes the circuit; `back`: it was open, and what failed meanwhile is tried again at once."""
     async with db.transaction() as tx:
-        await run(tx, _DELIVERED, {"id": endpoint})
+        await run(tx, _DELIVERED, {"id": webhook})
         if back:
-            await deliveries.retry_now(tx, endpoint)
+            await deliveries.retry_now(tx, webhook)
 
 
-async def open_circuit(db: Database, endpoint: UUID, *, opened: int, seconds: float) -> None:
+async def open_circuit(db: Database, webhook: UUID, *, opened: int, seconds: float) -> None:
     """Send nothing to an endpoint for so long, and then one probe; `opened`: how often this has happened in a row."""
-    await db.write(_OPEN, {"id": endpoint, "opened": opened, "seconds": seconds})
+    await db.write(_OPEN, {"id": webhook, "opened": opened, "seconds": seconds})
 
 
-async def hold(db: Database, endpoint: UUID, *, seconds: float) -> None:
+async def hold(db: Database, webhook: UUID, *, seconds: float) -> None:
     """Send nothing to an endpoint for so long, which is what it asked for."""
-    await db.write(_HOLD, {"id": endpoint, "seconds": seconds})
+    await db.write(_HOLD, {"id": webhook, "seconds": seconds})
 
 
-async def claim_probe(db: Database, endpoint: UUID, *, seconds: float) -> bool:
+async def claim_probe(db: Database, webhook: UUID, *, seconds: float) -> bool:
     """Take the right to send one probe to an endpoint whose circuit was open and for which something is due; nobody else has it for so long."""
-    return bool(await db.write(_PROBE, {"id": endpoint, "seconds": seconds}))
+    return bool(await db.write(_PROBE, {"id": webhook, "seconds": seconds}))
 
 
 async def troubles(db: Database, processes: Sequence[Process]) -> list[str]:
@@ -381,9 +381,9 @@ async def troubles(db: Database, processes: Sequence[Process]) -> list[str]:
     (row,) = await db.read(_ANY)
     found = []
     if row.found and not any(process.kind == "deliverer" and process.alive for process in processes):
-        found.append("no deliverer is alive: events for webhook endpoints are stored, and wait")
+        found.append("no deliverer is alive: events for webhooks are stored, and wait")
     for row in await db.read(_TROUBLES):
-        name = f"webhook endpoint {row.id}"
+        name = f"webhook {row.id}"
         match row.pause_reason:
             case "failing":
                 found.append(f"{name} has failed for days and is paused: its events wait until it is resumed")
