@@ -180,7 +180,7 @@ def _route_webhooks(app: FastAPI) -> None:
     posted = {
         "rotate-secret": (webhooks.rotate_secret, "Replace the secret",
                           of(shapes.NewWebhook, "Replaced", write, body=shapes.RotateSecret, required=False)),
-        "test": (webhooks.send_test, "Send a test event", of(shapes.TestSent, "It will be sent once", write, status=202)),
+        "test": (webhooks.send_test, "Send a test event", docs.tested_webhook(write)),
         "resume": (webhooks.resume, "Resume a webhook", of(shape, "Resumed", write)),
         "replay": (webhooks.replay, "Send events again", of(shapes.Replayed, "They will be sent", write, status=202, body=shapes.Replay)),
     }  # fmt: skip

@@ -285,12 +285,24 @@ def listed_webhooks(scopes: tuple[str, ...]) -> dict[str, Any]:
     return told
 
 
+def tested_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
+    """Return what FastAPI is told about the route that sends a test event."""
+    told = of_webhook(webhooks.TestSent, "It will be sent once", scopes, status=202)
+    told["responses"] |= _problems(
+        too_many_tests=(HTTPStatus.TOO_MANY_REQUESTS, "As many test events wait to be sent as may")
+    )
+    return told
+
+
 def replayed_delivery(scopes: tuple[str, ...]) -> dict[str, Any]:
     """Return what FastAPI is told about the route that sends the event of one delivery again."""
     told = of_webhook(webhooks.Replayed, "It will be sent", scopes, status=202)
     told["responses"] |= _problems(
         unknown_delivery=(HTTPStatus.NOT_FOUND, "The merchant has no such delivery"),
-        event_gone=(HTTPStatus.GONE, "A test event, or one that the feed does not keep any more"),
+        event_gone=(
+            HTTPStatus.GONE,
+            "A test, or an event that the feed does not keep or the webhook does not want any more",
+        ),
     )
     return told
 

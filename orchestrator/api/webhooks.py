@@ -29,6 +29,7 @@ from orchestrator.domain.events import Content, EventType
 from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
 from orchestrator.store import deliveries
 from orchestrator.store import webhooks as stored
+from orchestrator.store.deliveries import PeriodTooLong, TooManyTests
 from orchestrator.store.webhooks import TooManyWebhooks, Webhook
 
 if TYPE_CHECKING:
@@ -145,7 +146,10 @@ async def send_test(request: Request, webhook_id: str) -> Response:
     services, _, merchant = await _admitted(request, WRITE)
     one = await _one(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        test = await deliveries.test(services.db, one.id)
+        try:
+            test = await deliveries.test(services.db, one.id)
+        except TooManyTests as error:
+            raise Refusal(429, str(error), kind="too-many-tests") from None
     return answer(shapes.TestSent(event_id=events.event_id(test, 1)), 202)
 
 
@@ -182,14 +186,17 @@ async def show_deliveries(  # noqa: PLR0917 - FastAPI calls it by name
     cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=shapes.DELIVERY_PAGE)] = 50,
 ) -> Response:
-    """Attempts to reach an endpoint, the youngest first, page by page."""
+    """Attempts to reach an endpoint, the youngest first, page by page. With `checkout` or `failed` a page may hold fewer, and others follow."""
     services, _, merchant = await _admitted(request, *READ)
     one = await _one(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await deliveries.attempts(
             services.db, services.encryptor, one.id, before=cursor, limit=limit + 1, checkout=checkout, failed=failed
         )  # fmt: skip
-    more = found[limit - 1].id if len(found) > limit else None
+        more = found[limit - 1].id if len(found) > limit else None
+        if more is None and (checkout is not None or failed is not None):
+            # It looked at so many only: the next page looks further.
+            more = await deliveries.scanned_to(services.db, one.id, before=cursor)
     return answer(shapes.DeliveryPage(deliveries=[_delivery(row) for row in found[:limit]], next_cursor=more))
 
 
@@ -207,7 +214,8 @@ async def replay_delivery(request: Request, delivery_id: str) -> Response:
         )  # fmt: skip
     if not number:
         raise Refusal(
-            410, "a test event is sent once, and of other events the feed keeps this one no more", kind="event-gone"
+            410, "it cannot be sent again: it was a test, or the feed keeps the event no more, or the webhook does not want its type any more",
+            kind="event-gone",
         )  # fmt: skip
     _log.info(
         "events_replayed",
@@ -239,9 +247,12 @@ async def _replay(services: Services, merchant: Merchant, one: Webhook, wanted: 
                 services.db, one.id, merchant_id=merchant.id, checkout=checkout, sequence=sequence
             )
         case "period", (since, before):
-            return await deliveries.replay_period(
-                services.db, one.id, merchant_id=merchant.id, since=since, before=before
-            )
+            try:
+                return await deliveries.replay_period(
+                    services.db, one.id, merchant_id=merchant.id, since=since, before=before
+                )
+            except PeriodTooLong as error:
+                raise Refusal(422, f"since: {error}", kind="invalid-webhook") from None
         case _:
             return await deliveries.replay_failed(services.db, one.id)
 

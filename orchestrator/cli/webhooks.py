@@ -260,19 +260,23 @@ def deliveries(*, data_dir: Path, merchant: str, webhook: str, failed: bool, lim
 
         one = await _one(db, merchant, webhook)
         shown = table("at", "event", "type", "#", "outcome", "status", "ms", "answer")
-        for row in await deliveries.attempts(
-            db,
-            Encryptor(settings.secret_keys),
-            one.id,
-            before=None,
-            limit=limit,
-            failed=True if failed else None,
-        ):
-            answer = "" if row.answer is None else " ".join(row.answer.decode(errors="replace").split())[:60]
-            shown.add_row(
-                _moment(row.at), event_id(row.checkout_id, row.sequence), row.kind, str(row.number), row.outcome,
-                "" if row.status is None else str(row.status), str(row.milliseconds), answer,
+        number, before = 0, None
+        while number < limit:
+            rows = await deliveries.attempts(
+                db, Encryptor(settings.secret_keys), one.id, before=before, limit=limit - number, failed=True if failed else None,
             )  # fmt: skip
+            for row in rows:
+                answer = (
+                    "" if row.answer is None else " ".join(row.answer.decode(errors="replace").split())[:60]
+                )
+                shown.add_row(
+                    _moment(row.at), event_id(row.checkout_id, row.sequence), row.kind, str(row.number), row.outcome,
+                    "" if row.status is None else str(row.status), str(row.milliseconds), answer,
+                )  # fmt: skip
+            number += len(rows)
+            before = await deliveries.scanned_to(db, one.id, before=before) if failed else None
+            if before is None:
+                break
         printer().print(shown)
         return 0
 

@@ -28,7 +28,7 @@ LONGEST_HOST: Final = 253
 _LAST_PORT: Final = 65_535
 _WEB_PORTS: Final = frozenset({80, 443})
 _FIRST_FREE_PORT: Final = 1024
-RESOLVING: Final = 16
+RESOLVING: Final = 64
 """Names that a process resolves at a time."""
 
 _URL: Final = re.compile(

@@ -27,7 +27,7 @@ from orchestrator.store.database import Batch
 from orchestrator.store.deliveries import Attempt, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from uuid import UUID
 
     from orchestrator.crypto import Encryptor
@@ -55,6 +55,12 @@ NOTED_EVERY: Final = 10.0
 """Seconds between two notes that an endpoint takes deliveries."""
 LEASE_MARGIN: Final = 15.0
 """Seconds by which a lease is longer than a delivery."""
+TESTS_AT_ONCE: Final = 50
+"""Test events that are under way in one process."""
+UNSERVED: Final = 5.0
+"""Seconds after which a test event is looked at again whose endpoint is not served."""
+LATE: Final = LEASE_MARGIN / 2
+"""Seconds after which what was taken is not sent any more: its lease might end before the answer comes."""
 CLEAN_EVERY: Final = 60.0
 CLOSING: Final = 5.0
 """Seconds of the shutdown's that are kept for writing results."""
@@ -91,6 +97,7 @@ class Deliverer:
         self._refresh_at = self._look_at = self._tests_at = self._clean_at = float("-inf")
         self._lease = settings.webhook_total_timeout + LEASE_MARGIN
         self._tasks: set[asyncio.Task[None]] = set()
+        self._tests: set[asyncio.Task[None]] = set()
         self._turn = 0
         self._refused: set[UUID] = set()
         self._results: Batch[Written, bool] = Batch(
@@ -183,32 +190,50 @@ class Deliverer:
         now = time.monotonic()
         if now >= self._refresh_at:
             await self._refresh()
+        if self._refresh_at < now:
+            # It was told of a change while it read.
+            await self._refresh()
         everywhere = now >= self._look_at
         if everywhere:
             self._look_at = now + (LOOK if self.told else LOOK_UNTOLD)
         if now >= self._clean_at:
             self._clean_at = now + CLEAN_EVERY
             await self._clean()
-        taken = 0
-        if now >= self._tests_at:
-            self._tests_at = now + LOOK
-            taken += self._begin(await deliveries.take_tests(self._db, seconds=self._lease))
+        taken = await self._take_tests(now)
         wanted, probes = await self._wanted(everywhere=everywhere)
-        if not wanted:
-            return bool(taken)
+        if wanted:
+            taken += await self._take(wanted, probes)
+        return bool(taken)
+
+    async def _take_tests(self, now: float) -> int:
+        """Take test events, as many as may be under way; return how many."""
+        most = TESTS_AT_ONCE - len(self._tests)
+        if now < self._tests_at or most <= 0:
+            return 0
+        self._tests_at = now + LOOK
+        return self._begin(await deliveries.take_tests(self._db, most=most, seconds=self._lease))
+
+    async def _take(self, wanted: dict[UUID, int], probes: set[UUID]) -> int:
+        """Take what is due, and begin to send it; return how many."""
         for one in wanted:
             self._lanes[one].hot = False
-        found = await deliveries.take(self._db, wanted, probes=probes, seconds=self._lease)
+        asked = time.monotonic()
+        try:
+            found = await deliveries.take(self._db, wanted, probes=probes, seconds=self._lease)
+        except Exception:
+            for one in wanted:
+                self._lanes[one].hot = True
+            raise
+        if time.monotonic() - asked > LATE:
+            _log.warning("deliveries_taken_late", number=len(found))
+            return 0
         counts = dict.fromkeys(wanted, 0)
         for due in found:
             counts[due.endpoint_id] += 1
         for one, number in counts.items():
             # Where less was found than could be sent, there is no more, unless something was told of meanwhile.
             self._lanes[one].hot |= number >= wanted[one]
-            if one in probes and not number:
-                self._lanes[one].probing = False
-        self._begin(found)
-        return bool(found or taken)
+        return self._begin(found, probes)
 
     async def _wanted(self, *, everywhere: bool) -> tuple[dict[UUID, int], set[UUID]]:
         """Return how many may begin at each endpoint, and which of them are probed; who comes first changes with each round."""
@@ -230,7 +255,6 @@ class Deliverer:
                     # Another deliverer probes it, or nothing is due.
                     lane.open_at = now + LOOK
                     continue
-                lane.probing = True
                 probes.add(one.id)
                 most = 1
             else:
@@ -243,9 +267,10 @@ class Deliverer:
 
     async def _refresh(self) -> None:
         """Read all endpoints anew."""
+        # Before it reads: what it is told of meanwhile is read anew.
+        self._refresh_at = time.monotonic() + LOOK
         found = await webhooks.served(self._db)
         now = time.monotonic()
-        self._refresh_at = now + LOOK
         lanes: dict[UUID, Lane] = {}
         for one in found:
             lane = self._lanes.get(one.id)
@@ -282,20 +307,24 @@ class Deliverer:
         if await deliveries.forget(self._db, older_than=kept) or await deliveries.clear(self._db):
             self._clean_at = time.monotonic() + LOOK
 
-    def _begin(self, found: Sequence[Due]) -> int:
+    def _begin(self, found: Sequence[Due], probes: Collection[UUID] = ()) -> int:
         for due in found:
             lane = self._lanes.get(due.endpoint_id)
             # Of a test event the endpoint's pace knows nothing.
             began = time.monotonic()
             if lane is not None and due.purpose != "test":
                 lane.pace.begin(began)
+                lane.probing |= due.endpoint_id in probes
             task = asyncio.create_task(self._deliver(due, lane, began), name="delivery")
             self._tasks.add(task)
+            if due.purpose == "test":
+                self._tests.add(task)
             task.add_done_callback(self._ended)
         return len(found)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._tests.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             # Its lease ends, and the event is sent again.
             _log.error("delivery_failed", exc_info=error)
@@ -305,32 +334,42 @@ class Deliverer:
 
     async def _deliver(self, due: Due, lane: Lane | None, began: float) -> None:
         if lane is None:
-            # Not served any more, or its secret does not open.
-            await self._put(_written(due, "released", due_in=60.0))
+            # Not served any more, not known yet, or its secret does not open.
+            self._refresh_at = float("-inf")
+            await self._put(_written(due, "released", due_in=UNSERVED))
             return
         if due.purpose == "test":
-            answer = await self._send(due, lane)
+            answer = await self._sent(due, lane)
             result: deliveries.Result | None = "delivered" if answer.delivered else None
-            await self._put(_written(due, "done", attempt=self._attempt(due, answer, result=result)))
+            tested = _written(due, "done", attempt=self._attempt(due, answer, result=result))
+            await asyncio.shield(self._put(tested))
             return
         answered: Answer | None = None
+        url = lane.webhook.url
         try:
-            if due.event is None:
-                lane.hot |= await self._put(_written(due, "done"))
-                return
-            answered = await self._send(due, lane)
-        except asyncio.CancelledError:
-            await asyncio.shield(self._put(_written(due, "released")))
-            raise
+            if due.event is not None:
+                answered = await self._sent(due, lane)
         finally:
             probed, lane.probing = lane.probing, False
             _note_pace(lane, answered, began)
-        written = self._result(due, answered)
-        if await self._put(written) and written.step == "done":
+        written = _written(due, "done") if answered is None else self._result(due, answered)
+        # Whoever ends this task has the result written all the same.
+        if await asyncio.shield(self._put(written)) and written.step == "done":
             # What came while it was under way was told of when it could not be taken.
             lane.hot = True
             self._woken.set()
-        await self._note_health(lane, due, answered, probed=probed)
+        if answered is not None:
+            await self._note_health(lane, due, answered, url=url, probed=probed)
+        elif probed:
+            await self._give_back_probe(lane)
+
+    async def _sent(self, due: Due, lane: Lane) -> Answer:
+        """Send an event; one that is cut off is given back."""
+        try:
+            return await self._send(due, lane)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._put(_written(due, "released")))
+            raise
 
     async def _send(self, due: Due, lane: Lane) -> Answer:
         try:
@@ -385,14 +424,25 @@ class Deliverer:
 
     # ── How endpoints fare ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _note_health(self, lane: Lane, due: Due, answer: Answer, *, probed: bool) -> None:
+    async def _give_back_probe(self, lane: Lane) -> None:
+        """Have another probe sent: there was nothing to send in the stream that was taken for this one."""
+        try:
+            await webhooks.release_probe(self._db, lane.webhook.id)
+        except Exception as error:  # noqa: BLE001 - it ends by itself
+            _log.warning("webhook_not_noted", webhook=str(lane.webhook.id), **log.cause(error))
+        lane.open_at, lane.hot = time.monotonic(), True
+        self._woken.set()
+
+    async def _note_health(self, lane: Lane, due: Due, answer: Answer, *, url: str, probed: bool) -> None:
         """Note what an answer says of its endpoint; an event that only it refuses says nothing at its second try."""
         one = lane.webhook
+        if one.url != url:
+            return  # it speaks of the place before
         try:
             if answer.delivered:
                 await self._note_delivered(lane)
             elif answer.outcome is Outcome.GONE:
-                if await webhooks.pause(self._db, one.id, "gone"):
+                if await webhooks.pause(self._db, one.id, "gone", url=url):
                     _log.warning("webhook_off", webhook=str(one.id), merchant=one.merchant_id)
                 self._refresh_at = float("-inf")
             else:

@@ -17,6 +17,7 @@ from sqlalchemy import text
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain.events import StoredEvent
 from orchestrator.domain.ids import uuid7
+from orchestrator.errors import OrchestratorError
 from orchestrator.store.database import run
 from orchestrator.store.notifications import DELIVERIES, NOTIFY
 
@@ -30,10 +31,17 @@ if TYPE_CHECKING:
     from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
 
-TESTS_AT_ONCE: Final = 20
+TESTS_WAITING: Final = 3
+"""Test events of one endpoint that may wait to be sent."""
 DELETED_AT_ONCE: Final = 2000
 REPLAYED_AT_ONCE: Final = 10_000
-"""Checkouts of one replay."""
+"""Positions, or events that were given up, that one statement of a replay looks at."""
+MOST_REPLAYED: Final = 200_000
+"""Events that a replay of a period looks at."""
+SCANNED_AT_ONCE: Final = 5000
+"""Attempts that one statement looks at for some of them only."""
+DISORDER: Final = 3600.0
+"""Seconds by which an event may be older than one with a lower position."""
 
 Purpose = Literal["event", "replay", "test"]
 Result = Literal["delivered", "given_up"]
@@ -66,14 +74,14 @@ _TAKE = text(f"""
     picked AS MATERIALIZED (
         SELECT p.* FROM wanted w CROSS JOIN LATERAL (
             SELECT s.ctid AS tid FROM delivery_streams s
-             WHERE s.endpoint_id = w.endpoint_id AND s.due_at <= (SELECT clock())
+             WHERE s.endpoint_id = w.endpoint_id AND s.due_at <= (SELECT clock()) AND s.purpose <> 'test'
              ORDER BY s.due_at LIMIT w.slots FOR UPDATE SKIP LOCKED) p
     ), {_TAKEN}
 """)  # noqa: S608 - made of our own constants
 _TAKE_TESTS = text(f"""
     WITH picked AS MATERIALIZED (
         SELECT s.ctid AS tid FROM delivery_streams s
-         WHERE s.purpose = 'test' AND s.due_at <= (SELECT clock()) ORDER BY s.due_at LIMIT {TESTS_AT_ONCE} FOR UPDATE SKIP LOCKED
+         WHERE s.purpose = 'test' AND s.due_at <= (SELECT clock()) ORDER BY s.due_at LIMIT :most FOR UPDATE SKIP LOCKED
     ), {_TAKEN}
 """)  # noqa: S608 - made of our own constants
 # In the order in which the sequencer extends them. Rows are looked up one by one, or named by their places: a join might read the whole table.
@@ -119,43 +127,78 @@ _WRITE = text("""
     )
     SELECT endpoint_id, checkout_id, purpose FROM moved
 """)
-# What has failed is tried again now; how long it failed while nothing was sent does not count.
+# Locked in the order in which the sequencer extends streams, and in a statement of its own, as above.
+_LOCK_FAILED = text("""
+    SELECT count(*) FROM (SELECT 1 FROM delivery_streams WHERE endpoint_id = :id AND due_at > clock() AND lease IS NULL AND purpose <> 'test'
+                           ORDER BY checkout_id, purpose FOR UPDATE) s
+""")
 _RETRY_NOW = text("""
-    UPDATE delivery_streams SET due_at = clock(), failing_since = NULL
-     WHERE endpoint_id = :id AND due_at > clock() AND lease IS NULL
+    UPDATE delivery_streams SET due_at = clock(), failing_since = CASE WHEN :anew THEN NULL ELSE failing_since END
+     WHERE endpoint_id = :id AND due_at > clock() AND lease IS NULL AND purpose <> 'test'
 """)
-_TEST = text("""
+# Those that wait are found by their own index, which is short; an endpoint of which much waits is not looked through.
+_TEST = text(f"""
+    WITH waiting AS MATERIALIZED (
+        SELECT endpoint_id FROM delivery_streams WHERE purpose = 'test' ORDER BY due_at LIMIT 1000
+    )
     INSERT INTO delivery_streams (endpoint_id, checkout_id, purpose, next_sequence, last_sequence, due_at)
-    VALUES (:endpoint_id, :checkout_id, 'test', 1, 1, clock())
-""")
-_REPLAY: Final = """
-    INSERT INTO delivery_streams AS s (endpoint_id, checkout_id, purpose, next_sequence, last_sequence, due_at)
-    SELECT :endpoint_id, checkout_id, 'replay', min(sequence), max(sequence), clock() FROM chosen GROUP BY checkout_id ORDER BY checkout_id
-    ON CONFLICT (endpoint_id, checkout_id, purpose) DO UPDATE
-       SET next_sequence = least(s.next_sequence, excluded.next_sequence), last_sequence = greatest(s.last_sequence, excluded.last_sequence),
-           due_at = clock(), lease = NULL, attempts = 0, failing_since = NULL
-    RETURNING last_sequence - next_sequence + 1 AS events"""
+    SELECT CAST(:endpoint_id AS uuid), CAST(:checkout_id AS uuid), 'test', 1, 1, clock()
+     WHERE (SELECT count(*) FROM waiting WHERE endpoint_id = :endpoint_id) < {TESTS_WAITING}
+    RETURNING 1
+""")  # noqa: S608 - made of our own constants
+# A replay that is under way begins anew: whoever holds its stream at this moment writes nothing of it.
+_REPLAYED: Final = """
+    replayed AS (
+        INSERT INTO delivery_streams AS s (endpoint_id, checkout_id, purpose, next_sequence, last_sequence, due_at)
+        SELECT CAST(:endpoint_id AS uuid), checkout_id, 'replay', min(sequence), max(sequence), clock()
+          FROM chosen GROUP BY checkout_id ORDER BY checkout_id
+        ON CONFLICT (endpoint_id, checkout_id, purpose) DO UPDATE
+           SET next_sequence = least(s.next_sequence, excluded.next_sequence), last_sequence = greatest(s.last_sequence, excluded.last_sequence),
+               due_at = clock(), lease = NULL, attempts = 0, failing_since = NULL
+    )"""
+_COUNTED: Final = "(SELECT count(*) FROM (SELECT DISTINCT checkout_id, sequence FROM chosen) c)"
+# An event that the stream itself has still to send is sent by it, at once: sent beside it, it would overtake those before it.
 _REPLAY_ONE = text(f"""
-    WITH chosen AS MATERIALIZED (
-        SELECT checkout_id, sequence FROM events
-         WHERE checkout_id = :checkout_id AND sequence = :sequence AND merchant_id = :merchant_id AND position IS NOT NULL
-    ) {_REPLAY}
+    WITH wanted AS MATERIALIZED (
+        SELECT v.checkout_id, v.sequence FROM events v JOIN webhook_endpoints w ON w.id = :endpoint_id AND w.deleted_at IS NULL
+         WHERE v.checkout_id = :checkout_id AND v.sequence = :sequence AND v.merchant_id = :merchant_id AND v.position IS NOT NULL
+           AND (w.kinds IS NULL OR v.kind = ANY(w.kinds))
+    ),
+    unsent AS (
+        UPDATE delivery_streams s SET due_at = CASE WHEN s.lease IS NULL THEN least(s.due_at, clock()) ELSE s.due_at END
+          FROM wanted w
+         WHERE s.endpoint_id = :endpoint_id AND s.checkout_id = w.checkout_id AND s.purpose = 'event'
+           AND s.next_sequence <= w.sequence AND s.last_sequence >= w.sequence
+        RETURNING s.checkout_id
+    ),
+    chosen AS MATERIALIZED (SELECT * FROM wanted WHERE NOT EXISTS (SELECT FROM unsent)), {_REPLAYED}
+    SELECT {_COUNTED} + (SELECT count(*) FROM unsent) AS events
 """)  # noqa: S608 - made of our own constants
 _REPLAY_PERIOD = text(f"""
     WITH chosen AS MATERIALIZED (
-        SELECT checkout_id, sequence FROM events
-         WHERE merchant_id = :merchant_id AND position > :after AND position <= :until
-           AND created_at >= :since AND created_at < :before
-           AND (CAST(:kinds AS text[]) IS NULL OR kind = ANY(CAST(:kinds AS text[])))
-    ) {_REPLAY}
+        SELECT e.checkout_id, e.sequence FROM events e
+         WHERE e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until
+           AND e.created_at >= :since AND e.created_at < :before
+           AND (CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))
+           AND NOT EXISTS (SELECT FROM delivery_streams s
+                            WHERE s.endpoint_id = :endpoint_id AND s.checkout_id = e.checkout_id AND s.purpose = 'event'
+                              AND s.next_sequence <= e.sequence AND s.last_sequence >= e.sequence)
+    ), {_REPLAYED}
+    SELECT {_COUNTED} AS events
 """)  # noqa: S608 - made of our own constants
 _REPLAY_FAILED = text(f"""
     WITH chosen AS MATERIALIZED (
         SELECT a.checkout_id, a.sequence FROM delivery_attempts a
-          JOIN events v ON v.checkout_id = a.checkout_id AND v.sequence = a.sequence
-         WHERE a.endpoint_id = :endpoint_id AND a.result = 'given_up' AND a.id > :after ORDER BY a.id LIMIT :most
-    ) {_REPLAY}
+          JOIN webhook_endpoints w ON w.id = a.endpoint_id AND w.deleted_at IS NULL
+          JOIN events v ON v.checkout_id = a.checkout_id AND v.sequence = a.sequence AND (w.kinds IS NULL OR v.kind = ANY(w.kinds))
+         WHERE a.endpoint_id = :endpoint_id AND a.result = 'given_up' AND a.id > :after AND a.id <= :until
+    ), {_REPLAYED}
+    SELECT {_COUNTED} AS events
 """)  # noqa: S608 - made of our own constants
+_OLDER = text("""
+    SELECT created_at < CAST(:moment AS timestamptz) + make_interval(secs => :seconds) AS older FROM events
+     WHERE merchant_id = :merchant_id AND position > :after ORDER BY position LIMIT 1
+""")
 _FAILED = text("""
     SELECT id FROM delivery_attempts WHERE endpoint_id = :endpoint_id AND result = 'given_up' AND id > :after ORDER BY id LIMIT :most
 """)
@@ -164,11 +207,19 @@ _FEED = text("""
 """)
 _KINDS = text("SELECT kinds FROM webhook_endpoints WHERE id = :endpoint_id")
 _ATTEMPTS = text("""
-    SELECT a.*, i.data_key FROM delivery_attempts a LEFT JOIN intents i ON i.checkout_id = a.checkout_id
-     WHERE a.endpoint_id = :endpoint_id AND a.id < coalesce(:before, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
-       AND (CAST(:checkout_id AS uuid) IS NULL OR a.checkout_id = :checkout_id)
+    SELECT a.*, i.data_key FROM (
+           SELECT * FROM delivery_attempts
+            WHERE endpoint_id = :endpoint_id AND id < coalesce(:before, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
+            ORDER BY id DESC LIMIT :scanned) a
+      LEFT JOIN intents i ON i.checkout_id = a.checkout_id
+     WHERE (CAST(:checkout_id AS uuid) IS NULL OR a.checkout_id = :checkout_id)
        AND (CAST(:failed AS boolean) IS NULL OR (a.outcome <> 'delivered') = CAST(:failed AS boolean))
      ORDER BY a.id DESC LIMIT :most
+""")
+_SCANNED_TO = text("""
+    SELECT id FROM delivery_attempts
+     WHERE endpoint_id = :endpoint_id AND id < coalesce(:before, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
+     ORDER BY id DESC OFFSET :scanned - 1 LIMIT 1
 """)
 _OF_ATTEMPT = text("""
     SELECT a.endpoint_id, a.checkout_id, a.sequence
@@ -265,6 +316,22 @@ class AttemptRow:
     result: Result | None
 
 
+class TooManyTests(OrchestratorError):  # noqa: N818 - named for the fact
+    """As many test events of an endpoint wait as may."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{TESTS_WAITING} test events wait to be sent: see what comes of them first")
+
+
+class PeriodTooLong(OrchestratorError):  # noqa: N818 - named for the fact
+    """A period has more events than are sent again at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"more than {MOST_REPLAYED} events were written in the period: name a shorter one, or read them from the feed"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
     """To which webhook an event went, and which one it was."""
@@ -295,10 +362,11 @@ async def take(
     return [_due(row, lease) for row in await db.write(_TAKE, asked)]
 
 
-async def take_tests(db: Database, *, seconds: float) -> list[Due]:
-    """Take test events, whatever their endpoints are like."""
+async def take_tests(db: Database, *, most: int, seconds: float) -> list[Due]:
+    """Take test events, at most so many, whatever their endpoints are like."""
     lease = uuid4()
-    return [_due(row, lease) for row in await db.write(_TAKE_TESTS, {"lease": lease, "seconds": seconds})]
+    asked = {"lease": lease, "most": most, "seconds": seconds}
+    return [_due(row, lease) for row in await db.write(_TAKE_TESTS, asked)]
 
 
 def _due(row: Row[Any], lease: UUID) -> Due:
@@ -348,19 +416,21 @@ async def write(db: Database, results: list[Written]) -> list[bool]:
     return [(one.endpoint_id, one.checkout_id, one.purpose) in left for one in results]
 
 
-async def retry_now(tx: AsyncConnection, endpoint: UUID) -> None:
-    """Have everything that failed at an endpoint tried again."""
-    await run(tx, _RETRY_NOW, {"id": endpoint})
+async def retry_now(tx: AsyncConnection, endpoint: UUID, *, anew: bool) -> None:
+    """Have everything that failed at an endpoint tried again; `anew`: how long it has failed does not count any more."""
+    await run(tx, _LOCK_FAILED, {"id": endpoint})
+    await run(tx, _RETRY_NOW, {"id": endpoint, "anew": anew})
 
 
 # ── Asked for by merchants ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test(db: Database, endpoint: UUID) -> UUID:
-    """Have a test event sent to an endpoint; return the id that stands for its checkout."""
+    """Have a test event sent to an endpoint; return the id that stands for its checkout. `TooManyTests` if as many wait as may."""
     made = uuid7()
     async with db.transaction() as tx:
-        await run(tx, _TEST, {"endpoint_id": endpoint, "checkout_id": made})
+        if not await run(tx, _TEST, {"endpoint_id": endpoint, "checkout_id": made}):
+            raise TooManyTests
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": ""})
     return made
 
@@ -368,7 +438,7 @@ async def test(db: Database, endpoint: UUID) -> UUID:
 async def replay_event(
     db: Database, endpoint: UUID, *, merchant_id: int, checkout: UUID, sequence: int
 ) -> int:
-    """Send one event again; return how many that is."""
+    """Send one event again, or at once if it is still to be sent; return how many: 0 if the endpoint does not want it, or the feed has it no more."""
     asked = {
         "endpoint_id": endpoint,
         "merchant_id": merchant_id,
@@ -381,12 +451,19 @@ async def replay_event(
 async def replay_period(
     db: Database, endpoint: UUID, *, merchant_id: int, since: datetime, before: datetime
 ) -> int:
-    """Send again what was written in a period, as far as the endpoint wants it and the feed still has it; return how many events."""
+    """Send again what was written in a period, as far as the endpoint wants it and the feed still has it; return how many events.
+
+    What is still to be sent comes by itself. `PeriodTooLong` if more than `MOST_REPLAYED` events were written in it.
+    """
     feed = await db.read(_FEED, {"merchant_id": merchant_id})
     kinds = await db.read(_KINDS, {"endpoint_id": endpoint})
     if not feed or not kinds:
         return 0
-    after, last, number = feed[0].kept_after, feed[0].last_position, 0
+    number, after, last = 0, feed[0].kept_after, feed[0].last_position
+    after = await _until(db, merchant_id, (after, last), moment=since, seconds=-DISORDER)
+    last = await _until(db, merchant_id, (after, last), moment=before, seconds=DISORDER)
+    if last - after > MOST_REPLAYED:
+        raise PeriodTooLong
     while after < last:
         until = min(after + REPLAYED_AT_ONCE, last)
         asked = {
@@ -402,19 +479,35 @@ async def replay_failed(db: Database, endpoint: UUID) -> int:
     """Send again what was given up, as far as the feed still has it; return how many events."""
     after, number = "00000000-0000-0000-0000-000000000000", 0
     while True:
-        asked = {"endpoint_id": endpoint, "after": after, "most": REPLAYED_AT_ONCE}
-        rows = await db.read(_FAILED, asked)
+        rows = await db.read(_FAILED, {"endpoint_id": endpoint, "after": after, "most": REPLAYED_AT_ONCE})
         if not rows:
             return number
-        number += await _replay(db, _REPLAY_FAILED, asked)
-        after = str(rows[-1].id)
+        until = str(rows[-1].id)
+        number += await _replay(db, _REPLAY_FAILED, {"endpoint_id": endpoint, "after": after, "until": until})
+        after = until
 
 
 async def _replay(db: Database, statement: Any, asked: Mapping[str, object]) -> int:
     async with db.transaction() as tx:
         rows = await run(tx, statement, asked)
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": str(asked["endpoint_id"])})
-    return sum(row.events for row in rows)
+    return int(rows[0].events)
+
+
+async def _until(
+    db: Database, merchant_id: int, between: tuple[int, int], *, moment: datetime, seconds: float
+) -> int:
+    """Return a position up to which events were written before a moment, so many seconds later; found by halving."""
+    low, high = between
+    while low < high:
+        middle = (low + high) // 2
+        asked = {"merchant_id": merchant_id, "after": middle, "moment": moment, "seconds": seconds}
+        rows = await db.read(_OLDER, asked)
+        if rows and rows[0].older:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 async def attempts(
@@ -427,9 +520,13 @@ async def attempts(
     checkout: UUID | None = None,
     failed: bool | None = None,
 ) -> list[AttemptRow]:
-    """Return attempts to reach an endpoint, the youngest first; an answer whose key was destroyed is None."""
+    """Return attempts to reach an endpoint, the youngest first; an answer whose key was destroyed is None.
+
+    For some of them only it looks at `SCANNED_AT_ONCE` attempts at the most, so there may be more than it returns: see `scanned_to`.
+    """
+    scanned = limit if checkout is None and failed is None else SCANNED_AT_ONCE
     asked = {
-        "endpoint_id": endpoint, "before": before, "checkout_id": checkout, "failed": failed, "most": limit,
+        "endpoint_id": endpoint, "before": before, "checkout_id": checkout, "failed": failed, "most": limit, "scanned": scanned,
     }  # fmt: skip
     return [
         AttemptRow(
@@ -439,6 +536,13 @@ async def attempts(
         )
         for row in await db.read(_ATTEMPTS, asked)
     ]  # fmt: skip
+
+
+async def scanned_to(db: Database, endpoint: UUID, *, before: UUID | None) -> UUID | None:
+    """Return the last attempt that `attempts` looks at for some of them only; None if it looks at all there are."""
+    asked = {"endpoint_id": endpoint, "before": before, "scanned": SCANNED_AT_ONCE}
+    rows = await db.read(_SCANNED_TO, asked)
+    return rows[0].id if rows else None
 
 
 async def of_attempt(db: Database, attempt: UUID, *, merchant_id: int) -> Sent | None:

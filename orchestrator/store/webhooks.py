@@ -81,7 +81,9 @@ _SERVED = text(f"""
 """)  # noqa: S608 - made of our own constants
 _SET = text("""
     UPDATE webhook_endpoints SET url = :url, description = :description, kinds = CAST(:kinds AS text[]), content = :content,
-           secret = :secret, previous_secret = :previous_secret
+           secret = :secret, previous_secret = :previous_secret,
+           opened = CASE WHEN :moved THEN 0 ELSE opened END, open_until = CASE WHEN :moved THEN NULL ELSE open_until END,
+           failing_since = CASE WHEN :moved THEN NULL ELSE failing_since END
      WHERE id = :id
 """)
 _ROTATE = text("""
@@ -91,6 +93,7 @@ _ROTATE = text("""
 _PAUSE = text("""
     UPDATE webhook_endpoints SET paused_at = coalesce(paused_at, clock()), pause_reason = :reason
      WHERE id = :id AND deleted_at IS NULL AND (pause_reason IS NULL OR pause_reason = 'asked' AND :reason = 'gone')
+       AND (CAST(:url AS text) IS NULL OR url = :url)
        AND (:reason <> 'failing' OR failing_since <= clock() - make_interval(secs => :after))
     RETURNING merchant_id
 """)
@@ -118,13 +121,17 @@ _HOLD = text("""
 _PROBE = text("""
     UPDATE webhook_endpoints SET open_until = clock() + make_interval(secs => :seconds)
      WHERE id = :id AND opened > 0 AND open_until <= clock() AND paused_at IS NULL AND deleted_at IS NULL
-       AND EXISTS (SELECT FROM delivery_streams s WHERE s.endpoint_id = :id AND s.due_at <= clock()) RETURNING id
+       AND EXISTS (SELECT FROM delivery_streams s WHERE s.endpoint_id = :id AND s.due_at <= clock() AND s.purpose <> 'test') RETURNING id
+""")
+_RELEASE_PROBE = text("""
+    UPDATE webhook_endpoints SET open_until = clock() WHERE id = :id AND opened > 0
 """)
 _TROUBLES = text(f"""
     SELECT e.id, e.pause_reason, e.paused_at, m.name AS merchant,
            coalesce(extract(epoch FROM clock() - d.due_at), 0)::float8 AS overdue
       FROM webhook_endpoints e JOIN merchants m ON m.id = e.merchant_id AND m.disabled_at IS NULL
-      LEFT JOIN LATERAL (SELECT s.due_at FROM delivery_streams s WHERE s.endpoint_id = e.id ORDER BY s.due_at LIMIT 1) d ON true
+      LEFT JOIN LATERAL (SELECT s.due_at FROM delivery_streams s WHERE s.endpoint_id = e.id AND s.purpose <> 'test'
+                          ORDER BY s.due_at LIMIT 1) d ON true
      WHERE e.deleted_at IS NULL AND (e.pause_reason IN ('failing', 'gone')
            OR e.paused_at IS NULL AND d.due_at < clock() - make_interval(secs => {OVERDUE}))
      ORDER BY e.id LIMIT 20
@@ -272,7 +279,8 @@ async def change(
             return None
         before = _read(rows[0])
         after = replace(before, **changes)
-        if after.url != before.url:
+        moved = after.url != before.url
+        if moved:
             # The same secrets, bound to the new URL.
             purpose = secret_purpose(webhook, merchant_id, after.url)
             encrypted = [encryptor.encrypt(secret, purpose=purpose) for secret in before.secrets(encryptor)]
@@ -288,8 +296,12 @@ async def change(
                 "content": after.content,
                 "secret": after.encrypted,
                 "previous_secret": after.previous,
+                "moved": moved,
             },
         )
+        if moved:
+            # What the place before failed at says nothing of the new one.
+            await deliveries.retry_now(tx, webhook, anew=True)
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
     return await one(db, webhook, merchant_id=merchant_id)
 
@@ -311,13 +323,13 @@ async def rotate(
     return await one(db, webhook, merchant_id=merchant_id)
 
 
-async def pause(db: Database, webhook: UUID, reason: PauseReason) -> bool:
+async def pause(db: Database, webhook: UUID, reason: PauseReason, *, url: str | None = None) -> bool:
     """Send nothing to an endpoint any more; what comes for it waits, unless it is gone. Return whether it was not paused before.
 
-    For `failing`: only if it has really failed for as long as that takes.
+    For `failing`: only if it has really failed for as long as that takes. `url`: only if this is still its URL.
     """
     async with db.transaction() as tx:
-        rows = await run(tx, _PAUSE, {"id": webhook, "reason": reason, "after": PAUSE_AFTER})
+        rows = await run(tx, _PAUSE, {"id": webhook, "reason": reason, "after": PAUSE_AFTER, "url": url})
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
     return bool(rows)
 
@@ -327,7 +339,7 @@ async def resume(db: Database, webhook: UUID, *, merchant_id: int) -> bool:
     async with db.transaction() as tx:
         if not await run(tx, _RESUME, {"id": webhook, "merchant_id": merchant_id}):
             return False
-        await deliveries.retry_now(tx, webhook)
+        await deliveries.retry_now(tx, webhook, anew=True)
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
     return True
 
@@ -358,7 +370,7 @@ async def delivered(db: Database, webhook: UUID, *, back: bool) -> None:
     async with db.transaction() as tx:
         await run(tx, _DELIVERED, {"id": webhook})
         if back:
-            await deliveries.retry_now(tx, webhook)
+            await deliveries.retry_now(tx, webhook, anew=False)
 
 
 async def open_circuit(db: Database, webhook: UUID, *, opened: int, seconds: float) -> None:
@@ -374,6 +386,11 @@ async def hold(db: Database, webhook: UUID, *, seconds: float) -> None:
 async def claim_probe(db: Database, webhook: UUID, *, seconds: float) -> bool:
     """Take the right to send one probe to an endpoint whose circuit was open and for which something is due; nobody else has it for so long."""
     return bool(await db.write(_PROBE, {"id": webhook, "seconds": seconds}))
+
+
+async def release_probe(db: Database, webhook: UUID) -> None:
+    """Give back the right to send a probe, which was not needed for anything: another one may be sent at once."""
+    await db.write(_RELEASE_PROBE, {"id": webhook})
 
 
 async def troubles(db: Database, processes: Sequence[Process]) -> list[str]:

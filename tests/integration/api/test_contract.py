@@ -164,6 +164,9 @@ async def _webhooks(api: Api) -> None:
             problem(await ask(method, f"/{one}{path}", wrong), 422, "invalid-webhook")
         assert (await ask(method, f"/{one}{path}", body)).is_success
     problem(await ask("GET", known=False), 403, "insufficient-scope")
+    while (told := await ask("POST", f"/{one}/test")).is_success:
+        pass
+    problem(told, 429, "too-many-tests")
     await _delivery(api, one)
     problem(await ask("DELETE", f"/{one}?verbose=1"), 422, "invalid-request")
     problem(await ask("DELETE", f"/{one}", known=False), 403, "insufficient-scope")

@@ -235,6 +235,33 @@ async def test_attempts_are_shown_youngest_first_with_what_was_answered(api, cal
     assert (await calls("GET", f"/{made['id']}/deliveries", checkout=UNKNOWN)).json()["deliveries"] == []
 
 
+async def test_a_page_of_some_attempts_only_ends_after_so_many_and_others_follow(api, calls, monkeypatch):
+    monkeypatch.setattr(deliveries, "SCANNED_AT_ONCE", 1)
+    made = await add(calls)
+    one, checkout = UUID(made["id"]), UUID(await api.taken())
+    (row,) = await api.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout)
+    await _attempts(api, one, checkout, bytes(row.data_key))
+    sizes, outcomes, cursor = [], [], {}
+    while True:
+        page = (await calls("GET", f"/{one}/deliveries", failed=True, **cursor)).json()
+        sizes.append(len(page["deliveries"]))
+        outcomes += [each["outcome"] for each in page["deliveries"]]
+        if page["nextCursor"] is None:
+            break
+        cursor = {"cursor": page["nextCursor"]}
+    assert (sizes, outcomes) == ([0, 1, 1, 0], ["timed_out", "server_error"])
+
+
+async def test_a_period_with_too_many_events_is_refused(api, calls, monkeypatch):
+    monkeypatch.setattr(deliveries, "MOST_REPLAYED", -1)
+    made = await add(calls)
+    await api.sql("INSERT INTO event_feeds (merchant_id, last_position) VALUES (1, 0)")
+    told = problem(
+        await calls("POST", f"/{made['id']}/replay", {"since": "2020-01-01T00:00:00Z"}), 422, "invalid-webhook"
+    )  # fmt: skip
+    assert "shorter" in told["detail"]
+
+
 async def _attempts(api, endpoint: UUID, checkout: UUID, key: bytes) -> None:
     from orchestrator.domain.ids import uuid7
     from orchestrator.store.deliveries import ANSWER, Attempt, Written

@@ -413,3 +413,267 @@ async def test_a_deleted_endpoint_is_sent_nothing_and_its_rows_leave(shop):
 async def test_a_merchant_without_endpoints_has_no_streams(shop):
     await shop.checkouts(3)
     assert await shop.streams() == 0
+
+
+async def opened(shop, deliverer) -> None:
+    """Wait until the circuit of the only endpoint is open, and nothing is under way."""
+    await shop.receiver.until(lambda: deliverer.in_flight == 0 and deliverer.failed >= 10)
+
+
+async def test_a_probe_that_could_not_be_taken_is_followed_by_another(shop, monkeypatch):
+    endpoint = await shop.endpoint()
+    made = await shop.checkouts(20)
+    shop.receiver.answer = lambda _: 503
+    take, lost = deliveries.take, []
+
+    async def breaks_once(db, wanted, *, probes=(), seconds):
+        if probes and not lost:
+            lost.append(probes)
+            raise OSError
+        return await take(db, wanted, probes=probes, seconds=seconds)
+
+    monkeypatch.setattr(deliveries, "take", breaks_once)
+    async with shop.delivering() as deliverer:
+        await opened(shop, deliverer)
+        shop.receiver.answer = lambda _: 200
+        for _ in range(2):  # the second time the right to send the lost one is over
+            await shop.later(400)
+            deliverer.wake(webhooks.CHANGED)
+            await shop.receiver.until(lambda: bool(lost))
+        await shop.drained()
+    assert lost == [{endpoint.id}]
+    assert {one.event["subject"] for one in shop.receiver.taken} == {str(one) for one in made}
+
+
+async def test_a_test_event_is_no_probe(shop, monkeypatch):
+    monkeypatch.setattr("orchestrator.delivery.deliverer.TESTS_AT_ONCE", 0)
+    endpoint = await shop.endpoint()
+    await deliveries.test(shop.core.db, endpoint.id)
+    made = await shop.checkouts(20)
+    shop.receiver.answer = lambda _: 503
+    async with shop.delivering() as deliverer:
+        await opened(shop, deliverer)
+        shop.receiver.answer = lambda _: 200
+        await shop.later(400)
+        deliverer.wake(webhooks.CHANGED)
+        await shop.receiver.until(lambda: len(shop.receiver.taken) == len(made))
+        await shop.receiver.until(lambda: deliverer.in_flight == 0)
+    assert await shop.core.all("SELECT purpose FROM delivery_streams") == ["test"]
+    assert {one.event["type"] for one in shop.receiver.received} == {"checkout.ready"}
+
+
+async def test_a_probe_that_finds_nothing_to_send_is_followed_by_another_at_once(shop):
+    endpoint = await shop.endpoint()
+    await shop.checkouts(12)
+    shop.receiver.answer = lambda _: 503
+    async with shop.delivering() as deliverer:
+        await opened(shop, deliverer)
+        failed = deliverer.failed
+        await webhooks.change(
+            shop.core.db, shop.core.encryptor, endpoint.id, merchant_id=1, changes={"kinds": ("checkout.completed",)}
+        )  # fmt: skip
+        await shop.later(400)
+        deliverer.wake(webhooks.CHANGED)
+        await shop.drained()
+        assert deliverer.failed == failed
+
+
+async def test_only_so_many_test_events_of_an_endpoint_wait(shop):
+    one, other = await shop.endpoint(), await shop.endpoint()
+    for _ in range(deliveries.TESTS_WAITING):
+        await deliveries.test(shop.core.db, one.id)
+    with pytest.raises(deliveries.TooManyTests):
+        await deliveries.test(shop.core.db, one.id)
+    await deliveries.test(shop.core.db, other.id)
+    async with shop.delivering():
+        await shop.drained()
+    await deliveries.test(shop.core.db, one.id)
+
+
+async def test_no_more_test_events_are_under_way_than_may_be(shop, monkeypatch):
+    monkeypatch.setattr("orchestrator.delivery.deliverer.TESTS_AT_ONCE", 2)
+    for one in [await shop.endpoint() for _ in range(3)]:
+        for _ in range(deliveries.TESTS_WAITING):
+            await deliveries.test(shop.core.db, one.id)
+    shop.receiver.delay = 0.05
+    async with shop.delivering():
+        await shop.drained()
+    assert shop.receiver.most_in_flight <= 2
+
+
+async def test_a_replay_keeps_the_order_of_what_is_still_to_be_sent(shop):
+    endpoint = await shop.endpoint()
+    checkout = await shop.checkout(3)
+    shop.receiver.answer = lambda event: 500 if event["sequence"] == "2" else 200
+    ((since, before),) = await shop.core.all(
+        "SELECT clock() - interval '1 hour' AS since, clock() + interval '1 hour' AS before"
+    )
+    async with shop.delivering() as deliverer:
+        await shop.receiver.until(lambda: deliverer.failed == 1 and deliverer.in_flight == 0)
+        assert (
+            await deliveries.replay_period(
+                shop.core.db, endpoint.id, merchant_id=1, since=since, before=before
+            )
+            == 1
+        ), "two are still to be sent"
+        await shop.receiver.until(lambda: len(shop.receiver.taken) == 2)
+        shop.receiver.answer = lambda _: 200
+        assert (
+            await deliveries.replay_event(
+                shop.core.db, endpoint.id, merchant_id=1, checkout=checkout, sequence=3
+            )
+            == 1
+        )
+        await shop.drained(seconds=4)  # the second event would wait for longer
+    assert shop.receiver.by_checkout() == {str(checkout): [1, 1, 2, 3]}
+
+
+async def test_a_replay_sends_no_types_that_are_not_wanted_and_counts_none(shop):
+    endpoint = await shop.endpoint(kinds=("checkout.completed",))
+    checkout = await shop.checkout(2)
+    ((since, before),) = await shop.core.all(
+        "SELECT clock() - interval '1 hour' AS since, clock() + interval '1 hour' AS before"
+    )
+    given = {"merchant_id": 1}
+    assert (
+        await deliveries.replay_event(shop.core.db, endpoint.id, checkout=checkout, sequence=1, **given) == 0
+    )
+    assert await deliveries.replay_period(shop.core.db, endpoint.id, since=since, before=before, **given) == 0
+    assert await shop.streams() == 0
+
+
+async def test_a_replay_of_a_period_looks_at_that_part_of_the_feed_and_at_so_much_only(shop, monkeypatch):
+    monkeypatch.setattr(deliveries, "MOST_REPLAYED", 2)
+    endpoint = await shop.endpoint()
+    for _ in range(4):
+        await shop.checkout()
+        await shop.later(86_400)
+    async with shop.delivering():
+        await shop.drained()
+    ((start, since, before),) = await shop.core.all(
+        "SELECT clock() - interval '9 days' AS start, clock() - interval '60 hours' AS since, clock() AS before"
+    )
+    given = {"merchant_id": 1, "before": before}
+    assert await deliveries.replay_period(shop.core.db, endpoint.id, since=since, **given) == 2
+    with pytest.raises(deliveries.PeriodTooLong):
+        await deliveries.replay_period(shop.core.db, endpoint.id, since=start, **given)
+    given["before"] = start
+    assert await deliveries.replay_period(shop.core.db, endpoint.id, since=start, **given) == 0
+
+
+async def test_what_the_place_before_answers_says_nothing_of_the_new_one(shop):
+    endpoint = await shop.endpoint()
+    async with receiving() as second:
+        await shop.checkout()
+        shop.receiver.delay, shop.receiver.answer = 0.5, lambda _: 410
+        async with shop.delivering() as deliverer:
+            await shop.receiver.until(lambda: shop.receiver.in_flight == 1)
+            await webhooks.change(
+                shop.core.db, shop.core.encryptor, endpoint.id, merchant_id=1, changes={"url": second.url()}
+            )
+            second.secrets += shop.receiver.secrets
+            await shop.receiver.until(lambda: deliverer.failed == 1 and deliverer.in_flight == 0)
+            assert (await shop.one(endpoint)).status == "active"
+            await shop.later(10)
+            deliverer.wake(webhooks.CHANGED)
+            await shop.drained()
+        assert (len(second.taken), second.unverified) == (1, 0)
+
+
+async def test_a_new_url_is_tried_at_once_whatever_the_one_before_failed_at(shop):
+    endpoint = await shop.endpoint()
+    made = await shop.checkouts(12)
+    shop.receiver.answer = lambda _: 503
+    async with receiving() as second, shop.delivering() as deliverer:
+        await opened(shop, deliverer)
+        second.secrets += shop.receiver.secrets
+        changed = await webhooks.change(
+            shop.core.db, shop.core.encryptor, endpoint.id, merchant_id=1, changes={"url": second.url()}
+        )
+        assert (changed.opened, changed.open_until, changed.failing_since) == (0, None, None)
+        deliverer.wake(webhooks.CHANGED)
+        await shop.drained(seconds=4)  # the circuit alone would be open for longer
+        assert set(second.by_checkout()) == {str(one) for one in made}
+
+
+async def test_only_a_pause_makes_the_thirty_days_of_an_event_begin_anew(shop):
+    endpoint = await shop.endpoint()
+    await shop.checkout()
+
+    async def failing() -> None:
+        await shop.core.do(
+            "UPDATE delivery_streams SET attempts = 9, failing_since = clock() - interval '29 days', due_at = clock() + interval '12 hours'"
+        )
+
+    shown = (
+        "SELECT failing_since IS NULL AS anew FROM delivery_streams WHERE due_at <= clock() AND attempts = 9"
+    )
+    await failing()
+    await webhooks.delivered(shop.core.db, endpoint.id, back=True)
+    assert await shop.core.all(shown) == [False]
+    await failing()
+    await webhooks.resume(shop.core.db, endpoint.id, merchant_id=1)
+    assert await shop.core.all(shown) == [True]
+
+
+async def test_a_result_that_is_known_is_written_although_its_process_ends(shop, monkeypatch):
+    await shop.endpoint()
+    await shop.checkout()
+    write = deliveries.write
+
+    async def slow(db, results):
+        await asyncio.sleep(2.0)
+        return await write(db, results)
+
+    monkeypatch.setattr(deliveries, "write", slow)
+    async with shop.delivering(shutdown_timeout=5.5):
+        await shop.receiver.until(lambda: bool(shop.receiver.taken))
+    assert await shop.streams() == 0
+    assert len(shop.receiver.received) == 1
+
+
+async def test_what_was_taken_too_late_is_left_until_its_lease_ends(shop, monkeypatch):
+    monkeypatch.setattr("orchestrator.delivery.deliverer.LATE", 0.5)
+    await shop.endpoint()
+    await shop.checkout()
+    take, late = deliveries.take, []
+
+    async def slow_once(db, wanted, *, probes=(), seconds):
+        found = await take(db, wanted, probes=probes, seconds=seconds)
+        if found and not late:
+            late.extend(found)
+            await asyncio.sleep(1.0)
+        return found
+
+    monkeypatch.setattr(deliveries, "take", slow_once)
+    async with shop.delivering() as deliverer:
+        await shop.receiver.until(lambda: bool(late))
+        await asyncio.sleep(1.5)
+        assert not shop.receiver.received
+        await shop.later(31)
+        deliverer.wake()
+        await shop.drained()
+    assert len(shop.receiver.received) == 1
+
+
+async def test_an_endpoint_that_is_added_while_all_are_read_is_served_when_it_is_told_of(shop, monkeypatch):
+    """Nothing but what it is told makes the deliverer read endpoints again."""
+    monkeypatch.setattr("orchestrator.delivery.deliverer.LOOK", 600.0)
+    served, read, going_on = webhooks.served, asyncio.Event(), asyncio.Event()
+
+    async def slow(db):
+        found = await served(db)
+        read.set()
+        await going_on.wait()
+        return found
+
+    monkeypatch.setattr(webhooks, "served", slow)
+    async with shop.delivering(told=True) as deliverer:
+        await read.wait()
+        endpoint = await shop.endpoint()
+        deliverer.wake(webhooks.CHANGED)
+        await deliveries.test(shop.core.db, endpoint.id)
+        deliverer.wake()
+        going_on.set()
+        await shop.drained(seconds=4)
+    assert len(shop.receiver.taken) == 1
