@@ -18,7 +18,8 @@
     ├── delivery AddressForbidden       a name that leads to an address that is not public
     ├── delivery NameUnknown            a name without an address
     ├── store TooManyWebhooks           a merchant has as many webhooks as it may
-    ├── store TooManyTests, PeriodTooLong  more test events, or events to send again, than may be at a time
+    ├── store TooManyTests             as many test events of a webhook wait as may
+    ├── store PeriodTooLong            more events in a period than are sent again at a time
     ├── api TooManyWaiting              as many clients wait for events as may
     ├── store UnknownMerchant           no such merchant
     ├── store MerchantRejected          a value that a merchant cannot have, with its field

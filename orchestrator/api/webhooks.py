@@ -27,9 +27,10 @@ from orchestrator.delivery.sender import Outcome
 from orchestrator.domain import events
 from orchestrator.domain.events import Content, EventType
 from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
-from orchestrator.store import deliveries
+from orchestrator.store import deliveries, replays
 from orchestrator.store import webhooks as stored
-from orchestrator.store.deliveries import PeriodTooLong, TooManyTests
+from orchestrator.store.deliveries import TooManyTests
+from orchestrator.store.replays import PeriodTooLong
 from orchestrator.store.webhooks import TooManyWebhooks, Webhook
 
 if TYPE_CHECKING:
@@ -204,12 +205,12 @@ async def replay_delivery(request: Request, delivery_id: str) -> Response:
     """Send the event of one attempt again, to the webhook that it went to, with the same id."""
     services, caller, merchant = await _admitted(request, WRITE)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await deliveries.of_attempt(
+        found = await replays.of_attempt(
             services.db, _id_of(delivery_id, "delivery"), merchant_id=merchant.id
         )
         if found is None:
             raise _unknown(delivery_id, "delivery")
-        number = await deliveries.replay_event(
+        number = await replays.event(
             services.db, found.webhook, merchant_id=merchant.id, checkout=found.checkout, sequence=found.sequence
         )  # fmt: skip
     if not number:
@@ -243,18 +244,18 @@ async def _one(services: Services, merchant: Merchant, webhook_id: str) -> Webho
 async def _replay(services: Services, merchant: Merchant, one: Webhook, wanted: tuple[str, Any]) -> int:
     match wanted:
         case "event", (checkout, sequence):
-            return await deliveries.replay_event(
+            return await replays.event(
                 services.db, one.id, merchant_id=merchant.id, checkout=checkout, sequence=sequence
             )
         case "period", (since, before):
             try:
-                return await deliveries.replay_period(
+                return await replays.period(
                     services.db, one.id, merchant_id=merchant.id, since=since, before=before
                 )
             except PeriodTooLong as error:
                 raise Refusal(422, f"since: {error}", kind="invalid-webhook") from None
         case _:
-            return await deliveries.replay_failed(services.db, one.id)
+            return await replays.given_up(services.db, one.id)
 
 
 def _id_of(given: str, what: Literal["webhook", "delivery"] = "webhook") -> UUID:

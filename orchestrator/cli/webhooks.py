@@ -218,7 +218,7 @@ def replay(
         raise click.UsageError("name one of --event, --last and --failed")
 
     async def work(_: Settings, db: Database) -> int:
-        from orchestrator.store import deliveries  # noqa: PLC0415
+        from orchestrator.store import replays  # noqa: PLC0415
 
         one = await _one(db, merchant, webhook)
         if event is not None:
@@ -228,16 +228,16 @@ def replay(
                 raise click.UsageError(
                     f"{event!r} is no id of an event: it ends in a hyphen and its sequence"
                 )
-            count = await deliveries.replay_event(
+            count = await replays.event(
                 db, one.id, merchant_id=one.merchant_id, checkout=found, sequence=int(number[:9])
             )
         elif last is not None:
             now = datetime.now(UTC)
-            count = await deliveries.replay_period(
+            count = await replays.period(
                 db, one.id, merchant_id=one.merchant_id, since=now - timedelta(seconds=last), before=now
             )
         else:
-            count = await deliveries.replay_failed(db, one.id)
+            count = await replays.given_up(db, one.id)
         say(f"{count} event{'' if count == 1 else 's'} will be sent again")
         return 0
 

@@ -342,7 +342,7 @@ class Deliverer:
             answer = await self._sent(due, lane)
             result: deliveries.Result | None = "delivered" if answer.delivered else None
             tested = _written(due, "done", attempt=self._attempt(due, answer, result=result))
-            await asyncio.shield(self._put(tested))
+            await self._keep(tested)
             return
         answered: Answer | None = None
         url = lane.webhook.url
@@ -353,8 +353,7 @@ class Deliverer:
             probed, lane.probing = lane.probing, False
             _note_pace(lane, answered, began)
         written = _written(due, "done") if answered is None else self._result(due, answered)
-        # Whoever ends this task has the result written all the same.
-        if await asyncio.shield(self._put(written)) and written.step == "done":
+        if await self._keep(written) and written.step == "done":
             # What came while it was under way was told of when it could not be taken.
             lane.hot = True
             self._woken.set()
@@ -410,6 +409,14 @@ class Deliverer:
             answer=deliveries.sealed(self._encryptor, due, answer.body),
             result=result,
         )
+
+    async def _keep(self, written: Written) -> bool:
+        """Write a result, also if this task is cancelled meanwhile; the same result may be written twice."""
+        try:
+            return await self._put(written)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._put(written))
+            raise
 
     async def _put(self, written: Written) -> bool:
         """Write a result with whatever else has gathered; return whether something of its stream is still to be sent."""

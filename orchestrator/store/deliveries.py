@@ -34,14 +34,8 @@ if TYPE_CHECKING:
 TESTS_WAITING: Final = 3
 """Test events of one endpoint that may wait to be sent."""
 DELETED_AT_ONCE: Final = 2000
-REPLAYED_AT_ONCE: Final = 10_000
-"""Positions, or events that were given up, that one statement of a replay looks at."""
-MOST_REPLAYED: Final = 200_000
-"""Events that a replay of a period looks at."""
 SCANNED_AT_ONCE: Final = 5000
 """Attempts that one statement looks at for some of them only."""
-DISORDER: Final = 3600.0
-"""Seconds by which an event may be older than one with a lower position."""
 
 Purpose = Literal["event", "replay", "test"]
 Result = Literal["delivered", "given_up"]
@@ -146,66 +140,6 @@ _TEST = text(f"""
      WHERE (SELECT count(*) FROM waiting WHERE endpoint_id = :endpoint_id) < {TESTS_WAITING}
     RETURNING 1
 """)  # noqa: S608 - made of our own constants
-# A replay that is under way begins anew: whoever holds its stream at this moment writes nothing of it.
-_REPLAYED: Final = """
-    replayed AS (
-        INSERT INTO delivery_streams AS s (endpoint_id, checkout_id, purpose, next_sequence, last_sequence, due_at)
-        SELECT CAST(:endpoint_id AS uuid), checkout_id, 'replay', min(sequence), max(sequence), clock()
-          FROM chosen GROUP BY checkout_id ORDER BY checkout_id
-        ON CONFLICT (endpoint_id, checkout_id, purpose) DO UPDATE
-           SET next_sequence = least(s.next_sequence, excluded.next_sequence), last_sequence = greatest(s.last_sequence, excluded.last_sequence),
-               due_at = clock(), lease = NULL, attempts = 0, failing_since = NULL
-    )"""
-_COUNTED: Final = "(SELECT count(*) FROM (SELECT DISTINCT checkout_id, sequence FROM chosen) c)"
-# An event that the stream itself has still to send is sent by it, at once: sent beside it, it would overtake those before it.
-_REPLAY_ONE = text(f"""
-    WITH wanted AS MATERIALIZED (
-        SELECT v.checkout_id, v.sequence FROM events v JOIN webhook_endpoints w ON w.id = :endpoint_id AND w.deleted_at IS NULL
-         WHERE v.checkout_id = :checkout_id AND v.sequence = :sequence AND v.merchant_id = :merchant_id AND v.position IS NOT NULL
-           AND (w.kinds IS NULL OR v.kind = ANY(w.kinds))
-    ),
-    unsent AS (
-        UPDATE delivery_streams s SET due_at = CASE WHEN s.lease IS NULL THEN least(s.due_at, clock()) ELSE s.due_at END
-          FROM wanted w
-         WHERE s.endpoint_id = :endpoint_id AND s.checkout_id = w.checkout_id AND s.purpose = 'event'
-           AND s.next_sequence <= w.sequence AND s.last_sequence >= w.sequence
-        RETURNING s.checkout_id
-    ),
-    chosen AS MATERIALIZED (SELECT * FROM wanted WHERE NOT EXISTS (SELECT FROM unsent)), {_REPLAYED}
-    SELECT {_COUNTED} + (SELECT count(*) FROM unsent) AS events
-""")  # noqa: S608 - made of our own constants
-_REPLAY_PERIOD = text(f"""
-    WITH chosen AS MATERIALIZED (
-        SELECT e.checkout_id, e.sequence FROM events e
-         WHERE e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until
-           AND e.created_at >= :since AND e.created_at < :before
-           AND (CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))
-           AND NOT EXISTS (SELECT FROM delivery_streams s
-                            WHERE s.endpoint_id = :endpoint_id AND s.checkout_id = e.checkout_id AND s.purpose = 'event'
-                              AND s.next_sequence <= e.sequence AND s.last_sequence >= e.sequence)
-    ), {_REPLAYED}
-    SELECT {_COUNTED} AS events
-""")  # noqa: S608 - made of our own constants
-_REPLAY_FAILED = text(f"""
-    WITH chosen AS MATERIALIZED (
-        SELECT a.checkout_id, a.sequence FROM delivery_attempts a
-          JOIN webhook_endpoints w ON w.id = a.endpoint_id AND w.deleted_at IS NULL
-          JOIN events v ON v.checkout_id = a.checkout_id AND v.sequence = a.sequence AND (w.kinds IS NULL OR v.kind = ANY(w.kinds))
-         WHERE a.endpoint_id = :endpoint_id AND a.result = 'given_up' AND a.id > :after AND a.id <= :until
-    ), {_REPLAYED}
-    SELECT {_COUNTED} AS events
-""")  # noqa: S608 - made of our own constants
-_OLDER = text("""
-    SELECT created_at < CAST(:moment AS timestamptz) + make_interval(secs => :seconds) AS older FROM events
-     WHERE merchant_id = :merchant_id AND position > :after ORDER BY position LIMIT 1
-""")
-_FAILED = text("""
-    SELECT id FROM delivery_attempts WHERE endpoint_id = :endpoint_id AND result = 'given_up' AND id > :after ORDER BY id LIMIT :most
-""")
-_FEED = text("""
-    SELECT f.kept_after, f.last_position FROM event_feeds f WHERE f.merchant_id = :merchant_id
-""")
-_KINDS = text("SELECT kinds FROM webhook_endpoints WHERE id = :endpoint_id")
 _ATTEMPTS = text("""
     SELECT a.*, i.data_key FROM (
            SELECT * FROM delivery_attempts
@@ -220,11 +154,6 @@ _SCANNED_TO = text("""
     SELECT id FROM delivery_attempts
      WHERE endpoint_id = :endpoint_id AND id < coalesce(:before, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
      ORDER BY id DESC OFFSET :scanned - 1 LIMIT 1
-""")
-_OF_ATTEMPT = text("""
-    SELECT a.endpoint_id, a.checkout_id, a.sequence
-      FROM delivery_attempts a JOIN webhook_endpoints e ON e.id = a.endpoint_id AND e.merchant_id = :merchant_id AND e.deleted_at IS NULL
-     WHERE a.id = :id
 """)
 _OLDEST = text("""
     SELECT at < clock() - make_interval(secs => :seconds) AS old FROM delivery_attempts ORDER BY id LIMIT 1
@@ -323,24 +252,6 @@ class TooManyTests(OrchestratorError):  # noqa: N818 - named for the fact
         super().__init__(f"{TESTS_WAITING} test events wait to be sent: see what comes of them first")
 
 
-class PeriodTooLong(OrchestratorError):  # noqa: N818 - named for the fact
-    """A period has more events than are sent again at a time."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            f"more than {MOST_REPLAYED} events were written in the period: name a shorter one, or read them from the feed"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """To which webhook an event went, and which one it was."""
-
-    webhook: UUID
-    checkout: UUID
-    sequence: int
-
-
 # ── Taken and written by deliverers ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -435,81 +346,6 @@ async def test(db: Database, endpoint: UUID) -> UUID:
     return made
 
 
-async def replay_event(
-    db: Database, endpoint: UUID, *, merchant_id: int, checkout: UUID, sequence: int
-) -> int:
-    """Send one event again, or at once if it is still to be sent; return how many: 0 if the endpoint does not want it, or the feed has it no more."""
-    asked = {
-        "endpoint_id": endpoint,
-        "merchant_id": merchant_id,
-        "checkout_id": checkout,
-        "sequence": sequence,
-    }
-    return await _replay(db, _REPLAY_ONE, asked)
-
-
-async def replay_period(
-    db: Database, endpoint: UUID, *, merchant_id: int, since: datetime, before: datetime
-) -> int:
-    """Send again what was written in a period, as far as the endpoint wants it and the feed still has it; return how many events.
-
-    What is still to be sent comes by itself. `PeriodTooLong` if more than `MOST_REPLAYED` events were written in it.
-    """
-    feed = await db.read(_FEED, {"merchant_id": merchant_id})
-    kinds = await db.read(_KINDS, {"endpoint_id": endpoint})
-    if not feed or not kinds:
-        return 0
-    number, after, last = 0, feed[0].kept_after, feed[0].last_position
-    after = await _until(db, merchant_id, (after, last), moment=since, seconds=-DISORDER)
-    last = await _until(db, merchant_id, (after, last), moment=before, seconds=DISORDER)
-    if last - after > MOST_REPLAYED:
-        raise PeriodTooLong
-    while after < last:
-        until = min(after + REPLAYED_AT_ONCE, last)
-        asked = {
-            "endpoint_id": endpoint, "merchant_id": merchant_id, "since": since, "before": before,
-            "kinds": kinds[0].kinds, "after": after, "until": until,
-        }  # fmt: skip
-        number += await _replay(db, _REPLAY_PERIOD, asked)
-        after = until
-    return number
-
-
-async def replay_failed(db: Database, endpoint: UUID) -> int:
-    """Send again what was given up, as far as the feed still has it; return how many events."""
-    after, number = "00000000-0000-0000-0000-000000000000", 0
-    while True:
-        rows = await db.read(_FAILED, {"endpoint_id": endpoint, "after": after, "most": REPLAYED_AT_ONCE})
-        if not rows:
-            return number
-        until = str(rows[-1].id)
-        number += await _replay(db, _REPLAY_FAILED, {"endpoint_id": endpoint, "after": after, "until": until})
-        after = until
-
-
-async def _replay(db: Database, statement: Any, asked: Mapping[str, object]) -> int:
-    async with db.transaction() as tx:
-        rows = await run(tx, statement, asked)
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": str(asked["endpoint_id"])})
-    return int(rows[0].events)
-
-
-async def _until(
-    db: Database, merchant_id: int, between: tuple[int, int], *, moment: datetime, seconds: float
-) -> int:
-    """Return a position up to which events were written before a moment, so many seconds later; found by halving."""
-    low, high = between
-    while low < high:
-        middle = (low + high) // 2
-        asked = {"merchant_id": merchant_id, "after": middle, "moment": moment, "seconds": seconds}
-        rows = await db.read(_OLDER, asked)
-        if rows and rows[0].older:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
 async def attempts(
     db: Database,
     encryptor: Encryptor,
@@ -543,12 +379,6 @@ async def scanned_to(db: Database, endpoint: UUID, *, before: UUID | None) -> UU
     asked = {"endpoint_id": endpoint, "before": before, "scanned": SCANNED_AT_ONCE}
     rows = await db.read(_SCANNED_TO, asked)
     return rows[0].id if rows else None
-
-
-async def of_attempt(db: Database, attempt: UUID, *, merchant_id: int) -> Sent | None:
-    """Return what an attempt was of; None if the merchant has none of this id."""
-    rows = await db.read(_OF_ATTEMPT, {"id": attempt, "merchant_id": merchant_id})
-    return Sent(rows[0].endpoint_id, rows[0].checkout_id, rows[0].sequence) if rows else None
 
 
 ANSWER: Final = "webhook-answer"

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator.delivery import signature
-from orchestrator.store import deliveries, webhooks
+from orchestrator.store import deliveries, replays, webhooks
 from tests.conftest import make_settings
 from tests.integration.api.test_intake import problem
 from tests.support.api_scene import serving
@@ -253,7 +253,7 @@ async def test_a_page_of_some_attempts_only_ends_after_so_many_and_others_follow
 
 
 async def test_a_period_with_too_many_events_is_refused(api, calls, monkeypatch):
-    monkeypatch.setattr(deliveries, "MOST_REPLAYED", -1)
+    monkeypatch.setattr(replays, "MOST_REPLAYED", -1)
     made = await add(calls)
     await api.sql("INSERT INTO event_feeds (merchant_id, last_position) VALUES (1, 0)")
     told = problem(

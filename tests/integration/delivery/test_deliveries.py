@@ -10,7 +10,7 @@ from standardwebhooks.webhooks import Webhook
 
 from orchestrator.delivery import retries, signature
 from orchestrator.domain import events as facts
-from orchestrator.store import deliveries, webhooks
+from orchestrator.store import deliveries, replays, webhooks
 from tests.support.receivers import receiving
 
 pytestmark = pytest.mark.anyio
@@ -101,7 +101,7 @@ async def test_a_refused_event_is_tried_again_on_schedule_and_given_up_after_thi
     assert {one.id for one in shop.receiver.received if one.status == 422} == {f"{refused}-1"}
 
     shop.receiver.answer = lambda _: 200
-    assert await deliveries.replay_failed(shop.core.db, endpoint.id) == 1
+    assert await replays.given_up(shop.core.db, endpoint.id) == 1
     async with shop.delivering():
         await shop.drained()
     assert shop.receiver.received[-1].id == f"{refused}-1"
@@ -368,28 +368,17 @@ async def test_a_replay_of_one_event_and_of_a_period_sends_the_same_ids(shop):
         await shop.drained()
         before = len(shop.receiver.received)
         assert (
-            await deliveries.replay_event(
-                shop.core.db, endpoint.id, merchant_id=1, checkout=checkout, sequence=2
-            )
-            == 1
+            await replays.event(shop.core.db, endpoint.id, merchant_id=1, checkout=checkout, sequence=2) == 1
         )
         assert (
-            await deliveries.replay_event(
-                shop.core.db, endpoint.id, merchant_id=1, checkout=checkout, sequence=9
-            )
-            == 0
+            await replays.event(shop.core.db, endpoint.id, merchant_id=1, checkout=checkout, sequence=9) == 0
         )
         await shop.drained()
         assert [one.id for one in shop.receiver.received[before:]] == [f"{checkout}-2"]
         ((since, until),) = await shop.core.all(
             "SELECT clock() - interval '1 hour' AS since, clock() + interval '1 hour' AS before"
         )
-        assert (
-            await deliveries.replay_period(
-                shop.core.db, endpoint.id, merchant_id=1, since=since, before=until
-            )
-            == 6
-        )
+        assert await replays.period(shop.core.db, endpoint.id, merchant_id=1, since=since, before=until) == 6
         await shop.drained()
     again = [one.id for one in shop.receiver.received[before + 1 :]]
     assert sorted(again) == sorted(f"{one}-{number}" for one in (checkout, other) for number in (1, 2, 3))
@@ -511,18 +500,12 @@ async def test_a_replay_keeps_the_order_of_what_is_still_to_be_sent(shop):
     async with shop.delivering() as deliverer:
         await shop.receiver.until(lambda: deliverer.failed == 1 and deliverer.in_flight == 0)
         assert (
-            await deliveries.replay_period(
-                shop.core.db, endpoint.id, merchant_id=1, since=since, before=before
-            )
-            == 1
+            await replays.period(shop.core.db, endpoint.id, merchant_id=1, since=since, before=before) == 1
         ), "two are still to be sent"
         await shop.receiver.until(lambda: len(shop.receiver.taken) == 2)
         shop.receiver.answer = lambda _: 200
         assert (
-            await deliveries.replay_event(
-                shop.core.db, endpoint.id, merchant_id=1, checkout=checkout, sequence=3
-            )
-            == 1
+            await replays.event(shop.core.db, endpoint.id, merchant_id=1, checkout=checkout, sequence=3) == 1
         )
         await shop.drained(seconds=4)  # the second event would wait for longer
     assert shop.receiver.by_checkout() == {str(checkout): [1, 1, 2, 3]}
@@ -535,15 +518,13 @@ async def test_a_replay_sends_no_types_that_are_not_wanted_and_counts_none(shop)
         "SELECT clock() - interval '1 hour' AS since, clock() + interval '1 hour' AS before"
     )
     given = {"merchant_id": 1}
-    assert (
-        await deliveries.replay_event(shop.core.db, endpoint.id, checkout=checkout, sequence=1, **given) == 0
-    )
-    assert await deliveries.replay_period(shop.core.db, endpoint.id, since=since, before=before, **given) == 0
+    assert await replays.event(shop.core.db, endpoint.id, checkout=checkout, sequence=1, **given) == 0
+    assert await replays.period(shop.core.db, endpoint.id, since=since, before=before, **given) == 0
     assert await shop.streams() == 0
 
 
 async def test_a_replay_of_a_period_looks_at_that_part_of_the_feed_and_at_so_much_only(shop, monkeypatch):
-    monkeypatch.setattr(deliveries, "MOST_REPLAYED", 2)
+    monkeypatch.setattr(replays, "MOST_REPLAYED", 2)
     endpoint = await shop.endpoint()
     for _ in range(4):
         await shop.checkout()
@@ -554,11 +535,11 @@ async def test_a_replay_of_a_period_looks_at_that_part_of_the_feed_and_at_so_muc
         "SELECT clock() - interval '9 days' AS start, clock() - interval '60 hours' AS since, clock() AS before"
     )
     given = {"merchant_id": 1, "before": before}
-    assert await deliveries.replay_period(shop.core.db, endpoint.id, since=since, **given) == 2
-    with pytest.raises(deliveries.PeriodTooLong):
-        await deliveries.replay_period(shop.core.db, endpoint.id, since=start, **given)
+    assert await replays.period(shop.core.db, endpoint.id, since=since, **given) == 2
+    with pytest.raises(replays.PeriodTooLong):
+        await replays.period(shop.core.db, endpoint.id, since=start, **given)
     given["before"] = start
-    assert await deliveries.replay_period(shop.core.db, endpoint.id, since=start, **given) == 0
+    assert await replays.period(shop.core.db, endpoint.id, since=start, **given) == 0
 
 
 async def test_what_the_place_before_answers_says_nothing_of_the_new_one(shop):
