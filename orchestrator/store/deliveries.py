@@ -1,6 +1,6 @@
 """What is to be sent to endpoints: streams that are due, taken in lists and written in lists, and every attempt.
 
-Only the lowest unsent event of a checkout is ever due, and whoever takes it holds the stream until its lease ends. A holder that dies
+Only the lowest unsent event of a checkout is ever due, and the deliverer that takes it holds the stream until its lease ends. A holder that dies
 leaves nothing behind: the stream is due again then, and the same event is sent with the same id. The sequencer opens and extends
 streams in the transaction that gives positions (`store.events`); a stream of which everything is sent is deleted.
 """
