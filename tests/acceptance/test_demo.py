@@ -214,6 +214,7 @@ def test_a_demo_that_is_interrupted_does_not_claim_success(tmp_path):
         demo.process.send_signal(signal.SIGINT)
         assert demo.process.wait(30) == 1
         assert demo.left() == []
+        demo.read_to_the_end()
     assert "ended as scripted" not in demo.said
 
 

@@ -272,8 +272,7 @@ def test_a_second_up_on_the_same_data_is_refused_while_commands_attach_to_the_fi
 @pytest.mark.parametrize("signals", [1, 2], ids=["once", "twice"])
 def test_an_ephemeral_installation_leaves_no_file_behind(tmp_path, signals):
     with running("up", "--port", "0", "--ephemeral", data_dir=tmp_path / "unused", **BRISK) as up:
-        up.until_said("The orchestrator is up.")
-        data = next(line.split()[1] for line in up.said.splitlines() if line.startswith("  Data"))
+        data = up.until_line("  Data").split()[1]
         for _ in range(signals):
             up.process.send_signal(signal.SIGTERM)
         assert up.process.wait(30) == 0

@@ -88,6 +88,14 @@ class Running:
     def until_said(self, words: str, *, seconds: float = 40) -> None:
         self.until(lambda: words in self.said, repr(words), seconds=seconds)
 
+    def until_line(self, begins: str) -> str:
+        """Wait until it has said a whole line that begins so; return that line."""
+        found: str = self.until(
+            lambda: next((line for line in self.said.splitlines() if line.startswith(begins)), None),
+            f"a line that begins with {begins!r}",
+        )
+        return found
+
     def until_up(self) -> dict[str, Any]:
         """Wait until everything answers; return the settings that its processes run with."""
         self.until_said("The orchestrator is up.")
