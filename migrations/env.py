@@ -35,8 +35,9 @@ URL = database_url()
 
 LOCK = "SELECT pg_try_advisory_lock(hashtext('orchestrator.migrations'))"
 OURS = "SELECT pg_backend_pid() = :given"
-# What every session of this database starts with. Processes set it for their own sessions too, except behind a pooler, where the
-# session is not theirs alone: times are in UTC, every statement goes by index, and a statement whose client is gone ends.
+# What every session of this database starts with. Processes set it for their own sessions too, except behind
+# a pooler, where the session is not theirs alone: times are in UTC, every statement goes by index, and a
+# statement whose client is gone ends.
 DEFAULTS = {"timezone": "UTC", "random_page_cost": "1.1", "client_connection_check_interval": "1s"}
 IN_EFFECT = """
     SELECT setting FROM pg_db_role_setting, unnest(setconfig) AS setting
@@ -47,7 +48,9 @@ TIMEOUT = 1800.0
 
 
 def take_turn(connection: Connection) -> None:
-    """Wait for whoever migrates now, with no statement open meanwhile: an index built beside the traffic waits for all of those."""
+    """Wait for whoever migrates now, with no statement open meanwhile: an index built beside the traffic
+    waits for all of those.
+    """
     deadline = time.monotonic() + TIMEOUT
     while not connection.exec_driver_sql(LOCK).scalar():
         connection.commit()
@@ -59,7 +62,9 @@ def take_turn(connection: Connection) -> None:
 
 
 def need_session(connection: Connection) -> None:
-    """Refuse a pooler: the lock, and what a migration sets for its session, would be left with another client's server process."""
+    """Refuse a pooler: the lock, and what a migration sets for its session, would be left with another
+    client's server process.
+    """
     given = connection.connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
     ours = connection.execute(text(OURS), {"given": given}).scalar()
     connection.commit()

@@ -1,9 +1,10 @@
 """Who may call: bearer tokens (JWT) that name a merchant and what the caller may do.
 
-Three kinds of keys verify tokens: shared secrets (HS256), public keys, and the keys that an identity provider publishes (see
-`issuer_keys`). The newest secret signs the tokens of `token issue`; every configured key verifies, so that keys can be changed
-while tokens are in use. A token is refused with a sentence of its own for each cause: 401 when it proves nothing, 403 when its
-caller may not do this, 503 when the keys of the identity provider cannot be fetched. Tokens and what is in them never reach a log.
+Three kinds of keys verify tokens: shared secrets (HS256), public keys, and the keys that an identity provider
+publishes (see `issuer_keys`). The newest secret signs the tokens of `token issue`; every configured key
+verifies, so that keys can be changed while tokens are in use. A token is refused with a sentence of its own
+for each cause: 401 when it proves nothing, 403 when its caller may not do this, 503 when the keys of the
+identity provider cannot be fetched. Tokens and what is in them never reach a log.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ _CLAIMS: Final = ("iss", "aud", "sub", "exp", "iat", "merchant", "scope")
 
 
 class AccessDenied(OrchestratorError):  # noqa: N818 - named for the fact
-    """The caller may not do this: `status` is 401 (not known), 403 (known, and not allowed) or 503 (cannot be known now)."""
+    """The caller may not do this: `status` is 401 (not known), 403 (known, and not allowed) or 503 (cannot be
+    known now).
+    """
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -84,8 +87,8 @@ class Caller:
 def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime: float, subject: str) -> str:
     """Make a token for a merchant, signed under the newest secret; `lifetime` in seconds from now.
 
-    `ValueError` for a scope that does not exist, a merchant or subject that no token could carry, or a lifetime beyond the
-    longest that is accepted (`JWT_MAX_LIFETIME`).
+    `ValueError` for a scope that does not exist, a merchant or subject that no token could carry, or a
+    lifetime beyond the longest that is accepted (`JWT_MAX_LIFETIME`).
     """
     wanted = frozenset(scopes)
     unknown = sorted(wanted - SCOPES)
@@ -119,7 +122,9 @@ def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime:
 
 
 def verify(settings: Settings, token: str, keys: Sequence[PublicKey] = ()) -> Caller:
-    """Return the caller that a token proves, also by keys of an identity provider; `AccessDenied` says why it proves none."""
+    """Return the caller that a token proves, also by keys of an identity provider; `AccessDenied` says why it
+    proves none.
+    """
     caller, _ = _verify(settings, token, keys)
     return caller
 
@@ -158,7 +163,9 @@ class Authenticator:
             await self._published.close()
 
     async def _keys_for(self, token: str) -> Sequence[PublicKey]:
-        """Return the published keys that may have signed a token; none for a token that no published key signs."""
+        """Return the published keys that may have signed a token; none for a token that no published key
+        signs.
+        """
         if self._published is None:
             return ()
         header = _header(token)
@@ -221,7 +228,9 @@ def algorithms(settings: Settings) -> tuple[str, ...]:
 
 
 def _candidates(settings: Settings, algorithm: object, published: Sequence[PublicKey]) -> Iterable[Any]:
-    """Return the keys that may verify a token of this algorithm; a key serves the algorithms of its own kind only."""
+    """Return the keys that may verify a token of this algorithm; a key serves the algorithms of its own kind
+    only.
+    """
     if algorithm == ALGORITHM and settings.jwt_secrets:
         return [secret.get_secret_value() for secret in settings.jwt_secrets]
     if algorithm not in algorithms(settings):
@@ -270,7 +279,9 @@ def _caller(settings: Settings, claims: dict[str, object]) -> tuple[Caller, floa
 
 
 def _moment(claims: dict[str, object], name: str) -> float:
-    """Return a time of a token as seconds since 1970; whatever its issuer wrote there, it must be one that a clock can show."""
+    """Return a time of a token as seconds since 1970; whatever its issuer wrote there, it must be one that a
+    clock can show.
+    """
     value = claims[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LAST_MOMENT:
         raise AccessDenied(401, f"the token's {name} must be a number of seconds since 1970: issue a new one")

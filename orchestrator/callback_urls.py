@@ -1,9 +1,11 @@
-"""Signed links: the callback URLs that the gateway is given, and the token that a shopper's browser may ask with.
+"""Signed links: the callback URLs that the gateway is given, and the token that a shopper's browser may ask
+with.
 
-A callback link carries the shop's own page inside, under our signature, so that a shopper can be sent on without asking anybody,
-also while Postgres is away, and so that nobody turns us into a redirect to elsewhere; and the merchant, so that a callback is
-graded with that merchant's secrets without asking either. The signature covers the kind, the checkout, the merchant and the page.
-Any key that the installation still has opens a link; nothing about links is stored.
+A callback link carries the shop's own page inside, under our signature, so that a shopper can be sent on
+without asking anybody, also while Postgres is away, and so that nobody turns us into a redirect to elsewhere;
+and the merchant, so that a callback is graded with that merchant's secrets without asking either. The
+signature covers the kind, the checkout, the merchant and the page. Any key that the installation still has
+opens a link; nothing about links is stored.
 
 What a merchant's terminals send by default names no checkout: for that there is one link for each merchant.
 """
@@ -33,8 +35,8 @@ _CLIENT: Final = "client-token"
 _TEXT: Final = re.compile(r"[A-Za-z0-9_-]*")
 _TAG: Final = 16
 _CLIENT_SIZE: Final = 16 + _TAG
-# The first byte of a payload that names a merchant. A page is a URL and starts with no control character, so the older form, a page
-# alone, is told from it.
+# The first byte of a payload that names a merchant. A page is a URL and starts with no control character, so
+# the older form, a page alone, is told from it.
 _NAMES_MERCHANT: Final = b"\x01"
 
 
@@ -52,8 +54,8 @@ class CallbackUrls:
 class OpenedLink:
     """What a callback link of ours says.
 
-    `page` is where to send the shopper, with the checkout's id in its query; empty for a notification, which sends nobody
-    anywhere. `merchant_id` is None for a link of the older form.
+    `page` is where to send the shopper, with the checkout's id in its query; empty for a notification, which
+    sends nobody anywhere. `merchant_id` is None for a link of the older form.
     """
 
     page: str = field(repr=False)
@@ -68,7 +70,10 @@ def callback_urls(
     *,
     merchant_id: int,
 ) -> CallbackUrls:
-    """Make the links of one checkout. `pages` are the shop's own by kind; without a page for redirect there is no such link."""
+    """Make the links of one checkout.
+
+    `pages` are the shop's own by kind; without a page for redirect there is no such link.
+    """
 
     def link(kind: str, page: str) -> str:
         payload = _NAMES_MERCHANT + _packed(merchant_id) + page.encode()
@@ -102,7 +107,8 @@ def open_link(encryptor: Encryptor, kind: str, checkout_id: UUID, signed: str) -
 
 
 def merchant_url(encryptor: Encryptor, public_url: str, merchant: str) -> str:
-    """Make the link for what names no checkout: the address of a merchant's terminals for their default notification.
+    """Make the link for what names no checkout: the address of a merchant's terminals for their default
+    notification.
 
     It is the same each time, and as secret as the others: whoever knows it can call it.
     """
@@ -117,7 +123,9 @@ def open_merchant_link(encryptor: Encryptor, merchant: str, signed: str) -> bool
 
 
 def client_token(encryptor: Encryptor, checkout_id: UUID) -> str:
-    """Return the token with which a shopper's browser may follow this one checkout: 43 characters, the same each time."""
+    """Return the token with which a shopper's browser may follow this one checkout: 43 characters, the same
+    each time.
+    """
     return _encode(checkout_id.bytes + encryptor.sign(_CLIENT, checkout_id.bytes))
 
 
@@ -130,7 +138,9 @@ def client_of(encryptor: Encryptor, token: str) -> UUID | None:
 
 
 def with_query(url: str, **values: str) -> str:
-    """Add parameters to a URL's query; what is there stays as it is, also the fragment, and no pair is added twice."""
+    """Add parameters to a URL's query; what is there stays as it is, also the fragment, and no pair is added
+    twice.
+    """
     rest, hash_sign, fragment = url.partition("#")
     base, _, query = rest.partition("?")
     present = {(unquote_plus(name), unquote_plus(value)) for name, _, value in _pairs(query)}

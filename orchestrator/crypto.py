@@ -1,11 +1,13 @@
 """Encryption at rest and every key derived from ``SECRET_KEYS``.
 
-Personal data of a checkout is sealed with AES-256-GCM under a random data key of its own, which is stored wrapped by the newest
-secret key; destroying the wrapped key erases the customer and leaves money and audit trail intact. What belongs to no checkout
-(a merchant's gateway password) is sealed under the secret key itself. Old secret keys still open, the newest one seals.
+Personal data of a checkout is sealed with AES-256-GCM under a random data key of its own, which is stored
+wrapped by the newest secret key; destroying the wrapped key erases the customer and leaves money and audit
+trail intact. What belongs to no checkout (a merchant's gateway password) is sealed under the secret key
+itself. Old secret keys still open, the newest one seals.
 
-Each sealed text is bound to its purpose and owner, so that a value moved to another row does not open. Keys for other uses
-(audit chain, callback links, client tokens) are derived by HKDF (RFC 5869) from the same secrets, apart for each use.
+Each sealed text is bound to its purpose and owner, so that a value moved to another row does not open. Keys
+for other uses (audit chain, callback links, client tokens) are derived by HKDF (RFC 5869) from the same
+secrets, apart for each use.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@
     ├── devkit Unscripted               a shopper met what the script does not know
     └── devkit BenchFailed              the bench could not measure
 
-A leaf is named for the fact, builds its own sentence and keeps its facts as attributes. Outcomes of gateway calls are
-values (``gateway.outcomes``), not exceptions.
+A leaf is named for the fact, builds its own sentence and keeps its facts as attributes. Outcomes of gateway
+calls are values (``gateway.outcomes``), not exceptions.
 """
 
 

@@ -1,4 +1,6 @@
-"""The garbage collector of a process that serves: what it started with is never looked through again, new garbage less often."""
+"""The garbage collector of a process that serves: what it started with is never looked through again, new
+garbage less often.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,15 @@ from typing import Final
 YOUNG: Final = 20_000
 """Objects more than before until the youngest are looked through; Python's own 700 are one order's or two."""
 OLD: Final = 50
-"""Rounds of the middle generation until all is looked through: that stops everybody for as long as it takes."""
+"""Rounds of the middle generation until all is looked through: that stops everybody for as long as it takes.
+"""
 
 
 def settle() -> None:
     """Put aside what is there (modules, settings, pools); called once, when a process is ready to work.
 
-    Most garbage here is freed by its reference count; what the collector finds are cycles, of which errors leave some.
+    Most garbage here is freed by its reference count; what the collector finds are cycles, of which errors
+    leave some.
     """
     gc.collect()
     gc.freeze()

@@ -1,8 +1,10 @@
-"""Public keys that verify tokens: those of the settings, and those that an identity provider publishes by URL (JWKS, RFC 7517).
+"""Public keys that verify tokens: those of the settings, and those that an identity provider publishes by URL
+(JWKS, RFC 7517).
 
-A key verifies only the algorithms of its own kind, so no token can choose how it is checked. Keys by URL are fetched when a token
-needs them, kept for ten minutes, and fetched again in the background; a token with an unknown `kid` has them fetched at once, at
-most every half minute. While the provider cannot be reached the last keys stay valid for a day.
+A key verifies only the algorithms of its own kind, so no token can choose how it is checked. Keys by URL are
+fetched when a token needs them, kept for ten minutes, and fetched again in the background; a token with an
+unknown `kid` has them fetched at once, at most every half minute. While the provider cannot be reached the
+last keys stay valid for a day.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ FRESH: Final = 600.0
 USABLE: Final = 86_400.0
 """Seconds for which the last keys serve while they cannot be fetched."""
 LEAST_PAUSE: Final = 30.0
-"""Seconds between two fetches, whatever asks for them; a tenth more or less. After a failure it grows up to this, from a second on."""
+"""Seconds between two fetches, whatever asks for them; a tenth more or less. After a failure it grows up to
+this, from a second on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,10 @@ def of_pem(text: str) -> PublicKey:
 
 
 def of_key_set(document: bytes) -> tuple[PublicKey, ...]:
-    """Read the usable signature keys of a key set; others in it are passed over. `ValueError` for what is no key set."""
+    """Read the usable signature keys of a key set; others in it are passed over.
+
+    `ValueError` for what is no key set.
+    """
     try:
         found = msgspec.json.decode(document, type=_KeySet, strict=False).keys
     except (msgspec.DecodeError, RecursionError):
@@ -132,7 +138,9 @@ class KeySet:
         self._task: asyncio.Task[None] | None = None
 
     async def for_token(self, kid: str | None) -> tuple[PublicKey, ...]:
-        """Return the keys that may have signed a token with this `kid`; `KeysUnavailable` where none are known."""
+        """Return the keys that may have signed a token with this `kid`; `KeysUnavailable` where none are
+        known.
+        """
         if not self._usable() or not (found := self._named(kid)):
             if (refresh := self._refresh()) is not None:
                 await asyncio.shield(refresh)

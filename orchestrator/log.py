@@ -1,11 +1,13 @@
 """Logs: structlog, lines for people on a terminal and JSON elsewhere.
 
-An event is a static snake_case name with ids as fields. Whatever could carry a secret, a card or a person is removed by
-key and by shape in the last step before writing, also in third-party records, so that a careless call cannot leak it. The
-correlation id is bound with `bind` where work begins and travels in the row from the HTTP request to the last event.
+An event is a static snake_case name with ids as fields. Whatever could carry a secret, a card or a person is
+removed by key and by shape in the last step before writing, also in third-party records, so that a careless
+call cannot leak it. The correlation id is bound with `bind` where work begins and travels in the row from the
+HTTP request to the last event.
 
-Lines go to stderr, or to the file that the settings name, which is opened again when it was moved (logrotate). No value can steer the
-terminal that shows it. `own_output` makes lines of whatever else a process prints, so that all of its output is JSON.
+Lines go to stderr, or to the file that the settings name, which is opened again when it was moved
+(logrotate). No value can steer the terminal that shows it. `own_output` makes lines of whatever else a
+process prints, so that all of its output is JSON.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ _NOISY: Final = (
     "uvicorn.access",
     "uvicorn.error",
 )
-"""Loggers of libraries that say at info what a line of ours says, or what nobody wants to read thousands of times."""
+"""Loggers of libraries that say at info what a line of ours says, or what nobody wants to read thousands of
+times."""
 
 HIDDEN: Final = "[hidden]"
 _ENCODER: Final = msgspec.json.Encoder()
@@ -55,20 +58,21 @@ _SENSITIVE_WORDS: Final = (
 )
 _SENSITIVE_KEYS: Final = re.compile(_SENSITIVE_WORDS, re.IGNORECASE)
 _SENSITIVE_TEXT: Final = (
-    # A JSON Web Token, with whatever it hangs on. Here and in addresses nothing begins in the middle of a run of characters that may
-    # belong to it: a long run would be read once for each of them.
+    # A JSON Web Token, with whatever it hangs on. Here and in addresses nothing begins in the middle of a run
+    # of characters that may belong to it: a long run would be read once for each of them.
     (re.compile(r"(?<![\w-])(?=[\w-]*eyJ)[\w-]{11,}\.[\w-]{8,}\.[\w-]*"), HIDDEN),
     # Credentials in an Authorization header or in a URL.
     (re.compile(r"\b(Bearer|Basic)\s+[\w.+/=~-]{8,}", re.IGNORECASE), rf"\1 {HIDDEN}"),
     (re.compile(r"://[^/\s:@]*:[^/\s]+@"), f"://{HIDDEN}@"),
     # The signed part of our own callback URLs.
     (re.compile(r"(/callbacks/\w+/[\w-]+/)[^\s\"'?]+"), rf"\1{HIDDEN}"),
-    # A card number: 13 to 19 digits with optional separators. Ids of ours are UUIDs and do not look like this.
+    # A card number: 13 to 19 digits with optional separators. Ids of ours are UUIDs and do not look like
+    # this.
     (re.compile(r"(?<![\w-])(?:\d[ +-]?){12,18}\d(?![\w-])"), HIDDEN),
     # An e-mail address, also in a form body.
     (re.compile(r"(?<![\w.+-])[\w.+-]+(?:(?:@|%40)[\w-]+\.[\w.+-]+)+"), HIDDEN),
-    # A value behind a telling name, in a form, a query or JSON: first_name=Anna, "firstname": "Anna". Everything is bounded: a
-    # text of any length takes time in proportion to it.
+    # A value behind a telling name, in a form, a query or JSON: first_name=Anna, "firstname": "Anna".
+    # Everything is bounded: a text of any length takes time in proportion to it.
     (
         re.compile(
             rf"""(?P<name>(?:{_SENSITIVE_WORDS})[\w.\[\]%+-]{{0,40}}(?:["']\s{{0,3}}:\s{{0,3}}|=))"""
@@ -83,13 +87,16 @@ _MOST_DECODED: Final = 3
 """How often a text may be encoded over and over; what is so even more often is hidden as a whole."""
 
 
-# Words of ours and ids, which are most of what is logged, have none of those shapes: a token has dots, credentials have a space, a
-# URL has slashes, a card is shorter than an id and has digits only, an address has its sign.
+# Words of ours and ids, which are most of what is logged, have none of those shapes: a token has dots,
+# credentials have a space, a URL has slashes, a card is shorter than an id and has digits only, an address
+# has its sign.
 _PLAIN: Final = re.compile(r"[A-Za-z_]*|[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def scrub(text: str) -> str:
-    """Return `text` without anything that has the shape of a token, credential, signed URL, card or e-mail address."""
+    """Return `text` without anything that has the shape of a token, credential, signed URL, card or e-mail
+    address.
+    """
     if _PLAIN.fullmatch(text):
         return text
     clean = _without_shapes(text)
@@ -111,10 +118,12 @@ def _without_shapes(text: str) -> str:
 
 
 def cause(error: BaseException) -> dict[str, str]:
-    """Return what a log may say of an error: its class; of one that Postgres answered, also SQLSTATE and message.
+    """Return what a log may say of an error: its class; of one that Postgres answered, also SQLSTATE and
+    message.
 
-    `error` is the class, `sqlstate` five characters, `said` the server's message or the driver's first line, without its detail and
-    parameters. Messages of class 22 (data exceptions) quote the value of a row, which is left out.
+    `error` is the class, `sqlstate` five characters, `said` the server's message or the driver's first line,
+    without its detail and parameters. Messages of class 22 (data exceptions) quote the value of a row, which
+    is left out.
     """
     driver: Any = getattr(error, "orig", None) or error
     facts = {"error": type(error).__name__}
@@ -167,7 +176,8 @@ def _redact(_logger: object, _method: str, event: MutableMapping[str, object]) -
     }
 
 
-# What Postgres adds to an error about a row is the row: DETAIL: Key (order_ref)=(A-1) already exists. So is what it could not read.
+# What Postgres adds to an error about a row is the row: DETAIL: Key (order_ref)=(A-1) already exists. So is
+# what it could not read.
 _ROW_OF_ERROR: Final = re.compile(r"^(DETAIL|CONTEXT):.*|(?<=invalid input )(\w+ [^:\n]*):.*", re.MULTILINE)
 
 
@@ -178,7 +188,9 @@ def _without_rows(_logger: object, _method: str, event: MutableMapping[str, Any]
 
 
 def _harmless(_logger: object, _method: str, event: MutableMapping[str, Any]) -> EventDict:
-    """Keep every text in its line; those of a traceback are indented, so that none of them can be taken for a line of the log."""
+    """Keep every text in its line; those of a traceback are indented, so that none of them can be taken for a
+    line of the log.
+    """
     shown = {
         key: neutralised(value) if isinstance(value, str) and key != "exception" else value
         for key, value in event.items()
@@ -195,7 +207,8 @@ def _escaped(_logger: object, _method: str, line: Any) -> str:
 def configure(*, style: str = "auto", level: str = "info", file: str | None = None) -> None:
     """Set up logging for this process: `style` is console, json, or auto (console on a terminal).
 
-    Lines go to stderr, or to the end of `file`, which several processes may share; it is opened again when it was moved away.
+    Lines go to stderr, or to the end of `file`, which several processes may share; it is opened again when it
+    was moved away.
     """
     console = style == "console" or (style == "auto" and file is None and sys.stderr.isatty())
     shared: list[Processor] = [
@@ -257,9 +270,11 @@ def bind(**ids: object) -> None:
 
 
 def write_plain(name: str, records: Sequence[dict[str, Any]]) -> None:
-    """Write records of a logger that hold no free text and nothing to hide, at once and past the steps of ordinary lines.
+    """Write records of a logger that hold no free text and nothing to hide, at once and past the steps of
+    ordinary lines.
 
-    Each has `event` and `timestamp`; the caller answers for every value. On a console they go the ordinary way.
+    Each has `event` and `timestamp`; the caller answers for every value. On a console they go the ordinary
+    way.
     """
     if _console:
         for record in records:
@@ -289,10 +304,12 @@ _console = True
 
 
 def own_output() -> None:
-    """Make log lines of whatever else this process writes, where the log is JSON: prints of libraries, warnings, tracebacks.
+    """Make log lines of whatever else this process writes, where the log is JSON: prints of libraries,
+    warnings, tracebacks.
 
-    For processes whose only output is their log. Libraries write into a pipe instead of to stdout and stderr, also through the
-    descriptor of `sys.__stdout__`; a thread logs each line. What the interpreter itself writes when it dies still goes to stderr.
+    For processes whose only output is their log. Libraries write into a pipe instead of to stdout and stderr,
+    also through the descriptor of `sys.__stdout__`; a thread logs each line. What the interpreter itself
+    writes when it dies still goes to stderr.
     """
     if _console:
         return

@@ -1,4 +1,6 @@
-"""The end of a process: its background tasks end, or are given up, and if something hangs the process is ended by force."""
+"""The end of a process: its background tasks end, or are given up, and if something hangs the process is
+ended by force.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,11 @@ MOST_CANCELS: Final = 3
 
 
 async def cancelled(tasks: Iterable[asyncio.Task[Any]], *, again_after: float = AGAIN_AFTER) -> None:
-    """Cancel tasks, and wait until they have ended or are given up, which is logged; their errors are dropped.
+    """Cancel tasks, and wait until they have ended or are given up, which is logged; their errors are
+    dropped.
 
-    A client may answer a cancellation with an error of its own, and a loop that goes on after errors then goes on.
+    A client may answer a cancellation with an error of its own, and a loop that goes on after errors then
+    goes on.
     """
     every = tuple(tasks)
     left = {task for task in every if not task.done()}
@@ -41,7 +45,9 @@ async def cancelled(tasks: Iterable[asyncio.Task[Any]], *, again_after: float = 
 
 
 def end_within(seconds: float, process: str, *, status: int = FAILED) -> None:
-    """End this process by force if it still runs after so long; what it holds is in Postgres, with its due time."""
+    """End this process by force if it still runs after so long; what it holds is in Postgres, with its due
+    time.
+    """
 
     def end() -> None:
         # In a thread of its own: what hangs may be whatever reads our log.

@@ -1,9 +1,11 @@
-"""Text from outside, made safe to show: no control character, no escape sequence and no change of the writing direction in it.
+"""Text from outside, made safe to show: no control character, no escape sequence and no change of the writing
+direction in it.
 
-An order number, a status of the gateway or a line of a callback may hold anything. On a terminal a control character can clear the
-screen or write over it, and a bidirectional control shows a text in another order than it has. `neutralised` is for one value in
-one line, so that line breaks and tabs count too; `neutralised_lines` keeps line breaks and tabs; `escaped_json` is for a
-document of JSON that is printed. `unmarked` takes the byte order mark off a body.
+An order number, a status of the gateway or a line of a callback may hold anything. On a terminal a control
+character can clear the screen or write over it, and a bidirectional control shows a text in another order
+than it has. `neutralised` is for one value in one line, so that line breaks and tabs count too;
+`neutralised_lines` keeps line breaks and tabs; `escaped_json` is for a document of JSON that is printed.
+`unmarked` takes the byte order mark off a body.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ _UNESCAPED: Final = re.compile(rf"[\x7f-\x9f{_BIDI}{_LINES}{_HALVES}]")
 
 
 def neutralised(text: str) -> str:
-    """Return `text` with each control character and each bidirectional control replaced by U+FFFD, in one line."""
+    """Return `text` with each control character and each bidirectional control replaced by U+FFFD, in one
+    line.
+    """
     return text if text.isascii() and text.isprintable() else _UNSAFE.sub(REPLACEMENT, text)
 
 
@@ -42,9 +46,9 @@ def neutralised_lines(text: str) -> str:
 
 
 def escaped_json(document: str) -> str:
-    r"""Return a JSON document with the same content in which those characters are escapes (``\u001b``), never themselves.
+    r"""Return a JSON document with the same content in which those characters are escapes (``\u001b``).
 
-    JSON escapes C0 characters by itself. All others of the set can only stand inside a string of the document.
+    JSON escapes C0 characters by itself. All others of the set can only stand inside a string.
     """
     return document if document.isascii() and document.isprintable() else _UNESCAPED.sub(_escape, document)
 

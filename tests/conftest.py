@@ -1,4 +1,6 @@
-"""What every test stands on: real Postgres and Redis of this test process, a migrated database of its own for each test."""
+"""What every test stands on: real Postgres and Redis of this test process, a migrated database of its own for
+each test.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,8 @@ JWT_SECRET = "a test's own secret, long enough for HS256"
 profiles.register_profile("ours", deadline=None)
 profiles.load_profile("ours")
 
-# A logger that a test used while `log.configure` was in force would keep that configuration: no later test of this process could
-# capture its lines.
+# A logger that a test used while `log.configure` was in force would keep that configuration: no later test of
+# this process could capture its lines.
 _structlog_configure = structlog.configure
 
 
@@ -70,7 +72,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Have only those tests traced of which the coverage of `make test` is made: tracing doubles what others cost, and they add nothing."""
+    """Have only those tests traced of which the coverage of `make test` is made: tracing doubles what others
+    cost, and they add nothing.
+    """
     measured = [config.rootpath / "tests" / place for place in MEASURED]
     for item in items:
         if not any(item.path.is_relative_to(place) for place in measured):
@@ -84,7 +88,9 @@ def anyio_backend():
 
 @pytest.fixture(autouse=True)
 def _umask() -> Iterator[None]:
-    """Give the next test the umask that this one found: a command that runs in this process keeps its files to itself."""
+    """Give the next test the umask that this one found: a command that runs in this process keeps its files
+    to itself.
+    """
     found = os.umask(0o022)
     os.umask(found)
     yield
@@ -93,7 +99,9 @@ def _umask() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _events(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Check each event that a test has written in this process: its documents, thin and full, are as they are promised."""
+    """Check each event that a test has written in this process: its documents, thin and full, are as they are
+    promised.
+    """
     from tests.support import cloud_events
 
     wrong = cloud_events.watch(monkeypatch)
@@ -103,7 +111,9 @@ def _events(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _logging() -> Iterator[None]:
-    """Give the next test the logging that this one found: a command that runs in this process configures it."""
+    """Give the next test the logging that this one found: a command that runs in this process
+    configures it.
+    """
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     configured = structlog.get_config() if structlog.is_configured() else None
@@ -132,7 +142,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Confi
 
 @pytest.fixture(scope="session", autouse=True)
 def _pooler(request: pytest.FixtureRequest) -> None:
-    """Have the pooler run from the beginning where one is asked for: commands with a data directory need no fixture to reach it."""
+    """Have the pooler run from the beginning where one is asked for: commands with a data directory need no
+    fixture to reach it.
+    """
     if request.config.getoption("through") is not None:
         request.getfixturevalue("servers")
 

@@ -1,4 +1,5 @@
-"""The truth about money: operations with their causes, commands with keys, chargebacks, lapses, budgets of looks.
+"""The truth about money: operations with their causes, commands with keys, chargebacks, lapses, budgets of
+looks.
 
 Revision: 0002
 Before: 0001

@@ -18,7 +18,8 @@ depends_on = None
 MONTHS = 24
 FAR = (9000, 1)
 
-# An entry may leave only when the head of its chain, at or after it, is noted as archived; the archive itself is under our key.
+# An entry may leave only when the head of its chain, at or after it, is noted as archived; the archive itself
+# is under our key.
 GUARD = """
 CREATE FUNCTION refuse_unarchived() RETURNS trigger LANGUAGE plpgsql
 AS $$ BEGIN
@@ -39,7 +40,9 @@ Month = tuple[int, int]
 
 
 def upgrade() -> None:
-    """Make the trail that is there the first partition of a new one: it is checked beside the traffic, and never rewritten."""
+    """Make the trail that is there the first partition of a new one: it is checked beside the traffic, and
+    never rewritten.
+    """
     cut, first = _cut()
     # Each in a transaction of its own: the long check holds no lock that stops a writer.
     with op.get_context().autocommit_block():
@@ -156,7 +159,9 @@ def downgrade() -> None:
 
 
 def _cut() -> tuple[UUID, Month]:
-    """Return where the present table ends, and the first month after it: next month is still in it, so that none ends meanwhile."""
+    """Return where the present table ends, and the first month after it: next month is still in it, so that
+    none ends meanwhile.
+    """
     now = datetime.now(UTC)
     first = _later((now.year, now.month), 2)
     if context.is_offline_mode():
@@ -167,7 +172,8 @@ def _cut() -> tuple[UUID, Month]:
     last = youngest.scalar_one_or_none()
     if last is None or last < _bound(first):
         return _bound(first), first
-    # A payment may have named an id of the future. What it made stays where it is, and so does all that comes before it.
+    # A payment may have named an id of the future. What it made stays where it is, and so does all that comes
+    # before it.
     while first < FAR and _bound(first) <= last:
         first = _later(first, 1)
     return (_bound(first), first) if first < FAR else (UUID(int=2**128 - 1), FAR)

@@ -13,7 +13,9 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Build the index of listings again under a condition that always holds; beside the traffic, and again after an interruption."""
+    """Build the index of listings again under a condition that always holds; beside the traffic, and again
+    after an interruption.
+    """
     _exchange("ix_checkouts_merchant", "ix_checkouts_listing", "WHERE amount > 0")
 
 

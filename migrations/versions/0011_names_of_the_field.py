@@ -3,8 +3,8 @@
 Revision: 0011
 Before: 0010
 
-Names change in place. Only the policies of merchants and the last errors of unsettled rows are rewritten. Audit entries
-keep their words, since they are never changed; what reads them knows both.
+Names change in place. Only the policies of merchants and the last errors of unsettled rows are rewritten.
+Audit entries keep their words, since they are never changed; what reads them knows both.
 """
 
 from alembic import op
@@ -80,13 +80,17 @@ def downgrade() -> None:
 
 
 def _words(policy: str, new_policy: str, code: str, new_code: str) -> None:
-    """Rewrite what rows say. The MAC over a merchant's policies does not cover this one: it decides on no money."""
+    """Rewrite what rows say.
+
+    The MAC over a merchant's policies does not cover this one: it decides on no money.
+    """
     op.execute(f"""
         UPDATE merchants
            SET policies = policies - '{policy}' || jsonb_build_object('{new_policy}', policies -> '{policy}')
          WHERE policies ? '{policy}'
     """)  # noqa: S608 - our own constants
-    # Of checkouts and operations only those that are unsettled, which an index holds: settled ones may be millions.
+    # Of checkouts and operations only those that are unsettled, which an index holds: settled ones may be
+    # millions.
     for table, unsettled in (
         ("checkouts", "due_at IS NOT NULL"),
         ("money_operations", "state IN ('requested', 'submitted', 'unknown')"),

@@ -76,7 +76,8 @@ _CONVERT = f"""
 def upgrade() -> None:
     """Rewrite stored events, which no merchant has been sent, and let the feed be read by merchant.
 
-    The index first, beside the traffic and again after an interruption: no event has a position yet, so it is empty.
+    The index first, beside the traffic and again after an interruption: no event has a position yet, so it is
+    empty.
     """
     with op.get_context().autocommit_block():
         op.execute("SET lock_timeout = '5s'")

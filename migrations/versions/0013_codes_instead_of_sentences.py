@@ -3,9 +3,10 @@
 Revision: 0013
 Before: 0012
 
-Earlier versions stored sentences that begin with a word. Each sentence that the version before could write becomes a code and the values
-that it was made of; of a known word with other words behind it the code is kept, with those words as `text`; anything else becomes `other`
-with its whole `text`. Audit entries keep their words, since they are never changed; what reads them knows both.
+Earlier versions stored sentences that begin with a word. Each sentence that the version before could write
+becomes a code and the values that it was made of; of a known word with other words behind it the code is
+kept, with those words as `text`; anything else becomes `other` with its whole `text`. Audit entries keep
+their words, since they are never changed; what reads them knows both.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def _write(
     )
 
 
-# ── Attention ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Attention ─────────────────────────────────────────────────────────────────────────────────────────────
 
 MONEY = re.compile(r"(?P<amount>-?[0-9]+(?:\.[0-9]+)?) (?P<currency>\S+)")
 MINOR = re.compile(r"(?P<amount>-?[0-9]+) minor units of (?P<currency>.+)")
@@ -205,8 +206,10 @@ def _attentions(connection: Connection, rows: Sequence[Any]) -> None:
         operation = unclear.get(row.id)
         if code == "operation_unclear" and operation is not None:
             details["facts"] |= {
-                "operation": str(operation.id), "kind": operation.kind, "transaction": operation.transaction_id,
-            }  # fmt: skip
+                "operation": str(operation.id),
+                "kind": operation.kind,
+                "transaction": operation.transaction_id,
+            }
             details["payments"] = [_amount(operation.transaction_id, operation.amount, operation.currency)]
         coded.append((row.id, code, details))
     _write(connection, "checkouts", "attention", coded)
@@ -236,7 +239,9 @@ def _attention(text: str, checkout: Any, payments: Payments) -> Coded:
 def _told(  # noqa: C901, PLR0911, PLR0912 - a line for each code
     code: str, said: str, checkout: Any, payments: Payments
 ) -> tuple[Details | None, list[Details]]:
-    """Return the values that a sentence was made of, None where it is another one, and the payments that it is about."""
+    """Return the values that a sentence was made of, None where it is another one, and the payments that it
+    is about.
+    """
     about = [_left(one) for one in payments.values() if code in OF_ACCEPTED and one.role == "accepted"]
     if code == "open_payment":
         about = [_left(one) for one in payments.values() if one.meaning == "open"]
@@ -358,7 +363,7 @@ def _named(said: str, payments: Payments) -> list[Details]:
     return [_of_books(transaction, payments) for transaction in said.split(", ")]
 
 
-# ── Last errors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Last errors ───────────────────────────────────────────────────────────────────────────────────────────
 
 CALLS = {
     "throttled": "throttled", "not_sent": "not_sent", "busy": "busy", "circuit_open": "circuit_open", "left_alone": "circuit_open",
@@ -480,7 +485,7 @@ def _as_fact(coded: Coded) -> Details:
     return {"code": code, **({"facts": facts} if facts else {})}
 
 
-# ── Results of commands ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Results of commands ───────────────────────────────────────────────────────────────────────────────────
 
 SHOWN = {
     "money held for this order": "paid",
@@ -672,7 +677,7 @@ def _money_held(said: str) -> Coded | None:
     return ("refused_money_held", {"payments": payments}) if payments else None
 
 
-# ── The way back ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The way back ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _attention_said(code: str, details: Any) -> str:

@@ -31,7 +31,9 @@ VERSION: Final = "1"
 
 
 class _App(FastAPI):
-    """Takes intents and callbacks past the layers of the frameworks, which cost more than they do; everything else through them."""
+    """Takes intents and callbacks past the layers of the frameworks, which cost more than they do; everything
+    else through them.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection or request."""
@@ -111,7 +113,8 @@ def create_app(services: Services) -> FastAPI:
     problems.install(app)
     docs.install(app)
 
-    # Bare routes: FastAPI's reading of parameters costs more than they do. Most of their requests do not come this way (`_App`).
+    # Bare routes: FastAPI's reading of parameters costs more than they do. Most of their requests do not come
+    # this way (`_App`).
     app.router.routes[:0] = [
         Route("/v1/checkouts", checkouts.accept, methods=["POST"]),
         Route("/v1/checkouts/batch", checkouts.accept_batch, methods=["POST"]),
@@ -166,30 +169,43 @@ def _route_webhooks(app: FastAPI) -> None:
     path, one = webhooks.PATH, f"{webhooks.PATH}/{{webhook_id}}"
     read, write, shape = webhooks.READ, (webhooks.WRITE,), shapes.Webhook
     of = docs.of_webhook
-    app.post(
-        path, tags=["webhooks"], summary="Add a webhook", **docs.added_webhook(write)
-    )(webhooks.add)  # fmt: skip
+    app.post(path, tags=["webhooks"], summary="Add a webhook", **docs.added_webhook(write))(webhooks.add)
     app.get(path, tags=["webhooks"], summary="List webhooks", **docs.listed_webhooks(read))(webhooks.show_all)
     app.get(one, tags=["webhooks"], summary="Show a webhook", **of(shape, "Found", read))(webhooks.show)
     app.patch(
-        one, tags=["webhooks"], summary="Change a webhook", **of(shape, "Changed", write, body=shapes.ChangeWebhook)
-    )(webhooks.change)  # fmt: skip
+        one,
+        tags=["webhooks"],
+        summary="Change a webhook",
+        **of(shape, "Changed", write, body=shapes.ChangeWebhook),
+    )(webhooks.change)
     app.delete(one, tags=["webhooks"], summary="Delete a webhook", **of(None, "Deleted", write, status=204))(
         webhooks.delete
     )
     posted = {
-        "rotate-secret": (webhooks.rotate_secret, "Replace the secret",
-                          of(shapes.NewWebhook, "Replaced", write, body=shapes.RotateSecret, required=False)),
+        "rotate-secret": (
+            webhooks.rotate_secret,
+            "Replace the secret",
+            of(shapes.NewWebhook, "Replaced", write, body=shapes.RotateSecret, required=False),
+        ),
         "test": (webhooks.send_test, "Send a test event", docs.tested_webhook(write)),
         "resume": (webhooks.resume, "Resume a webhook", of(shape, "Resumed", write)),
-        "replay": (webhooks.replay, "Send events again", of(shapes.Replayed, "They will be sent", write, status=202, body=shapes.Replay)),
-    }  # fmt: skip
+        "replay": (
+            webhooks.replay,
+            "Send events again",
+            of(shapes.Replayed, "They will be sent", write, status=202, body=shapes.Replay),
+        ),
+    }
     for name, (call, summary, told) in posted.items():
         app.post(f"{one}/{name}", tags=["webhooks"], summary=summary, **told)(call)
     app.get(
-        f"{one}/deliveries", tags=["webhooks"], summary="List attempts to deliver", **of(shapes.DeliveryPage, "Found", read)
-    )(webhooks.show_deliveries)  # fmt: skip
+        f"{one}/deliveries",
+        tags=["webhooks"],
+        summary="List attempts to deliver",
+        **of(shapes.DeliveryPage, "Found", read),
+    )(webhooks.show_deliveries)
     app.post(
-        "/v1/deliveries/{delivery_id}/replay", tags=["webhooks"], summary="Send the event of a delivery again",
+        "/v1/deliveries/{delivery_id}/replay",
+        tags=["webhooks"],
+        summary="Send the event of a delivery again",
         **docs.replayed_delivery(write),
-    )(webhooks.replay_delivery)  # fmt: skip
+    )(webhooks.replay_delivery)

@@ -1,7 +1,7 @@
 """Callback intake: stores callbacks, publishes hints off the request path, counts and logs them.
 
-Whoever calls waits for a moment only. Neither URL nor body reaches a log, and no flood fills one: what is told of a callback is
-told once a minute for each checkout.
+Whoever calls waits for a moment only. Neither URL nor body reaches a log, and no flood fills one: what is
+told of a callback is told once a minute for each checkout.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MOST_WAITING: Final = 64 * 1024 * 1024
 """Bytes of callbacks that may wait for Postgres; beyond that they are answered as if it were away."""
 FIRST_PAUSE: Final = 5.0
 LONGEST_PAUSE: Final = 60.0
-"""Seconds for which further visits of a shopper to one checkout wake nothing: the pause doubles from the first to the longest. The
-status checks go on meanwhile, and a visit makes the next ones quick."""
+"""Seconds for which further visits of a shopper to one checkout wake nothing: the pause doubles from the
+first to the longest. The status checks go on meanwhile, and a visit makes the next ones quick."""
 _FORGOTTEN: Final = 600.0
 _MOST_VISITED: Final = 10_000
 _TOLD_AGAIN: Final = 60.0
@@ -47,10 +47,12 @@ class _Visited(NamedTuple):
 
 
 class CallbackIntake:
-    """Takes callbacks in for one process: stores them, wakes their checkouts, counts them, and knows what still waits for Postgres.
+    """Takes callbacks in for one process: stores them, wakes their checkouts, counts them, and knows what
+    still waits for Postgres.
 
-    `arrived` and `over_limit` count by (kind, grade): all that came, and those of them that were not kept because there are too
-    many of their checkout already. `unproven` counts by (kind, grade, network) those that were answered 401.
+    `arrived` and `over_limit` count by (kind, grade): all that came, and those of them that were not kept
+    because there are too many of their checkout already. `unproven` counts by (kind, grade, network) those
+    that were answered 401.
     """
 
     def __init__(self, services: Services) -> None:
@@ -64,15 +66,19 @@ class CallbackIntake:
         self.unproven: Counter[tuple[str, str, str]] = Counter()
 
     async def accept(self, arrival: Arrival, *, merchant_id: int | None) -> bool:
-        """Store a callback of a merchant and ring; False if it is not known within the patience what became of it."""
+        """Store a callback of a merchant and ring; False if it is not known within the patience what became
+        of it.
+        """
         checkout = str(arrival.checkout_id)
         self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
         return await self._keep(arrival, checkout, merchant_id)
 
     async def visit(self, arrival: Arrival, *, merchant_id: int | None) -> None:
-        """Note that a shopper's browser came, and wake the checkout for a lookup unless that was done a moment ago.
+        """Note that a shopper's browser came, and wake the checkout for a lookup unless that was done a
+        moment ago.
 
-        Anyone who knows the link can come as often as they like, so a visit within the pause of this process costs no write.
+        Anyone who knows the link can come as often as they like, so a visit within the pause of this process
+        costs no write.
         """
         checkout = str(arrival.checkout_id)
         self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
@@ -81,7 +87,9 @@ class CallbackIntake:
         await self._keep(arrival, checkout, merchant_id)
 
     def _pauses(self, checkout: UUID) -> bool:
-        """Say whether the last visit that woke this checkout is too young for another; if not, the pause begins anew."""
+        """Say whether the last visit that woke this checkout is too young for another; if not, the pause
+        begins anew.
+        """
         now = time.monotonic()
         last = self._visited.get(checkout)
         if last is not None and now - last.at < last.pause:
@@ -103,7 +111,9 @@ class CallbackIntake:
         return stored is not None
 
     async def accept_unmatched(self, one: MerchantCallback, *, merchant: str) -> StoredCallback | None:
-        """Store what came to a merchant's own address and wake its checkout, if it has one; None where `accept` says False."""
+        """Store what came to a merchant's own address and wake its checkout, if it has one; None where
+        `accept` says False.
+        """
         self._count("merchant", one.grade, one.network, merchant=merchant)
         placed = await self._with_timeout(
             self._place(one), size=len(one.body), kind="merchant", merchant=merchant
@@ -143,7 +153,10 @@ class CallbackIntake:
     async def _with_timeout(
         self, storing: Coroutine[None, None, T], *, size: int, kind: str, **named: str
     ) -> T | None:
-        """Wait a moment for a write; None if it is not known by then, or failed. It goes on all the same: it may still land."""
+        """Wait a moment for a write; None if it is not known by then, or failed.
+
+        It goes on all the same: it may still land.
+        """
         if self._waiting + size > MOST_WAITING:
             storing.close()
             if self._seldom("callback_not_stored", *named.values()):
@@ -167,8 +180,12 @@ class CallbackIntake:
         except Exception as error:  # noqa: BLE001 - a shopper is sent on whatever happened; the log says what did
             expected = isinstance(error, DatabaseAway | Unwritten) or is_away(error)
             _log.warning(
-                "callback_not_stored", kind=kind, **log.cause(error), exc_info=None if expected else error, **named
-            )  # fmt: skip
+                "callback_not_stored",
+                kind=kind,
+                **log.cause(error),
+                exc_info=None if expected else error,
+                **named,
+            )
             return None
         finally:
             self._waiting -= size

@@ -1,16 +1,18 @@
-"""Callbacks of the gateway: signature checked, stored raw, answered fast; what they mean is decided elsewhere.
+"""Callbacks of the gateway: signature checked, stored raw, answered fast; what they mean is decided
+elsewhere.
 
-A link that we did not sign is 404 and stores nothing. While Postgres is away the shopper is still sent on within three seconds,
-because the page is in the link; a notification answers 503, and asking the gateway closes the gap. Neither URL nor body
-reaches a log.
+A link that we did not sign is 404 and stores nothing. While Postgres is away the shopper is still sent on
+within three seconds, because the page is in the link; a notification answers 503, and asking the gateway
+closes the gap. Neither URL nor body reaches a log.
 
-A callback is graded on arrival, without asking Postgres: its link names the merchant, whose secrets are kept in memory. Where they
-are not known it is `unchecked`: nothing is called wrong that may be right. What brings no proof though its merchant has a secret, or
-comes from elsewhere than the gateway where that counts, is stored and wakes its checkout like any other, since a lookup at the gateway harms
-nobody; and it is answered 401.
+A callback is graded on arrival, without asking Postgres: its link names the merchant, whose secrets are kept
+in memory. Where they are not known it is `unchecked`: nothing is called wrong that may be right. What brings
+no proof though its merchant has a secret, or comes from elsewhere than the gateway where that counts, is
+stored and wakes its checkout like any other, since a lookup at the gateway harms nobody; and it is answered
+401.
 
-The shopper's own browser comes to redirect, and by GET to success and failure, for instance when a page is loaded again. It is never
-asked for a proof, what it brings is not kept, and it is always sent on to the shop.
+The shopper's own browser comes to redirect, and by GET to success and failure, for instance when a page is
+loaded again. It is never asked for a proof, what it brings is not kept, and it is always sent on to the shop.
 """
 
 from __future__ import annotations
@@ -95,7 +97,10 @@ class _Read(NamedTuple):
 
 
 async def accept(request: Request) -> Response:
-    """Take one callback. Success, failure and redirect go on to the shop's own page; a notification is acknowledged."""
+    """Take one callback.
+
+    Success, failure and redirect go on to the shop's own page; a notification is acknowledged.
+    """
     services = dependencies.of(request)
     path = request.path_params
     checkout_id, link = _opened(services, path["kind"], path["checkout_id"], path["signed"])
@@ -133,7 +138,10 @@ async def accept(request: Request) -> Response:
 
 
 async def _visited(request: Request, checkout_id: UUID, link: OpenedLink) -> Response:
-    """Note a visit of the shopper's browser and send it on. Nothing of what it brings is kept: where a shopper is belongs to a person."""
+    """Note a visit of the shopper's browser and send it on.
+
+    Nothing of what it brings is kept: where a shopper is belongs to a person.
+    """
     closing: Mapping[str, str] = {}
     try:
         await request_body.read(request, limit=VISIT_LIMIT)
@@ -190,7 +198,9 @@ async def accept_for_merchant(request: Request) -> Response:
 
 
 def _opened(services: Services, kind: str, checkout_id: str, signed: str) -> tuple[UUID, OpenedLink]:
-    """Return what the link says, or refuse it; one sentence for every cause, so that nobody can tell which part was wrong."""
+    """Return what the link says, or refuse it; one sentence for every cause, so that nobody can tell which
+    part was wrong.
+    """
     try:
         one = UUID(checkout_id)
     except ValueError:
@@ -210,7 +220,9 @@ def _only_posted(kind: str) -> Refusal:
 
 
 async def _named(services: Services, name: str) -> Merchant:
-    """Return the merchant of a link of ours; 503 while it cannot be read, since the link says that there is one."""
+    """Return the merchant of a link of ours; 503 while it cannot be read, since the link says that there is
+    one.
+    """
     merchant = None
     try:
         async with asyncio.timeout(TIMEOUT):
@@ -294,7 +306,8 @@ def _onward(page: str, more: Mapping[str, str] = MappingProxyType({})) -> Respon
 
 
 def tidy(path: str) -> str:
-    """Return the path of a callback link as we made it: proxies and shops double slashes, or add one at the end.
+    """Return the path of a callback link as we made it: proxies and shops double slashes, or add one at the
+    end.
 
     Nothing in a link has a slash of its own, so none is lost.
     """

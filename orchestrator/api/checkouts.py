@@ -1,6 +1,7 @@
 """Taking checkouts and reading them: one, a list, its trail, its explanation, and the payments of a merchant.
 
-A checkout is taken once however often it is sent; the answer comes after the commit, and the hint to the workers after that.
+A checkout is taken once however often it is sent; the answer comes after the commit, and the hint to the
+workers after that.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-# ── Intake ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Intake ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def accept(request: Request) -> Response:
@@ -59,7 +60,10 @@ async def accept(request: Request) -> Response:
 
 
 async def accept_batch(request: Request) -> Response:
-    """Take many checkouts, each with a result of its own. Safe to send again: the order numbers tell what is there."""
+    """Take many checkouts, each with a result of its own.
+
+    Safe to send again: the order numbers tell what is there.
+    """
     services = dependencies.of(request)
     caller, merchant = await dependencies.admit(request, "checkouts:write")
     if "idempotency-key" in request.headers:
@@ -161,7 +165,7 @@ def idempotency_key(request: Request) -> str | None:
     return key
 
 
-# ── Reads ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Reads ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def show(request: Request, checkout_id: str) -> Response:
@@ -218,9 +222,15 @@ async def search(  # noqa: PLR0917 - FastAPI calls it by name
         return answer(answers.CheckoutPage(checkouts=[], next_cursor=None))  # no order has such a number
     async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await reads.page(
-            services.db, merchant.id, order_ref=order_id, states=state or (), statuses=payment_status or (),
-            waiting=attention, before=cursor, limit=limit,
-        )  # fmt: skip
+            services.db,
+            merchant.id,
+            order_ref=order_id,
+            states=state or (),
+            statuses=payment_status or (),
+            waiting=attention,
+            before=cursor,
+            limit=limit,
+        )
     return answer(found)
 
 

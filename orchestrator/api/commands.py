@@ -1,8 +1,10 @@
-"""What may be asked of a checkout after it was taken: cancel, reopen, capture, refund, release, retry, reconcile, resolve.
+"""What may be asked of a checkout after it was taken: cancel, reopen, capture, refund, release, retry,
+reconcile, resolve.
 
-Each is a command that is checked against our books, stored and answered with 202, and carried out by whoever holds the checkout;
-what became of it stands among the checkout's `commands`. With an `Idempotency-Key` the same request is the same command, however
-often and wherever it is sent; calls that move money are refused without one.
+Each is a command that is checked against our books, stored and answered with 202, and carried out by whoever
+holds the checkout; what became of it stands among the checkout's `commands`. With an `Idempotency-Key` the
+same request is the same command, however often and wherever it is sent; calls that move money are refused
+without one.
 """
 
 from __future__ import annotations
@@ -123,15 +125,31 @@ def _met(view: CheckoutView, key: str | None, print_: bytes) -> UUID | None:
 
 
 async def _store(
-    request: Request, view: CheckoutView, command_request: CommandRequest, *, actor: str, reason: str | None, key: str | None, print_: bytes
-) -> UUID:  # fmt: skip
+    request: Request,
+    view: CheckoutView,
+    command_request: CommandRequest,
+    *,
+    actor: str,
+    reason: str | None,
+    key: str | None,
+    print_: bytes,
+) -> UUID:
     services = dependencies.of(request)
     try:
         stored = await inbox.request(
-            services.db, services.encryptor, view.id, merchant_id=view.merchant_id, kind=command_request.kind, actor=actor, reason=reason,
-            expected_version=command_request.version, arguments=command_request.arguments, idempotency_key=key, fingerprint=print_,
+            services.db,
+            services.encryptor,
+            view.id,
+            merchant_id=view.merchant_id,
+            kind=command_request.kind,
+            actor=actor,
+            reason=reason,
+            expected_version=command_request.version,
+            arguments=command_request.arguments,
+            idempotency_key=key,
+            fingerprint=print_,
             grace=services.settings.hint_grace,
-        )  # fmt: skip
+        )
     except KeyReused as error:
         raise _reused(error) from None
     if stored is None:  # it was there a moment ago, and checkouts are never deleted
@@ -144,9 +162,12 @@ def _refuse(rejection: Rejection | None) -> None:
         return
     said, field = rejection.sentence, rejection.field
     raise Refusal(
-        409 if field is None else 422, said, kind=rejection.kind,
-        errors=() if field is None else [Problem(field, said)], facts=rejection.facts,
-    )  # fmt: skip
+        409 if field is None else 422,
+        said,
+        kind=rejection.kind,
+        errors=() if field is None else [Problem(field, said)],
+        facts=rejection.facts,
+    )
 
 
 def _reused(error: KeyReused) -> Refusal:
@@ -155,7 +176,9 @@ def _reused(error: KeyReused) -> Refusal:
 
 
 class _Body(Fields):
-    """The body of a command, read as far as it can be without the checkout, whose currency an amount needs."""
+    """The body of a command, read as far as it can be without the checkout, whose currency an
+    amount needs.
+    """
 
     __slots__ = ("_body", "kind", "reason", "version")
 
@@ -223,7 +246,9 @@ class _Body(Fields):
         return self.text(self._body, "", "transactionId", required=False, most=bodies.LONGEST_TRANSACTION)
 
     def _amount(self, currency: str) -> int | None:
-        """Read an amount in minor units, given as a number or as value and currency; None: all that is left."""
+        """Read an amount in minor units, given as a number or as value and currency; None: all
+        that is left.
+        """
         given = self._body.get("amount")
         if given is None or "amount" not in _FIELDS[self.kind]:
             return None

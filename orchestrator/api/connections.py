@@ -1,12 +1,14 @@
 """What one connection, and all connections together, may cost an API process.
 
-uvicorn's httptools protocol sets no bound on the head of a request, on trailers, on the number of pipelined requests, on the time
-that a head takes, or on the number of connections. `Connection` adds those bounds and `Connections` counts for the process. A
-request that passes a bound is answered with a problem (RFC 9457) where the answer can still be written, and its connection is
-closed. Refusals are logged as numbers, one line in a period, so that an attack cannot fill a log.
+uvicorn's httptools protocol sets no bound on the head of a request, on trailers, on the number of pipelined
+requests, on the time that a head takes, or on the number of connections. `Connection` adds those bounds and
+`Connections` counts for the process. A request that passes a bound is answered with a problem (RFC 9457)
+where the answer can still be written, and its connection is closed. Refusals are logged as numbers, one line
+in a period, so that an attack cannot fill a log.
 
-When the process has as many connections as it may have, the ones that wait for a request are closed, the oldest first. Where
-every connection has a request under way, new ones come from a reserve that serves callbacks only.
+When the process has as many connections as it may have, the ones that wait for a request are closed, the
+oldest first. Where every connection has a request under way, new ones come from a reserve that serves
+callbacks only.
 """
 
 from __future__ import annotations
@@ -99,7 +101,9 @@ class Connections:
     """The connections of one process: their number, their time limits, and a count of refusals by reason."""
 
     def __init__(self, limit: int, *, files: int) -> None:
-        """Take the wanted number of connections; `files` is what else of the process's open files is spoken for."""
+        """Take the wanted number of connections; `files` is what else of the process's open files is spoken
+        for.
+        """
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if allowed == resource.RLIM_INFINITY:
             allowed = limit * 2 + files + _OTHER_FILES
@@ -203,7 +207,7 @@ class Connection(HttpToolsProtocol):
         # Bytes that came after the last request that is answered; None: all is read.
         self._discarded: int | None = None
 
-    # ── Life of a connection ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Life of a connection ───────────────────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin; the first request has to come in time."""
@@ -229,13 +233,17 @@ class Connection(HttpToolsProtocol):
 
     @property
     def is_unanswered(self) -> bool:
-        """Say whether the answer is owed by us: the request is read, and the caller does not leave an answer unread."""
+        """Say whether the answer is owed by us: the request is read, and the caller does not leave an answer
+        unread.
+        """
         latest = self._latest
         owed = latest is not None and not latest.response_complete
         return owed and not self._in_body and self._blocked_since is None
 
     def waiting_order(self) -> tuple[bool, float]:
-        """Return what sorts connections by how little is lost by closing them: never used ones first, then by age."""
+        """Return what sorts connections by how little is lost by closing them: never used ones first, then by
+        age.
+        """
         return self._latest is not None, self._since or float("inf")
 
     def serve_callbacks_only(self) -> None:
@@ -283,7 +291,7 @@ class Connection(HttpToolsProtocol):
         self._blocked_since = None
         super().resume_writing()
 
-    # ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Reading ────────────────────────────────────────────────────────────────────────────────────────────
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, in slices."""
@@ -312,7 +320,8 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            # No other protocol is spoken here. The request is answered as it is, and what follows it is not read.
+            # No other protocol is spoken here. The request is answered as it is, and what follows it is not
+            # read.
             self._discarded = 0
             if (latest := self._latest) is not None:
                 latest.keep_alive = False
@@ -335,7 +344,10 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header. Trailers are dropped: they must not add to the headers that a request was judged by."""
+        """Take a header.
+
+        Trailers are dropped: they must not add to the headers that a request was judged by.
+        """
         if self._in_body:
             return
         name = name.lower()
@@ -353,7 +365,8 @@ class Connection(HttpToolsProtocol):
             name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
             for name, value in self.headers
         ):
-            # httptools takes what follows the head for the other protocol: the body would be lost without a word.
+            # httptools takes what follows the head for the other protocol: the body would be lost without a
+            # word.
             self._stop("upgrade_with_body")
         super().on_headers_complete()
         self._in_body = True
@@ -369,7 +382,7 @@ class Connection(HttpToolsProtocol):
         self._since = None
         super().on_message_complete()
 
-    # ── Refusing ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Refusing ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _stop(self, reason: str) -> None:
         self._reason = reason

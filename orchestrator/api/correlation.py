@@ -1,4 +1,6 @@
-"""The correlation id: taken from the caller if it is harmless, made otherwise; on every log line, answer and checkout."""
+"""The correlation id: taken from the caller if it is harmless, made otherwise; on every log line, answer and
+checkout.
+"""
 
 from __future__ import annotations
 

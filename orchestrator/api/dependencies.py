@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 DATABASE_TIMEOUT = 15.0
 """Seconds that a request waits for Postgres in all, before it answers 503."""
 CLOSING_TIMEOUT = 5.0
-"""Seconds that writes which are still waiting get when the process ends, or a fifth of SHUTDOWN_TIMEOUT where that is less."""
+"""Seconds that writes which are still waiting get when the process ends, or a fifth of SHUTDOWN_TIMEOUT where
+that is less."""
 
 _log = log.get(__name__)
 
@@ -56,8 +57,8 @@ class PublishesHints(Protocol):
 class Services:
     """Everything that an endpoint needs.
 
-    `db` answers merchants' questions and takes their commands. Intents, callbacks, merchants and health go through connections
-    of their own (`inlet`): however long a listing takes, none of them waits for it.
+    `db` answers merchants' questions and takes their commands. Intents, callbacks, merchants and health go
+    through connections of their own (`inlet`): however long a listing takes, none of them waits for it.
     """
 
     settings: Settings
@@ -83,7 +84,9 @@ class Services:
         object.__setattr__(self, "event_feed", feed)
 
     async def close(self) -> None:
-        """Write what has gathered, then let go of Postgres; what it does not take in time was never acknowledged."""
+        """Write what has gathered, then let go of Postgres; what it does not take in time was never
+        acknowledged.
+        """
         self.event_feed.stop()
         timeout = min(CLOSING_TIMEOUT, self.settings.shutdown_timeout / 5)
         try:
@@ -104,7 +107,9 @@ def of(request: Request) -> Services:
 
 
 async def admit(request: Request, *scopes: str) -> tuple[Caller, Merchant]:
-    """Return who calls, with one of these scopes, and for which merchant; 401, 403 or 503 with the reason otherwise, 422 for a query parameter that is not known."""
+    """Return who calls, with one of these scopes, and for which merchant; 401, 403 or 503 with the reason
+    otherwise, 422 for a query parameter that is not known.
+    """
     services = of(request)
     caller = await services.authenticator.admit(request.headers.get("authorization"))
     caller.need(*scopes)

@@ -1,7 +1,9 @@
-"""The OpenAPI document and the page that shows it; every asset comes from us and the page loads nothing from elsewhere.
+"""The OpenAPI document and the page that shows it; every asset comes from us and the page loads nothing from
+elsewhere.
 
-FastAPI writes the document for its own routes; the routes below it and the bodies that are read raw are described here, and shapes come
-from `contract`. The document is OpenAPI 3.1. The page shows the same as OpenAPI 3.0, the newest version that the packaged Swagger UI knows.
+FastAPI writes the document for its own routes; the routes below it and the bodies that are read raw are
+described here, and shapes come from `contract`. The document is OpenAPI 3.1. The page shows the same as
+OpenAPI 3.0, the newest version that the packaged Swagger UI knows.
 """
 
 from __future__ import annotations
@@ -144,7 +146,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
         routes=app.routes,
         tags=[{"name": name, "description": about} for name, about in _TAGS.items()],
     )
-    # FastAPI's own shapes describe its validation errors, which are problems here, and enums that the contract has too.
+    # FastAPI's own shapes describe its validation errors, which are problems here, and enums that the
+    # contract has too.
     document["components"] = {
         "schemas": contract.schemas(),
         "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
@@ -178,7 +181,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 def _as_30(value: Any) -> Any:
-    """Say what only 3.1 can say as 3.0 says it: "or null", examples of a value, and what stands beside a reference."""
+    """Say what only 3.1 can say as 3.0 says it: "or null", examples of a value, and what stands beside a
+    reference.
+    """
     if isinstance(value, list):
         return [_as_30(one) for one in value]
     if not isinstance(value, dict):
@@ -269,8 +274,12 @@ def of_webhook(
 def added_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
     """Return what FastAPI is told about the route that adds a webhook."""
     told = of_webhook(
-        webhooks.NewWebhook, "Added; the secret is shown this once", scopes, status=201, body=webhooks.AddWebhook
-    )  # fmt: skip
+        webhooks.NewWebhook,
+        "Added; the secret is shown this once",
+        scopes,
+        status=201,
+        body=webhooks.AddWebhook,
+    )
     del told["responses"]["404"]
     told["responses"] |= _problems(
         too_many_webhooks=(HTTPStatus.CONFLICT, "The merchant has as many as it may")

@@ -1,4 +1,5 @@
-"""Waiting for events: one poller for all long polls of a process, so that a hundred waiting clients cost one small query at a time.
+"""Waiting for events: one poller for all long polls of a process, so that a hundred waiting clients cost one
+small query at a time.
 
 Cursors are positions in Postgres, so a client may go on at any process of the API.
 """
@@ -45,7 +46,9 @@ class TooManyWaiting(OrchestratorError):  # noqa: N818 - named for the fact
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """A client that waits for events of its merchant after a position; `after` goes on with the events that it did not ask for."""
+    """A client that waits for events of its merchant after a position; `after` goes on with the events that
+    it did not ask for.
+    """
 
     merchant_id: int
     after: int
@@ -95,7 +98,10 @@ class EventFeed:
         return len(self._waiting)
 
     async def wait(self, client: Waiting, *, seconds: float) -> Page:
-        """Return the next events that a client asked for, or none after so many seconds. `TooManyWaiting` if no slot is free."""
+        """Return the next events that a client asked for, or none after so many seconds.
+
+        `TooManyWaiting` if no slot is free.
+        """
         if self._stopping:
             return Page((), client.after)
         of_merchant = Counter(each.merchant_id for each in self._waiting)[client.merchant_id]
@@ -108,7 +114,8 @@ class EventFeed:
             # It works for all clients, so its log lines carry the correlation id of no request.
             self._poller = asyncio.create_task(self._poll(), name="event-feed", context=Context())
         try:
-            # Not `timeout`, which would drop what is found at the moment at which the time is over, and with it skip events.
+            # Not `timeout`, which would drop what is found at the moment at which the time is over, and with
+            # it skip events.
             await asyncio.wait((client.found,), timeout=seconds)
             return client.found.result() if client.found.done() else Page((), client.after)
         finally:

@@ -1,7 +1,8 @@
 """The feed of a merchant's events, with long polls, and the schemas of the events.
 
-A cursor is the position after which reading goes on. Positions have no gaps and are given after the commit, so a client that goes on
-with `next` of each answer sees every event once; what is not kept any more is said, and never skipped in silence.
+A cursor is the position after which reading goes on. Positions have no gaps and are given after the commit,
+so a client that goes on with `next` of each answer sees every event once; what is not kept any more is said,
+and never skipped in silence.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _log = log.get(__name__)
 SCOPE: Final = "events:read"
 LONGEST_WAIT: Final = 30
 STRETCHES: Final = 20
-"""Stretches of the feed that one request looks through for what it wants; then it is answered with how far it came."""
+"""Stretches of the feed that one request looks through for what it wants; then it is answered with how far it
+came."""
 AT_A_TIME: Final = 100
 """Documents that are made before other requests have their turn."""
 _CURSOR: Final = re.compile("0|[1-9][0-9]{0,17}")
@@ -93,7 +95,9 @@ async def show_types(request: Request) -> Response:
 
 
 async def _stored(services: Services, wanted: Waiting) -> Page | None:
-    """Return what the feed has for a client by now; None, with the client at its end, where that is nothing."""
+    """Return what the feed has for a client by now; None, with the client at its end, where that
+    is nothing.
+    """
     async with asyncio.timeout(DATABASE_TIMEOUT):
         feed = await feeds.feed(services.db, wanted.merchant_id)
         if wanted.after > feed.last:
@@ -105,9 +109,14 @@ async def _stored(services: Services, wanted: Waiting) -> Page | None:
         page = Page((), wanted.after)
         for _ in range(STRETCHES):
             page = await feeds.page(
-                services.db, wanted.merchant_id, after=wanted.after, until=feed.last, limit=wanted.limit, kinds=wanted.kinds,
+                services.db,
+                wanted.merchant_id,
+                after=wanted.after,
+                until=feed.last,
+                limit=wanted.limit,
+                kinds=wanted.kinds,
                 checkout=wanted.checkout,
-            )  # fmt: skip
+            )
             if page.events or page.until >= feed.last:
                 break
             wanted.after = page.until

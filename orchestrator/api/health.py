@@ -1,9 +1,10 @@
 """Health: is the process alive, and can it do its work.
 
-Ready means database and schema: the database takes a write, and the schema is the one that this code needs. A broker, workers or a
-scheduler that are away make it degraded, and still ready: callbacks must be taken, and what is taken waits for them. So do a right
-that the database refuses, new connections that it refuses, and lookups that wait for their merchant's budget. However many ask, the
-database is asked once in a second, and once in five what costs more.
+Ready means database and schema: the database takes a write, and the schema is the one that this code needs. A
+broker, workers or a scheduler that are away make it degraded, and still ready: callbacks must be taken, and
+what is taken waits for them. So do a right that the database refuses, new connections that it refuses, and
+lookups that wait for their merchant's budget. However many ask, the database is asked once in a second, and
+once in five what costs more.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Answers: JSON with exact money, and problem+json (RFC 9457) for everything that goes wrong.
 
-A problem names each field that is wrong and carries the correlation id. What went wrong inside of us is logged and never told.
+A problem names each field that is wrong and carries the correlation id. What went wrong inside of us is
+logged and never told.
 """
 
 from __future__ import annotations
@@ -161,7 +162,9 @@ async def _http(request: Request, error: Any) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """Return what an address takes, over all routes that share its first match; a less specific route answers it with 404."""
+    """Return what an address takes, over all routes that share its first match; a less specific route answers
+    it with 404.
+    """
     methods = {"OPTIONS"}
     shape: str | None = None
     for route in request.app.routes:
@@ -179,5 +182,7 @@ def _methods(request: Request) -> list[str]:
 
 
 async def only_post(_: Request) -> Response:
-    """Refuse every other method at an address that takes POST alone, which a less specific route would answer with 404."""
+    """Refuse every other method at an address that takes POST alone, which a less specific route would answer
+    with 404.
+    """
     raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED)

@@ -1,7 +1,10 @@
-"""What may be read of a checkout and of payments, in the words of the contract. Reads only, always of one merchant, never another's.
+"""What may be read of a checkout and of payments, in the words of the contract.
 
-Amounts leave as decimals of their currency. The session with its token is shown only while the shopper may pay with it: offered,
-not cancelled nor about to be, before the deadline, and with a token that has not expired.
+Reads only, always of one merchant, never another's.
+
+Amounts leave as decimals of their currency. The session with its token is shown only while the shopper may
+pay with it: offered, not cancelled nor about to be, before the deadline, and with a token that has not
+expired.
 """
 
 from __future__ import annotations
@@ -93,7 +96,8 @@ async def page(
     before: UUID | None = None,
     limit: int,
 ) -> answers.CheckoutPage:
-    """Return one page of a merchant's checkouts, the youngest first, with the cursor of the next (None: this is the last).
+    """Return one page of a merchant's checkouts, the youngest first, with the cursor of the next (None: this
+    is the last).
 
     `waiting`: only those that wait for a decision, or for one of this code, or only the others.
     """
@@ -121,7 +125,8 @@ async def payments_page(
     before: str | None = None,
     limit: int,
 ) -> answers.PaymentPage | None:
-    """Return one page of a merchant's payments, the youngest first, with the cursor of the next (None: this is the last).
+    """Return one page of a merchant's payments, the youngest first, with the cursor of the next (None: this
+    is the last).
 
     None if `before` is no cursor of ours.
     """
@@ -142,7 +147,8 @@ async def payments_page(
 async def audit(
     db: Database, merchant_id: int, checkout_id: UUID, *, after: int, limit: int
 ) -> answers.AuditTrail | None:
-    """Return audit entries after a number, the number to go on after, and where entries went that are not here any more.
+    """Return audit entries after a number, the number to go on after, and where entries went that are not
+    here any more.
 
     None if the merchant has no such checkout.
     """
@@ -213,7 +219,10 @@ def _attention(row: CheckoutSummary) -> answers.Attention | None:
 
 
 def _outcome(state: State, status: PaymentStatus) -> str | None:
-    """Return how it ended; None while it has not. Paid is only what still holds money; else the payment's status says it."""
+    """Return how it ended; None while it has not.
+
+    Paid is only what still holds money; else the payment's status says it.
+    """
     if state not in ENDED:
         return None
     if state is not State.COMPLETED:
@@ -274,10 +283,11 @@ def _command(one: Command) -> answers.Command:
 
 
 def _valued(currency: str, amounts: Mapping[str, int], raw: Mapping[str, str] | None) -> dict[str, Any]:
-    """Return amounts as decimals, and `raw`, the texts of those that have none: null stands for what cannot be read, and never 0.
+    """Return amounts as decimals, and `raw`, the texts of those that have none: null stands for what cannot
+    be read, and never 0.
 
-    `raw` are the gateway's own texts by name, if it wrote what cannot be read; without them an amount of a currency that is not
-    known is told in minor units.
+    `raw` are the gateway's own texts by name, if it wrote what cannot be read; without them an amount of a
+    currency that is not known is told in minor units.
     """
     told, values = dict(raw or {}), {}
     for name, minor in amounts.items():

@@ -27,7 +27,9 @@ class Disconnected(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 async def read(request: Request, *, limit: int) -> bytes:
-    """Return the body; 413 as soon as it is known to be longer than `limit` bytes, 408 if it does not come."""
+    """Return the body; 413 as soon as it is known to be longer than `limit` bytes, 408 if it does
+    not come.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise too_large(limit)
@@ -53,7 +55,8 @@ async def read(request: Request, *, limit: int) -> bytes:
 async def skip(request: Request) -> None:
     """Read what is left of a refused body, within bounds, and forget it.
 
-    A connection that is closed while its caller still sends may lose the answer, which a shopper's way on depends on.
+    A connection that is closed while its caller still sends may lose the answer, which a shopper's way on
+    depends on.
     """
     size = 0
     with suppress(TimeoutError):
@@ -68,7 +71,10 @@ async def skip(request: Request) -> None:
 
 
 async def read_json(request: Request, *, limit: int, optional: bool = False) -> bytes:
-    """Return a body that says it is JSON, without a byte order mark; 415 otherwise. An optional one may be empty, of whatever type."""
+    """Return a body that says it is JSON, without a byte order mark; 415 otherwise.
+
+    An optional one may be empty, of whatever type.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
     if not is_json and not optional:
@@ -92,7 +98,9 @@ def _not_json(kind: str) -> Refusal:
 
 
 def too_large(limit: int, *, read: bool = False) -> Refusal:
-    """Return the refusal of a body of more than `limit` bytes; it ends the connection unless the body was `read` to its end."""
+    """Return the refusal of a body of more than `limit` bytes; it ends the connection unless the body was
+    `read` to its end.
+    """
     return Refusal(
         413,
         f"the body is longer than {limit} bytes, which is the most here",

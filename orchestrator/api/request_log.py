@@ -1,11 +1,14 @@
-"""What is logged of requests: a line for each where it is wanted, and refused ones always, counted and never in floods.
+"""What is logged of requests: a line for each where it is wanted, and refused ones always, counted and never
+in floods.
 
-`AccessLog` costs a request two microseconds: lines are gathered and written together five times a second, past the steps of ordinary log
-lines. That is safe because nothing in them is free text: the route and not the path (callback links are signed), no query, no
-header but the addresses of proxies, no body. A shopper's own address is not logged. What is gathered is lost with a killed process.
+`AccessLog` costs a request two microseconds: lines are gathered and written together five times a second,
+past the steps of ordinary log lines. That is safe because nothing in them is free text: the route and not the
+path (callback links are signed), no query, no header but the addresses of proxies, no body. A shopper's own
+address is not logged. What is gathered is lost with a killed process.
 
-`SecurityLog` takes failed authentication, refused scopes, and callbacks without proof or with a wrong link. Of each kind a bounded
-number of lines a minute is written; how many more there were follows when the minute is over.
+`SecurityLog` takes failed authentication, refused scopes, and callbacks without proof or with a wrong link.
+Of each kind a bounded number of lines a minute is written; how many more there were follows when the minute
+is over.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
 DENIED: Final = "orchestrator.denied"
-"""Where an endpoint leaves in the scope why a caller was denied: a sentence of ours, without anything of the token."""
+"""Where an endpoint leaves in the scope why a caller was denied: a sentence of ours, without anything of the
+token."""
 LINES_A_MINUTE: Final = 20
 """Of each kind of security event."""
 WINDOW: Final = 60.0

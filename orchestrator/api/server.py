@@ -31,21 +31,26 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 GRACE: Final = 10
-"""Seconds that requests under way get when the process is asked to end, or four tenths of SHUTDOWN_TIMEOUT where that is less."""
+"""Seconds that requests under way get when the process is asked to end, or four tenths of SHUTDOWN_TIMEOUT
+where that is less."""
 KEEP_ALIVE: Final = 130
-"""Seconds that a connection without a request is kept: longer than proxies keep theirs (nginx 60 s, Caddy 120 s), so that it is the
-proxy that ends it. The other way round, a request could meet the end of its connection, and a proxy answers 502 to it."""
+"""Seconds that a connection without a request is kept: longer than proxies keep theirs (nginx 60 s, Caddy 120
+s), so that it is the proxy that ends it. The other way round, a request could meet the end of its connection,
+and a proxy answers 502 to it."""
 POOL_TIMEOUT: Final = 3.0
 READ_TIMEOUT: Final = 3_000
 """Milliseconds that one statement of a reading endpoint may take in Postgres."""
 INLET: Final = 4
-"""Connections beside the pool: one each for the writers of intents, of callbacks and of unmatched callbacks, and one for merchants and health."""
+"""Connections beside the pool: one each for the writers of intents, of callbacks and of unmatched callbacks,
+and one for merchants and health."""
 
 
 def run(settings: Settings, host: str, port: int) -> int:
-    """Serve until SIGTERM or SIGINT; then finish what is under way, write what has gathered, publish its hints.
+    """Serve until SIGTERM or SIGINT; then finish what is under way, write what has gathered, publish its
+    hints.
 
-    Returns the exit status: 0 where every request that was read had its answer, another where some were cut off.
+    Returns the exit status: 0 where every request that was read had its answer, another where some were cut
+    off.
     """
     hint_publisher = HintPublisher(settings)
     hint_publisher.start()
@@ -112,7 +117,8 @@ async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, p
         access_log=False,
         log_config=None,
         server_header=False,
-        # What a proxy says of its caller is read in one place, as deep as TRUSTED_PROXIES says (`client_address`).
+        # What a proxy says of its caller is read in one place, as deep as TRUSTED_PROXIES says
+        # (`client_address`).
         proxy_headers=False,
         timeout_graceful_shutdown=max(min(GRACE, int(0.4 * settings.shutdown_timeout)), 1),
         timeout_keep_alive=KEEP_ALIVE,
@@ -143,7 +149,8 @@ async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, p
 class _Server(uvicorn.Server):
     """uvicorn's, which tells what it cut off.
 
-    It raises the signal again when it is done, which would end the process before the last hints are published.
+    It raises the signal again when it is done, which would end the process before the last hints are
+    published.
     """
 
     def __init__(self, config: uvicorn.Config, connections: Connections, services: Services) -> None:

@@ -1,7 +1,7 @@
 """Webhooks of a merchant: added, changed, tried out, and what became of each delivery.
 
-A secret is shown once, by the call that makes it. Another merchant's webhook is one that does not exist. Nothing is sent from here:
-deliverers do that.
+A secret is shown once, by the call that makes it. Another merchant's webhook is one that does not exist.
+Nothing is sent from here: deliverers do that.
 """
 
 from __future__ import annotations
@@ -109,8 +109,12 @@ async def change(request: Request, webhook_id: str) -> Response:
         elif paused is False:
             await stored.resume(services.db, one.id, merchant_id=merchant.id)
     _log.info(
-        "webhook_changed", webhook=str(one.id), merchant=merchant.name, actor=caller.actor, fields=sorted(body.given)
-    )  # fmt: skip
+        "webhook_changed",
+        webhook=str(one.id),
+        merchant=merchant.name,
+        actor=caller.actor,
+        fields=sorted(body.given),
+    )
     return answer(shapes.Webhook(**_facts(await _one(services, merchant, webhook_id))))
 
 
@@ -126,7 +130,10 @@ async def delete(request: Request, webhook_id: str) -> Response:
 
 
 async def rotate_secret(request: Request, webhook_id: str) -> Response:
-    """A new secret, in this answer and nowhere else. The one before signs too for a day, or for as long as `overlap` says."""
+    """A new secret, in this answer and nowhere else.
+
+    The one before signs too for a day, or for as long as `overlap` says.
+    """
     services, caller, merchant = await _admitted(request, WRITE)
     body = await _Body.of(request, shapes.RotateSecret)
     overlap = body.overlap()
@@ -134,8 +141,13 @@ async def rotate_secret(request: Request, webhook_id: str) -> Response:
     secret = signature.new_secret()
     async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await stored.rotate(
-            services.db, services.encryptor, _id_of(webhook_id), merchant_id=merchant.id, secret=secret, overlap=overlap
-        )  # fmt: skip
+            services.db,
+            services.encryptor,
+            _id_of(webhook_id),
+            merchant_id=merchant.id,
+            secret=secret,
+            overlap=overlap,
+        )
     if found is None:
         raise _unknown(webhook_id)
     _log.info("webhook_secret_rotated", webhook=str(found.id), merchant=merchant.name, actor=caller.actor)
@@ -143,7 +155,9 @@ async def rotate_secret(request: Request, webhook_id: str) -> Response:
 
 
 async def send_test(request: Request, webhook_id: str) -> Response:
-    """Send a test event, once, also to a webhook that is paused; what came of it stands among the attempts."""
+    """Send a test event, once, also to a webhook that is paused; what came of it stands among the
+    attempts.
+    """
     services, _, merchant = await _admitted(request, WRITE)
     one = await _one(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
@@ -155,7 +169,9 @@ async def send_test(request: Request, webhook_id: str) -> Response:
 
 
 async def resume(request: Request, webhook_id: str) -> Response:
-    """Serve a webhook again that was paused or is off; what waits is sent, and what failed is tried at once."""
+    """Serve a webhook again that was paused or is off; what waits is sent, and what failed is
+    tried at once.
+    """
     services, caller, merchant = await _admitted(request, WRITE)
     one = await _one(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
@@ -165,7 +181,9 @@ async def resume(request: Request, webhook_id: str) -> Response:
 
 
 async def replay(request: Request, webhook_id: str) -> Response:
-    """Send events again that the feed still has, with the same ids: one, those of a period, or all that was given up."""
+    """Send events again that the feed still has, with the same ids: one, those of a period, or all that was
+    given up.
+    """
     services, caller, merchant = await _admitted(request, WRITE)
     body = await _Body.of(request, shapes.Replay)
     one = await _one(services, merchant, webhook_id)
@@ -187,13 +205,22 @@ async def show_deliveries(  # noqa: PLR0917 - FastAPI calls it by name
     cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=shapes.DELIVERY_PAGE)] = 50,
 ) -> Response:
-    """Attempts to reach an endpoint, the youngest first, page by page. With `checkout` or `failed` a page may hold fewer, and others follow."""
+    """Attempts to reach an endpoint, the youngest first, page by page.
+
+    With `checkout` or `failed` a page may hold fewer, and others follow.
+    """
     services, _, merchant = await _admitted(request, *READ)
     one = await _one(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await deliveries.attempts(
-            services.db, services.encryptor, one.id, before=cursor, limit=limit + 1, checkout=checkout, failed=failed
-        )  # fmt: skip
+            services.db,
+            services.encryptor,
+            one.id,
+            before=cursor,
+            limit=limit + 1,
+            checkout=checkout,
+            failed=failed,
+        )
         more = found[limit - 1].id if len(found) > limit else None
         if more is None and (checkout is not None or failed is not None):
             # It looked at so many only: the next page looks further.
@@ -211,13 +238,18 @@ async def replay_delivery(request: Request, delivery_id: str) -> Response:
         if found is None:
             raise _unknown(delivery_id, "delivery")
         number = await replays.event(
-            services.db, found.webhook, merchant_id=merchant.id, checkout=found.checkout, sequence=found.sequence
-        )  # fmt: skip
+            services.db,
+            found.webhook,
+            merchant_id=merchant.id,
+            checkout=found.checkout,
+            sequence=found.sequence,
+        )
     if not number:
         raise Refusal(
-            410, "it cannot be sent again: it was a test, or the feed keeps the event no more, or the webhook does not want its type any more",
+            410,
+            "it cannot be sent again: it was a test, or the feed keeps the event no more, or the webhook does not want its type any more",
             kind="event-gone",
-        )  # fmt: skip
+        )
     _log.info(
         "events_replayed",
         webhook=str(found.webhook),

@@ -1,9 +1,11 @@
-"""Archives: the history of settled checkouts in a file that proves itself, and the chain in which the archives stand.
+"""Archives: the history of settled checkouts in a file that proves itself, and the chain in which the
+archives stand.
 
-A file is gzip over lines of JSON: a page for each checkout, sorted by id, and the manifest as the last line. The manifest has counts, a
-digest over the heads, a digest over all pages, and a mac that follows the mac of the archive before it; the same manifest stands in
-table `archives`. With the secret keys alone a file tells whether a page, an entry or its end was changed or cut off. What a page
-holds of a person is sealed under a data key that stays in the database: erasing a customer reaches the archives too.
+A file is gzip over lines of JSON: a page for each checkout, sorted by id, and the manifest as the last line.
+The manifest has counts, a digest over the heads, a digest over all pages, and a mac that follows the mac of
+the archive before it; the same manifest stands in table `archives`. With the secret keys alone a file tells
+whether a page, an entry or its end was changed or cut off. What a page holds of a person is sealed under a
+data key that stays in the database: erasing a customer reaches the archives too.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 LINE_LIMIT: Final = 128 * 1024 * 1024
 """Bytes of one page: the history of one checkout with all callbacks that are kept for it."""
 INFLATION_LIMIT: Final = 200
-"""How many times larger than the file its content may be. What is sealed hardly shrinks: an archive has about a tenth of its content."""
+"""How many times larger than the file its content may be. What is sealed hardly shrinks: an archive has about
+a tenth of its content."""
 INFLATION_FREE: Final = 4 * 1024 * 1024
 """Bytes of content that any file may have."""
 
@@ -59,7 +62,10 @@ _PAYMENTS_ALONE = text("""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an archive says of itself. `before` is the mac of the archive before it, `rows` how many rows of each kind it holds."""
+    """What an archive says of itself.
+
+    `before` is the mac of the archive before it, `rows` how many rows of each kind it holds.
+    """
 
     archive: int
     at: datetime
@@ -131,7 +137,9 @@ class _Link:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The history of one checkout: where its chain is taken up and ends, its entries, and rows of other kinds as JSON."""
+    """The history of one checkout: where its chain is taken up and ends, its entries, and rows of other kinds
+    as JSON.
+    """
 
     checkout: UUID
     after: Head
@@ -199,9 +207,17 @@ class Writing:
         assert tally.first is not None  # noqa: S101 - nobody archives nothing
         assert tally.last is not None  # noqa: S101 - as above
         manifest = Manifest(
-            archive=archive, at=at, before=before.hex(), checkouts=tally.checkouts, entries=tally.entries, rows=self._rows,
-            first=tally.first, last=tally.last, heads=tally.heads.hexdigest(), pages=tally.pages.hexdigest(),
-        )  # fmt: skip
+            archive=archive,
+            at=at,
+            before=before.hex(),
+            checkouts=tally.checkouts,
+            entries=tally.entries,
+            rows=self._rows,
+            first=tally.first,
+            last=tally.last,
+            heads=tally.heads.hexdigest(),
+            pages=tally.pages.hexdigest(),
+        )
         said = msgspec.json.encode(manifest, order="sorted").decode()
         mac = _mac(key, before, said)
         self.file.write(msgspec.json.encode(_Last(said, key.id, mac.hex())) + b"\n")
@@ -220,14 +236,16 @@ def _mac(key: Key, before: bytes, manifest: str) -> bytes:
     return hmac.digest(key.derived(_PURPOSE), before + manifest.encode(), "sha256")
 
 
-# ── A file by itself ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── A file by itself ──────────────────────────────────────────────────────────────────────────────────────
 
 _LINE: Final = msgspec.json.Decoder(_Page | _Last)
 _TOLD: Final = msgspec.json.Decoder(_Told)
 
 
 def open_archive(path: Path, encryptor: Encryptor) -> Opened:
-    """Read a file from its first page to its manifest, and name what does not hold; `OSError` if it cannot be read."""
+    """Read a file from its first page to its manifest, and name what does not hold; `OSError` if it cannot be
+    read.
+    """
     opened = Opened()
     try:
         with gzip.open(path, "rb") as file:
@@ -312,11 +330,13 @@ def _unproven(encryptor: Encryptor, manifest: str, *, key_id: str, before: bytes
     return None if hmac.compare_digest(_mac(key, before, manifest), mac) else "was changed"
 
 
-# ── The chain of archives ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── The chain of archives ─────────────────────────────────────────────────────────────────────────────────
 
 
 async def verify_archives(db: Database, encryptor: Encryptor, found: Findings) -> None:
-    """Walk the chain of archives: each manifest follows from the one before, and its heads are those that are noted here."""
+    """Walk the chain of archives: each manifest follows from the one before, and its heads are those that are
+    noted here.
+    """
     before, expected = START, 1
     while True:
         async with db.snapshot() as moment:

@@ -1,8 +1,9 @@
-"""The chain of one checkout: the words of an entry, how it is made, and whether entries follow from one another.
+"""The chain of one checkout: the words of an entry, how it is made, and whether entries follow from one
+another.
 
-An entry is canonical JSON text with a number in its checkout's sequence. Its mac is HMAC-SHA256 over the mac before it and the
-text, under a key derived from the secret keys. A chain can be taken up from a head that is known from elsewhere: what came before
-it stands in an archive. Pure: nothing here knows a database or a file.
+An entry is canonical JSON text with a number in its checkout's sequence. Its mac is HMAC-SHA256 over the mac
+before it and the text, under a key derived from the secret keys. A chain can be taken up from a head that is
+known from elsewhere: what came before it stands in an archive. Pure: nothing here knows a database or a file.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ PURPOSE: Final = "audit"
 START: Final = b"\0" * 32
 """The mac before the first entry of every chain."""
 FROM_PAYMENT: Final = ("unmatched_payment", "stray")
-"""Words in the evidence of a first entry that say that the checkout was created from a payment for an order number that no shop had handed
-over. The first is written; the second stands in entries of versions before migration 0011, which are never changed."""
+"""Words in the evidence of a first entry that say that the checkout was created from a payment for an order
+number that no shop had handed over. The first is written; the second stands in entries of versions before
+migration 0011, which are never changed."""
 
 
 class Action(StrEnum):
@@ -106,8 +108,8 @@ def make(  # noqa: PLR0913 - the words of an entry
 ) -> Entry:
     """Make the entry that follows mac `before` as number `sequence`.
 
-    `state` is where the checkout was (None for its first entry), `to` where it is now. `evidence` holds ids, amounts in
-    minor units and outcomes, never personal data: the trail outlives the erasure of a customer.
+    `state` is where the checkout was (None for its first entry), `to` where it is now. `evidence` holds ids,
+    amounts in minor units and outcomes, never personal data: the trail outlives the erasure of a customer.
     """
     moment = at.isoformat(timespec="microseconds")
     body = {
@@ -157,7 +159,10 @@ class Link(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where a chain ends, or is taken up: the number, mac and state after its last entry. The default is before the first."""
+    """Where a chain ends, or is taken up: the number, mac and state after its last entry.
+
+    The default is before the first.
+    """
 
     sequence: int = 0
     mac: bytes = START
@@ -228,12 +233,16 @@ _TOLD: Final = msgspec.json.Decoder(_Told)
 
 
 def from_unmatched_payment(evidence: Mapping[str, object]) -> bool:
-    """Say whether a first entry's evidence is that of a checkout created from a payment for an unknown order number."""
+    """Say whether a first entry's evidence is that of a checkout created from a payment for an unknown order
+    number.
+    """
     return any(evidence.get(word) is True for word in FROM_PAYMENT)
 
 
 def _read_entry(row: Link, checkout: UUID, state: str | None) -> tuple[str | None, str | None]:
-    """Check what an entry says against its row and against the table of transitions; return (problem, state after)."""
+    """Check what an entry says against its row and against the table of transitions; return (problem, state
+    after).
+    """
     try:
         told = _TOLD.decode(row.entry)
     except msgspec.DecodeError:

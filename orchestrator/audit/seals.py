@@ -34,7 +34,8 @@ _NEXT_SEAL = text("""
            clock() AS now
       FROM audit_seals
 """)
-# Entries are written with a time that can lag their commit, so a seal looks back further than the seal before it.
+# Entries are written with a time that can lag their commit, so a seal looks back further than the seal before
+# it.
 _GROWN = text("""
     SELECT DISTINCT ON (checkout_id) checkout_id, sequence, mac FROM audit_entries
      WHERE at > CAST(:since AS timestamptz) - interval '10 minutes'
@@ -54,7 +55,8 @@ _SEALED = text("""
                         WHERE a.checkout_id = h.id AND (a.sequence > h.sequence OR a.sequence = h.sequence AND a.mac = h.mac))
 """)
 _LONG: Final = 35.0
-"""Seconds for a statement of a seal: it may wait for another sealer, and it reads what has grown in minutes."""
+"""Seconds for a statement of a seal: it may wait for another sealer, and it reads what has grown in minutes.
+"""
 _ARCHIVED = text("SELECT EXISTS (SELECT FROM archives WHERE sequence = :sequence AND mac = :mac) AS known")
 
 
@@ -77,7 +79,9 @@ async def seal(db: Database, encryptor: Encryptor) -> int:
 
 
 async def seal_archive(tx: AsyncConnection, encryptor: Encryptor, sequence: int, mac: bytes) -> None:
-    """Seal an archive in the transaction that makes it: it cannot be taken back without a seal that misses it."""
+    """Seal an archive in the transaction that makes it: it cannot be taken back without a seal that misses
+    it.
+    """
     await tx.execute(_LOCK)
     place = (await tx.execute(_NEXT_SEAL)).one()
     await _write(tx, encryptor, place, f"{ARCHIVE} {sequence} {mac.hex()}")

@@ -1,4 +1,6 @@
-"""Verification of the whole trail, and a copy of it: every chain from its beginning, or from where an archive has it, and every seal."""
+"""Verification of the whole trail, and a copy of it: every chain from its beginning, or from where an archive
+has it, and every seal.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +45,8 @@ async def verify(
 ) -> Findings:
     """Walk every chain, every archive's manifest and every seal, and name what does not hold.
 
-    Of a checkout whose history is archived the chain is followed from the head that its archive has; the archive is proven by the
-    chain of archives, and its file by itself (`open_archive`).
+    Of a checkout whose history is archived the chain is followed from the head that its archive has; the
+    archive is proven by the chain of archives, and its file by itself (`open_archive`).
     """
     found = Findings()
     after = UUID(int=0)
@@ -94,7 +96,9 @@ _EXPORT = text("""
 
 
 async def export(db: Database) -> AsyncIterator[str]:
-    """Yield every entry, seal and archive's manifest as a line of JSON, for a copy kept elsewhere; what is archived is in its file."""
+    """Yield every entry, seal and archive's manifest as a line of JSON, for a copy kept elsewhere; what is
+    archived is in its file.
+    """
     checkout, sequence = UUID(int=0), 0
     while rows := await db.read(_EXPORT, {"checkout": checkout, "sequence": sequence}):
         for row in rows:
@@ -106,16 +110,23 @@ async def export(db: Database) -> AsyncIterator[str]:
     while rows := await db.read(SEALS, {"after": number}):
         for row in rows:
             seal_line = {
-                "seal": row.sequence, "at": row.at.isoformat(timespec="microseconds"), "heads": row.heads,
-                "keyId": row.key_id, "mac": row.mac.hex(),
-            }  # fmt: skip
+                "seal": row.sequence,
+                "at": row.at.isoformat(timespec="microseconds"),
+                "heads": row.heads,
+                "keyId": row.key_id,
+                "mac": row.mac.hex(),
+            }
             yield msgspec.json.encode(seal_line).decode()
         number = rows[-1].sequence
     number = 0
     while rows := await db.read(ARCHIVES, {"after": number}):
         for row in rows:
             archive_line = {
-                "archive": row.sequence, "file": row.file, "manifest": row.manifest, "keyId": row.key_id, "mac": row.mac.hex(),
-            }  # fmt: skip
+                "archive": row.sequence,
+                "file": row.file,
+                "manifest": row.manifest,
+                "keyId": row.key_id,
+                "mac": row.mac.hex(),
+            }
             yield msgspec.json.encode(archive_line).decode()
         number = rows[-1].sequence

@@ -44,8 +44,9 @@ _LONGEST = 100 * 366 * 86_400
 def archive(*, data_dir: Path, older_than: float, directory: Path | None, size: int, dry_run: bool) -> int:
     """Move the history of settled checkouts into files; exit 1 if the trail of some does not hold.
 
-    Trail, callbacks, sessions and handled commands go, events are copied; checkouts, intents, payments and operations stay. Run it as
-    often as you like, beside everything else; a run that was killed is gone on with by the next.
+    Trail, callbacks, sessions and handled commands go, events are copied; checkouts, intents, payments and
+    operations stay. Run it as often as you like, beside everything else; a run that was killed is gone on
+    with by the next.
     """
     place = directory or data_dir / "archives"
 
@@ -54,7 +55,8 @@ def archive(*, data_dir: Path, older_than: float, directory: Path | None, size: 
             return await _count(db, older_than)
         return await _run(settings, db, place, older_than=older_than, size=size)
 
-    # Months of the trail are made and dropped, and what is archived is deleted: that takes the owner's rights.
+    # Months of the trail are made and dropped, and what is archived is deleted: that takes the owner's
+    # rights.
     return on_database(data_dir, work, owner=True)
 
 

@@ -1,4 +1,6 @@
-"""What the operator's commands share: settings, logs, a database that answers, and sentences when there is none."""
+"""What the operator's commands share: settings, logs, a database that answers, and sentences when there is
+none.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,10 @@ def whisper(line: str) -> None:
 def on_database(
     place: Path, work: Callable[[Settings, Database], Awaitable[int | None]], *, owner: bool = False
 ) -> int:
-    """Run `work` with the settings and database of an installation; return its exit status. `owner`: as the owner of its tables."""
+    """Run `work` with the settings and database of an installation; return its exit status.
+
+    `owner`: as the owner of its tables.
+    """
     from orchestrator.devkit.local.runtime_file import attach  # noqa: PLC0415
     from orchestrator.store.schema import reachable  # noqa: PLC0415 - most commands end before they need it
 

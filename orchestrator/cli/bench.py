@@ -50,7 +50,9 @@ def gateway(
     think: float,
     jitter: float,
 ) -> None:
-    """Serve the light gateway of the bench; callbacks are signed with the first of ORCHESTRATOR_GATEWAY_SECRETS."""
+    """Serve the light gateway of the bench; callbacks are signed with the first of
+    ORCHESTRATOR_GATEWAY_SECRETS.
+    """
     from orchestrator.devkit.bench.gateway import GatewayProfile, run  # noqa: PLC0415
     from orchestrator.devkit.bench.latency import parse  # noqa: PLC0415
     from orchestrator.devkit.bench.shoppers import ShopperProfile  # noqa: PLC0415
@@ -150,13 +152,15 @@ def load() -> None:
 def bench(*, as_json: bool, sequential: int | None, **given: Any) -> int:
     """Measure how much this machine can process, and check that nothing was lost or doubled.
 
-    Orders arrive on a schedule whether or not those before are done, and every time counts from the scheduled moment. Shoppers pay,
-    the gateway calls back twice at once, and at the end its books and ours are compared to the minor unit: the exit status is 0
-    only if they agree. The gateway is a light one of its own, in its own process; GATEWAY_URL is not looked at.
+    Orders arrive on a schedule whether or not those before are done, and every time counts from the scheduled
+    moment. Shoppers pay, the gateway calls back twice at once, and at the end its books and ours are compared
+    to the minor unit: the exit status is 0 only if they agree. The gateway is a light one of its own, in its
+    own process; GATEWAY_URL is not looked at.
 
-    Everything runs in a directory that is removed at the end (TMPDIR says on which disk), with a Postgres that waits for the disk. Where
-    ORCHESTRATOR_DATABASE_URL or ORCHESTRATOR_BROKER_URL are set, those servers are measured instead, and what was written stays
-    there: take a database of its own, and name its ORCHESTRATOR_SECRET_KEYS. Other settings hold as for any process.
+    Everything runs in a directory that is removed at the end (TMPDIR says on which disk), with a Postgres
+    that waits for the disk. Where ORCHESTRATOR_DATABASE_URL or ORCHESTRATOR_BROKER_URL are set, those servers
+    are measured instead, and what was written stays there: take a database of its own, and name its
+    ORCHESTRATOR_SECRET_KEYS. Other settings hold as for any process.
     """
     need_devkit()
     from orchestrator.devkit.bench.run import Plan, run  # noqa: PLC0415

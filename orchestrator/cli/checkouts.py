@@ -1,6 +1,7 @@
 """Looking at checkouts and payments: straight from the database, for whoever operates the installation.
 
-Nothing here shows a session token or a customer. What can be asked of a checkout stands in `commands` and `reconcile`.
+Nothing here shows a session token or a customer. What can be asked of a checkout stands in `commands` and
+`reconcile`.
 """
 
 from __future__ import annotations
@@ -99,19 +100,30 @@ def list_checkouts(
         names = await merchant_names(db)
         asked = AttentionCode(attention) if attention not in {None, _ANY} else (attention is not None or None)
         rows = await read_model.checkouts(
-            db, merchant_id=number, order_ref=order, states=[State(state) for state in states],
-            statuses=[PaymentStatus(status) for status in statuses], waiting=asked, limit=limit + 1,
-        )  # fmt: skip
+            db,
+            merchant_id=number,
+            order_ref=order,
+            states=[State(state) for state in states],
+            statuses=[PaymentStatus(status) for status in statuses],
+            waiting=asked,
+            limit=limit + 1,
+        )
         if as_json:
             _say_json([_facts(row, names[row.merchant_id]) for row in rows[:limit]])
             return 0
         shown = table("id", "order", "merchant", "state", "amount", "payment", "held", "created", "attention")
         for row in rows[:limit]:
             shown.add_row(
-                str(row.id), row.order_ref, names[row.merchant_id], Text(row.state, style=STYLES[row.state]),
-                price(row.amount, row.currency), row.payment_status, price(still_held(row), row.currency),
-                f"{row.created_at:%Y-%m-%d %H:%M:%S}", sentences.or_none(row.attention) or "",
-            )  # fmt: skip
+                str(row.id),
+                row.order_ref,
+                names[row.merchant_id],
+                Text(row.state, style=STYLES[row.state]),
+                price(row.amount, row.currency),
+                row.payment_status,
+                price(still_held(row), row.currency),
+                f"{row.created_at:%Y-%m-%d %H:%M:%S}",
+                sentences.or_none(row.attention) or "",
+            )
         printer().print(shown)
         if len(rows) > limit:
             say(
@@ -162,11 +174,16 @@ def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
             )
             for operation in row.operations:
                 shown.add_row(
-                    str(operation.id), operation.kind, operation.transaction_id, price(operation.amount, operation.currency),
-                    operation.state, operation.cause, f"{operation.requested_at:%H:%M:%S}",
+                    str(operation.id),
+                    operation.kind,
+                    operation.transaction_id,
+                    price(operation.amount, operation.currency),
+                    operation.state,
+                    operation.cause,
+                    f"{operation.requested_at:%H:%M:%S}",
                     f"{operation.settled_at:%H:%M:%S}" if operation.settled_at else "",
                     sentences.or_none(operation.last_error) or "",
-                )  # fmt: skip
+                )
             console.print()
             console.print(shown)
         entries, _archived = await read_model.trail(db, row.id) or ([], ())
@@ -185,7 +202,9 @@ def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
 @data_dir
 @click.argument("checkout")
 def explain(*, data_dir: Path, checkout: str) -> int:
-    """Explain one checkout (its id, or its order number): why it is where it is, what comes next, and what you may do."""
+    """Explain one checkout (its id, or its order number): why it is where it is, what comes next, and what
+    you may do.
+    """
 
     async def tell(settings: Settings, db: Database) -> int:
         from orchestrator import explain as explanation  # noqa: PLC0415
@@ -252,9 +271,15 @@ def list_payments(
         shown = table("payment", "merchant", "order", "checkout", "role", "status", *_HELD, "first seen")
         for row in rows[:limit]:
             shown.add_row(
-                row.transaction_id, names[row.merchant_id], row.order_ref, str(row.checkout_id or ""), row.role, row.status,
-                *_amounts(row), f"{row.first_seen_at:%Y-%m-%d %H:%M:%S}",
-            )  # fmt: skip
+                row.transaction_id,
+                names[row.merchant_id],
+                row.order_ref,
+                str(row.checkout_id or ""),
+                row.role,
+                row.status,
+                *_amounts(row),
+                f"{row.first_seen_at:%Y-%m-%d %H:%M:%S}",
+            )
         printer().print(shown)
         if len(rows) > limit:
             say(
@@ -266,7 +291,7 @@ def list_payments(
     return on_database(data_dir, show)
 
 
-# ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _amounts(payment: Any) -> list[Text]:
@@ -323,7 +348,7 @@ def _described(row: CheckoutRecord) -> Table:
     return table
 
 
-# ── As JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── As JSON ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _say_json(document: object) -> None:
@@ -346,24 +371,50 @@ def _facts(row: CheckoutSummary, merchant: str) -> dict[str, object]:
         for payment in (() if asked is None else (*asked.payments, *asked.beside))
     ]
     return {
-        "id": row.id, "orderId": row.order_ref, "merchant": merchant, "state": row.state, "paymentStatus": row.payment_status,
-        "late": row.late, "amount": row.amount, "currency": row.currency, "reserved": row.reserved, "captured": row.captured,
-        "refunded": row.refunded, "chargedBack": row.charged_back, "createdAt": row.created_at, "deadline": row.deadline,
-        "endedAt": row.ended_at, "dueAt": row.due_at,
-        "attention": _coded(asked, since=row.attention_since, payments=payments), "lastError": _coded(row.last_error),
-    }  # fmt: skip
+        "id": row.id,
+        "orderId": row.order_ref,
+        "merchant": merchant,
+        "state": row.state,
+        "paymentStatus": row.payment_status,
+        "late": row.late,
+        "amount": row.amount,
+        "currency": row.currency,
+        "reserved": row.reserved,
+        "captured": row.captured,
+        "refunded": row.refunded,
+        "chargedBack": row.charged_back,
+        "createdAt": row.created_at,
+        "deadline": row.deadline,
+        "endedAt": row.ended_at,
+        "dueAt": row.due_at,
+        "attention": _coded(asked, since=row.attention_since, payments=payments),
+        "lastError": _coded(row.last_error),
+    }
 
 
 def _operation_facts(row: Operation) -> dict[str, object]:
     return {
-        "id": row.id, "kind": row.kind, "transactionId": row.transaction_id, "amount": row.amount, "currency": row.currency,
-        "state": row.state, "cause": row.cause, "commandId": row.command_id, "requestedAt": row.requested_at,
-        "settledAt": row.settled_at, "error": _coded(row.last_error),
-    }  # fmt: skip
+        "id": row.id,
+        "kind": row.kind,
+        "transactionId": row.transaction_id,
+        "amount": row.amount,
+        "currency": row.currency,
+        "state": row.state,
+        "cause": row.cause,
+        "commandId": row.command_id,
+        "requestedAt": row.requested_at,
+        "settledAt": row.settled_at,
+        "error": _coded(row.last_error),
+    }
 
 
 def _command_facts(row: Command) -> dict[str, object]:
     return {
-        "id": row.id, "kind": row.kind, "actor": row.actor, "reason": row.reason, "requestedAt": row.requested_at,
-        "handledAt": row.handled_at, "result": _coded(row.result),
-    }  # fmt: skip
+        "id": row.id,
+        "kind": row.kind,
+        "actor": row.actor,
+        "reason": row.reason,
+        "requestedAt": row.requested_at,
+        "handledAt": row.handled_at,
+        "result": _coded(row.result),
+    }

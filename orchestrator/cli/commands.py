@@ -1,7 +1,8 @@
 """Asking for something to be done with a checkout: cancel, reopen, capture, refund, release, retry, resolve.
 
-Each is a command that a worker executes, as from the API, checked by the same rules before it is stored. Exit status 1 means that it
-was refused, or not answered within the time that one was willing to wait; it stands all the same.
+Each is a command that a worker executes, as from the API, checked by the same rules before it is stored. Exit
+status 1 means that it was refused, or not answered within the time that one was willing to wait; it stands
+all the same.
 """
 
 from __future__ import annotations
@@ -43,9 +44,13 @@ _transaction = click.option(
 
 def _wait(default: float = WAIT) -> Callable[[Any], Any]:
     return click.option(
-        "--wait", type=click.FloatRange(0, 86_400), default=default, show_default=True, metavar="SECONDS",
+        "--wait",
+        type=click.FloatRange(0, 86_400),
+        default=default,
+        show_default=True,
+        metavar="SECONDS",
         help="How long to wait for the result.",
-    )  # fmt: skip
+    )
 
 
 @click.command(short_help="Cancel one checkout, unless its money is there already.")
@@ -84,8 +89,14 @@ def reopen(
 @_reason
 @_wait()
 def capture(
-    *, data_dir: Path, checkout: str, amount: str | None, transaction: str | None, reason: str | None, wait: float
-) -> int:  # fmt: skip
+    *,
+    data_dir: Path,
+    checkout: str,
+    amount: str | None,
+    transaction: str | None,
+    reason: str | None,
+    wait: float,
+) -> int:
     """Capture reserved money of a paid checkout: all that is left, or an amount."""
     return _ask(
         data_dir,
@@ -106,8 +117,14 @@ def capture(
 @_reason
 @_wait()
 def refund(
-    *, data_dir: Path, checkout: str, amount: str | None, transaction: str | None, reason: str | None, wait: float
-) -> int:  # fmt: skip
+    *,
+    data_dir: Path,
+    checkout: str,
+    amount: str | None,
+    transaction: str | None,
+    reason: str | None,
+    wait: float,
+) -> int:
     """Refund captured money of a paid checkout: all that is left, or an amount."""
     return _ask(
         data_dir,
@@ -158,9 +175,15 @@ COMMANDS: Final = (cancel, reopen, capture, refund, release, retry, resolve)
 
 
 def _ask(
-    place: Path, checkout: str, kind: CommandKind, *, reason: str | None, wait: float, amount: str | None = None,
+    place: Path,
+    checkout: str,
+    kind: CommandKind,
+    *,
+    reason: str | None,
+    wait: float,
+    amount: str | None = None,
     **wanted: Any,
-) -> int:  # fmt: skip
+) -> int:
     async def ask(settings: Settings, db: Database) -> int:
         from uuid import uuid4  # noqa: PLC0415 - each command imports what it needs
 
@@ -179,9 +202,17 @@ def _ask(
             return 0
         key = str(uuid4()) if kind in _KEYED else None
         stored = await inbox.request(
-            db, Encryptor(settings.secret_keys), row.id, merchant_id=row.merchant_id, kind=kind, actor=ACTOR, reason=reason, arguments=command_request.arguments,
-            idempotency_key=key, grace=0.0,
-        )  # fmt: skip
+            db,
+            Encryptor(settings.secret_keys),
+            row.id,
+            merchant_id=row.merchant_id,
+            kind=kind,
+            actor=ACTOR,
+            reason=reason,
+            arguments=command_request.arguments,
+            idempotency_key=key,
+            grace=0.0,
+        )
         assert stored is not None  # noqa: S101 - as above
         say(_asked(view, command_request, stored.id, settings))
         return await _answered(db, row.id, stored.id, wait) if wait else 0
@@ -227,7 +258,9 @@ def _asked(view: CheckoutView, command_request: CommandRequest, command: UUID, s
 
 
 async def _answered(db: Database, checkout: UUID, command: UUID, wait: float) -> int:
-    """Wait until a worker has carried it out, and say what came of it; 1 if that is not what was asked for, or not known."""
+    """Wait until a worker has carried it out, and say what came of it; 1 if that is not what was asked for,
+    or not known.
+    """
     until = time.monotonic() + wait
     while True:
         rows = await db.read(_result(), {"id": command})

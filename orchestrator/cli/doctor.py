@@ -1,7 +1,9 @@
-"""Is the installation well? Each check is a line: what was looked at, what was found, and what to do if it is not well.
+"""Check the installation, as `orchestrator doctor` prints it.
 
-`doctor worker`, `doctor scheduler` and `doctor deliverer` are health checks for containers: they look for the heartbeat of that process on this very
-host in Postgres, because a live process proves nothing.
+Each check is a line: what was checked, what was found, and what to do about a fault.
+
+`doctor worker`, `doctor scheduler` and `doctor deliverer` are health checks for containers: they look for the
+heartbeat of that process on this very host in Postgres, because a live process proves nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ class _Report:
 @data_dir
 @click.argument("process", required=False, type=click.Choice(["worker", "scheduler", "deliverer"]))
 def doctor(*, data_dir: Path, process: str | None) -> int:
-    """Check the installation, or the heartbeat of the worker, scheduler or deliverer on this host; exit 1 if something is not well."""
+    """Check the installation, or the heartbeat of the worker, scheduler or deliverer on this host; exit 1 if
+    something is not well.
+    """
     if process is not None:
         return on_database(data_dir, lambda _, db: _heartbeat(db, process))
     from orchestrator.devkit.local.runtime_file import attach, running  # noqa: PLC0415
@@ -249,7 +253,9 @@ async def _refusals(db: Database, report: _Report) -> None:
 
 
 async def _trail_key(settings: Settings, db: Database, report: _Report) -> None:
-    """Compare the keys with the data: with keys of another installation nothing opens, and the trail breaks at its next entry."""
+    """Compare the keys with the data: with keys of another installation nothing opens, and the trail breaks
+    at its next entry.
+    """
     from orchestrator.crypto import Encryptor  # noqa: PLC0415
     from orchestrator.store import schema  # noqa: PLC0415
 
@@ -267,7 +273,9 @@ async def _trail_key(settings: Settings, db: Database, report: _Report) -> None:
 
 
 async def _months(db: Database, report: _Report) -> None:
-    """Look how far ahead the trail has months: without one its entries go where they cannot be dropped by the month."""
+    """Look how far ahead the trail has months: without one its entries go where they cannot be dropped by the
+    month.
+    """
     from datetime import timedelta  # noqa: PLC0415
 
     from sqlalchemy import text  # noqa: PLC0415
@@ -350,7 +358,10 @@ async def _events(db: Database, report: _Report, *, stopped: bool) -> None:
 
 
 async def _stuck(db: Database, found: readiness.Backlog) -> str | None:
-    """Say what has waited for too long. After a quiet hour the first order looks like it for a moment, and is looked at twice."""
+    """Say what has waited for too long.
+
+    After a quiet hour the first order looks like it for a moment, and is looked at twice.
+    """
     from orchestrator.store import readiness  # noqa: PLC0415
 
     if found.overdue:
@@ -450,7 +461,9 @@ async def _broker(settings: Settings, report: _Report) -> None:
 
 
 async def _bounded(ask: Callable[[], T], seconds: float) -> T:
-    """Return what comes of asking in a thread of its own, which is left behind where it takes longer; raises what it raises."""
+    """Return what comes of asking in a thread of its own, which is left behind where it takes longer; raises
+    what it raises.
+    """
     answer: concurrent.futures.Future[T] = concurrent.futures.Future()
 
     answer.set_running_or_notify_cancel()
@@ -471,7 +484,9 @@ async def _bounded(ask: Callable[[], T], seconds: float) -> T:
 
 
 async def _circuit_open(settings: Settings, report: _Report) -> None:
-    """Name the gateways that the workers leave alone at this moment; where Redis is away, each worker knows only for itself."""
+    """Name the gateways that the workers leave alone at this moment; where Redis is away, each worker knows
+    only for itself.
+    """
     from orchestrator.gateway.limits import shared_state  # noqa: PLC0415
 
     if settings.redis is None:

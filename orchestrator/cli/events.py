@@ -1,4 +1,6 @@
-"""The events of merchants, listed or followed as they come; straight from the database, for the operators of the installation."""
+"""The events of merchants, listed or followed as they come; straight from the database, for the operators of
+the installation.
+"""
 
 from __future__ import annotations
 
@@ -186,7 +188,9 @@ async def _coming(db: Database, only: int | None, *, after: int | None) -> Async
 
 
 def _say_json(row: StoredEvent, *, full: bool) -> None:
-    """Print an event's document; on stderr that there is none, where a version that this one does not know has written it."""
+    """Print an event's document; on stderr that there is none, where a version that this one does not know
+    has written it.
+    """
     import msgspec  # noqa: PLC0415
 
     from orchestrator.domain.events import document  # noqa: PLC0415
@@ -220,10 +224,11 @@ def _cells(row: StoredEvent) -> tuple[str, ...]:
         str(data.get("state", "")),
         str(data.get("paymentStatus", "")),
         " ".join(
-            f"{name}={_told(value)}" for name, value in facts.items()
+            f"{name}={_told(value)}"
+            for name, value in facts.items()
             if value is not None and name not in _SAID and name not in {"details", "paymentStatus"}
         ),
-    )  # fmt: skip
+    )
 
 
 def _told(value: Any) -> str:

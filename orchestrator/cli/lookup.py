@@ -1,4 +1,6 @@
-"""What the commands about checkouts share: finding one by id or order number, time spans, tables and amounts."""
+"""What the commands about checkouts share: finding one by id or order number, time spans, tables
+and amounts.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Span(click.ParamType[float]):
 
 
 async def one(db: Database, wanted: str) -> CheckoutRecord:
-    """Return the checkout with this id, or the youngest with this order number (which may look like an id, too)."""
+    """Return the checkout with this id, or the youngest with this order number (which may look like an id,
+    too).
+    """
     from orchestrator import intents  # noqa: PLC0415 - each command imports what it needs
     from orchestrator.store import read_model  # noqa: PLC0415
 

@@ -1,7 +1,9 @@
-"""The one way out of every command: what it prints, so that no text from outside can steer a terminal or fake a line.
+"""The one way out of every command: what it prints, so that no text from outside can steer a terminal or fake
+a line.
 
-A line is one line: control characters, escape sequences and bidirectional controls in it become U+FFFD. Tables come from `printer`,
-to which a `str` is text and never markup. A document of JSON keeps its content, with escapes instead of such characters.
+A line is one line: control characters, escape sequences and bidirectional controls in it become U+FFFD.
+Tables come from `printer`, to which a `str` is text and never markup. A document of JSON keeps its content,
+with escapes instead of such characters.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def say_json(document: str, file: IO[str] | None = None) -> None:
 
 
 def printer(*, err: bool = False) -> Console:
-    """Return where tables go: as wide as the terminal, or, into files and pipes, as wide as a line of a table may get."""
+    """Return where tables go: as wide as the terminal, or, into files and pipes, as wide as a line of a table
+    may get.
+    """
     from orchestrator.devkit.local.terminal import PlainConsole  # noqa: PLC0415 - most commands end before they need it
 
     console = PlainConsole(stderr=err)

@@ -31,16 +31,41 @@ PORT = click.IntRange(0, 65535)
 
 
 def _up_options(command: F) -> F:
-    for option in reversed((
-        click.option("--port", type=PORT, default=8000, show_default=True, help="Port of the API; 0 takes a free one."),
-        click.option(
-            "--data-dir", type=click.Path(path_type=Path, file_okay=False), default=DATA_DIR, show_default=True,
-            help="Where servers, keys and logs live.",
-        ),
-        click.option("--ephemeral", is_flag=True, help="Use a data directory that is removed at the end."),
-        click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes."),
-        click.option("--seed", type=int, default=1, show_default=True, help="Makes a run of the sandbox repeatable."),
-    )):  # fmt: skip
+    for option in reversed(
+        (
+            click.option(
+                "--port",
+                type=PORT,
+                default=8000,
+                show_default=True,
+                help="Port of the API; 0 takes a free one.",
+            ),
+            click.option(
+                "--data-dir",
+                type=click.Path(path_type=Path, file_okay=False),
+                default=DATA_DIR,
+                show_default=True,
+                help="Where servers, keys and logs live.",
+            ),
+            click.option(
+                "--ephemeral", is_flag=True, help="Use a data directory that is removed at the end."
+            ),
+            click.option(
+                "--workers",
+                type=click.IntRange(1, 64),
+                default=1,
+                show_default=True,
+                help="Worker processes.",
+            ),
+            click.option(
+                "--seed",
+                type=int,
+                default=1,
+                show_default=True,
+                help="Makes a run of the sandbox repeatable.",
+            ),
+        )
+    ):
         command = option(command)
     return command
 
@@ -67,8 +92,9 @@ def open_terminal(*, least: str = "warning", aside: bool = False) -> Terminal:
 def up(**given: Any) -> int:
     """Start everything on this machine and keep it running.
 
-    Postgres and Redis are embedded where ORCHESTRATOR_DATABASE_URL and ORCHESTRATOR_BROKER_URL are not set, and the sandbox
-    stands in for the gateway where ORCHESTRATOR_GATEWAY_URL is not set. Ctrl-C ends it; the next start continues what is open.
+    Postgres and Redis are embedded where ORCHESTRATOR_DATABASE_URL and ORCHESTRATOR_BROKER_URL are not set,
+    and the sandbox stands in for the gateway where ORCHESTRATOR_GATEWAY_URL is not set. Ctrl-C ends it; the
+    next start continues what is open.
     """
     need_devkit()
     from orchestrator.devkit.local.up import run  # noqa: PLC0415
@@ -92,9 +118,11 @@ def up(**given: Any) -> int:
     "--exit", "leave", is_flag=True, help="End when the last order has ended, instead of staying up."
 )
 def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) -> int:
-    """Start everything, send shoppers through every outcome, and say whether each order ended as its script says.
+    """Start everything, send shoppers through every outcome, and say whether each order ended as its script
+    says.
 
-    The exit status is 0 only if every order did, and the sandbox's ledger and our books agree to the minor unit.
+    The exit status is 0 only if every order did, and the sandbox's ledger and our books agree to the minor
+    unit.
     """
     need_devkit()
     from orchestrator.devkit import demo as shop  # noqa: PLC0415
@@ -177,7 +205,10 @@ def worker() -> int:
 
 @click.command(short_help="Publish sweeps and seals in their intervals.")
 def scheduler() -> int:
-    """Publish the sweep of what is due, and the seal of the audit trail, in their intervals. Several are harmless."""
+    """Publish the sweep of what is due, and the seal of the audit trail, in their intervals.
+
+    Several are harmless.
+    """
     from orchestrator.settings import load  # noqa: PLC0415
     from orchestrator.worker import run_scheduler  # noqa: PLC0415
 
@@ -274,7 +305,8 @@ def sandbox(
 def migrate(*, to: str, grant_to: str | None) -> None:
     """Bring the database to the schema that this version needs; two at once wait for each other.
 
-    Runs as the owner of the tables: ORCHESTRATOR_MIGRATION_URL, or ORCHESTRATOR_DATABASE_URL where that is not set.
+    Runs as the owner of the tables: ORCHESTRATOR_MIGRATION_URL, or ORCHESTRATOR_DATABASE_URL where that is
+    not set.
     """
     from orchestrator.settings import load  # noqa: PLC0415
     from orchestrator.store import schema  # noqa: PLC0415
@@ -314,7 +346,8 @@ def _check_listening(host: str, port: int) -> None:
 
 
 def _check_clock(settings: Any) -> None:
-    """Refuse a clock that tests have moved, unless every gateway is on this machine or in a network of one's own.
+    """Refuse a clock that tests have moved, unless every gateway is on this machine or in a network of one's
+    own.
 
     While Postgres is out of reach nothing is known, and the process starts; `doctor` says it, too.
     """

@@ -1,7 +1,7 @@
 """Having the gateway asked about many checkouts: some by name, or all of a period.
 
-They are asked for in lists, a few lists at a time; how fast they are answered is up to the workers and each merchant's budget of
-lookups. What is told at the end is what changed between the asking and the answer.
+They are asked for in lists, a few lists at a time; how fast they are answered is up to the workers and each
+merchant's budget of lookups. What is told at the end is what changed between the asking and the answer.
 """
 
 from __future__ import annotations
@@ -56,8 +56,14 @@ _SLACK: Final = 600.0
     help="Give up when nothing has been answered for so long.",
 )  # fmt: skip
 def reconcile(
-    *, data_dir: Path, checkouts: Sequence[str], since: float | None, merchant: str | None, wait: bool, timeout: float
-) -> int:  # fmt: skip
+    *,
+    data_dir: Path,
+    checkouts: Sequence[str],
+    since: float | None,
+    merchant: str | None,
+    wait: bool,
+    timeout: float,
+) -> int:
     """Have the gateway asked about CHECKOUTS (ids or order numbers), or about all of a period (--since)."""
     if bool(checkouts) == (since is not None):
         raise click.UsageError("name checkouts, or a period with --since, and not both")
@@ -184,7 +190,9 @@ async def _lists(rows: Sequence[Any]) -> AsyncIterator[Sequence[Any]]:
 
 
 async def _pages(db: Database, period: dict[str, object]) -> AsyncIterator[Sequence[Any]]:
-    """Yield the checkouts of a period, the oldest first; each page begins behind the last id of the one before."""
+    """Yield the checkouts of a period, the oldest first; each page begins behind the last id of the one
+    before.
+    """
     after = period["after"]
     while rows := await db.read(_page(), {**period, "after": after, "most": SIZE}):
         yield rows
@@ -192,7 +200,9 @@ async def _pages(db: Database, period: dict[str, object]) -> AsyncIterator[Seque
 
 
 async def _period(db: Database, since: float, merchant: str | None) -> dict[str, object]:
-    """Return what the checkouts of a period have in common: a time of creation, and ids that begin with about that time."""
+    """Return what the checkouts of a period have in common: a time of creation, and ids that begin with about
+    that time.
+    """
     from sqlalchemy import text  # noqa: PLC0415
 
     moment = text("SELECT clock() - make_interval(secs => :span) AS since, now() AS now")
@@ -209,7 +219,7 @@ def _first_id(now: datetime, before: float) -> UUID:
     return UUID(int=max(0, int((now.timestamp() - before) * 1000)) << 80)
 
 
-# ── Showing ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Showing ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
@@ -253,7 +263,7 @@ def _summary(tally: _Tally, *, waited: bool) -> Any:
     return shown
 
 
-# ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
 _MATCHES: Final = """
     id > :after AND created_at >= :since AND merchant_id = coalesce(CAST(:merchant_id AS int), merchant_id)

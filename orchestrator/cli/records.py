@@ -1,4 +1,7 @@
-"""Tokens and merchants. Passwords come from a prompt or from standard input, never from the command line, where others can read them."""
+"""Tokens and merchants.
+
+Passwords come from a prompt or from standard input, never from the command line, where others can read them.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +147,10 @@ def list_merchants(*, data_dir: Path) -> int:
 @click.option("--merchant-api-url", help="Base of the Merchant API, where it lives elsewhere.")
 @click.option("--username", required=True, help="The gateway's API user.")
 def add(*, data_dir: Path, name: str, gateway_url: str, merchant_api_url: str | None, username: str) -> int:
-    """Add a merchant. The password, then the callback secret, are asked for, or read as two lines from standard input."""
+    """Add a merchant.
+
+    The password, then the callback secret, are asked for, or read as two lines from standard input.
+    """
     from orchestrator.store.merchants import NAME  # noqa: PLC0415
 
     if not NAME.fullmatch(name):
@@ -178,7 +184,9 @@ def add(*, data_dir: Path, name: str, gateway_url: str, merchant_api_url: str | 
 @click.argument("name")
 @click.argument("policies", nargs=-1, required=True, metavar="POLICY=VALUE...")
 def set_policies(*, data_dir: Path, name: str, policies: tuple[str, ...]) -> int:
-    """Change policies: late, surplus and unknown_order (ask, keep, return), capture (manual, automatic), lookups_per_minute."""
+    """Change policies: late, surplus and unknown_order (ask, keep, return), capture (manual, automatic),
+    lookups_per_minute.
+    """
     from orchestrator.processing import lookup_budget  # noqa: PLC0415
     from orchestrator.store.merchants import policy  # noqa: PLC0415
 
@@ -209,7 +217,9 @@ def set_policies(*, data_dir: Path, name: str, policies: tuple[str, ...]) -> int
 @click.argument("name")
 @click.option("--password-stdin", is_flag=True, help="Read it as one line from standard input.")
 def password(*, data_dir: Path, name: str, password_stdin: bool) -> int:
-    """Change the password of a merchant's API user at the gateway; it is asked for, or read from standard input."""
+    """Change the password of a merchant's API user at the gateway; it is asked for, or read from standard
+    input.
+    """
     given = _asked("Password of the API user", prompt=not password_stdin)
     return _change(
         data_dir,
@@ -227,7 +237,9 @@ def password(*, data_dir: Path, name: str, password_stdin: bool) -> int:
 )
 @click.option("--none", is_flag=True, help="Have none: callbacks are not checked.")
 def secrets(*, data_dir: Path, name: str, secrets_stdin: bool, none: bool) -> int:
-    """Set all callback secrets, newest first; each of them works, so that a new one can be there before the old one goes."""
+    """Set all callback secrets, newest first; each of them works, so that a new one can be there before the
+    old one goes.
+    """
     given: list[str] = []
     while not none:
         what = "Next secret, older (empty: no more)" if given else "Newest callback secret"
@@ -247,7 +259,10 @@ def secrets(*, data_dir: Path, name: str, secrets_stdin: bool, none: bool) -> in
 @data_dir
 @click.argument("name")
 def url(*, data_dir: Path, name: str) -> int:
-    """Print where a merchant's terminals may send what names no checkout. Whoever knows this address can call it."""
+    """Print where a merchant's terminals may send what names no checkout.
+
+    Whoever knows this address can call it.
+    """
 
     async def show(settings: Settings, db: Database) -> int:
         from orchestrator import callback_urls  # noqa: PLC0415

@@ -32,7 +32,9 @@ def audit() -> None:
     help="Verify this file alone, with the secret keys and without a database.",
 )
 def verify(*, data_dir: Path, file: Path | None) -> int:
-    """Walk every chain, every seal and the chain of archives, or one archive's file; exit 1 and name what does not hold."""
+    """Walk every chain, every seal and the chain of archives, or one archive's file; exit 1 and name what
+    does not hold.
+    """
     return on_database(data_dir, _verify) if file is None else _verify_file(data_dir, file)
 
 
@@ -88,7 +90,9 @@ async def _verify(settings: Settings, db: Database) -> int:
 @audit.command(short_help="Seal the heads of all chains that grew.")
 @data_dir
 def seal(*, data_dir: Path) -> int:
-    """Seal the heads of all chains that grew since the last seal; the workers do so every ten minutes by themselves."""
+    """Seal the heads of all chains that grew since the last seal; the workers do so every ten minutes by
+    themselves.
+    """
     return on_database(data_dir, _seal)
 
 
@@ -109,7 +113,9 @@ async def _seal(settings: Settings, db: Database) -> int:
     help="Write here (mode 0600) instead of to stdout.",
 )
 def export(*, data_dir: Path, file: Path | None) -> int:
-    """Write every entry, every seal and every archive's manifest as a line of JSON, for a copy kept elsewhere."""
+    """Write every entry, every seal and every archive's manifest as a line of JSON, for a copy kept
+    elsewhere.
+    """
 
     async def write(_: Settings, db: Database) -> int:
         if file is None:

@@ -1,4 +1,6 @@
-"""Webhooks for whoever operates the installation, straight from the database; the API has the same for merchants."""
+"""Webhooks for whoever operates the installation, straight from the database; the API has the same for
+merchants.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +59,16 @@ def list_webhooks(*, data_dir: Path, merchant: str) -> int:
         ):
             status = one.status if one.pause_reason is None else f"{one.status} ({one.pause_reason})"
             shown.add_row(
-                str(one.id), status, one.url.partition("?")[0], "all" if one.kinds is None else " ".join(one.kinds), one.content,
-                str(one.waiting), _moment(one.waiting_since), _moment(one.delivered_at), _moment(one.failing_since),
-            )  # fmt: skip
+                str(one.id),
+                status,
+                one.url.partition("?")[0],
+                "all" if one.kinds is None else " ".join(one.kinds),
+                one.content,
+                str(one.waiting),
+                _moment(one.waiting_since),
+                _moment(one.delivered_at),
+                _moment(one.failing_since),
+            )
         printer().print(shown)
         return 0
 
@@ -90,9 +99,15 @@ def add(
             raise click.UsageError(f"the URL {error}") from None
         secret = signature.new_secret()
         made = await stored.add(
-            db, Encryptor(settings.secret_keys), merchant_id=await merchant_id(db, merchant), url=url,
-            description=description[:200], kinds=kinds or None, content="full" if full else "thin", secret=secret,
-        )  # fmt: skip
+            db,
+            Encryptor(settings.secret_keys),
+            merchant_id=await merchant_id(db, merchant),
+            url=url,
+            description=description[:200],
+            kinds=kinds or None,
+            content="full" if full else "thin",
+            secret=secret,
+        )
         say(f"added {made.id}")
         say(signature.written(secret))
         return 0
@@ -122,9 +137,12 @@ def pause(*, data_dir: Path, merchant: str, webhook: str) -> int:
 def resume(*, data_dir: Path, merchant: str, webhook: str) -> int:
     """Serve a webhook again that is paused or off."""
     return _changed(
-        data_dir, merchant, webhook, what="resumed",
+        data_dir,
+        merchant,
+        webhook,
+        what="resumed",
         change=lambda stored, db, one: stored.resume(db, one.id, merchant_id=one.merchant_id),
-    )  # fmt: skip
+    )
 
 
 @webhooks.command(short_help="Delete a webhook.")
@@ -135,9 +153,12 @@ def resume(*, data_dir: Path, merchant: str, webhook: str) -> int:
 def delete(*, data_dir: Path, merchant: str, webhook: str) -> int:
     """Delete a webhook, with what waits for it; events stay in the feed."""
     return _changed(
-        data_dir, merchant, webhook, what="deleted",
+        data_dir,
+        merchant,
+        webhook,
+        what="deleted",
         change=lambda stored, db, one: stored.delete(db, one.id, merchant_id=one.merchant_id),
-    )  # fmt: skip
+    )
 
 
 @webhooks.command("rotate-secret", short_help="Give a webhook a new secret.")
@@ -158,8 +179,13 @@ def rotate_secret(*, data_dir: Path, merchant: str, webhook: str, overlap: float
         one = await _one(db, merchant, webhook)
         secret = signature.new_secret()
         await stored.rotate(
-            db, Encryptor(settings.secret_keys), one.id, merchant_id=one.merchant_id, secret=secret, overlap=overlap
-        )  # fmt: skip
+            db,
+            Encryptor(settings.secret_keys),
+            one.id,
+            merchant_id=one.merchant_id,
+            secret=secret,
+            overlap=overlap,
+        )
         say(signature.written(secret))
         return 0
 
@@ -263,16 +289,27 @@ def deliveries(*, data_dir: Path, merchant: str, webhook: str, failed: bool, lim
         number, before = 0, None
         while number < limit:
             rows = await deliveries.attempts(
-                db, Encryptor(settings.secret_keys), one.id, before=before, limit=limit - number, failed=True if failed else None,
-            )  # fmt: skip
+                db,
+                Encryptor(settings.secret_keys),
+                one.id,
+                before=before,
+                limit=limit - number,
+                failed=True if failed else None,
+            )
             for row in rows:
                 answer = (
                     "" if row.answer is None else " ".join(row.answer.decode(errors="replace").split())[:60]
                 )
                 shown.add_row(
-                    _moment(row.at), event_id(row.checkout_id, row.sequence), row.kind, str(row.number), row.outcome,
-                    "" if row.status is None else str(row.status), str(row.milliseconds), answer,
-                )  # fmt: skip
+                    _moment(row.at),
+                    event_id(row.checkout_id, row.sequence),
+                    row.kind,
+                    str(row.number),
+                    row.outcome,
+                    "" if row.status is None else str(row.status),
+                    str(row.milliseconds),
+                    answer,
+                )
             number += len(rows)
             before = await deliveries.scanned_to(db, one.id, before=before) if failed else None
             if before is None:

@@ -1,9 +1,10 @@
 """Where a delivery may go: which URLs are taken, and which addresses a connection may be opened to.
 
-A URL is judged by its text when it is stored, and again before each use; spellings that programs read differently are refused. A name is
-resolved once for each connection, every address that it has is checked, and the connection goes to one of those very addresses. An
-address is public only if it is known to be: special ranges and those that carry another address inside them are refused. The networks
-of `ORCHESTRATOR_WEBHOOK_ALLOWED_NETWORKS` are allowed whatever they are.
+A URL is judged by its text when it is stored, and again before each use; spellings that programs read
+differently are refused. A name is resolved once for each connection, every address that it has is checked,
+and the connection goes to one of those very addresses. An address is public only if it is known to be:
+special ranges and those that carry another address inside them are refused. The networks of
+`ORCHESTRATOR_WEBHOOK_ALLOWED_NETWORKS` are allowed whatever they are.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 # A host whose last label is a number is an IPv4 address in some spelling (WHATWG URL, "ends in a number").
 _NUMBER: Final = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 
-# What `ipaddress` calls global, and a service of a merchant cannot be at: relays, protocol assignments, Azure's machine service.
+# What `ipaddress` calls global, and a service of a merchant cannot be at: relays, protocol assignments,
+# Azure's machine service.
 _SPECIAL_V4: Final = tuple(
     map(
         ip_network,
@@ -83,7 +85,10 @@ class WebhookUrlRejected(OrchestratorError, ValueError):  # noqa: N818 - named f
 
 
 class AddressForbidden(OrchestratorError, OSError):  # noqa: N818 - named for the fact
-    """A name leads to an address that no delivery may be sent to. The address is not told: a merchant must not explore with it."""
+    """A name leads to an address that no delivery may be sent to.
+
+    The address is not told: a merchant must not explore with it.
+    """
 
     def __init__(self) -> None:
         super().__init__("the host leads to an address that is not public, and that no setting allows")
@@ -133,9 +138,11 @@ def is_public(address: Address) -> bool:
 
 
 def checked_url(url: str, policy: AddressPolicy) -> str:
-    """Return a URL that deliveries may be sent to, as it is; raise `WebhookUrlRejected` with the end of a sentence otherwise.
+    """Return a URL that deliveries may be sent to, as it is; raise `WebhookUrlRejected` with the end of a
+    sentence otherwise.
 
-    https:// only, and a public host; with allowed networks also http:// and names of one's own, whose addresses are then checked.
+    https:// only, and a public host; with allowed networks also http:// and names of one's own, whose
+    addresses are then checked.
     """
     host, scheme = _parts(url)
     address = _literal(host)
@@ -214,7 +221,9 @@ Lookup = Any
 
 
 class Resolver:
-    """Resolves names, each at most once at a time, on threads of its own; every answer is checked as a whole."""
+    """Resolves names, each at most once at a time, on threads of its own; every answer is checked
+    as a whole.
+    """
 
     def __init__(self, policy: AddressPolicy, *, lookup: Callable[..., Any] = socket.getaddrinfo) -> None:
         self._policy, self._lookup = policy, lookup
@@ -226,7 +235,8 @@ class Resolver:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def addresses(self, host: str, port: int, *, named_only: bool) -> list[Found]:
-        """Return the addresses of a host, all of which are permitted; `named_only`: all of which the setting names.
+        """Return the addresses of a host, all of which are permitted; `named_only`: all of which the setting
+        names.
 
         `AddressForbidden` if a single one is not; `NameUnknown` if there is none.
         """

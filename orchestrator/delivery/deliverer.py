@@ -1,9 +1,11 @@
-"""The deliverer: takes what is due for each endpoint, as much as it bears, sends it, and writes what came of it.
+"""The deliverer: takes what is due for each endpoint, as much as it bears, sends it, and writes what came of
+it.
 
-A round takes lists of streams for all endpoints that may be sent something, in one statement, and does not wait for what is under way. An
-endpoint that is slow or fails holds its own deliveries only: each has an allowance of its own, may take half of what is left of the
-process's, and one in any case. A circuit opens after ten failures that speak of the endpoint and not of one event, for all deliverers at once;
-then one probe at a time is sent. Nothing here is the only copy of anything: a deliverer that dies leaves leases that end.
+A round takes lists of streams for all endpoints that may be sent something, in one statement, and does not
+wait for what is under way. An endpoint that is slow or fails holds its own deliveries only: each has an
+allowance of its own, may take half of what is left of the process's, and one in any case. A circuit opens
+after ten failures that speak of the endpoint and not of one event, for all deliverers at once; then one probe
+at a time is sent. Nothing here is the only copy of anything: a deliverer that dies leaves leases that end.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ class Lane:
     secrets: Sequence[bytes]
     pace: Pace
     open_at: float
-    """When its circuit may be probed, or what it asked for is over, by our own clock; in the past: nothing holds it."""
+    """When its circuit may be probed, or what it asked for is over, by our own clock; in the past: nothing
+    holds it."""
     hot: bool = True
     """Something may be due."""
     failures: int = 0
@@ -121,7 +124,9 @@ class Deliverer:
         return self._results.writes
 
     def wake(self, said: str = "") -> None:
-        """Look at once: at these endpoints (ids with a blank between), or at all, also for what is new about them (`*`)."""
+        """Look at once: at these endpoints (ids with a blank between), or at all, also for what is new about
+        them (`*`).
+        """
         lanes = [self._by_text.get(one) for one in said.split()] if said != webhooks.CHANGED else []
         if said == webhooks.CHANGED or None in lanes:
             self._refresh_at = float("-inf")
@@ -133,7 +138,10 @@ class Deliverer:
         self._woken.set()
 
     async def run(self, ending: asyncio.Event) -> bool:
-        """Deliver until `ending` is set; then finish what is under way. Return whether nothing was cut off."""
+        """Deliver until `ending` is set; then finish what is under way.
+
+        Return whether nothing was cut off.
+        """
         end = asyncio.create_task(ending.wait())
         try:
             while not ending.is_set():
@@ -183,7 +191,7 @@ class Deliverer:
         await self._results.close()
         return not cut_off
 
-    # ── Rounds ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Rounds ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def round(self) -> bool:
         """Take what is due and may be sent, and begin to send it; return whether there was anything."""
@@ -231,12 +239,15 @@ class Deliverer:
         for due in found:
             counts[due.endpoint_id] += 1
         for one, number in counts.items():
-            # Where less was found than could be sent, there is no more, unless something was told of meanwhile.
+            # Where less was found than could be sent, there is no more, unless something was told of
+            # meanwhile.
             self._lanes[one].hot |= number >= wanted[one]
         return self._begin(found, probes)
 
     async def _wanted(self, *, everywhere: bool) -> tuple[dict[UUID, int], set[UUID]]:
-        """Return how many may begin at each endpoint, and which of them are probed; who comes first changes with each round."""
+        """Return how many may begin at each endpoint, and which of them are probed; who comes first changes
+        with each round.
+        """
         now = time.monotonic()
         lanes = [lane for lane in self._lanes.values() if everywhere or lane.hot]
         self._turn += 1
@@ -258,7 +269,8 @@ class Deliverer:
                 probes.add(one.id)
                 most = 1
             else:
-                # Half of what is left, so that something is left for others; one in any case, so that no other's hold it.
+                # Half of what is left, so that something is left for others; one in any case, so that no
+                # other's hold it.
                 most = min(lane.pace.free(now), max(room // 2, 0 if lane.pace.in_flight else 1))
             if most > 0:
                 wanted[one.id] = most
@@ -330,7 +342,7 @@ class Deliverer:
             _log.error("delivery_failed", exc_info=error)
         self._woken.set()
 
-    # ── One delivery ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── One delivery ───────────────────────────────────────────────────────────────────────────────────────
 
     async def _deliver(self, due: Due, lane: Lane | None, began: float) -> None:
         if lane is None:
@@ -392,8 +404,12 @@ class Deliverer:
         self.failed += 1
         if due.failing_for >= retries.GIVE_UP_AFTER:
             _log.warning(
-                "event_given_up", webhook=str(due.endpoint_id), checkout=str(due.checkout_id), sequence=due.sequence, outcome=answer.outcome,
-            )  # fmt: skip
+                "event_given_up",
+                webhook=str(due.endpoint_id),
+                checkout=str(due.checkout_id),
+                sequence=due.sequence,
+                outcome=answer.outcome,
+            )
             return _written(due, "done", attempt=self._attempt(due, answer, result="given_up"))
         wait = retries.delay(due.attempts + 1, at_least=answer.wait or 0.0)
         return _written(due, "failed", due_in=wait, attempt=self._attempt(due, answer))
@@ -419,7 +435,9 @@ class Deliverer:
             raise
 
     async def _put(self, written: Written) -> bool:
-        """Write a result with whatever else has gathered; return whether something of its stream is still to be sent."""
+        """Write a result with whatever else has gathered; return whether something of its stream is still to
+        be sent.
+        """
         try:
             return await self._results.put(written)
         except Exception as error:  # noqa: BLE001 - its lease ends, and it is due again
@@ -429,7 +447,7 @@ class Deliverer:
     async def _write(self, results: list[Written]) -> Sequence[bool | Again]:
         return await deliveries.write(self._db, results)
 
-    # ── How endpoints fare ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── How endpoints fare ─────────────────────────────────────────────────────────────────────────────────
 
     async def _give_back_probe(self, lane: Lane) -> None:
         """Have another probe sent: there was nothing to send in the stream that was taken for this one."""
@@ -441,7 +459,9 @@ class Deliverer:
         self._woken.set()
 
     async def _note_health(self, lane: Lane, due: Due, answer: Answer, *, url: str, probed: bool) -> None:
-        """Note what an answer says of its endpoint; an event that only it refuses says nothing at its second try."""
+        """Note what an answer says of its endpoint; an event that only it refuses says nothing at its second
+        try.
+        """
         one = lane.webhook
         if one.url != url:
             return  # it speaks of the place before

@@ -1,9 +1,10 @@
 """How many deliveries to one endpoint are under way at a time: as many as it bears, found by trying.
 
-The allowance grows with each delivery that succeeds, and shrinks to three fifths when the endpoint is overloaded (429, 502, 503, 504, no
-connection, no answer). It remembers where that happened: it comes near that place fast, and passes it slowly, so that few
-deliveries are refused. Below one it means a distance in time: at an allowance of a half, a delivery begins when twice the time of an
-answer has passed. Pure values; the caller gives the time in seconds of any clock that does not go back.
+The allowance grows with each delivery that succeeds, and shrinks to three fifths when the endpoint is
+overloaded (429, 502, 503, 504, no connection, no answer). It remembers where that happened: it comes near
+that place fast, and passes it slowly, so that few deliveries are refused. Below one it means a distance in
+time: at an allowance of a half, a delivery begins when twice the time of an answer has passed. Pure values;
+the caller gives the time in seconds of any clock that does not go back.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class Pace:
     def overloaded(self, began: float, now: float, *, wait: float = 0.0) -> None:
         """Note that the endpoint bears less than this; `wait`: seconds in which nothing is to begin.
 
-        Deliveries that were under way when the allowance shrank last tell of the same overload, and shrink it no more.
+        Deliveries that were under way when the allowance shrank last tell of the same overload, and shrink it
+        no more.
         """
         self.in_flight -= 1
         self.begins_at = max(self.begins_at, now + wait)

@@ -24,7 +24,9 @@ OPEN_CAP: Final = 300.0
 
 
 def delay(failures: int, *, at_least: float = 0.0, draw: Callable[[], float] = random.random) -> float:
-    """Return the seconds until the next try after so many failures (1 or more) of one event, and not before `at_least`."""
+    """Return the seconds until the next try after so many failures (1 or more) of one event, and not before
+    `at_least`.
+    """
     base = DELAYS[min(failures, len(DELAYS)) - 1]
     return max(base, at_least) * (1 + JITTER * draw())
 

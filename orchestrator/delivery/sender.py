@@ -1,8 +1,9 @@
 """One delivery on the wire: a POST out, and what came of it.
 
-It ends within the total timeout whatever the other side does, and what its answer costs is bounded. No redirect is followed, no cookie
-kept, no proxy or other word of the environment heard; certificates are verified against the name of the URL, to which the connection
-goes at an address that was checked (`addresses`). Nothing is logged here: URLs and answers are the merchant's.
+It ends within the total timeout whatever the other side does, and what its answer costs is bounded. No
+redirect is followed, no cookie kept, no proxy or other word of the environment heard; certificates are
+verified against the name of the URL, to which the connection goes at an address that was checked
+(`addresses`). Nothing is logged here: URLs and answers are the merchant's.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ KEPT: Final = 1024
 READ: Final = 16_384
 """Bytes of an answer that are read, so that its connection can be used again; a longer one closes it."""
 KEEPALIVE: Final = 4.0
-"""Seconds that an idle connection is kept: less than common servers keep it, so that few are closed while they are taken."""
+"""Seconds that an idle connection is kept: less than common servers keep it, so that few are closed while
+they are taken."""
 
 
 class Outcome(StrEnum):
@@ -160,7 +162,8 @@ class Sender:
                 try:
                     return await self._exchange(target, headers, body, began)
                 except aiohttp.ServerDisconnectedError:
-                    # A kept connection that was closed while it was taken: once more on a new one, with the same id.
+                    # A kept connection that was closed while it was taken: once more on a new one, with the
+                    # same id.
                     return await self._exchange(target, headers, body, began)
         except WebhookUrlRejected:
             return Answer(Outcome.WRONG_URL, time.monotonic() - began)

@@ -1,6 +1,7 @@
 """Signatures by Standard Webhooks (standardwebhooks.com), version 1: HMAC-SHA256 over id, time and body.
 
-A secret is 32 random bytes, written `whsec_` and base64. While a secret is being replaced, both sign, the new one first.
+A secret is 32 random bytes, written `whsec_` and base64. While a secret is being replaced, both sign, the new
+one first.
 """
 
 from __future__ import annotations

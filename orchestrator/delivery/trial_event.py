@@ -1,4 +1,6 @@
-"""The event that an endpoint is tried out with: a CloudEvent of a type of its own, which belongs to no checkout."""
+"""The event that an endpoint is tried out with: a CloudEvent of a type of its own, which belongs to no
+checkout.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A client of our own API: typed answers, errors made of problem+json, every wait and every answer bounded.
 
-A request that harms nothing when it is sent twice is sent again after a pause with jitter: reads, intents (the same order number is the
-same checkout) and commands, each of which carries an `Idempotency-Key`. No answer, 429, 502, 503 and 504 are worth another attempt; what
-the API has refused is not.
+A request that harms nothing when it is sent twice is sent again after a pause with jitter: reads, intents
+(the same order number is the same checkout) and commands, each of which carries an `Idempotency-Key`. No
+answer, 429, 502, 503 and 504 are worth another attempt; what the API has refused is not.
 
     ClientError
     ├── NoAnswer          no connection, no answer in time, or one that was cut off
@@ -45,7 +45,8 @@ LARGEST_ANSWER: Final = 16_000_000
 """Bytes."""
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
-"""Seconds between two attempts: a random share of ever more, and at least the Retry-After of an answer, up to the longest."""
+"""Seconds between two attempts: a random share of ever more, and at least the Retry-After of an answer, up to
+the longest."""
 _PROBLEM: Final = "urn:checkout-orchestrator:problem:"
 _PASSING: Final = frozenset({429, 502, 503, 504})
 
@@ -113,7 +114,10 @@ class Created(NamedTuple):
 
 
 class Client:
-    """The API at `url` for the holder of a token; on one event loop. A client that is given `http` leaves it open."""
+    """The API at `url` for the holder of a token; on one event loop.
+
+    A client that is given `http` leaves it open.
+    """
 
     def __init__(
         self,
@@ -158,7 +162,10 @@ class Client:
         return await self._got("/v1/checkouts", answers.CheckoutPage, filters)
 
     async def until_known(self, within: float) -> None:
-        """Wait until the API knows the merchant of the token: one that was added a moment ago it may not. `Denied` after `within` seconds."""
+        """Wait until the API knows the merchant of the token: one that was added a moment ago it may not.
+
+        `Denied` after `within` seconds.
+        """
         deadline = time.monotonic() + within
         while True:
             try:
@@ -184,8 +191,13 @@ class Client:
         return entries
 
     async def command(
-        self, checkout: UUID | str, kind: CommandKind, body: Mapping[str, object] | None = None, *, key: str | None = None
-    ) -> answers.CommandAccepted:  # fmt: skip
+        self,
+        checkout: UUID | str,
+        kind: CommandKind,
+        body: Mapping[str, object] | None = None,
+        *,
+        key: str | None = None,
+    ) -> answers.CommandAccepted:
         """Ask something of a checkout, under a key of its own or this one."""
         path = f"/v1/checkouts/{checkout}/{kind}"
         _, raw = await self._sent("POST", path, body=msgspec.json.encode(body or {}), key=key or str(uuid4()))
@@ -200,9 +212,17 @@ class Client:
         return _read(f"GET {path}", raw, kind)
 
     async def _sent(
-        self, method: str, path: str, *, params: Mapping[str, str | int] | None = None, body: bytes | None = None, key: str | None = None
-    ) -> tuple[int, bytes]:  # fmt: skip
-        """Send a request that may be repeated until it is answered for good; return status and body of what is no problem."""
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        body: bytes | None = None,
+        key: str | None = None,
+    ) -> tuple[int, bytes]:
+        """Send a request that may be repeated until it is answered for good; return status and body of what
+        is no problem.
+        """
         headers = dict(self._headers)
         if body is not None:
             headers["content-type"] = "application/json"
@@ -211,8 +231,13 @@ class Client:
         left, most = self._attempts, FIRST_PAUSE
         while True:
             request = self._http.build_request(
-                method, self._url + path, params=params or None, content=body, headers=headers, timeout=self._timeout
-            )  # fmt: skip
+                method,
+                self._url + path,
+                params=params or None,
+                content=body,
+                headers=headers,
+                timeout=self._timeout,
+            )
             try:
                 return await self._once(request, f"{method} {path}")
             except ClientError as error:
@@ -252,7 +277,9 @@ def _read(name: str, raw: bytes, kind: type[T]) -> T:
 
 
 def _refusal(name: str, response: httpx.Response, raw: bytes) -> Refused:
-    """Return the error of an answer; one that is no problem of ours (a proxy's page) is told by its status."""
+    """Return the error of an answer; one that is no problem of ours (a proxy's page) is told by
+    its status.
+    """
     status = response.status_code
     try:
         problem = msgspec.json.decode(raw, type=answers.Problem)

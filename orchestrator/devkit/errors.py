@@ -16,18 +16,24 @@ class UpFailed(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 class BenchFailed(OrchestratorError):  # noqa: N818 - named for the fact
-    """The bench could not measure; the sentence says why. What it measured and found wrong is a result, and no error."""
+    """The bench could not measure; the sentence says why.
+
+    What it measured and found wrong is a result, and no error.
+    """
 
 
 class EmbeddedError(OrchestratorError):
-    """A server could not be started or found: one sentence; with `log` it ends in what the server said last of its trouble."""
+    """A server could not be started or found: one sentence; with `log` it ends in what the server said last
+    of its trouble.
+    """
 
     def __init__(self, sentence: str, *, log: Path | None = None) -> None:
         self.log = log
         super().__init__(sentence if log is None else f"{sentence}: {_reason(log)}")
 
 
-# What Postgres, initdb and Redis begin a line of trouble with, behind whatever time or process stands before it.
+# What Postgres, initdb and Redis begin a line of trouble with, behind whatever time or process stands before
+# it.
 _TROUBLE: Final = re.compile(
     r".*?\b(?:FATAL|PANIC|ERROR|error|initdb: error|# (?:Fatal|Can't|Could not)[^:]*):?\s+(?P<said>.+)"
 )

@@ -1,7 +1,9 @@
-"""What needs a person's decision: a code with its facts and payments. Code decides on these values, never on a sentence.
+"""What needs a person's decision: a code with its facts and payments.
 
-`sentences` makes the text that people read. `WAYS_OUT` says what makes an attention go; the API, explain, the processing of commands and
-the runbook use it. Amounts are minor units of the currency beside them.
+Code decides on these values, never on a sentence.
+
+`sentences` makes the text that people read. `WAYS_OUT` says what makes an attention go; the API, explain, the
+processing of commands and the runbook use it. Amounts are minor units of the currency beside them.
 """
 
 from __future__ import annotations
@@ -65,14 +67,16 @@ class AttentionCode(StrEnum):
     NO_PAYMENT_METHODS = "no_payment_methods"
     """The gateway offers no payment method for the order."""
     OTHER = "other"
-    """Words that this version does not know, kept as `text`: an earlier version, or another program, wrote them."""
+    """Words that this version does not know, kept as `text`: an earlier version, or another program, wrote
+    them."""
 
 
 class PaymentAmount(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A gateway transaction that an attention is about, with what it holds; `amount` is None where it cannot be read.
+    """A gateway transaction that an attention is about, with what it holds; `amount` is None where it cannot
+    be read.
 
-    `problem` says why this one is not taken for the order's payment: for UNCLEAR_PAYMENT `status` is the gateway's own word, for
-    UNBOUND_PAYMENT `repeated` says that it names more than one checkout.
+    `problem` says why this one is not taken for the order's payment: for UNCLEAR_PAYMENT `status` is the
+    gateway's own word, for UNBOUND_PAYMENT `repeated` says that it names more than one checkout.
     """
 
     transaction_id: str
@@ -95,7 +99,10 @@ class PaymentAmount(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class Attention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One attention. `facts` are the other values that its sentence is made of (see `sentences`): texts, numbers and lists of JSON.
+    """One attention.
+
+    `facts` are the other values that its sentence is made of (see `sentences`): texts, numbers and lists of
+    JSON.
 
     `beside` are payments that hold money too, of an order whose own payment was released.
     """
@@ -118,11 +125,16 @@ class Attention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return stored
 
     def asks_like(self, other: Attention | None) -> bool:
-        """Whether it is the same question about the same payments, whatever payments hold money beside them."""
+        """Whether it is the same question about the same payments, whatever payments hold money
+        beside them.
+        """
         return other is not None and _question(self) == _question(other)
 
     def is_news(self, before: Attention | None) -> bool:
-        """Whether it says something that `before` did not. Amounts of payments that it only names may have changed since."""
+        """Whether it says something that `before` did not.
+
+        Amounts of payments that it only names may have changed since.
+        """
         return not self.asks_like(before) or _named(self.beside) != _named(before.beside if before else ())
 
 
@@ -137,7 +149,10 @@ def _named(payments: tuple[PaymentAmount, ...]) -> list[str]:
 
 
 def stored(code: str | None, details: Mapping[str, Any] | None) -> Attention | None:
-    """Return the attention of a row; OTHER, with what stands there, for words that are not known. It raises for nothing."""
+    """Return the attention of a row; OTHER, with what stands there, for words that are not known.
+
+    It raises for nothing.
+    """
     if code is None:
         return None
     try:
@@ -150,7 +165,7 @@ def stored(code: str | None, details: Mapping[str, Any] | None) -> Attention | N
         )
 
 
-# ── What code decides by it ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── What code decides by it ───────────────────────────────────────────────────────────────────────────────
 
 PROBLEMS: Final = frozenset({
     AttentionCode.PAYMENT_MISMATCH, AttentionCode.UNCLEAR_PAYMENT, AttentionCode.UNBOUND_PAYMENT,
@@ -159,12 +174,14 @@ PROBLEMS: Final = frozenset({
 IRREGULAR: Final = (
     AttentionCode.CHARGEBACK_UNCLEAR, AttentionCode.OVER_REFUND, AttentionCode.OVER_CAPTURE, AttentionCode.CREDITED,
 )  # fmt: skip
-"""About a payment whose books at the gateway show more than captures and refunds of it; the values are flags of a payment too."""
+"""About a payment whose books at the gateway show more than captures and refunds of it; the values are flags
+of a payment too."""
 SHOWN_BY_LOOKUPS: Final = frozenset({
     AttentionCode.SURPLUS_PAYMENT, AttentionCode.LOOKUP_AT_LIMIT, AttentionCode.OPEN_PAYMENT, AttentionCode.PAYMENT_GONE,
     *PROBLEMS, *IRREGULAR,
 })  # fmt: skip
-"""A lookup raises it, and the next lookup that does not show it takes it back. Everything else stays until a person decides."""
+"""A lookup raises it, and the next lookup that does not show it takes it back. Everything else stays until a
+person decides."""
 ABOUT_FAILURES: Final = frozenset({
     AttentionCode.GATEWAY_CREDENTIALS, AttentionCode.GATEWAY_FAILING, AttentionCode.STEP_BROKE,
 })  # fmt: skip
@@ -219,7 +236,8 @@ WAYS_OUT: Final[Mapping[AttentionCode, tuple[Way, ...]]] = {
     AttentionCode.NO_PAYMENT_METHODS: (Way.DISMISS,),
     AttentionCode.OTHER: (Way.DISMISS,),
 }
-"""What makes an attention go, the most fitting first. A lookup that shows the cause no more takes back those of SHOWN_BY_LOOKUPS."""
+"""What makes an attention go, the most fitting first. A lookup that shows the cause no more takes back those
+of SHOWN_BY_LOOKUPS."""
 ENDS_THE_CAUSE: Final[Mapping[AttentionCode, tuple[Way, ...]]] = {
     AttentionCode.SURPLUS_PAYMENT: (Way.RELEASE, Way.REFUND),
     AttentionCode.RESERVATION_LAPSES: (Way.CAPTURE, Way.RELEASE),

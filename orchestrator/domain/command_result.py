@@ -10,7 +10,10 @@ import msgspec
 
 
 class ResultCode(StrEnum):
-    """What a command came to. The values are stored, and are part of the API. Amounts are minor units of `currency`."""
+    """What a command came to.
+
+    The values are stored, and are part of the API. Amounts are minor units of `currency`.
+    """
 
     ACCEPTED = "accepted"
     """It is under way; `operations` are the ids of the money operations that it began."""
@@ -85,7 +88,10 @@ def result(code: ResultCode, **facts: object) -> CommandResult:
 
 
 def stored(code: str | None, facts: Mapping[str, Any] | None) -> CommandResult | None:
-    """Return the result of a row; OTHER, with what stands there, for words that are not known. It raises for nothing."""
+    """Return the result of a row; OTHER, with what stands there, for words that are not known.
+
+    It raises for nothing.
+    """
     if code is None:
         return None
     if code not in _CODES:

@@ -1,7 +1,8 @@
-"""What a command may do as a checkout stands, and why it may not: asked before it is stored, and again under the lease.
+"""What a command may do as a checkout stands, and why it may not: asked before it is stored, and again under
+the lease.
 
-Our books may be younger or older than what the gateway holds, so whatever passes when it is stored is decided again. A refusal names the
-reason and the way out.
+Our books may be younger or older than what the gateway holds, so whatever passes when it is stored is decided
+again. A refusal names the reason and the way out.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandRequest:
-    """What somebody wants of a checkout. `amount` in minor units (None: all that is left), `expires_in` in seconds."""
+    """What somebody wants of a checkout.
+
+    `amount` in minor units (None: all that is left), `expires_in` in seconds.
+    """
 
     kind: CommandKind
     amount: int | None = None
@@ -60,7 +64,8 @@ class CommandRequest:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a command is refused: a word for programs, a sentence with the way out, and the field to blame, if it is one's fault.
+    """Why a command is refused: a word for programs, a sentence with the way out, and the field to blame, if
+    it is one's fault.
 
     `result` is what is stored with a command that is refused under the lease.
     """
@@ -74,7 +79,10 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """Money that an open operation or an unread command will move. `amount` None is all; no transaction: the accepted one."""
+    """Money that an open operation or an unread command will move.
+
+    `amount` None is all; no transaction: the accepted one.
+    """
 
     kind: str
     transaction_id: str | None
@@ -83,10 +91,13 @@ class Pending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutView:
-    """Where a checkout stands. `cancelling` is the cancel that runs, `rival` the live checkout that has its order number.
+    """Where a checkout stands.
 
-    `met` is the command that the idempotency key was used for, with the fingerprint of its content. A `from_payment` was created from a payment
-    for an order number that no shop had handed over. `captures_itself`: so the gateway was told, which is looked at under the lease.
+    `cancelling` is the cancel that runs, `rival` the live checkout that has its order number.
+
+    `met` is the command that the idempotency key was used for, with the fingerprint of its content. A
+    `from_payment` was created from a payment for an order number that no shop had handed over.
+    `captures_itself`: so the gateway was told, which is looked at under the lease.
     """
 
     id: UUID
@@ -111,7 +122,9 @@ class CheckoutView:
         return tuple(one for one in self.payments_seen if one.role == Role.ACCEPTED)
 
     def payment(self, transaction_id: str | None) -> PaymentRecord | None:
-        """Return what is held under a transaction; without one, under the one transaction that pays the checkout."""
+        """Return what is held under a transaction; without one, under the one transaction that pays the
+        checkout.
+        """
         if transaction_id is None:
             paying = self.paying
             return paying[0] if len(paying) == 1 else None
@@ -123,14 +136,18 @@ class CheckoutView:
         return self.currency if payment is None else payment.currency
 
     def left(self, payment: PaymentRecord, kind: str) -> int:
-        """Return how much of a transaction can still be captured, released or refunded when all that is under way has come true."""
+        """Return how much of a transaction can still be captured, released or refunded when all that is under
+        way has come true.
+        """
         left = left_to(OperationKind(kind), payment)
         for one in self.busy(payment, kind):
             left = 0 if one.amount is None else left - one.amount
         return max(left, 0)
 
     def busy(self, payment: PaymentRecord, kind: str) -> list[Pending]:
-        """Return what is under way with the money that a capture or release, or a refund, of this transaction would move."""
+        """Return what is under way with the money that a capture or release, or a refund, of this transaction
+        would move.
+        """
         return [
             one
             for one in self.under_way
@@ -140,7 +157,9 @@ class CheckoutView:
 
 
 def rejection(view: CheckoutView, request: CommandRequest) -> Rejection | None:
-    """Say why a command cannot be carried out as the checkout stands by our books; None if it may be stored."""
+    """Say why a command cannot be carried out as the checkout stands by our books; None if it may
+    be stored.
+    """
     found = (
         _about_money(view, request)
         if request.kind in MOVES_MONEY
@@ -237,7 +256,9 @@ def _about_money(view: CheckoutView, request: CommandRequest) -> Rejection | Non
 
 
 def _not_ours(view: CheckoutView, request: CommandRequest, payment: PaymentRecord) -> Rejection | None:
-    """Of payments beside the accepted one only money that is surely this checkout's can be moved, and only back."""
+    """Of payments beside the accepted one only money that is surely this checkout's can be moved, and only
+    back.
+    """
     named = f"transaction {payment.transaction_id}"
     refused = result(ResultCode.REFUSED_NOT_ITS_PAYMENT)
     if payment.role == Role.ATTEMPT:
@@ -279,8 +300,12 @@ def _not_so_much(view: CheckoutView, request: CommandRequest, payment: PaymentRe
             f"({has}): ask for {_amount(left, payment)} at most"
         )
         too_much = result(
-            ResultCode.REFUSED_TOO_MUCH, kind=request.kind.value, left=left, amount=request.amount, currency=payment.currency
-        )  # fmt: skip
+            ResultCode.REFUSED_TOO_MUCH,
+            kind=request.kind.value,
+            left=left,
+            amount=request.amount,
+            currency=payment.currency,
+        )
         facts = {"left": money.decimal_or_none(left, payment.currency)}
         return Rejection("too-much", said, too_much, "amount", facts)
     return None

@@ -1,9 +1,11 @@
-"""Payments that need a person's decision, and what a person decided on them. Pure functions over lookups and books alike.
+"""Payments that need a person's decision, and what a person decided on them.
 
-A decision holds for exactly the transactions, amounts and events that it was taken on: its `basis` is a digest of those facts. When
-one of them changes, the decision is void and the question is asked again. `keep` makes the transactions the payment of the order.
-`dismiss` says that they are no money of this order. No decision lets an order end without payment while the gateway clearly holds
-money that is bound to it.
+Pure functions over lookups and books alike.
+
+A decision holds for exactly the transactions, amounts and events that it was taken on: its `basis` is a
+digest of those facts. When one of them changes, the decision is void and the question is asked again. `keep`
+makes the transactions the payment of the order. `dismiss` says that they are no money of this order. No
+decision lets an order end without payment while the gateway clearly holds money that is bound to it.
 """
 
 from __future__ import annotations
@@ -67,21 +69,29 @@ def whole(payment: PaymentRecord) -> int:
 
 
 def pays(order: Order, payment: PaymentRecord) -> bool:
-    """Say whether a payment is of the order's amount and currency. A surcharge that the gateway added is not asked for."""
+    """Say whether a payment is of the order's amount and currency.
+
+    A surcharge that the gateway added is not asked for.
+    """
     return payment.currency == order.currency and whole(payment) == order.amount
 
 
 def with_surcharge(order: Order, payment: PaymentRecord) -> bool:
-    """Say whether a payment is of the order's amount plus the surcharge that the gateway names (SurchargeAmount; C10)."""
+    """Say whether a payment is of the order's amount plus the surcharge that the gateway names
+    (SurchargeAmount; C10).
+    """
     total = order.amount + payment.surcharge
     return payment.surcharge > 0 and payment.currency == order.currency and whole(payment) == total
 
 
-# ── What a decision is ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What a decision is ────────────────────────────────────────────────────────────────────────────────────
 
 
 def mark(word: str, decision: str, basis: str = "") -> str:
-    """Return how a decision is stored with a payment: `word=decision@basis`. An empty basis stands for any facts."""
+    """Return how a decision is stored with a payment: `word=decision@basis`.
+
+    An empty basis stands for any facts.
+    """
     return f"{word}={decision}@{basis}"
 
 
@@ -141,9 +151,11 @@ def refusal(
         foreign = [one for one in about if one.currency != order.currency]
         if foreign:
             return result(
-                ResultCode.REFUSED_OTHER_CURRENCY, transaction=foreign[0].transaction_id, currency=foreign[0].currency,
+                ResultCode.REFUSED_OTHER_CURRENCY,
+                transaction=foreign[0].transaction_id,
+                currency=foreign[0].currency,
                 ordered=order.currency,
-            )  # fmt: skip
+            )
         if any(one.left <= 0 for one in about):
             return result(
                 ResultCode.REFUSED_HOLD_NO_MONEY, transactions=[one.transaction_id for one in about]
@@ -164,18 +176,23 @@ def refusal(
 
 
 def _may_hold(payment: PaymentRecord) -> bool:
-    """Say whether a payment holds money as far as is known. Of one that the gateway calls failed a person may say that it does not."""
+    """Say whether a payment holds money as far as is known.
+
+    Of one that the gateway calls failed a person may say that it does not.
+    """
     if payment.meaning in MONEY:
         return payment.left > 0
     over = payment.status in FAILED and UNREADABLE.isdisjoint(payment.flags)
     return not over and (payment.left > 0 or not UNREADABLE.isdisjoint(payment.flags))
 
 
-# ── What is asked ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What is asked ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def open_problems(order: Order, payments: Sequence[PaymentRecord]) -> list[PaymentRecord]:
-    """Return the payments of our books that are not taken for the order's and that no valid decision is about."""
+    """Return the payments of our books that are not taken for the order's and that no valid decision is
+    about.
+    """
     problems = [one for one in payments if is_problem(one)]
     held = decided_on(order, payments, problems)
     return [one for one in problems if one.transaction_id not in held]
@@ -188,13 +205,16 @@ def is_problem(payment: PaymentRecord) -> bool:
 
 
 def problem(order: Order, payments: Sequence[PaymentRecord]) -> Question:
-    """Return what a person is asked about payments that are not what was ordered; all of them are one decision."""
+    """Return what a person is asked about payments that are not what was ordered; all of them are one
+    decision.
+    """
     about = sorted(payments, key=lambda one: (len(one.transaction_id), one.transaction_id))
     codes = [_code(order, one) for one in about]
     code = next(code for code in _WORST_FIRST if code in codes)
     digested = [
-        (one.transaction_id, whole(one), one.currency, one.surcharge, *_unclear_facts(code, one)) for one, code in zip(about, codes, strict=True)
-    ]  # fmt: skip
+        (one.transaction_id, whole(one), one.currency, one.surcharge, *_unclear_facts(code, one))
+        for one, code in zip(about, codes, strict=True)
+    ]
     facts: dict[str, object] = {
         "ordered": order.amount,
         "currency": order.currency,
@@ -212,7 +232,9 @@ _WORST_FIRST: Final = (
 
 
 def irregular(payments: Sequence[PaymentRecord]) -> list[Question]:
-    """Return what a person is asked about payments of the order whose money moved in a way that nothing here explains."""
+    """Return what a person is asked about payments of the order whose money moved in a way that nothing here
+    explains.
+    """
     asked = []
     for one in payments:
         events = [flag.removeprefix(EVENT) for flag in one.flags if flag.startswith(EVENT)]

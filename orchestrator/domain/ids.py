@@ -8,6 +8,9 @@ from uuid import UUID
 
 
 def uuid7() -> UUID:
-    """Make a UUIDv7 (RFC 9562, 5.7): milliseconds, then 74 random bits. Ids sort by time, and can be made before the insert."""
+    """Make a UUIDv7 (RFC 9562, 5.7): milliseconds, then 74 random bits.
+
+    Ids sort by time, and can be made before the insert.
+    """
     bits = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
     return UUID(int=bits & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62)

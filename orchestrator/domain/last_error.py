@@ -1,4 +1,6 @@
-"""Why the last step of a checkout, or of a money operation, came to nothing: a code and its facts; `sentences` makes the text."""
+"""Why the last step of a checkout, or of a money operation, came to nothing: a code and its facts;
+`sentences` makes the text.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from orchestrator.domain.attention import Attention
 
 
 class ErrorCode(StrEnum):
-    """What went wrong. The values are stored, and are part of the API. `reason` is the gateway client's own short text."""
+    """What went wrong.
+
+    The values are stored, and are part of the API. `reason` is the gateway client's own short text.
+    """
 
     # A call to the gateway: `reason`.
     THROTTLED = "throttled"
@@ -103,7 +108,10 @@ def undecided(attention: Attention | None) -> LastError | None:
 
 
 def stored(code: str | None, facts: Mapping[str, Any] | None) -> LastError | None:
-    """Return the error of a row; OTHER, with what stands there, for words that are not known. It raises for nothing."""
+    """Return the error of a row; OTHER, with what stands there, for words that are not known.
+
+    It raises for nothing.
+    """
     if code is None:
         return None
     if code not in _CODES:

@@ -1,10 +1,11 @@
 """Money, currencies and countries: exact, or refused.
 
-Outside, money is a decimal number; inside, it is an integer count of a currency's minor unit. The two functions that cross
-that border never round: an amount with more non-zero decimals than its currency has is refused, and so is one that would
-not fit into the column that holds it. The currencies are literals here, and none is ever taken out: what was accepted once must stay
-readable, also after ISO 4217 withdrew the currency. Countries come from `pycountry` (ISO 3166-1). Codes are upper case; code that
-takes them from outside changes the case.
+Outside, money is a decimal number; inside, it is an integer count of a currency's minor unit. The two
+functions that cross that border never round: an amount with more non-zero decimals than its currency has is
+refused, and so is one that would not fit into the column that holds it. The currencies are literals here, and
+none is ever taken out: what was accepted once must stay readable, also after ISO 4217 withdrew the currency.
+Countries come from `pycountry` (ISO 3166-1). Codes are upper case; code that takes them from outside changes
+the case.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from orchestrator.errors import OrchestratorError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# ISO 4217, table A.1: code and number, by minor units. Codes whose minor unit is "N.A." are left out, because no payment is made in
-# them: metals, units of account, the test code, "no currency".
+# ISO 4217, table A.1: code and number, by minor units. Codes whose minor unit is "N.A." are left out, because
+# no payment is made in them: metals, units of account, the test code, "no currency".
 _LISTED: Final = {
     2: """
         AED784 AFN971 ALL008 AMD051 AOA973 ARS032 AUD036 AWG533 AZN944 BAM977 BBD052 BDT050 BMD060
@@ -47,8 +48,8 @@ _LISTED: Final = {
         CLF990 UYW927
     """,
 }
-# ISO 4217, table A.3, as far as a payment can have been made in them: withdrawn, and still readable. A number may have passed on to a
-# listed currency (532 is XCG now, and was ANG).
+# ISO 4217, table A.3, as far as a payment can have been made in them: withdrawn, and still readable. A number
+# may have passed on to a listed currency (532 is XCG now, and was ANG).
 _RETIRED: Final = {
     2: """
         AFA004 ANG532 AON024 AOR982 ATS040 AYM945 AZM031 BGL100 BGN975 CHC948 CSD891 CUC931 CYP196
@@ -70,7 +71,9 @@ _MOST_BITS: Final = 1024
 
 
 class MoneyError(OrchestratorError, ValueError):
-    """An amount or a currency that cannot be represented exactly; `value` and `currency` keep what was given."""
+    """An amount or a currency that cannot be represented exactly; `value` and `currency` keep
+    what was given.
+    """
 
     def __init__(self, reason: str, *, value: object = None, currency: object = None) -> None:
         super().__init__(reason)
@@ -98,15 +101,18 @@ def _countries() -> frozenset[str]:
 
 
 def exponent(currency: str) -> int:
-    """Return how many decimals a currency has: 2 for DKK, 0 for JPY, 3 for KWD; `MoneyError` for an unknown code."""
+    """Return how many decimals a currency has: 2 for DKK, 0 for JPY, 3 for KWD; `MoneyError` for an unknown
+    code.
+    """
     return _known(currency)[1]
 
 
 def to_minor(value: Decimal | float | str, currency: str) -> int:
     """Return an amount in minor units, exactly: 139.5 DKK is 13950.
 
-    A float counts as the shortest decimal that denotes it (its `repr`), which is what the sender of a JSON number wrote.
-    `MoneyError` if it is no finite number, has more non-zero decimals than the currency, or more than 18 digits.
+    A float counts as the shortest decimal that denotes it (its `repr`), which is what the sender of a JSON
+    number wrote. `MoneyError` if it is no finite number, has more non-zero decimals than the currency, or
+    more than 18 digits.
     """
     decimals = exponent(currency)
     amount = _finite(value)
@@ -133,18 +139,24 @@ def to_minor(value: Decimal | float | str, currency: str) -> int:
 
 
 def to_decimal(minor: int, currency: str) -> Decimal:
-    """Return minor units as the decimal amount with all of its currency's decimals: 13950 DKK is Decimal('139.50')."""
+    """Return minor units as the decimal amount with all of its currency's decimals: 13950 DKK is
+    Decimal('139.50').
+    """
     digits = tuple(map(int, str(abs(minor))))
     return Decimal((int(minor < 0), digits, -exponent(currency)))
 
 
 def decimal_or_none(minor: int, currency: str) -> Decimal | None:
-    """Return minor units as `to_decimal` does; None for a currency that is not known, whose decimals nothing tells."""
+    """Return minor units as `to_decimal` does; None for a currency that is not known, whose decimals nothing
+    tells.
+    """
     return to_decimal(minor, currency) if currency in _CURRENCIES else None
 
 
 def spelled(minor: int, currency: str, *, grouped: bool = False) -> str:
-    """Return minor units as people read them: 13950 DKK is "139.50 DKK". It raises for nothing that is stored.
+    """Return minor units as people read them: 13950 DKK is "139.50 DKK".
+
+    It raises for nothing that is stored.
 
     `grouped` separates thousands.
 
@@ -157,14 +169,17 @@ def spelled(minor: int, currency: str, *, grouped: bool = False) -> str:
 
 
 def as_stored(minor: int, currency: str, name: str, raw: Mapping[str, str] | None) -> str:
-    """Return one amount of a payment for people; where `raw` has its `name`, it could not be read and stands as the gateway wrote it."""
+    """Return one amount of a payment for people; where `raw` has its `name`, it could not be read and stands
+    as the gateway wrote it.
+    """
     if raw is None or name not in raw:
         return spelled(minor, currency)
     return f"“{raw[name]}” {raw.get('currency') or currency}".rstrip()
 
 
 def for_gateway(minor: int, currency: str) -> Decimal:
-    """Return minor units as the gateway takes them: with at most two decimals (D4), so 1230 KWD is Decimal('1.23').
+    """Return minor units as the gateway takes them: with at most two decimals (D4), so 1230 KWD is
+    Decimal('1.23').
 
     `MoneyError` for an unknown currency, and for a third decimal that is not zero.
     """
@@ -179,7 +194,9 @@ def for_gateway(minor: int, currency: str) -> Decimal:
 
 
 def numeric_code(currency: str) -> str:
-    """Return the three digits of a currency, as the gateway's callbacks and checksums name it: "208" for DKK."""
+    """Return the three digits of a currency, as the gateway's callbacks and checksums name it:
+    "208" for DKK.
+    """
     return _known(currency)[0]
 
 
@@ -194,7 +211,9 @@ def alpha_code(numeric: str | int) -> str:
 
 
 def is_same_currency(alpha: str, numeric: str) -> bool:
-    """Say whether letters and number name one currency; a number that passed on belongs to both of its currencies."""
+    """Say whether letters and number name one currency; a number that passed on belongs to both of its
+    currencies.
+    """
     entry = _CURRENCIES.get(alpha)
     return entry is not None and numeric.isascii() and numeric.isdigit() and entry[0] == numeric.zfill(3)
 

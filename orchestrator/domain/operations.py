@@ -1,9 +1,10 @@
 """Captures, refunds and releases: what one is, whether it may be sent, and whether it was done.
 
-Nothing is sent twice on purpose. An operation is written as `submitted` before its call leaves; whoever takes over a submitted one
-never sends: it looks. The gateway's books show the operation by its reconciliation identifier; where a method does not echo that, by
-the totals, which only one operation at a time of ours can have changed. An absence counts only after a quiet period that is far longer
-than a call can last. Whatever fits neither is a person's business.
+Nothing is sent twice on purpose. An operation is written as `submitted` before its call leaves; whoever takes
+over a submitted one never sends: it looks. The gateway's books show the operation by its reconciliation
+identifier; where a method does not echo that, by the totals, which only one operation at a time of ours can
+have changed. An absence counts only after a quiet period that is far longer than a call can last. Whatever
+fits neither is a person's business.
 
 Pure functions over the gateway's own answer; who sends and writes is `process.money`.
 """
@@ -47,7 +48,9 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The fate of an operation by a lookup: `by` what it shows as a word for the trail, or an `error` that keeps it from being done."""
+    """The fate of an operation by a lookup: `by` what it shows as a word for the trail, or an `error` that
+    keeps it from being done.
+    """
 
     fate: Fate
     by: str = ""
@@ -83,7 +86,9 @@ def ask(
 def give_back(
     payment: PaymentRecord, *, actor: str, reason: str, command_id: UUID | None = None
 ) -> Operation:
-    """Make the operation that returns what a payment still holds: a release before its capture, a refund after it."""
+    """Make the operation that returns what a payment still holds: a release before its capture, a refund
+    after it.
+    """
     return ask(
         payment,
         OperationKind.REFUND if payment.captured > 0 else OperationKind.RELEASE,
@@ -96,18 +101,21 @@ def give_back(
 
 
 def lease_for(settings: Settings) -> float:
-    """Return the seconds for which a lease lasts when an operation is written as submitted: a wait for its turn, and its call.
+    """Return the seconds for which a lease lasts when an operation is written as submitted: a wait for its
+    turn, and its call.
 
-    Its call is begun only while what is left of that outlasts the call; a renewal of the lease does not count.
+    Its call is begun only while what is left of that outlasts the call; a renewal of the lease does not
+    count.
     """
     return max(settings.lease_seconds, 3.0 * settings.gateway_total_timeout)
 
 
 def quiet_after(settings: Settings, operation: Operation) -> float:
-    """Return the seconds since it was submitted before which the absence of an operation's effect proves nothing.
+    """Return the seconds since it was submitted before which the absence of an operation's effect proves
+    nothing.
 
-    Its sender may have sent it at the end of the lease, and an acquirer takes its time: `operation_quiet`, doubled with each time
-    that it was sent before.
+    Its sender may have sent it at the end of the lease, and an acquirer takes its time: `operation_quiet`,
+    doubled with each time that it was sent before.
     """
     quiet = settings.operation_quiet * 2.0 ** max(min(operation.attempts, 10) - 1, 0)
     return lease_for(settings) + min(quiet, 3600.0)
@@ -121,8 +129,9 @@ def total_of(operation: Operation, transaction: Transaction) -> int:
 def before_sending(operation: Operation, transaction: Transaction) -> Judged:
     """Say from a fresh look whether a requested operation may be sent.
 
-    The lookup must show the totals that our books had when it was asked for: whoever asked decided on those. What was captured
-    in full meanwhile (by the gateway itself, or by hand in its interface) is done, as asked.
+    The lookup must show the totals that our books had when it was asked for: whoever asked decided on those.
+    What was captured in full meanwhile (by the gateway itself, or by hand in its interface) is done, as
+    asked.
     """
     if operation.identifier in transaction.reconciliations:
         return Judged(Fate.DONE, "by_identifier")

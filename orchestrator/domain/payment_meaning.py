@@ -1,7 +1,9 @@
-"""What a transaction means for money: one literal table over TransactionStatus and amounts, because neither tells the truth alone.
+"""What a transaction means for money: one literal table over TransactionStatus and amounts, because neither
+tells the truth alone.
 
-Fixtures (C12) show `released` with ReservedAmount 1.00, and `refunded` with Reserved 1.00, Captured 1.00, Refunded 0.12. Whatever the
-table does not know is `UNKNOWN`, for a person; it is never guessed to be money, nor its absence.
+Fixtures (C12) show `released` with ReservedAmount 1.00, and `refunded` with Reserved 1.00, Captured 1.00,
+Refunded 0.12. Whatever the table does not know is `UNKNOWN`, for a person; it is never guessed to be money,
+nor its absence.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class PaymentMeaning(StrEnum):
     NOTHING = "nothing"
     """Over, and no money is or will be held."""
     OPEN = "open"
-    """Under way: nothing yet, and it may still become money. As long as one exists, its checkout must not expire."""
+    """Under way: nothing yet, and it may still become money. As long as one exists, its checkout must not
+    expire."""
     AGREEMENT = "agreement"
     """An agreement that repeats the amount of a preauth beside it: never money itself."""
     UNKNOWN = "unknown"
@@ -61,38 +64,44 @@ _O, _A, _R, _C, _F, _N, _U = (
     PaymentMeaning.UNKNOWN,
 )
 
-# Every TransactionStatus that was seen (facts, part 3) and what it means for each shape of the amounts. ODD is always UNKNOWN.
+# Every TransactionStatus that was seen (facts, part 3) and what it means for each shape of the amounts. ODD
+# is always UNKNOWN.
 _ROWS: Final[dict[str, tuple[PaymentMeaning, PaymentMeaning, PaymentMeaning, PaymentMeaning]]] = {
     #                          EMPTY HELD TAKEN RETURNED
-    # Under way. `created` is OPEN too: the shopper may be at the bank this minute, and the gateway never times one out (D9).
-    # A pending payment may already name its amount; money in one that was only just created contradicts itself.
+    # Under way. `created` is OPEN too: the shopper may be at the bank this minute, and the gateway never
+    # times one out (D9). A pending payment may already name its amount; money in one that was only just
+    # created contradicts itself.
     "created":                 (_O, _U, _U, _U),
     "pending":                 (_O, _O, _U, _U),
-    # Authorised. An authorisation of nothing is no payment. Captured in part, the status may still be this one.
+    # Authorised. An authorisation of nothing is no payment. Captured in part, the status may still be this
+    # one.
     "preauth":                 (_U, _R, _C, _F),
     "invoice_initialized":     (_U, _R, _C, _F),
-    # An agreement: it repeats the amount of the preauth or the payment beside it (C12), which alone is money: counting both
-    # would count twice.
+    # An agreement: it repeats the amount of the preauth or the payment beside it (C12), which alone is money:
+    # counting both would count twice.
     "recurring_confirmed":     (_A, _A, _A, _A),
-    # Captured. A card that is captured without an amount is a contradiction; a bank transfer knows no reservation, so which of
-    # the two amounts it fills is up to the bank's side, and either one says that the money came.
+    # Captured. A card that is captured without an amount is a contradiction; a bank transfer knows no
+    # reservation, so which of the two amounts it fills is up to the bank's side, and either one says that the
+    # money came.
     "captured":                (_U, _U, _C, _F),
     "bank_payment_finalized":  (_U, _R, _C, _F),
-    # Given back before a capture. ReservedAmount keeps what was once reserved (C12). Some banks return it as a refund (D8).
+    # Given back before a capture. ReservedAmount keeps what was once reserved (C12). Some banks return it as
+    # a refund (D8).
     "released":                (_N, _N, _U, _F),
     # Given back after a capture, in part or in full (C12): the amounts say which.
     "refunded":                (_U, _U, _U, _F),
     "bank_payment_refunded":   (_U, _U, _U, _F),
-    # Declined, cancelled by the shopper, broken off. Plugins have seen fail callbacks over money that was held, so an amount
-    # is never talked away by the word.
+    # Declined, cancelled by the shopper, broken off. Plugins have seen fail callbacks over money that was
+    # held, so an amount is never talked away by the word.
     "preauth_failed":          (_N, _U, _U, _U),
     "preauth_error":           (_N, _U, _U, _U),
     "3dsecure_failed":         (_N, _U, _U, _U),
     "recurring_failed":        (_N, _U, _U, _U),
     "epayment_cancelled":      (_N, _U, _U, _U),
     "epayment_declined":       (_N, _U, _U, _U),
-    # A later step failed. What had been captured before stays captured; whether the reservation outlived the failure is not
-    # told (a re-authorisation is tried when it had expired, D9), so neither shipping nor giving up would be right.
+    # A later step failed. What had been captured before stays captured; whether the reservation outlived the
+    # failure is not told (a re-authorisation is tried when it had expired, D9), so neither shipping nor
+    # giving up would be right.
     "captured_failed":         (_N, _U, _C, _F),
     "reauth_failed":           (_N, _U, _C, _F),
 }  # fmt: skip
@@ -135,9 +144,10 @@ def read(transaction: Transaction) -> PaymentMeaning:
 def held(transaction: Transaction) -> tuple[int, int, int]:
     """Return (reserved, captured, refunded) in minor units as they count for the merchant's books.
 
-    A reservation counts only where the meaning says that there is (or was, before its capture) one: a released one keeps its
-    ReservedAmount. Where the meaning is not clear, it is told as the gateway tells it. Captured and refunded count as the gateway
-    tells them, but of an agreement nothing counts: its amounts are those of the transaction beside it.
+    A reservation counts only where the meaning says that there is (or was, before its capture) one: a
+    released one keeps its ReservedAmount. Where the meaning is not clear, it is told as the gateway tells it.
+    Captured and refunded count as the gateway tells them, but of an agreement nothing counts: its amounts are
+    those of the transaction beside it.
     """
     meaning = read(transaction)
     if meaning is PaymentMeaning.AGREEMENT:

@@ -1,4 +1,5 @@
-"""What is held of the shopper's money, in one word: the same word in API, command line, explanations and events.
+"""What is held of the shopper's money, in one word: the same word in API, command line, explanations and
+events.
 
 The state of a checkout says how far its way is; only this says what is held.
 """

@@ -1,8 +1,9 @@
 """What the gateway's own answer means for a checkout: binding, reading, and the money it proves.
 
-A lookup is one call to the Merchant API's `payments`; judging its answer is a pure function. A transaction counts for a checkout
-when our own id comes back in its PaymentInfo (bound), or, weaker, when it names no checkout at all and order number, amount and
-currency match. Nothing is concluded from a callback, and no absence from an answer that is as long as answers get.
+A lookup is one call to the Merchant API's `payments`; judging its answer is a pure function. A transaction
+counts for a checkout when our own id comes back in its PaymentInfo (bound), or, weaker, when it names no
+checkout at all and order number, amount and currency match. Nothing is concluded from a callback, and no
+absence from an answer that is as long as answers get.
 """
 
 from __future__ import annotations
@@ -41,17 +42,22 @@ class LookupOutcome(StrEnum):
     NOTHING = "nothing"
     """The gateway knows no attempt."""
     RELEASED = "released"
-    """The payment that completed it was given back before its capture. What else may hold money for it is a person's business."""
+    """The payment that completed it was given back before its capture. What else may hold money for it is a
+    person's business."""
     UNSURE = "unsure"
     """The answer contradicts itself or our order: a person must decide, and nothing is concluded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """The judgement of one lookup. `money` is (reserved, captured, refunded) of what pays the checkout, minor units.
+    """The judgement of one lookup.
 
-    `paying` are the transactions that pay it: one, or the parts that a person decided to keep as a whole. `surplus` are those that
-    hold money beside them and on which no decision was taken. `reserved_until` is until when all of the accepted reservation is sure to be worth a capture; None where nothing is left to capture.
+    `money` is (reserved, captured, refunded) of what pays the checkout, minor units.
+
+    `paying` are the transactions that pay it: one, or the parts that a person decided to keep as a whole.
+    `surplus` are those that hold money beside them and on which no decision was taken. `reserved_until` is
+    until when all of the accepted reservation is sure to be worth a capture; None where nothing is left to
+    capture.
     """
 
     finding: LookupOutcome
@@ -159,8 +165,9 @@ def judge(
 ) -> Reconciliation:
     """Say what the gateway's answer to a lookup by order number proves for this checkout.
 
-    `shared`: other checkouts have the same order number, so that a transaction which names no checkout may be theirs.
-    `elsewhere`: transactions that pay other checkouts. `surcharges`: the order's amount and a surcharge pay the order.
+    `shared`: other checkouts have the same order number, so that a transaction which names no checkout may be
+    theirs. `elsewhere`: transactions that pay other checkouts. `surcharges`: the order's amount and a
+    surcharge pay the order.
     """
     ours = [
         (one, binding)
@@ -188,9 +195,10 @@ def judge(
         if one.is_decided(AttentionCode.SURPLUS_PAYMENT) or decisions.kept(one)
     }
     surplus = tuple(
-        one.seen for one in judged
+        one.seen
+        for one in judged
         if one.seen.role == Role.SURPLUS and one.seen.left > 0 and one.id not in settled
-    )  # fmt: skip
+    )
     attention = _irregularity(checkout, seen)
     if paying:
         finding = LookupOutcome.PAID
@@ -252,11 +260,13 @@ def _judged(
     decided = decisions.decided_on(checkout, checkout.known, problems)
     kept = {name for name, decision in decided.items() if decision == Decision.KEEP}
     parts = [
-        part if one.transaction_id not in decided
-        else _Part.PAYS if one.transaction_id in kept and (not checkout.accepted or one.transaction_id in checkout.accepted)
+        part
+        if one.transaction_id not in decided
+        else _Part.PAYS
+        if one.transaction_id in kept and (not checkout.accepted or one.transaction_id in checkout.accepted)
         else _Part.DISMISSED
         for one, part in zip(seen, first, strict=True)
-    ]  # fmt: skip
+    ]
     judged = [_Judged(one, each, part) for (one, _), each, part in zip(ours, seen, parts, strict=True)]
     accepted = _accepted(checkout, [one for one in judged if one.part is _Part.PAYS], kept)
     return [replace(one, seen=replace(one.seen, role=_role(one, accepted, kept))) for one in judged]
@@ -293,7 +303,9 @@ def _part(
 
 
 def _read(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentMeaning:
-    """Read a transaction; one that a person decided to keep although its status is not clear is read by its amounts."""
+    """Read a transaction; one that a person decided to keep although its status is not clear is read by its
+    amounts.
+    """
     meaning, before = read(transaction), _before(checkout, transaction)
     if (
         meaning is not PaymentMeaning.UNKNOWN
@@ -316,15 +328,17 @@ def _before(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentRecor
 
 
 def _accepted(checkout: ClaimedCheckout, paying: Sequence[_Judged], kept: Collection[str]) -> set[str]:
-    """Return the transactions that pay the checkout: those accepted before, else those kept, else the first that holds money."""
+    """Return the transactions that pay the checkout: those accepted before, else those kept, else the first
+    that holds money.
+    """
     if checkout.accepted:
         return {one.id for one in paying if one.id in checkout.accepted}
     if kept:
         return {one.id for one in paying if one.id in kept}
 
     def rank(one: _Judged) -> tuple[bool, bool]:
-        # One that went back already pays nothing while another still holds; and what is bound to this very checkout goes
-        # before what merely has its order number.
+        # One that went back already pays nothing while another still holds; and what is bound to this very
+        # checkout goes before what merely has its order number.
         return one.seen.left <= 0, one.seen.binding != Binding.BOUND
 
     return {min(paying, key=rank).id} if paying else set()
@@ -349,8 +363,14 @@ def _evidence(seen: Sequence[PaymentRecord], *, foreign: int) -> dict[str, objec
         "by": "lookup",
         "transactions": [
             {
-                "id": one.transaction_id, "status": one.status, "meaning": one.meaning, "binding": one.binding,
-                "role": one.role, "reserved": one.reserved, "captured": one.captured, "refunded": one.refunded,
+                "id": one.transaction_id,
+                "status": one.status,
+                "meaning": one.meaning,
+                "binding": one.binding,
+                "role": one.role,
+                "reserved": one.reserved,
+                "captured": one.captured,
+                "refunded": one.refunded,
                 **({"chargedBack": one.charged_back} if one.charged_back else {}),
                 **({"surcharge": one.surcharge} if one.surcharge else {}),
                 **({"flags": list(one.flags)} if one.flags else {}),
@@ -358,7 +378,7 @@ def _evidence(seen: Sequence[PaymentRecord], *, foreign: int) -> dict[str, objec
             }
             for one in seen
         ],
-    }  # fmt: skip
+    }
     if foreign:
         evidence["foreign"] = foreign
     return evidence
@@ -396,7 +416,10 @@ def _amounts(payments: Sequence[PaymentRecord]) -> tuple[PaymentAmount, ...]:
 
 
 def bind(checkout: ClaimedCheckout, transaction: Transaction) -> Binding | None:
-    """Say how a transaction is tied to this checkout, or None if it is another's. A blank PaymentInfo names no checkout."""
+    """Say how a transaction is tied to this checkout, or None if it is another's.
+
+    A blank PaymentInfo names no checkout.
+    """
     if transaction.order_ref != checkout.order_ref:
         return None
     ours = transaction.payment_infos.get("checkout", "").strip()
@@ -406,7 +429,9 @@ def bind(checkout: ClaimedCheckout, transaction: Transaction) -> Binding | None:
 
 
 def unbound_money(checkout: ClaimedCheckout, found: Found) -> list[str]:
-    """Return the money in this answer that is tied to the checkout by the order number alone, so that sharing it matters."""
+    """Return the money in this answer that is tied to the checkout by the order number alone, so that sharing
+    it matters.
+    """
     return [
         one.transaction_id
         for one in found.transactions
@@ -417,7 +442,9 @@ def unbound_money(checkout: ClaimedCheckout, found: Found) -> list[str]:
 
 
 def seen_alone(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentRecord:
-    """Return how one transaction of the checkout stands by a look at it alone; its role is as it was known."""
+    """Return how one transaction of the checkout stands by a look at it alone; its role is as it
+    was known.
+    """
     before = _before(checkout, transaction)
     seen = _seen(checkout, transaction, bind(checkout, transaction) or Binding.ORDER_REF)
     return replace(seen, role=before.role) if before is not None else seen
@@ -426,15 +453,18 @@ def seen_alone(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentRe
 def is_older(checkout: UUID, transaction: Transaction) -> bool:
     """Say whether a transaction was made long before a checkout existed, for another order of its number."""
     made = made_at(transaction)
-    # An id of ours begins with the milliseconds of its making; the gateway's dates have no offset, hence the day.
+    # An id of ours begins with the milliseconds of its making; the gateway's dates have no offset, hence the
+    # day.
     created = datetime.fromtimestamp((checkout.int >> 80) / 1000, UTC)
     return made is not None and made < created - timedelta(days=1)
 
 
 def _is_anothers(checkout: ClaimedCheckout, transaction: Transaction) -> bool:
-    """Say whether a transaction that names no checkout is no business of ours, because it was made long before.
+    """Say whether a transaction that names no checkout is no business of ours, because it was made long
+    before.
 
-    A checkout that was made of a payment is younger than that payment. What was taken for ours before stays ours.
+    A checkout that was made of a payment is younger than that payment. What was taken for ours before stays
+    ours.
     """
     ours = checkout.session_count == 0 or transaction.transaction_id in checkout.accepted
     return not ours and is_older(checkout.id, transaction)
@@ -466,7 +496,9 @@ MOST_NOTES: Final = 10
 
 
 def _notes(one: Transaction) -> list[str]:
-    """Return what the gateway tells beside the amounts of a payment, for a person: uncounted chargeback events, and a credit."""
+    """Return what the gateway tells beside the amounts of a payment, for a person: uncounted chargeback
+    events, and a credit.
+    """
     notes = []
     for event in one.chargeback_events:
         if event.counted is None:

@@ -1,7 +1,8 @@
-"""What is known of a checkout beside its row: callbacks, commands, the gateway's transactions, and money operations.
+"""What is known of a checkout beside its row: callbacks, commands, the gateway's transactions, and money
+operations.
 
-There is one type of each, whoever reads it. Rows and JSON of Postgres are converted by the annotations; a word that is not known
-becomes the one that proves least.
+There is one type of each, whoever reads it. Rows and JSON of Postgres are converted by the annotations; a
+word that is not known becomes the one that proves least.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class OperationKind(StrEnum):
 
 
 class OperationState(StrEnum):
-    """`requested`: nothing has left. `submitted`: it may have. `unknown`: it has, and what came of it is not known."""
+    """`requested`: nothing has left.
+
+    `submitted`: it may have. `unknown`: it has, and what came of it is not known.
+    """
 
     REQUESTED = "requested"
     SUBMITTED = "submitted"
@@ -57,7 +61,9 @@ class OperationState(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why there is an operation: somebody asked; the order itself asks for a capture; policy or a person returns money."""
+    """Why there is an operation: somebody asked; the order itself asks for a capture; policy or a person
+    returns money.
+    """
 
     ASKED = "asked"
     AUTOMATIC = "automatic"
@@ -149,13 +155,15 @@ class Amounts(Protocol):
 def still_held(one: Amounts) -> int:
     """Return what is held of the shopper's money: the reservation, or what was captured and did not go back.
 
-    A capture of a part leaves the rest of the reservation to the shopper's bank in time; it is ours no more than nothing.
+    A capture of a part leaves the rest of the reservation to the shopper's bank in time; it is ours no more
+    than nothing.
     """
     return max(left_to(OperationKind.REFUND, one), 0) if one.captured > 0 else one.reserved
 
 
 def left_to(kind: OperationKind, one: Amounts) -> int:
-    """Return how much can still be captured, refunded or released; less than 0 where more was done than there was.
+    """Return how much can still be captured, refunded or released; less than 0 where more was done than there
+    was.
 
     What the shopper's bank took back is with the shopper already.
     """
@@ -166,10 +174,12 @@ def left_to(kind: OperationKind, one: Amounts) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PaymentRecord:
-    """One gateway transaction, as a lookup shows it or as our books have it; amounts in minor units of its currency.
+    """One gateway transaction, as a lookup shows it or as our books have it; amounts in minor units of its
+    currency.
 
-    `decided` holds what was decided on it (see `decisions`). `raw_amounts` are the texts of amounts that cannot be read, whose numbers
-    here mean nothing; None where all are read. The accepted one is never demoted.
+    `decided` holds what was decided on it (see `decisions`). `raw_amounts` are the texts of amounts that
+    cannot be read, whose numbers here mean nothing; None where all are read. The accepted one is never
+    demoted.
     """
 
     transaction_id: str
@@ -203,10 +213,13 @@ class PaymentRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """A capture, refund or release: requested → submitted → succeeded | rejected | unknown. Amounts in minor units.
+    """A capture, refund or release: requested → submitted → succeeded | rejected | unknown.
 
-    `requested`: nothing has left for the gateway. `submitted`: it may have. `unknown`: it has, and what came of it is not known.
-    `total_before` is what the gateway had captured (for a refund: refunded) of the transaction before it was submitted.
+    Amounts in minor units.
+
+    `requested`: nothing has left for the gateway. `submitted`: it may have. `unknown`: it has, and what came
+    of it is not known. `total_before` is what the gateway had captured (for a refund: refunded) of the
+    transaction before it was submitted.
     """
 
     id: UUID
@@ -225,7 +238,8 @@ class Operation:
     requested_at: datetime | None = None
     submitted_at: datetime | None = None
     settled_at: datetime | None = None
-    # Of the row as it was read, under our key (see `checkouts.row_macs`); None: no worker wrote it, or it was not read.
+    # Of the row as it was read, under our key (see `checkouts.row_macs`); None: no worker wrote it, or it was
+    # not read.
     mac: bytes | None = None
 
     @property

@@ -1,4 +1,6 @@
-"""The one place that makes sentences of codes: attention, last errors, and results of commands. Pure, and total over what is stored.
+"""The one place that makes sentences of codes: attention, last errors, and results of commands.
+
+Pure, and total over what is stored.
 
 A sentence begins with a small letter and has no full stop at its end, so that it may follow a colon.
 """
@@ -24,7 +26,8 @@ MOST_NAMED: Final = 10
 
 
 def of(value: Attention | LastError | CommandResult) -> str:
-    """Return the sentence of a code and its facts: their `text`, where an earlier version wrote other words for the code.
+    """Return the sentence of a code and its facts: their `text`, where an earlier version wrote other words
+    for the code.
 
     Where facts are missing or strange it is the words of the code.
     """
@@ -79,7 +82,7 @@ def _more(payments: Sequence[PaymentAmount]) -> list[str]:
     return [f"and {rest} more"] if rest > 0 else []
 
 
-# ── Attention ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Attention ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _of_attention(value: Attention) -> str:
@@ -235,7 +238,7 @@ _ATTENTIONS: Final[dict[AttentionCode, Callable[[Facts], str]]] = {
     AttentionCode.OTHER: lambda _: "",
 }  # fmt: skip
 
-# ── Last errors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Last errors ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _reason(facts: Facts) -> str:
@@ -292,7 +295,7 @@ _ERRORS: Final[dict[ErrorCode, Callable[[Facts], str]]] = {
     ErrorCode.OTHER: lambda _: "",
 }
 
-# ── Results of commands ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Results of commands ────────────────────────────────────────────────────────────────────────────────────
 
 SHOWS: Final[Mapping[str, str]] = {
     "paid": "money held for this order",

@@ -1,11 +1,12 @@
 """The states of a checkout, the facts that move it, and the one table that says which fact moves it where.
 
-This is the whole state machine, in the standard library only. A state is a participle, a trigger is a fact that has been
-established; nothing else moves a checkout. What a trigger rests on (a callback, a lookup, a person) is evidence in the audit
-trail and never another trigger.
+This is the whole state machine, in the standard library only. A state is a participle, a trigger is a fact
+that has been established; nothing else moves a checkout. What a trigger rests on (a callback, a lookup, a
+person) is evidence in the audit trail and never another trigger.
 
-A duplicate, or a fact that comes too early, leaves the checkout *unchanged*. A contradiction is *refused*: it is audited
-and counted, and never becomes an exception to whoever reported it. No fact makes a completed checkout anything else.
+A duplicate, or a fact that comes too early, leaves the checkout *unchanged*. A contradiction is *refused*: it
+is audited and counted, and never becomes an exception to whoever reported it. No fact makes a completed
+checkout anything else.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ class State(StrEnum):
     METHODS_FETCHED = "methods_fetched"
     """Everything the browser needs is stored; next it is offered to the merchant, and the deadline starts."""
     AWAITING_PAYMENT = "awaiting_payment"
-    """The shopper may pay. Callbacks wake it; at each due time the gateway is asked, the token is renewed and the deadline is checked."""
+    """The shopper may pay. Callbacks wake it; at each due time the gateway is asked, the token is renewed and
+    the deadline is checked."""
     CALLBACK_RECEIVED = "callback_received"
     """The gateway said that something happened; next the gateway is asked what. Left only by the answer."""
     COMPLETED = "completed"
     """Money was found at the gateway. Never left; the watch for refunds and chargebacks settles it."""
     FAILED = "failed"
-    """The gateway refused, or every attempt until the deadline failed; nothing was ever offered to a shopper."""
+    """The gateway refused, or every attempt until the deadline failed; nothing was ever offered to a shopper.
+    """
     EXPIRED = "expired"
     """The deadline passed and a last lookup showed nothing paid, pending or open."""
     CANCELLED = "cancelled"
@@ -67,9 +70,11 @@ _S, _T = State, Trigger
 UNOFFERED: Final = (_S.RECEIVED, _S.AUTHENTICATED, _S.SESSION_CREATED, _S.METHODS_FETCHED)
 """The worker's own way, before anything has been offered to a shopper."""
 CLOSED: Final = frozenset({_S.FAILED, _S.EXPIRED, _S.CANCELLED})
-"""Ended without money, as far as is known: the order number may be used for a new checkout, or this one reopened."""
+"""Ended without money, as far as is known: the order number may be used for a new checkout, or this one
+reopened."""
 ENDED: Final = CLOSED | {_S.COMPLETED}
-"""Nothing more is expected of the shopper; the watch for late money, refunds and chargebacks goes on for a while."""
+"""Nothing more is expected of the shopper; the watch for late money, refunds and chargebacks goes on for a
+while."""
 
 TRANSITIONS: Final[dict[tuple[State, Trigger], State]] = {
     (_S.RECEIVED, _T.AUTHENTICATED): _S.AUTHENTICATED,
@@ -117,7 +122,8 @@ _REPEATS: Final[dict[Trigger, frozenset[State]]] = {
     _T.SESSION_OPENED: frozenset(_S) - {_S.RECEIVED, _S.AUTHENTICATED},
     _T.METHODS_LISTED: frozenset(_S) - {_S.RECEIVED, _S.AUTHENTICATED, _S.SESSION_CREATED},
     _T.OFFERED: frozenset({_S.AWAITING_PAYMENT, _S.CALLBACK_RECEIVED}) | ENDED,
-    # Early (the row is still on its way to the shopper), repeated or late: it wakes the checkout, and a lookup decides.
+    # Early (the row is still on its way to the shopper), repeated or late: it wakes the checkout, and a
+    # lookup decides.
     _T.CALLBACK_ARRIVED: frozenset(_S) - {_S.AWAITING_PAYMENT},
     # What a lookup shows of no money changes nothing outside callback_received, and never takes money away.
     _T.PAYMENT_DECLINED: frozenset(_S) - {_S.CALLBACK_RECEIVED, _S.COMPLETED},

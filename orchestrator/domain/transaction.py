@@ -1,4 +1,6 @@
-"""What the gateway's books say of an order: transactions, their chargeback events, and the answer that they came in."""
+"""What the gateway's books say of an order: transactions, their chargeback events, and the answer that they
+came in.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from datetime import datetime  # noqa: TC003 - as above
 class ChargebackEvent:
     """One event as the gateway tells it: texts as given, "" when absent.
 
-    `counted` is what it took back, in minor units of the payment's currency, negative for what came back to the merchant; None
-    where type, amount or currency leave that open.
+    `counted` is what it took back, in minor units of the payment's currency, negative for what came back to
+    the merchant; None where type, amount or currency leave that open.
     """
 
     kind: str
@@ -24,20 +26,24 @@ class ChargebackEvent:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """One transaction as the gateway tells it. Amounts are minor units of `currency`; texts are as given, "" when absent.
+    """One transaction as the gateway tells it.
 
-    `reserved`, `captured` and `refunded` are the raw totals: `read` and `held` say what they mean. An amount that cannot be read is 0
-    here, and stands in `raw_amounts` as the gateway wrote it, under its field's name; with an unknown or contradicting currency all
-    of them do, and so does the currency's own text. No such 0 may be shown. `raw_flags` name what was odd: `amount_unreadable`,
-    `amount_missing`, `surcharge_unreadable`, `currency_unknown`, `currency_conflict`, `status_unknown`, `over_refund`,
-    `over_capture`, `credited`, `info_repeated`, `field_repeated`, `chargeback_unclear`, `expiry_unreadable`, `ended_in_error`,
-    `transaction_nested`, `answer_repaired`.
+    Amounts are minor units of `currency`; texts are as given, "" when absent.
 
-    `charged_back` is what shoppers' banks took back less what they returned, never below 0. `chargeback_events` holds every event;
-    one whose type, currency or amount is not sure is not counted, and flagged. `surcharge` is the part of the amounts that the
-    shopper paid on top of the order (SurchargeAmount, C10). `scheme` is the card's, in lower case.
-    `reserved_until` is until when the acquirer holds the reservation. The gateway prints it without an offset (C10) and in a
-    zone that is not documented; it is read as UTC, so it may be half a day off.
+    `reserved`, `captured` and `refunded` are the raw totals: `read` and `held` say what they mean. An amount
+    that cannot be read is 0 here, and stands in `raw_amounts` as the gateway wrote it, under its field's
+    name; with an unknown or contradicting currency all of them do, and so does the currency's own text. No
+    such 0 may be shown. `raw_flags` name what was odd: `amount_unreadable`, `amount_missing`,
+    `surcharge_unreadable`, `currency_unknown`, `currency_conflict`, `status_unknown`, `over_refund`,
+    `over_capture`, `credited`, `info_repeated`, `field_repeated`, `chargeback_unclear`, `expiry_unreadable`,
+    `ended_in_error`, `transaction_nested`, `answer_repaired`.
+
+    `charged_back` is what shoppers' banks took back less what they returned, never below 0.
+    `chargeback_events` holds every event; one whose type, currency or amount is not sure is not counted, and
+    flagged. `surcharge` is the part of the amounts that the shopper paid on top of the order
+    (SurchargeAmount, C10). `scheme` is the card's, in lower case. `reserved_until` is until when the acquirer
+    holds the reservation. The gateway prints it without an offset (C10) and in a zone that is not documented;
+    it is read as UTC, so it may be half a day off.
     """
 
     transaction_id: str
@@ -72,9 +78,9 @@ class Transaction:
 class Found:
     """What an answer of the Merchant API (or the `xml` of a callback) holds.
 
-    `at_limit` says that there may be more than was returned: such an answer proves no absence. `result` is Body/Result. `repaired`
-    says that the document was not well formed and was read all the same. Without a transaction it is the documented answer to an
-    unknown order, and nothing else.
+    `at_limit` says that there may be more than was returned: such an answer proves no absence. `result` is
+    Body/Result. `repaired` says that the document was not well formed and was read all the same. Without a
+    transaction it is the documented answer to an unknown order, and nothing else.
     """
 
     transactions: tuple[Transaction, ...]

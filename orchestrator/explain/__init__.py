@@ -1,8 +1,9 @@
 """Why a checkout is where it is, in sentences for whoever answers the shop's questions.
 
-`explain` is a pure function of one `Record`: which state, because of what, on which evidence, what happens next and when, and
-what a person may do. Evidence is read from the audit trail and never guessed. Amounts are decimals with their currency, times
-UTC; nothing of the customer and no secret is in a record, so nothing of them can be in a sentence.
+`explain` is a pure function of one `Record`: which state, because of what, on which evidence, what happens
+next and when, and what a person may do. Evidence is read from the audit trail and never guessed. Amounts are
+decimals with their currency, times UTC; nothing of the customer and no secret is in a record, so nothing of
+them can be in a sentence.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def _summary(record: Record) -> str:
     return f"Order {record.order_ref} for {record.price(record.amount)} {view}{late}.{doing}{person}"
 
 
-# ── Because ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Because ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _because(record: Record) -> list[str]:
@@ -255,7 +256,7 @@ def _at(when: datetime | None) -> str:
     return f" at {moment(when)}" if when is not None else ""
 
 
-# ── Next ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Next ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _next(record: Record) -> Next:

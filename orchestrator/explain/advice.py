@@ -1,4 +1,6 @@
-"""What a person may do: for each kind of attention, what it means and the ways out, with the call or the command that takes each."""
+"""What a person may do: for each kind of attention, what it means and the ways out, with the call or the
+command that takes each.
+"""
 
 from __future__ import annotations
 

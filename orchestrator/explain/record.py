@@ -1,4 +1,6 @@
-"""What an explanation is made from: everything that is known of one checkout at one moment, without its customer and its secrets."""
+"""What an explanation is made from: everything that is known of one checkout at one moment, without its
+customer and its secrets.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, rename={"before": "from"}
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
-    """The lookups of the merchant that come before this one: how many, and for how many seconds the oldest has waited."""
+    """The lookups of the merchant that come before this one: how many, and for how many seconds the oldest
+    has waited.
+    """
 
     before: int
     age: float
@@ -67,8 +71,8 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
 class Record(CheckoutRecord):
     """A checkout, and what explains it. Graces in seconds, `watch` in seconds after the end.
 
-    `callbacks` is the number of callbacks that nobody has acted on; `slot_reserved` says that its lookup waits for its turn within the
-    merchant's budget, and `queue` behind which others.
+    `callbacks` is the number of callbacks that nobody has acted on; `slot_reserved` says that its lookup
+    waits for its turn within the merchant's budget, and `queue` behind which others.
     """
 
     token_expires_at: datetime | None = None
@@ -157,7 +161,9 @@ def moment(at: datetime | None) -> str:
 async def gather(
     db: Database, settings: Settings, checkout_id: UUID, *, merchant_id: int | None = None
 ) -> Record | None:
-    """Read the record of a checkout; None if there is none of this id, or it is not this merchant's (None: anybody's)."""
+    """Read the record of a checkout; None if there is none of this id, or it is not this merchant's (None:
+    anybody's).
+    """
     asked = {"id": checkout_id, "merchant_id": merchant_id, "most": _ENTRIES, "moves": _MOVES}
     rows = await db.read(_GATHER, asked)
     if not rows:

@@ -35,7 +35,9 @@ _AMOUNTS: Final = frozenset({"amount", "reserved", "captured", "refunded", "char
 
 
 def price(minor: int, currency: str) -> str:
-    """Write a stored amount for people; it never fails, since what is stored is shown whatever its currency is."""
+    """Write a stored amount for people; it never fails, since what is stored is shown whatever its currency
+    is.
+    """
     try:
         return f"{money.to_decimal(minor, currency):,} {currency}"
     except money.MoneyError:
@@ -43,7 +45,9 @@ def price(minor: int, currency: str) -> str:
 
 
 def told(name: str, value: object, currency: str | None) -> str:
-    """Write a fact of an event or entry for people: an amount, stored in minor units, as a price where the currency is known."""
+    """Write a fact of an event or entry for people: an amount, stored in minor units, as a price where the
+    currency is known.
+    """
     if name in _AMOUNTS and isinstance(value, int) and currency is not None:
         return price(value, currency)
     return str(value)

@@ -1,4 +1,6 @@
-"""The evidence in sentences: what the trail says of how a checkout got where it is, and what has happened to it since."""
+"""The evidence in sentences: what the trail says of how a checkout got where it is, and what has happened to
+it since.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ _READABLE: Final = re.compile(r"[\w .,:/()-]{1,60}")
 
 
 def plain(reason: object) -> str:
-    """Return what a reason says; one of an entry before migration 0013 without the word in front, which programs read."""
+    """Return what a reason says; one of an entry before migration 0013 without the word in front, which
+    programs read.
+    """
     said = _WORD.sub("", str(reason or "")).strip().rstrip(".")
     # A reason of one word is one that programs read.
     return (said if " " in said else said.replace("_", " ")) or "no reason was noted"
@@ -66,7 +70,9 @@ def who(actor: str) -> str:
 
 
 def told(record: Record) -> list[str]:
-    """Say what moved the checkout where it is, on which evidence, and what has happened since; the oldest first."""
+    """Say what moved the checkout where it is, on which evidence, and what has happened since; the oldest
+    first.
+    """
     entries = record.entries
     last = max((number for number, one in enumerate(entries) if one.moved), default=-1)
     if last < 0:
@@ -150,7 +156,9 @@ def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912
 
 
 def transactions(record: Record, evidence: dict[str, Any]) -> str:
-    """Say what a lookup showed of each transaction: its status at the gateway, its money, and how we know that it is ours."""
+    """Say what a lookup showed of each transaction: its status at the gateway, its money, and how we know
+    that it is ours.
+    """
     currencies = {one.transaction_id: one.currency for one in record.payments}
     said = []
     for one in evidence.get("transactions") or ():

@@ -1,4 +1,5 @@
-"""The gateway's answers, read: the bytes of each call into the value that the call is for, or into the reason why not.
+"""The gateway's answers, read: the bytes of each call into the value that the call is for, or into the reason
+why not.
 
 Nothing here raises, whatever the gateway wrote, and no reason quotes it.
 """
@@ -22,14 +23,18 @@ from orchestrator.gateway.payments import Malformed, Movement, RequestError
 T = TypeVar("T")
 
 ASSUMED_LIFETIME = 1200.0
-"""Seconds. Two thirds of the shortest lifetime seen (1800 s in the sample of D2, though its text says an hour)."""
+"""Seconds. Two thirds of the shortest lifetime seen (1800 s in the sample of D2, though its text says an
+hour)."""
 LONGEST_LIFETIME = 86_400.0
 LIGHT: Final = 32_768
-"""Bytes up to which an answer may be read on the event loop. A whole lifecycle's answers stay below a quarter of it."""
+"""Bytes up to which an answer may be read on the event loop. A whole lifecycle's answers stay below a quarter
+of it."""
 LIGHT_MARKS: Final = 2_000
-"""Characters that cost (of tags, attributes, references, lists and values, controls, and all outside ASCII) in such an answer at most."""
+"""Characters that cost (of tags, attributes, references, lists and values, controls, and all outside ASCII)
+in such an answer at most."""
 LIGHT_ROWS: Final = 60
-"""Tags that begin with `Transaction` in such an answer at most: each row has four, and takes longest to read."""
+"""Tags that begin with `Transaction` in such an answer at most: each row has four, and takes longest to read.
+"""
 SHORT: Final = 1_000
 """Bytes that hold too little to be looked through."""
 LARGE = 65_536
@@ -39,7 +44,8 @@ MOST_VALUES = 60_000
 LONGEST_METHOD_ID = 255
 """Characters. A uuid has 36 (1.3)."""
 METHOD_DEPTH = 32
-"""A method is two levels deep (C1, C4); far deeper nesting is an attack on whoever walks over the answer next."""
+"""A method is two levels deep (C1, C4); far deeper nesting is an attack on whoever walks over the answer
+next."""
 
 
 # Seconds since 1970. NaN compares false with it, and a far larger integer would not fit into a float.
@@ -69,7 +75,9 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Methods:
-    """The list of methods: those that can be used, how many others it had, and why the first of them cannot be used."""
+    """The list of methods: those that can be used, how many others it had, and why the first of them cannot
+    be used.
+    """
 
     usable: tuple[dict[str, object], ...]
     skipped: int = 0
@@ -90,7 +98,9 @@ class Reader(Generic[T]):
 
 
 def is_light(raw: bytes) -> bool:
-    """Say whether reading an answer takes about as long as a step of a checkout does at the most, whatever it holds."""
+    """Say whether reading an answer takes about as long as a step of a checkout does at the most, whatever it
+    holds.
+    """
     size = len(raw)
     return size <= SHORT or (
         size <= LIGHT
@@ -138,8 +148,8 @@ def read_token(raw: bytes) -> Outcome[Token]:
 def _lifetime(token: str) -> float | None:
     """Return exp - iat in seconds, or None when the token does not say it in a believable way.
 
-    The difference, because our clock need not agree with the gateway's; unverified, because the token is the gateway's to
-    check, and came from it over TLS.
+    The difference, because our clock need not agree with the gateway's; unverified, because the token is the
+    gateway's to check, and came from it over TLS.
     """
     try:
         claims = jwt.decode(token, options={"verify_signature": False})
@@ -170,7 +180,10 @@ def read_session(raw: bytes) -> Outcome[Session]:
 
 
 def read_methods(raw: bytes) -> Outcome[Methods]:
-    """Read the list of methods. One that cannot be used is left out, and said so; a list of such alone is unknown."""
+    """Read the list of methods.
+
+    One that cannot be used is left out, and said so; a list of such alone is unknown.
+    """
     answer = _decode(raw)
     if isinstance(answer, Unknown):
         return answer
@@ -187,7 +200,10 @@ def read_methods(raw: bytes) -> Outcome[Methods]:
 
 
 def _problem_of(method: object, *, holds_nul: bool) -> str | None:
-    """Return why a method cannot be offered, or None. `holds_nul`: some method of the list holds a NUL character."""
+    """Return why a method cannot be offered, or None.
+
+    `holds_nul`: some method of the list holds a NUL character.
+    """
     identifier = method.get("id") if isinstance(method, dict) else None
     if not isinstance(identifier, str) or not identifier.strip() or len(identifier) > LONGEST_METHOD_ID:
         return "The gateway's list of methods holds something that is not a method."

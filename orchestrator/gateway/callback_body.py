@@ -1,7 +1,9 @@
-"""The body of a callback as bytes: compressed or not, with a byte order mark or not, as a form of either kind.
+"""The body of a callback as bytes: compressed or not, with a byte order mark or not, as a form of either
+kind.
 
-Pure functions with bounds: neither a small body that inflates to a large one nor a form of endless fields costs more than a body of
-the largest size that is taken. What cannot be read is a `BodyError` with the flag that the facts carry.
+Pure functions with bounds: neither a small body that inflates to a large one nor a form of endless fields
+costs more than a body of the largest size that is taken. What cannot be read is a `BodyError` with the flag
+that the facts carry.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class BodyError(OrchestratorError):
 def plain(raw: bytes) -> bytes:
     """Return a body inflated (gzip, told by its first bytes) and without a byte order mark.
 
-    Raises `BodyError` with `too_large` for more than `LARGEST` bytes, `not_gzip` for what is broken. The signature covers `raw`.
+    Raises `BodyError` with `too_large` for more than `LARGEST` bytes, `not_gzip` for what is broken. The
+    signature covers `raw`.
     """
     return unmarked(_inflated(raw) if raw.startswith(_GZIP) else raw)
 
@@ -70,7 +73,9 @@ def _inflated(raw: bytes) -> bytes:
 
 
 def boundary_of(content_type: str, body: bytes) -> bytes | None:
-    """Return the boundary of a multipart form; None where the type names none or the body does not begin with it."""
+    """Return the boundary of a multipart form; None where the type names none or the body does not begin with
+    it.
+    """
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     return boundary if boundary and body.lstrip().startswith(b"--" + boundary) else None
@@ -79,7 +84,8 @@ def boundary_of(content_type: str, body: bytes) -> bytes | None:
 def form_pairs(body: bytes) -> list[tuple[str, str]]:
     """Read a form body as (name, value) in order; `BodyError` with `too_many_fields`.
 
-    The value of `xml` is left out: decoding it would be most of the work, and nothing in it is believed that the lookup does not show.
+    The value of `xml` is left out: decoding it would be most of the work, and nothing in it is believed that
+    the lookup does not show.
     """
     text = _DOCUMENT.sub(r"\1xml=", body.decode("utf-8", "replace"))
     if text[: len(_MARK_IN_FORM)].upper() == _MARK_IN_FORM:

@@ -1,8 +1,9 @@
 """What the gateway sends us: is it from the gateway, and what does it say.
 
-Pure functions over raw bytes; nothing in here raises on what a stranger may post. A callback stays a hint whatever its grade
-is: neither proof covers all of it (the checksum leaves status and transaction out), so the payment itself is looked up. Raw
-bodies and personal data are not kept in the facts, apart from the message that is meant for the shopper.
+Pure functions over raw bytes; nothing in here raises on what a stranger may post. A callback stays a hint
+whatever its grade is: neither proof covers all of it (the checksum leaves status and transaction out), so the
+payment itself is looked up. Raw bodies and personal data are not kept in the facts, apart from the message
+that is meant for the shopper.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ LONGEST: Final = 255
 """Characters kept of any one fact. The longest the gateway documents is an entry of transactionInfo (D8)."""
 
 MAX_AGE: Final = 86_400.0
-"""Seconds. Neither the age that the gateway itself allows nor its delay in delivery is documented: a day is generous to both."""
+"""Seconds. Neither the age that the gateway itself allows nor its delay in delivery is documented: a day is
+generous to both."""
 
 STATUSES: Final = frozenset({
     "succeeded", "failed", "error", "cancelled", "declined", "incomplete", "open", "new", "chargebackevent", "pending",
@@ -43,7 +45,8 @@ _SIGNED = re.compile(r"s[0-9]{1,3}")
 _STAMP: Final = re.compile(
     r"[0-9]{1,19}|[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?"
 )
-"""A moment as digits (the unit is not documented) or as an ISO date. None of them ends with a dot and ten digits, as a moved one would."""
+"""A moment as digits (the unit is not documented) or as an ISO date. None of them ends with a dot and ten
+digits, as a moved one would."""
 _CHECKSUM_FIELDS = ("amount", "currency", "shop_orderid")
 
 
@@ -53,7 +56,8 @@ class Grade(StrEnum):
     SIGNED = "signed"
     """The AltaPay-Signature header matches the whole body (facts 2.4 B)."""
     CHECKSUM = "checksum"
-    """The terminal's MD5 checksum matches: order, amount and currency are the gateway's, the rest is anybody's (2.4 A)."""
+    """The terminal's MD5 checksum matches: order, amount and currency are the gateway's, the rest is
+    anybody's (2.4 A)."""
     MISSING = "missing"
     """We have a secret, and the callback brings no proof."""
     WRONG = "wrong"
@@ -71,13 +75,16 @@ class Grade(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CallbackFacts:
-    """What a callback says, whichever kind and format it came in. None is "not said"; an empty text counts as not said.
+    """What a callback says, whichever kind and format it came in.
 
-    `status` and `payment_status` are lower case; `amount` is in minor units of `currency` (letters); `checkout` is our own id
-    from transactionInfo. `checked` holds the texts that the checksum covers, exactly as posted. `flags` name what was odd:
-    `empty`, `not_form`, `not_json`, `not_an_object`, `not_utf8`, `not_gzip`, `too_large`, `too_many_fields`, `field_repeated`,
-    `text_cut`, `character_replaced`, `wrong_type`, `amount_unreadable`, `currency_unknown`, `content_type_unexpected` and
-    `status_unknown`. Fields beyond the documented ones are no oddity: the gateway adds some without notice.
+    None is "not said"; an empty text counts as not said.
+
+    `status` and `payment_status` are lower case; `amount` is in minor units of `currency` (letters);
+    `checkout` is our own id from transactionInfo. `checked` holds the texts that the checksum covers, exactly
+    as posted. `flags` name what was odd: `empty`, `not_form`, `not_json`, `not_an_object`, `not_utf8`,
+    `not_gzip`, `too_large`, `too_many_fields`, `field_repeated`, `text_cut`, `character_replaced`,
+    `wrong_type`, `amount_unreadable`, `currency_unknown`, `content_type_unexpected` and `status_unknown`.
+    Fields beyond the documented ones are no oddity: the gateway adds some without notice.
     """
 
     order_ref: str | None = None
@@ -95,11 +102,12 @@ class CallbackFacts:
     flags: tuple[str, ...] = ()
 
 
-# ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def read_body(content_type: str, raw: bytes) -> CallbackFacts:
-    """Read a form body (facts 2.2) or a JSON body (2.3); the content type decides, the first byte where it says neither.
+    """Read a form body (facts 2.2) or a JSON body (2.3); the content type decides, the first byte where it
+    says neither.
 
     A form may be urlencoded or multipart. A gzip body is inflated, and a byte order mark is dropped.
     """
@@ -195,7 +203,9 @@ def _object(value: object, flags: list[str]) -> dict[str, object]:
 
 
 def _text(value: object, flags: list[str]) -> str | None:
-    """Return a text that can be stored and shown: without control characters and of bounded length; numbers become text."""
+    """Return a text that can be stored and shown: without control characters and of bounded length; numbers
+    become text.
+    """
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
         value = str(value)
     if not isinstance(value, str):
@@ -269,14 +279,14 @@ def _amount(value: object, currency: str | None, flags: list[str]) -> int | None
     return None
 
 
-# ── Authenticity ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Authenticity ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def checksum_ok(fields: Mapping[str, str], secret: str) -> bool:
     """Check the terminal's checksum (facts 2.4 A) over amount, currency and shop_orderid exactly as posted.
 
-    An empty secret or a missing field proves nothing and is False: vendor plugins that skip the check then can be fooled by
-    leaving the field out.
+    An empty secret or a missing field proves nothing and is False: vendor plugins that skip the check then
+    can be fooled by leaving the field out.
     """
     posted = fields.get("checksum", "")
     if not secret or not posted or any(name not in fields for name in _CHECKSUM_FIELDS):
@@ -295,14 +305,17 @@ def signature_ok(
     *,
     max_age: float = MAX_AGE,
 ) -> Grade:
-    """Grade the AltaPay-Signature header (facts 2.4 B; C1, C2, D6) over the raw body: SIGNED, STALE, WRONG, MISSING or UNCHECKED.
+    """Grade the AltaPay-Signature header (facts 2.4 B; C1, C2, D6) over the raw body: SIGNED, STALE, WRONG,
+    MISSING or UNCHECKED.
 
-    Several signatures and several secrets overlap while secrets change: any pair that matches will do, in small letters or
-    capitals. The timestamp is digits or an ISO date and nothing else: between body and timestamp stands a dot that both may hold, so
-    with any other text a part of a signed body could be passed off as its timestamp, and the rest as a body that was signed.
+    Several signatures and several secrets overlap while secrets change: any pair that matches will do, in
+    small letters or capitals. The timestamp is digits or an ISO date and nothing else: between body and
+    timestamp stands a dot that both may hold, so with any other text a part of a signed body could be passed
+    off as its timestamp, and the rest as a body that was signed.
 
-    The age, in seconds, is judged where `now` (seconds since 1970) is given; a timestamp whose age cannot be told is STALE. A
-    timestamp of the future counts as fresh: only a clock can be wrong there, since nothing but the gateway could have signed it.
+    The age, in seconds, is judged where `now` (seconds since 1970) is given; a timestamp whose age cannot be
+    told is STALE. A timestamp of the future counts as fresh: only a clock can be wrong there, since nothing
+    but the gateway could have signed it.
     """
     keys = [secret for secret in secrets if secret]
     if not keys:
@@ -340,13 +353,20 @@ def _signatures_of(header: str) -> tuple[str, list[bytes]]:
 
 
 def grade(
-    header: str | None, raw: bytes, read: Callable[[], CallbackFacts], secrets: Sequence[str], *, now: float | None = None,
+    header: str | None,
+    raw: bytes,
+    read: Callable[[], CallbackFacts],
+    secrets: Sequence[str],
+    *,
+    now: float | None = None,
     max_age: float = MAX_AGE,
-) -> Grade:  # fmt: skip
-    """Return the best proof that a callback brings, by signature first and by checksum after it; `read` only for the latter.
+) -> Grade:
+    """Return the best proof that a callback brings, by signature first and by checksum after it; `read` only
+    for the latter.
 
-    A wrong signature beside a right checksum counts as CHECKSUM: whoever could forge that could as well leave the header out. A
-    signature that is too old stays STALE: what is known to be old is not made young by a checksum, which has no age.
+    A wrong signature beside a right checksum counts as CHECKSUM: whoever could forge that could as well leave
+    the header out. A signature that is too old stays STALE: what is known to be old is not made young by a
+    checksum, which has no age.
     """
     by_signature = signature_ok(header, raw, secrets, now, max_age=max_age)
     if by_signature in {Grade.SIGNED, Grade.STALE, Grade.UNCHECKED}:
@@ -367,8 +387,8 @@ _DATE_ALONE: Final = re.compile(r"[0-9W-]+")
 def signed_at(stamp: str) -> float | None:
     """Return the moment of a signature's timestamp in seconds since 1970; None where its unit cannot be told.
 
-    Where a date leaves it open (no time zone, no time of day) it is the latest moment that it can mean: nothing is called too
-    old that may be young.
+    Where a date leaves it open (no time zone, no time of day) it is the latest moment that it can mean:
+    nothing is called too old that may be young.
     """
     if stamp.isascii() and stamp.isdigit():
         unit = _UNITS.get(len(stamp.lstrip("0")))

@@ -1,9 +1,11 @@
-"""Chargeback events of a transaction: what shoppers' banks took back and returned, and what no rule can count.
+"""Chargeback events of a transaction: what shoppers' banks took back and returned, and what no rule can
+count.
 
-Seen (C12, a notification of 2016): Type `Chargeback`, Currency by letters, Amount with a dot. The schema (C10) leaves Type,
-Amount and Currency free, and the vendor's example says that an event may also be a dispute. So an event counts only where its
-type is surely a chargeback or its reversal, and its amount is exact and in the payment's currency. Every other one stays in the
-list with what the gateway said, uncounted, for a person.
+Seen (C12, a notification of 2016): Type `Chargeback`, Currency by letters, Amount with a dot. The schema
+(C10) leaves Type, Amount and Currency free, and the vendor's example says that an event may also be a
+dispute. So an event counts only where its type is surely a chargeback or its reversal, and its amount is
+exact and in the payment's currency. Every other one stays in the list with what the gateway said, uncounted,
+for a person.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from xml.etree.ElementTree import Element
 
-# The letters of a type without all that separates them. What may stand beside the word says which one of several it is.
+# The letters of a type without all that separates them. What may stand beside the word says which one of
+# several it is.
 _WHICH = r"(?:first|second|third|1st|2nd|3rd|[123]|final|partial|full|new|initial|arbitration|round|cycle|stage|event|notification|received)*"
 _CHARGEBACK = re.compile(rf"{_WHICH}chargebacks?{_WHICH}")
 _REVERSAL = re.compile(
@@ -30,12 +33,17 @@ _REVERSAL = re.compile(
 def events_of(
     elements: Iterable[Element], exact: Callable[[str], int | None], is_currency: Callable[[str], bool]
 ) -> tuple[ChargebackEvent, ...]:
-    """Read events. `exact` reads an amount of the payment's currency; `is_currency` says whether a text names that currency."""
+    """Read events.
+
+    `exact` reads an amount of the payment's currency; `is_currency` says whether a text names that currency.
+    """
     return tuple(_event(element, exact, is_currency) for element in elements)
 
 
 def total_of(events: Iterable[ChargebackEvent]) -> int:
-    """Return what was taken back less what was returned, in minor units, of the events that count; it may be below 0."""
+    """Return what was taken back less what was returned, in minor units, of the events that count; it may be
+    below 0.
+    """
     return sum(event.counted or 0 for event in events)
 
 

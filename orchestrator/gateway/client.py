@@ -1,8 +1,9 @@
 """Calls to the gateway: authenticate, open a session, list its payment methods, look payments up, move money.
 
-Every call comes back as one of `outcomes`, in bounded time and whatever was answered; only cancellation passes through. Each
-leaves one log line. A large answer is read in another process (`reader_process`), so that one gateway's answers delay no other
-call. Bodies, tokens, URLs and what the gateway wrote in free text reach neither a log nor a reason.
+Every call comes back as one of `outcomes`, in bounded time and whatever was answered; only cancellation
+passes through. Each leaves one log line. A large answer is read in another process (`reader_process`), so
+that one gateway's answers delay no other call. Bodies, tokens, URLs and what the gateway wrote in free text
+reach neither a log nor a reason.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Where and as whom a merchant talks to the gateway. `url` and `merchant_api_url` are bases without a trailing path."""
+    """Where and as whom a merchant talks to the gateway.
+
+    `url` and `merchant_api_url` are bases without a trailing path.
+    """
 
     merchant: str
     url: str
@@ -126,7 +130,9 @@ class Gateway:
     """All calls of one process; use it as a context manager on the event loop that makes the calls."""
 
     def __init__(self, settings: Settings, shared_state: SharedGatewayState | None = None) -> None:
-        """Take limits and timeouts, and the state that is shared with other workers; connections open as they are needed."""
+        """Take limits and timeouts, and the state that is shared with other workers; connections open as they
+        are needed.
+        """
         self._shared_state = shared_state or SharedGatewayState(None)
         self._limits = LimitsRegistry(settings, self._shared_state)
         self._wire = Wire(settings)
@@ -156,7 +162,10 @@ class Gateway:
     async def open_session(
         self, account: Account, token: str, body: Mapping[str, object], *, user_agent: str | None
     ) -> Outcome[Session]:
-        """Open a session (D4, C1). `body` is the request object of the facts; decimals are written as numbers."""
+        """Open a session (D4, C1).
+
+        `body` is the request object of the facts; decimals are written as numbers.
+        """
         try:
             content = _ENCODER.encode(body)
         except UnicodeEncodeError:  # half a surrogate pair is a str to Python, and no text to anybody else
@@ -175,7 +184,9 @@ class Gateway:
     async def list_methods(
         self, account: Account, token: str, session_id: str, *, user_agent: str | None
     ) -> Outcome[tuple[dict[str, object], ...]]:
-        """List what the shopper may pay with (D5, C1). The device decides, so the shopper's own User-Agent is passed on.
+        """List what the shopper may pay with (D5, C1).
+
+        The device decides, so the shopper's own User-Agent is passed on.
 
         An empty tuple is a real answer: the merchant's configuration or the session leaves nothing (D5).
         """
@@ -211,9 +222,9 @@ class Gateway:
     ) -> Outcome[Found]:
         """Look transactions up in the Merchant API (D8), newest first, at most `limit` (1 to 100) of them.
 
-        At least one of the three filters is required. The API user may see several shops: what is found is not yet ours. Where the
-        number of rows leaves open whether there are more, one more call tries to prove that there are none; a `Found` that still
-        says `at_limit` may lack rows.
+        At least one of the three filters is required. The API user may see several shops: what is found is
+        not yet ours. Where the number of rows leaves open whether there are more, one more call tries to
+        prove that there are none; a `Found` that still says `at_limit` may lack rows.
         """
         filters = {"shop_orderid": order_ref, "transaction_id": transaction_id, "payment_id": payment_id}
         wanted = {name: value for name, value in filters.items() if value}
@@ -242,9 +253,9 @@ class Gateway:
     ) -> Found:
         """Return what a lookup found without the doubt that there is more, if another call can take it away.
 
-        Exactly the default number of rows, fewer than were asked for: either these are all, or the gateway does not know `limit`,
-        which is settled once for each gateway by asking for fewer. Otherwise the list is read from its other end: where both ends
-        meet, by the dates of their rows, none is missing.
+        Exactly the default number of rows, fewer than were asked for: either these are all, or the gateway
+        does not know `limit`, which is settled once for each gateway by asking for fewer. Otherwise the list
+        is read from its other end: where both ends meet, by the dates of their rows, none is missing.
         """
         gateway = _prepare(account).merchant_gateway
         fewer = len(found.transactions) == payments.DEFAULT_ROWS < limit
@@ -269,11 +280,12 @@ class Gateway:
         identifier: str,
         lease_guard: LeaseGuard,
     ) -> Outcome[Movement]:
-        """Capture part or all of a reservation: `amount` in minor units, `identifier` to find the movement by.
+        """Capture part or all of a reservation: `amount` in minor units, `identifier` to find the movement
+        by.
 
-        `Done` says that the gateway answered, not that money moved. What was captured already gets Result "error" (part 1.7).
-        For this and the other two: a `lease_guard` that says no is `NotSent`; its module says what window remains. 503 is `Unknown`
-        even where it names a time.
+        `Done` says that the gateway answered, not that money moved. What was captured already gets Result
+        "error" (part 1.7). For this and the other two: a `lease_guard` that says no is `NotSent`; its module
+        says what window remains. 503 is `Unknown` even where it names a time.
         """
         fields = _sum(amount, currency, identifier)
         if isinstance(fields, Refused):
@@ -293,7 +305,9 @@ class Gateway:
         identifier: str,
         lease_guard: LeaseGuard,
     ) -> Outcome[Movement]:
-        """Refund part or all of what was captured, never more: the gateway is not allowed to refund above it."""
+        """Refund part or all of what was captured, never more: the gateway is not allowed to
+        refund above it.
+        """
         fields = _sum(amount, currency, identifier)
         if isinstance(fields, Refused):
             return fields
@@ -397,7 +411,10 @@ class Gateway:
 
 
 def _sum(amount: int, currency: str, identifier: str) -> dict[str, str] | Refused:
-    """Return the fields of an amount. Without one the gateway would move all there is, so it is never left out."""
+    """Return the fields of an amount.
+
+    Without one the gateway would move all there is, so it is never left out.
+    """
     if amount <= 0 or not 1 <= len(identifier) <= LONGEST_IDENTIFIER:
         message = (
             f"moving money needs an amount of more than 0 and an identifier, not {amount} and {identifier!r}"

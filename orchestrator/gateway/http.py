@@ -1,9 +1,10 @@
 """The wire to the gateway: one request out, the bytes of a 2xx answer back, or what it came to instead.
 
-Guarantees: an exchange ends within `gateway_total_timeout`, whatever the other side sends (nothing, too much, nonsense, for
-ever), and what its answer costs is bounded; only cancellation passes through. A request with a `GuardedBody` leaves at most once and
-only past its lease guard, and what did not leave is told apart from what may have. No redirect is followed, no cookie kept, no proxy or
-other word of the environment heard; certificates are verified. Nothing here knows what a request is about, and nothing is logged.
+Guarantees: an exchange ends within `gateway_total_timeout`, whatever the other side sends (nothing, too much,
+nonsense, for ever), and what its answer costs is bounded; only cancellation passes through. A request with a
+`GuardedBody` leaves at most once and only past its lease guard, and what did not leave is told apart from
+what may have. No redirect is followed, no cookie kept, no proxy or other word of the environment heard;
+certificates are verified. Nothing here knows what a request is about, and nothing is logged.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
 Failure: TypeAlias = Refused | Unauthorized | NotSent | Busy | Unknown | Throttled
 
 RETRY_AFTER_CAP = 3600.0
-"""Seconds. Whatever a Retry-After says, we ask again within the hour: the due time belongs to us, not to the gateway."""
+"""Seconds. Whatever a Retry-After says, we ask again within the hour: the due time belongs to us, not to the
+gateway."""
 KEEPALIVE = 15.0
-"""Seconds that an idle connection is kept; short, so that the gateway rarely closes one while we start to use it."""
+"""Seconds that an idle connection is kept; short, so that the gateway rarely closes one while we start to use
+it."""
 BUFFER = 16_384
 """Bytes of an answer that are parsed ahead of whoever reads it."""
 LARGE = 65_536
@@ -46,7 +49,9 @@ LARGE = 65_536
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """Return the one TLS context of the process: certificates verified, and reading the roots takes tens of milliseconds."""
+    """Return the one TLS context of the process: certificates verified, and reading the roots takes tens of
+    milliseconds.
+    """
     return ssl.create_default_context(cafile=certifi.where())
 
 
@@ -63,15 +68,17 @@ class Request:
 class Wire:
     """The connections of one process.
 
-    An exchange begins when the limits of its gateway allow it. One that is not allowed within half of the total timeout is `Busy`.
+    An exchange begins when the limits of its gateway allow it. One that is not allowed within half of the
+    total timeout is `Busy`.
     """
 
     def __init__(self, settings: Settings) -> None:
         """Take limits and timeouts; connections open as they are needed."""
         self._total = settings.gateway_total_timeout
         self._limit = settings.gateway_answer_limit
-        # aiohttp's "sock_connect" is one socket's; its "connect" runs from the request to a connection that can be used, so it
-        # is what bounds name lookup, several addresses and TLS. Waiting for the limits is over by then.
+        # aiohttp's "sock_connect" is one socket's; its "connect" runs from the request to a connection that
+        # can be used, so it is what bounds name lookup, several addresses and TLS. Waiting for the limits is
+        # over by then.
         connect, read = settings.gateway_connect_timeout, settings.gateway_read_timeout
         self._timeout = aiohttp.ClientTimeout(connect=connect, sock_connect=connect, sock_read=read)
         self._tls = _tls()
@@ -157,11 +164,12 @@ class Wire:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-# ── What came back instead of an answer ─────────────────────────────────────────────────────────────────────────────────
+# ── What came back instead of an answer ───────────────────────────────────────────────────────────────────
 
-# First match wins: a connection that could not be made (ClientConnectorError) is one kind of a connection that failed.
-# A kept connection that the gateway closed meanwhile: aiohttp itself repeats a GET once on a new one (looking twice harms
-# nobody); a POST is `Unknown`, because nothing tells whether it was read before the connection closed.
+# First match wins: a connection that could not be made (ClientConnectorError) is one kind of a connection
+# that failed. A kept connection that the gateway closed meanwhile: aiohttp itself repeats a GET once on a new
+# one (looking twice harms nobody); a POST is `Unknown`, because nothing tells whether it was read before the
+# connection closed.
 _FAULTS: tuple[tuple[tuple[type[BaseException], ...], NotSent | Unknown], ...] = (
     ((aiohttp.ClientConnectorDNSError,), NotSent("The gateway's host name was not found.")),
     ((aiohttp.ClientSSLError,), NotSent("No secure connection to the gateway could be made.")),
@@ -195,7 +203,9 @@ def _fault(error: Exception) -> NotSent | Unknown:
 
 
 def _past_lease_guard(body: GuardedBody, outcome: bytes | Failure) -> bytes | Failure:
-    """Correct an outcome by what is known of a guarded body: what did not leave was not sent, however the exchange ended."""
+    """Correct an outcome by what is known of a guarded body: what did not leave was not sent, however the
+    exchange ended.
+    """
     if body.left:
         # No failure on the way is expected to say so of a request that left; none may.
         return (
@@ -208,18 +218,23 @@ def _past_lease_guard(body: GuardedBody, outcome: bytes | Failure) -> bytes | Fa
     return NotSent("The connection to the gateway ended before the call left.")
 
 
-# A proxy in between may produce these for a request that went through; 409 and 425 say "not now", not "never".
+# A proxy in between may produce these for a request that went through; 409 and 425 say "not now", not
+# "never".
 _UNSETTLED = frozenset({408, 409, 425})
 
 
 def _refusal(request: Request, response: aiohttp.ClientResponse) -> Failure:
-    """Read a status that is not 2xx. The body is not looked at: its shape is not documented, its text may be personal."""
+    """Read a status that is not 2xx.
+
+    The body is not looked at: its shape is not documented, its text may be personal.
+    """
     status = response.status
     if status == HTTPStatus.UNAUTHORIZED:
         return Unauthorized("The gateway did not accept the token or the credentials.")
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return Throttled(_retry_after(response.headers), "The gateway asked for fewer calls.")
-    # A proxy may say so of a request that went through. Looking or asking twice harms nobody; moving money twice does.
+    # A proxy may say so of a request that went through. Looking or asking twice harms nobody; moving money
+    # twice does.
     harmless = not isinstance(request.body, GuardedBody)
     if status == HTTPStatus.SERVICE_UNAVAILABLE and "retry-after" in response.headers and harmless:
         return Throttled(_retry_after(response.headers), "The gateway is unavailable and named a time.")

@@ -1,8 +1,9 @@
 """What a call to the gateway can come to: a closed set of values, never an exception.
 
-The line that matters runs between `NotSent` and `Busy` (nothing reached the gateway: repeat freely) and `Unknown` (it may have been
-done: repeat only what may be done twice, otherwise look it up). Reasons are short fixed sentences for logs and people;
-they hold no token, no personal data, no URL and nothing that the gateway wrote in free text.
+The line that matters runs between `NotSent` and `Busy` (nothing reached the gateway: repeat freely) and
+`Unknown` (it may have been done: repeat only what may be done twice, otherwise look it up). Reasons are short
+fixed sentences for logs and people; they hold no token, no personal data, no URL and nothing that the gateway
+wrote in free text.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ T_co = TypeVar("T_co", covariant=True)
 FINAL_STATUSES: Final = frozenset({0, 200, 400, 402, 413, 415, 422})
 """Statuses of `Refused` that are about what was sent, so that the same order would be refused again.
 
-0: it could not be put into words; 200: the Merchant API's own error code; the others: the gateway read it and said no. Every
-other status (403, 404, 405, 407, ...) comes as well from a firewall, a proxy, a deployment or a wrong base URL, and would then
-fail every order of those minutes: whoever processes an order retries it. Calls to which 404 or 410 is an answer judge it themselves.
+0: it could not be put into words; 200: the Merchant API's own error code; the others: the gateway read it and
+said no. Every other status (403, 404, 405, 407, ...) comes as well from a firewall, a proxy, a deployment or
+a wrong base URL, and would then fail every order of those minutes: whoever processes an order retries it.
+Calls to which 404 or 410 is an answer judge it themselves.
 """
 
 
@@ -30,9 +32,11 @@ class Done(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An HTTP status or error code that says no; whether it is for good depends on the status (`FINAL_STATUSES`).
+    """An HTTP status or error code that says no; whether it is for good depends on the status
+    (`FINAL_STATUSES`).
 
-    `status` is the HTTP status, 0 for what could not even be put into words to send; `code` is the gateway's own error code (Merchant API: Header/ErrorCode) or empty.
+    `status` is the HTTP status, 0 for what could not even be put into words to send; `code` is the gateway's
+    own error code (Merchant API: Header/ErrorCode) or empty.
     """
 
     status: int
@@ -58,7 +62,8 @@ class NotSent:
 class Busy:
     """Not sent: safe to repeat, and no sign that anything is wrong with what was to be sent.
 
-    All our own connections were taken; or its circuit is open, and then `retry_after` is for how many seconds more.
+    All our own connections were taken; or its circuit is open, and then `retry_after` is for how many seconds
+    more.
     """
 
     reason: str
@@ -69,7 +74,8 @@ class Busy:
 class Unknown:
     """Sent, but no usable answer came back: it may have been done.
 
-    `unreadable`: an answer came, and no reader of ours makes anything of it, so that the same call will most likely meet the same.
+    `unreadable`: an answer came, and no reader of ours makes anything of it, so that the same call will most
+    likely meet the same.
     """
 
     reason: str
@@ -78,7 +84,9 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Throttled:
-    """The gateway asks for patience and did nothing; `retry_after` is in seconds, None when it names no time."""
+    """The gateway asks for patience and did nothing; `retry_after` is in seconds, None when it
+    names no time.
+    """
 
     retry_after: float | None
     reason: str

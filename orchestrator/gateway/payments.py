@@ -1,7 +1,8 @@
 """Reading payments: the Merchant API's XML into transactions and movements.
 
-`parse` and `parse_movement` never raise: entities, DTDs, half documents and nonsense are `Malformed`, and so is every answer without
-a transaction that is not the documented answer to an unknown order. What a transaction means for money is said in `domain.payment_meaning`.
+`parse` and `parse_movement` never raise: entities, DTDs, half documents and nonsense are `Malformed`, and so
+is every answer without a transaction that is not the documented answer to an unknown order. What a
+transaction means for money is said in `domain.payment_meaning`.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ MOST_ROWS: Final = 100
 DEFAULT_ROWS: Final = 10
 """The rows that the gateway returns at most when it is not told, or does not know, a `limit` (D8)."""
 ROWS_READ: Final = 2 * MOST_ROWS
-"""The most rows that an answer is read with: a gateway that returns more than it was asked for is not read to the end of its list."""
+"""The most rows that an answer is read with: a gateway that returns more than it was asked for is not read to
+the end of its list."""
 MOST_DETAILS: Final = 2_000
-"""The most details (of what was passed with the session, of chargebacks, of movements) that the rows of an answer may have together."""
+"""The most details (of what was passed with the session, of chargebacks, of movements) that the rows of an
+answer may have together."""
 DEEPEST: Final = 32
 """Levels above the rows of an answer. The documented ones stand on the fourth."""
 QUIET_RESULTS: Final = frozenset({"", "success", "ok"})
@@ -59,9 +62,9 @@ _RESULTS_MOVED = ("Result", "CaptureResult", "RefundResult", "CancelResult")
 class Movement:
     """What the gateway answered to a capture, a refund or a release that it understood.
 
-    `result` is Body/Result in lower case ("success", "error", "failed", ...): "error" is also the answer to a capture of what
-    was captured already, so `transaction` decides (None where the answer holds none). `amount` is what this call moved, in
-    minor units; None where it is not told, as for a release.
+    `result` is Body/Result in lower case ("success", "error", "failed", ...): "error" is also the answer to a
+    capture of what was captured already, so `transaction` decides (None where the answer holds none).
+    `amount` is what this call moved, in minor units; None where it is not told, as for a release.
     """
 
     result: str
@@ -108,17 +111,21 @@ def _details(one: Transaction) -> int:
 
 
 def is_cut_short(found: Found, fewer: Found) -> bool:
-    """Say whether a list asked for with one row less has one row less: then the gateway knows `limit`, and `found` is whole."""
+    """Say whether a list asked for with one row less has one row less: then the gateway knows `limit`, and
+    `found` is whole.
+    """
     ids = {one.transaction_id for one in found.transactions}
     less = {one.transaction_id for one in fewer.transactions}
     return less < ids and len(fewer.transactions) == len(found.transactions) - 1
 
 
 def joined(newest: Found, oldest: Found) -> Found | None:
-    """Join a list's two ends, newest first and oldest first, where their dates prove that no row is missing between them.
+    """Join a list's two ends, newest first and oldest first, where their dates prove that no row is missing
+    between them.
 
-    Every row younger than the last of `newest` is in it, and every row older than the last of `oldest` is in that: if the second
-    date is the later one, these are all. None where the dates do not show it, or not that the gateway sorted at all.
+    Every row younger than the last of `newest` is in it, and every row older than the last of `oldest` is in
+    that: if the second date is the later one, these are all. None where the dates do not show it, or not that
+    the gateway sorted at all.
     """
     young, old = _dates(newest), _dates(oldest)
     if (
@@ -140,13 +147,17 @@ def joined(newest: Found, oldest: Found) -> Found | None:
 
 
 def _dates(found: Found) -> list[str]:
-    """Return the dates of creation in the order of the answer; none where one is not in the gateway's own form (1.7)."""
+    """Return the dates of creation in the order of the answer; none where one is not in the gateway's own
+    form (1.7).
+    """
     dates = [one.created_at for one in found.transactions]
     return dates if all(_CREATED.fullmatch(date) for date in dates) else []
 
 
 def parse_movement(body: bytes, *, transaction_id: str = "") -> Movement | RequestError | Malformed:
-    """Read the answer to a call that moves money of one transaction; with its id, only an answer about it is accepted."""
+    """Read the answer to a call that moves money of one transaction; with its id, only an answer about it is
+    accepted.
+    """
     answer = _answer(body)
     if not isinstance(answer, _Answer):
         return answer
@@ -165,18 +176,22 @@ def parse_movement(body: bytes, *, transaction_id: str = "") -> Movement | Reque
 
 
 def _moved(body: Element, transaction: Transaction | None) -> int | None:
-    """Return what a call moved, in minor units of the currency that it names, or else of its transaction's."""
+    """Return what a call moved, in minor units of the currency that it names, or else of its
+    transaction's.
+    """
     text = next((text for name in _AMOUNT_MOVED if (text := text_of(body, name))), "")
     named = next((code for name in _CURRENCY_MOVED if (code := text_of(body, name))), "")
     currency = code_of(named) if named else transaction.currency if transaction is not None else ""
     return exact(text, currency) if currency else None
 
 
-# ── The document ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The document ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 class _Answer(NamedTuple):
-    """An APIResponse that the gateway did not refuse: its parts, and the Transaction elements wherever they stand."""
+    """An APIResponse that the gateway did not refuse: its parts, and the Transaction elements wherever they
+    stand.
+    """
 
     root: Element
     header: Element
@@ -213,7 +228,9 @@ def _answer(document: bytes) -> _Answer | RequestError | Malformed:
 
 
 def _rows(root: Element) -> list[Element] | Malformed:
-    """Return the Transaction elements wherever they stand, level by level; what stands inside one is a part of it."""
+    """Return the Transaction elements wherever they stand, level by level; what stands inside one is a part
+    of it.
+    """
     rows: list[Element] = []
     level = [root]
     for _ in range(DEEPEST):
@@ -235,9 +252,11 @@ def _rows(root: Element) -> list[Element] | Malformed:
 
 
 def _is_documented_absence(answer: _Answer) -> bool:
-    """Say whether an answer without rows has the documented shape of "there is none", and nothing beside it (part 1.7, C12).
+    """Say whether an answer without rows has the documented shape of "there is none", and nothing beside it
+    (part 1.7, C12).
 
-    A Header with one error code; a Body with Result, which may hold ResultFilter and an empty Transactions; no other element or text.
+    A Header with one error code; a Body with Result, which may hold ResultFilter and an empty Transactions;
+    no other element or text.
     """
     root, header, body = answer.root, answer.header, answer.body
     if len(root) != 2 or root[1] is not body or _has_text(root) or _has_text(body):  # noqa: PLR2004 - Header and Body

@@ -1,10 +1,11 @@
 """Large answers, read in a process beside this one: a hostile one takes no time from the event loop.
 
-A thread would not do. Whatever it computes it takes from the event loop, some milliseconds for each of the loop's rounds. The process
-is started with the first large answer, runs at low priority and with little memory, knows none of our secrets (its environment is
-empty) and ends with us: at the end of its input, and an answer that it reads then ends it after `LONGEST` at the latest. It reads one
-answer after the other, gateway by gateway in turn; one that takes too long is given up, and the process with it. What it hands back
-is decoded into the types that are expected, and nothing else.
+A thread would not do. Whatever it computes it takes from the event loop, some milliseconds for each of the
+loop's rounds. The process is started with the first large answer, runs at low priority and with little
+memory, knows none of our secrets (its environment is empty) and ends with us: at the end of its input, and an
+answer that it reads then ends it after `LONGEST` at the latest. It reads one answer after the other, gateway
+by gateway in turn; one that takes too long is given up, and the process with it. What it hands back is
+decoded into the types that are expected, and nothing else.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ NICE: Final = 15
 LONGEST: Final = 120
 """Seconds after which a reader that nobody has ended ends itself; whole ones."""
 MEMORY: Final = 256_000_000, 20
-"""Bytes of address space that the reader may have, and how many more for each byte of an answer. It takes a quarter of that."""
+"""Bytes of address space that the reader may have, and how many more for each byte of an answer. It takes a
+quarter of that."""
 TOLD: Final = 1_000_000, 4
 """Bytes that it may tell, and how many more for each byte of an answer."""
 AGAIN: Final = 60.0
@@ -97,7 +99,10 @@ _TOLD: Final = msgspec.msgpack.Decoder(_Told)
 
 
 class ReaderProcess:
-    """The reader of one process. An answer waits at most `timeout` seconds for its turn, and is given up as many seconds after that."""
+    """The reader of one process.
+
+    An answer waits at most `timeout` seconds for its turn, and is given up as many seconds after that.
+    """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
@@ -158,7 +163,9 @@ class ReaderProcess:
         return _NOT_READ
 
     def _running(self) -> subprocess.Popen[bytes] | None:
-        """Return the process, None where there can be none: then answers are read here, beside the loop, as well as can be."""
+        """Return the process, None where there can be none: then answers are read here, beside the loop, as
+        well as can be.
+        """
         if self._process is not None and self._process.poll() is not None:
             self._end()
         if self._process is None and monotonic() >= self._here_until:
@@ -173,8 +180,12 @@ class ReaderProcess:
         try:
             process = self._process = subprocess.Popen(  # noqa: S603 - our own code
                 [sys.executable, "-I", "-c", _START, *sys.path],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, process_group=0,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={},
+                process_group=0,
+            )
         except OSError as error:
             return type(error).__name__
         if self._closed:
@@ -199,7 +210,10 @@ class ReaderProcess:
 
 
 def serve() -> None:
-    """Read what comes in on stdin, and tell on stdout what it holds, until nobody asks any more. The reader's whole life."""
+    """Read what comes in on stdin, and tell on stdout what it holds, until nobody asks any more.
+
+    The reader's whole life.
+    """
     os.nice(NICE)
     with open(0, "rb") as source, open(1, "wb") as sink:
         _put(sink, _READY)

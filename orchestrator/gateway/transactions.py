@@ -1,4 +1,6 @@
-"""One Transaction element of the gateway's XML, read: amounts exact or kept as written, and what is odd named by flags."""
+"""One Transaction element of the gateway's XML, read: amounts exact or kept as written, and what is odd named
+by flags.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ class _Row:
         return () if field is None else (field,)
 
     def single(self, name: str) -> str:
-        """Return the text of an element on which money depends; several texts, or elements inside it, together with a flag."""
+        """Return the text of an element on which money depends; several texts, or elements inside it,
+        together with a flag.
+        """
         field = self.fields.get(name)
         if field is None or not (self.repeated or len(field)):
             return self.text(name)
@@ -67,7 +71,9 @@ class _Row:
 
 
 def _whole(element: Element) -> str:
-    """Return the text of an element; that of elements inside it with their names, so that it never passes for a value."""
+    """Return the text of an element; that of elements inside it with their names, so that it never passes for
+    a value.
+    """
     inner = "".join(f" {child.tag}: {''.join(child.itertext()).strip()}" for child in element)
     return f"{(element.text or '').strip()}{inner}"[:LONGEST_TEXT]
 
@@ -140,7 +146,9 @@ def transaction_of(element: Element, *, failed: bool, repaired: bool) -> Transac
 
 
 def _currency(row: _Row) -> str:
-    """Return the merchant's currency by letters, from either of its two elements; they must not contradict each other."""
+    """Return the merchant's currency by letters, from either of its two elements; they must not contradict
+    each other.
+    """
     alpha, numeric = row.single("MerchantCurrencyAlpha").upper(), row.single("MerchantCurrency")
     currency, flag = _currency_of(alpha, numeric)
     if flag:
@@ -150,7 +158,9 @@ def _currency(row: _Row) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return a text that people are shown: what is not printable (controls, marks of direction) is replaced."""
+    """Return a text that people are shown: what is not printable (controls, marks of direction)
+    is replaced.
+    """
     return text if text.isprintable() else "".join(each if each.isprintable() else DAMAGED for each in text)
 
 
@@ -169,7 +179,10 @@ def _currency_of(alpha: str, numeric: str) -> tuple[str, str]:
 
 
 def _amount(row: _Row, name: str, tag: str, currency: str) -> int:
-    """Return minor units. What is not an exact amount is 0 with a flag, on which `read` refuses to conclude anything."""
+    """Return minor units.
+
+    What is not an exact amount is 0 with a flag, on which `read` refuses to conclude anything.
+    """
     text = row.single(tag)
     if not text:
         if name not in _OPTIONAL_AMOUNTS:
@@ -186,7 +199,9 @@ def _amount(row: _Row, name: str, tag: str, currency: str) -> int:
 
 @lru_cache(maxsize=4096)
 def exact(text: str, currency: str) -> int | None:
-    """Return an amount that is not negative in minor units, or None for what is no exact amount of this currency."""
+    """Return an amount that is not negative in minor units, or None for what is no exact amount of this
+    currency.
+    """
     try:
         amount = money.to_minor(text, currency) if _AMOUNT.fullmatch(text) else None
     except money.MoneyError:
@@ -259,13 +274,17 @@ def _moment(text: str) -> datetime | None:
 
 
 def _payment_infos(row: _Row) -> dict[str, str]:
-    """Read what `transactionInfo` became (C1). A name that comes twice binds nothing: it is left out and flagged."""
+    """Read what `transactionInfo` became (C1).
+
+    A name that comes twice binds nothing: it is left out and flagged.
+    """
     infos: dict[str, str] = {}
     repeated: set[str] = set()
     for entries in row.all("PaymentInfos"):
         for entry in entries.findall("PaymentInfo"):
             name, value = entry.get("name", "")[:LONGEST_TEXT], (entry.text or "").strip()[:LONGEST_TEXT]
-            # Two values, or a damaged one, name nothing; an undamaged value is not another checkout's for being repaired.
+            # Two values, or a damaged one, name nothing; an undamaged value is not another checkout's for
+            # being repaired.
             if infos.setdefault(name, value) != value or DAMAGED in value:
                 repeated.add(name)
     if repeated:

@@ -1,9 +1,10 @@
-"""The gateway's XML as a tree: bounded before it is parsed, without document types, and repaired only where the strict parse failed.
+"""The gateway's XML as a tree: bounded before it is parsed, without document types, and repaired only where
+the strict parse failed.
 
-Guarantees: `tree` never raises, and what it costs is bounded by the size limits below, whatever the document holds. A document that
-is not well formed is repaired once: what stands before its declaration, its encoding, control characters, and references that
-XML does not know. A repair changes no tag and adds none; a character that cannot be told becomes U+FFFD, so that a damaged
-identifier never equals an intact one.
+Guarantees: `tree` never raises, and what it costs is bounded by the size limits below, whatever the document
+holds. A document that is not well formed is repaired once: what stands before its declaration, its encoding,
+control characters, and references that XML does not know. A repair changes no tag and adds none; a character
+that cannot be told becomes U+FFFD, so that a damaged identifier never equals an intact one.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ LARGEST: Final = 2_000_000
 SMALL: Final = 65_536
 """Bytes up to which the size alone bounds the cost; a few transactions take a tenth of it."""
 MOST_MARKS: Final = 60_000
-"""Opening angle brackets, and equals signs, of a document at most. A hundred transactions have about 16,000 of the first."""
+"""Opening angle brackets, and equals signs, of a document at most. A hundred transactions have about 16,000
+of the first."""
 LARGEST_REPAIRED: Final = 500_000
 """Bytes of a document that is repaired, at most."""
 MOST_REPAIRS: Final = 20_000
-"""Bytes outside ASCII, and ampersands, of a document that is repaired, at most: each may be looked at alone."""
+"""Bytes outside ASCII, and ampersands, of a document that is repaired, at most: each may be looked at alone.
+"""
 LONGEST_TEXT: Final = 255
 """Characters of a text that is read from a document; what is longer is cut."""
 DAMAGED: Final = "\N{REPLACEMENT CHARACTER}"
@@ -54,14 +57,18 @@ class Malformed:
 
 
 class Tree(NamedTuple):
-    """The root of a document; `repaired` says that the gateway sent it not well formed, and that it was read all the same."""
+    """The root of a document; `repaired` says that the gateway sent it not well formed, and that it was read
+    all the same.
+    """
 
     root: Element
     repaired: bool = False
 
 
 def tree(document: bytes) -> Tree | Malformed:
-    """Parse a document without a document type: entities can be declared nowhere else, so there is nothing to expand."""
+    """Parse a document without a document type: entities can be declared nowhere else, so there is nothing to
+    expand.
+    """
     size = len(document)
     if size > LARGEST:
         return Malformed("The gateway's XML goes beyond the size limit.")
@@ -129,11 +136,13 @@ def _parsed(document: bytes) -> Element:
     return builder.close()
 
 
-# ── Repair ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Repair ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _repaired(document: bytes) -> bytes | None:
-    """Return a document as UTF-8 without a declaration, its characters and references made ones that XML has; None: beyond repair."""
+    """Return a document as UTF-8 without a declaration, its characters and references made ones that XML has;
+    None: beyond repair.
+    """
     if len(document) > LARGEST_REPAIRED:
         return None
     outside_ascii = len(document) - len(document.decode("ascii", errors="ignore"))
@@ -153,7 +162,9 @@ def _repaired(document: bytes) -> bytes | None:
 
 
 def decoded(document: bytes) -> str:
-    """Decode by the byte order mark, by a declared encoding of single bytes, or as UTF-8 whose other bytes are Windows-1252."""
+    """Decode by the byte order mark, by a declared encoding of single bytes, or as UTF-8 whose other bytes
+    are Windows-1252.
+    """
     if document.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return document.decode("utf-16", errors="replace")
     declared = _SINGLE_BYTE.search(document, 0, 200)

@@ -1,7 +1,8 @@
-"""Kinds of fields, and what can be wrong with each: texts, amounts, addresses of pages, names that nobody knows.
+"""Kinds of fields, and what can be wrong with each: texts, amounts, addresses of pages, names that nobody
+knows.
 
-A control character is refused wherever it stands. A sentence tells a field's kind and limit, and repeats what was sent only
-where that is an amount or a name of a field.
+A control character is refused wherever it stands. A sentence tells a field's kind and limit, and repeats what
+was sent only where that is an amount or a name of a field.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ _NAMES: Final[dict[str, frozenset[str]]] = {
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong: the field's path, such as `order.orderLines[2].unitPrice`, and a sentence that says what to do."""
+    """One thing that is wrong: the field's path, such as `order.orderLines[2].unitPrice`, and a sentence that
+    says what to do.
+    """
 
     field: str
     message: str
@@ -72,7 +75,8 @@ class Problem(NamedTuple):
 class Fields:
     """Reads fields of one body and notes every problem.
 
-    `at` is the path of the object that a field is in, with the dot: a field's path is put together only when it is needed.
+    `at` is the path of the object that a field is in, with the dot: a field's path is put together only when
+    it is needed.
     """
 
     __slots__ = ("members", "problems")
@@ -89,7 +93,10 @@ class Fields:
     def money(
         self, source: dict[str, Any], at: str, name: str, currency: str | None, *, required: bool = True
     ) -> int | None:
-        """Read an amount as minor units; its sign is the caller's to judge. None if it is missing or wrong."""
+        """Read an amount as minor units; its sign is the caller's to judge.
+
+        None if it is missing or wrong.
+        """
         value = source.get(name)
         if value is None:
             if required:
@@ -118,7 +125,9 @@ class Fields:
         return minor
 
     def names(self, given: dict[str, Any], at: str, shape: str) -> None:
-        """Refuse names that the shape does not have: a misspelt optional field would otherwise be lost silently."""
+        """Refuse names that the shape does not have: a misspelt optional field would otherwise be lost
+        silently.
+        """
         self.members += len(given)
         known = _NAMES[shape]
         if known.issuperset(given):
@@ -214,11 +223,11 @@ class _RepeatedName(Exception):  # noqa: N818 - never leaves this module
 def repeated_name(raw: bytes, *, members: int = -1) -> str | None:
     """Return a name that one object of a valid JSON text has twice; None where there is none.
 
-    `members` is how many members the decoded objects have: where the text has no more colons behind a quotation mark, no member was
-    lost, and the text is not read again.
+    `members` is how many members the decoded objects have: where the text has no more colons behind a
+    quotation mark, no member was lost, and the text is not read again.
 
-    Our decoder keeps the last of them, other readers the first (RFC 8259, 4): what was signed, logged or shown elsewhere need not be
-    what is carried out here. Numbers stay text, so that their size costs nothing.
+    Our decoder keeps the last of them, other readers the first (RFC 8259, 4): what was signed, logged or
+    shown elsewhere need not be what is carried out here. Numbers stay text, so that their size costs nothing.
     """
     if len(_NAME_END.findall(raw)) == members:
         return None

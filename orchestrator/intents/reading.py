@@ -1,4 +1,6 @@
-"""Reading an intent field by field: every problem with its path and its remedy, or the canonical form of what was asked."""
+"""Reading an intent field by field: every problem with its path and its remedy, or the canonical form of what
+was asked.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ BODY_LIMIT: Final = 262_144
 ORDER_NUMBER: Final = re.compile(r"[a-zA-Z0-9-]{1,50}")
 """The gateway takes up to 100 characters, some payment methods only 50 (D7, D8)."""
 LONGEST_ORDER: Final = 255
-"""Characters of an order number that is searched for: payments that no shop handed over have numbers of other systems."""
+"""Characters of an order number that is searched for: payments that no shop handed over have numbers of other
+systems."""
 LONGEST_LIFE: Final = 30 * 86_400
 MOST_LINES: Final = 500
 MOST_PIECES: Final = 1_000_000
@@ -54,7 +57,8 @@ class Intent:
 
     `auto_capture`: the gateway is asked to capture by itself.
 
-    `document` is the canonical JSON to be stored sealed; `fingerprint` is the SHA-256 of it without the shopper's User-Agent.
+    `document` is the canonical JSON to be stored sealed; `fingerprint` is the SHA-256 of it without the
+    shopper's User-Agent.
     """
 
     order_ref: str
@@ -102,7 +106,9 @@ def parse(raw: bytes) -> Intent:
 
 
 def may_be_order(text: str) -> bool:
-    """Say whether the gateway may hold a payment with this order number: intents are held to `ORDER_NUMBER`, other systems are not."""
+    """Say whether the gateway may hold a payment with this order number: intents are held to `ORDER_NUMBER`,
+    other systems are not.
+    """
     return 1 <= len(text) <= LONGEST_ORDER and UNPRINTABLE.search(text) is None
 
 
@@ -116,7 +122,7 @@ def _malformed(error: Exception) -> str:
     return f"is not JSON: {error}"
 
 
-# ── Reading, field by field ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── Reading, field by field ───────────────────────────────────────────────────────────────────────────────
 
 
 class _Reader(Fields):
@@ -231,7 +237,8 @@ class _Reader(Fields):
     ) -> tuple[int, int, int, dict[str, Any]]:
         self.names(line, at, "line")
         quantity = line.get("quantity")
-        # Both bounds come before int(): -1e1000000 is ten characters, and a million digits when it is written out.
+        # Both bounds come before int(): -1e1000000 is ten characters, and a million digits when it is written
+        # out.
         if isinstance(quantity, Decimal) and 1 <= quantity <= MOST_PIECES and quantity == int(quantity):
             quantity = int(quantity)  # 2.0 pieces are two
         if not isinstance(quantity, int) or isinstance(quantity, bool) or not 1 <= quantity <= MOST_PIECES:
@@ -350,7 +357,9 @@ class _Reader(Fields):
         return read
 
     def body_format(self, body: dict[str, Any], callbacks: dict[str, Any]) -> None:
-        """Read the format of callbacks from `callbacks`, or from `configuration`, where older vendor samples have it (1.2)."""
+        """Read the format of callbacks from `callbacks`, or from `configuration`, where older vendor samples
+        have it (1.2).
+        """
         said: dict[str, str] = {}
         for place in ("callbacks", "configuration"):
             given = body.get(place)

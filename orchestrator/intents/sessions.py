@@ -18,7 +18,9 @@ ROUNDING_ITEM: Final = "comp-amount"
 
 
 def shop_pages(document: bytes) -> dict[str, str | None]:
-    """Return the shop's own pages by kind of callback, each with the order number in its query; None where it has none."""
+    """Return the shop's own pages by kind of callback, each with the order number in its query; None where it
+    has none.
+    """
     body = DECODER.decode(document)
     asked, order_ref = body["callbacks"], body["order"]["orderId"]
 
@@ -35,7 +37,8 @@ def shop_pages(document: bytes) -> dict[str, str | None]:
 def session_body(
     document: bytes, *, checkout_id: UUID, urls: callback_urls.CallbackUrls
 ) -> dict[str, object]:
-    """Return what is posted to the gateway's /session (facts 1.2): our callback URLs, our id, and lines that sum up.
+    """Return what is posted to the gateway's /session (facts 1.2): our callback URLs, our id, and lines that
+    sum up.
 
     Amounts are `Decimal`; whoever encodes it writes them as JSON numbers.
     """

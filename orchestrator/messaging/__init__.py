@@ -1,1 +1,4 @@
-"""The broker's side: the Celery app, its queues, and the publisher of hints. The API and the worker both stand on it."""
+"""The broker's side: the Celery app, its queues, and the publisher of hints.
+
+The API and the worker both stand on it.
+"""

@@ -29,7 +29,8 @@ TRANSPORTS: Final = {
 """Kombu's transports by scheme that are replaced by ours."""
 _TIMEOUT: Final = 10
 """Seconds that the broker may take to answer."""
-# A connection whose other end is gone without a word is noticed in seconds, not after the kernel's quarter of an hour.
+# A connection whose other end is gone without a word is noticed in seconds, not after the kernel's quarter of
+# an hour.
 _SOCKET: Final = {
     getattr(socket, name): value
     for name, value in (
@@ -48,7 +49,8 @@ def configure(settings: Settings) -> Celery:
     tls: dict[str, object] | None = None
     transport: dict[str, object]
     if broker.kind == "amqp":
-        # A broker that hangs acknowledges, and answers nothing: who publishes or declares a queue must not wait for it for ever.
+        # A broker that hangs acknowledges, and answers nothing: who publishes or declares a queue must not
+        # wait for it for ever.
         transport = {"socket_settings": _SOCKET, "read_timeout": _TIMEOUT, "write_timeout": _TIMEOUT}
         if broker.tls is not None:
             tls = broker.tls.for_amqp(broker.host)
@@ -82,8 +84,8 @@ def configure(settings: Settings) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         task_queues=[
-            # A hint that is lost with its worker is a checkout that becomes due; to note down each and strike it out again would cost half
-            # of what consuming it costs.
+            # A hint that is lost with its worker is a checkout that becomes due; to note down each and strike
+            # it out again would cost half of what consuming it costs.
             *(Queue(name, routing_key=name, no_ack=True) for name in QUEUES),
             *(Queue(name, routing_key=name) for name in ("intents", "deliveries")),
         ],
@@ -95,7 +97,8 @@ def configure(settings: Settings) -> Celery:
         worker_redirect_stdouts=False,
         worker_send_task_events=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        # Access to the broker is no right to command a worker; and RabbitMQ holds the queue of a connection that was cut for a while.
+        # Access to the broker is no right to command a worker; and RabbitMQ holds the queue of a connection
+        # that was cut for a while.
         worker_enable_remote_control=False,
         worker_consumer="orchestrator.worker.consumer:Consumer",
     )

@@ -1,7 +1,7 @@
 """Messages that cannot be processed: dropped, counted by their reason, and logged in summary.
 
-Access to the broker is enough to send anything. Such a message changes nothing and stops nothing; what it was meant to name is in
-Postgres with its due time.
+Access to the broker is enough to send anything. Such a message changes nothing and stops nothing; what it was
+meant to name is in Postgres with its due time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class Dropped:
         self.total = 0
 
     def add(self, reason: str) -> None:
-        """Count one message; `reason` is one of ours or the name of an exception's class, never text of the message."""
+        """Count one message; `reason` is one of ours or the name of an exception's class, never text of the
+        message.
+        """
         with self._lock:
             self.total += 1
             self._reasons[reason] += 1

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SHARE: Final = 0.05
-"""The most of its time that the thread publishes. A message costs far more than another id in it, here and at the worker, so a burst
-of hints gathers for as long as the last publishing makes it worth; a hint that comes alone waits for nothing."""
+"""The most of its time that the thread publishes. A message costs far more than another id in it, here and at
+the worker, so a burst of hints gathers for as long as the last publishing makes it worth; a hint that comes
+alone waits for nothing."""
 LONGEST_DELAY: Final = 0.1
 PROBE_EVERY: Final = 5.0
 """Seconds without a hint after which something else is written, to know whether the broker would take one."""
@@ -38,7 +39,10 @@ class _Hint(NamedTuple):
 
 
 class _Delay(NamedTuple):
-    """Until when hints gather, and whose the burst is. A hint of another merchant ends the delay, once in the time of one."""
+    """Until when hints gather, and whose the burst is.
+
+    A hint of another merchant ends the delay, once in the time of one.
+    """
 
     until: float
     burst: frozenset[int | None] = frozenset()
@@ -48,8 +52,8 @@ class _Delay(NamedTuple):
 class HintPublisher:
     """Publishes hints from a background thread, never in the way of a request.
 
-    A hint that cannot be published is dropped: its checkout becomes due by itself. `trouble` says what the last try met; while no
-    hint comes the thread tries by itself.
+    A hint that cannot be published is dropped: its checkout becomes due by itself. `trouble` says what the
+    last try met; while no hint comes the thread tries by itself.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -97,7 +101,10 @@ class HintPublisher:
             self._waiting.put(_Hint(queue, tuple(ids), alone, merchant_id))
 
     def depth(self, name: QueueName) -> int:
-        """Return how many messages wait in a queue; raises kombu's errors when the broker is away. For any thread."""
+        """Return how many messages wait in a queue; raises kombu's errors when the broker is away.
+
+        For any thread.
+        """
         publisher = Publisher(self._app)
         try:
             return publisher.depth(name)
@@ -105,7 +112,10 @@ class HintPublisher:
             publisher.close()
 
     def prove(self) -> int:
-        """Return how many hints wait, once the broker has shown that it would take another; raises why not. For any thread."""
+        """Return how many hints wait, once the broker has shown that it would take another; raises why not.
+
+        For any thread.
+        """
         publisher = Publisher(self._app)
         try:
             publisher.prove("checkouts")
@@ -129,7 +139,8 @@ class HintPublisher:
                 return
             ended = time.monotonic()
             length = min((ended - begun) / SHARE, LONGEST_DELAY)
-            # Where they come one after the other, each because the one before is done, a rest gathers nothing.
+            # Where they come one after the other, each because the one before is done, a rest gathers
+            # nothing.
             burst = not self._waiting.empty() or (delayed and len(hints) > 1)
             broken = ended + length if delayed and begun < delay.until else delay.kept_until
             delay = _Delay(
@@ -139,7 +150,9 @@ class HintPublisher:
             )
 
     def _try(self, what: Callable[[T], None], argument: T) -> None:
-        """Try something of the broker, and note what it met; after a failure wait, unless the end was asked for."""
+        """Try something of the broker, and note what it met; after a failure wait, unless the end was asked
+        for.
+        """
         self._trying_since = time.monotonic()
         try:
             what(argument)
@@ -150,9 +163,11 @@ class HintPublisher:
             self._trying_since = None
 
     def _gathered(self, delay: _Delay) -> tuple[list[_Hint | None], bool]:
-        """Wait for a hint, and for the end of the rest; return whatever has come, and whether there was a rest.
+        """Wait for a hint, and for the end of the rest; return whatever has come, and whether there was a
+        rest.
 
-        None at the end means that no more will come. Raises `queue.Empty` where none comes for long, at once while the broker is away.
+        None at the end means that no more will come. Raises `queue.Empty` where none comes for long, at once
+        while the broker is away.
         """
         hints = [self._waiting.get(timeout=0.001 if self._link.away else PROBE_EVERY)]
         until, delayed = delay.until, delay.until > time.monotonic()

@@ -1,7 +1,7 @@
 """The publisher: tasks sent to the broker over one connection, which is made anew after any error.
 
-After a failover the old primary may live on and refuse every write, so whatever error a publish meets, its connection is not used
-again. One thread uses a publisher.
+After a failover the old primary may live on and refuse every write, so whatever error a publish meets, its
+connection is not used again. One thread uses a publisher.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Publisher:
             raise
 
     def prove(self, queue: str) -> None:
-        """Write something that nobody reads, and ask for a queue; raises what keeps a hint from being published.
+        """Write something that nobody reads, and ask for a queue; raises what keeps a hint from being
+        published.
 
         A replica, and a Redis that is out of memory, answer questions and take no hint.
         """
@@ -98,7 +99,8 @@ class Publisher:
             if client is not None:
                 client.set("probe", "1", ex=PROBE_LIFE)
             else:
-                # RabbitMQ drops what leads to no queue; where it takes no messages, it answers nothing after this.
+                # RabbitMQ drops what leads to no queue; where it takes no messages, it answers nothing after
+                # this.
                 producer.publish("", exchange="", routing_key="probe", serializer="json", retry=False)
             self.depth(queue)
         except TimeoutError as error:
@@ -162,7 +164,9 @@ def reason_of(error: BaseException) -> str:
 
 
 class BackOff:
-    """The pauses of one link to the broker, and the two log lines of an outage: when it begins, and when it is over."""
+    """The pauses of one link to the broker, and the two log lines of an outage: when it begins, and when it
+    is over.
+    """
 
     def __init__(self, link: str) -> None:
         self._link = link

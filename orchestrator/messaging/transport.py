@@ -1,7 +1,8 @@
 """kombu's Redis transports, which outlive a message that is not kombu's.
 
-kombu reads such a message off its queue and raises; Celery takes that for a fault of the worker. Here it is counted, and the next
-message is read. RabbitMQ's client needs nothing of the kind: what it delivers is a message, whatever is in it.
+kombu reads such a message off its queue and raises; Celery takes that for a fault of the worker. Here it is
+counted, and the next message is read. RabbitMQ's client needs nothing of the kind: what it delivers is a
+message, whatever is in it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,10 @@ _log = log.get(__name__)
 
 
 def believed(callback: Callback) -> bool:
-    """Say whether a callback proves enough to count as one. The shopper's own browser (redirect) proves nothing."""
+    """Say whether a callback proves enough to count as one.
+
+    The shopper's own browser (redirect) proves nothing.
+    """
     return callback.kind != "redirect" and Grade(callback.grade).believed
 
 
@@ -38,7 +41,9 @@ def counts(callback: Callback, facts: CallbackFacts) -> bool:
 
 
 def opened(step: Step) -> list[tuple[Callback, CallbackFacts]]:
-    """Decrypt the callbacks; one that cannot be read says nothing, and asking the gateway needs none of it."""
+    """Decrypt the callbacks; one that cannot be read says nothing, and asking the gateway needs
+    none of it.
+    """
     opened = []
     for callback in step.held.callbacks:
         if callback.id not in step.facts:
@@ -61,12 +66,17 @@ def told(callbacks: list[tuple[Callback, CallbackFacts]]) -> list[dict[str, obje
     """Say of each callback what the trail may keep: ids, kind, proof, status; nothing about the shopper."""
     return [
         {
-            "id": str(callback.id), "kind": callback.kind, "grade": callback.grade, "network": callback.network,
-            "digest": callback.digest.hex(), "status": (facts.status or "")[:40],
-            "transaction": (facts.transaction_id or "")[:40], **({"flags": list(facts.flags)} if facts.flags else {}),
+            "id": str(callback.id),
+            "kind": callback.kind,
+            "grade": callback.grade,
+            "network": callback.network,
+            "digest": callback.digest.hex(),
+            "status": (facts.status or "")[:40],
+            "transaction": (facts.transaction_id or "")[:40],
+            **({"flags": list(facts.flags)} if facts.flags else {}),
         }
         for callback, facts in callbacks
-    ]  # fmt: skip
+    ]
 
 
 def with_callbacks(step: Step, evidence: dict[str, object]) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """What people and clients ask for. A command is taken under the lease, like every other reason to move.
 
-A command that asks for money becomes an operation of its own; one whose transaction has an operation under way waits for that.
+A command that asks for money becomes an operation of its own; one whose transaction has an operation under
+way waits for that.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def wait(held: ClaimedCheckout) -> bool:
 
 
 def ready(held: ClaimedCheckout) -> Command | None:
-    """Return the oldest command that can be taken now; None while all wait for an operation on their transaction."""
+    """Return the oldest command that can be taken now; None while all wait for an operation on their
+    transaction.
+    """
     return next((one for one in held.commands if not _blocked(held, one)), None)
 
 
@@ -131,27 +134,46 @@ def _about(command: Command) -> dict[str, object]:
 
 
 async def _refuse_foreign(step: Step, command: Command) -> None:
-    """Refuse what no process of ours stored as it stands, or what was taken before: somebody wrote into the database."""
+    """Refuse what no process of ours stored as it stands, or what was taken before: somebody wrote into the
+    database.
+    """
     refused = result(ResultCode.REFUSED_REPEATED if command.taken else ResultCode.REFUSED_NOT_AUTHENTIC)
     why = sentences.of(refused)
     _log.error(
-        "command_not_authentic", security=True, command=str(command.id), kind=command.kind, claimed_actor=command.actor, reason=why
-    )  # fmt: skip
+        "command_not_authentic",
+        security=True,
+        command=str(command.id),
+        kind=command.kind,
+        claimed_actor=command.actor,
+        reason=why,
+    )
     await step.write(
-        None, Action.COMMAND_REFUSED, evidence={
-            "command": str(command.id), "kind": command.kind, "claimedActor": command.actor, "code": refused.code, "refusal": why,
+        None,
+        Action.COMMAND_REFUSED,
+        evidence={
+            "command": str(command.id),
+            "kind": command.kind,
+            "claimedActor": command.actor,
+            "code": refused.code,
+            "refusal": why,
             "authentic": False,
         },
-        attempts=step.held.attempts, done=((command.id, refused),), events=_refused_events(command, refused),
-    )  # fmt: skip
+        attempts=step.held.attempts,
+        done=((command.id, refused),),
+        events=_refused_events(command, refused),
+    )
 
 
 async def _refuse(step: Step, command: Command, refused: CommandResult) -> None:
     await step.write(
-        None, Action.COMMAND_REFUSED, actor=command.actor,
-        evidence={**_about(command), "code": refused.code, "refusal": sentences.of(refused)}, attempts=step.held.attempts,
-        done=((command.id, refused),), events=_refused_events(command, refused),
-    )  # fmt: skip
+        None,
+        Action.COMMAND_REFUSED,
+        actor=command.actor,
+        evidence={**_about(command), "code": refused.code, "refusal": sentences.of(refused)},
+        attempts=step.held.attempts,
+        done=((command.id, refused),),
+        events=_refused_events(command, refused),
+    )
 
 
 def _refused_events(command: Command, refused: CommandResult) -> tuple[Event, ...]:
@@ -166,20 +188,28 @@ async def _withdraw(step: Step, command: Command) -> None:
     if held.cancel_requested_at is not None:
         await _refuse(step, command, result(ResultCode.REFUSED_CANCELLING))
         return
-    # From now on the token is not handed out; a checkout that was never offered is cancelled at once, any other
-    # after its grace and a lookup that shows nothing paid, pending or open.
+    # From now on the token is not handed out; a checkout that was never offered is cancelled at once, any
+    # other after its grace and a lookup that shows nothing paid, pending or open.
     await step.write(
-        None, Action.CANCEL_REQUESTED, actor=command.actor, evidence=_about(command), cancel_requested=True, lookups=0,
-        attempts=held.attempts, done=((command.id, result(ResultCode.ACCEPTED)),),
-    )  # fmt: skip
+        None,
+        Action.CANCEL_REQUESTED,
+        actor=command.actor,
+        evidence=_about(command),
+        cancel_requested=True,
+        lookups=0,
+        attempts=held.attempts,
+        done=((command.id, result(ResultCode.ACCEPTED)),),
+    )
 
 
 async def cancel(step: Step) -> None:
-    """Cancel a checkout that was never offered, as was asked for: nobody could pay it, so there is nothing to wait for."""
+    """Cancel a checkout that was never offered, as was asked for: nobody could pay it, so there is nothing to
+    wait for.
+    """
     await step.end(Trigger.CANCELLED, Event(EventType.CHECKOUT_CANCELLED), {"by": "command"})
 
 
-# ── Money ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Money ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def _move_money(step: Step, command: Command) -> None:
@@ -191,29 +221,54 @@ async def _move_money(step: Step, command: Command) -> None:
     # A release gives back the whole reservation.
     amount = view.left(payment, kind) if asked.amount is None else asked.amount
     operation = operations.ask(
-        payment, kind, amount=amount, cause=Cause.ASKED, actor=command.actor, reason=command.reason, command_id=command.id,
-    )  # fmt: skip
+        payment,
+        kind,
+        amount=amount,
+        cause=Cause.ASKED,
+        actor=command.actor,
+        reason=command.reason,
+        command_id=command.id,
+    )
     evidence = {
         # A command that the trail names is never taken again.
-        "command": str(command.id), "operation": str(operation.id), "kind": operation.kind, "transaction": operation.transaction_id,
-        "amount": operation.amount, "currency": operation.currency, "cause": operation.cause, "reason": operation.reason,
-    }  # fmt: skip
+        "command": str(command.id),
+        "operation": str(operation.id),
+        "kind": operation.kind,
+        "transaction": operation.transaction_id,
+        "amount": operation.amount,
+        "currency": operation.currency,
+        "cause": operation.cause,
+        "reason": operation.reason,
+    }
     # It is carried out under the same lease.
     await step.write(
-        None, Action.MONEY_REQUESTED, actor=command.actor, evidence=evidence, operations=(operation,), attempts=0, due_in=KEEP,
+        None,
+        Action.MONEY_REQUESTED,
+        actor=command.actor,
+        evidence=evidence,
+        operations=(operation,),
+        attempts=0,
+        due_in=KEEP,
         done=((command.id, result(ResultCode.ACCEPTED, operations=[str(operation.id)])),),
-    )  # fmt: skip
+    )
 
 
-# ── What a person decides ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── What a person decides ─────────────────────────────────────────────────────────────────────────────────
 
 
 async def _retry(step: Step, command: Command) -> None:
     """Forget failures and look at it now."""
     await step.write(
-        None, Action.COMMAND_TAKEN, actor=command.actor, evidence=_about(command), attempts=0, lookups=0,
-        attention=step.cleared_attention(poisoned=True), last_error=None, done=((command.id, result(ResultCode.DONE_RETRIED)),),
-    )  # fmt: skip
+        None,
+        Action.COMMAND_TAKEN,
+        actor=command.actor,
+        evidence=_about(command),
+        attempts=0,
+        lookups=0,
+        attention=step.cleared_attention(poisoned=True),
+        last_error=None,
+        done=((command.id, result(ResultCode.DONE_RETRIED)),),
+    )
 
 
 async def _resolve(step: Step, command: Command) -> None:
@@ -232,20 +287,35 @@ async def _resolve(step: Step, command: Command) -> None:
     keeps = decision is Decision.KEEP and attention.code in PROBLEMS and not completed
     resolved = result(ResultCode.DONE_KEPT if keeps else ResultCode.DONE_DECIDED)
     about = [
-        {"id": one.transaction_id, "reserved": one.reserved, "captured": one.captured, "refunded": one.refunded,
-         "currency": one.currency}
-        for one in held.known if one.transaction_id in marks
-    ]  # fmt: skip
+        {
+            "id": one.transaction_id,
+            "reserved": one.reserved,
+            "captured": one.captured,
+            "refunded": one.refunded,
+            "currency": one.currency,
+        }
+        for one in held.known
+        if one.transaction_id in marks
+    ]
     await step.write(
-        None, Action.ATTENTION_CLEARED, actor=command.actor,
-        evidence={**_about(command), "attention": attention.code, "transactions": about}, attempts=0, attention=None,
-        # What is kept completes the order under this very lease, as soon as a lookup shows the same once more.
-        decided=marks or None, done=((command.id, resolved),), due_in=KEEP if keeps else 0.0,
-    )  # fmt: skip
+        None,
+        Action.ATTENTION_CLEARED,
+        actor=command.actor,
+        evidence={**_about(command), "attention": attention.code, "transactions": about},
+        attempts=0,
+        attention=None,
+        # What is kept completes the order under this very lease, as soon as a lookup shows the same once
+        # more.
+        decided=marks or None,
+        done=((command.id, resolved),),
+        due_in=KEEP if keeps else 0.0,
+    )
 
 
 async def _settle(step: Step, command: Command) -> None:
-    """End the operation of which the gateway's books say nothing clear, as a person found it: done (keep), or not (dismiss)."""
+    """End the operation of which the gateway's books say nothing clear, as a person found it: done (keep), or
+    not (dismiss).
+    """
     decision = Decision(command.arguments["decision"])
     unclear = [
         one
@@ -269,11 +339,17 @@ async def _settle(step: Step, command: Command) -> None:
         for one in unclear
     ]
     await step.write(
-        None, Action.MONEY_SUCCEEDED if done else Action.MONEY_REJECTED, actor=command.actor,
-        evidence={**_about(command), "by": "person", "operations": [str(one.id) for one in unclear]}, attempts=0,
-        attention=None, done=((command.id, result(ResultCode.DONE_OPERATION_DECIDED, state=state)),), due_in=0.0,
-        operations=tuple(replace(one, state=state, last_error=said) for one in unclear), events=tuple(told),
-    )  # fmt: skip
+        None,
+        Action.MONEY_SUCCEEDED if done else Action.MONEY_REJECTED,
+        actor=command.actor,
+        evidence={**_about(command), "by": "person", "operations": [str(one.id) for one in unclear]},
+        attempts=0,
+        attention=None,
+        done=((command.id, result(ResultCode.DONE_OPERATION_DECIDED, state=state)),),
+        due_in=0.0,
+        operations=tuple(replace(one, state=state, last_error=said) for one in unclear),
+        events=tuple(told),
+    )
 
 
 async def _return(step: Step, command: Command, code: AttentionCode) -> None:
@@ -300,10 +376,15 @@ async def _return(step: Step, command: Command, code: AttentionCode) -> None:
     )
     ids = [str(one.id) for one in back]
     await step.write(
-        None, Action.MONEY_REQUESTED, actor=command.actor,
-        evidence={**_about(command), "attention": code, "operations": ids}, attempts=0, operations=back,
-        done=((command.id, result(ResultCode.ACCEPTED, operations=ids)),), due_in=KEEP,
-    )  # fmt: skip
+        None,
+        Action.MONEY_REQUESTED,
+        actor=command.actor,
+        evidence={**_about(command), "attention": code, "operations": ids},
+        attempts=0,
+        operations=back,
+        done=((command.id, result(ResultCode.ACCEPTED, operations=ids)),),
+        due_in=KEEP,
+    )
 
 
 async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
@@ -317,8 +398,11 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
         refused = found.result
     elif held.session_count >= ORDER_USES:
         refused = result(
-            ResultCode.REFUSED_ORDER_NUMBER_USED_UP, orderId=held.order_ref, sessions=held.session_count, most=ORDER_USES
-        )  # fmt: skip
+            ResultCode.REFUSED_ORDER_NUMBER_USED_UP,
+            orderId=held.order_ref,
+            sessions=held.session_count,
+            most=ORDER_USES,
+        )
     elif verdict.finding not in {reconciliation.LookupOutcome.NOTHING, reconciliation.LookupOutcome.DECLINED}:
         refused = result(ResultCode.REFUSED_PAYMENT_SHOWN, finding=verdict.finding.value)
     step.answering = None
@@ -328,10 +412,20 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
     asked = command.arguments.get("expiresIn")
     expires_in = float(asked) if asked is not None else held.expires_in
     await step.write(
-        Trigger.REOPENED, Action.CHECKOUT_REOPENED, actor=command.actor,
-        evidence={**_about(command), **verdict.evidence, "sessionCount": held.session_count}, payments=verdict.payments,
-        deadline_in=expires_in or float(step.settings.checkout_expires_in), expires_in=expires_in, session_id=None, methods=None,
-        attention=None, last_error=None, lookups=0, done=((command.id, result(ResultCode.DONE_REOPENED)),),
+        Trigger.REOPENED,
+        Action.CHECKOUT_REOPENED,
+        actor=command.actor,
+        evidence={**_about(command), **verdict.evidence, "sessionCount": held.session_count},
+        payments=verdict.payments,
+        deadline_in=expires_in or float(step.settings.checkout_expires_in),
+        expires_in=expires_in,
+        session_id=None,
+        methods=None,
+        attention=None,
+        last_error=None,
+        lookups=0,
+        done=((command.id, result(ResultCode.DONE_REOPENED)),),
         # A new claim brings the intent along.
-        due_in=0.0, events=(Event(EventType.CHECKOUT_REOPENED),),
-    )  # fmt: skip
+        due_in=0.0,
+        events=(Event(EventType.CHECKOUT_REOPENED),),
+    )

@@ -1,4 +1,6 @@
-"""What a lookup at the gateway shows, and what follows at once: the completion, surplus, automatic captures, attention."""
+"""What a lookup at the gateway shows, and what follows at once: the completion, surplus, automatic captures,
+attention.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 
 
 async def look(step: Step) -> Reconciliation | None:
-    """Ask the gateway what it holds for this order; None if it could not say, or the money is another's, and that is written."""
+    """Ask the gateway what it holds for this order; None if it could not say, or the money is another's, and
+    that is written.
+    """
     held = step.held
     outcome = await step.context.gateway.find_payments(step.account, order_ref=held.order_ref)
     if not isinstance(outcome, Done):
@@ -53,7 +57,7 @@ async def look(step: Step) -> Reconciliation | None:
     return verdict
 
 
-# ── Attention ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Attention ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def sticky_attention(step: Step) -> Attention | None:
@@ -71,7 +75,7 @@ def accepted_amounts(step: Step) -> tuple[PaymentAmount, ...]:
     return tuple(decisions.amount_of(one) for one in step.held.known if one.role == Role.ACCEPTED)
 
 
-# ── Money ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Money ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def complete(step: Step, verdict: Reconciliation) -> None:
@@ -84,7 +88,8 @@ async def complete(step: Step, verdict: Reconciliation) -> None:
         unordered = held.session_count == 0
         policy = policies.unknown_order if unordered else policies.late
         if policy == "return" and not unordered and not verdict.bound:
-            # Tied by the order number alone: it may be another system's, and only a person may give that back.
+            # Tied by the order number alone: it may be another system's, and only a person may give that
+            # back.
             policy = "ask"
         if policy == "ask":
             attention = attention or _late(step, verdict, unordered=unordered)
@@ -96,19 +101,34 @@ async def complete(step: Step, verdict: Reconciliation) -> None:
     capture = policy == "keep" and captures(step, verdict)
     operating = (*back, *(captures_of(verdict) if capture else ()))
     completed = events.completed(
-        [one.transaction_id for one in paying], late=late, policy=policy if late else None,
+        [one.transaction_id for one in paying],
+        late=late,
+        policy=policy if late else None,
         surcharge=sum(one.surcharge for one in paying),
-    )  # fmt: skip
+    )
     await step.write(
-        Trigger.PAYMENT_FOUND, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments,
-        money=verdict.money, charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, late=late,
-        require_capture=capture_required(step), operations=operating, read=callbacks.ids(step), attention=attention, last_error=None, lookups=0,
-        due_in=KEEP if operating else step.first_watch(verdict.reserved_until) or QUARANTINE, events=(completed, *news_of(step, verdict)),
-    )  # fmt: skip
+        Trigger.PAYMENT_FOUND,
+        evidence=callbacks.with_callbacks(step, verdict.evidence),
+        payments=verdict.payments,
+        money=verdict.money,
+        charged_back=verdict.charged_back,
+        reserved_until=verdict.reserved_until,
+        late=late,
+        require_capture=capture_required(step),
+        operations=operating,
+        read=callbacks.ids(step),
+        attention=attention,
+        last_error=None,
+        lookups=0,
+        due_in=KEEP if operating else step.first_watch(verdict.reserved_until) or QUARANTINE,
+        events=(completed, *news_of(step, verdict)),
+    )
 
 
 async def _left_to_the_order(step: Step, found: Found, unbound: Sequence[str]) -> bool:
-    """Leave a payment to the checkout of its order, where the intent came at the same moment as the payment; wake that one."""
+    """Leave a payment to the checkout of its order, where the intent came at the same moment as the payment;
+    wake that one.
+    """
     held = step.held
     order = await rival_of(step.context.db, held)
     if order is None or await step.was_asked_for():
@@ -120,25 +140,39 @@ async def _left_to_the_order(step: Step, found: Found, unbound: Sequence[str]) -
     async with step.context.db.transaction() as tx:
         await wake(tx, [order], grace=0.0)
     await step.write(
-        None, Action.CALLBACK_READ, evidence=callbacks.with_callbacks(step, {"order": str(order)}), read=callbacks.ids(step),
-        attention=sticky_attention(step), last_error=last_error.error(ErrorCode.LEFT_TO_ORDER, checkout=str(order)),
-        lookups=held.lookups + 1, due_in=step.first_watch(None) or QUARANTINE,
-    )  # fmt: skip
+        None,
+        Action.CALLBACK_READ,
+        evidence=callbacks.with_callbacks(step, {"order": str(order)}),
+        read=callbacks.ids(step),
+        attention=sticky_attention(step),
+        last_error=last_error.error(ErrorCode.LEFT_TO_ORDER, checkout=str(order)),
+        lookups=held.lookups + 1,
+        due_in=step.first_watch(None) or QUARANTINE,
+    )
     return True
 
 
 async def unsure(step: Step, verdict: Reconciliation) -> None:
-    """Leave it where it is, keep looking, and ask for a decision: the answer proves neither payment nor its absence."""
+    """Leave it where it is, keep looking, and ask for a decision: the answer proves neither payment nor its
+    absence.
+    """
     held = step.held
     attention = verdict.attention or sticky_attention(step)
     news = attention is not None and attention.is_news(held.attention)
     words = ((news, Action.ATTENTION_RAISED), (held.callbacks, Action.CALLBACK_READ))
     await step.write(
-        None, next((word for said, word in words if said), None), evidence=callbacks.with_callbacks(step, verdict.evidence),
-        payments=verdict.payments, attention=attention, last_error=last_error.undecided(attention), attempts=held.attempts,
-        lookups=held.lookups + 1, due_in=schedule.next_lookup(step.settings, held.lookups), read=callbacks.ids(step),
+        None,
+        next((word for said, word in words if said), None),
+        evidence=callbacks.with_callbacks(step, verdict.evidence),
+        payments=verdict.payments,
+        attention=attention,
+        last_error=last_error.undecided(attention),
+        attempts=held.attempts,
+        lookups=held.lookups + 1,
+        due_in=schedule.next_lookup(step.settings, held.lookups),
+        read=callbacks.ids(step),
         require_capture=capture_required(step),
-    )  # fmt: skip
+    )
 
 
 def kept_by_decision(held: ClaimedCheckout, verdict: Reconciliation) -> bool:
@@ -148,7 +182,9 @@ def kept_by_decision(held: ClaimedCheckout, verdict: Reconciliation) -> bool:
 
 
 def charged_back(step: Step, verdict: Reconciliation) -> Attention | None:
-    """Return what a person must know of money that the shopper's bank has taken back since the last lookup."""
+    """Return what a person must know of money that the shopper's bank has taken back since the
+    last lookup.
+    """
     if verdict.charged_back <= step.held.charged_back:
         return None
     facts = {"amount": verdict.charged_back, "currency": step.held.currency}
@@ -182,7 +218,9 @@ def late_question(step: Step, verdict: Reconciliation) -> Attention | None:
 
 
 def surplus(step: Step, verdict: Reconciliation) -> tuple[Attention | None, tuple[Operation, ...]]:
-    """Return the attention of a verdict, and the operations by which policy returns what is surplus beside a payment."""
+    """Return the attention of a verdict, and the operations by which policy returns what is surplus beside a
+    payment.
+    """
     policy = step.merchant.policies.surplus
     if not verdict.surplus or verdict.finding is not LookupOutcome.PAID or policy == "ask":
         return verdict.attention, ()
@@ -211,7 +249,9 @@ def capture_required(step: Step) -> bool:
 
 
 def captures(step: Step, verdict: Reconciliation) -> bool:
-    """Say whether we capture a payment without being asked: by the merchant's policy, or because the gateway will not."""
+    """Say whether we capture a payment without being asked: by the merchant's policy, or because the gateway
+    will not.
+    """
     held, policies = step.held, step.merchant.policies
     required = held.require_capture or capture_required(step)
     if not required and (held.auto_capture or policies.capture != "automatic"):
@@ -271,8 +311,8 @@ def news_of(step: Step, verdict: Reconciliation) -> list[Event]:
 def declined(step: Step, verdict: Reconciliation) -> tuple[Event, ...]:
     """Return the event of attempts that a lookup shows for the first time as over without money.
 
-    One that has the order number alone may be another checkout's, whose row of `payments` it then is, so that it would look new
-    each time: it counts only where a callback to this checkout names it.
+    One that has the order number alone may be another checkout's, whose row of `payments` it then is, so that
+    it would look new each time: it counts only where a callback to this checkout names it.
     """
     before = {one.transaction_id for one in step.held.known if one.meaning == PaymentMeaning.NOTHING}
     over = [

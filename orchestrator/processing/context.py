@@ -1,4 +1,7 @@
-"""What the steps of all checkouts of a process share. It knows no checkout, and nothing of who processes them."""
+"""What the steps of all checkouts of a process share.
+
+It knows no checkout, and nothing of who processes them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ CREDENTIALS_PAUSE: Final = 60.0
 
 
 class CredentialsCircuit:
-    """Merchants, by id, whose credentials were refused, and until when (monotonic) no call is made for them."""
+    """Merchants, by id, whose credentials were refused, and until when (monotonic) no call is
+    made for them.
+    """
 
     def __init__(self) -> None:
         self._until: dict[int, float] = {}

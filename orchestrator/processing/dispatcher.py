@@ -1,11 +1,14 @@
-"""The dispatcher: hints come in, and checkouts are claimed and processed as far as slots are free, each merchant within its fair share.
+"""The dispatcher: hints come in, and checkouts are claimed and processed as far as slots are free, each
+merchant within its fair share.
 
-A hint is answered at once: what it names is claimed, or it is left behind in Postgres, where it stays hinted and has its due time. So
-the backlog is in Postgres and never in the way of somebody else's hint. Dispatcher remembers who left something behind, and when
-slots are free again it claims what has waited longest, without another hint. A hint waits only while no slot is free at all.
+A hint is answered at once: what it names is claimed, or it is left behind in Postgres, where it stays hinted
+and has its due time. So the backlog is in Postgres and never in the way of somebody else's hint. Dispatcher
+remembers who left something behind, and when slots are free again it claims what has waited longest, without
+another hint. A hint waits only while no slot is free at all.
 
-While slots are free for all, nothing is weighed and no merchant is asked for. Claims run one after the other, each with whatever
-came while the last one ran: when idle nothing waits, and under load there are fewer and larger ones.
+While slots are free for all, nothing is weighed and no merchant is asked for. Claims run one after the other,
+each with whatever came while the last one ran: when idle nothing waits, and under load there are fewer and
+larger ones.
 """
 
 from __future__ import annotations
@@ -34,19 +37,24 @@ _log = log.get(__name__)
 MOST: Final = 50
 """Checkouts in one claim: its rows are read on the event loop, where everybody else waits meanwhile."""
 PARTS: Final = 20
-"""Places that became free are given to those who wait in portions of one in so many: claims of one row each would cost more."""
+"""Places that became free are given to those who wait in portions of one in so many: claims of one row each
+would cost more."""
 CALLS_IN_HAND: Final = 2
-"""Checkouts of one gateway in flight for each of its connections: one calls, one is being written or waits its turn."""
+"""Checkouts of one gateway in flight for each of its connections: one calls, one is being written or waits
+its turn."""
 REMEMBERED: Final = 1000
-"""Checkouts of one merchant that are remembered by id when callbacks must wait; the others are found when they are due."""
+"""Checkouts of one merchant that are remembered by id when callbacks must wait; the others are found when
+they are due."""
 RENEWALS: Final = 4
 """Times that a lease is renewed within its time."""
 LONGEST_HELD: Final = 6
-"""Times that a lease lasts, or a call to the gateway may, after which one is renewed no more: something is wrong with its step."""
+"""Times that a lease lasts, or a call to the gateway may, after which one is renewed no more: something is
+wrong with its step."""
 AGAIN: Final = 1.0
 """Seconds from a failed claim to the next one, which is made even if no checkout waits."""
 FAILURE_STANDS: Final = 6.0
-"""Seconds for which a failure of claims counts although the probe works: a sweep hints again at what was not claimed."""
+"""Seconds for which a failure of claims counts although the probe works: a sweep hints again at what was not
+claimed."""
 NO_CHECKOUT: Final = UUID(int=0)
 """A checkout that does not exist: a claim of it shows whether claims work."""
 
@@ -64,8 +72,9 @@ class _Hint:
     def tell(self, *, answered: bool = True) -> None:
         """Tell the caller whether it is answered.
 
-        A value and never the exception: one exception object may reach several callers, and a caller outside the event loop
-        (Celery) clears the frames of its traceback, which ends the coroutines that they belong to.
+        A value and never the exception: one exception object may reach several callers, and a caller outside
+        the event loop (Celery) clears the frames of its traceback, which ends the coroutines that they belong
+        to.
         """
         if self.done is not None and not self.done.done():
             self.done.set_result(answered)
@@ -82,14 +91,16 @@ class Dispatcher:
         )
         self._portion = max(min(self.fair_share.smallest // PARTS, MOST), 1)
         self._hints: dict[QueueKind, deque[_Hint]] = {"callbacks": deque(), "checkouts": deque()}
-        # Who left something behind. What came by callbacks is remembered by id; the rest is in Postgres, in order of its due times.
+        # Who left something behind. What came by callbacks is remembered by id; the rest is in Postgres, in
+        # order of its due times.
         self._behind: dict[FlowKey, dict[UUID, None]] = {}
         self._processed: dict[tuple[UUID, UUID], tuple[FlowKey, str, ClaimedCheckout]] = {}
         self._left_since = 0
         self._wake = asyncio.Event()
         self._stopping = False
         self.rounds = 0
-        """Rounds of the dispatcher that have ended, well or not; `waiting` that stays while this stands still is a fault."""
+        """Rounds of the dispatcher that have ended, well or not; `waiting` that stays while this stands still
+        is a fault."""
         self._round_ended = asyncio.get_running_loop().time()
         self.failure: str | None = None
         """Why claims fail, in words, from the first one that failed until one has worked again."""
@@ -121,9 +132,11 @@ class Dispatcher:
         return asyncio.get_running_loop().time() - self._round_ended
 
     async def admit(self, ids: Sequence[UUID], queue: QueueKind = "checkouts") -> bool:
-        """Return when each of `ids` is claimed or left behind; false where a claim failed, or no slot became free within a lease's time.
+        """Return when each of `ids` is claimed or left behind; false where a claim failed, or no slot became
+        free within a lease's time.
 
-        What is not claimed keeps its due time, and the failure is logged here: the caller has nothing to do about it.
+        What is not claimed keeps its due time, and the failure is logged here: the caller has nothing to do
+        about it.
         """
         if self._stopping:
             return False
@@ -155,7 +168,9 @@ class Dispatcher:
         await self._renewer
 
     async def _renew(self) -> None:
-        """Renew the leases of what takes long: they are short, so that what a dead process held is soon free."""
+        """Renew the leases of what takes long: they are short, so that what a dead process held
+        is soon free.
+        """
         seconds = self._settings.lease_seconds
         longest = LONGEST_HELD * max(seconds, self._settings.gateway_total_timeout)
         while not await self._is_closed_within(seconds / RENEWALS):
@@ -254,14 +269,17 @@ class Dispatcher:
             self._wake.set()
 
     async def _named(self, queues: Mapping[UUID, QueueKind]) -> dict[FlowKey, list[UUID]]:
-        """Return by flow which checkouts are to be claimed by id: those hinted at, and callbacks' that were left behind."""
+        """Return by flow which checkouts are to be claimed by id: those hinted at, and callbacks' that were
+        left behind.
+        """
         named: dict[FlowKey, dict[UUID, None]] = {
             flow: dict(ids) for flow, ids in self._behind.items() if flow.queue == "callbacks"
         }
         whose = await merchants_of(self._db, list(queues)) if queues else {}
         for one, merchant_id in whose.items():
             flow = FlowKey(merchant_id, queues[one])
-            # Of a merchant with something behind, what has waited longest comes first, and this is no more than hinted at.
+            # Of a merchant with something behind, what has waited longest comes first, and this is no more
+            # than hinted at.
             if flow.queue == "callbacks" or flow not in self._behind:
                 named.setdefault(flow, {})[one] = None
         return {flow: list(ids) for flow, ids in named.items()}
@@ -329,7 +347,10 @@ class Dispatcher:
         loop.call_later(AGAIN, self._wake.set)
 
     async def _probe_claims(self) -> None:
-        """Claim a checkout that does not exist. Where that failed before, its success shows that claims work again."""
+        """Claim a checkout that does not exist.
+
+        Where that failed before, its success shows that claims work again.
+        """
         refused, self._probe_failed = self._probe_failed, True
         await self._claim([NO_CHECKOUT])
         self._probe_failed = False
@@ -337,7 +358,10 @@ class Dispatcher:
             self.failure = None
 
     def _worked(self, hints: Collection[tuple[QueueKind, _Hint]]) -> None:
-        """Note that claims work. Where only the probe has worked, wait whether those that failed are hinted at again."""
+        """Note that claims work.
+
+        Where only the probe has worked, wait whether those that failed are hinted at again.
+        """
         if self.failure is None:
             return
         loop = asyncio.get_running_loop()

@@ -1,8 +1,10 @@
-"""Fair shares: how many checkouts a process has in flight, and which merchants get the slots when there are not enough for all.
+"""Fair shares: how many checkouts a process has in flight, and which merchants get the slots when there are
+not enough for all.
 
-Places are shared as fairly as they can be (max-min): the next one always goes to the flow that has the fewest. A flow that is alone
-may have all of them but a small reserve, which is for flows that have next to nothing; so whoever comes second begins at once.
-The places of one gateway are bounded too, by the same rule, so that a slow one cannot take them all. Arithmetic only.
+Places are shared as fairly as they can be (max-min): the next one always goes to the flow that has the
+fewest. A flow that is alone may have all of them but a small reserve, which is for flows that have next to
+nothing; so whoever comes second begins at once. The places of one gateway are bounded too, by the same rule,
+so that a slow one cannot take them all. Arithmetic only.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ _COUNTERPART: Final = {
 async def read_callbacks(step: Step) -> None:
     """Note what arrived, and go on to ask the gateway: a callback is a hint.
 
-    The announcement of a payment (`new`; C1, C2) says only that the shopper is there, so it is acknowledged and asks for no lookup. A
-    callback that proves nothing is worth a lookup, and moves nothing.
+    The announcement of a payment (`new`; C1, C2) says only that the shopper is there, so it is acknowledged
+    and asks for no lookup. A callback that proves nothing is worth a lookup, and moves nothing.
     """
     opened = callbacks.opened(step)
     if any(callbacks.counts(callback, facts) for callback, facts in opened):
@@ -47,14 +47,19 @@ async def read_callbacks(step: Step) -> None:
         )
     elif not _over(step) and all(callbacks.is_new(callback, facts) for callback, facts in opened):
         await step.write(
-            None, Action.CALLBACK_READ, evidence={"callbacks": callbacks.told(opened)}, read=callbacks.ids(step), lookups=0,
-            attempts=step.held.attempts, due_in=step.next_due_in(0),
-        )  # fmt: skip
+            None,
+            Action.CALLBACK_READ,
+            evidence={"callbacks": callbacks.told(opened)},
+            read=callbacks.ids(step),
+            lookups=0,
+            attempts=step.held.attempts,
+            due_in=step.next_due_in(0),
+        )
     else:
         await await_payment(step)
 
 
-# ── Status checks ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Status checks ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def lookup_early(step: Step) -> None:
@@ -86,17 +91,26 @@ async def settle_callback(step: Step) -> None:
     else:
         trigger = _COUNTERPART[verdict.finding]
         await step.write(
-            trigger, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments, read=callbacks.ids(step),
-            attention=complete.sticky_attention(step), last_error=None, lookups=step.held.lookups + 1,
+            trigger,
+            evidence=callbacks.with_callbacks(step, verdict.evidence),
+            payments=verdict.payments,
+            read=callbacks.ids(step),
+            attention=complete.sticky_attention(step),
+            last_error=None,
+            lookups=step.held.lookups + 1,
             require_capture=complete.capture_required(step),
             # A grace that is over meanwhile ends it now, under the same lease.
-            due_in=KEEP if _over(step) and verdict.finding is not LookupOutcome.OPEN else step.next_due_in(step.held.lookups),
+            due_in=KEEP
+            if _over(step) and verdict.finding is not LookupOutcome.OPEN
+            else step.next_due_in(step.held.lookups),
             events=complete.declined(step, verdict),
-        )  # fmt: skip
+        )
 
 
 async def await_payment(step: Step) -> None:
-    """Look because the checkout is due: for lost callbacks, the deadline, a cancel request, or to keep the token alive."""
+    """Look because the checkout is due: for lost callbacks, the deadline, a cancel request, or to keep the
+    token alive.
+    """
     held = step.held
     verdict = await complete.look(step)
     if verdict is None:
@@ -132,7 +146,9 @@ async def await_payment(step: Step) -> None:
 
 
 async def _wait_on(step: Step, verdict: Reconciliation) -> None:
-    """Stay where it is until the next reason to look; before that, keep the token of an offered checkout alive."""
+    """Stay where it is until the next reason to look; before that, keep the token of an offered checkout
+    alive.
+    """
     held, now = step.held, step.held.now()
     if not step.renewed and step.token_ends_within(RENEW_BEFORE):
         await renew(step)
@@ -147,15 +163,23 @@ async def _wait_on(step: Step, verdict: Reconciliation) -> None:
             step, Attention(code=AttentionCode.OPEN_PAYMENT, payments=still)
         )
     news = attention is not None and attention.is_news(held.attention)
-    # Nothing moved: the rows of `payments` say what was seen, and the trail is spared an entry for each lookup.
+    # Nothing moved: the rows of `payments` say what was seen, and the trail is spared an entry for each
+    # lookup.
     words = ((news, Action.ATTENTION_RAISED), (held.callbacks, Action.CALLBACK_READ))
     action = next((word for said, word in words if said), None)
     await step.write(
-        None, action, evidence=callbacks.with_callbacks(step, verdict.evidence if action else {}), payments=verdict.payments,
-        attention=attention, last_error=None, lookups=held.lookups + 1, due_in=step.next_due_in(held.lookups), read=callbacks.ids(step),
+        None,
+        action,
+        evidence=callbacks.with_callbacks(step, verdict.evidence if action else {}),
+        payments=verdict.payments,
+        attention=attention,
+        last_error=None,
+        lookups=held.lookups + 1,
+        due_in=step.next_due_in(held.lookups),
+        read=callbacks.ids(step),
         require_capture=complete.capture_required(step),
         events=complete.declined(step, verdict),
-    )  # fmt: skip
+    )
 
 
 def _over(step: Step) -> bool:

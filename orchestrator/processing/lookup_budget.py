@@ -1,24 +1,27 @@
-"""The budget of lookups: how many an installation makes at a merchant's gateway for no reason but that one is due.
+"""The budget of lookups: how many an installation makes at a merchant's gateway for no reason but that one is
+due.
 
-The gateway's lookup is no listing service, and no document of the gateway names a rate that it takes. Each merchant has a queue of
-evenly spaced places, `lookups_per_minute`, kept in Postgres, so that all workers share it. A lookup goes at once, and is charged for, where
-somebody waits for it: a callback, a command or a money operation asks for it, or a shopper has come back from the payment page a
-moment ago. The others get the next places in turn, those first behind which money may be (`rank`). A place once given is kept
+The gateway's lookup is no listing service, and no document of the gateway names a rate that it takes. Each
+merchant has a queue of evenly spaced places, `lookups_per_minute`, kept in Postgres, so that all workers
+share it. A lookup goes at once, and is charged for, where somebody waits for it: a callback, a command or a
+money operation asks for it, or a shopper has come back from the payment page a moment ago. The others get the
+next places in turn, those first behind which money may be (`rank`). A place once given is kept
 (`slot_reserved`), and at least a quarter of the places is for lookups that are only due.
 
-What is counted is what is made. A lookup whose place has come is made as long as no 60 seconds get more of such than the budget;
-after workers were away, when many come at once, the others take new places behind the queue. Lookups that a callback, command or
-shopper waits for put off the places that are given after them, and none that was given. Each lookup is made in the end: only those
-that are made count, so while fewer are made than the budget allows, the next one goes at once, however late it is.
+What is counted is what is made. A lookup whose place has come is made as long as no 60 seconds get more of
+such than the budget; after workers were away, when many come at once, the others take new places behind the
+queue. Lookups that a callback, command or shopper waits for put off the places that are given after them, and
+none that was given. Each lookup is made in the end: only those that are made count, so while fewer are made
+than the budget allows, the next one goes at once, however late it is.
 
-A lookup that is due waits for at most `Q × apart`, with Q lookups due before it; up to four times that (`1 / (1 - SHARE)`) where shoppers,
-callbacks and commands ask for many others meanwhile.
+A lookup that is due waits for at most `Q × apart`, with Q lookups due before it; up to four times that (`1 /
+(1 - SHARE)`) where shoppers, callbacks and commands ask for many others meanwhile.
 
-The default budget, 3,000 a minute, is 42 places a second: early and late lookups of a minute fit into it. So much is due where a
-gateway sends no callback at all at 42 orders a second, since a paid order needs one lookup; 50 orders a second for a minute leave
-a queue of 10 s. It asks the gateway for no more than is asked anyhow at that rate: a lookup beside the four calls that each paid
-order costs. In quiet times next to none of it is used, because lookups are due so seldom (an abandoned checkout costs about ten a
-day).
+The default budget, 3,000 a minute, is 42 places a second: early and late lookups of a minute fit into it. So
+much is due where a gateway sends no callback at all at 42 orders a second, since a paid order needs one
+lookup; 50 orders a second for a minute leave a queue of 10 s. It asks the gateway for no more than is asked
+anyhow at that rate: a lookup beside the four calls that each paid order costs. In quiet times next to none of
+it is used, because lookups are due so seldom (an abandoned checkout costs about ten a day).
 """
 
 from __future__ import annotations
@@ -42,18 +45,19 @@ if TYPE_CHECKING:
 AT_ONCE: Final = 5.0
 """Seconds: a place this near is as good as now. An idle merchant's queue so takes a small burst at once."""
 BEHIND: Final = 3.0
-"""Seconds of places in which no lookup was made and that are made up for: those who come to their places come in lists, and late. Where
-sweeps are further apart than this and `AT_ONCE`, places stay unused."""
+"""Seconds of places in which no lookup was made and that are made up for: those who come to their places come
+in lists, and late. Where sweeps are further apart than this and `AT_ONCE`, places stay unused."""
 LATE: Final = 2.0
-"""Seconds from a lookup's turn to its call, because the process has other work, after which its minute may be full."""
+"""Seconds from a lookup's turn to its call, because the process has other work, after which its minute may be
+full."""
 SPAN: Final = 60.0 + AT_ONCE + BEHIND + LATE
 """Seconds over which the lookups of a minute are spread, early and late ones counted."""
 WAITED_FOR: Final = frozenset({State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED})
 SHARE: Final = 0.75
 """The most of all places that lookups which somebody asked for may take."""
 
-# In seconds from now: from when on a lookup may be made (`ahead`), where the queue ends (`tail`). `go`: those who come to their places and
-# have their turn; the others, and those without a place, take new ones.
+# In seconds from now: from when on a lookup may be made (`ahead`), where the queue ends (`tail`). `go`: those
+# who come to their places and have their turn; the others, and those without a place, take new ones.
 _TAKE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (
@@ -106,7 +110,9 @@ _QUEUES = text("""
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The queue of one merchant's lookups: how many wait, for how long the oldest has (seconds), and how long a new one will."""
+    """The queue of one merchant's lookups: how many wait, for how long the oldest has (seconds), and how long
+    a new one will.
+    """
 
     merchant: str
     waiting: int
@@ -127,8 +133,9 @@ class Queue:
 class Demand:
     """What one merchant's lookups want.
 
-    `apart`: seconds between two places, where the merchant has no budget of its own. Numbers of lookups: `asked` by a callback,
-    command or shopper, which are made in any case; `with_slot`, whose places have come; `quiet`, without a place.
+    `apart`: seconds between two places, where the merchant has no budget of its own. Numbers of lookups:
+    `asked` by a callback, command or shopper, which are made in any case; `with_slot`, whose places have
+    come; `quiet`, without a place.
     """
 
     merchant_id: int
@@ -140,7 +147,8 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """What one merchant's lookups got: how many of those with a place go now, and the seconds until the first place of all others.
+    """What one merchant's lookups got: how many of those with a place go now, and the seconds until the first
+    place of all others.
 
     `apart`: seconds between two of these.
     """
@@ -158,7 +166,8 @@ class Places:
 def waited_for(held: ClaimedCheckout) -> bool:
     """Say whether somebody waits for the lookup: it goes at once, and is charged for."""
     return held.eventful or (
-        # A callback or the shopper's return has woken it; what it said was read, and the gateway did not confirm it yet.
+        # A callback or the shopper's return has woken it; what it said was read, and the gateway did not
+        # confirm it yet.
         held.wake > 0
         and held.state in WAITED_FOR
         and held.offered_at is not None
@@ -169,8 +178,9 @@ def waited_for(held: ClaimedCheckout) -> bool:
 def rank(held: ClaimedCheckout) -> tuple[bool, bool, int, datetime, int]:
     """Return by what lookups take their places, the least first.
 
-    Checkouts that may still be paid come before ended ones, those that were woken before those that were not, those that were looked at
-    less before those that were looked at more; then the older one, then the greater amount.
+    Checkouts that may still be paid come before ended ones, those that were woken before those that were not,
+    those that were looked at less before those that were looked at more; then the older one, then the greater
+    amount.
     """
     return (
         held.state not in WAITED_FOR,
@@ -182,7 +192,10 @@ def rank(held: ClaimedCheckout) -> tuple[bool, bool, int, datetime, int]:
 
 
 async def queues(db: Database) -> list[Queue]:
-    """Return the merchants whose lookups wait for their turn, the longest wait first. Only what is due within the queue is read."""
+    """Return the merchants whose lookups wait for their turn, the longest wait first.
+
+    Only what is due within the queue is read.
+    """
     rows = await db.read(_QUEUES, {"at_once": AT_ONCE})
     return [Queue(row.merchant, row.waiting, row.age, row.wait) for row in rows]
 
@@ -204,7 +217,9 @@ async def take(db: Database, demands: Sequence[Demand]) -> Mapping[int, Places]:
 
 
 async def respace(db: Database, merchant: str, *, lookups_per_minute: int) -> None:
-    """Give the lookups that wait the places of another budget, where these are nearer; `merchant` is a name."""
+    """Give the lookups that wait the places of another budget, where these are nearer; `merchant`
+    is a name.
+    """
     await due_times.respace(db, merchant, apart=apart(lookups_per_minute), at_once=AT_ONCE)
 
 

@@ -1,8 +1,10 @@
-"""Captures, refunds and releases under the lease: look it up, write `submitted`, send, settle; or look for what became of one.
+"""Captures, refunds and releases under the lease: look it up, write `submitted`, send, settle; or look for
+what became of one.
 
-`submitted` makes the lease last for the call. The call leaves only after that has landed, and only while that lease outlasts it: the
-lease guard is asked when the body of the request goes to the socket. A worker that finds a submitted or unknown operation never sends it; it is looked up, and only an absence after the
-quiet period makes it `requested` again.
+`submitted` makes the lease last for the call. The call leaves only after that has landed, and only while that
+lease outlasts it: the lease guard is asked when the body of the request goes to the socket. A worker that
+finds a submitted or unknown operation never sends it; it is looked up, and only an absence after the quiet
+period makes it `requested` again.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 REFUSALS: Final = frozenset({"error", "failed", "cancelled", "declined"})
-"""Results (lower case) by which the gateway says that it did nothing; `error` is also its answer to what is done already."""
+"""Results (lower case) by which the gateway says that it did nothing; `error` is also its answer to what is
+done already."""
 
 
 async def operate(step: Step, operation: Operation) -> None:
@@ -72,7 +75,9 @@ async def operate(step: Step, operation: Operation) -> None:
 
 
 async def _refuse_foreign(step: Step, operation: Operation) -> None:
-    """End an operation that no worker of ours wrote as it stands, unsent, and tell a person: somebody wrote into the database."""
+    """End an operation that no worker of ours wrote as it stands, unsent, and tell a person: somebody wrote
+    into the database.
+    """
     wrong = error(ErrorCode.NOT_AUTHENTIC)
     why = sentences.of(wrong)
     _log.error(
@@ -80,10 +85,14 @@ async def _refuse_foreign(step: Step, operation: Operation) -> None:
     )
     attention = complete.sticky_attention(step) or _rejected(operation, wrong, authentic=False)
     await _write(
-        step, Action.MONEY_REJECTED, replace(operation, state=OperationState.REJECTED, last_error=wrong),
-        {"code": wrong.code, "why": why, "authentic": False}, attention=attention,
-        events=(_refused(operation, wrong),), due_in=0.0,
-    )  # fmt: skip
+        step,
+        Action.MONEY_REJECTED,
+        replace(operation, state=OperationState.REJECTED, last_error=wrong),
+        {"code": wrong.code, "why": why, "authentic": False},
+        attention=attention,
+        events=(_refused(operation, wrong),),
+        due_in=0.0,
+    )
 
 
 def _rejected(operation: Operation, why: LastError, *, authentic: bool = True) -> Attention:
@@ -95,8 +104,10 @@ def _rejected(operation: Operation, why: LastError, *, authentic: bool = True) -
 
 def _named(operation: Operation) -> dict[str, object]:
     return {
-        "operation": str(operation.id), "kind": operation.kind, "transaction": operation.transaction_id,
-    }  # fmt: skip
+        "operation": str(operation.id),
+        "kind": operation.kind,
+        "transaction": operation.transaction_id,
+    }
 
 
 def _amount(operation: Operation) -> PaymentAmount:
@@ -145,9 +156,14 @@ async def _send(step: Step, operation: Operation, transaction: Transaction) -> N
         operation, state=OperationState.SUBMITTED, total_before=before, attempts=operation.attempts + 1
     )
     await _write(
-        step, Action.MONEY_SUBMITTED, submitted, {"totalBefore": before, "attempt": submitted.attempts},
-        attempts=step.held.attempts, due_in=KEEP, extends=operations.lease_for(step.settings),
-    )  # fmt: skip
+        step,
+        Action.MONEY_SUBMITTED,
+        submitted,
+        {"totalBefore": before, "attempt": submitted.attempts},
+        attempts=step.held.attempts,
+        due_in=KEEP,
+        extends=operations.lease_for(step.settings),
+    )
     operation = next(one for one in step.held.operations if one.id == submitted.id)
     # Of this lease, and not of its renewals: whoever takes over counts the quiet period from `submitted`.
     until = step.held.lease_ends
@@ -184,9 +200,13 @@ async def _call(step: Step, operation: Operation, lease_guard: LeaseGuard) -> Ou
         return await gateway.release(account, transaction_id=number, lease_guard=lease_guard)
     call = gateway.capture if operation.kind == OperationKind.CAPTURE else gateway.refund
     return await call(
-        account, transaction_id=number, amount=operation.amount, currency=operation.currency,
-        identifier=operation.identifier, lease_guard=lease_guard,
-    )  # fmt: skip
+        account,
+        transaction_id=number,
+        amount=operation.amount,
+        currency=operation.currency,
+        identifier=operation.identifier,
+        lease_guard=lease_guard,
+    )
 
 
 async def _answered_no(step: Step, operation: Operation, said: str) -> None:
@@ -223,14 +243,20 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
         await _unclear(step, operation, never, transaction=transaction)
     elif judged.fate is Fate.ABSENT:
         await _write(
-            step, Action.MONEY_WITHDRAWN, replace(operation, state=OperationState.REQUESTED), {"why": judged.by},
-            attempts=step.held.attempts, payments=(reconciliation.seen_alone(step.held, transaction),), due_in=KEEP,
-        )  # fmt: skip
+            step,
+            Action.MONEY_WITHDRAWN,
+            replace(operation, state=OperationState.REQUESTED),
+            {"why": judged.by},
+            attempts=step.held.attempts,
+            payments=(reconciliation.seen_alone(step.held, transaction),),
+            due_in=KEEP,
+        )
     else:
         await _unclear(step, operation, judged.error or _NO_REASON, transaction=transaction)
 
 
-# A settled operation leaves the due time at now: a lookup of the checkout as a whole follows, which also finds its next due time.
+# A settled operation leaves the due time at now: a lookup of the checkout as a whole follows, which also
+# finds its next due time.
 
 
 async def _succeed(step: Step, operation: Operation, transaction: Transaction | None, *, by: str) -> None:
@@ -267,9 +293,18 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
     if code in about_operations or (returned and not others):
         attention = None
     await _write(
-        step, Action.MONEY_SUCCEEDED, settled, {"by": by}, attention=attention, last_error=None,
-        events=(told,), due_in=0.0, payments=(seen,), money=amounts, reserved_until=reserved_until,
-    )  # fmt: skip
+        step,
+        Action.MONEY_SUCCEEDED,
+        settled,
+        {"by": by},
+        attention=attention,
+        last_error=None,
+        events=(told,),
+        due_in=0.0,
+        payments=(seen,),
+        money=amounts,
+        reserved_until=reserved_until,
+    )
 
 
 async def _reject(step: Step, operation: Operation, why: LastError, transaction: Transaction | None) -> None:
@@ -280,9 +315,15 @@ async def _reject(step: Step, operation: Operation, why: LastError, transaction:
         attention = complete.sticky_attention(step) or _rejected(operation, why)
     payments = () if transaction is None else (reconciliation.seen_alone(step.held, transaction),)
     await _write(
-        step, Action.MONEY_REJECTED, rejected, _why(why), attention=attention, payments=payments,
-        events=(_refused(operation, why),), due_in=0.0,
-    )  # fmt: skip
+        step,
+        Action.MONEY_REJECTED,
+        rejected,
+        _why(why),
+        attention=attention,
+        payments=payments,
+        events=(_refused(operation, why),),
+        due_in=0.0,
+    )
 
 
 def _refused(operation: Operation, why: LastError) -> events.Event:
@@ -298,7 +339,8 @@ def _refused(operation: Operation, why: LastError) -> events.Event:
 def _change(step: Step, operation: Operation, after: tuple[int, int, int] | Kept) -> int:
     """Return by how much the total that an operation is about moved with its success, in minor units.
 
-    `after` are the totals of the checkout; KEEP where its transaction is not what pays it, and counts in none of them.
+    `after` are the totals of the checkout; KEEP where its transaction is not what pays it, and counts in none
+    of them.
     """
     held = step.held
     if isinstance(after, Keep):
@@ -328,9 +370,15 @@ async def _again(step: Step, operation: Operation, failure: Failure) -> None:
         operation, state=OperationState.REQUESTED, attempts=operation.attempts - 1, last_error=failure.error
     )
     await _write(
-        step, Action.MONEY_WITHDRAWN, waiting, {"why": "not_sent", **sentences.coded(failure.error)}, attempts=attempts,
-        last_error=failure.error, due_in=due_in, attention=attention,
-    )  # fmt: skip
+        step,
+        Action.MONEY_WITHDRAWN,
+        waiting,
+        {"why": "not_sent", **sentences.coded(failure.error)},
+        attempts=attempts,
+        last_error=failure.error,
+        due_in=due_in,
+        attention=attention,
+    )
 
 
 async def _lost(step: Step, operation: Operation, why: LastError) -> None:
@@ -338,16 +386,21 @@ async def _lost(step: Step, operation: Operation, why: LastError) -> None:
     await _not_known(step, operation, why, wait=schedule.next_lookup(step.settings, 1))
 
 
-# An operation that waits keeps nothing else from happening: the checkout's ordinary step follows under the same lease.
+# An operation that waits keeps nothing else from happening: the checkout's ordinary step follows under the
+# same lease.
 
 
 async def _not_known(step: Step, operation: Operation, why: LastError, *, wait: float) -> None:
     step.waits[operation.id] = wait
     if operation.state != OperationState.UNKNOWN:
         await _write(
-            step, Action.MONEY_UNKNOWN, replace(operation, state=OperationState.UNKNOWN, last_error=why), _why(why),
-            attempts=step.held.attempts, due_in=KEEP,
-        )  # fmt: skip
+            step,
+            Action.MONEY_UNKNOWN,
+            replace(operation, state=OperationState.UNKNOWN, last_error=why),
+            _why(why),
+            attempts=step.held.attempts,
+            due_in=KEEP,
+        )
 
 
 async def _unclear(
@@ -358,19 +411,25 @@ async def _unclear(
     step.waits[operation.id] = schedule.next_lookup(step.settings, held.lookups + 5)
     # What a person is asked already comes first; this is asked when that is decided.
     attention = step.cleared_attention() or Attention(
-        code=AttentionCode.OPERATION_UNCLEAR, payments=(_amount(operation),),
+        code=AttentionCode.OPERATION_UNCLEAR,
+        payments=(_amount(operation),),
         facts={**_named(operation), "error": sentences.error_fact(why)},
-    )  # fmt: skip
+    )
     news = attention.is_news(held.attention)
     if operation.last_error == why and not news:
         return
     state = operation.state if operation.state == OperationState.REQUESTED else OperationState.UNKNOWN
     payments = () if transaction is None else (reconciliation.seen_alone(held, transaction),)
     await _write(
-        step, Action.ATTENTION_RAISED if news else Action.MONEY_UNKNOWN,
-        replace(operation, state=state, last_error=why), _why(why), attention=attention, attempts=held.attempts,
-        payments=payments, due_in=KEEP,
-    )  # fmt: skip
+        step,
+        Action.ATTENTION_RAISED if news else Action.MONEY_UNKNOWN,
+        replace(operation, state=state, last_error=why),
+        _why(why),
+        attention=attention,
+        attempts=held.attempts,
+        payments=payments,
+        due_in=KEEP,
+    )
 
 
 def _why(error: LastError) -> dict[str, object]:
@@ -385,9 +444,17 @@ async def _write(
     **changes: Unpack[Changes],
 ) -> None:
     about = {
-        "operation": str(operation.id), "kind": operation.kind, "transaction": operation.transaction_id,
-        "amount": operation.amount, "currency": operation.currency, "cause": operation.cause,
-    }  # fmt: skip
+        "operation": str(operation.id),
+        "kind": operation.kind,
+        "transaction": operation.transaction_id,
+        "amount": operation.amount,
+        "currency": operation.currency,
+        "cause": operation.cause,
+    }
     await step.write(
-        None, action, evidence={**about, **evidence}, operations=(operation,), **changes,
-    )  # fmt: skip
+        None,
+        action,
+        evidence={**about, **evidence},
+        operations=(operation,),
+        **changes,
+    )

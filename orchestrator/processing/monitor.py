@@ -1,4 +1,6 @@
-"""The watch over ended checkouts: late and surplus money, refunds, chargebacks, reservations that lapse; until it is settled."""
+"""The watch over ended checkouts: late and surplus money, refunds, chargebacks, reservations that lapse;
+until it is settled.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 
 
 async def watch(step: Step) -> None:
-    """Look at an ended checkout: late money, refunds and chargebacks at the gateway; settle it when the watch is over."""
+    """Look at an ended checkout: late money, refunds and chargebacks at the gateway; settle it when the watch
+    is over.
+    """
     held = step.held
     verdict = await complete.look(step)
     if verdict is None:
@@ -38,8 +42,11 @@ async def watch(step: Step) -> None:
     # Captured and refunded totals never shrink in our books, whatever a lookup shows.
     captured, refunded = max(captured, held.captured), max(refunded, held.refunded)
     changed = (reserved, captured, refunded, verdict.charged_back) != (
-        held.reserved, held.captured, held.refunded, held.charged_back,
-    )  # fmt: skip
+        held.reserved,
+        held.captured,
+        held.refunded,
+        held.charged_back,
+    )
     due_in = _next_watch(step, verdict, attention)
     words = (
         (changed or operating, Action.PAYMENT_SEEN),
@@ -50,21 +57,34 @@ async def watch(step: Step) -> None:
     )
     action = next((word for said, word in words if said), None)
     await step.write(
-        None, action, evidence=callbacks.with_callbacks(step, verdict.evidence), payments=verdict.payments, money=verdict.money,
-        charged_back=verdict.charged_back, reserved_until=verdict.reserved_until, require_capture=complete.capture_required(step),
-        operations=operating, attention=attention, last_error=held.last_error if held.state in CLOSED else None,
-        lookups=held.lookups + 1, due_in=KEEP if operating else due_in, read=callbacks.ids(step),
+        None,
+        action,
+        evidence=callbacks.with_callbacks(step, verdict.evidence),
+        payments=verdict.payments,
+        money=verdict.money,
+        charged_back=verdict.charged_back,
+        reserved_until=verdict.reserved_until,
+        require_capture=complete.capture_required(step),
+        operations=operating,
+        attention=attention,
+        last_error=held.last_error if held.state in CLOSED else None,
+        lookups=held.lookups + 1,
+        due_in=KEEP if operating else due_in,
+        read=callbacks.ids(step),
         events=tuple(complete.news_of(step, verdict)),
-    )  # fmt: skip
+    )
 
 
 def _attention(step: Step, verdict: Reconciliation) -> tuple[Attention | None, tuple[Operation, ...]]:
-    """Return what a person must know of an ended checkout after this lookup, and what policy returns by itself."""
+    """Return what a person must know of an ended checkout after this lookup, and what policy returns by
+    itself.
+    """
     held = step.held
     paid = verdict.finding is LookupOutcome.PAID
     attention, back = complete.surplus(step, verdict)
     if attention is not None and verdict.finding is LookupOutcome.RELEASED and not verdict.surplus:
-        # What was decided on a surplus payment before says nothing of this one: a verdict names only undecided ones.
+        # What was decided on a surplus payment before says nothing of this one: a verdict names only
+        # undecided ones.
         attention = complete.raised_attention(step, attention)
     attention = complete.charged_back(step, verdict) or attention
     if (
@@ -86,11 +106,13 @@ def _attention(step: Step, verdict: Reconciliation) -> tuple[Attention | None, t
         left = (until - held.now()).total_seconds()
         if left <= step.settings.lapse_warning:
             attention = complete.raised_attention(
-                step, Attention(
-                    code=AttentionCode.RESERVATION_LAPSES, payments=tuple(map(decisions.amount_of, verdict.paying)),
+                step,
+                Attention(
+                    code=AttentionCode.RESERVATION_LAPSES,
+                    payments=tuple(map(decisions.amount_of, verdict.paying)),
                     facts={"until": until.astimezone(UTC).isoformat(timespec="minutes")},
-                )
-            )  # fmt: skip
+                ),
+            )
     return attention, back
 
 

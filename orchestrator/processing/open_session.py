@@ -1,4 +1,7 @@
-"""The worker's own way: a token, a session, the methods, the offer. Each may be repeated; none is seen by a shopper before the offer."""
+"""The worker's own way: a token, a session, the methods, the offer.
+
+Each may be repeated; none is seen by a shopper before the offer.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +36,13 @@ async def authenticate(step: Step) -> None:
     if isinstance(outcome, Done):
         step.context.circuit.close(step.held.merchant_id)
         await step.write(
-            Trigger.AUTHENTICATED, evidence={"lifetime": int(outcome.value.lifetime)}, token=step.sealed(outcome.value),
-            token_lifetime=outcome.value.lifetime, attention=step.cleared_attention(), last_error=None,
-        )  # fmt: skip
+            Trigger.AUTHENTICATED,
+            evidence={"lifetime": int(outcome.value.lifetime)},
+            token=step.sealed(outcome.value),
+            token_lifetime=outcome.value.lifetime,
+            attention=step.cleared_attention(),
+            last_error=None,
+        )
     else:
         await step.fail(credentials(outcome), "authenticate")
 
@@ -52,9 +59,13 @@ async def renew(step: Step) -> None:
         return
     step.renewed = True
     await step.write(
-        None, Action.TOKEN_RENEWED, evidence={"lifetime": int(outcome.value.lifetime)}, token=step.sealed(outcome.value),
-        token_lifetime=outcome.value.lifetime, attempts=step.held.attempts,
-    )  # fmt: skip
+        None,
+        Action.TOKEN_RENEWED,
+        evidence={"lifetime": int(outcome.value.lifetime)},
+        token=step.sealed(outcome.value),
+        token_lifetime=outcome.value.lifetime,
+        attempts=step.held.attempts,
+    )
 
 
 async def open_session(step: Step) -> None:
@@ -83,9 +94,13 @@ async def open_session(step: Step) -> None:
     match outcome:
         case Done(session):
             await step.write(
-                Trigger.SESSION_OPENED, evidence={"session": session.session_id}, session_id=session.session_id,
-                session_count=held.session_count + 1, attention=step.cleared_attention(), last_error=None,
-            )  # fmt: skip
+                Trigger.SESSION_OPENED,
+                evidence={"session": session.session_id},
+                session_id=session.session_id,
+                session_count=held.session_count + 1,
+                attention=step.cleared_attention(),
+                last_error=None,
+            )
         case Unauthorized():
             await renew(step)
         case Refused(status) if status in FINAL_STATUSES:
@@ -135,7 +150,9 @@ async def _refused(step: Step, outcome: Refused, call: str) -> None:
 
 
 def is_given_up(held: ClaimedCheckout) -> bool:
-    """Say whether the deadline passed while a checkout that a shopper could once pay was to be offered again."""
+    """Say whether the deadline passed while a checkout that a shopper could once pay was to be
+    offered again.
+    """
     return held.state in UNOFFERED and held.offered_at is not None and held.now() >= held.deadline
 
 
@@ -153,7 +170,10 @@ async def fail(
     error: LastError,
     attention: Attention | Kept | None = KEEP,
 ) -> None:
-    """End a checkout that cannot be offered. Where a shopper could once pay it, the gateway is asked first what it holds."""
+    """End a checkout that cannot be offered.
+
+    Where a shopper could once pay it, the gateway is asked first what it holds.
+    """
     payments: tuple[PaymentRecord, ...] = ()
     if step.held.offered_at is not None:
         verdict = await complete.look(step)
@@ -167,8 +187,13 @@ async def fail(
             return
         evidence, payments = {**verdict.evidence, **evidence}, verdict.payments
     await step.end(
-        trigger, events.failed(error), evidence, last_error=error, attention=attention, payments=payments,
-    )  # fmt: skip
+        trigger,
+        events.failed(error),
+        evidence,
+        last_error=error,
+        attention=attention,
+        payments=payments,
+    )
 
 
 async def offer(step: Step) -> None:
@@ -177,7 +202,9 @@ async def offer(step: Step) -> None:
 
 
 async def _offer(step: Step, methods: Sequence[Mapping[str, object]], *, listed: bool) -> None:
-    """Write that it is offered with these methods; `listed`: they were fetched a moment ago, and are part of this write."""
+    """Write that it is offered with these methods; `listed`: they were fetched a moment ago, and are part of
+    this write.
+    """
     held = step.held
     asked = held.expires_in or msgspec.json.decode(step.document()).get("expiresIn")
     deadline_in = float(asked or step.settings.checkout_expires_in)
@@ -185,10 +212,16 @@ async def _offer(step: Step, methods: Sequence[Mapping[str, object]], *, listed:
     fact = Fact(Trigger.OFFERED, {"expiresIn": deadline_in})
     first = Fact(Trigger.METHODS_LISTED, {"methods": len(methods)}) if listed else fact
     await step.write(
-        first.trigger, evidence=first.evidence, further=(fact,) if listed else (), methods=methods if listed else KEEP,
-        attention=step.cleared_attention() if listed else KEEP, last_error=None if listed else KEEP, offered=True,
-        deadline_in=deadline_in, lookups=lookups,
+        first.trigger,
+        evidence=first.evidence,
+        further=(fact,) if listed else (),
+        methods=methods if listed else KEEP,
+        attention=step.cleared_attention() if listed else KEEP,
+        last_error=None if listed else KEEP,
+        offered=True,
+        deadline_in=deadline_in,
+        lookups=lookups,
         # Callbacks that came before the offer are read at once, under the same lease.
         due_in=KEEP if held.callbacks else step.next_due_in(lookups, deadline_in=deadline_in),
         events=(events.ready(methods=len(methods)),),
-    )  # fmt: skip
+    )

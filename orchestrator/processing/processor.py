@@ -1,4 +1,6 @@
-"""The processor: many checkouts at once on one event loop, each under its lease until its step gives it back."""
+"""The processor: many checkouts at once on one event loop, each under its lease until its step
+gives it back.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,11 @@ _log = log.get(__name__)
 NEWCOMER_TRIES: Final = 3
 """Tries to find a checkout's merchant, a second or more apart, before a person is told."""
 ENOUGH: Final = 0.2
-"""Of a lease: what is left of it where a step is begun. A process that lives renews it before; a call may outlast it but for money's."""
+"""Of a lease: what is left of it where a step is begun. A process that lives renews it before; a call may
+outlast it but for money's."""
 STEPS_AT_ONCE: Final = 4
-"""Steps that begin in one round of the event loop. One is about a millisecond of work; so is the wait of whoever comes next."""
+"""Steps that begin in one round of the event loop. One is about a millisecond of work; so is the wait of
+whoever comes next."""
 
 STEPS_IN_HAND: Final = 32
 """Steps that wait for the event loop, from which on it has work enough."""
@@ -52,7 +56,9 @@ class Ended(Protocol):
 
 
 class CheckoutProcessor:
-    """Carries checkouts; all of a process share one, and with it the batch writer and the gateway's connections."""
+    """Carries checkouts; all of a process share one, and with it the batch writer and the gateway's
+    connections.
+    """
 
     def __init__(self, context: StepContext) -> None:
         self.context = context
@@ -78,7 +84,8 @@ class CheckoutProcessor:
         queues: Mapping[UUID, QueueKind] = _NO_QUEUES,
         ended: Ended | None = None,
     ) -> list[UUID]:
-        """Take what was claimed as far as it goes; return those that were woken meanwhile and want another look.
+        """Take what was claimed as far as it goes; return those that were woken meanwhile and want another
+        look.
 
         `ended` is told of each as soon as its lease is given back, and whether it was woken.
         """
@@ -94,12 +101,16 @@ class CheckoutProcessor:
         return [one.id for one, again in zip(held, woken, strict=True) if again]
 
     def gateway_of(self, merchant_id: int) -> str:
-        """Return which gateway a merchant's sessions are opened at, as far as it is known without asking anybody."""
+        """Return which gateway a merchant's sessions are opened at, as far as it is known without asking
+        anybody.
+        """
         merchant = self.context.merchants.known(merchant_id)
         return "" if merchant is None else gateway_of(merchant.account.url)
 
     async def _places(self, held: Sequence[ClaimedCheckout]) -> dict[UUID, float]:
-        """Return how many seconds the lookups of due checkouts alone must wait for their place in their merchant's queue."""
+        """Return how many seconds the lookups of due checkouts alone must wait for their place in their
+        merchant's queue.
+        """
         with_slot: dict[int, list[UUID]] = {}
         quiet: dict[int, list[UUID]] = {}
         looked_at = [one for one in held if one.state not in UNOFFERED]

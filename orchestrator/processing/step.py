@@ -46,7 +46,8 @@ RENEW_APART: Final = 15.0
 MANY_FAILURES: Final = 8
 """Failures in a row after which a person should know that a checkout is stuck."""
 UNREADABLE_FAILURES: Final = 3
-"""The same where an answer came that cannot be read: the next one will most likely be like it, and money may stand in it."""
+"""The same where an answer came that cannot be read: the next one will most likely be like it, and money may
+stand in it."""
 QUARANTINE: Final = 3600.0
 """Seconds until a checkout is touched again whose holders kept dying."""
 
@@ -58,9 +59,9 @@ POISONED: Final = Attention(code=AttentionCode.POISONED)
 class Failure:
     """A call that brought nothing usable: why, and how soon it may be tried again at the earliest.
 
-    `credentials` says that they are to blame and not the order; `blocks` that every order of the merchant would meet the same, so
-    that its circuit is opened for a while; `congested` that it was not even tried, which counts for nothing; `unreadable` that an
-    answer came which no reader of ours makes anything of.
+    `credentials` says that they are to blame and not the order; `blocks` that every order of the merchant
+    would meet the same, so that its circuit is opened for a while; `congested` that it was not even tried,
+    which counts for nothing; `unreadable` that an answer came which no reader of ours makes anything of.
     """
 
     error: LastError
@@ -90,7 +91,7 @@ class Step:
         "settings",
         "shown",
         "waits",
-    )  # fmt: skip
+    )
 
     merchant: Merchant
     """Known once it has been read."""
@@ -105,7 +106,8 @@ class Step:
         self.shown = ""
         # Operations that have had their turn under this lease, and the seconds until their next.
         self.waits: dict[UUID, float] = {}
-        # Operations whose rows are known to be ours: those that were checked, and those that this step wrote itself.
+        # Operations whose rows are known to be ours: those that were checked, and those that this step wrote
+        # itself.
         self.proven: set[UUID] = set()
         # What the callbacks say, each read once.
         self.facts: dict[UUID, CallbackFacts] = {}
@@ -157,7 +159,9 @@ class Step:
         return self.merchant.account
 
     async def fail(self, failure: Failure, call: str) -> None:
-        """Leave a failed call behind: a due time with back-off, the reason, and attention where a person is needed."""
+        """Leave a failed call behind: a due time with back-off, the reason, and attention where a person is
+        needed.
+        """
         held, settings = self.held, self.settings
         if failure.blocks:
             self.context.circuit.open(held.merchant_id)
@@ -188,12 +192,19 @@ class Step:
         elif attempts > MANY_FAILURES and attention is None:
             attention = stuck(attempts, failure.error)
         await self.write(
-            None, Action.GATEWAY_FAILED, evidence=evidence, due_in=due_in, attempts=attempts, last_error=failure.error,
+            None,
+            Action.GATEWAY_FAILED,
+            evidence=evidence,
+            due_in=due_in,
+            attempts=attempts,
+            last_error=failure.error,
             attention=attention,
-        )  # fmt: skip
+        )
 
     async def _wait(self, failure: Failure, left: float) -> None:
-        """Come again when a connection may be free, or the circuit of the gateway is closed; no attempt was made."""
+        """Come again when a connection may be free, or the circuit of the gateway is closed; no attempt was
+        made.
+        """
         held = self.held
         due_in = failure.at_least + max(
             # All that wait for a gateway must not come back in one moment.
@@ -231,7 +242,9 @@ class Step:
         )
 
     def first_watch(self, reserved_until: datetime | None = None) -> float | None:
-        """Return the seconds until the first lookup of an ended checkout, before its reservation can lapse."""
+        """Return the seconds until the first lookup of an ended checkout, before its reservation
+        can lapse.
+        """
         if reserved_until is None or not self.settings.post_settlement_checks:
             return self.settings.post_settlement_checks[0] if self.settings.post_settlement_checks else None
         warned = (reserved_until - self.held.now()).total_seconds() - self.settings.lapse_warning
@@ -250,8 +263,8 @@ class Step:
     def next_due_in(self, lookups: int, *, deadline_in: float | None = None) -> float:
         """Return the seconds until the next reason to look at an offered checkout.
 
-        That is the lookup for a lost callback, the end of a grace, or the renewal of the token, whichever comes first. A moment
-        that has passed has had its look.
+        That is the lookup for a lost callback, the end of a grace, or the renewal of the token, whichever
+        comes first. A moment that has passed has had its look.
         """
         held, settings, now = self.held, self.settings, self.held.now()
         if deadline_in is None:
@@ -262,7 +275,8 @@ class Step:
         elif held.token_expires_at is not None and deadline_in > 0:
             left = (held.token_expires_at - now).total_seconds()
             moments.append(max(left - RENEW_BEFORE, RENEW_APART))
-        # Long after the deadline only an open payment keeps it here, and the gateway never times one out (D9).
+        # Long after the deadline only an open payment keeps it here, and the gateway never times one out
+        # (D9).
         due_in = schedule.thinned(schedule.next_lookup(settings, lookups), -deadline_in)
         return min([due_in, *(moment + 0.02 for moment in moments if moment > 0)])
 
@@ -289,7 +303,9 @@ class Step:
         return self._intent
 
     async def was_asked_for(self) -> bool:
-        """Say whether an intent stands behind the checkout, rather than a payment that came for nobody's order number."""
+        """Say whether an intent stands behind the checkout, rather than a payment that came for nobody's
+        order number.
+        """
         self.held = msgspec.structs.replace(self.held, intent=await intent_of(self.context.db, self.held))
         return bool(msgspec.json.decode(self.document()))
 
@@ -337,15 +353,23 @@ def retry(outcome: Failed) -> Failure:
 
 
 def _failure(
-    code: ErrorCode, outcome: Failed, *, at_least: float = 0.0, credentials: bool = False, blocks: bool = False,
-    congested: bool = False, unreadable: bool = False,
-) -> Failure:  # fmt: skip
+    code: ErrorCode,
+    outcome: Failed,
+    *,
+    at_least: float = 0.0,
+    credentials: bool = False,
+    blocks: bool = False,
+    congested: bool = False,
+    unreadable: bool = False,
+) -> Failure:
     error = last_error.error(code, reason=outcome.reason)
     return Failure(error, at_least, credentials, blocks, congested, unreadable)
 
 
 def credentials(outcome: Failed) -> Failure:
-    """Turn a failed call with the merchant's own credentials into a failure: a refusal is about the merchant, not the order."""
+    """Turn a failed call with the merchant's own credentials into a failure: a refusal is about the merchant,
+    not the order.
+    """
     failure = retry(outcome)
     if isinstance(outcome, Refused):
         return Failure(failure.error, credentials=True, blocks=True)
@@ -353,7 +377,9 @@ def credentials(outcome: Failed) -> Failure:
 
 
 def stuck(attempts: int, error: LastError, *, call: str | None = None, order: str | None = None) -> Attention:
-    """Return the attention of a checkout whose calls fail; `call` and `order` where each answer to that call could not be read."""
+    """Return the attention of a checkout whose calls fail; `call` and `order` where each answer to that call
+    could not be read.
+    """
     facts: dict[str, object] = {"attempts": attempts, "error": sentences.error_fact(error)}
     if call is not None:
         facts |= {"call": call, "orderId": order}

@@ -1,8 +1,8 @@
 """All settings, read once from the environment into one frozen object.
 
-Every name is an environment variable with the prefix ``ORCHESTRATOR_``; lists are JSON arrays. A wrong value stops the
-start with one sentence that names the variable (``SettingsError``). This is the only module that looks at the
-environment; secrets are held so that printing the object does not show them.
+Every name is an environment variable with the prefix ``ORCHESTRATOR_``; lists are JSON arrays. A wrong value
+stops the start with one sentence that names the variable (``SettingsError``). This is the only module that
+looks at the environment; secrets are held so that printing the object does not show them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.settings.broker_url import AMQP, Endpoint
 from orchestrator.settings.broker_url import read as read_broker_url
 from orchestrator.settings.pod_environment import is_service_link
-from orchestrator.settings.values import (  # fmt: skip
+from orchestrator.settings.values import (
     BrokerUrl,
     HttpUrl,
     PostgresUrl,
@@ -67,17 +67,23 @@ class Settings(BaseSettings):
     # Where things are. Unset URLs mean the embedded servers (only `up` and `demo` start those).
     # The first four hold a password.
     database_url: PostgresUrl | None = Field(default=None, repr=False)
-    """Postgres 15 or newer: postgresql://user:password@host:port/name, or several hosts: user:password@a:5432,b:5432/name."""
+    """Postgres 15 or newer: postgresql://user:password@host:port/name, or several hosts:
+    user:password@a:5432,b:5432/name."""
     migration_url: PostgresUrl | None = Field(default=None, repr=False)
-    """The same database for the role that owns its tables, without a pooler between, for `migrate` and `archive`; unset: DATABASE_URL."""
+    """The same database for the role that owns its tables, without a pooler between, for `migrate` and
+    `archive`; unset: DATABASE_URL."""
     database_prepared_statements: Literal["auto", "on", "off"] = "auto"
-    """Whether statements are prepared; auto: not behind a pooler, which is recognised. `on` for a pooler that keeps them apart."""
+    """Whether statements are prepared; auto: not behind a pooler, which is recognised. `on` for a pooler that
+    keeps them apart."""
     database_timeout: float = Field(default=3.0, ge=0.5, le=30)
-    """How long Postgres may take to answer a statement of orders and callbacks; then its connection is dropped, and it is repeated."""
+    """How long Postgres may take to answer a statement of orders and callbacks; then its connection is
+    dropped, and it is repeated."""
     broker_url: BrokerUrl | None = Field(default=None, repr=False)
-    """The broker of the hints: redis://, amqp://, the same over TLS (rediss://, amqps://), or Redis behind Sentinel: sentinel://host:26379/0;sentinel://host2:26379?master_name=NAME."""
+    """The broker of the hints: redis://, amqp://, the same over TLS (rediss://, amqps://), or Redis behind
+    Sentinel: sentinel://host:26379/0;sentinel://host2:26379?master_name=NAME."""
     broker_ca_file: Annotated[str, AfterValidator(certificates)] | None = None
-    """Certificate authorities (a PEM file) that sign the certificates of the broker and of Redis; unset: the system's."""
+    """Certificate authorities (a PEM file) that sign the certificates of the broker and of Redis; unset: the
+    system's."""
     redis_url: RedisUrl | None = Field(default=None, repr=False)
     """Redis for what processes share beside the broker; unset: the broker's, where that is Redis."""
     gateway_url: HttpUrl | None = None
@@ -85,7 +91,8 @@ class Settings(BaseSettings):
     merchant_api_url: HttpUrl | None = None
     """Only where the Merchant API lives elsewhere."""
     gateway_allowed_hosts: tuple[Annotated[str, AfterValidator(host_name)], ...] = ()
-    """Hosts that merchants' credentials may be sent to, such as "shop.altapaysecure.com" or "*.altapaysecure.com"; empty: any."""
+    """Hosts that merchants' credentials may be sent to, such as "shop.altapaysecure.com" or
+    "*.altapaysecure.com"; empty: any."""
     public_url: HttpUrl = "http://127.0.0.1:8000"
     """Where the gateway reaches our callbacks."""
 
@@ -102,19 +109,23 @@ class Settings(BaseSettings):
 
     # Keys, newest first; older ones only read.
     secret_keys: tuple[Annotated[SecretStr, AfterValidator(secret_key)], ...] = ()
-    """Keys for encryption, audit trail and links, newest first: 32 bytes each in base64. Older ones still open and verify."""
+    """Keys for encryption, audit trail and links, newest first: 32 bytes each in base64. Older ones still
+    open and verify."""
     jwt_secrets: tuple[Annotated[SecretStr, AfterValidator(jwt_secret)], ...] = ()
     """Secrets of the API's bearer tokens (HS256), newest first, at least 32 characters each."""
     jwt_public_keys: tuple[Annotated[str, AfterValidator(public_key)], ...] = ()
-    """Public keys (PEM) that verify bearer tokens which another system signs: RSA (RS256, PS256), P-256 (ES256), P-384 (ES384) or Ed25519 (EdDSA)."""
+    """Public keys (PEM) that verify bearer tokens which another system signs: RSA (RS256, PS256), P-256
+    (ES256), P-384 (ES384) or Ed25519 (EdDSA)."""
     jwt_jwks_url: SafeUrl | None = None
-    """Where an identity provider publishes the keys of its tokens (JWKS), https unless on this machine: fetched when needed and kept for ten minutes, for a day while it cannot be reached."""
+    """Where an identity provider publishes the keys of its tokens (JWKS), https unless on this machine:
+    fetched when needed and kept for ten minutes, for a day while it cannot be reached."""
     jwt_issuer: str = "orchestrator"
     """Claim `iss` of those tokens."""
     jwt_audience: str = "orchestrator"
     """Claim `aud` of those tokens."""
     jwt_max_lifetime: float = Field(default=366 * 86_400.0, ge=60, le=3660 * 86_400)
-    """The longest lifetime of a token, from its `iat` to its `exp`: a longer one is neither issued nor accepted."""
+    """The longest lifetime of a token, from its `iat` to its `exp`: a longer one is neither issued nor
+    accepted."""
 
     # Gateway calls. The total bounds one call whatever trickles in; answers beyond the size are an outcome.
     gateway_connect_timeout: float = Field(default=3.0, gt=0, le=60)
@@ -128,17 +139,21 @@ class Settings(BaseSettings):
     gateway_pool_total: int = Field(default=600, ge=1, le=10_000)
     """Connections to all gateways from one process."""
     gateway_calls_per_second: float = Field(default=0.0, ge=0, le=100_000)
-    """Calls to one gateway from all workers together; 0: as many as there are. Without Redis each worker takes its part of it."""
+    """Calls to one gateway from all workers together; 0: as many as there are. Without Redis each worker
+    takes its part of it."""
     breaker_failures: int = Field(default=10, ge=0, le=10_000)
-    """Calls in a row that a gateway did not serve, after which its circuit opens: no worker calls it for a while; 0: never."""
+    """Calls in a row that a gateway did not serve, after which its circuit opens: no worker calls it for a
+    while; 0: never."""
     breaker_pause: float = Field(default=30.0, gt=0, le=600)
-    """The longest time for which a circuit stays open; the first is 2 seconds, and it doubles while the gateway does not answer."""
+    """The longest time for which a circuit stays open; the first is 2 seconds, and it doubles while the
+    gateway does not answer."""
     gateway_answer_limit: int = Field(default=2_000_000, ge=10_000, le=50_000_000)
     """Bytes; a longer answer counts as none."""
 
     # Leases, due times, retries.
     lease_seconds: float = Field(default=10.0, ge=1, le=3600)
-    """How long a checkout waits after the worker that held it has died; a worker that lives renews its leases, and a capture, refund or release makes its own last for 3 times GATEWAY_TOTAL_TIMEOUT."""
+    """How long a checkout waits after the worker that held it has died; a worker that lives renews its
+    leases, and a capture, refund or release makes its own last for 3 times GATEWAY_TOTAL_TIMEOUT."""
     hint_grace: float = Field(default=5.0, ge=0.2, le=300)
     """How long a published hint may take before the sweeper publishes it again."""
     hint_size: int = Field(default=50, ge=1, le=1000)
@@ -152,7 +167,8 @@ class Settings(BaseSettings):
     retry_cap: float = Field(default=300.0, gt=0, le=3600)
     """Ceiling of every back-off."""
     operation_quiet: float = Field(default=120.0, ge=0.1, le=3600)
-    """How long after a capture, refund or release may have been sent its absence at the gateway proves nothing."""
+    """How long after a capture, refund or release may have been sent its absence at the gateway proves
+    nothing."""
     poison_claims: int = Field(default=10, ge=2, le=1000)
     """Claims without any result after which a checkout is set aside for a person."""
 
@@ -167,9 +183,11 @@ class Settings(BaseSettings):
     )
     """Addresses that the gateway calls from; an empty list: not looked at."""
     trusted_proxies: int = Field(default=0, ge=0, le=20)
-    """Proxies in front of the API, each of which appends to X-Forwarded-For the address that it was called from; 0: none."""
+    """Proxies in front of the API, each of which appends to X-Forwarded-For the address that it was called
+    from; 0: none."""
     require_gateway_network: bool = False
-    """Whether a callback from outside GATEWAY_NETWORKS counts as unproven; otherwise its address is only noted."""
+    """Whether a callback from outside GATEWAY_NETWORKS counts as unproven; otherwise its address is only
+    noted."""
     callbacks_unproven_limit: int = Field(default=100, ge=1, le=100_000)
     """Callbacks without proof that are kept for one checkout."""
     callbacks_limit: int = Field(default=1000, ge=1, le=100_000)
@@ -204,7 +222,8 @@ class Settings(BaseSettings):
 
     # Webhooks.
     webhook_allowed_networks: tuple[Annotated[str, AfterValidator(network)], ...] = ()
-    """Networks beside the public ones that events may be sent to, also over http://, such as "10.20.0.0/16"; empty: none."""
+    """Networks beside the public ones that events may be sent to, also over http://, such as "10.20.0.0/16";
+    empty: none."""
     webhook_connect_timeout: float = Field(default=5.0, gt=0, le=60)
     """Name, connection and TLS handshake of one delivery."""
     webhook_total_timeout: float = Field(default=15.0, ge=0.1, le=60)
@@ -218,15 +237,19 @@ class Settings(BaseSettings):
 
     # Processes.
     worker_threads: int = Field(default=8, ge=1, le=512)
-    """Hints that a worker takes up at once; a thread is free again as soon as its checkouts are claimed or deferred."""
+    """Hints that a worker takes up at once; a thread is free again as soon as its checkouts are claimed or
+    deferred."""
     in_flight_limit: int = Field(default=2000, ge=1, le=100_000)
     """Checkouts that a worker has in flight at once; of one gateway at most twice GATEWAY_POOL_SIZE."""
     shutdown_timeout: float = Field(default=25.0, ge=1, le=600)
-    """Seconds after SIGTERM in which the API, a worker, a deliverer or the scheduler ends what it has in hand, and `up` all that it started; then it ends at once. The status is 0 where nothing was cut off, and 1 otherwise."""
+    """Seconds after SIGTERM in which the API, a worker, a deliverer or the scheduler ends what it has in
+    hand, and `up` all that it started; then it ends at once. The status is 0 where nothing was cut off, and 1
+    otherwise."""
     database_pool: int = Field(default=6, ge=1, le=200)
     """Connections to Postgres from one process; an API process has four more, for what comes in."""
     api_connections: int = Field(default=1000, ge=16, le=100_000)
-    """Connections of callers to one API process, and an eighth more for callbacks; fewer where the limit of open files is lower."""
+    """Connections of callers to one API process, and an eighth more for callbacks; fewer where the limit of
+    open files is lower."""
     batch_limit: int = Field(default=500, ge=1, le=5000)
     """Rows in one batch at the most."""
     log_format: Literal["auto", "console", "json"] = "auto"
@@ -234,14 +257,18 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """debug, info, warning or error."""
     log_file: str | None = None
-    """A file that every process appends its log to, instead of stderr; opened again when it was moved away (logrotate)."""
+    """A file that every process appends its log to, instead of stderr; opened again when it was moved away
+    (logrotate)."""
     access_log: bool = True
-    """Whether the API logs a line for each request: method, route, status, milliseconds, bytes, address, correlation id."""
+    """Whether the API logs a line for each request: method, route, status, milliseconds, bytes, address,
+    correlation id."""
 
     @model_validator(mode="before")
     @classmethod
     def _texts_have_no_blanks_around(cls, given: Any) -> Any:
-        """Refuse white space at either end of a text or secret: a file that was read with its last line break is the usual cause."""
+        """Refuse white space at either end of a text or secret: a file that was read with its last line break
+        is the usual cause.
+        """
         for name, value in given.items() if isinstance(given, dict) else ():
             field = cls.model_fields.get(name)
             number = field is None or field.annotation in {int, float, bool}
@@ -283,7 +310,9 @@ class Settings(BaseSettings):
 
     @cached_property
     def redis(self) -> Endpoint | None:
-        """Redis for what processes share: its own URL, or the broker's where that is Redis; None where there is none."""
+        """Redis for what processes share: its own URL, or the broker's where that is Redis; None where there
+        is none.
+        """
         url = self.redis_url or self.broker_url
         if url is None or (self.redis_url is None and url.startswith(AMQP)):
             return None
@@ -327,7 +356,9 @@ class Settings(BaseSettings):
         return str(self.migration_url or self.need("database_url"))
 
     def need(self, name: str) -> str:
-        """Return a setting as text that this process cannot do without, or raise the sentence that names it."""
+        """Return a setting as text that this process cannot do without, or raise the sentence
+        that names it.
+        """
         value = getattr(self, name)
         if not value:
             message = f"{PREFIX}{name.upper()} is not set: this command needs it (only `orchestrator up` brings its own)"
@@ -421,7 +452,8 @@ SECRET: Final = frozenset().union(*SECRETS.values())
 
 
 def environment(settings: Settings, process: str | None = None) -> dict[str, str]:
-    """Return the environment of a child process that is to have these settings: ours, with every setting that is not a default.
+    """Return the environment of a child process that is to have these settings: ours, with every setting that
+    is not a default.
 
     With the name of a process (a key of `SECRETS`) it has no other secrets than that process needs.
     """

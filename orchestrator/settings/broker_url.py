@@ -1,10 +1,13 @@
-"""Where the broker and Redis are: one reading of their URLs for every client, so that each connects, and verifies, in the same way.
+"""Where the broker and Redis are: one reading of their URLs for every client, so that each connects, and
+verifies, in the same way.
 
     redis://user:password@host:port/db        rediss://… the same over TLS
     amqp://user:password@host:port/vhost      amqps://… the same over TLS
-    sentinel://:password@host:port/db;sentinel://host:port?master_name=NAME    Redis behind Sentinel; `ssl=true`: over TLS
+    sentinel://:password@host:port/db;sentinel://host:port?master_name=NAME
+        Redis behind Sentinel; `ssl=true`: over TLS
 
-TLS verifies the server's certificate and its name unless the URL says `ssl_cert_reqs=none`. No input and output here.
+TLS verifies the server's certificate and its name unless the URL says `ssl_cert_reqs=none`. No input and
+output here.
 """
 
 from __future__ import annotations
@@ -49,7 +52,10 @@ class Tls:
         }
 
     def for_amqp(self, host: str) -> dict[str, object]:
-        """Return what py-amqp takes. It checks the name only if it is told which; kombu fills in one that is None."""
+        """Return what py-amqp takes.
+
+        It checks the name only if it is told which; kombu fills in one that is None.
+        """
         name = {"server_hostname": host} if self.verify and self.check_hostname else {}
         return {
             **name,
@@ -80,7 +86,10 @@ class Endpoint:
 
 
 def read(url: str, *, ca_file: str | None = None, kinds: tuple[str, ...] = (*REDIS, *AMQP)) -> Endpoint:
-    """Read a URL; `ValueError` with the end of a sentence about it ("must be …"). `ca_file` counts where the URL names none."""
+    """Read a URL; `ValueError` with the end of a sentence about it ("must be …").
+
+    `ca_file` counts where the URL names none.
+    """
     wanted = " or ".join(f"{scheme}://" for scheme in kinds)
     all_parts = [_parts(one, wanted) for one in (url.split(";") if url.startswith("sentinel://") else (url,))]
     first = all_parts[0]
@@ -108,11 +117,13 @@ def read(url: str, *, ca_file: str | None = None, kinds: tuple[str, ...] = (*RED
         password=unquote(first.password) if first.password else None,
         db=db,
         tls=tls,
-        sentinels=tuple((parts.hostname or "", parts.port or SENTINEL_PORT) for parts in all_parts) if scheme == "sentinel" else (),
+        sentinels=tuple((parts.hostname or "", parts.port or SENTINEL_PORT) for parts in all_parts)
+        if scheme == "sentinel"
+        else (),
         master=asked.get("master_name", ""),
         sentinel_username=asked.get("sentinel_username"),
         sentinel_password=asked.get("sentinel_password"),
-    )  # fmt: skip
+    )
 
 
 def _parts(url: str, wanted: str) -> SplitResult:

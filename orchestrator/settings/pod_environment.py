@@ -1,8 +1,9 @@
-"""Variables that Kubernetes makes in every pod for the services of its namespace, told apart from settings by name and value.
+"""Variables that Kubernetes makes in every pod for the services of its namespace, told apart from settings by
+name and value.
 
 A service named `orchestrator`, or whose name begins so, makes variables with the prefix of our settings
-(https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables). They are no settings, and nothing is read from
-them; a misspelt setting is never taken for one.
+(https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables). They are no
+settings, and nothing is read from them; a misspelt setting is never taken for one.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import re
 from ipaddress import ip_address
 from typing import Final
 
-# The variables that Kubernetes makes in a pod for each service of its namespace (`enableServiceLinks`), upper case, with _ for -. A name
-# may be read in several ways: ORCHESTRATOR_SERVICE_PORT is the port of the service `orchestrator`, or the URL of `orchestrator-service`.
+# The variables that Kubernetes makes in a pod for each service of its namespace (`enableServiceLinks`), upper
+# case, with _ for -. A name may be read in several ways: ORCHESTRATOR_SERVICE_PORT is the port of the service
+# `orchestrator`, or the URL of `orchestrator-service`.
 _SERVICE: Final = r"ORCHESTRATOR(?:_[A-Z0-9_]+)?"
 _SERVICE_HOST: Final = re.compile(rf"{_SERVICE}(?:_SERVICE_HOST|_PORT_[0-9]+_(?:TCP|UDP|SCTP)_ADDR)")
 _SERVICE_PORT: Final = re.compile(rf"{_SERVICE}_SERVICE_PORT(?:_[A-Z0-9_]+)?")
@@ -27,7 +29,9 @@ _HIGHEST_PORT: Final = 65_535
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Say whether a variable is one that Kubernetes makes for a service whose name begins with ours, by its name and its value."""
+    """Say whether a variable is one that Kubernetes makes for a service whose name begins with ours, by its
+    name and its value.
+    """
     if _SERVICE_HOST.fullmatch(name) and _is_address(value):
         return True
     if _SERVICE_PORT.fullmatch(name) and _is_port(value):

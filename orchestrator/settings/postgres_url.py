@@ -1,7 +1,8 @@
 """The URL of Postgres, taken apart into libpq's own parameters; one host or several, in every usual spelling.
 
-`postgresql://user:password@a,b/name`, `…@a:5432,b:5432/name`, `…@/name?host=a,b&port=5432,5433`, `?host=a:5432&host=b:5432` and
-`?host=/directory/of/the/socket` mean what they mean to libpq and to SQLAlchemy. Hosts are tried in this order.
+`postgresql://user:password@a,b/name`, `…@a:5432,b:5432/name`, `…@/name?host=a,b&port=5432,5433`,
+`?host=a:5432&host=b:5432` and `?host=/directory/of/the/socket` mean what they mean to libpq and to
+SQLAlchemy. Hosts are tried in this order.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _LAST_PORT: Final = 65535
 
 
 def parameters(url: str) -> dict[str, str]:
-    """Return libpq's parameters for a URL; `ValueError` with the end of a sentence about what cannot be read in it."""
+    """Return libpq's parameters for a URL; `ValueError` with the end of a sentence about what cannot be read
+    in it.
+    """
     found = _URL.fullmatch(url)
     if found is None:
         message = "must be a URL whose host and port can be read"
@@ -44,7 +47,9 @@ def parameters(url: str) -> dict[str, str]:
 
 
 def prepare_threshold(said: str) -> int | None:
-    """Read this parameter as psycopg means it: after how many executions a statement is prepared, or `none`."""
+    """Read this parameter as psycopg means it: after how many executions a statement is prepared,
+    or `none`.
+    """
     if said.lower() == "none":
         return None
     if not said.isdecimal():

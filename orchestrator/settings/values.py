@@ -130,11 +130,14 @@ def safe_url(value: str) -> str:
 
 
 LEAST_CALLBACK_SECRET: Final = 6
-"""Characters. The gateway's own webhook secrets have 16 at least; the shared secret of a terminal may be shorter (D6, C5)."""
+"""Characters. The gateway's own webhook secrets have 16 at least; the shared secret of a terminal may be
+shorter (D6, C5)."""
 
 
 def callback_secret(value: str) -> str:
-    """Return a callback secret as it is; `ValueError` with the end of a sentence about what is wrong with it."""
+    """Return a callback secret as it is; `ValueError` with the end of a sentence about what is
+    wrong with it.
+    """
     if len(value) < LEAST_CALLBACK_SECRET:
         message = f"must have at least {LEAST_CALLBACK_SECRET} characters: take the one that the gateway shows (16 or more)"
         raise ValueError(message)
@@ -192,7 +195,9 @@ _HTTP_URL: Final = TypeAdapter(HttpUrl)
 
 
 def http_url(value: str) -> str:
-    """Return a base URL as the settings take one, without its final slash; `ValueError` with the end of a sentence about it."""
+    """Return a base URL as the settings take one, without its final slash; `ValueError` with the end of a
+    sentence about it.
+    """
     try:
         return _HTTP_URL.validate_python(value)
     except ValidationError as error:

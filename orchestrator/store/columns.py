@@ -1,4 +1,6 @@
-"""SQL that follows from the tables and the records: a column is named once, in the record, with its type in the table."""
+"""SQL that follows from the tables and the records: a column is named once, in the record, with its type in
+the table.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 _CODED: Final = {
     "attention": attention.stored, "last_error": last_error.stored, "result": command_result.stored,
 }  # fmt: skip
-"""Values of a code and its facts, which have two columns: of the name itself, and of the name with `_details`."""
+"""Values of a code and its facts, which have two columns: of the name itself, and of the name with
+`_details`."""
 
 
 def with_details(names: Iterable[str]) -> tuple[str, ...]:
@@ -66,7 +69,9 @@ def as_json(names: Iterable[str], alias: str) -> str:
 
 
 def payments_of(checkout: str, names: Iterable[str] = PAYMENT) -> str:
-    """Return the SQL of a checkout's payments, in the order in which they were seen, as text for `payments`."""
+    """Return the SQL of a checkout's payments, in the order in which they were seen, as text for
+    `payments`.
+    """
     return _all(
         as_json(names, "p"),
         f"payments p WHERE p.checkout_id = {checkout}",
@@ -132,7 +137,10 @@ def _made(name: str, row: Mapping[str, Any]) -> Any:
 
 
 def coded(row: Row[Any], *names: str) -> dict[str, Any]:
-    """Return values that are made of a code and its facts in a row; None where there is no code. It raises for nothing."""
+    """Return values that are made of a code and its facts in a row; None where there is no code.
+
+    It raises for nothing.
+    """
     return {name: _CODED[name](getattr(row, name), getattr(row, f"{name}_details")) for name in names}
 
 

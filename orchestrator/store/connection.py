@@ -1,12 +1,14 @@
 """One connection to Postgres: every wait has a bound, and what is no longer of use is closed at once.
 
-A statement that is not answered within its bound, or whose caller is cancelled, closes its socket: nothing is asked of a connection
-that may be silent, neither a cancel nor a rollback. A server that became read-only, shuts down or starts ends the connection with
-its answer. The pool above (`database`) drops every older connection when it finds one closed, so that the next statement connects anew.
+A statement that is not answered within its bound, or whose caller is cancelled, closes its socket: nothing is
+asked of a connection that may be silent, neither a cancel nor a rollback. A server that became read-only,
+shuts down or starts ends the connection with its answer. The pool above (`database`) drops every older
+connection when it finds one closed, so that the next statement connects anew.
 
-Behind a pooler in transaction mode (PgBouncer) the server's session belongs to other clients too. It is recognised: the process id
-that the pooler gave is not that of the server process. Such a connection leaves nothing in the session: no setting, and no prepared
-statement. What neither the database nor the role sets goes with the BEGIN of each transaction.
+Behind a pooler in transaction mode (PgBouncer) the server's session belongs to other clients too. It is
+recognised: the process id that the pooler gave is not that of the server process. Such a connection leaves
+nothing in the session: no setting, and no prepared statement. What neither the database nor the role sets
+goes with the BEGIN of each transaction.
 """
 
 from __future__ import annotations
@@ -48,18 +50,22 @@ _PREPARE_AFTER: Final = "5"
 """Executions after which psycopg prepares a statement; its own default."""
 
 STRETCH: ContextVar[float] = ContextVar("stretch", default=1.0)
-"""How many times its usual bound a statement gets; a batch that passed its bound is repeated with a longer one."""
+"""How many times its usual bound a statement gets; a batch that passed its bound is repeated with a longer
+one."""
 
 
 class Unanswered(psycopg.OperationalError):
-    """Postgres did not answer a statement within its bound; whether it ran is not known, and its connection is closed."""
+    """Postgres did not answer a statement within its bound; whether it ran is not known, and its connection
+    is closed.
+    """
 
 
 @dataclass(slots=True)
 class Server:
     """Where connections go, and how they behave.
 
-    `statement_timeout` and `idle_timeout` are kept by the server, in milliseconds; `timeout` is the client's, in seconds.
+    `statement_timeout` and `idle_timeout` are kept by the server, in milliseconds; `timeout` is the client's,
+    in seconds.
     """
 
     parameters: dict[str, str]
@@ -92,7 +98,8 @@ class Server:
         usual = {
             "connect_timeout": str(_CONNECT_TIMEOUT),
             "target_session_attrs": "read-write" if writes else "any",
-            # A dead peer is noticed in seconds, not after the kernel's two hours or its fifteen minutes of repeats.
+            # A dead peer is noticed in seconds, not after the kernel's two hours or its fifteen minutes of
+            # repeats.
             "keepalives_idle": "10",
             "keepalives_interval": "5",
             "keepalives_count": "3",
@@ -113,9 +120,11 @@ class Server:
         statement_timeout: int | None = None,
         timeout: float | None = None,
     ) -> Connection:
-        """Connect to the first address of the first host that takes the session, and settle what holds for it, in one round trip.
+        """Connect to the first address of the first host that takes the session, and settle what holds for
+        it, in one round trip.
 
-        Whether a server takes writes is asked of it: a pooler goes on announcing what its first connection was told.
+        Whether a server takes writes is asked of it: a pooler goes on announcing what its first connection
+        was told.
         """
         limit = self.statement_timeout if statement_timeout is None else statement_timeout
         asked = {**self.parameters, "target_session_attrs": "any"} if self.to_write else self.parameters
@@ -145,7 +154,9 @@ class Server:
         return connection
 
     def finish(self) -> None:
-        """Close every connection that is still open, whoever has it; a statement that is under way ends as if it were lost."""
+        """Close every connection that is still open, whoever has it; a statement that is under way ends as if
+        it were lost.
+        """
         for connection in tuple(self.connections):
             if connection in self.waiting:
                 connection.cut()
@@ -154,21 +165,26 @@ class Server:
 
 
 class Connection(psycopg.AsyncConnection[Any]):
-    """A connection of psycopg's whose waits are bounded; `timeout` is in seconds and may be changed at any time."""
+    """A connection of psycopg's whose waits are bounded; `timeout` is in seconds and may be changed at any
+    time.
+    """
 
     server: Server
     timeout: float
     pooled = False
     """Whether the server's session is shared with other clients, by a pooler."""
     local = b""
-    """What a transaction has to set for itself, because neither session, role nor database does: statements, each after a semicolon."""
+    """What a transaction has to set for itself, because neither session, role nor database does: statements,
+    each after a semicolon."""
     _began = _heard = -math.inf
 
     @property
     def outdated(self) -> bool:
-        """Whether its server takes no writes any more, which newer ones (Postgres 14) report by themselves to every session.
+        """Whether its server takes no writes any more, which newer ones (Postgres 14) report by themselves to
+        every session.
 
-        A pooler passes such a report to whichever client is there, so behind one a write or a new connection has to find out.
+        A pooler passes such a report to whichever client is there, so behind one a write or a new connection
+        has to find out.
         """
         if self.pooled or not self.server.to_write:
             return False
@@ -176,17 +192,19 @@ class Connection(psycopg.AsyncConnection[Any]):
         return told(b"default_transaction_read_only") == b"on" or told(b"in_hot_standby") == b"on"
 
     async def settle(self, statement_timeout: int) -> None:
-        """Set what holds for the session where it is ours alone; where it is not, find out what is set already.
+        """Set what holds for the session where it is ours alone; where it is not, find out what is set
+        already.
 
         Raises `OperationalError` where a server that takes writes is wanted, and this one does not.
 
-        Both in one statement: settings made by it end with it unless the server process is the one that this connection was
-        given, so a session that belongs to others keeps nothing.
+        Both in one statement: settings made by it end with it unless the server process is the one that this
+        connection was given, so a session that belongs to others keeps nothing.
         """
         ours = f"pg_backend_pid() = {self.pgconn.backend_pid}"
         wanted = {
             "timezone": "'UTC'",
-            # The planner is told that a page anywhere costs about as much as the next one: every statement is meant to go by index.
+            # The planner is told that a page anywhere costs about as much as the next one: every statement is
+            # meant to go by index.
             "random_page_cost": "'1.1'",
             "statement_timeout": f"'{statement_timeout}'",
             "idle_in_transaction_session_timeout": f"'{self.server.idle_timeout}'",
@@ -197,7 +215,8 @@ class Connection(psycopg.AsyncConnection[Any]):
             "client_connection_check_interval": "CASE WHEN version() ~* 'windows|mingw|visual c' THEN '0' ELSE '1000' END",
         }
         set_up = (f"set_config('{name}', {value}, NOT {ours})" for name, value in session.items())
-        # Of the bounds any that is set will do. What is asked comes before what is set: a row is made from left to right.
+        # Of the bounds any that is set will do. What is asked comes before what is set: a row is made from
+        # left to right.
         in_effect = (
             f"current_setting('{name}') " + ("<> '0'" if name.endswith("timeout") else f"= {value}")
             for name, value in wanted.items()
@@ -238,7 +257,9 @@ class Connection(psycopg.AsyncConnection[Any]):
         interval: float = 0.1,
         timeout: float | None = None,
     ) -> RV:
-        """Run one exchange with the server, within the bound; psycopg calls it for everything it does with a connection."""
+        """Run one exchange with the server, within the bound; psycopg calls it for everything it does with a
+        connection.
+        """
         bound = self.timeout if timeout is None else timeout
         stretch = STRETCH.get()
         if stretch > 1:
@@ -256,7 +277,8 @@ class Connection(psycopg.AsyncConnection[Any]):
             self._heed(error)
             raise
         except BaseException:
-            # The caller is cancelled. The statement is left to the server, which ends it when it finds the connection closed.
+            # The caller is cancelled. The statement is left to the server, which ends it when it finds the
+            # connection closed.
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 self.pgconn.finish()
             raise
@@ -267,7 +289,9 @@ class Connection(psycopg.AsyncConnection[Any]):
             others.discard(self)
 
     def cut(self) -> None:
-        """End the exchange under way, if there is one, as a lost connection: its caller gets the error at once."""
+        """End the exchange under way, if there is one, as a lost connection: its caller gets the error at
+        once.
+        """
         with (
             suppress(psycopg.OperationalError, OSError),
             socket.socket(fileno=os.dup(self.pgconn.socket)) as ours,
@@ -286,7 +310,9 @@ class Connection(psycopg.AsyncConnection[Any]):
             self.pgconn.finish()
 
     def _suspect_others(self) -> None:
-        """Give others that have heard nothing since this exchange began a moment; they are most likely just as silent."""
+        """Give others that have heard nothing since this exchange began a moment; they are most likely just
+        as silent.
+        """
         loop = asyncio.get_running_loop()
         for other in self.server.waiting:
             if other is not self and other._heard < self._began:  # noqa: SLF001 - of the same class

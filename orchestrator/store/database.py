@@ -1,12 +1,13 @@
 """Postgres: the engine, short transactions, and the batch writer. The only place that commits.
 
-A transaction here holds statements only, never a socket to anybody else. `Batch` turns many small writes into few large
-ones: it takes whatever has gathered while the last commit ran, so that it adds no wait when idle and grows under load; where many
-come at once it lets a few milliseconds' worth of them gather.
+A transaction here holds statements only, never a socket to anybody else. `Batch` turns many small writes into
+few large ones: it takes whatever has gathered while the last commit ran, so that it adds no wait when idle
+and grows under load; where many come at once it lets a few milliseconds' worth of them gather.
 
-The batch writer is exact: no two items of a batch have a key in common; an item whose row somebody else holds goes into a later
-batch; a row that Postgres refuses is found by bisection and fails only its own waiter; a connection lost at COMMIT means *not known*,
-and the batch is written again, so a write must recognise its own earlier success.
+The batch writer is exact: no two items of a batch have a key in common; an item whose row somebody else holds
+goes into a later batch; a row that Postgres refuses is found by bisection and fails only its own waiter; a
+connection lost at COMMIT means *not known*, and the batch is written again, so a write must recognise its own
+earlier success.
 """
 
 from __future__ import annotations
@@ -72,24 +73,31 @@ class DatabaseAway(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 class Again:
-    """Returned by a write for an item that could not be tried: somebody else holds its row. It goes into a later batch."""
+    """Returned by a write for an item that could not be tried: somebody else holds its row.
+
+    It goes into a later batch.
+    """
 
 
 AGAIN: Final = Again()
 
 
 def is_away(error: BaseException) -> bool:
-    """Say whether an error means that Postgres is out of reach or out of order, rather than that it refused a row."""
+    """Say whether an error means that Postgres is out of reach or out of order, rather than that it refused a
+    row.
+    """
     return isinstance(error, DatabaseAway | OSError | TimeoutError) or about_server(error)
 
 
 class Database:
-    """An engine with a small pool, for one event loop; a process has one for each kind of work that must not wait for another.
+    """An engine with a small pool, for one event loop; a process has one for each kind of work that must not
+    wait for another.
 
-    `statement_timeout` is in milliseconds: Postgres itself ends a statement that takes longer, and the caller is told so. `timeout` is
-    in seconds, and counted here: a statement without an answer by then loses its connection, and with it go all that are as old. Give
-    a `timeout` below `statement_timeout` only where statements are short and may be repeated. `writes`: whether only a server that
-    takes writes is good enough; the URL's own `target_session_attrs` goes before it.
+    `statement_timeout` is in milliseconds: Postgres itself ends a statement that takes longer, and the caller
+    is told so. `timeout` is in seconds, and counted here: a statement without an answer by then loses its
+    connection, and with it go all that are as old. Give a `timeout` below `statement_timeout` only where
+    statements are short and may be repeated. `writes`: whether only a server that takes writes is good
+    enough; the URL's own `target_session_attrs` goes before it.
     """
 
     def __init__(
@@ -120,7 +128,8 @@ class Database:
             pool_timeout=pool_timeout,
             # A failed statement is logged by name; its parameters are people's data.
             hide_parameters=True,
-            # A lone statement is a transaction of its own: Postgres opens and commits it, one round trip instead of three.
+            # A lone statement is a transaction of its own: Postgres opens and commits it, one round trip
+            # instead of three.
             isolation_level="AUTOCOMMIT",
             use_native_hstore=False,
         )
@@ -143,15 +152,16 @@ class Database:
         for connection in tuple(self._server.waiting):
             connection.cut()
         await self._engine.dispose()
-        # The pool closes what it has. A connection that a transaction still has between two statements would go back to a pool that
-        # is no more.
+        # The pool closes what it has. A connection that a transaction still has between two statements would
+        # go back to a pool that is no more.
         self._server.finish()
 
     @asynccontextmanager
     async def transaction(self, *, timeout: float | None = None) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that is committed at the end of the block, or rolled back by an error in it.
 
-        `timeout`: seconds for each of its statements, where they may take longer than those of this database otherwise do.
+        `timeout`: seconds for each of its statements, where they may take longer than those of this database
+        otherwise do.
         """
         async with self._begun.connect() as connection:
             driver = _driver(connection)
@@ -171,11 +181,15 @@ class Database:
                 yield connection
 
     async def write(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
-        """Run one writing statement, which is a transaction of its own; return its rows once it is committed."""
+        """Run one writing statement, which is a transaction of its own; return its rows once it
+        is committed.
+        """
         return await self._alone(statement, parameters)
 
     async def knock(self) -> None:
-        """Open a connection beside the pool and close it again: those of the pool may go on where no other one is let in."""
+        """Open a connection beside the pool and close it again: those of the pool may go on where no other
+        one is let in.
+        """
         try:
             connection = await self._server.connect()
         except psycopg.Error as error:
@@ -183,7 +197,9 @@ class Database:
         await connection.close()
 
     async def maintain(self, statement: str) -> None:
-        """Run a statement that takes its time and stands in no transaction, such as VACUUM, on a connection of its own."""
+        """Run a statement that takes its time and stands in no transaction, such as VACUUM, on a connection
+        of its own.
+        """
         connection = None
         try:
             connection = await self._server.connect(statement_timeout=0, timeout=_MAINTENANCE)
@@ -197,7 +213,9 @@ class Database:
     async def read(
         self, statement: Executable, parameters: Mapping[str, object] | None = None
     ) -> Sequence[Row[Any]]:
-        """Run one reading statement; once more where the pooled connection turns out to be dead (Postgres was restarted)."""
+        """Run one reading statement; once more where the pooled connection turns out to be dead (Postgres was
+        restarted).
+        """
         try:
             return await self._alone(statement, parameters or {})
         except DBAPIError as error:
@@ -215,7 +233,8 @@ async def run(
 ) -> Sequence[Row[Any]]:
     """Run a statement, in the transaction that the connection is in; return its rows.
 
-    One that is text already goes to the driver as it is, for a third of the time that compiling and results cost.
+    One that is text already goes to the driver as it is, for a third of the time that compiling and results
+    cost.
     """
     if not isinstance(statement, TextClause):
         result = await connection.execute(statement, parameters)
@@ -288,7 +307,9 @@ class _Waiting(Generic[T, R]):
 
 @dataclass(frozen=True, slots=True)
 class Writes:
-    """How a writer fares: seconds since it last wrote while something waits (0 if nothing does), and the SQLSTATE that it failed with."""
+    """How a writer fares: seconds since it last wrote while something waits (0 if nothing does), and the
+    SQLSTATE that it failed with.
+    """
 
     name: str
     stalled: float
@@ -300,8 +321,9 @@ class Writes:
 class Batch(Generic[T, R]):
     """Gathers items and writes them together; each `put` waits for the fate of its own item.
 
-    `write` takes a list of items, no two of which share any of their `keys`, and returns one result for each, in order, or `AGAIN`. It
-    must be safe to repeat: after a lost connection the same list is written again, and what had landed must be reported as landed.
+    `write` takes a list of items, no two of which share any of their `keys`, and returns one result for each,
+    in order, or `AGAIN`. It must be safe to repeat: after a lost connection the same list is written again,
+    and what had landed must be reported as landed.
     """
 
     def __init__(
@@ -343,8 +365,8 @@ class Batch(Generic[T, R]):
     async def put(self, item: T) -> R:
         """Write `item` with whatever else has gathered and return its result.
 
-        Raises `Unwritten` if Postgres refuses this item, `DatabaseAway` if its fate is not known within the patience: Postgres
-        is out of reach, hangs in the middle of a write, or somebody else holds the row.
+        Raises `Unwritten` if Postgres refuses this item, `DatabaseAway` if its fate is not known within the
+        patience: Postgres is out of reach, hangs in the middle of a write, or somebody else holds the row.
         """
         loop = asyncio.get_running_loop()
         async with self._room:
@@ -368,7 +390,9 @@ class Batch(Generic[T, R]):
         )
 
     async def close(self, *, within: float = _CLOSING) -> None:
-        """Write what is queued, for so many seconds at most, then stop; what is left fails with `DatabaseAway`."""
+        """Write what is queued, for so many seconds at most, then stop; what is left fails with
+        `DatabaseAway`.
+        """
         end = time.monotonic() + within
         try:
             while (self._queue or self._writing) and time.monotonic() < end:  # noqa: ASYNC110 - once in the life of a process
@@ -396,8 +420,8 @@ class Batch(Generic[T, R]):
                     if not progress:
                         await asyncio.sleep(random.uniform(0.002, 0.02))  # noqa: S311 - jitter
                     elif self._queue:
-                        # A burst: a batch costs far more than another row in it, so let some gather. Whoever comes alone, or one
-                        # after the other, never waits.
+                        # A burst: a batch costs far more than another row in it, so let some gather. Whoever
+                        # comes alone, or one after the other, never waits.
                         await asyncio.sleep(min((time.monotonic() - begun) * _REST, _LONGEST_REST))
             finally:
                 self._writing = False

@@ -1,8 +1,10 @@
-"""What is to be sent to endpoints: streams that are due, taken in lists and written in lists, and every attempt.
+"""What is to be sent to endpoints: streams that are due, taken in lists and written in lists, and every
+attempt.
 
-Only the lowest unsent event of a checkout is ever due, and the deliverer that takes it holds the stream until its lease ends. A holder that dies
-leaves nothing behind: the stream is due again then, and the same event is sent with the same id. The sequencer opens and extends
-streams in the transaction that gives positions (`store.events`); a stream of which everything is sent is deleted.
+Only the lowest unsent event of a checkout is ever due, and the deliverer that takes it holds the stream until
+its lease ends. A holder that dies leaves nothing behind: the stream is due again then, and the same event is
+sent with the same id. The sequencer opens and extends streams in the transaction that gives positions
+(`store.events`); a stream of which everything is sent is deleted.
 """
 
 from __future__ import annotations
@@ -78,7 +80,8 @@ _TAKE_TESTS = text(f"""
          WHERE s.purpose = 'test' AND s.due_at <= (SELECT clock()) ORDER BY s.due_at LIMIT :most FOR UPDATE SKIP LOCKED
     ), {_TAKEN}
 """)  # noqa: S608 - made of our own constants
-# In the order in which the sequencer extends them. Rows are looked up one by one, or named by their places: a join might read the whole table.
+# In the order in which the sequencer extends them. Rows are looked up one by one, or named by their places: a
+# join might read the whole table.
 _LOCK = text("""
     SELECT count(*) FROM unnest(CAST(:endpoints AS uuid[]), CAST(:checkouts AS uuid[]), CAST(:purposes AS text[]))
            AS r(endpoint_id, checkout_id, purpose)
@@ -130,7 +133,8 @@ _RETRY_NOW = text("""
     UPDATE delivery_streams SET due_at = clock(), failing_since = CASE WHEN :anew THEN NULL ELSE failing_since END
      WHERE endpoint_id = :id AND due_at > clock() AND lease IS NULL AND purpose <> 'test'
 """)
-# Those that wait are found by their own index, which is short; an endpoint of which much waits is not looked through.
+# Those that wait are found by their own index, which is short; an endpoint of which much waits is not looked
+# through.
 _TEST = text(f"""
     WITH waiting AS MATERIALIZED (
         SELECT endpoint_id FROM delivery_streams WHERE purpose = 'test' ORDER BY due_at LIMIT 1000
@@ -252,7 +256,7 @@ class TooManyTests(OrchestratorError):  # noqa: N818 - named for the fact
         super().__init__(f"{TESTS_WAITING} test events wait to be sent: see what comes of them first")
 
 
-# ── Taken and written by deliverers ─────────────────────────────────────────────────────────────────────────────────────
+# ── Taken and written by deliverers ───────────────────────────────────────────────────────────────────────
 
 
 async def take(
@@ -260,7 +264,8 @@ async def take(
 ) -> list[Due]:
     """Take streams that are due, of each endpoint at most so many, those first that have been due longest.
 
-    Nothing of one that is paused, or whose circuit is open, unless it is among `probes`. Each is held for so many seconds.
+    Nothing of one that is paused, or whose circuit is open, unless it is among `probes`. Each is held for so
+    many seconds.
     """
     lease = uuid4()
     asked = {
@@ -309,7 +314,8 @@ def _due(row: Row[Any], lease: UUID) -> Due:
 
 
 async def write(db: Database, results: list[Written]) -> list[bool]:
-    """Write what became of streams, no two of which are the same; return of each whether something of it is still to be sent.
+    """Write what became of streams, no two of which are the same; return of each whether something of it is
+    still to be sent.
 
     Nothing is written of a stream whose lease is another's by now.
     """
@@ -328,16 +334,21 @@ async def write(db: Database, results: list[Written]) -> list[bool]:
 
 
 async def retry_now(tx: AsyncConnection, endpoint: UUID, *, anew: bool) -> None:
-    """Have everything that failed at an endpoint tried again; `anew`: how long it has failed does not count any more."""
+    """Have everything that failed at an endpoint tried again; `anew`: how long it has failed does not count
+    any more.
+    """
     await run(tx, _LOCK_FAILED, {"id": endpoint})
     await run(tx, _RETRY_NOW, {"id": endpoint, "anew": anew})
 
 
-# ── Asked for by merchants ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── Asked for by merchants ────────────────────────────────────────────────────────────────────────────────
 
 
 async def test(db: Database, endpoint: UUID) -> UUID:
-    """Have a test event sent to an endpoint; return the id that stands for its checkout. `TooManyTests` if as many wait as may."""
+    """Have a test event sent to an endpoint; return the id that stands for its checkout.
+
+    `TooManyTests` if as many wait as may.
+    """
     made = uuid7()
     async with db.transaction() as tx:
         if not await run(tx, _TEST, {"endpoint_id": endpoint, "checkout_id": made}):
@@ -358,24 +369,45 @@ async def attempts(
 ) -> list[AttemptRow]:
     """Return attempts to reach an endpoint, the youngest first; an answer whose key was destroyed is None.
 
-    For some of them only it looks at `SCANNED_AT_ONCE` attempts at the most, so there may be more than it returns: see `scanned_to`.
+    For some of them only it looks at `SCANNED_AT_ONCE` attempts at the most, so there may be more than it
+    returns: see `scanned_to`.
     """
     scanned = limit if checkout is None and failed is None else SCANNED_AT_ONCE
     asked = {
-        "endpoint_id": endpoint, "before": before, "checkout_id": checkout, "failed": failed, "most": limit, "scanned": scanned,
-    }  # fmt: skip
+        "endpoint_id": endpoint,
+        "before": before,
+        "checkout_id": checkout,
+        "failed": failed,
+        "most": limit,
+        "scanned": scanned,
+    }
     return [
         AttemptRow(
-            id=row.id, checkout_id=row.checkout_id, sequence=row.sequence, kind=row.kind, purpose=row.purpose, number=row.number,
-            at=row.at, outcome=row.outcome, status=row.status, milliseconds=row.milliseconds, result=row.result,
-            answer=None if row.answer is None else opened(encryptor, row.checkout_id, row.purpose, data_key=row.data_key, answer=bytes(row.answer)),
+            id=row.id,
+            checkout_id=row.checkout_id,
+            sequence=row.sequence,
+            kind=row.kind,
+            purpose=row.purpose,
+            number=row.number,
+            at=row.at,
+            outcome=row.outcome,
+            status=row.status,
+            milliseconds=row.milliseconds,
+            result=row.result,
+            answer=None
+            if row.answer is None
+            else opened(
+                encryptor, row.checkout_id, row.purpose, data_key=row.data_key, answer=bytes(row.answer)
+            ),
         )
         for row in await db.read(_ATTEMPTS, asked)
-    ]  # fmt: skip
+    ]
 
 
 async def scanned_to(db: Database, endpoint: UUID, *, before: UUID | None) -> UUID | None:
-    """Return the last attempt that `attempts` looks at for some of them only; None if it looks at all there are."""
+    """Return the last attempt that `attempts` looks at for some of them only; None if it looks at all there
+    are.
+    """
     asked = {"endpoint_id": endpoint, "before": before, "scanned": SCANNED_AT_ONCE}
     rows = await db.read(_SCANNED_TO, asked)
     return rows[0].id if rows else None
@@ -385,7 +417,9 @@ ANSWER: Final = "webhook-answer"
 
 
 def sealed(encryptor: Encryptor, due: Due, answer: bytes) -> str | None:
-    """Encrypt an answer for its row, under the data key of its checkout; None where that was destroyed, or there is no answer."""
+    """Encrypt an answer for its row, under the data key of its checkout; None where that was destroyed, or
+    there is no answer.
+    """
     if not answer:
         return None
     if due.purpose == "test":
@@ -410,7 +444,7 @@ def opened(
         return None
 
 
-# ── Kept and forgotten ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Kept and forgotten ────────────────────────────────────────────────────────────────────────────────────
 
 
 async def forget(db: Database, *, older_than: float) -> int:

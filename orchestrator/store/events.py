@@ -1,9 +1,10 @@
 """The feed of events: positions given after the commit, pages read by position, and what is no longer kept.
 
-An event is written without a position, in its move's own transaction, and transactions do not commit in the order in which they began.
-So one sequencer at a time, under an advisory lock, numbers what is committed: contiguously for each merchant, and for each checkout in
-the order of its sequence. A client that reads on after a position therefore sees each event once and skips none. Retention removes a
-feed's beginning only, and notes up to where.
+An event is written without a position, in its move's own transaction, and transactions do not commit in the
+order in which they began. So one sequencer at a time, under an advisory lock, numbers what is committed:
+contiguously for each merchant, and for each checkout in the order of its sequence. A client that reads on
+after a position therefore sees each event once and skips none. Retention removes a feed's beginning only, and
+notes up to where.
 """
 
 from __future__ import annotations
@@ -32,15 +33,18 @@ FORGOTTEN_AT_ONCE: Final = 2000
 SCANNED_AT_ONCE: Final = 5000
 """Positions that one statement looks at for events of some types only."""
 
-# In an order, or the planner may read the whole table for a single row, where its statistics are of a moment at which many waited.
+# In an order, or the planner may read the whole table for a single row, where its statistics are of a moment
+# at which many waited.
 _WAITING = text("""
     SELECT (SELECT created_at FROM events WHERE position IS NULL ORDER BY created_at LIMIT 1) IS NOT NULL AS waiting
 """)
-# The lock has a statement of its own: what is read beside a lock is as old as its statement, and would be numbered twice.
+# The lock has a statement of its own: what is read beside a lock is as old as its statement, and would be
+# numbered twice.
 _TURN = text("SELECT pg_try_advisory_xact_lock(hashtext('orchestrator.events')) AS ours")
-# All events of a checkout that wait are taken along, so that none is numbered after a later one of its own, also where clocks went back.
-# Rows are named by arrays: of a join alone the planner may expect so many rows that it reads the whole table. Those beside the oldest are
-# asked for in words in which it does not recognise the index of all that wait, which is long while much does.
+# All events of a checkout that wait are taken along, so that none is numbered after a later one of its own,
+# also where clocks went back. Rows are named by arrays: of a join alone the planner may expect so many rows
+# that it reads the whole table. Those beside the oldest are asked for in words in which it does not recognise
+# the index of all that wait, which is long while much does.
 _PLACE = text("""
     WITH oldest AS MATERIALIZED (
         SELECT checkout_id FROM events WHERE position IS NULL ORDER BY created_at LIMIT :most
@@ -109,7 +113,8 @@ _FEED = text("SELECT last_position, kept_after FROM event_feeds WHERE merchant_i
 _COLUMNS: Final = (
     "e.checkout_id, e.sequence, e.merchant_id, e.kind, e.payload, e.correlation_id, e.created_at, e.position"
 )
-# Positions have no gaps, so a stretch of positions is a bound of the work, however rare what is looked for is.
+# Positions have no gaps, so a stretch of positions is a bound of the work, however rare what is looked for
+# is.
 _STRETCH = text(f"""
     SELECT {_COLUMNS} FROM events e
      WHERE e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until
@@ -140,7 +145,9 @@ _SINCE = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """How far a merchant's feed goes: the last position, and the last one that is not kept any more; 0 where there is none."""
+    """How far a merchant's feed goes: the last position, and the last one that is not kept any more; 0 where
+    there is none.
+    """
 
     last: int = 0
     kept_after: int = 0
@@ -188,7 +195,9 @@ async def waiting(db: Database) -> bool:
 
 
 async def place(db: Database, *, most: int = PLACED_AT_ONCE) -> int | None:
-    """Give events that are committed their positions, and have them sent to the endpoints that want them; return how many, or None where another process does so at this moment."""
+    """Give events that are committed their positions, and have them sent to the endpoints that want them;
+    return how many, or None where another process does so at this moment.
+    """
     async with db.transaction() as tx:
         (turn,) = await run(tx, _TURN, {})
         if not turn.ours:
@@ -201,7 +210,9 @@ async def place(db: Database, *, most: int = PLACED_AT_ONCE) -> int | None:
 
 
 async def forget(db: Database, *, older_than: float, most: int = FORGOTTEN_AT_ONCE) -> int | None:
-    """Delete the beginning of each feed that is older than so many seconds; return how many events went, or None as `place` does."""
+    """Delete the beginning of each feed that is older than so many seconds; return how many events went, or
+    None as `place` does.
+    """
     async with db.transaction() as tx:
         (turn,) = await run(tx, _TURN, {})
         if not turn.ours:
@@ -240,9 +251,11 @@ async def page(
     kinds: Collection[str] | None = None,
     checkout: UUID | None = None,
 ) -> Page:
-    """Return a merchant's events after one position and up to another, at most `limit`, of some types or of one checkout only.
+    """Return a merchant's events after one position and up to another, at most `limit`, of some types or of
+    one checkout only.
 
-    With types it looks at `SCANNED_AT_ONCE` positions at the most, so a page may be empty and end before `until`.
+    With types it looks at `SCANNED_AT_ONCE` positions at the most, so a page may be empty and end before
+    `until`.
     """
     asked = {
         "merchant_id": merchant_id,

@@ -1,10 +1,13 @@
-"""Whose money it is: a merchant's gateway account, callback secrets and policies, from its row or from the settings.
+"""Whose money it is: a merchant's gateway account, callback secrets and policies, from its row or from the
+settings.
 
-The merchant `default` exists from the first migration on, and whatever its row leaves empty comes from the settings. Secrets
-are sealed in the row under the installation's secret keys. A row alone sends no password anywhere: a password opens only together
-with the URLs and the user name that it was given with, the password of the settings goes only where the settings say, and policies that
-move money count only with a MAC under our key. A merchant whose row does not hold is not served. Rows are read again after half a minute, by one reader for all who
-wait; while Postgres is away, what was read before goes on being served. `known` asks nobody at all.
+The merchant `default` exists from the first migration on, and whatever its row leaves empty comes from the
+settings. Secrets are sealed in the row under the installation's secret keys. A row alone sends no password
+anywhere: a password opens only together with the URLs and the user name that it was given with, the password
+of the settings goes only where the settings say, and policies that move money count only with a MAC under our
+key. A merchant whose row does not hold is not served. Rows are read again after half a minute, by one reader
+for all who wait; while Postgres is away, what was read before goes on being served. `known` asks nobody at
+all.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 _FRESH: Final = 30.0
-# Somebody who is not among the known may have been added a moment ago, and Postgres may be back a moment after it failed.
+# Somebody who is not among the known may have been added a moment ago, and Postgres may be back a moment
+# after it failed.
 _MOMENT: Final = 1.0
 _WATCHED: Final = 15.0
 _STALE: Final = 60.0
@@ -66,7 +70,8 @@ _SET_POLICIES = text("""
 """)
 
 UnexpectedPaymentPolicy = Literal["ask", "keep", "return"]
-"""What becomes of money without an order to pay: a person decides; it completes the checkout; it is given back."""
+"""What becomes of money without an order to pay: a person decides; it completes the checkout; it is given
+back."""
 Capture = Literal["manual", "automatic"]
 Surcharge = Literal["ask", "keep"]
 MAX_LOOKUPS_PER_MINUTE: Final = 100_000
@@ -96,7 +101,9 @@ class GatewayNotAllowed(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 class MerchantRejected(OrchestratorError):  # noqa: N818 - named for the fact
-    """A value that a merchant cannot have; the sentence names the field and says what it takes, and never repeats a secret."""
+    """A value that a merchant cannot have; the sentence names the field and says what it takes, and never
+    repeats a secret.
+    """
 
     def __init__(self, field_name: str, problem: str) -> None:
         super().__init__(f"{field_name} {problem}")
@@ -111,10 +118,11 @@ class PolicyRejected(OrchestratorError):  # noqa: N818 - named for the fact
 class Policies:
     """What a merchant wants done without being asked.
 
-    `late`: money for a checkout that had ended. `surplus`: a second payment for one order. `unknown_order`: a payment for an order
-    number that nobody asked for. `capture`: whether we capture what is reserved, where the checkout's intent does not say.
-    `surcharge`: a payment of the order's amount and a surcharge that the gateway added: a person decides, or it pays the order.
-    `lookups_per_minute`: lookups at the gateway that no shopper waits for, at most (see `processing.lookup_budget`).
+    `late`: money for a checkout that had ended. `surplus`: a second payment for one order. `unknown_order`: a
+    payment for an order number that nobody asked for. `capture`: whether we capture what is reserved, where
+    the checkout's intent does not say. `surcharge`: a payment of the order's amount and a surcharge that the
+    gateway added: a person decides, or it pays the order. `lookups_per_minute`: lookups at the gateway that
+    no shopper waits for, at most (see `processing.lookup_budget`).
     """
 
     late: UnexpectedPaymentPolicy = "ask"
@@ -134,11 +142,14 @@ BOUND: Final = ("late", "surplus", "unknown_order", "capture", "surcharge")
 """Policies that decide on money, with those of later versions; they count only under our MAC."""
 POLICIES: Final = tuple(one.name for one in fields(Policies))
 RENAMED: Final = {"looks_per_minute": "lookups_per_minute"}
-"""Earlier names of policies, which are refused with the present one. Migration 0011 renames what is stored."""
+"""Earlier names of policies, which are refused with the present one. Migration 0011 renames what is stored.
+"""
 
 
 def policy(name: str, value: object) -> str | int:
-    """Return the value of a policy as it is stored, from text or from the row; `PolicyRejected` says what it takes."""
+    """Return the value of a policy as it is stored, from text or from the row; `PolicyRejected` says what it
+    takes.
+    """
     if name in RENAMED:
         raise PolicyRejected(f"the policy {name} is now called {RENAMED[name]}")
     if name not in POLICIES:
@@ -161,8 +172,8 @@ def policy(name: str, value: object) -> str | int:
 def _gateway_url(field_name: str, url: str, settings: Settings) -> str:
     """Return the base URL of a merchant's gateway.
 
-    HTTPS and a public host, unless the installation's own GATEWAY_URL is without them too: then it works with a sandbox, or behind
-    a network of its own, and a private host may be called, over http:// as well.
+    HTTPS and a public host, unless the installation's own GATEWAY_URL is without them too: then it works with
+    a sandbox, or behind a network of its own, and a private host may be called, over http:// as well.
     """
     try:
         checked = http_url(url)
@@ -213,7 +224,10 @@ def _secrets(secrets: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _policies(merchant: str, stored: Mapping[str, object]) -> Policies:
-    """Read the policies of a row. What is not known, or says nothing known, counts as not set: the cautious defaults stand."""
+    """Read the policies of a row.
+
+    What is not known, or says nothing known, counts as not set: the cautious defaults stand.
+    """
     read: dict[str, Any] = {}
     for name, value in stored.items() if isinstance(stored, dict) else ():
         try:
@@ -230,7 +244,9 @@ POLICIES_PURPOSE: Final = "merchant-policies"
 def password_purpose(
     name: str, gateway_url: str | None, merchant_api_url: str | None, username: str | None
 ) -> str:
-    """Return what a merchant's password is bound to: it opens only for the same merchant, URLs and user name."""
+    """Return what a merchant's password is bound to: it opens only for the same merchant, URLs
+    and user name.
+    """
     bound = msgspec.json.encode([name, gateway_url, merchant_api_url, username]).decode()
     return f"merchant-password/{bound}"
 
@@ -296,7 +312,10 @@ class Merchants:
         ]
 
     def known(self, merchant_id: int) -> Merchant | None:
-        """Return a merchant as it was when it was last read; None if that was more than a minute ago. Asks nobody."""
+        """Return a merchant as it was when it was last read; None if that was more than a minute ago.
+
+        Asks nobody.
+        """
         if time.monotonic() - self._read_at > _STALE:
             return None
         return self._by_id.get(merchant_id)
@@ -311,12 +330,19 @@ class Merchants:
             await asyncio.sleep(_WATCHED)
 
     async def add(
-        self, name: str, *, gateway_url: str, merchant_api_url: str | None, username: str, password: str,
+        self,
+        name: str,
+        *,
+        gateway_url: str,
+        merchant_api_url: str | None,
+        username: str,
+        password: str,
         callback_secrets: tuple[str, ...],
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Add a merchant with a gateway account of its own; False if the name is taken.
 
-        `MerchantRejected` if a value is wrong, `GatewayNotAllowed` if the installation names its gateways and not this one.
+        `MerchantRejected` if a value is wrong, `GatewayNotAllowed` if the installation names its gateways and
+        not this one.
         """
         if not NAME.fullmatch(name):
             raise MerchantRejected(
@@ -334,10 +360,13 @@ class Merchants:
                 raise GatewayNotAllowed(url)
         purpose = password_purpose(name, gateway_url, merchant_api_url, username)
         row = {
-            "name": name, "gateway_url": gateway_url, "merchant_api_url": merchant_api_url, "username": username,
+            "name": name,
+            "gateway_url": gateway_url,
+            "merchant_api_url": merchant_api_url,
+            "username": username,
             "password": self._encryptor.encrypt(password.encode(), purpose=purpose),
             "callback_secrets": self._encrypted_secrets(name, _secrets(callback_secrets)),
-        }  # fmt: skip
+        }
         added = bool(await self._db.write(_ADD, row))
         self._read_at = float("-inf")
         return added
@@ -349,8 +378,8 @@ class Merchants:
     async def set_password(self, name: str, password: str) -> bool:
         """Give a merchant's API user another password, for the URLs and user name of its row.
 
-        False if there is none of this name, `MerchantRejected` if the password is wrong. The caller must have seen the URLs: the
-        password is sent there from now on.
+        False if there is none of this name, `MerchantRejected` if the password is wrong. The caller must have
+        seen the URLs: the password is sent there from now on.
         """
         password = _password(password)
         async with self._db.transaction() as tx:
@@ -364,14 +393,18 @@ class Merchants:
     async def set_secrets(self, name: str, secrets: tuple[str, ...]) -> bool:
         """Set a merchant's callback secrets, newest first; none: callbacks are not checked.
 
-        False if there is no such merchant, `MerchantRejected` if one of them is too short or holds a control character.
+        False if there is no such merchant, `MerchantRejected` if one of them is too short or holds a control
+        character.
         """
         return await self._change(
             _SET_SECRETS, {"name": name, "secrets": self._encrypted_secrets(name, _secrets(secrets))}
         )
 
     async def set_policies(self, name: str, changes: Mapping[str, object]) -> bool:
-        """Change some policies; `PolicyRejected` for what is none, and then nothing is changed. False if there is no such merchant."""
+        """Change some policies; `PolicyRejected` for what is none, and then nothing is changed.
+
+        False if there is no such merchant.
+        """
         checked = {key: policy(key, value) for key, value in changes.items()}
         async with self._db.transaction() as tx:
             found = await run(tx, _LOCK, {"name": name})

@@ -1,6 +1,7 @@
 """Notifications of Postgres: what makes a process look at once for work that its next look would find anyway.
 
-None may be relied on: a lost one costs delay only. Behind a pooler in transaction mode nothing is heard, and that is said.
+None may be relied on: a lost one costs delay only. Behind a pooler in transaction mode nothing is heard, and
+that is said.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 DELIVERIES: Final = "orchestrator_deliveries"
-"""Endpoints for which events came, as ids with a blank between; `*`: an endpoint has changed; nothing: look at all."""
+"""Endpoints for which events came, as ids with a blank between; `*`: an endpoint has changed; nothing: look
+at all."""
 LONGEST: Final = 7000
 """Bytes of a notification."""
 NOTIFY = text("SELECT pg_notify(:channel, :said)")

@@ -1,6 +1,9 @@
-"""What is read of a checkout: API, explanations and command line show it from these statements. Nothing is written here.
+"""What is read of a checkout: API, explanations and command line show it from these statements.
 
-Nothing of the customer and no secret is in a record. Whoever shows more, such as the session, adds columns to `statement`.
+Nothing is written here.
+
+Nothing of the customer and no secret is in a record. Whoever shows more, such as the session, adds columns to
+`statement`.
 """
 
 from __future__ import annotations
@@ -85,7 +88,10 @@ class CheckoutSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutRecord(CheckoutSummary):
-    """One checkout at one moment (`now`), with all that belongs to it. `leased_until` is set while a worker holds it."""
+    """One checkout at one moment (`now`), with all that belongs to it.
+
+    `leased_until` is set while a worker holds it.
+    """
 
     merchant: str
     now: datetime
@@ -111,13 +117,20 @@ _READ_ARCHIVED: Final = msgspec.json.Decoder(tuple[Archived, ...])
 
 
 def statement(*more: str, joined: str = "") -> TextClause:
-    """Return the statement for one checkout `c` by :id, of the merchant :merchant_id (null: of any); `more` are further columns."""
+    """Return the statement for one checkout `c` by :id, of the merchant :merchant_id (null: of any); `more`
+    are further columns.
+    """
     shown = [
-        columns.listed(_LISTED, "c"), "m.name AS merchant", "clock() AS now",
+        columns.listed(_LISTED, "c"),
+        "m.name AS merchant",
+        "clock() AS now",
         "CASE WHEN c.leased_until > clock() THEN c.leased_until END AS leased_until",
-        f"{columns.payments_of('c.id')} AS payments", f"{columns.operations_of('c.id')} AS operations",
-        f"{columns.commands_of('c.id', _LAST)} AS commands", f"{_ARCHIVED} AS archived", *more,
-    ]  # fmt: skip
+        f"{columns.payments_of('c.id')} AS payments",
+        f"{columns.operations_of('c.id')} AS operations",
+        f"{columns.commands_of('c.id', _LAST)} AS commands",
+        f"{_ARCHIVED} AS archived",
+        *more,
+    ]
     return text(f"""
         SELECT {", ".join(shown)} FROM checkouts c JOIN merchants m ON m.id = c.merchant_id {joined}
          WHERE c.id = :id AND c.merchant_id = coalesce(CAST(:merchant_id AS int), c.merchant_id)
@@ -151,7 +164,7 @@ async def checkout(db: Database, checkout_id: UUID) -> CheckoutRecord | None:
     return CheckoutRecord(**values(rows[0])) if rows else None
 
 
-# ── The trail ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The trail ─────────────────────────────────────────────────────────────────────────────────────────────
 
 _TRAIL: Final = text(f"""
     WITH c AS MATERIALIZED (
@@ -174,7 +187,8 @@ async def trail(
     after: int = 0,
     most: int | None = None,
 ) -> tuple[list[Row[Any]], tuple[Archived, ...]] | None:
-    """Return the entries after a number, the oldest first (`sequence`, `entry`, `key_id`, `mac`), and the archives that have others.
+    """Return the entries after a number, the oldest first (`sequence`, `entry`, `key_id`, `mac`), and the
+    archives that have others.
 
     None if there is no such checkout, or it is not this merchant's (None: of any).
     """
@@ -189,7 +203,7 @@ def _archived(told: str | None) -> tuple[Archived, ...]:
     return () if told is None else _READ_ARCHIVED.decode(told)
 
 
-# ── Lists ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Lists ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 _c, _p = _checkouts.c, _payments.c
 # Payments have no index by order number; their checkouts have, and payments of no checkout are few.
@@ -224,7 +238,8 @@ async def checkouts(
         if not among:
             return []
     if isinstance(waiting, AttentionCode):
-        # With the words of the partial index beside it: through a parameter the planner does not recognise it.
+        # With the words of the partial index beside it: through a parameter the planner does not recognise
+        # it.
         wanted = wanted.where(_c.attention.is_not(None), _c.attention == waiting)
     elif waiting is not None:
         wanted = wanted.where(_c.attention.is_not(None) if waiting else _c.attention.is_(None))
@@ -240,7 +255,9 @@ async def checkouts(
 
 
 def _states_of(statuses: frozenset[PaymentStatus]) -> frozenset[State]:
-    """Return the states that a checkout of one of these statuses can have: with them a part that cannot match is not read."""
+    """Return the states that a checkout of one of these statuses can have: with them a part that cannot match
+    is not read.
+    """
     paid = frozenset({State.COMPLETED})
     if PaymentStatus.UNPAID not in statuses:
         return paid
@@ -248,7 +265,9 @@ def _states_of(statuses: frozenset[PaymentStatus]) -> frozenset[State]:
 
 
 def _by_index(wanted: Select[Any], order_ref: str | None, states: frozenset[State]) -> list[Select[Any]]:
-    """Return what is wanted in parts, each in the very words of a partial index: through parameters the planner sees none."""
+    """Return what is wanted in parts, each in the very words of a partial index: through parameters the
+    planner sees none.
+    """
     if order_ref is not None:
         mine = wanted.where(_c.order_ref == order_ref)
         if states:
@@ -273,7 +292,10 @@ async def payments(
     before: tuple[datetime, str] | None = None,
     limit: int,
 ) -> Sequence[Row[Any]]:
-    """Return the rows of payments, the youngest first: of a merchant, or of all. `before` is when one was first seen, and its id."""
+    """Return the rows of payments, the youngest first: of a merchant, or of all.
+
+    `before` is when one was first seen, and its id.
+    """
     wanted = select(_payments)
     if merchant_id is not None:
         wanted = wanted.where(_p.merchant_id == merchant_id)

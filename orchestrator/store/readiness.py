@@ -1,7 +1,8 @@
 """What tells whether an installation does its work: by what was written, not by what can be read.
 
-A read-only server, a full disk and a stopped worker all answer questions. So a probe writes, writers tell since when they could not,
-and workers tell in their heartbeats what they have written and taken up. Readiness and `doctor` say the same, in the same sentences.
+A read-only server, a full disk and a stopped worker all answer questions. So a probe writes, writers tell
+since when they could not, and workers tell in their heartbeats what they have written and taken up. Readiness
+and `doctor` say the same, in the same sentences.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 SEEN_WITHIN: Final = 20.0
 """Seconds since the last heartbeat after which a process counts as away; processes give one every five."""
 TOLD_WITHIN: Final = 8.0
-"""Seconds since a heartbeat after which what a process said in it to be wrong is told no more: it may have ended."""
+"""Seconds since a heartbeat after which what a process said in it to be wrong is told no more: it may have
+ended."""
 STALLED_AFTER: Final = 10.0
 """Seconds without a commit, while something waits to be written, after which a writer counts as stalled."""
 IDLE_AFTER: Final = 30.0
-"""Seconds in which a worker's dispatcher has taken nothing up, while hints wait, after which it counts as stopped."""
+"""Seconds in which a worker's dispatcher has taken nothing up, while hints wait, after which it counts as
+stopped."""
 KNOCK: Final = 1.5
 """Seconds for a new connection."""
 OVERDUE: Final = 120.0
@@ -47,8 +50,8 @@ MISSING: Final[Mapping[str, str]] = {
 }
 """What is said where no process of a kind has given a heartbeat lately."""
 
-# A row is written and committed; and a file, because an update of a row finds room in its page when the disk has none left. The file
-# is a snapshot's, which Postgres removes at the end of the statement.
+# A row is written and committed; and a file, because an update of a row finds room in its page when the disk
+# has none left. The file is a snapshot's, which Postgres removes at the end of the statement.
 _PROBE = text("""
     INSERT INTO workers (name, kind, progress) VALUES (:name, 'probe', jsonb_build_object('snapshot', pg_export_snapshot()))
     ON CONFLICT (name) DO UPDATE SET seen_at = clock(), progress = excluded.progress
@@ -57,8 +60,8 @@ _PROCESSES = text("""
     SELECT name, kind, progress, extract(epoch FROM clock() - seen_at)::float8 AS age FROM workers
      WHERE kind <> 'probe' ORDER BY name
 """)
-# Sweeps move `due_at`, so an old one shows that no sweep runs, and a young one shows nothing. Progress is told by `updated_at`, which moves and
-# postponements set, and nothing else does.
+# Sweeps move `due_at`, so an old one shows that no sweep runs, and a young one shows nothing. Progress is
+# told by `updated_at`, which moves and postponements set, and nothing else does.
 _BACKLOG = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     c AS (
@@ -114,7 +117,9 @@ class Process:
 
     @property
     def troubles(self) -> list[str]:
-        """What the process itself says is wrong with it, a sentence each; nothing where it said so too long ago."""
+        """What the process itself says is wrong with it, a sentence each; nothing where it said so too long
+        ago.
+        """
         if self.age > TOLD_WITHIN:
             return []
         told, found = self.progress, []
@@ -154,7 +159,9 @@ class Backlog:
 
     @property
     def suspicious(self) -> bool:
-        """Whether something waits and nothing has progressed for long; true for a moment after a long quiet time, too."""
+        """Whether something waits and nothing has progressed for long; true for a moment after a long quiet
+        time, too.
+        """
         return self.waiting > 0 and (self.progressed is None or self.progressed > OVERDUE)
 
 
@@ -201,7 +208,8 @@ def troubles(found: Sequence[Process]) -> list[str]:
 
 
 async def refusals(db: Database) -> list[str]:
-    """Return what the database refuses, though its connections work: rights, and new connections; a sentence each.
+    """Return what the database refuses, though its connections work: rights, and new connections; a sentence
+    each.
 
     Not for every second: it connects anew.
     """

@@ -1,7 +1,8 @@
 """Replays: events sent again to an endpoint, with the same ids, in streams of their own.
 
-A stream of a replay is delivered as any other one (`store.deliveries`), beside the stream of what is new. What the latter has still to
-send is no part of a replay: sent beside it, it would overtake the events before it.
+A stream of a replay is delivered as any other one (`store.deliveries`), beside the stream of what is new.
+What the latter has still to send is no part of a replay: sent beside it, it would overtake the events before
+it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ _REPLAYED: Final = """
                due_at = clock(), lease = NULL, attempts = 0, failing_since = NULL
     )"""
 _COUNTED: Final = "(SELECT count(*) FROM (SELECT DISTINCT checkout_id, sequence FROM chosen) c)"
-# An event that the stream itself has still to send is sent by it, at once: sent beside it, it would overtake those before it.
+# An event that the stream itself has still to send is sent by it, at once: sent beside it, it would overtake
+# those before it.
 _REPLAY_ONE = text(f"""
     WITH wanted AS MATERIALIZED (
         SELECT v.checkout_id, v.sequence FROM events v JOIN webhook_endpoints w ON w.id = :endpoint_id AND w.deleted_at IS NULL
@@ -121,7 +123,9 @@ async def of_attempt(db: Database, attempt: UUID, *, merchant_id: int) -> Sent |
 
 
 async def event(db: Database, endpoint: UUID, *, merchant_id: int, checkout: UUID, sequence: int) -> int:
-    """Send one event again, or at once if it is still to be sent; return how many: 0 if the endpoint does not want it, or the feed has it no more."""
+    """Send one event again, or at once if it is still to be sent; return how many: 0 if the endpoint does not
+    want it, or the feed has it no more.
+    """
     asked = {
         "endpoint_id": endpoint,
         "merchant_id": merchant_id,
@@ -132,9 +136,11 @@ async def event(db: Database, endpoint: UUID, *, merchant_id: int, checkout: UUI
 
 
 async def period(db: Database, endpoint: UUID, *, merchant_id: int, since: datetime, before: datetime) -> int:
-    """Send again what was written in a period, as far as the endpoint wants it and the feed still has it; return how many events.
+    """Send again what was written in a period, as far as the endpoint wants it and the feed still has it;
+    return how many events.
 
-    What is still to be sent comes by itself. `PeriodTooLong` if more than `MOST_REPLAYED` events were written in it.
+    What is still to be sent comes by itself. `PeriodTooLong` if more than `MOST_REPLAYED` events were written
+    in it.
     """
     feed = await db.read(_FEED, {"merchant_id": merchant_id})
     kinds = await db.read(_KINDS, {"endpoint_id": endpoint})
@@ -151,9 +157,14 @@ async def period(db: Database, endpoint: UUID, *, merchant_id: int, since: datet
     while after < last:
         until = min(after + REPLAYED_AT_ONCE, last)
         asked = {
-            "endpoint_id": endpoint, "merchant_id": merchant_id, "since": since, "before": before,
-            "kinds": kinds[0].kinds, "after": after, "until": until,
-        }  # fmt: skip
+            "endpoint_id": endpoint,
+            "merchant_id": merchant_id,
+            "since": since,
+            "before": before,
+            "kinds": kinds[0].kinds,
+            "after": after,
+            "until": until,
+        }
         number += await _replay(db, _REPLAY_PERIOD, asked)
         after = until
     return number
@@ -181,7 +192,9 @@ async def _replay(db: Database, statement: Any, asked: Mapping[str, object]) -> 
 async def _until(
     db: Database, merchant_id: int, between: tuple[int, int], *, moment: datetime, seconds: float = 0.0
 ) -> int:
-    """Return a position up to which events were written before a moment, so many seconds later; found by halving."""
+    """Return a position up to which events were written before a moment, so many seconds later; found by
+    halving.
+    """
     low, high = between
     while low < high:
         middle = (low + high) // 2

@@ -1,4 +1,5 @@
-"""Bringing a database to the schema that this code needs, and telling whether it has it, and is the one that is meant.
+"""Bringing a database to the schema that this code needs, and telling whether it has it, and is the one that
+is meant.
 
 A database that cannot be used is one sentence: `NoDatabase`.
 """
@@ -86,9 +87,10 @@ def migrate(
 ) -> None:
     """Bring the database at `url` to revision `to`; two at once wait for each other.
 
-    `keys` are SECRET_KEYS, newest first: some migrations encrypt or sign rows again, and say so where they need them. The role
-    `grant_to` is then granted what the processes need; None: the role `orchestrator_app`, where there is one and the schema is ours.
-    Raises `NoDatabase` behind a pooler, unless the caller says that the URL is `direct`: it leads to a session of its own.
+    `keys` are SECRET_KEYS, newest first: some migrations encrypt or sign rows again, and say so where they
+    need them. The role `grant_to` is then granted what the processes need; None: the role `orchestrator_app`,
+    where there is one and the schema is ours. Raises `NoDatabase` behind a pooler, unless the caller says
+    that the URL is `direct`: it leads to a session of its own.
     """
     config = _config(url)
     config.attributes["secret_keys"] = keys
@@ -104,8 +106,9 @@ def migrate(
     _grant(url, grant_to)
 
 
-# What a table allows the application where that is less than all four. The trail is written and never changed; the rest is kept for
-# ever, or leaves by `orchestrator archive`, which is the owner's; the clock is moved by tests alone.
+# What a table allows the application where that is less than all four. The trail is written and never
+# changed; the rest is kept for ever, or leaves by `orchestrator archive`, which is the owner's; the clock is
+# moved by tests alone.
 _PRIVILEGES: Final = {
     **dict.fromkeys(("alembic_version", "clock_skew", "archives", "archived_heads"), "SELECT"),
     **dict.fromkeys(("audit_entries", "audit_seals"), "SELECT, INSERT"),
@@ -138,14 +141,18 @@ _NEEDED: Final = [
 
 
 async def lacking(db: Database) -> dict[str, str]:
-    """Return by table what the role of this database may not do with it, and the processes do: "INSERT, UPDATE"."""
+    """Return by table what the role of this database may not do with it, and the processes do: "INSERT,
+    UPDATE".
+    """
     names, privileges = zip(*_NEEDED, strict=True)
     rows = await db.read(_LACKING, {"names": list(names), "privileges": list(privileges)})
     return {row.name: row.privileges for row in rows}
 
 
 def _grant(url: str, role: str | None) -> None:
-    """Let a role do what the processes do, and nothing else: what it was granted before on these tables is taken back first."""
+    """Let a role do what the processes do, and nothing else: what it was granted before on these tables is
+    taken back first.
+    """
     engine = create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool)
     with engine.begin() as connection:
         if role is None:
@@ -176,7 +183,9 @@ def connect(url: str) -> psycopg.Connection:
 
 
 def make_roles(url: str, *, owner_password: str, application_password: str) -> None:
-    """Make the two roles as a superuser of the database at `url`, and give the owner what is there (migrations/roles.sql)."""
+    """Make the two roles as a superuser of the database at `url`, and give the owner what is there
+    (migrations/roles.sql).
+    """
     with connect(url) as connection:
         for name, password in (("owner", owner_password), ("application", application_password)):
             connection.execute("SELECT set_config(%s, %s, true)", [f"orchestrator.{name}_password", password])
@@ -199,7 +208,9 @@ def _known() -> frozenset[str]:
 
 
 def difference(found: str | None) -> str | None:
-    """Say in a sentence what is wrong with a database that has revision `found`, and what to do; None if it is the one wanted."""
+    """Say in a sentence what is wrong with a database that has revision `found`, and what to do; None if it
+    is the one wanted.
+    """
     if found == wanted():
         return None
     if found is None:
@@ -221,6 +232,8 @@ async def current(db: Database) -> str | None:
 
 
 async def newest_key(db: Database) -> str | None:
-    """Return the id of the secret key under which the youngest checkout's audit trail was last written; None without any."""
+    """Return the id of the secret key under which the youngest checkout's audit trail was last written; None
+    without any.
+    """
     rows = await db.read(_NEWEST_KEY)
     return str(rows[0].key_id) if rows else None

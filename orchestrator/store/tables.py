@@ -1,9 +1,11 @@
 """The tables, as SQLAlchemy Core: the schema in one place, with the reason for each index.
 
-`checkouts` is narrow and hot: what a move writes, and nothing else; what was asked and what the gateway gave stands beside it
-and is written once. Beyond the identity of a checkout (its id, its order number, its merchant), indexes cover unsettled rows only, so
-that finished checkouts cost nothing to those under way. Rows that belong to a checkout are written by the same statement as their
-checkout and carry no foreign key on it: the check would cost more than the insert, and history can be moved away by id range. Times are Postgres's own, through `clock()`; money is in integer minor units. This module knows no behaviour.
+`checkouts` is narrow and hot: what a move writes, and nothing else; what was asked and what the gateway gave
+stands beside it and is written once. Beyond the identity of a checkout (its id, its order number, its
+merchant), indexes cover unsettled rows only, so that finished checkouts cost nothing to those under way. Rows
+that belong to a checkout are written by the same statement as their checkout and carry no foreign key on it:
+the check would cost more than the insert, and history can be moved away by id range. Times are Postgres's
+own, through `clock()`; money is in integer minor units. This module knows no behaviour.
 """
 
 from __future__ import annotations
@@ -57,17 +59,21 @@ def _listed(values: object) -> str:
 
 
 IS_LIVE = f"state NOT IN ({_listed(sorted(CLOSED))}) AND NOT late"
-"""SQL: the order number is taken by this checkout. One that money completed late may stand beside the one that came after it."""
+"""SQL: the order number is taken by this checkout. One that money completed late may stand beside the one
+that came after it."""
 
 IS_UNCONFIRMED = "state = 'failed' AND deadline = created_at"
-"""SQL: created from a callback about a payment of an unknown order, which no lookup has shown to hold money. An intent's deadline is later."""
+"""SQL: created from a callback about a payment of an unknown order, which no lookup has shown to hold money.
+An intent's deadline is later."""
 
 IS_LISTED = "amount > 0"
-"""SQL: true of every checkout. Who names it lists a merchant's checkouts by their ids, and may use the index for that. A look-up by
-order number must not: planned while there are no statistics, it would read all of the merchant's checkouts for the youngest of them."""
+"""SQL: true of every checkout. Who names it lists a merchant's checkouts by their ids, and may use the index
+for that. A look-up by order number must not: planned while there are no statistics, it would read all of the
+merchant's checkouts for the youngest of them."""
 
 IS_OPEN = f"state NOT IN ({_listed(state for state in State if state in ENDED)})"
-"""SQL: something is still expected of the shopper. A listing names it, so that the planner sees that the partial index will do."""
+"""SQL: something is still expected of the shopper. A listing names it, so that the planner sees that the
+partial index will do."""
 
 
 def _time(name: str, *, now: bool = False, nullable: bool = True) -> Column[object]:
@@ -132,15 +138,18 @@ checkouts = Table(
     # Until when the reservation is sure to be worth a capture.
     _time("reserved_until"),
     Column("late", Boolean, nullable=False, server_default=text("false")),
-    # The gateway was asked to capture by itself: we capture only if it says that it will not (require_capture).
+    # The gateway was asked to capture by itself: we capture only if it says that it will not
+    # (require_capture).
     Column("auto_capture", Boolean, nullable=False, server_default=text("false")),
     # The gateway was asked to capture, and has told us that it will not.
     Column("require_capture", Boolean, nullable=False, server_default=text("false")),
-    # Claims since the last write by a holder (a crash loop), failures since the last move, lookups since the last wake-up.
+    # Claims since the last write by a holder (a crash loop), failures since the last move, lookups since the
+    # last wake-up.
     Column("claims", Integer, nullable=False, server_default=text("0")),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("lookups", Integer, nullable=False, server_default=text("0")),
-    # A lookup that had to wait for the merchant's budget has its place in the queue: the next one goes at once.
+    # A lookup that had to wait for the merchant's budget has its place in the queue: the next one goes at
+    # once.
     Column("slot_reserved", Boolean, nullable=False, server_default=text("false")),
     # Seconds from the offer to the deadline where a reopening named them; else the intent says.
     Column("expires_in", Double),
@@ -173,7 +182,8 @@ checkouts = Table(
     Index("uq_checkouts_live_order", "merchant_id", "order_ref", unique=True, postgresql_where=text(IS_LIVE)),
     # Closed ones by order number: replays of old requests, and support asking.
     Index("ix_checkouts_closed_order", "merchant_id", "order_ref", postgresql_where=text(f"NOT ({IS_LIVE})")),
-    # Listings, page by page from the youngest on; without it a small merchant's would read everybody's checkouts.
+    # Listings, page by page from the youngest on; without it a small merchant's would read everybody's
+    # checkouts.
     Index("ix_checkouts_listing", "merchant_id", "id", postgresql_where=text(IS_LISTED)),
     # Listings of what is still under way, which among millions of ended ones is rare.
     Index("ix_checkouts_open", "merchant_id", "id", postgresql_where=text(IS_OPEN)),
@@ -189,7 +199,8 @@ intents = Table(
     _id("checkout_id", primary_key=True),
     Column("fingerprint", LargeBinary, nullable=False),
     Column("body", LargeBinary, nullable=False),
-    # The key of all personal data of this checkout, wrapped by SECRET_KEYS; destroying it erases the customer.
+    # The key of all personal data of this checkout, wrapped by SECRET_KEYS; destroying it erases the
+    # customer.
     Column("data_key", LargeBinary),
     _time("erased_at"),
 )  # fmt: skip
@@ -221,12 +232,14 @@ payments = Table(
     Column("captured", BigInteger, nullable=False),
     Column("refunded", BigInteger, nullable=False),
     Column("charged_back", BigInteger, nullable=False, server_default=text("0")),
-    # What the gateway added for the way of payment (SurchargeAmount): a part of the amounts above, or beside them.
+    # What the gateway added for the way of payment (SurchargeAmount): a part of the amounts above, or beside
+    # them.
     Column("surcharge", BigInteger, nullable=False, server_default=text("0")),
     # What persons decided on this transaction, each as word=decision@basis (see `decisions`).
     Column("decided", Text),
     Column("flags", JSONB, nullable=False, server_default=text("'[]'")),
-    # What the gateway wrote for amounts that cannot be read, by their names, and for a currency that is not known. Null: all are read.
+    # What the gateway wrote for amounts that cannot be read, by their names, and for a currency that is not
+    # known. Null: all are read.
     Column("raw_amounts", JSONB),
     _time("first_seen_at", now=True),
     _time("updated_at", now=True),
@@ -256,12 +269,14 @@ money_operations = Table(
     Column("currency", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("reconciliation_identifier", Text, nullable=False, unique=True),
-    # Why: a merchant asked; the capture that a checkout's intent asked for; money that policy or a person returns.
+    # Why: a merchant asked; the capture that a checkout's intent asked for; money that policy or a person
+    # returns.
     Column("cause", Text, nullable=False),
     Column("command_id", Uuid),
     Column("actor", Text, nullable=False),
     Column("reason", Text),
-    # What the gateway had captured (for a refund: refunded) of this transaction when we last looked before sending.
+    # What the gateway had captured (for a refund: refunded) of this transaction when we last looked before
+    # sending.
     Column("total_before", BigInteger),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("last_error", Text),
@@ -346,7 +361,8 @@ callbacks = Table(
     CheckConstraint("kind IN ('success', 'failure', 'notification', 'redirect')", name="kind"),
 )  # fmt: skip
 
-# In partitions by month of the checkout id, which is its time; migrations and `orchestrator archive` make them ahead.
+# In partitions by month of the checkout id, which is its time; migrations and `orchestrator archive` make
+# them ahead.
 audit_entries = Table(
     "audit_entries", metadata,
     _id("checkout_id", primary_key=True),
@@ -367,7 +383,8 @@ archives = Table(
     Column("at", DateTime(timezone=True), nullable=False),
     # Its name, wherever it is kept.
     Column("file", Text, nullable=False),
-    # The last line of the file: counts and digests, and over it a mac that follows the one of the archive before.
+    # The last line of the file: counts and digests, and over it a mac that follows the one of the archive
+    # before.
     Column("manifest", Text, nullable=False),
     Column("key_id", Text, nullable=False),
     Column("mac", LargeBinary, nullable=False),
@@ -403,7 +420,8 @@ events = Table(
     Column("payload", JSONB, nullable=False),
     Column("correlation_id", Text, nullable=False),
     _time("created_at", now=True),
-    # The place in the merchant's feed, contiguous from 1, given after the commit by one sequencer, so that a cursor never skips.
+    # The place in the merchant's feed, contiguous from 1, given after the commit by one sequencer, so that a
+    # cursor never skips.
     Column("position", BigInteger),
     Index("ix_events_unplaced", "created_at", postgresql_where=text("position IS NULL")),
     Index("uq_events_feed", "merchant_id", "position", unique=True, postgresql_where=text("position IS NOT NULL")),
@@ -418,7 +436,8 @@ event_feeds = Table(
     postgresql_with={"fillfactor": 50},
 )  # fmt: skip
 
-# The queue of a merchant's lookups: until when its places are taken, and up to when lookups were made (see processing.lookup_budget).
+# The queue of a merchant's lookups: until when its places are taken, and up to when lookups were made (see
+# processing.lookup_budget).
 lookup_budgets = Table(
     "lookup_budgets",
     metadata,

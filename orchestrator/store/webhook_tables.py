@@ -1,7 +1,7 @@
 """The tables of webhooks: merchants' endpoints, what is to be sent to each, and every attempt.
 
-A stream is one checkout's events for one endpoint: a row while something is unsent, and none otherwise. So only the next event of a
-checkout is ever due, and a checkout of which everything is delivered costs nothing.
+A stream is one checkout's events for one endpoint: a row while something is unsent, and none otherwise. So
+only the next event of a checkout is ever due, and a checkout of which everything is delivered costs nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ webhook_endpoints = Table(
     # The types that it wants; null: all.
     Column("kinds", ARRAY(Text)),
     Column("content", Text, nullable=False, server_default=text("'thin'")),
-    # Encrypted, and bound to id, merchant and URL: with another URL it does not open, and nothing is sent there.
+    # Encrypted, and bound to id, merchant and URL: with another URL it does not open, and nothing is sent
+    # there.
     Column("secret", LargeBinary, nullable=False),
     Column("previous_secret", LargeBinary),
     _time("previous_until"),
@@ -53,7 +54,8 @@ webhook_endpoints = Table(
     # The first failure since the last delivery, and the last delivery (to ten seconds).
     _time("failing_since"),
     _time("delivered_at"),
-    # While its circuit is open nothing is sent before this time, and then one probe; how often it has opened in a row.
+    # While its circuit is open nothing is sent before this time, and then one probe; how often it has opened
+    # in a row.
     _time("open_until"),
     Column("opened", Integer, nullable=False, server_default=text("0")),
     _time("created_at", now=True),

@@ -1,8 +1,9 @@
 """Merchants' webhook endpoints: what is asked for, whether they are served, and how they fare.
 
-A secret opens only together with its endpoint's id, merchant and URL, so that write access to the database sends nothing signed
-elsewhere. Whether an endpoint is served is decided here and by Postgres's clock; a circuit is open for all deliverers at once. Nothing
-is deleted under a deliverer: an endpoint that is deleted is gone for its merchant at once, and its rows leave in lists.
+A secret opens only together with its endpoint's id, merchant and URL, so that write access to the database
+sends nothing signed elsewhere. Whether an endpoint is served is decided here and by Postgres's clock; a
+circuit is open for all deliverers at once. Nothing is deleted under a deliverer: an endpoint that is deleted
+is gone for its merchant at once, and its rows leave in lists.
 """
 
 from __future__ import annotations
@@ -222,7 +223,7 @@ def _read(row: Row[Any]) -> Webhook:
     )
 
 
-# ── What merchants ask for ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── What merchants ask for ────────────────────────────────────────────────────────────────────────────────
 
 
 async def add(
@@ -236,7 +237,9 @@ async def add(
     content: Content,
     secret: bytes,
 ) -> Webhook:
-    """Add an endpoint, which is served from the next event on; `TooManyWebhooks` if the merchant has as many as it may."""
+    """Add an endpoint, which is served from the next event on; `TooManyWebhooks` if the merchant has as many
+    as it may.
+    """
     new = uuid7()
     row = {
         "id": new,
@@ -324,9 +327,12 @@ async def rotate(
 
 
 async def pause(db: Database, webhook: UUID, reason: PauseReason, *, url: str | None = None) -> bool:
-    """Send nothing to an endpoint any more; what comes for it waits, unless it is gone. Return whether it was not paused before.
+    """Send nothing to an endpoint any more; what comes for it waits, unless it is gone.
 
-    For `failing`: only if it has really failed for as long as that takes. `url`: only if this is still its URL.
+    Return whether it was not paused before.
+
+    For `failing`: only if it has really failed for as long as that takes. `url`: only if this is still its
+    URL.
     """
     async with db.transaction() as tx:
         rows = await run(tx, _PAUSE, {"id": webhook, "reason": reason, "after": PAUSE_AFTER, "url": url})
@@ -352,7 +358,7 @@ async def delete(db: Database, webhook: UUID, *, merchant_id: int) -> bool:
     return bool(rows)
 
 
-# ── How they fare ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── How they fare ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def served(db: Database) -> list[Webhook]:
@@ -366,7 +372,9 @@ async def failed(db: Database, webhook: UUID) -> None:
 
 
 async def delivered(db: Database, webhook: UUID, *, back: bool) -> None:
-    """Note a delivery, which closes the circuit; `back`: it was open, and what failed meanwhile is tried again at once."""
+    """Note a delivery, which closes the circuit; `back`: it was open, and what failed meanwhile is tried
+    again at once.
+    """
     async with db.transaction() as tx:
         await run(tx, _DELIVERED, {"id": webhook})
         if back:
@@ -374,7 +382,9 @@ async def delivered(db: Database, webhook: UUID, *, back: bool) -> None:
 
 
 async def open_circuit(db: Database, webhook: UUID, *, opened: int, seconds: float) -> None:
-    """Send nothing to an endpoint for so long, and then one probe; `opened`: how often this has happened in a row."""
+    """Send nothing to an endpoint for so long, and then one probe; `opened`: how often this has happened in a
+    row.
+    """
     await db.write(_OPEN, {"id": webhook, "opened": opened, "seconds": seconds})
 
 
@@ -384,12 +394,16 @@ async def hold(db: Database, webhook: UUID, *, seconds: float) -> None:
 
 
 async def claim_probe(db: Database, webhook: UUID, *, seconds: float) -> bool:
-    """Take the right to send one probe to an endpoint whose circuit was open and for which something is due; nobody else has it for so long."""
+    """Take the right to send one probe to an endpoint whose circuit was open and for which something is due;
+    nobody else has it for so long.
+    """
     return bool(await db.write(_PROBE, {"id": webhook, "seconds": seconds}))
 
 
 async def release_probe(db: Database, webhook: UUID) -> None:
-    """Give back the right to send a probe, which was not needed for anything: another one may be sent at once."""
+    """Give back the right to send a probe, which was not needed for anything: another one may be sent at
+    once.
+    """
     await db.write(_RELEASE_PROBE, {"id": webhook})
 
 

@@ -1,8 +1,9 @@
 """The Celery worker: tasks of one line each, and the event loop that they hand their work to.
 
-A message is a hint and nothing more: it holds ids and says "look at these". Postgres holds the work, so a lost, repeated or
-reordered message costs delay only; hence no ETA, no result backend and no reliance on redelivery. A task hands its list to the one
-event loop of its process and returns when it is claimed or left behind. A worker that hears nothing for a while sweeps by itself.
+A message is a hint and nothing more: it holds ids and says "look at these". Postgres holds the work, so a
+lost, repeated or reordered message costs delay only; hence no ETA, no result backend and no reliance on
+redelivery. A task hands its list to the one event loop of its process and returns when it is claimed or left
+behind. A worker that hears nothing for a while sweeps by itself.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def seal() -> None:
 
 
 def run_worker(settings: Settings) -> int:
-    """Run a worker until SIGTERM or SIGINT: a warm shutdown, in which steps in flight end or give their lease back.
+    """Run a worker until SIGTERM or SIGINT: a warm shutdown, in which steps in flight end or give their lease
+    back.
 
     Returns the exit status: 0 after such a shutdown, another after a fault.
     """
@@ -98,16 +100,23 @@ def run_worker(settings: Settings) -> int:
     _bridge.start()
     try:
         worker = app.Worker(
-            hostname=f"orchestrator-{os.getpid()}@{socket.gethostname()}", pool_cls="threads", concurrency=settings.worker_threads,
-            queues=list(QUEUES), loglevel="WARNING", quiet=True, without_gossip=True, without_mingle=True,
+            hostname=f"orchestrator-{os.getpid()}@{socket.gethostname()}",
+            pool_cls="threads",
+            concurrency=settings.worker_threads,
+            queues=list(QUEUES),
+            loglevel="WARNING",
+            quiet=True,
+            without_gossip=True,
+            without_mingle=True,
             without_heartbeat=True,
-        )  # fmt: skip
+        )
         worker.start()
     finally:
         _bridge.close()
     if faults:
         return FAILED
-    # Celery gives SIGINT a status of its own; a warm shutdown that was asked for is no failure, by whichever signal.
+    # Celery gives SIGINT a status of its own; a warm shutdown that was asked for is no failure, by whichever
+    # signal.
     return 0 if asked == ["Warm"] else int(worker.exitcode or 0)
 
 

@@ -1,8 +1,9 @@
 """The consumer: Celery's, which goes on after any error of the broker and after any message.
 
-Celery's own ends the worker where an error is none of those that its transport calls a lost connection: a Redis that became a
-replica (READONLY), a queue that RabbitMQ still holds for a connection that was cut. Here every error means: drop the connection,
-wait (back-off with jitter), connect anew. Meanwhile the worker sweeps by itself.
+Celery's own ends the worker where an error is none of those that its transport calls a lost connection: a
+Redis that became a replica (READONLY), a queue that RabbitMQ still holds for a connection that was cut. Here
+every error means: drop the connection, wait (back-off with jitter), connect anew. Meanwhile the worker sweeps
+by itself.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ _loops: Any = loops
 _threads: Any = threads
 
 WELL_AFTER: Final = 2.0
-"""Seconds that a connection must last to count as well: a replica takes connections too, and refuses what comes next."""
+"""Seconds that a connection must last to count as well: a replica takes connections too, and refuses what
+comes next."""
 MOST_IDS: Final = 1000
 """Checkouts that one message may name: HINT_SIZE's own bound."""
 
@@ -95,8 +97,8 @@ class Consumer(consumer.Consumer):
         super().on_ready()
         self._well = self.timer.call_after(WELL_AFTER, link.worked)
 
-    # What cannot be carried out. Every queue is consumed without acknowledgement: the broker has forgotten the message already, and
-    # RabbitMQ would close the channel over an answer to it.
+    # What cannot be carried out. Every queue is consumed without acknowledgement: the broker has forgotten
+    # the message already, and RabbitMQ would close the channel over an answer to it.
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
         """Return Celery's handler of a message, behind a check of ours."""
@@ -137,7 +139,8 @@ def flaw(message: Any) -> str | None:
     name = headers.get("task") if isinstance(headers, dict) else None
     if name not in (PROCESS, SWEEP, SEAL):
         return "unknown_task" if isinstance(name, str) else "not_a_task"
-    # Nothing here has another time than now: a time would be compared with this host's clock, which may be wrong.
+    # Nothing here has another time than now: a time would be compared with this host's clock, which may be
+    # wrong.
     headers["eta"] = headers["expires"] = None
     body = message.payload
     if not (isinstance(body, list) and len(body) == 3 and isinstance(body[0], list)):  # noqa: PLR2004 - Celery's protocol 2

@@ -1,6 +1,8 @@
-"""The process that sends events to merchants' endpoints: one loop, ended by SIGTERM within its time, with a heartbeat.
+"""The process that sends events to merchants' endpoints: one loop, ended by SIGTERM within its time, with a
+heartbeat.
 
-It needs Postgres and the secret keys, and no broker. Several are harmless: each stream has one holder at a time.
+It needs Postgres and the secret keys, and no broker. Several are harmless: each stream has one holder at a
+time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The bridge between Celery's threads and the one event loop of the process, with everything that lives on that loop."""
+"""The bridge between Celery's threads and the one event loop of the process, with everything that lives on
+that loop.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +55,14 @@ T = TypeVar("T")
 
 SWEEP_LIMIT: Final = 2000
 BACKLOG_LIMIT: Final = 100
-"""Messages in a queue beyond which a sweep publishes nothing, but takes up a few of each merchant's due checkouts itself."""
+"""Messages in a queue beyond which a sweep publishes nothing, but takes up a few of each merchant's due
+checkouts itself."""
 
 
 class Bridge:
-    """One event loop for the whole process, with everything that lives on it; Celery's threads hand work over and wait."""
+    """One event loop for the whole process, with everything that lives on it; Celery's threads hand work over
+    and wait.
+    """
 
     def __init__(self, settings: Settings, *, fault: Callable[[str], None]) -> None:
         self._settings, self._fault = settings, fault
@@ -115,7 +120,9 @@ class Bridge:
         self._run(self._dispatcher.admit(ids, queue), timeout=2 * self._settings.lease_seconds)
 
     def sweep(self) -> None:
-        """Turn due checkouts into hints; where enough hints wait already, take up some due checkouts past them. One sweep at a time."""
+        """Turn due checkouts into hints; where enough hints wait already, take up some due checkouts past
+        them. One sweep at a time.
+        """
         self._heard = time.monotonic()
         if not self._sweeping.acquire(blocking=False):
             return
@@ -143,8 +150,9 @@ class Bridge:
     def _run(self, work: Coroutine[Any, Any, T], *, timeout: float) -> T | None:
         """Have work done on the loop, and return what came of it; None if nothing did, and that is logged.
 
-        No exception of the loop leaves here. Celery clears the frames of every exception that it is handed; up to Python 3.11 that
-        closes a coroutine that is suspended in one of them, while its task waits for ever.
+        No exception of the loop leaves here. Celery clears the frames of every exception that it is handed;
+        up to Python 3.11 that closes a coroutine that is suspended in one of them, while its task waits for
+        ever.
         """
         if self._stopping:
             work.close()
@@ -245,7 +253,9 @@ class Bridge:
         self.hint_publisher.publish([one.id for one in well if not one.woken])
 
     async def _take_up(self) -> int:
-        """Process some of each merchant's due checkouts, without a way through the broker; return how many."""
+        """Process some of each merchant's due checkouts, without a way through the broker; return
+        how many.
+        """
         due_now = await checkouts.due(self._db, most=self._settings.hint_size)
         await self._dispatcher.admit([one.id for one in due_now if not one.suspect])
         for one in due_now:
@@ -254,7 +264,9 @@ class Bridge:
         return len(due_now)
 
     async def _listen(self) -> None:
-        """Sweep by ourselves while nobody has us sweep: the scheduler or the broker is away, or sweeps fail."""
+        """Sweep by ourselves while nobody has us sweep: the scheduler or the broker is away, or
+        sweeps fail.
+        """
         settings = self._settings
         while True:
             await asyncio.sleep(settings.sweep_interval * random.uniform(0.8, 1.2))  # noqa: S311 - jitter

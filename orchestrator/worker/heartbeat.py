@@ -1,4 +1,6 @@
-"""Signs of life: rows that a worker and a scheduler touch while they make progress, for `doctor` and readiness."""
+"""Signs of life: rows that a worker and a scheduler touch while they make progress, for `doctor` and
+readiness.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,10 @@ class Pulse:
 
 
 async def note(db: Database, statement: TextClause, values: dict[str, object]) -> bool:
-    """Write a sign of life; return whether it is written. One that fails is seen by its absence, so it stops nobody."""
+    """Write a sign of life; return whether it is written.
+
+    One that fails is seen by its absence, so it stops nobody.
+    """
     try:
         await asyncio.wait_for(db.write(statement, values), HEARTBEAT)
     except Exception as error:  # noqa: BLE001 - whatever keeps it from being written

@@ -1,7 +1,8 @@
 """The scheduler: publishes the sweep, and the seal of the audit trail, each in its interval.
 
-Intervals are counted by a clock that no one sets, so that a step of the machine's time neither stops nor hurries them. What cannot
-be published is not made up for: the next tick sweeps all that is due. Several schedulers are harmless.
+Intervals are counted by a clock that no one sets, so that a step of the machine's time neither stops nor
+hurries them. What cannot be published is not made up for: the next tick sweeps all that is due. Several
+schedulers are harmless.
 """
 
 from __future__ import annotations

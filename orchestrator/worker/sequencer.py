@@ -1,8 +1,10 @@
-"""The sequencer of a worker: gives committed events their positions in the feeds, and deletes those that are not kept any more.
+"""The sequencer of a worker: gives committed events their positions in the feeds, and deletes those that are
+not kept any more.
 
-It is woken after each commit of this process that wrote events, so a position follows within some milliseconds. About once a second it
-also looks for events of other processes: those of the API, and those of a worker that was killed after its commit. Each worker has a
-sequencer, and an advisory lock lets one at a time give positions. No move waits for it.
+It is woken after each commit of this process that wrote events, so a position follows within some
+milliseconds. About once a second it also looks for events of other processes: those of the API, and those of
+a worker that was killed after its commit. Each worker has a sequencer, and an advisory lock lets one at a
+time give positions. No move waits for it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ GATHER: Final = 0.02
 FORGET_EVERY: Final = 600.0
 """Seconds between two times that it looks for events that are not kept any more."""
 CLOSING: Final = 2.0
-"""Seconds that the last events of a process may take at its end; another worker gives positions to what is left."""
+"""Seconds that the last events of a process may take at its end; another worker gives positions to what is
+left."""
 
 
 class Sequencer:
@@ -63,7 +66,9 @@ class Sequencer:
             await asyncio.sleep(GATHER)
 
     async def number(self) -> None:
-        """Give every event that is committed by now its position, or leave that to the process that does so at this moment."""
+        """Give every event that is committed by now its position, or leave that to the process that does so
+        at this moment.
+        """
         sure = self._woken.is_set()
         self._woken.clear()
         while sure or await events.waiting(self._db):

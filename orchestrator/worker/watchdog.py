@@ -1,8 +1,8 @@
 """The end of a process that cannot go on.
 
-A worker whose event loop stands still, or whose dispatcher takes nothing up while hints wait, serves nobody and looks alive. It says
-so and ends with a status that has it started again. All is counted in checks of this thread, not in seconds of a clock: a machine that
-slept has not stood still for hours.
+A worker whose event loop stands still, or whose dispatcher takes nothing up while hints wait, serves nobody
+and looks alive. It says so and ends with a status that has it started again. All is counted in checks of this
+thread, not in seconds of a clock: a machine that slept has not stood still for hours.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class WatchedDispatcher(Protocol):
 
 
 class Watchdog:
-    """Looks after one event loop and the dispatcher on it; `most` looks without progress are a fault, told once."""
+    """Looks after one event loop and the dispatcher on it; `most` looks without progress are a fault, told
+    once.
+    """
 
     def __init__(self, *, most: int, fault: Callable[[str], None]) -> None:
         self._most, self._tell = most, fault

@@ -1,4 +1,6 @@
-"""`orchestrator bench`, short: everything it starts carries the load, its figures are there, and the books agree."""
+"""`orchestrator bench`, short: everything it starts carries the load, its figures are there, and the books
+agree.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,23 @@ def measured(tmp_path_factory):
     """A few seconds of load with faults; the object on stdout, and the page."""
     place = tmp_path_factory.mktemp("bench")
     ran = orchestrator(
-        "bench", "--rate", "15", "--seconds", "2", "--faults", "0.05", "--gateway-latency", "lognormal:5,20", "--think", "0.2",
-        "--json", "--report", place / "report.html", seconds=110, SECRET_KEYS=f'["{SECRET_KEY}"]',
-    )  # fmt: skip
+        "bench",
+        "--rate",
+        "15",
+        "--seconds",
+        "2",
+        "--faults",
+        "0.05",
+        "--gateway-latency",
+        "lognormal:5,20",
+        "--think",
+        "0.2",
+        "--json",
+        "--report",
+        place / "report.html",
+        seconds=110,
+        SECRET_KEYS=f'["{SECRET_KEY}"]',
+    )
     return ran, place
 
 

@@ -1,4 +1,6 @@
-"""Whatever is wrong with what a person typed or set is said in one sentence, with exit status 2 and no traceback."""
+"""Whatever is wrong with what a person typed or set is said in one sentence, with exit status 2 and no
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -168,8 +170,25 @@ def test_token_issue_prints_the_token_and_nothing_else():
 def test_every_command_has_help():
     listed = orchestrator("--help").stdout
 
-    for command in ("up", "demo", "api", "worker", "scheduler", "deliverer", "sandbox", "migrate", "doctor", "token", "merchants",
-                    "checkouts", "payments", "events", "webhooks", "audit", "archive"):  # fmt: skip
+    for command in (
+        "up",
+        "demo",
+        "api",
+        "worker",
+        "scheduler",
+        "deliverer",
+        "sandbox",
+        "migrate",
+        "doctor",
+        "token",
+        "merchants",
+        "checkouts",
+        "payments",
+        "events",
+        "webhooks",
+        "audit",
+        "archive",
+    ):
         assert f"  {command} " in listed
     for group in (
         (),
@@ -219,9 +238,12 @@ def test_merchants_are_added_and_disabled_without_a_password_on_the_command_line
 
 def test_doctor_names_what_is_not_well_and_what_to_do(database_url):
     known = {
-        "DATABASE_URL": database_url, "SECRET_KEYS": f'["{SECRET_KEY}"]', "BROKER_URL": "redis://127.0.0.1:1/0",
-        "GATEWAY_URL": "http://127.0.0.1:1", **JWT,
-    }  # fmt: skip
+        "DATABASE_URL": database_url,
+        "SECRET_KEYS": f'["{SECRET_KEY}"]',
+        "BROKER_URL": "redis://127.0.0.1:1/0",
+        "GATEWAY_URL": "http://127.0.0.1:1",
+        **JWT,
+    }
 
     ended = orchestrator("doctor", **known)
     heartbeat = orchestrator("doctor", "worker", **known)
@@ -237,7 +259,7 @@ def test_doctor_names_what_is_not_well_and_what_to_do(database_url):
     assert "no heartbeat of a worker" in heartbeat.stderr
 
 
-# ── Checkouts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Checkouts ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 SURPLUS = (PaymentAmount(transaction_id="8", amount=13900, currency="DKK"),)
@@ -269,7 +291,9 @@ def books(database_url):
 
 @contextmanager
 def worker(database_url, *statements):
-    """Somebody who answers every command with these statements; `{id}` is the command, `{checkout}` its checkout."""
+    """Somebody who answers every command with these statements; `{id}` is the command, `{checkout}` its
+    checkout.
+    """
     ended = threading.Event()
 
     def answer():
@@ -503,7 +527,7 @@ def test_money_that_cannot_be_read_is_printed_as_it_is_stored(books):
     assert orchestrator("events", "list", **books).returncode == 0
 
 
-# ── Reconciling many ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Reconciling many ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def counted(stdout):
@@ -526,8 +550,13 @@ def test_reconciling_by_name_tells_what_changed(books, database_url):
 
     assert ended.returncode == 0, ended.stderr
     assert counted(ended.stdout) == {
-        "asked": 2, "looked at": 2, "completed": 1, "money changed": 2, "attention raised": 1, "still waiting": 0,
-    }  # fmt: skip
+        "asked": 2,
+        "looked at": 2,
+        "completed": 1,
+        "money changed": 2,
+        "attention raised": 1,
+        "still waiting": 0,
+    }
 
 
 FILL = """
@@ -544,7 +573,8 @@ def test_reconciling_a_period_goes_over_all_of_it_in_lists_and_over_nothing_else
     with worker(database_url, DONE):
         ended = orchestrator("checkouts", "reconcile", "--since", "10h", "--merchant", "default", **books)
 
-    # Those of the last 599 minutes (the six hundredth passes while the command starts), and the two of the fixture.
+    # Those of the last 599 minutes (the six hundredth passes while the command starts), and the two of the
+    # fixture.
     assert ended.returncode == 0, ended.stderr
     assert counted(ended.stdout)["asked"] == 601
     assert counted(ended.stdout)["looked at"] == 601
@@ -566,8 +596,14 @@ def test_what_nobody_answers_is_told_and_is_a_failure_of_the_command(books, data
 
     assert ended.returncode == 1
     assert counted(ended.stdout) == {
-        "asked": 2, "looked at": 0, "completed": 0, "money changed": 0, "attention raised": 0, "refused": 1, "still waiting": 1,
-    }  # fmt: skip
+        "asked": 2,
+        "looked at": 0,
+        "completed": 0,
+        "money changed": 0,
+        "attention raised": 0,
+        "refused": 1,
+        "still waiting": 1,
+    }
     assert "Not all were answered" in ended.stderr
 
 

@@ -1,4 +1,6 @@
-"""Each service of docker-compose.yml does its work with the environment that it is given there, and nothing else."""
+"""Each service of docker-compose.yml does its work with the environment that it is given there, and nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -81,9 +83,13 @@ def service(
         command = [{"0.0.0.0": "127.0.0.1", command[-1]: str(port)}.get(word, word) for word in command]  # noqa: S104 - replaced
     with (place / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", *command], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            [sys.executable, "-m", "orchestrator", *command],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
             env={"PATH": os.environ["PATH"], "HOME": str(place), **given},
-        )  # fmt: skip
+        )
     try:
         yield process
     finally:
@@ -140,9 +146,13 @@ def test_the_broker_of_compose_takes_its_access_list(tmp_path: Path) -> None:
     )
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            [shell, flag, command], cwd=tmp_path, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            [shell, flag, command],
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
             env={"PATH": os.environ["PATH"], "REDIS_PASSWORD": "hush"},
-        )  # fmt: skip
+        )
     try:
         with redis.Redis(host="127.0.0.1", port=port, password="hush") as broker:
 

@@ -1,4 +1,6 @@
-"""The demo ends well, its trail verifies, and a trail that somebody with every right has touched says where."""
+"""The demo ends well, its trail verifies, and a trail that somebody with every right has touched
+says where.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +64,18 @@ def test_every_order_ends_as_scripted(played):
 def test_all_money_is_moved_as_scripted_and_never_twice(tmp_path):
     count, place = len(MONEY_SCRIPTS), tmp_path / "data"
     played = orchestrator(
-        "demo", "--scenario", "money", "--orders", str(count), "--exit", "--port", "0", "--data-dir", place, seconds=150
-    )  # fmt: skip
+        "demo",
+        "--scenario",
+        "money",
+        "--orders",
+        str(count),
+        "--exit",
+        "--port",
+        "0",
+        "--data-dir",
+        place,
+        seconds=150,
+    )
 
     assert played.returncode == 0, played.stdout + played.stderr
     assert (
@@ -82,9 +94,19 @@ def test_all_money_is_moved_as_scripted_and_never_twice(tmp_path):
 
 def test_a_demo_that_does_not_go_by_its_script_ends_with_1(tmp_path):
     ended = orchestrator(
-        "demo", "--scenario", "gateway_captures", "--orders", "1", "--exit", "--port", "0", "--data-dir", tmp_path / "data",
-        seconds=100, GATEWAY_NETWORKS='["192.0.2.0/24"]',
-    )  # fmt: skip
+        "demo",
+        "--scenario",
+        "gateway_captures",
+        "--orders",
+        "1",
+        "--exit",
+        "--port",
+        "0",
+        "--data-dir",
+        tmp_path / "data",
+        seconds=100,
+        GATEWAY_NETWORKS='["192.0.2.0/24"]',
+    )
 
     assert ended.returncode == 1
     assert re.search(r"^gateway_captures .* 0 of 1 ✗", ended.stdout, re.MULTILINE)

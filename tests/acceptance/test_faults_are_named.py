@@ -1,7 +1,8 @@
 """Health tells the truth of every fault of the infrastructure, with real servers and real processes.
 
-While a fault lasts, `/readyz` and `orchestrator doctor` name its cause; `SOON` after its end both say that all is well, and an order is
-paid and completed. `FAULTS` is the table of all of them: what brings one about and ends it, and what has to be said.
+While a fault lasts, `/readyz` and `orchestrator doctor` name its cause; `SOON` after its end both say that
+all is well, and an order is paid and completed. `FAULTS` is the table of all of them: what brings one about
+and ends it, and what has to be said.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ AS_SHIPPED = {name: Settings.model_fields[name].default for name in HURRY}
 pytestmark = pytest.mark.timeout(400)
 
 
-# ── Installations ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Installations ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
 class Stand:
-    """An installation of all processes, on servers that a test may break; `servers` are those that this one has."""
+    """An installation of all processes, on servers that a test may break; `servers` are those that this one
+    has.
+    """
 
     world: World
     cluster: Cluster
@@ -75,7 +78,9 @@ class Stand:
         return ended.returncode, "\n".join(line for line in ended.stdout.splitlines() if "problem" in line)
 
     def until_well(self, *, since: float, within: float) -> tuple[float, float]:
-        """Wait until readiness and `doctor` say that all is well; return how many seconds after `since` each said so."""
+        """Wait until readiness and `doctor` say that all is well; return how many seconds after `since` each
+        said so.
+        """
         found: list[float] = []
         for ask, well in ((self.health, (200, "")), (self.doctor, (0, ""))):
             while True:
@@ -85,12 +90,15 @@ class Stand:
                     break
                 assert asked < within, f"{asked:.1f} s after the end it says {said}"
                 time.sleep(0.1)
-            # A busy machine may take its time to start `doctor`: what it finds is from after the moment at which it was asked.
+            # A busy machine may take its time to start `doctor`: what it finds is from after the moment at
+            # which it was asked.
             found.append(asked)
         return found[0], found[1]
 
     def until_named(self, fault: Fault) -> tuple[float, str, str]:
-        """Wait until readiness and `doctor` name a fault; return the seconds until readiness did, and what both said."""
+        """Wait until readiness and `doctor` name a fault; return the seconds until readiness did, and what
+        both said.
+        """
         began = time.monotonic()
         while not _all(fault.readiness, (said := self.health())[1]) or said[0] != fault.status:
             assert time.monotonic() - began < NAMED, f"readiness says {said}, and not {fault.readiness}"
@@ -175,7 +183,9 @@ def plain() -> Iterator[Stand]:
 
 @contextmanager
 def on_a_small_disk() -> Iterator[Stand]:
-    """A cluster whose tables are on a disk of their own, which root alone can make; its log of writes is elsewhere."""
+    """A cluster whose tables are on a disk of their own, which root alone can make; its log of writes is
+    elsewhere.
+    """
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root can mount a small disk")
     disk = Path(tempfile.mkdtemp(prefix="orchestrator-test-"))
@@ -298,11 +308,13 @@ def view() -> Iterator[Stands]:
         one.close()
 
 
-# ── Faults: each begins with its block and ends with it ─────────────────────────────────────────────────────────────────
+# ── Faults: each begins with its block and ends with it ───────────────────────────────────────────────────
 
 
 def fault(steps: Callable[[Stand], Iterator[None]]) -> Callable[[Stand], AbstractContextManager[None]]:
-    """Make a block of what brings a fault about and, after its `yield`, ends it, whatever becomes of the block."""
+    """Make a block of what brings a fault about and, after its `yield`, ends it, whatever becomes of the
+    block.
+    """
 
     @contextmanager
     def lasts(stand: Stand) -> Iterator[None]:
@@ -543,12 +555,14 @@ def lookups_wait_for_their_budget(stand: Stand) -> Iterator[None]:
     assert stand.world.command("merchants", "set", "default", "lookups_per_minute=6000").returncode == 0
 
 
-# ── The table ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The table ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: where it is tried, and what must be said while it lasts (every pattern), with which status of readiness."""
+    """One fault: where it is tried, and what must be said while it lasts (every pattern), with which status
+    of readiness.
+    """
 
     stand: Callable[[], AbstractContextManager[Stand]]
     lasts: Callable[[Stand], AbstractContextManager[None]]

@@ -1,4 +1,6 @@
-"""One merchant's burst, slow gateway or broken gateway delays nobody else: told by the order of events, on whole processes."""
+"""One merchant's burst, slow gateway or broken gateway delays nobody else: told by the order of events, on
+whole processes.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ TIGHT = {"in_flight_limit": 20, "gateway_pool_size": 10, "sweep_interval": 0.5}
 def two_merchants(
     servers: Embedded, database_url: str, place: Path, *, own_gateway: bool, **settings: object
 ) -> Iterator[tuple[World, str]]:
-    """Start everything but workers, with a second merchant `quiet` at the same gateway or at one of its own."""
+    """Start everything but workers, with a second merchant `quiet` at the same gateway or at one
+    of its own.
+    """
     with world(servers, database_url, place, **{**TIGHT, **settings}) as one:
         one.start("sandbox")
         gateway = one.sandbox_url

@@ -1,4 +1,6 @@
-"""`orchestrator merchants`: accounts, secrets, policies and addresses, without a secret on the command line or on the screen."""
+"""`orchestrator merchants`: accounts, secrets, policies and addresses, without a secret on the command line
+or on the screen.
+"""
 
 from __future__ import annotations
 

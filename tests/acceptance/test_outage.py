@@ -1,6 +1,8 @@
-"""No callback of the gateway goes out for ten minutes, as happened in January 2023: whatever was paid is found by a lookup alone.
+"""No callback of the gateway goes out for ten minutes, as happened in January 2023: whatever was paid is
+found by a lookup alone.
 
-Time is simulated by Postgres's clock, and only what is due is carried, so the lookups are those that production would make.
+Time is simulated by Postgres's clock, and only what is due is carried, so the lookups are those that
+production would make.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ def shoppers(world: Shop, banks: dict[UUID, str]) -> list[Shopper]:
     return [
         # At every moment of the outage; the deadline is far.
         *(Shopper(paid, does={at: pays}) for at in range(10, 600, 20)),
-        # The deadline passes during the outage: paid long before it, just before it, and in the grace after it.
+        # The deadline passes during the outage: paid long before it, just before it, and in the grace after
+        # it.
         *(Shopper(paid, expires_in=180, does={at: pays}) for at in (10, 100, 170, 190, 200)),
         *(Shopper(paid, expires_in=400, does={at: pays}) for at in (130, 390, 410)),
         # Declined first.

@@ -1,4 +1,6 @@
-"""What comes from outside is shown as it is, steers no terminal, and stops no command; a wrong environment is one sentence."""
+"""What comes from outside is shown as it is, steers no terminal, and stops no command; a wrong environment is
+one sentence.
+"""
 
 from __future__ import annotations
 
@@ -116,9 +118,13 @@ def test_no_text_from_outside_is_markup_or_steers_the_terminal_in_any_command(
     )
 
     for arguments in (
-        ("checkouts", "list"), ("checkouts", "show", checkout), ("checkouts", "explain", checkout), ("payments", "list"),
-        ("events", "list", "--checkout", checkout), ("payments", "list", "--order", text),
-    ):  # fmt: skip
+        ("checkouts", "list"),
+        ("checkouts", "show", checkout),
+        ("checkouts", "explain", checkout),
+        ("payments", "list"),
+        ("events", "list", "--checkout", checkout),
+        ("payments", "list", "--order", text),
+    ):
         ended = orchestrator(*arguments, **known)
         assert (ended.returncode, ended.stderr) == (0, ""), arguments
         assert not _RAW.search(ended.stdout), arguments
@@ -167,15 +173,22 @@ def test_money_of_a_currency_that_is_gone_is_still_shown(orchestrator, database_
         assert "139" in ended.stdout
 
 
-# ── The environment ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The environment ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_pod_beside_a_service_of_our_name_starts_every_command(orchestrator, known):
     links = {
-        "SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "8000", "SERVICE_PORT_HTTP": "8000", "PORT": "tcp://10.0.0.1:8000",
-        "PORT_8000_TCP": "tcp://10.0.0.1:8000", "PORT_8000_TCP_PROTO": "tcp", "PORT_8000_TCP_PORT": "8000",
-        "PORT_8000_TCP_ADDR": "10.0.0.1", "API_SERVICE_HOST": "10.0.0.2", "API_PORT_8000_TCP": "tcp://10.0.0.2:8000",
-    }  # fmt: skip
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT": "8000",
+        "SERVICE_PORT_HTTP": "8000",
+        "PORT": "tcp://10.0.0.1:8000",
+        "PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "PORT_8000_TCP_PROTO": "tcp",
+        "PORT_8000_TCP_PORT": "8000",
+        "PORT_8000_TCP_ADDR": "10.0.0.1",
+        "API_SERVICE_HOST": "10.0.0.2",
+        "API_PORT_8000_TCP": "tcp://10.0.0.2:8000",
+    }
 
     assert orchestrator("merchants", "list", **known, **links).returncode == 0
     misspelt = orchestrator("merchants", "list", **known, **links, DATABASE_PORT="5432")

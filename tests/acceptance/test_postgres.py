@@ -1,6 +1,8 @@
-"""A whole installation on a Postgres that fails as real ones do: a switchover, silent connections, a pooler between.
+"""A whole installation on a Postgres that fails as real ones do: a switchover, silent connections, a pooler
+between.
 
-Each fault ends by itself: no process is started again, nothing is lost or doubled, and the books agree with the gateway's ledger.
+Each fault ends by itself: no process is started again, nothing is lost or doubled, and the books agree with
+the gateway's ledger.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ def goes_on(one: World, orders: Orders, *, since: float) -> tuple[float, float]:
     return ordered, moved
 
 
-# ── Failover ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Failover ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
@@ -185,7 +187,7 @@ def test_after_a_failover_the_new_primary_is_found_in_seconds_whatever_becomes_o
                 assert {row["id"] for row in one.sql("SELECT id::text FROM checkouts")} >= set(orders.taken)
 
 
-# ── Silence ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Silence ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_orders_and_moves_go_on_seconds_after_all_connections_fell_silent(
@@ -258,7 +260,7 @@ def test_every_process_ends_though_postgres_is_silent(servers: Embedded, databas
         assert {row["id"] for row in one.sql("SELECT id::text FROM checkouts")} >= set(orders.taken)
 
 
-# ── A pooler ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── A pooler ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(name="pooled")

@@ -32,11 +32,16 @@ def test_every_line_of_a_process_is_json_also_while_it_shuts_down(database_url, 
         [sys.executable, "-m", "orchestrator", command],
         cwd=ROOT,
         env=environment(
-            DATABASE_URL=database_url, BROKER_URL=servers.redis_url, SECRET_KEYS=f'["{SECRET_KEY}"]',
-            JWT_SECRETS=f'["{JWT_SECRET}"]', LOG_LEVEL="info",
+            DATABASE_URL=database_url,
+            BROKER_URL=servers.redis_url,
+            SECRET_KEYS=f'["{SECRET_KEY}"]',
+            JWT_SECRETS=f'["{JWT_SECRET}"]',
+            LOG_LEVEL="info",
         ),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         with psycopg.connect(direct(database_url), autocommit=True) as db:
             deadline = time.monotonic() + 60

@@ -1,4 +1,6 @@
-"""`up` brings everything, keeps it running, leaves nothing behind, and goes on where a kill has interrupted it."""
+"""`up` brings everything, keeps it running, leaves nothing behind, and goes on where a kill has interrupted
+it.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ def test_a_kill_of_up_alone_leaves_no_process_behind(tmp_path):
 
 
 RECOVERY = 15.0
-"""Seconds from the moment at which everything answers again to the last move of what a kill has interrupted, with the settings that ship."""
+"""Seconds from the moment at which everything answers again to the last move of what a kill has interrupted,
+with the settings that ship."""
 
 
 def test_after_a_kill_of_everything_the_next_start_goes_on_with_what_was_open(tmp_path):
@@ -78,7 +81,9 @@ def test_after_a_kill_of_everything_the_next_start_goes_on_with_what_was_open(tm
 
 
 class Crowd:
-    """Shoppers who come one after the other, several at once, until they meet nobody; `taken` and `paid` are their checkouts."""
+    """Shoppers who come one after the other, several at once, until they meet nobody; `taken` and `paid` are
+    their checkouts.
+    """
 
     def __init__(self, up: Running, url: str, *, size: int) -> None:
         self._up, self._url, self._size = up, url, size
@@ -121,7 +126,8 @@ class Crowd:
 @pytest.mark.timeout(400)
 def test_a_kill_of_everything_under_load_loses_and_doubles_nothing_and_all_goes_on_in_seconds(tmp_path):
     place = tmp_path / "data"
-    # The sandbox dies too, and with it callbacks that it had not sent: what they would have told is looked for soon.
+    # The sandbox dies too, and with it callbacks that it had not sent: what they would have told is looked
+    # for soon.
     settings = {"FIRST_CHECK_AFTER": "4"}
     with running("up", "--port", "0", "--workers", "2", data_dir=place, **settings) as up:
         known = up.until_up()
@@ -183,9 +189,11 @@ def sql(known: dict[str, Any], statement: str) -> list[dict[str, Any]]:
 def control(known: dict[str, Any], path: str, body: object = None) -> Any:
     """Ask the sandbox's control API, or tell it something."""
     answer = httpx.request(
-        "GET" if body is None else "PUT", f"{known['gateway_url']}/sandbox/{path}", json=body,
+        "GET" if body is None else "PUT",
+        f"{known['gateway_url']}/sandbox/{path}",
+        json=body,
         headers={"X-Sandbox-Token": known["sandbox_token"]},
-    )  # fmt: skip
+    )
     assert answer.is_success, answer.text
     return answer.json()
 
@@ -311,10 +319,16 @@ def test_with_a_gateway_url_no_sandbox_starts_and_that_gateway_alone_is_asked(tm
     with (
         somebody_elses_gateway() as (url, asked),
         running(
-            "up", "--port", "0", data_dir=tmp_path / "data", GATEWAY_URL=url, GATEWAY_USERNAME="shop",
-            GATEWAY_PASSWORD="wrong", **BRISK,
+            "up",
+            "--port",
+            "0",
+            data_dir=tmp_path / "data",
+            GATEWAY_URL=url,
+            GATEWAY_USERNAME="shop",
+            GATEWAY_PASSWORD="wrong",
+            **BRISK,
         ) as up,
-    ):  # fmt: skip
+    ):
         settings = up.until_up()
         assert up.child("worker")
         assert up.find("sandbox") is None

@@ -1,4 +1,6 @@
-"""Webhooks between processes: orders of a shop whose receiver is the one of the documentation, killed deliverers, and an end within its time."""
+"""Webhooks between processes: orders of a shop whose receiver is the one of the documentation, killed
+deliverers, and an end within its time.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def installation(servers, database_url, tmp_path) -> Iterator[World]:
 
 
 class Receiver:
-    """A receiver in threads; it verifies, and can be told to fail, to be slow, or to fall silent in the middle of an answer."""
+    """A receiver in threads; it verifies, and can be told to fail, to be slow, or to fall silent in the
+    middle of an answer.
+    """
 
     def __init__(self) -> None:
         self.secret = ""
@@ -180,11 +184,14 @@ def test_killed_deliverers_and_a_failing_receiver_lose_nothing_and_keep_the_orde
         receiver.refused_share = 0.0
         # A killed deliverer's leases last for seconds, a refused event's delay too.
         world.until(
-            lambda: not world.sql("SELECT FROM events WHERE position IS NULL")
-            and not world.sql("SELECT FROM delivery_streams")
-            and receiver.taken == everything(world),
-            "every event has come", seconds=100,
-        )  # fmt: skip
+            lambda: (
+                not world.sql("SELECT FROM events WHERE position IS NULL")
+                and not world.sql("SELECT FROM delivery_streams")
+                and receiver.taken == everything(world)
+            ),
+            "every event has come",
+            seconds=100,
+        )
         assert receiver.unverified == 0
     world.agree()
 

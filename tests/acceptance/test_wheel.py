@@ -1,4 +1,6 @@
-"""A wheel holds all that the command needs: installed into an environment of its own, it runs from any directory."""
+"""A wheel holds all that the command needs: installed into an environment of its own, it runs from any
+directory.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The packages that requirements.txt pins, which are those of the production image, are enough for everything but the commands for development."""
+"""The packages that requirements.txt pins, which are those of the production image, are enough for everything
+but the commands for development.
+"""
 
 from __future__ import annotations
 

@@ -122,7 +122,8 @@ KEYS = {
     "pids_limit": int, "ports": list, "profiles": list, "pull_policy": str, "read_only": bool, "restart": str, "security_opt": list,
     "shm_size": str, "stop_grace_period": str, "tmpfs": list, "user": str, "volumes": list,
 }  # fmt: skip
-"""What the Compose Specification knows of a service, as far as it is used here, and the type that it takes."""
+"""What the Compose Specification knows of a service, as far as it is used here, and the type that it takes.
+"""
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
@@ -224,8 +225,10 @@ def test_only_the_sandbox_runs_in_the_image_with_the_packages_for_development() 
     assert STAGES[-1][1] == "production"
     assert parents == {"base": BASE, "devkit": "base", "production": "base"}
     assert installed == {
-        "base": {"requirements.txt"}, "devkit": {"requirements-devkit.txt"}, "production": set(),
-    }  # fmt: skip
+        "base": {"requirements.txt"},
+        "devkit": {"requirements-devkit.txt"},
+        "production": set(),
+    }
     built = {name: service["build"]["target"] for name, service in OURS.items() if "build" in service}
     assert built == {"migrate": "production", "sandbox": "devkit"}
     images = {name: service["image"] for name, service in OURS.items()}

@@ -1,4 +1,6 @@
-"""Imports that only annotations need, which import-linter is told to leave out, go downwards too where a step is processed."""
+"""Imports that only annotations need, which import-linter is told to leave out, go downwards too where a step
+is processed.
+"""
 
 from __future__ import annotations
 

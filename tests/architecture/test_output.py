@@ -1,4 +1,6 @@
-"""What is printed goes through one place for lines and one for drawings, where no text from outside can steer the terminal."""
+"""What is printed goes through one place for lines and one for drawings, where no text from outside can steer
+the terminal.
+"""
 
 from __future__ import annotations
 

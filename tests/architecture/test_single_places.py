@@ -1,7 +1,8 @@
 """What a linter cannot see: some things happen in one room of the house and nowhere else.
 
-Every rule is a function from one module to the lines that break it. It runs over the whole package, and over a small bad
-example in a room where the thing is forbidden and in one where it is allowed: a rule that cannot fail holds nothing.
+Every rule is a function from one module to the lines that break it. It runs over the whole package, and over
+a small bad example in a room where the thing is forbidden and in one where it is allowed: a rule that cannot
+fail holds nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Calls that mypy must refuse. `warn_unused_ignores` fails the type check as soon as it would take one of them."""
+"""Calls that mypy must refuse.
+
+`warn_unused_ignores` fails the type check as soon as it would take one of them.
+"""
 
 from __future__ import annotations
 

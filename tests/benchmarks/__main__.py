@@ -1,7 +1,8 @@
 """The product against other designs and against what it must show, in one run: `make bench ARGS="…"`.
 
-Writes `build/benchmarks.json`, `build/benchmarks.md` and the pictures beside it; a whole run also docs/benchmarks.md. The exit status
-says whether everything could be measured and every order was where it should be, not whether it was fast.
+Writes `build/benchmarks.json`, `build/benchmarks.md` and the pictures beside it; a whole run also
+docs/benchmarks.md. The exit status says whether everything could be measured and every order was where it
+should be, not whether it was fast.
 """
 
 from __future__ import annotations
@@ -165,10 +166,17 @@ def grown(
             with ground.database(f"empty_{number}") as empty:
                 found = {
                     name: rounds.run(
-                        ground, PRODUCT, url, latency=SOON, number=number, orders=orders, show=show, mark=f"{name}-{number}"
+                        ground,
+                        PRODUCT,
+                        url,
+                        latency=SOON,
+                        number=number,
+                        orders=orders,
+                        show=show,
+                        mark=f"{name}-{number}",
                     )
                     for name, url in (("empty", empty), ("full", full))[:: 1 if number % 2 else -1]
-                }  # fmt: skip
+                }
             for name, figure in found.items():
                 display.console.print(f"  {name} tables:")
                 display.figure(figure)
@@ -184,9 +192,12 @@ def grown(
 def _described(key: str) -> dict[str, Any]:
     peer = PEERS[key]
     return {
-        "key": key, "title": peer.title, "what": peer.what, "module": peer.module,
+        "key": key,
+        "title": peer.title,
+        "what": peer.what,
+        "module": peer.module,
         "settings": {str(latency): cell.said for latency, cell in peer.cells.items()},
-    }  # fmt: skip
+    }
 
 
 def write(document: dict[str, Any], place: Path) -> None:
@@ -204,10 +215,12 @@ def main(given: Sequence[str]) -> int:
         write(json.loads(asked.page.read_text()), ROOT / "docs")
         return 0
     document: dict[str, Any] = {
-        "rounds": asked.rounds, "arguments": " ".join(given),
+        "rounds": asked.rounds,
+        "arguments": " ".join(given),
         "versions": versions(package for key in asked.only for package in PEERS[key].packages),
-        "peers": [_described(key) for key in asked.only], "figures": [],
-    }  # fmt: skip
+        "peers": [_described(key) for key in asked.only],
+        "figures": [],
+    }
     # A SIGTERM unwinds like Ctrl-C, so that no server and no directory is left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     failed = False

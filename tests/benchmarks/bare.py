@@ -1,9 +1,12 @@
-"""Peer (e): the bare limit. One event loop per core, the same HTTP calls as bytes over raw connections, multi-row SQL, nothing else.
+"""Peer (e): the bare limit.
 
-No broker, no leases, no versions to lose, no retries, no encryption, no parsing of what need not be understood: what is lost here when a
-process dies is lost. Moves of all orders in flight gather while the last commit runs and are written as one statement with
-their audit rows, as the product does it; each order waits for each of its moves to be durable. This is not a design to use but
-the ceiling of this machine, to measure the others by.
+One event loop per core, the same HTTP calls as bytes over raw connections, multi-row SQL, nothing else.
+
+No broker, no leases, no versions to lose, no retries, no encryption, no parsing of what need not be
+understood: what is lost here when a process dies is lost. Moves of all orders in flight gather while the last
+commit runs and are written as one statement with their audit rows, as the product does it; each order waits
+for each of its moves to be durable. This is not a design to use but the ceiling of this machine, to measure
+the others by.
 
     python -m tests.benchmarks.start bare take MARK ORDERS          takes the orders in and carries them
 """
@@ -70,7 +73,9 @@ _token, _session, _methods = (msgspec.json.Decoder(kind) for kind in (_Token, _S
 
 
 class CheckoutProcessor:
-    """One process's event loop: its connections to the gateway and to Postgres, and the moves that wait to be written."""
+    """One process's event loop: its connections to the gateway and to Postgres, and the moves that wait to be
+    written.
+    """
 
     def __init__(self) -> None:
         parts = urlsplit(HERE.gateway_url)

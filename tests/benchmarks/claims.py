@@ -1,7 +1,9 @@
-"""What must be shown: each row with what is wanted at least, what is aimed at, what was measured, and whether it was reached.
+"""What must be shown: each row with what is wanted at least, what is aimed at, what was measured, and whether
+it was reached.
 
-Arithmetic over the document of a run (`build/benchmarks.json`), and nothing else: a row whose measurement is missing says so. Ratios
-are taken within each round, so that what slowed a round down is in both of its figures, and their median counts.
+Arithmetic over the document of a run (`build/benchmarks.json`), and nothing else: a row whose measurement is
+missing says so. Ratios are taken within each round, so that what slowed a round down is in both of its
+figures, and their median counts.
 """
 
 from __future__ import annotations
@@ -67,13 +69,18 @@ class Claim:
 
     def document(self) -> dict[str, Any]:
         return {
-            "key": self.key, "what": self.what, "at_least": self.at_least, "aim": self.aim, "unit": self.unit,
-            "measured": None if self.measured is None else round(self.measured, 3), "reached": self.reached,
+            "key": self.key,
+            "what": self.what,
+            "at_least": self.at_least,
+            "aim": self.aim,
+            "unit": self.unit,
+            "measured": None if self.measured is None else round(self.measured, 3),
+            "reached": self.reached,
             "verdict": self.verdict,
-        }  # fmt: skip
+        }
 
 
-# ── From the document of a run ──────────────────────────────────────────────────────────────────────────────────────────
+# ── From the document of a run ────────────────────────────────────────────────────────────────────────────
 
 
 def rates(document: Mapping[str, Any], peer: str, latency: int) -> dict[int, float]:
@@ -86,7 +93,9 @@ def rates(document: Mapping[str, Any], peer: str, latency: int) -> dict[int, flo
 
 
 def ratio(document: Mapping[str, Any], peer: str, *others: str, latency: int) -> float | None:
-    """Return how many times as fast a design is as the fastest of others: the median over the rounds that have both."""
+    """Return how many times as fast a design is as the fastest of others: the median over the rounds that
+    have both.
+    """
     mine = rates(document, peer, latency)
     best: dict[int, float] = {}
     for other in others:
@@ -107,7 +116,9 @@ def _held(document: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _highest(document: Mapping[str, Any]) -> float | None:
-    """Return the highest rate that was held for a minute; 0 if none of those tried was, None if none was tried."""
+    """Return the highest rate that was held for a minute; 0 if none of those tried was, None if none was
+    tried.
+    """
     held = _held(document)
     return float(held["rate"]) if held else 0.0 if _minutes(document) else None
 
@@ -122,7 +133,9 @@ def _wrong(run: Mapping[str, Any]) -> int:
 
 
 def _at(document: Mapping[str, Any], name: str, *path: str) -> float | None:
-    """Return a figure of one of the runs of `orchestrator bench`; None if there was none, or one that is too small to count."""
+    """Return a figure of one of the runs of `orchestrator bench`; None if there was none, or one that is too
+    small to count.
+    """
     found: Any = document.get("lifecycle", {}).get(name)
     if found is None or (name == "steady" and found["rate"] < STEADY) or found["orders"] < LEAST.get(name, 0):
         return None
@@ -152,47 +165,103 @@ def claims(document: Mapping[str, Any]) -> list[Claim]:
     """Return all rows with what this run measured."""
     return [
         Claim(
-            key="celery_0", what="intake → awaiting_payment, 0 ms gateway, against the usual Celery design", at_least=10, aim=15,
-            unit="×", more=True, measured=ratio(document, "product", "a", latency=0),
+            key="celery_0",
+            what="intake → awaiting_payment, 0 ms gateway, against the usual Celery design",
+            at_least=10,
+            aim=15,
+            unit="×",
+            more=True,
+            measured=ratio(document, "product", "a", latency=0),
         ),
         Claim(
-            key="dbos_0", what="the same against DBOS Transact", at_least=8, aim=12, unit="×", more=True,
+            key="dbos_0",
+            what="the same against DBOS Transact",
+            at_least=8,
+            aim=12,
+            unit="×",
+            more=True,
             measured=ratio(document, "product", "c", "c2", latency=0),
         ),
         Claim(
-            key="bare_0", what="the same against the bare limit", at_least=0.5, aim=0.7, unit="×", more=True,
+            key="bare_0",
+            what="the same against the bare limit",
+            at_least=0.5,
+            aim=0.7,
+            unit="×",
+            more=True,
             measured=ratio(document, "product", "e", latency=0),
         ),
         Claim(
-            key="celery_200", what="200 ms gateway, against the usual Celery design with 8 processes", at_least=40, aim=60, unit="×",
-            more=True, measured=ratio(document, "product", "a", latency=200),
+            key="celery_200",
+            what="200 ms gateway, against the usual Celery design with 8 processes",
+            at_least=40,
+            aim=60,
+            unit="×",
+            more=True,
+            measured=ratio(document, "product", "a", latency=200),
         ),
         Claim(
-            key="highest", what="whole lifecycle, gateway log-normal p50 120 ms / p99 380 ms, 0.7 % faults, 60 s open model: highest rate "
-            "held, nothing lost or doubled", at_least=150, aim=250, unit="/s", more=True, measured=_highest(document),
+            key="highest",
+            what="whole lifecycle, gateway log-normal p50 120 ms / p99 380 ms, 0.7 % faults, 60 s open model: highest rate "
+            "held, nothing lost or doubled",
+            at_least=150,
+            aim=250,
+            unit="/s",
+            more=True,
+            measured=_highest(document),
         ),
         Claim(
-            key="answers", what="the same at 100/s: intake answer p99 and callback answer p99, the greater of them", at_least=100, aim=50,
-            unit="ms", more=False, measured=_answers(document),
+            key="answers",
+            what="the same at 100/s: intake answer p99 and callback answer p99, the greater of them",
+            at_least=100,
+            aim=50,
+            unit="ms",
+            more=False,
+            measured=_answers(document),
         ),
         Claim(
-            key="cpu", what="CPU of api + worker + scheduler per whole lifecycle, at that highest rate", at_least=5, aim=3, unit="ms",
-            more=False, measured=_cpu(document),
+            key="cpu",
+            what="CPU of api + worker + scheduler per whole lifecycle, at that highest rate",
+            at_least=5,
+            aim=3,
+            unit="ms",
+            more=False,
+            measured=_cpu(document),
         ),
         Claim(
-            key="sequential", what="one order at a time: intake → awaiting_payment beyond the gateway's own time, p50", at_least=20,
-            aim=10, unit="ms", more=False, measured=_at(document, "sequential", "beyond_gateway_ms", "p50"),
+            key="sequential",
+            what="one order at a time: intake → awaiting_payment beyond the gateway's own time, p50",
+            at_least=20,
+            aim=10,
+            unit="ms",
+            more=False,
+            measured=_at(document, "sequential", "beyond_gateway_ms", "p50"),
         ),
         Claim(
-            key="memory", what="memory of a worker process with 1,000 orders in flight", at_least=200, aim=None, unit="MB", more=False,
+            key="memory",
+            what="memory of a worker process with 1,000 orders in flight",
+            at_least=200,
+            aim=None,
+            unit="MB",
+            more=False,
             measured=_at(document, "in_flight", "worker_rss_mb"),
         ),
         Claim(
-            key="growth", what="throughput with 2 million finished checkouts in the tables, against empty tables", at_least=0.9,
-            aim=None, unit="×", more=True, measured=_growth(document),
+            key="growth",
+            what="throughput with 2 million finished checkouts in the tables, against empty tables",
+            at_least=0.9,
+            aim=None,
+            unit="×",
+            more=True,
+            measured=_growth(document),
         ),
         Claim(
-            key="quiet", what="p99 of a quiet merchant while another sends 20 × its rate, against alone", at_least=2, aim=None, unit="×",
-            more=False, measured=_quiet(document),
+            key="quiet",
+            what="p99 of a quiet merchant while another sends 20 × its rate, against alone",
+            at_least=2,
+            aim=None,
+            unit="×",
+            more=False,
+            measured=_quiet(document),
         ),
-    ]  # fmt: skip
+    ]

@@ -1,4 +1,6 @@
-"""Under what was measured: the machine, the disk's flush time, and the versions of everything that took part."""
+"""Under what was measured: the machine, the disk's flush time, and the versions of everything
+that took part.
+"""
 
 from __future__ import annotations
 

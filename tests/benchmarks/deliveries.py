@@ -1,7 +1,9 @@
-"""How fast events reach an endpoint: `python -m tests.benchmarks.deliveries`, with Postgres, the writer, a deliverer and the receiver on one machine.
+"""How fast events reach an endpoint: `python -m tests.benchmarks.deliveries`, with Postgres, the writer, a
+deliverer and the receiver on one machine.
 
-Two measurements. A backlog: events for as many checkouts wait, and deliveries a second are counted from the first to the last. A stream:
-events are committed at a steady rate, and the time from each commit to the first byte of its delivery is taken, by one clock.
+Two measurements. A backlog: events for as many checkouts wait, and deliveries a second are counted from the
+first to the last. A stream: events are committed at a steady rate, and the time from each commit to the first
+byte of its delivery is taken, by one clock.
 """
 
 from __future__ import annotations
@@ -187,9 +189,15 @@ async def measure(number: int, rate: float, seconds: float) -> None:
         port = ours.recv()
         async with Database(servers.database_url, pool_size=8, name="bench") as db:
             await webhooks.add(
-                db, Encryptor(settings.secret_keys), merchant_id=1, url=f"http://127.0.0.1:{port}/", description="", kinds=None,
-                content="thin", secret=signature.new_secret(),
-            )  # fmt: skip
+                db,
+                Encryptor(settings.secret_keys),
+                merchant_id=1,
+                url=f"http://127.0.0.1:{port}/",
+                description="",
+                kinds=None,
+                content="thin",
+                secret=signature.new_secret(),
+            )
             print(
                 "stream ",
                 await stream(db, ours, rate=rate, seconds=seconds, deliverer=command, env=env),

@@ -1,9 +1,10 @@
-"""Peer (c): DBOS Transact, a durable workflow with a step for each move, in one process, its system tables in the same Postgres.
+"""Peer (c): DBOS Transact, a durable workflow with a step for each move, in one process, its system tables in
+the same Postgres.
 
-Each step makes its call and writes its move with its audit row in one statement, guarded by the state, so that a step that is
-run again after a crash changes nothing twice; DBOS then records the step. That is fewer commits than a step for the call and a
-transaction step for the move.
-The intake stores a chunk of orders and enqueues their workflows in the same transaction (`enqueue_in_transaction`).
+Each step makes its call and writes its move with its audit row in one statement, guarded by the state, so
+that a step that is run again after a crash changes nothing twice; DBOS then records the step. That is fewer
+commits than a step for the call and a transaction step for the move. The intake stores a chunk of orders and
+enqueues their workflows in the same transaction (`enqueue_in_transaction`).
 
     python -m tests.benchmarks.start durable_dbos prepare           makes DBOS's tables
     python -m tests.benchmarks.start durable_dbos work              runs the worker

@@ -1,7 +1,8 @@
-"""The ground that all designs are measured on: one Postgres with fsync, one Redis, one light gateway for each latency, for a whole run.
+"""The ground that all designs are measured on: one Postgres with fsync, one Redis, one light gateway for each
+latency, for a whole run.
 
-Each measurement gets a database of its own and an empty Redis, so that no design pays for what another left behind. Everything is
-started here, lives in one directory, and ends with this process, however it ends.
+Each measurement gets a database of its own and an empty Redis, so that no design pays for what another left
+behind. Everything is started here, lives in one directory, and ends with this process, however it ends.
 """
 
 from __future__ import annotations
@@ -91,7 +92,16 @@ class Ground:
         """Return the URL of the gateway that answers after `latency` milliseconds; nobody pays there."""
         if latency not in self._gateways:
             port = free_port(self.place / f"gateway-{latency}.port")
-            command = ["-m", "orchestrator", "bench-gateway", "--port", str(port), "--latency", str(latency), "--no-shoppers"]  # fmt: skip
+            command = [
+                "-m",
+                "orchestrator",
+                "bench-gateway",
+                "--port",
+                str(port),
+                "--latency",
+                str(latency),
+                "--no-shoppers",
+            ]
             process = self._held.enter_context(self.running(f"gateway-{latency}", command, dict(os.environ)))
             url = f"http://127.0.0.1:{port}"
             deadline = time.monotonic() + TIMEOUT
@@ -153,7 +163,9 @@ class Ground:
         return Process(name, child, log)
 
     def meter(self, processes: Sequence[Process]) -> Meter:
-        """Read what these, Postgres and Redis have used so far, and all that we have started together beside the whole machine."""
+        """Read what these, Postgres and Redis have used so far, and all that we have started together beside
+        the whole machine.
+        """
         postmaster, here = psutil.Process(self.servers.postgres_pid), psutil.Process()
         ended = usage.spent(postmaster, ended=True) - usage.spent(postmaster)
         busy, whole = usage.machine()
@@ -169,7 +181,9 @@ class Ground:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meter:
-    """CPU seconds so far: of a design's processes, of Postgres, of Redis, of all of ours, of everybody, and all that there were."""
+    """CPU seconds so far: of a design's processes, of Postgres, of Redis, of all of ours, of everybody, and
+    all that there were.
+    """
 
     own: float
     postgres: float

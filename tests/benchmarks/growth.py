@@ -1,8 +1,10 @@
-"""Finished checkouts by the million, made in Postgres itself, so that what history costs the orders under way can be measured.
+"""Finished checkouts by the million, made in Postgres itself, so that what history costs the orders under way
+can be measured.
 
-Each is completed and settled: no due time, nothing open. It has what a real one has in the tables that carrying another one writes to
-or reads: the checkout, its intent, its session, eight audit entries, three events, its payment; as many bytes, though nothing in
-them opens under any key. Callbacks are left out: nothing of the measured way touches them.
+Each is completed and settled: no due time, nothing open. It has what a real one has in the tables that
+carrying another one writes to or reads: the checkout, its intent, its session, eight audit entries, three
+events, its payment; as many bytes, though nothing in them opens under any key. Callbacks are left out:
+nothing of the measured way touches them.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ _TRAIL: Final = [
     )
 ]
 
-# UUIDv7: one order each 40 ms, the last of them some weeks ago; random bits that the number decides. Each is made once for all its rows.
+# UUIDv7: one order each 40 ms, the last of them some weeks ago; random bits that the number decides. Each is
+# made once for all its rows.
 _MADE: Final = """WITH f AS MATERIALIZED (
         SELECT n, m, (lpad(to_hex(%(from)s::bigint + n * 40), 12, '0') || '7' || substr(m, 1, 3) || '8' || substr(m, 4, 15))::uuid AS id,
                to_timestamp((%(from)s::bigint + n * 40) / 1000.0) AS at, decode(m || m, 'hex') AS bytes
@@ -92,7 +95,8 @@ def grow(url: str, *, finished: int, show: Callable[[str], None]) -> float:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(_SEAL)
         connection.execute(_FEED)
-        # What a database has that grew over years: no page left that a vacuum of the measured time would have to look at.
+        # What a database has that grew over years: no page left that a vacuum of the measured time would have
+        # to look at.
         connection.execute("VACUUM (FREEZE, ANALYZE)")
         connection.execute("CHECKPOINT")
     return time.monotonic() - began

@@ -1,11 +1,12 @@
-"""What a quiet merchant feels of a noisy one: p99 from intake to awaiting_payment, alone and while another sends 20 times its rate.
+"""What a quiet merchant feels of a noisy one: p99 from intake to awaiting_payment, alone and while another
+sends 20 times its rate.
 
     python -m tests.benchmarks.isolation [--rate 3] [--times 20] [--seconds 20] [--turns 2]
                                         [--latency 0] [--noisy-latency 3000]
 
-The product runs as `up` runs it, on embedded servers that flush to disk, in front of light gateways; load is open (arrivals on a
-schedule). Both phases are measured in one run and in turn, so that what else the machine does meets both; only their ratio means
-something on another machine, and no test depends on it.
+The product runs as `up` runs it, on embedded servers that flush to disk, in front of light gateways; load is
+open (arrivals on a schedule). Both phases are measured in one run and in turn, so that what else the machine
+does meets both; only their ratio means something on another machine, and no test depends on it.
 """
 
 from __future__ import annotations
@@ -77,9 +78,15 @@ class Isolation:
 
 
 def measure(
-    *, rate: float = 3.0, times: float = 20.0, seconds: float = 20.0, slots: int = 2, latency: str = "0",
-    noisy_latency: str | None = None, workers: int = 1,
-) -> Isolation:  # fmt: skip
+    *,
+    rate: float = 3.0,
+    times: float = 20.0,
+    seconds: float = 20.0,
+    slots: int = 2,
+    latency: str = "0",
+    noisy_latency: str | None = None,
+    workers: int = 1,
+) -> Isolation:
     """Run the product with two merchants, and load it; main thread only.
 
     Both merchants' orders go to one gateway, unless `noisy_latency` gives the noisy one a gateway of its own.
@@ -119,9 +126,13 @@ async def _load(
             merchants = Merchants(db, Encryptor(up.settings.secret_keys), up.settings)
             for name, gateway in zip(("quiet", "noisy"), gateways, strict=True):
                 await merchants.add(
-                    name, gateway_url=gateway, merchant_api_url=None, username="shop", password="a password",
+                    name,
+                    gateway_url=gateway,
+                    merchant_api_url=None,
+                    username="shop",
+                    password="a password",
                     callback_secrets=(),
-                )  # fmt: skip
+                )
             await asyncio.sleep(MERCHANTS_KNOWN)
             shops = {name: _Shop(up, name) for name in ("quiet", "noisy")}
             await asyncio.gather(*(shop.send(10.0, WARM_UP, "W") for shop in shops.values()))
@@ -154,8 +165,14 @@ class _Shop:
 
     async def send(self, rate: float, seconds: float, phase: str) -> None:
         job = load.Job(
-            self._host, self._port, self._token, f"{phase}-{uuid4().hex[:16]}", rate=rate, seconds=seconds, evenly=True
-        )  # fmt: skip
+            self._host,
+            self._port,
+            self._token,
+            f"{phase}-{uuid4().hex[:16]}",
+            rate=rate,
+            seconds=seconds,
+            evenly=True,
+        )
         sent = await load.fire(job, tell=lambda _: None)
         assert all(map(load.accepted, sent.statuses)), sent.statuses
 
@@ -182,7 +199,9 @@ async def _percentiles(db: Database, phase: str) -> Percentiles:
 
 
 def quiet_merchant(*, seconds: float, show: Callable[[str], None]) -> dict[str, float]:
-    """Return both p99s of the quiet merchant in milliseconds: alone, and while another sends 20 times its rate."""
+    """Return both p99s of the quiet merchant in milliseconds: alone, and while another sends 20 times its
+    rate.
+    """
     show(f"a quiet merchant alone and beside a busy one, in turn ({seconds:g} s each)")
     found = measure(seconds=seconds, slots=max(1, round(seconds / _TURN)))
     return {"alone_p99_ms": found.alone.p99, "beside_p99_ms": found.beside.p99}

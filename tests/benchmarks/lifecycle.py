@@ -1,8 +1,9 @@
-"""What `orchestrator bench` measures of the product alone: the whole lifecycle under an open load, one order at a time, memory.
+"""What `orchestrator bench` measures of the product alone: the whole lifecycle under an open load, one order
+at a time, memory.
 
-Each is a run of the command as a user would start it, with its own servers in a directory that is removed afterwards. A run in which
-an order was doubled fails everything, and so does one in which an order was lost; but at a given rate a slow machine may fall behind:
-then orders are left over, and the rate was not held.
+Each is a run of the command as a user would start it, with its own servers in a directory that is removed
+afterwards. A run in which an order was doubled fails everything, and so does one in which an order was lost;
+but at a given rate a slow machine may fall behind: then orders are left over, and the rate was not held.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from tests.benchmarks.work import ROOT
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# One worker, as `up` starts it: a second would halve the batches of both, and these rates do not fill a core with it.
+# One worker, as `up` starts it: a second would halve the batches of both, and these rates do not fill a core
+# with it.
 WHOLE: Final = ("--gateway-latency", "lognormal:120,380", "--faults", "0.007")
 STEP_DOWN: Final = 0.85
 """A rate that a short try held may be too much for a minute: then once more with so much of it."""
@@ -54,12 +56,20 @@ def measure(length: Length, show: Callable[[str], None]) -> dict[str, Any]:
     show("memory with more than 1,000 orders in flight")
     # A gateway of one second and connections for everybody: what is claimed is in flight.
     in_flight = _bench(
-        "--stage", "ready", "--orders", str(length.in_flight), "--gateway-latency", "1000",
+        "--stage",
+        "ready",
+        "--orders",
+        str(length.in_flight),
+        "--gateway-latency",
+        "1000",
         environment={"ORCHESTRATOR_GATEWAY_POOL_SIZE": "2000"},
-    )  # fmt: skip
+    )
     return {
-        "highest": _highest(length, show), "steady": steady, "sequential": sequential, "in_flight": in_flight,
-    }  # fmt: skip
+        "highest": _highest(length, show),
+        "steady": steady,
+        "sequential": sequential,
+        "in_flight": in_flight,
+    }
 
 
 def _highest(length: Length, show: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -78,7 +88,9 @@ def _highest(length: Length, show: Callable[[str], None]) -> list[dict[str, Any]
 def _bench(
     *arguments: str, environment: Mapping[str, str] | None = None, behind: bool = False
 ) -> dict[str, Any]:
-    """Run the command and return its document; with `behind` it may end with orders that it had no time for."""
+    """Run the command and return its document; with `behind` it may end with orders that it had
+    no time for.
+    """
     command = [sys.executable, "-m", "orchestrator", "bench", "--json", *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, check=False

@@ -1,7 +1,7 @@
 """Who is measured, with which settings at which latency of the gateway, and how each is started.
 
-The settings were tuned on two cores, each design by what its documentation says and by trying; what was tried and found slower is said
-beside them. Nothing of a design is imported here: each runs in processes of its own.
+The settings were tuned on two cores, each design by what its documentation says and by trying; what was tried
+and found slower is said beside them. Nothing of a design is imported here: each runs in processes of its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ LATENCIES: Final = (SOON, FAR)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One design at one latency. `rate` is about what it reaches on two cores: it decides how many orders a run has."""
+    """One design at one latency.
+
+    `rate` is about what it reaches on two cores: it decides how many orders a run has.
+    """
 
     rate: float
     said: str
@@ -124,7 +127,15 @@ class Schemed(Peer):
 
 class Celery(Peer):
     def _workers(self, cell: Cell) -> list[list[str]]:
-        usual = ["--without-gossip", "--without-mingle", "--without-heartbeat", "-O", "fair", "--loglevel", "WARNING"]  # fmt: skip
+        usual = [
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+            "-O",
+            "fair",
+            "--loglevel",
+            "WARNING",
+        ]
         return [["-m", "celery", "-A", f"tests.benchmarks.{self.module}", "worker", *usual, *cell.options]]
 
 

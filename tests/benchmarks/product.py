@@ -1,7 +1,10 @@
-"""Peer (f): the product itself, as real processes: API, worker, scheduler. Orders come in over `POST /v1/checkouts/batch`.
+"""Peer (f): the product itself, as real processes: API, worker, scheduler.
 
-It does more than the others for the same order: leases and versions, due times, an event for the shop, an audit trail that is chained and
-keyed, everything personal encrypted. Its own tables are looked at for the count and for the trail.
+Orders come in over `POST /v1/checkouts/batch`.
+
+It does more than the others for the same order: leases and versions, due times, an event for the shop, an
+audit trail that is chained and keyed, everything personal encrypted. Its own tables are looked at for the
+count and for the trail.
 
     python -m tests.benchmarks.start product take MARK ORDERS       hands the orders over
 """
@@ -22,7 +25,8 @@ from tests.benchmarks import work
 AT_ONCE = 4
 """Batches under way; each is work.CHUNK orders."""
 
-# By the index over what is unsettled: looking must cost nothing beside what is measured, however long the history is.
+# By the index over what is unsettled: looking must cost nothing beside what is measured, however long the
+# history is.
 UNOFFERED = """
     SELECT count(*) AS orders, count(*) FILTER (WHERE state = 'awaiting_payment') AS carried,
            extract(epoch FROM max(offered_at)) AS ended
@@ -52,11 +56,14 @@ async def hand_over(url: str, token: str, mark: str, orders: int) -> None:
 
     requests = [
         http_pool.request(
-            "POST", parts.netloc, "/v1/checkouts/batch", headers=headers,
+            "POST",
+            parts.netloc,
+            "/v1/checkouts/batch",
+            headers=headers,
             body=json.dumps([work.intent(ref) for ref in chunk]).encode(),
         )
         for chunk in _batched(work.refs(mark, orders), work.CHUNK)
-    ]  # fmt: skip
+    ]
     with psycopg.connect(os.environ["BENCH_DATABASE_URL"], autocommit=True) as connection:
         since = work.tell_began(connection)
     await asyncio.gather(*map(send, requests))

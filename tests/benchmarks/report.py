@@ -1,6 +1,7 @@
 """A run as people read it: tables for the terminal and docs/benchmarks.md, and the pictures beside it.
 
-Everything here is made from the document of a run alone, so that the page can be made again from `build/benchmarks.json`.
+Everything here is made from the document of a run alone, so that the page can be made again from
+`build/benchmarks.json`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BARE: Final = "e"
 _KINDS: Final = ("own", "postgres", "redis")
 
 
-# ── The terminal ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The terminal ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def table(rows: Sequence[Claim]) -> Table:
@@ -43,7 +44,7 @@ def measured(row: Claim) -> str:
     return "—" if row.measured is None else f"{number(row.measured)} {row.unit}"
 
 
-# ── The page ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The page ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def page(document: Mapping[str, Any]) -> str:
@@ -55,13 +56,22 @@ def _head(document: Mapping[str, Any]) -> list[str]:
     under = document["conditions"]
     facts = (
         ("measured", under["at"]),
-        ("machine", f"{under['cores']} cores ({under['processor']}), {number(under['memory_gb'])} GB, {under['system']}"),
-        ("load before the start", f"{number(under['load_before'])} (others on the machine; 0 is what is wanted)"),
-        ("Postgres", f"{under['postgres']}, {under['durability']}; a flush takes {number(under['flush_ms'])} ms on this disk"),
+        (
+            "machine",
+            f"{under['cores']} cores ({under['processor']}), {number(under['memory_gb'])} GB, {under['system']}",
+        ),
+        (
+            "load before the start",
+            f"{number(under['load_before'])} (others on the machine; 0 is what is wanted)",
+        ),
+        (
+            "Postgres",
+            f"{under['postgres']}, {under['durability']}; a flush takes {number(under['flush_ms'])} ms on this disk",
+        ),
         ("Redis, Python", f"{under['redis']}, {under['python']}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in document["versions"].items())),
         ("command", f"`make bench{_arguments(document)}`, {document['rounds']} rounds"),
-    )  # fmt: skip
+    )
     return [
         "# Benchmarks",
         (
@@ -127,15 +137,26 @@ def _rates(document: Mapping[str, Any], latency: int) -> str:
         ]
         cpu = (statistics.median(one["cpu_ms_per_order"][kind] for one in mine) for kind in _KINDS)
         values = list(by_round.values())
-        rows.append((
-            peer["title"], number(statistics.median(values)), f"{number(min(values))} – {number(max(values))}",
-            *map(number, cpu), f"{mine[0]['orders']:,}",
-            f"{number(statistics.median(one['others_cpu_percent'] for one in mine))} %",
-        ))  # fmt: skip
+        rows.append(
+            (
+                peer["title"],
+                number(statistics.median(values)),
+                f"{number(min(values))} – {number(max(values))}",
+                *map(number, cpu),
+                f"{mine[0]['orders']:,}",
+                f"{number(statistics.median(one['others_cpu_percent'] for one in mine))} %",
+            )
+        )
     head = (
-        "design", "orders/s (median)", "least – greatest", "own CPU ms per order", "Postgres's", "Redis's", "orders in a run",
+        "design",
+        "orders/s (median)",
+        "least – greatest",
+        "own CPU ms per order",
+        "Postgres's",
+        "Redis's",
+        "orders in a run",
         "CPU that others had",
-    )  # fmt: skip
+    )
     return _rows(head, rows)
 
 
@@ -156,18 +177,31 @@ def _product(document: Mapping[str, Any]) -> list[str]:
         ("in flight", runs["in_flight"]),
     ]
     head = (
-        "run", "rate", "orders", "orders/s", "intake p50 / p99 ms", "ready p50 / p99", "completed p50 / p99", "callback p50 / p99",
-        "CPU ms api + worker + scheduler", "worker MB",
-    )  # fmt: skip
+        "run",
+        "rate",
+        "orders",
+        "orders/s",
+        "intake p50 / p99 ms",
+        "ready p50 / p99",
+        "completed p50 / p99",
+        "callback p50 / p99",
+        "CPU ms api + worker + scheduler",
+        "worker MB",
+    )
     rows = [
         (
-            name, "—" if one["rate"] is None else f"{number(one['rate'])}/s" + ("" if one["held"] else " (not held)"),
-            f"{one['orders']:,}", number(one["orders_per_s"]),
+            name,
+            "—"
+            if one["rate"] is None
+            else f"{number(one['rate'])}/s" + ("" if one["held"] else " (not held)"),
+            f"{one['orders']:,}",
+            number(one["orders_per_s"]),
             *(_pair(one["latency_ms"][kind]) for kind in ("intake", "ready", "completed", "callback")),
-            number(one["product_cpu_ms_per_order"]), number(one["worker_rss_mb"]),
+            number(one["product_cpu_ms_per_order"]),
+            number(one["worker_rss_mb"]),
         )
         for name, one in named
-    ]  # fmt: skip
+    ]
     parts = [
         "## The product alone",
         (
@@ -198,7 +232,7 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-# ── Pictures ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Pictures ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def pictures(document: Mapping[str, Any]) -> dict[str, str]:

@@ -1,8 +1,10 @@
-"""Measuring the designs in turn: round by round, each from its first order taken to its last one awaiting payment.
+"""Measuring the designs in turn: round by round, each from its first order taken to its last one awaiting
+payment.
 
-Both moments are read from Postgres's clock. A run counts only if every order has arrived with the trail that it should have; a
-wrong count, a dead process or a standstill fails everything. The order of the designs turns round with every round, so that
-what drifts, or what a neighbour on this machine does for a while, hits all of them.
+Both moments are read from Postgres's clock. A run counts only if every order has arrived with the trail that
+it should have; a wrong count, a dead process or a standstill fails everything. The order of the designs turns
+round with every round, so that what drifts, or what a neighbour on this machine does for a while, hits all of
+them.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ WARM_UP: Final = 60
 STANDSTILL: Final = 60.0
 """Seconds without any progress after which a run has failed."""
 _LOOK: Final = 0.5
-"""Seconds between two reads of how far a run is; its times are taken from the rows, so that looking seldom makes nothing late."""
+"""Seconds between two reads of how far a run is; its times are taken from the rows, so that looking seldom
+makes nothing late."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +46,8 @@ class Figure:
     orders: int
     seconds: float
     cpu_ms: dict[str, float]
-    """CPU milliseconds for one order, of the design's own processes (`own`, intake included), of Postgres and of Redis."""
+    """CPU milliseconds for one order, of the design's own processes (`own`, intake included), of Postgres and
+    of Redis."""
     calls: float
     """Calls to the gateway for one order."""
     others: float
@@ -55,11 +59,16 @@ class Figure:
 
     def document(self) -> dict[str, Any]:
         return {
-            "peer": self.peer, "latency_ms": self.latency, "round": self.round, "orders": self.orders,
-            "seconds": round(self.seconds, 3), "orders_per_s": round(self.rate, 2),
+            "peer": self.peer,
+            "latency_ms": self.latency,
+            "round": self.round,
+            "orders": self.orders,
+            "seconds": round(self.seconds, 3),
+            "orders_per_s": round(self.rate, 2),
             "cpu_ms_per_order": {name: round(value, 3) for name, value in self.cpu_ms.items()},
-            "gateway_calls_per_order": round(self.calls, 3), "others_cpu_percent": round(self.others * 100, 1),
-        }  # fmt: skip
+            "gateway_calls_per_order": round(self.calls, 3),
+            "others_cpu_percent": round(self.others * 100, 1),
+        }
 
 
 def measure(
@@ -71,7 +80,10 @@ def measure(
     seconds: float,
     show: Callable[[str], None],
 ) -> Iterator[Figure]:
-    """Yield the figures of all rounds as they come. `seconds` is about how long one run takes on two cores."""
+    """Yield the figures of all rounds as they come.
+
+    `seconds` is about how long one run takes on two cores.
+    """
     for number in range(1, rounds + 1):
         for latency in latencies:
             for key in keys if number % 2 else list(reversed(keys)):
@@ -92,7 +104,8 @@ def run(
     show: Callable[[str], None],
     mark: str = "run",
 ) -> Figure:
-    """Start a design on a database, warm it up, have it carry the orders, look whether they are all there, and end it.
+    """Start a design on a database, warm it up, have it carry the orders, look whether they are all there,
+    and end it.
 
     `mark` begins the order numbers; a database that is measured on more than once needs another each time.
     """
@@ -154,7 +167,9 @@ class _Run:
     show: Callable[[str], None]
 
     def process(self, mark: str, orders: int) -> tuple[float, float]:
-        """Hand orders over and wait until the last has arrived; return the seconds, and the CPU seconds of the intake."""
+        """Hand orders over and wait until the last has arrived; return the seconds, and the CPU seconds of
+        the intake.
+        """
         start = self.installed.take
         intake = self.ground.spawned(start.name, [*start.arguments, mark, str(orders)], start.environment)
         try:
@@ -209,7 +224,9 @@ class _Run:
 
 
 def _told(intake: Process) -> dict[str, float]:
-    """Return what the intake has said: when it began, and what it cost, which of several processes is the sum."""
+    """Return what the intake has said: when it began, and what it cost, which of several processes is the
+    sum.
+    """
     told = {"spent": 0.0}
     for line in intake.log.read_text(errors="replace").splitlines():
         if line.startswith('{"'):

@@ -1,4 +1,5 @@
-"""Starts a part of a design under its module's own name: tasks and workflows are known by that, and not as those of `__main__`.
+"""Starts a part of a design under its module's own name: tasks and workflows are known by that, and not as
+those of `__main__`.
 
 python -m tests.benchmarks.start MODULE COMMAND ...
 """

@@ -1,9 +1,12 @@
-"""Peers (a) and (b): the usual design. A Celery task per step, the ORM, one transaction per step, a synchronous HTTP client.
+"""Peers (a) and (b): the usual design.
 
-Written as an experienced engineer would: tasks are acknowledged late and safe to repeat (the row lock and the state say what is
-still to be done), connections and the HTTP client live as long as the process, a step's row lock, move and audit row are one
-transaction, and the next step is sent after the commit. The call is made under the row lock: that saves a second
-transaction a step, and is the fastest form of this design. Redis as broker, no result backend, no events, no gossip.
+A Celery task per step, the ORM, one transaction per step, a synchronous HTTP client.
+
+Written as an experienced engineer would: tasks are acknowledged late and safe to repeat (the row lock and the
+state say what is still to be done), connections and the HTTP client live as long as the process, a step's row
+lock, move and audit row are one transaction, and the next step is sent after the commit. The call is made
+under the row lock: that saves a second transaction a step, and is the fastest form of this design. Redis as
+broker, no result backend, no events, no gossip.
 
     celery -A tests.benchmarks.usual_celery worker --pool prefork|threads --concurrency N
     python -m tests.benchmarks.start usual_celery take MARK ORDERS  takes the orders in
@@ -108,10 +111,14 @@ def locked(session: Session, order_id: str) -> Order:
 def move(session: Session, order: Order, to: str, evidence: dict[str, Any] | None = None) -> None:
     session.add(
         AuditRow(
-            order_id=order.id, sequence=order.version + 1, action="order:moved", from_state=order.state, to_state=to,
+            order_id=order.id,
+            sequence=order.version + 1,
+            action="order:moved",
+            from_state=order.state,
+            to_state=to,
             evidence=evidence or {},
         )
-    )  # fmt: skip
+    )
     order.state, order.version = to, order.version + 1
 
 

@@ -1,8 +1,10 @@
-"""The work that every design is measured on: N orders from `received` to `awaiting_payment`, and the peers' tables for it.
+"""The work that every design is measured on: N orders from `received` to `awaiting_payment`, and the peers'
+tables for it.
 
-Three calls to the gateway (authenticate, session, payment methods) and four moves, each move with its row in the audit trail, all
-of it durable. Here are the order as a shop sends it, the tables, and the statements of those peers that write SQL themselves; the
-product has its own tables and writes more (events, due times, leases, a chained audit, everything personal encrypted).
+Three calls to the gateway (authenticate, session, payment methods) and four moves, each move with its row in
+the audit trail, all of it durable. Here are the order as a shop sends it, the tables, and the statements of
+those peers that write SQL themselves; the product has its own tables and writes more (events, due times,
+leases, a chained audit, everything personal encrypted).
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ TABLES: Final = """
         from_state text, to_state text NOT NULL, evidence jsonb NOT NULL, PRIMARY KEY (order_id, sequence));
 """
 
-# A step's whole transaction in one statement, and so in one round trip: the guard on the state, the move, its audit row.
+# A step's whole transaction in one statement, and so in one round trip: the guard on the state, the move, its
+# audit row.
 MOVE: Final = """
     WITH moved AS (
         UPDATE orders SET state = %(to)s, version = version + 1, token = coalesce(%(token)s, token),
@@ -146,7 +149,9 @@ def moved(order_id: object, step: int, *, evidence: str, **gained: object) -> di
 
 
 def tell_began(connection: psycopg.Connection[Any]) -> float:
-    """Tell the runner Postgres's clock, which a run's last moment is read from too; return this process's CPU seconds so far."""
+    """Tell the runner Postgres's clock, which a run's last moment is read from too; return this process's CPU
+    seconds so far.
+    """
     row = connection.execute("SELECT extract(epoch FROM clock_timestamp())").fetchone()
     assert row is not None
     print(json.dumps({"began": float(row[0])}), flush=True)

@@ -1,4 +1,7 @@
-"""A whole installation and a real browser. Without a Chromium on the machine these tests are skipped, and say so."""
+"""A whole installation and a real browser.
+
+Without a Chromium on the machine these tests are skipped, and say so.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,9 @@ def installation(
 
 @pytest.fixture
 def page() -> Iterator[Page]:
-    """A fresh browser; the shop's own pages are answered here, and whatever else is not on this machine is refused."""
+    """A fresh browser; the shop's own pages are answered here, and whatever else is not on this machine is
+    refused.
+    """
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: `make test` installs it where it may")
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []

@@ -1,4 +1,6 @@
-"""A shopper in a real browser: from the gateway's page back to the shop's, with the order completed behind it."""
+"""A shopper in a real browser: from the gateway's page back to the shop's, with the order completed behind
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whatever becomes of the broker, workers and scheduler go on, and come back with it; no message and no command of a stranger ends them."""
+"""Whatever becomes of the broker, workers and scheduler go on, and come back with it; no message and no
+command of a stranger ends them.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def lines(one: World, name: str, event: str, **fields: str) -> list[dict[str, An
 
 
 def heard_of_once(one: World) -> None:
-    """Each link to the broker was told of once when it went and once when it came back, and no trace was printed."""
+    """Each link to the broker was told of once when it went and once when it came back, and no trace was
+    printed.
+    """
     for name, link in (("worker-1", "consumer"), ("scheduler", "scheduler")):
         one.until(
             lambda name=name, link=link: lines(one, name, "broker_back", link=link),
@@ -89,7 +93,7 @@ def hints_flow(one: World) -> None:
     one.until(more, "hints reach the worker", seconds=90)
 
 
-# ── Redis ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Redis ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_redis_that_became_a_replica_is_left_for_its_successor(
@@ -133,14 +137,19 @@ GARBAGE = [
 
 def envelope(body: object, **changes: object) -> bytes:
     """Return a message as kombu's Redis transport frames it."""
-    return json.dumps({
-        "body": body if isinstance(body, str) else json.dumps(body),
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": {"task": "orchestrator.process", "id": uuid4().hex, "lang": "py"},
-        "properties": {"delivery_tag": uuid4().hex, "delivery_info": {"exchange": "", "routing_key": "checkouts"}},
-        **changes,
-    }).encode()  # fmt: skip
+    return json.dumps(
+        {
+            "body": body if isinstance(body, str) else json.dumps(body),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {"task": "orchestrator.process", "id": uuid4().hex, "lang": "py"},
+            "properties": {
+                "delivery_tag": uuid4().hex,
+                "delivery_info": {"exchange": "", "routing_key": "checkouts"},
+            },
+            **changes,
+        }
+    ).encode()
 
 
 HEAD = {"task": "orchestrator.process", "id": "1", "lang": "py"}
@@ -198,7 +207,7 @@ def test_no_message_on_redis_stops_a_worker(servers: Embedded, database_url: str
             assert one.stop("worker-1", seconds=30) == 0
 
 
-# ── RabbitMQ ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── RabbitMQ ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
@@ -253,11 +262,13 @@ def test_no_message_on_rabbitmq_stops_a_worker(
                     body = message["body"].encode()
                     channel.basic_publish(
                         amqp.Message(
-                            body, content_type=message["content-type"],
-                            content_encoding=message["content-encoding"], application_headers=message["headers"] or {},
+                            body,
+                            content_type=message["content-type"],
+                            content_encoding=message["content-encoding"],
+                            application_headers=message["headers"] or {},
                         ),
                         routing_key=queue,
-                    )  # fmt: skip
+                    )
                     sent += 1
         carries(one)
         hints_flow(one)
@@ -267,7 +278,7 @@ def test_no_message_on_rabbitmq_stops_a_worker(
         assert one.stop("worker-1", seconds=30) == 0
 
 
-# ── The scheduler's clock ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── The scheduler's clock ─────────────────────────────────────────────────────────────────────────────────
 
 STEPS = """
 import datetime, sys, threading, time

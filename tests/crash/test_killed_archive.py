@@ -1,4 +1,6 @@
-"""The archive task, killed with SIGKILL again and again: nothing is lost, nothing stands twice, and the next run goes on."""
+"""The archive task, killed with SIGKILL again and again: nothing is lost, nothing stands twice, and the next
+run goes on.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,30 @@ ENTRIES = "SELECT checkout_id, sequence, encode(mac, 'hex') FROM audit_entries"
 
 def start(url, place):
     return Popen(
-        [sys.executable, "-m", "orchestrator", "archive", "--older-than", "1s", "--to", place, "--size", str(SIZE)],
-        cwd=ROOT, env=environment(DATABASE_URL=url, SECRET_KEYS=f'["{SECRET_KEY}"]', LOG_LEVEL="error"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "orchestrator",
+            "archive",
+            "--older-than",
+            "1s",
+            "--to",
+            place,
+            "--size",
+            str(SIZE),
+        ],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=url, SECRET_KEYS=f'["{SECRET_KEY}"]', LOG_LEVEL="error"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def drafted(place, running):
-    """Wait until a file is being written, in the middle of a transaction; or until there is nothing left to write."""
+    """Wait until a file is being written, in the middle of a transaction; or until there is nothing left to
+    write.
+    """
     while not list(place.glob(".*.part")) and running.poll() is None:
         pass
 
@@ -60,9 +78,14 @@ async def test_an_archive_run_killed_at_any_moment_loses_nothing_and_leaves_noth
             held = await one.held()
             await one.callbacks.store(arrival(held.id))
             held = await one.advance(
-                held, Trigger.PAYMENT_FOUND, payments=(payment(f"t-{number}"),), money=(13900, 0, 0), read=(),
-                events=(), due_in=0.0,
-            )  # fmt: skip
+                held,
+                Trigger.PAYMENT_FOUND,
+                payments=(payment(f"t-{number}"),),
+                money=(13900, 0, 0),
+                read=(),
+                events=(),
+                due_in=0.0,
+            )
             (held,) = await one.claim(held.id)
             await one.advance(
                 held, action=None, due_in=None, read=tuple(callback.id for callback in held.callbacks)
@@ -91,9 +114,17 @@ async def test_an_archive_run_killed_at_any_moment_loses_nothing_and_leaves_noth
             assert sorted(entries + await one.all(ENTRIES)) == everything
         assert killed > KILLS // 2
         last = orchestrator(
-            "archive", "--older-than", "1s", "--to", place, "--size", str(SIZE),
-            DATABASE_URL=database_url, SECRET_KEYS=f'["{SECRET_KEY}"]', LOG_LEVEL="error",
-        )  # fmt: skip
+            "archive",
+            "--older-than",
+            "1s",
+            "--to",
+            place,
+            "--size",
+            str(SIZE),
+            DATABASE_URL=database_url,
+            SECRET_KEYS=f'["{SECRET_KEY}"]',
+            LOG_LEVEL="error",
+        )
         assert last.returncode == 0, last.stderr
         assert await one.all(ENTRIES) == []
         names = await one.all("SELECT file FROM archives ORDER BY sequence")

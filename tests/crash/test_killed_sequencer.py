@@ -1,4 +1,6 @@
-"""The sequencer, killed with SIGKILL between any two of its steps: each event gets one position, no gap, and no cursor skips one."""
+"""The sequencer, killed with SIGKILL between any two of its steps: each event gets one position, no gap, and
+no cursor skips one.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ pytestmark = pytest.mark.anyio
 CHECKOUTS, SEQUENCES = 12, 5
 KILLS = 25
 RETENTION = 90 * 86_400.0
-# A sequencer of its own process. With the name of a step it says so when it has come to it, and then stands still.
+# A sequencer of its own process. With the name of a step it says so when it has come to it, and then stands
+# still.
 PROCESS = """
 import asyncio, sys, time
 from orchestrator.store import events

@@ -63,7 +63,8 @@ def test_a_worker_killed_while_it_asks_for_the_payment_completes_the_order_once(
 
 
 TAKEN_OVER = 15.0
-"""Seconds from the kill of a worker to the completion of the last paid order that it held, with the settings that ship."""
+"""Seconds from the kill of a worker to the completion of the last paid order that it held, with the settings
+that ship."""
 
 
 @pytest.fixture(name="shipped")
@@ -97,7 +98,9 @@ def kill(world: World, name: str) -> float:
 
 
 def completed_within(world: World, checkouts: list[str], since: float) -> float:
-    """Wait for these to be completed; return the seconds from a moment until the last of them was, and print them all."""
+    """Wait for these to be completed; return the seconds from a moment until the last of them was, and print
+    them all.
+    """
     for checkout in checkouts:
         world.until_state(checkout, "completed", seconds=90)
     rows = world.sql(
@@ -130,7 +133,9 @@ def waiting_for_lock(world: World) -> set[int]:
 
 
 def start_beside(world: World, name: str, *, most: float) -> None:
-    """Start a worker; return when it gives a sign of life, or so many seconds later: what the other one does takes only as long."""
+    """Start a worker; return when it gives a sign of life, or so many seconds later: what the other one does
+    takes only as long.
+    """
     before = len(world.sql("SELECT 1 FROM workers WHERE kind = 'worker'"))
     world.start(name)
     until = time.monotonic() + most
@@ -234,7 +239,8 @@ def test_orders_of_a_worker_killed_under_load_are_completed_in_seconds_and_its_c
         assert completed_within(world, paid, killed) <= TAKEN_OVER
     world.until_all("completed", seconds=90)
     completed_once(world, [*captured, *orders])
-    # What may have been sent is looked up, after the quiet period, by whoever took over, and never sent again.
+    # What may have been sent is looked up, after the quiet period, by whoever took over, and never sent
+    # again.
     for checkout in captured:
         world.until_operation(checkout, "succeeded", seconds=240)
         assert [kind for kind, _ in world.movements(checkout)] == ["captured"]

@@ -1,4 +1,6 @@
-"""Every process ends in time after SIGTERM, whatever hangs, and its status says whether it left work undone."""
+"""Every process ends in time after SIGTERM, whatever hangs, and its status says whether it left
+work undone.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ brief_and_shipped = pytest.mark.parametrize(
 
 
 class Request(threading.Thread):
-    """An intent that is handed over beside the test; `status` is that of its answer, None where there was none."""
+    """An intent that is handed over beside the test; `status` is that of its answer, None where there was
+    none.
+    """
 
     def __init__(self, one: World) -> None:
         super().__init__(daemon=True)
@@ -99,7 +103,10 @@ def stop_all(one: World, *names: str) -> dict[str, int]:
 
 
 def started(one: World) -> None:
-    """Start every process. Until the scheduler runs it holds nothing, and SIGTERM ends it with the status of any program."""
+    """Start every process.
+
+    Until the scheduler runs it holds nothing, and SIGTERM ends it with the status of any program.
+    """
     for name in ("sandbox", *PROCESSES):
         one.start(name)
     published = "SELECT name FROM workers WHERE kind = 'scheduler'"
@@ -114,9 +121,11 @@ def in_a_call(one: World, state: str = "authenticated", **plan: object) -> str:
     """Hand over an order; return its checkout once a worker calls the gateway for it."""
     checkout = one.order(plan={"delayMs": {"session": 700}, **plan})
     one.until(
-        lambda: one.sql("SELECT 1 FROM checkouts WHERE id = %s AND state = %s AND lease IS NOT NULL", checkout, state),
+        lambda: one.sql(
+            "SELECT 1 FROM checkouts WHERE id = %s AND state = %s AND lease IS NOT NULL", checkout, state
+        ),
         "the call is under way",
-    )  # fmt: skip
+    )
     return checkout
 
 
@@ -125,7 +134,7 @@ def free(one: World, checkout: str) -> bool:
     return bool(one.sql("SELECT 1 FROM checkouts WHERE id = %s AND lease IS NULL", checkout))
 
 
-# ── Servers ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Servers ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @brief_and_shipped
@@ -141,7 +150,8 @@ def test_while_postgres_hangs_every_process_ends_in_time(servers: Embedded, tmp_
                 time.sleep(HANGING_FOR)
                 statuses = stop_all(one, *PROCESSES)
                 request.join(10)
-            # The answer of the gateway could not be written. An intent that was told to come again is not work that was cut off.
+            # The answer of the gateway could not be written. An intent that was told to come again is not
+            # work that was cut off.
             assert statuses == {"api": 0 if request.status == 503 else 1, "worker-1": 1, "scheduler": 0}
             assert not free(one, checkout)
 
@@ -190,7 +200,7 @@ def test_while_the_broker_hangs_every_process_ends_in_order(
         assert statuses == {"api": 0, "worker-1": 0, "scheduler": 0}
 
 
-# ── Who calls, and who is called ────────────────────────────────────────────────────────────────────────────────────────
+# ── Who calls, and who is called ──────────────────────────────────────────────────────────────────────────
 
 
 @brief_and_shipped
@@ -253,7 +263,7 @@ def says_nothing(address: tuple[str, int], _: str) -> Iterator[None]:
         yield
 
 
-# ── The log ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The log ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Unread:
@@ -314,7 +324,7 @@ def test_processes_whose_log_nobody_reads_end_in_time(
         assert statuses == {"api": 1, "worker-1": 1, "scheduler": 0}
 
 
-# ── All of them ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── All of them ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def end(up: Running, *, brief: bool) -> int:
@@ -360,10 +370,15 @@ def test_up_ends_in_order_though_its_gateway_never_answers_and_callers_never_rea
         socket.create_server(("127.0.0.1", 0)) as gateway,
         ExitStack() as held,
         running(
-            "up", "--port", "0", data_dir=tmp_path / "data", GATEWAY_USERNAME="shop", GATEWAY_PASSWORD="secret",
+            "up",
+            "--port",
+            "0",
+            data_dir=tmp_path / "data",
+            GATEWAY_USERNAME="shop",
+            GATEWAY_PASSWORD="secret",
             GATEWAY_URL=f"http://127.0.0.1:{gateway.getsockname()[1]}",
         ) as up,
-    ):  # fmt: skip
+    ):
         url = httpx.URL(up.until_up()["public_url"])
         with Shop(up, str(url)) as shop:
             shop.create()

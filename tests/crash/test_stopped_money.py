@@ -1,4 +1,6 @@
-"""A worker stopped for longer than its lease in the middle of a capture or a refund, or killed there: one effect at the gateway."""
+"""A worker stopped for longer than its lease in the middle of a capture or a refund, or killed there: one
+effect at the gateway.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What holds of every history: after each step, and when everything has become quiet. Read from Postgres and the gateway's own books."""
+"""What holds of every history: after each step, and when everything has become quiet.
+
+Read from Postgres and the gateway's own books.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,9 @@ PAYMENTS_ALONE = {
 
 
 def after_a_step(before: Mapping[UUID, Any], now: Mapping[UUID, Any]) -> None:
-    """Nothing that has been written shrinks or is taken back, and nobody is without a due time before the end."""
+    """Nothing that has been written shrinks or is taken back, and nobody is without a due time before the
+    end.
+    """
     for checkout, row in now.items():
         assert row.has_due_time or row.state in ENDED, (checkout, row.state, "has no due time")
         old = before.get(checkout)
@@ -65,7 +70,9 @@ def after_a_step(before: Mapping[UUID, Any], now: Mapping[UUID, Any]) -> None:
 
 
 async def in_the_end(world: World, policies: Mapping[str, object]) -> None:
-    """Check what holds when nothing happens any more: the trail, the due times, every operation, and the money."""
+    """Check what holds when nothing happens any more: the trail, the due times, every operation, and the
+    money.
+    """
     rows = await world.rows()
     for checkout, row in rows.items():
         await _the_trail(world, checkout)
@@ -105,7 +112,8 @@ async def _settled_or_due(world: World, row: Any) -> None:
     assert row.lease is None, (row.id, "is still held")
     assert row.callbacks == 0, (row.id, "has an inbox that nobody reads")
     if row.commands:
-        # A second movement of a transaction waits until it is known, or a person says, what came of the first.
+        # A second movement of a transaction waits until it is known, or a person says, what came of the
+        # first.
         waiting = {one.kind for one in await world.db.read(_WAITING, {"id": row.id})}
         unclear = any(one.state == "unknown" for one in await world.db.read(_OPERATIONS, {"id": row.id}))
         assert waiting <= MOVES_MONEY, (row.id, "has an inbox that nobody reads", waiting)
@@ -200,15 +208,21 @@ def _books_agree(ours: Any, theirs: Transaction) -> None:
     books = (ours.captured, ours.refunded, ours.charged_back)
     ledger = (theirs.captured_minor, theirs.refunded_minor, theirs.charged_back_minor)
     assert books == ledger, (ours.checkout_id, ours.transaction_id, "books", books, "ledger", ledger)
-    assert (ours.meaning == "nothing") == (theirs.held_minor <= 0 and not theirs.captured_minor) or ours.meaning == "open", (
-        ours.checkout_id, ours.meaning, theirs.status,
-    )  # fmt: skip
+    assert (ours.meaning == "nothing") == (
+        theirs.held_minor <= 0 and not theirs.captured_minor
+    ) or ours.meaning == "open", (
+        ours.checkout_id,
+        ours.meaning,
+        theirs.status,
+    )
 
 
 def _nothing_by_itself(
     row: Any, accepted: Any, operations: list[Any], policies: Mapping[str, object]
 ) -> None:
-    """What completed the checkout is captured at most once without being asked, and returned only as policy says."""
+    """What completed the checkout is captured at most once without being asked, and returned only as policy
+    says.
+    """
     own = [one for one in operations if one.transaction_id == accepted.transaction_id]
     automatic = [one for one in own if one.cause == "automatic"]
     assert len(automatic) <= 1, (row.id, automatic)
@@ -218,7 +232,9 @@ def _nothing_by_itself(
 
 
 def _returnable(transaction: Transaction) -> int:
-    """Return what could go back to the shopper: a part that was captured leaves the rest of its reservation to lapse."""
+    """Return what could go back to the shopper: a part that was captured leaves the rest of its reservation
+    to lapse.
+    """
     if transaction.outcome != Outcome.SUCCEEDED or transaction.status == "released":
         return 0
     taken = transaction.captured_minor
@@ -230,7 +246,9 @@ def _returnable(transaction: Transaction) -> int:
 
 
 def _told(row: Any, one: Any, operations: list[Any], policies: Mapping[str, object]) -> None:
-    """Late and surplus money that nobody decided on is kept by policy, or a person is told: for that there is attention."""
+    """Late and surplus money that nobody decided on is kept by policy, or a person is told: for that there is
+    attention.
+    """
     about = (row.id, one.transaction_id, one.role, "and nobody was told", one.decided, policies)
     if one.role == "surplus":
         assert policies["surplus"] == "keep", about
@@ -251,7 +269,9 @@ async def _dismissed(world: World) -> set[str]:
 
 
 def _held_money_has_an_owner(world: World, rows: Mapping[UUID, Any], dismissed: set[str]) -> None:
-    """If the gateway holds money for an order, a checkout of the order is completed, or a person is asked or said that it is not."""
+    """If the gateway holds money for an order, a checkout of the order is completed, or a person is asked or
+    said that it is not.
+    """
     seen: Counter[str] = Counter()
     for checkout in world.checkouts:
         for payment, transaction in world.transactions(checkout):
@@ -266,9 +286,13 @@ def _held_money_has_an_owner(world: World, rows: Mapping[UUID, Any], dismissed: 
             seen[number] += 1
             named = payment.transaction_info.get("checkout") if payment.echoes_infos else None
             owners = [
-                row for one, row in rows.items()
+                row
+                for one, row in rows.items()
                 if world.orders[one] == payment.order_id and named in {None, str(one)}
-            ]  # fmt: skip
+            ]
             assert any(row.state == State.COMPLETED or row.attention for row in owners), (
-                number, transaction.status, "is held, and its checkouts are", [(row.id, row.state) for row in owners],
-            )  # fmt: skip
+                number,
+                transaction.status,
+                "is held, and its checkouts are",
+                [(row.id, row.state) for row in owners],
+            )

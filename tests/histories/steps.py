@@ -1,7 +1,8 @@
 """What can happen to an order, step by step, and the strategy that makes histories of it.
 
-A step names what it is about by a number that wraps around what there is at that moment, so that every step means something in every
-history, and a shrunk history still plays. A step that has nothing to act on does nothing.
+A step names what it is about by a number that wraps around what there is at that moment, so that every step
+means something in every history, and a shrunk history still plays. A step that has nothing to act on does
+nothing.
 """
 
 from __future__ import annotations
@@ -52,17 +53,21 @@ class Step:
 def _post(
     world: World, payment: Payment, transaction: Transaction | None, *, kind: str, status: str, to: UUID
 ) -> None:
-    """Put a callback into the post as the gateway words it; when it arrives, if ever, is up to the history."""
+    """Put a callback into the post as the gateway words it; when it arrives, if ever, is up to
+    the history.
+    """
     body = callback_body(CONFIG, payment, transaction, status)
     world.mail.append(Mail(to, kind, body.content))
 
 
-# ── The shopper ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The shopper ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Pay(Step):
-    """The shopper pays in a tab of their own; `odd`: the gateway makes something else of it than was ordered."""
+    """The shopper pays in a tab of their own; `odd`: the gateway makes something else of it than
+    was ordered.
+    """
 
     written: ClassVar[bool] = False
     how: str = "card"
@@ -110,9 +115,13 @@ class TryAgain(Step):
     async def happen(self, world: World) -> None:
         checkout = self.checkout(world)
         over = [
-            one for one in world.payments(checkout)
-            if one.terminal == CARD and one.paid is None and one.latest is not None and one.latest.outcome != Outcome.OPEN
-        ]  # fmt: skip
+            one
+            for one in world.payments(checkout)
+            if one.terminal == CARD
+            and one.paid is None
+            and one.latest is not None
+            and one.latest.outcome != Outcome.OPEN
+        ]
         if over:
             await world.submit(over[-1].payment_id, action="pay", card_number=GOOD, expiry="12/39", cvc="123")
             for kind in ("success", "notification"):
@@ -149,22 +158,30 @@ class Resolve(Step):
                 return
 
 
-# ── The post ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The post ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def _arrive(world: World, mail: Mail, grade: str, times: int) -> None:
     callbacks = [
         inbox.Arrival(
-            checkout_id=mail.checkout, kind=mail.kind, grade=grade, content_type=FORM, headers={}, source=None, body=mail.body  # type: ignore[arg-type]
+            checkout_id=mail.checkout,
+            kind=mail.kind,
+            grade=grade,
+            content_type=FORM,
+            headers={},
+            source=None,
+            body=mail.body,  # type: ignore[arg-type]
         )
         for _ in range(times)
-    ]  # fmt: skip
+    ]
     await asyncio.gather(*(world.callbacks.store(one) for one in callbacks))
 
 
 @dataclass(frozen=True)
 class Deliver(Step):
-    """A callback arrives, whichever of those in the post, perhaps several times; `kept`: and once more later."""
+    """A callback arrives, whichever of those in the post, perhaps several times; `kept`: and once
+    more later.
+    """
 
     at: int = 0
     grade: str = "signed"
@@ -191,12 +208,14 @@ class Forge(Step):
         await _arrive(world, Mail(self.checkout(world), self.kind, self.body), self.grade, 1)
 
 
-# ── The merchant ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The merchant ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Ask(Step):
-    """The merchant asks for something; `of` names a transaction that the gateway has for the order, None the accepted one."""
+    """The merchant asks for something; `of` names a transaction that the gateway has for the order, None the
+    accepted one.
+    """
 
     kind: str = "reconcile"
     amount: int | None = None
@@ -222,7 +241,9 @@ class Ask(Step):
 
 @dataclass(frozen=True)
 class Order(Step):
-    """The merchant sends another order, under a number of its own or (`again`) under that of an earlier one."""
+    """The merchant sends another order, under a number of its own or (`again`) under that of an
+    earlier one.
+    """
 
     again: bool = False
 
@@ -238,7 +259,7 @@ class Order(Step):
         await take(world.processor, [checkout])
 
 
-# ── The gateway, by itself ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── The gateway, by itself ────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -343,7 +364,7 @@ class Lose(Step):
             world.plan(self.checkout(world)).lose_session = 1
 
 
-# ── Time and workers ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Time and workers ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -373,7 +394,9 @@ class Process(Step):
 
 @dataclass(frozen=True)
 class Stop(Step):
-    """A worker takes a checkout and stops in the middle: it dies there, or sleeps (a suspended machine, a starved process)."""
+    """A worker takes a checkout and stops in the middle: it dies there, or sleeps (a suspended machine, a
+    starved process).
+    """
 
     nth: int = 1
     sleeps: bool = False
@@ -392,7 +415,7 @@ class Wake(Step):
         await world.wake()
 
 
-# ── Histories ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Histories ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -412,9 +435,13 @@ class History:
 
     def __repr__(self) -> str:
         lines = [
-            f"policies={self.policies}", f"capture={self.capture}, expires_in={self.expires_in}, begun={self.begun!r}",
-            f"delivered={self.delivered}, decided={self.decided}", "steps=(", *(f"    {one!r}," for one in self.steps), ")",
-        ]  # fmt: skip
+            f"policies={self.policies}",
+            f"capture={self.capture}, expires_in={self.expires_in}, begun={self.begun!r}",
+            f"delivered={self.delivered}, decided={self.decided}",
+            "steps=(",
+            *(f"    {one!r}," for one in self.steps),
+            ")",
+        ]
         return "History(\n    " + "\n    ".join(lines) + "\n)"
 
 
@@ -481,14 +508,23 @@ single = st.one_of(
 def _interrupted(
     *, kind: str, amount: int, echo: bool, lost: int | str | None, stop: tuple[int, bool] | None
 ) -> tuple[Step, ...]:
-    """Money is moved, the answer is lost or the worker stops on the way, and somebody else finds out what came of it."""
+    """Money is moved, the answer is lost or the worker stops on the way, and somebody else finds out what
+    came of it.
+    """
     trouble: list[Step] = []
     if lost is not None:
         trouble.append(Fail(endpoint=kind, status=lost, after=True))
     trouble.append(Process() if stop is None else Stop(nth=stop[0], sleeps=stop[1]))
     return (
-        Silence(echo=echo), Ask(kind=kind, amount=amount), *trouble, Wait(seconds=61), Process(), Wait(seconds=61), Process(), Wake(),
-    )  # fmt: skip
+        Silence(echo=echo),
+        Ask(kind=kind, amount=amount),
+        *trouble,
+        Wait(seconds=61),
+        Process(),
+        Wait(seconds=61),
+        Process(),
+        Wake(),
+    )
 
 
 interrupted = st.builds(
@@ -497,10 +533,12 @@ interrupted = st.builds(
     amount=st.sampled_from((1, 1000, 4000)),
     echo=st.booleans(),
     lost=st.sampled_from((503, "reset", 400, 403, "malformed", "empty", None)),
-    # Its look, what it writes before it sends, the call, and what it writes then: a point before and after each.
+    # Its look, what it writes before it sends, the call, and what it writes then: a point before and after
+    # each.
     stop=st.one_of(st.none(), st.tuples(st.integers(3, 10), st.booleans())),
 )
-# What makes sense together, so that histories get far: each is a few steps, and any step may come between two of them.
+# What makes sense together, so that histories get far: each is a few steps, and any step may come between two
+# of them.
 episode = st.one_of(
     single.map(lambda one: (one,)),
     interrupted,
@@ -525,10 +563,13 @@ def histories() -> st.SearchStrategy[History]:
     unmatched = st.sampled_from(("ask", "ask", "keep", "return"))
     policies = st.fixed_dictionaries(
         {
-            "late": unmatched, "surplus": unmatched, "unknown_order": st.just("ask"),
-            "capture": st.sampled_from(("manual", "manual", "automatic")), "lookups_per_minute": st.sampled_from((600, 600, 2)),
+            "late": unmatched,
+            "surplus": unmatched,
+            "unknown_order": st.just("ask"),
+            "capture": st.sampled_from(("manual", "manual", "automatic")),
+            "lookups_per_minute": st.sampled_from((600, 600, 2)),
         }
-    ).map(lambda chosen: tuple(chosen.items()))  # fmt: skip
+    ).map(lambda chosen: tuple(chosen.items()))
     return st.builds(
         History,
         policies=policies,

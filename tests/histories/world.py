@@ -1,7 +1,9 @@
-"""One small installation for thousands of histories: real Postgres, a real sandbox on a socket, one event loop for all of it.
+"""One small installation for thousands of histories: real Postgres, a real sandbox on a socket, one event
+loop for all of it.
 
-Nothing is emptied between two histories. Each has order numbers of its own and begins with the clock at now; time passes by `clock()`
-alone, and the clock that leases are counted by goes along with it, as on a machine that slept.
+Nothing is emptied between two histories. Each has order numbers of its own and begins with the clock at now;
+time passes by `clock()` alone, and the clock that leases are counted by goes along with it, as on a machine
+that slept.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ _ROWS = text("""
 
 
 class Trap:
-    """Where a worker stops: at the n-th of the points before and after each call to the gateway and each write.
+    """Where a worker stops: at the n-th of the points before and after each call to the gateway and each
+    write.
 
     It dies there, or falls asleep until somebody wakes it, long after its lease perhaps.
     """
@@ -164,9 +167,18 @@ class World:
         self, *, database_url: str, gateway_url: str, sandbox: Sandbox, db: Database, gateway: Gateway
     ) -> None:
         self.settings = make_settings(
-            database_url=database_url, gateway_url=gateway_url, deadline_grace=30.0, cancel_grace=30.0, first_check_after=120.0,
-            recheck_after_callback=2.0, check_interval_cap=1800.0, retry_base=1.0, retry_cap=300.0, hint_grace=5.0, **HASTE,
-        )  # fmt: skip
+            database_url=database_url,
+            gateway_url=gateway_url,
+            deadline_grace=30.0,
+            cancel_grace=30.0,
+            first_check_after=120.0,
+            recheck_after_callback=2.0,
+            check_interval_cap=1800.0,
+            retry_base=1.0,
+            retry_cap=300.0,
+            hint_grace=5.0,
+            **HASTE,
+        )
         self.url, self.sandbox, self.db, self.gateway = gateway_url, sandbox, db, gateway
         self.encryptor = Encryptor(self.settings.secret_keys)
         self.moves = Transitions(db, self.encryptor)
@@ -232,11 +244,18 @@ class World:
         )
         accepted = await self.intents.accept(
             inbox.Intake(
-                merchant_id=1, order_ref=parsed.order_ref, currency=parsed.currency, amount=parsed.amount,
-                expires_in=expires_in, document=parsed.document, fingerprint=parsed.fingerprint, actor="test",
-                correlation_id="corr", auto_capture=parsed.auto_capture,
+                merchant_id=1,
+                order_ref=parsed.order_ref,
+                currency=parsed.currency,
+                amount=parsed.amount,
+                expires_in=expires_in,
+                document=parsed.document,
+                fingerprint=parsed.fingerprint,
+                actor="test",
+                correlation_id="corr",
+                auto_capture=parsed.auto_capture,
             )
-        )  # fmt: skip
+        )
         if accepted.id not in self.orders:
             self.checkouts.append(accepted.id)
             self.orders[accepted.id] = accepted.order_ref
@@ -246,15 +265,24 @@ class World:
         self, checkout: UUID, kind: str, *, version: int | None = None, **arguments: object
     ) -> None:
         asked = await inbox.request(
-            self.db, self.encryptor, checkout, merchant_id=1, kind=kind, actor="client:shop", expected_version=version, arguments=arguments,
+            self.db,
+            self.encryptor,
+            checkout,
+            merchant_id=1,
+            kind=kind,
+            actor="client:shop",
+            expected_version=version,
+            arguments=arguments,
             grace=5.0,
-        )  # fmt: skip
+        )
         assert asked is not None
         if kind == "resolve":
             self._deciding.add(checkout)
 
     def decide(self, rows: Mapping[UUID, Any]) -> None:
-        """Note what a person decides on: the transactions that hold money until the decision is taken, and no later ones."""
+        """Note what a person decides on: the transactions that hold money until the decision is taken, and no
+        later ones.
+        """
         for checkout in list(self._deciding):
             self.decided |= {
                 one.transaction_id for _, one in self.transactions(checkout) if one.held_minor > 0
@@ -361,12 +389,15 @@ class World:
 HASTE: dict[str, Any] = {
     "gateway_connect_timeout": 0.5, "gateway_read_timeout": 0.3, "gateway_total_timeout": 0.6, "lease_seconds": 60.0,
 }  # fmt: skip
-"""Seconds. A call that hangs costs a third of a second of real time, and is still longer than any call that does not."""
+"""Seconds. A call that hangs costs a third of a second of real time, and is still longer than any call that
+does not."""
 
 
 @contextlib.asynccontextmanager
 async def world(database_url: str) -> AsyncIterator[World]:
-    """Serve the sandbox and open the installation in this loop; the clock of leases goes along with `clock()` meanwhile."""
+    """Serve the sandbox and open the installation in this loop; the clock of leases goes along with `clock()`
+    meanwhile.
+    """
     app = create_app(CONFIG)
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"

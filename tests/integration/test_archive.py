@@ -1,4 +1,6 @@
-"""Archiving: what is settled leaves for a file, whole and once; what is not stays; and nothing of it is taken back unseen."""
+"""Archiving: what is settled leaves for a file, whole and once; what is not stays; and nothing of it is taken
+back unseen.
+"""
 
 from __future__ import annotations
 
@@ -61,13 +63,23 @@ async def settled(core, state=State.COMPLETED, **changes):
     }
     if state is State.COMPLETED:
         held = await core.advance(
-            held, Trigger.PAYMENT_FOUND, payments=(payment(f"t-{held.id}"),), money=(13900, 0, 0),
-            events=(COMPLETED,), **read,
-        )  # fmt: skip
+            held,
+            Trigger.PAYMENT_FOUND,
+            payments=(payment(f"t-{held.id}"),),
+            money=(13900, 0, 0),
+            events=(COMPLETED,),
+            **read,
+        )
         operation = Operation(
-            id=uuid7(), transaction_id=f"t-{held.id}", kind="capture", amount=13900, currency="DKK", state="succeeded",
-            cause="asked", actor="x",
-        )  # fmt: skip
+            id=uuid7(),
+            transaction_id=f"t-{held.id}",
+            kind="capture",
+            amount=13900,
+            currency="DKK",
+            state="succeeded",
+            cause="asked",
+            actor="x",
+        )
         held = await core.advance(held, action=Action.MONEY_SUCCEEDED, operations=(operation,))
     else:
         held = await core.advance(held, Trigger.DEADLINE_PASSED, **read)
@@ -122,7 +134,7 @@ async def _archived(core, two, tmp_path):
     return two
 
 
-# ── What goes, what stays ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── What goes, what stays ─────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_the_whole_history_goes_into_one_file_and_the_books_stay(core, two, tmp_path):
@@ -236,9 +248,13 @@ async def test_stretches_of_ids_leave_nothing_out_and_take_nothing_twice(core):
     choice = await archive.choose(core.db, older_than=-60.0)
     for most in (1, 2, 3, 7, 8):
         found = [
-            await core.all("SELECT id FROM checkouts WHERE id > :after AND id < :before ORDER BY id", after=one.after, before=one.before)
+            await core.all(
+                "SELECT id FROM checkouts WHERE id > :after AND id < :before ORDER BY id",
+                after=one.after,
+                before=one.before,
+            )
             async for one in batch.stretches(core.db, choice, most=most)
-        ]  # fmt: skip
+        ]
         assert [one for part in found for one in part] == sorted(ids)
         assert max(map(len, found)) <= max(most, 1)
 
@@ -248,7 +264,7 @@ async def test_a_batch_is_not_larger_than_its_callbacks_allow(core, two, tmp_pat
     assert [one.checkouts for one in await told(core, tmp_path)] == [1, 1]
 
 
-# ── What still works afterwards ─────────────────────────────────────────────────────────────────────────────────────────
+# ── What still works afterwards ───────────────────────────────────────────────────────────────────────────
 
 
 async def test_an_archived_order_number_is_still_taken_and_its_request_met(core, tmp_path):
@@ -267,8 +283,15 @@ async def test_an_archived_order_number_is_still_taken_and_its_request_met(core,
 
 async def test_a_money_command_is_not_obeyed_again_after_its_history_is_archived(core, archived):
     again = await inbox.request(
-        core.db, core.encryptor, archived[0], merchant_id=1, kind="capture", actor="x", idempotency_key=f"k-{archived[0]}", grace=60.0
-    )  # fmt: skip
+        core.db,
+        core.encryptor,
+        archived[0],
+        merchant_id=1,
+        kind="capture",
+        actor="x",
+        idempotency_key=f"k-{archived[0]}",
+        grace=60.0,
+    )
     assert not again.fresh
 
 
@@ -280,9 +303,14 @@ async def test_an_archived_checkout_wakes_up_goes_on_with_its_chain_and_is_archi
     (held,) = await core.claim(expired)
     assert (held.state, held.known, held.callbacks[0].kind) == (State.EXPIRED, (), "notification")
     held = await core.advance(
-        held, Trigger.PAYMENT_FOUND, late=True, payments=(payment("t-late"),), read=(held.callbacks[0].id,),
-        events=(COMPLETED,), due_in=KEEP,
-    )  # fmt: skip
+        held,
+        Trigger.PAYMENT_FOUND,
+        late=True,
+        payments=(payment("t-late"),),
+        read=(held.callbacks[0].id,),
+        events=(COMPLETED,),
+        due_in=KEEP,
+    )
     assert await problems(core) == []
     assert await core.all("SELECT sequence FROM audit_entries") == [7]
     await audit.seal(core.db, core.encryptor)
@@ -308,7 +336,7 @@ async def test_an_archived_checkout_can_be_reopened(core, archived):
     assert await problems(core) == []
 
 
-# ── What cannot be done, and what is found when it is ───────────────────────────────────────────────────────────────────
+# ── What cannot be done, and what is found when it is ─────────────────────────────────────────────────────
 
 
 async def test_an_entry_leaves_only_below_an_archived_head(core, two, tmp_path):
@@ -433,8 +461,11 @@ async def test_an_entry_that_stands_here_though_it_is_archived_is_named(core, ar
     one = page["entries"][-1]
     await core.do(
         "INSERT INTO audit_entries VALUES (:id, 7, clock(), 'money:succeeded', :entry, :key, :mac)",
-        id=archived[0], entry=one["entry"], key=one["keyId"], mac=bytes.fromhex(one["mac"]),
-    )  # fmt: skip
+        id=archived[0],
+        entry=one["entry"],
+        key=one["keyId"],
+        mac=bytes.fromhex(one["mac"]),
+    )
     assert await problems(core) == [f"entry 7 of checkout {archived[0]} stands here, though it was archived"]
 
 
@@ -466,7 +497,7 @@ async def test_keys_of_another_installation_archive_nothing(core, two, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-# ── A file by itself ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── A file by itself ──────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_file_proves_itself_with_the_keys_alone(core, archived, tmp_path):
@@ -595,19 +626,24 @@ def test_deep_nesting_is_a_finding(core_encryptor, tmp_path, depth, where):
     deep = "[" * depth + "]" * depth
     line = {
         "page": f'{{"line":"page","x":{deep}}}',
-        "entry": json.dumps({
-            "line": "page", "id": str(UUID(int=1)), "after": {"sequence": 0, "mac": "", "state": None},
-            "head": {"sequence": 1, "mac": "", "state": None}, "entries": [{"entry": deep, "keyId": "x", "mac": ""}],
-        }),
+        "entry": json.dumps(
+            {
+                "line": "page",
+                "id": str(UUID(int=1)),
+                "after": {"sequence": 0, "mac": "", "state": None},
+                "head": {"sequence": 1, "mac": "", "state": None},
+                "entries": [{"entry": deep, "keyId": "x", "mac": ""}],
+            }
+        ),
         "manifest": json.dumps({"line": "manifest", "manifest": deep, "keyId": "x", "mac": ""}),
-    }[where]  # fmt: skip
+    }[where]
     path = tmp_path / "archive-000001.jsonl.gz"
     path.write_bytes(gzip.compress(line.encode()))
     found = audit.open_archive(path, core_encryptor).problems
     assert found == ["line 1 is not in the words of an archive"]
 
 
-# ── Killed, full, busy ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Killed, full, busy ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("landed", [True, False])
@@ -727,7 +763,7 @@ async def test_an_error_that_is_no_lock_is_not_tried_again(core):
     assert tries == [1]
 
 
-# ── Months ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Months ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def later_than_all(core):

@@ -46,7 +46,7 @@ async def test_an_empty_trail_verifies_and_needs_no_seal(core):
     assert await audit.verify(core.db, core.encryptor) == audit.Findings()
 
 
-# ── What ordinary means cannot do ───────────────────────────────────────────────────────────────────────────────────────
+# ── What ordinary means cannot do ─────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("table", ["audit_entries", "audit_seals"])
@@ -61,7 +61,7 @@ async def test_the_trail_is_append_only_also_for_its_owner(core, trail, table, c
     assert await problems(core) == []
 
 
-# ── What a superuser can do, and who notices ────────────────────────────────────────────────────────────────────────────
+# ── What a superuser can do, and who notices ──────────────────────────────────────────────────────────────
 
 
 async def test_one_changed_byte_of_one_entry_is_named(core, trail):
@@ -145,7 +145,7 @@ async def test_a_state_changed_past_the_trail_is_named(core, trail):
     assert await problems(core) == [f"checkout {trail} is completed, but its trail ends in awaiting_payment"]
 
 
-# ── Entries made with the right key, which say what cannot be ───────────────────────────────────────────────────────────
+# ── Entries made with the right key, which say what cannot be ─────────────────────────────────────────────
 
 
 async def forge(core, checkout, **changes):
@@ -153,10 +153,16 @@ async def forge(core, checkout, **changes):
     row = await core.row(checkout)
     (at,) = await core.all("SELECT clock()")
     values = {
-        "checkout": checkout, "sequence": row.audit_sequence + 1, "before": bytes(row.audit_head), "at": at,
-        "action": Action.CHECKOUT_MOVED, "actor": "x", "correlation_id": "c", "state": State.AWAITING_PAYMENT,
+        "checkout": checkout,
+        "sequence": row.audit_sequence + 1,
+        "before": bytes(row.audit_head),
+        "at": at,
+        "action": Action.CHECKOUT_MOVED,
+        "actor": "x",
+        "correlation_id": "c",
+        "state": State.AWAITING_PAYMENT,
         "to": State.AWAITING_PAYMENT,
-    }  # fmt: skip
+    }
     rewrite = changes.pop("rewrite", None)
     entry = audit.make(core.encryptor, **{**values, **changes})
     if rewrite:
@@ -164,12 +170,20 @@ async def forge(core, checkout, **changes):
         entry = replace(entry, text=text, mac=chain_mac(core.encryptor.newest, bytes(row.audit_head), text))
     await core.do(
         "INSERT INTO audit_entries VALUES (:id, :n, CAST(:at AS timestamptz), :action, :entry, :key, :mac)",
-        id=checkout, n=entry.sequence, at=at, action=entry.action, entry=entry.text, key=entry.key_id, mac=entry.mac,
-    )  # fmt: skip
+        id=checkout,
+        n=entry.sequence,
+        at=at,
+        action=entry.action,
+        entry=entry.text,
+        key=entry.key_id,
+        mac=entry.mac,
+    )
     await core.do(
         "UPDATE checkouts SET audit_sequence = :n, audit_head = :mac WHERE id = :id",
-        n=entry.sequence, mac=entry.mac, id=checkout,
-    )  # fmt: skip
+        n=entry.sequence,
+        mac=entry.mac,
+        id=checkout,
+    )
 
 
 FORGED = {
@@ -235,7 +249,7 @@ async def test_an_entry_that_moves_nothing_is_no_problem(core, trail):
     assert await problems(core) == []
 
 
-# ── Seals ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Seals ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_seals_chain_and_a_changed_or_missing_one_is_named(core, trail):
@@ -271,7 +285,7 @@ async def test_a_seal_holds_what_grew_since_the_one_before_and_not_what_rested(c
     assert await problems(core) == []
 
 
-# ── Keys ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Keys ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_what_was_chained_under_an_older_key_still_verifies_after_rotation(core, trail):
@@ -298,7 +312,7 @@ async def test_a_missing_key_is_named_and_never_taken_for_proof(core, trail):
     assert len(found) == 4
 
 
-# ── Life goes on ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Life goes on ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_verifying_while_movers_are_running_reports_no_false_problem(core):

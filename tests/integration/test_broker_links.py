@@ -32,7 +32,9 @@ def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def reached(settings: Settings) -> tuple[bool, bool | None]:
-    """Say whether the hints' client reaches the broker, and the shared state its Redis (None: it has none)."""
+    """Say whether the hints' client reaches the broker, and the shared state its Redis (None: it
+    has none).
+    """
     hint_publisher = HintPublisher(settings)
     try:
         hint_publisher.depth("checkouts")
@@ -52,7 +54,7 @@ async def reached(settings: Settings) -> tuple[bool, bool | None]:
     return hints, True
 
 
-# ── TLS ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── TLS ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +68,27 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     port, plain = free_port(), free_port()
     server = Server(
         [
-            binary, "--save", "", "--bind", "127.0.0.1", "--port", str(plain), "--tls-port", str(port),
-            "--tls-cert-file", str(pem), "--tls-key-file", str(pem), "--tls-ca-cert-file", str(pem), "--tls-auth-clients", "no",
+            binary,
+            "--save",
+            "",
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            str(plain),
+            "--tls-port",
+            str(port),
+            "--tls-cert-file",
+            str(pem),
+            "--tls-key-file",
+            str(pem),
+            "--tls-ca-cert-file",
+            str(pem),
+            "--tls-auth-clients",
+            "no",
         ],
-        port, place,
-    )  # fmt: skip
+        port,
+        place,
+    )
     server.start()
     try:
         with redis.Redis(port=plain) as client:
@@ -120,7 +138,7 @@ async def test_amqps_is_verified():
             assert await reached(make_settings(broker_url=url, broker_ca_file=given)) == (well, None), url
 
 
-# ── Sentinel ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Sentinel ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: Path):
@@ -145,8 +163,11 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
         # Sentinel asks a primary for its replicas every ten seconds: the first time it is to find one.
         asked.execute_command("SENTINEL", "MONITOR", "shop", "127.0.0.1", one.port, 1)
         for name, value in (
-            ("auth-pass", "pw"), ("down-after-milliseconds", 1000), ("failover-timeout", 5000), ("parallel-syncs", 1),
-        ):  # fmt: skip
+            ("auth-pass", "pw"),
+            ("down-after-milliseconds", 1000),
+            ("failover-timeout", 5000),
+            ("parallel-syncs", 1),
+        ):
             asked.execute_command("SENTINEL", "SET", "shop", name, value)
         until(lambda: asked.execute_command("SENTINEL", "REPLICAS", "shop"), "Sentinel knows the replica")
 

@@ -1,4 +1,6 @@
-"""Connections to Postgres heal by themselves: after a failover, from silence, behind a pooler; and every wait has a bound."""
+"""Connections to Postgres heal by themselves: after a failover, from silence, behind a pooler; and every wait
+has a bound.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,7 @@ async def create(url, table):
         await straight.write(text(f"CREATE TABLE {table} (item int PRIMARY KEY)"), {})
 
 
-# ── Silence ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Silence ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", ["text", "compiled"])
@@ -208,7 +210,7 @@ async def test_a_closed_batch_tells_those_whose_rows_were_being_sorted_out(datab
     assert {type(fate) for fate in fates} == {DatabaseAway}
 
 
-# ── Failover ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Failover ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(name="pair", scope="module")
@@ -315,7 +317,7 @@ async def test_what_would_meet_any_row_is_no_row_refused(database_url, state):
         assert not error.value.connection_invalidated
 
 
-# ── URLs ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── URLs ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 URLS = {
     "postgresql://u:p@a,b/db": {"host": "a,b"},
@@ -363,7 +365,7 @@ async def test_prepare_threshold_is_taken_from_the_url(database_url, threshold):
         assert await db.read(ONE)
 
 
-# ── PgBouncer ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── PgBouncer ─────────────────────────────────────────────────────────────────────────────────────────────
 
 SHOWN = text("""
     SELECT current_setting('timezone') AS zone, current_setting('random_page_cost') AS cost,
@@ -404,7 +406,8 @@ async def test_behind_pgbouncer_clients_share_servers_and_leave_nothing_in_their
             assert {
                 row.timeout for (row,) in await asyncio.gather(*(one.read(SHOWN) for _ in range(10)))
             } == {"0"}
-            # What planning and times depend on holds in each transaction, though the database has no such defaults here.
+            # What planning and times depend on holds in each transaction, though the database has no such
+            # defaults here.
             inside = await shown(one)
             assert (inside.zone, inside.cost, inside.timeout) == ("UTC", "1.1", "7s")
             async with one.snapshot() as moment:

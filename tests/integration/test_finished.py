@@ -1,4 +1,6 @@
-"""Finished checkouts cost nothing to those under way: no statement of the hot path looks at them, however many there are."""
+"""Finished checkouts cost nothing to those under way: no statement of the hot path looks at them, however
+many there are.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ pytestmark = pytest.mark.anyio
 FINISHED = 20_000
 OPEN, BUSY = 8, 2000
 ROWS, PAGES = 60 * OPEN, 250 * OPEN
-"""What a statement about eight checkouts may read, of 20,000 finished ones with 200,000 rows in 10,000 pages and more."""
+"""What a statement about eight checkouts may read, of 20,000 finished ones with 200,000 rows in 10,000 pages
+and more."""
 AT_ALL = 250 * OPEN
 """Rows that all statements together may read of a table for eight checkouts."""
 NEW_MERCHANT = 2
@@ -31,7 +34,9 @@ NEW_MERCHANT = 2
 
 @pytest.fixture(scope="module", name="filled")
 def _filled(servers, template):
-    """The name of a database with nothing but finished checkouts, to be copied: making it takes far longer."""
+    """The name of a database with nothing but finished checkouts, to be copied: making it takes
+    far longer.
+    """
     with copied(servers, template) as url:
         fill(url, FINISHED)
         yield url.partition("?")[0].rpartition("/")[2]
@@ -65,7 +70,9 @@ async def _burst(servers, filled, encryptor):
 
 @pytest.fixture(name="fresh")
 async def _fresh(database_url, encryptor):
-    """A new installation: nobody has gathered any statistics, its tables are still small, and no order has come to its end."""
+    """A new installation: nobody has gathered any statistics, its tables are still small, and no order has
+    come to its end.
+    """
     async with core(database_url, encryptor) as one:
         await asyncio.gather(*(one.callbacks.store(arrival(each)) for each in await one.checkouts(BUSY)))
         yield one
@@ -81,7 +88,9 @@ def scanned(plan):
 
 
 class Explained:
-    """Explains each statement in the place and moment in which it runs, and undoes that; at the driver, which all of them pass."""
+    """Explains each statement in the place and moment in which it runs, and undoes that; at the driver, which
+    all of them pass.
+    """
 
     def __init__(self):
         self.reads = {}
@@ -156,17 +165,28 @@ async def process(place, encryptor, merchant=1):
         (callback,), (command,) = one.callbacks, one.commands
         held = await place.advance(one, Trigger.AUTHENTICATED, token=b"t", token_lifetime=60.0)
         held = await place.advance(
-            held, Trigger.PAYMENT_FOUND, payments=(payment(f"T-{one.id}"),), money=(13900, 0, 0), read=(callback.id,),
-            done=((command.id, result(ResultCode.DONE_DECIDED)),), events=(COMPLETED,), due_in=0.0,
-        )  # fmt: skip
+            held,
+            Trigger.PAYMENT_FOUND,
+            payments=(payment(f"T-{one.id}"),),
+            money=(13900, 0, 0),
+            read=(callback.id,),
+            done=((command.id, result(ResultCode.DONE_DECIDED)),),
+            events=(COMPLETED,),
+            due_in=0.0,
+        )
         assert held.state is State.COMPLETED
     await place.wake(*ids)
     assert await checkouts.claim_waiting(place.db, {merchant: 5}, lease_seconds=60.0, grace=60.0)
     unmatched = inbox.UnmatchedCallbacks(place.db, encryptor, place.callbacks, grace=60.0)
     told = checkouts.UnmatchedPayment(
-        merchant_id=merchant, order_ref=f"N-{uuid4().hex[:8]}", transaction_id="s", currency="DKK", amount=1, named=None,
+        merchant_id=merchant,
+        order_ref=f"N-{uuid4().hex[:8]}",
+        transaction_id="s",
+        currency="DKK",
+        amount=1,
+        named=None,
         correlation_id="c",
-    )  # fmt: skip
+    )
     callback = inbox.MerchantCallback(
         told=told, grade="signed", network="inside", content_type="", headers={}, source=None, body=b""
     )
@@ -179,7 +199,9 @@ async def process(place, encryptor, merchant=1):
 
 
 async def publish(place, merchant):
-    """Number the events that were written, and read them as a client of the feed does that was at its end before."""
+    """Number the events that were written, and read them as a client of the feed does that was at its end
+    before.
+    """
     before = await events.feed(place.db, merchant)
     assert await events.waiting(place.db)
     assert await events.place(place.db) == OPEN
@@ -216,7 +238,9 @@ async def test_no_statement_reads_a_table_of_a_new_installation(fresh, encryptor
 async def test_a_plan_that_was_made_for_empty_tables_reads_no_more_when_they_have_filled(
     database_url, encryptor
 ):
-    """A connection keeps its plans until statistics are gathered; a busy first minute of an installation has none."""
+    """A connection keeps its plans until statistics are gathered; a busy first minute of an installation has
+    none.
+    """
     async with core(database_url, encryptor, pool=1) as one:
         for _ in range(3):  # Postgres keeps to one plan after some runs of a statement
             await process(one, encryptor)
@@ -229,7 +253,9 @@ async def test_a_plan_that_was_made_for_empty_tables_reads_no_more_when_they_hav
 
 
 async def reads(place):
-    """Return the rows that were read of each table, and of its indexes, since it was made, as Postgres counts."""
+    """Return the rows that were read of each table, and of its indexes, since it was made, as Postgres
+    counts.
+    """
     await place.all("SELECT pg_stat_force_next_flush()")
     return dict(
         await place.all("""

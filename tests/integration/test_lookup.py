@@ -16,8 +16,9 @@ async def checkout(core, order_ref: str):
     await core.all(
         "INSERT INTO checkouts (id, merchant_id, order_ref, state, deadline, currency, amount, audit_sequence, audit_head, correlation_id) "
         "VALUES (:id, 1, :order_ref, 'failed', clock(), 'DKK', 100, 1, '', '') RETURNING 1",
-        id=one, order_ref=order_ref,
-    )  # fmt: skip
+        id=one,
+        order_ref=order_ref,
+    )
     return one
 
 

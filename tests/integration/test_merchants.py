@@ -307,7 +307,7 @@ async def test_a_merchant_whose_secrets_nobody_can_read_is_not_known(core, merch
     assert foreign.known(1) is not None
 
 
-# ── Changes ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Changes ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_changed_password_and_changed_secrets_are_sealed_and_read(core, merchants):
@@ -331,7 +331,7 @@ async def test_nobody_is_changed_by_a_name_that_nobody_has(merchants):
     assert not await merchants.set_policies("nobody", {"late": "keep"})
 
 
-# ── What a merchant cannot have ─────────────────────────────────────────────────────────────────────────────────────────
+# ── What a merchant cannot have ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("field", ["gateway_url", "merchant_api_url"])
@@ -413,7 +413,7 @@ async def test_a_name_that_no_link_can_carry_is_refused(merchants, name):
         await merchants.add(name, **SHOP)
 
 
-# ── Policies ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Policies ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_unless_told_otherwise_a_person_is_asked_and_nothing_is_captured(merchants):
@@ -464,14 +464,18 @@ async def test_what_a_row_says_beyond_our_words_is_ignored_and_logged(core, merc
     stored = '{"late": "keep", "surplus": "burn", "lookups_per_minute": null, "dance": true}'
     mac = core.encryptor.sign(POLICIES_PURPOSE, policies_text("second", json.loads(stored)))
     await core.do(
-        "UPDATE merchants SET policies = CAST(:stored AS jsonb), policies_mac = :mac WHERE name = 'second'", stored=stored, mac=mac
-    )  # fmt: skip
+        "UPDATE merchants SET policies = CAST(:stored AS jsonb), policies_mac = :mac WHERE name = 'second'",
+        stored=stored,
+        mac=mac,
+    )
     with capture_logs() as lines:
         read = await Merchants(core.db, core.encryptor, make_settings()).named("second")
     assert read.policies == Policies(late="keep")
     assert {line["policy"] for line in lines if line["event"] == "policy_ignored"} == {
-        "surplus", "lookups_per_minute", "dance",
-    }  # fmt: skip
+        "surplus",
+        "lookups_per_minute",
+        "dance",
+    }
     await core.do("UPDATE merchants SET policies = '[1]' WHERE name = 'second'")
     assert (await Merchants(core.db, core.encryptor, make_settings()).named("second")).policies == Policies()
 
@@ -494,7 +498,9 @@ async def test_a_watch_learns_of_merchants_by_itself_and_outlives_an_outage(core
 
 
 def test_every_policy_in_words_is_one_that_a_row_alone_cannot_set():
-    """One that a later version adds is bound as well, in the migration too: what was signed before must still hold."""
+    """One that a later version adds is bound as well, in the migration too: what was signed before must still
+    hold.
+    """
     from orchestrator.store import merchants
 
     assert set(merchants._WORDS) <= set(merchants.BOUND)

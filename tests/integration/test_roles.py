@@ -1,4 +1,6 @@
-"""The roles of the database: the processes read and write rows, the owner migrates, and neither can do more."""
+"""The roles of the database: the processes read and write rows, the owner migrates, and neither
+can do more.
+"""
 
 from __future__ import annotations
 

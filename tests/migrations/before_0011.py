@@ -1,14 +1,16 @@
 """A database as the last version before migration 0011 left it, in the middle of its work.
 
-In `tests/migrations/data`, `before_0011.sql.gz` holds its rows, `before_0011.json.gz` what the gateway holds and the names of the checkouts, and
-`before_0011_ends.json` the ends that the earlier version itself brought them to. They were made by this file, run with the sources of that version:
+In `tests/migrations/data`, `before_0011.sql.gz` holds its rows, `before_0011.json.gz` what the gateway holds
+and the names of the checkouts, and `before_0011_ends.json` the ends that the earlier version itself brought
+them to. They were made by this file, run with the sources of that version:
 
     git archive 4b2eb60 | tar x -C OLD
     cp tests/migrations/before_0011.py OLD/tests/migrations/
     cd OLD && PYTHONPATH=. python -m tests.migrations.before_0011 .../tests/migrations/data
 
-So `fill` uses the words of that version, and `finish` and `ends` use nothing that has been renamed since. The keys are those of the tests. A last
-statement sets the database's clock back to the moment at which it was saved.
+So `fill` uses the words of that version, and `finish` and `ends` use nothing that has been renamed since. The
+keys are those of the tests. A last statement sets the database's clock back to the moment at which it was
+saved.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class Saved(msgspec.Struct):
     orders: dict[UUID, str]
 
 
-# ── Carrying on, in either version ───────────────────────────────────────────────────────────────────────────────────────
+# ── Carrying on, in either version ────────────────────────────────────────────────────────────────────────
 
 _DUE = """
     SELECT id FROM checkouts WHERE (hinted OR due_at <= clock()) AND (lease IS NULL OR leased_until <= clock()) ORDER BY id
@@ -116,7 +118,7 @@ async def ends(
     return found
 
 
-# ── Filling, in the earlier version ──────────────────────────────────────────────────────────────────────────────────────
+# ── Filling, in the earlier version ───────────────────────────────────────────────────────────────────────
 
 
 class Filling(Scene):
@@ -174,8 +176,13 @@ async def fill(world: Filling, database_url: str, gateway_url: str) -> None:
 
 async def _merchants(world: Filling) -> None:
     await world.merchants.add(
-        SLOW, gateway_url="", merchant_api_url=None, username="", password=CONFIG.password, callback_secrets=()
-    )  # fmt: skip
+        SLOW,
+        gateway_url="",
+        merchant_api_url=None,
+        username="",
+        password=CONFIG.password,
+        callback_secrets=(),
+    )
     # The name of the policy in that version.
     await world.merchants.set_policies(SLOW, {"late": "keep", "looks_per_minute": 1})
     await world.policy(surplus="ask", surcharge="keep", looks_per_minute=60_000)
@@ -197,10 +204,13 @@ async def _on_the_way(world: Filling) -> None:
     (session,) = await world.sql("SELECT methods FROM sessions WHERE methods IS NOT NULL LIMIT 1")
     held = await world.moves.advance(
         checkouts.Move(
-            held=held, trigger=Trigger.METHODS_LISTED, action=audit.Action.CHECKOUT_MOVED,
-            evidence={"methods": len(session.methods)}, methods=session.methods,
+            held=held,
+            trigger=Trigger.METHODS_LISTED,
+            action=audit.Action.CHECKOUT_MOVED,
+            evidence={"methods": len(session.methods)},
+            methods=session.methods,
         )
-    )  # fmt: skip
+    )
     await world.moves.advance(checkouts.Move(held=held, trigger=None, action=None, due_in=1.0))
     paid = await world.of("paid-callback-lost", await world.offered())
     await world.pay(paid)
@@ -358,8 +368,9 @@ async def _odd_books(world: Filling) -> None:
     second = await world.of("unbound-payment-of-another", await world.offered())
     await world.sql(
         "UPDATE checkouts c SET order_ref = o.order_ref FROM checkouts o WHERE c.id = :id AND o.id = :other",
-        id=second, other=first,
-    )  # fmt: skip
+        id=second,
+        other=first,
+    )
     await world.pay(first)
     await world.process(first, second)
     unclear = await world.of("operation-unclear", await world.offered())
@@ -404,14 +415,25 @@ async def _unmatched(world: Filling) -> None:
             # The path in that version.
             (row,) = await world.control("POST", "payments/stray", made)
             payment = checkouts.UnmatchedPayment(
-                merchant_id=1, order_ref=order, transaction_id=row["transactionId"], currency="DKK", amount=13900, named=None,
+                merchant_id=1,
+                order_ref=order,
+                transaction_id=row["transactionId"],
+                currency="DKK",
+                amount=13900,
+                named=None,
                 correlation_id="corr",
-            )  # fmt: skip
+            )
             stored = await unmatched.store(
                 inbox.MerchantCallback(
-                    told=payment, grade="signed", network="inside", content_type="", headers={}, source=None, body=b"status=succeeded"
+                    told=payment,
+                    grade="signed",
+                    network="inside",
+                    content_type="",
+                    headers={},
+                    source=None,
+                    body=b"status=succeeded",
                 )
-            )  # fmt: skip
+            )
             assert stored.checkout_id is not None
             world.orders[stored.checkout_id] = order
             await world.of(name, stored.checkout_id)
@@ -451,7 +473,7 @@ async def _circuit_open(world: Filling, database_url: str, gateway_url: str) -> 
     assert len(waiting) >= 3
 
 
-# ── Saving and loading ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Saving and loading ────────────────────────────────────────────────────────────────────────────────────
 
 
 def rows(url: str) -> Iterator[str]:
@@ -483,7 +505,9 @@ def rows(url: str) -> Iterator[str]:
 
 
 def load(url: str, data: Path) -> Saved:
-    """Fill the database at `url`, which has the schema of revision 0010 and nothing else; return what belongs to its rows."""
+    """Fill the database at `url`, which has the schema of revision 0010 and nothing else; return what belongs
+    to its rows.
+    """
     with psycopg.connect(url, autocommit=True) as db:
         db.execute(gzip.decompress((data / "before_0011.sql.gz").read_bytes()))  # type: ignore[arg-type]  # our own file
     return msgspec.json.decode(gzip.decompress((data / "before_0011.json.gz").read_bytes()), type=Saved)

@@ -1,4 +1,6 @@
-"""A server for each Postgres that the schema has to run on: the embedded one, and Debian's 15 where it is installed."""
+"""A server for each Postgres that the schema has to run on: the embedded one, and Debian's 15 where it is
+installed.
+"""
 
 from __future__ import annotations
 
@@ -59,10 +61,21 @@ def postgres_15() -> Iterator[str]:
             **quiet,
         )
         server = subprocess.Popen(
-            [DEBIAN_15 / "postgres", "-D", home / "data", "-c", "listen_addresses=", "-c", f"unix_socket_directories={home}",
-             "-c", "fsync=off", "-c", "synchronous_commit=off"],
+            [
+                DEBIAN_15 / "postgres",
+                "-D",
+                home / "data",
+                "-c",
+                "listen_addresses=",
+                "-c",
+                f"unix_socket_directories={home}",
+                "-c",
+                "fsync=off",
+                "-c",
+                "synchronous_commit=off",
+            ],
             **quiet,
-        )  # fmt: skip
+        )
         url = f"postgresql://tester@/postgres?host={home}"
         deadline = time.monotonic() + 30
         while True:

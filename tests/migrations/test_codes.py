@@ -1,4 +1,6 @@
-"""Every sentence that the version before migration 0013 could store becomes its code with the values in it, and the same sentence on the way back."""
+"""Every sentence that the version before migration 0013 could store becomes its code with the values in it,
+and the same sentence on the way back.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The trail of an installation that is at work becomes partitions in place: nothing is rewritten, lost, or unproven afterwards."""
+"""The trail of an installation that is at work becomes partitions in place: nothing is rewritten, lost, or
+unproven afterwards.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,12 @@ async def orders(one, number=3):
     for _ in range(number):
         held = await one.held(State.AWAITING_PAYMENT)
         held = await one.advance(
-            held, Trigger.PAYMENT_FOUND, payments=(payment(f"t-{held.id}"),), money=(13900, 0, 0),
+            held,
+            Trigger.PAYMENT_FOUND,
+            payments=(payment(f"t-{held.id}"),),
+            money=(13900, 0, 0),
             events=(COMPLETED,),
-        )  # fmt: skip
+        )
         ids.append((await one.release(held, None)).id)
     return ids
 
@@ -80,7 +85,8 @@ async def test_a_trail_becomes_a_partition_as_it_is_and_comes_back_as_it_was(url
         assert (await audit.verify(one.db, encryptor)).problems == []
         with pytest.raises(Exception, match="there are archives"):
             await downgrade(url, "0003")
-        # Younger steps were taken back; the schema stands where it was refused, and goes forward again from there.
+        # Younger steps were taken back; the schema stands where it was refused, and goes forward again from
+        # there.
         assert await schema.current(one.db) == "0005"
         await asyncio.to_thread(schema.migrate, url)
         assert await schema.current(one.db) == schema.wanted()

@@ -154,10 +154,17 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, encryptor)
         (held,) = await one.claim(accepted.id)
         assert (len(held.callbacks), len(held.commands)) == (1, 1)
         held = await one.advance(
-            held, Trigger.PAYMENT_FOUND, payments=(payment("t"),), events=(COMPLETED,),
-            read=(held.callbacks[0].id,), done=((held.commands[0].id, result(ResultCode.REFUSED_CANCELLING)),), token=b"t", token_lifetime=1.0,
-            money=(13900, 0, 0), due_in=0.0,
-        )  # fmt: skip
+            held,
+            Trigger.PAYMENT_FOUND,
+            payments=(payment("t"),),
+            events=(COMPLETED,),
+            read=(held.callbacks[0].id,),
+            done=((held.commands[0].id, result(ResultCode.REFUSED_CANCELLING)),),
+            token=b"t",
+            token_lifetime=1.0,
+            money=(13900, 0, 0),
+            due_in=0.0,
+        )
         assert held.state is State.COMPLETED
         assert [due.id for due in await checkouts.due(one.db, most=5)] == [held.id]
         assert [due.id for due in await checkouts.sweep(one.db, most=5, grace=1.0)] == [held.id]
@@ -185,9 +192,13 @@ async def test_what_is_open_is_signed_and_passwords_are_bound_when_the_keys_are_
     async with core(url, encryptor) as one:
         merchants = Merchants(one.db, encryptor, make_settings())
         await merchants.add(
-            "second", gateway_url="https://shop.example.com", merchant_api_url=None, username="theirs", password="hidden",
+            "second",
+            gateway_url="https://shop.example.com",
+            merchant_api_url=None,
+            username="theirs",
+            password="hidden",
             callback_secrets=("a secret",),
-        )  # fmt: skip
+        )
         await merchants.set_policies("default", {"surplus": "return", "lookups_per_minute": 7})
         held = await one.held(State.AWAITING_PAYMENT)
         back = give_back(payment("t-1"), actor="client:shop", reason="surplus")
@@ -195,8 +206,15 @@ async def test_what_is_open_is_signed_and_passwords_are_bound_when_the_keys_are_
         await one.release(held)
         arguments = {"amount": 100, "expiresIn": 90.0, "transactionId": "é"}
         await inbox.request(
-            one.db, encryptor, held.id, merchant_id=1, kind="capture", actor="client:shop", arguments=arguments, grace=1.0
-        )  # fmt: skip
+            one.db,
+            encryptor,
+            held.id,
+            merchant_id=1,
+            kind="capture",
+            actor="client:shop",
+            arguments=arguments,
+            grace=1.0,
+        )
         older = schema._config(url)
         older.attributes["secret_keys"] = keys
         await asyncio.to_thread(command.downgrade, older, "0008")
@@ -258,8 +276,11 @@ async def test_events_of_an_earlier_version_are_in_the_feed_as_documents_of_this
             await one.do(
                 "INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id) "
                 "VALUES (:id, :number, 1, :kind, CAST(:payload AS jsonb), 'c')",
-                id=held.id, number=number, kind=kind, payload=json.dumps(told),
-            )  # fmt: skip
+                id=held.id,
+                number=number,
+                kind=kind,
+                payload=json.dumps(told),
+            )
         await asyncio.to_thread(schema.migrate, url)
         assert await events.place(one.db) == len(OLDER)
         page = await events.page(one.db, 1, after=0, until=len(OLDER), limit=100)

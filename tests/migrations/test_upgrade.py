@@ -37,7 +37,8 @@ EVENTS = {
     "checkout.surplus": "payment.surplus",
     "checkout.operation_rejected": "payment.operation_rejected",
 }
-"""What the events of the version before are called since migration 0012; `checkout.money` is one of `MOVED`."""
+"""What the events of the version before are called since migration 0012; `checkout.money` is one of `MOVED`.
+"""
 MOVED = {
     "payment.captured",
     "payment.refunded",
@@ -108,7 +109,9 @@ async def test_every_checkout_comes_to_the_end_that_the_version_before_would_hav
 
 
 async def test_stored_words_of_the_version_before_are_understood(url):
-    """Policies under their MAC, the codes of open circuits, and the word for unmatched payments in entries that are never changed."""
+    """Policies under their MAC, the codes of open circuits, and the word for unmatched payments in entries
+    that are never changed.
+    """
     saved = await asyncio.to_thread(loaded, url)
     with gateway(saved) as (gateway_url, _):
         async with scene(url, gateway_url, **SETTINGS) as world:

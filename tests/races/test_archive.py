@@ -1,4 +1,6 @@
-"""Archiving beside everything else: nobody who takes orders in or carries them waits for it longer than its lock timeout."""
+"""Archiving beside everything else: nobody who takes orders in or carries them waits for it longer than its
+lock timeout.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from tests.support.pooler import direct
 pytestmark = pytest.mark.anyio
 
 TIMEOUT = 5 * LOCK_TIMEOUT
-"""Milliseconds that intake and movers wait for a lock in these tests before Postgres tells them that they have waited too long."""
+"""Milliseconds that intake and movers wait for a lock in these tests before Postgres tells them that they
+have waited too long."""
 
 
 class Watched(Database):
@@ -87,7 +90,8 @@ async def test_intake_callbacks_and_moves_go_on_during_a_run_and_wait_for_no_loc
                 processed.append(order)
 
         async def call_back():
-            # Late callbacks for orders that are just being archived: each is kept, whichever side of the file it falls on.
+            # Late callbacks for orders that are just being archived: each is kept, whichever side of the file
+            # it falls on.
             for order in old:
                 await shop.callbacks.store(arrival(order, body=b"late"))
 
@@ -148,7 +152,8 @@ async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a
 
         runs = [asyncio.create_task(take_orders()) for _ in range(4)]
         async with await psycopg.AsyncConnection.connect(direct(short_timeout_url)) as reader:
-            # Somebody reads the trail for long: for as long as that goes on the months stay, and intake goes on.
+            # Somebody reads the trail for long: for as long as that goes on the months stay, and intake goes
+            # on.
             await reader.execute("SELECT 1 FROM audit_entries LIMIT 1")
             before = taken
             assert await archive.drop_empty(keeper.db, before=months[0].until) == []
@@ -166,7 +171,10 @@ async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a
 async def test_a_wake_up_and_a_run_that_meet_on_a_checkout_lose_neither(
     short_timeout_url, encryptor, tmp_path
 ):
-    """The wake-up was first and has not committed: its checkout stays. The run was first: the wake-up wakes an archived checkout."""
+    """The wake-up was first and has not committed: its checkout stays.
+
+    The run was first: the wake-up wakes an archived checkout.
+    """
     async with core(short_timeout_url, encryptor) as one:
         held = await one.held(State.AWAITING_PAYMENT)
         held = await one.advance(held, Trigger.DEADLINE_PASSED)

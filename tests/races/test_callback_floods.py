@@ -1,4 +1,6 @@
-"""Floods of callbacks: what is kept of them, what still wakes the checkout, and how little of it Postgres has to read."""
+"""Floods of callbacks: what is kept of them, what still wakes the checkout, and how little of it Postgres has
+to read.
+"""
 
 from __future__ import annotations
 
@@ -145,7 +147,9 @@ def scans(plan):
 
 @pytest.mark.parametrize("what", ["callback", "unmatched"])
 async def test_what_one_callback_costs_does_not_grow_with_those_of_others(core, what):
-    """How Postgres would read the table for one callback, with a hundred thousand of other checkouts beside it."""
+    """How Postgres would read the table for one callback, with a hundred thousand of other checkouts beside
+    it.
+    """
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     await core.do("""
         INSERT INTO callbacks (id, checkout_id, merchant_id, kind, grade, content_type, headers, body, digest)
@@ -157,8 +161,11 @@ async def test_what_one_callback_costs_does_not_grow_with_those_of_others(core, 
     if what == "callback":
         row = core.callbacks._row(arrival(checkout, grade="wrong"), None, 1)
         parameters = {
-            "arrivals": json_text([row]), "empty": callbacks._EMPTY, "better": callbacks._BETTER, **core.callbacks.bounds,
-        }  # fmt: skip
+            "arrivals": json_text([row]),
+            "empty": callbacks._EMPTY,
+            "better": callbacks._BETTER,
+            **core.callbacks.bounds,
+        }
         statement = callbacks._STORE
     else:
         writer = unmatched.UnmatchedCallbacks(core.db, core.encryptor, core.callbacks, grace=60.0)

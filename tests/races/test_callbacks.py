@@ -1,4 +1,6 @@
-"""Callbacks and commands: stored before they are answered, counted once, waking the checkout until somebody has acted on them."""
+"""Callbacks and commands: stored before they are answered, counted once, waking the checkout until somebody
+has acted on them.
+"""
 
 from __future__ import annotations
 
@@ -183,7 +185,10 @@ async def test_a_poisoned_callback_fails_alone(core):
 
 
 async def test_repeats_against_movers_that_mark_as_read_never_lock_each_other_out(core):
-    """A mover locks the checkout and then its callbacks; so does intake. Deadlocks are counted by Postgres itself."""
+    """A mover locks the checkout and then its callbacks; so does intake.
+
+    Deadlocks are counted by Postgres itself.
+    """
     ids = [await core.checkout(State.AWAITING_PAYMENT, due_in=0.0) for _ in range(6)]
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     (before,) = await core.all(deadlocks)
@@ -227,20 +232,31 @@ async def test_repeats_against_movers_that_mark_as_read_never_lock_each_other_ou
         assert not open_ones or row.is_due or row.hinted
 
 
-# ── Commands ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Commands ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_command_is_stored_with_who_asked_and_wakes_its_checkout(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     requested = await inbox.request(
-        core.db, core.encryptor, checkout, merchant_id=1, kind="cancel", actor="client:shop", reason="no stock", expected_version=5,
+        core.db,
+        core.encryptor,
+        checkout,
+        merchant_id=1,
+        kind="cancel",
+        actor="client:shop",
+        reason="no stock",
+        expected_version=5,
         grace=60.0,
-    )  # fmt: skip
+    )
     (held,) = await core.claim(checkout)
     (command,) = held.commands
     assert (command.id, command.kind, command.actor, command.reason, command.expected_version) == (
-        requested.id, "cancel", "client:shop", "no stock", 5,
-    )  # fmt: skip
+        requested.id,
+        "cancel",
+        "client:shop",
+        "no stock",
+        5,
+    )
     told = await core.release(held, 60.0, done=((command.id, result(ResultCode.ACCEPTED)),))
     assert told.commands == ()
     assert await core.all("SELECT result, handled_at IS NOT NULL FROM commands") == [("accepted", True)]
@@ -261,7 +277,7 @@ async def test_a_command_for_no_checkout_of_this_merchant_is_nothing(core, merch
     assert await core.all("SELECT count(*) FROM commands") == [0]
 
 
-# ── Personal data ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Personal data ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_personal_data_is_not_readable_in_any_table(core):

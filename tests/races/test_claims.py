@@ -135,7 +135,7 @@ async def test_a_holder_past_its_lease_may_still_write_while_nobody_else_has_it(
     assert (await core.advance(held, Trigger.AUTHENTICATED)).state is State.AUTHENTICATED
 
 
-# ── Rings ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Rings ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_release_without_a_wake_up_sets_the_given_due_time(core):
@@ -234,9 +234,13 @@ async def test_a_storm_of_wake_ups_against_claims_and_releases_loses_no_wake_up(
             await asyncio.sleep(0)
 
     async with another(core.url, core.encryptor) as other:
-        tasks = [asyncio.create_task(one) for one in (
-            *(ringer() for _ in range(3)), *(worker(process) for process in (core, other) for _ in range(2))
-        )]  # fmt: skip
+        tasks = [
+            asyncio.create_task(one)
+            for one in (
+                *(ringer() for _ in range(3)),
+                *(worker(process) for process in (core, other) for _ in range(2)),
+            )
+        ]
         await asyncio.sleep(2.0)
         running = False
         await asyncio.gather(*tasks)
@@ -247,7 +251,7 @@ async def test_a_storm_of_wake_ups_against_claims_and_releases_loses_no_wake_up(
         assert seen[checkout] == row.wake or row.is_due or row.hinted
 
 
-# ── Sweeps ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Sweeps ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_two_sweepers_at_once_take_each_due_checkout_once_and_put_it_off(core):

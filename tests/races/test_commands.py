@@ -1,4 +1,6 @@
-"""Commands: one row for one request, however often and from wherever it is sent, and a wake-up for each that is new."""
+"""Commands: one row for one request, however often and from wherever it is sent, and a wake-up for each that
+is new.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,14 @@ pytestmark = pytest.mark.anyio
 
 async def ask(core, checkout, **changes):
     values = {
-        "merchant_id": 1, "kind": "capture", "actor": "client:shop", "arguments": {"amount": 100, "transactionId": None},
-        "idempotency_key": "k-1", "grace": 60.0, **changes,
-    }  # fmt: skip
+        "merchant_id": 1,
+        "kind": "capture",
+        "actor": "client:shop",
+        "arguments": {"amount": 100, "transactionId": None},
+        "idempotency_key": "k-1",
+        "grace": 60.0,
+        **changes,
+    }
     return await inbox.request(core.db, core.encryptor, checkout, **values)
 
 
@@ -89,7 +96,9 @@ async def test_without_a_key_each_request_is_a_command_of_its_own(core):
 
 
 async def test_a_repeat_and_the_holder_who_obeys_its_command_do_not_wait_in_a_circle(core):
-    """The holder has the checkout's row and wants the command's; a repeat that woke it would have them the other way round."""
+    """The holder has the checkout's row and wants the command's; a repeat that woke it would have them the
+    other way round.
+    """
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     first = await ask(core, checkout)
     async with another(core.url, core.encryptor) as other, row_held(core.url, checkout) as holder:
@@ -140,7 +149,7 @@ async def test_commands_for_the_same_many_from_two_sides_meet_without_a_deadlock
     assert await core.all("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [0]
 
 
-# ── How it stands ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── How it stands ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_how_a_checkout_stands_is_read_for_its_merchant_or_for_an_operator(core):

@@ -1,4 +1,6 @@
-"""The feed: whoever goes on after a position sees every event once, whatever commits, numbers and dies at the same time."""
+"""The feed: whoever goes on after a position sees every event once, whatever commits, numbers and dies at the
+same time.
+"""
 
 from __future__ import annotations
 
@@ -236,13 +238,14 @@ async def test_a_sequencer_goes_on_after_an_error(core, monkeypatch):
     assert failures
 
 
-# ── What is kept ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What is kept ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_retention_takes_the_beginning_of_each_feed_and_nothing_else(core):
     second = await second_merchant(core)
     old, young = uuid7(), uuid7()
-    # The third one is old and stands behind a younger one: a hole in the feed would be an event that nobody hears of.
+    # The third one is old and stands behind a younger one: a hole in the feed would be an event that nobody
+    # hears of.
     for number, (checkout, age) in enumerate(((old, 100), (old, 100), (young, 1), (old, 100)), start=1):
         await write(core.db, checkout, number, later=-age * 86_400.0)
         await events.place(core.db)

@@ -1,6 +1,8 @@
-"""Random histories of an order: whatever happens, in whatever order, the money is told truly and nobody is forgotten.
+"""Random histories of an order: whatever happens, in whatever order, the money is told truly and nobody is
+forgotten.
 
-`make test` plays the same 50 each time. `make soak` plays 2,000: pytest -m slow tests/races/test_histories.py -s
+`make test` plays the same 50 each time. `make soak` plays 2,000: pytest -m slow tests/races/test_histories.py
+-s
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ if TYPE_CHECKING:
     from orchestrator.devkit.local.servers import Embedded
 
 LEAPS = (0, 61, 0, 61, 3600, 86_400, 0, 31 * 86_400, 0, 0)
-"""Seconds that pass at least between two rounds in the end: everything becomes quiet, or stays with a person."""
+"""Seconds that pass at least between two rounds in the end: everything becomes quiet, or stays with a person.
+"""
 
 OFFERED = (Process(),)
 PAID = (*OFFERED, Pay(), Deliver(at=1), Process())

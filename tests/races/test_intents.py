@@ -77,7 +77,9 @@ async def test_orders_of_two_intakes_crossing_each_other_meet_without_a_deadlock
 
 
 async def test_keys_of_orders_that_are_there_cross_new_orders_without_a_deadlock(core):
-    """The one holds a new order number and notes a key, the other holds the key and wants the order number."""
+    """The one holds a new order number and notes a key, the other holds the key and wants the
+    order number.
+    """
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     async with another(core.url, core.encryptor) as other:
         for _ in range(20):
@@ -86,10 +88,16 @@ async def test_keys_of_orders_that_are_there_cross_new_orders_without_a_deadlock
             keys = [f"K-{one.order_ref}" for one in fresh]
             results = await asyncio.gather(
                 *(core.intents.accept(again(one)) for one in fresh),
-                *(core.intents.accept(again(one, idempotency_key=key)) for one, key in zip(there, keys, strict=True)),
-                *(other.intents.accept(again(one, idempotency_key=key)) for one, key in zip(fresh, keys, strict=True)),
+                *(
+                    core.intents.accept(again(one, idempotency_key=key))
+                    for one, key in zip(there, keys, strict=True)
+                ),
+                *(
+                    other.intents.accept(again(one, idempotency_key=key))
+                    for one, key in zip(fresh, keys, strict=True)
+                ),
                 return_exceptions=True,
-            )  # fmt: skip
+            )
             assert {type(one) for one in results} <= {Accepted, KeyReused}
     await asyncio.sleep(0.1)  # a backend tells its counts when it ends
     assert await core.all(deadlocks) == [0]
@@ -123,7 +131,9 @@ async def test_a_key_that_another_process_notes_first_is_met_by_whoever_was_abou
 
 
 async def test_reopened_orders_cross_new_ones_without_a_deadlock(core):
-    """Both take order numbers: a batch of moves in the order of its ids, a batch of intents in that of the numbers."""
+    """Both take order numbers: a batch of moves in the order of its ids, a batch of intents in that of the
+    numbers.
+    """
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     async with another(core.url, core.encryptor) as other:
         for _ in range(10):
@@ -211,7 +221,7 @@ async def test_a_completed_order_number_is_never_free_again(core):
         await core.intents.accept(intake(order_ref="T-paid", fingerprint=OTHER))
 
 
-# ── Idempotency keys ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Idempotency keys ──────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_key_with_other_content_is_refused_whatever_order_it_names(core):
@@ -327,7 +337,7 @@ async def test_a_key_whose_checkout_is_not_there_makes_its_request_wait_and_not_
     assert (await waiting).fresh
 
 
-# ── Broken connections ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Broken connections ────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_an_intent_stored_by_a_connection_that_was_lost_is_accepted_once(core):

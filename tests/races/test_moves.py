@@ -61,13 +61,26 @@ ATTENTION = Attention(
 def full(held, **changes):
     """Return a move that writes everything a move can write."""
     values = {
-        "evidence": {"by": "lookup"}, "token": b"another token", "token_lifetime": 60.0, "session_id": "session-2",
-        "methods": [{"id": "wallet"}], "events": (COMPLETED,),
-        "payments": (payment(f"t-{held.id}"),), "money": (13900, 13900, 100), "lookups": 3, "session_count": 2, "attempts": 1,
-        "last_error": ERROR, "attention": ATTENTION, "deadline_in": 7.0, "late": True, "cancel_requested": True,
-        "read": tuple(callback.id for callback in held.callbacks), "done": tuple((one.id, result(ResultCode.ACCEPTED, operations=["1"])) for one in held.commands),
+        "evidence": {"by": "lookup"},
+        "token": b"another token",
+        "token_lifetime": 60.0,
+        "session_id": "session-2",
+        "methods": [{"id": "wallet"}],
+        "events": (COMPLETED,),
+        "payments": (payment(f"t-{held.id}"),),
+        "money": (13900, 13900, 100),
+        "lookups": 3,
+        "session_count": 2,
+        "attempts": 1,
+        "last_error": ERROR,
+        "attention": ATTENTION,
+        "deadline_in": 7.0,
+        "late": True,
+        "cancel_requested": True,
+        "read": tuple(callback.id for callback in held.callbacks),
+        "done": tuple((one.id, result(ResultCode.ACCEPTED, operations=["1"])) for one in held.commands),
         **changes,
-    }  # fmt: skip
+    }
     return move(held, Trigger.PAYMENT_FOUND, **values)
 
 
@@ -83,8 +96,12 @@ async def test_a_move_that_lands_writes_all_of_itself(core):
     )
     assert (row.reserved, row.captured, row.refunded, row.late) == (13900, 13900, 100, True)
     assert (row.lookups, row.session_count, row.attempts, row.last_error, row.attention) == (
-        3, 2, 1, "not_sent", "surplus_payment",
-    )  # fmt: skip
+        3,
+        2,
+        1,
+        "not_sent",
+        "surplus_payment",
+    )
     assert row.last_error_details == {"reason": "no connection"}
     assert attention.stored(row.attention, row.attention_details) == ATTENTION
     assert row.attention_since == row.updated_at
@@ -101,13 +118,28 @@ async def test_a_move_that_lands_writes_all_of_itself(core):
         (b"another token", "session-2", [{"id": "wallet"}])
     ]
     snapshot = {
-        "orderId": held.order_ref, "state": "completed", "currency": "DKK", "amount": 13900, "reserved": 13900,
-        "captured": 13900, "refunded": 100, "chargedBack": 0,
-    }  # fmt: skip
-    assert await core.all("SELECT kind, payload FROM events WHERE sequence > :n ORDER BY sequence", n=held.event_sequence) == [
+        "orderId": held.order_ref,
+        "state": "completed",
+        "currency": "DKK",
+        "amount": 13900,
+        "reserved": 13900,
+        "captured": 13900,
+        "refunded": 100,
+        "chargedBack": 0,
+    }
+    assert await core.all(
+        "SELECT kind, payload FROM events WHERE sequence > :n ORDER BY sequence", n=held.event_sequence
+    ) == [
         ("checkout.completed", {**snapshot, "facts": dict(COMPLETED.facts)}),
-        ("checkout.attention", {**snapshot, "facts": {"attention": "surplus_payment"}, "details": {"reason": sentences.of(ATTENTION)}}),
-    ]  # fmt: skip
+        (
+            "checkout.attention",
+            {
+                **snapshot,
+                "facts": {"attention": "surplus_payment"},
+                "details": {"reason": sentences.of(ATTENTION)},
+            },
+        ),
+    ]
     assert await core.all("SELECT transaction_id, role FROM payments") == [(f"t-{held.id}", "accepted")]
 
 
@@ -132,9 +164,28 @@ async def test_what_the_mover_returns_is_what_the_next_claim_reads(core):
     told = await core.lifecycle.advance(full(held))
     told = await core.release(told, 0.0, attempts=1)
     (read,) = await core.claim(held.id)
-    same = ("state", "version", "reserved", "captured", "refunded", "late", "lookups", "session_count", "last_error", "attention",
-            "audit_sequence", "audit_head", "event_sequence", "token", "session_id", "methods", "callbacks", "commands",
-            "attempts", "deadline")  # fmt: skip
+    same = (
+        "state",
+        "version",
+        "reserved",
+        "captured",
+        "refunded",
+        "late",
+        "lookups",
+        "session_count",
+        "last_error",
+        "attention",
+        "audit_sequence",
+        "audit_head",
+        "event_sequence",
+        "token",
+        "session_id",
+        "methods",
+        "callbacks",
+        "commands",
+        "attempts",
+        "deadline",
+    )
     assert {name: getattr(told, name) for name in same} == {name: getattr(read, name) for name in same}
     for name in ("offered_at", "cancel_requested_at", "ended_at", "token_expires_at"):
         assert abs((getattr(told, name) - getattr(read, name)).total_seconds()) < 1, name
@@ -176,8 +227,23 @@ async def test_values_that_a_move_does_not_name_stay(core):
     before = await core.row(held.id)
     after = await core.advance(held, lookups=4)
     row = await core.row(held.id)
-    stays = ("state", "session_count", "last_error", "attention", "deadline", "late", "reserved", "captured", "refunded",
-             "cancel_requested_at", "ended_at", "offered_at", "lease", "due_at", "event_sequence")  # fmt: skip
+    stays = (
+        "state",
+        "session_count",
+        "last_error",
+        "attention",
+        "deadline",
+        "late",
+        "reserved",
+        "captured",
+        "refunded",
+        "cancel_requested_at",
+        "ended_at",
+        "offered_at",
+        "lease",
+        "due_at",
+        "event_sequence",
+    )
     assert {name: getattr(row, name) for name in stays} == {name: getattr(before, name) for name in stays}
     assert (row.lookups, row.attempts, after.attempts) == (4, 0, 0)
     assert await core.all("SELECT token, session_id FROM sessions") == [(b"another token", "session-2")]
@@ -308,7 +374,7 @@ async def test_a_claim_whose_answer_was_lost_comes_back_at_the_end_of_its_lease(
     assert [held.id for held in await core.claim(checkout)] == [checkout]
 
 
-# ── Money ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Money ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_captured_and_refunded_never_shrink_even_when_a_move_says_less(core):
@@ -374,7 +440,9 @@ async def test_late_money_begins_a_watch_of_its_own(core):
 
 
 async def test_late_money_completes_its_checkout_beside_the_one_that_came_after_it(core):
-    """An order number has one live checkout; what money completed late stands beside it, and a person hears of it."""
+    """An order number has one live checkout; what money completed late stands beside it, and a person hears
+    of it.
+    """
     late = await core.held(State.EXPIRED, order_ref="T-twice")
     later = await core.accept(order_ref="T-twice", fingerprint=b"g" * 32)
     landed = await core.advance(late, Trigger.PAYMENT_FOUND, late=True, payments=(payment("t"),))
@@ -409,7 +477,9 @@ async def test_a_reopened_checkout_forgets_that_it_ended(core):
 
 
 async def test_a_holder_that_hung_is_in_no_batch_with_the_reopening_by_its_successor(core):
-    """One row a checkout in a batch: with two, the values of the one would be written beside the entries of the other."""
+    """One row a checkout in a batch: with two, the values of the one would be written beside the entries of
+    the other.
+    """
     for first in ("successor", "hung"):
         hung = await core.advance(await core.held(State.AWAITING_PAYMENT, lease=0.1), Trigger.CANCELLED)
         await asyncio.sleep(0.2)

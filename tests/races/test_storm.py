@@ -1,4 +1,6 @@
-"""Everything at once: movers, ringers, intake and callbacks of two processes on the same checkouts, and an auditor."""
+"""Everything at once: movers, ringers, intake and callbacks of two processes on the same checkouts, and an
+auditor.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +40,13 @@ class Storm:
         while self.running:
             orders = [(random.randrange(60), random.randrange(2)) for _ in range(10)]
             asked = [
-                intake(order_ref=f"T-{order}", fingerprint=bytes([order, content]) * 16,
-                       idempotency_key=random.choice([None, f"k-{random.randrange(30)}"]))
+                intake(
+                    order_ref=f"T-{order}",
+                    fingerprint=bytes([order, content]) * 16,
+                    idempotency_key=random.choice([None, f"k-{random.randrange(30)}"]),
+                )
                 for order, content in orders
-            ]  # fmt: skip
+            ]
             for one in await asyncio.gather(*map(core.intents.accept, asked), return_exceptions=True):
                 if isinstance(one, BaseException):
                     assert isinstance(one, OrderTaken | KeyReused), one
@@ -82,11 +87,20 @@ class Storm:
                 paid = random.randint(0, 13900)
                 found = trigger is Trigger.PAYMENT_FOUND
                 held = await core.advance(
-                    held, trigger, events=events, money=(13900, paid, 0), token=b"t", token_lifetime=1.0,
+                    held,
+                    trigger,
+                    events=events,
+                    money=(13900, paid, 0),
+                    token=b"t",
+                    token_lifetime=1.0,
                     late=found and held.state in CLOSED,
-                    payments=(payment(f"t-{held.id}"), payment(f"shared-{random.randrange(3)}", role="attempt"))
-                    if found else (),
-                )  # fmt: skip
+                    payments=(
+                        payment(f"t-{held.id}"),
+                        payment(f"shared-{random.randrange(3)}", role="attempt"),
+                    )
+                    if found
+                    else (),
+                )
                 self.landed[held.id] += 1
                 self.events[held.id] += len(events)
                 self.captured[held.id] = max(self.captured[held.id], paid)
@@ -117,9 +131,17 @@ async def test_everything_at_once_locks_nobody_out_loses_nothing_and_verifies(co
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     (before,) = await core.all(deadlocks)
     async with another(core.url, core.encryptor) as one, another(core.url, core.encryptor) as two:
-        tasks = [asyncio.create_task(each) for process in (one, two) for each in (
-            storm.intake(process), storm.gateway(process), storm.ringer(process), storm.worker(process), storm.worker(process),
-        )] + [asyncio.create_task(storm.auditor(core))]  # fmt: skip
+        tasks = [
+            asyncio.create_task(each)
+            for process in (one, two)
+            for each in (
+                storm.intake(process),
+                storm.gateway(process),
+                storm.ringer(process),
+                storm.worker(process),
+                storm.worker(process),
+            )
+        ] + [asyncio.create_task(storm.auditor(core))]
         await asyncio.sleep(SECONDS)
         storm.running = False
         async with asyncio.timeout(30):
@@ -127,9 +149,12 @@ async def test_everything_at_once_locks_nobody_out_loses_nothing_and_verifies(co
     await asyncio.sleep(0.1)  # a backend tells its counts when it ends
     assert await core.all(deadlocks) == [before]
 
-    rows = {row[0]: row[1:] for row in await core.all(
-        "SELECT id, state, version, captured, event_sequence, audit_sequence, due_at IS NOT NULL, claims FROM checkouts"
-    )}  # fmt: skip
+    rows = {
+        row[0]: row[1:]
+        for row in await core.all(
+            "SELECT id, state, version, captured, event_sequence, audit_sequence, due_at IS NOT NULL, claims FROM checkouts"
+        )
+    }
     assert set(rows) == storm.fresh
     assert sum(storm.landed.values()) > len(rows)  # a storm, also on a machine that has other things to do
     for each, (state, version, captured, events, entries, due_in, _) in rows.items():

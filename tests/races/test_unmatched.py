@@ -1,4 +1,6 @@
-"""The same unmatched payment at the same moment, in one process and in two: one checkout, one first entry, every callback kept."""
+"""The same unmatched payment at the same moment, in one process and in two: one checkout, one first entry,
+every callback kept.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,22 @@ pytestmark = pytest.mark.anyio
 
 def unexpected_callback(order_ref: str | None = "OLD-1", **changes) -> MerchantCallback:
     told = {
-        "merchant_id": 1, "order_ref": order_ref, "transaction_id": "1", "currency": "DKK", "amount": 13900, "named": None,
+        "merchant_id": 1,
+        "order_ref": order_ref,
+        "transaction_id": "1",
+        "currency": "DKK",
+        "amount": 13900,
+        "named": None,
         "correlation_id": "c-1",
-    }  # fmt: skip
+    }
     came = {
-        "grade": "signed", "network": "inside", "content_type": "", "headers": {}, "source": None, "body": b"status=succeeded",
-    }  # fmt: skip
+        "grade": "signed",
+        "network": "inside",
+        "content_type": "",
+        "headers": {},
+        "source": None,
+        "body": b"status=succeeded",
+    }
     told |= {name: value for name, value in changes.items() if name in told}
     came |= {name: value for name, value in changes.items() if name in came}
     return MerchantCallback(told=checkouts.UnmatchedPayment(**told), **came)
@@ -178,13 +190,24 @@ async def test_only_an_unmatched_payment_creates_a_checkout_as_failed(core):
     (row,) = await core.all("SELECT checkout_id, at, entry FROM audit_entries")
     checkout, at, _ = row
     made = audit.make(
-        core.encryptor, checkout=checkout, sequence=1, before=audit.START, at=at, action=audit.Action.CHECKOUT_RECEIVED,
-        actor="x", correlation_id="c", state=None, to=State.FAILED, evidence={"unmatched_payment": "true"},
-    )  # fmt: skip
+        core.encryptor,
+        checkout=checkout,
+        sequence=1,
+        before=audit.START,
+        at=at,
+        action=audit.Action.CHECKOUT_RECEIVED,
+        actor="x",
+        correlation_id="c",
+        state=None,
+        to=State.FAILED,
+        evidence={"unmatched_payment": "true"},
+    )
     await core.tamper(
-        "UPDATE audit_entries SET entry = :entry, mac = :mac", "UPDATE checkouts SET audit_head = :mac",
-        entry=made.text, mac=made.mac,
-    )  # fmt: skip
+        "UPDATE audit_entries SET entry = :entry, mac = :mac",
+        "UPDATE checkouts SET audit_head = :mac",
+        entry=made.text,
+        mac=made.mac,
+    )
     (problem,) = (await audit.verify(core.db, core.encryptor)).problems
     assert "begins in failed" in problem
 
@@ -197,11 +220,13 @@ async def test_the_same_unproven_one_many_times_at_once_is_kept_once_and_counted
     assert await core.all("SELECT count(*) FROM checkouts") == [0]
 
 
-# ── The order comes after its payment ───────────────────────────────────────────────────────────────────────────────────
+# ── The order comes after its payment ─────────────────────────────────────────────────────────────────────
 
 
 async def paid_before(core, taker, order_ref="OLD-1"):
-    """Return the checkout of a payment for an unknown order that a lookup has shown, as a worker leaves it."""
+    """Return the checkout of a payment for an unknown order that a lookup has shown, as a worker
+    leaves it.
+    """
     placed = await taker.store(unexpected_callback(order_ref, transaction_id=f"T-{order_ref}"))
     (held,) = await core.claim(placed.checkout_id)
     callbacks = tuple(callback.id for callback in held.callbacks)
@@ -260,7 +285,9 @@ async def test_of_many_contents_that_meet_one_payment_at_once_one_is_its_order(c
 async def test_an_intent_that_another_process_was_quicker_than_meets_what_became_of_the_order(
     core, monkeypatch, *, first, same
 ):
-    """Between our look at the payment's checkout and its match, another process matches it, or creates the order beside it."""
+    """Between our look at the payment's checkout and its match, another process matches it, or creates the
+    order beside it.
+    """
     async with takers(core, 1) as ((process, taker),):
         paid = await paid_before(core, taker)
         mine = intake(order_ref="OLD-1", amount=13900, currency="DKK")

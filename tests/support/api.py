@@ -10,7 +10,10 @@ from orchestrator.devkit.client import Client
 
 
 class Api:
-    """`Client` with methods that block, for any thread. One attempt for each request: what a test is answered, it sees."""
+    """`Client` with methods that block, for any thread.
+
+    One attempt for each request: what a test is answered, it sees.
+    """
 
     def __init__(self, url: str, token: str, *, timeout: float = 10) -> None:
         self._loop = asyncio.new_event_loop()

@@ -99,8 +99,9 @@ class Api:
         await self.sql(
             "INSERT INTO sessions (checkout_id, token, token_expires_at, session_id, methods) "
             "VALUES (:id, :token, clock() + interval '20 minutes', 'session-1', '[{\"id\": \"m-1\"}]')",
-            id=one, token=sealed,
-        )  # fmt: skip
+            id=one,
+            token=sealed,
+        )
         await self.sql(
             "UPDATE checkouts SET state = 'awaiting_payment', offered_at = clock() WHERE id = :id", id=one
         )
@@ -115,12 +116,22 @@ async def serving(settings: Settings, *, timeout: float = 10.0) -> AsyncIterator
     db = Database(database_url, pool_size=4, pool_timeout=5)
     inlet = Database(database_url, pool_size=3, pool_timeout=5)
     services = Services(
-        settings=settings, db=db, inlet=inlet, encryptor=encryptor, intents=inbox.Intents(inlet, encryptor, grace=5, timeout=timeout),
+        settings=settings,
+        db=db,
+        inlet=inlet,
+        encryptor=encryptor,
+        intents=inbox.Intents(inlet, encryptor, grace=5, timeout=timeout),
         callbacks=inbox.Callbacks(
-            inlet, encryptor, grace=5, timeout=3, strict_network=settings.require_gateway_network,
+            inlet,
+            encryptor,
+            grace=5,
+            timeout=3,
+            strict_network=settings.require_gateway_network,
             caps=inbox.Caps(settings.callbacks_limit, settings.callbacks_unproven_limit),
-        ), merchants=Merchants(inlet, encryptor, settings), hint_publisher=hint_publisher,
-    )  # fmt: skip
+        ),
+        merchants=Merchants(inlet, encryptor, settings),
+        hint_publisher=hint_publisher,
+    )
     app = create_app(services)
     contract = Contract(app.openapi())
     transport = httpx.ASGITransport(app)

@@ -1,4 +1,6 @@
-"""Real brokers for tests that break them: Redis, Sentinel and RabbitMQ on ports and directories of their own, and a way to one that can be cut."""
+"""Real brokers for tests that break them: Redis, Sentinel and RabbitMQ on ports and directories of their own,
+and a way to one that can be cut.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,16 @@ class Server:
     def start(self) -> None:
         with (self.place / "server.log").open("ab") as out:
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self.place, env=self._environment,
-                user=self._user, group=self._user, extra_groups=None if self._user is None else [],
-            )  # fmt: skip
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                cwd=self.place,
+                env=self._environment,
+                user=self._user,
+                group=self._user,
+                extra_groups=None if self._user is None else [],
+            )
 
     def kill(self) -> None:
         if self.process is not None:
@@ -157,10 +166,17 @@ class RabbitMQServer:
     def start(self) -> None:
         with (self.place / "server.log").open("ab") as out:
             self.process = subprocess.Popen(
-                [str(RABBITMQ / "rabbitmq-server")], env=self._environment, cwd=self.place, stdin=subprocess.DEVNULL,
-                stdout=out, stderr=out, user=self._user, group=self._user,
-                extra_groups=None if self._user is None else [], start_new_session=True,
-            )  # fmt: skip
+                [str(RABBITMQ / "rabbitmq-server")],
+                env=self._environment,
+                cwd=self.place,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                user=self._user,
+                group=self._user,
+                extra_groups=None if self._user is None else [],
+                start_new_session=True,
+            )
 
     def wait(self) -> None:
         until(self._answers, f"RabbitMQ answers; see {self.place}", seconds=90)
@@ -180,9 +196,16 @@ class RabbitMQServer:
 
     def ctl(self, *arguments: str) -> None:
         subprocess.run(
-            [str(RABBITMQ / "rabbitmqctl"), *arguments], env=self._environment, cwd=self.place, check=True, timeout=90,
-            capture_output=True, user=self._user, group=self._user, extra_groups=None if self._user is None else [],
-        )  # fmt: skip
+            [str(RABBITMQ / "rabbitmqctl"), *arguments],
+            env=self._environment,
+            cwd=self.place,
+            check=True,
+            timeout=90,
+            capture_output=True,
+            user=self._user,
+            group=self._user,
+            extra_groups=None if self._user is None else [],
+        )
 
     def end(self) -> None:
         if self.process is not None:

@@ -1,6 +1,7 @@
 """What every event must be: a CloudEvent by the public package, and by the schema of its type, thin and full.
 
-`tests/conftest.py` has each event checked that a test writes in its own process, and `World.agree` those of other processes.
+`tests/conftest.py` has each event checked that a test writes in its own process, and `World.agree` those of
+other processes.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def check(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def watch(patch: pytest.MonkeyPatch) -> list[str]:
-    """Have every event that is stored from now on checked; return what is wrong, a line for each, as it is found."""
+    """Have every event that is stored from now on checked; return what is wrong, a line for each, as it is
+    found.
+    """
     wrong: list[str] = []
     checkout, now = UUID(int=0), datetime.now(UTC)
 
@@ -67,9 +70,14 @@ def watch(patch: pytest.MonkeyPatch) -> list[str]:
         if (same := _shape(event.type, payload)) in _right:
             return payload
         row = SimpleNamespace(
-            checkout_id=checkout, sequence=1, kind=str(event.type), payload=json.loads(msgspec.json.encode(payload)),
-            correlation_id="c", created_at=now, position=1,
-        )  # fmt: skip
+            checkout_id=checkout,
+            sequence=1,
+            kind=str(event.type),
+            payload=json.loads(msgspec.json.encode(payload)),
+            correlation_id="c",
+            created_at=now,
+            position=1,
+        )
         try:
             documents(row)
         except Exception as error:  # noqa: BLE001 - whoever writes it may catch it, and the test must fail
@@ -83,7 +91,8 @@ def watch(patch: pytest.MonkeyPatch) -> list[str]:
 
 
 _right: set[str] = set()
-"""Shapes of events that were found right: a document is made of nothing else, and its ids are texts that it only repeats."""
+"""Shapes of events that were found right: a document is made of nothing else, and its ids are texts that it
+only repeats."""
 _IDS = frozenset({"orderId", "transactionId", "transactionIds", "operationId", "commandId"})
 
 

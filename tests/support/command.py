@@ -1,4 +1,6 @@
-"""The command `orchestrator` as a person runs it: a process of its own, an environment of its own, what it said and how it ended."""
+"""The command `orchestrator` as a person runs it: a process of its own, an environment of its own, what it
+said and how it ended.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ INTENT: dict[str, Any] = {
 
 
 def environment(*arguments: str | Path, **settings: str) -> dict[str, str]:
-    """The environment of the test run without its settings, and these instead; and what leads this command through a pooler."""
+    """The environment of the test run without its settings, and these instead; and what leads this command
+    through a pooler.
+    """
     settings |= settings_of(arguments, settings)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ORCHESTRATOR_")}
     return kept | {f"ORCHESTRATOR_{name}": value for name, value in settings.items()}
@@ -58,8 +62,12 @@ def orchestrator(
     account: dict[str, Any] = {} if user is None else {"user": user, "group": user, "extra_groups": []}
     return forked.run(
         [sys.executable, "-m", "orchestrator", *map(str, arguments)],
-        given=given, seconds=seconds, cwd=ROOT, env=environment(*arguments, **settings), **account,
-    )  # fmt: skip
+        given=given,
+        seconds=seconds,
+        cwd=ROOT,
+        env=environment(*arguments, **settings),
+        **account,
+    )
 
 
 class Running:
@@ -237,9 +245,15 @@ def running(
     arguments = (*arguments, "--data-dir", data_dir)
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator", *map(str, arguments)],
-        cwd=ROOT, env=environment(*arguments, **settings), stdout=subprocess.PIPE if output is None else output,
-        stderr=subprocess.STDOUT, text=True, user=user, group=user, extra_groups=None if user is None else [],
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment(*arguments, **settings),
+        stdout=subprocess.PIPE if output is None else output,
+        stderr=subprocess.STDOUT,
+        text=True,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
+    )
     one = Running(process, data_dir)
     try:
         yield one

@@ -1,7 +1,9 @@
-"""Databases for one test each: copied from a template, or one that an earlier test has used, emptied and under a new name.
+"""Databases for one test each: copied from a template, or one that an earlier test has used, emptied and
+under a new name.
 
-Copying takes several times as long as most tests. One is used again only if its catalog is what it was, no statistics were gathered in it,
-and nothing was set for it. Whoever is still connected is put out, and whoever comes back later knows its old name only.
+Copying takes several times as long as most tests. One is used again only if its catalog is what it was, no
+statistics were gathered in it, and nothing was set for it. Whoever is still connected is put out, and whoever
+comes back later knows its old name only.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ _SET_SEQUENCE = "SELECT setval(CAST(%s AS regclass), %s, %s)"
 
 
 class Databases:
-    """What tests of this process use of one server. `url` makes the administrator's URL of a name; `template` is migrated."""
+    """What tests of this process use of one server.
+
+    `url` makes the administrator's URL of a name; `template` is migrated.
+    """
 
     def __init__(self, url: Callable[[str], str], administrator: str, template: str) -> None:
         self._url, self._administrator, self._template = url, administrator, template
@@ -59,7 +64,9 @@ class Databases:
 
     @contextmanager
     def one(self) -> Iterator[str]:
-        """Yield the administrator's URL of a database with the schema and nothing else, under a name that nobody knows."""
+        """Yield the administrator's URL of a database with the schema and nothing else, under a name that
+        nobody knows.
+        """
         name = f"test_{uuid4().hex[:12]}"
         if self._free:
             before, catalog = self._free.pop()
@@ -77,7 +84,9 @@ class Databases:
                 self._admin("DROP DATABASE {} WITH (FORCE)", name)
 
     def _emptied(self, name: str, catalog: Any) -> bool:
-        """Have nobody connected to a database and nothing in it but what the template holds; say whether it can be used again."""
+        """Have nobody connected to a database and nothing in it but what the template holds; say whether it
+        can be used again.
+        """
         try:
             with psycopg.connect(self._administrator, autocommit=True) as admin:
                 admin.execute(_PUT_OUT, [name])

@@ -1,7 +1,8 @@
-"""Checkouts in every state, made by the real intake and the real mover on a real database; and databases that break.
+"""Checkouts in every state, made by the real intake and the real mover on a real database; and databases that
+break.
 
-`Core` is what a process has of the orchestrator's inside: database, vault, batch writers. Every checkout that comes from here has
-its intent, its audit chain and its events, as if a worker had carried it.
+`Core` is what a process has of the orchestrator's inside: database, vault, batch writers. Every checkout that
+comes from here has its intent, its audit chain and its events, as if a worker had carried it.
 """
 
 from __future__ import annotations
@@ -251,7 +252,10 @@ async def core(
     timeout: float = 20.0,
     grace: float = 60.0,
 ) -> AsyncIterator[Core]:
-    """Open the inside of one process. The grace is long: nothing becomes due by itself unless a test wants it."""
+    """Open the inside of one process.
+
+    The grace is long: nothing becomes due by itself unless a test wants it.
+    """
     async with AsyncExitStack() as closing:
         db = await closing.enter_async_context(database(url, pool_size=pool))
         intents = inbox.Intents(db, encryptor, grace=grace, timeout=timeout)

@@ -1,6 +1,8 @@
-"""Finished checkouts by the thousand, with the rows that a life leaves behind: for tests and benchmarks of what they cost.
+"""Finished checkouts by the thousand, with the rows that a life leaves behind: for tests and benchmarks of
+what they cost.
 
-They are written by SQL in one go; their chains are no chains, so nothing that verifies or archives belongs near them.
+They are written by SQL in one go; their chains are no chains, so nothing that verifies or archives belongs
+near them.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ TABLES = "checkouts, intents, sessions, audit_entries, events, event_feeds, call
 
 
 def fill(url: str, number: int) -> None:
-    """Write so many finished checkouts, their ids spread over the three hundred days before the last sixty."""
+    """Write so many finished checkouts, their ids spread over the three hundred days before the
+    last sixty.
+    """
     with psycopg.connect(url, autocommit=True) as admin:
         admin.execute("SET synchronous_commit = off")
         for first in range(1, number + 1, STEP):

@@ -1,8 +1,9 @@
-"""Processes of ours that start at once: forked from one that has imported everything, instead of importing it each time.
+"""Processes of ours that start at once: forked from one that has imported everything, instead of importing it
+each time.
 
-What runs is what `python -m orchestrator …` or `python -c …` runs, in a process of its own, with its own environment, directory, umask and
-standard streams. It is a child of the test process: it can be waited for, signalled and killed as any. Only its command line in
-`/proc` is the forking process's.
+What runs is what `python -m orchestrator …` or `python -c …` runs, in a process of its own, with its own
+environment, directory, umask and standard streams. It is a child of the test process: it can be waited for,
+signalled and killed as any. Only its command line in `/proc` is the forking process's.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class _Nursery:
                 self._start()
             assert self._asks is not None
             prctl = ctypes.CDLL(None, use_errno=True).prctl
-            # What is forked in between loses its parent, and comes to the nearest of its ancestors that takes such in.
+            # What is forked in between loses its parent, and comes to the nearest of its ancestors that takes
+            # such in.
             assert prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
             try:
                 socket.send_fds(self._asks, [json.dumps(request).encode()], streams)
@@ -108,9 +110,12 @@ class _Nursery:
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-c", _SERVER, str(theirs.fileno())],
-                cwd=Path(__file__).resolve().parents[2], env=environment, pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
+                cwd=Path(__file__).resolve().parents[2],
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
         atexit.register(self._end, process, self._asks)
 
     def _end(self, process: subprocess.Popen[bytes], asks: socket.socket) -> None:
@@ -122,7 +127,9 @@ _nursery = _Nursery()
 
 
 class Popen(subprocess.Popen[Any]):
-    """`subprocess.Popen` for `[sys.executable, "-m", "orchestrator", …]` and `[sys.executable, "-c", …]`; forked where that can be."""
+    """`subprocess.Popen` for `[sys.executable, "-m", "orchestrator", …]` and `[sys.executable, "-c", …]`;
+    forked where that can be.
+    """
 
     def __init__(self, command: list[str], **options: Any) -> None:
         self._plain = sys.platform != "linux" or not options.keys() <= {
@@ -161,7 +168,9 @@ class Popen(subprocess.Popen[Any]):
 def run(
     command: list[str], *, given: str = "", seconds: float = 60, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, as `subprocess.run` does; `given` is what it reads, and all streams are text."""
+    """Run a command to its end, as `subprocess.run` does; `given` is what it reads, and all
+    streams are text.
+    """
     pipe = subprocess.PIPE
     with Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, **options) as process:
         try:

@@ -1,8 +1,10 @@
-"""What goes wrong in real shops, row by row, and the table that says at the end of a test run which test reproduces each row.
+"""What goes wrong in real shops, row by row, and the table that says at the end of a test run which test
+reproduces each row.
 
-The rows are what the changelogs and commits of gateway plugins tell of; each test of one carries `@pytest.mark.mishap(row)`. The
-table is printed by whoever holds the reports: the process itself, or the controller of several (xdist), to which a test's
-properties come with its reports. A row whose tests did not run says so.
+The rows are what the changelogs and commits of gateway plugins tell of; each test of one carries
+`@pytest.mark.mishap(row)`. The table is printed by whoever holds the reports: the process itself, or the
+controller of several (xdist), to which a test's properties come with its reports. A row whose tests did not
+run says so.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """A pooler between the product and its databases, for any test: `pytest --through pgbouncer`.
 
-PgBouncer runs in transaction mode with Debian's defaults, one for each process of a test run. Every database that the fixtures hand
-out is then reached through it, and so is that of a command with a data directory of its own, which would otherwise start a Postgres.
-Migrations get Postgres itself (MIGRATION_URL), as docs/postgres.md says, and so do tests that look or reach into the database behind
-the product's back (`direct`). A test that is about Postgres itself, or about something else than the pooler, is marked
+PgBouncer runs in transaction mode with Debian's defaults, one for each process of a test run. Every database
+that the fixtures hand out is then reached through it, and so is that of a command with a data directory of
+its own, which would otherwise start a Postgres. Migrations get Postgres itself (MIGRATION_URL), as
+docs/postgres.md says, and so do tests that look or reach into the database behind the product's back
+(`direct`). A test that is about Postgres itself, or about something else than the pooler, is marked
 `direct(reason)` and skipped.
 """
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 POOLERS: Final = ("pgbouncer",)
 _OPTION: Final = "--through"
 _MARKER: Final = "direct"
-# Words of the command line that start a Postgres where no URL of one is set, or look for the one that was started.
+# Words of the command line that start a Postgres where no URL of one is set, or look for the one that was
+# started.
 _BRINGS_ITS_OWN: Final = frozenset({"up", "demo", "bench"})
 
 
@@ -50,7 +52,9 @@ class Pooler:
         return url.replace(self._before, self._behind)
 
     def database_of(self, place: str) -> str:
-        """Return the name of the database that stands for the one of a data directory; made with its roles if there is none."""
+        """Return the name of the database that stands for the one of a data directory; made with its roles if
+        there is none.
+        """
         if place not in self._places:
             name = f"place_{len(self._places)}"
             urls = (self._servers.administrator_url, self._servers.owner_url, self._servers.database_url)
@@ -62,7 +66,9 @@ class Pooler:
         return self._places[place]
 
     def urls_of(self, place: str) -> tuple[str, str, str]:
-        """Return how the administrator, the owner and the processes reach the database of a data directory."""
+        """Return how the administrator, the owner and the processes reach the database of a data
+        directory.
+        """
         name = self.database_of(place)
         servers = self._servers
         administrator, owner = _named(servers.administrator_url, name), _named(servers.owner_url, name)
@@ -106,7 +112,9 @@ def direct(url: str) -> str:
 
 
 def settings_of(arguments: tuple[object, ...], given: dict[str, str]) -> dict[str, str]:
-    """Return what a command line needs besides the settings that it is given (without their prefix) to go through the pooler."""
+    """Return what a command line needs besides the settings that it is given (without their prefix) to go
+    through the pooler.
+    """
     if _running is None or not (arguments or given):  # no command of ours
         return {}
     if url := given.get("DATABASE_URL"):
@@ -121,7 +129,9 @@ def settings_of(arguments: tuple[object, ...], given: dict[str, str]) -> dict[st
 
 
 def administrator_of(place: Path) -> str | None:
-    """Return how a superuser reaches the database that stands for the one of a data directory; None without a pooler."""
+    """Return how a superuser reaches the database that stands for the one of a data directory; None without a
+    pooler.
+    """
     return None if _running is None else _running.urls_of(str(place))[0]
 
 
@@ -134,7 +144,7 @@ def _named(url: str, name: str) -> str:
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
 
 
-# ── The switch ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The switch ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def add_option(parser: pytest.Parser) -> None:

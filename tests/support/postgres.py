@@ -83,7 +83,9 @@ class Cluster:
     @classmethod
     @contextmanager
     def started(cls, *, disk: Path | None = None) -> Iterator[Self]:
-        """Start one; with its data on another disk, if one is given, and its log of writes where a full disk does not stop it."""
+        """Start one; with its data on another disk, if one is given, and its log of writes where a full disk
+        does not stop it.
+        """
         with _directory() as place:
             one = cls(place)
             elsewhere: tuple[str | Path, ...] = ()
@@ -95,8 +97,19 @@ class Cluster:
                     os.chown(disk / "data", account["user"], account["group"])
             (place / "password").write_text(LOGIN.partition(":")[2])
             (place / "password").chmod(0o644)  # the server has an account of its own
-            one._run("initdb", "-D", place / "data", "-U", "shop", "--auth=scram-sha-256", f"--pwfile={place / 'password'}",
-                     "--no-sync", "--locale=C", "--encoding=UTF8", *elsewhere)  # fmt: skip
+            one._run(
+                "initdb",
+                "-D",
+                place / "data",
+                "-U",
+                "shop",
+                "--auth=scram-sha-256",
+                f"--pwfile={place / 'password'}",
+                "--no-sync",
+                "--locale=C",
+                "--encoding=UTF8",
+                *elsewhere,
+            )
             try:
                 one.start()
                 one.admin("CREATE DATABASE shop", database="postgres")
@@ -121,10 +134,30 @@ class Cluster:
     def start(self) -> None:
         with (self.place / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [_binaries() / "postgres", "-D", self.place / "data", "-p", str(self.port), "-h", "127.0.0.1", "-k", self.place,
-                 "-c", "fsync=off", "-c", "max_connections=60", "-c", "shared_buffers=32MB", "-c", "hot_standby=on"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, **_account(),
-            )  # fmt: skip
+                [
+                    _binaries() / "postgres",
+                    "-D",
+                    self.place / "data",
+                    "-p",
+                    str(self.port),
+                    "-h",
+                    "127.0.0.1",
+                    "-k",
+                    self.place,
+                    "-c",
+                    "fsync=off",
+                    "-c",
+                    "max_connections=60",
+                    "-c",
+                    "shared_buffers=32MB",
+                    "-c",
+                    "hot_standby=on",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                **_account(),
+            )
         end = time.monotonic() + 30
         while not _answers(self.url.rpartition("/")[0] + "/postgres"):
             assert time.monotonic() < end, (self.place / "log").read_text()
@@ -200,7 +233,9 @@ def _answers(url: str) -> bool:
 
 
 class Proxy:
-    """A TCP proxy whose connections can fall silent: they stay open, their peers' kernels acknowledge, and no byte passes."""
+    """A TCP proxy whose connections can fall silent: they stay open, their peers' kernels acknowledge, and no
+    byte passes.
+    """
 
     def __init__(self, target: tuple[str, int] | str) -> None:
         self._target = target
@@ -284,16 +319,22 @@ def pgbouncer(url: str, *, size: int = 8, **settings: str) -> Iterator[str]:
 
 @contextmanager
 def pooling(server: int, logins: Mapping[str, str], **settings: str) -> Iterator[int]:
-    """Run PgBouncer in transaction mode before the Postgres at a port, with Debian's defaults otherwise; yield its own port.
+    """Run PgBouncer in transaction mode before the Postgres at a port, with Debian's defaults otherwise;
+    yield its own port.
 
     `logins` are users and passwords; every database of the server can be reached.
     """
     port = free_port()
     with _directory() as place:
         chosen = {
-            "listen_addr": "127.0.0.1", "listen_port": str(port), "unix_socket_dir": "", "auth_type": "md5",
-            "auth_file": str(place / "users"), "pool_mode": "transaction", **settings,
-        }  # fmt: skip
+            "listen_addr": "127.0.0.1",
+            "listen_port": str(port),
+            "unix_socket_dir": "",
+            "auth_type": "md5",
+            "auth_file": str(place / "users"),
+            "pool_mode": "transaction",
+            **settings,
+        }
         (place / "users").write_text("".join(f'"{user}" "{word}"\n' for user, word in logins.items()))
         (place / "ini").write_text(
             f"[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\n"

@@ -1,4 +1,6 @@
-"""An endpoint of a merchant: it takes deliveries, checks each with the public package of Standard Webhooks, and remembers them in order."""
+"""An endpoint of a merchant: it takes deliveries, checks each with the public package of Standard Webhooks,
+and remembers them in order.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A carrier on real Postgres, facing a real sandbox: no API and no Celery, so that each claim is the test's own decision."""
+"""A carrier on real Postgres, facing a real sandbox: no API and no Celery, so that each claim is the test's
+own decision.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +44,18 @@ def intent(order: str, *, amount: str = "139.00", capture: bool = False, **more:
             "orderId": order,
             "amount": {"value": json.loads(amount), "currency": "DKK"},
             "orderLines": [
-                {"itemId": "1", "description": "A lamp", "quantity": 1, "unitPrice": json.loads(amount), "taxAmount": 0}
+                {
+                    "itemId": "1",
+                    "description": "A lamp",
+                    "quantity": 1,
+                    "unitPrice": json.loads(amount),
+                    "taxAmount": 0,
+                }
             ],
             "customer": {
-                "firstName": "Test", "lastName": "Shopper", "email": "shopper@shop.example",
+                "firstName": "Test",
+                "lastName": "Shopper",
+                "email": "shopper@shop.example",
                 "billingAddress": {"street": "Road 1", "city": "Town", "country": "DK", "zipCode": "1000"},
             },
         },
@@ -54,9 +64,14 @@ def intent(order: str, *, amount: str = "139.00", capture: bool = False, **more:
             "failure": {"type": "URL", "value": "https://shop.example/sorry"},
             "redirect": "https://shop.example/wait",
         },
-        "configuration": {"paymentType": "PAYMENT", "autoCapture": capture, "country": "DK", "language": "da"},
+        "configuration": {
+            "paymentType": "PAYMENT",
+            "autoCapture": capture,
+            "country": "DK",
+            "language": "da",
+        },
         **more,
-    }  # fmt: skip
+    }
     return json.dumps(body).encode()
 
 
@@ -87,7 +102,8 @@ class Scene:
         )
         self.intents = inbox.Intents(db, self.encryptor, grace=settings.hint_grace)
         self.callbacks = inbox.Callbacks(db, self.encryptor, grace=settings.hint_grace)
-        # A kept connection is given up before the servers give it up (5 s): a request that meets its end has no answer.
+        # A kept connection is given up before the servers give it up (5 s): a request that meets its end has
+        # no answer.
         self.http = httpx.AsyncClient(timeout=5, limits=httpx.Limits(keepalive_expiry=2))
         self.orders: dict[UUID, str] = {}
 
@@ -119,9 +135,13 @@ class Scene:
         assert url is not None
         password = self.settings.gateway_password.get_secret_value()
         await self.merchants.add(
-            name, gateway_url=url, merchant_api_url=None, username=self.settings.gateway_username, password=password,
+            name,
+            gateway_url=url,
+            merchant_api_url=None,
+            username=self.settings.gateway_username,
+            password=password,
             callback_secrets=(),
-        )  # fmt: skip
+        )
         merchant = await self.merchants.named(name)
         assert merchant is not None
         return merchant.id
@@ -235,9 +255,17 @@ class Scene:
         **arguments: object,
     ) -> UUID:
         asked = await inbox.request(
-            self.db, self.encryptor, checkout, merchant_id=1, kind=kind, actor="client:shop", reason="sold out",
-            expected_version=version, arguments=arguments, grace=0.2,
-        )  # fmt: skip
+            self.db,
+            self.encryptor,
+            checkout,
+            merchant_id=1,
+            kind=kind,
+            actor="client:shop",
+            reason="sold out",
+            expected_version=version,
+            arguments=arguments,
+            grace=0.2,
+        )
         assert asked is not None
         return asked.id
 
@@ -291,7 +319,9 @@ class Scene:
         await self.sql("UPDATE clock_skew SET seconds = seconds + :seconds", seconds=seconds)
 
     async def movements(self, checkout: UUID) -> list[tuple[str, int]]:
-        """Return what the gateway's ledger says was moved for the order: captures, refunds, releases, in order."""
+        """Return what the gateway's ledger says was moved for the order: captures, refunds, releases, in
+        order.
+        """
         rows = await self.ledger(checkout)
         return [(one["type"], one["amountMinor"]) for row in rows for one in row["movements"]]
 
@@ -300,7 +330,9 @@ class Scene:
         return [row for order in page["orders"] for row in order["payments"]]
 
     async def agree(self, *checkouts: UUID) -> None:
-        """Check that the gateway's ledger and our books agree to the minor unit, over all payments of these checkouts."""
+        """Check that the gateway's ledger and our books agree to the minor unit, over all payments of these
+        checkouts.
+        """
         for checkout in checkouts or tuple(self.orders):
             theirs = {
                 row["transactionId"]: (row["capturedMinor"], row["refundedMinor"])

@@ -1,8 +1,8 @@
 """A shop's installation in one process: the gateway calls our real API over HTTP, and the test is the worker.
 
-Beside what a `Scene` has there is the API behind a door of its own (a firewall may stand in it), with signed callbacks, and a second
-worker with database connections of its own. Graces and lookups are those of production: time passes by `later`, and nothing becomes due
-by itself.
+Beside what a `Scene` has there is the API behind a door of its own (a firewall may stand in it), with signed
+callbacks, and a second worker with database connections of its own. Graces and lookups are those of
+production: time passes by `later`, and nothing becomes due by itself.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ _BLOCKED = b"<html><head><title>403 Forbidden</title></head><body>Request blocke
 
 
 class Wire:
-    """The wire between us and the gateway: counts lookups by order number, and bends answers to them as a test says."""
+    """The wire between us and the gateway: counts lookups by order number, and bends answers to them as a
+    test says.
+    """
 
     def __init__(self) -> None:
         self.app = create_gateway(GATEWAY)
@@ -90,7 +92,9 @@ class Wire:
 
 
 class GatewayLimits:
-    """What stands in front of our API: nothing, or a firewall that knows better than to let callbacks through."""
+    """What stands in front of our API: nothing, or a firewall that knows better than to let callbacks
+    through.
+    """
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -136,7 +140,7 @@ class Shop(Scene):
         self.merchants = self.processor.context.merchants = Merchants(self.db, self.encryptor, self.settings)
         await self.services.merchants.everyone()
 
-    # ── The merchant ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── The merchant ───────────────────────────────────────────────────────────────────────────────────────
 
     async def accept(
         self,
@@ -196,7 +200,7 @@ class Shop(Scene):
         second = self.second.context
         second.merchants = Merchants(second.db, self.encryptor, self.settings)
 
-    # ── The worker ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── The worker ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def follow(self, *checkouts: UUID, workers: int = 1) -> None:
         """Process as workers do until nothing is due: callbacks, commands, operations, due times."""
@@ -223,7 +227,7 @@ class Shop(Scene):
         """Return how often the gateway was asked about the order so far."""
         return self.wire.lookups[self.orders[checkout]]
 
-    # ── The shopper, and the gateway's callbacks ───────────────────────────────────────────────────────────────────────
+    # ── The shopper, and the gateway's callbacks ───────────────────────────────────────────────────────────
 
     async def started(self, checkout: UUID, *, method: str = "CARD") -> str:
         """Choose a method; return the URL of the gateway's page."""
@@ -247,7 +251,9 @@ class Shop(Scene):
         return await self.http.post(page, data=form)
 
     async def told(self, checkout: UUID, **expected: int) -> list[dict[str, Any]]:
-        """Wait until so many callbacks of each kind were answered (or lost); return all of them as the gateway noted them."""
+        """Wait until so many callbacks of each kind were answered (or lost); return all of them as the
+        gateway noted them.
+        """
         expected = expected or {"notification": 2, "success": 1}
         async with asyncio.timeout(10):
             while True:
@@ -285,7 +291,9 @@ class Shop(Scene):
         return answer.status_code
 
     async def unexpected_payment(self, order: str, **changes: object) -> None:
-        """Have a payment made that no session of ours has to do with, and told to the merchant's own address."""
+        """Have a payment made that no session of ours has to do with, and told to the merchant's
+        own address.
+        """
         notification = callback_urls.merchant_url(self.encryptor, self.settings.public_url, "default")
         body = {
             "orderId": order,
@@ -301,10 +309,12 @@ class Shop(Scene):
         (row,) = await self.ledger(checkout)
         return str(row["paymentId"])
 
-    # ── What is true ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── What is true ───────────────────────────────────────────────────────────────────────────────────────
 
     async def ledger(self, checkout: UUID) -> list[dict[str, Any]]:
-        """Return the gateway's payments of the order, without those of another checkout that has the same number."""
+        """Return the gateway's payments of the order, without those of another checkout that has the same
+        number.
+        """
         rows = await super().ledger(checkout)
         return [row for row in rows if row["checkout"] in {None, str(checkout)}]
 
@@ -327,7 +337,9 @@ class Shop(Scene):
         return (await self.events(checkout)).count("checkout.completed")
 
     async def agree(self, *checkouts: UUID) -> None:
-        """Check also what is held, payment by payment, that everything unsettled has a due time, and the audit trail."""
+        """Check also what is held, payment by payment, that everything unsettled has a due time, and the
+        audit trail.
+        """
         await super().agree(*checkouts)
         for checkout in checkouts or tuple(self.orders):
             theirs = {
@@ -387,9 +399,13 @@ async def shop(database_url: str, **changes: object) -> AsyncIterator[Shop]:
                 )
             )
             config = uvicorn.Config(
-                one.limits_of_gateway, http="httptools", log_config=None, access_log=False, proxy_headers=False,
+                one.limits_of_gateway,
+                http="httptools",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
                 timeout_graceful_shutdown=1,
-            )  # fmt: skip
+            )
             server = _Server(config)
             serve = asyncio.create_task(server.serve(sockets=[listening]))
             try:
@@ -406,11 +422,13 @@ async def shop(database_url: str, **changes: object) -> AsyncIterator[Shop]:
                 listening.close()
 
 
-# ── Answers that the sandbox has no order for ───────────────────────────────────────────────────────────────────────────
+# ── Answers that the sandbox has no order for ─────────────────────────────────────────────────────────────
 
 
 def with_agreement(answer: str) -> str:
-    """Put the agreement of a subscription beside each transaction of an answer: another id, and the same amounts (C12)."""
+    """Put the agreement of a subscription beside each transaction of an answer: another id, and the same
+    amounts (C12).
+    """
 
     def beside(found: re.Match[str]) -> str:
         row = found[0]

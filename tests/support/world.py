@@ -1,7 +1,8 @@
-"""A whole installation of processes, in the vocabulary of the domain: API, workers, scheduler and sandbox, as operations run them.
+"""A whole installation of processes, in the vocabulary of the domain: API, workers, scheduler and sandbox, as
+operations run them.
 
-Processes are killed, stopped and started again by the tests. At the end of each test, `agree` compares the sandbox's ledger of what
-really happened to every shopper's money with our books, to the minor unit.
+Processes are killed, stopped and started again by the tests. At the end of each test, `agree` compares the
+sandbox's ledger of what really happened to every shopper's money with our books, to the minor unit.
 """
 
 from __future__ import annotations
@@ -101,10 +102,12 @@ class World:
         # Everything is in a hurry here, and looks often.
         self.sql("""UPDATE merchants SET policies = '{"lookups_per_minute": 100000}'""")
 
-    # ── Processes ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Processes ──────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self, name: str, *, port: int | None = None, output: int | None = None) -> None:
-        """Start a process and wait until it answers, if it is one that answers. A second sandbox needs a port of its own.
+        """Start a process and wait until it answers, if it is one that answers.
+
+        A second sandbox needs a port of its own.
 
         `output`: a descriptor that it writes to, instead of to its log.
         """
@@ -127,8 +130,12 @@ class World:
             out = log if output is None else output
             self.running[name] = Popen(
                 [sys.executable, "-m", "orchestrator", *command],
-                env=self.environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self.place,
-            )  # fmt: skip
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                cwd=self.place,
+            )
         url = {
             "api": f"{self.api_url}/healthz",
             "sandbox": f"http://127.0.0.1:{sandbox_port}/healthz",
@@ -193,7 +200,7 @@ class World:
         except httpx.HTTPError:
             return False
 
-    # ── The merchant ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── The merchant ───────────────────────────────────────────────────────────────────────────────────────
 
     def api(self, merchant: str = "default") -> Api:
         """Return the API for a client of a merchant."""
@@ -205,7 +212,10 @@ class World:
     def order(
         self, *, plan: dict[str, object] | None = None, merchant: str | None = None, **changes: Any
     ) -> str:
-        """Hand over a checkout intent; return its checkout's id. `plan` is what the gateway is to do with it."""
+        """Hand over a checkout intent; return its checkout's id.
+
+        `plan` is what the gateway is to do with it.
+        """
         number = f"W-{uuid4().hex[:12]}"
         if plan:
             self.control("PUT", f"orders/{number}", plan)
@@ -230,7 +240,9 @@ class World:
         return str(self.api().command(checkout, kind, asked).command.id)
 
     def movements(self, checkout: str) -> list[tuple[str, int]]:
-        """Return what the gateway's ledger says was moved for the order: captures, refunds, releases, in order."""
+        """Return what the gateway's ledger says was moved for the order: captures, refunds, releases, in
+        order.
+        """
         (row,) = self.sql("SELECT order_ref FROM checkouts WHERE id = %s", checkout)
         payments = self.ledger()[row["order_ref"]]["payments"]
         return [(one["type"], one["amountMinor"]) for payment in payments for one in payment["movements"]]
@@ -255,7 +267,7 @@ class World:
 
         self.until(there, f"every checkout is {' or '.join(states)}", seconds=seconds)
 
-    # ── The shopper ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── The shopper ────────────────────────────────────────────────────────────────────────────────────────
 
     def pay(self, checkout: str, *, card: str = GOOD_CARD) -> httpx.Response:
         """Pay by card at the gateway's page; return the gateway's last answer to the browser."""
@@ -280,7 +292,7 @@ class World:
         form = {"action": "pay", "card_number": card, "expiry": "12/39", "cvc": "123"}
         return httpx.post(url, data=form, timeout=20)
 
-    # ── What is true ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── What is true ───────────────────────────────────────────────────────────────────────────────────────
 
     def control(self, method: str, path: str, body: object = None) -> Any:
         answer = self.http.request(method, f"{self.sandbox_url}/sandbox/{path}", json=body)
@@ -297,7 +309,9 @@ class World:
         return ledger(lambda path: self.control("GET", path))
 
     def agree(self) -> None:
-        """Check that the ledger and our books agree to the minor unit, that events are as promised, and that the audit trail holds."""
+        """Check that the ledger and our books agree to the minor unit, that events are as promised, and that
+        the audit trail holds.
+        """
         agree(self.ledger(), self.sql("SELECT * FROM checkouts"))
         told = self.sql("SELECT * FROM events ORDER BY checkout_id, sequence")
         for _, events in groupby(told, key=itemgetter("checkout_id")):
@@ -330,7 +344,9 @@ def ledger(ask: Callable[[str], Any]) -> dict[str, dict[str, Any]]:
 
 
 def agree(ledger: dict[str, dict[str, Any]], checkouts: list[dict[str, Any]]) -> None:
-    """Check that the ledger and the rows of our books agree to the minor unit, and that each row has a due time or has ended."""
+    """Check that the ledger and the rows of our books agree to the minor unit, and that each row has a due
+    time or has ended.
+    """
     for row in checkouts:
         payments = ledger.get(row["order_ref"], {}).get("payments", [])
         held = sum(one["heldMinor"] for one in payments)

@@ -1,4 +1,6 @@
-"""Each code of attention has its sentence, its ways out, a chapter in the runbook and a place that raises it; errors and results their sentences."""
+"""Each code of attention has its sentence, its ways out, a chapter in the runbook and a place that raises it;
+errors and results their sentences.
+"""
 
 from __future__ import annotations
 
@@ -187,7 +189,7 @@ RAISED_IN = {
 """The module that raises each; `tests/acceptance/mishaps` and `tests/integration/processing` reach them."""
 
 
-# ── Attention ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Attention ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("code", AttentionCode)
@@ -297,7 +299,7 @@ def test_the_codes_of_flags_and_decisions_are_those_of_attention():
     assert set(sentences.SHOWS) == set(LookupOutcome)
 
 
-# ── Last errors and results of commands ─────────────────────────────────────────────────────────────────────────────────
+# ── Last errors and results of commands ───────────────────────────────────────────────────────────────────
 
 FACTS = {
     "reason": "no answer", "sessions": 4, "most": 4, "checkout": "c", "error": "KeyError", "state": "received", "answer": "Open",

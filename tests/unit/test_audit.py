@@ -21,10 +21,19 @@ AT = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
 
 def entry(encryptor, **changes):
     values = {
-        "checkout": CHECKOUT, "sequence": 2, "before": audit.START, "at": AT, "action": Action.CHECKOUT_MOVED,
-        "actor": audit.SYSTEM, "correlation_id": "c-1", "state": State.RECEIVED, "to": State.AUTHENTICATED,
-        "trigger": Trigger.AUTHENTICATED, "evidence": {"lifetime": 100, "call": "authenticate"}, **changes,
-    }  # fmt: skip
+        "checkout": CHECKOUT,
+        "sequence": 2,
+        "before": audit.START,
+        "at": AT,
+        "action": Action.CHECKOUT_MOVED,
+        "actor": audit.SYSTEM,
+        "correlation_id": "c-1",
+        "state": State.RECEIVED,
+        "to": State.AUTHENTICATED,
+        "trigger": Trigger.AUTHENTICATED,
+        "evidence": {"lifetime": 100, "call": "authenticate"},
+        **changes,
+    }
     return make(encryptor, **values)
 
 
@@ -32,10 +41,17 @@ def test_an_entry_is_canonical_json_of_everything_that_is_known(encryptor):
     made = entry(encryptor)
     assert made.text == json.dumps(json.loads(made.text), sort_keys=True, separators=(",", ":"))
     assert json.loads(made.text) == {
-        "checkout": str(CHECKOUT), "sequence": 2, "at": "2026-01-02T03:04:05.000006+00:00", "actor": audit.SYSTEM,
-        "action": "checkout:moved", "from": "received", "to": "authenticated", "trigger": "authenticated",
-        "evidence": {"lifetime": 100, "call": "authenticate"}, "correlation": "c-1",
-    }  # fmt: skip
+        "checkout": str(CHECKOUT),
+        "sequence": 2,
+        "at": "2026-01-02T03:04:05.000006+00:00",
+        "actor": audit.SYSTEM,
+        "action": "checkout:moved",
+        "from": "received",
+        "to": "authenticated",
+        "trigger": "authenticated",
+        "evidence": {"lifetime": 100, "call": "authenticate"},
+        "correlation": "c-1",
+    }
     assert (made.sequence, made.at, made.action) == (
         2,
         "2026-01-02T03:04:05.000006+00:00",

@@ -37,8 +37,15 @@ def token(known: Settings | None = None, **changes: object) -> str:
 def signed(secret: str = NEW, *, without: str = "", algorithm: str = "HS256", **claims: object) -> str:
     """A token of our own making, with anything in it."""
     now = int(time.time())
-    whole = {"iss": "orchestrator", "aud": "orchestrator", "sub": "s", "merchant": "m", "scope": "ops", "iat": now,
-             "exp": now + 60} | claims  # fmt: skip
+    whole = {
+        "iss": "orchestrator",
+        "aud": "orchestrator",
+        "sub": "s",
+        "merchant": "m",
+        "scope": "ops",
+        "iat": now,
+        "exp": now + 60,
+    } | claims
     whole.pop(without, None)
     return jwt.encode(whole, secret, algorithm=algorithm)
 

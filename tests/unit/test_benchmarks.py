@@ -1,4 +1,7 @@
-"""The arithmetic of `make bench`: what counts as reached, ratios within a round, the page and its pictures. No design is run here."""
+"""The arithmetic of `make bench`: what counts as reached, ratios within a round, the page and its pictures.
+
+No design is run here.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,16 @@ from tests.benchmarks.claims import NOT_MEASURED, Claim, claims, ratio
 
 def figure(peer: str, rate: float, *, latency: int = 0, of_round: int = 1) -> dict[str, Any]:
     return {
-        "peer": peer, "latency_ms": latency, "round": of_round, "orders": 100, "seconds": 100 / rate, "orders_per_s": rate,
-        "cpu_ms_per_order": {"own": 3.0, "postgres": 1.0, "redis": 0.1}, "gateway_calls_per_order": 3.0, "others_cpu_percent": 1.5,
-    }  # fmt: skip
+        "peer": peer,
+        "latency_ms": latency,
+        "round": of_round,
+        "orders": 100,
+        "seconds": 100 / rate,
+        "orders_per_s": rate,
+        "cpu_ms_per_order": {"own": 3.0, "postgres": 1.0, "redis": 0.1},
+        "gateway_calls_per_order": 3.0,
+        "others_cpu_percent": 1.5,
+    }
 
 
 def run(**other: Any) -> dict[str, Any]:
@@ -25,27 +35,59 @@ def run(**other: Any) -> dict[str, Any]:
     quick = {"p50": 4.0, "p95": 8.0, "p99": 12.5}
     none = {"p50": None, "p95": None, "p99": None}
     return {
-        "rate": 100.0, "seconds": 60.0, "held": True, "lost": 0, "doubled": 0, "unequal": 0, "orders": 3000, "orders_per_s": 99.2,
-        "latency_ms": {"intake": quick, "ready": quick, "completed": none, "callback": {**quick, "p99": 40.0}},
-        "product_cpu_ms_per_order": 4.2, "worker_rss_mb": 150.0, **other,
-    }  # fmt: skip
+        "rate": 100.0,
+        "seconds": 60.0,
+        "held": True,
+        "lost": 0,
+        "doubled": 0,
+        "unequal": 0,
+        "orders": 3000,
+        "orders_per_s": 99.2,
+        "latency_ms": {
+            "intake": quick,
+            "ready": quick,
+            "completed": none,
+            "callback": {**quick, "p99": 40.0},
+        },
+        "product_cpu_ms_per_order": 4.2,
+        "worker_rss_mb": 150.0,
+        **other,
+    }
 
 
 def document(*figures: dict[str, Any], **more: Any) -> dict[str, Any]:
     peers = [
         {
-            "key": key, "title": title, "what": f"{title} in two lines.", "module": "m", "settings": {"0": "as usual", "200": "with more"}
+            "key": key,
+            "title": title,
+            "what": f"{title} in two lines.",
+            "module": "m",
+            "settings": {"0": "as usual", "200": "with more"},
         }
         for key, title in (("a", "usual"), ("c", "durable"), ("e", "bare limit"), ("product", "this product"))
-    ]  # fmt: skip
+    ]
     conditions = {
-        "at": "2026-11-25 00:00 UTC", "cores": 2, "processor": "p", "memory_gb": 16.0, "system": "Linux", "python": "3.11.7",
-        "postgres": "18.4", "durability": "fsync on", "redis": "6.2", "flush_ms": 0.12, "load_before": 0.0,
-    }  # fmt: skip
+        "at": "2026-11-25 00:00 UTC",
+        "cores": 2,
+        "processor": "p",
+        "memory_gb": 16.0,
+        "system": "Linux",
+        "python": "3.11.7",
+        "postgres": "18.4",
+        "durability": "fsync on",
+        "redis": "6.2",
+        "flush_ms": 0.12,
+        "load_before": 0.0,
+    }
     return {
-        "conditions": conditions, "versions": {"celery": "5.7.0"}, "rounds": 3, "arguments": "", "peers": peers, "figures": list(figures),
+        "conditions": conditions,
+        "versions": {"celery": "5.7.0"},
+        "rounds": 3,
+        "arguments": "",
+        "peers": peers,
+        "figures": list(figures),
         **more,
-    }  # fmt: skip
+    }
 
 
 def claim(measured: float | None, *, more: bool = True, aim: float | None = 15) -> Claim:
@@ -87,11 +129,15 @@ def test_numbers_are_written_with_three_digits_that_count(value: float, text: st
 
 def test_a_ratio_is_taken_within_each_round_and_its_median_counts():
     found = document(
-        figure("product", 1000, of_round=1), figure("a", 100, of_round=1),
-        figure("product", 200, of_round=2), figure("a", 10, of_round=2),
-        figure("product", 900, of_round=3), figure("a", 60, of_round=3),
-        figure("product", 1, of_round=4), figure("a", 1, latency=200, of_round=4),
-    )  # fmt: skip
+        figure("product", 1000, of_round=1),
+        figure("a", 100, of_round=1),
+        figure("product", 200, of_round=2),
+        figure("a", 10, of_round=2),
+        figure("product", 900, of_round=3),
+        figure("a", 60, of_round=3),
+        figure("product", 1, of_round=4),
+        figure("a", 1, latency=200, of_round=4),
+    )
     assert ratio(found, "product", "a", latency=0) == 15
     assert row(found, "celery_0").verdict == "yes, and the aim"
 
@@ -115,7 +161,10 @@ def test_the_highest_rate_is_that_of_a_run_that_was_held_for_a_minute_without_a_
     assert row(document(lifecycle={"highest": [run(seconds=5.0)]}), "highest").verdict == NOT_MEASURED
 
 
-@pytest.mark.parametrize(("key", "name", "small"), [("answers", "steady", {"rate": 20.0}), ("memory", "in_flight", {"orders": 400})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "name", "small"),
+    [("answers", "steady", {"rate": 20.0}), ("memory", "in_flight", {"orders": 400})],
+)
 def test_a_run_that_is_too_small_shows_nothing(key: str, name: str, small: dict[str, Any]):
     assert row(document(lifecycle={name: run()}), key).measured is not None
     assert row(document(lifecycle={name: run(**small)}), key).verdict == NOT_MEASURED
@@ -150,7 +199,12 @@ def whole() -> dict[str, Any]:
         for latency in (0, 200)
         for of_round in (1, 2, 3)
     ]
-    runs = {"highest": [run(rate=250.0)], "steady": run(), "sequential": run(rate=None, held=None, beyond_gateway_ms={"p50": 9.0}), "in_flight": run(rate=None, held=None)}  # fmt: skip
+    runs = {
+        "highest": [run(rate=250.0)],
+        "steady": run(),
+        "sequential": run(rate=None, held=None, beyond_gateway_ms={"p50": 9.0}),
+        "in_flight": run(rate=None, held=None),
+    }
     growth = {"finished": 2_000_000, "size_gb": 14.9, "rounds": [{"empty": 100.0, "full": 95.0}]}
     return document(*figures, lifecycle=runs, growth=growth, quiet_merchant=None)
 

@@ -1,4 +1,6 @@
-"""URLs of the broker and of Redis: one spelling for every client, verified TLS unless told otherwise, and one sentence for a wrong one."""
+"""URLs of the broker and of Redis: one spelling for every client, verified TLS unless told otherwise, and one
+sentence for a wrong one.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,12 @@ def test_tls_verifies_unless_told_otherwise_in_every_spelling(url, spelling):
     assert found.tls is not None
     assert found.urls == (url,), "no client meets a parameter that it does not know"
     assert found.tls.for_redis() == {
-        "ssl_cert_reqs": "required", "ssl_check_hostname": True, "ssl_ca_certs": "/etc/ca.pem", "ssl_certfile": None,
+        "ssl_cert_reqs": "required",
+        "ssl_check_hostname": True,
+        "ssl_ca_certs": "/etc/ca.pem",
+        "ssl_certfile": None,
         "ssl_keyfile": None,
-    }  # fmt: skip
+    }
     amqp = found.tls.for_amqp(found.host)
     assert (amqp["cert_reqs"], amqp["server_hostname"], amqp["ca_certs"]) == (
         ssl.CERT_REQUIRED,

@@ -142,7 +142,7 @@ def test_a_link_hides_itself_when_printed():
     assert "shop.example" not in repr(callback_urls.open_link(ENCRYPTOR, *parts(urls().success)))
 
 
-# ── A merchant's own link ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── A merchant's own link ─────────────────────────────────────────────────────────────────────────────────
 
 
 def merchant_parts(url: str) -> tuple[str, str]:

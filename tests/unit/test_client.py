@@ -1,4 +1,6 @@
-"""The client of our own API: typed answers and errors, repeated only where that harms nothing, everything bounded."""
+"""The client of our own API: typed answers and errors, repeated only where that harms nothing, everything
+bounded.
+"""
 
 from __future__ import annotations
 
@@ -95,9 +97,18 @@ async def test_amounts_are_exact():
 
 async def test_a_trail_is_read_to_its_end():
     entry = {
-        "action": "checkout:received", "actor": "client:a", "at": "2026-01-05T10:00:03+00:00", "checkout": ONE, "correlation": "c",
-        "evidence": {}, "from": None, "to": "received", "trigger": None, "keyId": "k", "mac": "0",
-    }  # fmt: skip
+        "action": "checkout:received",
+        "actor": "client:a",
+        "at": "2026-01-05T10:00:03+00:00",
+        "checkout": ONE,
+        "correlation": "c",
+        "evidence": {},
+        "from": None,
+        "to": "received",
+        "trigger": None,
+        "keyId": "k",
+        "mac": "0",
+    }
     pages = [
         {"checkoutId": ONE, "entries": [entry | {"sequence": number}], "nextAfter": after, "archived": []}
         for number, after in ((1, 1), (2, None))

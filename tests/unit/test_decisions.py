@@ -24,7 +24,9 @@ ABSENT = {LookupOutcome.NOTHING, LookupOutcome.DECLINED}
 
 
 def booked(held, verdict):
-    """Return the checkout as it stands after a lookup: its payments in the books, and what a person is asked."""
+    """Return the checkout as it stands after a lookup: its payments in the books, and what a
+    person is asked.
+    """
     before = {one.transaction_id: one.decided for one in held.known}
     known = tuple(replace(one, decided=before.get(one.transaction_id)) for one in verdict.payments)
     return checkout(known=known, attention=verdict.attention, state=held.state)
@@ -270,7 +272,7 @@ def test_a_payment_that_was_kept_although_its_status_is_not_clear_pays_the_order
         held = booked(held, verdict)
 
 
-# ── Whatever the gateway shows and whatever was decided ─────────────────────────────────────────────────────────────────
+# ── Whatever the gateway shows and whatever was decided ───────────────────────────────────────────────────
 
 MINOR = st.sampled_from([0, 1, 100, 5000, 13900, 14100, 20000])
 TRANSACTIONS = st.lists(
@@ -288,7 +290,9 @@ DECISIONS = st.lists(st.sampled_from(["keep", "dismiss"]), max_size=3)
 
 @given(TRANSACTIONS, DECISIONS, TRANSACTIONS, st.tuples(st.booleans(), st.booleans()))
 def test_no_decision_makes_an_absence_of_money_that_is_bound_to_the_order(before, answers, after, options):
-    """An order expires or is cancelled on a lookup that shows an absence: none does so while money is held for it."""
+    """An order expires or is cancelled on a lookup that shows an absence: none does so while money is held
+    for it.
+    """
     held, (shared, surcharges) = checkout(), options
     dismissed = set()
     for answer in answers:

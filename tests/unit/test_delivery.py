@@ -49,7 +49,9 @@ def test_retry_after_counts_by_our_clock_where_the_endpoint_tells_none():
 
 
 class Bucket:
-    """A receiver that bears so many deliveries a second, each of which takes it `seconds`; in simulated time."""
+    """A receiver that bears so many deliveries a second, each of which takes it `seconds`; in
+    simulated time.
+    """
 
     def __init__(self, rate: float, seconds: float, burst: float) -> None:
         self.rate, self.seconds, self.burst = rate, seconds, burst
@@ -68,7 +70,9 @@ class Bucket:
 
 
 def drain(pace: Pace, receiver: Bucket, *, number: int) -> float:
-    """Send so many, each as soon as the pace lets it, in steps of half a millisecond; return how long it took."""
+    """Send so many, each as soon as the pace lets it, in steps of half a millisecond; return how long it
+    took.
+    """
     now, under_way = 0.0, []
     while receiver.taken < number:
         for one in [one for one in under_way if one[0] <= now]:

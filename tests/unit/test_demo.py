@@ -35,17 +35,26 @@ def told(
     known=("a", "b"),
     explained=GOOD,
 ):
-    """One order over 5.00 EUR with one transaction; each movement is its type and the identifier under which it was made."""
+    """One order over 5.00 EUR with one transaction; each movement is its type and the identifier under which
+    it was made.
+    """
     ledger = {
-        "transactionId": "1", "outcome": "succeeded", "status": status, "reservedMinor": 500, "capturedMinor": captured,
+        "transactionId": "1",
+        "outcome": "succeeded",
+        "status": status,
+        "reservedMinor": 500,
+        "capturedMinor": captured,
         "refundedMinor": refunded,
         "movements": [{"type": kind, "identifier": name, "by": "merchant"} for kind, name in movements],
-    }  # fmt: skip
+    }
     booked = captured if books_captured is None else books_captured
     payment = EXAMPLES["Payment"] | {
-        "transactionId": "1", "currency": "EUR", "reserved": 0.0 if status == "released" else 5.0,
-        "captured": booked / 100, "refunded": refunded / 100,
-    }  # fmt: skip
+        "transactionId": "1",
+        "currency": "EUR",
+        "reserved": 0.0 if status == "released" else 5.0,
+        "captured": booked / 100,
+        "refunded": refunded / 100,
+    }
     operations = [OPERATION | {"reconciliationIdentifier": name} for name in known]
     checkout = EXAMPLES["Checkout"] | {"payments": [payment], "operations": operations}
     return Told(

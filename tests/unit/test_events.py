@@ -1,4 +1,6 @@
-"""Events: each type is a CloudEvent by its own schema, thin documents hold no sentences, and a document never changes."""
+"""Events: each type is a CloudEvent by its own schema, thin documents hold no sentences, and a document never
+changes.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,15 @@ OTHER = Attention(code=AttentionCode.OTHER, facts={"text": "another question"})
 
 def operation(kind: str) -> Operation:
     return Operation(
-        id=uuid4(), transaction_id="t-1", kind=kind, amount=3900, currency="DKK", state="succeeded", cause="asked", actor="x"
-    )  # fmt: skip
+        id=uuid4(),
+        transaction_id="t-1",
+        kind=kind,
+        amount=3900,
+        currency="DKK",
+        state="succeeded",
+        cause="asked",
+        actor="x",
+    )
 
 
 def seen(**after: int) -> Event:

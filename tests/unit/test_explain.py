@@ -1,4 +1,6 @@
-"""Every state, every reason to look and every operation is explained: what it is, why, what comes next and when, what one may do."""
+"""Every state, every reason to look and every operation is explained: what it is, why, what comes next and
+when, what one may do.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +46,22 @@ CALLBACK = {
 
 def record(state: State = State.AWAITING_PAYMENT, **changes: object) -> Record:
     values: dict = {
-        "id": ID, "merchant": "default", "order_ref": "A-1001", "state": state, "version": 5, "currency": "DKK", "amount": 13900,
-        "created_at": NOW - timedelta(minutes=9), "deadline": NOW + timedelta(minutes=20), "now": NOW,
-        "due_at": NOW + timedelta(minutes=3), "entries": ENTRIES, "watch": (3600.0, 86400.0),
+        "id": ID,
+        "merchant": "default",
+        "order_ref": "A-1001",
+        "state": state,
+        "version": 5,
+        "currency": "DKK",
+        "amount": 13900,
+        "created_at": NOW - timedelta(minutes=9),
+        "deadline": NOW + timedelta(minutes=20),
+        "now": NOW,
+        "due_at": NOW + timedelta(minutes=3),
+        "entries": ENTRIES,
+        "watch": (3600.0, 86400.0),
         "ended_at": NOW - timedelta(minutes=1) if state in ENDED else None,
         **changes,
-    }  # fmt: skip
+    }
     return Record(**values)
 
 
@@ -57,10 +69,23 @@ def needing(code: AttentionCode) -> Attention:
     """Return an attention with the facts that any of them may have."""
     amount = PaymentAmount(transaction_id="7", amount=5000, currency="DKK", problem=code, status="preauth")
     facts = {
-        "ordered": 13900, "currency": "DKK", "orderId": "A-1001", "refunded": 1, "captured": 2, "reserved": 3, "amount": 4,
-        "events": ["Dispute 50.00 DKK"], "credits": ["20.00 DKK"], "until": "2026-01-12T10:00+00:00", "kind": "capture",
-        "transaction": "7", "attempts": 9, "sessions": 4, "most": 4, "error": {"code": "never_in_books", "facts": {"sends": 3}},
-    }  # fmt: skip
+        "ordered": 13900,
+        "currency": "DKK",
+        "orderId": "A-1001",
+        "refunded": 1,
+        "captured": 2,
+        "reserved": 3,
+        "amount": 4,
+        "events": ["Dispute 50.00 DKK"],
+        "credits": ["20.00 DKK"],
+        "until": "2026-01-12T10:00+00:00",
+        "kind": "capture",
+        "transaction": "7",
+        "attempts": 9,
+        "sessions": 4,
+        "most": 4,
+        "error": {"code": "never_in_books", "facts": {"sends": 3}},
+    }
     if code is AttentionCode.OTHER:
         facts = {"text": "something_new: some reason"}
     return Attention(code=code, payments=(amount,), facts=facts)
@@ -68,17 +93,33 @@ def needing(code: AttentionCode) -> Attention:
 
 def payment(transaction_id: str = "539101", **changes: object) -> PaymentRecord:
     values: dict = {
-        "transaction_id": transaction_id, "role": "accepted", "binding": "bound", "status": "preauth", "meaning": "reserved",
-        "currency": "DKK", "reserved": 13900, "captured": 0, "refunded": 0, **changes,
-    }  # fmt: skip
+        "transaction_id": transaction_id,
+        "role": "accepted",
+        "binding": "bound",
+        "status": "preauth",
+        "meaning": "reserved",
+        "currency": "DKK",
+        "reserved": 13900,
+        "captured": 0,
+        "refunded": 0,
+        **changes,
+    }
     return PaymentRecord(**values)
 
 
 def operation(state: str, **changes: object) -> Operation:
     values: dict = {
-        "id": ID, "kind": "capture", "transaction_id": "539101", "amount": 1000, "currency": "DKK", "state": state, "cause": "asked",
-        "actor": "client:shop", "requested_at": NOW - timedelta(minutes=2), **changes,
-    }  # fmt: skip
+        "id": ID,
+        "kind": "capture",
+        "transaction_id": "539101",
+        "amount": 1000,
+        "currency": "DKK",
+        "state": state,
+        "cause": "asked",
+        "actor": "client:shop",
+        "requested_at": NOW - timedelta(minutes=2),
+        **changes,
+    }
     return Operation(**values)
 
 
@@ -125,7 +166,7 @@ def check(one: Record) -> explain.Explanation:
     return made
 
 
-# ── Everything ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Everything ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("state", State)
@@ -247,10 +288,22 @@ def test_every_fact_that_moves_a_checkout_is_told(trigger, evidence):
 @pytest.mark.parametrize("action", Action)
 def test_every_entry_of_the_trail_can_follow(action):
     entry = Entry(
-        at=NOW, action=action, actor="client:default/shop-1", to="received", before="received",
-        evidence={"kind": "capture", "callbacks": [CALLBACK], "transactions": [TRANSACTION], "reason": "total_unchanged", "why": "still_reserved",
-                  "shown": "the gateway shows nothing", "amount": 100, "currency": "DKK"},
-    )  # fmt: skip
+        at=NOW,
+        action=action,
+        actor="client:default/shop-1",
+        to="received",
+        before="received",
+        evidence={
+            "kind": "capture",
+            "callbacks": [CALLBACK],
+            "transactions": [TRANSACTION],
+            "reason": "total_unchanged",
+            "why": "still_reserved",
+            "shown": "the gateway shows nothing",
+            "amount": 100,
+            "currency": "DKK",
+        },
+    )
     made = check(record(State.RECEIVED, entries=(*ENTRIES, entry)))
     assert len(made.evidence) == (2 if action in _SINCE else 1)
 
@@ -261,18 +314,28 @@ def test_every_attention_has_its_meaning():
     assert set(_SINCE) <= set(Action)
 
 
-# ── What it says ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What it says ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_evidence_names_the_callback_and_what_the_gateway_itself_answered():
     arrived = Entry(
-        at=NOW - timedelta(seconds=2), action="checkout:moved", actor="system:orchestrator", to="callback_received",
-        before="awaiting_payment", trigger="callback_arrived", evidence={"callbacks": [CALLBACK]},
-    )  # fmt: skip
+        at=NOW - timedelta(seconds=2),
+        action="checkout:moved",
+        actor="system:orchestrator",
+        to="callback_received",
+        before="awaiting_payment",
+        trigger="callback_arrived",
+        evidence={"callbacks": [CALLBACK]},
+    )
     found = Entry(
-        at=NOW, action="checkout:moved", actor="system:orchestrator", to="completed", before="callback_received",
-        trigger="payment_found", evidence={"by": "lookup", "transactions": [TRANSACTION]},
-    )  # fmt: skip
+        at=NOW,
+        action="checkout:moved",
+        actor="system:orchestrator",
+        to="completed",
+        before="callback_received",
+        trigger="payment_found",
+        evidence={"by": "lookup", "transactions": [TRANSACTION]},
+    )
     made = check(
         record(State.COMPLETED, entries=(*ENTRIES, arrived, found), payments=(payment(),), reserved=13900)
     )
@@ -345,8 +408,9 @@ def test_a_late_payment_says_that_it_came_late_and_offers_to_keep_or_return_it()
     )
     assert "the money came after it had been closed" in made.summary
     assert [said.partition(":")[0] for said in made.you_may][:2] == [
-        "Keep the money, and with it the order", "Return the money to the shopper",
-    ]  # fmt: skip
+        "Keep the money, and with it the order",
+        "Return the money to the shopper",
+    ]
 
 
 def test_money_that_is_too_much_is_returned_by_what_it_is():
@@ -399,7 +463,7 @@ def test_a_settled_checkout_says_that_nothing_more_happens():
     assert "ran out at 2026-01-06T09:59:00Z" in made.next.what
 
 
-# ── Archived ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Archived ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_archived_trail_is_told_with_where_it_is_and_what_came_after():
@@ -410,9 +474,13 @@ def test_an_archived_trail_is_told_with_where_it_is_and_what_came_after():
     made = check(record(State.COMPLETED, entries=(), archived=(archived,), due_at=None))
     assert made.evidence == (where,)
     later = Entry(
-        at=NOW, action="command:refused", actor="client:default/shop-1", to="completed", before="completed",
+        at=NOW,
+        action="command:refused",
+        actor="client:default/shop-1",
+        to="completed",
+        before="completed",
         evidence={"kind": "cancel", "refusal": "it is paid"},
-    )  # fmt: skip
+    )
     made = check(record(State.COMPLETED, entries=(later,), archived=(archived,)))
     assert made.evidence[0] == where
     assert len(made.evidence) == 2

@@ -1,4 +1,6 @@
-"""Room: nobody gets more than a fair share when there is not enough, and who is alone gets all but the reserve."""
+"""Room: nobody gets more than a fair share when there is not enough, and who is alone gets all but the
+reserve.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Hints: a burst of hints is gathered, and a hint of another merchant does not wait. Delays never end here, so that waiting shows."""
+"""Hints: a burst of hints is gathered, and a hint of another merchant does not wait.
+
+Delays never end here, so that waiting shows.
+"""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def refused(path: str, value: object = MISSING, *, field: str | None = None) -> 
     return found[expected]
 
 
-# ── What is taken ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What is taken ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_valid_intent_is_read_into_minor_units():
@@ -156,7 +156,7 @@ def test_a_life_of_a_second_to_thirty_days_is_taken(seconds, expected):
     assert read("expiresIn", seconds).expires_in == expected
 
 
-# ── Amounts and lines ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Amounts and lines ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_third_decimal_that_is_not_zero_is_refused_in_one_sentence():
@@ -250,8 +250,9 @@ def test_a_third_decimal_is_refused_because_the_gateway_holds_two(currency):
     )
     assert "order.orderLines[0].unitPrice" in wrong
     assert list(problems(of_currency(currency, "1.23", "1.225", "0.005"))) == [
-        "order.orderLines[0].unitPrice", "order.orderLines[0].taxAmount",
-    ]  # fmt: skip
+        "order.orderLines[0].unitPrice",
+        "order.orderLines[0].taxAmount",
+    ]
 
 
 @pytest.mark.parametrize(("currency", "value"), [("CLF", "1.2345"), ("UYW", "1.2301")])
@@ -293,9 +294,13 @@ def test_lines_that_are_off_by_rounding_are_completed_by_a_line(missing, line):
     session = intents.session_body(intent.document, checkout_id=CHECKOUT, urls=URLS)
     last = session["order"]["orderLines"][-1]
     assert last == {
-        "itemId": "comp-amount", "description": "Rounding", "quantity": 1, "unitPrice": Decimal(line),
-        "taxAmount": Decimal("0.00"), "goodsType": "handling",
-    }  # fmt: skip
+        "itemId": "comp-amount",
+        "description": "Rounding",
+        "quantity": 1,
+        "unitPrice": Decimal(line),
+        "taxAmount": Decimal("0.00"),
+        "goodsType": "handling",
+    }
     assert len(session["order"]["orderLines"]) == 3
 
 
@@ -391,7 +396,7 @@ def test_a_line_that_is_no_line_is_refused():
     )
 
 
-# ── Texts ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Texts ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("order_ref", ["A/1", "A 1", "Ä1", "a" * 51, "a_b"])
@@ -399,15 +404,32 @@ def test_an_order_number_that_some_method_would_not_take_is_refused(order_ref):
     assert "1 to 50 letters" in refused("order.orderId", order_ref)
 
 
-@pytest.mark.parametrize("path", ["order.orderId", "order.customer.firstName", "order.customer.billingAddress.city",
-                                  "order.orderLines.0.itemId", "callbacks.success.value", "userAgent"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "order.orderId",
+        "order.customer.firstName",
+        "order.customer.billingAddress.city",
+        "order.orderLines.0.itemId",
+        "callbacks.success.value",
+        "userAgent",
+    ],
+)
 @pytest.mark.parametrize("text", ["a\0b", "a\x1bb", "a\x1cb", "a\x7fb", "a\x9bb"])
 def test_a_control_character_is_refused_wherever_it_stands(path, text):
     assert "control character" in refused(path, text)
 
 
-@pytest.mark.parametrize("path", ["order.orderId", "order.orderLines.0.itemId", "callbacks.success.value", "userAgent",
-                                  "order.customer.email"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "order.orderId",
+        "order.orderLines.0.itemId",
+        "callbacks.success.value",
+        "userAgent",
+        "order.customer.email",
+    ],
+)
 @pytest.mark.parametrize("text", ["a@\nb", "a@\tb", "a@\x85b"])
 def test_a_line_break_in_what_identifies_is_refused(path, text):
     assert "control character" in refused(path, text)
@@ -518,8 +540,10 @@ def test_after_the_payment_an_app_may_be_opened(url):
     assert "orderId=A-1001" in page
 
 
-@pytest.mark.parametrize("path", ["callbacks.success.value", "callbacks.failure.value", "callbacks.notification",
-                                  "callbacks.formStyling"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    ["callbacks.success.value", "callbacks.failure.value", "callbacks.notification", "callbacks.formStyling"],
+)
 def test_a_server_is_called_back_by_http_alone(path):
     changed = body(path, "myshop://checkout/done")
     assert problems(changed) == {path: "must be a URL that starts with https:// (or http://)"}
@@ -652,7 +676,7 @@ def test_a_customers_values_are_not_repeated_in_a_sentence():
     assert "nobody-at-home" not in refused("order.customer.email", "nobody-at-home")
 
 
-# ── The whole ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The whole ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -731,7 +755,7 @@ def test_whatever_stands_in_a_field_is_an_intent_or_a_refusal(path, value):
     assert total == session["order"]["amount"]["value"]
 
 
-# ── What it becomes ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What it becomes ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_session_carries_our_links_and_our_id():

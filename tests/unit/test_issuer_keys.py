@@ -1,4 +1,6 @@
-"""Tokens that other systems sign: public keys of the settings, and keys that an identity provider publishes."""
+"""Tokens that other systems sign: public keys of the settings, and keys that an identity provider
+publishes.
+"""
 
 from __future__ import annotations
 
@@ -299,7 +301,9 @@ async def test_after_failures_the_pause_grows_to_half_a_minute_and_one_success_h
 
 @pytest.fixture
 async def published():
-    """Return (settings, answers): a provider on loopback that gives the answers in their order, the last one for ever."""
+    """Return (settings, answers): a provider on loopback that gives the answers in their order, the last one
+    for ever.
+    """
     answers: list[web.StreamResponse] = []
     served = count()
 

@@ -159,8 +159,11 @@ def test_json_lines_are_json_with_level_logger_and_time(written):
     logging.getLogger("third.party").error("plain text")
     ours, theirs = (json.loads(line) for line in written().splitlines())
     assert (ours["event"], ours["level"], ours["logger"], ours["checkout"]) == (
-        "checkout_moved", "warning", "orchestrator.test", "1",
-    )  # fmt: skip
+        "checkout_moved",
+        "warning",
+        "orchestrator.test",
+        "1",
+    )
     assert (theirs["event"], theirs["level"], theirs["logger"]) == ("plain text", "error", "third.party")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", ours["timestamp"])
 
@@ -290,10 +293,17 @@ async def test_an_error_of_postgres_is_logged_with_its_state_and_message_and_wit
     made = [
         await _refused(shared_database_url, "SELECT CAST(CAST(:v AS text) AS uuid)", v="Anna Berg"),
         await _refused(shared_database_url, "SELECT * FROM nowhere_to_be_found"),
-        await _refused(shared_database_url, "INSERT INTO merchants (name, username, password) VALUES (:v, 'a', 'b'), (:v, 'a', 'b')", v="Anna Berg"),
-        await _refused(shared_database_url, "DO $$ BEGIN PERFORM set_config('transaction_read_only', 'on', true); DELETE FROM events; END $$"),
+        await _refused(
+            shared_database_url,
+            "INSERT INTO merchants (name, username, password) VALUES (:v, 'a', 'b'), (:v, 'a', 'b')",
+            v="Anna Berg",
+        ),
+        await _refused(
+            shared_database_url,
+            "DO $$ BEGIN PERFORM set_config('transaction_read_only', 'on', true); DELETE FROM events; END $$",
+        ),
         await _refused("postgresql://u:hush@127.0.0.1:1/x", "SELECT 1"),
-    ]  # fmt: skip
+    ]
     facts = [log.cause(error) for error in made]
     assert [one.get("sqlstate") for one in facts] == ["22P02", "42P01", "23505", "25006", None]
     assert facts[0]["said"] == "invalid input syntax for type uuid"

@@ -180,7 +180,7 @@ def test_a_money_error_is_one_of_ours_and_a_value_error() -> None:
     assert issubclass(MoneyError, ValueError)
 
 
-# ── Currencies that were withdrawn, and unknown ones ────────────────────────────────────────────────────────────────────
+# ── Currencies that were withdrawn, and unknown ones ──────────────────────────────────────────────────────
 
 
 def test_every_currency_of_the_installed_list_is_known_with_its_number() -> None:

@@ -1,4 +1,6 @@
-"""Whether a capture, refund or release may be sent, and whether it was done: by identifier, else by totals."""
+"""Whether a capture, refund or release may be sent, and whether it was done: by identifier, else
+by totals.
+"""
 
 from __future__ import annotations
 

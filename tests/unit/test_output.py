@@ -113,8 +113,15 @@ def test_json_stays_json_with_its_content_and_without_a_raw_control(capsys, text
 
 @pytest.mark.parametrize("text", [*MARKUP, *STEERING], ids=ascii)
 def test_the_story_of_a_checkout_shows_its_evidence_and_nothing_else(text):
-    entry = {"at": "2026-01-01T00:00:00+00:00", "from": "received", "to": "received", "trigger": text, "action": "x",
-             "actor": f"client:{text}", "evidence": {"status": text, "payments": [{"id": text, "status": text}]}}  # fmt: skip
+    entry = {
+        "at": "2026-01-01T00:00:00+00:00",
+        "from": "received",
+        "to": "received",
+        "trigger": text,
+        "action": "x",
+        "actor": f"client:{text}",
+        "evidence": {"status": text, "payments": [{"id": text, "status": text}]},
+    }
     printed = drawn(timeline([entry]))
     assert not _RAW.search(printed)
     assert len(printed.splitlines()) == 2

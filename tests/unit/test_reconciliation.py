@@ -181,10 +181,19 @@ def test_the_evidence_holds_amounts_and_ids_of_each_transaction():
     assert judge(checkout(), Found((flagged,))).evidence == {
         "by": "lookup",
         "transactions": [
-            {"id": "3", "status": "refunded", "meaning": "refunded", "binding": "bound", "role": "accepted",
-             "reserved": 13900, "captured": 13900, "refunded": 500, "flags": ["credited"]}
+            {
+                "id": "3",
+                "status": "refunded",
+                "meaning": "refunded",
+                "binding": "bound",
+                "role": "accepted",
+                "reserved": 13900,
+                "captured": 13900,
+                "refunded": 500,
+                "flags": ["credited"],
+            }
         ],
-    }  # fmt: skip
+    }
     assert judge(checkout(), Found((flagged,))).money == (13900, 13900, 500)
 
 
@@ -213,7 +222,7 @@ def test_never_is_more_than_one_accepted_and_never_is_money_called_an_absence(tr
         assert verdict.finding in {LookupOutcome.PAID, LookupOutcome.UNSURE}
 
 
-# ── When to look again ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── When to look again ────────────────────────────────────────────────────────────────────────────────────
 
 SECONDS = st.floats(min_value=0.01, max_value=10_000)
 PLAIN = make_settings()

@@ -234,8 +234,11 @@ def test_a_command_that_needs_a_setting_says_which():
 
 def test_the_gateways_documented_addresses_are_known_and_can_be_replaced(monkeypatch):
     assert [str(one) for one in load().gateway_ranges] == [
-        "185.206.120.0/24", "185.203.232.129/32", "185.203.233.129/32", "2a10:a200::/29",
-    ]  # fmt: skip
+        "185.206.120.0/24",
+        "185.203.232.129/32",
+        "185.203.233.129/32",
+        "2a10:a200::/29",
+    ]
     monkeypatch.setenv("ORCHESTRATOR_GATEWAY_NETWORKS", '["127.0.0.1"]')
     assert [str(one) for one in load().gateway_ranges] == ["127.0.0.1/32"]
     monkeypatch.setenv("ORCHESTRATOR_GATEWAY_NETWORKS", "[]")

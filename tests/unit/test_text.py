@@ -37,8 +37,16 @@ def test_no_control_and_no_direction_is_left_and_all_else_stays(text):
     assert len(said) == len(text)
     for before, after in zip(text, said, strict=True):
         steers = unicodedata.category(before) == "Cc" or unicodedata.bidirectional(before) in {
-            "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI",
-        }  # fmt: skip
+            "LRE",
+            "RLE",
+            "LRO",
+            "RLO",
+            "PDF",
+            "LRI",
+            "RLI",
+            "FSI",
+            "PDI",
+        }
         steers = steers or before in "\u200e\u200f\u061c\u2028\u2029"
         assert after == ("\ufffd" if steers else before)
     assert neutralised(said) == said

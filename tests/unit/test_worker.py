@@ -1,4 +1,6 @@
-"""Small parts of a worker: what is dropped is told in summary, an outage in two lines, and a process has a name of its own."""
+"""Small parts of a worker: what is dropped is told in summary, an outage in two lines, and a process has a
+name of its own.
+"""
 
 from __future__ import annotations
 

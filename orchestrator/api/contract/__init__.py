@@ -1,4 +1,6 @@
-"""The shapes of the contract, and their OpenAPI schemas: `answers` is what the API returns, `bodies` what it takes, `webhooks` both of webhooks."""
+"""The shapes of the contract, and their OpenAPI schemas: `answers` is what the API returns, `bodies` what it
+takes, `webhooks` both of webhooks.
+"""
 
 from __future__ import annotations
 

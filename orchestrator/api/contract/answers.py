@@ -55,7 +55,9 @@ Outcome = Literal["paid", "refunded", "released", "charged_back", "failed", "exp
 
 
 class Links(Shape, kw_only=True):
-    """Where to go on from a checkout; paths, because a merchant may know us by another name than the gateway does."""
+    """Where to go on from a checkout; paths, because a merchant may know us by another name than the gateway
+    does.
+    """
 
     own: Annotated[Text, about("The checkout itself")] = msgspec.field(name="self")
     cancel: Annotated[Text, about("POST there cancels it")]

@@ -1,6 +1,7 @@
 """What the API takes: which fields a body has.
 
-Bodies are read field by field, with a sentence for each problem (`intents`, `api.commands`); a test compares both.
+Bodies are read field by field, with a sentence for each problem (`intents`, `api.commands`); a test compares
+both.
 """
 
 from __future__ import annotations

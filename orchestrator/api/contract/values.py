@@ -1,6 +1,8 @@
-"""What the shapes of the contract are made of: kinds of values with their bounds, and how a shape is described and made.
+"""What the shapes of the contract are made of: kinds of values with their bounds, and how a shape is
+described and made.
 
-Bounds describe and are not checked here: what is stored is shown whatever it is, and bodies are read elsewhere.
+Bounds describe and are not checked here: what is stored is shown whatever it is, and bodies are read
+elsewhere.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ class Shape(Struct, kw_only=True, rename="camel", forbid_unknown_fields=True):
 
 
 def made(kind: type[T], named: Mapping[str, Any], /, **more: object) -> T:
-    """Make a struct of values by the names of the contract, and of `more` by those of Python; nothing is converted or checked.
+    """Make a struct of values by the names of the contract, and of `more` by those of Python; nothing is
+    converted or checked.
 
     `KeyError` for a name that the struct does not have.
     """

@@ -1,11 +1,14 @@
-"""Archiving: the history of settled checkouts leaves the tables for files, batch by batch, and months of the trail that are empty go.
+"""Archiving: the history of settled checkouts leaves the tables for files, batch by batch, and months of the
+trail that are empty go.
 
-A batch is one transaction: it takes checkouts that nobody holds and nothing is open of, deletes their history, writes exactly what it
-deleted into a file, reads that file back, notes it under our key, and commits. So whatever happens, a row stands in the tables or in
-an archive that the tables name, never in neither and never in both. What the books need stays: the checkout, its intent with its
-key, its payments, its operations, and the commands and keys that a repeated request must meet.
+A batch is one transaction: it takes checkouts that nobody holds and nothing is open of, deletes their
+history, writes exactly what it deleted into a file, reads that file back, notes it under our key, and
+commits. So whatever happens, a row stands in the tables or in an archive that the tables name, never in
+neither and never in both. What the books need stays: the checkout, its intent with its key, its payments, its
+operations, and the commands and keys that a repeated request must meet.
 
-Nothing waits here for more than a moment: locks are skipped or given up and tried again, and only settled checkouts are locked.
+Nothing waits here for more than a moment: locks are skipped or given up and tried again, and only settled
+checkouts are locked.
 """
 
 from orchestrator.audit.archive.batch import Archived, candidates, choose, take

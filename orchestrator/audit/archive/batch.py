@@ -1,4 +1,6 @@
-"""One batch: some settled checkouts, whose history goes from the tables into one file within one transaction."""
+"""One batch: some settled checkouts, whose history goes from the tables into one file within one
+transaction.
+"""
 
 from __future__ import annotations
 
@@ -50,15 +52,16 @@ _SETTLED: Final = """
                         WHERE w.merchant_id = c.merchant_id)
        AND NOT (:placing AND EXISTS (SELECT FROM events e WHERE e.checkout_id = c.id AND e.position IS NULL))
 """
-# A statement looks at so many checkouts at the most: what was archived before is passed by without a long one.
+# A statement looks at so many checkouts at the most: what was archived before is passed by without a long
+# one.
 _STRETCH = text(
     "SELECT id FROM checkouts WHERE id > :after AND id < :before ORDER BY id OFFSET :most LIMIT 1"
 )
 _COUNT = text(f"""
     SELECT count(*) AS checkouts, coalesce(sum(c.audit_sequence - coalesce(h.sequence, 0)), 0)::int8 AS entries {_SETTLED}
 """)
-# Whoever holds one of them is about to wake it: it is left for another time. As long as we hold them, nobody writes of them:
-# movers and callbacks lock the checkout first, and a command wakes it before it is committed.
+# Whoever holds one of them is about to wake it: it is left for another time. As long as we hold them, nobody
+# writes of them: movers and callbacks lock the checkout first, and a command wakes it before it is committed.
 _TAKE = text(f"""
     SELECT c.id, c.audit_sequence, c.audit_head, c.state, h.sequence AS after_sequence, h.mac AS after_mac, h.state AS after_state,
            (SELECT coalesce(sum(octet_length(body)), 0) FROM callbacks WHERE checkout_id = c.id)::int8 AS bytes
@@ -76,7 +79,8 @@ _NOTE = text("""
 _LIST = text("""
     INSERT INTO archives (sequence, at, file, manifest, key_id, mac) VALUES (:sequence, :at, :file, :manifest, :key_id, :mac)
 """)
-# An entry that is archived already cannot stand here; should it, the walk over the chain finds it, and nothing is archived.
+# An entry that is archived already cannot stand here; should it, the walk over the chain finds it, and
+# nothing is archived.
 _ENTRIES = text("""
     DELETE FROM audit_entries
      WHERE checkout_id BETWEEN :first AND :last AND checkout_id = ANY(CAST(:ids AS uuid[]))
@@ -107,7 +111,8 @@ _ROWS: Final = {
     ),
     "sessions": text(_gone("sessions")),
     "callbacks": text(_gone("callbacks") + " ORDER BY received_at, id"),
-    # Copied: they leave by the retention of the feed, in which a hole would be an event that a merchant never hears of.
+    # Copied: they leave by the retention of the feed, in which a hole would be an event that a merchant never
+    # hears of.
     "events": text(_kept("events") + " ORDER BY sequence"),
 }
 
@@ -122,7 +127,10 @@ class Unprovable(ArchiveError):  # noqa: N818 - named for the fact
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which checkouts may go: those between two ids, untouched since a moment. `placing`: events are being given their positions."""
+    """Which checkouts may go: those between two ids, untouched since a moment.
+
+    `placing`: events are being given their positions.
+    """
 
     before: UUID
     untouched: datetime
@@ -192,10 +200,11 @@ async def take(
     most: int,
     but: Collection[UUID] = (),
 ) -> Archived | None:
-    """Move the history of the first checkouts of a choice, at most so many, into a file; None when there are no more.
+    """Move the history of the first checkouts of a choice, at most so many, into a file; None when there are
+    no more.
 
-    Raises `Unprovable` for checkouts whose trail does not hold (nothing was moved: name them in `but`), `ArchiveBusy` if another
-    run is under way, `ArchiveError` if the file cannot be written or read back.
+    Raises `Unprovable` for checkouts whose trail does not hold (nothing was moved: name them in `but`),
+    `ArchiveBusy` if another run is under way, `ArchiveError` if the file cannot be written or read back.
     """
     async with db.transaction() as tx:
         await set_lock_timeout(tx)
@@ -292,7 +301,9 @@ def _write(
     at: datetime,
     before: bytes,
 ) -> _Listed:
-    """Write the pages into a draft and read them back; nothing is removed for a file that does not prove itself."""
+    """Write the pages into a draft and read them back; nothing is removed for a file that does not prove
+    itself.
+    """
     with files.draft(directory, number) as (path, file):
         writing = audit.Writing(file)
         for page in pages:

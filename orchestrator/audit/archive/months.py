@@ -1,7 +1,8 @@
 """The months of the trail: made ahead, and dropped when nothing is left in them. Neither stops a writer.
 
-An entry of a month that has no partition goes into `audit_entries_rest`, so an insert never fails; nothing else goes there. A new
-month is attached, which only keeps other changes of the schema away; an empty one is detached within a lock timeout of a moment.
+An entry of a month that has no partition goes into `audit_entries_rest`, so an insert never fails; nothing
+else goes there. A new month is attached, which only keeps other changes of the schema away; an empty one is
+detached within a lock timeout of a moment.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ async def months_of(db: Database) -> list[Month]:
 
 
 async def make_ahead(db: Database, *, ahead: int = AHEAD) -> list[str]:
-    """Make the months to come, so many beside the present one, where they are missing; return what was made."""
+    """Make the months to come, so many beside the present one, where they are missing; return
+    what was made.
+    """
     known, now = await _known(db)
     covered = max((one.until for one in known if one.until is not None), default=UUID(int=0))
     made = []
@@ -127,7 +130,8 @@ async def _make(db: Database, name: str, first: UUID, until: UUID) -> bool:
 async def _drop(db: Database, name: str) -> bool:
     async with db.transaction() as tx:
         await set_lock_timeout(tx)
-        # In the order in which writers take them. Nobody holds both and waits, and nobody waits for both of ours.
+        # In the order in which writers take them. Nobody holds both and waits, and nobody waits for both of
+        # ours.
         await tx.execute(text("LOCK TABLE ONLY audit_entries IN ACCESS EXCLUSIVE MODE"))
         await tx.execute(text(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE NOWAIT"))
         # Without a page it has no row, and until we are done nobody can give it one.

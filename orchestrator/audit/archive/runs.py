@@ -1,4 +1,7 @@
-"""One run of the archive task: batch after batch, then the months. Killed at any moment, the next run goes on where it was."""
+"""One run of the archive task: batch after batch, then the months.
+
+Killed at any moment, the next run goes on where it was.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 MOST_PROBLEMS: Final = 100
-"""Trails that do not hold, after which it is the installation that is wrong (its keys, say), and not some checkouts."""
+"""Trails that do not hold, after which it is the installation that is wrong (its keys, say), and not some
+checkouts."""
 
 _FILES = text("SELECT file FROM archives")
 
@@ -54,7 +58,9 @@ async def run(
     most: int,
     tell: Callable[[Archived], None] | None = None,
 ) -> Result:
-    """Archive whatever is settled and was last touched more than so many seconds ago, at most so many checkouts in a file."""
+    """Archive whatever is settled and was last touched more than so many seconds ago, at most so many
+    checkouts in a file.
+    """
     result = Result(made=await make_ahead(db))
     choice = await choose(db, older_than=older_than)
     async for stretch in stretches(db, choice):

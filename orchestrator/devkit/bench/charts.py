@@ -1,7 +1,8 @@
-"""Charts as SVG, by hand and without anything installed: lines with a grid and a legend for a page, bars for a document.
+"""Charts as SVG, by hand and without anything installed: lines with a grid and a legend for a page, bars for
+a document.
 
-No script, no font, no address. Colours can be told apart by everybody. Text in an inline chart is styled by its page; a picture of bars
-stands alone and brings its style, light or dark.
+No script, no font, no address. Colours can be told apart by everybody. Text in an inline chart is styled by
+its page; a picture of bars stands alone and brings its style, light or dark.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e
 OURS, LIMIT, THEIRS = COLOURS[0], COLOURS[4], "#999999"
 
 
-# ── Lines ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Lines ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 _WIDTH, _HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 22, 12, 34
@@ -37,9 +38,15 @@ class Series:
 
 
 def lines(
-    series: Sequence[Series], *, along: str, marks: Sequence[tuple[float, str]] = (), logarithmic: bool = False
-) -> str:  # fmt: skip
-    """Return lines with a grid and a legend, as HTML; `along` names the axis to the right, on which `marks` take the place of numbers."""
+    series: Sequence[Series],
+    *,
+    along: str,
+    marks: Sequence[tuple[float, str]] = (),
+    logarithmic: bool = False,
+) -> str:
+    """Return lines with a grid and a legend, as HTML; `along` names the axis to the right, on which `marks`
+    take the place of numbers.
+    """
     points = [point for one in series for point in one.points]
     if not points:
         return "<p>Nothing was measured.</p>"
@@ -113,7 +120,9 @@ _STYLE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar: what it is, its median, and the least and greatest of its rounds, to which a thin line reaches."""
+    """One bar: what it is, its median, and the least and greatest of its rounds, to which a thin line
+    reaches.
+    """
 
     name: str
     value: float

@@ -1,7 +1,8 @@
-"""What Postgres knows of a run: how far it is, now and then, by one cheap query; everything, once, at the end.
+"""What Postgres knows of a run: how far it is, now and then, by one cheap query; everything, once, at the
+end.
 
-Readiness and completion are taken from the rows themselves (`offered_at`, `ended_at`: the moment of the statement that wrote them),
-so that looking seldom makes nothing late. Reads only.
+Readiness and completion are taken from the rows themselves (`offered_at`, `ended_at`: the moment of the
+statement that wrote them), so that looking seldom makes nothing late. Reads only.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ class DatabaseProbe:
 
 
 async def others(db: Database, *, ours: str) -> tuple[int, int]:
-    """Return how many unsettled checkouts are not a bench's (counted up to a thousand), and how many workers run here."""
+    """Return how many unsettled checkouts are not a bench's (counted up to a thousand), and how many workers
+    run here.
+    """
     if not (await db.read(_HAS_SCHEMA))[0].known:
         return 0, 0
     row = (await db.read(_OTHERS, {"ours": ours}))[0]

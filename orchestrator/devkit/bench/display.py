@@ -55,9 +55,13 @@ def _drawn(progress: Progress) -> Group:
     table.add_column(min_width=_BAR)
     most = max(told.sent, 1)
     for name, number, style in (
-        ("sent", told.sent, "bright_black"), ("taken", told.taken, "cyan"), ("ready to be paid", progress.ready, "blue"),
-        ("ended", progress.ended, "green"), ("under way", progress.left.open, "yellow"), ("not taken", told.failed, "red"),
-    ):  # fmt: skip
+        ("sent", told.sent, "bright_black"),
+        ("taken", told.taken, "cyan"),
+        ("ready to be paid", progress.ready, "blue"),
+        ("ended", progress.ended, "green"),
+        ("under way", progress.left.open, "yellow"),
+        ("not taken", told.failed, "red"),
+    ):
         size = round(number / most * _BAR) or int(number > 0)
         table.add_row(name, Text(str(number) if number else "·", style="bold"), Text("━" * size, style=style))
     seconds = time.monotonic() - progress.began
@@ -92,10 +96,22 @@ def facts(document: dict[str, Any]) -> Sequence[tuple[str, str]]:
     durable = "every commit is on disk" if conditions["durable"] else "commits may be lost with the machine"
     rows = [
         ("Carried", f"{document['orders']} orders, {document['orders_per_s']:.1f}/s"),
-        ("CPU", f"{document['product_cpu_ms_per_order']:.2f} ms an order: {_spent(document, PRODUCT)}; beside it {_spent(document, BESIDE)}"),
-        ("Memory", ", ".join(f"worker {one['peak']:.0f} MB at most, {one['final']:.0f} MB at the end" for one in document["workers_rss_mb"])),
-        ("Postgres", f"{conditions['postgres']}, {durable}; a flush of this disk takes {document['flush_ms']:.2f} ms"),
-    ]  # fmt: skip
+        (
+            "CPU",
+            f"{document['product_cpu_ms_per_order']:.2f} ms an order: {_spent(document, PRODUCT)}; beside it {_spent(document, BESIDE)}",
+        ),
+        (
+            "Memory",
+            ", ".join(
+                f"worker {one['peak']:.0f} MB at most, {one['final']:.0f} MB at the end"
+                for one in document["workers_rss_mb"]
+            ),
+        ),
+        (
+            "Postgres",
+            f"{conditions['postgres']}, {durable}; a flush of this disk takes {document['flush_ms']:.2f} ms",
+        ),
+    ]
     if gateway["calls"]:
         faults = sum(gateway["faults"].values())
         rows.append(

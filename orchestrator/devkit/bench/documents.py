@@ -1,7 +1,9 @@
-"""What the light gateway says, made once and filled in: token, session, payment methods, the payments XML, callbacks.
+"""What the light gateway says, made once and filled in: token, session, payment methods, the payments XML,
+callbacks.
 
-The shapes are those that the gateway was seen to send (as in the sandbox), with about as many bytes; making them costs a few
-microseconds. Order numbers and ids are kept to letters that mean the same in JSON, XML and forms, so nothing needs escaping.
+The shapes are those that the gateway was seen to send (as in the sandbox), with about as many bytes; making
+them costs a few microseconds. Order numbers and ids are kept to letters that mean the same in JSON, XML and
+forms, so nothing needs escaping.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ _NAMESPACE: Final = UUID("6f1a3a0e-6a1b-4a8e-9a58-0d6f3f0f7c51")
 
 
 class Tokens:
-    """Bearer tokens as the gateway's (RS256, seven claims), one for everybody; `renew` makes another, older ones stay good."""
+    """Bearer tokens as the gateway's (RS256, seven claims), one for everybody; `renew` makes another, older
+    ones stay good.
+    """
 
     def __init__(self) -> None:
         self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -50,9 +54,14 @@ class Tokens:
         """Sign a new token; it takes about half a millisecond, which is why not everybody gets one."""
         now = int(time.time())
         claims = {
-            "iss": "AltaPay Issuer", "upn": "checkout_api", "groups": ["SessionUpdate", "ExecutePayment", "ListPaymentMethods"],
-            "authId": str(uuid4()), "iat": now, "exp": now + TOKEN_LIFE, "jti": str(uuid4()),
-        }  # fmt: skip
+            "iss": "AltaPay Issuer",
+            "upn": "checkout_api",
+            "groups": ["SessionUpdate", "ExecutePayment", "ListPaymentMethods"],
+            "authId": str(uuid4()),
+            "iat": now,
+            "exp": now + TOKEN_LIFE,
+            "jti": str(uuid4()),
+        }
         token = jwt.encode(claims, self._key, algorithm="RS256")
         self._accepted.add(b"Bearer " + token.encode())
         self.answer = msgspec.json.encode({"token": token})
@@ -68,29 +77,44 @@ def session(session_id: str, asked: bytes) -> bytes:
 
 def methods(base: str) -> bytes:
     """Return the answer of `payment-methods`: a card and a wallet."""
-    return msgspec.json.encode({
-        "methods": [
-            _method(
-                base, terminal="Bench Card Terminal", kind="CARD", name="Card", description="Pay with a debit or credit card"
-            ),
-            _method(
-                base, terminal="Bench Mobile Wallet Terminal", kind="MOBILE_WALLET", name="Mobile wallet",
-                description="Confirm in the app on your phone",
-            ),
-        ]
-    })  # fmt: skip
+    return msgspec.json.encode(
+        {
+            "methods": [
+                _method(
+                    base,
+                    terminal="Bench Card Terminal",
+                    kind="CARD",
+                    name="Card",
+                    description="Pay with a debit or credit card",
+                ),
+                _method(
+                    base,
+                    terminal="Bench Mobile Wallet Terminal",
+                    kind="MOBILE_WALLET",
+                    name="Mobile wallet",
+                    description="Confirm in the app on your phone",
+                ),
+            ]
+        }
+    )
 
 
 def _method(base: str, *, terminal: str, kind: str, name: str, description: str) -> dict[str, object]:
     one = str(uuid5(_NAMESPACE, terminal))
     return {
-        "id": one, "type": kind, "name": name, "description": description, "logoUrl": f"{base}/logos/{one}.svg",
-        "display": "BUTTON", "onInitiatePayment": {"type": "URL", "value": f"{base}/checkout/v1/api/payment/initiate/{one}"},
-        "onRenderCheck": None, "metadata": {"terminalName": terminal},
-    }  # fmt: skip
+        "id": one,
+        "type": kind,
+        "name": name,
+        "description": description,
+        "logoUrl": f"{base}/logos/{one}.svg",
+        "display": "BUTTON",
+        "onInitiatePayment": {"type": "URL", "value": f"{base}/checkout/v1/api/payment/initiate/{one}"},
+        "onRenderCheck": None,
+        "metadata": {"terminalName": terminal},
+    }
 
 
-# ── Payments ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Payments ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +173,10 @@ _NOW: Final = "%Y-%m-%dT%H:%M:%S+00:00"
 
 
 def _encoded(text: str) -> str:
-    """Encode as Java does for a form (C1): the signature is over these very bytes. Places to fill in stay as they are."""
+    """Encode as Java does for a form (C1): the signature is over these very bytes.
+
+    Places to fill in stay as they are.
+    """
     return quote_plus(text, safe="*{}")
 
 
@@ -161,7 +188,9 @@ _FORM_BOUND: Final = (
 
 
 def payments(paid: Sequence[Paid]) -> bytes:
-    """Return the answer of the Merchant API's `payments` for an order: no transaction, or those that paid it."""
+    """Return the answer of the Merchant API's `payments` for an order: no transaction, or those
+    that paid it.
+    """
     rows = "".join(
         (_UNBOUND if one.checkout is None else _BOUND).format_map(_facts(one, _DATE)) for one in paid
     )
@@ -170,7 +199,9 @@ def payments(paid: Sequence[Paid]) -> bytes:
 
 
 def callback(paid: Paid) -> bytes:
-    """Return the form of a callback (facts 2.2) about a payment that succeeded; success and notification bring the same."""
+    """Return the form of a callback (facts 2.2) about a payment that succeeded; success and notification
+    bring the same.
+    """
     # What is filled in means the same when it is encoded, but for spaces, colons and the sign in dates.
     facts = _facts(paid, _DATE.replace(" ", "+").replace(":", "%%3A"))
     facts["now"] = _encoded(_stamp(time.time(), _NOW))
@@ -180,12 +211,20 @@ def callback(paid: Paid) -> bytes:
 def _facts(paid: Paid, date: str) -> dict[str, str | None]:
     amount = _plain(paid.amount, paid.currency)
     return {
-        "order": paid.order_ref, "checkout": paid.checkout, "transaction": paid.transaction_id, "payment": paid.payment_id,
-        "type": "paymentAndCapture" if paid.captured else "payment", "status": "captured" if paid.captured else "preauth",
-        "card": paid.payment_id, "numeric": money.numeric_code(paid.currency), "currency": paid.currency, "amount": amount,
-        "captured": amount if paid.captured else "0.00", "made": _stamp(paid.at, date),
+        "order": paid.order_ref,
+        "checkout": paid.checkout,
+        "transaction": paid.transaction_id,
+        "payment": paid.payment_id,
+        "type": "paymentAndCapture" if paid.captured else "payment",
+        "status": "captured" if paid.captured else "preauth",
+        "card": paid.payment_id,
+        "numeric": money.numeric_code(paid.currency),
+        "currency": paid.currency,
+        "amount": amount,
+        "captured": amount if paid.captured else "0.00",
+        "made": _stamp(paid.at, date),
         "until": _stamp(paid.at + _RESERVED_DAYS * _DAY, date),
-    }  # fmt: skip
+    }
 
 
 def signature(body: bytes, secret: str, at: float) -> str:

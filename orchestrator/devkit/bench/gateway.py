@@ -1,10 +1,13 @@
-"""The light gateway: what our client calls, answered for a few microseconds of CPU, so that load does not starve what it measures.
+"""The light gateway: what our client calls, answered for a few microseconds of CPU, so that load does not
+starve what it measures.
 
-One process, one event loop, httptools on bare connections. Tokens are signed once in ten minutes; documents are templates; books
-are kept in memory. It answers as late as it is told to, breaks the share of calls that it is told to, before anything of them
-is done, and may have shoppers who pay and of whom the shop is told. For load only: the sandbox is the faithful one.
+One process, one event loop, httptools on bare connections. Tokens are signed once in ten minutes; documents
+are templates; books are kept in memory. It answers as late as it is told to, breaks the share of calls that
+it is told to, before anything of them is done, and may have shoppers who pay and of whom the shop is told.
+For load only: the sandbox is the faithful one.
 
-    POST /checkout/v1/api/authenticate, …/session; GET …/session/{id}/payment-methods; GET /merchant/API/payments?shop_orderid=
+    POST /checkout/v1/api/authenticate, …/session
+    GET …/session/{id}/payment-methods; GET /merchant/API/payments?shop_orderid=
     GET /healthz, /bench/state (a few numbers), /bench/books (everything); POST /bench/reset
 """
 
@@ -50,7 +53,9 @@ _REASONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class GatewayProfile:
-    """How the gateway behaves: how late it answers, which share of calls breaks, who pays (None: nobody does)."""
+    """How the gateway behaves: how late it answers, which share of calls breaks, who pays (None: nobody
+    does).
+    """
 
     latency: Latency = field(default_factory=lambda: Latency(0.0))
     faults: float = 0.0
@@ -138,7 +143,8 @@ class Gateway:
     def _serve(
         self, connection: _Connection, fault: str | None, serve: Callable[[], tuple[int, bytes]], began: float
     ) -> None:
-        # A fault strikes before anything is done, so that a second session for one order is always ours to explain.
+        # A fault strikes before anything is done, so that a second session for one order is always ours to
+        # explain.
         if fault is None:
             connection.answer(*serve())
         elif fault == "closed":
@@ -230,7 +236,9 @@ def _refusal(message: str) -> bytes:
 
 
 class _Connection(asyncio.Protocol):
-    """One kept connection; one request at a time, since no client of ours sends the next before the answer."""
+    """One kept connection; one request at a time, since no client of ours sends the next before
+    the answer.
+    """
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway

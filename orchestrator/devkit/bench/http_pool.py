@@ -1,7 +1,9 @@
-"""A cheap HTTP/1.1 client for load: few kept connections, requests that are ready bytes, answers that are a status and a body.
+"""A cheap HTTP/1.1 client for load: few kept connections, requests that are ready bytes, answers that are a
+status and a body.
 
-Made to cost little beside what is measured, and only for our own processes on this machine: no TLS, no redirects, no cookies. A
-connection that was closed while it was idle is noticed by its first request, which is sent once more on a new one.
+Made to cost little beside what is measured, and only for our own processes on this machine: no TLS, no
+redirects, no cookies. A connection that was closed while it was idle is noticed by its first request, which
+is sent once more on a new one.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Answer(NamedTuple):
 
 
 class HttpPool:
-    """Connections to one address: opened as they are needed, kept, at most `most` at a time; on one event loop."""
+    """Connections to one address: opened as they are needed, kept, at most `most` at a time; on one event
+    loop.
+    """
 
     def __init__(self, host: str, port: int, *, most: int) -> None:
         self._host, self._port = host, port
@@ -39,7 +43,9 @@ class HttpPool:
         self._idle: list[_Line] = []
 
     async def exchange(self, request: bytes, *, timeout: float = TIMEOUT) -> Answer:
-        """Send a request and return its answer; `OSError` (or `TimeoutError`, which is one) where none came."""
+        """Send a request and return its answer; `OSError` (or `TimeoutError`, which is one) where
+        none came.
+        """
         async with asyncio.timeout(timeout), self._room:
             line = self._kept()
             if line is not None:

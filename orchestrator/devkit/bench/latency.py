@@ -1,7 +1,8 @@
-"""How long the light gateway takes to answer: at once, always the same time, or log-normal, as real services are.
+"""How long the light gateway takes to answer: at once, always the same time, or log-normal, as real services
+are.
 
-A log-normal distribution is given by two of its percentiles in milliseconds, which is how people know a service. Numbers drawn
-here are seconds.
+A log-normal distribution is given by two of its percentiles in milliseconds, which is how people know a
+service. Numbers drawn here are seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ _TAKES: Final = "0, a number of milliseconds, or lognormal:P50,P99 such as logno
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """A distribution of answer times: `median` in seconds, `sigma` of its logarithm (0: always the median)."""
+    """A distribution of answer times: `median` in seconds, `sigma` of its logarithm (0: always
+    the median).
+    """
 
     median: float
     sigma: float = 0.0

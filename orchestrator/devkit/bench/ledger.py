@@ -1,11 +1,12 @@
-"""The light gateway's books, and the check at the end of a run: what we accepted, our tables and these books must be one story.
+"""The light gateway's books, and the check at the end of a run: what we accepted, our tables and these books
+must be one story.
 
-The books hold what every order was asked for, what was paid, what went wrong on purpose, and what was done twice. All in memory, for one
-run; `epoch` tells shoppers of a run that is over that nobody waits for them.
+The books hold what every order was asked for, what was paid, what went wrong on purpose, and what was done
+twice. All in memory, for one run; `epoch` tells shoppers of a run that is over that nobody waits for them.
 
-Lost is an order that we accepted, or that its shopper paid, and that did not get to its end. Doubled is an order that got something
-twice: a session, a payment, a checkout, a completion, a capture. Unequal is a completed order whose money differs from the
-gateway's by as little as a minor unit, or that nobody paid.
+Lost is an order that we accepted, or that its shopper paid, and that did not get to its end. Doubled is an
+order that got something twice: a session, a payment, a checkout, a completion, a capture. Unequal is a
+completed order whose money differs from the gateway's by as little as a minor unit, or that nobody paid.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Order:
 
 @dataclass(slots=True)
 class Told:
-    """What came of one kind of callback: milliseconds until each answer, and the answers by status (or by what went wrong)."""
+    """What came of one kind of callback: milliseconds until each answer, and the answers by status (or by
+    what went wrong).
+    """
 
     milliseconds: list[float] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
@@ -75,10 +78,14 @@ class GatewayLedger:
     def state(self) -> dict[str, object]:
         """Say in a few numbers how far the run is."""
         return {
-            "calls": dict(self.calls), "faults": dict(self.faults), "orders": len(self.orders),
-            "paid": sum(len(order.paid) for order in self.orders.values()), "thinking": self.thinking, "telling": self.telling,
+            "calls": dict(self.calls),
+            "faults": dict(self.faults),
+            "orders": len(self.orders),
+            "paid": sum(len(order.paid) for order in self.orders.values()),
+            "thinking": self.thinking,
+            "telling": self.telling,
             "waitedSeconds": self.waited,
-        }  # fmt: skip
+        }
 
     def document(self) -> dict[str, object]:
         """Say everything."""
@@ -86,20 +93,26 @@ class GatewayLedger:
             **self.state(),
             "payments": [
                 {
-                    "orderId": paid.order_ref, "checkoutId": paid.checkout, "transactionId": paid.transaction_id,
-                    "paidAt": paid.at, "amountMinor": paid.amount, "currency": paid.currency,
+                    "orderId": paid.order_ref,
+                    "checkoutId": paid.checkout,
+                    "transactionId": paid.transaction_id,
+                    "paidAt": paid.at,
+                    "amountMinor": paid.amount,
+                    "currency": paid.currency,
                     "capturedMinor": paid.amount if paid.captured else 0,
                 }
-                for order in self.orders.values() for paid in order.paid
+                for order in self.orders.values()
+                for paid in order.paid
             ],
             "doubled": {
                 "sessions": [order.order_ref for order in self.orders.values() if order.sessions > 1],
                 "payments": [order.order_ref for order in self.orders.values() if len(order.paid) > 1],
             },
             "callbacks": {
-                kind: {"milliseconds": told.milliseconds, "answers": dict(told.answers)} for kind, told in self.told.items()
+                kind: {"milliseconds": told.milliseconds, "answers": dict(told.answers)}
+                for kind, told in self.told.items()
             },
-        }  # fmt: skip
+        }
 
 
 # ── The check ──

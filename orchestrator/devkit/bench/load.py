@@ -1,11 +1,12 @@
-"""The load: a process of its own that hands intents over HTTP on their schedule and notes how long each answer took.
+"""The load: a process of its own that hands intents over HTTP on their schedule and notes how long each
+answer took.
 
-What it is to do comes as one line of JSON on stdin, what it did goes as lines of JSON to stdout: how far it is, now and then, and at
-the end everything. It ends when stdin closes, so that it never outlives who started it. Whoever sends is not whoever measures the
-rest, draws or counts: a late intent would be the load's fault.
+What it is to do comes as one line of JSON on stdin, what it did goes as lines of JSON to stdout: how far it
+is, now and then, and at the end everything. It ends when stdin closes, so that it never outlives who started
+it. Whoever sends is not whoever measures the rest, draws or counts: a late intent would be the load's fault.
 
-An open model: arrivals come on their schedule whether or not what came before is done, and latency counts from the scheduled moment. So a
-product that falls behind is seen to fall behind.
+An open model: arrivals come on their schedule whether or not what came before is done, and latency counts
+from the scheduled moment. So a product that falls behind is seen to fall behind.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ _START: Final = 0.1
 
 
 class Job(msgspec.Struct, frozen=True, rename="camel"):
-    """What to send: `rate` a second for `seconds`, or, with `orders`, so many as fast as `at_once` open requests allow."""
+    """What to send: `rate` a second for `seconds`, or, with `orders`, so many as fast as `at_once` open
+    requests allow.
+    """
 
     host: str
     port: int
@@ -67,8 +70,9 @@ class Told(msgspec.Struct, rename="camel"):
 class Sent(msgspec.Struct, rename="camel"):
     """What was done, one entry for each order in turn.
 
-    `began` is the beginning of the schedule in seconds since 1970, `moments` when each intent was to leave after that,
-    `milliseconds` how long after that its answer came (or that there was none), `statuses` the answers (0: none).
+    `began` is the beginning of the schedule in seconds since 1970, `moments` when each intent was to leave
+    after that, `milliseconds` how long after that its answer came (or that there was none), `statuses` the
+    answers (0: none).
     """
 
     began: float
@@ -209,7 +213,9 @@ async def fire(job: Job, *, tell: Callable[[Told], None]) -> Sent:
 
 
 def accepted(status: int) -> bool:
-    """Say whether an answer means that the intent is stored; 200 is the answer to one that was there already."""
+    """Say whether an answer means that the intent is stored; 200 is the answer to one that was
+    there already.
+    """
     return status in {200, 202}
 
 
@@ -222,7 +228,9 @@ _STEP: Final = 37
 
 
 def moments(rate: float, seconds: float, *, evenly: bool, seed: int) -> list[float]:
-    """Return the moments of all arrivals, seconds from the beginning: Poisson, as independent shoppers are, or evenly spaced."""
+    """Return the moments of all arrivals, seconds from the beginning: Poisson, as independent shoppers are,
+    or evenly spaced.
+    """
     if evenly:
         return [number / rate for number in range(int(rate * seconds))]
     random = Random(seed)  # noqa: S311 - a run is to be repeatable

@@ -1,7 +1,8 @@
-"""The search for the highest rate that is held: up by a quarter until one is not, then twice the middle between the two.
+"""The search for the highest rate that is held: up by a quarter until one is not, then twice the middle
+between the two.
 
-Nothing here knows how a rate is tried. `Try` says what counts as held: nothing lost or doubled, everything answered and soon, and
-what was left at the end of the arrivals gone within seconds.
+Nothing here knows how a rate is tried. `Try` says what counts as held: nothing lost or doubled, everything
+answered and soon, and what was left at the end of the arrivals gone within seconds.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class Try:
 
 
 async def search(start: float, attempt: Callable[[float], Awaitable[Try]]) -> tuple[float | None, list[Try]]:
-    """Return the highest rate that was held (None: not even a slow one was) and all that was tried, in turn."""
+    """Return the highest rate that was held (None: not even a slow one was) and all that was
+    tried, in turn.
+    """
     tries: list[Try] = []
     held: float | None = None
     refused: float | None = None

@@ -1,6 +1,7 @@
 """A run as one page that needs nothing else: key figures, plots as inline SVG, tables, conditions.
 
-No script, no font, no address: it can be sent by mail and read in ten years. Nothing in it is about a shopper.
+No script, no font, no address: it can be sent by mail and read in ten years. Nothing in it is about a
+shopper.
 """
 
 from __future__ import annotations
@@ -53,19 +54,26 @@ def page(run: Run, document: dict[str, Any]) -> str:
         else '<span class="good">Nothing was lost or doubled; both books agree to the minor unit.</span>'
     )
     conditions = document["conditions"]
-    return "\n".join([
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"/><title>orchestrator bench</title>',
-        f'<meta name="viewport" content="width=device-width"/><style>{_STYLE}</style></head><body>',
-        f"<h1>{document['orders']} orders, {document['orders_per_s']:.1f} a second</h1><p>{verdict}</p>",
-        _keys(document),
-        '<div class="plots">',
-        *(_figure(title, drawn) for title, drawn in _plots(run)),
-        _figure("Times in milliseconds", _times(document)),
-        _figure("CPU milliseconds for one order", _costs(document)),
-        *([_figure("Rates tried", _tries(document["ramp"]))] if document.get("ramp") else []),
-        _figure("Conditions", _table(("", ""), [(name.replace("_", " "), str(value)) for name, value in conditions.items()])),
-        "</div></body></html>",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8"/><title>orchestrator bench</title>',
+            f'<meta name="viewport" content="width=device-width"/><style>{_STYLE}</style></head><body>',
+            f"<h1>{document['orders']} orders, {document['orders_per_s']:.1f} a second</h1><p>{verdict}</p>",
+            _keys(document),
+            '<div class="plots">',
+            *(_figure(title, drawn) for title, drawn in _plots(run)),
+            _figure("Times in milliseconds", _times(document)),
+            _figure("CPU milliseconds for one order", _costs(document)),
+            *([_figure("Rates tried", _tries(document["ramp"]))] if document.get("ramp") else []),
+            _figure(
+                "Conditions",
+                _table(
+                    ("", ""), [(name.replace("_", " "), str(value)) for name, value in conditions.items()]
+                ),
+            ),
+            "</div></body></html>",
+        ]
+    )
 
 
 def _keys(document: dict[str, Any]) -> str:

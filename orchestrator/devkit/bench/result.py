@@ -1,7 +1,8 @@
 """A run as figures: one JSON object for programs, and what a person wants to know first.
 
-Times of a stage are taken from the moment at which the shop (or the gateway) was due to ask for it: an answer from the scheduled
-arrival, readiness likewise, completion from the payment at the gateway, a callback from the moment at which it was to be sent.
+Times of a stage are taken from the moment at which the shop (or the gateway) was due to ask for it: an answer
+from the scheduled arrival, readiness likewise, completion from the payment at the gateway, a callback from
+the moment at which it was to be sent.
 """
 
 from __future__ import annotations
@@ -39,13 +40,21 @@ class Conditions:
 
     def document(self) -> dict[str, object]:
         return {
-            "version": self.version, "python": self.python, "cpus": self.cpus, "postgres": self.postgres,
-            "durable": self.durable, "workers": self.workers, "gateway_latency": self.latency, "faults": self.faults,
-        }  # fmt: skip
+            "version": self.version,
+            "python": self.python,
+            "cpus": self.cpus,
+            "postgres": self.postgres,
+            "durable": self.durable,
+            "workers": self.workers,
+            "gateway_latency": self.latency,
+            "faults": self.faults,
+        }
 
 
 def latencies(run: Run) -> dict[str, list[float]]:
-    """Return the milliseconds of every answer, readiness, completion and callback of the orders that were taken."""
+    """Return the milliseconds of every answer, readiness, completion and callback of the orders that were
+    taken.
+    """
     due = {
         load.order_ref(run.job.prefix, number): moment
         for number, (moment, status) in enumerate(zip(run.sent.due, run.sent.statuses, strict=True))
@@ -73,7 +82,9 @@ def latencies(run: Run) -> dict[str, list[float]]:
 
 
 def throughput(run: Run) -> float:
-    """Return orders a second: under an open load from the first end to the last, of a batch from its beginning to the last end."""
+    """Return orders a second: under an open load from the first end to the last, of a batch from its
+    beginning to the last end.
+    """
     ended = run.ended
     if len(ended) < 2:  # noqa: PLR2004 - two moments make a span
         return 0.0
@@ -84,7 +95,9 @@ def throughput(run: Run) -> float:
 
 
 def drained_after(run: Run, *, think: float) -> float | None:
-    """Return how long after the last arrival, and after what the last shopper thought, the last order ended; None: not all did."""
+    """Return how long after the last arrival, and after what the last shopper thought, the last order ended;
+    None: not all did.
+    """
     ended = run.ended
     if len(ended) < run.taken or not ended:
         return None
@@ -140,9 +153,7 @@ def document(
             "faults": run.gateway["faults"],
             "callbacks": {kind: told["answers"] for kind, told in callbacks.items()},
         },
-        "ramp": [
-            {"rate": round(each.rate, 2), "held": each.held, "why": each.why} for each in tries
-        ] or None,
+        "ramp": [{"rate": round(each.rate, 2), "held": each.held, "why": each.why} for each in tries] or None,
         "conditions": conditions.document(),
         **(extra or {}),
-    }  # fmt: skip
+    }

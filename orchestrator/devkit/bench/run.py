@@ -1,8 +1,9 @@
-"""One bench from start to verdict: bring everything up, warm it, find the rate if asked to, measure, check, say what it came to.
+"""One bench from start to verdict: bring everything up, warm it, find the rate if asked to, measure, check,
+say what it came to.
 
-The exit status is 0 only if nothing was lost, doubled or unequal in any run that counts. It never runs beside what belongs to others: a
-database with unsettled checkouts, or with workers, is refused before anything is started, because our workers would process those
-checkouts against the light gateway.
+The exit status is 0 only if nothing was lost, doubled or unequal in any run that counts. It never runs beside
+what belongs to others: a database with unsettled checkouts, or with workers, is refused before anything is
+started, because our workers would process those checkouts against the light gateway.
 """
 
 from __future__ import annotations
@@ -68,9 +69,17 @@ class Plan:
     def gateway(self) -> tuple[str, ...]:
         """Return the command of the light gateway for this plan."""
         return (
-            "bench-gateway", "--latency", self.latency, "--faults", str(self.faults), "--seed", str(self.seed), "--think",
-            str(self.think), "--shoppers" if self.pays else "--no-shoppers",
-        )  # fmt: skip
+            "bench-gateway",
+            "--latency",
+            self.latency,
+            "--faults",
+            str(self.faults),
+            "--seed",
+            str(self.seed),
+            "--think",
+            str(self.think),
+            "--shoppers" if self.pays else "--no-shoppers",
+        )
 
 
 def run(plan: Plan, terminal: Terminal) -> tuple[int, dict[str, Any] | None]:

@@ -1,7 +1,9 @@
-"""The running product with a merchant for the bench, and one measurement on it: load, drain, every book read, one `Run`.
+"""The running product with a merchant for the bench, and one measurement on it: load, drain, every book read,
+one `Run`.
 
-The load and the light gateway are processes of their own; this one starts them, watches, and reads at the end. It reads Postgres twice a second by
-a query over what is under way, and the processes' meters once a second.
+The load and the light gateway are processes of their own; this one starts them, watches, and reads at the
+end. It reads Postgres twice a second by a query over what is under way, and the processes' meters once a
+second.
 """
 
 from __future__ import annotations
@@ -101,7 +103,9 @@ class Run:
 
     @property
     def ended(self) -> list[float]:
-        """When each order came to what the run is about: its end, or its offer to the shopper; in ascending order."""
+        """When each order came to what the run is about: its end, or its offer to the shopper; in ascending
+        order.
+        """
         moments = (row.ended_at if self.whole else row.offered_at for row in self.rows)
         return sorted(moment for moment in moments if moment is not None)
 
@@ -164,7 +168,9 @@ class BenchRun:
         return await self._read(job, sent, whole=whole)
 
     async def one_by_one(self, orders: int, *, show: Callable[[Progress], None]) -> tuple[Run, list[float]]:
-        """Process orders one after the other until each is ready; return the run, and the milliseconds that were not the gateway's own."""
+        """Process orders one after the other until each is ready; return the run, and the milliseconds that
+        were not the gateway's own.
+        """
         await self._control("POST", "/bench/reset")
         job, beyond = self.job(orders=orders, at_once=1), []
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
@@ -210,11 +216,18 @@ class BenchRun:
 
     @asynccontextmanager
     async def _loading(self, job: load.Job) -> AsyncIterator[Callable[[Progress], Awaitable[load.Sent]]]:
-        """Start the load's process; what is given hands it the job, notes how far it is, and returns what it sent."""
+        """Start the load's process; what is given hands it the job, notes how far it is, and returns what it
+        sent.
+        """
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "orchestrator", "bench-load",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=load.LONGEST_LINE,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "orchestrator",
+            "bench-load",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=load.LONGEST_LINE,
+        )
         assert process.stdin is not None  # noqa: S101 - asked for above
         assert process.stdout is not None  # noqa: S101 - as above
         stdin, stdout = process.stdin, process.stdout
@@ -279,13 +292,16 @@ class BenchRun:
         books = ledger.Books(
             payments=[
                 ledger.Payment(
-                    order_ref=one["orderId"], paid_at=one["paidAt"], amount=one["amountMinor"], currency=one["currency"],
+                    order_ref=one["orderId"],
+                    paid_at=one["paidAt"],
+                    amount=one["amountMinor"],
+                    currency=one["currency"],
                     captured=one["capturedMinor"],
                 )
                 for one in told["payments"]
             ],
             doubled={*told["doubled"]["sessions"], *told["doubled"]["payments"]},
-        )  # fmt: skip
+        )
         taken = [
             load.order_ref(job.prefix, number)
             for number, status in enumerate(sent.statuses)
@@ -323,14 +339,21 @@ class BenchRun:
 
 @asynccontextmanager
 async def prepared(up: Up, *, run: str) -> AsyncIterator[BenchRun]:
-    """Give the bench a merchant of its own at the light gateway, whose lookups are not rationed, and wait until the API knows it."""
+    """Give the bench a merchant of its own at the light gateway, whose lookups are not rationed, and wait
+    until the API knows it.
+    """
     name = f"{NAMED}{run}"
     async with Database(up.settings.need("database_url"), pool_size=3, name="orchestrator-bench") as db:
         merchants = Merchants(db, Encryptor(up.settings.secret_keys), up.settings)
         secrets = tuple(secret.get_secret_value() for secret in up.settings.gateway_secrets)
         await merchants.add(
-            name, gateway_url=str(up.sandbox_url), merchant_api_url=None, username="bench", password=name, callback_secrets=secrets
-        )  # fmt: skip
+            name,
+            gateway_url=str(up.sandbox_url),
+            merchant_api_url=None,
+            username="bench",
+            password=name,
+            callback_secrets=secrets,
+        )
         await merchants.set_policies(name, {"lookups_per_minute": MAX_LOOKUPS_PER_MINUTE})
         found = await merchants.named(name)
         if found is None:

@@ -1,7 +1,9 @@
-"""Shoppers at the light gateway: they think, they pay, and the gateway tells the shop by two callbacks at the same moment.
+"""Shoppers at the light gateway: they think, they pay, and the gateway tells the shop by two callbacks at the
+same moment.
 
-A callback's time counts from the moment at which it was to be sent, so that waiting for a free connection is not hidden. An answer
-is noted and nothing follows from it: a callback that was not taken is lost, and the shop has to find out by itself.
+A callback's time counts from the moment at which it was to be sent, so that waiting for a free connection is
+not hidden. An answer is noted and nothing follows from it: a callback that was not taken is lost, and the
+shop has to find out by itself.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ FIRST_TRANSACTION: Final = 539_101
 
 @dataclass(frozen=True, slots=True)
 class ShopperProfile:
-    """What shoppers do: `think` seconds before they pay, more or less a share `jitter` of it; the secret signs what is told."""
+    """What shoppers do: `think` seconds before they pay, more or less a share `jitter` of it; the secret
+    signs what is told.
+    """
 
     think: float = 1.0
     jitter: float = 0.5

@@ -1,8 +1,8 @@
 """What a run costs: CPU time and memory of every process, by what it is, sampled while it runs.
 
-A process that ends and is started again keeps what it had used. Of Postgres all backends count, also those that have ended; of a
-server that was not started here nothing is known, and nothing is told. The disk's flush time is measured beside it, because it bounds
-what any database can commit.
+A process that ends and is started again keeps what it had used. Of Postgres all backends count, also those
+that have ended; of a server that was not started here nothing is known, and nothing is told. The disk's flush
+time is measured beside it, because it bounds what any database can commit.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Sample:
 
 
 class Usage:
-    """A meter over processes by name (`worker-1`) and number; `kinds` makes one kind of `worker-1` and `worker-2`."""
+    """A meter over processes by name (`worker-1`) and number; `kinds` makes one kind of `worker-1` and
+    `worker-2`.
+    """
 
     def __init__(self, processes: Callable[[], Mapping[str, int]]) -> None:
         self._processes = processes
@@ -88,7 +90,9 @@ class Usage:
         ]
 
     def others(self) -> float:
-        """Return the share of the machine's CPU time that went to processes not measured here: it is missing to those that are."""
+        """Return the share of the machine's CPU time that went to processes not measured here: it is missing
+        to those that are.
+        """
         busy, whole = (now - before for now, before in zip(machine(), self._machine, strict=True))
         return max(busy - sum(self.used().values()), 0.0) / whole if whole > 0 else 0.0
 
@@ -106,7 +110,9 @@ class Usage:
 
 
 def spent(process: psutil.Process, *, ended: bool = False) -> float:
-    """Return the CPU seconds of a process, with `ended` also those of its children that have ended; 0 if it is gone."""
+    """Return the CPU seconds of a process, with `ended` also those of its children that have ended; 0 if it
+    is gone.
+    """
     with suppress(psutil.NoSuchProcess):
         times = process.cpu_times()
         # Of ended backends the postmaster knows.

@@ -1,7 +1,7 @@
 """The demo: everything `up` starts, then shoppers who go through every outcome, and a verdict.
 
-The shoppers use nothing but HTTP, like a shop and its customers. The exit status is 0 only if every order ended as its shopper's
-script says and the sandbox's ledger agrees with our books to the minor unit.
+The shoppers use nothing but HTTP, like a shop and its customers. The exit status is 0 only if every order
+ended as its shopper's script says and the sandbox's ledger agrees with our books to the minor unit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ BRISK: Final[dict[str, object]] = {
     "hint_grace": 2.0,
     "sweep_interval": 0.5,
 }
-"""Settings of the demo where none are set, so that a shopper who leaves is known to have left within seconds."""
+"""Settings of the demo where none are set, so that a shopper who leaves is known to have left within seconds.
+"""
 
 HASTY: Final[dict[str, object]] = {
     **BRISK,
@@ -39,7 +40,8 @@ HASTY: Final[dict[str, object]] = {
     "lease_seconds": 7.0,
     "operation_quiet": 3.0,
 }
-"""The same for scripts about money: the absence of a lost capture counts only when lease and quiet period are over.
+"""The same for scripts about money: the absence of a lost capture counts only when lease and quiet period are
+over.
 
 Not in a burst, which makes the calls themselves slow.
 """

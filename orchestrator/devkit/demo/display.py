@@ -1,4 +1,6 @@
-"""What the audience sees: orders by state while they move, and at the end a summary, the slowest order, and where to look."""
+"""What the audience sees: orders by state while they move, and at the end a summary, the slowest order, and
+where to look.
+"""
 
 from __future__ import annotations
 
@@ -52,9 +54,12 @@ def shared_state(states: Mapping[str, int], outcomes: Sequence[Outcome], *, seco
     over = sum(outcome.over for outcome in outcomes)
     bad = sum(outcome.over and not outcome.scripted for outcome in outcomes)
     line = Text.assemble(
-        ("\n  ", ""), (f"{over}", "bold"), (f" of {count} orders ended", ""),
-        (f", {bad} not as scripted" if bad else "", "bold red"), (f"   {seconds:.0f} s", "dim"),
-    )  # fmt: skip
+        ("\n  ", ""),
+        (f"{over}", "bold"),
+        (f" of {count} orders ended", ""),
+        (f", {bad} not as scripted" if bad else "", "bold red"),
+        (f"   {seconds:.0f} s", "dim"),
+    )
     return Group(Text(), table, line, Text())
 
 
@@ -66,7 +71,9 @@ def line(states: Mapping[str, int], outcomes: Sequence[Outcome], *, seconds: flo
 
 
 def summary(outcomes: Sequence[Outcome], *, width: int) -> Table:
-    """Draw how many orders of each script ended as it says, and how long they took; what it says where there is room."""
+    """Draw how many orders of each script ended as it says, and how long they took; what it says where there
+    is room.
+    """
     wide = width >= _WIDE
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("script", no_wrap=True)

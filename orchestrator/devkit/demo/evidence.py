@@ -1,8 +1,9 @@
-"""What ledger, books and trail tell about an order when it has ended, whether they tell the same, and what a script wants to find in them.
+"""What ledger, books and trail tell about an order when it has ended, whether they tell the same, and what a
+script wants to find in them.
 
-Amounts are minor units. The ledger is the sandbox's: every movement of a shopper's money, by whom and under which identifier. The
-books are what our API answers; for the money of a whole run, what the table of payments holds. A function of evidence returns what is
-missing, as the end of the sentence "expected …", or None.
+Amounts are minor units. The ledger is the sandbox's: every movement of a shopper's money, by whom and under
+which identifier. The books are what our API answers; for the money of a whole run, what the table of payments
+holds. A function of evidence returns what is missing, as the end of the sentence "expected …", or None.
 """
 
 from __future__ import annotations
@@ -51,15 +52,19 @@ class Told:
         """What the ledger says of each transaction that ever held money. A released reservation is none."""
         return {
             row["transactionId"]: (
-                0 if row["status"] == "released" else row["reservedMinor"], row["capturedMinor"], row["refundedMinor"],
+                0 if row["status"] == "released" else row["reservedMinor"],
+                row["capturedMinor"],
+                row["refundedMinor"],
             )
             for row in self.ledger
             if row["outcome"] == "succeeded"
-        }  # fmt: skip
+        }
 
     @property
     def in_books(self) -> dict[str, Sums]:
-        """What our books say of each transaction of the order that is more than an attempt, or holds money."""
+        """What our books say of each transaction of the order that is more than an attempt, or
+        holds money.
+        """
         seen = {one.transaction_id: _sums(one, one.currency) for one in self.checkout.payments}
         return {number: sums for number, sums in seen.items() if any(sums) or number in self.at_gateway}
 
@@ -91,7 +96,9 @@ class Told:
         return (callback for entry in self.trail for callback in entry.evidence.get("callbacks", ()))
 
     def check_money(self) -> None:
-        """Compare ledger and books, transaction by transaction; `Unscripted` unless they agree to the minor unit."""
+        """Compare ledger and books, transaction by transaction; `Unscripted` unless they agree to the minor
+        unit.
+        """
         theirs, ours = self.at_gateway, self.in_books
         for number in sorted(theirs.keys() | ours.keys()):
             at, here = theirs.get(number), ours.get(number)
@@ -102,7 +109,9 @@ class Told:
                 )
 
     def check_movements(self, wanted: tuple[str, ...]) -> None:
-        """See that the gateway did what we asked of it: these movements, each once, and none that we know nothing of."""
+        """See that the gateway did what we asked of it: these movements, each once, and none that we know
+        nothing of.
+        """
         made = [one for row in self.ledger for one in row["movements"] if one["by"] == "merchant"]
         if Counter(one["type"] for one in made) != Counter(wanted):
             seen = ", ".join(one["type"] for one in made)
@@ -121,7 +130,9 @@ class Told:
                 )
 
     def check_explanation(self) -> None:
-        """See that somebody who asks why is told why: in a summary, reasons and evidence, each a whole sentence."""
+        """See that somebody who asks why is told why: in a summary, reasons and evidence, each a whole
+        sentence.
+        """
         told = self.explained
         said = () if told is None else (told.summary, *told.because, *told.evidence)
         whole = told is not None and told.because and told.evidence
@@ -286,7 +297,10 @@ _PAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """Reserved, captured and refunded of one currency in minor units, by both sides. A reservation that was released is none."""
+    """Reserved, captured and refunded of one currency in minor units, by both sides.
+
+    A reservation that was released is none.
+    """
 
     currency: str
     ledger: Sums
@@ -321,7 +335,9 @@ async def _ledger(http: httpx.AsyncClient, gateway: str, prefix: str) -> dict[st
                 reserved, captured, refunded = sums[row["currency"]]
                 held = 0 if row["status"] == "released" else row["reservedMinor"]
                 sums[row["currency"]] = (
-                    reserved + held, captured + row["capturedMinor"], refunded + row["refundedMinor"],
-                )  # fmt: skip
+                    reserved + held,
+                    captured + row["capturedMinor"],
+                    refunded + row["refundedMinor"],
+                )
         after = page["next"]
     return dict(sums)

@@ -60,16 +60,27 @@ class Order:
                     {"itemId": "blanket", "description": "Wool blanket", "quantity": 1, "unitPrice": value}
                 ],
                 "customer": {
-                    "firstName": "Sam", "lastName": "Shopper", "email": "sam@example.com",
-                    "billingAddress": {"street": "Main Street 1", "city": "Somewhere", "zipCode": "1000", "country": self.country},
+                    "firstName": "Sam",
+                    "lastName": "Shopper",
+                    "email": "sam@example.com",
+                    "billingAddress": {
+                        "street": "Main Street 1",
+                        "city": "Somewhere",
+                        "zipCode": "1000",
+                        "country": self.country,
+                    },
                 },
             },
             "callbacks": {
                 "success": {"type": "URL", "value": THANKS},
                 "failure": {"type": "URL", "value": SORRY},
             },
-            "configuration": {"paymentType": "PAYMENT", "autoCapture": self.auto_capture, "country": self.country},
-        }  # fmt: skip
+            "configuration": {
+                "paymentType": "PAYMENT",
+                "autoCapture": self.auto_capture,
+                "country": self.country,
+            },
+        }
         if self.expires_in is not None:
             intent["expiresIn"] = self.expires_in
         return intent

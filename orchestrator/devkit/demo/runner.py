@@ -1,4 +1,6 @@
-"""The demo as a whole: shoppers arrive, the audience watches, and at the end it says whether every order went by its script."""
+"""The demo as a whole: shoppers arrive, the audience watches, and at the end it says whether every order went
+by its script.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,8 @@ async def _live(shop: Shop, outcome: Outcome, room: asyncio.Semaphore) -> None:
         except Unscripted as error:
             outcome.problem = str(error)
         except (ClientError, httpx.HTTPError, ValueError, KeyError) as error:
-            # Nobody answered, or not what the contract says: the order is lost to its script, the others go on.
+            # Nobody answered, or not what the contract says: the order is lost to its script, the others go
+            # on.
             outcome.problem = f"expected an answer by the contract, saw {type(error).__name__}: {error}"
         else:
             outcome.told = told

@@ -1,9 +1,11 @@
-"""What a script is, and the scripts of both groups: what a shopper does, what goes wrong on the way, how the order must end.
+"""What a script is, and the scripts of both groups: what a shopper does, what goes wrong on the way, how the
+order must end.
 
-A script is data and one function over what a shopper can do (`steps`). `plan` is what the sandbox is told about the order beforehand,
-and `evidence` looks at ledger and trail afterwards, so that an order which ended well for another reason than its script's is found.
-Group `money` says what ledger and books must hold in the end, and what we may have asked the gateway for on the way: whatever happens
-twice in a script (a capture asked for again, an answer that is lost, a policy that two lookups follow), the money moves once.
+A script is data and one function over what a shopper can do (`steps`). `plan` is what the sandbox is told
+about the order beforehand, and `evidence` looks at ledger and trail afterwards, so that an order which ended
+well for another reason than its script's is found. Group `money` says what ledger and books must hold in the
+end, and what we may have asked the gateway for on the way: whatever happens twice in a script (a capture
+asked for again, an answer that is lost, a policy that two lookups follow), the money moves once.
 """
 
 from __future__ import annotations
@@ -60,14 +62,17 @@ class Script:
     plan: dict[str, Any] = field(default_factory=dict)
     expires_in: int | None = None
     method: Method | None = None
-    """None: any that the shopper is offered. Only a card can be declined by its number, only a bank leaves a payment open."""
+    """None: any that the shopper is offered. Only a card can be declined by its number, only a bank leaves a
+    payment open."""
     merchant: str = "default"
     auto_capture: bool | None = None
     """None: as the seed has it."""
     handed_over: bool = True
-    """Whether the shop hands the order over; otherwise it is paid elsewhere, and nobody here has heard of it."""
+    """Whether the shop hands the order over; otherwise it is paid elsewhere, and nobody here has heard of it.
+    """
     holds: Sums | None = None
-    """What the books say of the payment that pays, in the end, as multiples of the order's amount; None: it is reserved, if paid."""
+    """What the books say of the payment that pays, in the end, as multiples of the order's amount; None: it
+    is reserved, if paid."""
     moves: tuple[str, ...] = ()
     """What we ask the gateway to do to the money, all in all; it may do nothing else for us."""
 
@@ -133,7 +138,8 @@ MERCHANTS: Final[dict[str, dict[str, object]]] = {
 }  # fmt: skip
 """The merchants of these scripts by name, with their policies; all have the one account at the gateway.
 
-Nobody waits for a place in the queue of lookups: here everything is looked up within seconds, as it is in hours elsewhere.
+Nobody waits for a place in the queue of lookups: here everything is looked up within seconds, as it is in
+hours elsewhere.
 """
 
 
@@ -141,7 +147,8 @@ RESERVED: Final = (1, 0, 0)
 CAPTURED: Final = (1, 1, 0)
 REFUNDED: Final = (1, 1, 1)
 NOTHING: Final = (0, 0, 0)
-"""What the books say in the end: reserved, captured and refunded, each as a multiple of the order's amount."""
+"""What the books say in the end: reserved, captured and refunded, each as a multiple of the order's amount.
+"""
 
 _LOST: Final = {"callbacks": {"success": False, "failure": False, "notification": False}}
 _PAID: Final[dict[str, Any]] = {
@@ -329,7 +336,9 @@ def scripts_of(name: str) -> tuple[Script, ...]:
 
 
 def choose(names: Iterable[str]) -> list[Script]:
-    """Return the scripts of some names, each once, the usual group without any; `ValueError` says what there is instead."""
+    """Return the scripts of some names, each once, the usual group without any; `ValueError` says what there
+    is instead.
+    """
     chosen: dict[str, Script] = {}
     for name in list(names) or [USUAL]:
         try:

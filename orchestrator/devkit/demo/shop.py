@@ -1,7 +1,8 @@
-"""The merchants of the demo, over plain HTTP: the API through our client, the sandbox's script API, the gateway's own interface.
+"""The merchants of the demo, over plain HTTP: the API through our client, the sandbox's script API, the
+gateway's own interface.
 
-One `Shop` is one merchant: `default`, or one of group `money`, with policies of its own. What does not answer as the contract says ends
-in `Unscripted`.
+One `Shop` is one merchant: `default`, or one of group `money`, with policies of its own. What does not answer
+as the contract says ends in `Unscripted`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class Unscripted(OrchestratorError):  # noqa: N818 - named for the fact
 
 @dataclass(slots=True)
 class Shop:
-    """One merchant with everything it can reach. `encryptor` and `public_url` make the addresses that its gateway was told."""
+    """One merchant with everything it can reach.
+
+    `encryptor` and `public_url` make the addresses that its gateway was told.
+    """
 
     http: httpx.AsyncClient
     client: Client
@@ -59,8 +63,14 @@ class Shop:
     # The API.
 
     async def refused(
-        self, checkout: UUID, kind: CommandKind, body: Mapping[str, object], *, why: str, key: str | None = None
-    ) -> None:  # fmt: skip
+        self,
+        checkout: UUID,
+        kind: CommandKind,
+        body: Mapping[str, object],
+        *,
+        why: str,
+        key: str | None = None,
+    ) -> None:
         """Ask something that must be refused, and for this reason (the last word of the problem's type)."""
         try:
             await self.client.command(checkout, kind, body, key=key)
@@ -91,7 +101,9 @@ class Shop:
         return [row for entry in found["orders"] for row in entry["payments"]]
 
     async def pay_elsewhere(self, order: Order) -> None:
-        """Pay an order number at the gateway that nobody has handed over; its terminals know the merchant's own address."""
+        """Pay an order number at the gateway that nobody has handed over; its terminals know the merchant's
+        own address.
+        """
         url = callback_urls.merchant_url(self.encryptor, self.public_url, self.merchant.name)
         payment = {
             "orderId": order.id,
@@ -112,15 +124,22 @@ class Shop:
         need(answer, (200,), "the gateway to capture by hand")
 
     async def forge(self, order: Order, checkout: UUID) -> int:
-        """Send a success notification as somebody would who knows the address and no secret; return the answer's status."""
+        """Send a success notification as somebody would who knows the address and no secret; return the
+        answer's status.
+        """
         pages = {"success": "", "failure": ""}
         urls = callback_urls.callback_urls(
             self.encryptor, self.public_url, checkout, pages, merchant_id=self.merchant.id
         )
         fields = {
-            "shop_orderid": order.id, "currency": order.currency, "amount": str(money.to_decimal(order.amount, order.currency)),
-            "transaction_id": "1", "payment_status": "captured", "status": "succeeded", "checksum": "0" * 32,
-        }  # fmt: skip
+            "shop_orderid": order.id,
+            "currency": order.currency,
+            "amount": str(money.to_decimal(order.amount, order.currency)),
+            "transaction_id": "1",
+            "payment_status": "captured",
+            "status": "succeeded",
+            "checksum": "0" * 32,
+        }
         signature = f"t={int(time.time())};s0={'0' * 64}"
         answer = await self.http.post(
             urls.notification, data=fields, headers={"altapay-signature": signature}
@@ -129,9 +148,16 @@ class Shop:
 
 
 async def opened(
-    up: Up, db: Database, http: httpx.AsyncClient, policies: Mapping[str, Mapping[str, object] | None], *, gateway: str
-) -> dict[str, Shop]:  # fmt: skip
-    """Return a shop for each merchant by name, added or set to its policies; one without policies stays as it is."""
+    up: Up,
+    db: Database,
+    http: httpx.AsyncClient,
+    policies: Mapping[str, Mapping[str, object] | None],
+    *,
+    gateway: str,
+) -> dict[str, Shop]:
+    """Return a shop for each merchant by name, added or set to its policies; one without policies stays as it
+    is.
+    """
     encryptor = Encryptor(up.settings.secret_keys)
     merchants = Merchants(db, encryptor, up.settings)
     added = [
@@ -156,7 +182,8 @@ async def _bring_about(merchants: Merchants, up: Up, name: str, policies: Mappin
     """Add a merchant, or set the one that is there to what its scripts need; say whether it is new."""
     password = up.settings.gateway_password.get_secret_value()
     secrets = tuple(secret.get_secret_value() for secret in up.settings.gateway_secrets)
-    # Without a gateway and user name of its own it has those of the settings, wherever the sandbox listens the next time.
+    # Without a gateway and user name of its own it has those of the settings, wherever the sandbox listens
+    # the next time.
     added = await merchants.add(
         name, gateway_url="", merchant_api_url=None, username="", password=password, callback_secrets=secrets
     )

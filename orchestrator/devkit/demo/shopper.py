@@ -1,7 +1,9 @@
-"""One shopper with one order, over plain HTTP only: what a browser would send, and what the shop asks for in the meantime.
+"""One shopper with one order, over plain HTTP only: what a browser would send, and what the shop asks for in
+the meantime.
 
-Every wait is bounded, and whatever does not go by the script ends in `Unscripted`, which says what was expected and what was seen.
-The shop's own pages are never fetched: the shopper stops where the redirect leads.
+Every wait is bounded, and whatever does not go by the script ends in `Unscripted`, which says what was
+expected and what was seen. The shop's own pages are never fetched: the shopper stops where the redirect
+leads.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ class Shopper:
         return await self._settled(self.known)
 
     async def _settled(self, checkout: UUID) -> Told:
-        """Return what is told at the end; callbacks that were sent beside the one that counted get a moment to arrive."""
+        """Return what is told at the end; callbacks that were sent beside the one that counted get a moment
+        to arrive.
+        """
         deadline = time.monotonic() + _LATECOMERS
         while True:
             ledger = await self.shop.ledger(self.order)
@@ -136,7 +140,9 @@ class Shopper:
         await self.client.command(self.known, CommandKind.CANCEL, {"reason": "the shopper took too long"})
 
     def expect_page(self, name: str | None) -> None:
-        """See where the gateway sent the shopper: to a page of the shop's with the order's number, or nowhere."""
+        """See where the gateway sent the shopper: to a page of the shop's with the order's number, or
+        nowhere.
+        """
         seen = self._page or "no redirect"
         if name is None:
             if self._page is not None:
@@ -172,7 +178,10 @@ class Shopper:
         return {"value": float(money.to_decimal(minor, self.order.currency)), "currency": self.order.currency}
 
     async def ask(self, kind: CommandKind, *, fails: bool = False, **body: object) -> None:
-        """Ask for something and wait until it is done, with all that it began. `fails`: the gateway is to refuse it."""
+        """Ask for something and wait until it is done, with all that it began.
+
+        `fails`: the gateway is to refuse it.
+        """
         accepted = await self.client.command(self.known, kind, body)
         await self.obeyed(accepted.command.id, fails=fails)
 
@@ -199,7 +208,9 @@ class Shopper:
         return rows[0]
 
     async def at_gateway(self, what: str, **body: object) -> None:
-        """Have something happen to the payment that holds money, at the gateway, that nobody here asked for."""
+        """Have something happen to the payment that holds money, at the gateway, that nobody here
+        asked for.
+        """
         await self.shop.control("POST", f"payments/{(await self.paid_row())['paymentId']}/{what}", body)
 
     async def paid(self) -> None:
@@ -233,7 +244,9 @@ class Shopper:
     async def until(
         self, what: str, there: Callable[[answers.Checkout], bool], *, ended: bool = False
     ) -> answers.Checkout:
-        """Read the checkout until something is there, or patience is out; or it has ended without it, unless that may be."""
+        """Read the checkout until something is there, or patience is out; or it has ended without it, unless
+        that may be.
+        """
         deadline = time.monotonic() + self._timeout
         pause = _PAUSE
         while True:
@@ -280,7 +293,9 @@ class Shopper:
 
 
 def _fate(found: answers.Checkout, command: UUID) -> str | None:
-    """Return what became of a command: done, rejected (by the gateway), why it was refused; None while that is open."""
+    """Return what became of a command: done, rejected (by the gateway), why it was refused; None while that
+    is open.
+    """
     answer = next((one for one in found.commands if one.id == command), None)
     if answer is None or answer.result_code is None:
         return None

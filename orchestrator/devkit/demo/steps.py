@@ -1,7 +1,7 @@
 """What happens to the orders of the scripts.
 
-Shoppers are late or pay twice, the shop captures and returns, the gateway does something by itself, and a person decides. Each act
-waits for what it has begun, so that whatever comes next in a script meets it done.
+Shoppers are late or pay twice, the shop captures and returns, the gateway does something by itself, and a
+person decides. Each act waits for what it has begun, so that whatever comes next in a script meets it done.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _AFTER_DEADLINE: Final = 3.0
 """Seconds beyond a deadline after which a checkout without an open payment would have expired."""
 
-# ── Group `checkout` ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Group `checkout` ───────────────────────────────────────────────────────────────────────────────────────
 
 
 async def pay_and_return(shopper: Shopper) -> None:
@@ -59,7 +59,7 @@ async def merchant_cancels(shopper: Shopper) -> None:
     await shopper.merchant_cancels()
 
 
-# ── After the payment ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── After the payment ─────────────────────────────────────────────────────────────────────────────────────
 
 
 async def pay(shopper: Shopper) -> None:
@@ -163,7 +163,7 @@ async def released_at_gateway(shopper: Shopper) -> None:
     await shopper.without_attention()
 
 
-# ── Evidence ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Evidence ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def pay_unheard(shopper: Shopper) -> None:
@@ -174,7 +174,9 @@ async def pay_unheard(shopper: Shopper) -> None:
 
 
 async def fail_after_success(shopper: Shopper) -> None:
-    """Pay, go back in the browser and send the empty form: the gateway calls the failure page although it holds the money."""
+    """Pay, go back in the browser and send the empty form: the gateway calls the failure page although it
+    holds the money.
+    """
     await pay(shopper)
     await shopper.at_gateway("send", kind="failure", status="failed")
     await shopper.callback("signed", status="failed")
@@ -195,11 +197,13 @@ async def be_forged_then_pay(shopper: Shopper) -> None:
     await shopper.paid()
 
 
-# ── Late, surplus and unknown money ───────────────────────────────────────────────────────────────────────────────────
+# ── Late, surplus and unknown money ───────────────────────────────────────────────────────────────────────
 
 
 async def _let_expire(shopper: Shopper) -> str:
-    """Open the gateway's page and wait until the checkout is expired; return the page, on which can still be paid."""
+    """Open the gateway's page and wait until the checkout is expired; return the page, on which can still be
+    paid.
+    """
     page = await shopper.open_page()
     await shopper.until("state expired", lambda found: found.state == State.EXPIRED, ended=True)
     return page
@@ -314,7 +318,7 @@ async def pay_open_until_after_deadline(shopper: Shopper) -> None:
     await shopper.paid()
 
 
-# ── What a checkout shows ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── What a checkout shows ─────────────────────────────────────────────────────────────────────────────────
 
 
 def _all_captured(found: answers.Checkout) -> bool:

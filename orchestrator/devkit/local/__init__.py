@@ -1,8 +1,10 @@
-"""Everything on one machine: the processes of `orchestrator up`, and finding them again from another terminal.
+"""Everything on one machine: the processes of `orchestrator up`, and finding them again from another
+terminal.
 
-`Up` starts servers, sandbox, API, workers and scheduler below one data directory, keeps them running and ends them; none of them
-outlives it, whatever ends it. What it generated or chose (keys, ports, URLs) stands in the data directory, readable by its owner
-alone, so that the next start continues the same installation and `attach` lets the operator's commands find it.
+`Up` starts servers, sandbox, API, workers and scheduler below one data directory, keeps them running and ends
+them; none of them outlives it, whatever ends it. What it generated or chose (keys, ports, URLs) stands in the
+data directory, readable by its owner alone, so that the next start continues the same installation and
+`attach` lets the operator's commands find it.
 
     up.py            the processes from start to end: `Options`, `Up`, `run`
     child.py         one of them

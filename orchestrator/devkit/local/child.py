@@ -1,7 +1,8 @@
-"""One child process of `up`: started, watched, started again with back-off, ended; what it says goes to its log file.
+"""One child process of `up`: started, watched, started again with back-off, ended; what it says goes to its
+log file.
 
-It ends with us, also after `kill -9`, because the kernel ends it. The log is a file and no pipe, so that a child never waits for
-us; we read along behind it for what a person should see.
+It ends with us, also after `kill -9`, because the kernel ends it. The log is a file and no pipe, so that a
+child never waits for us; we read along behind it for what a person should see.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Child:
         with grown(self.log) as file:
             self._read_to = file.tell()
             self._rest = b""
-            # SIGKILL: when we are gone its database may be too, and what it had in hand is safe with its due times.
+            # SIGKILL: when we are gone its database may be too, and what it had in hand is safe with its due
+            # times.
             self._process = spawn(
                 self._command,
                 last_signal=signal.SIGKILL,
@@ -63,7 +65,9 @@ class Child:
         self._began, self.start_at = time.monotonic(), None
 
     def fallen(self) -> int | None:
-        """Return the status of a process that has ended and is not noted as down yet; note it, and when to start again."""
+        """Return the status of a process that has ended and is not noted as down yet; note it, and when to
+        start again.
+        """
         if self._process is None or self.start_at is not None:
             return None
         status = self._process.poll()

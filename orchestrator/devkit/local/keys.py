@@ -1,7 +1,8 @@
 """The generated secrets of one installation, in `keys.json` of its data directory (mode 0600).
 
-Made once, at the first start, and never changed: what they sealed must open at the next start. A setting goes before the key
-of the same name. The gateway's credentials here are those of the sandbox and are given to no other gateway.
+Made once, at the first start, and never changed: what they sealed must open at the next start. A setting goes
+before the key of the same name. The gateway's credentials here are those of the sandbox and are given to no
+other gateway.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Keys(msgspec.Struct, rename="camel", frozen=True):
         return "Keys(...)"
 
     def missing_from(self, settings: Settings, *, sandbox: bool) -> dict[str, object]:
-        """Return the settings that these keys supply: those that are not set, the gateway's only for the sandbox."""
+        """Return the settings that these keys supply: those that are not set, the gateway's only for the
+        sandbox.
+        """
         names = ["secret_keys", "jwt_secrets"]
         if sandbox:
             names += ["gateway_username", "gateway_password", "gateway_secrets"]

@@ -1,8 +1,10 @@
-"""Finding an installation from another terminal: what `up` runs with, and how the operator's commands get at it.
+"""Finding an installation from another terminal: what `up` runs with, and how the operator's commands get at
+it.
 
-While `up` runs, `runtime.json` in its data directory (mode 0600) says with which settings. A command attaches to that; where
-nothing runs, it starts the embedded Postgres itself for as long as it takes. Settings of the command's own environment go first,
-and with ORCHESTRATOR_DATABASE_URL set no data directory is looked at but for keys.
+While `up` runs, `runtime.json` in its data directory (mode 0600) says with which settings. A command attaches
+to that; where nothing runs, it starts the embedded Postgres itself for as long as it takes. Settings of the
+command's own environment go first, and with ORCHESTRATOR_DATABASE_URL set no data directory is looked at but
+for keys.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ def withdraw(data_dir: Path) -> None:
 
 
 def running(data_dir: Path) -> Runtime | None:
-    """Return what runs in a data directory, or None; a note that a killed `up` left behind counts for nothing."""
+    """Return what runs in a data directory, or None; a note that a killed `up` left behind counts for
+    nothing.
+    """
     path = data_dir / NAME
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Runtime)
@@ -74,7 +78,9 @@ def running(data_dir: Path) -> Runtime | None:
 
 
 def configured(data_dir: Path, overrides: Mapping[str, object] | None = None) -> Settings:
-    """Return the settings for a command that needs no server: the environment's, then those of what runs, then kept keys."""
+    """Return the settings for a command that needs no server: the environment's, then those of what runs,
+    then kept keys.
+    """
     given = load(overrides)
     supplied = dict(overrides or {})
     runs = running(data_dir) if given.database_url is None else None

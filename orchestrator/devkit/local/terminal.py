@@ -1,7 +1,8 @@
-"""What `up` and `demo` show: lines for people, and the warnings of the child processes among them, never in floods.
+"""What `up` and `demo` show: lines for people, and the warnings of the child processes among them, never in
+floods.
 
-A child's log line is JSON from our own logging, already without secrets; anything else it writes (a traceback before logging was
-set up, a library's own complaint) is passed through the same scrubbing before it is shown.
+A child's log line is JSON from our own logging, already without secrets; anything else it writes (a traceback
+before logging was set up, a library's own complaint) is passed through the same scrubbing before it is shown.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ _UNSAID: Final = frozenset({"event", "level", "logger", "timestamp", "exception"
 
 
 class PlainConsole(Console):
-    """The console of everything that is drawn here: a `str` is one line of text, whatever it holds, and never markup.
+    """The console of everything that is drawn here: a `str` is one line of text, whatever it holds, and never
+    markup.
 
-    Styles come from `Text` objects alone. Whatever is drawn, no control character and no bidirectional control of its content
-    reaches the terminal.
+    Styles come from `Text` objects alone. Whatever is drawn, no control character and no bidirectional
+    control of its content reaches the terminal.
     """
 
     def __init__(self, *, stderr: bool = False, **options: Any) -> None:
@@ -58,7 +60,10 @@ class PlainConsole(Console):
 
 
 class Terminal:
-    """Where everything is shown; `least` is the level from which on children's lines are. `aside`: stdout is kept for a result."""
+    """Where everything is shown; `least` is the level from which on children's lines are.
+
+    `aside`: stdout is kept for a result.
+    """
 
     def __init__(self, *, least: str = "warning", raw: bool = False, aside: bool = False) -> None:
         self.console = PlainConsole(stderr=aside)
@@ -96,7 +101,9 @@ class Terminal:
     def watching(
         self, *, transient: bool = False
     ) -> Iterator[Callable[[Callable[[], RenderableType], Callable[[], str]], None]]:
-        """Give what shows something that changes: drawn again in place where that can be done, else as a line now and then."""
+        """Give what shows something that changes: drawn again in place where that can be done, else as a line
+        now and then.
+        """
         if self.live:
             with Live(console=self.console, auto_refresh=False, transient=transient) as live:
                 yield lambda drawn, _: live.update(drawn(), refresh=True)

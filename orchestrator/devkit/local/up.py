@@ -1,8 +1,10 @@
-"""`up`: servers, schema, sandbox, API, workers, scheduler and deliverer from nothing, kept running, and ended in the right order.
+"""`up`: servers, schema, sandbox, API, workers, scheduler and deliverer from nothing, kept running, and ended
+in the right order.
 
-Everything is started from the main thread, because the kernel ends a child with the thread that started it. A child that ends is
-started again; the embedded servers too. Stopping is warm: who has work in hand finishes it while gateway and servers still
-answer. Nothing is left behind, and whatever was open is in Postgres with its due time, so the next start goes on with it.
+Everything is started from the main thread, because the kernel ends a child with the thread that started it. A
+child that ends is started again; the embedded servers too. Stopping is warm: who has work in hand finishes it
+while gateway and servers still answer. Nothing is left behind, and whatever was open is in Postgres with its
+due time, so the next start goes on with it.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ START_TIMEOUT: Final = 60.0
 _LOOK: Final = 0.1
 _TIMEOUT: Final = 5.0
 _SERVERS_SHARE: Final = 0.4
-"""Of SHUTDOWN_TIMEOUT, for the stand-in of the gateway and the servers after those that call them; at most as many seconds as:"""
+"""Of SHUTDOWN_TIMEOUT, for the stand-in of the gateway and the servers after those that call them; at most as
+many seconds as:"""
 _SERVERS_TIME: Final = 10.0
 _LEAST: Final = 2.0
 """Seconds that the servers get in any case."""
@@ -69,7 +72,8 @@ class Options:
     durable: bool | None = None
     """Whether what is committed outlives the machine's end; None: unless it is ephemeral."""
     gateway: tuple[str, ...] = ()
-    """A command of ours that stands in for the gateway, whatever GATEWAY_URL says. Empty: the sandbox, where none is set."""
+    """A command of ours that stands in for the gateway, whatever GATEWAY_URL says. Empty: the sandbox, where
+    none is set."""
 
     @property
     def lasting(self) -> bool:
@@ -154,17 +158,22 @@ class Up:
             commands[name] = [name, "--host", HOST, "--port", str(sandbox_port), *rest]
         self.children = [
             Child(
-                name, command, environment=environment(self.settings, command[0] if command[0] in SECRETS else "sandbox"),
-                log=log / f"{name}.log", cwd=Path.cwd(),
+                name,
+                command,
+                environment=environment(self.settings, command[0] if command[0] in SECRETS else "sandbox"),
+                log=log / f"{name}.log",
+                cwd=Path.cwd(),
             )
             for name, command in commands.items()
-        ]  # fmt: skip
+        ]
         held.callback(self._end_children)
         for child in self.children:
             child.start()
 
     def _prepare_database(self) -> None:
-        """Bring the schema up to date, and refuse a database whose trail was written under keys that we do not have."""
+        """Bring the schema up to date, and refuse a database whose trail was written under keys that we do
+        not have.
+        """
         url = self.settings.owner_url
 
         async def newest_key() -> str | None:
@@ -192,7 +201,9 @@ class Up:
         return made
 
     def _settings(self, given: Settings) -> Settings:
-        """Return the settings of the children: those that are set, then defaults of the caller, then what is generated."""
+        """Return the settings of the children: those that are set, then defaults of the caller, then what is
+        generated.
+        """
         keys = generated(self.data_dir)
         supplied = {
             name: value for name, value in self._defaults.items() if name not in given.model_fields_set
@@ -216,18 +227,23 @@ class Up:
         if "public_url" not in given.model_fields_set:
             supplied["public_url"] = self.url
         if "access_log" not in given.model_fields_set:
-            # Its logs are files that are set aside at a start only; a line for each request would fill the disk.
+            # Its logs are files that are set aside at a start only; a line for each request would fill the
+            # disk.
             supplied["access_log"] = False
         # Files are read by programs; the terminal shows lines for people.
         return load({**supplied, "log_format": "json"})
 
     def ledger_url(self, gateway: str, **query: str) -> str:
-        """Return where a person's browser sees the money at a sandbox; the token in it is that of the control API."""
+        """Return where a person's browser sees the money at a sandbox; the token in it is that of the control
+        API.
+        """
         token = self.settings.sandbox_token.get_secret_value()
         return f"{gateway}/sandbox/ledger?{urlencode({**query, **({'token': token} if token else {})})}"
 
     def data_dir_option(self, usual: str) -> str:
-        """Return what a command must be told besides to find this installation from here: nothing for the usual place."""
+        """Return what a command must be told besides to find this installation from here: nothing for the
+        usual place.
+        """
         return "" if self.options.data_dir == Path(usual) else f" --data-dir {self.data_dir}"
 
     # While they run.
@@ -304,7 +320,8 @@ class Up:
     async def shut(self, hurry: asyncio.Event) -> None:
         """End the children warmly: who calls first, then who is called. With `hurry` set, at once.
 
-        All of it, the servers too, takes SHUTDOWN_TIMEOUT at most. `orderly` tells whether nobody had to be killed.
+        All of it, the servers too, takes SHUTDOWN_TIMEOUT at most. `orderly` tells whether nobody had to be
+        killed.
         """
         seconds = self.settings.shutdown_timeout
         self.end_within(seconds)
@@ -403,7 +420,8 @@ def run(
 ) -> int:
     """Bring everything up and keep it up until SIGINT or SIGTERM; return the exit status.
 
-    `visit` runs once everything answers; its number is the exit status. Without `stay`, its end is the end of it all.
+    `visit` runs once everything answers; its number is the exit status. Without `stay`, its end is the end of
+    it all.
     """
     up = Up(options, terminal, defaults=defaults)
     seconds = load().shutdown_timeout

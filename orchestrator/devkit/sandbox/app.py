@@ -1,7 +1,8 @@
 """The sandbox's app and server: routes in the order of their traffic, start and end of its life.
 
-`create_app` builds everything from the config and the state file; `run` serves it until a signal comes. A refusal anywhere
-is an answer in the gateway's own form; anything else that goes wrong is a bug and answers 500.
+`create_app` builds everything from the config and the state file; `run` serves it until a signal comes. A
+refusal anywhere is an answer in the gateway's own form; anything else that goes wrong is a bug and answers
+500.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _GRACE = 2  # seconds that open requests get when the server ends; a hanging cal
 
 
 class _CheckoutCors:
-    """CORS for the Checkout API alone: its token is given to the shopper's browser by design (D1), so pages of any shop may call it."""
+    """CORS for the Checkout API alone: its token is given to the shopper's browser by design (D1), so pages
+    of any shop may call it.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -43,7 +46,9 @@ class _CheckoutCors:
 
 
 def create_app(config: SandboxConfig) -> Starlette:
-    """Return the app; it must be run with its lifespan, which opens the pool for callbacks and closes the store."""
+    """Return the app; it must be run with its lifespan, which opens the pool for callbacks and closes the
+    store.
+    """
     sandbox = Sandbox(config)
 
     @contextlib.asynccontextmanager

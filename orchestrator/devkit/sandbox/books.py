@@ -1,9 +1,10 @@
 """What the gateway knows: sessions, payments, their transactions, and the money on each.
 
-The only module that changes money. Every change is marked in the store before it returns; callers answer after
-`Store.flushed`. Amounts are minor units. A payment is one `POST /payment`; a transaction comes into being when the
-shopper submits, and a new one with each further try on the same page, so an abandoned page leaves no transaction.
-As in the vendor's fixtures, ReservedAmount is not reduced by capture, release or refund; `held_minor` is.
+The only module that changes money. Every change is marked in the store before it returns; callers answer
+after `Store.flushed`. Amounts are minor units. A payment is one `POST /payment`; a transaction comes into
+being when the shopper submits, and a new one with each further try on the same page, so an abandoned page
+leaves no transaction. As in the vendor's fixtures, ReservedAmount is not reduced by capture, release or
+refund; `held_minor` is.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class Reconciliation(msgspec.Struct):
 
 
 class Movement(msgspec.Struct):
-    """One thing that happened to the money of a transaction, by whom, under the name that the merchant gave it (or "")."""
+    """One thing that happened to the money of a transaction, by whom, under the name that the merchant gave
+    it (or "").
+    """
 
     type: str  # captured, refunded, released, charged_back, chargeback_reversed
     amount_minor: int
@@ -104,7 +107,9 @@ class Transaction(msgspec.Struct):
 
     @property
     def held_minor(self) -> int:
-        """What the shopper is out of because of this transaction: reservations and captures, less what came back."""
+        """What the shopper is out of because of this transaction: reservations and captures, less what came
+        back.
+        """
         if self.status == "released":
             return 0
         kept = max(self.reserved_minor, self.captured_minor)
@@ -131,7 +136,8 @@ class Payment(msgspec.Struct):
     echoes_reconciliation: bool = True
     echoes_infos: bool = True
     leaves_capture: bool = False
-    """autoCapture was asked for, and the gateway leaves it to the merchant all the same (`require_capture`)."""
+    """autoCapture was asked for, and the gateway leaves it to the merchant all the same (`require_capture`).
+    """
     reserved_seconds: float | None = None
     """How long a reservation is held; None: as the card's scheme has it."""
     transactions: list[Transaction] = []
@@ -188,7 +194,9 @@ class Books:
     # Sessions
 
     def open_session(self, body: bytes, **facts: Any) -> Session:
-        """Create a session; its id depends on the seed, the order number and how many that order had before."""
+        """Create a session; its id depends on the seed, the order number and how many that order
+        had before.
+        """
         order_id: str | None = facts.get("order_id")
         order = self.orders.get(order_id) if order_id else None
         nth = len(order.sessions) if order else (0 if order_id else len(self.sessions))
@@ -216,7 +224,9 @@ class Books:
     # Payments
 
     def open_payment(self, session_id: str, method: Method, **facts: Any) -> Payment:
-        """Create a payment for a complete session, or for none ("") as another system of the merchant would."""
+        """Create a payment for a complete session, or for none ("") as another system of the
+        merchant would.
+        """
         order_id = facts["order_id"]
         nth = len(self.order(order_id).payments)
         payment = Payment(
@@ -256,7 +266,9 @@ class Books:
         return transaction
 
     def conclude(self, payment: Payment, transaction: Transaction, verdict: AuthorizationResult) -> None:
-        """Let an attempt end as the acquirer or bank decided; money moves here and only here before capture."""
+        """Let an attempt end as the acquirer or bank decided; money moves here and only here
+        before capture.
+        """
         transaction.outcome = verdict.outcome
         transaction.status = verdict.status or _status_of(payment, verdict.outcome)
         transaction.message = verdict.message

@@ -1,8 +1,10 @@
-"""Telling the merchant: browser callbacks while the shopper waits, notifications beside them, in the order a plan asks for.
+"""Telling the merchant: browser callbacks while the shopper waits, notifications beside them, in the order a
+plan asks for.
 
-Success and failure are POSTed by the gateway's own server and their answer is relayed to the shopper; a notification is a
-separate POST with a timeout of 5 s whose answer is discarded; no order between them is promised (D7, part 2.1). Every
-sending, also one kept back on purpose, is noted in the books with what came of it.
+Success and failure are POSTed by the gateway's own server and their answer is relayed to the shopper; a
+notification is a separate POST with a timeout of 5 s whose answer is discarded; no order between them is
+promised (D7, part 2.1). Every sending, also one kept back on purpose, is noted in the books with what came of
+it.
 """
 
 from __future__ import annotations
@@ -136,7 +138,9 @@ class Courier:
             self._start(self.call(payment, None, "notification", "new"))
 
     def follow(self, coroutine: Coroutine[None, None, object]) -> None:
-        """Let something run beside the requests; it is given up at the end like a callback that was not sent."""
+        """Let something run beside the requests; it is given up at the end like a callback that
+        was not sent.
+        """
         self._start(coroutine)
 
     async def _repeat(self, payment: Payment, transaction: Transaction, kind: str, status: str) -> Answer:

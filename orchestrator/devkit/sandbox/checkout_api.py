@@ -1,9 +1,9 @@
 """The Checkout API: authenticate, session, payment-methods, payment (part 1.1 to 1.5).
 
-Error bodies are not documented for any of these calls. This sandbox answers `{"status": 400, "error": "Bad Request",
-"message": "..."}` with 400 for a body that is wrong, 401 for credentials or a token, 404 for an unknown session, 413 for
-a body over 1 MB. A PUT is merged into the session object by object; lists are replaced. Whether lines must sum to the
-amount is not documented either: they need not.
+Error bodies are not documented for any of these calls. This sandbox answers `{"status": 400, "error": "Bad
+Request", "message": "..."}` with 400 for a body that is wrong, 401 for credentials or a token, 404 for an
+unknown session, 413 for a body over 1 MB. A PUT is merged into the session object by object; lists are
+replaced. Whether lines must sum to the amount is not documented either: they need not.
 """
 
 from __future__ import annotations
@@ -345,7 +345,9 @@ def _offered(sandbox: Sandbox, session: Session, request: Request) -> list[Metho
 
 
 def _payment_facts(session: Session, plan: Plan) -> dict[str, Any]:
-    """Read from a session (and its order's plan) what its payment will need; either may change later, the payment does not."""
+    """Read from a session (and its order's plan) what its payment will need; either may change later, the
+    payment does not.
+    """
     content = msgspec.json.decode(session.body)
     order = content["order"]
     callbacks = content.get("callbacks") or {}

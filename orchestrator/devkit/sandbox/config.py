@@ -1,7 +1,8 @@
 """What one sandbox is told: who may call it, how it signs, where it remembers.
 
-Frozen; read by every room and changed by none. Secrets never appear in its printed form. Policies that the vendor does
-not document (callback retries, the browser callback's timeout, the size of hanging calls) are fields with a default.
+Frozen; read by every room and changed by none. Secrets never appear in its printed form. Policies that the
+vendor does not document (callback retries, the browser callback's timeout, the size of hanging calls) are
+fields with a default.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often a notification is tried; whether the real gateway retries at all is not documented (part 2.5)."""
+    """How often a notification is tried; whether the real gateway retries at all is not documented (part
+    2.5).
+    """
 
     attempts: int = 1
     first_delay: float = 1.0
@@ -65,7 +68,9 @@ class SandboxConfig:
     methods: tuple[Method, ...] = METHODS
 
     def may_call(self, url: str) -> bool:
-        """Say whether callbacks are sent to a URL: to loopback and the known hosts only, whatever a session names."""
+        """Say whether callbacks are sent to a URL: to loopback and the known hosts only, whatever a session
+        names.
+        """
         try:
             parts = urlsplit(url)
             host = parts.hostname or ""

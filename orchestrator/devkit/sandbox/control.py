@@ -1,11 +1,11 @@
 """The script and control API (JSON): plans, faults, ledger, resolutions.
 
-Who may call it: the holder of the sandbox's own token, and no web page. The token comes in the header X-Sandbox-Token (in a GET also as
-`?token=`, for a person's browser). A request that names another host than this machine (DNS rebinding), or that comes from a page of
-another origin, is refused with the token as well.
+Who may call it: the holder of the sandbox's own token, and no web page. The token comes in the header
+X-Sandbox-Token (in a GET also as `?token=`, for a person's browser). A request that names another host than
+this machine (DNS rebinding), or that comes from a page of another origin, is refused with the token as well.
 
-The ledger is what really happened to every shopper's money, in minor units; tests end by comparing it with the
-orchestrator's books. The whole control API is listed in `HELP`, shown at GET /sandbox/help.
+The ledger is what really happened to every shopper's money, in minor units; tests end by comparing it with
+the orchestrator's books. The whole control API is listed in `HELP`, shown at GET /sandbox/help.
 """
 
 from __future__ import annotations
@@ -209,7 +209,9 @@ async def faults(request: Request) -> Response:
 
 
 async def ledger(request: Request) -> Response:
-    """Return what happened, by order number; totals cover everything asked for and come with the first page."""
+    """Return what happened, by order number; totals cover everything asked for and come with the
+    first page.
+    """
     books = sandbox_of(request).books
     query = request.query_params
     following: int | None = None
@@ -439,7 +441,9 @@ def _camel(name: str) -> str:
 
 
 def _payments(payment: Payment) -> list[dict[str, Any]]:
-    """Return one row for each transaction, or one with `transactionId` null while the shopper has not submitted."""
+    """Return one row for each transaction, or one with `transactionId` null while the shopper has not
+    submitted.
+    """
     shared = {
         **_told(payment, "payment_id", "order_id", "terminal", "currency", "amount_minor"),
         "sessionId": payment.session_id or None,
@@ -449,7 +453,8 @@ def _payments(payment: Payment) -> list[dict[str, Any]]:
         {
             **_told(each, "transaction_id", "status", "outcome", *_AMOUNTS),
             "movements": [
-                {**_told(one, "type", "amount_minor", "identifier", "by"), "at": _iso(one.at)} for one in each.movements
+                {**_told(one, "type", "amount_minor", "identifier", "by"), "at": _iso(one.at)}
+                for one in each.movements
             ],
             "createdAt": _iso(each.created_at),
             "callbacks": _deliveries(payment, each),
@@ -457,10 +462,15 @@ def _payments(payment: Payment) -> list[dict[str, Any]]:
         for each in payment.transactions
     ] or [
         {
-            "transactionId": None, "status": "initiated", "outcome": None, **dict.fromkeys(map(_camel, _AMOUNTS), 0),
-            "movements": [], "createdAt": _iso(payment.created_at), "callbacks": _deliveries(payment, None),
+            "transactionId": None,
+            "status": "initiated",
+            "outcome": None,
+            **dict.fromkeys(map(_camel, _AMOUNTS), 0),
+            "movements": [],
+            "createdAt": _iso(payment.created_at),
+            "callbacks": _deliveries(payment, None),
         }
-    ]  # fmt: skip
+    ]
     return [{**shared, **row} for row in rows]
 
 

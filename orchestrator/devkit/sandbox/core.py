@@ -1,7 +1,8 @@
-"""The sandbox as one object: books, store, tokens, faults and courier, built once per app and found from each request.
+"""The sandbox as one object: books, store, tokens, faults and courier, built once per app and found from each
+request.
 
-`attend` is the one path of every gateway endpoint: hold back, fail as ordered, serve, commit, answer. No endpoint answers
-before what it changed is in the store.
+`attend` is the one path of every gateway endpoint: hold back, fail as ordered, serve, commit, answer. No
+endpoint answers before what it changed is in the store.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The gateway's documents: XML answers of the Merchant API and the bodies of callbacks, both from the same books.
+"""The gateway's documents: XML answers of the Merchant API and the bodies of callbacks, both from the same
+books.
 
-Elements of a Transaction stand in the order of the XSD (C10); elements without a value are left out where the fixtures
-leave them out. Everything put into XML is escaped and freed of characters that XML 1.0 forbids. Dates carry no offset.
+Elements of a Transaction stand in the order of the XSD (C10); elements without a value are left out where the
+fixtures leave them out. Everything put into XML is escaped and freed of characters that XML 1.0 forbids.
+Dates carry no offset.
 """
 
 from __future__ import annotations
@@ -108,7 +110,9 @@ def callback_xml(
 
 
 def requires_capture(payment: Payment, transaction: Transaction | None) -> bool:
-    """Say whether the merchant still has to capture although autoCapture was asked for (`require_capture`)."""
+    """Say whether the merchant still has to capture although autoCapture was asked for
+    (`require_capture`).
+    """
     reserved = transaction is not None and transaction.reserved_minor > 0
     return payment.auto_capture and reserved and transaction is not None and not transaction.captured_minor
 
@@ -384,12 +388,14 @@ def _flag(value: bool) -> str:  # noqa: FBT001 - it is the value to print
 
 # ── On the wire: Java's form encoding, the MD5 checksum, the AltaPay-Signature header ──
 #
-# Both mechanisms are in use at once and are independent (part 2.4). The checksum covers neither status nor transaction; the signature covers
-# the raw body. The unit of `t` is not documented: seconds here.
+# Both mechanisms are in use at once and are independent (part 2.4). The checksum covers neither status nor
+# transaction; the signature covers the raw body. The unit of `t` is not documented: seconds here.
 
 
 def form_encode(fields: Iterable[tuple[str, str]]) -> bytes:
-    """Encode like Java's URLEncoder: space to `+`; letters, digits and `.-*_` as they are; all else in upper-case hex."""
+    """Encode like Java's URLEncoder: space to `+`; letters, digits and `.-*_` as they are; all else in
+    upper-case hex.
+    """
     return "&".join(f"{_java_encoded(name)}={_java_encoded(value)}" for name, value in fields).encode("ascii")
 
 

@@ -1,8 +1,8 @@
 """What scripts and tests order the gateway to do wrong: plans for one order number, and faults for everybody.
 
-A plan is consumed call by call and survives a restart like everything else. Every random choice comes from its own
-generator keyed by (seed, purpose, order number, count), so a run repeats whatever the interleaving. This module decides;
-`misbehave` carries it out on the connection.
+A plan is consumed call by call and survives a restart like everything else. Every random choice comes from
+its own generator keyed by (seed, purpose, order number, count), so a run repeats whatever the interleaving.
+This module decides; `misbehave` carries it out on the connection.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class CallbackPlan(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 class Plan(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     """What one order number meets; what is None or left out is as the gateway has it.
 
-    `fail` counts down per endpoint, and `fail_after` fails after the effect took place. `refuse` counts down too: the call is
-    answered, without effect, with `refuse_result`. `lose_session` loses that many sessions when their methods are asked for.
-    What concerns a payment (`amount_minor`, `currency`, `require_capture`, `bindings`, `expires_in_seconds`) is read when the
-    payment is opened, everything else when it matters.
+    `fail` counts down per endpoint, and `fail_after` fails after the effect took place. `refuse` counts down
+    too: the call is answered, without effect, with `refuse_result`. `lose_session` loses that many sessions
+    when their methods are asked for. What concerns a payment (`amount_minor`, `currency`, `require_capture`,
+    `bindings`, `expires_in_seconds`) is read when the payment is opened, everything else when it matters.
     """
 
     fail: dict[Endpoint, int] = {}
@@ -194,13 +194,17 @@ class Faults:
         return True
 
     def token_lifetime(self, order_id: str | None) -> float | None:
-        """Return the seconds after which a token is refused early, for everybody or in calls about an order."""
+        """Return the seconds after which a token is refused early, for everybody or in calls
+        about an order.
+        """
         planned = self.plan(order_id).token_lifetime if order_id is not None else None
         given = [each for each in (planned, self.everywhere.token_lifetime) if each is not None]
         return min(given, default=None)
 
     def next(self, endpoint: Endpoint, order_id: str | None) -> Fault | None:
-        """Take the fault that this call meets, if any: the order's plan first, then bursts, then the share."""
+        """Take the fault that this call meets, if any: the order's plan first, then bursts, then
+        the share.
+        """
         if order_id is not None and (plan := self.plans.get(order_id)) is not None:
             key: Endpoint = endpoint if plan.fail.get(endpoint, 0) > 0 else "all"
             if plan.fail.get(key, 0) > 0:

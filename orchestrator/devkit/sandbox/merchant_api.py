@@ -1,9 +1,10 @@
-"""The Merchant API as far as checkouts need it: payments, captureReservation, refundCapturedReservation, releaseReservation.
+"""The Merchant API as far as checkouts need it: payments, captureReservation, refundCapturedReservation,
+releaseReservation.
 
-Requests are query or form fields under HTTP Basic, answers are XML with HTTP 200 (401 for credentials; part 1.7). A refusal
-by the acquirer is ErrorCode 0 with Result Error (or Failed, where a plan says so); a request that makes no sense is an ErrorCode with an empty Body, whose
-numbers are the sandbox's own (only 10000001 is documented, for another call). Without `sort` the order of `payments` is
-undefined, and really is so here.
+Requests are query or form fields under HTTP Basic, answers are XML with HTTP 200 (401 for credentials; part
+1.7). A refusal by the acquirer is ErrorCode 0 with Result Error (or Failed, where a plan says so); a request
+that makes no sense is an ErrorCode with an empty Body, whose numbers are the sandbox's own (only 10000001 is
+documented, for another call). Without `sort` the order of `payments` is undefined, and really is so here.
 """
 
 from __future__ import annotations
@@ -122,7 +123,10 @@ def _refund(asked: _Asked) -> str | None:
 
 
 def _release(asked: _Asked) -> str | None:
-    """Release a whole reservation; there is no partial release. A bank, which knows none, makes a refund of it (D8)."""
+    """Release a whole reservation; there is no partial release.
+
+    A bank, which knows none, makes a refund of it (D8).
+    """
     if asked.payment.kind == MethodKind.BANK and asked.rest > 0:
         asked.books.refund(asked.payment, asked.transaction, asked.rest, identifier="", by="merchant")
         return None
@@ -135,7 +139,10 @@ def _release(asked: _Asked) -> str | None:
 def _moving(
     endpoint: MoneyEndpoint, act: Callable[[_Asked], str | None], *, kind: str, amount: str | None = None
 ) -> Callable[[Request], Awaitable[Response]]:
-    """Return the endpoint of a call that moves money; `act` does it, or returns why it is refused. `amount` is its element."""
+    """Return the endpoint of a call that moves money; `act` does it, or returns why it is refused.
+
+    `amount` is its element.
+    """
 
     async def call(request: Request) -> Response:
         sandbox = sandbox_of(request)
@@ -245,7 +252,9 @@ def _order_of(sandbox: Sandbox, fields: dict[str, str]) -> str | None:
 
 
 def _noise(sandbox: Sandbox, filters: dict[str, str]) -> Iterator[tuple[Payment, Transaction]]:
-    """Yield the failed attempts of other checkouts that a plan puts under an order number; the ledger knows nothing of them."""
+    """Yield the failed attempts of other checkouts that a plan puts under an order number; the ledger knows
+    nothing of them.
+    """
     order_id = filters.get("shop_orderid", "")
     plan = sandbox.faults.plan(order_id)
     if set(filters) != {"shop_orderid"}:

@@ -1,8 +1,9 @@
 """The payment methods that the merchant has, and which of them one shopper is offered.
 
-The list for a session depends on the merchant's configuration (this table), the customer's country, the order's size and
-currency, and the device (D1, D5). Names are generic; each method is one terminal, named in `metadata.terminalName` (C1).
-Values of `type` other than CARD and all values of `display` are not documented: those here are the sandbox's own.
+The list for a session depends on the merchant's configuration (this table), the customer's country, the
+order's size and currency, and the device (D1, D5). Names are generic; each method is one terminal, named in
+`metadata.terminalName` (C1). Values of `type` other than CARD and all values of `display` are not documented:
+those here are the sandbox's own.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ class Device(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """One terminal. `None` in a filter means that the filter is open; sizes are decimal amounts, both ends included."""
+    """One terminal.
+
+    `None` in a filter means that the filter is open; sizes are decimal amounts, both ends included.
+    """
 
     terminal: str
     kind: MethodKind
@@ -113,7 +117,9 @@ _OTHER_ENGINES = re.compile(r"Chrome|Chromium|CriOS|Edg|Firefox|FxiOS|OPR/")
 
 @lru_cache(maxsize=4096)
 def device_of(user_agent: str) -> Device:
-    """Tell the device from its User-Agent: any browser on iOS, but only Safari on a Mac, can show Apple Pay."""
+    """Tell the device from its User-Agent: any browser on iOS, but only Safari on a Mac, can show
+    Apple Pay.
+    """
     if _HANDHELD_APPLE.search(user_agent):
         return Device.APPLE
     if "Macintosh" in user_agent and "Safari/" in user_agent and not _OTHER_ENGINES.search(user_agent):

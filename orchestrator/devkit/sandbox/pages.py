@@ -2,14 +2,15 @@
 
 Form fields, stable (URL-encoded POST):
 
-- `POST /sandbox/pay/{paymentId}` with `action`: `pay` (the default; card: `card_number`, `expiry` as MM/YY, `cvc`),
-  `accept`, `decline`, `cancel`, `open` (mock bank, wallets, invoice), `sign_in` (bank page only, not needed by scripts),
-  `notify_success` and `notify_declined` (while a payment is open).
+- `POST /sandbox/pay/{paymentId}` with `action`: `pay` (the default; card: `card_number`, `expiry` as MM/YY,
+  `cvc`), `accept`, `decline`, `cancel`, `open` (mock bank, wallets, invoice), `sign_in` (bank page only, not
+  needed by scripts), `notify_success` and `notify_declined` (while a payment is open).
 - `POST /sandbox/pay/{paymentId}/3ds` with `result`: `pass` or `fail`, after `pay` answered 303 to that page.
 
-An attempt that ended answers with what the merchant's callback said: 303 to the merchant's Location, or 200 with the
-merchant's page; where the merchant could not be reached, 200 with a page of our own that says so. Posting an empty card
-form after a success makes the gateway call the failure URL although the money is held (D7).
+An attempt that ended answers with what the merchant's callback said: 303 to the merchant's Location, or 200
+with the merchant's page; where the merchant could not be reached, 200 with a page of our own that says so.
+Posting an empty card form after a success makes the gateway call the failure URL although the money is held
+(D7).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The documented test rules: which amounts and card numbers end how.
 
-Any card number is accepted; the special ones decide. The last four digits `0NNN` of a number and the amount `N.NN` mean
-the same (a rule of thumb inferred from two documented rows); messages print the amount in thousandths (part 3, C1, C12).
-Pure functions over text and decimals: nothing here knows payments, pages or callbacks.
+Any card number is accepted; the special ones decide. The last four digits `0NNN` of a number and the amount
+`N.NN` mean the same (a rule of thumb inferred from two documented rows); messages print the amount in
+thousandths (part 3, C1, C12). Pure functions over text and decimals: nothing here knows payments, pages or
+callbacks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What the sandbox remembers over a kill: one SQLite file of small documents.
 
-`put` marks a document as changed, `flushed` returns when everything marked so far is in the file. All changes of one turn
-of the event loop share one commit, so a busy second costs a few dozen commits, not thousands. An answer is sent only
-after `flushed`: what the gateway acknowledged survives kill -9. The file is locked for one process.
+`put` marks a document as changed, `flushed` returns when everything marked so far is in the file. All changes
+of one turn of the event loop share one commit, so a busy second costs a few dozen commits, not thousands. An
+answer is sent only after `flushed`: what the gateway acknowledged survives kill -9. The file is locked for
+one process.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Store:
         self._encoder = msgspec.msgpack.Encoder()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # It holds what shoppers entered and the key of the tokens. SQLite gives its other files the mode of this one.
+            # It holds what shoppers entered and the key of the tokens. SQLite gives its other files the mode
+            # of this one.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             path.chmod(0o600)
             # The uvicorn thread may differ from the one that built the app; only one of them ever uses it.
@@ -51,7 +53,9 @@ class Store:
             self._connection = connection
 
     def load(self, kind: str) -> Iterator[tuple[str, bytes]]:
-        """Yield id and packed body of all documents of a kind, in the order in which they were first stored."""
+        """Yield id and packed body of all documents of a kind, in the order in which they were
+        first stored.
+        """
         if self._connection is None:
             return
         yield from self._connection.execute(

@@ -1,7 +1,8 @@
 """The gateway's tokens: RS256 JWTs with the seven claims of the vendor's sample (D2).
 
-The signing key lives in the store, so tokens issued before a restart stay good after it. Life is `exp - iat`; `expire_all`
-makes every token issued so far stale at once (tokens that die early). Nothing here knows about requests.
+The signing key lives in the store, so tokens issued before a restart stay good after it. Life is `exp - iat`;
+`expire_all` makes every token issued so far stale at once (tokens that die early). Nothing here knows about
+requests.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ class Tokens:
         return token
 
     def accepts(self, token: str, *, lifetime: float | None = None) -> bool:
-        """Say whether the token is ours, unexpired and not made stale; `lifetime` (seconds) ends it earlier than it says."""
+        """Say whether the token is ours, unexpired and not made stale; `lifetime` (seconds) ends it earlier
+        than it says.
+        """
         known = self._good.get(token)
         if known is None:
             known = self._checked(token)

@@ -1,7 +1,8 @@
-"""What merchants are told: the types of events, the facts that each of them states, and the CloudEvents 1.0 document that carries it.
+"""What merchants are told: the types of events, the facts that each of them states, and the CloudEvents 1.0
+document that carries it.
 
-Pure functions and values. A fact is stored with its move (`facts`), and a document is made of the stored row alone (`documents`); both
-follow the schema of the type (`schemas`), which is made of the same classes.
+Pure functions and values. A fact is stored with its move (`facts`), and a document is made of the stored row
+alone (`documents`); both follow the schema of the type (`schemas`), which is made of the same classes.
 """
 
 from orchestrator.domain.events.documents import (

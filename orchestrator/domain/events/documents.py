@@ -1,7 +1,8 @@
 """The CloudEvents 1.0 document of an event.
 
-It is made of the stored row alone, so it is the same whenever and wherever it is read. A thin document holds ids, words of closed sets
-and amounts; a full one adds `details`, which are sentences. Amounts are decimal numbers.
+It is made of the stored row alone, so it is the same whenever and wherever it is read. A thin document holds
+ids, words of closed sets and amounts; a full one adds `details`, which are sentences. Amounts are decimal
+numbers.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ class EventMoney(_Part, frozen=True):
 
 
 class EventData(_Part, frozen=True):
-    """The checkout as the event left it. Each type adds what it says: `GET /v1/event-types` has the schemas."""
+    """The checkout as the event left it.
+
+    Each type adds what it says: `GET /v1/event-types` has the schemas.
+    """
 
     checkout_id: _Uuid
     order_id: Annotated[_Text, Meta(description="The shop's order number")]
@@ -176,15 +180,23 @@ def data_of(kind: EventType, content: Content) -> type[EventData]:
     """Return the class of a type's data; it takes no fact that the type's schema does not name."""
     described = _DATA[kind]
     made: Any = msgspec.defstruct(
-        f"{described.__name__}{content.title()}", [("details", Details)] if content == "full" else [], bases=(described,),
-        frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True, module=__name__,
-    )  # fmt: skip
+        f"{described.__name__}{content.title()}",
+        [("details", Details)] if content == "full" else [],
+        bases=(described,),
+        frozen=True,
+        kw_only=True,
+        rename="camel",
+        forbid_unknown_fields=True,
+        module=__name__,
+    )
     made.__doc__ = described.__doc__
     return cast("type[EventData]", made)
 
 
 class CloudEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A CloudEvent 1.0 in its JSON format, with the extensions `sequence`, `traceparent` and, in the feed, `position`."""
+    """A CloudEvent 1.0 in its JSON format, with the extensions `sequence`, `traceparent` and, in the feed,
+    `position`.
+    """
 
     specversion: Literal["1.0"]
     id: Annotated[
@@ -295,8 +307,9 @@ def _fact(name: str, value: Any, currency: str) -> object:
 def traceparent(correlation_id: str, identity: str) -> str:
     """Return the W3C trace context of an event: one trace for each correlation id, one parent for each event.
 
-    A correlation id of 32 hexadecimal digits, with or without the hyphens of a UUID, is the trace id; of any other text it is the
-    first half of its SHA-256. The flags say nothing of whether anybody records the trace.
+    A correlation id of 32 hexadecimal digits, with or without the hyphens of a UUID, is the trace id; of any
+    other text it is the first half of its SHA-256. The flags say nothing of whether anybody records the
+    trace.
     """
     plain = correlation_id.lower().replace("-", "")
     if not _TRACE_ID.fullmatch(plain) or not int(plain, 16):

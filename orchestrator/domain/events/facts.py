@@ -1,7 +1,8 @@
 """The types of events, what a move tells with each of them, and the row that it becomes.
 
-An event is decided where its fact is written: the functions here make its content from the fact, and the move stores that beside a
-snapshot of the checkout as the move leaves it. Amounts are minor units of the checkout's currency.
+An event is decided where its fact is written: the functions here make its content from the fact, and the move
+stores that beside a snapshot of the checkout as the move leaves it. Amounts are minor units of the checkout's
+currency.
 """
 
 from __future__ import annotations
@@ -99,14 +100,16 @@ class EventType(StrEnum):
     )
 
 
-# ── What is told ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What is told ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event that a move brings about: its type, what it says beside the snapshot, and sentences for full documents.
+    """An event that a move brings about: its type, what it says beside the snapshot, and sentences for full
+    documents.
 
-    Names are those of the documents; amounts (`change`, `surcharge`) are minor units of the checkout's currency.
+    Names are those of the documents; amounts (`change`, `surcharge`) are minor units of the checkout's
+    currency.
     """
 
     type: EventType
@@ -131,14 +134,18 @@ def ready(*, methods: int) -> Event:
 
 
 def attempt_declined(transactions: Sequence[str], *, reason: str | None) -> Event:
-    """Say which attempts ended without money; `reason` is the gateway's text for the shopper, where a callback proved one."""
+    """Say which attempts ended without money; `reason` is the gateway's text for the shopper, where a
+    callback proved one.
+    """
     return Event(
         EventType.CHECKOUT_ATTEMPT_DECLINED, {"transactionIds": list(transactions), "reason": reason}
     )
 
 
 def completed(transactions: Sequence[str], *, late: bool, policy: Policy | None, surcharge: int) -> Event:
-    """Say which transactions pay it; `policy` is what becomes of money that came late, `surcharge` what the gateway added."""
+    """Say which transactions pay it; `policy` is what becomes of money that came late, `surcharge` what the
+    gateway added.
+    """
     return Event(
         EventType.CHECKOUT_COMPLETED,
         # An order is shipped on this event: it must tell that the money may go back, and of what parts it is.
@@ -165,7 +172,9 @@ def attention_changed(before: Attention | None, after: Attention | None) -> tupl
 
 
 def operation_succeeded(operation: Operation, *, change: int, role: str) -> Event:
-    """Say that one of our own calls moved money; `change` is by how much the total of its transaction's checkout moved with it."""
+    """Say that one of our own calls moved money; `change` is by how much the total of its transaction's
+    checkout moved with it.
+    """
     return _money(
         _OF_OPERATION[operation.kind],
         operation.transaction_id,
@@ -213,7 +222,9 @@ class Totals:
 def money_seen(
     before: Totals, after: Totals, *, transaction_id: str | None, was_completed: bool
 ) -> list[Event]:
-    """Say how the money of a checkout moved at the gateway since the last write; what the completion itself tells is left out."""
+    """Say how the money of a checkout moved at the gateway since the last write; what the completion itself
+    tells is left out.
+    """
     found = []
 
     def tell(kind: EventType, change: int, **more: object) -> None:
@@ -246,7 +257,9 @@ def _reasoned(
 def stored(
     event: Event, *, order_ref: str, state: State, currency: str, amount: int, totals: Totals
 ) -> dict[str, object]:
-    """Return the payload of an event's row: a snapshot of the checkout as the move leaves it, and what the event says."""
+    """Return the payload of an event's row: a snapshot of the checkout as the move leaves it, and what the
+    event says.
+    """
     payload: dict[str, object] = {
         "orderId": order_ref,
         "state": state,

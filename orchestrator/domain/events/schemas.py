@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @cache
 def schema(kind: EventType, content: Content) -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of the whole document of a type. Fields that it does not name may come with later versions."""
+    """Return the JSON Schema (2020-12) of the whole document of a type.
+
+    Fields that it does not name may come with later versions.
+    """
     data = ("data", data_of(kind, content))
     whole = msgspec.defstruct(
         f"CloudEvent{content.title()}", [data], bases=(CloudEvent,), kw_only=True, frozen=True
@@ -38,7 +41,9 @@ def schema(kind: EventType, content: Content) -> dict[str, Any]:
 
 
 def _open(value: Any) -> Any:
-    """Return a schema with amounts as the numbers that they are in JSON, and open to fields of later versions."""
+    """Return a schema with amounts as the numbers that they are in JSON, and open to fields of later
+    versions.
+    """
     if isinstance(value, list):
         return [_open(one) for one in value]
     if not isinstance(value, dict):

@@ -1,9 +1,11 @@
-"""The limits of gateways: how many calls are made at once, how many in a second, and when the circuit of a gateway is open.
+"""The limits of gateways: how many calls are made at once, how many in a second, and when the circuit of a
+gateway is open.
 
-A gateway is scheme, host and port. Each has connections of its own, so that a slow one takes nobody else's; whoever waits for one
-is served in turn, merchant after merchant and kind of call after kind of call. While a circuit is open nothing is sent and nothing
-is waited for: the call is `Busy`, and says for how long. Only what shows that a gateway does not work opens its circuit, or answers that
-cost this process more than answers may (`allowance`).
+A gateway is scheme, host and port. Each has connections of its own, so that a slow one takes nobody else's;
+whoever waits for one is served in turn, merchant after merchant and kind of call after kind of call. While a
+circuit is open nothing is sent and nothing is waited for: the call is `Busy`, and says for how long. Only
+what shows that a gateway does not work opens its circuit, or answers that cost this process more than answers
+may (`allowance`).
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ log = logs.get(__name__)
 LARGE_AT_ONCE: Final = 2
 """Large answers of one gateway that are in memory at once: one is read while the next comes in."""
 LONGEST_THROTTLE: Final = 60.0
-"""Seconds for which a merchant's calls rest at most because one of them was told to come later. The call itself waits as it was told."""
+"""Seconds for which a merchant's calls rest at most because one of them was told to come later. The call
+itself waits as it was told."""
 
 
 class LimitsRegistry:
@@ -193,7 +196,9 @@ class GatewayLimits:
 
 
 class Large:
-    """A place for a large answer of one gateway: taken as soon as the answer turns out to be one, and given back once it is read."""
+    """A place for a large answer of one gateway: taken as soon as the answer turns out to be one, and given
+    back once it is read.
+    """
 
     __slots__ = ("_places", "_taken")
 
@@ -214,7 +219,9 @@ class Large:
 
 
 class RateLimiter:
-    """The calls that a gateway's budget allows now: in hand, or fetched in batches in the background while somebody wants them."""
+    """The calls that a gateway's budget allows now: in hand, or fetched in batches in the background while
+    somebody wants them.
+    """
 
     def __init__(self, gateway: str, per_second: float, shared_state: SharedGatewayState) -> None:
         self._gateway, self._rate, self._shared_state = gateway, per_second, shared_state

@@ -1,8 +1,10 @@
-"""What a gateway's answers cost the event loop, which is everybody's: counted against that gateway, and bounded for each answer.
+"""What a gateway's answers cost the event loop, which is everybody's: counted against that gateway, and
+bounded for each answer.
 
-An ordinary answer costs a few hundred microseconds, and nothing is counted up to `FREE`. One that costs more (a flood of tiny chunks, of
-interim answers, a byte at a time) is given up at `MOST`, and no call is made to its gateway until what it cost is no more
-than `SHARE` of the time. The processor's time of this thread is what counts: how busy the machine is makes no difference.
+An ordinary answer costs a few hundred microseconds, and nothing is counted up to `FREE`. One that costs more
+(a flood of tiny chunks, of interim answers, a byte at a time) is given up at `MOST`, and no call is made to
+its gateway until what it cost is no more than `SHARE` of the time. The processor's time of this thread is
+what counts: how busy the machine is makes no difference.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ FREE: Final = 0.001
 MOST: Final = 0.01
 """Seconds after which it is given up, and so many more as its size is worth."""
 BEYOND: Final = 0.02
-"""Seconds that one answer is charged with beyond that at most: the garbage collector may have run meanwhile, or the machine paused us."""
+"""Seconds that one answer is charged with beyond that at most: the garbage collector may have run meanwhile,
+or the machine paused us."""
 EACH_BYTE: Final = 0.00000005
 """Seconds that a byte is worth: networks cut what is large into pieces of a kilobyte or more."""
 EACH: Final = 0.00002
@@ -33,7 +36,8 @@ PIECE: Final = 4_096
 SHARE: Final = 0.0025
 """Of the loop's time, what the answers of one gateway may cost beyond that."""
 BURST: Final = 0.05
-"""Seconds that they may cost at once, after they had cost nothing for long: one answer alone stops no calls."""
+"""Seconds that they may cost at once, after they had cost nothing for long: one answer alone stops no calls.
+"""
 LONGEST: Final = 30.0
 """Seconds for which no call is made to a gateway because of it, at most."""
 
@@ -72,7 +76,9 @@ class Metered(ResponseHandler):
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        """Take what arrived, or what was kept while reading was paused; nothing more of an answer that was given up."""
+        """Take what arrived, or what was kept while reading was paused; nothing more of an answer that was
+        given up.
+        """
         if self.exception() is not None:
             return
         began, before, size = thread_time(), self._cost, len(data)

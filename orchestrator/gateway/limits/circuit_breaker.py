@@ -1,9 +1,12 @@
-"""The circuit breaker of one gateway: after a run of calls that it did not serve, its circuit is open for a while, then a few calls try it.
+"""The circuit breaker of one gateway: after a run of calls that it did not serve, its circuit is open for a
+while, then a few calls try it.
 
-closed ── a run of failures, none older than a minute ──► open ── its pause is over ──► half-open: a few probes at a time
-closed ◄── any call that it serves ── open or half-open        half-open ── a probe fails ──► open, for twice as long
+closed ── a run of failures, none older than a minute ──► open ── its pause is over ──► half-open: a few
+probes at a time closed ◄── any call that it serves ── open or half-open        half-open ── a probe fails ──►
+open, for twice as long
 
-Served is whatever shows that the gateway works, refusals and declines too. Arithmetic only; `now` is seconds of a monotonic clock.
+Served is whatever shows that the gateway works, refusals and declines too. Arithmetic only; `now` is seconds
+of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -67,7 +70,9 @@ class CircuitBreaker:
         return news
 
     def failed(self, now: float) -> float | None:
-        """Note that the gateway did not serve a call; return for how many seconds its circuit is open now, if that is news."""
+        """Note that the gateway did not serve a call; return for how many seconds its circuit is open now, if
+        that is news.
+        """
         if self._until is None:
             self.failures = self.failures + 1 if now - self._failed_at <= WINDOW else 1
             self._failed_at = now
@@ -80,7 +85,9 @@ class CircuitBreaker:
         return pause
 
     def heard(self, until: float, now: float) -> bool:
-        """Note that another process leaves the gateway alone until then, but no longer than we would; say whether that is news."""
+        """Note that another process leaves the gateway alone until then, but no longer than we would; say
+        whether that is news.
+        """
         until = min(until, now + self.longest)
         if self._until is not None and until <= self._until + SAME:
             return False

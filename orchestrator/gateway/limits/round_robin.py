@@ -1,7 +1,7 @@
 """A round-robin semaphore: a few slots, and a queue for each key; the keys are served in turn.
 
-However long one key's line is, another's first in line waits for one round at the most. Nobody waits while a place is free, and
-taking one then costs no task switch. For one event loop.
+However long one key's line is, another's first in line waits for one round at the most. Nobody waits while a
+place is free, and taking one then costs no task switch. For one event loop.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class RoundRobinSemaphore:
-    """So many `places`; whoever took one gives it back, or lets it be used up (then somebody else must `add` new ones)."""
+    """So many `places`; whoever took one gives it back, or lets it be used up (then somebody else must `add`
+    new ones).
+    """
 
     def __init__(self, places: int) -> None:
         self._free = places

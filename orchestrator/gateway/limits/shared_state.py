@@ -1,8 +1,10 @@
-"""What all workers share about gateways, in Redis: whose circuit is open until when, who works, permits of a shared budget.
+"""What all workers share about gateways, in Redis: whose circuit is open until when, who works, permits of a
+shared budget.
 
-Redis is never waited for on the way of a call. What others wrote is read twice a second in the background, what we write goes out
-by itself, and permits are waited for a moment only. While Redis is away or slow, each process goes by what it knows itself. Times
-are Redis's own, so the workers' clocks need not agree. The only client of Redis beside Celery's.
+Redis is never waited for on the way of a call. What others wrote is read twice a second in the background,
+what we write goes out by itself, and permits are waited for a moment only. While Redis is away or slow, each
+process goes by what it knows itself. Times are Redis's own, so the workers' clocks need not agree. The only
+client of Redis beside Celery's.
 """
 
 from __future__ import annotations
@@ -83,9 +85,12 @@ redis.call('PEXPIRE', KEYS[1], 7200000)
 
 
 class SharedGatewayState:
-    """What this process knows of the others; a context in which it is kept up to date. Without an endpoint it knows of nobody.
+    """What this process knows of the others; a context in which it is kept up to date.
 
-    What it hears is bounded by `longest` seconds, whatever stands in Redis: whoever may write there may not close a gateway for a day.
+    Without an endpoint it knows of nobody.
+
+    What it hears is bounded by `longest` seconds, whatever stands in Redis: whoever may write there may not
+    close a gateway for a day.
     """
 
     def __init__(self, endpoint: Endpoint | None, *, name: str = "", longest: float = LONGEST) -> None:
@@ -110,7 +115,10 @@ class SharedGatewayState:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop looking. A client may end a cancelled call with another error, after which nothing more is begun."""
+        """Stop looking.
+
+        A client may end a cancelled call with another error, after which nothing more is begun.
+        """
         self._closing = True
         await cancelled(self._tasks)
         if self._redis is not None:
@@ -170,7 +178,8 @@ class SharedGatewayState:
             try:
                 async with asyncio.timeout(TIMEOUT):
                     if self.away and self._missed:
-                        # After a failover the old primary may live on, read-only: what is connected to it is given up.
+                        # After a failover the old primary may live on, read-only: what is connected to it is
+                        # given up.
                         await self._redis.connection_pool.disconnect(inuse_connections=False)
                     self.workers, alone = await self._run(
                         _LOOK,
@@ -203,7 +212,9 @@ class SharedGatewayState:
 
 
 async def circuits_open(endpoint: Endpoint) -> dict[str, float]:
-    """Return which circuits are open at this moment, and for how many seconds; Redis's errors pass through."""
+    """Return which circuits are open at this moment, and for how many seconds; Redis's errors
+    pass through.
+    """
     redis = connect(endpoint)
     try:
         return _pairs(await redis.eval(_READ, 1, _OPEN_CIRCUITS, MOST))
@@ -224,10 +235,17 @@ def connect(endpoint: Endpoint) -> Redis:
     if endpoint.sentinel_password is not None:
         asked |= {"username": endpoint.sentinel_username, "password": endpoint.sentinel_password}
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        endpoint.sentinels, sentinel_kwargs={**asked, "ssl": bool(tls), **common},
-        username=endpoint.username, password=endpoint.password, db=endpoint.db, ssl=bool(tls),
-        socket_timeout=TIMEOUT / 4, socket_connect_timeout=TIMEOUT / 4, **common, **tls,
-    )  # fmt: skip
+        endpoint.sentinels,
+        sentinel_kwargs={**asked, "ssl": bool(tls), **common},
+        username=endpoint.username,
+        password=endpoint.password,
+        db=endpoint.db,
+        ssl=bool(tls),
+        socket_timeout=TIMEOUT / 4,
+        socket_connect_timeout=TIMEOUT / 4,
+        **common,
+        **tls,
+    )
     client: Redis = sentinel.master_for(endpoint.master, redis_class=Redis)
     return client
 

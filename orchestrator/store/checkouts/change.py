@@ -46,20 +46,22 @@ class Fact:
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
-    """One write by the holder: a fact that moves the checkout (`trigger`), or one that leaves it where it is (None).
+    """One write by the holder: a fact that moves the checkout (`trigger`), or one that leaves it where it is
+    (None).
 
-    Without an `action` nothing is audited: a lease given back, or a lookup that showed what was known. Such a write moves nothing, makes
-    no new version, and always releases.
+    Without an `action` nothing is audited: a lease given back, or a lookup that showed what was known. Such a
+    write moves nothing, makes no new version, and always releases.
 
-    `due_in` is KEEP to go on under the same lease, a number of seconds to release and be looked at again, or None to release
-    a settled checkout for good. Fields left at KEEP stay as they are.
+    `due_in` is KEEP to go on under the same lease, a number of seconds to release and be looked at again, or
+    None to release a settled checkout for good. Fields left at KEEP stay as they are.
     """
 
     held: ClaimedCheckout
     trigger: Trigger | None
     action: audit.Action | None
     evidence: Mapping[str, object] = msgspec.field(default_factory=dict)
-    # Facts that are established by then too, in their order; nothing leaves the house between one and the next.
+    # Facts that are established by then too, in their order; nothing leaves the house between one and the
+    # next.
     further: tuple[Fact, ...] = ()
     actor: str = audit.SYSTEM
     due_in: float | Kept | None = KEEP
@@ -99,7 +101,9 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Changes(TypedDict, total=False):
-    """What a move may change, under the names and with the types of `Move` (a test compares); what is left out stays as it is."""
+    """What a move may change, under the names and with the types of `Move` (a test compares); what is left
+    out stays as it is.
+    """
 
     further: tuple[Fact, ...]
     due_in: float | Kept | None
@@ -139,7 +143,9 @@ class MoveFields(Changes, total=False):
 
 
 def event_rows(move: Move, to: State) -> list[dict[str, object]]:
-    """Return the rows of what the merchant is told of a move: its own events, and that its attention changed."""
+    """Return the rows of what the merchant is told of a move: its own events, and that its
+    attention changed.
+    """
     held = move.held
     told = move.events
     if not isinstance(move.attention, Keep):
@@ -159,11 +165,16 @@ def event_rows(move: Move, to: State) -> list[dict[str, object]]:
             "sequence": held.event_sequence + number,
             "kind": event.type,
             "payload": events.stored(
-                event, order_ref=held.order_ref, state=to, currency=held.currency, amount=held.amount, totals=totals
+                event,
+                order_ref=held.order_ref,
+                state=to,
+                currency=held.currency,
+                amount=held.amount,
+                totals=totals,
             ),
         }
         for number, event in enumerate(told, start=1)
-    ]  # fmt: skip
+    ]
 
 
 def _money(move: Move) -> tuple[int, int, int]:
@@ -203,7 +214,8 @@ def result_rows(move: Move) -> list[dict[str, object]]:
 KEPT: Final = (
     "lookups", "session_count", "last_error", "attention", "expires_in", "charged_back", "reserved_until", "session_id", "methods",
 )  # fmt: skip
-"""Fields of a move that are written as they are, and that stay as the holder has them where the move says KEEP."""
+"""Fields of a move that are written as they are, and that stay as the holder has them where the move says
+KEEP."""
 
 
 def kept(move: Move) -> dict[str, Any]:
@@ -215,7 +227,9 @@ def kept(move: Move) -> dict[str, Any]:
 def row(
     move: Move, to: State, entries: Sequence[audit.Entry], *, told: int, after: Mapping[str, Any]
 ) -> dict[str, object]:
-    """Return the row of a checkout after a move that tells of so many events; `after` is what `kept` returns."""
+    """Return the row of a checkout after a move that tells of so many events; `after` is what
+    `kept` returns.
+    """
     held = move.held
     reserved, captured, refunded = _money(move)
     return {

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 
 def tick() -> float:
-    """Return seconds of a clock that never goes back, and that goes on while this machine sleeps, where it has such a clock.
+    """Return seconds of a clock that never goes back, and that goes on while this machine sleeps, where it
+    has such a clock.
 
     A lease that a suspended machine holds is over when it wakes up, and it must know.
     """
@@ -51,7 +52,9 @@ _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class LeaseLost(OrchestratorError):  # noqa: N818 - named for the fact
-    """Somebody else holds this checkout now, or moved it: what was learned here is dropped, and the new holder looks again."""
+    """Somebody else holds this checkout now, or moved it: what was learned here is dropped, and the new
+    holder looks again.
+    """
 
     def __init__(self, checkout: UUID) -> None:
         super().__init__(f"the lease on checkout {checkout} is no longer ours")
@@ -59,7 +62,10 @@ class LeaseLost(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 class Renewal:
-    """When a lease ends by its last renewal (see `tick`). All copies of one `ClaimedCheckout` have the same one."""
+    """When a lease ends by its last renewal (see `tick`).
+
+    All copies of one `ClaimedCheckout` have the same one.
+    """
 
     __slots__ = ("ends",)
 
@@ -115,7 +121,8 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
     operations: tuple[Operation, ...] = ()
     callbacks: tuple[Callback, ...] = ()
     commands: tuple[Command, ...] = ()
-    # Postgres's clock when we claimed, our own then (see `tick`), and when our own clock says that the lease ends.
+    # Postgres's clock when we claimed, our own then (see `tick`), and when our own clock says that the lease
+    # ends.
     claimed_at: datetime
     claimed_tick: float
     lease_ends: float
@@ -137,7 +144,9 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def accepted(self) -> frozenset[str]:
-        """The gateway transactions that completed it: one, or the parts that a person decided to keep as a whole."""
+        """The gateway transactions that completed it: one, or the parts that a person decided to keep as a
+        whole.
+        """
         return frozenset(one.transaction_id for one in self.known if one.role == Role.ACCEPTED)
 
     @property
@@ -152,18 +161,22 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def eventful(self) -> bool:
-        """Whether somebody waits for the next step: a callback, a command or an operation, and not a due time alone."""
+        """Whether somebody waits for the next step: a callback, a command or an operation, and not a due time
+        alone.
+        """
         return bool(self.callbacks or self.commands or self.operation)
 
 
-# The claim takes what is due or hinted at and not under a living lease. A hint allows one claim: the second finds nothing.
-# That there is a due time is asked in words in which the planner does not recognise the index of due times: where nearly all checkouts are
-# finished it takes that for the shortest way, and each claim would read the due times of everybody under way.
+# The claim takes what is due or hinted at and not under a living lease. A hint allows one claim: the second
+# finds nothing. That there is a due time is asked in words in which the planner does not recognise the index
+# of due times: where nearly all checkouts are finished it takes that for the shortest way, and each claim
+# would read the due times of everybody under way.
 _FREE = (
     "coalesce(c.due_at < 'infinity', false) AND (c.hinted OR c.due_at <= t.now) "
     "AND (c.lease IS NULL OR c.leased_until <= t.now)"
 )
-# By an array: the planner takes it for short. Of a join it may expect so many rows that it reads all checkouts for it.
+# By an array: the planner takes it for short. Of a join it may expect so many rows that it reads all
+# checkouts for it.
 _TAKE = """
     UPDATE checkouts c
        SET lease = :lease, leased_until = t.now + make_interval(secs => :seconds),
@@ -180,8 +193,8 @@ _CLAIM = text(f"""
     )
     {_TAKE}
 """)  # noqa: S608 - made of our own constants
-# What waits is due, or hinted at and then due within the grace; so the due times of the future are not read. A suspect is left to the
-# sweep, which has it go alone.
+# What waits is due, or hinted at and then due within the grace; so the due times of the future are not read.
+# A suspect is left to the sweep, which has it go alone.
 _CLAIM_WAITING = text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     free AS MATERIALIZED (
@@ -212,7 +225,8 @@ _OPERATIONS = text(f"""
     SELECT checkout_id, {listed(OPERATION)}
       FROM money_operations WHERE checkout_id = ANY(CAST(:ids AS uuid[])) ORDER BY requested_at, id
 """)  # noqa: S608 - made of our own names
-# Two partial indexes tell live ones from closed ones; a merchant's closed ones of the number may be many, one is enough.
+# Two partial indexes tell live ones from closed ones; a merchant's closed ones of the number may be many, one
+# is enough.
 _SHARED = text("""
     SELECT 1 FROM unnest(CAST(:merchants AS int[])) AS m(id)
      WHERE EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
@@ -233,8 +247,8 @@ _RIVAL = text("""
     SELECT o.id FROM checkouts o WHERE o.merchant_id = :merchant_id AND o.order_ref = :order_ref AND o.id <> :id
        AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late
 """)
-# A statement of its own, after the claim: its snapshot is younger than the row locks, so every wake-up that `wake` counts is seen.
-# A few at a time: their bodies are large, and anybody who knows a link may send many.
+# A statement of its own, after the claim: its snapshot is younger than the row locks, so every wake-up that
+# `wake` counts is seen. A few at a time: their bodies are large, and anybody who knows a link may send many.
 _CALLBACKS = text("""
     SELECT b.* FROM unnest(CAST(:ids AS uuid[])) AS c(id) CROSS JOIN LATERAL (
         SELECT id, checkout_id, kind, grade, network, content_type, digest,
@@ -249,7 +263,8 @@ _COMMANDS = text("""
 """)
 
 CALLBACKS_PER_CLAIM: Final = 20
-"""Callbacks of one checkout that one claim takes; when there were so many, more may wait, and the release makes it due at once."""
+"""Callbacks of one checkout that one claim takes; when there were so many, more may wait, and the release
+makes it due at once."""
 
 _NEEDS_INTENT: Final = frozenset(UNOFFERED)
 
@@ -265,7 +280,8 @@ async def claim(db: Database, ids: Sequence[UUID], *, lease_seconds: float) -> l
 async def claim_waiting(
     db: Database, shares: Mapping[int, int], *, lease_seconds: float, grace: float
 ) -> list[ClaimedCheckout]:
-    """Take the lease on the longest waiting of each merchant, at most so many as its share; like `claim` in everything else.
+    """Take the lease on the longest waiting of each merchant, at most so many as its share; like `claim` in
+    everything else.
 
     What is hinted at waits too: its due time is at most `grace` seconds away.
     """
@@ -285,7 +301,8 @@ async def _claim(
     began, lease = tick(), uuid4()
     async with db.transaction() as tx:
         rows = await run(tx, statement, {**chosen, "lease": lease, "seconds": lease_seconds})
-        # Postgres's clock is read at this moment; the lease is counted from before, so that waiting for a connection shortens it.
+        # Postgres's clock is read at this moment; the lease is counted from before, so that waiting for a
+        # connection shortens it.
         read = tick()
         if not rows:
             return []
@@ -328,9 +345,15 @@ _of_row: Final = attrgetter(*_ROW)
 
 
 def _held(
-    row: Row[Any], beside: Row[Any], *, read: float, lease_ends: float, operations: tuple[Operation, ...],
-    callbacks: tuple[Callback, ...], commands: tuple[Command, ...],
-) -> ClaimedCheckout:  # fmt: skip
+    row: Row[Any],
+    beside: Row[Any],
+    *,
+    read: float,
+    lease_ends: float,
+    operations: tuple[Operation, ...],
+    callbacks: tuple[Callback, ...],
+    commands: tuple[Command, ...],
+) -> ClaimedCheckout:
     return ClaimedCheckout(
         **dict(zip(_ROW, _of_row(row), strict=True)),
         state=State(row.state),
@@ -367,7 +390,9 @@ async def paying_others(
 
 
 async def order_is_shared(db: Database, held: ClaimedCheckout, merchants: Sequence[int]) -> bool:
-    """Say whether other checkouts of these merchants have the same order number: what names only that may be theirs."""
+    """Say whether other checkouts of these merchants have the same order number: what names only that may be
+    theirs.
+    """
     asked = {"id": held.id, "order_ref": held.order_ref, "merchants": list(merchants)}
     return bool(await db.read(_SHARED, asked))
 

@@ -1,7 +1,7 @@
 """Creating: the first row of a checkout, with its intent, its first audit entry and its first due time.
 
-A checkout is created of an intent, or, where a payment comes for an order number that nobody asked for, of that payment (`create_from_payment`), so
-that lease, due time, look, trail and policy are there for it too.
+A checkout is created of an intent, or, where a payment comes for an order number that nobody asked for, of
+that payment (`create_from_payment`), so that lease, due time, look, trail and policy are there for it too.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ _CREATE = text("""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewCheckout:
-    """A checkout to be created. `body` is sealed already; `expires_in` is seconds from now; `amount` minor units."""
+    """A checkout to be created.
+
+    `body` is sealed already; `expires_in` is seconds from now; `amount` minor units.
+    """
 
     id: UUID
     merchant_id: int
@@ -86,8 +89,9 @@ class NewCheckout:
     correlation_id: str
     actor: str
     fingerprint: bytes
-    # A MAC of the content under the checkout's own data key: it proves what was asked for while that key exists, and says
-    # nothing once the customer is erased. A plain hash would let anybody confirm a guess for ever.
+    # A MAC of the content under the checkout's own data key: it proves what was asked for while that key
+    # exists, and says nothing once the customer is erased. A plain hash would let anybody confirm a guess for
+    # ever.
     proof: bytes
     body: bytes
     data_key: bytes
@@ -98,21 +102,24 @@ class NewCheckout:
 
 
 MOST_UNCONFIRMED: Final = 100
-"""Checkouts of a merchant, created within a day from callbacks that prove nothing, which no lookup has shown to hold money. Anyone who
-knows the merchant's address can send such callbacks, and each would be looked up for weeks."""
+"""Checkouts of a merchant, created within a day from callbacks that prove nothing, which no lookup has shown
+to hold money. Anyone who knows the merchant's address can send such callbacks, and each would be looked up
+for weeks."""
 _UNCONFIRMED: Final = text(f"""
     SELECT m.id, (SELECT count(*) FROM (
                     SELECT FROM checkouts c WHERE c.merchant_id = m.id AND {IS_UNCONFIRMED}
                        AND c.created_at > clock() - interval '1 day' AND c.attention IS NULL LIMIT :most) AS found) AS number
       FROM unnest(CAST(:merchants AS int[])) AS m(id)
 """)  # noqa: S608 - made of our own constant
-# The locks are taken in one order, so that two that create checkouts from the same payments wait for each other and not in a circle.
+# The locks are taken in one order, so that two that create checkouts from the same payments wait for each
+# other and not in a circle.
 _LOCK_IN_ORDER = text("""
     SELECT pg_advisory_xact_lock(turn)
       FROM (SELECT turn FROM unnest(CAST(:turns AS bigint[])) AS t(turn) ORDER BY turn) AS turns
 """)
-# A checkout is told by the id that it was given, else by the order number: the live one, else the youngest. Whether an id is used is
-# asked in a form that is looked up: of EXISTS the planner may make a table of all ids there are.
+# A checkout is told by the id that it was given, else by the order number: the live one, else the youngest.
+# Whether an id is used is asked in a form that is looked up: of EXISTS the planner may make a table of all
+# ids there are.
 _MATCHES = text("""
     SELECT s.number, c.id, (SELECT o.id FROM checkouts o WHERE o.id = s.named LIMIT 1) IS NOT NULL AS named_is_used
       FROM json_to_recordset(CAST(:payments AS json)) AS s(number int, merchant_id int, named uuid, order_ref text)
@@ -157,10 +164,12 @@ _NUMBERED: Final = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnmatchedPayment:
-    """A payment that a callback to a merchant's own address tells of. `amount` is minor units, only to be compared with.
+    """A payment that a callback to a merchant's own address tells of.
 
-    `named` is the checkout that the callback names, whose id may be of any version and anybody's. Without an amount and a
-    currency, or without a transaction, it can be found a checkout and cannot become one.
+    `amount` is minor units, only to be compared with.
+
+    `named` is the checkout that the callback names, whose id may be of any version and anybody's. Without an
+    amount and a currency, or without a transaction, it can be found a checkout and cannot become one.
     """
 
     merchant_id: int
@@ -210,10 +219,11 @@ async def create(
 ) -> dict[UUID, Created]:
     """Create those whose order number and idempotency key are free; return them by id.
 
-    The others meet a live checkout or a used key and are left out; a key of theirs that was free now names the id that was
-    not created, and the caller has to point it at the checkout that it met (`inbox`).
+    The others meet a live checkout or a used key and are left out; a key of theirs that was free now names
+    the id that was not created, and the caller has to point it at the checkout that it met (`inbox`).
 
-    The first due time stands `grace` seconds away, behind the hint that the caller publishes after the commit.
+    The first due time stands `grace` seconds away, behind the hint that the caller publishes after the
+    commit.
     """
     rows = []
     for new_checkout in new_checkouts:
@@ -228,9 +238,13 @@ async def create(
             correlation_id=new_checkout.correlation_id,
             state=None,
             to=State.RECEIVED,
-            evidence={"orderId": new_checkout.order_ref, "amount": new_checkout.amount, "currency": new_checkout.currency,
-                      "intent": new_checkout.proof.hex()},
-        )  # fmt: skip
+            evidence={
+                "orderId": new_checkout.order_ref,
+                "amount": new_checkout.amount,
+                "currency": new_checkout.currency,
+                "intent": new_checkout.proof.hex(),
+            },
+        )
         rows.append(
             {
                 "id": new_checkout.id,
@@ -261,13 +275,16 @@ async def create_from_payment(
     at: datetime,
     grace: float,
 ) -> list[PaymentMatch | None]:
-    """Return the checkout of each unmatched payment: one of the merchant's that has its id or its order number, or one created of it.
+    """Return the checkout of each unmatched payment: one of the merchant's that has its id or its order
+    number, or one created of it.
 
-    None where there is neither a checkout nor enough to make one of. The same unmatched payment again, also at the same moment in another
-    process, meets the checkout that was created of the first: whoever creates a checkout for an order number takes its turn. A checkout keeps the id
-    that the payment names, if that is one of the kind that we give and nobody has it (a database restored from an older backup).
+    None where there is neither a checkout nor enough to make one of. The same unmatched payment again, also
+    at the same moment in another process, meets the checkout that was created of the first: whoever creates a
+    checkout for an order number takes its turn. A checkout keeps the id that the payment names, if that is
+    one of the kind that we give and nobody has it (a database restored from an older backup).
 
-    It begins as failed, since nobody asked for it, with a due time: the watch asks the gateway and policy decides.
+    It begins as failed, since nobody asked for it, with a due time: the watch asks the gateway and policy
+    decides.
     """
     matches: list[PaymentMatch | None] = [None] * len(unmatched)
     met = await _matches_of(tx, unmatched)
@@ -320,7 +337,9 @@ async def _left_to_create(tx: AsyncConnection, unmatched: Sequence[UnmatchedPaym
 
 
 def _slots(payment: UnmatchedPayment) -> list[int]:
-    """Return the numbers of the advisory locks for what an unmatched payment may take: an order number of a merchant, and an id."""
+    """Return the numbers of the advisory locks for what an unmatched payment may take: an order number of a
+    merchant, and an id.
+    """
     names = [f"order/{payment.merchant_id}/{payment.order_ref}"]
     if payment.named is not None:
         names.append(f"id/{payment.named}")

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from orchestrator.store.database import Database
 
-# Rows are locked in id order, as everywhere, so that two that wake cannot deadlock; each waits for a mover's short
-# transaction, since a wake-up may not be left out. The caller publishes the hint too: the due time stands behind it by `grace`.
+# Rows are locked in id order, as everywhere, so that two that wake cannot deadlock; each waits for a mover's
+# short transaction, since a wake-up may not be left out. The caller publishes the hint too: the due time
+# stands behind it by `grace`.
 _WAKE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     locked AS MATERIALIZED (
@@ -34,8 +35,9 @@ _WAKE = text("""
       FROM locked, t
      WHERE c.id = locked.id
 """)
-# However many checkouts of one merchant are due, those of the others are taken too: each merchant that has any gets an equal part of what is taken. The
-# time as a sub-select is a bound of the index scans; as a join it would be a filter on every due time of the future.
+# However many checkouts of one merchant are due, those of the others are taken too: each merchant that has
+# any gets an equal part of what is taken. The time as a sub-select is a bound of the index scans; as a join
+# it would be a filter on every due time of the future.
 _DUE_FIRST = """
     t AS MATERIALIZED (SELECT clock() AS now),
     crowd AS MATERIALIZED (
@@ -72,8 +74,9 @@ _DUE = text(f"""
 """)  # noqa: S608 - made of our own constants
 
 
-# Places are given anew in their order, the first one now, and none becomes a later one. What a worker holds has had its turn. What was
-# made ahead at wider places is as much as a burst, and no more: else those who come to their new places would have to wait for it.
+# Places are given anew in their order, the first one now, and none becomes a later one. What a worker holds
+# has had its turn. What was made ahead at wider places is as much as a burst, and no more: else those who
+# come to their new places would have to wait for it.
 _RESPACE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     budget AS MATERIALIZED (
@@ -98,8 +101,8 @@ _RESPACE = text("""
 class DueCheckout:
     """A checkout that is due: hint it. `lag` is how many seconds late the sweep was.
 
-    A `suspect` was claimed before and nothing came of it, maybe because it stops whoever takes it: it goes alone, so that it
-    takes no others along.
+    A `suspect` was claimed before and nothing came of it, maybe because it stops whoever takes it: it goes
+    alone, so that it takes no others along.
     """
 
     id: UUID
@@ -111,7 +114,8 @@ class DueCheckout:
 async def wake(tx: AsyncConnection, ids: Sequence[UUID], *, grace: float) -> None:
     """Wake checkouts from outside their lease, inside the transaction that stores the reason.
 
-    The caller publishes the hint after the commit; if that fails, the checkout becomes due by itself after `grace` seconds.
+    The caller publishes the hint after the commit; if that fails, the checkout becomes due by itself after
+    `grace` seconds.
     """
     await run(tx, _WAKE, {"ids": list(ids), "grace": grace})
 
@@ -119,10 +123,12 @@ async def wake(tx: AsyncConnection, ids: Sequence[UUID], *, grace: float) -> Non
 async def sweep(
     db: Database, *, most: int, grace: float, overloaded: Collection[int] = (), few: int = 0
 ) -> list[DueCheckout]:
-    """Take due checkouts, about `most`, put each off by `grace` seconds and return them, to be published as hints.
+    """Take due checkouts, about `most`, put each off by `grace` seconds and return them, to be published as
+    hints.
 
-    Every merchant gets an equal part of them. Of the `overloaded` merchants, whose work the workers find by themselves, it takes only
-    a `few`. Several sweepers are harmless: each takes what the others have not locked.
+    Every merchant gets an equal part of them. Of the `overloaded` merchants, whose work the workers find by
+    themselves, it takes only a `few`. Several sweepers are harmless: each takes what the others have not
+    locked.
     """
     asked = {"most": most, "grace": grace, "overloaded": list(overloaded), "few": few}
     rows = await db.write(_SWEEP, asked)
@@ -130,13 +136,16 @@ async def sweep(
 
 
 async def due(db: Database, *, most: int) -> list[DueCheckout]:
-    """Return checkouts that are due, in equal parts of every merchant, for a worker that sweeps for itself."""
+    """Return checkouts that are due, in equal parts of every merchant, for a worker that sweeps
+    for itself.
+    """
     rows = await db.read(_DUE, {"most": most, "overloaded": []})
     return [DueCheckout(row.id, row.woken, row.suspect, row.lag) for row in rows]
 
 
 async def respace(db: Database, merchant: str, *, apart: float, at_once: float) -> None:
-    """Bring the lookups of a merchant that wait for their places (`slot_reserved`) nearer, `apart` seconds from each other; by its name.
+    """Bring the lookups of a merchant that wait for their places (`slot_reserved`) nearer, `apart` seconds
+    from each other; by its name.
 
     `at_once` is how many seconds before its place a lookup may be made.
     """

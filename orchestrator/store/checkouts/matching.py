@@ -1,9 +1,11 @@
-"""An intent that comes after its payment: the payment was found for an order number that no shop had handed over.
+"""An intent that comes after its payment: the payment was found for an order number that no shop had handed
+over.
 
-Such a payment has a checkout of its own (`create_from_payment`). The intent becomes the order of that checkout, so that the shopper is not asked to
-pay again. That happens once, under the row's lock and never under a worker's lease: an entry in the trail, the content of the intent
-and the facts that follow from it are written together. Where payment and intent do not fit, nothing is written, and the caller is
-told which payment waits for a decision.
+Such a payment has a checkout of its own (`create_from_payment`). The intent becomes the order of that
+checkout, so that the shopper is not asked to pay again. That happens once, under the row's lock and never
+under a worker's lease: an entry in the trail, the content of the intent and the facts that follow from it are
+written together. Where payment and intent do not fit, nothing is written, and the caller is told which
+payment waits for a decision.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ NO_INTENT_PRINT: Final = hashlib.sha256(NO_INTENT).digest()
 _HARMLESS: Final = frozenset({AttentionCode.UNKNOWN_ORDER, AttentionCode.RESERVATION_LAPSES})
 """Attention beside which the payment counts as the order's: the first is answered by the intent itself."""
 
-# A statement of its own, before the row is read: what is read beside a row on which a statement waited is as old as that statement.
+# A statement of its own, before the row is read: what is read beside a row on which a statement waited is as
+# old as that statement.
 _LOCK = text("SELECT id FROM checkouts WHERE id = :id FOR NO KEY UPDATE SKIP LOCKED")
 _READ = text(f"""
     SELECT c.state, c.version, c.currency, c.amount, c.attention, c.attention_details, c.audit_sequence, c.audit_head, c.created_at, c.deadline,
@@ -83,7 +86,8 @@ _MATCH = text("""
 class Ordered:
     """An intent that met the checkout of an unmatched payment. `amount` is in minor units.
 
-    `auto_capture`: the gateway was to capture by itself. It was not told so for this payment, so a worker captures it.
+    `auto_capture`: the gateway was to capture by itself. It was not told so for this payment, so a worker
+    captures it.
     """
 
     checkout: UUID
@@ -107,7 +111,9 @@ class Matched:
 
 @dataclass(frozen=True, slots=True)
 class Unsuited:
-    """The payment is not simply this order's: `payment` names it with its amount, `undecided` says that a person is to decide on it."""
+    """The payment is not simply this order's: `payment` names it with its amount, `undecided` says that a
+    person is to decide on it.
+    """
 
     payment: str
     undecided: bool
@@ -120,7 +126,8 @@ class NoMoney:
 
 @dataclass(frozen=True, slots=True)
 class Unsettled:
-    """It is not known yet: the payment has not been looked up, or a worker or another process has the checkout at this moment.
+    """It is not known yet: the payment has not been looked up, or a worker or another process has the
+    checkout at this moment.
 
     `held`: it may hold money, so that no other checkout may be created for the order meanwhile.
     """
@@ -134,7 +141,8 @@ Match = Matched | Unsuited | NoMoney | Unsettled
 async def match(db: Database, encryptor: Encryptor, wanted: Ordered) -> Match:
     """Make an intent the order of the checkout that was created from its payment, or say why not.
 
-    It may be repeated after a lost connection: the caller then meets a checkout that has the content of the intent.
+    It may be repeated after a lost connection: the caller then meets a checkout that has the content of the
+    intent.
     """
     try:
         async with db.transaction() as tx:
@@ -239,7 +247,9 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
 
 
 def _key(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None) -> tuple[DataKey, bytes]:
-    """Return the data key of the checkout, under which its callbacks are encrypted, or a new one where that was destroyed."""
+    """Return the data key of the checkout, under which its callbacks are encrypted, or a new one where that
+    was destroyed.
+    """
     if wrapped is None:
         return encryptor.new_data_key(checkout)
     return encryptor.data_key(checkout, wrapped), bytes(wrapped)

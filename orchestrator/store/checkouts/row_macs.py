@@ -1,8 +1,10 @@
-"""What makes commands and money operations ours: a MAC over their content, under a key that the database does not have.
+"""What makes commands and money operations ours: a MAC over their content, under a key that the database does
+not have.
 
-Whoever can write into the database could otherwise insert a command or an operation, and workers would move money for it. The API and the
-command line sign a command when they store it; a worker signs an operation at each write of it. Both are checked before anything is done
-for them. The key is derived from SECRET_KEYS: the newest signs, all of them verify.
+Whoever can write into the database could otherwise insert a command or an operation, and workers would move
+money for it. The API and the command line sign a command when they store it; a worker signs an operation at
+each write of it. Both are checked before anything is done for them. The key is derived from SECRET_KEYS: the
+newest signs, all of them verify.
 """
 
 from __future__ import annotations
@@ -49,18 +51,37 @@ def operation_holds(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, o
 
 def _command(checkout_id: UUID, merchant_id: int, command: Command) -> bytes:
     return _text(
-        checkout_id, merchant_id, command.id, command.kind, command.actor, command.reason, command.expected_version,
+        checkout_id,
+        merchant_id,
+        command.id,
+        command.kind,
+        command.actor,
+        command.reason,
+        command.expected_version,
         _stored(command.arguments),
-    )  # fmt: skip
+    )
 
 
 def _operation(checkout_id: UUID, merchant_id: int, operation: Operation) -> bytes:
-    """Include the state, the total before it and the attempts: with others it would be sent at another time, or once more."""
+    """Include the state, the total before it and the attempts: with others it would be sent at another time,
+    or once more.
+    """
     return _text(
-        checkout_id, merchant_id, operation.id, operation.transaction_id, operation.kind, operation.amount, operation.currency,
-        operation.cause, operation.actor, operation.reason, operation.command_id, operation.state, operation.total_before,
+        checkout_id,
+        merchant_id,
+        operation.id,
+        operation.transaction_id,
+        operation.kind,
+        operation.amount,
+        operation.currency,
+        operation.cause,
+        operation.actor,
+        operation.reason,
+        operation.command_id,
+        operation.state,
+        operation.total_before,
         operation.attempts,
-    )  # fmt: skip
+    )
 
 
 def _text(*parts: object) -> bytes:

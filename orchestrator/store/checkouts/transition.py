@@ -49,11 +49,13 @@ class UnauditedMove(OrchestratorError):  # noqa: N818 - named for the fact
         self.checkout, self.trigger = checkout, trigger
 
 
-# One statement writes everything of many moves. `locked` takes the rows in id order and leaves out those that somebody else has
-# locked (they come again); `mine` is the lease guard; `already` recognises a move that landed before its connection was lost: the head
-# of the chain is ours. Postgres applies the update to the newest version of a row, so the lease guard holds against any racer. What it
-# updates it names by arrays: of joins alone the planner expects so many rows that it reads a whole table while that is small.
-# Columns of a row of `change.row`: those that only say whether it may be written, and those that are written as they stand.
+# One statement writes everything of many moves. `locked` takes the rows in id order and leaves out those that
+# somebody else has locked (they come again); `mine` is the lease guard; `already` recognises a move that
+# landed before its connection was lost: the head of the chain is ours. Postgres applies the update to the
+# newest version of a row, so the lease guard holds against any racer. What it updates it names by arrays: of
+# joins alone the planner expects so many rows that it reads a whole table while that is small. Columns of a
+# row of `change.row`: those that only say whether it may be written, and those that are written as they
+# stand.
 _GUARD: Final = ("id", "merchant_id", "lease", "version", "wake")
 _SESSION: Final = ("session_id", "methods")
 _WRITTEN: Final = (
@@ -171,7 +173,9 @@ _ADVANCE = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A move with its audit entries, as it goes to Postgres; made once, so that a repeat is recognised by its mac."""
+    """A move with its audit entries, as it goes to Postgres; made once, so that a repeat is recognised by its
+    mac.
+    """
 
     move: Move
     to: State
@@ -184,7 +188,9 @@ class _Prepared:
 
 @dataclass(frozen=True, slots=True)
 class _Landed:
-    """What Postgres says of a landed move; the deadline is unknown when the move was recognised after a lost connection."""
+    """What Postgres says of a landed move; the deadline is unknown when the move was recognised after a lost
+    connection.
+    """
 
     deadline: datetime | None
     woken: bool
@@ -215,10 +221,12 @@ class Transitions:
         )
 
     async def advance(self, move: Move) -> ClaimedCheckout:
-        """Write one move together with whatever others have gathered; return the checkout as it stands afterwards.
+        """Write one move together with whatever others have gathered; return the checkout as it stands
+        afterwards.
 
-        Raises `LeaseLost` if the lease or the version is no longer ours (nothing was written), `UnknownTransition` if the
-        table does not have the move, `DatabaseAway` if it is not known whether it landed.
+        Raises `LeaseLost` if the lease or the version is no longer ours (nothing was written),
+        `UnknownTransition` if the table does not have the move, `DatabaseAway` if it is not known whether it
+        landed.
         """
         prepared = self._prepare(move)
         landed = await self._batch.put(prepared)
@@ -301,9 +309,10 @@ class Transitions:
 def _places(prepared: _Prepared) -> Sequence[Hashable]:
     """Return what no two moves of one batch may share: the checkout, and that one reopens.
 
-    A holder whose lease is over and its successor may both write, in one process; of two rows for a checkout Postgres would take
-    either. A reopened checkout takes its order number again. Two of them in one transaction could wait for an intake that holds the
-    one number and waits for the other; so there is one in a batch.
+    A holder whose lease is over and its successor may both write, in one process; of two rows for a checkout
+    Postgres would take either. A reopened checkout takes its order number again. Two of them in one
+    transaction could wait for an intake that holds the one number and waits for the other; so there is one in
+    a batch.
     """
     held, trigger = prepared.move.held, prepared.move.trigger
     return (held.id, trigger) if trigger is Trigger.REOPENED else (held.id,)

@@ -1,8 +1,9 @@
 """What comes in from outside: intents, callbacks, commands. Stored, answered, woken; decided elsewhere.
 
-Each kind goes in as a list in one transaction. An intent becomes a checkout once, however often it is sent. A callback is stored
-raw before anybody reads it; a repeat wakes the checkout again unless the first was acted on. A command is a row with who asked and which
-version they saw. Nothing here moves a checkout and nothing here talks to the gateway.
+Each kind goes in as a list in one transaction. An intent becomes a checkout once, however often it is sent. A
+callback is stored raw before anybody reads it; a repeat wakes the checkout again unless the first was acted
+on. A command is a row with who asked and which version they saw. Nothing here moves a checkout and nothing
+here talks to the gateway.
 """
 
 from orchestrator.store.inbox.callbacks import (

@@ -1,4 +1,6 @@
-"""Callbacks: stored raw before anybody reads them; a repeat wakes the checkout again unless the first was acted on."""
+"""Callbacks: stored raw before anybody reads them; a repeat wakes the checkout again unless the first was
+acted on.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ CallbackKind = Literal["success", "failure", "notification", "redirect"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A callback as it came: raw body, white-listed headers, where it came from, and how well it proves its sender.
+    """A callback as it came: raw body, white-listed headers, where it came from, and how well it proves its
+    sender.
 
     `grade` and `network` are the words of the gateway's `Grade` and of `inside`, `outside`, `unchecked`.
     """
@@ -49,7 +52,10 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What became of a callback. `wakes`: the gateway has to be asked, so publish a hint. `kept`: it is safe, and not beyond the cap."""
+    """What became of a callback.
+
+    `wakes`: the gateway has to be asked, so publish a hint. `kept`: it is safe, and not beyond the cap.
+    """
 
     wakes: bool
     kept: bool = True
@@ -70,8 +76,8 @@ _BETTER: Final = ["unchecked", "checksum", "signed"]
 """Grades from weak to strong; those without proof are weaker."""
 
 
-# The checkouts are locked before their callbacks, as by a mover, which marks callbacks as read: nobody waits in a circle. One
-# that somebody else holds comes again, so that a held row stalls no other callback.
+# The checkouts are locked before their callbacks, as by a mover, which marks callbacks as read: nobody waits
+# in a circle. One that somebody else holds comes again, so that a held row stalls no other callback.
 _MINE = text("""
     WITH locked AS MATERIALIZED (
         SELECT id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
@@ -80,11 +86,13 @@ _MINE = text("""
       FROM checkouts c LEFT JOIN intents i ON i.checkout_id = c.id LEFT JOIN locked l ON l.id = c.id
      WHERE c.id = ANY(CAST(:ids AS uuid[]))
 """)
-# A repeat is not stored twice; it counts, and wakes the checkout while nobody has acted on the first. It wakes it again where it proves more than
-# the first did: somebody may have sent a guess ahead of it. An empty body says too little to be told from an earlier one, so
-# it always wakes the checkout, unless it proves nothing.
+# A repeat is not stored twice; it counts, and wakes the checkout while nobody has acted on the first. It
+# wakes it again where it proves more than the first did: somebody may have sent a guess ahead of it. An empty
+# body says too little to be told from an earlier one, so it always wakes the checkout, unless it proves
+# nothing.
 #
-# Beyond its caps a checkout keeps nothing new: a flood fills no disk. What is counted is bounded by the caps themselves.
+# Beyond its caps a checkout keeps nothing new: a flood fills no disk. What is counted is bounded by the caps
+# themselves.
 _STORE = text("""
     WITH a AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:arrivals AS json)) AS a(
@@ -149,15 +157,23 @@ _EMPTY: Final = [
 
 
 class Callbacks:
-    """Takes callbacks from everything in flight in this process, stores them together and wakes their checkouts.
+    """Takes callbacks from everything in flight in this process, stores them together and wakes their
+    checkouts.
 
     `strict_network`: what comes from outside the gateway's addresses counts as unproven.
     """
 
     def __init__(
-        self, db: Database, encryptor: Encryptor, *, grace: float, batch_limit: int = 500, timeout: float = 30.0,
-        caps: Caps = _CAPS, strict_network: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        db: Database,
+        encryptor: Encryptor,
+        *,
+        grace: float,
+        batch_limit: int = 500,
+        timeout: float = 30.0,
+        caps: Caps = _CAPS,
+        strict_network: bool = False,
+    ) -> None:
         self._db, self._encryptor, self._grace = db, encryptor, grace
         self._caps, self._strict = caps, strict_network
         self._batch: Batch[Arrival, Stored] = Batch(
@@ -169,11 +185,15 @@ class Callbacks:
         )
 
     async def store(self, arrival: Arrival) -> Stored:
-        """Store a callback and wake its checkout; `DatabaseAway` if Postgres does not answer within the patience."""
+        """Store a callback and wake its checkout; `DatabaseAway` if Postgres does not answer within the
+        patience.
+        """
         return await self._batch.put(arrival)
 
     def unproven(self, grade: str, network: str) -> bool:
-        """Say whether a callback may be anybody's, though there is something to check it with: worth a lookup, and no more."""
+        """Say whether a callback may be anybody's, though there is something to check it with: worth a
+        lookup, and no more.
+        """
         return grade in UNPROVEN or (self._strict and network == "outside")
 
     @property
@@ -245,7 +265,9 @@ def _proof(arrival: Arrival) -> tuple[int, bool]:
 
 
 def encrypt_body(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, body: bytes) -> bytes:
-    """Seal a raw callback under its checkout's data key, or under the installation's where that key is gone."""
+    """Seal a raw callback under its checkout's data key, or under the installation's where that
+    key is gone.
+    """
     try:
         return b"\0" + encryptor.data_key(checkout, wrapped).encrypt(body, purpose="callback")
     except EncryptionError:

@@ -1,4 +1,6 @@
-"""Where a checkout stands for whoever wants something of it, by our books (the rule itself is `domain.command_rules`)."""
+"""Where a checkout stands for whoever wants something of it, by our books (the rule itself is
+`domain.command_rules`).
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ _FROM_PAYMENT: Final = " OR ".join(
     f"CAST(a.entry AS jsonb) #> '{{evidence,{word}}}' = 'true'" for word in audit.FROM_PAYMENT
 )
 
-# One statement, so that a used key and the books are seen at one moment: whoever repeats a capture meets either the first
-# request, or books on which nothing of it was booked yet.
+# One statement, so that a used key and the books are seen at one moment: whoever repeats a capture meets
+# either the first request, or books on which nothing of it was booked yet.
 _STANDING = text(f"""
     SELECT c.id, c.merchant_id, c.order_ref, c.state, c.version, c.currency, c.amount, c.attention, c.attention_details,
            m.id AS met, m.fingerprint AS met_print,
@@ -51,7 +53,8 @@ _STANDING = text(f"""
 async def checkout_view(
     db: Database, checkout_id: UUID, *, merchant_id: int | None = None, key: str | None = None
 ) -> CheckoutView | None:
-    """Return where a checkout stands; None if there is none of this id, or it is not this merchant's (None: anybody's).
+    """Return where a checkout stands; None if there is none of this id, or it is not this merchant's (None:
+    anybody's).
 
     `key` is the idempotency key of the request, if it has one.
     """

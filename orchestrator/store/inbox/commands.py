@@ -1,7 +1,10 @@
-"""Commands: rows that say who asked for what, why, and which version of the checkout they saw. Executed under the lease, elsewhere.
+"""Commands: rows that say who asked for what, why, and which version of the checkout they saw.
 
-A command with an idempotency key is stored once: whoever sends the same again, at the same moment from another process or days
-later, meets the first. Only a command that is new wakes its checkout. Each is signed with a key that the database does not have.
+Executed under the lease, elsewhere.
+
+A command with an idempotency key is stored once: whoever sends the same again, at the same moment from
+another process or days later, meets the first. Only a command that is new wakes its checkout. Each is signed
+with a key that the database does not have.
 """
 
 from __future__ import annotations
@@ -28,9 +31,9 @@ if TYPE_CHECKING:
     from orchestrator.domain.records import CommandKind
     from orchestrator.store.database import Database
 
-# A used key returns the command that it was used for: the update changes nothing, and waits for whoever is storing that very
-# command at this moment. Such a repeat must not wake it in the same transaction, or it would hold a row that the mover who holds
-# its checkout may want.
+# A used key returns the command that it was used for: the update changes nothing, and waits for whoever is
+# storing that very command at this moment. Such a repeat must not wake it in the same transaction, or it
+# would hold a row that the mover who holds its checkout may want.
 _STORE = text("""
     INSERT INTO commands AS k (id, merchant_id, checkout_id, kind, actor, reason, expected_version, arguments,
                                idempotency_key, fingerprint, mac)
@@ -52,7 +55,9 @@ _MERCHANTS = text("SELECT id, merchant_id FROM checkouts WHERE id = ANY(CAST(:id
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """A command that is stored: by this request (`fresh`), or by an earlier one with the same idempotency key."""
+    """A command that is stored: by this request (`fresh`), or by an earlier one with the same idempotency
+    key.
+    """
 
     id: UUID
     fresh: bool
@@ -66,7 +71,9 @@ def fingerprint_of(
     reason: str | None = None,
     expected_version: int | None = None,
 ) -> bytes:
-    """Return what makes a request the same again: the SHA-256 of everything that was asked, but not of who asked."""
+    """Return what makes a request the same again: the SHA-256 of everything that was asked, but not of who
+    asked.
+    """
     asked = [checkout_id, kind, arguments, reason, expected_version]
     return hashlib.sha256(msgspec.json.encode(asked, order="sorted")).digest()
 
@@ -86,10 +93,13 @@ async def request(  # noqa: PLR0913 - the columns of a command
     fingerprint: bytes | None = None,
     grace: float,
 ) -> Requested | None:
-    """Store a command and wake its checkout; None if the merchant has no such checkout. Publish a hint afterwards.
+    """Store a command and wake its checkout; None if the merchant has no such checkout.
 
-    With a key that was used before, the same content returns the first command, and other content raises `KeyReused`; nothing
-    is stored in either case. `fingerprint` is what counts as the content; without one it is everything that is asked.
+    Publish a hint afterwards.
+
+    With a key that was used before, the same content returns the first command, and other content raises
+    `KeyReused`; nothing is stored in either case. `fingerprint` is what counts as the content; without one it
+    is everything that is asked.
     """
     wanted, told = uuid7(), dict(arguments or {})
     if fingerprint is None:
@@ -97,12 +107,20 @@ async def request(  # noqa: PLR0913 - the columns of a command
             checkout_id, kind, told, reason=reason, expected_version=expected_version
         )
     command = {
-        "id": wanted, "merchant_id": merchant_id, "checkout_id": checkout_id, "kind": kind, "actor": actor, "reason": reason,
-        "expected_version": expected_version, "arguments": told, "idempotency_key": idempotency_key,
-        "fingerprint": None if idempotency_key is None else fingerprint.hex(), "mac": _mac(
+        "id": wanted,
+        "merchant_id": merchant_id,
+        "checkout_id": checkout_id,
+        "kind": kind,
+        "actor": actor,
+        "reason": reason,
+        "expected_version": expected_version,
+        "arguments": told,
+        "idempotency_key": idempotency_key,
+        "fingerprint": None if idempotency_key is None else fingerprint.hex(),
+        "mac": _mac(
             encryptor, checkout_id, merchant_id, Command(wanted, kind, actor, reason, expected_version, told)
         ),
-    }  # fmt: skip
+    }
     async with db.transaction() as tx:
         stored = (await tx.execute(_STORE, {"asked": json_text([command])})).first()
         if stored is None:
@@ -126,9 +144,11 @@ async def request_all(
     arguments: Mapping[str, object] | None = None,
     grace: float,
 ) -> dict[UUID, UUID]:
-    """Store the same command for many checkouts, of whatever merchants, and wake them all; return each one's command.
+    """Store the same command for many checkouts, of whatever merchants, and wake them all; return each one's
+    command.
 
-    Checkouts that do not exist are left out. Publish hints afterwards, or let the checkouts become due after `grace` seconds.
+    Checkouts that do not exist are left out. Publish hints afterwards, or let the checkouts become due after
+    `grace` seconds.
     """
     told = dict(arguments or {})
     commands: list[dict[str, object]] = []
@@ -136,9 +156,17 @@ async def request_all(
         checkout, merchant, wanted = row.id, row.merchant_id, uuid7()
         mac = _mac(encryptor, checkout, merchant, Command(wanted, kind, actor, reason, None, told))
         commands.append(
-            {"id": wanted, "merchant_id": merchant, "checkout_id": checkout, "kind": kind, "actor": actor, "reason": reason,
-             "arguments": told, "mac": mac}
-        )  # fmt: skip
+            {
+                "id": wanted,
+                "merchant_id": merchant,
+                "checkout_id": checkout,
+                "kind": kind,
+                "actor": actor,
+                "reason": reason,
+                "arguments": told,
+                "mac": mac,
+            }
+        )
     async with db.transaction() as tx:
         stored = (await tx.execute(_STORE, {"asked": json_text(commands)})).all()
         await checkouts.wake(tx, [row.checkout_id for row in stored], grace=grace)

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intake:
-    """A validated intent on its way in. `document` is what is stored (sealed), `fingerprint` what makes it the same again.
+    """A validated intent on its way in.
+
+    `document` is what is stored (sealed), `fingerprint` what makes it the same again.
 
     `auto_capture`: the gateway is asked to capture by itself.
     """
@@ -59,8 +61,9 @@ class Accepted:
     deadline: datetime
 
 
-# What a request meets: the checkout that its key was answered with before, else the live one of its order number, else the last
-# closed one. Each key is looked up by itself: joined as a table, a planner that expects a hundred requests reads all keys there are.
+# What a request meets: the checkout that its key was answered with before, else the live one of its order
+# number, else the last closed one. Each key is looked up by itself: joined as a table, a planner that expects
+# a hundred requests reads all keys there are.
 _MEET = text("""
     SELECT i.id AS asked, c.id, c.state, c.created_at, c.deadline, f.fingerprint, k.fingerprint AS key_print,
            clock() AS now
@@ -90,7 +93,8 @@ _KEEP_KEYS = text("""
     RETURNING merchant_id, key
 """)
 LOOKUP_WAIT: Final = 2.0
-"""Seconds for which an intent waits until the payment that came before it has been looked up: a lookup takes a fraction of one."""
+"""Seconds for which an intent waits until the payment that came before it has been looked up: a lookup takes
+a fraction of one."""
 _CLOSED: Final = frozenset({"cancelled", "expired", "failed"})
 
 
@@ -108,14 +112,18 @@ class Intents:
     ) -> None:
         self._db, self._encryptor, self._grace = db, encryptor, grace
         self._batch: Batch[Intake, Accepted | IntakeError] = Batch(
-            self._write, keys=lambda asked: (asked.id,), limit=batch_limit, timeout=timeout, name="intents",
-        )  # fmt: skip
+            self._write,
+            keys=lambda asked: (asked.id,),
+            limit=batch_limit,
+            timeout=timeout,
+            name="intents",
+        )
 
     async def accept(self, asked: Intake) -> Accepted:
         """Store an intent; return its checkout, whether new or met.
 
-        Raises `OrderTaken` or `KeyReused` for other content, `Unwritten` if Postgres refuses the row, `DatabaseAway`
-        if it is not known whether it was stored: the same request may be sent again.
+        Raises `OrderTaken` or `KeyReused` for other content, `Unwritten` if Postgres refuses the row,
+        `DatabaseAway` if it is not known whether it was stored: the same request may be sent again.
         """
         fate = await self._batch.put(asked)
         if isinstance(fate, IntakeError):
@@ -134,7 +142,8 @@ class Intents:
     async def _write(self, batch: list[Intake]) -> list[Accepted | IntakeError | Again]:
         async with self._db.transaction() as tx:
             fates, unnoted = await self._settle(tx, batch)
-        # In a transaction that holds no order number: two processes, each with one that the other waits for, would wait in a circle.
+        # In a transaction that holds no order number: two processes, each with one that the other waits for,
+        # would wait in a circle.
         noted = await _keep_keys(self._db, unnoted, fates) if unnoted else set()
         for asked in unnoted:
             if asked.id not in noted:
@@ -144,7 +153,9 @@ class Intents:
     async def _settle(
         self, tx: AsyncConnection, batch: list[Intake]
     ) -> tuple[dict[UUID, Accepted | IntakeError], list[Intake]]:
-        """Create what is new; return the fates, and those whose checkout was there before and whose key is not noted yet."""
+        """Create what is new; return the fates, and those whose checkout was there before and whose key is
+        not noted yet.
+        """
         met = await _meet(tx, batch)
         fates = _fates(batch, met)
         matching = [asked for asked in batch if asked.id not in fates and _met_payment(met[asked.id])]
@@ -196,8 +207,8 @@ class Intents:
     ) -> frozenset[UUID]:
         """Decide for intents that came after their payment; return those for which it is too early to say.
 
-        What is neither decided nor to wait is an order like any other. Of several for one checkout the first is decided; the others meet
-        what became of it.
+        What is neither decided nor to wait is an order like any other. Of several for one checkout the first
+        is decided; the others meet what became of it.
         """
         waiting: set[UUID] = set()
         seen: set[UUID] = set()
@@ -253,7 +264,9 @@ def _ordered(asked: Intake, checkout: UUID) -> checkouts.Ordered:
 
 
 def _firsts(asked: Iterable[Intake]) -> list[Intake]:
-    """Leave out what repeats an order number or a key of the same batch: it meets the first one once that is created."""
+    """Leave out what repeats an order number or a key of the same batch: it meets the first one once that is
+    created.
+    """
     orders: set[tuple[int, str]] = set()
     keys: set[tuple[int, str]] = set()
     firsts = []
@@ -268,8 +281,10 @@ def _firsts(asked: Iterable[Intake]) -> list[Intake]:
 
 
 async def _meet(tx: AsyncConnection, batch: Sequence[Intake]) -> dict[UUID, Row[Any]]:
-    asked = [{"id": one.id, "merchant_id": one.merchant_id, "order_ref": one.order_ref, "key": one.idempotency_key}
-             for one in batch]  # fmt: skip
+    asked = [
+        {"id": one.id, "merchant_id": one.merchant_id, "order_ref": one.order_ref, "key": one.idempotency_key}
+        for one in batch
+    ]
     return {row.asked: row for row in await run(tx, _MEET, {"asked": json_text(asked)})}
 
 
@@ -294,7 +309,9 @@ def _fates(batch: Sequence[Intake], met: Mapping[UUID, Row[Any]]) -> dict[UUID, 
 async def _keep_keys(
     db: Database, unnoted: Sequence[Intake], fates: Mapping[UUID, Accepted | IntakeError]
 ) -> set[UUID]:
-    """Note the keys of requests that met their checkout, so that each refuses other content from now on; return whose were free."""
+    """Note the keys of requests that met their checkout, so that each refuses other content from now on;
+    return whose were free.
+    """
     firsts: dict[tuple[int, str], Intake] = {}
     for asked in unnoted:
         firsts.setdefault((asked.merchant_id, asked.idempotency_key or ""), asked)

@@ -1,8 +1,10 @@
-"""Callbacks that came to a merchant's own address and name no checkout in it: whose they are, and what is kept of the others.
+"""Callbacks that came to a merchant's own address and name no checkout in it: whose they are, and what is
+kept of the others.
 
-What a merchant's terminals send by default goes there. It is stored as a callback of the checkout that it names, by our id or by
-its order number; a payment for an order number that nobody asked for gets a checkout of its own (`checkouts.create_from_payment`). The rest,
-and whatever proves nothing, is kept for the record without a checkout, and nothing comes of it.
+What a merchant's terminals send by default goes there. It is stored as a callback of the checkout that it
+names, by our id or by its order number; a payment for an order number that nobody asked for gets a checkout
+of its own (`checkouts.create_from_payment`). The rest, and whatever proves nothing, is kept for the record
+without a checkout, and nothing comes of it.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from orchestrator.crypto import Encryptor
     from orchestrator.store.inbox.callbacks import Callbacks
 
-# Counted as for one checkout, by the merchant: how much can be read is bounded by what may be kept. Two processes at once may each
-# keep a batch more.
+# Counted as for one checkout, by the merchant: how much can be read is bounded by what may be kept. Two
+# processes at once may each keep a batch more.
 _KEEP = text("""
     WITH a AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:payments AS json)) AS a(
@@ -78,7 +80,9 @@ class MerchantCallback:
 
     @property
     def kept_as(self) -> UUID:
-        """The id under which it is kept without a checkout: the same callback to the same merchant has the same (RFC 9562, 5.8)."""
+        """The id under which it is kept without a checkout: the same callback to the same merchant has the
+        same (RFC 9562, 5.8).
+        """
         proof = b"" if self.grade not in UNPROVEN else b"unproven"
         digest = hashlib.sha256(b"%d\0%b\0%b" % (self.told.merchant_id, proof, self.body)).digest()
         return UUID(int=int.from_bytes(digest[:16]) & ~(0xF << 76) & ~(0x3 << 62) | 0x8 << 76 | 0x2 << 62)
@@ -86,7 +90,8 @@ class MerchantCallback:
 
 @dataclass(frozen=True, slots=True)
 class StoredCallback:
-    """What became of it: the checkout whose callback it is now, if there is one; `wakes` and `kept` as for any callback.
+    """What became of it: the checkout whose callback it is now, if there is one; `wakes` and `kept` as for
+    any callback.
 
     `over_limit`: it tells of a payment, and too many of those wait for a lookup that confirms them.
     """
@@ -105,18 +110,29 @@ class _Fate:
 
 
 class UnmatchedCallbacks:
-    """Finds, or makes, the checkouts of callbacks that name none in their address, and hands them on to `callbacks`."""
+    """Finds, or makes, the checkouts of callbacks that name none in their address, and hands them on to
+    `callbacks`.
+    """
 
     def __init__(
-        self, db: Database, encryptor: Encryptor, callbacks: Callbacks, *, grace: float, batch_limit: int = 500, timeout: float = 30.0
-    ) -> None:  # fmt: skip
+        self,
+        db: Database,
+        encryptor: Encryptor,
+        callbacks: Callbacks,
+        *,
+        grace: float,
+        batch_limit: int = 500,
+        timeout: float = 30.0,
+    ) -> None:
         self._db, self._encryptor, self._callbacks, self._grace = db, encryptor, callbacks, grace
         self._batch: Batch[MerchantCallback, _Fate] = Batch(
             self._write, keys=lambda one: (one.id,), limit=batch_limit, timeout=timeout, name="unmatched"
         )
 
     async def store(self, one: MerchantCallback) -> StoredCallback:
-        """Store it where it belongs and wake the checkout; `DatabaseAway` if Postgres does not answer within the patience."""
+        """Store it where it belongs and wake the checkout; `DatabaseAway` if Postgres does not answer within
+        the patience.
+        """
         fate = await self._batch.put(one)
         if fate.matched is None:
             over_limit = one.told.complete and not self._unproven(one)

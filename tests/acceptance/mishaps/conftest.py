@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 async def installation(shared_database_url: str) -> AsyncIterator[Shop]:
-    """One installation for the tests of a module, one after the other; making it takes longer than most of them."""
+    """One installation for the tests of a module, one after the other; making it takes longer than most of
+    them.
+    """
     empty(shared_database_url)
     async with shop(shared_database_url) as one:
         yield one

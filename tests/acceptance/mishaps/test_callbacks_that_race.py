@@ -1,4 +1,6 @@
-"""Callbacks that come at once, in any order, again, late, or wrong: whatever they say, the order is worth what the gateway holds."""
+"""Callbacks that come at once, in any order, again, late, or wrong: whatever they say, the order is worth
+what the gateway holds.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ pytestmark = pytest.mark.anyio
 
 
 async def once(world: Shop, checkout: UUID, *, moved: list[str] | None = None) -> None:
-    """The order is paid, nobody must be asked, the shop was told once, and no money was moved behind its back."""
+    """The order is paid, nobody must be asked, the shop was told once, and no money was moved behind its
+    back.
+    """
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.captured, row.refunded) == ("completed", WHOLE, 0, 0)
     assert (row.late, row.attention) == (False, None)
@@ -29,7 +33,7 @@ async def once(world: Shop, checkout: UUID, *, moved: list[str] | None = None) -
     await world.agree(checkout)
 
 
-# ── Order and repetition ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Order and repetition ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.mishap("ok and notification at the same moment")
@@ -129,7 +133,7 @@ async def test_late_and_repeated_oks_do_not_set_back_what_was_captured_and_refun
     await world.agree(checkout)
 
 
-# ── Failures that are none ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── Failures that are none ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.mishap("late fail, or the same cart twice, cancels a paid order")
@@ -236,7 +240,7 @@ async def test_the_shop_is_told_once_that_an_order_is_paid_whatever_repeats(worl
     await once(world, checkout, moved=["callback_arrived", "payment_found"])
 
 
-# ── What they bring ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What they bring ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.mishap("invalid or empty XML")
@@ -278,7 +282,8 @@ async def test_every_notification_about_a_transaction_is_kept(world: Shop):
         "SELECT kind, times, handled_at FROM callbacks WHERE checkout_id = :id ORDER BY received_at, id",
         id=checkout,
     )
-    # `succeeded` came again: the same letter, counted, or, if the gateway's document has another second in its date, one more.
+    # `succeeded` came again: the same letter, counted, or, if the gateway's document has another second in
+    # its date, one more.
     notifications = [row.times for row in rows if row.kind == "notification"]
     assert (sum(notifications), len(rows) - len(notifications)) == (6, 1)
     assert len(notifications) >= 5

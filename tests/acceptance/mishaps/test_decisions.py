@@ -1,4 +1,6 @@
-"""What a person decides on payments that are not what was ordered: carried out to the minor unit, or refused."""
+"""What a person decides on payments that are not what was ordered: carried out to the minor unit,
+or refused.
+"""
 
 from __future__ import annotations
 
@@ -220,7 +222,9 @@ async def test_money_that_is_taken_back_in_another_way_is_told_to_a_person(
 
 
 async def reopened_and_paid_in_the_session_before(world: Shop, amount: int = WHOLE) -> UUID:
-    """Return a reopened checkout that could not be offered again yet, while the shopper paid in the tab of the first session."""
+    """Return a reopened checkout that could not be offered again yet, while the shopper paid in the tab of
+    the first session.
+    """
     checkout = await world.expired()
     await world.plan(checkout, fail={"session": 99})
     assert (await world.asked(checkout, "reopen", expiresIn=600)).code == "done_reopened"

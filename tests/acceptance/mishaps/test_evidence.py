@@ -1,4 +1,6 @@
-"""What a move rests on: the gateway's own answer, read and bound with care; never a callback's word, and no guess."""
+"""What a move rests on: the gateway's own answer, read and bound with care; never a callback's word, and no
+guess.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ async def evidence(world: Shop, checkout: UUID, trigger: str) -> dict[str, objec
 
 
 async def undecided(world: Shop, checkout: UUID, word: str) -> None:
-    """A person must look: the shop was told so once, nothing was concluded, and the looking goes on, also past the deadline."""
+    """A person must look: the shop was told so once, nothing was concluded, and the looking goes on, also
+    past the deadline.
+    """
     await world.follow(checkout)
     for _ in range(3):
         await world.later(hours=2)
@@ -40,7 +44,7 @@ async def undecided(world: Shop, checkout: UUID, word: str) -> None:
     assert not {"checkout.completed", "checkout.expired", "checkout.cancelled"} & set(events)
 
 
-# ── Callbacks ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Callbacks ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("tamper", UNPROVEN)
@@ -142,7 +146,7 @@ async def test_an_unknown_status_is_kept_flagged_and_looked_into(world: Shop, bo
     await world.agree(checkout)
 
 
-# ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("capture", [True, False])
@@ -160,8 +164,9 @@ async def test_a_subscriptions_double_rows_pay_once_and_trouble_nobody(world: Sh
     assert row.attention is None
     rows = await world.sql("SELECT role, meaning, reserved FROM payments ORDER BY role")
     assert [tuple(one) for one in rows] == [
-        ("accepted", "captured" if capture else "reserved", WHOLE), ("attempt", "agreement", 0),
-    ]  # fmt: skip
+        ("accepted", "captured" if capture else "reserved", WHOLE),
+        ("attempt", "agreement", 0),
+    ]
     captured = ["payment.captured"] if capture else []
     assert await world.events(checkout) == ["checkout.ready", "checkout.completed", *captured]
     assert await world.operations(checkout) == []
@@ -178,8 +183,11 @@ async def test_a_transaction_in_a_status_that_nobody_knows_is_kept_flagged_and_a
     await undecided(world, checkout, "unclear_payment")
     (row,) = await world.sql("SELECT role, status, meaning, flags FROM payments")
     assert (row.role, row.status, row.meaning, row.flags) == (
-        "unknown", "teleported", "unknown", ["status_unknown"],
-    )  # fmt: skip
+        "unknown",
+        "teleported",
+        "unknown",
+        ["status_unknown"],
+    )
     world.wire.bent.clear()
     await world.until_due(checkout)
     row = await world.row(checkout)
@@ -255,11 +263,13 @@ async def test_money_of_another_amount_or_currency_never_completes_the_order(
     await world.agree(checkout)
 
 
-# ── Binding ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Binding ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def two_merchants(world: Shop, order: str) -> tuple[UUID, UUID]:
-    """Return the checkouts of two merchants with one account at the gateway who chose the same order number."""
+    """Return the checkouts of two merchants with one account at the gateway who chose the same
+    order number.
+    """
     assert await world.merchants.add(
         "second", gateway_url=world.settings.gateway_url, callback_secrets=(), **SECOND
     )

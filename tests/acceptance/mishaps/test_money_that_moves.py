@@ -1,4 +1,6 @@
-"""Money that comes twice, is captured, returned or taken back: moved once, by a worker, and booked as the gateway has it."""
+"""Money that comes twice, is captured, returned or taken back: moved once, by a worker, and booked as the
+gateway has it.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,13 @@ async def settled(world: Shop, checkout: UUID) -> None:
     assert not await world.operating(checkout)
 
 
-# ── Two payments for one order ──────────────────────────────────────────────────────────────────────────────────────────
+# ── Two payments for one order ────────────────────────────────────────────────────────────────────────────
 
 
 async def paid_twice(world: Shop, *, capture: bool = False, together: bool) -> UUID:
-    """Return an order that was paid in two tabs: the second after the first was completed, or before anybody looked."""
+    """Return an order that was paid in two tabs: the second after the first was completed, or before anybody
+    looked.
+    """
     checkout = await world.offered(capture=capture)
     first, second = await world.started(checkout), await world.started(checkout)
     assert (await world.submit(first)).status_code == 303
@@ -153,7 +157,7 @@ async def test_a_shopper_who_pays_by_card_while_the_bank_is_still_at_it_has_one_
     await world.agree(checkout)
 
 
-# ── Captures ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Captures ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.mishap("captured twice")
@@ -289,7 +293,7 @@ async def test_of_an_order_that_became_smaller_its_own_total_is_captured_and_no_
     await world.agree(checkout)
 
 
-# ── At the gateway ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── At the gateway ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.mishap("refunded or released at the gateway")
@@ -347,7 +351,7 @@ async def test_what_the_shoppers_bank_takes_back_is_booked_and_told(world: Shop)
     await world.agree(checkout)
 
 
-# ── Of nobody ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Of nobody ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.mishap("notifications overwrite each other; order unknown")

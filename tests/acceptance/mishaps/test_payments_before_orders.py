@@ -1,4 +1,6 @@
-"""A payment that comes before its order: it is found by its order number, and the order that comes later is not paid a second time."""
+"""A payment that comes before its order: it is found by its order number, and the order that comes later is
+not paid a second time.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ async def read(world: Shop, path: str, **params: str) -> dict:
         return await client.get(path, **params)
 
 
-# ── Found by any order number ───────────────────────────────────────────────────────────────────────────────────────────
+# ── Found by any order number ─────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ async def test_an_unmatched_payment_is_found_by_its_order_number(world: Shop, or
     assert (payment["orderId"], payment["checkoutId"]) == (order, str(checkout))
 
 
-# ── The order comes later ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── The order comes later ─────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("policy", ["ask", "keep"])
@@ -138,7 +140,7 @@ async def test_a_payment_that_the_gateway_does_not_show_pays_no_order(world: Sho
     assert answer.json()["id"] != str(checkout)
 
 
-# ── At the same moment ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── At the same moment ────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_an_intent_waits_for_the_lookup_of_its_payment(world: Shop):
@@ -162,7 +164,9 @@ async def test_many_intents_for_one_payment_at_once_are_one_order(world: Shop):
 
 
 async def test_where_both_come_before_any_lookup_the_payment_is_left_to_the_order(world: Shop):
-    """No worker looks it up in time, so the order is a checkout of its own: the payment may not count twice, nor be asked about."""
+    """No worker looks it up in time, so the order is a checkout of its own: the payment may not count twice,
+    nor be asked about.
+    """
     first = await unmatched(world, "B-8", looked_up=False)
     answer = await world.post("B-8")
     assert answer.status_code == 202
@@ -187,7 +191,9 @@ async def test_where_both_come_before_any_lookup_the_payment_is_left_to_the_orde
 
 
 async def test_a_payment_from_long_before_an_order_of_its_number_is_not_left_to_that_order(world: Shop):
-    """Order numbers come again, after a year or in a new system: what the earlier order was paid with pays no later one."""
+    """Order numbers come again, after a year or in a new system: what the earlier order was paid with pays no
+    later one.
+    """
     earlier = await unmatched(world, "B-9", looked_up=False)
     world.wire.bent["B-9"] = lambda answer: re.sub(
         r"<CreatedDate>[^<]*<", "<CreatedDate>2025-01-02 03:04:05<", answer

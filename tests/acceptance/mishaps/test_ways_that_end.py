@@ -1,4 +1,6 @@
-"""Ways through the shop that end oddly: a second try, nobody comes, the way back is blocked or slow, the session changes under it."""
+"""Ways through the shop that end oddly: a second try, nobody comes, the way back is blocked or slow, the
+session changes under it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ async def unpaid(world: Shop, checkout: UUID, state: str) -> None:
     await world.agree(checkout)
 
 
-# ── Once more ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Once more ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.mishap("failed first, paid on the second try")
@@ -52,8 +54,11 @@ async def test_a_success_after_a_failure_completes_the_order(world: Shop, *, sam
         "checkout.completed",
     ]
     assert await world.moved(checkout) == [
-        "callback_arrived", "payment_declined", "callback_arrived", "payment_found",
-    ]  # fmt: skip
+        "callback_arrived",
+        "payment_declined",
+        "callback_arrived",
+        "payment_found",
+    ]
     assert await world.roles(checkout) == ["accepted", "attempt"]
     await world.agree(checkout)
 
@@ -73,7 +78,7 @@ async def test_a_success_after_a_failure_is_found_though_its_callbacks_are_lost(
     await world.agree(checkout)
 
 
-# ── Nobody pays ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Nobody pays ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.mishap("unpaid orders never end, or end wrongly; browser back")
@@ -147,8 +152,11 @@ async def test_money_after_a_cancel_is_never_lost_and_the_shop_learns_that_it_ca
     assert (row.state, row.late, row.reserved) == ("completed", True, WHOLE)
     assert row.attention == "late_payment"
     assert await world.events(checkout) == [
-        "checkout.ready", "checkout.cancelled", "checkout.completed", "checkout.attention",
-    ]  # fmt: skip
+        "checkout.ready",
+        "checkout.cancelled",
+        "checkout.completed",
+        "checkout.attention",
+    ]
     await world.agree(checkout)
     assert (await world.asked(checkout, "resolve", decision="return")).code == "accepted"
     await world.follow(checkout)
@@ -176,7 +184,7 @@ async def test_browser_back_and_an_empty_form_after_the_payment_change_nothing(w
     await world.agree(checkout)
 
 
-# ── Slow, and blocked ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Slow, and blocked ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.mishap("slow shop code in the ok callback")
@@ -184,8 +192,10 @@ async def test_an_ok_is_answered_without_waiting_for_the_shop_the_worker_or_the_
     with socket.create_server(("127.0.0.1", 0)) as slow:
         page = f"http://127.0.0.1:{slow.getsockname()[1]}/thanks"
         callbacks = {
-            "success": {"type": "URL", "value": page}, "failure": {"type": "URL", "value": page}, "redirect": page,
-        }  # fmt: skip
+            "success": {"type": "URL", "value": page},
+            "failure": {"type": "URL", "value": page},
+            "redirect": page,
+        }
         checkout = await world.offered(callbacks=callbacks)
         await world.plan(checkout, fail={"payments": 1}, failStatus="timeout")
         browser = await world.submit(await world.started(checkout))
@@ -226,7 +236,7 @@ async def test_orders_whose_callbacks_a_firewall_turns_away_are_completed_by_loo
     await world.agree(paid)
 
 
-# ── While the order is placed ───────────────────────────────────────────────────────────────────────────────────────────
+# ── While the order is placed ─────────────────────────────────────────────────────────────────────────────
 
 
 async def whole_session(world: Shop, checkout: UUID) -> None:

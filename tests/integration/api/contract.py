@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 class Contract:
-    """A document, ready to be compared with answers; `seen` are the documented (method, path, status) that were answered."""
+    """A document, ready to be compared with answers; `seen` are the documented (method, path, status) that
+    were answered.
+    """
 
     def __init__(self, document: dict[str, Any]) -> None:
         self._document = document
@@ -23,7 +25,9 @@ class Contract:
         self.seen: set[tuple[str, str, str]] = set()
 
     async def check(self, response: httpx.Response) -> None:
-        """Raise `AssertionError` for an answer that is not as the document says; addresses that it does not have are nobody's."""
+        """Raise `AssertionError` for an answer that is not as the document says; addresses that it does not
+        have are nobody's.
+        """
         await response.aread()
         method, address = response.request.method.lower(), response.request.url.path
         path = next((path for pattern, path in self.paths if pattern.fullmatch(address)), None)

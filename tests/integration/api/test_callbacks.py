@@ -69,9 +69,12 @@ async def test_a_shoppers_browser_is_sent_on_and_nothing_of_what_it_brings_is_ke
     checkout = await api.taken()
     api.hint_publisher.published.clear()
     answer = await api.client.request(
-        method, path_of(getattr(api.urls(checkout), kind)), params={"x": "1"}, headers={"User-Agent": "Phone"},
+        method,
+        path_of(getattr(api.urls(checkout), kind)),
+        params={"x": "1"},
+        headers={"User-Agent": "Phone"},
         content=BODY if method == "POST" else None,
-    )  # fmt: skip
+    )
     assert (answer.status_code, answer.headers["location"]) == (303, TARGETS[kind].format(checkout))
     row = (await api.sql("SELECT checkout_id, kind, headers, source, body FROM callbacks"))[0]
     assert (str(row.checkout_id), row.kind, row.headers, row.source) == (checkout, "redirect", {}, None)
@@ -267,7 +270,7 @@ async def test_a_callback_for_a_checkout_that_is_not_there_yet_is_kept(api: Api)
     assert await api.count("callbacks") == 1
 
 
-# ── Postgres away ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Postgres away ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @asynccontextmanager

@@ -1,4 +1,6 @@
-"""Commands over HTTP: what is stored, what is refused before it is stored, and how often the same request counts."""
+"""Commands over HTTP: what is stored, what is refused before it is stored, and how often the same request
+counts.
+"""
 
 from __future__ import annotations
 
@@ -57,10 +59,21 @@ async def paid(api: Api, **changes: object) -> str:
 
 async def payment(api: Api, checkout: str | None, transaction: str = "1", **changes: object) -> None:
     values = {
-        "transaction_id": transaction, "role": "accepted", "binding": "bound", "status": "preauth", "meaning": "reserved",
-        "currency": "DKK", "reserved": 13900, "captured": 0, "refunded": 0, "charged_back": 0, "order_ref": "A-1", **changes,
-        "checkout_id": None if checkout is None else UUID(checkout), "merchant_id": changes.get("merchant_id", 1),
-    }  # fmt: skip
+        "transaction_id": transaction,
+        "role": "accepted",
+        "binding": "bound",
+        "status": "preauth",
+        "meaning": "reserved",
+        "currency": "DKK",
+        "reserved": 13900,
+        "captured": 0,
+        "refunded": 0,
+        "charged_back": 0,
+        "order_ref": "A-1",
+        **changes,
+        "checkout_id": None if checkout is None else UUID(checkout),
+        "merchant_id": changes.get("merchant_id", 1),
+    }
     columns = ", ".join(values)
     await api.sql(
         f"INSERT INTO payments ({columns}) VALUES ({', '.join(f':{name}' for name in values)})", **values
@@ -71,10 +84,19 @@ async def operation(
     api: Api, checkout: str, kind: str, amount: int, *, state: str = "submitted", **changes
 ) -> None:
     values = {
-        "id": uuid4(), "merchant_id": 1, "checkout_id": UUID(checkout), "transaction_id": "1", "kind": kind, "amount": amount,
-        "currency": "DKK", "state": state, "reconciliation_identifier": str(uuid4()), "cause": "asked", "actor": "test:x",
+        "id": uuid4(),
+        "merchant_id": 1,
+        "checkout_id": UUID(checkout),
+        "transaction_id": "1",
+        "kind": kind,
+        "amount": amount,
+        "currency": "DKK",
+        "state": state,
+        "reconciliation_identifier": str(uuid4()),
+        "cause": "asked",
+        "actor": "test:x",
         **changes,
-    }  # fmt: skip
+    }
     columns = ", ".join(values)
     await api.sql(
         f"INSERT INTO money_operations ({columns}) VALUES ({', '.join(f':{name}' for name in values)})",
@@ -84,20 +106,27 @@ async def operation(
 
 async def another_merchant(api: Api) -> None:
     await api.services.merchants.add(
-        "other", gateway_url="http://127.0.0.1:9", merchant_api_url=None, username="u", password="p", callback_secrets=()
-    )  # fmt: skip
+        "other",
+        gateway_url="http://127.0.0.1:9",
+        merchant_api_url=None,
+        username="u",
+        password="p",
+        callback_secrets=(),
+    )
 
 
 async def in_state(api: Api, state: str, *, attention: str | None = None) -> str:
     checkout = await api.taken()
     await api.sql(
         "UPDATE checkouts SET state = :state, attention = :attention WHERE id = :id",
-        state=state, attention=attention, id=UUID(checkout),
-    )  # fmt: skip
+        state=state,
+        attention=attention,
+        id=UUID(checkout),
+    )
     return checkout
 
 
-# ── What is stored ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What is stored ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -156,21 +185,28 @@ async def test_what_becomes_of_commands_and_operations_is_shown_with_the_checkou
     assert len(found["commands"]) == 20
     last, open_one = found["commands"][-1], found["commands"][-2]
     assert (last["kind"], last["resultCode"], last["result"]) == (
-        "reconcile", "done_looked_up", "the gateway shows no attempt to pay",
-    )  # fmt: skip
+        "reconcile",
+        "done_looked_up",
+        "the gateway shows no attempt to pay",
+    )
     assert [open_one[name] for name in ("handledAt", "result", "resultCode")] == [None, None, None]
     assert last["handledAt"] >= last["requestedAt"] > found["createdAt"]
     (one,) = found["operations"]
     assert (one["kind"], one["amount"], one["currency"], one["state"], one["cause"], one["error"]) == (
-        "capture", Decimal("10.10"), "DKK", "rejected", "asked", "Card Declined",
-    )  # fmt: skip
+        "capture",
+        Decimal("10.10"),
+        "DKK",
+        "rejected",
+        "asked",
+        "Card Declined",
+    )
     assert {"id", "reconciliationIdentifier", "requestedAt", "submittedAt", "settledAt"} <= set(one)
     assert (found["money"]["chargedBack"], found["autoCapture"]) == (Decimal("0.50"), True)
     assert found["reservedUntil"]
     assert found["payments"][0]["chargedBack"] == 0
 
 
-# ── Who may, and how often ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── Who may, and how often ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -272,7 +308,7 @@ async def test_other_content_that_wins_the_race_for_a_key_is_a_refusal_for_the_r
     assert len(await stored(api)) == 1
 
 
-# ── What cannot be read ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What cannot be read ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -327,7 +363,7 @@ async def test_a_body_beyond_the_limit_is_refused(api: Api):
     problem(await ask(api, await paid(api), "cancel", body), 413, "too-large")
 
 
-# ── What is refused because of how the checkout stands ──────────────────────────────────────────────────────────────────
+# ── What is refused because of how the checkout stands ────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -553,7 +589,7 @@ async def test_a_release_gives_back_whole_reservations_only(api: Api):
     assert "wait for its end" in problem(await ask(api, checkout, "release"), 409, "under-way")["detail"]
 
 
-# ── Payments ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Payments ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def listed(api: Api, **words: object) -> dict:
@@ -647,7 +683,7 @@ async def _scans(api: Api) -> int:
     return row.seq_scan
 
 
-# ── Explain ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Explain ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_checkout_is_explained_in_sentences(api: Api):
@@ -675,7 +711,7 @@ async def test_an_explanation_is_for_the_merchant_alone(api: Api):
     problem(await api.get(f"/v1/checkouts/{uuid4()}/explain"), 404, "unknown-checkout")
 
 
-# ── The documentation ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The documentation ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", KINDS)

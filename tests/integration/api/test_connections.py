@@ -170,7 +170,7 @@ def test_a_silent_connection_and_a_slow_head_are_closed_within_thirty_seconds(se
         assert time.monotonic() - started < 30
 
 
-# ── The protocol by itself, with an app that tells what it was asked ────────────────────────────────────────────────────
+# ── The protocol by itself, with an app that tells what it was asked ──────────────────────────────────────
 
 
 class Echo:
@@ -324,7 +324,8 @@ async def test_what_is_no_request_of_ours_is_refused_in_one_answer(name):
         (b"GET http://other.example/a?b=c HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "/a"),
         (b"\r\n\r\nGET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "/a"),
         (b"GET /a%00%0d%0ab HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "/a\x00\r\nb"),
-        # No other protocol is spoken: the request is answered as it is, and nothing behind it is read as another one.
+        # No other protocol is spoken: the request is answered as it is, and nothing behind it is read as
+        # another one.
         (b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nGET /b HTTP/1.1\r\n\r\n", "/a"),
         (b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "/a"),
     ],

@@ -1,4 +1,6 @@
-"""The OpenAPI document is what the API does: every documented answer is given, and each is as its schema says."""
+"""The OpenAPI document is what the API does: every documented answer is given, and each is as its schema
+says.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ from tests.support.api_scene import Api, intent, path_of, serving, without_datab
 pytestmark = pytest.mark.anyio
 
 CALLBACK = "/callbacks/{kind}/{id}/{signed}"
-# A shopper's browser is sent on whatever it brings, and is never asked for a proof; these belong to what is posted.
+# A shopper's browser is sent on whatever it brings, and is never asked for a proof; these belong to what is
+# posted.
 NEVER = {("get", CALLBACK, status) for status in ("200", "401", "413", "503")}
 RICH = (
     "UPDATE checkouts SET last_error = 'throttled', last_error_details = '{\"reason\": \"slower\"}', reserved_until = clock(), cancel_requested_at = clock(), attention = 'late_payment', attention_since = clock(), "
@@ -38,7 +41,7 @@ RICH = (
 )
 
 
-# ── Every documented answer ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── Every documented answer ───────────────────────────────────────────────────────────────────────────────
 
 
 async def test_every_documented_answer_is_given_and_is_as_documented(database_url):
@@ -150,10 +153,14 @@ async def _webhooks(api: Api) -> None:
     assert (await ask("GET")).status_code == 200
     problem(await ask("GET", "?limit=0"), 422, "invalid-request")
     calls = (
-        ("GET", "", None, None), ("PATCH", "", {"content": "full"}, {"content": 1}), ("POST", "/rotate-secret", {}, {"overlap": -1}),
-        ("POST", "/test", None, None), ("POST", "/resume", None, None), ("POST", "/replay", {"failed": True}, {}),
+        ("GET", "", None, None),
+        ("PATCH", "", {"content": "full"}, {"content": 1}),
+        ("POST", "/rotate-secret", {}, {"overlap": -1}),
+        ("POST", "/test", None, None),
+        ("POST", "/resume", None, None),
+        ("POST", "/replay", {"failed": True}, {}),
         ("GET", "/deliveries", None, None),
-    )  # fmt: skip
+    )
     for method, path, body, wrong in calls:
         unknown = f"/019aa000-0000-7000-8000-000000000001{path}"
         problem(await ask(method, unknown, body), 404, "unknown-webhook")
@@ -185,14 +192,15 @@ async def _delivery(api: Api, webhook: str) -> None:
     await api.sql(
         "INSERT INTO delivery_attempts (id, endpoint_id, checkout_id, sequence, kind, purpose, number, outcome, milliseconds) "
         "VALUES (:webhook, :webhook, :id, 1, 'checkout.ready', 'event', 1, 'delivered', 7)",
-        webhook=UUID(webhook), id=checkout,
-    )  # fmt: skip
+        webhook=UUID(webhook),
+        id=checkout,
+    )
     problem(await api.client.post(path, headers=headers), 410, "event-gone")
     await api.sql(
         "INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, position) "
         "VALUES (:id, 1, 1, 'checkout.ready', '{}', 'c', 1000000)",
         id=checkout,
-    )  # fmt: skip
+    )
     assert (await api.client.post(path, headers=headers)).status_code == 202
     await api.sql("DELETE FROM events WHERE checkout_id = :id", id=checkout)
 
@@ -249,15 +257,21 @@ async def test_an_answer_that_is_not_as_documented_is_noticed(api: Api):
     schema = contract.ref(answers.Checkout)
     assert wrong_in(document, schema, shown) == []
     for change in (
-        {"colour": 1}, {"version": "1"}, {"state": "lost"}, {"deadline": 5}, {"money": {}}, {"paymentStatus": None},
-        {"amount": {"value": "139.00", "currency": "DKK"}}, {"links": {**shown["links"], "more": "x"}},
-    ):  # fmt: skip
+        {"colour": 1},
+        {"version": "1"},
+        {"state": "lost"},
+        {"deadline": 5},
+        {"money": {}},
+        {"paymentStatus": None},
+        {"amount": {"value": "139.00", "currency": "DKK"}},
+        {"links": {**shown["links"], "more": "x"}},
+    ):
         assert wrong_in(document, schema, shown | change), change
     for name in shown:
         assert wrong_in(document, schema, {key: value for key, value in shown.items() if key != name}), name
 
 
-# ── Shapes ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Shapes ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_shape_and_each_field_that_needs_it_is_described():
@@ -322,10 +336,16 @@ def test_what_is_answered_to_a_request_that_cannot_be_read_is_a_problem_too():
 
 def test_the_bodies_have_the_fields_that_are_read():
     shapes = {
-        "": bodies.Intent, "order.": bodies.Order, "order.amount.": bodies.Amount, "line": bodies.OrderLine,
-        "customer": bodies.Customer, "address": bodies.Address, "callbacks.": bodies.Callbacks, "page": bodies.Page,
+        "": bodies.Intent,
+        "order.": bodies.Order,
+        "order.amount.": bodies.Amount,
+        "line": bodies.OrderLine,
+        "customer": bodies.Customer,
+        "address": bodies.Address,
+        "callbacks.": bodies.Callbacks,
+        "page": bodies.Page,
         "configuration.": bodies.Configuration,
-    }  # fmt: skip
+    }
     for shape, kind in shapes.items():
         assert fields._NAMES[shape] == set(kind.__struct_encode_fields__), shape
     assert set(bodies.COMMANDS) == set(KINDS)
@@ -349,8 +369,12 @@ async def test_an_entry_that_is_not_in_the_words_of_the_trail_is_shown_as_it_sta
     api.contract.paths.clear()  # it is not as documented, and must be seen all the same
     trail = (await api.get(f"/v1/checkouts/{checkout}/audit")).json()
     assert trail["entries"][1] == {
-        "action": "checkout:stolen", "sequence": 2, "more": [1], "keyId": "k", "mac": ""
-    }  # fmt: skip
+        "action": "checkout:stolen",
+        "sequence": 2,
+        "more": [1],
+        "keyId": "k",
+        "mac": "",
+    }
 
 
 async def test_the_page_begins_with_checkouts_and_ends_with_callbacks_and_health(api: Api):
@@ -363,12 +387,14 @@ async def test_the_page_begins_with_checkouts_and_ends_with_callbacks_and_health
         assert list(dict.fromkeys(met)) == tags
         assert met == sorted(met, key=tags.index)
         assert list(document["paths"])[:3] == [
-            "/v1/checkouts", "/v1/checkouts/batch", "/v1/checkouts/{checkout_id}"
-        ]  # fmt: skip
+            "/v1/checkouts",
+            "/v1/checkouts/batch",
+            "/v1/checkouts/{checkout_id}",
+        ]
         assert list(document["paths"]["/v1/checkouts"]) == ["post", "get"]
 
 
-# ── Parameters that nobody knows ────────────────────────────────────────────────────────────────────────────────────────
+# ── Parameters that nobody knows ──────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -431,7 +457,7 @@ async def test_callbacks_and_health_take_whatever_stands_behind_the_question_mar
         assert (await api.client.get(f"{path}?verbose=1")).status_code == 200
 
 
-# ── What is held of the money ───────────────────────────────────────────────────────────────────────────────────────────
+# ── What is held of the money ─────────────────────────────────────────────────────────────────────────────
 
 AMOUNTS = (0, 1, 99, 100)
 MADE = """
@@ -496,6 +522,6 @@ async def test_what_nobody_has_paid_is_listed_without_reading_what_is_paid(api: 
     await api.sql("ANALYZE checkouts")
     found = await api.get("/v1/checkouts", paymentStatus="unpaid", state=["received", "awaiting_payment"])
     assert [one["id"] for one in found.json()["checkouts"]] == [waiting]
-    assert (await api.client.get("/v1/checkouts?paymentStatus=unpaid", headers=api.bearer(scopes=EVERY))).json() == {
-        "checkouts": [found.json()["checkouts"][0]], "nextCursor": None
-    }  # fmt: skip
+    assert (
+        await api.client.get("/v1/checkouts?paymentStatus=unpaid", headers=api.bearer(scopes=EVERY))
+    ).json() == {"checkouts": [found.json()["checkouts"][0]], "nextCursor": None}

@@ -1,4 +1,6 @@
-"""The feed over HTTP: cursors, filters, long polls for many with one query, and nothing of another merchant."""
+"""The feed over HTTP: cursors, filters, long polls for many with one query, and nothing of
+another merchant.
+"""
 
 from __future__ import annotations
 
@@ -58,9 +60,13 @@ async def happen(inside: Core, *kinds: EventType, **changes: Any) -> UUID:
 
 async def second(api: Api) -> int:
     await api.services.merchants.add(
-        "second", gateway_url="https://two.example", merchant_api_url=None, username="theirs", password="hidden",
+        "second",
+        gateway_url="https://two.example",
+        merchant_api_url=None,
+        username="theirs",
+        password="hidden",
         callback_secrets=(),
-    )  # fmt: skip
+    )
     return (await api.sql("SELECT id FROM merchants WHERE name = 'second'"))[0].id
 
 
@@ -82,7 +88,7 @@ def positions(found: dict[str, Any]) -> list[int]:
     return [int(one["position"]) for one in found["events"]]
 
 
-# ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_an_empty_feed_is_answered_with_the_cursor_to_go_on_with(api: Api):
@@ -176,7 +182,7 @@ async def test_an_event_that_no_version_of_ours_wrote_leaves_a_gap_that_shows(ap
     assert checkout
 
 
-# ── What is not the caller's, and what is refused ───────────────────────────────────────────────────────────────────────
+# ── What is not the caller's, and what is refused ─────────────────────────────────────────────────────────
 
 
 async def test_a_merchant_sees_its_own_events_and_no_trace_of_others(api: Api, inside: Core):
@@ -264,7 +270,7 @@ async def test_what_is_deleted_while_it_is_read_is_not_taken_for_nothing(api: Ap
     assert (await ask(api, after="1")).status_code == 410
 
 
-# ── Waiting ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Waiting ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @asynccontextmanager
@@ -406,7 +412,7 @@ async def test_a_database_that_is_away_for_a_moment_ends_no_wait(api: Api, insid
     assert failures
 
 
-# ── Schemas ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Schemas ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_the_schemas_of_all_types_are_served_and_hold_for_what_is_served(api: Api, inside: Core):
@@ -435,7 +441,7 @@ async def test_the_feed_stands_in_the_documentation(api: Api):
     assert schemas["EventType"]["enum"] == [str(kind) for kind in EventType]
 
 
-# ── A process, and the loop of the documentation ────────────────────────────────────────────────────────────────────────
+# ── A process, and the loop of the documentation ──────────────────────────────────────────────────────────
 
 
 class Enough(Exception):  # noqa: N818 - ends a loop that has no end

@@ -77,7 +77,7 @@ UNPROVEN = {
 }
 
 
-# ── Grades ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Grades ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", ["success", "failure", "notification"])
@@ -118,8 +118,10 @@ async def test_of_what_proves_nothing_little_is_kept(database_url):
         assert (await call(api, api.urls(checkout).notification, body, **signed(body))).status_code == 200
         rows = await api.sql("SELECT grade, length(body) AS size FROM callbacks ORDER BY received_at, id")
         assert [(row.grade, row.size > 200_000) for row in rows] == [
-            ("missing", False), ("missing", False), ("signed", True),
-        ]  # fmt: skip
+            ("missing", False),
+            ("missing", False),
+            ("signed", True),
+        ]
         assert max(row.size for row in rows[:2]) < UNPROVEN_LIMIT + 100
 
 
@@ -197,7 +199,7 @@ async def test_a_replay_is_refused_once_its_signature_is_too_old(database_url):
         assert [tuple(row) for row in rows] == [("signed", 2)]
 
 
-# ── Whose secrets ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Whose secrets ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_each_merchants_callbacks_are_graded_with_its_own_secrets(database_url):
@@ -269,7 +271,7 @@ async def test_grading_asks_nobody_so_it_works_while_postgres_is_away(database_u
         problem(await call(api, urls.notification, BODY, **UNPROVEN["wrong"]), 503, "database-away")
 
 
-# ── Guesses and repeats ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Guesses and repeats ───────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_guess_sent_ahead_does_not_swallow_the_real_one(database_url):
@@ -299,7 +301,7 @@ async def test_an_empty_callback_without_proof_rings_once_and_one_with_proof_eac
         assert wakes == [1, 0, 1, 1]
 
 
-# ── Where it came from ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Where it came from ────────────────────────────────────────────────────────────────────────────────────
 
 
 async def from_(
@@ -363,7 +365,7 @@ async def test_where_it_counts_what_comes_from_elsewhere_is_unproven_even_if_sig
         assert bool(callback_intake(api).unproven) is (status == 401)
 
 
-# ── Floods ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Floods ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_beyond_the_caps_nothing_is_stored_and_the_answer_is_the_same(database_url):
@@ -395,8 +397,10 @@ async def test_beyond_the_caps_nothing_is_stored_and_the_answer_is_the_same(data
         refused = [one for one in told if one[0] == "callback_without_proof"]
         assert 0 < len(refused) <= 20
         assert sorted(one for one in told if one not in refused) == [
-            ("callback_over_limit", "success"), ("callback_unproven", "notification"), ("callback_unproven", "success"),
-        ]  # fmt: skip
+            ("callback_over_limit", "success"),
+            ("callback_unproven", "notification"),
+            ("callback_unproven", "success"),
+        ]
 
 
 async def test_neither_body_nor_address_of_a_callback_reaches_the_log(database_url):

@@ -309,7 +309,7 @@ async def test_the_app_learns_of_the_merchants_before_anybody_asks_and_forgets_n
     assert "merchants" not in {task.get_name() for task in asyncio.all_tasks()}
 
 
-# ── Documentation ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Documentation ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 WEBHOOK = "/v1/webhooks/{webhook_id}"
@@ -319,19 +319,32 @@ async def test_the_document_describes_every_address(api: Api):
     document = (await api.client.get("/openapi.json")).json()
     described = {(method, path) for path, operations in document["paths"].items() for method in operations}
     assert described == {
-        ("get", "/v1/checkouts"), ("post", "/v1/checkouts"), ("post", "/v1/checkouts/batch"),
-        ("get", "/v1/checkouts/{checkout_id}"), ("post", "/v1/checkouts/{checkout_id}/cancel"),
+        ("get", "/v1/checkouts"),
+        ("post", "/v1/checkouts"),
+        ("post", "/v1/checkouts/batch"),
+        ("get", "/v1/checkouts/{checkout_id}"),
+        ("post", "/v1/checkouts/{checkout_id}/cancel"),
         *(
             ("post", f"/v1/checkouts/{{checkout_id}}/{kind}")
             for kind in ("reopen", "capture", "refund", "release", "retry", "reconcile", "resolve")
         ),
-        ("get", "/v1/checkouts/{checkout_id}/explain"), ("get", "/v1/payments"), ("get", "/v1/events"), ("get", "/v1/event-types"),
-        ("get", "/v1/webhooks"), ("post", "/v1/webhooks"), *((method, WEBHOOK) for method in ("get", "patch", "delete")),
-        *(("post", f"{WEBHOOK}/{call}") for call in ("rotate-secret", "test", "resume", "replay")), ("get", f"{WEBHOOK}/deliveries"),
+        ("get", "/v1/checkouts/{checkout_id}/explain"),
+        ("get", "/v1/payments"),
+        ("get", "/v1/events"),
+        ("get", "/v1/event-types"),
+        ("get", "/v1/webhooks"),
+        ("post", "/v1/webhooks"),
+        *((method, WEBHOOK) for method in ("get", "patch", "delete")),
+        *(("post", f"{WEBHOOK}/{call}") for call in ("rotate-secret", "test", "resume", "replay")),
+        ("get", f"{WEBHOOK}/deliveries"),
         ("post", "/v1/deliveries/{delivery_id}/replay"),
-        ("get", "/v1/checkouts/{checkout_id}/audit"), ("post", "/callbacks/{kind}/{id}/{signed}"),
-        ("get", "/callbacks/{kind}/{id}/{signed}"), ("post", "/callbacks/merchant/{merchant}/{signed}"), ("get", "/healthz"), ("get", "/readyz"),
-    }  # fmt: skip
+        ("get", "/v1/checkouts/{checkout_id}/audit"),
+        ("post", "/callbacks/{kind}/{id}/{signed}"),
+        ("get", "/callbacks/{kind}/{id}/{signed}"),
+        ("post", "/callbacks/merchant/{merchant}/{signed}"),
+        ("get", "/healthz"),
+        ("get", "/readyz"),
+    }
     text = (await api.client.get("/openapi.json")).text
     assert document["openapi"] == "3.1.0"
     for name in re.findall(r"#/components/schemas/(\w+)", text):

@@ -164,7 +164,7 @@ async def test_a_body_beyond_the_limit_is_refused_while_it_streams(api: Api):
     problem(await api.client.post("/v1/checkouts", content=b" " * (BODY_LIMIT + 1), headers=headers), 413)
 
 
-# ── Who may ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Who may ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_an_expired_token_is_refused_with_its_own_sentence(api: Api):
@@ -177,9 +177,12 @@ async def test_an_expired_token_is_refused_with_its_own_sentence(api: Api):
 
 async def test_a_foreign_token_and_none_at_all_are_refused(api: Api):
     foreign = auth.issue(
-        make_settings(jwt_secrets=("somebody else's secret, just as long",)), merchant="default", scopes=["checkouts:write"],
-        lifetime=60, subject="s",
-    )  # fmt: skip
+        make_settings(jwt_secrets=("somebody else's secret, just as long",)),
+        merchant="default",
+        scopes=["checkouts:write"],
+        lifetime=60,
+        subject="s",
+    )
     headers = {"Authorization": f"Bearer {foreign}"}
     assert (
         "signature"
@@ -205,7 +208,7 @@ async def test_a_disabled_or_unknown_merchant_is_forbidden(api: Api):
     assert await api.count("checkouts") == 0
 
 
-# ── Many ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Many ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_batch_has_a_result_for_each_and_may_be_sent_again(api: Api):
@@ -231,7 +234,7 @@ async def test_a_batch_takes_no_idempotency_key(api: Api):
     problem(await api.post([intent()], path="/v1/checkouts/batch", **{"Idempotency-Key": "k"}), 422)
 
 
-# ── What surrounds it ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What surrounds it ─────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_harmless_correlation_id_travels_with_the_checkout(api: Api):

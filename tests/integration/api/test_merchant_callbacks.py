@@ -25,9 +25,13 @@ pytestmark = pytest.mark.anyio
 
 def posted(order_ref: str = "OLD-1", **changes: str | None) -> bytes:
     fields = {
-        "shop_orderid": order_ref, "transaction_id": "539101", "status": "succeeded", "amount": "139.00",
-        "currency": "208", **changes,
-    }  # fmt: skip
+        "shop_orderid": order_ref,
+        "transaction_id": "539101",
+        "status": "succeeded",
+        "amount": "139.00",
+        "currency": "208",
+        **changes,
+    }
     return urlencode({name: value for name, value in fields.items() if value is not None}).encode()
 
 
@@ -38,7 +42,7 @@ async def send(api: Api, body: bytes, *, merchant: str = "default", headers: dic
     )
 
 
-# ── Whose it is ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Whose it is ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("by", ["our id", "order number"])
@@ -132,7 +136,7 @@ async def test_an_order_number_that_cannot_be_looked_up_becomes_no_order(databas
         assert await api.count("callbacks") == 1, "it is kept for the record"
 
 
-# ── Unproven, unknown, away ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── Unproven, unknown, away ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("known_order", [True, False])
@@ -195,7 +199,7 @@ async def test_a_merchant_that_cannot_be_read_is_asked_to_send_it_again(database
         problem(await send(api, posted()), 503, "merchant-unreadable")
 
 
-# ── Checkouts created from payments ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Checkouts created from payments ───────────────────────────────────────────────────────────────────────
 
 
 async def test_a_payment_for_an_order_that_nobody_asked_for_becomes_a_checkout_with_a_due_time(database_url):

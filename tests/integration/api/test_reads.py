@@ -80,7 +80,7 @@ async def test_money_and_payments_are_exact_decimal_numbers(api: Api):
         "INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, meaning, currency, "
         "reserved, captured, refunded) VALUES (1, '7', :id, 'A-1', 'accepted', 'bound', 'preauth', 'reserved', 'DKK', 13900, 0, 12)",
         id=UUID(checkout),
-    )  # fmt: skip
+    )
     found = await shown(api, checkout)
     assert found["money"] == {
         "reserved": Decimal("10.10"),
@@ -119,12 +119,12 @@ async def test_stored_money_of_an_unknown_currency_is_shown_in_minor_units(api: 
         "INSERT INTO payments (merchant_id, transaction_id, checkout_id, order_ref, role, binding, status, meaning, currency, "
         "reserved, captured, refunded) VALUES (1, '7', :id, 'A-1', 'accepted', 'bound', 'preauth', 'reserved', 'QQQ', 13900, 0, 0)",
         id=UUID(checkout),
-    )  # fmt: skip
+    )
     await api.sql(
         "INSERT INTO money_operations (id, merchant_id, checkout_id, transaction_id, kind, amount, currency, state, "
         "reconciliation_identifier, cause, actor) VALUES (:id, 1, :id, '7', 'capture', 5, 'QQQ', 'succeeded', 'r', 'asked', 'a')",
         id=UUID(checkout),
-    )  # fmt: skip
+    )
     listed = (await api.get("/v1/checkouts")).json()["checkouts"]
     for found in (await shown(api, checkout), listed[0]):
         assert found["amount"] == {"value": None, "currency": "QQQ"}
@@ -153,7 +153,7 @@ async def test_an_amount_that_cannot_be_read_is_null_and_stands_beside_as_writte
         "reserved, captured, refunded, raw_amounts) VALUES (1, '7', :id, 'A-1', 'unknown', 'bound', 'preauth', 'unknown', 'ISK', "
         """0, 12, 0, '{"reserved": "1990.50"}')""",
         id=UUID(checkout),
-    )  # fmt: skip
+    )
     (payment,) = (await shown(api, checkout))["payments"]
     assert (payment["reserved"], payment["captured"], payment["raw"]) == (
         None,
@@ -193,7 +193,7 @@ async def test_a_merchant_sees_its_own_checkouts_only(api: Api):
     assert (await api.post(intent("A-1"), merchant="other")).status_code == 202
 
 
-# ── Lists ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Lists ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_pages_follow_each_other_without_gap_or_repeat(api: Api):
@@ -219,7 +219,9 @@ FILL = """
 
 
 async def test_what_is_rare_is_listed_without_reading_what_is_not(api: Api):
-    """Without their indexes these read twenty thousand rows; statistics of the table are those of a busy installation."""
+    """Without their indexes these read twenty thousand rows; statistics of the table are those of a busy
+    installation.
+    """
     (merchant,) = await api.sql("INSERT INTO merchants (name) VALUES ('small') RETURNING id")
     await api.sql(FILL, small=merchant.id)
     young = await api.taken()
@@ -281,8 +283,10 @@ async def test_what_needs_a_decision_and_what_failed_is_shown_as_data_and_as_a_s
     await api.sql(
         "UPDATE checkouts SET attention = 'surplus_payment', attention_details = CAST(:details AS jsonb), "
         "attention_since = '2026-01-05 10:00:00+00', last_error = 'unknown', last_error_details = CAST(:facts AS jsonb) WHERE id = :id",
-        id=UUID(checkout), details=json.dumps({"payments": payments}), facts=json.dumps({"reason": "The gateway answered HTTP 503."}),
-    )  # fmt: skip
+        id=UUID(checkout),
+        details=json.dumps({"payments": payments}),
+        facts=json.dumps({"reason": "The gateway answered HTTP 503."}),
+    )
     wanted = {
         "code": "surplus_payment",
         "message": "transactions 8, 9 also hold money for this order",

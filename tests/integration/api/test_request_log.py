@@ -1,4 +1,6 @@
-"""What is logged of requests: each of them where it is wanted, refused ones always and never in floods, and nothing of a person."""
+"""What is logged of requests: each of them where it is wanted, refused ones always and never in floods, and
+nothing of a person.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +137,8 @@ async def test_a_flood_of_one_kind_is_bounded_and_counted_and_hides_no_other(set
         await api.client.get("/v1/checkouts", headers=api.bearer(scopes=("ops",)))
         api.client._transport.app.state.security_log.flush()
 
-    # A minute may have ended in between; what was written and what was left out are all of them, whatever the pace.
+    # A minute may have ended in between; what was written and what was left out are all of them, whatever the
+    # pace.
     written, left_out = lines("authentication_failed"), lines("security_events_left_out")
     assert len(written) + sum(one["left_out"] for one in left_out) == 100
     assert len(written) < 100

@@ -1,4 +1,6 @@
-"""Webhooks over HTTP: a secret is shown once, another merchant's do not exist, and every wrong field is named."""
+"""Webhooks over HTTP: a secret is shown once, another merchant's do not exist, and every wrong field is
+named.
+"""
 
 from __future__ import annotations
 
@@ -83,8 +85,11 @@ async def test_all_types_and_thin_documents_are_what_is_sent_if_nothing_else_is_
     for body in ({}, {"types": ["*"], "content": "thin"}):
         made = await add(calls, **body)
         assert {name: made[name] for name in ("url", "types", "content", "status")} == {
-            "url": URL, "types": ["*"], "content": "thin", "status": "active",
-        }  # fmt: skip
+            "url": URL,
+            "types": ["*"],
+            "content": "thin",
+            "status": "active",
+        }
         assert made["secret"].startswith("whsec_")
         found = await webhooks.one(api.services.db, UUID(made["id"]), merchant_id=1)
         assert found.kinds is None
@@ -113,8 +118,16 @@ async def test_nothing_of_one_merchant_is_seen_by_another(api, calls):
     made = await add(calls)
     path = f"/{made['id']}"
     assert (await other("GET")).json()["webhooks"] == []
-    requests = [("GET", "", None), ("PATCH", "", {"description": "mine"}), ("DELETE", "", None), ("POST", "/rotate-secret", None),
-                ("POST", "/test", None), ("POST", "/resume", None), ("POST", "/replay", {"failed": True}), ("GET", "/deliveries", None)]  # fmt: skip
+    requests = [
+        ("GET", "", None),
+        ("PATCH", "", {"description": "mine"}),
+        ("DELETE", "", None),
+        ("POST", "/rotate-secret", None),
+        ("POST", "/test", None),
+        ("POST", "/resume", None),
+        ("POST", "/replay", {"failed": True}),
+        ("GET", "/deliveries", None),
+    ]
     for method, rest, body in requests:
         answer = problem(await other(method, path + rest, body), 404, "unknown-webhook")
         unknown = problem(await other(method, f"/{UNKNOWN}{rest}", body), 404, "unknown-webhook")
@@ -126,9 +139,7 @@ async def second_merchant(api) -> None:
     await api.sql(
         "INSERT INTO merchants (name, gateway_url, username) VALUES ('second', 'http://127.0.0.1:9', 'u')"
     )
-    await api.sql(
-        "UPDATE merchants SET password = :password WHERE name = 'second'", password=_password(api)
-    )  # fmt: skip
+    await api.sql("UPDATE merchants SET password = :password WHERE name = 'second'", password=_password(api))
 
 
 def _password(api) -> bytes:
@@ -219,8 +230,9 @@ async def test_attempts_are_shown_youngest_first_with_what_was_answered(api, cal
     await _attempts(api, one, checkout, bytes(row.data_key))
     page = (await calls("GET", f"/{made['id']}/deliveries", limit=2)).json()
     assert [(each["number"], each["outcome"], each["answer"]) for each in page["deliveries"]] == [
-        (3, "delivered", None), (2, "timed_out", None),
-    ]  # fmt: skip
+        (3, "delivered", None),
+        (2, "timed_out", None),
+    ]
     rest = (await calls("GET", f"/{made['id']}/deliveries", cursor=page["nextCursor"])).json()
     (first,) = rest["deliveries"]
     assert (first["eventId"], first["status"], first["answer"], first["result"]) == (
@@ -257,8 +269,10 @@ async def test_a_period_with_too_many_events_is_refused(api, calls, monkeypatch)
     made = await add(calls)
     await api.sql("INSERT INTO event_feeds (merchant_id, last_position) VALUES (1, 0)")
     told = problem(
-        await calls("POST", f"/{made['id']}/replay", {"since": "2020-01-01T00:00:00Z"}), 422, "invalid-webhook"
-    )  # fmt: skip
+        await calls("POST", f"/{made['id']}/replay", {"since": "2020-01-01T00:00:00Z"}),
+        422,
+        "invalid-webhook",
+    )
     assert "shorter" in told["detail"]
 
 
@@ -321,9 +335,7 @@ async def test_tests_and_replays_become_streams(api, calls):
 
 
 async def _replay(api, delivery: object, *, merchant: str = "default", scopes: tuple[str, ...] = BOTH):
-    return await api.client.post(
-        f"/v1/deliveries/{delivery}/replay", headers=api.bearer(merchant, scopes)
-    )  # fmt: skip
+    return await api.client.post(f"/v1/deliveries/{delivery}/replay", headers=api.bearer(merchant, scopes))
 
 
 async def test_a_delivery_is_replayed_by_its_id_and_only_by_its_merchant(api, calls):

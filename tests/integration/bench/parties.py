@@ -51,13 +51,20 @@ def asked(
     """The body of a session as the product sends it."""
     info = {} if checkout is None else {"transactionInfo": {"checkout": checkout}}
     return {
-        "order": {"orderId": order, "amount": {"value": Decimal(amount), "currency": currency}, "orderLines": [], "customer": {}, **info},
+        "order": {
+            "orderId": order,
+            "amount": {"value": Decimal(amount), "currency": currency},
+            "orderLines": [],
+            "customer": {},
+            **info,
+        },
         "callbacks": {
-            "success": {"type": "URL", "value": f"{url}/success"}, "failure": {"type": "URL", "value": f"{url}/failure"},
+            "success": {"type": "URL", "value": f"{url}/success"},
+            "failure": {"type": "URL", "value": f"{url}/failure"},
             "notification": f"{url}/notification",
         },
         "configuration": {"paymentType": "PAYMENT", "autoCapture": captures},
-    }  # fmt: skip
+    }
 
 
 async def offered(client, account, body):

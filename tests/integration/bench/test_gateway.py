@@ -1,4 +1,6 @@
-"""The light gateway and our real client understand each other; its faults are faults to the client, and its books are exact."""
+"""The light gateway and our real client understand each other; its faults are faults to the client, and its
+books are exact.
+"""
 
 from __future__ import annotations
 
@@ -142,9 +144,14 @@ async def test_the_books_can_be_read_and_forgotten_over_http():
         (payment,) = books["payments"]
         paid = gateway.books.orders["b-1"].paid[0]
         assert payment == {
-            "orderId": "b-1", "checkoutId": CHECKOUT, "transactionId": paid.transaction_id, "paidAt": paid.at, "amountMinor": 13900,
-            "currency": "DKK", "capturedMinor": 0,
-        }  # fmt: skip
+            "orderId": "b-1",
+            "checkoutId": CHECKOUT,
+            "transactionId": paid.transaction_id,
+            "paidAt": paid.at,
+            "amountMinor": 13900,
+            "currency": "DKK",
+            "capturedMinor": 0,
+        }
         _, state = await ask("GET", "/bench/state")
         assert (state["paid"], state["thinking"], state["telling"]) == (1, 0, 0)
         assert await ask("POST", "/bench/reset") == (200, {})

@@ -1,4 +1,6 @@
-"""The load sends every intent once, at its moment, over kept connections, and notes each answer, also the missing ones."""
+"""The load sends every intent once, at its moment, over kept connections, and notes each answer, also the
+missing ones.
+"""
 
 from __future__ import annotations
 

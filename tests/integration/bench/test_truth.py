@@ -26,9 +26,13 @@ async def test_what_is_left_is_what_has_not_ended_in_this_run(core):
 async def test_rows_hold_state_moments_money_and_what_came_twice(core):
     held = await core.held(State.AWAITING_PAYMENT, order_ref="b-1-0")
     await core.advance(
-        held, Trigger.PAYMENT_FOUND, payments=(payment("1"), payment("2", role="surplus")), money=(13900, 100, 0),
-        events=(COMPLETED,), due_in=60.0,
-    )  # fmt: skip
+        held,
+        Trigger.PAYMENT_FOUND,
+        payments=(payment("1"), payment("2", role="surplus")),
+        money=(13900, 100, 0),
+        events=(COMPLETED,),
+        due_in=60.0,
+    )
     await core.checkout(State.RECEIVED, order_ref="b-1-1")
     truth = DatabaseProbe(core.db, 1)
     rows = {row.order_ref: row for row in await truth.rows("b-1")}

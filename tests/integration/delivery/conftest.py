@@ -38,8 +38,14 @@ class Shop:
     async def endpoint(self, receiver: Receiver | None = None, **changes: Any) -> Webhook:
         receiver, secret = receiver or self.receiver, signature.new_secret()
         given = {
-            "merchant_id": 1, "url": receiver.url(), "description": "", "kinds": None, "content": "thin", "secret": secret, **changes,
-        }  # fmt: skip
+            "merchant_id": 1,
+            "url": receiver.url(),
+            "description": "",
+            "kinds": None,
+            "content": "thin",
+            "secret": secret,
+            **changes,
+        }
         one = await webhooks.add(self.core.db, self.core.encryptor, **given)
         receiver.secrets.append(signature.written(secret))
         self.secrets[one.id] = secret

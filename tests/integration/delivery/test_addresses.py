@@ -1,4 +1,6 @@
-"""No delivery opens a connection to anything but a public address, however its URL is spelled and whatever a name leads to."""
+"""No delivery opens a connection to anything but a public address, however its URL is spelled and whatever a
+name leads to.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +48,25 @@ HOSTS = (
     "127.0.0.1#example.com", "127.0.0.1 example.com", "127.0.0.1\texample.com", "127.0.0.1\nexample.com", "[::1].example.com", "[127.0.0.1]", "1.2.3.4.5",
     "example..com", ".example.com", "-example.com", "",
 )  # fmt: skip
-SCHEMES = ("file:///etc/passwd", "gopher://127.0.0.1/", "ftp://example.com/", "//127.0.0.1/", "http:127.0.0.1", "https:/127.0.0.1", "https:///127.0.0.1",
-           "javascript:alert(1)", "unix:///run/docker.sock", "HTTPS://127.0.0.1/", "https://example.com:22/", "https://example.com:0/",
-           "https://example.com:65536/", "https://example.com:8443#x", "https://example.com/%zz", "https://example.com/a b", "https://" + "a" * 3000)  # fmt: skip
+SCHEMES = (
+    "file:///etc/passwd",
+    "gopher://127.0.0.1/",
+    "ftp://example.com/",
+    "//127.0.0.1/",
+    "http:127.0.0.1",
+    "https:/127.0.0.1",
+    "https:///127.0.0.1",
+    "javascript:alert(1)",
+    "unix:///run/docker.sock",
+    "HTTPS://127.0.0.1/",
+    "https://example.com:22/",
+    "https://example.com:0/",
+    "https://example.com:65536/",
+    "https://example.com:8443#x",
+    "https://example.com/%zz",
+    "https://example.com/a b",
+    "https://" + "a" * 3000,
+)
 
 
 class Net:
@@ -97,14 +115,18 @@ def sending(*allowed: str, **given) -> Sender:
 
 
 def of_this_machine(host, port, **given):
-    """Resolve addresses in every spelling, and the names that this machine itself knows; no server is asked."""
+    """Resolve addresses in every spelling, and the names that this machine itself knows; no
+    server is asked.
+    """
     if "localhost" in host.lower():
         return socket.getaddrinfo(host, port, **given)
     return socket.getaddrinfo(host, port, flags=socket.AI_NUMERICHOST, **given)
 
 
 def leading_to(*answers: str):
-    """Return a resolver that gives these addresses, one answer after the other, and the list of what it was asked."""
+    """Return a resolver that gives these addresses, one answer after the other, and the list of what it was
+    asked.
+    """
     asked: list[str] = []
 
     def lookup(host, port, **_):
@@ -215,13 +237,17 @@ async def test_certificate_sni_and_host_are_of_the_name_though_the_connection_go
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "shop.example")])
     now = datetime.now(UTC)
     certificate = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=1))
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("shop.example")]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
-    )  # fmt: skip
+    )
     pem = tmp_path / "server.pem"
     pem.write_bytes(
         key.private_bytes(
@@ -308,8 +334,11 @@ async def test_an_answer_costs_no_more_than_its_bounds(monkeypatch):
         server.close()
     await sender.close()
     assert outcomes == [
-        (Outcome.DELIVERED, wire.KEPT), (Outcome.TIMED_OUT, 0), (Outcome.NOT_HTTP, 0), (Outcome.CONNECTION_LOST, 0),
-    ]  # fmt: skip
+        (Outcome.DELIVERED, wire.KEPT),
+        (Outcome.TIMED_OUT, 0),
+        (Outcome.NOT_HTTP, 0),
+        (Outcome.CONNECTION_LOST, 0),
+    ]
     assert sent < 20_000_000
 
 

@@ -1,4 +1,6 @@
-"""Events reach endpoints: each at least once, with one id, signed, in the order of their checkout, whatever fails."""
+"""Events reach endpoints: each at least once, with one id, signed, in the order of their checkout, whatever
+fails.
+"""
 
 from __future__ import annotations
 
@@ -459,8 +461,12 @@ async def test_a_probe_that_finds_nothing_to_send_is_followed_by_another_at_once
         await opened(shop, deliverer)
         failed = deliverer.failed
         await webhooks.change(
-            shop.core.db, shop.core.encryptor, endpoint.id, merchant_id=1, changes={"kinds": ("checkout.completed",)}
-        )  # fmt: skip
+            shop.core.db,
+            shop.core.encryptor,
+            endpoint.id,
+            merchant_id=1,
+            changes={"kinds": ("checkout.completed",)},
+        )
         await shop.later(400)
         deliverer.wake(webhooks.CHANGED)
         await shop.drained()

@@ -10,7 +10,9 @@ import uvloop
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request):
-    """Run a coroutine on a fresh loop of either kind: workers use uvloop, whose transports fail in their own way."""
+    """Run a coroutine on a fresh loop of either kind: workers use uvloop, whose transports fail in their own
+    way.
+    """
     factory = asyncio.new_event_loop if request.param == "asyncio" else uvloop.new_event_loop
 
     def runs(coroutine):

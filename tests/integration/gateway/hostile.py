@@ -1,8 +1,12 @@
-"""A gateway as a process of its own, which answers lookups with what costs most to read. Run as a script; it prints its port.
+"""A gateway as a process of its own, which answers lookups with what costs most to read.
 
-Its argument is by how much it is to be nicer than its parent: a real one takes its processor time elsewhere. The standard library alone, so that it starts at once. Answers are made once and sent as they are: what is measured beside it is the reader.
+Run as a script; it prints its port.
 
-    GET /kind/NAME      from now on lookups are answered so (`mixed`: with each kind in turn); everything else is answered well
+Its argument is by how much it is to be nicer than its parent: a real one takes its processor time elsewhere.
+The standard library alone, so that it starts at once. Answers are made once and sent as they are: what is
+measured beside it is the reader.
+
+    GET /kind/NAME      from now on lookups are answered so (`mixed`: with each kind in turn); all else: well
 """
 
 from __future__ import annotations
@@ -30,10 +34,20 @@ ABSENT = HEAD + TAIL
 
 def row(number: int, *inside: str) -> bytes:
     fields = {
-        "TransactionId": number, "PaymentId": f"p-{number}", "ShopOrderId": "another-order", "Shop": "shop", "Terminal": "terminal",
-        "TransactionStatus": "preauth_failed", "ReasonCode": "NONE", "MerchantCurrency": 208, "MerchantCurrencyAlpha": "DKK",
-        "ReservedAmount": "0.00", "CapturedAmount": "0.00", "RefundedAmount": "0.00", "CreatedDate": "2026-01-05 10:00:00",
-    }  # fmt: skip
+        "TransactionId": number,
+        "PaymentId": f"p-{number}",
+        "ShopOrderId": "another-order",
+        "Shop": "shop",
+        "Terminal": "terminal",
+        "TransactionStatus": "preauth_failed",
+        "ReasonCode": "NONE",
+        "MerchantCurrency": 208,
+        "MerchantCurrencyAlpha": "DKK",
+        "ReservedAmount": "0.00",
+        "CapturedAmount": "0.00",
+        "RefundedAmount": "0.00",
+        "CreatedDate": "2026-01-05 10:00:00",
+    }
     told = "".join(f"<{name}>{value}</{name}>" for name, value in fields.items())
     return f"<Transaction>{told}{''.join(inside)}</Transaction>".encode()
 
@@ -152,7 +166,9 @@ class Server:
         await writer.drain()
 
     async def drip(self, writer: asyncio.StreamWriter) -> None:
-        """Answer byte by byte, as fast as the other side takes single bytes; it ends the connection when it has had enough."""
+        """Answer byte by byte, as fast as the other side takes single bytes; it ends the connection when it
+        has had enough.
+        """
         for one in ANSWERS["hundred rows"]:
             writer.write(bytes((one,)))
             await asyncio.sleep(0.0005)

@@ -1,4 +1,6 @@
-"""Answers that arrive whole and are of no use, or say no, or say later: each is the outcome that it should be."""
+"""Answers that arrive whole and are of no use, or say no, or say later: each is the outcome that it should
+be.
+"""
 
 from __future__ import annotations
 
@@ -181,7 +183,7 @@ def test_a_lookup_of_everything_is_a_mistake_of_the_caller(asked):
         asyncio.run(scene())
 
 
-# ── The gateway said no, or not now ─────────────────────────────────────────────────────────────────────────────────────
+# ── The gateway said no, or not now ───────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("status", [400, 402, 403, 404, 405, 410, 413, 415, 422, 451])
@@ -243,7 +245,7 @@ def test_a_gateway_that_asks_for_patience_is_heard_within_reason(status, headers
     assert outcome.retry_after == seconds
 
 
-# ── Tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Tokens ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""The client against a gateway that misbehaves on a real socket: whatever happens is an outcome, and the right one."""
+"""The client against a gateway that misbehaves on a real socket: whatever happens is an outcome, and the
+right one.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ ROWS = (
 )
 
 
-# ── What is sent ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What is sent ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_each_call_asks_as_the_gateway_documents_it(run):
@@ -124,7 +126,7 @@ def test_the_environment_names_no_proxy(run, monkeypatch):
     assert isinstance(run(authenticated(answering(200, token_answer("opaque")))), Done)
 
 
-# ── Nothing reached the gateway ─────────────────────────────────────────────────────────────────────────────────────────
+# ── Nothing reached the gateway ───────────────────────────────────────────────────────────────────────────
 
 
 def test_a_refused_connection_was_not_sent(run):
@@ -144,7 +146,8 @@ def test_a_connection_that_is_never_taken_was_not_sent(run):
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
-        # The kernel completes what fits into the queue of a listener; the rest waits for an accept() that never comes.
+        # The kernel completes what fits into the queue of a listener; the rest waits for an accept() that
+        # never comes.
         crowd = [socket.socket() for _ in range(3)]
         for one in crowd:
             one.setblocking(False)
@@ -245,7 +248,7 @@ def test_a_call_that_finds_no_free_connection_is_our_own_congestion_and_not_the_
     assert asked == 3
 
 
-# ── Sent, and no usable answer ──────────────────────────────────────────────────────────────────────────────────────────
+# ── Sent, and no usable answer ────────────────────────────────────────────────────────────────────────────
 
 
 async def accepts_and_closes(exchange: Exchange) -> None:
@@ -357,11 +360,13 @@ def test_a_fault_that_nobody_foresaw_counts_as_sent():
     assert http._fault(OSError(5, "surprise")) == Unknown("The exchange with the gateway broke off.")
 
 
-# ── Kept connections ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Kept connections ──────────────────────────────────────────────────────────────────────────────────────
 
 
 async def closes_when_used_again(exchange: Exchange) -> None:
-    """Answer the first request of a connection and drop the second: a kept connection that just timed out over there."""
+    """Answer the first request of a connection and drop the second: a kept connection that just timed out
+    over there.
+    """
     if getattr(exchange.writer, "used", False):
         exchange.close()
         return
@@ -436,7 +441,7 @@ def test_an_answer_up_to_the_limit_is_read_and_what_is_not_read_to_its_end_close
     )
 
 
-# ── Cancellation, logs, secrets ─────────────────────────────────────────────────────────────────────────────────────────
+# ── Cancellation, logs, secrets ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("answer", [says_nothing, falls_silent])
@@ -467,10 +472,22 @@ def test_a_call_leaves_one_line_without_secrets_or_urls():
     with structlog.testing.capture_logs() as lines:
         asyncio.run(scene())
     assert [{key: value for key, value in line.items() if key != "ms"} for line in lines] == [
-        {"event": "gateway_called", "log_level": "debug", "call": "authenticate", "merchant": "default", "outcome": "Done"},
-        {"event": "gateway_called", "log_level": "info", "call": "list_methods", "merchant": "default", "outcome": "Unknown",
-         "reason": "The gateway answered HTTP 500."},
-    ]  # fmt: skip
+        {
+            "event": "gateway_called",
+            "log_level": "debug",
+            "call": "authenticate",
+            "merchant": "default",
+            "outcome": "Done",
+        },
+        {
+            "event": "gateway_called",
+            "log_level": "info",
+            "call": "list_methods",
+            "merchant": "default",
+            "outcome": "Unknown",
+            "reason": "The gateway answered HTTP 500.",
+        },
+    ]
 
 
 def test_secrets_are_not_printed():
@@ -490,8 +507,10 @@ def test_content_that_cannot_be_written_is_refused_before_it_is_sent():
 def test_two_hundred_calls_at_once_share_the_pool(run):
     async def scene():
         async with gateway_that(answering(200, token_answer("opaque")), gateway_pool_size=10) as (
-            gateway, server, merchant,
-        ):  # fmt: skip
+            gateway,
+            server,
+            merchant,
+        ):
             outcomes = await asyncio.gather(*[gateway.authenticate(merchant) for _ in range(200)])
             return {type(outcome) for outcome in outcomes}, server.connections
 

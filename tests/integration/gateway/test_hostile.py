@@ -1,4 +1,6 @@
-"""Answers that cost more than they are worth: read in another process, given up, counted against their gateway."""
+"""Answers that cost more than they are worth: read in another process, given up, counted against their
+gateway.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ PAYMENTS: Reader[object] = Reader("payments", 100)
 HUNDRED = hostile.DOCUMENTS["hundred rows"]
 
 
-# ── Beside ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Beside ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_what_another_process_reads_is_read_as_it_is_here():
@@ -297,7 +299,7 @@ def test_a_token_is_never_so_large(call):
     assert asyncio.run(scene()) == Unknown("The gateway's answer holds far more than was asked for.")
 
 
-# ── Counted ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Counted ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def raw(kind: str):

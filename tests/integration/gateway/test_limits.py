@@ -1,4 +1,6 @@
-"""The limits of gateways, on real sockets: a slow gateway takes nobody else's connections, and the circuit of one that does not work is opened."""
+"""The limits of gateways, on real sockets: a slow gateway takes nobody else's connections, and the circuit of
+one that does not work is opened.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,7 @@ def test_those_who_wait_for_one_gateway_are_served_merchant_after_merchant(run):
     assert run(scene()) == [True, True, False, True, True, True, True], "the quiet one waited for one turn"
 
 
-# ── Open circuits ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Open circuits ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_circuit_of_a_gateway_that_does_not_serve_is_opened_and_no_other(run):
@@ -279,7 +281,7 @@ def test_to_be_throttled_without_a_time_again_and_again_is_not_to_be_served(run)
     assert run(scene()) == [Throttled, Throttled, Busy]
 
 
-# ── Calls per second ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Calls per second ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_gateway_gets_no_more_calls_in_a_second_than_its_budget(run):
@@ -306,7 +308,8 @@ def test_a_gateway_gets_no_more_calls_in_a_second_than_its_budget(run):
 
 def test_a_call_that_gets_no_permit_in_time_is_busy(run):
     async def scene():
-        # The next permit comes in a minute and more, and is waited for half of the time that a call has in all.
+        # The next permit comes in a minute and more, and is waited for half of the time that a call has in
+        # all.
         slow = {"gateway_calls_per_second": 0.01, "gateway_total_timeout": 6}
         async with gateway_that(WELL, **slow) as (gateway, server, merchant):
             return [await gateway.authenticate(merchant) for _ in range(2)], len(server.asked)

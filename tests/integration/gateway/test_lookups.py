@@ -1,4 +1,6 @@
-"""How many transactions an order has: what is proved where an answer is as long as answers get, and what a hostile answer costs."""
+"""How many transactions an order has: what is proved where an answer is as long as answers get, and what a
+hostile answer costs.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from tests.unit.gateway.test_xml import HOSTILE
 def gateway_of(
     count: int, *, knows_limit: bool = True, knows_sort: bool = True, most: int = 100, tied: bool = False
 ):
-    """Return an answerer that holds `count` declined attempts, one a minute, and knows what it is told to know."""
+    """Return an answerer that holds `count` declined attempts, one a minute, and knows what it is told to
+    know.
+    """
     attempts = [
         row(
             TransactionId=str(1000 + number),
@@ -122,7 +126,7 @@ def test_a_second_call_that_fails_leaves_the_doubt():
     assert (len(found.transactions), found.at_limit, len(queries)) == (10, True, 2)
 
 
-# ── Answers that are damaged ────────────────────────────────────────────────────────────────────────────────────────────
+# ── Answers that are damaged ──────────────────────────────────────────────────────────────────────────────
 
 MARK = b"\xef\xbb\xbf"
 METHODS = {"methods": [{"id": "m-1", "type": "CARD", "name": "Kort å"}]}
@@ -190,7 +194,7 @@ def test_a_method_that_cannot_be_used_is_left_out_and_said_so(odd, capsys):
     assert "methods_skipped" not in capsys.readouterr().out
 
 
-# ── Answers that cost ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Answers that cost ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_many_values_of_json_are_refused_before_they_are_made():

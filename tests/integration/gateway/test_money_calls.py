@@ -1,4 +1,6 @@
-"""Capture, refund, release: what is sent, what the answer means, and that nothing leaves once the lease guard says no."""
+"""Capture, refund, release: what is sent, what the answer means, and that nothing leaves once the lease guard
+says no.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +114,7 @@ def trusted(tmp_path, monkeypatch):
     return server_side
 
 
-# ── What is sent, and what the answer means ─────────────────────────────────────────────────────────────────────────────
+# ── What is sent, and what the answer means ───────────────────────────────────────────────────────────────
 
 
 def test_money_calls_ask_as_the_gateway_documents_it(run):
@@ -238,8 +240,10 @@ def test_neither_the_log_nor_the_outcome_repeats_what_was_sent_or_answered(run):
     assert "Anna" not in repr(outcome)
     (line,) = [line for line in logs if line["event"] == "gateway_called"]
     assert {key: line[key] for key in ("call", "merchant", "outcome")} == {
-        "call": "capture", "merchant": "default", "outcome": "Refused"
-    }  # fmt: skip
+        "call": "capture",
+        "merchant": "default",
+        "outcome": "Refused",
+    }
     assert not any(word in repr(logs) for word in ("Anna", "op-1", "5000", "50.00", "pass"))
 
 
@@ -248,13 +252,20 @@ def test_neither_the_log_nor_the_outcome_repeats_what_was_sent_or_answered(run):
     [{"amount": 0}, {"amount": -1}, {"identifier": ""}, {"identifier": "x" * 101}, {"transaction_id": ""}],
 )
 def test_a_call_that_would_move_more_than_meant_is_never_made(wrong):
-    """Without an amount the gateway captures all there is, and without an identifier nothing can be found again."""
+    """Without an amount the gateway captures all there is, and without an identifier nothing can be found
+    again.
+    """
 
     async def scene():
         async with gateway_that(answering(200, CAPTURED)) as (gateway, server, merchant):
             call = {
-                "transaction_id": "7", "amount": 1, "currency": "DKK", "identifier": "op", "lease_guard": yes, **wrong
-            }  # fmt: skip
+                "transaction_id": "7",
+                "amount": 1,
+                "currency": "DKK",
+                "identifier": "op",
+                "lease_guard": yes,
+                **wrong,
+            }
             with pytest.raises(ValueError, match="needs"):
                 await gateway.capture(merchant, **call)
             return server.asked
@@ -262,7 +273,7 @@ def test_a_call_that_would_move_more_than_meant_is_never_made(wrong):
     assert asyncio.run(scene()) == []
 
 
-# ── The lease guard ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The lease guard ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_behind_a_fence_that_says_no_not_a_byte_leaves(run, recorder):
@@ -479,7 +490,9 @@ def test_the_whole_request_is_with_the_kernel_before_the_loop_turns_again(run, r
     waiting: list[bytes] = []
 
     def serve_one() -> socket.socket:
-        """Answer one call, then hand the bare connection over: what waits on it is what the kernel was given."""
+        """Answer one call, then hand the bare connection over: what waits on it is what the
+        kernel was given.
+        """
         taken = recorder.accept()
         spoken = trusted.wrap_socket(taken, server_side=True) if secured else taken
         spoken.recv(65536)

@@ -1,4 +1,6 @@
-"""What workers share about gateways in Redis, and that nobody waits for Redis when it is away, slow or empty."""
+"""What workers share about gateways in Redis, and that nobody waits for Redis when it is away,
+slow or empty.
+"""
 
 from __future__ import annotations
 
@@ -242,7 +244,8 @@ async def test_all_workers_share_one_budget(url: str):
         )
         took = time.monotonic() - began
         assert {type(one) for one in outcomes} == {Done}
-        # Eight come early; alone each worker would have had half of them by then. A machine that stalls only makes it longer.
+        # Eight come early; alone each worker would have had half of them by then. A machine that stalls only
+        # makes it longer.
         assert took >= (40 - 8 - 1) / 40
 
 
@@ -276,7 +279,7 @@ async def test_the_script_and_the_arithmetic_agree(url: str):
             assert told.permits in {expected.permits, expected.permits + 1}, "time goes on meanwhile"
 
 
-# ── Redis is away ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Redis is away ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_without_redis_calls_are_made_and_circuits_open_all_the_same():

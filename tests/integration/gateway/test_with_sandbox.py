@@ -79,8 +79,10 @@ def test_captures_and_refunds_move_what_they_say_under_their_names(gateway, orde
     assert moved[-1].transaction.reconciliations == ("op-1", "op-2", "op-3")
     (row,) = gateway.ledger(order)
     assert [(each["type"], each["amountMinor"], each["identifier"]) for each in row["movements"]] == [
-        ("captured", 3900, "op-1"), ("captured", 10000, "op-2"), ("refunded", 12, "op-3")
-    ]  # fmt: skip
+        ("captured", 3900, "op-1"),
+        ("captured", 10000, "op-2"),
+        ("refunded", 12, "op-3"),
+    ]
 
 
 def test_already_captured_shows_by_its_totals(gateway, order):

@@ -1,4 +1,6 @@
-"""What the gateway's damaged, unreadable and odd answers come to: money behind them is found, or a person is told."""
+"""What the gateway's damaged, unreadable and odd answers come to: money behind them is found, or a person is
+told.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The dispatcher: no merchant's backlog is in another's way, nothing is left behind without a due time, and nothing is forgotten.
+"""The dispatcher: no merchant's backlog is in another's way, nothing is left behind without a due time, and
+nothing is forgotten.
 
-The gateway answers nobody until the test lets it (`ClaimedCheckout`), so what is in flight and in which order things end is the test's own decision.
+The gateway answers nobody until the test lets it (`ClaimedCheckout`), so what is in flight and in which order
+things end is the test's own decision.
 """
 
 from __future__ import annotations
@@ -304,7 +306,7 @@ async def test_a_merchant_that_is_not_known_yet_has_its_share_too(few: Crowd):
     await few.until_through(*ids)
 
 
-# ── What goes wrong ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What goes wrong ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def breaking(monkeypatch, error: Exception) -> None:

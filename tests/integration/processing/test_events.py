@@ -1,4 +1,6 @@
-"""What a merchant is told over a whole lifecycle: every event is one, in order, without a gap, and its totals are the books."""
+"""What a merchant is told over a whole lifecycle: every event is one, in order, without a gap, and its totals
+are the books.
+"""
 
 from __future__ import annotations
 
@@ -48,17 +50,36 @@ async def test_a_whole_lifecycle_is_told_in_order_and_without_a_gap(world: Scene
 
     events = await told(world, checkout)
     assert [one["type"] for one in events] == [
-        "checkout.ready", "checkout.attempt_declined", "checkout.attempt_declined", "checkout.completed", "payment.captured",
-        "payment.operation_rejected", "payment.captured", "payment.refunded", "payment.refunded", "payment.chargeback",
-        "checkout.attention", "checkout.attention_resolved",
-    ]  # fmt: skip
+        "checkout.ready",
+        "checkout.attempt_declined",
+        "checkout.attempt_declined",
+        "checkout.completed",
+        "payment.captured",
+        "payment.operation_rejected",
+        "payment.captured",
+        "payment.refunded",
+        "payment.refunded",
+        "payment.chargeback",
+        "checkout.attention",
+        "checkout.attention_resolved",
+    ]
     data = [one["data"] for one in events]
     assert [one.get("reason") for one in data[1:3]] == ["Card Declined", "Not enough money"]
     assert data[1]["transactionIds"] != data[2]["transactionIds"]
     assert [one["paymentStatus"] for one in data] == [
-        "unpaid", "unpaid", "unpaid", "authorized", "partially_captured", "partially_captured", "captured", "partially_refunded",
-        "partially_refunded", "charged_back", "charged_back", "charged_back",
-    ]  # fmt: skip
+        "unpaid",
+        "unpaid",
+        "unpaid",
+        "authorized",
+        "partially_captured",
+        "partially_captured",
+        "captured",
+        "partially_refunded",
+        "partially_refunded",
+        "charged_back",
+        "charged_back",
+        "charged_back",
+    ]
     assert data[5]["operation"] == "capture"
     assert data[5]["details"]["reason"].startswith("only 99.00 DKK are left")
     assert [one["cause"] for one in data[4:9:4]] == ["asked", "gateway"]
@@ -68,12 +89,17 @@ async def test_a_whole_lifecycle_is_told_in_order_and_without_a_gap(world: Scene
     assert data[-1]["money"] == {
         name: value / 100
         for name, value in (
-            ("reserved", row.reserved), ("captured", row.captured), ("refunded", row.refunded), ("chargedBack", row.charged_back)
+            ("reserved", row.reserved),
+            ("captured", row.captured),
+            ("refunded", row.refunded),
+            ("chargedBack", row.charged_back),
         )
-    }  # fmt: skip
+    }
     for kind, total in (
-        ("payment.captured", row.captured), ("payment.refunded", row.refunded), ("payment.chargeback", row.charged_back)
-    ):  # fmt: skip
+        ("payment.captured", row.captured),
+        ("payment.refunded", row.refunded),
+        ("payment.chargeback", row.charged_back),
+    ):
         changes = [one["data"]["change"]["value"] for one in events if one["type"] == kind]
         assert round(100 * sum(changes)) == total, (kind, changes)
 
@@ -108,7 +134,9 @@ async def test_a_declined_attempt_whose_callback_was_lost_is_told_once_by_lookin
 async def test_an_attempt_that_names_no_checkout_is_told_where_a_callback_names_it_and_nowhere_twice(
     world: Scene,
 ):
-    """It has the order number alone; its row belongs to the checkout that saw it first, so another would see it as new each time."""
+    """It has the order number alone; its row belongs to the checkout that saw it first, so another would see
+    it as new each time.
+    """
     first = await world.offered(expiresIn=1)
     await world.plan(first, bindings=False)
     await world.pay(first, card=DECLINED_CARD)

@@ -1,4 +1,6 @@
-"""Write access to the database is not money: what no process of ours wrote as it stands is refused, told in the trail, and logged."""
+"""Write access to the database is not money: what no process of ours wrote as it stands is refused, told in
+the trail, and logged.
+"""
 
 from __future__ import annotations
 
@@ -133,8 +135,15 @@ async def test_an_inserted_operation_is_never_sent(world: Scene, *, state, kind,
     checkout = await world.paid()
     operation = uuid4()
     await world.sql(
-        INSERT_OPERATION, id=operation, checkout=checkout, kind=kind, amount=amount, cause=cause, state=state, mac=b"0" * 16
-    )  # fmt: skip
+        INSERT_OPERATION,
+        id=operation,
+        checkout=checkout,
+        kind=kind,
+        amount=amount,
+        cause=cause,
+        state=state,
+        mac=b"0" * 16,
+    )
     (line,) = await processed(world, checkout)
     assert (line["event"], line["operation"]) == ("operation_not_authentic", str(operation))
     assert [row.state for row in await world.operations(checkout)] == ["rejected"]

@@ -1,7 +1,8 @@
 """One hostile gateway beside another merchant's: whatever it answers, the other's lookups take no longer.
 
-Two merchants at two gateways in one process, as in a worker. The hostile one is asked as often whether it answers well or not, and its
-breaker is off, since its circuit would soon be open: what is compared is how its answers are read, and nothing else.
+Two merchants at two gateways in one process, as in a worker. The hostile one is asked as often whether it
+answers well or not, and its breaker is off, since its circuit would soon be open: what is compared is how its
+answers are read, and nothing else.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def gateway(*, nice: int) -> Iterator[str]:
 
 
 async def look(world: Scene, checkouts: Sequence[UUID], *, per_second: float) -> list[float]:
-    """Have checkouts looked at in turn for one turn, on a schedule; return how long each step took, in seconds."""
+    """Have checkouts looked at in turn for one turn, on a schedule; return how long each step took, in
+    seconds.
+    """
     loop, took, busy = asyncio.get_running_loop(), [], set()
 
     async def one(checkout: UUID) -> None:
@@ -119,8 +122,9 @@ async def test_a_hostile_gateway_makes_no_other_merchants_lookups_slower(capsys,
                 before, after = median(spent["absent"]), median(spent["mixed"])
                 holds = after <= max(BOUND * before, before + FLOOR)
             failed = await world.sql(
-                "SELECT count(*) AS n FROM checkouts WHERE merchant_id = :other AND last_error IS NOT NULL", other=other
-            )  # fmt: skip
+                "SELECT count(*) AS n FROM checkouts WHERE merchant_id = :other AND last_error IS NOT NULL",
+                other=other,
+            )
     with capsys.disabled():
         print(
             f"\nthe other merchant's steps, 99th percentile: {before * 1000:.1f} ms beside a gateway that answers well, "

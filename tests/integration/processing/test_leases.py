@@ -207,7 +207,8 @@ async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_due_tim
             "UPDATE checkouts SET leased_until = clock(), due_at = clock() WHERE id = :id", id=checkout
         )
         await world.plan(checkout)
-    # Another worker, with the usual patience: a slow first write of the impatient one would be left to its due time again.
+    # Another worker, with the usual patience: a slow first write of the impatient one would be left to its
+    # due time again.
     async with scene(database_url, gateway_url) as other:
         await other.processed_until(checkout, "awaiting_payment")
 
@@ -217,7 +218,8 @@ async def test_postgres_refusing_a_read_leaves_the_order_to_its_due_time_and_bot
 ):
     async with scene(database_url, gateway_url) as world:
         checkout = await world.accept()
-        # The merchants' table is locked, and the statement that wants to read it is cancelled as a time-out would.
+        # The merchants' table is locked, and the statement that wants to read it is cancelled as a time-out
+        # would.
         with psycopg.connect(direct(database_url)) as other:
             other.execute("LOCK TABLE merchants IN ACCESS EXCLUSIVE MODE")
             carrying = asyncio.create_task(world.process(checkout))
@@ -225,10 +227,12 @@ async def test_postgres_refusing_a_read_leaves_the_order_to_its_due_time_and_bot
                 cancelled = False
                 async with asyncio.timeout(10):
                     while not (cancelled and carrying.done()):
-                        cancelled |= bool(admin.execute(
-                            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
-                            "AND query LIKE '%FROM merchants%'"
-                        ).fetchall())  # fmt: skip
+                        cancelled |= bool(
+                            admin.execute(
+                                "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+                                "AND query LIKE '%FROM merchants%'"
+                            ).fetchall()
+                        )
                         await asyncio.sleep(0.02)
         assert await carrying == []
         row = await world.row(checkout)

@@ -1,4 +1,6 @@
-"""What abandoned checkouts cost at the gateway: calls per order over a simulated day, within the merchant's budget of lookups."""
+"""What abandoned checkouts cost at the gateway: calls per order over a simulated day, within the merchant's
+budget of lookups.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,14 @@ DAY = 86_400
 STEP = 3
 """Simulated seconds from one round to the next, at least; `budget.BEHIND` makes up for so many."""
 QUIET_LOOKUPS = 6
-"""What a checkout begins with (`schedule.quiet_lookups`) where the first lookup comes after 120 s, and the next would after 2 s."""
+"""What a checkout begins with (`schedule.quiet_lookups`) where the first lookup comes after 120 s, and the
+next would after 2 s."""
 
 
 async def a_day(world: Scene, orders: int, *, lookups_per_minute: int) -> tuple[Counter[str], int]:
-    """Let so many shoppers come at once and leave without paying; return the calls of a day, and the most lookups of any minute."""
+    """Let so many shoppers come at once and leave without paying; return the calls of a day, and the most
+    lookups of any minute.
+    """
     async with Counting(world.settings) as gateway:
         world.processor.context.gateway = gateway
         await world.policy(lookups_per_minute=lookups_per_minute)
@@ -54,9 +59,15 @@ async def a_day(world: Scene, orders: int, *, lookups_per_minute: int) -> tuple[
 
 async def check(capsys, database_url: str, gateway: str, orders: int, *, lookups_per_minute: int) -> None:
     async with scene(
-        database_url, gateway, first_check_after=120, recheck_after_callback=2, check_interval_cap=1800, deadline_grace=30,
-        checkout_expires_in=3600, post_settlement_checks=(3600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0),
-    ) as world:  # fmt: skip
+        database_url,
+        gateway,
+        first_check_after=120,
+        recheck_after_callback=2,
+        check_interval_cap=1800,
+        deadline_grace=30,
+        checkout_expires_in=3600,
+        post_settlement_checks=(3600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0),
+    ) as world:
         calls, most = await a_day(world, orders, lookups_per_minute=lookups_per_minute)
         rows = await world.sql("SELECT state, count(*) AS number FROM checkouts GROUP BY state")
         shown = ", ".join(f"{name} {number / orders:.2f}" for name, number in sorted(calls.items()))
@@ -102,15 +113,20 @@ async def test_a_look_that_waits_for_its_place_leaves_no_shopper_with_a_token_th
     assert all((row.left.total_seconds() > 1000) != refused for row in rows)
 
 
-# ── What is made in a minute ────────────────────────────────────────────────────────────────────────────────────────────
+# ── What is made in a minute ──────────────────────────────────────────────────────────────────────────────
 
 
 async def test_workers_that_were_away_make_no_more_looks_in_a_minute_than_the_budget(
     database_url: str, gateway_url: str
 ):
     async with scene(
-        database_url, gateway_url, first_check_after=120, recheck_after_callback=2, check_interval_cap=1800, checkout_expires_in=86_400
-    ) as world:  # fmt: skip
+        database_url,
+        gateway_url,
+        first_check_after=120,
+        recheck_after_callback=2,
+        check_interval_cap=1800,
+        checkout_expires_in=86_400,
+    ) as world:
         async with Counting(world.settings) as gateway:
             world.processor.context.gateway = gateway
             await world.policy(lookups_per_minute=30)
@@ -170,7 +186,7 @@ async def test_looks_that_somebody_asks_for_push_the_others_back_but_leave_them_
     assert await taken(world, asked=1000, quiet=1) == [75]
 
 
-# ── Who comes first, and what is told of the others ─────────────────────────────────────────────────────────────────────
+# ── Who comes first, and what is told of the others ───────────────────────────────────────────────────────
 
 
 async def due_in_order(world: Scene) -> list[object]:
@@ -207,8 +223,9 @@ async def test_lookups_take_their_places_by_what_may_be_lost(world: Scene):
     for name, checkout in known.items():
         await world.sql(
             "UPDATE checkouts SET offered_at = date_trunc('hour', clock()) - make_interval(hours => :hours), lookups = 0 WHERE id = :id",
-            id=checkout, hours=hours[name],
-        )  # fmt: skip
+            id=checkout,
+            hours=hours[name],
+        )
     await world.sql("UPDATE checkouts SET amount = amount - 1 WHERE id = :id", id=known["small"])
     await world.sql("UPDATE checkouts SET lookups = 3 WHERE id = :id", id=known["looked at"])
     await world.sql(

@@ -1,10 +1,13 @@
-"""A merchant all of whose callbacks are lost, at 50 orders a second for a minute: how long paid orders wait for their lookup, and which.
+"""A merchant all of whose callbacks are lost, at 50 orders a second for a minute: how long paid orders wait
+for their lookup, and which.
 
-Time is the product's clock, simulated in steps of a second; what the machine takes for a step is added to it, as in production.
+Time is the product's clock, simulated in steps of a second; what the machine takes for a step is added to it,
+as in production.
 
-With a first lookup at most `FIRST_CHECK_AFTER × JITTER` after the offer, an order paid before it is completed at most
-`FIRST_CHECK_AFTER × JITTER - (paid - offered) + queue` after its payment. The queue is that of lookups that come when they are due and are served
-`apart` seconds one after the other: at most `ORDERS × apart`, and less for the time in which they come.
+With a first lookup at most `FIRST_CHECK_AFTER × JITTER` after the offer, an order paid before it is completed
+at most `FIRST_CHECK_AFTER × JITTER - (paid - offered) + queue` after its payment. The queue is that of
+lookups that come when they are due and are served `apart` seconds one after the other: at most `ORDERS ×
+apart`, and less for the time in which they come.
 """
 
 from __future__ import annotations
@@ -88,7 +91,9 @@ async def offer(world: Scene, chance: random.Random) -> list[Order]:
 
 
 async def begin(world: Scene, orders: Sequence[Order]) -> None:
-    """Have the clock stand at the first offer, as if the others were offered in the minute that begins now."""
+    """Have the clock stand at the first offer, as if the others were offered in the minute that
+    begins now.
+    """
     await world.sql("DELETE FROM lookup_budgets")
     await world.sql(
         """
@@ -98,13 +103,18 @@ async def begin(world: Scene, orders: Sequence[Order]) -> None:
                (SELECT clock() AS now) t
          WHERE c.id = o.id
         """,
-        ids=[one.id for one in orders], offered=[one.offered for one in orders], due=[one.due for one in orders],
-    )  # fmt: skip
+        ids=[one.id for one in orders],
+        offered=[one.offered for one in orders],
+        due=[one.due for one in orders],
+    )
 
 
 @dataclass
 class Course:
-    """What happened. Times are seconds after the first offer; `behind` is how far the machine was behind the steps of a second."""
+    """What happened.
+
+    Times are seconds after the first offer; `behind` is how far the machine was behind the steps of a second.
+    """
 
     completed: dict[UUID, float]
     behind: float
@@ -136,7 +146,7 @@ async def live(world: Scene, orders: Sequence[Order], gateway: Counting, capsys)
         for done in await world.sql(
             "SELECT checkout_id, extract(epoch FROM created_at - :first)::float8 AS at FROM events WHERE kind = 'checkout.completed'",
             first=first,
-        ):  # fmt: skip
+        ):
             course.completed[done.checkout_id] = done.at
         assert row.now < 3600, "they are all done long before the first of them expires"
         course.behind += max(time.monotonic() - began - 1.0, 0.0)
@@ -146,7 +156,9 @@ async def live(world: Scene, orders: Sequence[Order], gateway: Counting, capsys)
 
 
 async def come_back(world: Scene, back: Sequence[UUID]) -> None:
-    """Have shoppers come back to the shop's page: each is looked at before any lookup that nobody waits for."""
+    """Have shoppers come back to the shop's page: each is looked at before any lookup that nobody
+    waits for.
+    """
     await asyncio.gather(*(world.call_back(one, kind="redirect", body=b"") for one in back))
     for start in range(0, len(back), LOT):
         await world.take(*back[start : start + LOT])
@@ -182,9 +194,16 @@ async def test_a_minute_of_lost_callbacks_is_made_up_for_within_the_budget_and_r
     capsys, database_url: str, gateway_url: str, lookups_per_minute: int
 ):
     async with scene(
-        database_url, gateway_url, timeout=60.0, first_check_after=FIRST_CHECK_AFTER, recheck_after_callback=2, check_interval_cap=1800, deadline_grace=30,
-        checkout_expires_in=7200, lease_seconds=60,
-    ) as world:  # fmt: skip
+        database_url,
+        gateway_url,
+        timeout=60.0,
+        first_check_after=FIRST_CHECK_AFTER,
+        recheck_after_callback=2,
+        check_interval_cap=1800,
+        deadline_grace=30,
+        checkout_expires_in=7200,
+        lease_seconds=60,
+    ) as world:
         await world.policy(lookups_per_minute=lookups_per_minute)
         orders = await offer(world, random.Random(11))
         async with Counting(world.settings) as gateway:

@@ -1,4 +1,6 @@
-"""After the payment: captures, refunds, releases; nothing is done twice, and what is not known is looked up."""
+"""After the payment: captures, refunds, releases; nothing is done twice, and what is not known is
+looked up.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ WHOLE = 13900
 
 
 async def until_settled(world: Scene, checkout, *, seconds: float = 15.0):
-    """Process whenever the checkout is due until no operation is under way and the checkout was looked at afterwards."""
+    """Process whenever the checkout is due until no operation is under way and the checkout was looked at
+    afterwards.
+    """
     async with asyncio.timeout(seconds):
         while True:
             await world.take(checkout)
@@ -44,7 +48,7 @@ async def until_submitted(world: Scene, checkout) -> None:
             await asyncio.sleep(0.01)
 
 
-# ── Asked for ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Asked for ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_payment_is_captured_in_parts_and_refunded_in_parts_never_above_what_there_is(world: Scene):
@@ -65,8 +69,11 @@ async def test_a_payment_is_captured_in_parts_and_refunded_in_parts_never_above_
     row = await world.row(checkout)
     assert (row.state, row.captured, row.refunded, row.attention) == ("completed", WHOLE, WHOLE, None)
     assert await world.movements(checkout) == [
-        ("captured", 4000), ("captured", 9900), ("refunded", 1000), ("refunded", 12900),
-    ]  # fmt: skip
+        ("captured", 4000),
+        ("captured", 9900),
+        ("refunded", 1000),
+        ("refunded", 12900),
+    ]
     actions = [one["action"] for one in await world.trail(checkout) if one["action"].startswith("money:")]
     assert actions == ["money:requested", "money:submitted", "money:succeeded"] * 4
     kinds = await world.events(checkout)
@@ -120,7 +127,7 @@ async def test_money_is_not_moved_for_an_order_that_nobody_paid(world: Scene):
     assert (await world.events(checkout))[-1] == "payment.operation_rejected"
 
 
-# ── What the gateway says ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── What the gateway says ─────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_already_captured_at_the_gateway_is_success_and_no_second_capture(world: Scene):
@@ -247,7 +254,7 @@ async def test_totals_that_fit_neither_outcome_are_a_persons_business_and_send_n
     assert len(await world.trail(checkout)) == before, "the same is not said twice"
 
 
-# ── Whoever takes over ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Whoever takes over ────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_submitted_operation_that_was_never_sent_is_looked_up_and_sent_after_the_quiet_period(
@@ -288,7 +295,7 @@ async def test_whoever_lost_the_lease_writes_nothing_of_an_operation(world: Scen
     assert (operation.state, operation.attempts) == ("succeeded", 1)
 
 
-# ── By itself ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── By itself ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_with_auto_capture_we_never_capture_what_the_gateway_captures(world: Scene):
@@ -372,7 +379,7 @@ async def test_a_reservation_makes_the_order_due_before_it_lapses(world: Scene):
     assert (row.reserved_until - (await world.sql("SELECT clock() AS now"))[0].now).total_seconds() > 0
 
 
-# ── Late, surplus, unexpected ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Late, surplus, unexpected ─────────────────────────────────────────────────────────────────────────────
 
 
 async def late(world: Scene):
@@ -485,7 +492,7 @@ async def test_a_decision_that_nobody_waits_for_is_refused(world: Scene):
     )
 
 
-# ── Chargebacks, reopening, asking ──────────────────────────────────────────────────────────────────────────────────────
+# ── Chargebacks, reopening, asking ────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_chargeback_is_booked_told_and_a_persons_business(world: Scene):
@@ -589,7 +596,7 @@ async def test_a_retry_forgets_the_failures_and_tries_now(world: Scene):
     assert await world.state(checkout) == "awaiting_payment"
 
 
-# ── Edges ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Edges ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_surplus_is_not_captured_and_nothing_is_returned_that_holds_no_money(world: Scene):
@@ -648,8 +655,10 @@ async def test_another_transaction_of_the_answer_is_not_taken_for_the_operations
     checkout, other = await world.paid(), await world.paid()
     await world.sql(
         "UPDATE payments SET transaction_id = (SELECT transaction_id FROM payments WHERE checkout_id = :other) || '0' "
-        "WHERE checkout_id = :id", id=checkout, other=other,
-    )  # fmt: skip
+        "WHERE checkout_id = :id",
+        id=checkout,
+        other=other,
+    )
     await world.command(checkout, "capture", amount=4000)
     await world.process(checkout)
     assert await world.movements(other) == []
@@ -679,8 +688,14 @@ async def test_an_operation_on_a_transaction_that_cannot_be_read_is_not_sent(wor
 async def test_what_is_left_of_a_short_lease_is_made_to_outlast_the_call_before_it_is_sent(
     database_url: str, gateway_url: str
 ):
-    async with scene(database_url, gateway_url, lease_seconds=1.2, gateway_total_timeout=2, gateway_read_timeout=1.95,
-                     gateway_connect_timeout=0.95) as world:  # fmt: skip
+    async with scene(
+        database_url,
+        gateway_url,
+        lease_seconds=1.2,
+        gateway_total_timeout=2,
+        gateway_read_timeout=1.95,
+        gateway_connect_timeout=0.95,
+    ) as world:
         checkout = await world.paid()
         # The lookup before it takes most of the lease.
         await world.plan(checkout, delayMs={"payments": 700, "capture": 1500})
@@ -699,8 +714,14 @@ async def test_what_is_left_of_a_short_lease_is_made_to_outlast_the_call_before_
 async def test_a_call_that_has_waited_for_its_turn_until_the_lease_might_end_is_not_sent(
     database_url: str, gateway_url: str, monkeypatch
 ):
-    async with scene(database_url, gateway_url, lease_seconds=1, gateway_total_timeout=0.9, gateway_read_timeout=0.85,
-                     gateway_connect_timeout=0.85) as world:  # fmt: skip
+    async with scene(
+        database_url,
+        gateway_url,
+        lease_seconds=1,
+        gateway_total_timeout=0.9,
+        gateway_read_timeout=0.85,
+        gateway_connect_timeout=0.85,
+    ) as world:
         checkout = await world.paid()
         await world.command(checkout, "capture", amount=4000)
         real = world.processor.context.gateway.capture
@@ -708,7 +729,8 @@ async def test_a_call_that_has_waited_for_its_turn_until_the_lease_might_end_is_
         async def late(account: Any, *, lease_guard: Any, **asked: Any) -> Any:
             assert lease_guard()
             (held,) = [one for one in holders if one.id == checkout]
-            # Renewals go on while it waits, and do not count: the quiet period of whoever takes over begins at `submitted`.
+            # Renewals go on while it waits, and do not count: the quiet period of whoever takes over begins
+            # at `submitted`.
             for _ in range(8):
                 await asyncio.sleep(0.25)
                 await checkouts.renew(world.db, [held], lease_seconds=1)
@@ -736,9 +758,13 @@ async def test_a_firewalls_word_says_nothing_about_what_stands_behind_it(world: 
 @pytest.mark.parametrize("found", ["nothing", "done", "full"])
 async def test_a_refusal_is_looked_up_before_it_is_believed(world: Scene, found: str):
     checkout = await world.paid()
-    # A gateway that says no: because another look fails, because it did it all the same, or because all is captured.
-    plan = {"nothing": {"refuse": {"capture": 1}}, "done": {"fail": {"capture": 1}, "failAfter": True, "failStatus": 422},
-            "full": {"fail": {"capture": 1}, "failStatus": 422}}[found]  # fmt: skip
+    # A gateway that says no: because another look fails, because it did it all the same, or because all is
+    # captured.
+    plan = {
+        "nothing": {"refuse": {"capture": 1}},
+        "done": {"fail": {"capture": 1}, "failAfter": True, "failStatus": 422},
+        "full": {"fail": {"capture": 1}, "failStatus": 422},
+    }[found]
     await world.plan(checkout, **plan)
     judged = operations.Judged(operations.Fate.UNCLEAR, "more than was asked for")
     await world.command(checkout, "capture", amount=WHOLE if found == "full" else 4000)
@@ -844,7 +870,7 @@ async def test_a_look_before_the_offer_that_fails_is_repeated_and_one_that_finds
     assert answer(row) == ("done_looked_up", "the gateway shows money held for this order")
 
 
-# ── What a review of the money paths asked for ──────────────────────────────────────────────────────────────────────────
+# ── What a review of the money paths asked for ────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("result", ["Open", "SystemError", "Incomplete"])

@@ -1,4 +1,6 @@
-"""The circuit of a gateway that does not work is opened: no order fails of it before its deadline, and no money is moved twice."""
+"""The circuit of a gateway that does not work is opened: no order fails of it before its deadline, and no
+money is moved twice.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +122,9 @@ async def test_money_that_is_asked_for_meanwhile_is_moved_once_when_the_gateway_
 async def test_money_whose_circuit_opens_between_lookup_and_call_is_not_sent(
     database_url: str, gateway_url: str, monkeypatch
 ):
-    """The lookup is served, and the door shuts before the capture: it is withdrawn as not sent, and sent once afterwards."""
+    """The lookup is served, and the door shuts before the capture: it is withdrawn as not sent, and sent once
+    afterwards.
+    """
     monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 0.3)
     async with watchful(database_url, gateway_url) as world:
         checkout = await world.paid()

@@ -48,8 +48,10 @@ async def test_a_callback_that_beats_the_offer_is_read_under_the_same_lease(worl
     await world.call_back(checkout, body=b"status=new")
     await world.process(checkout)
     assert [one["trigger"] for one in (await world.trail(checkout))[-3:]] == [
-        "offered", "callback_arrived", "nothing_found",
-    ]  # fmt: skip
+        "offered",
+        "callback_arrived",
+        "nothing_found",
+    ]
 
 
 async def test_a_declined_attempt_waits_for_the_next_one(world: Scene):
@@ -293,7 +295,7 @@ async def test_a_payment_released_at_the_gateway_leaves_no_reservation_in_the_bo
     assert (row.state, row.reserved, row.attention) == ("completed", 0, "payment_released")
 
 
-# ── Cancelling ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Cancelling ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_an_order_that_was_never_offered_is_cancelled_at_once(world: Scene):
@@ -351,13 +353,16 @@ async def test_a_command_that_comes_too_late_twice_or_on_old_knowledge_is_refuse
     await world.process(done, twice, stale)
     results = await world.sql("SELECT checkout_id AS id, result FROM commands ORDER BY requested_at, id")
     assert [(row.id, row.result) for row in results] == [
-        (done, "refused_not_cancellable"), (twice, "accepted"), (twice, "refused_cancelling"), (stale, "refused_version_changed"),
-    ]  # fmt: skip
+        (done, "refused_not_cancellable"),
+        (twice, "accepted"),
+        (twice, "refused_cancelling"),
+        (stale, "refused_version_changed"),
+    ]
     assert "command:refused" in [one["action"] for one in await world.trail(done)]
     assert (await world.row(stale)).cancel_requested_at is None
 
 
-# ── The watch ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The watch ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_captured_order_is_settled_when_its_watch_has_run_out(database_url: str, gateway_url: str):

@@ -25,8 +25,9 @@ async def needing(world: Scene, code: AttentionCode) -> UUID:
     checkout = await world.paid()
     await world.sql(
         "UPDATE checkouts SET attention = :code, attention_details = '{}', attention_since = clock() WHERE id = :id",
-        code=code.value, id=checkout,
-    )  # fmt: skip
+        code=code.value,
+        id=checkout,
+    )
     return checkout
 
 
@@ -62,7 +63,8 @@ async def test_what_lookups_do_not_raise_stays_until_it_is_decided_or_the_gatewa
     before = await world.row(checkout)
     assert (await world.asked(checkout, "reconcile")).code == "done_looked_up"
     row = await world.row(checkout)
-    # An answer of the gateway ends what is about its failures, and a reservation that has no end cannot lapse.
+    # An answer of the gateway ends what is about its failures, and a reservation that has no end cannot
+    # lapse.
     goes = {Way.RETRY} == {*WAYS_OUT[code]} and code is not AttentionCode.POISONED
     if goes:
         assert row.attention is None

@@ -1,4 +1,6 @@
-"""Money calls that fail, refuse or lose their answer, and what moves at the gateway itself: the ledger sees each effect once."""
+"""Money calls that fail, refuse or lose their answer, and what moves at the gateway itself: the ledger sees
+each effect once.
+"""
 
 from __future__ import annotations
 
@@ -86,8 +88,10 @@ def test_every_movement_stands_in_the_ledger_with_its_name(gateway, order):
     fields = {"transaction_id": number, "amount": "0.12", "reconciliation_identifier": "r-1"}
     gateway.merchant_api("POST", "refundCapturedReservation", fields)
     assert movements(gateway, order) == [
-        ("captured", 3900, "c-1"), ("captured", 10000, "c-2"), ("refunded", 12, "r-1")
-    ]  # fmt: skip
+        ("captured", 3900, "c-1"),
+        ("captured", 10000, "c-2"),
+        ("refunded", 12, "r-1"),
+    ]
     assert movements(gateway, order, by="gateway") == []
     echoed = [
         each.findtext("Id") for each in gateway.lookup(shop_orderid=order).iter("ReconciliationIdentifier")
@@ -122,7 +126,7 @@ def test_a_bank_makes_a_refund_of_a_release(gateway, order):
     assert movements(gateway, order) == [("refunded", 13900, "")]
 
 
-# ── At the gateway itself ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── At the gateway itself ─────────────────────────────────────────────────────────────────────────────────
 
 
 def paid(gateway, order, *, method="CARD"):
@@ -141,12 +145,14 @@ def test_a_chargeback_and_its_reversal_are_in_xml_ledger_and_notifications(gatew
     assert (row["chargedBackMinor"], row["heldMinor"]) == (7500, 6400)
     calls = merchant.wait(order, "notification", count=2, status="ChargebackEvent")
     events = calls[1].xml.findall(".//ChargebackEvent")
-    assert [(each.findtext("Type"), each.findtext("Amount"), each.findtext("Currency")) for each in events] == [
-        ("Chargeback", "100.00", "DKK"), ("ChargebackReversed", "25.00", "DKK")
-    ]  # fmt: skip
+    assert [
+        (each.findtext("Type"), each.findtext("Amount"), each.findtext("Currency")) for each in events
+    ] == [("Chargeback", "100.00", "DKK"), ("ChargebackReversed", "25.00", "DKK")]
     assert movements(gateway, order, by="gateway") == [
-        ("captured", 13900, ""), ("charged_back", 10000, ""), ("chargeback_reversed", 2500, "")
-    ]  # fmt: skip
+        ("captured", 13900, ""),
+        ("charged_back", 10000, ""),
+        ("chargeback_reversed", 2500, ""),
+    ]
     totals = gateway.control("GET", f"ledger?orderId={order}").json()["totals"]["currencies"]["DKK"]
     assert totals["chargedBackMinor"] == 7500
 

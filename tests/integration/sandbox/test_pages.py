@@ -1,4 +1,6 @@
-"""The hosted pages and the documented test rules (part 3), driven by plain HTTP as a shopper's browser would."""
+"""The hosted pages and the documented test rules (part 3), driven by plain HTTP as a shopper's
+browser would.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a plan orders of sessions, tokens, payments and lookups happens to its order number and to no other."""
+"""What a plan orders of sessions, tokens, payments and lookups happens to its order number and to
+no other.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ def transaction(gateway, order):
     return found
 
 
-# ── Sessions and tokens ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Sessions and tokens ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_first_sessions_are_lost_when_their_methods_are_asked_for(gateway, order):
@@ -71,7 +73,7 @@ def test_an_early_end_reaches_every_call_about_the_order(gateway, order):
     assert [answer.status_code for answer in answers] == [401, 401, 401]
 
 
-# ── Payments ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Payments ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -125,8 +127,11 @@ def test_an_automatic_capture_is_a_movement_of_the_gateway(gateway, merchant, or
     assert call.fields["require_capture"] == "false"
     (moved,) = only(gateway, order)["movements"]
     assert {key: moved[key] for key in ("type", "amountMinor", "identifier", "by")} == {
-        "type": "captured", "amountMinor": 13900, "identifier": "", "by": "gateway"
-    }  # fmt: skip
+        "type": "captured",
+        "amountMinor": 13900,
+        "identifier": "",
+        "by": "gateway",
+    }
 
 
 def test_bindings_can_be_kept_back_and_the_ledger_still_knows_them(gateway, merchant, order):
@@ -187,7 +192,7 @@ def test_two_tabs_can_both_pay_one_session(gateway, merchant, order):
     assert len({call.fields["transaction_id"] for call in merchant.heard(order, "success")}) == 2
 
 
-# ── Open payments ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Open payments ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -236,7 +241,7 @@ def test_the_clock_of_an_open_payment_survives_a_restart(merchant, order, tmp_pa
         gateway.http.close()
 
 
-# ── Lookups and strangers ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── Lookups and strangers ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_order_number_can_have_a_history_as_long_as_answers_get(gateway, order):
@@ -264,8 +269,11 @@ def test_a_history_exists_before_anybody_paid(gateway, order):
 
 def test_a_payment_for_an_order_nobody_knows_notifies_where_it_is_told(gateway, merchant, order):
     content = {
-        "orderId": order, "amountMinor": 4200, "currency": "EUR", "notification": f"{merchant.url}/notification/{order}"
-    }  # fmt: skip
+        "orderId": order,
+        "amountMinor": 4200,
+        "currency": "EUR",
+        "notification": f"{merchant.url}/notification/{order}",
+    }
     (row,) = gateway.control("POST", "payments/unmatched", content).json()
     assert (row["sessionId"], row["checkout"], row["heldMinor"]) == (None, None, 4200)
     (call,) = merchant.heard(order, "notification", status="succeeded")
@@ -279,8 +287,12 @@ def test_a_payment_for_an_order_nobody_knows_notifies_where_it_is_told(gateway, 
 def test_an_unmatched_payment_can_collide_with_an_order_that_is_known(gateway, order):
     gateway.pay(gateway.checkout(order))
     content = {
-        "orderId": order, "amountMinor": 13900, "currency": "DKK", "checkout": "somebody-elses", "autoCapture": True
-    }  # fmt: skip
+        "orderId": order,
+        "amountMinor": 13900,
+        "currency": "DKK",
+        "checkout": "somebody-elses",
+        "autoCapture": True,
+    }
     row = gateway.control("POST", "payments/unmatched", content).json()[0]
     assert (row["capturedMinor"], row["checkout"]) == (13900, "somebody-elses")
     assert len(gateway.lookup(shop_orderid=order).findall(".//Transaction")) == 2

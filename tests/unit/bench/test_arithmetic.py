@@ -1,4 +1,6 @@
-"""The arithmetic of the bench: percentiles, seconds, schedules, latencies; exact, and the same at each run."""
+"""The arithmetic of the bench: percentiles, seconds, schedules, latencies; exact, and the same at
+each run.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import pytest
 from orchestrator import intents
 from orchestrator.devkit.bench import figures, latency, load
 
-# ── Percentiles ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Percentiles ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def test_a_summary_does_not_depend_on_the_order_of_what_was_measured():
     assert figures.summary(shuffled) == figures.summary(values) == {"p50": 500.0, "p95": 950.0, "p99": 990.0}
 
 
-# ── Seconds ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Seconds ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_moments_are_counted_by_second_and_those_outside_are_left_out():
@@ -52,7 +54,7 @@ def test_what_waits_is_what_began_and_has_not_ended():
     assert figures.waiting([0.1, 0.2, 1.5, 2.5], [0.9, 2.1, 2.2], seconds=4) == [1, 2, 1, 1]
 
 
-# ── Schedules ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Schedules ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_even_schedule_has_equal_distances():
@@ -89,7 +91,7 @@ def test_orders_near_each_other_cost_different_amounts():
     assert len({load.amount(number) for number in range(1000)}) == 1000
 
 
-# ── Latencies ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Latencies ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_latency_without_spread_is_always_the_same():

@@ -1,4 +1,6 @@
-"""The ledger check finds whatever is lost, done twice or different by one minor unit, and nothing where nothing is."""
+"""The ledger check finds whatever is lost, done twice or different by one minor unit, and nothing where
+nothing is.
+"""
 
 from __future__ import annotations
 

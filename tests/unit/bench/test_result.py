@@ -28,35 +28,60 @@ def made(count=200, *, whole=True, rows=None, statuses=None, **job):
     if rows is None:
         rows = [
             ledger.Row(
-                order_ref=f"{prefix}-{number}", state="completed" if whole else "awaiting_payment",
-                offered_at=BEGAN + moment + 0.1, ended_at=BEGAN + moment + 1.15 if whole else None,
-                amount=100, reserved=100 if whole else 0, completions=int(whole), accepted=int(whole),
+                order_ref=f"{prefix}-{number}",
+                state="completed" if whole else "awaiting_payment",
+                offered_at=BEGAN + moment + 0.1,
+                ended_at=BEGAN + moment + 1.15 if whole else None,
+                amount=100,
+                reserved=100 if whole else 0,
+                completions=int(whole),
+                accepted=int(whole),
             )
-            for number, moment in enumerate(moments) if load.accepted(statuses[number])
-        ]  # fmt: skip
+            for number, moment in enumerate(moments)
+            if load.accepted(statuses[number])
+        ]
     payments = [
-        {"orderId": row.order_ref, "paidAt": row.ended_at - 0.05, "amountMinor": 100, "currency": "DKK", "capturedMinor": 0}
-        for row in rows if row.ended_at is not None
-    ]  # fmt: skip
+        {
+            "orderId": row.order_ref,
+            "paidAt": row.ended_at - 0.05,
+            "amountMinor": 100,
+            "currency": "DKK",
+            "capturedMinor": 0,
+        }
+        for row in rows
+        if row.ended_at is not None
+    ]
     books = ledger.Books(
         payments=[
-            ledger.Payment(order_ref=one["orderId"], paid_at=one["paidAt"], amount=100, currency="DKK") for one in payments
+            ledger.Payment(order_ref=one["orderId"], paid_at=one["paidAt"], amount=100, currency="DKK")
+            for one in payments
         ]
-    )  # fmt: skip
+    )
     taken = [f"{prefix}-{number}" for number, status in enumerate(statuses) if load.accepted(status)]
     return Run(
-        whole=whole, job=load.Job("h", 1, "t", prefix, **({"rate": 20.0, "seconds": 10.0} | job)),
-        sent=load.Sent(BEGAN, moments, [5.0 + number / 100 for number in range(count)], statuses), rows=rows,
+        whole=whole,
+        job=load.Job("h", 1, "t", prefix, **({"rate": 20.0, "seconds": 10.0} | job)),
+        sent=load.Sent(BEGAN, moments, [5.0 + number / 100 for number in range(count)], statuses),
+        rows=rows,
         gateway={
-            "payments": payments, "calls": {"session": count}, "faults": {"500": 1},
+            "payments": payments,
+            "calls": {"session": count},
+            "faults": {"500": 1},
             "callbacks": {
-                "success": {"milliseconds": [3.0], "answers": {"303": 1}}, "notification": {"milliseconds": [4.0], "answers": {"200": 1}},
+                "success": {"milliseconds": [3.0], "answers": {"303": 1}},
+                "notification": {"milliseconds": [4.0], "answers": {"200": 1}},
             },
         },
-        ledger=ledger.check(taken, rows, books, whole=whole), cpu={"api": 0.4, "worker": 0.6, "scheduler": 0.0, "postgres": 0.2},
-        samples=[Sample(BEGAN, {}), Sample(BEGAN + 5, {"api": 0.2, "worker": 0.3}), Sample(BEGAN + 11, {"api": 0.4, "worker": 0.6})],
-        workers=[(150.04, 149.0)], others=0.25,
-    )  # fmt: skip
+        ledger=ledger.check(taken, rows, books, whole=whole),
+        cpu={"api": 0.4, "worker": 0.6, "scheduler": 0.0, "postgres": 0.2},
+        samples=[
+            Sample(BEGAN, {}),
+            Sample(BEGAN + 5, {"api": 0.2, "worker": 0.3}),
+            Sample(BEGAN + 11, {"api": 0.4, "worker": 0.6}),
+        ],
+        workers=[(150.04, 149.0)],
+        others=0.25,
+    )
 
 
 def bench(tmp_path=None):

@@ -7,7 +7,8 @@ import sys
 
 from orchestrator.devkit.bench.usage import Usage, flush_time
 
-# A little more than is asked for: the kernel's figures come in hundredths of a second, user's and system's rounded down each.
+# A little more than is asked for: the kernel's figures come in hundredths of a second, user's and system's
+# rounded down each.
 BUSY = "import time\nend = time.process_time() + 0.25\nwhile time.process_time() < end: pass\nprint('done', flush=True)\ninput()"
 
 

@@ -42,7 +42,7 @@ CHECKED = {
 }
 
 
-# ── Signature ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Signature ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,8 @@ def signed(stamp: str) -> str:
         ("2026-01-05T12:00:00Z", NOON),
         ("2026-01-05T13:00:00+01:00", NOON),
         ("2026-01-05 12:00:00.000+00:00", NOON),
-        # Whatever is left open is read as the latest that it can mean: west of everybody, or the end of that day there.
+        # Whatever is left open is read as the latest that it can mean: west of everybody, or the end of that
+        # day there.
         ("2026-01-05 12:00:00", NOON + DAY / 2),
         ("2026-01-05", NOON + DAY),
     ],
@@ -141,8 +142,17 @@ def test_a_timestamp_that_is_neither_digits_nor_a_date_signs_nothing(stamp):
 DOTTED = b"shop_orderid=A-1&amount=139.00&ip=10.0.0.1&status=succeeded&date=2026-01-05 12:00:00"
 
 
-@pytest.mark.parametrize("stamp", [str(NOON), f"{NOON}000", "2026-01-05T12:00:00", "2026-01-05T12:00:00.123",
-                                   "2026-01-05T12:00:00.123456789", "2026-01-05T12:00:00.123Z"])  # fmt: skip
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        str(NOON),
+        f"{NOON}000",
+        "2026-01-05T12:00:00",
+        "2026-01-05T12:00:00.123",
+        "2026-01-05T12:00:00.123456789",
+        "2026-01-05T12:00:00.123Z",
+    ],
+)
 def test_the_boundary_between_body_and_timestamp_cannot_be_moved(stamp):
     whole = DOTTED + b"." + stamp.encode()
     signature = hmac.new(SECRET.encode(), whole, hashlib.sha256).hexdigest()
@@ -190,7 +200,7 @@ def test_no_header_makes_the_check_raise_or_pass(header, raw):
     assert signature_ok(header, raw, [SECRET], 0.0) in {Grade.WRONG, Grade.MISSING}
 
 
-# ── Checksum ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Checksum ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_known_checksum_matches():
@@ -239,7 +249,7 @@ def test_a_stale_signature_is_not_made_young_by_a_checksum():
     assert grade(HEADER, BODY, lambda: facts, [SECRET, "s3cret"], now=now, max_age=3.0 * DAY) is Grade.SIGNED
 
 
-# ── Form bodies ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Form bodies ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 POSTED = {
@@ -354,7 +364,7 @@ def test_neither_shopper_data_nor_proofs_are_printed():
     assert not any(word in shown for word in ("Anna", "secret", "4111", CHECKED["checksum"]))
 
 
-# ── Multipart forms, marks, compression ─────────────────────────────────────────────────────────────────────────────────
+# ── Multipart forms, marks, compression ───────────────────────────────────────────────────────────────────
 
 
 def multipart(fields: dict[str, str] = POSTED, boundary: str = "b", end: str = "--") -> bytes:
@@ -455,7 +465,7 @@ def test_the_largest_body_is_still_read_when_it_was_compressed():
     assert read_body(FORM, gzip.compress(padded, mtime=0)) == READ
 
 
-# ── JSON bodies ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── JSON bodies ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 SENT = {
@@ -472,9 +482,14 @@ SENT = {
 @pytest.mark.parametrize("content_type", [JSON, "application/json;charset=utf-8", "application/problem+json"])
 def test_json_is_read(content_type):
     assert read_body(content_type, msgspec.json.encode(SENT)) == CallbackFacts(
-        order_ref="ORD-1", payment_id="55aaaf42-1d1d-4b9d-9a68-2c677e2e454f", session_id="8c0e-1", status="succeeded",
-        amount=13950, currency="DKK", require_capture=False,
-    )  # fmt: skip
+        order_ref="ORD-1",
+        payment_id="55aaaf42-1d1d-4b9d-9a68-2c677e2e454f",
+        session_id="8c0e-1",
+        status="succeeded",
+        amount=13950,
+        currency="DKK",
+        require_capture=False,
+    )
 
 
 def test_json_under_another_name_is_recognised():
@@ -514,7 +529,7 @@ def test_odd_json_is_flagged(raw, flags):
     assert read_body(JSON, raw).flags == flags
 
 
-# ── Anything at all ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Anything at all ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def storable(facts: CallbackFacts) -> bool:

@@ -1,4 +1,6 @@
-"""The breaker: opens after a run, doubles its pause, tries with a few, and closes as soon as the gateway serves anything."""
+"""The breaker: opens after a run, doubles its pause, tries with a few, and closes as soon as the gateway
+serves anything.
+"""
 
 from __future__ import annotations
 

@@ -43,10 +43,21 @@ def transaction(
 ):
     reserved, captured, refunded = amounts
     return Transaction(
-        transaction_id="1", payment_id="p", order_ref="o", shop="s", terminal="t", status=status, auth_type="payment",
-        currency="DKK", reserved=reserved, captured=captured, refunded=refunded, credited=0,
-        created_at="2026-01-02 03:04:05", raw_flags=flags,
-    )  # fmt: skip
+        transaction_id="1",
+        payment_id="p",
+        order_ref="o",
+        shop="s",
+        terminal="t",
+        status=status,
+        auth_type="payment",
+        currency="DKK",
+        reserved=reserved,
+        captured=captured,
+        refunded=refunded,
+        credited=0,
+        created_at="2026-01-02 03:04:05",
+        raw_flags=flags,
+    )
 
 
 def xml(rows: str = "", *, code: str = "0", result: str = "Success") -> bytes:
@@ -91,7 +102,7 @@ def only(rows: str) -> Transaction:
     return one
 
 
-# ── The table ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The table ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_status_that_was_seen_has_a_row_and_no_other():
@@ -158,7 +169,7 @@ def test_no_money_is_ever_read_as_nothing_or_under_way_once_it_was_captured(stat
         assert read(transaction(status, amounts)) not in {PaymentMeaning.NOTHING, PaymentMeaning.OPEN}
 
 
-# ── The document ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The document ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_transaction_is_read_with_all_its_facts():
@@ -168,13 +179,30 @@ def test_a_transaction_is_read_with_all_its_facts():
         "</ReconciliationIdentifiers>"
     )
     assert only(row(infos)) == Transaction(
-        transaction_id="539101", payment_id="55aaaf42-1d1d-4b9d-9a68-2c677e2e454f", order_ref="ORD-1",
-        shop="Example Shop", terminal="Example Terminal", status="preauth", auth_type="payment", currency="DKK",
-        reserved=13900, captured=0, refunded=0, credited=0, created_at="2026-01-02 03:04:05",
-        payment_infos={"checkout": "019b", "note": ""}, nature="CreditCard", expires_at="2026-01-09 03:04:05",
-        reason_code="NONE", chargebacks=False, reconciliations=("rec-1",), raw_flags=(), charged_back=0, scheme="",
+        transaction_id="539101",
+        payment_id="55aaaf42-1d1d-4b9d-9a68-2c677e2e454f",
+        order_ref="ORD-1",
+        shop="Example Shop",
+        terminal="Example Terminal",
+        status="preauth",
+        auth_type="payment",
+        currency="DKK",
+        reserved=13900,
+        captured=0,
+        refunded=0,
+        credited=0,
+        created_at="2026-01-02 03:04:05",
+        payment_infos={"checkout": "019b", "note": ""},
+        nature="CreditCard",
+        expires_at="2026-01-09 03:04:05",
+        reason_code="NONE",
+        chargebacks=False,
+        reconciliations=("rec-1",),
+        raw_flags=(),
+        charged_back=0,
+        scheme="",
         reserved_until=datetime(2026, 1, 9, 3, 4, 5, tzinfo=UTC),
-    )  # fmt: skip
+    )
 
 
 def test_an_unknown_order_is_an_answer_without_transactions():
@@ -195,7 +223,10 @@ def test_several_transactions_keep_the_order_of_the_answer():
     ]
 
 
-@pytest.mark.parametrize(("rows", "limit", "full"), [(4, 5, False), (5, 5, True), (6, 5, True), (DEFAULT_ROWS, 100, True), (11, 100, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "limit", "full"),
+    [(4, 5, False), (5, 5, True), (6, 5, True), (DEFAULT_ROWS, 100, True), (11, 100, False)],
+)
 def test_an_answer_as_long_as_it_may_be_proves_no_absence(rows, limit, full):
     found = parse(xml(row() * rows), limit=limit)
     assert isinstance(found, Found)
@@ -350,7 +381,7 @@ def test_an_attempt_that_ended_in_an_error_without_money_is_over(status, result)
     assert read(only(row(TransactionStatus=status, ReservedAmount="0.00"))) is PaymentMeaning.UNKNOWN
 
 
-# ── Rows wherever they stand, and absence ───────────────────────────────────────────────────────────────────────────────
+# ── Rows wherever they stand, and absence ─────────────────────────────────────────────────────────────────
 
 
 def answer_of(body: str, *, before: str = "", after: str = "") -> bytes:
@@ -648,7 +679,18 @@ def test_the_end_of_a_reservation_is_a_moment_in_utc(text, until):
     assert (one.reserved_until, one.expires_at, one.raw_flags) == (until, text, ())
 
 
-@pytest.mark.parametrize("text", ["0000-00-00 00:00:00", "2026-02-30", "soon", "20260109", "2026-W01-1", "0001-01-01T00:00:00+14:00", "9" * 300])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0000-00-00 00:00:00",
+        "2026-02-30",
+        "soon",
+        "20260109",
+        "2026-W01-1",
+        "0001-01-01T00:00:00+14:00",
+        "9" * 300,
+    ],
+)
 def test_an_end_that_is_no_date_is_flagged_and_not_guessed(text):
     one = only(row(AuthorisationExpiryDate=text))
     assert (one.reserved_until, one.raw_flags) == (None, ("expiry_unreadable",))
@@ -677,7 +719,7 @@ def test_the_card_scheme_comes_from_either_of_its_two_places(extra, scheme):
     assert only(row(extra)).scheme == scheme
 
 
-# ── Movements ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Movements ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def moved(inner: str, rows: str = "", *, result: str = "Success") -> bytes:

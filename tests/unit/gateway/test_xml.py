@@ -1,4 +1,6 @@
-"""Documents that are not well formed are read where nothing has to be guessed; and what a document costs is bounded."""
+"""Documents that are not well formed are read where nothing has to be guessed; and what a document costs is
+bounded.
+"""
 
 from __future__ import annotations
 
@@ -163,7 +165,7 @@ def test_no_bytes_raise(document):
     assert isinstance(tree(document), Tree | Malformed)
 
 
-# ── Bounds ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Bounds ────────────────────────────────────────────────────────────────────────────────────────────────
 
 SHORT = "<Transaction><TransactionId>1</TransactionId></Transaction>"
 HOSTILE = {

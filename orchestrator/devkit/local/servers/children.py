@@ -1,11 +1,13 @@
 """Child processes that end with their parent, however it ends, and that may run under another account.
 
-A child is started through this very file, run as a script by a fresh interpreter: it asks the kernel for a signal when the
-parent is gone, gives up its privileges and becomes the server (`exec`). Nothing of ours runs between fork and exec in a
-process that may have threads. Where the kernel knows no such signal (anything but Linux) the script stays as a guardian: it
-holds the read end of a pipe whose write end only the parent has, and ends the server when that pipe closes.
+A child is started through this very file, run as a script by a fresh interpreter: it asks the kernel for a
+signal when the parent is gone, gives up its privileges and becomes the server (`exec`). Nothing of ours runs
+between fork and exec in a process that may have threads. Where the kernel knows no such signal (anything but
+Linux) the script stays as a guardian: it holds the read end of a pipe whose write end only the parent has,
+and ends the server when that pipe closes.
 
-Standard library only, and no module of ours: the script runs in isolated mode, before any package can be found.
+Standard library only, and no module of ours: the script runs in isolated mode, before any package can be
+found.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The ids that a child runs under. It keeps no capability and can get none: programs with a set-user-id bit give it nothing."""
+    """The ids that a child runs under.
+
+    It keeps no capability and can get none: programs with a set-user-id bit give it nothing.
+    """
 
     uid: int
     gid: int
@@ -65,9 +70,9 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start a server that gets `last_signal` when this process is gone, also after `kill -9`.
 
-    Call it from the main thread: Linux sends the signal when the *thread* that started the child ends. The child gets a
-    session of its own, so that Ctrl-C in a terminal reaches us alone and we decide who stops first. `kept` are open
-    file descriptors that the child has under the same numbers.
+    Call it from the main thread: Linux sends the signal when the *thread* that started the child ends. The
+    child gets a session of its own, so that Ctrl-C in a terminal reaches us alone and we decide who stops
+    first. `kept` are open file descriptors that the child has under the same numbers.
     """
     if threading.current_thread() is not threading.main_thread():
         message = "a child that ends with its parent must be started from the main thread: the kernel watches the thread"
@@ -92,7 +97,8 @@ def spawn(
 
 
 def end(process: subprocess.Popen[bytes], *steps: tuple[signal.Signals, float]) -> bool:
-    """Send each signal in turn and wait so many seconds, until the process has ended; say whether the first signal sufficed.
+    """Send each signal in turn and wait so many seconds, until the process has ended; say whether the first
+    signal sufficed.
 
     Harmless for one that has ended.
     """
@@ -136,7 +142,9 @@ def _watch(parent: int, last_signal: int) -> None:
 
 
 def _become(uid: int, gid: int) -> None:
-    """Give up root for an account: `setuid` away from root clears every capability, and no program gives one back."""
+    """Give up root for an account: `setuid` away from root clears every capability, and no program gives one
+    back.
+    """
     os.setgroups([])
     os.setgid(gid)
     os.setuid(uid)

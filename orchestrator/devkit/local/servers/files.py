@@ -1,4 +1,6 @@
-"""Small files of the data directory: generated passwords, remembered ports, logs that do not grow for ever."""
+"""Small files of the data directory: generated passwords, remembered ports, logs that do not grow
+for ever.
+"""
 
 from __future__ import annotations
 

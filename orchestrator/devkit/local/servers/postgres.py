@@ -1,17 +1,19 @@
 """Postgres for one machine: the binaries of a wheel, a cluster below the data directory, one child process.
 
-A cluster counts only when it is whole: it is made beside its place and moved there. A start waits for a predecessor that is
-still shutting down and takes over what a `kill -9` of everything has left. Clients log in with generated passwords, through a
-socket in a directory of mode 0700, or over 127.0.0.1 where the path is longer than a socket address can be.
+A cluster counts only when it is whole: it is made beside its place and moved there. A start waits for a
+predecessor that is still shutting down and takes over what a `kill -9` of everything has left. Clients log in
+with generated passwords, through a socket in a directory of mode 0700, or over 127.0.0.1 where the path is
+longer than a socket address can be.
 
-There are three roles. The administrator, a superuser, is for this module and for tests alone. The owner of the database is for
-migrations. The application's role reads and writes rows and can do nothing else: it reads no file, runs no program and changes no
-table (migrations/roles.sql; what it may do with each table: orchestrator.store.schema).
+There are three roles. The administrator, a superuser, is for this module and for tests alone. The owner of
+the database is for migrations. The application's role reads and writes rows and can do nothing else: it reads
+no file, runs no program and changes no table (migrations/roles.sql; what it may do with each table:
+orchestrator.store.schema).
 
-Postgres refuses to run as root. Started by root it runs as an account of its own, to which only `data` and `run` in
-`<data dir>/postgres` belong, and without any capability. Directories above the data may be closed to that account (mode 0700): root
-opens the directory, and the server reaches it by the number of the open descriptor. Binaries that others may not reach or execute are
-copied to where they may.
+Postgres refuses to run as root. Started by root it runs as an account of its own, to which only `data` and
+`run` in `<data dir>/postgres` belong, and without any capability. Directories above the data may be closed to
+that account (mode 0700): root opens the directory, and the server reaches it by the number of the open
+descriptor. Binaries that others may not reach or execute are copied to where they may.
 """
 
 from __future__ import annotations
@@ -47,8 +49,10 @@ TREE: Final = "pginstall18"
 DATABASE: Final = "orchestrator"
 ADMINISTRATOR: Final = "orchestrator"
 BINARIES: Final = Path("/var/cache/checkout-orchestrator")
-"""Where root puts binaries that the server's account can reach neither in the wheel nor in the data directory."""
-# sun_path holds 108 bytes on Linux and 104 elsewhere, with a final NUL; the server adds its file name to the directory.
+"""Where root puts binaries that the server's account can reach neither in the wheel nor in the data
+directory."""
+# sun_path holds 108 bytes on Linux and 104 elsewhere, with a final NUL; the server adds its file name to the
+# directory.
 SOCKET_PATH_LIMIT: Final = 107 if children.LINUX else 103
 SOCKET_PORT: Final = 5432
 
@@ -79,7 +83,10 @@ _FAST: Final = dict.fromkeys(_DURABLE, "off")
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where one cluster lives and as whom it runs. `secrets` are the passwords of administrator, owner and application."""
+    """Where one cluster lives and as whom it runs.
+
+    `secrets` are the passwords of administrator, owner and application.
+    """
 
     home: Path
     log: Path
@@ -111,7 +118,9 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class Urls:
-    """The three ways in: the application's, the owner's for migrations, and the administrator's, a superuser."""
+    """The three ways in: the application's, the owner's for migrations, and the administrator's,
+    a superuser.
+    """
 
     application: str
     owner: str
@@ -142,7 +151,8 @@ class Postgres:
             server = cls._try(place, durable=durable, deadline=deadline)
             if server is not None:
                 break
-            # Backends of a killed server may hold its memory for another moment; a port that was free may have been taken.
+            # Backends of a killed server may hold its memory for another moment; a port that was free may
+            # have been taken.
             time.sleep(0.2)
         try:
             _arrange(place, server.urls.administrator)
@@ -172,9 +182,14 @@ class Postgres:
             log = opened.enter_context(grown(place.log))
             begin = log.tell()
             process = place.spawn(
-                place.binaries / "postgres", "-D", f"{home}/data", *arguments, log=log.fileno(), account=place.account,
+                place.binaries / "postgres",
+                "-D",
+                f"{home}/data",
+                *arguments,
+                log=log.fileno(),
+                account=place.account,
                 kept=kept,
-            )  # fmt: skip
+            )
         named = zip((ADMINISTRATOR, schema.OWNER, schema.APPLICATION), place.secrets, strict=True)
         administrator, owner, application = (f"postgresql://{name}:{secret}{where}" for name, secret in named)
         urls = Urls(application=application, owner=owner, administrator=administrator)
@@ -214,7 +229,8 @@ class Postgres:
     def stop(self, within: float = STOP_TIMEOUT) -> bool:
         """Shut down: sessions are cut, everything committed is on disk. Harmless when repeated.
 
-        A server that hangs is killed after `within` seconds, and recovers at the next start; say whether it ended by itself.
+        A server that hangs is killed after `within` seconds, and recovers at the next start; say whether it
+        ended by itself.
         """
         return _end(self._process, within)
 
@@ -245,9 +261,13 @@ def _prepare(data_dir: Path) -> _Place:
 
 
 def _account(home: Path) -> Account:
-    """Return whom the server runs as when we are root. What lies in `home` beside the cluster and its socket is root's."""
+    """Return whom the server runs as when we are root.
+
+    What lies in `home` beside the cluster and its socket is root's.
+    """
     if (owner := home.stat().st_uid) != 0 and owner != accounts.temporary().uid:
-        # An ordinary account's installation stays with it; all of it, so that it can be started from there again.
+        # An ordinary account's installation stays with it; all of it, so that it can be started from there
+        # again.
         return accounts.account_of(home)
     os.chown(home, 0, 0)
     home.chmod(0o711)
@@ -260,13 +280,17 @@ def _account(home: Path) -> Account:
 
 
 def _hand_over(place: _Place, account: Account) -> None:
-    """Give the cluster and its socket to the server's account: those of earlier versions belonged to `nobody`."""
+    """Give the cluster and its socket to the server's account: those of earlier versions belonged to
+    `nobody`.
+    """
     for directory in (place.sockets, place.cluster):
         accounts.give(directory, account)
 
 
 def _tree() -> Path:
-    """Find the directory of the wheel that holds Postgres's own bin, lib and share; the wheel is not imported."""
+    """Find the directory of the wheel that holds Postgres's own bin, lib and share; the wheel is not
+    imported.
+    """
     spec = importlib.util.find_spec(WHEEL)
     for place in (spec and spec.submodule_search_locations) or []:
         tree = Path(place, TREE).resolve()
@@ -279,9 +303,11 @@ def _tree() -> Path:
 
 
 def _usable(tree: Path, home: Path, account: Account) -> Path:
-    """Return a tree of binaries that the account can reach and execute: the wheel's, or a copy of it in a place for all.
+    """Return a tree of binaries that the account can reach and execute: the wheel's, or a copy of it in a
+    place for all.
 
-    The server asks for the real path of its program, so an open descriptor does not help here as it does with the data.
+    The server asks for the real path of its program, so an open descriptor does not help here as it does with
+    the data.
     """
     blocked = None if children.LINUX else accounts.closed(account, home)
     if blocked is None:
@@ -334,7 +360,9 @@ def _copied(tree: Path, place: Path) -> Path:
 
 
 def _needed(tree: Path) -> list[Path]:
-    """Name what a server needs: parts of the tree, and the libraries that lie beside the package in some wheels."""
+    """Name what a server needs: parts of the tree, and the libraries that lie beside the package in some
+    wheels.
+    """
     parts = [tree / part for part in ("bin/postgres", "bin/initdb", "lib", "share")]
     return [*parts, *tree.parents[1].glob(f"{WHEEL}.libs")]
 
@@ -342,8 +370,8 @@ def _needed(tree: Path) -> list[Path]:
 def _make_cluster(place: _Place, *, durable: bool) -> None:
     """Make a whole cluster, then move it to its place in one step.
 
-    initdb looks its account up by name, which the server's own account does not have. So under root it runs as `nobody`, in a directory
-    that only root can enter and that is given away afterwards.
+    initdb looks its account up by name, which the server's own account does not have. So under root it runs
+    as `nobody`, in a directory that only root can enter and that is given away afterwards.
     """
     _remove_unfinished(place)
     making = place.home / f"data.new-{os.getpid()}-{time.monotonic_ns()}"
@@ -360,17 +388,26 @@ def _make_cluster(place: _Place, *, durable: bool) -> None:
         with accounts.reached(password, account) as (pwfile, kept_too):
             _complete(
                 place,
-                *(place.binaries / "initdb", "-D", data, "-U", ADMINISTRATOR, "--auth=scram-sha-256", f"--pwfile={pwfile}"),
+                *(
+                    place.binaries / "initdb",
+                    "-D",
+                    data,
+                    "-U",
+                    ADMINISTRATOR,
+                    "--auth=scram-sha-256",
+                    f"--pwfile={pwfile}",
+                ),
                 *("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
                 *("--data-checksums", "--no-instructions", "--no-sync"),
                 account=account,
                 kept=(*kept, *kept_too),
-            )  # fmt: skip
+            )
         if durable:
             sync = (place.binaries / "initdb", "-D", data, "--sync-only")
             _complete(place, *sync, account=account, kept=kept)
     half_done.rename(place.cluster)
-    # Again: an initdb whose parent was killed may still have been writing when its directory was removed above.
+    # Again: an initdb whose parent was killed may still have been writing when its directory was removed
+    # above.
     _remove_unfinished(place)
 
 
@@ -408,8 +445,8 @@ def _arrange(place: _Place, administrator: str) -> None:
         name = sql.Identifier(DATABASE)
         if not admin.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
             admin.execute(sql.SQL("CREATE DATABASE {}").format(name))
-        # Details of an error name the values of a row, and the log is a plain file. (Not for the server as a whole: why it does
-        # not start stands in such details.)
+        # Details of an error name the values of a row, and the log is a plain file. (Not for the server as a
+        # whole: why it does not start stands in such details.)
         admin.execute(sql.SQL("ALTER DATABASE {} SET log_error_verbosity = 'terse'").format(name))
     schema.make_roles(administrator, owner_password=place.secrets[1], application_password=place.secrets[2])
 
@@ -421,7 +458,8 @@ def _lock_file(place: _Place) -> list[str]:
 
 
 def _outlive_predecessor(place: _Place, announce: Callable[[str], None]) -> None:
-    """Wait for a server that still shuts down on this cluster, and make a lock file that it left behind harmless.
+    """Wait for a server that still shuts down on this cluster, and make a lock file that it left behind
+    harmless.
 
     We hold the data directory's own lock, so whoever is found here has lost its parent and is on its way out.
     """
@@ -449,8 +487,9 @@ def _outlive_predecessor(place: _Place, announce: Callable[[str], None]) -> None
         time.sleep(_PAUSE)
     for left in place.sockets.iterdir():
         forget(left)
-    # The lock file is stale, but its number may mean another process by now, or one that nobody has waited for, and Postgres
-    # would take it for a server. Our own number it passes over; the rest of the file tells it about backends that are still there.
+    # The lock file is stale, but its number may mean another process by now, or one that nobody has waited
+    # for, and Postgres would take it for a server. Our own number it passes over; the rest of the file tells
+    # it about backends that are still there.
     (place.cluster / "postmaster.pid").write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
 
 

