@@ -12,7 +12,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from orchestrator import log
-from orchestrator.store.database import DatabaseAway, Unwritten, is_away
+from orchestrator.store.batch import Unwritten
+from orchestrator.store.database import DatabaseAway, is_away
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Hashable

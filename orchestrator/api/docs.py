@@ -25,7 +25,7 @@ from orchestrator.api.contract import Schema, answers, bodies, ref, webhooks
 from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.problems import TYPE, Refusal
 from orchestrator.domain.records import CommandKind
-from orchestrator.store.merchants import NAME
+from orchestrator.store.merchant_fields import NAME
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request

@@ -118,7 +118,7 @@ def list_merchants(*, data_dir: Path) -> int:
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
-        from orchestrator.store.merchants import POLICIES  # noqa: PLC0415
+        from orchestrator.store.merchant_fields import POLICIES  # noqa: PLC0415
 
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
         for column in ("id", "name", "state", "gateway", "user name", "secrets", "policies"):
@@ -151,7 +151,7 @@ def add(*, data_dir: Path, name: str, gateway_url: str, merchant_api_url: str | 
 
     The password, then the callback secret, are asked for, or read as two lines from standard input.
     """
-    from orchestrator.store.merchants import NAME  # noqa: PLC0415
+    from orchestrator.store.merchant_fields import NAME  # noqa: PLC0415
 
     if not NAME.fullmatch(name):
         raise click.UsageError(
@@ -188,7 +188,7 @@ def set_policies(*, data_dir: Path, name: str, policies: tuple[str, ...]) -> int
     lookups_per_minute.
     """
     from orchestrator.processing import lookup_budget  # noqa: PLC0415
-    from orchestrator.store.merchants import policy  # noqa: PLC0415
+    from orchestrator.store.merchant_fields import policy  # noqa: PLC0415
 
     changes = {}
     for given in policies:
@@ -267,7 +267,7 @@ def url(*, data_dir: Path, name: str) -> int:
     async def show(settings: Settings, db: Database) -> int:
         from orchestrator import callback_urls  # noqa: PLC0415
         from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.store.merchants import UnknownMerchant  # noqa: PLC0415
+        from orchestrator.store.merchant_fields import UnknownMerchant  # noqa: PLC0415
 
         if await _merchants(settings, db).named(name) is None:
             raise UnknownMerchant(name)
@@ -309,7 +309,7 @@ def _change(
     """Change one merchant, do what follows from it, and say so."""
 
     async def write(settings: Settings, db: Database) -> int:
-        from orchestrator.store.merchants import UnknownMerchant  # noqa: PLC0415
+        from orchestrator.store.merchant_fields import UnknownMerchant  # noqa: PLC0415
 
         if not await change(_merchants(settings, db)):
             raise UnknownMerchant(name)

@@ -25,7 +25,7 @@ from orchestrator.delivery.sender import OVERLOAD, Answer, Outcome
 from orchestrator.domain import events
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import deliveries, webhooks
-from orchestrator.store.database import Batch
+from orchestrator.store.batch import Batch
 from orchestrator.store.deliveries import Attempt, Written
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from orchestrator.delivery.trial_event import TrialEvent
     from orchestrator.domain.events import CloudEvent
     from orchestrator.settings import Settings
-    from orchestrator.store.database import Again, Database, Writes
+    from orchestrator.store.batch import Again, Writes
+    from orchestrator.store.database import Database
     from orchestrator.store.deliveries import Due
     from orchestrator.store.webhooks import Webhook
 

@@ -1,4 +1,4 @@
-"""What the gateway's own answer means for a checkout: binding, reading, and the money it proves.
+"""What the gateway's own answer means for a checkout, and the money it proves.
 
 A lookup is one call to the Merchant API's `payments`; judging its answer is a pure function. A transaction
 counts for a checkout when our own id comes back in its PaymentInfo (bound), or, weaker, when it names no
@@ -9,21 +9,21 @@ absence from an answer that is as long as answers get.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from orchestrator.domain import decisions, money
+from orchestrator.domain import decisions
 from orchestrator.domain.attention import IRREGULAR, PROBLEMS, SHOWN_BY_LOOKUPS, Attention, AttentionCode
-from orchestrator.domain.payment_meaning import MONEY, UNREADABLE, PaymentMeaning, Shape, held, read, shape
+from orchestrator.domain.binding import bind, is_anothers, known_record, meaning_of, record
+from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.records import Binding, Decision, OperationKind, OperationState, PaymentRecord, Role
-from orchestrator.domain.schedule import made_at, valid_until
+from orchestrator.domain.schedule import valid_until
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
-    from uuid import UUID
+    from datetime import datetime
 
     from orchestrator.domain.attention import PaymentAmount
     from orchestrator.domain.transaction import Found, Transaction
@@ -174,7 +174,7 @@ def judge(
         for one in found.transactions
         if (binding := bind(checkout, one)) is not None
         and not (
-            binding is Binding.ORDER_REF and (one.transaction_id in elsewhere or _is_anothers(checkout, one))
+            binding is Binding.ORDER_REF and (one.transaction_id in elsewhere or is_anothers(checkout, one))
         )
     ]
     ours.sort(key=lambda pair: (pair[0].created_at, len(pair[0].transaction_id), pair[0].transaction_id))
@@ -251,7 +251,7 @@ def _judged(
 ) -> list[_Judged]:
     """Say of each transaction what it is in this judgement, and which role it has so."""
     first = [_part(checkout, one, binding, shared=shared, surcharges=surcharges) for one, binding in ours]
-    seen = [_seen(checkout, one, binding) for one, binding in ours]
+    seen = [record(checkout, one, binding) for one, binding in ours]
     problems = [
         replace(one, role=Role.UNKNOWN)
         for one, part in zip(seen, first, strict=True)
@@ -279,8 +279,8 @@ def _part(
 
     Nor is money that names no checkout where several have the order number: it would pay each of them.
     """
-    before = _before(checkout, transaction)
-    meaning = _read(checkout, transaction)
+    before = known_record(checkout, transaction)
+    meaning = meaning_of(checkout, transaction)
     match meaning:
         case PaymentMeaning.OPEN:
             return _Part.OPEN
@@ -293,38 +293,13 @@ def _part(
         case _ if before is not None and before.role == Role.ACCEPTED:
             # What it was taken for was decided then; what is left of it may have become less since.
             return _Part.PAYS if transaction.currency == checkout.currency else _Part.PROBLEM
-    seen = _seen(checkout, transaction, binding)
+    seen = record(checkout, transaction, binding)
     uncertain = shared or "info_repeated" in transaction.raw_flags
     ordered = decisions.pays(checkout, seen) or (surcharges and decisions.with_surcharge(checkout, seen))
     if ordered and (binding is Binding.BOUND or not uncertain):
         return _Part.PAYS
     # What went back holds nothing that could be decided on.
     return _Part.PROBLEM if seen.left > 0 else _Part.OVER
-
-
-def _read(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentMeaning:
-    """Read a transaction; one that a person decided to keep although its status is not clear is read by its
-    amounts.
-    """
-    meaning, before = read(transaction), _before(checkout, transaction)
-    if (
-        meaning is not PaymentMeaning.UNKNOWN
-        or before is None
-        or before.role != Role.ACCEPTED
-        or not decisions.kept(before)
-    ):
-        return meaning
-    if not UNREADABLE.isdisjoint(transaction.raw_flags):
-        return meaning
-    return {
-        Shape.HELD: PaymentMeaning.RESERVED,
-        Shape.TAKEN: PaymentMeaning.CAPTURED,
-        Shape.RETURNED: PaymentMeaning.REFUNDED,
-    }.get(shape(transaction), meaning)
-
-
-def _before(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentRecord | None:
-    return next((one for one in checkout.known if one.transaction_id == transaction.transaction_id), None)
 
 
 def _accepted(checkout: ClaimedCheckout, paying: Sequence[_Judged], kept: Collection[str]) -> set[str]:
@@ -413,97 +388,3 @@ def _surplus(surplus: Sequence[PaymentRecord], *, released: bool = False) -> Att
 
 def _amounts(payments: Sequence[PaymentRecord]) -> tuple[PaymentAmount, ...]:
     return tuple(map(decisions.amount_of, payments))
-
-
-def bind(checkout: ClaimedCheckout, transaction: Transaction) -> Binding | None:
-    """Say how a transaction is tied to this checkout, or None if it is another's.
-
-    A blank PaymentInfo names no checkout.
-    """
-    if transaction.order_ref != checkout.order_ref:
-        return None
-    ours = transaction.payment_infos.get("checkout", "").strip()
-    if not ours:
-        return Binding.ORDER_REF
-    return Binding.BOUND if ours == str(checkout.id) else None
-
-
-def unbound_money(checkout: ClaimedCheckout, found: Found) -> list[str]:
-    """Return the money in this answer that is tied to the checkout by the order number alone, so that sharing
-    it matters.
-    """
-    return [
-        one.transaction_id
-        for one in found.transactions
-        if bind(checkout, one) is Binding.ORDER_REF
-        and read(one) in MONEY
-        and one.transaction_id not in checkout.accepted
-    ]
-
-
-def seen_alone(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentRecord:
-    """Return how one transaction of the checkout stands by a look at it alone; its role is as it
-    was known.
-    """
-    before = _before(checkout, transaction)
-    seen = _seen(checkout, transaction, bind(checkout, transaction) or Binding.ORDER_REF)
-    return replace(seen, role=before.role) if before is not None else seen
-
-
-def is_older(checkout: UUID, transaction: Transaction) -> bool:
-    """Say whether a transaction was made long before a checkout existed, for another order of its number."""
-    made = made_at(transaction)
-    # An id of ours begins with the milliseconds of its making; the gateway's dates have no offset, hence the
-    # day.
-    created = datetime.fromtimestamp((checkout.int >> 80) / 1000, UTC)
-    return made is not None and made < created - timedelta(days=1)
-
-
-def _is_anothers(checkout: ClaimedCheckout, transaction: Transaction) -> bool:
-    """Say whether a transaction that names no checkout is no business of ours, because it was made long
-    before.
-
-    A checkout that was made of a payment is younger than that payment. What was taken for ours before stays
-    ours.
-    """
-    ours = checkout.session_count == 0 or transaction.transaction_id in checkout.accepted
-    return not ours and is_older(checkout.id, transaction)
-
-
-def _seen(checkout: ClaimedCheckout, one: Transaction, binding: Binding) -> PaymentRecord:
-    reserved, captured, refunded = held(one)
-    return PaymentRecord(
-        transaction_id=one.transaction_id,
-        payment_id=one.payment_id or None,
-        order_ref=one.order_ref,
-        role=Role.ATTEMPT,
-        binding=binding,
-        status=one.status,
-        meaning=_read(checkout, one),
-        currency=one.currency,
-        reserved=reserved,
-        captured=captured,
-        refunded=refunded,
-        charged_back=one.charged_back,
-        surcharge=one.surcharge,
-        flags=(*one.raw_flags, *_notes(one)),
-        raw_amounts=one.raw_amounts or None,
-    )
-
-
-MOST_NOTES: Final = 10
-"""Events of a payment that are told in words; the gateway has all of them."""
-
-
-def _notes(one: Transaction) -> list[str]:
-    """Return what the gateway tells beside the amounts of a payment, for a person: uncounted chargeback
-    events, and a credit.
-    """
-    notes = []
-    for event in one.chargeback_events:
-        if event.counted is None:
-            told = " ".join(filter(None, (event.kind, event.amount, event.currency, event.date)))
-            notes.append(f"{decisions.EVENT}{told or 'without a type and an amount'}")
-    if one.credited:
-        notes.append(f"{decisions.CREDIT}{money.spelled(one.credited, one.currency)}")
-    return notes[:MOST_NOTES]

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.audit import SYSTEM, Action
-from orchestrator.domain import decisions, events, last_error, operations, reconciliation, schedule
+from orchestrator.domain import binding, decisions, events, last_error, operations, reconciliation, schedule
 from orchestrator.domain.attention import LATE, Attention, AttentionCode
 from orchestrator.domain.events import Event, Totals
 from orchestrator.domain.last_error import ErrorCode
@@ -39,7 +39,7 @@ async def look(step: Step) -> Reconciliation | None:
         await step.fail(retry(outcome), "payments")
         return None
     shared, elsewhere = False, frozenset[str]()
-    if unbound := reconciliation.unbound_money(held, outcome.value):
+    if unbound := binding.unbound_money(held, outcome.value):
         if (
             held.state is State.FAILED
             and held.session_count == 0
@@ -133,9 +133,7 @@ async def _left_to_the_order(step: Step, found: Found, unbound: Sequence[str]) -
     order = await rival_of(step.context.db, held)
     if order is None or await step.was_asked_for():
         return False
-    if any(
-        reconciliation.is_older(order, one) for one in found.transactions if one.transaction_id in unbound
-    ):
+    if any(binding.is_older(order, one) for one in found.transactions if one.transaction_id in unbound):
         return False  # made long before that order, which does not take it for its own
     async with step.context.db.transaction() as tx:
         await wake(tx, [order], grace=0.0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Unpack, assert_never
 
 from orchestrator import log
 from orchestrator.audit import Action
-from orchestrator.domain import events, operations, reconciliation, schedule, sentences
+from orchestrator.domain import binding, events, operations, schedule, sentences
 from orchestrator.domain.attention import RETURNABLE, Attention, AttentionCode, PaymentAmount
 from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.operations import Fate
@@ -248,7 +248,7 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
             replace(operation, state=OperationState.REQUESTED),
             {"why": judged.by},
             attempts=step.held.attempts,
-            payments=(reconciliation.seen_alone(step.held, transaction),),
+            payments=(binding.seen_alone(step.held, transaction),),
             due_in=KEEP,
         )
     else:
@@ -267,7 +267,7 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
             return
     held = step.held
     accepted = operation.transaction_id in held.accepted
-    seen = reconciliation.seen_alone(held, transaction)
+    seen = binding.seen_alone(held, transaction)
     amounts: tuple[int, int, int] | Kept = KEEP
     reserved_until: Kept | None = KEEP
     if accepted:
@@ -313,7 +313,7 @@ async def _reject(step: Step, operation: Operation, why: LastError, transaction:
     if operation.cause != Cause.ASKED:
         # Nobody waits for this answer, so somebody must be told.
         attention = complete.sticky_attention(step) or _rejected(operation, why)
-    payments = () if transaction is None else (reconciliation.seen_alone(step.held, transaction),)
+    payments = () if transaction is None else (binding.seen_alone(step.held, transaction),)
     await _write(
         step,
         Action.MONEY_REJECTED,
@@ -419,7 +419,7 @@ async def _unclear(
     if operation.last_error == why and not news:
         return
     state = operation.state if operation.state == OperationState.REQUESTED else OperationState.UNKNOWN
-    payments = () if transaction is None else (reconciliation.seen_alone(held, transaction),)
+    payments = () if transaction is None else (binding.seen_alone(held, transaction),)
     await _write(
         step,
         Action.ATTENTION_RAISED if news else Action.MONEY_UNKNOWN,

@@ -19,9 +19,10 @@ from orchestrator.gateway.limits.round_robin import RoundRobinSemaphore
 from orchestrator.processing import commands, lookup, lookup_budget, money_operations, monitor, open_session
 from orchestrator.processing.fair_share import FlowKey
 from orchestrator.processing.step import POISONED, QUARANTINE, RENEW_BEFORE, Step
+from orchestrator.store.batch import Unwritten
 from orchestrator.store.checkouts import ClaimedCheckout, LeaseLost
-from orchestrator.store.database import DatabaseAway, Unwritten, is_away, state_of
-from orchestrator.store.merchants import UnknownMerchant
+from orchestrator.store.database import DatabaseAway, is_away, state_of
+from orchestrator.store.merchant_fields import UnknownMerchant
 from orchestrator.store.sqlstates import OTHER_SCHEMA
 
 if TYPE_CHECKING:

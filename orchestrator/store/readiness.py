@@ -20,7 +20,8 @@ from orchestrator.store.database import is_away, state_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from orchestrator.store.database import Database, Writes
+    from orchestrator.store.batch import Writes
+    from orchestrator.store.database import Database
 
 SEEN_WITHIN: Final = 20.0
 """Seconds since the last heartbeat after which a process counts as away; processes give one every five."""

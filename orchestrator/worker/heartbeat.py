@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from orchestrator.settings import Settings
-    from orchestrator.store.database import Writes
+    from orchestrator.store.batch import Writes
 
 _log = log.get(__name__)
 

@@ -12,7 +12,8 @@ from sqlalchemy import text
 from orchestrator import callback_urls
 from orchestrator.crypto import Encryptor
 from orchestrator.store.database import Database
-from orchestrator.store.merchants import Merchants, Policies
+from orchestrator.store.merchant_fields import Policies
+from orchestrator.store.merchants import Merchants
 from tests.conftest import SECRET_KEY, make_settings
 from tests.support.command import orchestrator
 

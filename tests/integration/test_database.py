@@ -14,7 +14,8 @@ from sqlalchemy.exc import DBAPIError
 
 from orchestrator.settings.postgres_url import parameters, place
 from orchestrator.store import schema
-from orchestrator.store.database import Batch, Database, DatabaseAway, _driver, is_away, run
+from orchestrator.store.batch import Batch
+from orchestrator.store.database import Database, DatabaseAway, _driver, is_away, run
 from tests.support.postgres import (
     LOGIN,
     Cluster,

@@ -12,16 +12,14 @@ from structlog.testing import capture_logs
 
 from orchestrator.crypto import Encryptor
 from orchestrator.store.database import Database, DatabaseAway, is_away
-from orchestrator.store.merchants import (
-    POLICIES_PURPOSE,
+from orchestrator.store.merchant_fields import (
     GatewayNotAllowed,
     MerchantRejected,
-    Merchants,
     Policies,
     PolicyRejected,
     UnknownMerchant,
-    policies_text,
 )
+from orchestrator.store.merchants import POLICIES_PURPOSE, Merchants, policies_text
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.support.factories import lost_connection
 
@@ -501,6 +499,5 @@ def test_every_policy_in_words_is_one_that_a_row_alone_cannot_set():
     """One that a later version adds is bound as well, in the migration too: what was signed before must still
     hold.
     """
-    from orchestrator.store import merchants
 
-    assert set(merchants._WORDS) <= set(merchants.BOUND)
+    assert set(merchant_fields._WORDS) <= set(merchant_fields.BOUND)

@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError, ProgrammingError
 
-from orchestrator.store.database import AGAIN, Batch, Database, DatabaseAway, Unwritten, is_away
+from orchestrator.store.batch import AGAIN, Batch, Unwritten
+from orchestrator.store.database import Database, DatabaseAway, is_away
 from tests.support.factories import Breaking, intake, lost_connection, row_held
 from tests.support.factories import core as another
 from tests.support.pooler import pooled

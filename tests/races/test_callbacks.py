@@ -16,7 +16,8 @@ from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.ids import uuid7
 from orchestrator.domain.states import State
 from orchestrator.store import inbox
-from orchestrator.store.database import DatabaseAway, Unwritten
+from orchestrator.store.batch import Unwritten
+from orchestrator.store.database import DatabaseAway
 from orchestrator.store.inbox import decrypt_body, encrypt_body
 from orchestrator.store.tables import metadata
 from tests.support.factories import Breaking, arrival, row_held

@@ -13,8 +13,8 @@ from sqlalchemy import text
 
 from orchestrator.domain.states import ENDED, State, Trigger
 from orchestrator.store import checkouts
+from orchestrator.store.batch import Unwritten
 from orchestrator.store.checkouts import LeaseLost, due_times
-from orchestrator.store.database import Unwritten
 from tests.support.factories import arrival, row_held
 from tests.support.factories import core as another
 

@@ -19,9 +19,9 @@ from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.states import State, Trigger, UnknownTransition
 from orchestrator.store import inbox
+from orchestrator.store.batch import Unwritten
 from orchestrator.store.checkouts import ClaimedCheckout, LeaseLost
 from orchestrator.store.checkouts.transition import UnauditedMove
-from orchestrator.store.database import Unwritten
 from tests.support.factories import COMPLETED, Breaking, arrival, move, payment
 from tests.support.factories import core as another
 

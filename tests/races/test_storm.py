@@ -13,8 +13,8 @@ import pytest
 from orchestrator import audit
 from orchestrator.domain.states import CLOSED, TRANSITIONS, State, Trigger
 from orchestrator.store import checkouts
+from orchestrator.store.batch import Unwritten
 from orchestrator.store.checkouts import LeaseLost
-from orchestrator.store.database import Unwritten
 from orchestrator.store.inbox import KeyReused, OrderTaken
 from tests.support.factories import COMPLETED, arrival, intake, payment
 from tests.support.factories import core as another

@@ -17,8 +17,8 @@ from orchestrator import audit
 from orchestrator.domain.ids import uuid7
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import checkouts
+from orchestrator.store.batch import Unwritten
 from orchestrator.store.checkouts import creation
-from orchestrator.store.database import Unwritten
 from orchestrator.store.inbox import KeyReused, MerchantCallback, OrderTaken, UnmatchedCallbacks, intents
 from tests.support.factories import Breaking, intake, payment, row_held
 from tests.support.factories import core as another

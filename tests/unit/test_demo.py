@@ -10,7 +10,7 @@ from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.devkit.demo.evidence import Balance, Told
 from orchestrator.devkit.demo.scripts import GROUPS, MERCHANTS, choose
 from orchestrator.devkit.demo.shop import Unscripted
-from orchestrator.store.merchants import policy
+from orchestrator.store.merchant_fields import policy
 
 GOOD = {
     "summary": "Order 1 is paid.",

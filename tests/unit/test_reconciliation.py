@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain.attention import Attention, AttentionCode
-from orchestrator.domain.reconciliation import Binding, LookupOutcome, Role, bind, judge
+from orchestrator.domain.binding import bind
+from orchestrator.domain.reconciliation import Binding, LookupOutcome, Role, judge
 from orchestrator.domain.schedule import back_off, next_lookup, next_watch, quiet_lookups, thinned
 from orchestrator.domain.sentences import of
 from orchestrator.domain.states import State

@@ -27,7 +27,8 @@ from orchestrator.devkit.bench.usage import Usage
 from orchestrator.devkit.client import Client
 from orchestrator.devkit.errors import BenchFailed
 from orchestrator.store.database import Database, is_away
-from orchestrator.store.merchants import MAX_LOOKUPS_PER_MINUTE, Merchants
+from orchestrator.store.merchant_fields import MAX_LOOKUPS_PER_MINUTE
+from orchestrator.store.merchants import Merchants
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -19,7 +19,8 @@ from orchestrator.crypto import Encryptor
 from orchestrator.devkit.client import Client, Conflict, Invalid
 from orchestrator.domain import money
 from orchestrator.errors import OrchestratorError
-from orchestrator.store.merchants import Merchants, UnknownMerchant
+from orchestrator.store.merchant_fields import UnknownMerchant
+from orchestrator.store.merchants import Merchants
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

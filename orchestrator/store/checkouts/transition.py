@@ -13,6 +13,7 @@ from orchestrator import audit
 from orchestrator.domain.records import Operation, OperationState, PaymentRecord, Role
 from orchestrator.domain.states import Moved, State, Trigger, UnknownTransition, decide
 from orchestrator.errors import OrchestratorError
+from orchestrator.store.batch import AGAIN, Again, Batch, Writes
 from orchestrator.store.checkouts.change import (
     KEPT,
     Fact,
@@ -28,7 +29,6 @@ from orchestrator.store.checkouts.change import (
 )
 from orchestrator.store.checkouts.claims import ClaimedCheckout, LeaseLost, tick
 from orchestrator.store.columns import OPERATION, PAYMENT, json_text, listed, typed, with_details, without
-from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes
 from orchestrator.store.tables import checkouts, money_operations, payments, sessions
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
 
     from orchestrator.crypto import Encryptor
+    from orchestrator.store.database import Database
 
 
 class UnauditedMove(OrchestratorError):  # noqa: N818 - named for the fact

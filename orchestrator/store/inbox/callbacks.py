@@ -14,8 +14,9 @@ from sqlalchemy import text
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
+from orchestrator.store.batch import AGAIN, Again, Batch, Writes
 from orchestrator.store.columns import json_text
-from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes, run
+from orchestrator.store.database import Database, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

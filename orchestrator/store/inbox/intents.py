@@ -10,9 +10,10 @@ from sqlalchemy import text
 
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
+from orchestrator.store.batch import AGAIN, Again, Batch, Writes
 from orchestrator.store.checkouts import NO_INTENT_PRINT
 from orchestrator.store.columns import json_text
-from orchestrator.store.database import AGAIN, Again, Batch, Database, Writes, run
+from orchestrator.store.database import Database, run
 from orchestrator.store.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
 
 if TYPE_CHECKING:

@@ -18,14 +18,15 @@ from sqlalchemy import text
 
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
+from orchestrator.store.batch import Again, Batch, Writes
 from orchestrator.store.columns import json_text
-from orchestrator.store.database import Again, Batch, Database, Writes
 from orchestrator.store.inbox.callbacks import UNPROVEN, Arrival, encrypt_body
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from orchestrator.crypto import Encryptor
+    from orchestrator.store.database import Database
     from orchestrator.store.inbox.callbacks import Callbacks
 
 # Counted as for one checkout, by the merchant: how much can be read is bounded by what may be kept. Two

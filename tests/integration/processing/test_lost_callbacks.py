@@ -25,7 +25,7 @@ from orchestrator.explain import explain
 from orchestrator.explain.record import gather
 from orchestrator.processing import lookup_budget
 from orchestrator.store import checkouts
-from orchestrator.store.merchants import Policies
+from orchestrator.store.merchant_fields import Policies
 from tests.integration.processing.counting import Counting, fullest
 from tests.support.scene import Scene, scene
 

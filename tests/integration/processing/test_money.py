@@ -16,7 +16,7 @@ from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.gateway.outcomes import Done
 from orchestrator.processing import money_operations
 from orchestrator.store import checkouts
-from orchestrator.store.merchants import UnknownMerchant
+from orchestrator.store.merchant_fields import UnknownMerchant
 from tests.support.said import answer, of_attention, of_error
 from tests.support.scene import Scene, scene
 

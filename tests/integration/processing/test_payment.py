@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.domain import reconciliation
+from orchestrator.domain import binding, reconciliation
 from orchestrator.store import checkouts
 from tests.support.scene import Scene, scene
 
@@ -241,7 +241,7 @@ async def test_a_payment_that_names_no_checkout_pays_one_of_two_with_the_same_nu
     account = (await world.merchants.get(1)).account
     found = (await world.processor.context.gateway.find_payments(account, order_ref=row.order_ref)).value
     unbound = replace(found, transactions=tuple(replace(one, payment_infos={}) for one in found.transactions))
-    assert reconciliation.unbound_money(held, unbound)
+    assert binding.unbound_money(held, unbound)
     verdict = reconciliation.judge(held, unbound, shared=True)
     assert (verdict.finding, verdict.attention.code) == ("unsure", "unbound_payment")
 

@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-from orchestrator.store.tables import metadata
+from orchestrator.store.tables.core import metadata
 
 
 def _time(name: str, *, now: bool = False, nullable: bool = True) -> Column[object]:

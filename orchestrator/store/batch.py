@@ -1,0 +1,273 @@
+"""The batch writer: many small writes become few large ones.
+
+`Batch` takes what has gathered while the last commit ran, so that it adds no wait when idle and grows under
+load; where many come at once it lets a few milliseconds' worth of them gather.
+
+It is exact: no two items of a batch have a key in common; an item whose row another transaction holds goes
+into a later batch; a row that Postgres refuses is found by bisection and fails only its own waiter; a
+connection lost at COMMIT means *not known*, and the batch is written again, so a write must recognise its own
+earlier success.
+
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from orchestrator import log
+from orchestrator.errors import OrchestratorError
+from orchestrator.shutdown import cancelled
+from orchestrator.store.connection import STRETCH, Unanswered
+from orchestrator.store.database import DatabaseAway, is_away
+from orchestrator.store.sqlstates import state_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Hashable, Sequence
+
+
+_log = log.get(__name__)
+
+T = TypeVar("T")
+
+
+R = TypeVar("R")
+
+
+_REST: Final = 3.0
+"""How many times as long as a batch took the next may wait for more, where there is a burst."""
+
+
+_LONGEST_REST: Final = 0.015
+
+
+_ONE_WRITE: Final = 30.0
+"""Seconds for one write of a batch, with everything that it waits for."""
+
+
+_CLOSING: Final = 10.0
+"""Seconds that a batch gets to write what is queued when it is closed."""
+
+
+class Unwritten(OrchestratorError):  # noqa: N818 - named for the fact
+    """Postgres refused this row for good; nothing of it was written, and its batch was written without it."""
+
+
+class Again:
+    """Returned by a write for an item that could not be tried: somebody else holds its row.
+
+    It goes into a later batch.
+    """
+
+
+AGAIN: Final = Again()
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting(Generic[T, R]):
+    item: T
+    keys: Sequence[Hashable]
+    done: asyncio.Future[R]
+    # Why it still waits: the last error, or that somebody else holds its row.
+    error: Exception | None = None
+    skipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """How a writer fares: seconds since it last wrote while something waits (0 if nothing does), and the
+    SQLSTATE that it failed with.
+    """
+
+    name: str
+    stalled: float
+    error: str
+    committed: float | None
+    """Seconds since it last wrote; None if it never did."""
+
+
+class Batch(Generic[T, R]):
+    """Gathers items and writes them together; each `put` waits for the fate of its own item.
+
+    `write` takes a list of items, no two of which share any of their `keys`, and returns one result for each,
+    in order, or `AGAIN`. It must be safe to repeat: after a lost connection the same list is written again,
+    and what had landed must be reported as landed.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[list[T]], Awaitable[Sequence[R | Again]]],
+        *,
+        keys: Callable[[T], Sequence[Hashable]],
+        limit: int = 500,
+        backlog: int = 20_000,
+        timeout: float = 30.0,
+        name: str = "batch",
+    ) -> None:
+        self._write = write
+        self._keys = keys
+        self._limit = limit
+        self._room = asyncio.Semaphore(backlog)
+        self._timeout = timeout
+        self._name = name
+        self._queue: deque[_Waiting[T, R]] = deque()
+        self._wakeup = asyncio.Event()
+        self._writing = False
+        self._under_way: list[_Waiting[T, R]] = []
+        self._wrote = self._waits_since = -math.inf
+        self._error = ""
+        self._runner: asyncio.Task[None] | None = None
+
+    @property
+    def writes(self) -> Writes:
+        """How writing fares, for health: by what was written, and not by what could be read."""
+        now = time.monotonic()
+        waits = any(not waiting.done.done() for waiting in (*self._under_way, *self._queue))
+        return Writes(
+            self._name,
+            now - max(self._wrote, self._waits_since) if waits else 0.0,
+            self._error,
+            now - self._wrote if self._wrote > -math.inf else None,
+        )
+
+    async def put(self, item: T) -> R:
+        """Write `item` with whatever else has gathered and return its result.
+
+        Raises `Unwritten` if Postgres refuses this item, `DatabaseAway` if its fate is not known within the
+        patience: Postgres is out of reach, hangs in the middle of a write, or somebody else holds the row.
+        """
+        loop = asyncio.get_running_loop()
+        async with self._room:
+            waiting: _Waiting[T, R] = _Waiting(item, self._keys(item), loop.create_future())
+            if not self._writing and not self._queue:
+                self._waits_since = time.monotonic()
+            self._queue.append(waiting)
+            if self._runner is None:
+                self._runner = asyncio.create_task(self._run(), name=f"batch-{self._name}")
+            self._wakeup.set()
+            timer = loop.call_later(self._timeout, self._give_up, waiting)
+            try:
+                return await waiting.done
+            finally:
+                timer.cancel()
+
+    def _give_up(self, waiting: _Waiting[T, R]) -> None:
+        why = "another transaction holds the row" if waiting.skipped else "Postgres is out of reach"
+        _fail(
+            waiting, DatabaseAway(f"not known to be written after {self._timeout:g} s: {why}"), waiting.error
+        )
+
+    async def close(self, *, within: float = _CLOSING) -> None:
+        """Write what is queued, for so many seconds at most, then stop; what is left fails with
+        `DatabaseAway`.
+        """
+        end = time.monotonic() + within
+        try:
+            while (self._queue or self._writing) and time.monotonic() < end:  # noqa: ASYNC110 - once in the life of a process
+                await asyncio.sleep(0.005)
+        finally:
+            left = (*self._under_way, *self._queue)
+            if self._runner is not None:
+                await cancelled([self._runner])
+                self._runner = None
+            for waiting in left:
+                _fail(waiting, DatabaseAway("not known to be written: the process ends"), waiting.error)
+
+    async def _run(self) -> None:
+        while True:
+            await self._wakeup.wait()
+            self._wakeup.clear()
+            self._writing = True
+            try:
+                while self._queue:
+                    # One turn of the loop: whoever is ready at this moment gets into this batch.
+                    await asyncio.sleep(0)
+                    begun = time.monotonic()
+                    self._under_way = self._take()
+                    progress = await self._settle(self._under_way)
+                    if not progress:
+                        await asyncio.sleep(random.uniform(0.002, 0.02))  # noqa: S311 - jitter
+                    elif self._queue:
+                        # A burst: a batch costs far more than another row in it, so let some gather. Whoever
+                        # comes alone, or one after the other, never waits.
+                        await asyncio.sleep(min((time.monotonic() - begun) * _REST, _LONGEST_REST))
+            finally:
+                self._writing = False
+                self._under_way = []
+
+    def _take(self) -> list[_Waiting[T, R]]:
+        taken: list[_Waiting[T, R]] = []
+        keys: set[Hashable] = set()
+        later: list[_Waiting[T, R]] = []
+        while self._queue and len(taken) < self._limit:
+            waiting = self._queue.popleft()
+            if waiting.done.done():
+                continue
+            if keys.isdisjoint(waiting.keys):
+                keys.update(waiting.keys)
+                taken.append(waiting)
+            else:
+                later.append(waiting)
+        self._queue.extendleft(reversed(later))
+        return taken
+
+    async def _settle(self, batch: list[_Waiting[T, R]]) -> bool:
+        """Write one batch and tell its waiters; return whether anything but waiting came of it."""
+        delay, stretch = 0.05, 1.0
+        while batch:
+            STRETCH.set(stretch)
+            try:
+                async with asyncio.timeout(_ONE_WRITE):
+                    results = await self._write([waiting.item for waiting in batch])
+            except Exception as error:  # noqa: BLE001 - a waiter must hear of every failure, whatever it is
+                if not is_away(error):
+                    await self._bisect(batch, error)
+                    return True
+                _log.warning("batch_postponed", batch=self._name, size=len(batch), **log.cause(error))
+                if isinstance(getattr(error, "orig", None), Unanswered):
+                    # Silent, or slow: in that case it gets there in the end.
+                    stretch *= 2
+                self._error = state_of(error)
+                for waiting in batch:
+                    waiting.error, waiting.skipped = error, False
+                await asyncio.sleep(random.uniform(0, delay))  # noqa: S311 - jitter
+                delay = min(delay * 2, 0.5)
+                # Whoever has gone (cancelled, or out of patience) is written no more.
+                batch = [waiting for waiting in batch if not waiting.done.done()]
+            else:
+                return self._tell(batch, results)
+        return True
+
+    def _tell(self, batch: list[_Waiting[T, R]], results: Sequence[R | Again]) -> bool:
+        progress = False
+        for waiting, result in zip(batch, results, strict=True):
+            if isinstance(result, Again):
+                waiting.skipped = True
+                self._queue.append(waiting)
+                continue
+            progress = True
+            if not waiting.done.done():
+                waiting.done.set_result(result)
+        if progress:
+            self._wrote, self._error = time.monotonic(), ""
+        return progress
+
+    async def _bisect(self, batch: list[_Waiting[T, R]], error: Exception) -> None:
+        if len(batch) == 1:
+            _log.error("row_refused", batch=self._name, **log.cause(error))
+            _fail(batch[0], Unwritten(f"Postgres refused this row ({type(error).__name__})"), error)
+            return
+        half = len(batch) // 2
+        await self._settle(batch[:half])
+        await self._settle(batch[half:])
+
+
+def _fail(waiting: _Waiting[Any, Any], failure: OrchestratorError, cause: BaseException | None) -> None:
+    if not waiting.done.done():
+        failure.__cause__ = cause
+        waiting.done.set_exception(failure)

@@ -1,0 +1,28 @@
+"""All tables of the schema: those of checkouts in `core`, those of webhooks in `webhooks`."""
+
+from orchestrator.store.tables import webhooks as webhooks
+from orchestrator.store.tables.core import (
+    IS_LISTED,
+    IS_LIVE,
+    IS_OPEN,
+    IS_UNCONFIRMED,
+    PARTITION,
+    checkouts,
+    metadata,
+    money_operations,
+    payments,
+    sessions,
+)
+
+__all__ = [
+    "IS_LISTED",
+    "IS_LIVE",
+    "IS_OPEN",
+    "IS_UNCONFIRMED",
+    "PARTITION",
+    "checkouts",
+    "metadata",
+    "money_operations",
+    "payments",
+    "sessions",
+]
