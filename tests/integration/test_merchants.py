@@ -499,5 +499,6 @@ def test_every_policy_in_words_is_one_that_a_row_alone_cannot_set():
     """One that a later version adds is bound as well, in the migration too: what was signed before must still
     hold.
     """
+    from orchestrator.store import merchant_fields
 
     assert set(merchant_fields._WORDS) <= set(merchant_fields.BOUND)
