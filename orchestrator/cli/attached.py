@@ -5,8 +5,10 @@ none.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
+
+T = TypeVar("T")
 
 DATA_DIR: Final = ".orchestrator"
 
@@ -79,3 +83,26 @@ async def _connected(
         if wrong is not None:
             raise schema.NoDatabase(wrong)
         return await work(settings, db)
+
+
+async def in_thread(ask: Callable[[], T], seconds: float) -> T:
+    """Return what comes of asking in a thread of its own, which is left behind where it takes longer; raises
+    what it raises.
+    """
+    answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    answer.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(answer), seconds)
+    except TimeoutError:
+        if answer.done():
+            raise
+        raise TimeoutError(f"it does not answer within {seconds:.0f} s") from None

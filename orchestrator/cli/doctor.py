@@ -9,29 +9,25 @@ heartbeat of that process on this very host in Postgres, because a live process 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import socket
-import threading
 import time
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from orchestrator import log
-from orchestrator.cli.attached import DATA_DIR, data_dir, on_database, whisper
+from orchestrator.cli.attached import DATA_DIR, data_dir, in_thread, on_database, whisper
 from orchestrator.cli.output import say
 from orchestrator.errors import OrchestratorError
 from orchestrator.settings.postgres_url import place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from orchestrator.settings import Settings
     from orchestrator.store import readiness
     from orchestrator.store.database import Database
-
-T = TypeVar("T")
 
 DRIFT: Final = 5.0
 BROKER_TIMEOUT: Final = 15.0
@@ -451,36 +447,13 @@ async def _broker(settings: Settings, report: _Report) -> None:
     from orchestrator.messaging.publisher import reason_of  # noqa: PLC0415
 
     try:
-        hints = await _bounded(HintPublisher(settings).prove, BROKER_TIMEOUT)
+        hints = await in_thread(HintPublisher(settings).prove, BROKER_TIMEOUT)
     except Exception as error:  # noqa: BLE001 - each transport has errors of its own, and all mean the same here
         report.ill(
             "broker", f"takes no hints ({reason_of(error)}): look at it, or correct ORCHESTRATOR_BROKER_URL"
         )
     else:
         report.well("broker", f"takes hints; {hints} wait")
-
-
-async def _bounded(ask: Callable[[], T], seconds: float) -> T:
-    """Return what comes of asking in a thread of its own, which is left behind where it takes longer; raises
-    what it raises.
-    """
-    answer: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-    answer.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            answer.set_result(ask())
-        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
-            answer.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return await asyncio.wait_for(asyncio.wrap_future(answer), seconds)
-    except TimeoutError:
-        if answer.done():
-            raise
-        raise TimeoutError(f"it does not answer within {seconds:.0f} s") from None
 
 
 async def _circuit_open(settings: Settings, report: _Report) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -20,8 +19,9 @@ import msgspec
 from orchestrator import log
 from orchestrator.crypto import EncryptionError
 from orchestrator.delivery import retries, signature, trial_event
+from orchestrator.delivery.lane import Lane
 from orchestrator.delivery.pace import Pace
-from orchestrator.delivery.sender import OVERLOAD, Answer, Outcome
+from orchestrator.delivery.sender import Answer, Outcome
 from orchestrator.domain import events
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import deliveries, webhooks
@@ -52,10 +52,6 @@ GATHER: Final = 0.004
 """Seconds between two rounds, in which the next list gathers while there is much to do."""
 AWAY: Final = 1.0
 """Seconds after a round that failed."""
-OPEN_AFTER: Final = 10
-"""Failures in a row after which a circuit opens."""
-NOTED_EVERY: Final = 10.0
-"""Seconds between two notes that an endpoint takes deliveries."""
 LEASE_MARGIN: Final = 15.0
 """Seconds by which a lease is longer than a delivery."""
 TESTS_AT_ONCE: Final = 50
@@ -69,25 +65,6 @@ CLOSING: Final = 5.0
 """Seconds of the shutdown's that are kept for writing results."""
 AGENT: Final = "checkout-orchestrator/1"
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """One endpoint as this process serves it."""
-
-    webhook: Webhook
-    secrets: Sequence[bytes]
-    pace: Pace
-    open_at: float
-    """When its circuit may be probed, or what it asked for is over, by our own clock; in the past: nothing
-    holds it."""
-    hot: bool = True
-    """Something may be due."""
-    failures: int = 0
-    """In a row, of those that speak of the endpoint."""
-    failing: bool = False
-    probing: bool = False
-    noted_at: float = float("-inf")
 
 
 class Deliverer:
@@ -364,16 +341,21 @@ class Deliverer:
                 answered = await self._sent(due, lane)
         finally:
             probed, lane.probing = lane.probing, False
-            _note_pace(lane, answered, began)
+            lane.answered(answered, began)
         written = _written(due, "done") if answered is None else self._result(due, answered)
         if await self._keep(written) and written.step == "done":
             # What came while it was under way was told of when it could not be taken.
             lane.hot = True
             self._woken.set()
-        if answered is not None:
-            await self._note_health(lane, due, answered, url=url, probed=probed)
+        changed = False
+        if answered is not None and lane.webhook.url == url:
+            changed = await lane.note(self._db, answered, first=due.attempts == 0, probed=probed)
         elif probed:
-            await self._give_back_probe(lane)
+            await lane.give_back_probe(self._db)
+            self._woken.set()
+        if changed:
+            self._refresh_at = float("-inf")
+            self._woken.set()
 
     async def _sent(self, due: Due, lane: Lane) -> Answer:
         """Send an event; one that is cut off is given back."""
@@ -447,99 +429,6 @@ class Deliverer:
 
     async def _write(self, results: list[Written]) -> Sequence[bool | Again]:
         return await deliveries.write(self._db, results)
-
-    # ── How endpoints fare ─────────────────────────────────────────────────────────────────────────────────
-
-    async def _give_back_probe(self, lane: Lane) -> None:
-        """Have another probe sent: there was nothing to send in the stream that was taken for this one."""
-        try:
-            await webhooks.release_probe(self._db, lane.webhook.id)
-        except Exception as error:  # noqa: BLE001 - it ends by itself
-            _log.warning("webhook_not_noted", webhook=str(lane.webhook.id), **log.cause(error))
-        lane.open_at, lane.hot = time.monotonic(), True
-        self._woken.set()
-
-    async def _note_health(self, lane: Lane, due: Due, answer: Answer, *, url: str, probed: bool) -> None:
-        """Note what an answer says of its endpoint; an event that only it refuses says nothing at its second
-        try.
-        """
-        one = lane.webhook
-        if one.url != url:
-            return  # it speaks of the place before
-        try:
-            if answer.delivered:
-                await self._note_delivered(lane)
-            elif answer.outcome is Outcome.GONE:
-                if await webhooks.pause(self._db, one.id, "gone", url=url):
-                    _log.warning("webhook_off", webhook=str(one.id), merchant=one.merchant_id)
-                self._refresh_at = float("-inf")
-            else:
-                await self._note_failed(lane, due, answer, probed=probed)
-        except Exception as error:  # noqa: BLE001 - the next answer notes it
-            _log.warning("webhook_not_noted", webhook=str(one.id), **log.cause(error))
-
-    async def _note_delivered(self, lane: Lane) -> None:
-        now, one = time.monotonic(), lane.webhook
-        lane.failures = 0
-        back = one.opened > 0
-        if lane.failing or back or now - lane.noted_at >= NOTED_EVERY:
-            lane.noted_at, lane.failing = now, False
-            lane.webhook = replace(one, opened=0, failing_since=None, failing_for=0.0)
-            if back:
-                lane.pace.restart()
-                _log.info("webhook_is_back", webhook=str(one.id))
-            await webhooks.delivered(self._db, one.id, back=back)
-            if back:
-                self._refresh_at = float("-inf")
-                lane.hot = True
-                self._woken.set()
-
-    async def _note_failed(self, lane: Lane, due: Due, answer: Answer, *, probed: bool) -> None:
-        one = lane.webhook
-        is_open = time.monotonic() < lane.open_at
-        if not is_open and (answer.outcome not in _OF_THE_EVENT or due.attempts == 0):
-            # What was under way when the circuit opened tells nothing new.
-            lane.failures += 1
-        if not lane.failing:
-            lane.failing = True
-            await webhooks.failed(self._db, one.id)
-        if one.failing_for >= webhooks.PAUSE_AFTER and await webhooks.pause(self._db, one.id, "failing"):
-            _log.warning("webhook_paused", webhook=str(one.id), merchant=one.merchant_id, reason="failing")
-            self._refresh_at = float("-inf")
-            return
-        if probed or lane.failures >= OPEN_AFTER:
-            lane.failures = 0
-            opened = one.opened + 1
-            seconds = retries.open_for(opened, at_least=answer.wait or 0.0)
-            await webhooks.open_circuit(self._db, one.id, opened=opened, seconds=seconds)
-            _log.warning(
-                "webhook_circuit_open",
-                webhook=str(one.id),
-                seconds=round(seconds, 1),
-                outcome=answer.outcome,
-            )
-            lane.webhook = replace(one, opened=opened)
-            lane.open_at = time.monotonic() + seconds
-            self._refresh_at = float("-inf")
-        elif answer.wait:
-            await webhooks.hold(self._db, one.id, seconds=answer.wait)
-            lane.open_at = max(lane.open_at, time.monotonic() + answer.wait)
-
-
-def _note_pace(lane: Lane, answer: Answer | None, began: float) -> None:
-    now = time.monotonic()
-    if answer is None:
-        lane.pace.in_flight -= 1
-    elif answer.delivered:
-        lane.pace.succeeded(began, now)
-    elif answer.outcome in OVERLOAD:
-        lane.pace.overloaded(began, now, wait=answer.wait or 0.0)
-    else:
-        lane.pace.refused(began, now)
-
-
-_OF_THE_EVENT: Final = frozenset({Outcome.REFUSED, Outcome.SERVER_ERROR, Outcome.UNREADABLE})
-"""Outcomes that may be of one event alone."""
 
 
 def _written(due: Due, step: Any, *, due_in: float = 0.0, attempt: Attempt | None = None) -> Written:

@@ -472,33 +472,6 @@ def _spelled(value: object) -> str:
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
-def reference() -> str:
-    """Return the table of all settings; docs/settings.md is exactly this (a test compares)."""
-    rows = []
-    for name, field in Settings.model_fields.items():
-        default = field.get_default()
-        shown = (
-            "" if default in (None, "", ()) or isinstance(default, SecretStr) else f"`{_as_typed(default)}`"
-        )
-        rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {field.description} |")
-    head = (
-        "# Settings\n\nEnvironment variables, read once at the start. Lists are JSON arrays; durations are seconds. An empty default "
-        "means: not set; an empty variable counts as not set. White space "
-        "at either end of a text or secret stops the start, since a secret that was read from a file often ends in a line break. Variables that "
-        "Kubernetes makes for its services (`ORCHESTRATOR_SERVICE_HOST`, `ORCHESTRATOR_PORT=tcp://…` and the like) are no settings and "
-        "are left out; any other unknown name with the prefix stops the start.\n\n| variable | default | what it is |\n|---|---|---|\n"
-    )
-    return head + "\n".join(rows) + "\n"
-
-
-def _as_typed(value: object) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(f'"{one}"' if isinstance(one, str) else _as_typed(one) for one in value) + "]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
 def _blank_around(value: object) -> str | None:
     """Say what white space a text, a secret or an entry of a list has at its ends; None where it has none."""
     if isinstance(value, list | tuple):

@@ -38,8 +38,9 @@ def test_nothing_in_processing_imports_back_up(graph):
 
 
 def test_processing_knows_nothing_of_the_packages_above_it(graph):
-    layers = CONTRACTS["orchestrator"]
-    above = {name for layer in layers[: layers.index("processing")] for name in layer.split(" : ")}
+    layers = [layer.split(" : ") for layer in CONTRACTS["orchestrator"]]
+    own = next(number for number, layer in enumerate(layers) if "processing" in layer)
+    above = {name for layer in layers[:own] for name in layer}
     known = {
         imported
         for module in graph.find_descendants("orchestrator.processing")

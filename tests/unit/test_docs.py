@@ -8,7 +8,8 @@ import pytest
 
 from orchestrator import intents
 from orchestrator.domain.states import diagram
-from orchestrator.settings import SECRETS, reference
+from orchestrator.settings import SECRETS
+from orchestrator.settings.reference import reference
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -14,7 +14,6 @@ import secrets
 import shutil
 import signal
 import socket
-import stat
 import tempfile
 import time
 from contextlib import ExitStack, suppress
@@ -30,7 +29,7 @@ from orchestrator.devkit.local.child import Child, ending
 from orchestrator.devkit.local.keys import NAME as KEYS
 from orchestrator.devkit.local.keys import generated
 from orchestrator.devkit.local.servers import Embedded
-from orchestrator.devkit.local.servers.files import free_port
+from orchestrator.devkit.local.servers.files import free_port, withhold
 from orchestrator.devkit.local.terminal import said
 from orchestrator.settings import SECRETS, environment, load
 from orchestrator.shutdown import FAILED, end_within
@@ -142,7 +141,7 @@ class Up:
         self._prepare_database()
         log = self.data_dir / "log"
         log.mkdir(mode=0o700, exist_ok=True)
-        _close(self.data_dir, log)
+        withhold(self.data_dir, log)
         commands = {"api": ["api", "--host", HOST, "--port", str(port)], "scheduler": ["scheduler"]}
         commands["deliverer"] = ["deliverer"]
         commands |= {f"worker-{number}": ["worker"] for number in range(1, self.options.workers + 1)}
@@ -361,15 +360,6 @@ class Up:
             child.tell(signal.SIGKILL)
         for child in self.children:
             child.end()
-
-
-def _close(*directories: Path) -> None:
-    """Take from others the right to read what earlier versions wrote here."""
-    for directory in directories:
-        for path in directory.iterdir():
-            mode = path.lstat().st_mode
-            if stat.S_ISREG(mode) and mode & 0o077:
-                path.chmod(stat.S_IMODE(mode) & 0o700)
 
 
 def _probe(port: int) -> None:

@@ -10,12 +10,11 @@ the orchestrator's books. The whole control API is listed in `HELP`, shown at GE
 
 from __future__ import annotations
 
-import datetime as dt
 import hmac
 from functools import wraps
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import msgspec
 from starlette.responses import PlainTextResponse, Response
@@ -24,6 +23,8 @@ from starlette.routing import Route
 from orchestrator.devkit.sandbox.config import is_loopback
 from orchestrator.devkit.sandbox.core import Refused, bad_request, body_of, sandbox_of
 from orchestrator.devkit.sandbox.faults import GlobalFaults, Plan, Resolution
+from orchestrator.devkit.sandbox.ledger import entry, rows_of
+from orchestrator.devkit.sandbox.ledger import totals as totals_of
 from orchestrator.devkit.sandbox.methods import MethodKind
 from orchestrator.devkit.sandbox.rules import RESULTS, Outcome, forced
 from orchestrator.domain import money
@@ -227,9 +228,11 @@ async def ledger(request: Request) -> Response:
             following = orders[-1].number
         counted = list(books.orders.values()) if after == 0 else None
     payments = books.payments
-    listed = [_entry(order, [payments[each] for each in order.payments]) for order in orders]
+    listed = [entry(order, [payments[each] for each in order.payments]) for order in orders]
     totals = (
-        None if counted is None else _totals([payments[each] for order in counted for each in order.payments])
+        None
+        if counted is None
+        else totals_of([payments[each] for order in counted for each in order.payments])
     )
     return _json({"orders": listed, "next": following, "totals": totals})
 
@@ -243,7 +246,7 @@ async def resolve(request: Request) -> Response:
     if transaction is None or transaction.outcome != Outcome.OPEN:
         raise Refused(HTTPStatus.CONFLICT, "the payment is not open")
     await sandbox.resolve(payment, transaction, wanted.outcome)
-    return _json(_payments(payment))
+    return _json(rows_of(payment))
 
 
 async def unexpected_payment(request: Request) -> Response:
@@ -272,7 +275,7 @@ async def unexpected_payment(request: Request) -> Response:
     sandbox.books.conclude(payment, transaction, forced(wanted.outcome))
     await sandbox.store.flushed()
     await sandbox.courier.call(payment, transaction, "notification", transaction.outcome)
-    return _json(_payments(payment))
+    return _json(rows_of(payment))
 
 
 async def send(request: Request) -> Response:
@@ -299,7 +302,7 @@ async def refund(request: Request) -> Response:
     sandbox.books.refund(payment, paid, minor, identifier="", by="gateway")
     await sandbox.store.flushed()
     await sandbox.courier.call(payment, paid, "notification", "succeeded")
-    return _json(_payments(payment))
+    return _json(rows_of(payment))
 
 
 async def release(request: Request) -> Response:
@@ -312,7 +315,7 @@ async def release(request: Request) -> Response:
     sandbox.books.release(payment, paid, by="gateway")
     await sandbox.store.flushed()
     await sandbox.courier.call(payment, paid, "notification", "succeeded")
-    return _json(_payments(payment))
+    return _json(rows_of(payment))
 
 
 async def charge_back(request: Request) -> Response:
@@ -329,7 +332,7 @@ async def charge_back(request: Request) -> Response:
     sandbox.books.charge_back(payment, paid, -minor if wanted.reversed else minor)
     await sandbox.store.flushed()
     await sandbox.courier.call(payment, paid, "notification", "ChargebackEvent")
-    return _json(_payments(payment))
+    return _json(rows_of(payment))
 
 
 async def lose_session(request: Request) -> Response:
@@ -420,84 +423,3 @@ def _captured(payment: Payment) -> Transaction:
     if paid is None or not paid.captured_minor:
         raise Refused(HTTPStatus.CONFLICT, "nothing was captured on this payment")
     return paid
-
-
-def _entry(order: Order, payments: list[Payment]) -> dict[str, Any]:
-    rows = [row for payment in payments for row in _payments(payment)]
-    return {"orderId": order.order_id, "sessions": order.sessions, "payments": rows}
-
-
-_AMOUNTS: Final = ("reserved_minor", "captured_minor", "refunded_minor", "charged_back_minor", "held_minor")
-
-
-def _told(document: object, *names: str) -> dict[str, Any]:
-    """Return fields of a document under their names in JSON."""
-    return {_camel(name): getattr(document, name) for name in names}
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
-
-
-def _payments(payment: Payment) -> list[dict[str, Any]]:
-    """Return one row for each transaction, or one with `transactionId` null while the shopper has not
-    submitted.
-    """
-    shared = {
-        **_told(payment, "payment_id", "order_id", "terminal", "currency", "amount_minor"),
-        "sessionId": payment.session_id or None,
-        "checkout": payment.transaction_info.get("checkout"),
-    }
-    rows: list[dict[str, Any]] = [
-        {
-            **_told(each, "transaction_id", "status", "outcome", *_AMOUNTS),
-            "movements": [
-                {**_told(one, "type", "amount_minor", "identifier", "by"), "at": _iso(one.at)}
-                for one in each.movements
-            ],
-            "createdAt": _iso(each.created_at),
-            "callbacks": _deliveries(payment, each),
-        }
-        for each in payment.transactions
-    ] or [
-        {
-            "transactionId": None,
-            "status": "initiated",
-            "outcome": None,
-            **dict.fromkeys(map(_camel, _AMOUNTS), 0),
-            "movements": [],
-            "createdAt": _iso(payment.created_at),
-            "callbacks": _deliveries(payment, None),
-        }
-    ]
-    return [{**shared, **row} for row in rows]
-
-
-def _deliveries(payment: Payment, transaction: Transaction | None) -> list[dict[str, Any]]:
-    """Return a transaction's callbacks; the `new` of the payment stands with its first transaction."""
-    number = transaction.transaction_id if transaction is not None else None
-    first = transaction is None or transaction is payment.transactions[0]
-    return [
-        {**_told(each, "kind", "status", "answer_status", "note"), "sentAt": _iso(each.sent_at)}
-        for each in payment.deliveries
-        if each.transaction_id == number or (first and each.transaction_id is None)
-    ]
-
-
-def _totals(payments: list[Payment]) -> dict[str, Any]:
-    currencies: dict[str, dict[str, int]] = {}
-    for payment in payments:
-        sums = currencies.setdefault(
-            payment.currency, dict.fromkeys(("transactions", *map(_camel, _AMOUNTS)), 0)
-        )
-        for each in payment.transactions:
-            sums["transactions"] += 1
-            for name in _AMOUNTS:
-                sums[_camel(name)] += getattr(each, name)
-    callbacks = sum(len(payment.deliveries) for payment in payments)
-    return {"payments": len(payments), "callbacks": callbacks, "currencies": currencies}
-
-
-def _iso(moment: float) -> str:
-    return dt.datetime.fromtimestamp(moment, dt.UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,138 @@
+"""One endpoint as one deliverer serves it: its pace, its circuit, and what is noted of its health.
+
+What is noted stands in the endpoint's row, so that all deliverers know it; a note that fails is made by the
+next answer. A failure that may be of one event alone counts once for each event.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from orchestrator import log
+from orchestrator.delivery import retries
+from orchestrator.delivery.sender import OVERLOAD, Answer, Outcome
+from orchestrator.store import webhooks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.delivery.pace import Pace
+    from orchestrator.store.database import Database
+    from orchestrator.store.webhooks import Webhook
+
+_log = log.get(__name__)
+
+OPEN_AFTER: Final = 10
+"""Failures in a row after which a circuit opens."""
+NOTED_EVERY: Final = 10.0
+"""Seconds between two notes that an endpoint takes deliveries."""
+_OF_THE_EVENT: Final = frozenset({Outcome.REFUSED, Outcome.SERVER_ERROR, Outcome.UNREADABLE})
+"""Outcomes that may be of one event alone."""
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One endpoint as this process serves it."""
+
+    webhook: Webhook
+    secrets: Sequence[bytes]
+    pace: Pace
+    open_at: float
+    """When its circuit may be probed, or what it asked for is over, by our own clock; in the past: nothing
+    holds it."""
+    hot: bool = True
+    """Something may be due."""
+    failures: int = 0
+    """In a row, of those that speak of the endpoint."""
+    failing: bool = False
+    probing: bool = False
+    noted_at: float = float("-inf")
+
+    def answered(self, answer: Answer | None, began: float) -> None:
+        """Count one delivery that is over; None if nothing was sent."""
+        now = time.monotonic()
+        if answer is None:
+            self.pace.in_flight -= 1
+        elif answer.delivered:
+            self.pace.succeeded(began, now)
+        elif answer.outcome in OVERLOAD:
+            self.pace.overloaded(began, now, wait=answer.wait or 0.0)
+        else:
+            self.pace.refused(began, now)
+
+    async def give_back_probe(self, db: Database) -> None:
+        """Have another probe sent: there was nothing to send in the stream that was taken for this one."""
+        try:
+            await webhooks.release_probe(db, self.webhook.id)
+        except Exception as error:  # noqa: BLE001 - it ends by itself
+            self._not_noted(error)
+        self.open_at, self.hot = time.monotonic(), True
+
+    async def note(self, db: Database, answer: Answer, *, first: bool, probed: bool) -> bool:
+        """Note what an answer says of the endpoint; return whether its row says something new.
+
+        `first`: the event had not been tried before. `probed`: it was the probe of an open circuit.
+        """
+        one = self.webhook
+        try:
+            if answer.delivered:
+                return await self._delivered(db)
+            if answer.outcome is not Outcome.GONE:
+                return await self._failed(db, answer, first=first, probed=probed)
+            if await webhooks.pause(db, one.id, "gone", url=one.url):
+                _log.warning("webhook_off", webhook=str(one.id), merchant=one.merchant_id)
+        except Exception as error:  # noqa: BLE001 - the next answer notes it
+            self._not_noted(error)
+            return False
+        return True
+
+    async def _delivered(self, db: Database) -> bool:
+        now, one = time.monotonic(), self.webhook
+        self.failures = 0
+        back = one.opened > 0
+        if not self.failing and not back and now - self.noted_at < NOTED_EVERY:
+            return False
+        self.noted_at, self.failing = now, False
+        self.webhook = replace(one, opened=0, failing_since=None, failing_for=0.0)
+        if back:
+            self.pace.restart()
+            _log.info("webhook_is_back", webhook=str(one.id))
+        await webhooks.delivered(db, one.id, back=back)
+        self.hot |= back
+        return back
+
+    async def _failed(self, db: Database, answer: Answer, *, first: bool, probed: bool) -> bool:
+        one = self.webhook
+        is_open = time.monotonic() < self.open_at
+        if not is_open and (answer.outcome not in _OF_THE_EVENT or first):
+            # What was under way when the circuit opened tells nothing new.
+            self.failures += 1
+        if not self.failing:
+            self.failing = True
+            await webhooks.failed(db, one.id)
+        if one.failing_for >= webhooks.PAUSE_AFTER and await webhooks.pause(db, one.id, "failing"):
+            _log.warning("webhook_paused", webhook=str(one.id), merchant=one.merchant_id, reason="failing")
+            return True
+        if probed or self.failures >= OPEN_AFTER:
+            self.failures = 0
+            opened = one.opened + 1
+            seconds = retries.open_for(opened, at_least=answer.wait or 0.0)
+            await webhooks.open_circuit(db, one.id, opened=opened, seconds=seconds)
+            _log.warning(
+                "webhook_circuit_open",
+                webhook=str(one.id),
+                seconds=round(seconds, 1),
+                outcome=answer.outcome,
+            )
+            self.webhook = replace(one, opened=opened)
+            self.open_at = time.monotonic() + seconds
+            return True
+        if answer.wait:
+            await webhooks.hold(db, one.id, seconds=answer.wait)
+            self.open_at = max(self.open_at, time.monotonic() + answer.wait)
+        return False
+
+    def _not_noted(self, error: Exception) -> None:
+        _log.warning("webhook_not_noted", webhook=str(self.webhook.id), **log.cause(error))
