@@ -10,7 +10,8 @@ from typing import Final
 YOUNG: Final = 20_000
 """Objects more than before until the youngest are looked through; Python's own 700 are one order's or two."""
 OLD: Final = 50
-"""Rounds of the middle generation until all is looked through: that stops everybody for as long as it takes.
+"""Rounds of the middle generation until all is looked through: that stops everybody for as long as
+it takes.
 """
 
 

@@ -96,7 +96,9 @@ class CallbackIntake:
         if last is not None and now - last.at < last.pause:
             return True
         if len(self._visited) >= _MOST_VISITED:
-            self._visited = {one: seen for one, seen in self._visited.items() if now - seen.at < seen.pause}
+            self._visited = {
+                checkout_id: seen for checkout_id, seen in self._visited.items() if now - seen.at < seen.pause
+            }
         recent = last is not None and now - last.at < _FORGOTTEN
         pause = min(last.pause * 2, LONGEST_PAUSE) if last is not None and recent else FIRST_PAUSE
         if len(self._visited) < _MOST_VISITED:
@@ -111,13 +113,13 @@ class CallbackIntake:
             self._beyond(arrival.kind, arrival.grade, checkout=checkout)
         return stored is not None
 
-    async def accept_unmatched(self, one: MerchantCallback, *, merchant: str) -> StoredCallback | None:
+    async def accept_unmatched(self, callback: MerchantCallback, *, merchant: str) -> StoredCallback | None:
         """Store what came to a merchant's own address and wake its checkout, if it has one; None where
         `accept` says False.
         """
-        self._count("merchant", one.grade, one.network, merchant=merchant)
+        self._count("merchant", callback.grade, callback.network, merchant=merchant)
         placed = await self._with_timeout(
-            self._place(one), size=len(one.body), kind="merchant", merchant=merchant
+            self._place(callback), size=len(callback.body), kind="merchant", merchant=merchant
         )
         if placed is None:
             return None
@@ -125,14 +127,16 @@ class CallbackIntake:
             {"merchant": merchant} if placed.checkout_id is None else {"checkout": str(placed.checkout_id)}
         )
         if not placed.kept:
-            self._beyond("merchant", one.grade, **where)
+            self._beyond("merchant", callback.grade, **where)
         if placed.created:
             _log.warning("checkout_created_from_payment", merchant=merchant, checkout=str(placed.checkout_id))
         elif placed.over_limit:
             if self._seldom("unconfirmed_payments_over_limit", merchant):
-                _log.warning("unconfirmed_payments_over_limit", merchant=merchant, grade=one.grade)
+                _log.warning("unconfirmed_payments_over_limit", merchant=merchant, grade=callback.grade)
         elif placed.checkout_id is None and self._seldom("unmatched_callback_stored", merchant):
-            _log.warning("unmatched_callback_stored", merchant=merchant, grade=one.grade, network=one.network)
+            _log.warning(
+                "unmatched_callback_stored", merchant=merchant, grade=callback.grade, network=callback.network
+            )
         return placed
 
     async def _store(self, arrival: Arrival, merchant_id: int | None) -> Stored:
@@ -143,11 +147,11 @@ class CallbackIntake:
             )
         return stored
 
-    async def _place(self, one: MerchantCallback) -> StoredCallback:
-        placed = await self._services.unmatched.store(one)
+    async def _place(self, callback: MerchantCallback) -> StoredCallback:
+        placed = await self._services.unmatched.store(callback)
         if placed.checkout_id is not None and (placed.wakes or placed.created):
             self._services.hint_publisher.publish(
-                [placed.checkout_id], queue="callbacks", merchant_id=one.told.merchant_id
+                [placed.checkout_id], queue="callbacks", merchant_id=callback.payment.merchant_id
             )
         return placed
 

@@ -178,8 +178,8 @@ async def accept_for_merchant(request: Request) -> Response:
         raise _only_posted("notification")
     merchant = await _named(services, name)
     read = await _read(services, request, merchant)
-    one = MerchantCallback(
-        told=_unexpected(merchant, gateway_callbacks.read_body(read.content_type, read.body), read.grade),
+    callback = MerchantCallback(
+        payment=_unexpected(merchant, gateway_callbacks.read_body(read.content_type, read.body), read.grade),
         grade=read.grade,
         network=read.network,
         content_type=read.content_type,
@@ -187,7 +187,7 @@ async def accept_for_merchant(request: Request) -> Response:
         source=read.source,
         body=read.body,
     )
-    placed = await _callback_intake(request).accept_unmatched(one, merchant=merchant.name)
+    placed = await _callback_intake(request).accept_unmatched(callback, merchant=merchant.name)
     if placed is not None and placed.over_limit:
         said = (
             f"merchant {merchant.name} has too many payments of unknown orders that no lookup has confirmed: send it again later, "
@@ -202,13 +202,13 @@ def _opened(services: Services, kind: str, checkout_id: str, signed: str) -> tup
     part was wrong.
     """
     try:
-        one = UUID(checkout_id)
+        number = UUID(checkout_id)
     except ValueError:
         raise _unknown() from None
-    link = callback_urls.open_link(services.encryptor, kind, one, signed)
+    link = callback_urls.open_link(services.encryptor, kind, number, signed)
     if link is None:
         raise _unknown()
-    return one, link
+    return number, link
 
 
 def _unknown() -> Refusal:

@@ -172,9 +172,9 @@ async def show(request: Request, checkout_id: str) -> Response:
     """Everything about one checkout."""
     services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
-    one = id_of(checkout_id)
+    checkout = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await reads.checkout(services.db, services.encryptor, merchant.id, one)
+        found = await reads.checkout(services.db, services.encryptor, merchant.id, checkout)
     if found is None:
         raise unknown(checkout_id)
     return answer(found)
@@ -238,9 +238,9 @@ async def show_explanation(request: Request, checkout_id: str) -> Response:
     """Why a checkout is where it is, what happens next and when, and what a person may do."""
     services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
-    one = id_of(checkout_id)
+    checkout = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        record = await explain.gather(services.db, services.settings, one, merchant_id=merchant.id)
+        record = await explain.gather(services.db, services.settings, checkout, merchant_id=merchant.id)
     if record is None:
         raise unknown(checkout_id)
     told = explain.explain(record)
@@ -293,9 +293,9 @@ async def show_audit(
     """The audit trail of one checkout, the oldest entry first."""
     services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
-    one = id_of(checkout_id)
+    checkout = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await reads.audit(services.db, merchant.id, one, after=after, limit=limit)
+        found = await reads.audit(services.db, merchant.id, checkout, after=after, limit=limit)
     if found is None:
         raise unknown(checkout_id)
     return answer(found)

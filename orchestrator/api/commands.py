@@ -78,7 +78,7 @@ def taking(kind: CommandKind) -> Callable[[Request, str], Awaitable[Response]]:
 async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Response:
     services = dependencies.of(request)
     caller, merchant = await dependencies.admit(request, SCOPES[kind])
-    one = checkouts.id_of(checkout_id)
+    checkout = checkouts.id_of(checkout_id)
     key = checkouts.idempotency_key(request)
     if key is None and kind in KEYED:
         message = f"is missing: each {kind} needs a key of its own, such as a UUID, so that sending it again moves nothing twice"
@@ -86,12 +86,16 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
         raise Refusal(422, f"Idempotency-Key {message}", kind="idempotency-key-missing", errors=wrong)
     body = _Body(kind, await request_body.read_json(request, limit=COMMAND_BYTES, optional=True))
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        view = await inbox.checkout_view(services.db, one, merchant_id=merchant.id, key=key)
+        view = await inbox.checkout_view(services.db, checkout, merchant_id=merchant.id, key=key)
         if view is None:
             raise checkouts.unknown(checkout_id)
         command_request = body.command_request(view)
         print_ = inbox.fingerprint_of(
-            one, kind, command_request.arguments, reason=body.reason, expected_version=command_request.version
+            checkout,
+            kind,
+            command_request.arguments,
+            reason=body.reason,
+            expected_version=command_request.version,
         )
         command = _met(view, key, print_)
         if command is None:
@@ -102,14 +106,14 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
             command = await _store(
                 request, view, command_request, actor=caller.actor, reason=body.reason, key=key, print_=print_
             )
-    services.hint_publisher.publish([one], merchant_id=merchant.id)
+    services.hint_publisher.publish([checkout], merchant_id=merchant.id)
     accepted = answers.CommandAccepted(
-        id=one,
+        id=checkout,
         order_id=view.order_ref,
         state=view.state,
         version=view.version,
         command=answers.StoredCommand(id=command, kind=kind),
-        links=reads.links_of(one),
+        links=reads.links_of(checkout),
     )
     return answer(accepted, 202)
 

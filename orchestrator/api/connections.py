@@ -120,7 +120,7 @@ class Connections:
     @property
     def unanswered(self) -> int:
         """How many requests were read to their end and have no answer that their callers could read."""
-        return sum(one.is_unanswered for one in self.open)
+        return sum(connection.is_unanswered for connection in self.open)
 
     def protocol(self, **given: Any) -> Connection:
         """Return the protocol of a new connection, as uvicorn asks for it."""
@@ -131,12 +131,14 @@ class Connections:
         self.open.add(newcomer)
         if len(self.open) <= self.limit:
             return
-        waiting = [one for one in self.open if one is not newcomer and one.is_waiting]
+        waiting = [
+            connection for connection in self.open if connection is not newcomer and connection.is_waiting
+        ]
         # A batch at once: the list is not sorted again for each connection of a flood.
         waiting.sort(key=Connection.waiting_order)
-        for one in waiting[: max(self.limit // 16, 1)]:
+        for connection in waiting[: max(self.limit // 16, 1)]:
             self.refused["closed_while_waiting"] += 1
-            one.cut()
+            connection.cut()
         if len(self.open) <= self.limit:
             return
         self.refused["too_many_connections"] += 1
@@ -151,8 +153,8 @@ class Connections:
         while True:
             await asyncio.sleep(_INTERVAL)
             now = loop.time()
-            for one in list(self.open):
-                one.check(now)
+            for connection in list(self.open):
+                connection.check(now)
             if self.refused and now - self._told_at >= SUMMARY_SECONDS:
                 self.tell()
                 self._told_at = now

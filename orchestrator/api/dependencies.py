@@ -133,7 +133,11 @@ async def admit(request: Request, *scopes: str) -> tuple[Caller, Merchant]:
 def _refuse_unknown_parameters(request: Request) -> None:
     """Refuse names that the address does not take: a misspelt filter would otherwise list everything."""
     route = request.scope.get("route")  # the routes below FastAPI take no parameters
-    known = frozenset(one.alias for one in route.dependant.query_params) if route is not None else frozenset()
+    known = (
+        frozenset(parameter.alias for parameter in route.dependant.query_params)
+        if route is not None
+        else frozenset()
+    )
     given = dict.fromkeys(name for name, _ in request.query_params.multi_items() if name not in known)
     if not given:
         return

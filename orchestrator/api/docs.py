@@ -185,15 +185,15 @@ def _as_30(value: Any) -> Any:
     reference.
     """
     if isinstance(value, list):
-        return [_as_30(one) for one in value]
+        return [_as_30(item) for item in value]
     if not isinstance(value, dict):
         return value
-    read = {name: _as_30(one) for name, one in value.items()}
+    read = {name: _as_30(item) for name, item in value.items()}
     if isinstance(read.get("examples"), list):
         read["example"] = read.pop("examples")[0]
     choices = read.get("anyOf")
     if isinstance(choices, list) and {"type": "null"} in choices:
-        others = [one for one in choices if one != {"type": "null"}]
+        others = [choice for choice in choices if choice != {"type": "null"}]
         del read["anyOf"]
         read = {**others[0], **read} if len(others) == 1 else {**read, "anyOf": others}
         read["nullable"] = True

@@ -104,7 +104,7 @@ class Health:
             async with asyncio.timeout(TIMEOUT):
                 refused = await readiness.refusals(inlet)
                 told = await webhooks.troubles(inlet, await readiness.processes(inlet))
-                return refused + [queue.told for queue in await lookup_budget.queues(inlet)] + told
+                return refused + [queue.summary for queue in await lookup_budget.queues(inlet)] + told
         except Exception as error:
             if not is_away(error):
                 raise

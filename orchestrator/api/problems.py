@@ -60,7 +60,7 @@ def answer(value: object, status: int = 200, headers: Mapping[str, str] | None =
 
 def body_of(refusal: Refusal) -> answers.Problem:
     """Return the problem document of a refusal."""
-    errors = tuple(answers.FieldProblem(field=one.field, message=one.message) for one in refusal.errors)
+    errors = tuple(answers.FieldProblem(field=error.field, message=error.message) for error in refusal.errors)
     return made(
         answers.Problem,
         refusal.facts or {},
@@ -136,8 +136,8 @@ async def _refused(request: Request, error: Any) -> Response:
 
 
 async def _invalid(_: Request, error: Any) -> Response:
-    problems = [Problem(_field(one["loc"]), str(one["msg"])) for one in error.errors()[:MOST_PROBLEMS]]
-    named = ", ".join(one.field for one in problems)
+    problems = [Problem(_field(fault["loc"]), str(fault["msg"])) for fault in error.errors()[:MOST_PROBLEMS]]
+    named = ", ".join(field_problem.field for field_problem in problems)
     return problem(Refusal(422, f"the request is wrong in {named}", kind="invalid-request", errors=problems))
 
 

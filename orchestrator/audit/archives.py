@@ -192,7 +192,9 @@ class Writing:
             "id": page.checkout,
             "after": _ended(page.after),
             "head": _ended(page.head),
-            "entries": [_Written(one.entry, one.key_id, bytes(one.mac).hex()) for one in page.entries],
+            "entries": [
+                _Written(entry.entry, entry.key_id, bytes(entry.mac).hex()) for entry in page.entries
+            ],
             **page.rows,
         }
         line = msgspec.json.encode(body) + b"\n"
@@ -346,9 +348,9 @@ async def verify_archives(db: Database, encryptor: Encryptor, found: Findings) -
             span = {"after": expected - 1, "until": rows[-1].sequence}
             noted = (await moment.execute(_HEADS, span)).all()
         digests: dict[int, Any] = {}
-        for one in noted:
-            line = _head_line(one.checkout_id, Head(one.sequence, bytes(one.mac), one.state))
-            digests.setdefault(one.archive, hashlib.sha256()).update(line)
+        for head in noted:
+            line = _head_line(head.checkout_id, Head(head.sequence, bytes(head.mac), head.state))
+            digests.setdefault(head.archive, hashlib.sha256()).update(line)
         for row in rows:
             found.archives += 1
             if row.sequence != expected:
@@ -359,11 +361,11 @@ async def verify_archives(db: Database, encryptor: Encryptor, found: Findings) -
                 found.problems.append(f"archive {row.sequence} {problem}")
                 return
             before, expected = bytes(row.mac), expected + 1
-    for one in await db.read(_PAYMENTS_ALONE):
+    for missing in await db.read(_PAYMENTS_ALONE):
         said = (
-            f"checkout {one.checkout_id} is missing, though archive {one.archive} has it"
-            if one.listed
-            else f"checkout {one.checkout_id} is noted as archived in archive {one.archive}, which does not exist"
+            f"checkout {missing.checkout_id} is missing, though archive {missing.archive} has it"
+            if missing.listed
+            else f"checkout {missing.checkout_id} is noted as archived in archive {missing.archive}, which does not exist"
         )
         found.problems.append(said)
 

@@ -243,7 +243,7 @@ def payments() -> None:
 @data_dir
 @click.option(
     "--role",
-    type=click.Choice([one.value for one in Role]),
+    type=click.Choice([role.value for role in Role]),
     help="surplus and unknown: money that belongs to no order.",
 )
 @click.option("--order", metavar="NUMBER", help="Only this order number.")

@@ -163,7 +163,7 @@ def retry(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> 
 @click.command(short_help="Decide what waits for a person: keep, return or dismiss.")
 @data_dir
 @_checkout
-@click.argument("decision", type=click.Choice([one.value for one in Decision]))
+@click.argument("decision", type=click.Choice([choice.value for choice in Decision]))
 @_reason
 @_wait()
 def resolve(*, data_dir: Path, checkout: str, decision: str, reason: str | None, wait: float) -> int:

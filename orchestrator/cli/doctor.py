@@ -394,8 +394,8 @@ async def _lookups(db: Database, report: _Report) -> None:
     from orchestrator.processing import lookup_budget  # noqa: PLC0415 - each command imports what it needs
 
     queues = await lookup_budget.queues(db)
-    for one in queues:
-        report.ill("lookups", one.told)
+    for queue in queues:
+        report.ill("lookups", queue.summary)
     if not queues:
         report.well("lookups", "none waits for its turn")
 
@@ -412,26 +412,28 @@ async def _gateways(settings: Settings, db: Database, report: _Report) -> None:
         report.ill("merchants", str(error))
         return
     async with Gateway(settings) as gateway:
-        for one in everyone:
-            if one.disabled:
+        for merchant in everyone:
+            if merchant.disabled:
                 continue
-            if not one.account.url:
-                report.ill("gateway", f"merchant {one.name} has no gateway: set ORCHESTRATOR_GATEWAY_URL")
+            if not merchant.account.url:
+                report.ill(
+                    "gateway", f"merchant {merchant.name} has no gateway: set ORCHESTRATOR_GATEWAY_URL"
+                )
                 continue
             began = time.monotonic()
-            outcome = await gateway.authenticate(one.account)
+            outcome = await gateway.authenticate(merchant.account)
             if isinstance(outcome, Done):
                 took = (time.monotonic() - began) * 1000
                 report.well(
                     "gateway",
-                    f"the credentials of merchant {one.name} are accepted by {one.account.url} in {took:.0f} ms",
+                    f"the credentials of merchant {merchant.name} are accepted by {merchant.account.url} in {took:.0f} ms",
                 )
             else:
                 why = outcome.reason
                 if isinstance(outcome, Refused | Unauthorized):
-                    said = f"the credentials of merchant {one.name} are refused by {one.account.url} ({why}): check the user name and the password"
+                    said = f"the credentials of merchant {merchant.name} are refused by {merchant.account.url} ({why}): check the user name and the password"
                 else:
-                    said = f"the gateway of merchant {one.name} is unavailable at {one.account.url} ({why}): check the URL, and the way to it"
+                    said = f"the gateway of merchant {merchant.name} is unavailable at {merchant.account.url} ({why}): check the URL, and the way to it"
                 report.ill("gateway", said)
 
 

@@ -123,16 +123,16 @@ def list_merchants(*, data_dir: Path) -> int:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
         for column in ("id", "name", "state", "gateway", "user name", "secrets", "policies"):
             table.add_column(column, overflow="fold")
-        for one in await _merchants(settings, db).everyone():
-            state = Text("disabled", "red") if one.disabled else Text("enabled", "green")
+        for merchant in await _merchants(settings, db).everyone():
+            state = Text("disabled", "red") if merchant.disabled else Text("enabled", "green")
             table.add_row(
-                str(one.id),
-                one.name,
+                str(merchant.id),
+                merchant.name,
                 state,
-                one.account.url or "not set",
-                one.account.username or "not set",
-                str(len(one.callback_secrets)),
-                " ".join(f"{name}={getattr(one.policies, name)}" for name in POLICIES),
+                merchant.account.url or "not set",
+                merchant.account.username or "not set",
+                str(len(merchant.callback_secrets)),
+                " ".join(f"{name}={getattr(merchant.policies, name)}" for name in POLICIES),
             )
         printer().print(table)
         return 0
@@ -243,10 +243,10 @@ def secrets(*, data_dir: Path, name: str, secrets_stdin: bool, none: bool) -> in
     given: list[str] = []
     while not none:
         what = "Next secret, older (empty: no more)" if given else "Newest callback secret"
-        one = _asked(what, empty=bool(given), prompt=not secrets_stdin)
-        if not one:
+        secret = _asked(what, empty=bool(given), prompt=not secrets_stdin)
+        if not secret:
             break
-        given.append(one)
+        given.append(secret)
     return _change(
         data_dir,
         name,

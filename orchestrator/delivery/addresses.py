@@ -115,7 +115,12 @@ class AddressPolicy:
     def named(self, address: Address) -> bool:
         """Say whether the setting names a network with this address, also where IPv6 carries it as IPv4."""
         inner = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-        return any(one in network for one in (address, inner) if one is not None for network in self._allowed)
+        return any(
+            candidate in network
+            for candidate in (address, inner)
+            if candidate is not None
+            for network in self._allowed
+        )
 
     def permits(self, address: Address) -> bool:
         """Say whether a connection to this address may be opened."""

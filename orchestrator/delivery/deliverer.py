@@ -83,11 +83,11 @@ class Deliverer:
         self._refused: set[UUID] = set()
         self._results: Batch[Written, bool] = Batch(
             self._write,
-            keys=lambda one: ((one.endpoint_id, one.checkout_id, one.purpose),),
+            keys=lambda result: ((result.endpoint_id, result.checkout_id, result.purpose),),
             limit=settings.batch_limit,
             name="deliveries",
         )
-        self.told = False
+        self.notified = False
         """Whether notifications are heard, so that it need not look often."""
         self.delivered = self.failed = 0
 
@@ -105,7 +105,7 @@ class Deliverer:
         """Look at once: at these endpoints (ids with a blank between), or at all, also for what is new about
         them (`*`).
         """
-        lanes = [self._by_text.get(one) for one in said.split()] if said != webhooks.CHANGED else []
+        lanes = [self._by_text.get(text) for text in said.split()] if said != webhooks.CHANGED else []
         if said == webhooks.CHANGED or None in lanes:
             self._refresh_at = float("-inf")
         if not lanes or None in lanes:
@@ -181,7 +181,7 @@ class Deliverer:
             await self._refresh()
         everywhere = now >= self._look_at
         if everywhere:
-            self._look_at = now + (LOOK if self.told else LOOK_UNTOLD)
+            self._look_at = now + (LOOK if self.notified else LOOK_UNTOLD)
         if now >= self._clean_at:
             self._clean_at = now + CLEAN_EVERY
             await self._clean()
@@ -201,14 +201,14 @@ class Deliverer:
 
     async def _take(self, wanted: dict[UUID, int], probes: set[UUID]) -> int:
         """Take what is due, and begin to send it; return how many."""
-        for one in wanted:
-            self._lanes[one].hot = False
+        for endpoint_id in wanted:
+            self._lanes[endpoint_id].hot = False
         asked = time.monotonic()
         try:
             found = await deliveries.take(self._db, wanted, probes=probes, seconds=self._lease)
         except Exception:
-            for one in wanted:
-                self._lanes[one].hot = True
+            for endpoint_id in wanted:
+                self._lanes[endpoint_id].hot = True
             raise
         if time.monotonic() - asked > LATE:
             _log.warning("deliveries_taken_late", number=len(found))
@@ -216,10 +216,10 @@ class Deliverer:
         counts = dict.fromkeys(wanted, 0)
         for due in found:
             counts[due.endpoint_id] += 1
-        for one, number in counts.items():
+        for endpoint_id, number in counts.items():
             # Where less was found than could be sent, there is no more, unless something was told of
             # meanwhile.
-            self._lanes[one].hot |= number >= wanted[one]
+            self._lanes[endpoint_id].hot |= number >= wanted[endpoint_id]
         return self._begin(found, probes)
 
     async def _wanted(self, *, everywhere: bool) -> tuple[dict[UUID, int], set[UUID]]:
@@ -234,24 +234,24 @@ class Deliverer:
         wanted: dict[UUID, int] = {}
         probes: set[UUID] = set()
         for lane in (*lanes[first:], *lanes[:first]):
-            one = lane.webhook
-            if one.paused_at is not None or now < lane.open_at or lane.probing:
+            webhook = lane.webhook
+            if webhook.paused_at is not None or now < lane.open_at or lane.probing:
                 continue
-            if one.opened:
+            if webhook.opened:
                 if lane.pace.in_flight:
                     continue
-                if not await webhooks.claim_probe(self._db, one.id, seconds=self._lease):
+                if not await webhooks.claim_probe(self._db, webhook.id, seconds=self._lease):
                     # Another deliverer probes it, or nothing is due.
                     lane.open_at = now + LOOK
                     continue
-                probes.add(one.id)
+                probes.add(webhook.id)
                 most = 1
             else:
                 # Half of what is left, so that something is left for others; one in any case, so that no
                 # other's hold it.
                 most = min(lane.pace.free(now), max(room // 2, 0 if lane.pace.in_flight else 1))
             if most > 0:
-                wanted[one.id] = most
+                wanted[webhook.id] = most
                 room -= most
         return wanted, probes
 
@@ -262,34 +262,34 @@ class Deliverer:
         found = await webhooks.served(self._db)
         now = time.monotonic()
         lanes: dict[UUID, Lane] = {}
-        for one in found:
-            lane = self._lanes.get(one.id)
+        for webhook in found:
+            lane = self._lanes.get(webhook.id)
             if lane is None or (lane.webhook.encrypted, lane.webhook.previous) != (
-                one.encrypted,
-                one.previous,
+                webhook.encrypted,
+                webhook.previous,
             ):
                 try:
-                    secrets = one.secrets(self._encryptor)
+                    secrets = webhook.secrets(self._encryptor)
                 except EncryptionError as error:
-                    self._refuse(one, str(error))
+                    self._refuse(webhook, str(error))
                     continue
                 pace = Pace(self._settings.webhook_endpoint_in_flight) if lane is None else lane.pace
-                lane = lane or Lane(one, secrets, pace, open_at=now)
+                lane = lane or Lane(webhook, secrets, pace, open_at=now)
                 lane.secrets = secrets
-            if lane.webhook.url != one.url and lane.webhook.encrypted == one.encrypted:
-                self._refuse(one, "its secret was made for another URL")
+            if lane.webhook.url != webhook.url and lane.webhook.encrypted == webhook.encrypted:
+                self._refuse(webhook, "its secret was made for another URL")
                 continue
-            lane.webhook, lane.open_at = one, now + max(one.open_for, 0.0)
-            lane.failing = one.failing_since is not None
-            lanes[one.id] = lane
+            lane.webhook, lane.open_at = webhook, now + max(webhook.open_for, 0.0)
+            lane.failing = webhook.failing_since is not None
+            lanes[webhook.id] = lane
         self._lanes = lanes
-        self._by_text = {str(one): lane for one, lane in lanes.items()}
+        self._by_text = {str(endpoint_id): lane for endpoint_id, lane in lanes.items()}
 
-    def _refuse(self, one: Webhook, reason: str) -> None:
+    def _refuse(self, webhook: Webhook, reason: str) -> None:
         """Say once that an endpoint is not served, because its row does not hold."""
-        if one.id not in self._refused:
-            self._refused.add(one.id)
-            _log.error("webhook_unreadable", webhook=str(one.id), reason=reason, security=True)
+        if webhook.id not in self._refused:
+            self._refused.add(webhook.id)
+            _log.error("webhook_unreadable", webhook=str(webhook.id), reason=reason, security=True)
 
     async def _clean(self) -> None:
         """Delete what is not kept any more: attempts, and what deleted endpoints have left."""

@@ -75,62 +75,64 @@ class Lane:
 
         `first`: the event had not been tried before. `probed`: it was the probe of an open circuit.
         """
-        one = self.webhook
+        webhook = self.webhook
         try:
             if answer.delivered:
                 return await self._delivered(db)
             if answer.outcome is not Outcome.GONE:
                 return await self._failed(db, answer, first=first, probed=probed)
-            if await webhooks.pause(db, one.id, "gone", url=one.url):
-                _log.warning("webhook_off", webhook=str(one.id), merchant=one.merchant_id)
+            if await webhooks.pause(db, webhook.id, "gone", url=webhook.url):
+                _log.warning("webhook_off", webhook=str(webhook.id), merchant=webhook.merchant_id)
         except Exception as error:  # noqa: BLE001 - the next answer notes it
             self._not_noted(error)
             return False
         return True
 
     async def _delivered(self, db: Database) -> bool:
-        now, one = time.monotonic(), self.webhook
+        now, webhook = time.monotonic(), self.webhook
         self.failures = 0
-        back = one.opened > 0
+        back = webhook.opened > 0
         if not self.failing and not back and now - self.noted_at < NOTED_EVERY:
             return False
         self.noted_at, self.failing = now, False
-        self.webhook = replace(one, opened=0, failing_since=None, failing_for=0.0)
+        self.webhook = replace(webhook, opened=0, failing_since=None, failing_for=0.0)
         if back:
             self.pace.restart()
-            _log.info("webhook_is_back", webhook=str(one.id))
-        await webhooks.delivered(db, one.id, back=back)
+            _log.info("webhook_is_back", webhook=str(webhook.id))
+        await webhooks.delivered(db, webhook.id, back=back)
         self.hot |= back
         return back
 
     async def _failed(self, db: Database, answer: Answer, *, first: bool, probed: bool) -> bool:
-        one = self.webhook
+        webhook = self.webhook
         is_open = time.monotonic() < self.open_at
         if not is_open and (answer.outcome not in _OF_THE_EVENT or first):
             # What was under way when the circuit opened tells nothing new.
             self.failures += 1
         if not self.failing:
             self.failing = True
-            await webhooks.failed(db, one.id)
-        if one.failing_for >= webhooks.PAUSE_AFTER and await webhooks.pause(db, one.id, "failing"):
-            _log.warning("webhook_paused", webhook=str(one.id), merchant=one.merchant_id, reason="failing")
+            await webhooks.failed(db, webhook.id)
+        if webhook.failing_for >= webhooks.PAUSE_AFTER and await webhooks.pause(db, webhook.id, "failing"):
+            _log.warning(
+                "webhook_paused", webhook=str(webhook.id), merchant=webhook.merchant_id, reason="failing"
+            )
             return True
         if probed or self.failures >= OPEN_AFTER:
             self.failures = 0
-            opened = one.opened + 1
+            opened = webhook.opened + 1
             seconds = retries.open_for(opened, at_least=answer.wait or 0.0)
-            await webhooks.open_circuit(db, one.id, opened=opened, seconds=seconds)
+            await webhooks.open_circuit(db, webhook.id, opened=opened, seconds=seconds)
             _log.warning(
                 "webhook_circuit_open",
-                webhook=str(one.id),
+                webhook=str(webhook.id),
                 seconds=round(seconds, 1),
                 outcome=answer.outcome,
             )
-            self.webhook = replace(one, opened=opened)
+            self.webhook = replace(webhook, opened=opened)
             self.open_at = time.monotonic() + seconds
             return True
         if answer.wait:
-            await webhooks.hold(db, one.id, seconds=answer.wait)
+            await webhooks.hold(db, webhook.id, seconds=answer.wait)
             self.open_at = max(self.open_at, time.monotonic() + answer.wait)
         return False
 

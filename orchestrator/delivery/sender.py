@@ -263,10 +263,10 @@ _FAULTS: Final[Sequence[tuple[tuple[type[BaseException], ...], Outcome]]] = (
 def _fault(error: BaseException) -> Outcome:
     """Tell what a failure on the way means; one that aiohttp wraps counts for itself."""
     inner = getattr(error, "os_error", None)
-    for one in (inner, error):
-        for kinds, outcome in _FAULTS if one is not None else ():
-            if isinstance(one, kinds) and (
-                one is error or outcome in {Outcome.FORBIDDEN_ADDRESS, Outcome.NAME_NOT_FOUND}
+    for failure in (inner, error):
+        for kinds, outcome in _FAULTS if failure is not None else ():
+            if isinstance(failure, kinds) and (
+                failure is error or outcome in {Outcome.FORBIDDEN_ADDRESS, Outcome.NAME_NOT_FOUND}
             ):
                 return outcome
     return Outcome.CONNECTION_LOST

@@ -115,7 +115,7 @@ class Attention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def transactions(self) -> list[str]:
         """The transactions that it is about."""
-        return [one.transaction_id for one in self.payments]
+        return [payment.transaction_id for payment in self.payments]
 
     @property
     def details(self) -> dict[str, Any]:
@@ -138,14 +138,18 @@ class Attention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return not self.asks_like(before) or _named(self.beside) != _named(before.beside if before else ())
 
 
-def _question(one: Attention) -> tuple[object, ...]:
-    if one.code in PROBLEMS:
-        return one.code, one.facts, [payment.asked for payment in one.payments]
-    return one.code, one.facts, one.transactions if one.code in _NAMES_PAYMENTS else ()
+def _question(attention: Attention) -> tuple[object, ...]:
+    if attention.code in PROBLEMS:
+        return attention.code, attention.facts, [payment.asked for payment in attention.payments]
+    return (
+        attention.code,
+        attention.facts,
+        attention.transactions if attention.code in _NAMES_PAYMENTS else (),
+    )
 
 
 def _named(payments: tuple[PaymentAmount, ...]) -> list[str]:
-    return [one.transaction_id for one in payments]
+    return [payment.transaction_id for payment in payments]
 
 
 def stored(code: str | None, details: Mapping[str, Any] | None) -> Attention | None:

@@ -99,4 +99,4 @@ def stored(code: str | None, facts: Mapping[str, Any] | None) -> CommandResult |
     return CommandResult(code=ResultCode(code), facts=facts or {})
 
 
-_CODES: Final = frozenset(one.value for one in ResultCode)
+_CODES: Final = frozenset(code.value for code in ResultCode)

@@ -119,7 +119,7 @@ class CheckoutView:
     @property
     def paying(self) -> tuple[PaymentRecord, ...]:
         """What pays the checkout: one transaction, or the parts that a person decided to keep as a whole."""
-        return tuple(one for one in self.payments_seen if one.role == Role.ACCEPTED)
+        return tuple(payment for payment in self.payments_seen if payment.role == Role.ACCEPTED)
 
     def payment(self, transaction_id: str | None) -> PaymentRecord | None:
         """Return what is held under a transaction; without one, under the one transaction that pays the
@@ -128,7 +128,9 @@ class CheckoutView:
         if transaction_id is None:
             paying = self.paying
             return paying[0] if len(paying) == 1 else None
-        return next((one for one in self.payments_seen if one.transaction_id == transaction_id), None)
+        return next(
+            (payment for payment in self.payments_seen if payment.transaction_id == transaction_id), None
+        )
 
     def currency_of(self, transaction_id: str | None) -> str:
         """Return the currency in which an amount of this transaction is meant."""
@@ -140,8 +142,8 @@ class CheckoutView:
         way has come true.
         """
         left = left_to(OperationKind(kind), payment)
-        for one in self.busy(payment, kind):
-            left = 0 if one.amount is None else left - one.amount
+        for pending in self.busy(payment, kind):
+            left = 0 if pending.amount is None else left - pending.amount
         return max(left, 0)
 
     def busy(self, payment: PaymentRecord, kind: str) -> list[Pending]:
@@ -149,10 +151,10 @@ class CheckoutView:
         would move.
         """
         return [
-            one
-            for one in self.under_way
-            if self.payment(one.transaction_id) == payment
-            and (one.kind == CommandKind.REFUND) == (kind == CommandKind.REFUND)
+            pending
+            for pending in self.under_way
+            if self.payment(pending.transaction_id) == payment
+            and (pending.kind == CommandKind.REFUND) == (kind == CommandKind.REFUND)
         ]
 
 
@@ -235,7 +237,7 @@ def _about_money(view: CheckoutView, request: CommandRequest) -> Rejection | Non
         refused = result(ResultCode.REFUSED_UNKNOWN_TRANSACTION, transaction=request.transaction_id)
         return Rejection("unknown-transaction", said, refused, "transactionId")
     if payment is None and len(view.paying) > 1:
-        parts = sorted(one.transaction_id for one in view.paying)
+        parts = sorted(payment.transaction_id for payment in view.paying)
         said = f"checkout {view.id} is paid by several transactions, {', '.join(parts)}: name one of them"
         refused = result(ResultCode.REFUSED_SEVERAL_PAYMENTS, transactions=parts)
         return Rejection("several-payments", said, refused, "transactionId")

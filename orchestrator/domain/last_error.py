@@ -119,4 +119,4 @@ def stored(code: str | None, facts: Mapping[str, Any] | None) -> LastError | Non
     return LastError(code=ErrorCode(code), facts=facts or {})
 
 
-_CODES: Final = frozenset(one.value for one in ErrorCode)
+_CODES: Final = frozenset(code.value for code in ErrorCode)

@@ -152,24 +152,24 @@ class Amounts(Protocol):
     def charged_back(self) -> int: ...
 
 
-def still_held(one: Amounts) -> int:
+def still_held(amounts: Amounts) -> int:
     """Return what is held of the shopper's money: the reservation, or what was captured and did not go back.
 
     A capture of a part leaves the rest of the reservation to the shopper's bank in time; it is ours no more
     than nothing.
     """
-    return max(left_to(OperationKind.REFUND, one), 0) if one.captured > 0 else one.reserved
+    return max(left_to(OperationKind.REFUND, amounts), 0) if amounts.captured > 0 else amounts.reserved
 
 
-def left_to(kind: OperationKind, one: Amounts) -> int:
+def left_to(kind: OperationKind, amounts: Amounts) -> int:
     """Return how much can still be captured, refunded or released; less than 0 where more was done than there
     was.
 
     What the shopper's bank took back is with the shopper already.
     """
     if kind == OperationKind.REFUND:
-        return one.captured - one.refunded - one.charged_back
-    return one.reserved - one.captured
+        return amounts.captured - amounts.refunded - amounts.charged_back
+    return amounts.reserved - amounts.captured
 
 
 @dataclass(frozen=True, slots=True)

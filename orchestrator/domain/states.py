@@ -37,7 +37,8 @@ class State(StrEnum):
     COMPLETED = "completed"
     """Money was found at the gateway. Never left; the watch for refunds and chargebacks settles it."""
     FAILED = "failed"
-    """The gateway refused, or every attempt until the deadline failed; nothing was ever offered to a shopper.
+    """The gateway refused, or every attempt until the deadline failed; nothing was ever offered to
+    a shopper.
     """
     EXPIRED = "expired"
     """The deadline passed and a last lookup showed nothing paid, pending or open."""

@@ -99,7 +99,7 @@ def _shown(value: Any) -> str:
         return ""
     match value:
         case list():
-            return ", ".join(_shown(one) for one in value)
+            return ", ".join(_shown(item) for item in value)
         case dict():
             # Of a transaction or a callback: what it is, not every amount and digest of it.
             words = [

@@ -33,7 +33,8 @@ LIGHT_MARKS: Final = 2_000
 """Characters that cost (of tags, attributes, references, lists and values, controls, and all outside ASCII)
 in such an answer at most."""
 LIGHT_ROWS: Final = 60
-"""Tags that begin with `Transaction` in such an answer at most: each row has four, and takes longest to read.
+"""Tags that begin with `Transaction` in such an answer at most: each row has four, and takes
+longest to read.
 """
 SHORT: Final = 1_000
 """Bytes that hold too little to be looked through."""

@@ -68,7 +68,7 @@ class Grade(StrEnum):
     """We have no secret to check it with."""
 
     @property
-    def believed(self) -> bool:
+    def is_evidence(self) -> bool:
         """Say whether nothing speaks against its being the gateway's. Even then its status is only a hint."""
         return self in {Grade.SIGNED, Grade.CHECKSUM, Grade.UNCHECKED}
 

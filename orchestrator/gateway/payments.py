@@ -106,16 +106,18 @@ def parse(body: bytes, *, limit: int = MOST_ROWS) -> Found | RequestError | Malf
     )
 
 
-def _details(one: Transaction) -> int:
-    return len(one.payment_infos) + len(one.chargeback_events) + len(one.reconciliations)
+def _details(transaction: Transaction) -> int:
+    return (
+        len(transaction.payment_infos) + len(transaction.chargeback_events) + len(transaction.reconciliations)
+    )
 
 
 def is_cut_short(found: Found, fewer: Found) -> bool:
     """Say whether a list asked for with one row less has one row less: then the gateway knows `limit`, and
     `found` is whole.
     """
-    ids = {one.transaction_id for one in found.transactions}
-    less = {one.transaction_id for one in fewer.transactions}
+    ids = {transaction.transaction_id for transaction in found.transactions}
+    less = {transaction.transaction_id for transaction in fewer.transactions}
     return less < ids and len(fewer.transactions) == len(found.transactions) - 1
 
 
@@ -136,8 +138,10 @@ def joined(newest: Found, oldest: Found) -> Found | None:
         or old[-1] <= young[-1]
     ):
         return None
-    known = {one.transaction_id for one in newest.transactions}
-    more = tuple(one for one in oldest.transactions if one.transaction_id not in known)
+    known = {transaction.transaction_id for transaction in newest.transactions}
+    more = tuple(
+        transaction for transaction in oldest.transactions if transaction.transaction_id not in known
+    )
     return replace(
         newest,
         transactions=(*newest.transactions, *more),
@@ -150,7 +154,7 @@ def _dates(found: Found) -> list[str]:
     """Return the dates of creation in the order of the answer; none where one is not in the gateway's own
     form (1.7).
     """
-    dates = [one.created_at for one in found.transactions]
+    dates = [transaction.created_at for transaction in found.transactions]
     return dates if all(_CREATED.fullmatch(date) for date in dates) else []
 
 

@@ -64,7 +64,7 @@ class _Row:
         field = self.fields.get(name)
         if field is None or not (self.repeated or len(field)):
             return self.text(name)
-        texts = dict.fromkeys(_whole(one) for one in self.all(name))
+        texts = dict.fromkeys(_whole(node) for node in self.all(name))
         if len(texts) > 1:
             self.flags.append("field_repeated")
         return " / ".join(texts)[:LONGEST_TEXT]

@@ -31,7 +31,8 @@ of the first."""
 LARGEST_REPAIRED: Final = 500_000
 """Bytes of a document that is repaired, at most."""
 MOST_REPAIRS: Final = 20_000
-"""Bytes outside ASCII, and ampersands, of a document that is repaired, at most: each may be looked at alone.
+"""Bytes outside ASCII, and ampersands, of a document that is repaired, at most: each may be looked
+at alone.
 """
 LONGEST_TEXT: Final = 255
 """Characters of a text that is read from a document; what is longer is cut."""

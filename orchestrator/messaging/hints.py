@@ -195,5 +195,6 @@ class HintPublisher:
         if not messages:
             return
         self._publisher.publish(
-            Message(PROCESS, name, [[str(one) for one in listed]]) for name, listed in messages
+            Message(PROCESS, name, [[str(checkout_id) for checkout_id in listed]])
+            for name, listed in messages
         )

@@ -468,15 +468,17 @@ def environment(settings: Settings, process: str | None = None) -> dict[str, str
 
 def _spelled(value: object) -> str:
     if isinstance(value, tuple):
-        return json.dumps([one.get_secret_value() if isinstance(one, SecretStr) else one for one in value])
+        return json.dumps(
+            [item.get_secret_value() if isinstance(item, SecretStr) else item for item in value]
+        )
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
 def _blank_around(value: object) -> str | None:
     """Say what white space a text, a secret or an entry of a list has at its ends; None where it has none."""
     if isinstance(value, list | tuple):
-        found = (_blank_around(one) for one in value)
-        return next((f"an entry {one}" for one in found if one is not None), None)
+        found = (_blank_around(item) for item in value)
+        return next((f"an entry {fault}" for fault in found if fault is not None), None)
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if not isinstance(text, str) or text == text.strip():
         return None
@@ -492,6 +494,6 @@ def _nearest(name: str, known: set[str]) -> str | None:
     import difflib  # noqa: PLC0415 - only on the way out
 
     # The prefix is the same everywhere and must not make everything look alike.
-    bare = [one.removeprefix(PREFIX) for one in known]
+    bare = [payment.removeprefix(PREFIX) for payment in known]
     near = difflib.get_close_matches(name.removeprefix(PREFIX), bare, n=1, cutoff=0.75)
     return PREFIX + near[0] if near else None

@@ -91,7 +91,9 @@ def read(url: str, *, ca_file: str | None = None, kinds: tuple[str, ...] = (*RED
     `ca_file` counts where the URL names none.
     """
     wanted = " or ".join(f"{scheme}://" for scheme in kinds)
-    all_parts = [_parts(one, wanted) for one in (url.split(";") if url.startswith("sentinel://") else (url,))]
+    all_parts = [
+        _parts(broker, wanted) for broker in (url.split(";") if url.startswith("sentinel://") else (url,))
+    ]
     first = all_parts[0]
     scheme = first.scheme
     if scheme not in kinds or any(parts.scheme != scheme for parts in all_parts):

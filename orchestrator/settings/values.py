@@ -184,7 +184,7 @@ HOST: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?|\[?[0-9A-
 
 def ascending(value: tuple[float, ...]) -> tuple[float, ...]:
     rising = all(before < after for before, after in pairwise((0.0, *value)))
-    if not rising or not all(math.isfinite(one) for one in value):
+    if not rising or not all(math.isfinite(item) for item in value):
         message = "each number must be greater than 0 and greater than the one before it"
         raise ValueError(message)
     return value

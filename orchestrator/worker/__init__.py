@@ -53,7 +53,9 @@ def bridge() -> Bridge:
 def process(task: Task[Any, Any], ids: list[str]) -> None:
     """Look at these checkouts."""
     came_by = (task.request.delivery_info or {}).get("routing_key")
-    bridge().process([UUID(one) for one in ids], "callbacks" if came_by == "callbacks" else "checkouts")
+    bridge().process(
+        [UUID(checkout_id) for checkout_id in ids], "callbacks" if came_by == "callbacks" else "checkouts"
+    )
 
 
 @app.task(name=SWEEP)

@@ -157,6 +157,6 @@ def _are_ids(value: object) -> bool:
     if not isinstance(value, list) or len(value) > MOST_IDS:
         return False
     try:
-        return all(isinstance(one, str) and UUID(one) for one in value)
+        return all(isinstance(item, str) and UUID(item) for item in value)
     except ValueError:
         return False

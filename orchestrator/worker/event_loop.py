@@ -204,7 +204,7 @@ class Bridge:
         )
         self._sequencer = Sequencer(self._db, retention=settings.event_retention_days * 86_400)
         self._moves = checkouts.Transitions(
-            self._db, self._encryptor, batch_limit=settings.batch_limit, told=self._sequencer.wake
+            self._db, self._encryptor, batch_limit=settings.batch_limit, on_events=self._sequencer.wake
         )
         shared = shared_state.SharedGatewayState(
             settings.redis, name=self._name, longest=max(settings.breaker_pause, LONGEST_THROTTLE)
@@ -245,22 +245,22 @@ class Bridge:
         )
         self._swept = time.monotonic()
         self._counts["swept"] += len(due_now)
-        for one in due_now:
-            if one.suspect:
-                self.hint_publisher.publish([one.id], alone=True)
-        well = [one for one in due_now if not one.suspect]
-        self.hint_publisher.publish([one.id for one in well if one.woken], queue="callbacks")
-        self.hint_publisher.publish([one.id for one in well if not one.woken])
+        for checkout in due_now:
+            if checkout.suspect:
+                self.hint_publisher.publish([checkout.id], alone=True)
+        well = [checkout for checkout in due_now if not checkout.suspect]
+        self.hint_publisher.publish([checkout.id for checkout in well if checkout.woken], queue="callbacks")
+        self.hint_publisher.publish([checkout.id for checkout in well if not checkout.woken])
 
     async def _take_up(self) -> int:
         """Process some of each merchant's due checkouts, without a way through the broker; return
         how many.
         """
         due_now = await checkouts.due(self._db, most=self._settings.hint_size)
-        await self._dispatcher.admit([one.id for one in due_now if not one.suspect])
-        for one in due_now:
-            if one.suspect:
-                await self._dispatcher.admit([one.id])
+        await self._dispatcher.admit([checkout.id for checkout in due_now if not checkout.suspect])
+        for checkout in due_now:
+            if checkout.suspect:
+                await self._dispatcher.admit([checkout.id])
         return len(due_now)
 
     async def _listen(self) -> None:

@@ -259,10 +259,12 @@ async def _pages(tx: AsyncConnection, rows: Sequence[Row[Any]]) -> list[audit.Pa
     entries: dict[UUID, list[Row[Any]]] = defaultdict(list)
     for entry in await tx.execute(_ENTRIES, {"ids": ids, "first": ids[0], "last": ids[-1]}):
         entries[entry.checkout_id].append(entry)
-    beside: dict[UUID, dict[str, list[msgspec.Raw]]] = {one: {kind: [] for kind in _ROWS} for one in ids}
+    beside: dict[UUID, dict[str, list[msgspec.Raw]]] = {
+        checkout_id: {kind: [] for kind in _ROWS} for checkout_id in ids
+    }
     for kind, statement in _ROWS.items():
-        for one in await tx.execute(statement, {"ids": ids}):
-            beside[one.checkout_id][kind].append(msgspec.Raw(one.body.encode()))
+        for found in await tx.execute(statement, {"ids": ids}):
+            beside[found.checkout_id][kind].append(msgspec.Raw(found.body.encode()))
     return [
         audit.Page(
             row.id,

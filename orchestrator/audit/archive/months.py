@@ -59,7 +59,7 @@ async def make_ahead(db: Database, *, ahead: int = AHEAD) -> list[str]:
     what was made.
     """
     known, now = await _known(db)
-    covered = max((one.until for one in known if one.until is not None), default=UUID(int=0))
+    covered = max((payment.until for payment in known if payment.until is not None), default=UUID(int=0))
     made = []
     for later in range(ahead + 1):
         first = _start(now, later)
@@ -100,7 +100,7 @@ async def _known(db: Database) -> tuple[list[Month], datetime]:
         Month(row.name, UUID(bound[1]) if (bound := _BOUND.search(row.bound)) else None, row.size)
         for row in rows
     ]
-    return sorted(found, key=lambda one: (one.until is None, one.until)), rows[0].now
+    return sorted(found, key=lambda month: (month.until is None, month.until)), rows[0].now
 
 
 async def _make(db: Database, name: str, first: UUID, until: UUID) -> bool:
@@ -148,9 +148,9 @@ def first_id(moment: datetime) -> UUID:
     return UUID(int=int(moment.timestamp() * 1000) << 80)
 
 
-def moment_of(one: UUID) -> datetime:
+def moment_of(checkout_id: UUID) -> datetime:
     """Return when an id was made; the end of the calendar for one that no calendar has."""
-    return datetime.fromtimestamp(min((one.int >> 80) / 1000, _LAST), UTC)
+    return datetime.fromtimestamp(min((checkout_id.int >> 80) / 1000, _LAST), UTC)
 
 
 def _month(now: datetime, later: int) -> tuple[int, int]:

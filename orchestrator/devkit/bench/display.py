@@ -69,10 +69,10 @@ def _drawn(progress: Progress) -> Group:
     return Group(Text(f"\n  {progress.title}   {seconds:.0f} s   {what}", style="dim"), table)
 
 
-def ramp_line(one: Try) -> Text:
+def ramp_line(attempt: Try) -> Text:
     """Say what one rate came to."""
-    mark, style = ("✓", "green") if one.held else ("✗", "red")
-    return Text.assemble((f"  {mark} ", style), f"{one.rate:7.1f}/s  ", (one.why, "dim"))
+    mark, style = ("✓", "green") if attempt.held else ("✗", "red")
+    return Text.assemble((f"  {mark} ", style), f"{attempt.rate:7.1f}/s  ", (attempt.why, "dim"))
 
 
 def summary(document: dict[str, Any]) -> Table:
@@ -103,8 +103,8 @@ def facts(document: dict[str, Any]) -> Sequence[tuple[str, str]]:
         (
             "Memory",
             ", ".join(
-                f"worker {one['peak']:.0f} MB at most, {one['final']:.0f} MB at the end"
-                for one in document["workers_rss_mb"]
+                f"worker {worker['peak']:.0f} MB at most, {worker['final']:.0f} MB at the end"
+                for worker in document["workers_rss_mb"]
             ),
         ),
         (

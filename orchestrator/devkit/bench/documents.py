@@ -100,15 +100,15 @@ def methods(base: str) -> bytes:
 
 
 def _method(base: str, *, terminal: str, kind: str, name: str, description: str) -> dict[str, object]:
-    one = str(uuid5(_NAMESPACE, terminal))
+    method_id = str(uuid5(_NAMESPACE, terminal))
     return {
-        "id": one,
+        "id": method_id,
         "type": kind,
         "name": name,
         "description": description,
-        "logoUrl": f"{base}/logos/{one}.svg",
+        "logoUrl": f"{base}/logos/{method_id}.svg",
         "display": "BUTTON",
-        "onInitiatePayment": {"type": "URL", "value": f"{base}/checkout/v1/api/payment/initiate/{one}"},
+        "onInitiatePayment": {"type": "URL", "value": f"{base}/checkout/v1/api/payment/initiate/{method_id}"},
         "onRenderCheck": None,
         "metadata": {"terminalName": terminal},
     }
@@ -192,7 +192,8 @@ def payments(paid: Sequence[Paid]) -> bytes:
     that paid it.
     """
     rows = "".join(
-        (_UNBOUND if one.checkout is None else _BOUND).format_map(_facts(one, _DATE)) for one in paid
+        (_UNBOUND if payment.checkout is None else _BOUND).format_map(_facts(payment, _DATE))
+        for payment in paid
     )
     head = _FOUND.format(now=_stamp(time.time(), _NOW))
     return f"{head}{rows.join(_PAID) if paid else '<Result/>'}{_END}".encode()

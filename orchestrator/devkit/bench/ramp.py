@@ -68,9 +68,9 @@ async def search(start: float, attempt: Callable[[float], Awaitable[Try]]) -> tu
     refused: float | None = None
     rate = start
     while len(tries) < MOST_STEPS and (held is None or refused is None) and rate >= LEAST_RATE:
-        one = await attempt(rate)
-        tries.append(one)
-        if one.held:
+        tried = await attempt(rate)
+        tries.append(tried)
+        if tried.held:
             held = rate
             rate *= STEP
         else:
@@ -80,9 +80,9 @@ async def search(start: float, attempt: Callable[[float], Awaitable[Try]]) -> tu
         if held is None or refused is None:
             break
         rate = (held + refused) / 2
-        one = await attempt(rate)
-        tries.append(one)
-        if one.held:
+        tried = await attempt(rate)
+        tries.append(tried)
+        if tried.held:
             held = rate
         else:
             refused = rate

@@ -127,7 +127,7 @@ def document(
 ) -> dict[str, Any]:
     """Return a run as the object that `--json` prints."""
     cpu = cpu_per_order(run)
-    one = tried(run, think=conditions.think_s)
+    measured = tried(run, think=conditions.think_s)
     callbacks = run.gateway["callbacks"]
     return {
         "stage": "whole" if run.whole else "ready",
@@ -138,8 +138,8 @@ def document(
         "unequal": len(run.ledger.unequal),
         "rate": run.job.rate or None,
         "seconds": run.job.seconds or None,
-        "held": one.held if run.job.rate else None,
-        "drained_after_s": None if one.drained_after is None else round(one.drained_after, 2),
+        "held": measured.held if run.job.rate else None,
+        "drained_after_s": None if measured.drained_after is None else round(measured.drained_after, 2),
         "orders_per_s": round(throughput(run), 2),
         "cpu_ms_per_order": cpu,
         "product_cpu_ms_per_order": round(sum(cpu.get(kind, 0.0) for kind in PRODUCT), 3),

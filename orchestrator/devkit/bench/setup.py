@@ -100,7 +100,7 @@ class Run:
 
     @property
     def paid_at(self) -> dict[str, float]:
-        return {one["orderId"]: one["paidAt"] for one in self.gateway["payments"]}
+        return {payment["orderId"]: payment["paidAt"] for payment in self.gateway["payments"]}
 
     @property
     def ended(self) -> list[float]:
@@ -293,13 +293,13 @@ class BenchRun:
         books = ledger.Books(
             payments=[
                 ledger.Payment(
-                    order_ref=one["orderId"],
-                    paid_at=one["paidAt"],
-                    amount=one["amountMinor"],
-                    currency=one["currency"],
-                    captured=one["capturedMinor"],
+                    order_ref=payment["orderId"],
+                    paid_at=payment["paidAt"],
+                    amount=payment["amountMinor"],
+                    currency=payment["currency"],
+                    captured=payment["capturedMinor"],
                 )
-                for one in told["payments"]
+                for payment in told["payments"]
             ],
             doubled={*told["doubled"]["sessions"], *told["doubled"]["payments"]},
         )

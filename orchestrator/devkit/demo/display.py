@@ -131,15 +131,15 @@ def totals(outcomes: Sequence[Outcome]) -> Text:
 def balances(found: Sequence[Balance]) -> list[Text]:
     """Say currency by currency what the gateway's ledger and our books hold of this run."""
     lines = [Text("Money of all orders, reserved/captured/refunded:", style="bold")]
-    for one in found:
+    for balance in found:
         ledger, books = (
-            " / ".join(f"{money.to_decimal(minor, one.currency):,}" for minor in side)
-            for side in (one.ledger, one.books)
+            " / ".join(f"{money.to_decimal(minor, balance.currency):,}" for minor in side)
+            for side in (balance.ledger, balance.books)
         )
-        sign = ("✓", "green") if one.agrees else ("✗", "bold red")
+        sign = ("✓", "green") if balance.agrees else ("✗", "bold red")
         lines.append(
             Text.assemble(
-                f"  {one.currency}  ", ("ledger ", "dim"), ledger, ("   books ", "dim"), books, "  ", sign
+                f"  {balance.currency}  ", ("ledger ", "dim"), ledger, ("   books ", "dim"), books, "  ", sign
             )
         )
     return lines
@@ -147,11 +147,20 @@ def balances(found: Sequence[Balance]) -> list[Text]:
 
 def explained(outcomes: Sequence[Outcome]) -> RenderableType | None:
     """Say in sentences why one order is where it is: one that came late, and about which we did something."""
-    known = [(one.told, one.told.explained) for one in outcomes if one.told and one.told.explained]
+    known = [
+        (outcome.told, outcome.told.explained)
+        for outcome in outcomes
+        if outcome.told and outcome.told.explained
+    ]
     if not known:
         return None
     told, why = max(
-        known, key=lambda one: (one[0].checkout.late, len(one[0].checkout.operations), -len(one[0].trail))
+        known,
+        key=lambda outcome: (
+            outcome[0].checkout.late,
+            len(outcome[0].checkout.operations),
+            -len(outcome[0].trail),
+        ),
     )
     said = [why.summary, *why.because, *why.evidence]
     title = Text.assemble(("One order explained: ", "bold"), told.checkout.order_id)

@@ -104,7 +104,9 @@ def draw(scripts: Sequence[Script], *, count: int, seed: int, run: str) -> list[
 
 def _order(script: Script, chance: random.Random, *, number: int, count: int, run: str) -> Order:
     markets = (
-        _MARKETS if script.method is None else [one for one in _MARKETS if script.method in _METHODS[one[1]]]
+        _MARKETS
+        if script.method is None
+        else [market for market in _MARKETS if script.method in _METHODS[market[1]]]
     )
     currency, country = chance.choice(markets)
     # Whole tens of the smallest unit would hide a slip of the decimal point.

@@ -68,7 +68,8 @@ class Script:
     auto_capture: bool | None = None
     """None: as the seed has it."""
     handed_over: bool = True
-    """Whether the shop hands the order over; otherwise it is paid elsewhere, and nobody here has heard of it.
+    """Whether the shop hands the order over; otherwise it is paid elsewhere, and nobody here has
+    heard of it.
     """
     holds: Sums | None = None
     """What the books say of the payment that pays, in the end, as multiples of the order's amount; None: it
@@ -147,7 +148,8 @@ RESERVED: Final = (1, 0, 0)
 CAPTURED: Final = (1, 1, 0)
 REFUNDED: Final = (1, 1, 1)
 NOTHING: Final = (0, 0, 0)
-"""What the books say in the end: reserved, captured and refunded, each as a multiple of the order's amount.
+"""What the books say in the end: reserved, captured and refunded, each as a multiple of the
+order's amount.
 """
 
 _LOST: Final = {"callbacks": {"success": False, "failure": False, "notification": False}}

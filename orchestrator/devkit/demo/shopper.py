@@ -235,7 +235,9 @@ class Shopper:
         while time.monotonic() < deadline:
             read = (entry.evidence.get("callbacks", ()) for entry in await self.client.trail(self.known))
             if any(
-                (one["grade"], one["status"]) == (grade, status) for callbacks in read for one in callbacks
+                (callback["grade"], callback["status"]) == (grade, status)
+                for callbacks in read
+                for callback in callbacks
             ):
                 return
             await asyncio.sleep(_LONGEST_PAUSE)
@@ -276,7 +278,7 @@ class Shopper:
         )
         if ours != due:
             wanted, seen = (
-                [str(money.to_decimal(one, order.currency)) for one in sums] for sums in (due, ours)
+                [str(money.to_decimal(amount, order.currency)) for amount in sums] for sums in (due, ours)
             )
             raise Unscripted(
                 expected=f"(reserved, captured, refunded) to be {', '.join(wanted)} {order.currency}",
@@ -296,12 +298,12 @@ def _fate(found: answers.Checkout, command: UUID) -> str | None:
     """Return what became of a command: done, rejected (by the gateway), why it was refused; None while that
     is open.
     """
-    answer = next((one for one in found.commands if one.id == command), None)
+    answer = next((found_command for found_command in found.commands if found_command.id == command), None)
     if answer is None or answer.result_code is None:
         return None
     if answer.result_code in REFUSED:
         return f"refused: {answer.result}"
-    states = {one.state for one in found.operations if one.command_id == command}
+    states = {operation.state for operation in found.operations if operation.command_id == command}
     if states - {"succeeded", "rejected"}:
         return None
     return "rejected" if "rejected" in states else "done"

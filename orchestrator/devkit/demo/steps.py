@@ -252,7 +252,7 @@ async def _pay_in_two_tabs(shopper: Shopper) -> None:
 async def surplus_by_hand(shopper: Shopper) -> None:
     await _pay_in_two_tabs(shopper)
     found = await shopper.attention(AttentionCode.SURPLUS_PAYMENT)
-    [second] = [one.transaction_id for one in found.payments if one.role == "surplus"]
+    [second] = [payment.transaction_id for payment in found.payments if payment.role == "surplus"]
     await shopper.ask(CommandKind.RELEASE, transactionId=second, reason="paid twice")
     await shopper.without_attention()
 
@@ -326,4 +326,4 @@ def _all_captured(found: answers.Checkout) -> bool:
 
 
 def _operations_over(found: answers.Checkout) -> bool:
-    return bool(found.operations) and all(one.state == "succeeded" for one in found.operations)
+    return bool(found.operations) and all(operation.state == "succeeded" for operation in found.operations)

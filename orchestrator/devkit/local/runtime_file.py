@@ -112,6 +112,6 @@ def attach(data_dir: Path, *, say: Callable[[str], None]) -> Iterator[Settings]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     reveal = getattr(value, "get_secret_value", None)
     return reveal() if reveal is not None else value

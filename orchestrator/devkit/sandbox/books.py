@@ -136,7 +136,8 @@ class Payment(msgspec.Struct):
     echoes_reconciliation: bool = True
     echoes_infos: bool = True
     leaves_capture: bool = False
-    """autoCapture was asked for, and the gateway leaves it to the merchant all the same (`require_capture`).
+    """autoCapture was asked for, and the gateway leaves it to the merchant all the same
+    (`require_capture`).
     """
     reserved_seconds: float | None = None
     """How long a reservation is held; None: as the card's scheme has it."""

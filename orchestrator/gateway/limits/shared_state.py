@@ -255,8 +255,8 @@ async def close(redis: Redis) -> None:
     await redis.aclose()
     await redis.connection_pool.disconnect()
     manager = getattr(redis.connection_pool, "sentinel_manager", None)
-    for one in manager.sentinels if manager is not None else ():
-        await one.aclose()
+    for sentinel in manager.sentinels if manager is not None else ():
+        await sentinel.aclose()
 
 
 def _pairs(told: list[Any]) -> dict[str, float]:
