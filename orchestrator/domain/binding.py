@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def meaning_of(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentMeaning:
-    """Read a transaction; one that a person decided to keep although its status is not clear is read by its
-    amounts.
+    """Read a transaction; by its amounts where a person decided to keep it although its status is
+    not clear.
     """
     meaning, before = read(transaction), known_record(checkout, transaction)
     if (
@@ -46,7 +46,7 @@ def known_record(checkout: ClaimedCheckout, transaction: Transaction) -> Payment
 
 
 def bind(checkout: ClaimedCheckout, transaction: Transaction) -> Binding | None:
-    """Say how a transaction is tied to this checkout, or None if it is another's.
+    """Return how a transaction belongs to this checkout, or None if it belongs to another.
 
     A blank PaymentInfo names no checkout.
     """
@@ -72,9 +72,7 @@ def unbound_money(checkout: ClaimedCheckout, found: Found) -> list[str]:
 
 
 def seen_alone(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentRecord:
-    """Return how one transaction of the checkout stands by a look at it alone; its role is as it
-    was known.
-    """
+    """Return one transaction of the checkout as a lookup of it alone shows it; its role stays as stored."""
     before = known_record(checkout, transaction)
     seen = record(checkout, transaction, bind(checkout, transaction) or Binding.ORDER_REF)
     return replace(seen, role=before.role) if before is not None else seen
@@ -122,11 +120,11 @@ def record(checkout: ClaimedCheckout, transaction: Transaction, binding: Binding
 
 
 MOST_NOTES: Final = 10
-"""Events of a payment that are told in words; the gateway has all of them."""
+"""Events of a payment that are written in words; the gateway has all of them."""
 
 
 def _notes(transaction: Transaction) -> list[str]:
-    """Return what the gateway tells beside the amounts of a payment, for a person: uncounted chargeback
+    """Return what the gateway reports beside the amounts of a payment, for a person: uncounted chargeback
     events, and a credit.
     """
     notes = []

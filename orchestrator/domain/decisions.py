@@ -1,11 +1,11 @@
-"""Payments that need a person's decision, and what a person decided on them.
+"""Payments that need a person's decision, and the decisions.
 
 Pure functions over lookups and books alike.
 
-A decision holds for exactly the transactions, amounts and events that it was taken on: its `basis` is a
-digest of those facts. When one of them changes, the decision is void and the question is asked again. `keep`
-makes the transactions the payment of the order. `dismiss` says that they are no money of this order. No
-decision lets an order end without payment while the gateway clearly holds money that is bound to it.
+A decision holds for exactly the transactions, amounts and events that it was made on: its `basis` is a digest
+of those facts. When one of them changes, the decision is void and the question is raised again. `keep` makes
+the transactions the payment of the order. `dismiss` means that they are no money of this order. No decision
+lets an order end without payment while the gateway clearly holds money that is bound to it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.domain.records import PaymentRecord
 
 EVENT, CREDIT = "chargeback event: ", "credit: "
-"""Begin the flags of a payment that tell a person what the gateway shows beside its amounts."""
+"""Prefixes of a payment's flags that describe what the gateway shows beside its amounts."""
 FAILED: Final = frozenset({
     "preauth_failed", "preauth_error", "3dsecure_failed", "recurring_failed", "epayment_cancelled", "epayment_declined",
 })  # fmt: skip
@@ -47,7 +47,7 @@ class Order(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a person is asked about payments, and what a decision rests on."""
+    """A question to a person about payments, and the facts that a decision rests on."""
 
     attention: Attention
     basis: str
@@ -135,9 +135,9 @@ def decided_on(
 def refusal(
     order: Order, payments: Sequence[PaymentRecord], attention: Attention, decision: str, *, completed: bool
 ) -> CommandResult | None:
-    """Say why a decision on an attention cannot be carried out; None if it can.
+    """Return why a decision on an attention cannot be executed; None if it can.
 
-    `completed`: the order is paid already, so that what is decided on is money beside its payment.
+    `completed`: the order is paid already, so the decision is about money beside its payment.
     """
     if attention.code not in PROBLEMS or completed:
         return None
@@ -176,9 +176,9 @@ def refusal(
 
 
 def _may_hold(payment: PaymentRecord) -> bool:
-    """Say whether a payment holds money as far as is known.
+    """Return whether a payment may hold money.
 
-    Of one that the gateway calls failed a person may say that it does not.
+    Where the gateway's status is failed, a person may decide that it does not.
     """
     if payment.meaning in MONEY:
         return payment.left > 0
@@ -186,7 +186,7 @@ def _may_hold(payment: PaymentRecord) -> bool:
     return not over and (payment.left > 0 or not UNREADABLE.isdisjoint(payment.flags))
 
 
-# ── What is asked ─────────────────────────────────────────────────────────────────────────────────────────
+# ── Questions to a person ───────────────────────────────────────────────────────────────────────────────────
 
 
 def open_problems(order: Order, payments: Sequence[PaymentRecord]) -> list[PaymentRecord]:
@@ -205,9 +205,7 @@ def is_problem(payment: PaymentRecord) -> bool:
 
 
 def problem(order: Order, payments: Sequence[PaymentRecord]) -> Question:
-    """Return what a person is asked about payments that are not what was ordered; all of them are one
-    decision.
-    """
+    """Return the question about payments that differ from the order; one decision covers all of them."""
     about = sorted(payments, key=lambda payment: (len(payment.transaction_id), payment.transaction_id))
     codes = [_code(order, payment) for payment in about]
     code = next(code for code in _WORST_FIRST if code in codes)
@@ -238,9 +236,7 @@ _WORST_FIRST: Final = (
 
 
 def irregular(payments: Sequence[PaymentRecord]) -> list[Question]:
-    """Return what a person is asked about payments of the order whose money moved in a way that nothing here
-    explains.
-    """
+    """Return the questions about payments of the order whose money moved for no stored reason."""
     asked = []
     for payment in payments:
         events = [flag.removeprefix(EVENT) for flag in payment.flags if flag.startswith(EVENT)]
@@ -260,7 +256,7 @@ def irregular(payments: Sequence[PaymentRecord]) -> list[Question]:
             AttentionCode.CREDITED: (credit, {"credits": credit}),
         }
         for code in IRREGULAR:
-            # A bank transfer knows no reservation.
+            # A bank transfer has no reservation.
             if code in payment.flags and not (code is AttentionCode.OVER_CAPTURE and payment.reserved == 0):
                 digested, told = about[code]
                 facts = {**told, "currency": payment.currency}

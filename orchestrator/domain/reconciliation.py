@@ -1,9 +1,9 @@
 """What the gateway's own answer means for a checkout, and the money it proves.
 
 A lookup is one call to the Merchant API's `payments`; judging its answer is a pure function. A transaction
-counts for a checkout when our own id comes back in its PaymentInfo (bound), or, weaker, when it names no
-checkout at all and order number, amount and currency match. Nothing is concluded from a callback, and no
-absence from an answer that is as long as answers get.
+counts for a checkout when the checkout's own id comes back in its PaymentInfo (bound), or, weaker, when it
+names no checkout at all and order number, amount and currency match. Nothing is concluded from a callback,
+and no absence from an answer of the maximum length.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LookupOutcome(StrEnum):
     DECLINED = "declined"
     """There were attempts, and all are over without money."""
     NOTHING = "nothing"
-    """The gateway knows no attempt."""
+    """The gateway has no attempt."""
     RELEASED = "released"
     """The payment that completed it was given back before its capture. What else may hold money for it is a
     person's business."""
@@ -50,14 +50,13 @@ class LookupOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """The judgement of one lookup.
+    """The result of one lookup.
 
     `money` is (reserved, captured, refunded) of what pays the checkout, minor units.
 
-    `paying` are the transactions that pay it: one, or the parts that a person decided to keep as a whole.
-    `surplus` are those that hold money beside them and on which no decision was taken. `reserved_until` is
-    until when all of the accepted reservation is sure to be worth a capture; None where nothing is left to
-    capture.
+    `paying` are the transactions that pay it: a single one, or the parts that a person decided to keep as a
+    whole. `surplus` are those that hold money beside them and have no decision. `reserved_until` is the time
+    until which all of the accepted reservation can surely be captured; None where nothing is left to capture.
     """
 
     finding: LookupOutcome

@@ -1,4 +1,4 @@
-"""The one place that makes sentences of codes: attention, last errors, and results of commands.
+"""The only place that makes sentences of codes: attention, last errors, and results of commands.
 
 Pure, and total over what is stored.
 

@@ -257,7 +257,7 @@ async def _move_money(step: Step, command: Command) -> None:
     )
 
 
-# ── What a person decides ─────────────────────────────────────────────────────────────────────────────────
+# ── A person's decisions ────────────────────────────────────────────────────────────────────────────────────
 
 
 async def _retry(step: Step, command: Command) -> None:
