@@ -87,8 +87,8 @@ class Caller:
 def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime: float, subject: str) -> str:
     """Make a token for a merchant, signed under the newest secret; `lifetime` in seconds from now.
 
-    `ValueError` for a scope that does not exist, a merchant or subject that no token could carry, or a
-    lifetime beyond the longest that is accepted (`JWT_MAX_LIFETIME`).
+    `ValueError` for a scope that does not exist, a merchant or subject that no token can hold, or a lifetime
+    beyond the longest accepted (`JWT_MAX_LIFETIME`).
     """
     wanted = frozenset(scopes)
     unknown = sorted(wanted - SCOPES)
@@ -130,7 +130,9 @@ def verify(settings: Settings, token: str, keys: Sequence[PublicKey] = ()) -> Ca
 
 
 class Authenticator:
-    """Verifies tokens for one process and remembers them for half a minute, never beyond their end."""
+    """Verifies tokens for one process and caches the results for half a minute, never beyond a
+    token's end.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -279,9 +281,7 @@ def _caller(settings: Settings, claims: dict[str, object]) -> tuple[Caller, floa
 
 
 def _moment(claims: dict[str, object], name: str) -> float:
-    """Return a time of a token as seconds since 1970; whatever its issuer wrote there, it must be one that a
-    clock can show.
-    """
+    """Return a time of a token as seconds since 1970; a value that is no time of the calendar is refused."""
     value = claims[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LAST_MOMENT:
         raise AccessDenied(401, f"the token's {name} must be a number of seconds since 1970: issue a new one")

@@ -40,7 +40,7 @@ FRESH: Final = 600.0
 USABLE: Final = 86_400.0
 """Seconds for which the last keys serve while they cannot be fetched."""
 LEAST_PAUSE: Final = 30.0
-"""Seconds between two fetches, whatever asks for them; a tenth more or less. After a failure it grows up to
+"""Seconds between two fetches, whatever causes them; a tenth more or less. After a failure it grows up to
 this, from a second on."""
 
 

@@ -94,7 +94,7 @@ def create_app(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        # Spans and metrics would carry the URLs of callbacks, which are signed.
+        # Spans and metrics would contain the URLs of callbacks, which are signed.
         telemetry={
             "tracing": False,
             "metrics": False,

@@ -1,7 +1,7 @@
 """Callback intake: stores callbacks, publishes hints off the request path, counts and logs them.
 
-Whoever calls waits for a moment only. Neither URL nor body reaches a log, and no flood fills one: what is
-told of a callback is told once a minute for each checkout.
+A caller waits for a moment only. Neither URL nor body reaches a log, and a flood cannot fill it: a callback
+is logged once a minute for each checkout.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ MOST_WAITING: Final = 64 * 1024 * 1024
 """Bytes of callbacks that may wait for Postgres; beyond that they are answered as if it were away."""
 FIRST_PAUSE: Final = 5.0
 LONGEST_PAUSE: Final = 60.0
-"""Seconds for which further visits of a shopper to one checkout wake nothing: the pause doubles from the
-first to the longest. The status checks go on meanwhile, and a visit makes the next ones quick."""
+"""Seconds for which further visits of a shopper to a checkout wake nothing: the pause doubles from the first
+to the longest. The status checks continue meanwhile, and a visit makes the next ones quick."""
 _FORGOTTEN: Final = 600.0
 _MOST_VISITED: Final = 10_000
 _TOLD_AGAIN: Final = 60.0
@@ -48,8 +48,8 @@ class _Visited(NamedTuple):
 
 
 class CallbackIntake:
-    """Takes callbacks in for one process: stores them, wakes their checkouts, counts them, and knows what
-    still waits for Postgres.
+    """Accepts callbacks for one process: stores them, wakes their checkouts, counts them, and keeps the
+    number that still waits for Postgres.
 
     `arrived` and `over_limit` count by (kind, grade): all that came, and those of them that were not kept
     because there are too many of their checkout already. `unproven` counts by (kind, grade, network) those
@@ -67,19 +67,18 @@ class CallbackIntake:
         self.unproven: Counter[tuple[str, str, str]] = Counter()
 
     async def accept(self, arrival: Arrival, *, merchant_id: int | None) -> bool:
-        """Store a callback of a merchant and ring; False if it is not known within the patience what became
-        of it.
+        """Store a callback of a merchant and publish a hint; False if the result is not known within the
+        timeout.
         """
         checkout = str(arrival.checkout_id)
         self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
         return await self._keep(arrival, checkout, merchant_id)
 
     async def visit(self, arrival: Arrival, *, merchant_id: int | None) -> None:
-        """Note that a shopper's browser came, and wake the checkout for a lookup unless that was done a
+        """Record the visit of a shopper's browser, and wake the checkout for a lookup unless that was done a
         moment ago.
 
-        Anyone who knows the link can come as often as they like, so a visit within the pause of this process
-        costs no write.
+        Anyone with the link can repeat the visit, so a visit within the pause of this process costs no write.
         """
         checkout = str(arrival.checkout_id)
         self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
@@ -114,8 +113,8 @@ class CallbackIntake:
         return stored is not None
 
     async def accept_unmatched(self, callback: MerchantCallback, *, merchant: str) -> StoredCallback | None:
-        """Store what came to a merchant's own address and wake its checkout, if it has one; None where
-        `accept` says False.
+        """Store a callback to a merchant's own address and wake its checkout, if it has one; None where
+        `accept` returns False.
         """
         self._count("merchant", callback.grade, callback.network, merchant=merchant)
         placed = await self._with_timeout(
@@ -158,9 +157,9 @@ class CallbackIntake:
     async def _with_timeout(
         self, storing: Coroutine[None, None, T], *, size: int, kind: str, **named: str
     ) -> T | None:
-        """Wait a moment for a write; None if it is not known by then, or failed.
+        """Wait a moment for a write; None if its result is not known by then, or it failed.
 
-        It goes on all the same: it may still land.
+        The write continues and may still land.
         """
         if self._waiting + size > MOST_WAITING:
             storing.close()
@@ -208,7 +207,7 @@ class CallbackIntake:
             _log.warning("callback_over_limit", kind=kind, grade=grade, **named)
 
     def _seldom(self, *about: str) -> bool:
-        """Say whether this may be told: not within a minute of the last time."""
+        """Return whether this may be logged: not within a minute of the last time."""
         now = time.monotonic()
         if now - self._told.get(about, float("-inf")) < _TOLD_AGAIN:
             return False

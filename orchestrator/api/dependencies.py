@@ -1,4 +1,4 @@
-"""What the endpoints work with: one object, made once on the event loop that serves."""
+"""The services of the endpoints: one object, made once on the event loop that serves."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Services:
             self.inlet, self.encryptor, self.callbacks, grace=self.settings.hint_grace
         )
         object.__setattr__(self, "unmatched", unmatched)
-        # A quarter of the connections: whoever waits must not keep others from asking.
+        # A quarter of the connections: waiting clients must not block other requests.
         feed = EventFeed(self.db, most=self.settings.api_connections // 4)
         object.__setattr__(self, "event_feed", feed)
 
@@ -107,8 +107,10 @@ def of(request: Request) -> Services:
 
 
 async def admit(request: Request, *scopes: str) -> tuple[Caller, Merchant]:
-    """Return who calls, with one of these scopes, and for which merchant; 401, 403 or 503 with the reason
-    otherwise, 422 for a query parameter that is not known.
+    """Check the token of a request and read its merchant; return both.
+
+    The token must have one of `scopes`. Raises a problem otherwise: 401, 403 or 503 with the reason, 422 for
+    an unknown query parameter.
     """
     services = of(request)
     caller = await services.authenticator.admit(request.headers.get("authorization"))

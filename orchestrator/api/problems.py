@@ -1,7 +1,6 @@
 """Answers: JSON with exact money, and problem+json (RFC 9457) for everything that goes wrong.
 
-A problem names each field that is wrong and carries the correlation id. What went wrong inside of us is
-logged and never told.
+A problem names each wrong field and has the correlation id. Internal faults are logged and never shown.
 """
 
 from __future__ import annotations
@@ -175,7 +174,7 @@ def _methods(request: Request) -> list[str]:
         if route.path == shape and route.endpoint is not only_post:
             methods |= route.methods or set()
     if request.url.path.startswith("/callbacks/") and not request.url.path.startswith("/callbacks/redirect/"):
-        methods -= {"GET", "HEAD"}  # only a shopper's browser comes with one
+        methods -= {"GET", "HEAD"}  # only a shopper's browser uses one
     if "GET" in methods:
         methods.add("HEAD")
     return sorted(methods)

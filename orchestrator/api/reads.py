@@ -1,4 +1,4 @@
-"""What may be read of a checkout and of payments, in the words of the contract.
+"""Reads of checkouts and of payments, in the words of the contract.
 
 Reads only, always of one merchant, never another's.
 
@@ -99,7 +99,7 @@ async def page(
     """Return one page of a merchant's checkouts, the youngest first, with the cursor of the next (None: this
     is the last).
 
-    `waiting`: only those that wait for a decision, or for one of this code, or only the others.
+    `waiting`: only those that wait for a decision, only those with this attention code, or only the others.
     """
     rows = await read_model.checkouts(
         db,
@@ -128,7 +128,7 @@ async def payments_page(
     """Return one page of a merchant's payments, the youngest first, with the cursor of the next (None: this
     is the last).
 
-    None if `before` is no cursor of ours.
+    None if `before` is no valid cursor.
     """
     place = None if before is None else _place(before)
     if before is not None and place is None:
@@ -288,11 +288,11 @@ def _command(command: Command) -> answers.Command:
 
 
 def _valued(currency: str, amounts: Mapping[str, int], raw: Mapping[str, str] | None) -> dict[str, Any]:
-    """Return amounts as decimals, and `raw`, the texts of those that have none: null stands for what cannot
-    be read, and never 0.
+    """Return amounts as decimals, and `raw`, the texts of those that have none: null means unreadable, and 0
+    is never shown for it.
 
-    `raw` are the gateway's own texts by name, if it wrote what cannot be read; without them an amount of a
-    currency that is not known is told in minor units.
+    `raw` are the gateway's own texts by name, if they cannot be read; without them an amount of an unknown
+    currency is shown in minor units.
     """
     told, values = dict(raw or {}), {}
     for name, minor in amounts.items():

@@ -1,7 +1,7 @@
-"""Webhooks of a merchant: added, changed, tried out, and what became of each delivery.
+"""Webhooks of a merchant: added, changed, tested, and the result of each delivery.
 
-A secret is shown once, by the call that makes it. Another merchant's webhook is one that does not exist.
-Nothing is sent from here: deliverers do that.
+A secret is shown once, by the call that makes it. Another merchant's webhook is answered as one that does not
+exist. Nothing is sent from here: deliverers do that.
 """
 
 from __future__ import annotations
@@ -130,9 +130,9 @@ async def delete(request: Request, webhook_id: str) -> Response:
 
 
 async def rotate_secret(request: Request, webhook_id: str) -> Response:
-    """A new secret, in this answer and nowhere else.
+    """Make a new secret, shown in this answer and nowhere else.
 
-    The one before signs too for a day, or for as long as `overlap` says.
+    The previous secret signs too for a day, or for as long as `overlap` says.
     """
     services, caller, merchant = await _admitted(request, WRITE)
     body = await _Body.of(request, shapes.RotateSecret)
@@ -181,8 +181,8 @@ async def resume(request: Request, webhook_id: str) -> Response:
 
 
 async def replay(request: Request, webhook_id: str) -> Response:
-    """Send events again that the feed still has, with the same ids: one, those of a period, or all that was
-    given up.
+    """Send events again that the feed still has, with the same ids: a single event, those of a period, or all
+    that was given up.
     """
     services, caller, merchant = await _admitted(request, WRITE)
     body = await _Body.of(request, shapes.Replay)
@@ -223,7 +223,7 @@ async def show_deliveries(  # noqa: PLR0917 - FastAPI calls it by name
         )
         more = found[limit - 1].id if len(found) > limit else None
         if more is None and (checkout is not None or failed is not None):
-            # It looked at so many only: the next page looks further.
+            # This read had a limit: the next page continues.
             more = await deliveries.scanned_to(services.db, webhook.id, before=cursor)
     return answer(shapes.DeliveryPage(deliveries=[_delivery(row) for row in found[:limit]], next_cursor=more))
 

@@ -1,11 +1,10 @@
-"""Archives: the history of settled checkouts in a file that proves itself, and the chain in which the
-archives stand.
+"""Archives: the history of settled checkouts in a file that proves itself, and the chain of all archives.
 
 A file is gzip over lines of JSON: a page for each checkout, sorted by id, and the manifest as the last line.
-The manifest has counts, a digest over the heads, a digest over all pages, and a mac that follows the mac of
-the archive before it; the same manifest stands in table `archives`. With the secret keys alone a file tells
-whether a page, an entry or its end was changed or cut off. What a page holds of a person is sealed under a
-data key that stays in the database: erasing a customer reaches the archives too.
+The manifest has counts, a digest over the heads, a digest over all pages, and a MAC that follows the MAC of
+the previous archive; the same manifest is in table `archives`. With the secret keys alone a file shows
+whether a page, an entry or its end was changed or cut off. Personal data in a page is encrypted under a data
+key that stays in the database: erasing a customer reaches the archives too.
 """
 
 from __future__ import annotations
@@ -137,8 +136,8 @@ class _Link:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The history of one checkout: where its chain is taken up and ends, its entries, and rows of other kinds
-    as JSON.
+    """The history of one checkout: the head before its first entry, its head, its entries, and rows of other
+    kinds as JSON.
     """
 
     checkout: UUID
@@ -159,7 +158,7 @@ class Opened:
 
 @dataclass(slots=True)
 class _Tally:
-    """What pages add up to, for whoever writes them and for whoever reads them."""
+    """The totals of pages, for writer and reader."""
 
     checkouts: int = 0
     entries: int = 0
@@ -206,7 +205,7 @@ class Writing:
     def close(self, key: Key, *, archive: int, at: datetime, before: bytes) -> tuple[str, bytes]:
         """Write the manifest; return its text and its mac."""
         tally = self._tally
-        assert tally.first is not None  # noqa: S101 - nobody archives nothing
+        assert tally.first is not None  # noqa: S101 - an archive has at least one page
         assert tally.last is not None  # noqa: S101 - as above
         manifest = Manifest(
             archive=archive,
@@ -336,8 +335,8 @@ def _unproven(encryptor: Encryptor, manifest: str, *, key_id: str, before: bytes
 
 
 async def verify_archives(db: Database, encryptor: Encryptor, found: Findings) -> None:
-    """Walk the chain of archives: each manifest follows from the one before, and its heads are those that are
-    noted here.
+    """Verify the chain of archives: each manifest follows from the previous one, and its heads are those in
+    the tables.
     """
     before, expected = START, 1
     while True:

@@ -1,11 +1,11 @@
-"""The deliverer: takes what is due for each endpoint, as much as it bears, sends it, and writes what came of
-it.
+"""The deliverer: takes due streams of each endpoint, as many as it can handle, sends them, and writes the
+results.
 
 A round takes lists of streams for all endpoints that may be sent something, in one statement, and does not
-wait for what is under way. An endpoint that is slow or fails holds its own deliveries only: each has an
-allowance of its own, may take half of what is left of the process's, and one in any case. A circuit opens
-after ten failures that speak of the endpoint and not of one event, for all deliverers at once; then one probe
-at a time is sent. Nothing here is the only copy of anything: a deliverer that dies leaves leases that end.
+wait for what is under way. A slow or failing endpoint delays its own deliveries only: each has an allowance
+of its own, may take half of what is left of the process's, and always at least one. A circuit opens after ten
+failures that concern the endpoint and not a single event, for all deliverers at once; then one probe at a
+time is sent. A deliverer keeps no data of its own: when it ends, its leases run out.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 LOOK: Final = 1.0
-"""Seconds after which it looks at all endpoints, whatever it was told."""
+"""Seconds after which all endpoints are checked, with or without notifications."""
 LOOK_UNTOLD: Final = 0.05
-"""The same where it hears no notifications."""
+"""The same where no notifications arrive."""
 GATHER: Final = 0.004
 """Seconds between two rounds, in which the next list gathers while there is much to do."""
 AWAY: Final = 1.0
@@ -57,7 +57,7 @@ LEASE_MARGIN: Final = 15.0
 TESTS_AT_ONCE: Final = 50
 """Test events that are under way in one process."""
 UNSERVED: Final = 5.0
-"""Seconds after which a test event is looked at again whose endpoint is not served."""
+"""Seconds after which a test event is checked again whose endpoint is not served."""
 LATE: Final = LEASE_MARGIN / 2
 """Seconds after which what was taken is not sent any more: its lease might end before the answer comes."""
 CLEAN_EVERY: Final = 60.0
@@ -88,7 +88,7 @@ class Deliverer:
             name="deliveries",
         )
         self.notified = False
-        """Whether notifications are heard, so that it need not look often."""
+        """Whether notifications arrive, so that checks may be rare."""
         self.delivered = self.failed = 0
 
     @property
@@ -177,7 +177,7 @@ class Deliverer:
         if now >= self._refresh_at:
             await self._refresh()
         if self._refresh_at < now:
-            # It was told of a change while it read.
+            # A change was notified during the read.
             await self._refresh()
         everywhere = now >= self._look_at
         if everywhere:
@@ -217,8 +217,7 @@ class Deliverer:
         for due in found:
             counts[due.endpoint_id] += 1
         for endpoint_id, number in counts.items():
-            # Where less was found than could be sent, there is no more, unless something was told of
-            # meanwhile.
+            # Where less was found than could be sent, there is no more, unless a notification came meanwhile.
             self._lanes[endpoint_id].hot |= number >= wanted[endpoint_id]
         return self._begin(found, probes)
 
@@ -247,8 +246,8 @@ class Deliverer:
                 probes.add(webhook.id)
                 most = 1
             else:
-                # Half of what is left, so that something is left for others; one in any case, so that no
-                # other's hold it.
+                # Half of what is left, so that something is left for others; always one, so that no other
+                # endpoint's deliveries block it.
                 most = min(lane.pace.free(now), max(room // 2, 0 if lane.pace.in_flight else 1))
             if most > 0:
                 wanted[webhook.id] = most
@@ -257,7 +256,7 @@ class Deliverer:
 
     async def _refresh(self) -> None:
         """Read all endpoints anew."""
-        # Before it reads: what it is told of meanwhile is read anew.
+        # Before the read: a notification during it causes another read.
         self._refresh_at = time.monotonic() + LOOK
         found = await webhooks.served(self._db)
         now = time.monotonic()
@@ -300,7 +299,7 @@ class Deliverer:
     def _begin(self, found: Sequence[Due], probes: Collection[UUID] = ()) -> int:
         for due in found:
             lane = self._lanes.get(due.endpoint_id)
-            # Of a test event the endpoint's pace knows nothing.
+            # A test event does not count for the endpoint's pace.
             began = time.monotonic()
             if lane is not None and due.purpose != "test":
                 lane.pace.begin(began)
@@ -344,7 +343,7 @@ class Deliverer:
             lane.answered(answered, began)
         written = _written(due, "done") if answered is None else self._result(due, answered)
         if await self._keep(written) and written.step == "done":
-            # What came while it was under way was told of when it could not be taken.
+            # Notifications that came while it was under way could not be handled then.
             lane.hot = True
             self._woken.set()
         changed = False
@@ -358,7 +357,7 @@ class Deliverer:
             self._woken.set()
 
     async def _sent(self, due: Due, lane: Lane) -> Answer:
-        """Send an event; one that is cut off is given back."""
+        """Send an event; one that is interrupted is given back."""
         try:
             return await self._send(due, lane)
         except asyncio.CancelledError:

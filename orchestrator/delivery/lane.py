@@ -1,7 +1,7 @@
-"""One endpoint as one deliverer serves it: its pace, its circuit, and what is noted of its health.
+"""One endpoint as one deliverer serves it: its pace, its circuit, and its health.
 
-What is noted stands in the endpoint's row, so that all deliverers know it; a note that fails is made by the
-next answer. A failure that may be of one event alone counts once for each event.
+Health is stored in the endpoint's row, so that all deliverers share it; a write that fails is repeated at the
+next answer. A failure that may concern a single event counts once for each event.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OPEN_AFTER: Final = 10
 NOTED_EVERY: Final = 10.0
 """Seconds between two notes that an endpoint takes deliveries."""
 _OF_THE_EVENT: Final = frozenset({Outcome.REFUSED, Outcome.SERVER_ERROR, Outcome.UNREADABLE})
-"""Outcomes that may be of one event alone."""
+"""Outcomes that may concern a single event only."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,13 +45,13 @@ class Lane:
     hot: bool = True
     """Something may be due."""
     failures: int = 0
-    """In a row, of those that speak of the endpoint."""
+    """In a row, of those that concern the endpoint."""
     failing: bool = False
     probing: bool = False
     noted_at: float = float("-inf")
 
     def answered(self, answer: Answer | None, began: float) -> None:
-        """Count one delivery that is over; None if nothing was sent."""
+        """Count a delivery that has ended; None if nothing was sent."""
         now = time.monotonic()
         if answer is None:
             self.pace.in_flight -= 1
@@ -63,7 +63,7 @@ class Lane:
             self.pace.refused(began, now)
 
     async def give_back_probe(self, db: Database) -> None:
-        """Have another probe sent: there was nothing to send in the stream that was taken for this one."""
+        """Allow another probe: the stream that was taken for this one had nothing to send."""
         try:
             await webhooks.release_probe(db, self.webhook.id)
         except Exception as error:  # noqa: BLE001 - it ends by itself
@@ -107,7 +107,7 @@ class Lane:
         webhook = self.webhook
         is_open = time.monotonic() < self.open_at
         if not is_open and (answer.outcome not in _OF_THE_EVENT or first):
-            # What was under way when the circuit opened tells nothing new.
+            # Deliveries that were under way when the circuit opened show nothing new.
             self.failures += 1
         if not self.failing:
             self.failing = True

@@ -124,7 +124,7 @@ class Attention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         del stored["code"]
         return stored
 
-    def asks_like(self, other: Attention | None) -> bool:
+    def is_same_question(self, other: Attention | None) -> bool:
         """Whether it is the same question about the same payments, whatever payments hold money
         beside them.
         """
@@ -135,7 +135,9 @@ class Attention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
         Amounts of payments that it only names may have changed since.
         """
-        return not self.asks_like(before) or _named(self.beside) != _named(before.beside if before else ())
+        return not self.is_same_question(before) or _named(self.beside) != _named(
+            before.beside if before else ()
+        )
 
 
 def _question(attention: Attention) -> tuple[object, ...]:

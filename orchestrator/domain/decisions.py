@@ -142,7 +142,7 @@ def refusal(
     if attention.code not in PROBLEMS or completed:
         return None
     about = open_problems(order, payments)
-    if not about or not problem(order, about).attention.asks_like(attention):
+    if not about or not problem(order, about).attention.is_same_question(attention):
         return result(ResultCode.REFUSED_PAYMENTS_CHANGED)
     if decision == Decision.KEEP:
         unreadable = [payment for payment in about if not UNREADABLE.isdisjoint(payment.flags)]

@@ -122,9 +122,9 @@ def concerned(checkout: ClaimedCheckout) -> tuple[PaymentRecord, ...]:
         case code if code in IRREGULAR:
             named = {
                 transaction
-                for payment in _irregular(checkout.known)
-                if payment.attention.asks_like(asked)
-                for transaction in payment.transactions
+                for question in _irregular(checkout.known)
+                if question.attention.is_same_question(asked)
+                for transaction in question.transactions
             }
             return tuple(payment for payment in checkout.known if payment.transaction_id in named)
         case AttentionCode.OPEN_PAYMENT:
@@ -142,8 +142,12 @@ def marks(checkout: ClaimedCheckout, decision: str) -> dict[str, str]:
     if about and attention.code in PROBLEMS:
         basis = decisions.problem(checkout, about).basis
     elif attention.code in IRREGULAR:
-        asked = (payment for payment in _irregular(checkout.known) if payment.attention.asks_like(attention))
-        basis = next((record.basis for record in asked), "")
+        alike = (
+            question
+            for question in _irregular(checkout.known)
+            if question.attention.is_same_question(attention)
+        )
+        basis = next((question.basis for question in alike), "")
     return {payment.transaction_id: decisions.mark(attention.code, decision, basis) for payment in about}
 
 
@@ -258,9 +262,10 @@ def _judged(
 ) -> list[_Judged]:
     """Say of each transaction what it is in this judgement, and which role it has so."""
     first = [
-        _part(checkout, payment, binding, shared=shared, surcharges=surcharges) for payment, binding in ours
+        _part(checkout, transaction, binding, shared=shared, surcharges=surcharges)
+        for transaction, binding in ours
     ]
-    seen = [record(checkout, payment, binding) for payment, binding in ours]
+    seen = [record(checkout, transaction, binding) for transaction, binding in ours]
     problems = [
         replace(payment, role=Role.UNKNOWN)
         for payment, part in zip(seen, first, strict=True)
@@ -278,7 +283,8 @@ def _judged(
         for payment, part in zip(seen, first, strict=True)
     ]
     judged = [
-        _Judged(payment, each, part) for (payment, _), each, part in zip(ours, seen, parts, strict=True)
+        _Judged(transaction, payment, part)
+        for (transaction, _), payment, part in zip(ours, seen, parts, strict=True)
     ]
     accepted = _accepted(checkout, [payment for payment in judged if payment.part is _Part.PAYS], kept)
     return [

@@ -1,9 +1,9 @@
-"""Why a checkout is where it is, in sentences for whoever answers the shop's questions.
+"""Why a checkout is in its state, in sentences for people who answer the shop's questions.
 
-`explain` is a pure function of one `Record`: which state, because of what, on which evidence, what happens
-next and when, and what a person may do. Evidence is read from the audit trail and never guessed. Amounts are
-decimals with their currency, times UTC; nothing of the customer and no secret is in a record, so nothing of
-them can be in a sentence.
+`explain` is a pure function of one `Record`: which state, for which reason, on which evidence, what happens
+next and when, and what an operator may do. Evidence is read from the audit trail and never guessed. Amounts
+are decimals with their currency, times UTC; nothing of the customer and no secret is in a record, so none can
+be in a sentence.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Explanation:
 
 
 def explain(record: Record) -> Explanation:
-    """Explain one checkout; pure, and total over all states, reasons to look and operations."""
+    """Explain one checkout; pure, and total over all states, reasons for a lookup and operations."""
     return Explanation(
         summary=_summary(record),
         because=tuple(_because(record)),
@@ -324,7 +324,7 @@ def _what(record: Record) -> str:
 
 
 def _after(record: Record) -> str:
-    """Say what the step after the next one depends on, where that is known."""
+    """Return what the step after the next one depends on, where that is known."""
     if record.state in UNOFFERED and record.cancel_requested_at is None:
         return f" If it has not been offered by {moment(record.deadline)}, it fails."
     if record.state in {State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED}:

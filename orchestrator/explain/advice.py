@@ -46,7 +46,7 @@ _OF_OPERATION: Final = {
     "keep": "Say that the operation was done at the gateway",
     "dismiss": "Say that the operation was not done at the gateway",
 }
-"""What decisions mean where nothing tells what came of an operation."""
+"""What decisions mean where the result of an operation is unknown."""
 
 MEANING: Final = {
     AttentionCode.LATE_PAYMENT: "The money came after the checkout had ended without it, so a person decides whether the order is kept.",

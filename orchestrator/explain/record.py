@@ -1,5 +1,5 @@
-"""What an explanation is made from: everything that is known of one checkout at one moment, without its
-customer and its secrets.
+"""The data of an explanation: all rows of one checkout at one moment, without its customer and its
+secrets.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, rename={"before": "from"}
 
     @property
     def moved(self) -> bool:
-        """Whether it brought the checkout where it is, or was before the next one."""
+        """Whether it moved the checkout into its state, or was before the next one."""
         return self.before != self.to
 
 
@@ -69,10 +69,10 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record(CheckoutRecord):
-    """A checkout, and what explains it. Graces in seconds, `watch` in seconds after the end.
+    """A checkout, and the data that explains it. Grace periods in seconds, `watch` in seconds after the end.
 
-    `callbacks` is the number of callbacks that nobody has acted on; `slot_reserved` says that its lookup
-    waits for its turn within the merchant's budget, and `queue` behind which others.
+    `callbacks` is the number of callbacks that were not handled yet; `slot_reserved`: its lookup waits for
+    its slot within the merchant's budget, and `queue` has the lookups before it.
     """
 
     token_expires_at: datetime | None = None
@@ -102,7 +102,7 @@ class Record(CheckoutRecord):
 
     @property
     def open_commands(self) -> list[Command]:
-        """What was asked for and nobody has acted on yet."""
+        """Commands that were not executed yet."""
         return [command for command in self.commands if command.handled_at is None]
 
     @property
@@ -165,7 +165,7 @@ async def gather(
     db: Database, settings: Settings, checkout_id: UUID, *, merchant_id: int | None = None
 ) -> Record | None:
     """Read the record of a checkout; None if there is none of this id, or it is not this merchant's (None:
-    anybody's).
+    any merchant's).
     """
     asked = {"id": checkout_id, "merchant_id": merchant_id, "most": _ENTRIES, "moves": _MOVES}
     rows = await db.read(_GATHER, asked)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MOST_SINCE: Final = 5
-"""Entries after the last move that are told: the last so many."""
+"""Entries after the last move that are shown: the last so many."""
 
 GRADES: Final = {
     "signed": "with a valid signature",
@@ -47,11 +47,11 @@ _READABLE: Final = re.compile(r"[\w .,:/()-]{1,60}")
 
 
 def plain(reason: object) -> str:
-    """Return what a reason says; one of an entry before migration 0013 without the word in front, which
-    programs read.
+    """Return the text of a reason; for an entry before migration 0013 without its first word, which is a
+    code.
     """
     said = _WORD.sub("", str(reason or "")).strip().rstrip(".")
-    # A reason of one word is one that programs read.
+    # A reason of one word is a code for programs.
     return (said if " " in said else said.replace("_", " ")) or "no reason was noted"
 
 
@@ -99,7 +99,7 @@ def _archived(record: Record) -> list[str]:
 
 
 def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for each fact
-    """Say what one move rested on."""
+    """Return the evidence of one move as a sentence."""
     evidence, at = entry.evidence, moment(entry.at)
     if entry.before is None:
         if audit.from_unmatched_payment(evidence):
@@ -156,8 +156,8 @@ def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912
 
 
 def transactions(record: Record, evidence: dict[str, Any]) -> str:
-    """Say what a lookup showed of each transaction: its status at the gateway, its money, and how we know
-    that it is ours.
+    """Return what a lookup showed of each transaction: its status at the gateway, its money, and how it was
+    matched.
     """
     currencies = {payment.transaction_id: payment.currency for payment in record.payments}
     said = []
@@ -192,7 +192,7 @@ def _callbacks(entry: Entry) -> list[str]:
 
 
 def _since(record: Record, entry: Entry) -> str:
-    """Say what an entry that moved nothing tells; nothing for those that tell a person nothing."""
+    """Return a sentence about an entry that moved nothing; nothing where it adds nothing for a person."""
     find = _SINCE.get(entry.action)
     return find(record, entry) if find else ""
 
@@ -258,7 +258,7 @@ def _operation(said: str, *, why: bool = False) -> Callable[[Record, Entry], str
     return tell
 
 
-# That an operation was put down or about to leave is told by the operation itself, for as long as it is so.
+# Cancelled or submitted operations are described by the operation itself, for as long as they are so.
 _SINCE: Final[dict[str, Callable[[Record, Entry], str]]] = {
     "intent:matched": _matched,
     "gateway:failed": _failed,

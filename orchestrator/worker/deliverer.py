@@ -87,7 +87,7 @@ async def _run(settings: Settings) -> bool:
 
 
 async def _watch(listener: Listener, deliverer: Deliverer) -> None:
-    """Have the deliverer look often while it hears nothing."""
+    """Have the deliverer check often while no notifications arrive."""
     while True:
         deliverer.notified = listener.listening
         await asyncio.sleep(BETWEEN / 4)

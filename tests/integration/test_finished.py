@@ -188,7 +188,13 @@ async def process(place, encryptor, merchant=1):
         correlation_id="c",
     )
     callback = inbox.MerchantCallback(
-        payment=unexpected, grade="signed", network="inside", content_type="", headers={}, source=None, body=b""
+        payment=unexpected,
+        grade="signed",
+        network="inside",
+        content_type="",
+        headers={},
+        source=None,
+        body=b"",
     )
     assert (await unmatched.store(callback)).created
     await unmatched.close()

@@ -46,7 +46,7 @@ def schemas() -> dict[str, Schema]:
     ]
     _, generated = msgspec.json.schema_components(shapes, ref_template=_REF)
     made = {name: _as_sent(schema) for name, schema in generated.items()}
-    for enum in _ENUMS:  # in the order in which things happen, not that of letters
+    for enum in _ENUMS:  # in the order of events, not alphabetical
         made[enum.__name__]["enum"] = [member.value for member in enum]
     made["Customer"]["minProperties"] = 1
     for name, example in examples.EXAMPLES.items():
