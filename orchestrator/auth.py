@@ -1,10 +1,10 @@
-"""Who may call: bearer tokens (JWT) that name a merchant and what the caller may do.
+"""Authentication: bearer tokens (JWT) that name a merchant and the caller's scopes.
 
 Three kinds of keys verify tokens: shared secrets (HS256), public keys, and the keys that an identity provider
 publishes (see `issuer_keys`). The newest secret signs the tokens of `token issue`; every configured key
-verifies, so that keys can be changed while tokens are in use. A token is refused with a sentence of its own
-for each cause: 401 when it proves nothing, 403 when its caller may not do this, 503 when the keys of the
-identity provider cannot be fetched. Tokens and what is in them never reach a log.
+verifies, so that keys can be changed while tokens are in use. A refusal has a sentence of its own for each
+cause: 401 for a token that proves nothing, 403 for a missing scope, 503 when the keys of the identity
+provider cannot be fetched. Tokens and their content never reach a log.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _CLAIMS: Final = ("iss", "aud", "sub", "exp", "iat", "merchant", "scope")
 
 
 class AccessDenied(OrchestratorError):  # noqa: N818 - named for the fact
-    """The caller may not do this: `status` is 401 (not known), 403 (known, and not allowed) or 503 (cannot be
-    known now).
+    """The request is refused: `status` is 401 (no valid token), 403 (no right) or 503 (the keys cannot be
+    fetched).
     """
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -63,7 +63,7 @@ class AccessDenied(OrchestratorError):  # noqa: N818 - named for the fact
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, for which merchant, and what for."""
+    """The subject of a token, its merchant and its scopes."""
 
     merchant: str
     subject: str
@@ -71,7 +71,7 @@ class Caller:
 
     @property
     def actor(self) -> str:
-        """How the audit trail names them."""
+        """The caller's name in the audit trail."""
         return f"client:{self.merchant}/{self.subject}"
 
     def need(self, *scopes: str) -> None:
@@ -122,8 +122,8 @@ def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime:
 
 
 def verify(settings: Settings, token: str, keys: Sequence[PublicKey] = ()) -> Caller:
-    """Return the caller that a token proves, also by keys of an identity provider; `AccessDenied` says why it
-    proves none.
+    """Return the caller that a token proves, also by keys of an identity provider; `AccessDenied` gives the
+    reason if it proves none.
     """
     caller, _ = _verify(settings, token, keys)
     return caller
@@ -160,7 +160,7 @@ class Authenticator:
         return caller
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Stop a fetch of keys that is under way."""
         if self._published is not None:
             await self._published.close()
 
@@ -186,7 +186,7 @@ class Authenticator:
 
 
 def _verify(settings: Settings, token: str, keys: Sequence[PublicKey]) -> tuple[Caller, float]:
-    """Return the caller and when the token ends (seconds since 1970)."""
+    """Return the caller and the end of the token (seconds since 1970)."""
     if not accepts(settings):
         raise AccessDenied(
             401,
@@ -206,7 +206,7 @@ def _verify(settings: Settings, token: str, keys: Sequence[PublicKey]) -> tuple[
                 options={"require": list(_CLAIMS), "verify_iat": False},
             )
         except jwt.InvalidSignatureError as error:
-            failure = error  # perhaps another key made it
+            failure = error  # another key may have made it
             continue
         except (jwt.PyJWTError, ValueError, RecursionError, OverflowError) as error:
             failure = error  # a header from outside may hold anything

@@ -3,10 +3,10 @@
 Revision: 0013
 Before: 0012
 
-Earlier versions stored sentences that begin with a word. Each sentence that the version before could write
-becomes a code and the values that it was made of; of a known word with other words behind it the code is
-kept, with those words as `text`; anything else becomes `other` with its whole `text`. Audit entries keep
-their words, since they are never changed; what reads them knows both.
+Earlier versions stored sentences that begin with a word. Each sentence that the previous version could write
+becomes a code and the values that it was made of; a known word followed by other words keeps its code, with
+those words as `text`; anything else becomes `other` with its whole `text`. Audit entries keep their words,
+since they are never changed; their readers accept both.
 """
 
 from __future__ import annotations

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 DATABASE_TIMEOUT = 15.0
 """Seconds that a request waits for Postgres in all, before it answers 503."""
 CLOSING_TIMEOUT = 5.0
-"""Seconds that writes which are still waiting get when the process ends, or a fifth of SHUTDOWN_TIMEOUT where
-that is less."""
+"""Seconds for the waiting writes when the process ends, or a fifth of SHUTDOWN_TIMEOUT where that is less."""
 
 _log = log.get(__name__)
 
@@ -41,7 +40,7 @@ class PublishesHints(Protocol):
 
     @property
     def trouble(self) -> str | None:
-        """Say why hints do not reach the broker; None while they do."""
+        """Why hints do not reach the broker; None while they do."""
 
     def publish(
         self,
@@ -57,8 +56,8 @@ class PublishesHints(Protocol):
 class Services:
     """Everything that an endpoint needs.
 
-    `db` answers merchants' questions and takes their commands. Intents, callbacks, merchants and health go
-    through connections of their own (`inlet`): however long a listing takes, none of them waits for it.
+    `db` serves reads and commands. Intents, callbacks, merchants and health use connections of their own
+    (`inlet`), so none of them waits for a long listing.
     """
 
     settings: Settings
@@ -84,8 +83,8 @@ class Services:
         object.__setattr__(self, "event_feed", feed)
 
     async def close(self) -> None:
-        """Write what has gathered, then let go of Postgres; what it does not take in time was never
-        acknowledged.
+        """Write what has gathered, then close the connections; a write that Postgres does not accept in time
+        was never acknowledged.
         """
         self.event_feed.stop()
         timeout = min(CLOSING_TIMEOUT, self.settings.shutdown_timeout / 5)
@@ -133,7 +132,9 @@ async def admit(request: Request, *scopes: str) -> tuple[Caller, Merchant]:
 
 
 def _refuse_unknown_parameters(request: Request) -> None:
-    """Refuse names that the address does not take: a misspelt filter would otherwise list everything."""
+    """Refuse query parameters that the address does not have: a misspelt filter would otherwise list
+    everything.
+    """
     route = request.scope.get("route")  # the routes below FastAPI take no parameters
     known = (
         frozenset(parameter.alias for parameter in route.dependant.query_params)

@@ -1,6 +1,4 @@
-"""Webhooks for whoever operates the installation, straight from the database; the API has the same for
-merchants.
-"""
+"""Webhooks for operators, straight from the database; the API has the same for merchants."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Charts as SVG, by hand and without anything installed: lines with a grid and a legend for a page, bars for
-a document.
+"""Charts as SVG, without any package: lines with a grid and a legend for a page, bars for a document.
 
-No script, no font, no address. Colours can be told apart by everybody. Text in an inline chart is styled by
-its page; a picture of bars stands alone and brings its style, light or dark.
+No script, no font, no address. The colours can be distinguished by colour-blind readers. Text in an inline
+chart is styled by its page; a picture of bars has its own style, light or dark.
 """
 
 from __future__ import annotations

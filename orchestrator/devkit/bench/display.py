@@ -1,4 +1,4 @@
-"""What whoever watches sees: a run while it goes on, as a drawing or as lines, and what it came to."""
+"""The terminal output of a run: its progress, as a drawing or as lines, and its result."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _drawn(progress: Progress) -> Group:
 
 
 def ramp_line(attempt: Try) -> Text:
-    """Say what one rate came to."""
+    """Return the result of one rate as a line."""
     mark, style = ("✓", "green") if attempt.held else ("✗", "red")
     return Text.assemble((f"  {mark} ", style), f"{attempt.rate:7.1f}/s  ", (attempt.why, "dim"))
 

@@ -1,5 +1,5 @@
-"""What the light gateway says, made once and filled in: token, session, payment methods, the payments XML,
-callbacks.
+"""The documents of the light gateway, made once and filled in: token, session, payment methods, the payments
+XML, callbacks.
 
 The shapes are those that the gateway was seen to send (as in the sandbox), with about as many bytes; making
 them costs a few microseconds. Order numbers and ids are kept to letters that mean the same in JSON, XML and
@@ -38,8 +38,8 @@ _NAMESPACE: Final = UUID("6f1a3a0e-6a1b-4a8e-9a58-0d6f3f0f7c51")
 
 
 class Tokens:
-    """Bearer tokens as the gateway's (RS256, seven claims), one for everybody; `renew` makes another, older
-    ones stay good.
+    """Bearer tokens as the gateway's (RS256, seven claims), the same for all sessions; `renew` makes another,
+    older ones stay valid.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Tokens:
     """The JSON that `authenticate` answers with."""
 
     def renew(self) -> None:
-        """Sign a new token; it takes about half a millisecond, which is why not everybody gets one."""
+        """Sign a new token; it takes about half a millisecond, so sessions share a token."""
         now = int(time.time())
         claims = {
             "iss": "AltaPay Issuer",

@@ -1,8 +1,8 @@
-"""A run as figures: one JSON object for programs, and what a person wants to know first.
+"""A run as figures: one JSON object for programs, and the main figures for people.
 
-Times of a stage are taken from the moment at which the shop (or the gateway) was due to ask for it: an answer
-from the scheduled arrival, readiness likewise, completion from the payment at the gateway, a callback from
-the moment at which it was to be sent.
+Times of a stage are taken from the moment at which the shop (or the gateway) was due to send: an answer from
+the scheduled arrival, readiness likewise, completion from the payment at the gateway, a callback from the
+moment at which it was to be sent.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Conditions:
     latency: str
     faults: float
     think_s: float
-    """The longest that a shopper thinks; 0 where nobody pays."""
+    """The longest that a shopper waits before paying; 0 where no shopper pays."""
 
     def document(self) -> dict[str, object]:
         return {

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from orchestrator.devkit.local.up import Up
 
 DEFAULTS: Final[dict[str, object]] = {"first_check_after": 30.0}
-"""Settings of the run where none are set: a lost callback is made up for within the patience of a run."""
+"""Settings of the run where none are set: a lost callback is made up for within the timeout of a run."""
 
 TRY_SECONDS: Final = 10.0
 TRY_TIMEOUT: Final = 30.0
@@ -46,7 +46,7 @@ FIRST_RATE: Final = 40.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the command line asks for. `latency` is as it was typed; `rate` of None: the usual."""
+    """The options of the command line. `latency` is as it was typed; `rate` of None: the usual."""
 
     rate: float | None = None
     seconds: float = 30.0

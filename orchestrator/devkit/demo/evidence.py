@@ -1,5 +1,5 @@
-"""What ledger, books and trail tell about an order when it has ended, whether they tell the same, and what a
-script wants to find in them.
+"""What ledger, books and trail show of an order at its end, whether they agree, and what a script expects of
+them.
 
 Amounts are minor units. The ledger is the sandbox's: every movement of a shopper's money, by whom and under
 which identifier. The books are what our API answers; for the money of a whole run, what the table of payments
@@ -111,9 +111,7 @@ class Told:
                 )
 
     def check_movements(self, wanted: tuple[str, ...]) -> None:
-        """See that the gateway did what we asked of it: these movements, each once, and none that we know
-        nothing of.
-        """
+        """Check that the gateway did what was requested: these movements, each once, and no others."""
         made = [
             movement for row in self.ledger for movement in row["movements"] if movement["by"] == "merchant"
         ]
@@ -134,9 +132,7 @@ class Told:
                 )
 
     def check_explanation(self) -> None:
-        """See that somebody who asks why is told why: in a summary, reasons and evidence, each a whole
-        sentence.
-        """
+        """Check that the explanation has a summary, reasons and evidence, each a whole sentence."""
         told = self.explained
         said = () if told is None else (told.summary, *told.because, *told.evidence)
         whole = told is not None and told.because and told.evidence
@@ -145,7 +141,7 @@ class Told:
 
 
 def _sums(amounts: answers.HeldMoney | answers.Payment, currency: str) -> Sums:
-    """Return the amounts in minor units; one that cannot be read fails."""
+    """Return the amounts in minor units; an unreadable amount fails."""
     each = (amounts.reserved, amounts.captured, amounts.refunded)
     reserved, captured, refunded = (money.to_minor(str(amount), currency) for amount in each)
     return reserved, captured, refunded
@@ -305,7 +301,7 @@ _PAGE = 1000
 class Balance:
     """Reserved, captured and refunded of one currency in minor units, by both sides.
 
-    A reservation that was released is none.
+    A released reservation counts as none.
     """
 
     currency: str

@@ -46,7 +46,7 @@ _STATES = text("""
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one order: as told at its end, or why it did not go by its script."""
+    """The result of one order: its evidence at the end, or why it did not follow its script."""
 
     order: Order
     told: Told | None = None
@@ -64,7 +64,7 @@ class Outcome:
 
 
 async def play(up: Up, orders: Sequence[Order], *, run: str, gateway: str, stay: bool) -> int:
-    """Play all orders and show them; 0 only if every one ended as scripted with its money in both books."""
+    """Play all orders and show them; 0 only if every order ended as scripted with its money in both books."""
     outcomes = [Outcome(order) for order in orders]
     limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
     timeout = httpx.Timeout(20.0, pool=TIMEOUT)

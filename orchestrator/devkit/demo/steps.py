@@ -167,7 +167,7 @@ async def released_at_gateway(shopper: Shopper) -> None:
 
 
 async def pay_unheard(shopper: Shopper) -> None:
-    """Pay while no callback is believed, or none comes: a lookup finds the payment."""
+    """Pay while callbacks are rejected or lost: a lookup finds the payment."""
     await shopper.pay()
     shopper.expect_page(None)
     await shopper.paid()
@@ -263,7 +263,7 @@ async def surplus_by_policy(shopper: Shopper) -> None:
 
 
 async def _pay_elsewhere(shopper: Shopper) -> None:
-    """Pay an order number that nobody has handed over: it becomes a checkout of its own."""
+    """Pay an order number without an intent: it becomes a checkout of its own."""
     shop, order = shopper.shop, shopper.order
     await shop.pay_elsewhere(order)
     found = (await shop.client.checkouts(orderId=order.id)).checkouts
