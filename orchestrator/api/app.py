@@ -94,7 +94,7 @@ def create_app(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        # Spans and metrics would carry the URLs of callbacks, which are signed.
+        # Spans and metrics would contain the URLs of callbacks, which are signed.
         telemetry={
             "tracing": False,
             "metrics": False,
@@ -166,21 +166,21 @@ def create_app(services: Services) -> FastAPI:
 
 
 def _route_webhooks(app: FastAPI) -> None:
-    path, one = webhooks.PATH, f"{webhooks.PATH}/{{webhook_id}}"
+    path, single = webhooks.PATH, f"{webhooks.PATH}/{{webhook_id}}"
     read, write, shape = webhooks.READ, (webhooks.WRITE,), shapes.Webhook
     of = docs.of_webhook
     app.post(path, tags=["webhooks"], summary="Add a webhook", **docs.added_webhook(write))(webhooks.add)
     app.get(path, tags=["webhooks"], summary="List webhooks", **docs.listed_webhooks(read))(webhooks.show_all)
-    app.get(one, tags=["webhooks"], summary="Show a webhook", **of(shape, "Found", read))(webhooks.show)
+    app.get(single, tags=["webhooks"], summary="Show a webhook", **of(shape, "Found", read))(webhooks.show)
     app.patch(
-        one,
+        single,
         tags=["webhooks"],
         summary="Change a webhook",
         **of(shape, "Changed", write, body=shapes.ChangeWebhook),
     )(webhooks.change)
-    app.delete(one, tags=["webhooks"], summary="Delete a webhook", **of(None, "Deleted", write, status=204))(
-        webhooks.delete
-    )
+    app.delete(
+        single, tags=["webhooks"], summary="Delete a webhook", **of(None, "Deleted", write, status=204)
+    )(webhooks.delete)
     posted = {
         "rotate-secret": (
             webhooks.rotate_secret,
@@ -196,9 +196,9 @@ def _route_webhooks(app: FastAPI) -> None:
         ),
     }
     for name, (call, summary, told) in posted.items():
-        app.post(f"{one}/{name}", tags=["webhooks"], summary=summary, **told)(call)
+        app.post(f"{single}/{name}", tags=["webhooks"], summary=summary, **told)(call)
     app.get(
-        f"{one}/deliveries",
+        f"{single}/deliveries",
         tags=["webhooks"],
         summary="List attempts to deliver",
         **of(shapes.DeliveryPage, "Found", read),

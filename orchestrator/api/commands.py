@@ -1,10 +1,10 @@
-"""What may be asked of a checkout after it was taken: cancel, reopen, capture, refund, release, retry,
-reconcile, resolve.
+"""Commands on a checkout after its creation: cancel, reopen, capture, refund, release, retry, reconcile,
+resolve.
 
-Each is a command that is checked against our books, stored and answered with 202, and carried out by whoever
-holds the checkout; what became of it stands among the checkout's `commands`. With an `Idempotency-Key` the
-same request is the same command, however often and wherever it is sent; calls that move money are refused
-without one.
+Each is a command that is checked against the books, stored and answered with 202, and executed by the worker
+that holds the checkout; the result is among the checkout's `commands`. With an `Idempotency-Key` the same
+request is the same command, however often and wherever it is sent; calls that move money are refused without
+a key.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ ABOUT: Final[dict[CommandKind, str]] = {
     CommandKind.RESOLVE: "Decide what waits for a person",
 }
 KEYED: Final[frozenset[CommandKind]] = frozenset({CommandKind.CAPTURE, CommandKind.REFUND})
-"""What moves a part of the money may be meant twice, so each request of it must say which one it is."""
+"""Two requests to move a part of the money may both be intended, so each must be identified by its key."""
 
 _FIELDS: Final = {kind: frozenset(body.__struct_encode_fields__) for kind, body in bodies.COMMANDS.items()}
 _DECODER: Final = msgspec.json.Decoder(float_hook=Decimal)
 
 
 def taking(kind: CommandKind) -> Callable[[Request, str], Awaitable[Response]]:
-    """Return the endpoint that takes one kind of command."""
+    """Return the endpoint that accepts one kind of command."""
 
     async def take(request: Request, checkout_id: str) -> Response:
         return await _take(request, checkout_id, kind)
@@ -78,7 +78,7 @@ def taking(kind: CommandKind) -> Callable[[Request, str], Awaitable[Response]]:
 async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Response:
     services = dependencies.of(request)
     caller, merchant = await dependencies.admit(request, SCOPES[kind])
-    one = checkouts.id_of(checkout_id)
+    checkout = checkouts.id_of(checkout_id)
     key = checkouts.idempotency_key(request)
     if key is None and kind in KEYED:
         message = f"is missing: each {kind} needs a key of its own, such as a UUID, so that sending it again moves nothing twice"
@@ -86,30 +86,34 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
         raise Refusal(422, f"Idempotency-Key {message}", kind="idempotency-key-missing", errors=wrong)
     body = _Body(kind, await request_body.read_json(request, limit=COMMAND_BYTES, optional=True))
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        view = await inbox.checkout_view(services.db, one, merchant_id=merchant.id, key=key)
+        view = await inbox.checkout_view(services.db, checkout, merchant_id=merchant.id, key=key)
         if view is None:
             raise checkouts.unknown(checkout_id)
         command_request = body.command_request(view)
         print_ = inbox.fingerprint_of(
-            one, kind, command_request.arguments, reason=body.reason, expected_version=command_request.version
+            checkout,
+            kind,
+            command_request.arguments,
+            reason=body.reason,
+            expected_version=command_request.version,
         )
         command = _met(view, key, print_)
         if command is None:
             _refuse(command_rules.rejection(view, command_request))
-            # A cancel that runs is the same cancel, whoever asked for it.
+            # A cancel under way is the same cancel for every caller.
             command = view.cancelling if kind is CommandKind.CANCEL else None
         if command is None:
             command = await _store(
                 request, view, command_request, actor=caller.actor, reason=body.reason, key=key, print_=print_
             )
-    services.hint_publisher.publish([one], merchant_id=merchant.id)
+    services.hint_publisher.publish([checkout], merchant_id=merchant.id)
     accepted = answers.CommandAccepted(
-        id=one,
+        id=checkout,
         order_id=view.order_ref,
         state=view.state,
         version=view.version,
         command=answers.StoredCommand(id=command, kind=kind),
-        links=reads.links_of(one),
+        links=reads.links_of(checkout),
     )
     return answer(accepted, 202)
 
@@ -193,7 +197,7 @@ class _Body(Fields):
         self._judge()
 
     def command_request(self, view: CheckoutView) -> CommandRequest:
-        """Return the command that is asked for."""
+        """Return the requested command."""
         transaction_id = self._transaction()
         command_request = CommandRequest(
             kind=self.kind,

@@ -1,9 +1,9 @@
-"""The OpenAPI document and the page that shows it; every asset comes from us and the page loads nothing from
-elsewhere.
+"""The OpenAPI document and the page that shows it; all assets are served from here, and the page loads
+nothing from elsewhere.
 
 FastAPI writes the document for its own routes; the routes below it and the bodies that are read raw are
 described here, and shapes come from `contract`. The document is OpenAPI 3.1. The page shows the same as
-OpenAPI 3.0, the newest version that the packaged Swagger UI knows.
+OpenAPI 3.0, the newest version that the packaged Swagger UI supports.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _PAGE: Final = """<!doctype html>
 </body>
 </html>
 """
-# The validator would send the document to a server of somebody else.
+# The validator would send the document to another server.
 _START: Final = b"""SwaggerUIBundle({url: "/docs/assets/openapi-3.0.json", dom_id: "#api", validatorUrl: null, deepLinking: true, defaultModelsExpandDepth: 0});
 """
 _ASSETS: Final = {
@@ -170,7 +170,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
             operation["responses"].setdefault(
                 "default", _problem("Whatever else goes wrong", "internal", HTTPStatus.INTERNAL_SERVER_ERROR)
             )
-    # By tag, and within one as they stand here and in `create_app`.
+    # By tag, and within a tag in the order of this file and of `create_app`.
     order = {path: number for number, path in enumerate(dict.fromkeys((*_RAW, *paths)))}
     tags = {path: next(iter(operations.values()))["tags"][0] for path, operations in paths.items()}
     document["paths"] = {
@@ -185,15 +185,15 @@ def _as_30(value: Any) -> Any:
     reference.
     """
     if isinstance(value, list):
-        return [_as_30(one) for one in value]
+        return [_as_30(item) for item in value]
     if not isinstance(value, dict):
         return value
-    read = {name: _as_30(one) for name, one in value.items()}
+    read = {name: _as_30(item) for name, item in value.items()}
     if isinstance(read.get("examples"), list):
         read["example"] = read.pop("examples")[0]
     choices = read.get("anyOf")
     if isinstance(choices, list) and {"type": "null"} in choices:
-        others = [one for one in choices if one != {"type": "null"}]
+        others = [choice for choice in choices if choice != {"type": "null"}]
         del read["anyOf"]
         read = {**others[0], **read} if len(others) == 1 else {**read, "anyOf": others}
         read["nullable"] = True
@@ -240,7 +240,7 @@ def json_body(schema: Schema, *, required: bool = True) -> Schema:
 def described(
     shape: type, about: str = "Found", status: int = 200, body: Schema | None = None
 ) -> dict[str, Any]:
-    """Return what FastAPI is told about a route that needs a token."""
+    """Return FastAPI's description of a route that needs a token."""
     extra: Schema = {"security": _SECURE}
     if body is not None:
         extra["requestBody"] = body
@@ -256,7 +256,7 @@ def of_webhook(
     body: type | None = None,
     required: bool = True,
 ) -> dict[str, Any]:
-    """Return what FastAPI is told about a route of a webhook; `scopes`: one of them is needed."""
+    """Return FastAPI's description of a route of a webhook; `scopes`: one of them is needed."""
     described_body = None if body is None else json_body(ref(body), required=required)
     told = described(shape or answers.Health, about, status, described_body)
     if shape is None:
@@ -272,7 +272,7 @@ def of_webhook(
 
 
 def added_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
-    """Return what FastAPI is told about the route that adds a webhook."""
+    """Return FastAPI's description of the route that adds a webhook."""
     told = of_webhook(
         webhooks.NewWebhook,
         "Added; the secret is shown this once",
@@ -288,14 +288,14 @@ def added_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def listed_webhooks(scopes: tuple[str, ...]) -> dict[str, Any]:
-    """Return what FastAPI is told about the route that lists webhooks."""
+    """Return FastAPI's description of the route that lists webhooks."""
     told = of_webhook(webhooks.WebhookPage, "Found", scopes)
     del told["responses"]["404"]
     return told
 
 
 def tested_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
-    """Return what FastAPI is told about the route that sends a test event."""
+    """Return FastAPI's description of the route that sends a test event."""
     told = of_webhook(webhooks.TestSent, "It will be sent once", scopes, status=202)
     told["responses"] |= _problems(
         too_many_tests=(HTTPStatus.TOO_MANY_REQUESTS, "As many test events wait to be sent as may")
@@ -304,7 +304,7 @@ def tested_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def replayed_delivery(scopes: tuple[str, ...]) -> dict[str, Any]:
-    """Return what FastAPI is told about the route that sends the event of one delivery again."""
+    """Return FastAPI's description of the route that sends the event of one delivery again."""
     told = of_webhook(webhooks.Replayed, "It will be sent", scopes, status=202)
     told["responses"] |= _problems(
         unknown_delivery=(HTTPStatus.NOT_FOUND, "The merchant has no such delivery"),
@@ -317,7 +317,7 @@ def replayed_delivery(scopes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
-    """Return what FastAPI is told about the route of a command."""
+    """Return FastAPI's description of the route of a command."""
     body = {**json_body(ref(bodies.COMMANDS[kind]), required=kind is CommandKind.RESOLVE)}
     told = described(
         answers.CommandAccepted, "Stored; what becomes of it stands among the checkout's commands", 202, body
@@ -342,7 +342,7 @@ def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
 
 
 def fed() -> dict[str, Any]:
-    """Return what FastAPI is told about the feed of events."""
+    """Return FastAPI's description of the feed of events."""
     told = described(answers.EventPage)
     told["responses"] |= _problems(
         cursor_expired=(

@@ -1,7 +1,7 @@
 """Waiting for events: one poller for all long polls of a process, so that a hundred waiting clients cost one
 small query at a time.
 
-Cursors are positions in Postgres, so a client may go on at any process of the API.
+Cursors are positions in Postgres, so a client may continue at any process of the API.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class TooManyWaiting(OrchestratorError):  # noqa: N818 - named for the fact
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """A client that waits for events of its merchant after a position; `after` goes on with the events that
-    it did not ask for.
+    """A client that waits for events of its merchant after a position; `after` advances over events that it
+    did not request.
     """
 
     merchant_id: int
@@ -111,7 +111,7 @@ class EventFeed:
             raise TooManyWaiting(of_merchant, own=True)
         self._waiting[client] = None
         if self._poller is None or self._poller.done():
-            # It works for all clients, so its log lines carry the correlation id of no request.
+            # It works for all clients, so its log lines have the correlation id of no request.
             self._poller = asyncio.create_task(self._poll(), name="event-feed", context=Context())
         try:
             # Not `timeout`, which would drop what is found at the moment at which the time is over, and with

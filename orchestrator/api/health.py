@@ -1,10 +1,10 @@
-"""Health: is the process alive, and can it do its work.
+"""Health: whether the process is alive, and whether it can do its work.
 
 Ready means database and schema: the database takes a write, and the schema is the one that this code needs. A
-broker, workers or a scheduler that are away make it degraded, and still ready: callbacks must be taken, and
-what is taken waits for them. So do a right that the database refuses, new connections that it refuses, and
-lookups that wait for their merchant's budget. However many ask, the database is asked once in a second, and
-once in five what costs more.
+broker, workers or a scheduler that are away make it degraded, and still ready: callbacks must be accepted,
+and they wait in Postgres. So do a right that the database refuses, new connections that it refuses, and
+lookups that wait for their merchant's budget. However many requests come, the database is queried once in a
+second, and once in five for the expensive checks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _log = log.get(__name__)
 TIMEOUT: Final = 2.0
 """Seconds that Postgres gets to take the probe and to answer."""
 FRESH: Final = 1.0
-"""Seconds for which a finding is told again without asking anew."""
+"""Seconds for which a result is used again without a query."""
 SELDOM: Final = 5.0
 """The same for refusals and lookups."""
 
@@ -53,7 +53,7 @@ async def ready(request: Request) -> Response:
 
 
 class Health:
-    """What was found last, and how to find it anew; one for each process."""
+    """The last results, and the checks; one for each process."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -104,7 +104,7 @@ class Health:
             async with asyncio.timeout(TIMEOUT):
                 refused = await readiness.refusals(inlet)
                 told = await webhooks.troubles(inlet, await readiness.processes(inlet))
-                return refused + [queue.told for queue in await lookup_budget.queues(inlet)] + told
+                return refused + [queue.summary for queue in await lookup_budget.queues(inlet)] + told
         except Exception as error:
             if not is_away(error):
                 raise

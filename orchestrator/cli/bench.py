@@ -155,7 +155,7 @@ def bench(*, as_json: bool, sequential: int | None, **given: Any) -> int:
     Orders arrive on a schedule whether or not those before are done, and every time counts from the scheduled
     moment. Shoppers pay, the gateway calls back twice at once, and at the end its books and ours are compared
     to the minor unit: the exit status is 0 only if they agree. The gateway is a light one of its own, in its
-    own process; GATEWAY_URL is not looked at.
+    own process; GATEWAY_URL is not used.
 
     Everything runs in a directory that is removed at the end (TMPDIR says on which disk), with a Postgres
     that waits for the disk. Where ORCHESTRATOR_DATABASE_URL or ORCHESTRATOR_BROKER_URL are set, those servers

@@ -1,6 +1,6 @@
-"""Looking at checkouts and payments: straight from the database, for whoever operates the installation.
+"""Commands that read checkouts and payments: straight from the database, for operators.
 
-Nothing here shows a session token or a customer. What can be asked of a checkout stands in `commands` and
+Nothing here shows a session token or a customer. Commands that change a checkout are in `commands` and
 `reconcile`.
 """
 
@@ -202,7 +202,7 @@ def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
 @data_dir
 @click.argument("checkout")
 def explain(*, data_dir: Path, checkout: str) -> int:
-    """Explain one checkout (its id, or its order number): why it is where it is, what comes next, and what
+    """Explain one checkout (its id, or its order number): the reason for its state, what comes next, and what
     you may do.
     """
 
@@ -243,7 +243,7 @@ def payments() -> None:
 @data_dir
 @click.option(
     "--role",
-    type=click.Choice([one.value for one in Role]),
+    type=click.Choice([role.value for role in Role]),
     help="surplus and unknown: money that belongs to no order.",
 )
 @click.option("--order", metavar="NUMBER", help="Only this order number.")
@@ -295,7 +295,7 @@ def list_payments(
 
 
 def _amounts(payment: Any) -> list[Text]:
-    """Return a payment's amounts as cells; one that cannot be read stands as the gateway wrote it."""
+    """Return a payment's amounts as cells; an unreadable amount is the gateway's text."""
     from rich.text import Text  # noqa: PLC0415
 
     from orchestrator.domain import money  # noqa: PLC0415

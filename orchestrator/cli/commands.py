@@ -1,8 +1,7 @@
-"""Asking for something to be done with a checkout: cancel, reopen, capture, refund, release, retry, resolve.
+"""Commands on a checkout: cancel, reopen, capture, refund, release, retry, resolve.
 
 Each is a command that a worker executes, as from the API, checked by the same rules before it is stored. Exit
-status 1 means that it was refused, or not answered within the time that one was willing to wait; it stands
-all the same.
+status 1 means that it was refused, or not answered within the time to wait; it stays stored all the same.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
 
 WAIT: Final = 30.0
-"""Seconds that a command waits for its answer unless told otherwise."""
+"""Seconds that a command waits for its answer unless an option sets it."""
 _PAUSE: Final = 0.25
 _KEYED: Final = frozenset({CommandKind.CAPTURE, CommandKind.REFUND})
 
@@ -163,7 +162,7 @@ def retry(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> 
 @click.command(short_help="Decide what waits for a person: keep, return or dismiss.")
 @data_dir
 @_checkout
-@click.argument("decision", type=click.Choice([one.value for one in Decision]))
+@click.argument("decision", type=click.Choice([choice.value for choice in Decision]))
 @_reason
 @_wait()
 def resolve(*, data_dir: Path, checkout: str, decision: str, reason: str | None, wait: float) -> int:
@@ -258,8 +257,8 @@ def _asked(view: CheckoutView, command_request: CommandRequest, command: UUID, s
 
 
 async def _answered(db: Database, checkout: UUID, command: UUID, wait: float) -> int:
-    """Wait until a worker has carried it out, and say what came of it; 1 if that is not what was asked for,
-    or not known.
+    """Wait until a worker has executed it, and print the result; 1 if that differs from the request, or is
+    unknown.
     """
     until = time.monotonic() + wait
     while True:

@@ -1,5 +1,5 @@
-"""What the commands about checkouts share: finding one by id or order number, time spans, tables
-and amounts.
+"""What the commands about checkouts share: a checkout by id or order number, time spans, tables and
+amounts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WHOLE: Final = frozenset({"id", "checkout", "at", "event", "#", "payment", "ope
 
 
 class Span(click.ParamType[float]):
-    """A time span such as 90m, 24h or 7d, as seconds; at most a year, or as long as it is told."""
+    """A time span such as 90m, 24h or 7d, as seconds; at most a year, or a given maximum."""
 
     name = "span"
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.devkit.local.up import Options, Up
 
 _TIMEOUT: Final = 5.0
-"""Seconds that a start waits for Postgres, for what it need not know."""
+"""Seconds that a start waits for Postgres, for facts that it can do without."""
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -77,7 +77,7 @@ def _options(given: dict[str, Any]) -> Options:
 
 
 def open_terminal(*, least: str = "warning", aside: bool = False) -> Terminal:
-    """Return the terminal of a command that starts processes; `aside`: it speaks on stderr."""
+    """Return the terminal of a command that starts processes; `aside`: it writes to stderr."""
     from orchestrator.devkit.local.terminal import Terminal  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
 
@@ -346,10 +346,9 @@ def _check_listening(host: str, port: int) -> None:
 
 
 def _check_clock(settings: Any) -> None:
-    """Refuse a clock that tests have moved, unless every gateway is on this machine or in a network of one's
-    own.
+    """Refuse a clock that tests have moved, unless every gateway is on this machine or in a private network.
 
-    While Postgres is out of reach nothing is known, and the process starts; `doctor` says it, too.
+    While Postgres is out of reach the clock is unknown, and the process starts; `doctor` reports it, too.
     """
     import asyncio  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
-"""Having the gateway asked about many checkouts: some by name, or all of a period.
+"""Lookups of many checkouts: some by name, or all of a period.
 
-They are asked for in lists, a few lists at a time; how fast they are answered is up to the workers and each
-merchant's budget of lookups. What is told at the end is what changed between the asking and the answer.
+They are requested in lists, a few lists at a time; workers and each merchant's budget of lookups decide how
+fast they are answered. The output at the end is what changed between request and answer.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ OUTSTANDING: Final = 5 * SIZE
 """Checkouts that may wait for their answer before more are asked for."""
 _PAUSE: Final = 0.25
 _BETWEEN: Final = 1.0
-"""Seconds between two lists where nobody waits for the answers."""
+"""Seconds between two lists where the command does not wait for the answers."""
 _LINE_EVERY: Final = 5.0
 _SLACK: Final = 600.0
-"""Seconds by which the clock of whoever made an id may differ from Postgres's."""
+"""Seconds by which the clock of the process that made an id may differ from Postgres's."""
 
 
 @click.command(short_help="Have the gateway asked about checkouts: some, or all of a period.")
@@ -109,7 +109,7 @@ class _Tally:
     heard_at: float = field(default_factory=time.monotonic)
 
     def note(self, row: Any) -> None:
-        """Take one answer."""
+        """Record one answer."""
         before, after = self.waiting.pop(row.id), _stand(row)
         self.heard_at = time.monotonic()
         if row.result in REFUSED:
@@ -190,8 +190,8 @@ async def _lists(rows: Sequence[Any]) -> AsyncIterator[Sequence[Any]]:
 
 
 async def _pages(db: Database, period: dict[str, object]) -> AsyncIterator[Sequence[Any]]:
-    """Yield the checkouts of a period, the oldest first; each page begins behind the last id of the one
-    before.
+    """Yield the checkouts of a period, the oldest first; each page begins after the last id of the previous
+    page.
     """
     after = period["after"]
     while rows := await db.read(_page(), {**period, "after": after, "most": SIZE}):

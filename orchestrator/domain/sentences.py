@@ -1,4 +1,4 @@
-"""The one place that makes sentences of codes: attention, last errors, and results of commands.
+"""The only place that makes sentences of codes: attention, last errors, and results of commands.
 
 Pure, and total over what is stored.
 
@@ -74,7 +74,7 @@ def _held(payment: PaymentAmount) -> str:
 
 
 def _names(payments: Sequence[PaymentAmount]) -> str:
-    return ", ".join(one.transaction_id for one in payments)
+    return ", ".join(payment.transaction_id for payment in payments)
 
 
 def _more(payments: Sequence[PaymentAmount]) -> list[str]:
@@ -97,10 +97,10 @@ def _of_attention(value: Attention) -> str:
 def _problem(facts: Facts, payments: Sequence[PaymentAmount]) -> str:
     """Say of each payment why it is not taken for the order's."""
     ordered = _amount(facts, "ordered")
-    if all(one.problem is AttentionCode.PAYMENT_MISMATCH for one in payments):
+    if all(payment.problem is AttentionCode.PAYMENT_MISMATCH for payment in payments):
         return _mismatch(facts, payments, ordered)
-    sentence = "; ".join([*(_told(facts, one) for one in payments[:MOST_NAMED]), *_more(payments)])
-    if any(one.problem is AttentionCode.PAYMENT_MISMATCH for one in payments):
+    sentence = "; ".join([*(_told(facts, payment) for payment in payments[:MOST_NAMED]), *_more(payments)])
+    if any(payment.problem is AttentionCode.PAYMENT_MISMATCH for payment in payments):
         sentence += f"; the order is {ordered}"
     return sentence
 
@@ -112,10 +112,11 @@ def _mismatch(facts: Facts, payments: Sequence[PaymentAmount], ordered: str) -> 
             return f"{held}, which is the order of {ordered} and a surcharge of {_amount(facts, 'surcharge')}"
         return f"{held}, the order is {ordered}"
     named = ", ".join(
-        [f"{one.transaction_id} ({_held(one)})" for one in payments[:MOST_NAMED]] + _more(payments)
+        [f"{payment.transaction_id} ({_held(payment)})" for payment in payments[:MOST_NAMED]]
+        + _more(payments)
     )
-    amounts = [one.amount for one in payments if one.amount is not None]
-    if len(amounts) == len(payments) and len({one.currency for one in payments}) == 1:
+    amounts = [payment.amount for payment in payments if payment.amount is not None]
+    if len(amounts) == len(payments) and len({payment.currency for payment in payments}) == 1:
         together = money.spelled(sum(amounts), payments[0].currency)
         return f"transactions {named} hold {together} together, the order is {ordered}"
     return f"transactions {named} hold money, the order is {ordered}"
@@ -399,5 +400,6 @@ _RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
 
 def _payments(payments: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(
-        f"{one['transaction']} ({money.spelled(one['amount'], one['currency'])})" for one in payments
+        f"{payment['transaction']} ({money.spelled(payment['amount'], payment['currency'])})"
+        for payment in payments
     )

@@ -1,9 +1,9 @@
-"""Why a checkout is where it is, in sentences for whoever answers the shop's questions.
+"""Why a checkout is in its state, in sentences for people who answer the shop's questions.
 
-`explain` is a pure function of one `Record`: which state, because of what, on which evidence, what happens
-next and when, and what a person may do. Evidence is read from the audit trail and never guessed. Amounts are
-decimals with their currency, times UTC; nothing of the customer and no secret is in a record, so nothing of
-them can be in a sentence.
+`explain` is a pure function of one `Record`: which state, for which reason, on which evidence, what happens
+next and when, and what an operator may do. Evidence is read from the audit trail and never guessed. Amounts
+are decimals with their currency, times UTC; nothing of the customer and no secret is in a record, so none can
+be in a sentence.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Explanation:
 
 
 def explain(record: Record) -> Explanation:
-    """Explain one checkout; pure, and total over all states, reasons to look and operations."""
+    """Explain one checkout; pure, and total over all states, reasons for a lookup and operations."""
     return Explanation(
         summary=_summary(record),
         because=tuple(_because(record)),
@@ -106,7 +106,7 @@ def explain(record: Record) -> Explanation:
 def _summary(record: Record) -> str:
     late = " (the money came after it had been closed)" if record.late and not record.from_payment else ""
     person = " It needs a decision." if record.attention is not None else ""
-    busy = {one.kind for one in record.open_operations}
+    busy = {operation.kind for operation in record.open_operations}
     doing = f" A {' and a '.join(sorted(busy))} is under way." if busy else ""
     view = _STANDS[record.state]
     if record.from_payment and record.state is State.FAILED:
@@ -133,15 +133,15 @@ def _because(record: Record) -> list[str]:
         said += _opening(record)
     else:
         said += _offered(record)
-    said += [_operation(record, one) for one in record.operations]
+    said += [_operation(record, operation) for operation in record.operations]
     said += [
-        f"At {moment(one.requested_at)} {trail.who(one.actor)} asked for a {one.kind}, "
+        f"At {moment(command.requested_at)} {trail.who(command.actor)} asked for a {command.kind}, "
         + (
             "which waits until it is known what came of the one before it."
-            if one in record.blocked_commands
+            if command in record.blocked_commands
             else "which no worker has taken up yet."
         )
-        for one in record.open_commands
+        for command in record.open_commands
     ]
     if record.callbacks == 1:
         said.append("A callback of the gateway waits to be read.")
@@ -178,7 +178,7 @@ def _offered(record: Record) -> list[str]:
             said.append(
                 f"The session's token expired at {moment(record.token_expires_at)}, so the shop is shown no session until it is renewed."
             )
-    if any(one.meaning == PaymentMeaning.OPEN for one in record.payments):
+    if any(payment.meaning == PaymentMeaning.OPEN for payment in record.payments):
         said.append(
             "A payment is open: it may still become money, so nothing is expired or cancelled meanwhile."
         )
@@ -198,7 +198,7 @@ def _circuit_open(record: Record) -> bool:
 def _money(record: Record) -> list[str]:
     price = record.price
     paying = record.accepted
-    names = ", ".join(one.transaction_id for one in paying)
+    names = ", ".join(payment.transaction_id for payment in paying)
     named = (
         f"Transactions {names} together"
         if len(paying) > 1
@@ -209,7 +209,7 @@ def _money(record: Record) -> list[str]:
     said = [
         f"{named}: {price(record.reserved)} reserved, {price(record.captured)} captured, {price(record.refunded)} refunded."
     ]
-    extra = sum(one.surcharge for one in paying)
+    extra = sum(payment.surcharge for payment in paying)
     if extra:
         said.append(f"The gateway names a surcharge of {price(extra)} for the way of payment.")
     left = left_to(OperationKind.CAPTURE, record)
@@ -232,24 +232,24 @@ def _money(record: Record) -> list[str]:
     return said
 
 
-def _operation(record: Record, one: Operation) -> str:
-    amount = record.price(one.amount, one.currency)
-    begun = f"A {one.kind} of {amount} on transaction {one.transaction_id}, {_CAUSES[one.cause]} at {moment(one.requested_at)},"
-    error = f": {trail.plain(sentences.of(one.last_error))}" if one.last_error is not None else ""
-    match one.state:
+def _operation(record: Record, operation: Operation) -> str:
+    amount = record.price(operation.amount, operation.currency)
+    begun = f"A {operation.kind} of {amount} on transaction {operation.transaction_id}, {_CAUSES[operation.cause]} at {moment(operation.requested_at)},"
+    error = f": {trail.plain(sentences.of(operation.last_error))}" if operation.last_error is not None else ""
+    match operation.state:
         case OperationState.REQUESTED:
             return f"{begun} has not left for the gateway yet{error}."
         case OperationState.SUBMITTED:
-            return f"{begun} may have left for the gateway{_at(one.submitted_at)}, and its answer is not in; it is not sent twice."
+            return f"{begun} may have left for the gateway{_at(operation.submitted_at)}, and its answer is not in; it is not sent twice."
         case OperationState.UNKNOWN:
             return (
-                f"{begun} left for the gateway{_at(one.submitted_at)}, and nothing told what came of it{error}; it is not sent again "
+                f"{begun} left for the gateway{_at(operation.submitted_at)}, and nothing told what came of it{error}; it is not sent again "
                 "while the gateway's books may still show it."
             )
         case OperationState.SUCCEEDED:
-            return f"{begun} was done{_at(one.settled_at)}."
+            return f"{begun} was done{_at(operation.settled_at)}."
         case _:
-            return f"{begun} was refused{_at(one.settled_at)}{error}."
+            return f"{begun} was refused{_at(operation.settled_at)}{error}."
 
 
 def _at(when: datetime | None) -> str:
@@ -298,17 +298,17 @@ def _settled(record: Record) -> str:
 
 
 def _what(record: Record) -> str:
-    free = [one for one in record.open_commands if one not in record.blocked_commands]
+    free = [command for command in record.open_commands if command not in record.blocked_commands]
     if free:
-        kinds = ", ".join(dict.fromkeys(one.kind for one in free))
+        kinds = ", ".join(dict.fromkeys(command.kind for command in free))
         return f"a worker takes up what was asked for ({kinds})"
     if record.callbacks:
         return "a worker reads what arrived and asks the gateway what it holds"
     if record.open_operations:
-        one = record.open_operations[0]
-        if one.state == OperationState.REQUESTED:
-            return f"a worker sends the {one.kind} to the gateway"
-        return f"a worker asks the gateway's books what came of the {one.kind}"
+        operation = record.open_operations[0]
+        if operation.state == OperationState.REQUESTED:
+            return f"a worker sends the {operation.kind} to the gateway"
+        return f"a worker asks the gateway's books what came of the {operation.kind}"
     if record.state in UNOFFERED:
         if record.cancel_requested_at is not None:
             return "a worker cancels it, since it was never offered"
@@ -324,7 +324,7 @@ def _what(record: Record) -> str:
 
 
 def _after(record: Record) -> str:
-    """Say what the step after the next one depends on, where that is known."""
+    """Return what the step after the next one depends on, where that is known."""
     if record.state in UNOFFERED and record.cancel_requested_at is None:
         return f" If it has not been offered by {moment(record.deadline)}, it fails."
     if record.state in {State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED}:

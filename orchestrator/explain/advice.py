@@ -46,7 +46,7 @@ _OF_OPERATION: Final = {
     "keep": "Say that the operation was done at the gateway",
     "dismiss": "Say that the operation was not done at the gateway",
 }
-"""What decisions mean where nothing tells what came of an operation."""
+"""What decisions mean where the result of an operation is unknown."""
 
 MEANING: Final = {
     AttentionCode.LATE_PAYMENT: "The money came after the checkout had ended without it, so a person decides whether the order is kept.",
@@ -108,7 +108,7 @@ def attention(record: Record) -> list[str]:
     if asked.code is AttentionCode.OTHER:
         said.append(_sentence(asked))
     if asked.code in {AttentionCode.SURPLUS_PAYMENT, AttentionCode.UNKNOWN_ORDER, *PROBLEMS}:
-        said += [_unexpected(record, one) for one in record.unexpected_payments]
+        said += [_unexpected(record, payment) for payment in record.unexpected_payments]
     if asked.code in {*PROBLEMS, *IRREGULAR}:
         said.append(_sentence(asked))
     if asked.code is AttentionCode.RESERVATION_LAPSES and record.reserved_until is not None:
@@ -134,7 +134,7 @@ def ways(record: Record) -> list[str]:
         code = record.attention.code
         said += [FIRST[code]] if code in FIRST else []
         names += WAYS_OUT[code]
-    said += [_back(record, one) for one in record.unexpected_payments if one.role == Role.SURPLUS]
+    said += [_back(record, payment) for payment in record.unexpected_payments if payment.role == Role.SURPLUS]
     left = left_to(OperationKind.CAPTURE, record)
     if record.state is State.COMPLETED and not record.open_operations:
         names += ["capture"] if left > 0 and not record.auto_capture else []
@@ -156,17 +156,17 @@ def _way(record: Record, name: str, *, unclear: bool = False) -> str:
     return f"{does}: POST /v1/checkouts/{record.id}/{call}{carrying}, or `orchestrator checkouts {command.format(id=record.id)}`."
 
 
-def _unexpected(record: Record, one: PaymentRecord) -> str:
-    role = "beside the accepted payment" if one.role == Role.SURPLUS else "not taken for this order"
-    return f"Transaction {one.transaction_id} holds {record.holding(one)}, {role}."
+def _unexpected(record: Record, payment: PaymentRecord) -> str:
+    role = "beside the accepted payment" if payment.role == Role.SURPLUS else "not taken for this order"
+    return f"Transaction {payment.transaction_id} holds {record.holding(payment)}, {role}."
 
 
-def _back(record: Record, one: PaymentRecord) -> str:
+def _back(record: Record, payment: PaymentRecord) -> str:
     """Name the way back for money that is too much: a reservation is released, captured money refunded."""
-    verb = "refund" if one.captured > 0 else "release"
+    verb = "refund" if payment.captured > 0 else "release"
     key = " and an Idempotency-Key" if verb == "refund" else ""
     return (
-        f"Return transaction {one.transaction_id} alone: POST /v1/checkouts/{record.id}/{verb} with "
-        f'{{"transactionId": "{one.transaction_id}"}}{key}, or `orchestrator checkouts {verb} {record.id} '
-        f"--transaction {one.transaction_id}`."
+        f"Return transaction {payment.transaction_id} alone: POST /v1/checkouts/{record.id}/{verb} with "
+        f'{{"transactionId": "{payment.transaction_id}"}}{key}, or `orchestrator checkouts {verb} {record.id} '
+        f"--transaction {payment.transaction_id}`."
     )

@@ -28,7 +28,7 @@ LONGEST_LIFE: Final = 30 * 86_400
 MOST_LINES: Final = 500
 MOST_PIECES: Final = 1_000_000
 MOST_INFOS: Final = 49
-"""The gateway takes 50 entries of transactionInfo (D8), and one of them is ours."""
+"""The gateway takes 50 entries of transactionInfo (D8), and the checkout id is one of them."""
 OWN_INFO: Final = "checkout"
 DESCRIPTION: Final = 50
 """Characters of a line's description; the vendor's cartridge cuts there too (C1)."""
@@ -55,9 +55,9 @@ class IntentRejected(OrchestratorError):  # noqa: N818 - named for the fact
 class Intent:
     """A valid intent. `amount` is minor units, `expires_in` seconds (None: the installation's own default).
 
-    `auto_capture`: the gateway is asked to capture by itself.
+    `auto_capture`: the gateway shall capture by itself.
 
-    `document` is the canonical JSON to be stored sealed; `fingerprint` is the SHA-256 of it without the
+    `document` is the canonical JSON to be stored encrypted; `fingerprint` is the SHA-256 of it without the
     shopper's User-Agent.
     """
 
@@ -126,7 +126,7 @@ def _malformed(error: Exception) -> str:
 
 
 class _Reader(Fields):
-    """Walks over one body, notes every problem, and returns the canonical form of what is right."""
+    """Reads one body, records every problem, and returns the canonical form of the valid fields."""
 
     __slots__ = ()
 

@@ -103,11 +103,11 @@ class CheckoutRecord(CheckoutSummary):
 
     @property
     def accepted(self) -> list[PaymentRecord]:
-        """The payments that pay it: one, or the parts that a person decided to keep as a whole."""
-        return [one for one in self.payments if one.role == Role.ACCEPTED]
+        """The payments that pay it: a single one, or the parts that a person decided to keep as a whole."""
+        return [payment for payment in self.payments if payment.role == Role.ACCEPTED]
 
 
-_ROW: Final = tuple(one.name for one in fields(CheckoutSummary))
+_ROW: Final = tuple(field.name for field in fields(CheckoutSummary))
 _LISTED: Final = columns.with_details(_ROW)
 _LAST: Final = f"""(k.handled_at IS NULL OR k.id IN (
     SELECT id FROM commands WHERE checkout_id = c.id ORDER BY requested_at DESC, id DESC LIMIT {COMMANDS_SHOWN}))"""  # noqa: S608 - a number of ours
@@ -221,7 +221,7 @@ async def checkouts(
 ) -> list[CheckoutSummary]:
     """Return checkouts, the youngest first: of a merchant, or of all.
 
-    `waiting`: only those that wait for a decision, or for one of this code, or only the others.
+    `waiting`: only those that wait for a decision, only those with this attention code, or only the others.
     """
     wanted = select(*(_c[name] for name in _LISTED))
     if merchant_id is not None:
@@ -289,7 +289,7 @@ async def payments(
 ) -> Sequence[Row[Any]]:
     """Return the rows of payments, the youngest first: of a merchant, or of all.
 
-    `before` is when one was first seen, and its id.
+    `before` is when a payment was first seen, and its id.
     """
     wanted = select(_payments)
     if merchant_id is not None:

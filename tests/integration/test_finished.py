@@ -178,7 +178,7 @@ async def process(place, encryptor, merchant=1):
     await place.wake(*ids)
     assert await checkouts.claim_waiting(place.db, {merchant: 5}, lease_seconds=60.0, grace=60.0)
     unmatched = inbox.UnmatchedCallbacks(place.db, encryptor, place.callbacks, grace=60.0)
-    told = checkouts.UnmatchedPayment(
+    unexpected = checkouts.UnmatchedPayment(
         merchant_id=merchant,
         order_ref=f"N-{uuid4().hex[:8]}",
         transaction_id="s",
@@ -188,7 +188,13 @@ async def process(place, encryptor, merchant=1):
         correlation_id="c",
     )
     callback = inbox.MerchantCallback(
-        told=told, grade="signed", network="inside", content_type="", headers={}, source=None, body=b""
+        payment=unexpected,
+        grade="signed",
+        network="inside",
+        content_type="",
+        headers={},
+        source=None,
+        body=b"",
     )
     assert (await unmatched.store(callback)).created
     await unmatched.close()

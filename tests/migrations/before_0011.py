@@ -425,7 +425,7 @@ async def _unmatched(world: Filling) -> None:
             )
             stored = await unmatched.store(
                 inbox.MerchantCallback(
-                    told=payment,
+                    payment=payment,
                     grade="signed",
                     network="inside",
                     content_type="",

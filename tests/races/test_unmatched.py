@@ -46,7 +46,7 @@ def unexpected_callback(order_ref: str | None = "OLD-1", **changes) -> MerchantC
     }
     told |= {name: value for name, value in changes.items() if name in told}
     came |= {name: value for name, value in changes.items() if name in came}
-    return MerchantCallback(told=checkouts.UnmatchedPayment(**told), **came)
+    return MerchantCallback(payment=checkouts.UnmatchedPayment(**told), **came)
 
 
 @asynccontextmanager

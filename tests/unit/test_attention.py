@@ -284,7 +284,7 @@ def test_it_is_news_when_the_question_is_another_and_not_when_a_named_payment_ho
     released = Attention(code=AttentionCode.PAYMENT_RELEASED, payments=(SEVEN,))
     beside = msgspec.structs.replace(released, beside=(EIGHT,))
     assert beside.is_news(released)
-    assert beside.asks_like(released)
+    assert beside.is_same_question(released)
     mismatch = Attention(
         code=AttentionCode.PAYMENT_MISMATCH,
         facts=ORDER,

@@ -46,8 +46,8 @@ def schemas() -> dict[str, Schema]:
     ]
     _, generated = msgspec.json.schema_components(shapes, ref_template=_REF)
     made = {name: _as_sent(schema) for name, schema in generated.items()}
-    for enum in _ENUMS:  # in the order in which things happen, not that of letters
-        made[enum.__name__]["enum"] = [one.value for one in enum]
+    for enum in _ENUMS:  # in the order of events, not alphabetical
+        made[enum.__name__]["enum"] = [member.value for member in enum]
     made["Customer"]["minProperties"] = 1
     for name, example in examples.EXAMPLES.items():
         made[name]["example"] = example
@@ -57,10 +57,10 @@ def schemas() -> dict[str, Schema]:
 def _as_sent(value: Any) -> Any:
     """Say that decimals are sent as numbers, and that names are texts."""
     if isinstance(value, list):
-        return [_as_sent(one) for one in value]
+        return [_as_sent(item) for item in value]
     if not isinstance(value, dict):
         return value
-    schema = {name: _as_sent(one) for name, one in value.items()}
+    schema = {name: _as_sent(item) for name, item in value.items()}
     if schema.get("format") == "decimal":
         schema |= {"type": "number"}
         del schema["format"]

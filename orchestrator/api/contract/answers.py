@@ -55,7 +55,7 @@ Outcome = Literal["paid", "refunded", "released", "charged_back", "failed", "exp
 
 
 class Links(Shape, kw_only=True):
-    """Where to go on from a checkout; paths, because a merchant may know us by another name than the gateway
+    """Paths to continue from a checkout; paths, because a merchant may use another host name than the gateway
     does.
     """
 
@@ -115,7 +115,7 @@ class Problem(Struct, kw_only=True, rename="camel"):
 
 
 class BatchResult(Shape, kw_only=True):
-    """What became of one checkout of a batch: `checkout`, or `problem`."""
+    """The result of one checkout of a batch: `checkout`, or `problem`."""
 
     status: Annotated[int, about("HTTP status", 202, minimum=100, maximum=599)]
     checkout: Accepted | UnsetType = UNSET

@@ -114,7 +114,7 @@ class Page(Shape, kw_only=True):
 
 
 class Callbacks(Shape, kw_only=True):
-    """Where the shopper goes on to."""
+    """Where the shopper is sent afterwards."""
 
     success: Page
     failure: Page
@@ -142,7 +142,7 @@ class Configuration(Shape, kw_only=True):
 
 
 class Intent(Shape, kw_only=True):
-    """What a shop asks for, in the shape of the gateway's own `POST /session`."""
+    """A shop's checkout request, in the shape of the gateway's own `POST /session`."""
 
     order: Order
     callbacks: Callbacks

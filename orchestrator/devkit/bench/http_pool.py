@@ -2,8 +2,8 @@
 status and a body.
 
 Made to cost little beside what is measured, and only for our own processes on this machine: no TLS, no
-redirects, no cookies. A connection that was closed while it was idle is noticed by its first request, which
-is sent once more on a new one.
+redirects, no cookies. A connection that was closed while it was idle is detected by its first request, which
+is sent once more on a new connection.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class HttpPool:
         self._idle.clear()
 
     def _kept(self) -> _Line | None:
-        # The one used last: those that load does not need grow old and are closed by the other side.
+        # The connection used last: those that the load does not need grow old and are closed by the other
+        # side.
         while self._idle:
             line = self._idle.pop()
             if line.open:

@@ -1,5 +1,5 @@
-"""The running product with a merchant for the bench, and one measurement on it: load, drain, every book read,
-one `Run`.
+"""The running product with a merchant for the bench, and one measurement on it: load, drain, all books read,
+a `Run`.
 
 The load and the light gateway are processes of their own; this one starts them, watches, and reads at the
 end. It reads Postgres twice a second by a query over what is under way, and the processes' meters once a
@@ -53,7 +53,7 @@ _TOKEN_LIFE: Final = 86_400.0
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is, for whoever watches."""
+    """The progress of a run, for display."""
 
     title: str
     began: float = field(default_factory=time.monotonic)
@@ -100,7 +100,7 @@ class Run:
 
     @property
     def paid_at(self) -> dict[str, float]:
-        return {one["orderId"]: one["paidAt"] for one in self.gateway["payments"]}
+        return {payment["orderId"]: payment["paidAt"] for payment in self.gateway["payments"]}
 
     @property
     def ended(self) -> list[float]:
@@ -293,13 +293,13 @@ class BenchRun:
         books = ledger.Books(
             payments=[
                 ledger.Payment(
-                    order_ref=one["orderId"],
-                    paid_at=one["paidAt"],
-                    amount=one["amountMinor"],
-                    currency=one["currency"],
-                    captured=one["capturedMinor"],
+                    order_ref=payment["orderId"],
+                    paid_at=payment["paidAt"],
+                    amount=payment["amountMinor"],
+                    currency=payment["currency"],
+                    captured=payment["capturedMinor"],
                 )
-                for one in told["payments"]
+                for payment in told["payments"]
             ],
             doubled={*told["doubled"]["sessions"], *told["doubled"]["payments"]},
         )
@@ -340,8 +340,8 @@ class BenchRun:
 
 @asynccontextmanager
 async def prepared(up: Up, *, run: str) -> AsyncIterator[BenchRun]:
-    """Give the bench a merchant of its own at the light gateway, whose lookups are not rationed, and wait
-    until the API knows it.
+    """Give the bench a merchant of its own at the light gateway, whose lookups are not limited, and wait
+    until the API serves it.
     """
     name = f"{NAMED}{run}"
     async with Database(up.settings.need("database_url"), pool_size=3, name="orchestrator-bench") as db:

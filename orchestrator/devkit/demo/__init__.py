@@ -29,7 +29,8 @@ BRISK: Final[dict[str, object]] = {
     "hint_grace": 2.0,
     "sweep_interval": 0.5,
 }
-"""Settings of the demo where none are set, so that a shopper who leaves is known to have left within seconds.
+"""Settings of the demo where none are set, so that a shopper who leaves is known to have left
+within seconds.
 """
 
 HASTY: Final[dict[str, object]] = {

@@ -167,7 +167,7 @@ async def released_at_gateway(shopper: Shopper) -> None:
 
 
 async def pay_unheard(shopper: Shopper) -> None:
-    """Pay while no callback is believed, or none comes: a lookup finds the payment."""
+    """Pay while callbacks are rejected or lost: a lookup finds the payment."""
     await shopper.pay()
     shopper.expect_page(None)
     await shopper.paid()
@@ -252,7 +252,7 @@ async def _pay_in_two_tabs(shopper: Shopper) -> None:
 async def surplus_by_hand(shopper: Shopper) -> None:
     await _pay_in_two_tabs(shopper)
     found = await shopper.attention(AttentionCode.SURPLUS_PAYMENT)
-    [second] = [one.transaction_id for one in found.payments if one.role == "surplus"]
+    [second] = [payment.transaction_id for payment in found.payments if payment.role == "surplus"]
     await shopper.ask(CommandKind.RELEASE, transactionId=second, reason="paid twice")
     await shopper.without_attention()
 
@@ -263,7 +263,7 @@ async def surplus_by_policy(shopper: Shopper) -> None:
 
 
 async def _pay_elsewhere(shopper: Shopper) -> None:
-    """Pay an order number that nobody has handed over: it becomes a checkout of its own."""
+    """Pay an order number without an intent: it becomes a checkout of its own."""
     shop, order = shopper.shop, shopper.order
     await shop.pay_elsewhere(order)
     found = (await shop.client.checkouts(orderId=order.id)).checkouts
@@ -326,4 +326,4 @@ def _all_captured(found: answers.Checkout) -> bool:
 
 
 def _operations_over(found: answers.Checkout) -> bool:
-    return bool(found.operations) and all(one.state == "succeeded" for one in found.operations)
+    return bool(found.operations) and all(operation.state == "succeeded" for operation in found.operations)

@@ -21,7 +21,7 @@ FIRST_PAUSE: Final = 2.0
 PROBES: Final = 3
 """Calls of one process that try a gateway at once when its pause is over."""
 SAME: Final = 0.5
-"""Seconds by which one pause's end may differ as different clocks tell it."""
+"""Seconds by which one pause's end may differ between clocks."""
 PROBING: Final = 1.0
 """Seconds after which to come again while others try."""
 

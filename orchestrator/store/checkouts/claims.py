@@ -1,4 +1,4 @@
-"""Claiming: taking the lease on checkouts, and what their holder knows of them."""
+"""Claiming: taking the lease on checkouts, with the data that its holder needs."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ if TYPE_CHECKING:
 
 
 def tick() -> float:
-    """Return seconds of a clock that never goes back, and that goes on while this machine sleeps, where it
-    has such a clock.
+    """Return seconds of a clock that never goes back, and that also counts while this machine is suspended,
+    where it has such a clock.
 
-    A lease that a suspended machine holds is over when it wakes up, and it must know.
+    A lease that a suspended machine holds has ended when the machine resumes, and its process must detect
+    that.
     """
     return time.clock_gettime(_CLOCK)
 
@@ -52,8 +53,8 @@ _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class LeaseLost(OrchestratorError):  # noqa: N818 - named for the fact
-    """Somebody else holds this checkout now, or moved it: what was learned here is dropped, and the new
-    holder looks again.
+    """Another worker holds this checkout now, or moved it: the result is dropped, and the new holder repeats
+    the lookup.
     """
 
     def __init__(self, checkout: UUID) -> None:
@@ -73,7 +74,7 @@ class Renewal:
         self.ends = float("-inf")
 
 
-# Not a dataclass: one of 50 fields is made for each move.
+# Not a dataclass: a move makes a copy with 50 fields.
 class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
     """A checkout under our lease, as it stood when claimed or after our own last move."""
 
@@ -116,7 +117,7 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
     methods: list[dict[str, object]] | None
     intent: bytes | None
     data_key: bytes | None
-    # What earlier lookups saw at the gateway, and what was asked of it since.
+    # What earlier lookups found at the gateway, and the decisions on it since.
     known: tuple[PaymentRecord, ...] = ()
     operations: tuple[Operation, ...] = ()
     callbacks: tuple[Callback, ...] = ()
@@ -144,33 +145,31 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def accepted(self) -> frozenset[str]:
-        """The gateway transactions that completed it: one, or the parts that a person decided to keep as a
-        whole.
+        """The gateway transactions that completed it: a single one, or the parts that a person decided to
+        keep as a whole.
         """
-        return frozenset(one.transaction_id for one in self.known if one.role == Role.ACCEPTED)
+        return frozenset(payment.transaction_id for payment in self.known if payment.role == Role.ACCEPTED)
 
     @property
     def captures_itself(self) -> bool:
-        """Whether the gateway captures the payment, as it was asked to and as far as it has told."""
+        """Whether the gateway captures the payment, as requested and unless it reported otherwise."""
         return self.auto_capture and not self.require_capture
 
     @property
     def operation(self) -> Operation | None:
-        """The oldest operation that is not settled: one at a time is carried out."""
-        return next((one for one in self.operations if one.open), None)
+        """The oldest operation that is not settled: one at a time is executed."""
+        return next((operation for operation in self.operations if operation.open), None)
 
     @property
     def eventful(self) -> bool:
-        """Whether somebody waits for the next step: a callback, a command or an operation, and not a due time
-        alone.
-        """
+        """Whether a callback, a command or an operation requires the next step, and not only a due time."""
         return bool(self.callbacks or self.commands or self.operation)
 
 
-# The claim takes what is due or hinted at and not under a living lease. A hint allows one claim: the second
-# finds nothing. That there is a due time is asked in words in which the planner does not recognise the index
-# of due times: where nearly all checkouts are finished it takes that for the shortest way, and each claim
-# would read the due times of everybody under way.
+# The claim takes checkouts that are due or hinted and not under a valid lease. A hint allows one claim: the
+# second finds nothing. The condition on the due time is written so that the planner does not use the index of
+# due times: where nearly all checkouts are finished it would prefer that index, and each claim would read the
+# due times of all checkouts under way.
 _FREE = (
     "coalesce(c.due_at < 'infinity', false) AND (c.hinted OR c.due_at <= t.now) "
     "AND (c.lease IS NULL OR c.leased_until <= t.now)"
@@ -225,8 +224,8 @@ _OPERATIONS = text(f"""
     SELECT checkout_id, {listed(OPERATION)}
       FROM money_operations WHERE checkout_id = ANY(CAST(:ids AS uuid[])) ORDER BY requested_at, id
 """)  # noqa: S608 - made of our own names
-# Two partial indexes tell live ones from closed ones; a merchant's closed ones of the number may be many, one
-# is enough.
+# Two partial indexes cover live and closed checkouts; a merchant may have many closed ones of the number, and
+# one is enough.
 _SHARED = text("""
     SELECT 1 FROM unnest(CAST(:merchants AS int[])) AS m(id)
      WHERE EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
@@ -248,7 +247,7 @@ _RIVAL = text("""
        AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late
 """)
 # A statement of its own, after the claim: its snapshot is younger than the row locks, so every wake-up that
-# `wake` counts is seen. A few at a time: their bodies are large, and anybody who knows a link may send many.
+# `wake` counts is seen. A few at a time: their bodies are large, and any sender who has a link may send many.
 _CALLBACKS = text("""
     SELECT b.* FROM unnest(CAST(:ids AS uuid[])) AS c(id) CROSS JOIN LATERAL (
         SELECT id, checkout_id, kind, grade, network, content_type, digest,
@@ -263,8 +262,8 @@ _COMMANDS = text("""
 """)
 
 CALLBACKS_PER_CLAIM: Final = 20
-"""Callbacks of one checkout that one claim takes; when there were so many, more may wait, and the release
-makes it due at once."""
+"""Callbacks of one checkout that a claim takes; with so many, more may wait, and the release makes it due at
+once."""
 
 _NEEDS_INTENT: Final = frozenset(UNOFFERED)
 

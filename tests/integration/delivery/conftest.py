@@ -89,7 +89,7 @@ class Shop:
         settings = make_settings(**{"webhook_total_timeout": 3.0, "shutdown_timeout": 6.0, **changes})
         own = sender or Sender(LOCAL, connect_timeout=2.0, total_timeout=settings.webhook_total_timeout)
         deliverer = Deliverer(settings, self.core.db, self.core.encryptor, own)
-        deliverer.told = told
+        deliverer.notified = told
         ending = asyncio.Event()
         running = asyncio.create_task(deliverer.run(ending))
         try:

@@ -294,7 +294,7 @@ async def test_more_than_one_claim_takes_is_claimed_in_several(
         await asyncio.gather(*(many.dispatcher.admit([one]) for one in ids[:10]))
         assert await many.leased() == {1: 10}
         # Where something was left behind, a claim takes what has waited longest, four at a time.
-        many.dispatcher._behind[dispatcher.FlowKey(1, "checkouts")] = {}
+        many.dispatcher._deferred[dispatcher.FlowKey(1, "checkouts")] = {}
         await many.dispatcher.admit(ids[10:11])
         await many.until_leased(m1=22)
 
