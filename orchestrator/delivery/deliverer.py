@@ -278,6 +278,9 @@ class Deliverer:
             if lane.webhook.url != webhook.url and lane.webhook.encrypted == webhook.encrypted:
                 self._refuse(webhook, "its secret was made for another URL")
                 continue
+            resumed = lane.webhook.paused_at is not None and webhook.paused_at is None
+            if resumed or webhook.opened < lane.webhook.opened:
+                lane.pace.restart()
             lane.webhook, lane.open_at = webhook, now + max(webhook.open_for, 0.0)
             lane.failing = webhook.failing_since is not None
             lanes[webhook.id] = lane
@@ -340,7 +343,7 @@ class Deliverer:
                 answered = await self._sent(due, lane)
         finally:
             probed, lane.probing = lane.probing, False
-            lane.answered(answered, began)
+            lane.answered(answered, began, probed=probed)
         written = _written(due, "done") if answered is None else self._result(due, answered)
         if await self._keep(written) and written.step == "done":
             # Notifications that came while it was under way could not be handled then.

@@ -50,14 +50,14 @@ class Lane:
     probing: bool = False
     noted_at: float = float("-inf")
 
-    def answered(self, answer: Answer | None, began: float) -> None:
+    def answered(self, answer: Answer | None, began: float, *, probed: bool) -> None:
         """Count a delivery that has ended; None if nothing was sent."""
         now = time.monotonic()
         if answer is None:
             self.pace.in_flight -= 1
         elif answer.delivered:
             self.pace.succeeded(began, now)
-        elif answer.outcome in OVERLOAD:
+        elif answer.outcome in OVERLOAD and not probed:
             self.pace.overloaded(began, now, wait=answer.wait or 0.0)
         else:
             self.pace.refused(began, now)

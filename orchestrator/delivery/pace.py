@@ -80,8 +80,11 @@ class Pace:
         self.allowance = max(self.allowance * DECREASE, LEAST)
 
     def restart(self) -> None:
-        """Restart with one delivery at a time: the endpoint works again after an open circuit."""
-        self.allowance = min(self.allowance, 1.0)
+        """Restart with one delivery at a time: the endpoint works again, or is to be tried again.
+
+        Failures before that say nothing about the load that it takes now.
+        """
+        self.allowance, self.begins_at = min(1.0, float(self.limit)), float("-inf")
 
     def _end(self, began: float, now: float) -> None:
         self.in_flight -= 1

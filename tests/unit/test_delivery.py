@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import random
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from standardwebhooks.webhooks import Webhook
 
 from orchestrator.delivery import retries, signature
+from orchestrator.delivery.lane import Lane
 from orchestrator.delivery.pace import Pace
+from orchestrator.delivery.sender import OVERLOAD, Answer
 
 
 def test_a_signature_is_what_the_public_package_verifies():
@@ -125,3 +128,24 @@ def test_a_refused_event_changes_nothing_and_a_wait_holds_everything():
     assert pace.allowance == before
     pace.overloaded(pace.begin(2), 3, wait=60)
     assert (pace.free(62), pace.free(63) > 0) == (0, True)
+
+
+def test_after_a_circuit_was_open_for_long_deliveries_start_one_at_a_time_and_at_once():
+    pace, receiver = Pace(64), Bucket(200, 0.05, burst=20)
+    for number in range(400):
+        pace.overloaded(pace.begin(number), number + 0.05)
+    assert pace.allowance < 0.01, "each delivery is an overload of its own"
+    pace.restart()
+    assert (pace.allowance, pace.free(400.0)) == (1, 1)
+    assert drain(pace, receiver, number=200) < 10
+
+
+@pytest.mark.parametrize("outcome", sorted(OVERLOAD))
+def test_a_probe_that_fails_shows_nothing_about_the_load_that_an_endpoint_takes(outcome):
+    pace = Pace(64)
+    lane = Lane(webhook=None, secrets=(), pace=pace, open_at=0.0)
+    before = pace.allowance
+    for probed, after in ((True, before), (False, before * 0.6)):
+        pace.begin(time.monotonic())
+        lane.answered(Answer(outcome, 0.05), time.monotonic(), probed=probed)
+        assert (pace.allowance, pace.in_flight) == (pytest.approx(after), 0)
