@@ -149,7 +149,7 @@ def test_the_receiver_of_the_documentation_is_told_of_an_order(installation: Wor
             world.until_state(checkout, "awaiting_payment")
             world.pay(checkout)
             world.until_state(checkout, "completed")
-            world.until(lambda: not world.sql("SELECT FROM delivery_streams"), "everything is delivered")
+            world.until(lambda: not world.sql("SELECT 1 FROM delivery_streams"), "everything is delivered")
             told = [receiver.stdout.readline().split() for _ in everything(world)[checkout]]
         finally:
             receiver.kill()
@@ -185,8 +185,8 @@ def test_killed_deliverers_and_a_failing_receiver_lose_nothing_and_keep_the_orde
         # A killed deliverer's leases last for seconds, a refused event's delay too.
         world.until(
             lambda: (
-                not world.sql("SELECT FROM events WHERE position IS NULL")
-                and not world.sql("SELECT FROM delivery_streams")
+                not world.sql("SELECT 1 FROM events WHERE position IS NULL")
+                and not world.sql("SELECT 1 FROM delivery_streams")
                 and receiver.taken == everything(world)
             ),
             "every event has come",
@@ -204,19 +204,19 @@ def test_a_deliverer_that_is_asked_to_end_finishes_what_is_under_way(installatio
         world.start("deliverer")
         orders = [world.order() for _ in range(3)]
         world.until(
-            lambda: world.sql("SELECT FROM delivery_streams WHERE lease IS NOT NULL"),
+            lambda: world.sql("SELECT 1 FROM delivery_streams WHERE lease IS NOT NULL"),
             "deliveries are under way",
         )
         pid = world.running["deliverer"].pid
         assert psutil.pid_exists(pid)
         assert world.stop("deliverer", seconds=15) == 0
-        assert not world.sql("SELECT FROM delivery_streams WHERE lease IS NOT NULL"), (
+        assert not world.sql("SELECT 1 FROM delivery_streams WHERE lease IS NOT NULL"), (
             "no lease is left behind"
         )
         for one in orders:
             world.until_state(one, "awaiting_payment")
         world.start("deliverer")
-        world.until(lambda: not world.sql("SELECT FROM delivery_streams"), "the rest is delivered")
+        world.until(lambda: not world.sql("SELECT 1 FROM delivery_streams"), "the rest is delivered")
         assert receiver.repeats == 0
         assert dict(receiver.taken) == everything(world)
     world.agree()

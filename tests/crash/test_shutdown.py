@@ -25,6 +25,7 @@ from orchestrator.store.schema import migrate
 from tests.support.api import Api
 from tests.support.brokers import rabbitmq_server, redis_server
 from tests.support.command import Shop, running
+from tests.support.machine import until
 from tests.support.scene import intent
 from tests.support.world import World, frozen, token, world
 
