@@ -14,8 +14,8 @@ from orchestrator.domain.schedule import made_at
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.transaction import Found, Transaction
-    from orchestrator.store.checkouts import ClaimedCheckout
 
 
 def meaning_of(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentMeaning:

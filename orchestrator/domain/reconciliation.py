@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from orchestrator.domain.attention import PaymentAmount
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.transaction import Found, Transaction
-    from orchestrator.store.checkouts import ClaimedCheckout
 
 
 class LookupOutcome(StrEnum):

@@ -34,10 +34,10 @@ from orchestrator.store.checkouts import KEEP, command_holds, rival_of
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.command_result import CommandResult
     from orchestrator.domain.records import Command
     from orchestrator.processing.step import Step
-    from orchestrator.store.checkouts import ClaimedCheckout
 
 _log = log.get(__name__)
 

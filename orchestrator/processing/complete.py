@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from orchestrator.domain.attention import PaymentAmount
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.records import Operation
     from orchestrator.domain.transaction import Found
-    from orchestrator.store.checkouts import ClaimedCheckout
 
 
 async def lookup(step: Step) -> Reconciliation | None:

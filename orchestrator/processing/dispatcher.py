@@ -28,9 +28,9 @@ from orchestrator.store.database import is_away
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.processing.fair_share import QueueKind
     from orchestrator.processing.processor import CheckoutProcessor
-    from orchestrator.store.checkouts import ClaimedCheckout
 
 _log = log.get(__name__)
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from orchestrator.store.checkouts import ClaimedCheckout
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.store.database import Database
 
 AT_ONCE: Final = 5.0

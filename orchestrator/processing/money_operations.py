@@ -16,6 +16,7 @@ from orchestrator import log
 from orchestrator.audit import Action
 from orchestrator.domain import binding, events, operations, schedule, sentences
 from orchestrator.domain.attention import RETURNABLE, Attention, AttentionCode, PaymentAmount
+from orchestrator.domain.claimed_checkout import tick
 from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.operations import Fate
 from orchestrator.domain.records import Cause, OperationKind, OperationState, Role, left_to
@@ -38,7 +39,7 @@ from orchestrator.processing.step import (
     retry,
     stuck,
 )
-from orchestrator.store.checkouts import KEEP, operation_holds, tick
+from orchestrator.store.checkouts import KEEP, operation_holds
 from orchestrator.store.checkouts.change import Keep
 
 if TYPE_CHECKING:

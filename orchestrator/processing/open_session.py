@@ -25,9 +25,9 @@ from orchestrator.store.checkouts import KEEP, Fact
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.last_error import LastError
     from orchestrator.domain.records import PaymentRecord
-    from orchestrator.store.checkouts import ClaimedCheckout
     from orchestrator.store.checkouts.change import Kept
 
 

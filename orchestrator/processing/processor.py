@@ -20,7 +20,7 @@ from orchestrator.processing import commands, lookup, lookup_budget, money_opera
 from orchestrator.processing.fair_share import FlowKey
 from orchestrator.processing.step import POISONED, QUARANTINE, RENEW_BEFORE, Step
 from orchestrator.store.batch import Unwritten
-from orchestrator.store.checkouts import ClaimedCheckout, LeaseLost
+from orchestrator.store.checkouts import LeaseLost
 from orchestrator.store.database import DatabaseAway, is_away, state_of
 from orchestrator.store.merchant_fields import UnknownMerchant
 from orchestrator.store.sqlstates import OTHER_SCHEMA
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.processing.context import StepContext
     from orchestrator.processing.fair_share import QueueKind
 

@@ -17,7 +17,7 @@ from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.states import UNOFFERED, State, Trigger
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
 from orchestrator.processing.context import CREDENTIALS_PAUSE
-from orchestrator.store.checkouts import CALLBACKS_PER_CLAIM, KEEP, ClaimedCheckout, Move, intent_of
+from orchestrator.store.checkouts import CALLBACKS_PER_CLAIM, KEEP, Move, intent_of
 from orchestrator.store.checkouts.change import Keep
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.crypto import DataKey
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.events import Event
     from orchestrator.domain.last_error import LastError
     from orchestrator.domain.records import Command, PaymentRecord

@@ -25,6 +25,7 @@ from orchestrator import intents
 from orchestrator.crypto import Encryptor
 from orchestrator.devkit.sandbox import SandboxConfig, create_app
 from orchestrator.devkit.sandbox.faults import GlobalFaults, Plan
+from orchestrator.domain import claimed_checkout
 from orchestrator.gateway.client import Gateway
 from orchestrator.processing import CheckoutProcessor, StepContext
 from orchestrator.processing.context import CREDENTIALS_PAUSE, CredentialsCircuit
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
 
     from orchestrator.devkit.sandbox.books import Payment, Transaction
     from orchestrator.devkit.sandbox.core import Sandbox
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.gateway.http import Failure, Request, Wire
-    from orchestrator.store.checkouts import ClaimedCheckout, Move
+    from orchestrator.store.checkouts import Move
 
 AMOUNT = 13900
 """Minor units of every order, in DKK."""
@@ -410,16 +412,18 @@ async def world(database_url: str) -> AsyncIterator[World]:
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
     settings = make_settings(database_url=database_url, gateway_url=url, **HASTE)
-    real = claims.tick
+    real = claimed_checkout.tick
     async with Database(database_url, pool_size=4) as db, Gateway(settings) as gateway:
         one = World(
             database_url=database_url, gateway_url=url, sandbox=app.state.sandbox, db=db, gateway=gateway
         )
-        claims.tick = lambda: real() + one.offset
+        for module in (claimed_checkout, claims):
+            module.tick = lambda: real() + one.offset
         try:
             yield one
         finally:
-            claims.tick = real
+            for module in (claimed_checkout, claims):
+                module.tick = real
             await one.close()
     # Connections that a script reset may never count as closed, and nobody is left to wait for.
     server.should_exit = server.force_exit = True

@@ -10,10 +10,10 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
+from orchestrator.domain.claimed_checkout import ClaimedCheckout
 from orchestrator.domain.ids import uuid7
 from orchestrator.domain.states import CLOSED, State, Trigger
 from orchestrator.store.batch import Unwritten
-from orchestrator.store.checkouts import ClaimedCheckout
 from orchestrator.store.database import DatabaseAway
 from orchestrator.store.inbox import Accepted, KeyReused, OrderTaken, intents
 from tests.support.factories import Breaking, intake

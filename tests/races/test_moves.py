@@ -15,12 +15,13 @@ from orchestrator import audit
 from orchestrator.audit import Action
 from orchestrator.domain import attention, events, sentences
 from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
+from orchestrator.domain.claimed_checkout import ClaimedCheckout
 from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.states import State, Trigger, UnknownTransition
 from orchestrator.store import inbox
 from orchestrator.store.batch import Unwritten
-from orchestrator.store.checkouts import ClaimedCheckout, LeaseLost
+from orchestrator.store.checkouts import LeaseLost
 from orchestrator.store.checkouts.transition import UnauditedMove
 from tests.support.factories import COMPLETED, Breaking, arrival, move, payment
 from tests.support.factories import core as another

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.crypto import Encryptor
-    from orchestrator.store.checkouts import ClaimedCheckout, Move
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
+    from orchestrator.store.checkouts import Move
 
 T = Trigger
 JOURNEY: dict[State, tuple[Trigger, ...]] = {

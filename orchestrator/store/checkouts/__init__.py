@@ -14,7 +14,6 @@ from orchestrator.domain.events import Event
 from orchestrator.store.checkouts.change import KEEP, Fact, Move
 from orchestrator.store.checkouts.claims import (
     CALLBACKS_PER_CLAIM,
-    ClaimedCheckout,
     LeaseLost,
     claim,
     claim_waiting,
@@ -23,7 +22,6 @@ from orchestrator.store.checkouts.claims import (
     order_is_shared,
     paying_others,
     rival_of,
-    tick,
 )
 from orchestrator.store.checkouts.creation import (
     MOST_UNCONFIRMED,
@@ -52,7 +50,6 @@ __all__ = [
     "KEEP",
     "MOST_UNCONFIRMED",
     "NO_INTENT_PRINT",
-    "ClaimedCheckout",
     "Event",
     "Fact",
     "LeaseLost",
@@ -83,6 +80,5 @@ __all__ = [
     "sign_command",
     "sign_operation",
     "sweep",
-    "tick",
     "wake",
 ]

@@ -14,12 +14,12 @@ import msgspec
 from orchestrator import audit
 from orchestrator.domain import events
 from orchestrator.domain.attention import Attention
+from orchestrator.domain.claimed_checkout import ClaimedCheckout
 from orchestrator.domain.command_result import CommandResult
 from orchestrator.domain.events import Event, Totals
 from orchestrator.domain.last_error import LastError
 from orchestrator.domain.records import Operation, PaymentRecord
 from orchestrator.domain.states import ENDED, State, Trigger
-from orchestrator.store.checkouts.claims import ClaimedCheckout
 from orchestrator.store.checkouts.row_macs import sign_operation
 from orchestrator.store.columns import parts
 

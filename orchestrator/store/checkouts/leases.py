@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from orchestrator.store.checkouts.claims import tick
+from orchestrator.domain.claimed_checkout import tick
 from orchestrator.store.columns import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.store.checkouts.claims import ClaimedCheckout
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.store.database import Database
 
 # A row that a move has locked is left out: the next renewal comes soon. An expired lease that no other worker

@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import audit
+from orchestrator.domain.claimed_checkout import ClaimedCheckout, tick
 from orchestrator.domain.records import Operation, OperationState, PaymentRecord, Role
 from orchestrator.domain.states import Moved, State, Trigger, UnknownTransition, decide
 from orchestrator.errors import OrchestratorError
@@ -27,7 +28,7 @@ from orchestrator.store.checkouts.change import (
     result_rows,
     row,
 )
-from orchestrator.store.checkouts.claims import ClaimedCheckout, LeaseLost, tick
+from orchestrator.store.checkouts.claims import LeaseLost
 from orchestrator.store.columns import OPERATION, PAYMENT, json_text, listed, typed, with_details, without
 from orchestrator.store.tables import checkouts, money_operations, payments, sessions
 
