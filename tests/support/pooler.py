@@ -3,7 +3,7 @@
 PgBouncer runs in transaction mode with Debian's defaults, one for each process of a test run. Every database
 that the fixtures hand out is then reached through it, and so is that of a command with a data directory of
 its own, which would otherwise start a Postgres. Migrations get Postgres itself (MIGRATION_URL), as
-docs/postgres.md says, and so do tests that look or reach into the database behind the product's back
+docs/postgres.md says, and so do tests that read or write the database directly
 (`direct`). A test that is about Postgres itself, or about something else than the pooler, is marked
 `direct(reason)` and skipped.
 """
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 POOLERS: Final = ("pgbouncer",)
 _OPTION: Final = "--through"
 _MARKER: Final = "direct"
-# Words of the command line that start a Postgres where no URL of one is set, or look for the one that was
-# started.
+# Words of the command line that start a Postgres where no URL of one is set, or search for the server that
+# was started.
 _BRINGS_ITS_OWN: Final = frozenset({"up", "demo", "bench"})
 
 
@@ -41,7 +41,7 @@ class Pooler:
     def __init__(self, servers: Embedded, port: int) -> None:
         self._servers = servers
         self._behind, self._before = (
-            f"@127.0.0.1:{one}/" for one in (urlsplit(servers.administrator_url).port, port)
+            f"@127.0.0.1:{listened}/" for listened in (urlsplit(servers.administrator_url).port, port)
         )
         self._places: dict[str, str] = {}
 
@@ -88,7 +88,7 @@ def between(config: pytest.Config, servers: Embedded) -> Iterator[None]:
     from tests.support.postgres import pooling
 
     urls = (servers.administrator_url, servers.owner_url, servers.database_url)
-    logins = {str(one.username): unquote(str(one.password)) for one in map(urlsplit, urls)}
+    logins = {str(url.username): unquote(str(url.password)) for url in map(urlsplit, urls)}
     port = urlsplit(servers.administrator_url).port
     assert port is not None, (
         "Postgres listens on a socket alone, which the account of the pooler may not reach"
