@@ -59,7 +59,7 @@ def test_books_that_agree_are_clean():
             [DONE], [replace(PAID, captured=13900)], ["b-0"], ["unequal"], id="a capture we do not know"
         ),
         pytest.param([replace(DONE, currency="EUR")], [PAID], ["b-0"], ["unequal"], id="another currency"),
-        pytest.param([DONE], [], ["b-0"], ["unequal"], id="completed and nobody paid"),
+        pytest.param([DONE], [], ["b-0"], ["unequal"], id="completed and not paid"),
     ],
 )
 def test_books_that_disagree_are_found_out(rows, payments, taken, what):
