@@ -80,7 +80,7 @@ def test_a_shopper_is_sent_on_when_the_gateway_posts_more_than_is_taken(server: 
     assert server.client.get("/healthz").status_code == 200
 
 
-def test_no_secret_and_nobodys_data_reaches_a_log(server: Server, database_url):
+def test_no_secret_and_no_personal_data_reaches_a_log(server: Server, database_url):
     client, correlation = server.client, {"X-Correlation-Id": "find-me"}
     token = bearer()
     body = intent("A-1", userAgent="Agent Smith")
