@@ -170,8 +170,8 @@ def test_the_broker_of_compose_takes_its_access_list(tmp_path: Path) -> None:
             for refused in ("CONFIG GET dir", "SHUTDOWN", "DEBUG SLEEP 0", "SLAVEOF 127.0.0.1 9"):
                 with pytest.raises(redis.ResponseError, match=r"no permissions|not allowed"):
                     broker.execute_command(*refused.split())
-        with redis.Redis(host="127.0.0.1", port=port) as stranger, pytest.raises(redis.AuthenticationError):
-            stranger.ping()
+        with redis.Redis(host="127.0.0.1", port=port) as foreign, pytest.raises(redis.AuthenticationError):
+            foreign.ping()
     finally:
         process.terminate()
         process.wait(20)
