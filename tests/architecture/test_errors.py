@@ -10,7 +10,7 @@ from orchestrator import errors
 
 
 def leaves(kind: type) -> set[str]:
-    return {kind.__name__}.union(*(leaves(one) for one in kind.__subclasses__()))
+    return {kind.__name__}.union(*(leaves(subclass) for subclass in kind.__subclasses__()))
 
 
 def test_the_tree_of_errors_names_every_error():

@@ -86,7 +86,7 @@ class Peer:
     carried: str = work.UNOFFERED
     wrong: str = work.WRONG
 
-    def install(self, here: work.Surroundings, latency: int, place: Path) -> Installed:  # noqa: ARG002 - the product wants it
+    def install(self, here: work.Surroundings, latency: int, place: Path) -> Installed:  # noqa: ARG002 - the product needs it
         """Make its tables, and return its processes."""
         with psycopg.connect(here.database_url, autocommit=True) as connection:
             connection.execute(work.TABLES)
@@ -140,7 +140,7 @@ class Celery(Peer):
 
 
 class Bare(Peer):
-    def _workers(self, cell: Cell) -> list[list[str]]:  # noqa: ARG002 - the processes that take the orders in also carry them
+    def _workers(self, cell: Cell) -> list[list[str]]:  # noqa: ARG002 - the processes that take the orders in also process them
         return []
 
 

@@ -1,7 +1,7 @@
 """What can happen to an order, step by step, and the strategy that makes histories of it.
 
 A step names what it is about by a number that wraps around what there is at that moment, so that every step
-means something in every history, and a shrunk history still plays. A step that has nothing to act on does
+means something in every history, and a shrunk history still runs. A step that has nothing to act on does
 nothing.
 """
 
@@ -115,12 +115,12 @@ class TryAgain(Step):
     async def happen(self, world: World) -> None:
         checkout = self.checkout(world)
         over = [
-            one
-            for one in world.payments(checkout)
-            if one.terminal == CARD
-            and one.paid is None
-            and one.latest is not None
-            and one.latest.outcome != Outcome.OPEN
+            payment
+            for payment in world.payments(checkout)
+            if payment.terminal == CARD
+            and payment.paid is None
+            and payment.latest is not None
+            and payment.latest.outcome != Outcome.OPEN
         ]
         if over:
             await world.submit(over[-1].payment_id, action="pay", card_number=GOOD, expiry="12/39", cvc="123")
@@ -174,7 +174,7 @@ async def _arrive(world: World, mail: Mail, grade: str, times: int) -> None:
         )
         for _ in range(times)
     ]
-    await asyncio.gather(*(world.callbacks.store(one) for one in callbacks))
+    await asyncio.gather(*(world.callbacks.store(callback) for callback in callbacks))
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Deliver(Step):
 
 @dataclass(frozen=True)
 class Forge(Step):
-    """Somebody who knows our address sends a callback of their own making."""
+    """A forged callback comes to our address."""
 
     kind: str = "success"
     body: bytes = b"status=succeeded"
@@ -214,7 +214,7 @@ class Forge(Step):
 @dataclass(frozen=True)
 class Ask(Step):
     """The merchant asks for something; `of` names a transaction that the gateway has for the order, None the
-    accepted one.
+    accepted payment.
     """
 
     kind: str = "reconcile"
@@ -242,7 +242,7 @@ class Ask(Step):
 @dataclass(frozen=True)
 class Order(Step):
     """The merchant sends another order, under a number of its own or (`again`) under that of an
-    earlier one.
+    earlier payment.
     """
 
     again: bool = False
@@ -273,7 +273,7 @@ class ByHand(Step):
 
     async def happen(self, world: World) -> None:
         checkout = self.checkout(world)
-        paid = [(one, one.paid) for one in world.payments(checkout) if one.paid is not None]
+        paid = [(payment, payment.paid) for payment in world.payments(checkout) if payment.paid is not None]
         if not paid:
             return
         payment, transaction = paid[self.of % len(paid)]
@@ -394,8 +394,8 @@ class Process(Step):
 
 @dataclass(frozen=True)
 class Stop(Step):
-    """A worker takes a checkout and stops in the middle: it dies there, or sleeps (a suspended machine, a
-    starved process).
+    """A worker takes a checkout and stops in the middle: it is killed there, or stopped (a suspended machine,
+    a starved process).
     """
 
     nth: int = 1
@@ -409,7 +409,7 @@ class Stop(Step):
 
 @dataclass(frozen=True)
 class Wake(Step):
-    """Whoever sleeps goes on with what it was about to do."""
+    """A stopped worker goes on with what it was about to do."""
 
     async def happen(self, world: World) -> None:
         await world.wake()
@@ -439,7 +439,7 @@ class History:
             f"capture={self.capture}, expires_in={self.expires_in}, begun={self.begun!r}",
             f"delivered={self.delivered}, decided={self.decided}",
             "steps=(",
-            *(f"    {one!r}," for one in self.steps),
+            *(f"    {step!r}," for step in self.steps),
             ")",
         ]
         return "History(\n    " + "\n    ".join(lines) + "\n)"
@@ -508,7 +508,7 @@ single = st.one_of(
 def _interrupted(
     *, kind: str, amount: int, echo: bool, lost: int | str | None, stop: tuple[int, bool] | None
 ) -> tuple[Step, ...]:
-    """Money is moved, the answer is lost or the worker stops on the way, and somebody else finds out what
+    """Money is moved, the answer is lost or the worker stops on the way, and the next worker finds out what
     came of it.
     """
     trouble: list[Step] = []
@@ -533,14 +533,14 @@ interrupted = st.builds(
     amount=st.sampled_from((1, 1000, 4000)),
     echo=st.booleans(),
     lost=st.sampled_from((503, "reset", 400, 403, "malformed", "empty", None)),
-    # Its look, what it writes before it sends, the call, and what it writes then: a point before and after
+    # Its lookup, what it writes before it sends, the call, and what it writes then: a point before and after
     # each.
     stop=st.one_of(st.none(), st.tuples(st.integers(3, 10), st.booleans())),
 )
 # What makes sense together, so that histories get far: each is a few steps, and any step may come between two
 # of them.
 episode = st.one_of(
-    single.map(lambda one: (one,)),
+    single.map(lambda step: (step,)),
     interrupted,
     interrupted,
     st.tuples(pay, deliver, carrying),
