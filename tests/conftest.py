@@ -1,5 +1,5 @@
-"""What every test stands on: real Postgres and Redis of this test process, a migrated database of its own for
-each test.
+"""What every test uses: real Postgres and Redis of this test process, a migrated database of its own for each
+test.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The demo ends well, its trail verifies, and a trail that was changed with every right
-says where.
+"""The demo ends with status 0, its trail verifies, and a trail that was changed with every right says
+where.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""`up` brings everything, keeps it running, leaves nothing behind, and goes on where a kill has interrupted
-it.
-"""
+"""`up` starts everything, keeps it running, leaves no process behind, and continues after a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tree of errors in `errors.py` is the tree of the code."""
+"""The tree of errors in the docstring of `errors.py` is the tree of the classes."""
 
 from __future__ import annotations
 

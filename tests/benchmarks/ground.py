@@ -1,5 +1,5 @@
-"""The ground that all designs are measured on: one Postgres with fsync, one Redis, one light gateway for each
-latency, for a whole run.
+"""The servers that all designs are measured on: one Postgres with fsync, one Redis, one light gateway for
+each latency, for a whole run.
 
 Each measurement gets a database of its own and an empty Redis, so that no design pays for what another left
 behind. Everything is started here, lives in one directory, and ends with this process, however it ends.

@@ -1,4 +1,5 @@
-"""Who is measured, with which settings at which latency of the gateway, and how each is started.
+"""The designs that are measured, with which settings at which latency of the gateway, and how each is
+started.
 
 The settings were tuned on two cores, each design by what its documentation says and by trying; what was tried
 and found slower is said beside them. Nothing of a design is imported here: each runs in processes of its own.
@@ -194,7 +195,7 @@ def _environment(**values: float) -> dict[str, str]:
 A: Final = Celery(
     key="a",
     title="usual Celery, prefork",
-    what="A Celery task per step that sends the next one after its commit; SQLAlchemy ORM; one transaction a step (SELECT … FOR UPDATE, "
+    what="A Celery task per step that sends the next task after its commit; SQLAlchemy ORM; one transaction a step (SELECT … FOR UPDATE, "
     "the call, the move, the audit row); one synchronous httpx client a process; late acknowledgement; no result backend.",
     module="usual_celery",
     packages=("celery", "kombu", "redis", "sqlalchemy", "psycopg", "httpx"),

@@ -104,7 +104,7 @@ def _designs(document: Mapping[str, Any]) -> list[str]:
         "## The same work in other designs",
         (
             "The work: N orders from `received` to `awaiting_payment`, which is three calls to the gateway (authenticate, session, payment "
-            "methods) and four moves, each with its row in the audit trail. The clock runs from the first order handed over to the last one "
+            "methods) and four moves, each with its row in the audit trail. The clock runs from the first order handed over to the last order "
             "awaiting payment, both by Postgres's clock; the processes are up and warm before. At the end of every run each order must be "
             "there with the gateway's token, session and methods and a trail of exactly its intake and these four moves, or everything "
             "fails. Each run has a database of its own and an empty Redis; the order of the designs turns round with every round."

@@ -1,5 +1,5 @@
-"""Whatever becomes of the broker, workers and scheduler go on, and come back with it; no message and no
-command of another program ends them.
+"""Whatever happens to the broker, workers and scheduler go on, and reconnect to it; no message and no command
+of another program ends them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The archive task, killed with SIGKILL again and again: nothing is lost, nothing stands twice, and the next
-run goes on.
+"""The archive task, killed with SIGKILL again and again: nothing is lost, nothing is stored twice, and the
+next run goes on.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The sequencer, killed with SIGKILL between any two of its steps: each event gets one position, no gap, and
-no cursor skips one.
+no cursor skips an event.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What holds of every history: after each step, and when everything has become quiet.
+"""What holds of every history: after each step, and when nothing is under way any more.
 
 Read from Postgres and the gateway's own books.
 """

@@ -1,5 +1,5 @@
-"""Archiving: what is settled leaves for a file, whole and once; what is not stays; and nothing of it is taken
-back unseen.
+"""Archiving: settled history moves to a file, whole and once; open history stays; and a change of either is
+detected.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The trail in the database: what breaks it is named, what does not is not touched."""
+"""The trail in the database: a break is named, and a whole trail is left as it is."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Connections to Postgres heal by themselves: after a failover, from silence, behind a pooler; and every wait
-has a bound.
+"""Connections to Postgres recover by themselves: after a failover, from silence, behind a pooler; and every
+wait has a bound.
 """
 
 from __future__ import annotations

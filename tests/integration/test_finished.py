@@ -1,5 +1,5 @@
-"""Finished checkouts cost nothing to those under way: no statement of the hot path reads them, however
-many there are.
+"""Finished checkouts cost open checkouts nothing: no statement of the hot path reads them, however many there
+are.
 """
 
 from __future__ import annotations

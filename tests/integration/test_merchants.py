@@ -1,4 +1,4 @@
-"""Merchants: whose account it is, what is sealed in the row, and how soon a change is seen."""
+"""Merchants: their accounts, what is encrypted in the row, and how soon a change is seen."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 
 SHOP = {
     "gateway_url": "https://gateway.example.com", "merchant_api_url": None, "username": "their user",
-    "password": "their hidden password", "callback_secrets": ("their hidden secret", "an older one"),
+    "password": "their hidden password", "callback_secrets": ("their hidden secret", "an older secret"),
 }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ async def test_an_added_merchant_has_its_own_account_and_secrets(core, merchants
     assert await merchants.add("second", **SHOP)
     added = await merchants.named("second")
     assert (added.account.username, added.account.password) == ("their user", "their hidden password")
-    assert added.callback_secrets == ("their hidden secret", "an older one")
+    assert added.callback_secrets == ("their hidden secret", "an older secret")
     assert [merchant.name for merchant in await merchants.everyone()] == ["default", "second"]
     fresh = Merchants(core.db, core.encryptor, make_settings())
     assert await fresh.get(added.id) == added
@@ -76,7 +76,7 @@ async def test_secrets_are_neither_readable_in_the_row_nor_printed(core, merchan
     await merchants.add("second", **SHOP)
     (row,) = await core.all("SELECT merchants::text FROM merchants WHERE name = 'second'")
     told = repr(await merchants.named("second")) + repr((await merchants.named("second")).account)
-    for hidden in ("their hidden password", "their hidden secret", "an older one"):
+    for hidden in ("their hidden password", "their hidden secret", "an older secret"):
         assert hidden not in row
         assert hidden.encode().hex() not in row
         assert hidden not in told

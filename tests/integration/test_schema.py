@@ -1,4 +1,4 @@
-"""What the schema itself refuses from every program; the clock; ids."""
+"""What the schema itself refuses; the clock; ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Migrations: from nothing to the schema of the code and back, on every Postgres that is promised."""
+"""Migrations: from nothing to the schema of the code and back, on every supported Postgres."""
 
 from __future__ import annotations
 

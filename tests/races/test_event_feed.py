@@ -1,5 +1,5 @@
-"""The feed: a reader that goes on after a position sees every event once, whatever commits, numbers and dies
-at the same time.
+"""The feed: a reader that goes on after a position sees every event once, whatever commits, numbers and is
+killed at the same time.
 """
 
 from __future__ import annotations

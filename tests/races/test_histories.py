@@ -1,5 +1,5 @@
 """Random histories of an order: whatever happens, in whatever order, the money is stated correctly and no
-order is forgotten.
+order is lost.
 
 `make test` runs the same 50 each time. `make soak` runs 2,000: pytest -m slow tests/races/test_histories.py
 -s

@@ -1,4 +1,6 @@
-"""Intake: an intent becomes a checkout once, however often, by whomever and with whatever key it is sent."""
+"""Intake: an intent becomes a checkout once, however often, by whichever process and with whichever key it is
+sent.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,7 @@ async def test_the_same_order_fifty_times_at_once_is_one_checkout_and_all_get_it
 
 
 async def test_many_intents_with_one_order_number_or_one_key_do_not_wait_for_each_other(core):
-    """If each waited for the one before, the last of many would wait ever longer."""
+    """If each waited for the intent before it, the last of many would wait ever longer."""
     commits = []
     asked, keyed = intake(), intake(idempotency_key="K-1")
     event.listen(core.db._engine.sync_engine, "commit", commits.append)

@@ -1,4 +1,4 @@
-"""Moving: what lands lands whole and once, and what does not land leaves nothing behind."""
+"""Moves: a move that lands is written whole and once, and a move that does not land writes nothing."""
 
 from __future__ import annotations
 

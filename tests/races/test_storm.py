@@ -1,4 +1,4 @@
-"""Everything at once: movers, ringers, intake and callbacks of two processes on the same checkouts, and an
+"""Everything at once: moves, wake-ups, intake and callbacks of two processes on the same checkouts, and an
 auditor.
 """
 

@@ -1,4 +1,4 @@
-"""The API on a real database, asked over ASGI; the hint publisher is a list."""
+"""The API on a real database, called over ASGI; the hint publisher is a list."""
 
 from __future__ import annotations
 

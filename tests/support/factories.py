@@ -1,8 +1,8 @@
 """Checkouts in every state, made by the real intake and the real mover on a real database; and databases that
 break.
 
-`Core` is what a process has of the orchestrator's inside: database, encryptor, batch writers. Every checkout
-that comes from here has its intent, its audit chain and its events, as if a worker had processed it.
+`Core` is the internal objects of a process of the orchestrator: database, encryptor, batch writers. Every
+checkout that comes from here has its intent, its audit chain and its events, as if a worker had processed it.
 """
 
 from __future__ import annotations

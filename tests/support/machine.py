@@ -1,4 +1,4 @@
-"""What tests ask of this machine: a free port, and time until something has happened."""
+"""What tests need of this machine: a free port, and time until something has happened."""
 
 from __future__ import annotations
 

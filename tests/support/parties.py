@@ -1,5 +1,5 @@
-"""A sandbox and a merchant's server on free ports, each in a thread of its own, and a shopper who speaks
-plain HTTP.
+"""A sandbox and a merchant's server on free ports, each in a thread of its own, and a shopper who uses plain
+HTTP.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 POOLERS: Final = ("pgbouncer",)
 _OPTION: Final = "--through"
 _MARKER: Final = "direct"
-# Words of the command line that start a Postgres where no URL of one is set, or search for the server that
-# was started.
+# Words of the command line that start a Postgres where no URL of a server is set, or search for the server
+# that was started.
 _BRINGS_ITS_OWN: Final = frozenset({"up", "demo", "bench"})
 
 
@@ -52,7 +52,7 @@ class Pooler:
         return url.replace(self._before, self._behind)
 
     def database_of(self, place: str) -> str:
-        """Return the name of the database that stands for the one of a data directory; made with its roles if
+        """Return the name of the database that stands for that of a data directory; made with its roles if
         there is none.
         """
         if place not in self._places:
@@ -80,7 +80,7 @@ _running: Pooler | None = None
 
 @contextmanager
 def between(config: pytest.Config, servers: Embedded) -> Iterator[None]:
-    """Run the pooler that the test run asks for before these servers, if it asks for one."""
+    """Run the pooler that the test run asks for before these servers, if it asks for a pooler."""
     global _running  # noqa: PLW0603 - one for a process, like the servers
     if config.getoption(_OPTION) is None:
         yield
@@ -102,7 +102,7 @@ def between(config: pytest.Config, servers: Embedded) -> Iterator[None]:
 
 
 def pooled(url: str) -> str:
-    """Return how the product reaches a database of the tests' server: through the pooler, if there is one."""
+    """Return how the product reaches a database of the tests' server: through the pooler, if it runs."""
     return url if _running is None else _running.pooled(url)
 
 
@@ -129,7 +129,7 @@ def settings_of(arguments: tuple[object, ...], given: dict[str, str]) -> dict[st
 
 
 def administrator_of(place: Path) -> str | None:
-    """Return how a superuser reaches the database that stands for the one of a data directory; None without a
+    """Return how a superuser reaches the database that stands for that of a data directory; None without a
     pooler.
     """
     return None if _running is None else _running.urls_of(str(place))[0]

@@ -1,4 +1,4 @@
-"""Servers that fail as real ones do: clusters with a standby, a proxy that falls silent, and PgBouncer.
+"""Servers that fail as in production: clusters with a standby, a proxy that falls silent, and PgBouncer.
 
 Everything binds to 127.0.0.1 on a free port, runs without root's rights, and ends with its context.
 """

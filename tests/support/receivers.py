@@ -1,5 +1,5 @@
 """An endpoint of a merchant: it takes deliveries, checks each with the public package of Standard Webhooks,
-and remembers them in order.
+and keeps them in order.
 """
 
 from __future__ import annotations

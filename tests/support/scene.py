@@ -1,5 +1,5 @@
-"""A processor on real Postgres and a real sandbox: no API and no Celery, so that each claim is the test's
-own decision.
+"""A processor on real Postgres and a real sandbox: no API and no Celery, so that the test decides on each
+claim.
 """
 
 from __future__ import annotations

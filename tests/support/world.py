@@ -1,4 +1,4 @@
-"""A whole installation of processes, in the vocabulary of the domain: API, workers, scheduler and sandbox, as
+"""A whole installation of processes, in the words of the domain: API, workers, scheduler and sandbox, as
 operations run them.
 
 Processes are killed, stopped and started again by the tests. At the end of each test, `agree` compares the

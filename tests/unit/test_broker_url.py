@@ -1,5 +1,5 @@
 """URLs of the broker and of Redis: one spelling for every client, verified TLS by default, and one
-sentence for a wrong one.
+sentence for a wrong URL.
 """
 
 from __future__ import annotations

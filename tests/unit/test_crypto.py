@@ -1,4 +1,4 @@
-"""Sealing: what opens, what does not, and which key is named."""
+"""Encryption: what decrypts, what does not, and which key is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Payments that are not what was ordered: what a person is asked, and for what exactly an answer holds."""
+"""Payments that are not what was ordered: what needs a decision, and for what exactly a decision holds."""
 
 from __future__ import annotations
 

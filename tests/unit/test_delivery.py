@@ -1,4 +1,4 @@
-"""Pace, retries and signatures of deliveries: pure values."""
+"""Pace, retries and signatures of deliveries, without I/O."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def operation(state: str, **changes: object) -> Operation:
 
 
 def move(trigger: Trigger, **evidence: object) -> Record:
-    """Return a record whose last move was this one."""
+    """Return a record whose last move was this move."""
     (before, _), to = next((key, to) for key, to in TRANSITIONS.items() if key[1] is trigger)
     entry = Entry(
         at=NOW,

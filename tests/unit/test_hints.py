@@ -1,6 +1,6 @@
 """Hints: a burst of hints is gathered, and a hint of another merchant does not wait.
 
-Delays never end here, so that waiting shows.
+Delays never end here, so that waiting is visible.
 """
 
 from __future__ import annotations

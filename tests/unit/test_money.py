@@ -1,4 +1,4 @@
-"""Money crosses the border between decimals and minor units exactly, or not at all."""
+"""Money is converted between decimals and minor units exactly, or refused."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Callbacks that come at once, in any order, again, late, or wrong: whatever they say, the order is worth
-what the gateway holds.
+"""Callbacks that come at once, in any order, again, late, or wrong: in each case the order has the money that
+the gateway holds.
 """
 
 from __future__ import annotations

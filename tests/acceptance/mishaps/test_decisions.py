@@ -1,6 +1,4 @@
-"""What a person decides on payments that are not what was ordered: carried out to the minor unit,
-or refused.
-"""
+"""What a person decides on payments that are not what was ordered: executed to the minor unit, or refused."""
 
 from __future__ import annotations
 

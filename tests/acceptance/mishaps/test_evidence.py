@@ -1,5 +1,5 @@
-"""What a move rests on: the gateway's own answer, read and bound with care; never a callback's word, and no
-guess.
+"""What a move rests on: the gateway's own answer, matched to its checkout; never the content of a callback,
+and no guess.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The light gateway and our real client understand each other; its faults are faults to the client, and its
-books are exact.
+"""The light gateway works with our real client; its faults are faults to the client, and its books are
+exact.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The load sends every intent once, at its moment, over kept connections, and notes each answer, also the
-missing requests.
+"""The load sends every intent once, at its moment, over kept connections, and records each answer, also the
+missing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the bench reads of Postgres is what stands there, of its own merchant and its own run alone."""
+"""The bench reads from Postgres what is stored for its own merchant and its own run, and nothing else."""
 
 from __future__ import annotations
 

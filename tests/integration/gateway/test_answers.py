@@ -1,5 +1,5 @@
-"""Answers that arrive whole and are of no use, or say no, or say later: each is the outcome that it should
-be.
+"""Answers that arrive whole and are unusable, refusals or requests to retry later: each gives the right
+outcome.
 """
 
 from __future__ import annotations

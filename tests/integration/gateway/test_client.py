@@ -1,5 +1,5 @@
-"""The client against a gateway that misbehaves on a real socket: whatever happens is an outcome, and the
-right one.
+"""The client against a gateway that misbehaves on a real socket: whatever happens gives the right
+outcome.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Answers that cost more than they are worth: read in another process, given up, counted against their
-gateway.
-"""
+"""Answers that are expensive to read: read in another process, given up, counted against their gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults come as ordered, the ledger adds up, and a kill loses nothing that was acknowledged."""
+"""Faults come as configured, the ledger adds up, and a kill loses nothing that was acknowledged."""
 
 from __future__ import annotations
 

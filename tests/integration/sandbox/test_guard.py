@@ -1,4 +1,4 @@
-"""Who may use the control API, and whom the sandbox calls."""
+"""Which callers may use the control API, and which hosts the sandbox calls."""
 
 from __future__ import annotations
 

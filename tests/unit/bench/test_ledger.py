@@ -1,5 +1,5 @@
-"""The ledger check finds whatever is lost, done twice or different by one minor unit, and nothing where
-nothing is.
+"""The ledger check finds whatever is lost, done twice or different by one minor unit, and reports nothing
+where the books agree.
 """
 
 from __future__ import annotations

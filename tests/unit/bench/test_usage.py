@@ -1,4 +1,4 @@
-"""The meters count what processes use, also of those that end in between."""
+"""The meters count the resources of processes, also of processes that end in between."""
 
 from __future__ import annotations
 

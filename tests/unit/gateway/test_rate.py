@@ -1,4 +1,4 @@
-"""The budget of calls: no second has more than it may, however it is asked, and nothing is saved up."""
+"""The budget of calls: no second has more calls than the budget, and unused calls do not accumulate."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_what_no_repair_makes_whole_says_how_it_is_broken(document):
 
 @pytest.mark.parametrize("field", ["TransactionId", "ShopOrderId"])
 def test_a_damaged_identifier_is_no_identifier(field):
-    """It would stand for another transaction or another order, and hide the money of this one."""
+    """It would stand for another transaction or another order, and hide the money of this order."""
     assert isinstance(parse(xml(row(**{field: "539\x1c101"}))), Malformed)
 
 
