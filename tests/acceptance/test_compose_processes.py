@@ -49,7 +49,9 @@ OUTSIDE = {
 
 @pytest.fixture
 def installed(servers: Embedded, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A database with the roles of compose and no schema yet; where compose's URLs lead here, by setting."""
+    """A database with the roles of compose and no schema yet; the URLs of compose as they are here, by
+    setting.
+    """
     name = f"compose_{os.getpid()}"
     urls = [
         re.sub(r"/orchestrator(?=\?|$)", f"/{name}", url)

@@ -161,7 +161,7 @@ def as_restricted(url: str) -> str:
 
 @contextmanager
 def own_redis(*options: str) -> Iterator[SimpleNamespace]:
-    """Start a Redis, and a way to it."""
+    """Start a Redis, and a proxy to it."""
     place = Path(tempfile.mkdtemp(prefix="orchestrator-test-"))
     try:
         with redis_server(place, *options) as server, redis.Redis(port=server.port) as client:
@@ -312,8 +312,8 @@ def view() -> Iterator[Stands]:
 
 
 def fault(steps: Callable[[Stand], Iterator[None]]) -> Callable[[Stand], AbstractContextManager[None]]:
-    """Make a block of what brings a fault about and, after its `yield`, ends it, whatever becomes of the
-    block.
+    """Make a context manager of a function that causes a fault and, after its `yield`, ends it, however the
+    block ends.
     """
 
     @contextmanager

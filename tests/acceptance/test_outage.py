@@ -160,7 +160,7 @@ async def ended(world: Shop, checkout: UUID, shopper: Shopper) -> None:
     ]
     moved = await world.movements(checkout)
     bank = any(banked.__name__ == "goes_to_the_bank" for banked in shopper.does.values())
-    # What a bank pays is captured at once, and by the bank.
+    # A payment by bank transfer is captured at once, by the bank.
     assert moved == ([("captured", WHOLE)] if bank and shopper.ends == "completed" else [])
 
 

@@ -53,7 +53,9 @@ END = 30.0
 
 
 class Orders:
-    """A shop that hands over an order every moment and notes which were taken, from a thread of its own."""
+    """A shop that hands over an order every moment and records which were accepted, from a thread of its
+    own.
+    """
 
     def __init__(self, installation: World, prefix: str) -> None:
         self._api = Api(installation.api_url, token("default"), timeout=20)
@@ -243,7 +245,7 @@ def test_orders_and_moves_go_on_seconds_after_all_connections_were_silent(
             fell_silent = time.monotonic()
             time.sleep(SILENCE)
             assert not orders.taken_since(fell_silent + 0.5)
-            # What was silent stays so, as behind a firewall that forgot its connections.
+            # What was silent stays so, as behind a firewall that dropped its connections.
             proxy.answers = True
             ordered, moved = goes_on(installation, orders, since=time.monotonic())
         assert ordered < GOAL
@@ -357,7 +359,7 @@ def test_behind_pgbouncer_orders_go_on_by_themselves_after_postgres_was_restarte
                 time.sleep(2)
                 server.start()
                 ordered, moved = goes_on(installation, orders, since=time.monotonic())
-            # The pooler rests for 15 s before it asks a server again that it could not reach.
+            # The pooler waits 15 s before it tries a server again that it could not reach.
             assert max(ordered, moved) < 15 + 2 * GOAL
             all_reach(installation, "awaiting_payment")
             installation.agree()

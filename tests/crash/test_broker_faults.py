@@ -227,7 +227,7 @@ def test_connections_that_are_cut_and_a_broker_that_is_restarted_end_neither_wor
     way = Way(rabbitmq.port)
     url = f"amqp://guest:guest@127.0.0.1:{way.port}//"
     with carried_by(servers, database_url, tmp_path, url, redis_url=servers.redis_url) as installation:
-        # The broker holds on to what these connections had: it does not know that they are gone.
+        # The broker keeps the messages of these connections: it has not detected that they are closed.
         way.cut()
         heard_of_once(installation)
         hints_flow(installation)

@@ -30,8 +30,8 @@ pytestmark = pytest.mark.anyio
 CHECKOUTS, SEQUENCES = 12, 5
 KILLS = 25
 RETENTION = 90 * 86_400.0
-# A sequencer of its own process. With the name of a step it says so when it has come to it, and then stands
-# still.
+# A sequencer of its own process. With the name of a step it reports when it has reached the step, and then
+# stops there.
 PROCESS = """
 import asyncio, sys, time
 from orchestrator.store import events
@@ -88,7 +88,7 @@ def start(url: str, step: str = "") -> subprocess.Popen[str]:
 
 
 async def killed_at(url: str, step: str) -> None:
-    """Start a sequencer, and kill it where it stands at a step."""
+    """Start a sequencer, and kill it at a step."""
     process = start(url, step)
     try:
         said = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), 60)  # type: ignore[union-attr]
@@ -99,9 +99,9 @@ async def killed_at(url: str, step: str) -> None:
 
 
 async def read_to_the_end(inside: Core, readers: Sequence[Reader]) -> None:
-    """Number what is left, and have the readers go on from where they stand."""
+    """Number what is left, and have the readers go on from their positions."""
     async with asyncio.timeout(60):
-        # What a killed process held, Postgres gives back when it learns of its end.
+        # Postgres releases the locks of a killed process when it detects its end.
         while await events.waiting(inside.db):
             await events.place(inside.db)
     for reader in readers:

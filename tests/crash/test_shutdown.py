@@ -409,7 +409,7 @@ def test_up_whose_output_is_not_read_ends_in_time(tmp_path: Path, unread: Unread
     with running("up", "--port", "0", data_dir=tmp_path / "data", output=unread.writing) as up:
         up.until_ready()
         unread.fill()
-        # It has something to say of this.
+        # The process writes a log line about this.
         up.child("scheduler").kill()
         time.sleep(HANGING_FOR)
         assert end(up, brief=False) == 1

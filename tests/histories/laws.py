@@ -112,8 +112,7 @@ async def _settled_or_due(world: World, row: Any) -> None:
     assert row.lease is None, (row.id, "is still held")
     assert row.callbacks == 0, (row.id, "has an inbox that is not read")
     if row.commands:
-        # A second movement of a transaction waits until it is known, or a person says, what came of the
-        # first.
+        # A second movement of a transaction waits until the outcome of the first is known or decided.
         waiting = {command.kind for command in await world.db.read(_WAITING, {"id": row.id})}
         unclear = any(
             operation.state == "unknown" for operation in await world.db.read(_OPERATIONS, {"id": row.id})
@@ -278,7 +277,7 @@ def _told(row: Any, payment: Any, operations: list[Any], policies: Mapping[str, 
 
 
 async def _dismissed(world: World) -> set[str]:
-    """Return the transactions of which a person said that they are no money of the order."""
+    """Return the transactions that were dismissed as no money of the order."""
     found: set[str] = set()
     for checkout in world.checkouts:
         rows = await world.db.read(_PAYMENTS, {"id": checkout})
@@ -287,8 +286,8 @@ async def _dismissed(world: World) -> set[str]:
 
 
 def _held_money_has_an_owner(world: World, rows: Mapping[UUID, Any], dismissed: set[str]) -> None:
-    """If the gateway holds money for an order, a checkout of the order is completed, or a person is asked or
-    said that it is not.
+    """If the gateway holds money for an order, a checkout of the order is completed, or a decision is asked
+    for, or the payment was dismissed.
     """
     seen: Counter[str] = Counter()
     for checkout in world.checkouts:

@@ -53,9 +53,7 @@ class Step:
 def _post(
     world: World, payment: Payment, transaction: Transaction | None, *, kind: str, status: str, to: UUID
 ) -> None:
-    """Put a callback into the post as the gateway words it; when it arrives, if ever, is up to
-    the history.
-    """
+    """Queue a callback as the gateway writes it; the history decides when it arrives, if ever."""
     body = callback_body(CONFIG, payment, transaction, status)
     world.mail.append(Mail(to, kind, body.content))
 
@@ -65,8 +63,8 @@ def _post(
 
 @dataclass(frozen=True)
 class Pay(Step):
-    """The shopper pays in a tab of their own; `odd`: the gateway makes something else of it than
-    was ordered.
+    """The shopper pays in a tab of their own; `odd`: the payment has another amount or currency than was
+    ordered.
     """
 
     written: ClassVar[bool] = False
@@ -179,7 +177,7 @@ async def _arrive(world: World, mail: Mail, grade: str, times: int) -> None:
 
 @dataclass(frozen=True)
 class Deliver(Step):
-    """A callback arrives, whichever of those in the post, perhaps several times; `kept`: and once
+    """A callback arrives, any of the queued callbacks, perhaps several times; `kept`: and once
     more later.
     """
 
@@ -213,7 +211,7 @@ class Forge(Step):
 
 @dataclass(frozen=True)
 class Ask(Step):
-    """The merchant asks for something; `of` names a transaction that the gateway has for the order, None the
+    """The merchant sends a command; `of` names a transaction that the gateway has for the order, None the
     accepted payment.
     """
 
@@ -327,7 +325,7 @@ class Fail(Step):
 
 @dataclass(frozen=True)
 class Refuse(Step):
-    """The acquirer says no to the next call that moves money."""
+    """The acquirer refuses the next call that moves money."""
 
     written: ClassVar[bool] = False
     endpoint: str = "capture"
@@ -341,7 +339,7 @@ class Refuse(Step):
 
 @dataclass(frozen=True)
 class Silence(Step):
-    """Movements show (or no longer show) the name that we gave them."""
+    """Movements show (or no longer show) our reconciliation identifier."""
 
     written: ClassVar[bool] = False
     echo: bool = False
@@ -352,7 +350,7 @@ class Silence(Step):
 
 @dataclass(frozen=True)
 class Lose(Step):
-    """Sessions or tokens are lost over there."""
+    """Sessions or tokens are lost at the gateway."""
 
     written: ClassVar[bool] = False
     what: str = "session"
@@ -422,7 +420,7 @@ class Wake(Step):
 class History:
     """A merchant's policies, how far the first order has come, and what happens then.
 
-    `delivered`: the post arrives in the end. `decided`: the banks decide on every payment in the end.
+    `delivered`: queued callbacks arrive in the end. `decided`: the banks decide on every payment in the end.
     """
 
     policies: tuple[tuple[str, object], ...]

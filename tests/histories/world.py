@@ -141,7 +141,7 @@ class Mail:
 
 @dataclass(slots=True)
 class Tally:
-    """What all histories together came to."""
+    """Counts over all histories."""
 
     histories: int = 0
     steps: int = 0
@@ -161,7 +161,7 @@ class Tally:
 
 
 class World:
-    """The installation, and the history that is being played on it."""
+    """The installation, and the history that runs on it."""
 
     def __init__(
         self, *, database_url: str, gateway_url: str, sandbox: Sandbox, db: Database, gateway: Gateway
@@ -280,8 +280,8 @@ class World:
             self._deciding.add(checkout)
 
     def decide(self, rows: Mapping[UUID, Any]) -> None:
-        """Note what a person decides on: the transactions that hold money until the decision is taken, and no
-        later orders.
+        """Record what a decision is about: the transactions that hold money until the decision is taken, and
+        no later orders.
         """
         for checkout in list(self._deciding):
             self.decided |= {
@@ -323,7 +323,7 @@ class World:
             await trap.task
 
     async def wake(self) -> None:
-        """Let those who sleep go on where they stopped."""
+        """Let stopped workers go on where they stopped."""
         sleepers, self.sleepers = self.sleepers, []
         for trap in sleepers:
             trap.waking.set()

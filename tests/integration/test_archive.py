@@ -733,7 +733,7 @@ async def test_one_run_at_a_time(core, two, tmp_path):
 
 
 async def test_a_lock_that_is_not_to_be_had_is_given_up_and_tried_again(core, two, tmp_path):
-    """The sealer is busy: the batch waits for a moment, gives everything back, and comes again."""
+    """The sealer holds its lock: the batch waits for a moment, rolls back, and is tried again."""
     async with await psycopg.AsyncConnection.connect(core.url) as sealer:
         await sealer.execute("SELECT pg_advisory_xact_lock(hashtext('orchestrator.audit_seals'))")
         choice = await archive.choose(core.db, older_than=0.0)

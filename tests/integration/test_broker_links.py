@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
 @pytest.fixture(autouse=True)
 def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let handshakes take their time: how soon the shared state gives up is no matter here."""
+    """Let handshakes take their time: the time-out of the shared state is not tested here."""
     monkeypatch.setattr(shared_state, "TIMEOUT", 10.0)
 
 

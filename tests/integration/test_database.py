@@ -428,7 +428,7 @@ async def test_prepared_statements_behind_a_pooler_are_used_where_the_setting_sa
             table, batch = writer(first)
             await create(url, table)
             for round_ in range(20):
-                # They meet each other's statements. A row is never called refused for it.
+                # Both use the same prepared statements. A row is never called refused for it.
                 await asyncio.gather(batch.put(round_), other.read(ONE), return_exceptions=True)
             await batch.close()
         async with Database(url, pool_size=2, prepared="off") as cleared_attention:

@@ -202,7 +202,7 @@ def test_a_successor_waits_for_a_postgres_that_is_still_going(tmp_path: Path) ->
         facts = first.facts()
         write(facts["database"], facts["redis"], 1)
         postmaster = facts["pids"][0]
-        # Stopped, it gets the news of its parent's end only when it continues.
+        # Stopped, it gets the signal of its parent's end only when it continues.
         os.kill(postmaster, signal.SIGSTOP)
         first.kill()
         assert command_of(postmaster)

@@ -52,7 +52,7 @@ def database_url(servers, template):
 
 @pytest.fixture(name="overloaded")
 async def _overloaded(servers, filled, encryptor):
-    # Others under way, of whom the planner's statistics know nothing yet, as after a quiet night.
+    # Other open checkouts, which are not in the planner's statistics yet, as after a quiet night.
     with copied(servers, filled) as url:
         async with core(url, encryptor) as new_core:
             await new_core.checkouts(BUSY)
@@ -61,7 +61,7 @@ async def _overloaded(servers, filled, encryptor):
 
 @pytest.fixture(name="burst")
 async def _burst(servers, filled, encryptor):
-    """A merchant's first two thousand orders, beside thousands of another: the statistics do not know it."""
+    """A merchant's first two thousand orders, beside thousands of another: it is not in the statistics."""
     with copied(servers, filled) as url:
         async with core(url, encryptor) as new_core:
             assert await new_core.all("INSERT INTO merchants (name) VALUES ('new') RETURNING id") == [

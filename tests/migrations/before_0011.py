@@ -70,7 +70,7 @@ _DUE = """
 
 
 async def finish(world: Scene) -> None:
-    """Carry on as a worker does whenever something is due, for some hours of the database's clock."""
+    """Process as a worker does whenever something is due, for some hours of the database's clock."""
     for seconds in (0, 60, 400, 3600, 7200, 600, 600, 600):
         await world.later(seconds=seconds)
         for _ in range(6):
@@ -92,7 +92,7 @@ def as_stored(row: Any) -> str:
 async def ends(
     world: Scene, names: dict[str, UUID], result_of: Callable[[Any], str] = as_stored
 ) -> dict[str, Any]:
-    """Return what became of each checkout, by name: without what chance decides."""
+    """Return the result of each checkout, by name: without random values."""
     found = {}
     for name, checkout in sorted(names.items()):
         row = await world.row(checkout)

@@ -92,7 +92,7 @@ class Api:
         return (await self.sql(f"SELECT count(*) AS number FROM {table}"))[0].number
 
     async def offer(self, checkout: str, *, token: str = "t-0") -> None:  # noqa: S107 - a test's own
-        """Put a checkout where a worker would have brought it."""
+        """Put a checkout in the state that a worker would have written."""
         checkout_id = UUID(checkout)
         row = (await self.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout_id))[0]
         sealed = self.services.encryptor.data_key(checkout_id, row.data_key).encrypt(

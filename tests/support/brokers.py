@@ -223,7 +223,7 @@ class RabbitMQServer:
 
 
 class Way:
-    """A way to a server: it can be led elsewhere, cut towards the client alone, or fall silent."""
+    """A connection to a server: it can be led elsewhere, cut towards the client alone, or fall silent."""
 
     def __init__(self, port: int) -> None:
         self.target = port

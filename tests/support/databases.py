@@ -94,7 +94,7 @@ class Databases:
                 if self._catalog(db) != catalog:
                     return False
                 with db.transaction():
-                    # Past the guard of the audit trail; foreign keys are not asked either.
+                    # Past the guard of the audit trail; foreign keys are not checked either.
                     db.execute("SET LOCAL session_replication_role = replica")
                     db.execute("SET LOCAL lock_timeout = '5s'")
                     for table in self._tables:

@@ -276,7 +276,7 @@ async def row_held(url: str, checkout: UUID) -> AsyncIterator[psycopg.AsyncConne
 
 
 def empty(url: str) -> None:
-    """Forget everything but the first merchant, past the guard of the audit trail."""
+    """Delete everything but the first merchant, past the guard of the audit trail."""
     with psycopg.connect(direct(url), autocommit=True) as admin:
         admin.execute("SET session_replication_role = replica")
         for table in metadata.sorted_tables:

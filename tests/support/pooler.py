@@ -177,7 +177,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what says that it is not for a pooler, with its reason."""
+    """Skip tests that are marked as not for a pooler, with their reason."""
     if config.getoption(_OPTION) is None:
         return
     for item in items:

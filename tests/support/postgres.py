@@ -46,7 +46,7 @@ def _binaries() -> Path:
 
 
 def _account() -> dict[str, int]:
-    """Whom a server runs as, for `subprocess`: itself where this process is not root."""
+    """The account that a server runs under, for `subprocess`: itself where this process is not root."""
     if os.geteuid() != 0:
         return {}
     unprivileged = pwd.getpwnam("nobody")

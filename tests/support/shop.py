@@ -59,7 +59,7 @@ _BLOCKED = b"<html><head><title>403 Forbidden</title></head><body>Request blocke
 
 
 class Wire:
-    """The wire between us and the gateway: counts lookups by order number, and bends answers to them as a
+    """The connection to the gateway: counts lookups by order number, and bends answers to them as a
     test says.
     """
 
@@ -129,7 +129,7 @@ class Shop(Scene):
     second: CheckoutProcessor
 
     async def begin(self, url: str) -> None:
-        """Forget what the last test left behind."""
+        """Remove what the last test left."""
         empty(url)
         self.orders.clear()
         self.limits_of_gateway.blocks = False
@@ -252,7 +252,7 @@ class Shop(Scene):
 
     async def told(self, checkout: UUID, **expected: int) -> list[dict[str, Any]]:
         """Wait until so many callbacks of each kind were answered (or lost); return all of them as the
-        gateway noted them.
+        gateway recorded them.
         """
         expected = expected or {"notification": 2, "success": 1}
         async with asyncio.timeout(10):

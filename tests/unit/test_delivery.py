@@ -49,7 +49,7 @@ def test_retry_after_counts_by_our_clock_where_the_endpoint_sends_no_date():
 
 
 class Bucket:
-    """A receiver that bears so many deliveries a second, each of which takes it `seconds`; in
+    """A receiver that can process so many deliveries a second, each of which takes it `seconds`; in
     simulated time.
     """
 

@@ -149,7 +149,8 @@ def check(checkout: Record) -> explain.Explanation:
     for said in every:
         assert said[0].isupper() or said[0].isdecimal(), said
         assert said.endswith("."), said
-        # Calls and commands apart, no word of the code is shown to people, and nothing that is not there.
+        # Calls and commands apart, no identifier of the code is shown to people, and no value that is
+        # missing.
         prose = re.sub(r"POST .*?, or |`[^`]*`|“[^”]*”", "X", said)
         assert not re.search(
             r"\bNone\b|\bTrue\b|\bFalse\b|[a-z]+_[a-z]+|State\.|Trigger\.|\{|\}|\.\.|  | ,|:\.", prose

@@ -114,7 +114,7 @@ def test_shares_are_fair_and_leave_nothing_lying_about(places, each, flows, most
     assert sum(shares.values()) <= min(most, max(places - before, 0))
     has = {flow: fair_share.held(flow) + shares.get(flow, 0) for flow in demands}
     for flow, number in shares.items():
-        # No flow of the same gateway that wanted more was left with less than another was raised to.
+        # No flow of the same gateway that asked for more has less than another was raised to.
         for other, demand in demands.items():
             unmet = shares.get(other, 0) < demand.number
             if unmet and demand.gateway == demands[flow].gateway:

@@ -144,7 +144,7 @@ def test_a_burst_gathers_until_another_merchants_hint_comes_or_it_ends(publisher
     publisher.let(QUIET)
     publisher.wait(2)
     assert publisher.published == [[BUSY], [BUSY, BUSY, BUSY, QUIET]]
-    # Once in the time of a rest: where every hint is another merchant's, a message for each would be too
+    # Once in each delay: where every hint is another merchant's, a message for each would be too
     # many.
     publisher.let(THIRD)
     publisher.let(BUSY)

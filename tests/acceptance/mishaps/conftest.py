@@ -19,7 +19,7 @@ async def installation(shared_database_url: str) -> AsyncIterator[Shop]:
     empty(shared_database_url)
     async with shop(shared_database_url) as opened:
         yield opened
-        # The database is shared: no policy and no hour of this module is left behind.
+        # The database is shared: the policies and the clock are reset afterwards.
         await opened.begin(shared_database_url)
 
 

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.anyio
 
 
 async def once(world: Shop, checkout: UUID, *, moved: list[str] | None = None) -> None:
-    """The order is paid, no decision is asked for, the shop got one event, and no money was moved behind its
-    back.
+    """The order is paid, no decision is asked for, the shop got one event, and no money was moved without a
+    command.
     """
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.captured, row.refunded) == ("completed", WHOLE, 0, 0)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def settled(world: Shop, checkout: UUID) -> None:
-    """What is asked of the gateway, or lost on the way, is over."""
+    """Wait until no call to the gateway is under way or awaited."""
     await world.follow(checkout)
     if await world.operating(checkout):
         # An answer was lost, and its absence proves something only after the quiet period.
@@ -31,7 +31,7 @@ async def settled(world: Shop, checkout: UUID) -> None:
 
 async def paid_twice(world: Shop, *, capture: bool = False, together: bool) -> UUID:
     """Return an order that was paid in two tabs: the second after the first was completed, or before any
-    looked.
+    lookup.
     """
     checkout = await world.offered(capture=capture)
     first, second = await world.started(checkout), await world.started(checkout)

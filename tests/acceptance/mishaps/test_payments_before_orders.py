@@ -165,7 +165,7 @@ async def test_many_intents_for_one_payment_at_once_are_one_order(world: Shop):
 
 async def test_where_both_come_before_any_lookup_the_payment_is_left_to_the_order(world: Shop):
     """No worker looks it up in time, so the order is a checkout of its own: the payment may not count twice,
-    nor be asked about.
+    nor need a decision.
     """
     first = await unmatched(world, "B-8", looked_up=False)
     answer = await world.post("B-8")

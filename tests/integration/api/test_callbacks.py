@@ -275,7 +275,7 @@ async def test_a_callback_for_a_checkout_that_is_not_there_yet_is_kept(api: Api)
 
 @asynccontextmanager
 async def hanging_postgres():
-    """A server that takes connections and never says a word."""
+    """A server that accepts connections and never answers."""
 
     async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -437,7 +437,7 @@ async def test_a_checkout_whose_order_number_lives_elsewhere_is_not_reopened(api
 
 @pytest.mark.parametrize("word", audit.FROM_PAYMENT)
 async def test_what_no_shop_has_handed_over_has_nothing_to_be_reopened_with(api: Api, word: str):
-    """Whichever word its first entry has for it."""
+    """For either word that its first entry may have."""
     checkout = await in_state(api, "failed")
     await api.sql("ALTER TABLE audit_entries DISABLE TRIGGER USER")
     await api.sql(

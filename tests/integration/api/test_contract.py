@@ -31,8 +31,7 @@ from tests.support.api_scene import Api, intent, path_of, serving, without_datab
 pytestmark = pytest.mark.anyio
 
 CALLBACK = "/callbacks/{kind}/{id}/{signed}"
-# A shopper's browser is sent on whatever it brings, and is never asked for a proof; these belong to what is
-# posted.
+# A shopper's browser is redirected in every case, and needs no proof; these answers belong to what is posted.
 NEVER = {("get", CALLBACK, status) for status in ("200", "401", "413", "503")}
 RICH = (
     "UPDATE checkouts SET last_error = 'throttled', last_error_details = '{\"reason\": \"slower\"}', reserved_until = clock(), cancel_requested_at = clock(), attention = 'late_payment', attention_since = clock(), "

@@ -326,7 +326,7 @@ async def stored_source(api: Api) -> tuple[str, str]:
         (0, ("185.206.120.7", None), ("185.206.120.7", "inside")),
         (0, ("2a10:a200::1", None), ("2a10:a200::1", "inside")),
         (0, ("203.0.113.9", None), ("203.0.113.9", "outside")),
-        # Without a proxy of ours the header is the caller's own word.
+        # Without a proxy of ours the header is set by the caller.
         (0, ("203.0.113.9", "185.206.120.7"), ("203.0.113.9", "outside")),
         (1, ("10.0.0.1", "185.206.120.7"), ("185.206.120.7", "inside")),
         (1, ("10.0.0.1", "185.206.120.7, 203.0.113.9"), ("203.0.113.9", "outside")),

@@ -105,7 +105,7 @@ def test_no_secret_and_no_personal_data_reaches_a_log(server: Server, database_u
     time.sleep(2)
     assert client.get(f"/v1/checkouts/{checkout}", headers=stale).status_code == 401
     assert client.get(f"/v1/checkouts/{checkout}", headers=token).status_code == 200
-    # What breaks is logged with a traceback: the worst moment for a secret to slip out.
+    # What breaks is logged with a traceback: a secret could be in it.
     with psycopg.connect(direct(database_url), autocommit=True) as database:
         database.execute("ALTER TABLE callbacks RENAME COLUMN grade TO mark")
         database.execute("ALTER TABLE checkouts RENAME COLUMN late TO later")

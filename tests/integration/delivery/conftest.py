@@ -29,7 +29,9 @@ LOCAL = AddressPolicy([ip_network("127.0.0.0/8")])
 
 @dataclass
 class Shop:
-    """A merchant's side and ours: events that are written and placed, endpoints, and deliverers."""
+    """A merchant's endpoints and our deliverers: events that are written and placed, endpoints, and
+    deliverers.
+    """
 
     core: Core
     receiver: Receiver

@@ -490,7 +490,7 @@ def test_a_refused_connection_was_not_sent_and_asks_no_lease_guard(run, recorder
 def test_the_whole_request_is_with_the_kernel_before_the_next_turn_of_the_loop(
     run, recorder, trusted, secured
 ):
-    """Nothing else of the loop runs between the lease guard's yes and the kernel's taking the bytes."""
+    """Nothing else of the loop runs between the lease guard's check and the kernel's taking the bytes."""
     waiting: list[bytes] = []
 
     def serve_call() -> socket.socket:

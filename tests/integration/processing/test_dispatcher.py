@@ -262,7 +262,7 @@ async def test_a_hint_waits_no_longer_than_a_lease(database_url: str, gateway_ur
         with structlog.testing.capture_logs() as logs:
             await started.dispatcher.admit([second])
         assert [line["event"] for line in logs] == ["in_flight_limit_reached"]
-        # It is taken up no more: its due time stands.
+        # It is claimed no more: its due time stays.
         started.gateway.let_go("default")
         await started.until_leased()
         row = await started.world.row(second)
@@ -295,7 +295,7 @@ async def test_checkouts_beyond_the_size_of_one_claim_are_claimed_in_several_cla
         ids = await many.orders(22)
         await asyncio.gather(*(many.dispatcher.admit([checkout]) for checkout in ids[:10]))
         assert await many.leased() == {1: 10}
-        # Where something was left behind, a claim takes what has waited longest, four at a time.
+        # Where checkouts were deferred, a claim takes those that have waited longest, four at a time.
         many.dispatcher._behind[dispatcher.FlowKey(1, "checkouts")] = {}
         await many.dispatcher.admit(ids[10:11])
         await many.until_leased(m1=22)

@@ -198,7 +198,7 @@ async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_due_tim
         row = None
         async with asyncio.timeout(30):
             while row is None:
-                # A pooler rests for a quarter of a minute before it asks a server again that has refused it.
+                # A pooler waits a quarter of a minute before it tries a server again that has refused it.
                 with suppress(DBAPIError):
                     row = await world.row(checkout)
                 await asyncio.sleep(0.1)

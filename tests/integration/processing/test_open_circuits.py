@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def watchful(database_url: str, gateway_url: str, **changes: object) -> AsyncIterator[Scene]:
-    """Leave a gateway alone after two failures."""
+    """Open the circuit of a gateway after two failures."""
     async with scene(database_url, gateway_url, breaker_failures=2, **changes) as world:
         try:
             yield world
