@@ -1,6 +1,6 @@
 """Calls that mypy must refuse.
 
-`warn_unused_ignores` fails the type check as soon as it would take one of them.
+`warn_unused_ignores` fails the type check as soon as it would accept one of them.
 """
 
 from __future__ import annotations

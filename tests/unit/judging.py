@@ -1,4 +1,4 @@
-"""A checkout of 139.00 DKK as its holder has it, and transactions as the gateway tells them, for tests of
+"""A checkout of 139.00 DKK as its holder has it, and transactions as the gateway shows them, for tests of
 what a lookup proves.
 """
 

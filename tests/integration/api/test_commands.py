@@ -146,7 +146,7 @@ async def in_state(api: Api, state: str, *, attention: str | None = None) -> str
         ("resolve", '{"decision": "return"}', {"decision": "return"}),
     ],
 )  # fmt: skip
-async def test_a_command_is_stored_with_its_arguments_answered_and_rung(api: Api, kind, body, arguments):
+async def test_a_command_is_stored_with_its_arguments_answered_and_wakes(api: Api, kind, body, arguments):
     checkout = await {
         "cancel": lambda: in_state(api, "awaiting_payment"),
         "reopen": lambda: in_state(api, "expired"),
@@ -183,16 +183,23 @@ async def test_what_becomes_of_commands_and_operations_is_shown_with_the_checkou
     await api.sql("UPDATE checkouts SET charged_back = 50, auto_capture = true, reserved_until = clock()")
     found = await shown(api, checkout)
     assert len(found["commands"]) == 20
-    last, open_one = found["commands"][-1], found["commands"][-2]
+    last, waiting = found["commands"][-1], found["commands"][-2]
     assert (last["kind"], last["resultCode"], last["result"]) == (
         "reconcile",
         "done_looked_up",
         "the gateway shows no attempt to pay",
     )
-    assert [open_one[name] for name in ("handledAt", "result", "resultCode")] == [None, None, None]
+    assert [waiting[name] for name in ("handledAt", "result", "resultCode")] == [None, None, None]
     assert last["handledAt"] >= last["requestedAt"] > found["createdAt"]
-    (one,) = found["operations"]
-    assert (one["kind"], one["amount"], one["currency"], one["state"], one["cause"], one["error"]) == (
+    (refused,) = found["operations"]
+    assert (
+        refused["kind"],
+        refused["amount"],
+        refused["currency"],
+        refused["state"],
+        refused["cause"],
+        refused["error"],
+    ) == (
         "capture",
         Decimal("10.10"),
         "DKK",
@@ -200,7 +207,7 @@ async def test_what_becomes_of_commands_and_operations_is_shown_with_the_checkou
         "asked",
         "Card Declined",
     )
-    assert {"id", "reconciliationIdentifier", "requestedAt", "submittedAt", "settledAt"} <= set(one)
+    assert {"id", "reconciliationIdentifier", "requestedAt", "submittedAt", "settledAt"} <= set(refused)
     assert (found["money"]["chargedBack"], found["autoCapture"]) == (Decimal("0.50"), True)
     assert found["reservedUntil"]
     assert found["payments"][0]["chargedBack"] == 0
@@ -430,7 +437,7 @@ async def test_a_checkout_whose_order_number_lives_elsewhere_is_not_reopened(api
 
 @pytest.mark.parametrize("word", audit.FROM_PAYMENT)
 async def test_what_no_shop_has_handed_over_has_nothing_to_be_reopened_with(api: Api, word: str):
-    """Whichever word its first entry has for it."""
+    """For either word that its first entry may have."""
     checkout = await in_state(api, "failed")
     await api.sql("ALTER TABLE audit_entries DISABLE TRIGGER USER")
     await api.sql(
@@ -499,7 +506,7 @@ async def test_money_that_is_not_this_orders_is_not_touched(api: Api, kind, chan
 
 
 @pytest.mark.parametrize("kind", ["capture", "refund", "release"])
-async def test_of_several_payments_of_one_order_the_one_that_is_meant_is_named(api: Api, kind):
+async def test_of_several_payments_of_one_order_the_request_names_the_payment(api: Api, kind):
     books = {"captured": 5000 if kind == "refund" else 0}
     checkout = await paid(api, transaction="21", reserved=5000, **books)
     await payment(api, checkout, "22", reserved=8900, **books)
@@ -507,7 +514,7 @@ async def test_of_several_payments_of_one_order_the_one_that_is_meant_is_named(a
     assert document["errors"][0]["field"] == "transactionId"
     assert "21, 22" in document["detail"]
     assert await stored(api) == []
-    # Named, it is that one's money alone.
+    # Named, it is that payment's money alone.
     if kind != "release":
         too_much = {"amount": 50.01, "transactionId": "21"}
         problem(await ask(api, checkout, kind, too_much, key="k-2"), 422, "too-much")
@@ -611,7 +618,7 @@ async def test_pages_of_payments_follow_each_other_without_gap_or_repeat(api: Ap
     for size in (3, 3, 1):
         found = await listed(api, role="surplus", limit=3, **({"cursor": cursor} if cursor else {}))
         assert len(found["payments"]) == size
-        seen += [one["transactionId"] for one in found["payments"]]
+        seen += [payment["transactionId"] for payment in found["payments"]]
         cursor = found["nextCursor"]
     assert cursor is None
     assert seen == ["6", "5", "4", "3", "2", "1", "0"]
@@ -629,7 +636,7 @@ async def test_a_payment_is_shown_with_the_checkout_that_it_belongs_to_and_exact
     await payment(api, None, "2", role="unknown", order_ref="A-1", currency="JPY", reserved=10)
     await payment(api, None, "3", role="surplus", order_ref="A-2")
     found = (await listed(api, orderId="A-1"))["payments"]
-    assert [one["transactionId"] for one in found] == ["2", "1"]
+    assert [payment["transactionId"] for payment in found] == ["2", "1"]
     assert (found[1]["checkoutId"], found[1]["orderId"], found[1]["reserved"]) == (
         checkout,
         "A-1",
@@ -637,8 +644,8 @@ async def test_a_payment_is_shown_with_the_checkout_that_it_belongs_to_and_exact
     )
     assert found[1]["chargedBack"] == Decimal("0.05")
     assert (found[0]["checkoutId"], found[0]["reserved"]) == (None, 10)
-    assert [one["transactionId"] for one in (await listed(api, role="surplus"))["payments"]] == ["3"]
-    assert [one["transactionId"] for one in (await listed(api))["payments"]] == ["3", "2", "1"]
+    assert [payment["transactionId"] for payment in (await listed(api, role="surplus"))["payments"]] == ["3"]
+    assert [payment["transactionId"] for payment in (await listed(api))["payments"]] == ["3", "2", "1"]
     assert (await listed(api, orderId="A/1"))["payments"] == []
 
 
@@ -666,7 +673,7 @@ FILL = """
 """
 
 
-async def test_money_without_a_home_is_listed_without_reading_what_has_one(api: Api):
+async def test_unmatched_money_is_listed_without_reading_matched_money(api: Api):
     checkout = await api.taken("A-1")
     await payment(api, checkout, "x", order_ref="A-1")
     await api.sql(FILL)
@@ -718,7 +725,7 @@ async def test_an_explanation_is_for_the_merchant_alone(api: Api):
 async def test_each_command_is_documented_with_its_body_and_key(api: Api, kind):
     document = (await api.client.get("/openapi.json")).json()
     described = document["paths"][f"/v1/checkouts/{{checkout_id}}/{kind}"]["post"]
-    (key,) = [one for one in described["parameters"] if one["name"] == "Idempotency-Key"]
+    (key,) = [parameter for parameter in described["parameters"] if parameter["name"] == "Idempotency-Key"]
     assert key["required"] == (kind in {"capture", "refund"})
     name = described["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
     assert "example" in document["components"]["schemas"][name]
@@ -726,7 +733,7 @@ async def test_each_command_is_documented_with_its_body_and_key(api: Api, kind):
     assert commands.SCOPES[kind] in described["description"]
 
 
-async def test_every_example_of_a_body_is_one_that_is_taken(api: Api):
+async def test_every_example_of_a_body_is_accepted(api: Api):
     document = (await api.client.get("/openapi.json")).json()
     for kind in KINDS:
         example = document["components"]["schemas"][kind.capitalize()]["example"]

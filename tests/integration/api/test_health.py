@@ -27,7 +27,7 @@ SOON = 10.0
 
 
 @pytest.fixture(autouse=True)
-def _looked_at_each_time(monkeypatch):
+def _checked_each_time(monkeypatch):
     monkeypatch.setattr("orchestrator.api.health.FRESH", 0.0)
     monkeypatch.setattr("orchestrator.api.health.SELDOM", 0.0)
 
@@ -45,7 +45,7 @@ async def until_ready(api: Api) -> None:
 
 
 async def others(api: Api) -> None:
-    """Have a worker and a scheduler that live."""
+    """Have a worker and a scheduler with fresh heartbeats."""
     await api.sql("INSERT INTO workers (name, kind) VALUES ('w-1', 'worker'), ('s-1', 'scheduler')")
 
 
@@ -133,14 +133,14 @@ async def test_a_server_that_only_takes_sessions_that_read_is_named(api: Api, da
         assert "read-only" in problem
         admin.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
         if database_url != direct(database_url):
-            # A pooler keeps sessions, and they keep what they began with: operations tell it to RECONNECT.
+            # A pooler keeps sessions, and they keep what they began with: operators send it RECONNECT.
             admin.execute(*end_others)
     await until_ready(api)
 
 
 @pytest.fixture(name="limited")
 async def _limited(settings, database_url):
-    """An API whose role may be refused things, and a superuser who refuses them."""
+    """An API whose rights can be revoked, and a superuser that revokes them."""
     role = f"limited_{uuid4().hex[:8]}"
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as admin:
         await admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'limited'")
@@ -175,7 +175,7 @@ async def test_a_right_that_its_role_lost_is_named_and_its_return_too(limited):
     await until_ready(api)
 
 
-async def test_a_database_that_lets_nobody_else_in_is_named_though_its_connections_work(limited):
+async def test_a_database_that_accepts_no_new_connection_is_named_though_its_connections_work(limited):
     api, admin, role = limited
     await admin.execute(f"ALTER ROLE {role} CONNECTION LIMIT 0")
     status, said = await found(api)
@@ -200,12 +200,12 @@ async def test_lookups_that_wait_for_their_budget_are_named(api: Api):
     await until_ready(api)
 
 
-async def test_silent_connections_make_it_not_ready_within_its_own_patience(settings, database_url):
+async def test_silent_connections_make_it_not_ready_within_its_own_timeout(settings, database_url):
     with Proxy(address(database_url)) as proxy:
         async with serving(settings.model_copy(update={"database_url": through(database_url, proxy)})) as api:
             await others(api)
             await until_ready(api)
-            proxy.silence(new_ones_too=True)
+            proxy.silence(new_connections_too=True)
             began = time.monotonic()
             status, problem = await found(api)
             assert 1.5 < time.monotonic() - began < 6.0
@@ -299,12 +299,14 @@ async def test_slow_reads_delay_neither_health_nor_intake_nor_callbacks_and_end_
     await services.close()
 
 
-async def test_the_app_learns_of_the_merchants_before_anybody_asks_and_forgets_nobody_when_it_ends(settings):
+async def test_the_app_reads_the_merchants_before_the_first_request_and_drops_no_callback_when_it_ends(
+    settings,
+):
     services = build(settings, RecordingPublisher())
     app = create_app(services)
     async with app.router.lifespan_context(app):
         async with asyncio.timeout(10):
-            while services.merchants.known(1) is None:  # noqa: ASYNC110 - nobody tells us
+            while services.merchants.known(1) is None:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.02)
     assert "merchants" not in {task.get_name() for task in asyncio.all_tasks()}
 
@@ -351,7 +353,7 @@ async def test_the_document_describes_every_address(api: Api):
         assert name in document["components"]["schemas"]
 
 
-async def test_the_document_is_valid_and_so_is_the_one_that_the_page_shows(api: Api):
+async def test_the_document_is_valid_and_so_is_the_document_that_the_page_shows(api: Api):
     document = (await api.client.get("/openapi.json")).json()
     assert [str(error) for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
     shown = (await api.client.get("/docs/assets/openapi-3.0.json")).json()
