@@ -29,6 +29,7 @@ from orchestrator.settings.values import (
     RedisUrl,
     SafeUrl,
     ascending,
+    blank_around,
     certificates,
     credential,
     host_name,
@@ -276,7 +277,7 @@ class Settings(BaseSettings):
             number = field is None or field.annotation in {int, float, bool}
             if name == "jwt_public_keys":
                 continue  # a PEM file ends with a line break
-            if not number and (blank := _blank_around(value)) is not None:
+            if not number and (blank := blank_around(value)) is not None:
                 message = f"{name.upper()}: {blank}: remove it"
                 raise ValueError(message)
         return given
@@ -474,22 +475,6 @@ def _spelled(value: object) -> str:
             [item.get_secret_value() if isinstance(item, SecretStr) else item for item in value]
         )
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-
-
-def _blank_around(value: object) -> str | None:
-    """Say what white space a text, a secret or an entry of a list has at its ends; None where it has none."""
-    if isinstance(value, list | tuple):
-        found = (_blank_around(item) for item in value)
-        return next((f"an entry {fault}" for fault in found if fault is not None), None)
-    text = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if not isinstance(text, str) or text == text.strip():
-        return None
-    end = "ends in" if text.rstrip() != text else "begins with"
-    around = text[len(text.rstrip()) :] if end == "ends in" else text[: len(text) - len(text.lstrip())]
-    return f"{end} {'a line break' if set(around) & set(_BREAKS) else 'white space'}"
-
-
-_BREAKS: Final = "\r\n\v\f\x85\u2028\u2029"
 
 
 def _nearest(name: str, known: set[str]) -> str | None:

@@ -202,3 +202,19 @@ def http_url(value: str) -> str:
         return _HTTP_URL.validate_python(value)
     except ValidationError as error:
         raise ValueError(error.errors(include_url=False, include_input=False)[0]["ctx"]["error"]) from None
+
+
+def blank_around(value: object) -> str | None:
+    """Say what white space a text, a secret or an entry of a list has at its ends; None where it has none."""
+    if isinstance(value, list | tuple):
+        found = (blank_around(item) for item in value)
+        return next((f"an entry {fault}" for fault in found if fault is not None), None)
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not isinstance(text, str) or text == text.strip():
+        return None
+    end = "ends in" if text.rstrip() != text else "begins with"
+    around = text[len(text.rstrip()) :] if end == "ends in" else text[: len(text) - len(text.lstrip())]
+    return f"{end} {'a line break' if set(around) & set(_BREAKS) else 'white space'}"
+
+
+_BREAKS: Final = "\r\n\v\f\x85\u2028\u2029"
