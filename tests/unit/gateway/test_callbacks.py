@@ -186,7 +186,7 @@ def test_while_secrets_change_hands_both_work():
 
 
 def test_only_consistent_amounts_and_status_count():
-    believed = {grade for grade in Grade if grade.believed}
+    believed = {grade for grade in Grade if grade.is_evidence}
     assert believed == {Grade.SIGNED, Grade.CHECKSUM, Grade.UNCHECKED}
 
 
