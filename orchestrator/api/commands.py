@@ -2,9 +2,9 @@
 reconcile, resolve.
 
 Each is a command that is checked against our books, stored and answered with 202, and carried out by whoever
-holds the checkout; what became of it stands among the checkout's `commands`. With an `Idempotency-Key` the
-same request is the same command, however often and wherever it is sent; calls that move money are refused
-without one.
+holds the checkout; what becomes of it is shown at the address that the answer names. With an
+`Idempotency-Key` the same request is the same command, however often and wherever it is sent; calls that move
+money are refused without one.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
         state=view.state,
         version=view.version,
         command=answers.StoredCommand(id=command, kind=kind),
-        links=reads.links_of(one),
+        links=reads.command_links_of(one, command),
     )
-    return answer(accepted, 202)
+    return answer(accepted, 202, {"Location": reads.path_of(command)})
 
 
 def _met(view: CheckoutView, key: str | None, print_: bytes) -> UUID | None:

@@ -7,19 +7,18 @@ all the same.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.command_results import exit_status, say_result, until_finished, wait_option
 from orchestrator.cli.lookup import ACTOR, Span, one, price
 from orchestrator.cli.output import say
-from orchestrator.domain.records import OPEN_OPERATIONS, CommandKind, Decision, OperationState
+from orchestrator.domain.command_progress import CommandState
+from orchestrator.domain.records import CommandKind, Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from pathlib import Path
     from uuid import UUID
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 WAIT: Final = 30.0
 """Seconds that a command waits for its answer unless told otherwise."""
-_PAUSE: Final = 0.25
 _KEYED: Final = frozenset({CommandKind.CAPTURE, CommandKind.REFUND})
 
 _checkout = click.argument("checkout")
@@ -42,22 +40,11 @@ _transaction = click.option(
 )
 
 
-def _wait(default: float = WAIT) -> Callable[[Any], Any]:
-    return click.option(
-        "--wait",
-        type=click.FloatRange(0, 86_400),
-        default=default,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long to wait for the result.",
-    )
-
-
 @click.command(short_help="Cancel one checkout, unless its money is there already.")
 @data_dir
 @_checkout
 @_reason
-@_wait(0.0)
+@wait_option(0.0)
 def cancel(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> int:
     """Cancel one checkout (its id, or its order number), unless its money is there already."""
     return _ask(data_dir, checkout, CommandKind.CANCEL, reason=reason, wait=wait)
@@ -73,7 +60,7 @@ def cancel(*, data_dir: Path, checkout: str, reason: str | None, wait: float) ->
     help="The new deadline: 30m, 2h; without it that of the order.",
 )
 @_reason
-@_wait()
+@wait_option(WAIT)
 def reopen(
     *, data_dir: Path, checkout: str, expires_in: float | None, reason: str | None, wait: float
 ) -> int:
@@ -87,7 +74,7 @@ def reopen(
 @_amount
 @_transaction
 @_reason
-@_wait()
+@wait_option(WAIT)
 def capture(
     *,
     data_dir: Path,
@@ -115,7 +102,7 @@ def capture(
 @_amount
 @_transaction
 @_reason
-@_wait()
+@wait_option(WAIT)
 def refund(
     *,
     data_dir: Path,
@@ -142,7 +129,7 @@ def refund(
 @_checkout
 @_transaction
 @_reason
-@_wait()
+@wait_option(WAIT)
 def release(
     *, data_dir: Path, checkout: str, transaction: str | None, reason: str | None, wait: float
 ) -> int:
@@ -154,7 +141,7 @@ def release(
 @data_dir
 @_checkout
 @_reason
-@_wait()
+@wait_option(WAIT)
 def retry(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> int:
     """Try at once what waits for its next try, however often it has failed."""
     return _ask(data_dir, checkout, CommandKind.RETRY, reason=reason, wait=wait)
@@ -165,7 +152,7 @@ def retry(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> 
 @_checkout
 @click.argument("decision", type=click.Choice([one.value for one in Decision]))
 @_reason
-@_wait()
+@wait_option(WAIT)
 def resolve(*, data_dir: Path, checkout: str, decision: str, reason: str | None, wait: float) -> int:
     """Decide what waits for a person: keep the money, return it, or dismiss it: no action needed."""
     return _ask(data_dir, checkout, CommandKind.RESOLVE, reason=reason, wait=wait, decision=decision)
@@ -261,59 +248,16 @@ async def _answered(db: Database, checkout: UUID, command: UUID, wait: float) ->
     """Wait until a worker has carried it out, and say what came of it; 1 if that is not what was asked for,
     or not known.
     """
-    until = time.monotonic() + wait
-    while True:
-        rows = await db.read(_result(), {"id": command})
-        status = _told(rows)
-        if status is not None:
-            return status
-        if time.monotonic() >= until:
-            taken = (
-                "is carried out still"
-                if rows[0].handled_at is not None
-                else "has not been taken up by a worker yet"
-            )
-            say(
-                f"The command {taken} after {wait:g} s. It stands: `orchestrator checkouts explain {checkout}` says how far it is.",
-                err=True,
-            )
-            return 1
-        await asyncio.sleep(_PAUSE)
-
-
-def _told(rows: Sequence[Any]) -> int | None:
-    """Say what came of a command, once that is known; return the exit status."""
-    from orchestrator.domain import command_result, sentences  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.store.columns import coded  # noqa: PLC0415
-
-    result = coded(rows[0], "result")["result"]
-    if rows[0].handled_at is None or result is None:
-        return None
-    if result.refused:
-        say(f"Refused: {sentences.of(result)}", err=True)
-        return 1
-    begun = [row for row in rows if row.state is not None]
-    if not begun:
-        say(f"Done: {sentences.of(result)}" if result.code in command_result.DONE else "Accepted.")
-        return 0
-    if any(row.state in OPEN_OPERATIONS for row in begun):
-        return None
-    for row in begun:
-        what = f"the {row.kind} of {price(row.amount, row.currency)} on transaction {row.transaction_id}"
-        if row.state == OperationState.SUCCEEDED:
-            say(f"Done: {what}.")
-        else:
-            why = sentences.or_none(coded(row, "last_error")["last_error"])
-            say(f"Refused by the gateway: {what} ({why or 'no reason was given'}).", err=True)
-    return int(any(row.state == OperationState.REJECTED for row in begun))
-
-
-def _result() -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
-
-    return text("""
-        SELECT k.handled_at, k.result, k.result_details, o.state, o.kind, o.amount, o.currency, o.transaction_id,
-               o.last_error, o.last_error_details
-          FROM commands k LEFT JOIN money_operations o ON o.checkout_id = k.checkout_id AND o.command_id = k.id
-         WHERE k.id = :id ORDER BY o.requested_at, o.id
-    """)
+    found = await until_finished(db, command, wait)
+    assert found is not None  # noqa: S101 - it was stored a moment ago
+    if found.finished:
+        say_result(found)
+    else:
+        pending = found.state is CommandState.PENDING
+        taken = "has not been taken up by a worker yet" if pending else "is carried out still"
+        say(
+            f"The command {taken} after {wait:g} s. It stands: `orchestrator commands show {command} --wait 60` waits for it, "
+            f"and `orchestrator checkouts explain {checkout}` says how far the checkout is.",
+            err=True,
+        )
+    return exit_status(found)

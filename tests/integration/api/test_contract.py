@@ -119,7 +119,11 @@ async def _commands(api: Api) -> None:
             return await in_state(api, state, attention="open_payment")
 
         path = await fit()
-        assert (await ask(api, path, kind, body, key=f"k-{kind}")).status_code == 202
+        answer = await ask(api, path, kind, body, key=f"k-{kind}")
+        assert answer.status_code == 202
+        address = answer.headers["Location"]
+        assert (await api.get(address)).status_code == 200
+        problem(await api.get(address, verbose=1), 422, "invalid-request")
         problem(
             await ask(api, path, kind, body, key="k", scopes=("checkouts:read",)), 403, "insufficient-scope"
         )
@@ -127,6 +131,8 @@ async def _commands(api: Api) -> None:
         problem(await ask(api, unknown, kind, body, key="k"), 404, "unknown-checkout")
         problem(await ask(api, await fit(), kind, {**body, "version": 99}, key="v"), 409, "version-changed")
         problem(await ask(api, path, kind, {"colour": 1}, key="c"), 422, "invalid-command")
+
+    problem(await api.get("/v1/commands/019aa000-0000-7000-8000-000000000001"), 404, "unknown-command")
 
 
 async def _webhooks(api: Api) -> None:

@@ -1,0 +1,56 @@
+"""What the OpenAPI document says of commands."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, Final
+
+from orchestrator.api.commands import KEYED, SCOPES
+from orchestrator.api.contract import Schema, answers, bodies, ref
+from orchestrator.api.docs import KEY_BOUNDS, described, described_problems, json_body, parameter
+from orchestrator.domain.records import CommandKind
+
+_LOCATION: Final[Schema] = {
+    "Location": {
+        "description": "Where the command is followed",
+        "schema": {"type": "string", "maxLength": 100},
+    }
+}
+
+
+def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
+    """Return what FastAPI is told about the route of a command."""
+    body = {**json_body(ref(bodies.COMMANDS[kind]), required=kind is CommandKind.RESOLVE)}
+    told = described(
+        answers.CommandAccepted, "Stored; what becomes of it is shown at the `Location`", 202, body
+    )
+    told["responses"][202]["headers"] = _LOCATION
+    key = parameter(
+        "Idempotency-Key",
+        "header",
+        "The same key with the same content is the same command; with other content it is refused",
+        **KEY_BOUNDS,
+    )
+    told["openapi_extra"]["parameters"] = [{**key, "required": kind in KEYED}]
+    told["responses"] |= described_problems(
+        insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {SCOPES[kind]}"),
+        unknown_checkout=(HTTPStatus.NOT_FOUND, "The merchant has no such checkout"),
+        version_changed=(HTTPStatus.CONFLICT, "Not as the checkout stands now, or not at this version"),
+        invalid_command=(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "A field or the Idempotency-Key is wrong, or the amount is more than is left",
+        ),
+    )
+    return {**told, "summary": about, "description": f"Needs the scope `{SCOPES[kind]}`."}
+
+
+def followed_command() -> dict[str, Any]:
+    """Return what FastAPI is told about the route that shows a command."""
+    told = described(answers.CommandProgress)
+    told["responses"] |= described_problems(
+        unknown_command=(
+            HTTPStatus.NOT_FOUND,
+            "The merchant has no such command, or its checkout was archived, and the command had no Idempotency-Key",
+        ),
+    )
+    return told
