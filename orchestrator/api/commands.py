@@ -4,7 +4,7 @@ reconcile, resolve.
 Each is a command that is checked against our books, stored and answered with 202, and carried out by whoever
 holds the checkout; what becomes of it is shown at the address that the answer names. With an
 `Idempotency-Key` the same request is the same command, however often and wherever it is sent; calls that move
-money are refused without one.
+money are refused without one. With `Prefer: wait=10` the answer waits for what the command came to.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from fastapi import Request  # noqa: TC002 - FastAPI reads the annotations of wh
 from starlette.responses import Response  # noqa: TC002 - as above
 
 from orchestrator.api import checkouts, dependencies, reads, request_body
+from orchestrator.api.command_waits import CommandWait, wait_of
 from orchestrator.api.contract import answers, bodies
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
+from orchestrator.api.long_poll import TooManyWaiting, while_connected
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.domain import command_rules, money
 from orchestrator.domain.command_rules import CommandRequest
@@ -27,7 +29,7 @@ from orchestrator.domain.records import CommandKind, Decision
 from orchestrator.intents import Problem
 from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
 from orchestrator.intents.reading import LONGEST_LIFE
-from orchestrator.store import inbox
+from orchestrator.store import inbox, read_model
 from orchestrator.store.inbox import KeyReused
 
 if TYPE_CHECKING:
@@ -103,6 +105,9 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
                 request, view, command_request, actor=caller.actor, reason=body.reason, key=key, print_=print_
             )
     services.hint_publisher.publish([one], merchant_id=merchant.id)
+    seconds = wait_of(request.headers.getlist("prefer"))
+    if seconds is not None:
+        return await _finished(request, CommandWait(merchant.id, command), seconds=seconds)
     accepted = answers.CommandAccepted(
         id=one,
         order_id=view.order_ref,
@@ -112,6 +117,25 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
         links=reads.command_links_of(one, command),
     )
     return answer(accepted, 202, {"Location": reads.path_of(command)})
+
+
+async def _finished(request: Request, wanted: CommandWait, *, seconds: int) -> Response:
+    """Answer with a command as soon as it is finished (200), or as it stands when the time is over (202).
+
+    Where no slot is free nobody waits: the command is stored all the same.
+    """
+    services, applied = dependencies.of(request), {"Preference-Applied": f"wait={seconds}"}
+    record = None
+    try:
+        record = await while_connected(request, services.command_waits, wanted, seconds=seconds)
+    except TooManyWaiting:
+        applied = {}
+    if record is None:
+        async with asyncio.timeout(DATABASE_TIMEOUT):
+            found = await read_model.commands(services.db, (wanted.command,), merchant_id=wanted.merchant_id)
+        record = found[wanted.command]
+    headers = {"Location": reads.path_of(wanted.command), **applied}
+    return answer(reads.told_of(record), 200 if record.finished else 202, headers)
 
 
 def _met(view: CheckoutView, key: str | None, print_: bytes) -> UUID | None:

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from orchestrator import log
+from orchestrator.api.command_waits import CommandWaits
 from orchestrator.api.event_feed import EventFeed
 from orchestrator.api.problems import Refusal
 from orchestrator.auth import Authenticator, Caller
@@ -72,6 +73,7 @@ class Services:
     authenticator: Authenticator = field(init=False)
     unmatched: UnmatchedCallbacks = field(init=False)
     event_feed: EventFeed = field(init=False)
+    command_waits: CommandWaits = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "authenticator", Authenticator(self.settings))
@@ -79,19 +81,26 @@ class Services:
             self.inlet, self.encryptor, self.callbacks, grace=self.settings.hint_grace
         )
         object.__setattr__(self, "unmatched", unmatched)
-        # A quarter of the connections: whoever waits must not keep others from asking.
-        feed = EventFeed(self.db, most=self.settings.api_connections // 4)
-        object.__setattr__(self, "event_feed", feed)
+        # A quarter of the connections each: whoever waits must not keep others from asking.
+        most = self.settings.api_connections // 4
+        object.__setattr__(self, "event_feed", EventFeed(self.db, most=most))
+        object.__setattr__(self, "command_waits", CommandWaits(self.db, most=most))
+
+    def end_waits(self) -> None:
+        """Answer all clients that wait, and let none wait any more: the process ends."""
+        self.event_feed.stop()
+        self.command_waits.stop()
 
     async def close(self) -> None:
         """Write what has gathered, then let go of Postgres; what it does not take in time was never
         acknowledged.
         """
-        self.event_feed.stop()
+        self.end_waits()
         timeout = min(CLOSING_TIMEOUT, self.settings.shutdown_timeout / 5)
         try:
             async with asyncio.timeout(timeout):
                 await self.event_feed.close()
+                await self.command_waits.close()
                 await self.unmatched.close()
                 await asyncio.gather(self.intents.close(), self.callbacks.close())
         except TimeoutError:

@@ -25,9 +25,17 @@ KINDS = tuple(commands.SCOPES)
 
 
 async def ask(
-    api: Api, checkout: str, kind: str, body: object = None, *, key: str | None = None, scopes=EVERY
+    api: Api,
+    checkout: str,
+    kind: str,
+    body: object = None,
+    *,
+    key: str | None = None,
+    prefer: str | None = None,
+    scopes=EVERY,
 ):
     headers = api.bearer(scopes=scopes) | ({} if key is None else {"Idempotency-Key": key})
+    headers |= {} if prefer is None else {"Prefer": prefer}
     path = f"/v1/checkouts/{checkout}/{kind}"
     if body is None:
         return await api.client.post(path, headers=headers)
@@ -719,6 +727,7 @@ async def test_each_command_is_documented_with_its_body_and_key(api: Api, kind):
     document = (await api.client.get("/openapi.json")).json()
     described = document["paths"][f"/v1/checkouts/{{checkout_id}}/{kind}"]["post"]
     (key,) = [one for one in described["parameters"] if one["name"] == "Idempotency-Key"]
+    assert "Prefer" in {one["name"] for one in described["parameters"]}
     assert key["required"] == (kind in {"capture", "refund"})
     name = described["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
     assert "example" in document["components"]["schemas"][name]

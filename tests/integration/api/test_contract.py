@@ -131,6 +131,9 @@ async def _commands(api: Api) -> None:
         problem(await ask(api, unknown, kind, body, key="k"), 404, "unknown-checkout")
         problem(await ask(api, await fit(), kind, {**body, "version": 99}, key="v"), 409, "version-changed")
         problem(await ask(api, path, kind, {"colour": 1}, key="c"), 422, "invalid-command")
+        await api.sql("UPDATE commands SET handled_at = clock(), result = 'refused_nothing_left'")
+        finished = await ask(api, path, kind, body, key=f"k-{kind}", prefer="wait=1")
+        assert finished.status_code == 200
 
     problem(await api.get("/v1/commands/019aa000-0000-7000-8000-000000000001"), 404, "unknown-command")
 
