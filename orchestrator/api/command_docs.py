@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.api.command_waits import LONGEST_WAIT
 from orchestrator.api.commands import KEYED, SCOPES
 from orchestrator.api.contract import Schema, answers, bodies, ref
 from orchestrator.api.docs import KEY_BOUNDS, described, described_problems, json_answer, json_body, parameter
-from orchestrator.domain.records import CommandKind
+
+if TYPE_CHECKING:
+    from orchestrator.domain.records import CommandKind
 
 _LOCATION: Final[Schema] = {
     "Location": {
@@ -27,7 +29,7 @@ _APPLIED: Final[Schema] = {
 
 def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
     """Return what FastAPI is told about the route of a command."""
-    body = {**json_body(ref(bodies.COMMANDS[kind]), required=kind is CommandKind.RESOLVE)}
+    body = {**json_body(ref(bodies.COMMANDS[kind]), required=kind in bodies.NEEDED)}
     told = described(
         answers.CommandAccepted, "Stored; what becomes of it is shown at the `Location`", 202, body
     )

@@ -53,8 +53,8 @@ SCOPES: Final[dict[CommandKind, str]] = {
 ABOUT: Final[dict[CommandKind, str]] = {
     CommandKind.CANCEL: "Cancel a checkout",
     CommandKind.REOPEN: "Reopen a closed checkout for a shopper who tries again",
-    CommandKind.CAPTURE: "Capture reserved money, all or a part",
-    CommandKind.REFUND: "Refund captured money, all or a part",
+    CommandKind.CAPTURE: "Capture reserved money: an amount, or all that is left",
+    CommandKind.REFUND: "Refund captured money: an amount, or all that is left",
     CommandKind.RELEASE: "Release a reservation",
     CommandKind.RETRY: "Try again at once what is waiting for its next try",
     CommandKind.RECONCILE: "Ask the gateway at once what it holds",
@@ -270,11 +270,19 @@ class _Body(Fields):
         return self.text(self._body, "", "transactionId", required=False, most=bodies.LONGEST_TRANSACTION)
 
     def _amount(self, currency: str) -> int | None:
-        """Read an amount in minor units, given as a number or as value and currency; None: all
-        that is left.
+        """Read an amount in minor units, given as a number or as value and currency; None: all that is left,
+        which must be said.
         """
+        if "amount" not in _FIELDS[self.kind]:
+            return None
         given = self._body.get("amount")
-        if given is None or "amount" not in _FIELDS[self.kind]:
+        if given is None:
+            self.missing(self._body, "", "amount", f'how much to {self.kind}, or "all" for all that is left')
+            return None
+        if given == bodies.ALL:
+            return None
+        if isinstance(given, str):
+            self.wrong("amount", 'must be a JSON number such as 139.00, without quotes, or "all"')
             return None
         source, at, name = self._body, "", "amount"
         if isinstance(given, dict):

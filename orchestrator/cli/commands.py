@@ -32,8 +32,9 @@ _KEYED: Final = frozenset({CommandKind.CAPTURE, CommandKind.REFUND})
 
 _checkout = click.argument("checkout")
 _reason = click.option("--reason", help="Why; stands in the audit trail.")
-_amount = click.option(
-    "--amount", metavar="AMOUNT", help="As in 10.00, in the payment's currency; without it all that is left."
+_amount = click.option("--amount", metavar="AMOUNT", help="As in 10.00, in the payment's currency.")
+_everything = click.option(
+    "--all", "everything", is_flag=True, help="All that is left, instead of an amount."
 )
 _transaction = click.option(
     "--transaction", metavar="ID", help="Another transaction than the one that pays the checkout."
@@ -68,10 +69,11 @@ def reopen(
     return _ask(data_dir, checkout, CommandKind.REOPEN, reason=reason, wait=wait, expires_in=expires_in)
 
 
-@click.command(short_help="Capture reserved money, all or a part.")
+@click.command(short_help="Capture reserved money: --amount, or --all.")
 @data_dir
 @_checkout
 @_amount
+@_everything
 @_transaction
 @_reason
 @wait_option(WAIT)
@@ -80,26 +82,28 @@ def capture(
     data_dir: Path,
     checkout: str,
     amount: str | None,
+    everything: bool,
     transaction: str | None,
     reason: str | None,
     wait: float,
 ) -> int:
-    """Capture reserved money of a paid checkout: all that is left, or an amount."""
+    """Capture reserved money of a paid checkout: an amount, or all that is left (--all)."""
     return _ask(
         data_dir,
         checkout,
         CommandKind.CAPTURE,
         reason=reason,
         wait=wait,
-        amount=amount,
+        amount=_stated(amount, everything=everything),
         transaction=transaction,
     )
 
 
-@click.command(short_help="Refund captured money, all or a part.")
+@click.command(short_help="Refund captured money: --amount, or --all.")
 @data_dir
 @_checkout
 @_amount
+@_everything
 @_transaction
 @_reason
 @wait_option(WAIT)
@@ -108,18 +112,19 @@ def refund(
     data_dir: Path,
     checkout: str,
     amount: str | None,
+    everything: bool,
     transaction: str | None,
     reason: str | None,
     wait: float,
 ) -> int:
-    """Refund captured money of a paid checkout: all that is left, or an amount."""
+    """Refund captured money of a paid checkout: an amount, or all that is left (--all)."""
     return _ask(
         data_dir,
         checkout,
         CommandKind.REFUND,
         reason=reason,
         wait=wait,
-        amount=amount,
+        amount=_stated(amount, everything=everything),
         transaction=transaction,
     )
 
@@ -156,6 +161,13 @@ def retry(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> 
 def resolve(*, data_dir: Path, checkout: str, decision: str, reason: str | None, wait: float) -> int:
     """Decide what waits for a person: keep the money, return it, or dismiss it: no action needed."""
     return _ask(data_dir, checkout, CommandKind.RESOLVE, reason=reason, wait=wait, decision=decision)
+
+
+def _stated(amount: str | None, *, everything: bool) -> str | None:
+    """Return the amount that was named; None for all that is left, which must be said."""
+    if everything == (amount is not None):
+        raise click.UsageError("say how much: --amount 10.00, or --all for all that is left, and not both")
+    return amount
 
 
 COMMANDS: Final = (cancel, reopen, capture, refund, release, retry, resolve)

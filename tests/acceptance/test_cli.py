@@ -334,7 +334,7 @@ ACCEPT = "UPDATE commands SET handled_at = clock(), result = 'accepted' WHERE id
     ("arguments", "kind", "told"),
     [
         (("capture", "--amount", "10.00"), "capture", {"amount": 1000, "transactionId": None}),
-        (("capture",), "capture", {"amount": None, "transactionId": None}),
+        (("capture", "--all"), "capture", {"amount": None, "transactionId": None}),
         (
             ("refund", "--amount", "50", "--reason", "broken"),
             "refund",
@@ -384,8 +384,11 @@ def test_reopening_takes_a_new_deadline(books, database_url):
         ),
         (("capture", "paid-1", "--amount", "10.005"), "has more decimals than DKK has"),
         (("capture", "paid-1", "--amount", "0"), "--amount must be more than 0"),
-        (("capture", "paid-1", "--transaction", "9"), "has no transaction '9'"),
-        (("capture", "open-1"), "is awaiting payment and not paid"),
+        (("capture", "paid-1"), "say how much: --amount 10.00, or --all"),
+        (("refund", "paid-1", "--reason", "x"), "say how much: --amount 10.00, or --all"),
+        (("refund", "paid-1", "--amount", "1", "--all"), "and not both"),
+        (("capture", "paid-1", "--all", "--transaction", "9"), "has no transaction '9'"),
+        (("capture", "open-1", "--all"), "is awaiting payment and not paid"),
         (("refund", "paid-1", "--amount", "50.01"), "ask for 50.00 DKK at most"),
         (("release", "paid-1"), "refund what is captured"),
         (("reopen", "open-1"), "only what failed, expired or was cancelled is reopened"),

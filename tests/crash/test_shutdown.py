@@ -213,7 +213,7 @@ def test_a_gateway_that_never_answers_and_callers_who_never_read_keep_no_process
         one.until_state(paid, "awaiting_payment", seconds=60)
         one.pay(paid)
         one.until_state(paid, "completed", seconds=60)
-        one.ask(paid, "capture")
+        one.ask(paid, "capture", amount="all")
         one.until_operation(paid, "submitted")
         with frozen(one.running["sandbox"].pid):
             checkout = one.order()

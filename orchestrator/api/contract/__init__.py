@@ -51,6 +51,8 @@ def schemas() -> dict[str, Schema]:
     for enum in _ENUMS:  # in the order in which things happen, not that of letters
         made[enum.__name__]["enum"] = [one.value for one in enum]
     made["Customer"]["minProperties"] = 1
+    for shape in (bodies.Capture, bodies.Refund):
+        made[shape.__name__]["properties"]["amount"]["anyOf"].append({"type": "string", "enum": [bodies.ALL]})
     for name, example in examples.EXAMPLES.items():
         made[name]["example"] = example
     return made

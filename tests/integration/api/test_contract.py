@@ -109,7 +109,11 @@ async def _reads(api: Api) -> None:
 async def _commands(api: Api) -> None:
     for kind in KINDS:
         money = kind in {"capture", "refund", "release"}
-        body = {"decision": "dismiss"} if kind == "resolve" else {}
+        body = {
+            "resolve": {"decision": "dismiss"},
+            "capture": {"amount": "all"},
+            "refund": {"amount": "all"},
+        }.get(kind, {})
 
         async def fit(kind: str = kind, *, money: bool = money) -> str:
             if money:
