@@ -9,6 +9,7 @@ from fastapi import Request  # noqa: TC002 - FastAPI reads the annotations of wh
 from starlette.responses import Response  # noqa: TC002 - as above
 
 from orchestrator.api import dependencies, reads
+from orchestrator.api.checkouts import LONGEST_SHOWN
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
 from orchestrator.api.problems import Refusal, answer
 
@@ -29,6 +30,6 @@ async def show(request: Request, command_id: str) -> Response:
 
 
 def _unknown(command_id: str) -> Refusal:
-    shown = command_id if len(command_id) <= 40 else command_id[:40] + "…"  # noqa: PLR2004 - an id has 36
+    shown = command_id if len(command_id) <= LONGEST_SHOWN else command_id[:LONGEST_SHOWN] + "…"
     said = f"there is no command {shown!r} here: check the id and the merchant, or its checkout was archived"
     return Refusal(404, said, kind="unknown-command")
