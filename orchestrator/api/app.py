@@ -9,11 +9,22 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import FastAPI, Request
 from starlette.routing import Route
 
-from orchestrator.api import callbacks, checkouts, commands, docs, events, health, problems, webhooks
+from orchestrator.api import (
+    callbacks,
+    checkouts,
+    command_progress,
+    commands,
+    docs,
+    events,
+    health,
+    problems,
+    webhooks,
+)
 from orchestrator.api.callback_intake import CallbackIntake
+from orchestrator.api.command_docs import commanded, followed_command
 from orchestrator.api.contract import answers
 from orchestrator.api.contract import webhooks as shapes
-from orchestrator.api.docs import commanded, described, fed, json_answer
+from orchestrator.api.docs import described, fed, json_answer
 from orchestrator.api.middleware import Envelope
 from orchestrator.api.request_log import AccessLog, SecurityLog
 from orchestrator.auth import AccessDenied
@@ -133,6 +144,12 @@ def create_app(services: Services) -> FastAPI:
         app.post(f"{own}/{kind}", tags=["commands"], operation_id=kind, **commanded(kind, about))(
             commands.taking(kind)
         )
+    app.get(
+        "/v1/commands/{command_id}",
+        tags=["commands"],
+        summary="Show how far a command is",
+        **followed_command(),
+    )(command_progress.show)
     app.get(
         f"{own}/explain",
         tags=["checkouts"],

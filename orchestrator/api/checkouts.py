@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
+LONGEST_SHOWN: Final = 40
+"""Characters of an id in a sentence; an id has 36."""
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -311,8 +313,21 @@ def id_of(checkout_id: str) -> UUID:
 
 
 def unknown(checkout_id: str) -> Refusal:
-    """Return the refusal of an id that this merchant does not have."""
-    shown = checkout_id if len(checkout_id) <= 40 else checkout_id[:40] + "…"  # noqa: PLR2004 - an id has 36
-    return Refusal(
-        404, f"there is no checkout {shown!r} here: check the id and the merchant", kind="unknown-checkout"
-    )
+    """Return the refusal of an id that this merchant does not have, with the way to find a checkout where it
+    is an order number.
+    """
+    shown = checkout_id if len(checkout_id) <= LONGEST_SHOWN else checkout_id[:LONGEST_SHOWN] + "…"
+    said = f"there is no checkout {shown!r} here: check the id and the merchant"
+    if intents.ORDER_NUMBER.fullmatch(checkout_id) and not _is_spelled_as_an_id(checkout_id):
+        said = (
+            f"{shown!r} is not the id of a checkout here; if it is an order number, ask for "
+            f"GET /v1/checkouts?orderId={checkout_id}"
+        )
+    return Refusal(404, said, kind="unknown-checkout")
+
+
+def _is_spelled_as_an_id(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text.lower()
+    except ValueError:
+        return False

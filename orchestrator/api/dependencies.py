@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from orchestrator import log
+from orchestrator.api.command_waits import CommandWaits
 from orchestrator.api.event_feed import EventFeed
 from orchestrator.api.problems import Refusal
 from orchestrator.auth import Authenticator, Caller
@@ -71,6 +72,7 @@ class Services:
     authenticator: Authenticator = field(init=False)
     unmatched: UnmatchedCallbacks = field(init=False)
     event_feed: EventFeed = field(init=False)
+    command_waits: CommandWaits = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "authenticator", Authenticator(self.settings))
@@ -78,19 +80,26 @@ class Services:
             self.inlet, self.encryptor, self.callbacks, grace=self.settings.hint_grace
         )
         object.__setattr__(self, "unmatched", unmatched)
-        # A quarter of the connections: waiting clients must not block other requests.
-        feed = EventFeed(self.db, most=self.settings.api_connections // 4)
-        object.__setattr__(self, "event_feed", feed)
+        # A quarter of the connections each: waiting clients must not block other requests.
+        most = self.settings.api_connections // 4
+        object.__setattr__(self, "event_feed", EventFeed(self.db, most=most))
+        object.__setattr__(self, "command_waits", CommandWaits(self.db, most=most))
+
+    def end_waits(self) -> None:
+        """Answer all clients that wait, and let none wait any more: the process ends."""
+        self.event_feed.stop()
+        self.command_waits.stop()
 
     async def close(self) -> None:
         """Write what has gathered, then close the connections; a write that Postgres does not accept in time
         was never acknowledged.
         """
-        self.event_feed.stop()
+        self.end_waits()
         timeout = min(CLOSING_TIMEOUT, self.settings.shutdown_timeout / 5)
         try:
             async with asyncio.timeout(timeout):
                 await self.event_feed.close()
+                await self.command_waits.close()
                 await self.unmatched.close()
                 await asyncio.gather(self.intents.close(), self.callbacks.close())
         except TimeoutError:

@@ -19,19 +19,17 @@ from starlette.responses import HTMLResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
 from orchestrator.api import contract
-from orchestrator.api.commands import KEYED, SCOPES
 from orchestrator.api.connections import URL_LIMIT
 from orchestrator.api.contract import Schema, answers, bodies, ref, webhooks
 from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.problems import TYPE, Refusal
-from orchestrator.domain.records import CommandKind
 from orchestrator.store.merchant_fields import NAME
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
 
-_KEY_BOUNDS: Final[Schema] = {"pattern": r"^[\x21-\x7e]+$", "minLength": 1, "maxLength": 255}
+KEY_BOUNDS: Final[Schema] = {"pattern": r"^[\x21-\x7e]+$", "minLength": 1, "maxLength": 255}
 _SECURE: Final[list[Schema]] = [{"bearer": []}]
 _PAGE: Final = """<!doctype html>
 <html lang="en">
@@ -74,7 +72,7 @@ _POLICY: Final = (
 _TAGS: Final = {
     "checkouts": "Orders handed over, and how each of them stands.",
     "commands": "What is asked of a checkout. Each is stored, answered at once, and carried out by whoever holds the checkout; what "
-    "became of it stands among the checkout's `commands`.",
+    "becomes of it is shown at the `Location` of the answer, and among the checkout's `commands`.",
     "payments": "Payments as the gateway showed them, also those that belong to no order.",
     "events": "What happened to a merchant's checkouts, in a feed that is read from a position on.",
     "webhooks": "URLs of the merchant's that events are sent to, and what became of each delivery.",
@@ -161,7 +159,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
                     "A parameter is wrong, or not known", "invalid-request", HTTPStatus.UNPROCESSABLE_ENTITY
                 )
             for parameter in operation.get("parameters", ()):
-                if parameter["name"] in {"checkout_id", "webhook_id", "delivery_id"}:
+                if parameter["name"] in {"checkout_id", "command_id", "webhook_id", "delivery_id"}:
                     parameter["schema"] |= {"format": "uuid", "maxLength": 36}
     for path, operations in _RAW.items():
         paths[path] = {**operations, **paths.get(path, {})}
@@ -224,7 +222,7 @@ def _problem(about: str, kind: str, status: HTTPStatus) -> Schema:
     return {"description": about, "content": {"application/problem+json": content}}
 
 
-def _problems(**about: tuple[HTTPStatus, str]) -> dict[str, Schema]:
+def described_problems(**about: tuple[HTTPStatus, str]) -> dict[str, Schema]:
     """Describe problems by their kinds, with underscores."""
     return {
         str(status.value): _problem(said, kind.replace("_", "-"), status)
@@ -261,7 +259,7 @@ def of_webhook(
     told = described(shape or answers.Health, about, status, described_body)
     if shape is None:
         told["responses"] = {status: {"description": about}}
-    told["responses"] |= _problems(
+    told["responses"] |= described_problems(
         insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {' or '.join(scopes)}"),
         unknown_webhook=(HTTPStatus.NOT_FOUND, "The merchant has no such webhook"),
         **(
@@ -281,7 +279,7 @@ def added_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
         body=webhooks.AddWebhook,
     )
     del told["responses"]["404"]
-    told["responses"] |= _problems(
+    told["responses"] |= described_problems(
         too_many_webhooks=(HTTPStatus.CONFLICT, "The merchant has as many as it may")
     )
     return told
@@ -297,7 +295,7 @@ def listed_webhooks(scopes: tuple[str, ...]) -> dict[str, Any]:
 def tested_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
     """Return FastAPI's description of the route that sends a test event."""
     told = of_webhook(webhooks.TestSent, "It will be sent once", scopes, status=202)
-    told["responses"] |= _problems(
+    told["responses"] |= described_problems(
         too_many_tests=(HTTPStatus.TOO_MANY_REQUESTS, "As many test events wait to be sent as may")
     )
     return told
@@ -306,7 +304,7 @@ def tested_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
 def replayed_delivery(scopes: tuple[str, ...]) -> dict[str, Any]:
     """Return FastAPI's description of the route that sends the event of one delivery again."""
     told = of_webhook(webhooks.Replayed, "It will be sent", scopes, status=202)
-    told["responses"] |= _problems(
+    told["responses"] |= described_problems(
         unknown_delivery=(HTTPStatus.NOT_FOUND, "The merchant has no such delivery"),
         event_gone=(
             HTTPStatus.GONE,
@@ -316,35 +314,10 @@ def replayed_delivery(scopes: tuple[str, ...]) -> dict[str, Any]:
     return told
 
 
-def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
-    """Return FastAPI's description of the route of a command."""
-    body = {**json_body(ref(bodies.COMMANDS[kind]), required=kind is CommandKind.RESOLVE)}
-    told = described(
-        answers.CommandAccepted, "Stored; what becomes of it stands among the checkout's commands", 202, body
-    )
-    key = _parameter(
-        "Idempotency-Key",
-        "header",
-        "The same key with the same content is the same command; with other content it is refused",
-        **_KEY_BOUNDS,
-    )
-    told["openapi_extra"]["parameters"] = [{**key, "required": kind in KEYED}]
-    told["responses"] |= _problems(
-        insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {SCOPES[kind]}"),
-        unknown_checkout=(HTTPStatus.NOT_FOUND, "The merchant has no such checkout"),
-        version_changed=(HTTPStatus.CONFLICT, "Not as the checkout stands now, or not at this version"),
-        invalid_command=(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            "A field or the Idempotency-Key is wrong, or the amount is more than is left",
-        ),
-    )
-    return {**told, "summary": about, "description": f"Needs the scope `{SCOPES[kind]}`."}
-
-
 def fed() -> dict[str, Any]:
     """Return FastAPI's description of the feed of events."""
     told = described(answers.EventPage)
-    told["responses"] |= _problems(
+    told["responses"] |= described_problems(
         cursor_expired=(
             HTTPStatus.GONE,
             "Events after this cursor are not kept any more; `oldest` is the cursor to go on with",
@@ -361,7 +334,8 @@ def fed() -> dict[str, Any]:
     return told
 
 
-def _parameter(name: str, where: str, about: str, **schema: object) -> Schema:
+def parameter(name: str, where: str, about: str, **schema: object) -> Schema:
+    """Describe a parameter, which is a text."""
     return {
         "name": name,
         "in": where,
@@ -374,14 +348,14 @@ def _parameter(name: str, where: str, about: str, **schema: object) -> Schema:
 _CALLBACK: Final[Schema] = {
     "tags": ["callbacks"],
     "parameters": [
-        _parameter("kind", "path", "", enum=["success", "failure", "notification", "redirect"]),
-        _parameter("id", "path", "The checkout", format="uuid", maxLength=36),
-        _parameter("signed", "path", "The shop's own page under our signature", maxLength=URL_LIMIT),
+        parameter("kind", "path", "", enum=["success", "failure", "notification", "redirect"]),
+        parameter("id", "path", "The checkout", format="uuid", maxLength=36),
+        parameter("signed", "path", "The shop's own page under our signature", maxLength=URL_LIMIT),
     ],
     "responses": {
         "200": {"description": "Acknowledged (notification)"},
         "303": {"description": "On to the shop's page (success, failure, redirect)"},
-        **_problems(
+        **described_problems(
             unproven_callback=(
                 HTTPStatus.UNAUTHORIZED,
                 "Nothing proves that the gateway sent it; it is looked into all the same. A page that leads on to the shop for success and failure, a problem for a notification, and never for redirect",
@@ -403,18 +377,18 @@ _MERCHANT_CALLBACK: Final[Schema] = {
     "summary": "What names no checkout comes in",
     "operationId": "takeMerchantCallback",
     "parameters": [
-        _parameter(
+        parameter(
             "merchant",
             "path",
             "Its name, as `orchestrator merchants url` prints it",
             pattern=f"^{NAME.pattern}$",
             maxLength=63,
         ),
-        _parameter("signed", "path", "Our signature", maxLength=URL_LIMIT),
+        parameter("signed", "path", "Our signature", maxLength=URL_LIMIT),
     ],
     "responses": {
         "200": {"description": "Acknowledged"},
-        **_problems(
+        **described_problems(
             unproven_callback=(
                 HTTPStatus.UNAUTHORIZED,
                 "Nothing proves that the gateway sent it; nothing comes of it",
@@ -436,8 +410,8 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
             "operationId": "accept",
             "security": _SECURE,
             "parameters": [
-                _parameter("Idempotency-Key", "header", "Refuses other content from now on", **_KEY_BOUNDS),
-                _parameter(
+                parameter("Idempotency-Key", "header", "Refuses other content from now on", **KEY_BOUNDS),
+                parameter(
                     "X-Correlation-Id",
                     "header",
                     "Travels with the checkout",
@@ -449,7 +423,7 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
             "responses": {
                 "202": json_answer("Accepted", answers.Accepted),
                 "200": json_answer("It was there already with the same content", answers.Accepted),
-                **_problems(
+                **described_problems(
                     order_taken=(
                         HTTPStatus.CONFLICT,
                         "The order number has a live checkout with other content",

@@ -19,7 +19,8 @@ from orchestrator import log
 from orchestrator.api import dependencies, problems
 from orchestrator.api.contract import answers
 from orchestrator.api.dependencies import DATABASE_TIMEOUT, Services
-from orchestrator.api.event_feed import TooManyWaiting, Waiting
+from orchestrator.api.event_feed import Waiting
+from orchestrator.api.long_poll import TooManyWaiting, while_connected
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.domain import events
 from orchestrator.domain.events import CloudEvent, Content, EventType
@@ -148,11 +149,8 @@ def _kept(after: int, feed: Feed) -> int:
 
 async def _next(request: Request, services: Services, wanted: Waiting, *, seconds: float) -> Page | None:
     """Return the next events that a client waits for; the wait ends when the client disconnects."""
-    waiting = asyncio.create_task(services.event_feed.wait(wanted, seconds=seconds))
-    gone = asyncio.create_task(_gone(request))
     try:
-        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return waiting.result() if waiting.done() else None
+        found = await while_connected(request, services.event_feed, wanted, seconds=seconds)
     except TooManyWaiting as error:
         whose = "of this merchant " if error.own else ""
         raise Refusal(
@@ -161,16 +159,7 @@ async def _next(request: Request, services: Services, wanted: Waiting, *, second
             kind="too-many-waiting",
             headers={"Retry-After": problems.RETRY_AFTER},
         ) from None
-    finally:
-        for task in (waiting, gone):
-            task.cancel()
-        await asyncio.gather(waiting, gone, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    """Return when the client has closed its connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    return found
 
 
 async def _documents(page: Page, merchant: Merchant, content: Content) -> list[CloudEvent]:

@@ -15,18 +15,19 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from orchestrator import log
 from orchestrator.api.contract import answers
 from orchestrator.api.contract.values import made
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain import money, sentences
+from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.payment_status import GONE, PaymentStatus
 from orchestrator.domain.records import Command, CommandKind, Operation, PaymentRecord, Role
 from orchestrator.domain.states import ENDED, State
 from orchestrator.store import read_model
-from orchestrator.store.read_model import CheckoutRecord, CheckoutSummary
+from orchestrator.store.read_model import CheckoutRecord, CheckoutSummary, CommandRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,6 +84,46 @@ async def checkout(
         correlation_id=record.correlation_id,
         links=links_of(record.id),
     )
+
+
+async def command(db: Database, merchant_id: int, command_id: UUID) -> answers.CommandProgress | None:
+    """Return how far a command is, or None if the merchant has none of this id."""
+    found = await read_model.commands(db, (command_id,), merchant_id=merchant_id)
+    return told_of(found[command_id]) if command_id in found else None
+
+
+def told_of(record: CommandRecord) -> answers.CommandProgress:
+    """Return a command in the words of the contract."""
+    asked, minor, currency = record.command, record.amount, record.currency
+    result = asked.result
+    amount = None
+    if minor is not None:
+        amount = answers.OrderAmount(value=money.decimal_or_none(minor, currency), currency=currency)
+    proven = result is None or result.code is not ResultCode.REFUSED_NOT_AUTHENTIC
+    return answers.CommandProgress(
+        id=asked.id,
+        checkout_id=record.checkout_id,
+        order_id=record.order_ref,
+        kind=asked.kind,
+        state=record.state,
+        amount=amount,
+        transaction_id=asked.transaction_id,
+        result=None
+        if result is None
+        else answers.CommandOutcome(
+            code=result.code, message=sentences.of_command(record.state, result, record.operations)
+        ),
+        operations=[_operation(operation) for operation in record.operations],
+        requested_at=cast("datetime", asked.requested_at),
+        finished_at=record.finished_at,
+        requested_by=asked.actor if proven else None,
+        links=answers.CommandLinks(own=path_of(asked.id), checkout=f"/v1/checkouts/{record.checkout_id}"),
+    )
+
+
+def path_of(command_id: UUID) -> str:
+    """Return where a command is followed."""
+    return f"/v1/commands/{command_id}"
 
 
 async def page(
@@ -171,6 +212,12 @@ def links_of(checkout_id: UUID) -> answers.Links:
     """Return where to go on from a checkout."""
     own = f"/v1/checkouts/{checkout_id}"
     return answers.Links(own=own, cancel=f"{own}/cancel", audit=f"{own}/audit", explain=f"{own}/explain")
+
+
+def command_links_of(checkout_id: UUID, command_id: UUID) -> answers.CommandAcceptedLinks:
+    """Return where to go on from a checkout of which something was asked."""
+    links = structs.asdict(links_of(checkout_id))
+    return answers.CommandAcceptedLinks(**links, command=path_of(command_id))
 
 
 def _facts(row: CheckoutSummary) -> dict[str, Any]:

@@ -160,8 +160,8 @@ class _Server(uvicorn.Server):
         """Requests that had no answer when their time was over."""
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        """Answer who waits for events, then finish what is under way."""
-        self._services.event_feed.stop()
+        """Answer who waits for events or commands, then finish what is under way."""
+        self._services.end_waits()
         await super().shutdown(sockets)
 
     async def _wait_tasks_to_complete(self) -> None:

@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "token": "records:token",
     "merchants": "records:merchants",
     "checkouts": "checkouts:checkouts",
+    "commands": "command_results:commands",
     "payments": "checkouts:payments",
     "events": "events:events",
     "webhooks": "webhooks:webhooks",

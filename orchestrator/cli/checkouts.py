@@ -186,6 +186,19 @@ def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
                 )
             console.print()
             console.print(shown)
+        if row.commands:
+            shown = table("command", "kind", "by", "requested", "handled", "result")
+            for command in row.commands:
+                shown.add_row(
+                    str(command.id),
+                    command.kind,
+                    command.actor,
+                    f"{command.requested_at:%H:%M:%S}",
+                    f"{command.handled_at:%H:%M:%S}" if command.handled_at else "",
+                    "" if command.result is None else command.result.code,
+                )
+            console.print()
+            console.print(shown)
         entries, _archived = await read_model.trail(db, row.id) or ([], ())
         console.print()
         for archived in row.archived:

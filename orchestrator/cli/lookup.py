@@ -21,7 +21,7 @@ ACTOR: Final = "operator:command-line"
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST_SPAN: Final = 366 * 86_400
 _AMOUNTS: Final = frozenset({"amount", "held", "reserved", "captured", "refunded", "charged back"})
-_WHOLE: Final = frozenset({"id", "checkout", "at", "event", "#", "payment", "operation"})
+_WHOLE: Final = frozenset({"id", "checkout", "at", "event", "#", "payment", "operation", "command"})
 """What is copied from a table must not be folded."""
 
 

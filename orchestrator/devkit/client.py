@@ -47,6 +47,10 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two attempts: a random share of ever more, and at least the Retry-After of an answer, up to
 the longest."""
+LONGEST_WAIT: Final = 20
+"""Seconds that one request waits for a command, as the API bounds it."""
+NOT_WAITED: Final = 1.0
+"""Seconds until a command is asked for again where the API did not wait."""
 _PROBLEM: Final = "urn:checkout-orchestrator:problem:"
 _PASSING: Final = frozenset({429, 502, 503, 504})
 
@@ -204,6 +208,35 @@ class Client:
         _, raw = await self._sent("POST", path, body=msgspec.json.encode(body or {}), key=key or str(uuid4()))
         return _read(f"POST {path}", raw, answers.CommandAccepted)
 
+    async def finished(
+        self,
+        checkout: UUID | str,
+        kind: CommandKind,
+        body: Mapping[str, object] | None = None,
+        *,
+        key: str | None = None,
+        within: float = 60.0,
+    ) -> answers.CommandProgress:
+        """Ask something of a checkout, and return it once it is finished, or as it stands after about
+        `within` seconds.
+        """
+        path, deadline = f"/v1/checkouts/{checkout}/{kind}", time.monotonic() + within
+        encoded, key = msgspec.json.encode(body or {}), key or str(uuid4())
+        while True:
+            left = max(deadline - time.monotonic(), 0.0)
+            wait, begun = int(min(left, self._timeout / 2, LONGEST_WAIT)), time.monotonic()
+            _, raw = await self._sent("POST", path, body=encoded, key=key, prefer=f"wait={wait}")
+            told = _read(f"POST {path}", raw, answers.CommandProgress)
+            if told.finished_at is not None or wait == 0:
+                return told
+            if time.monotonic() - begun < wait / 2:
+                # No slot was free for another client that waits.
+                await asyncio.sleep(NOT_WAITED)
+
+    async def progress(self, command: UUID | str) -> answers.CommandProgress:
+        """Return how far a command is."""
+        return await self._got(f"/v1/commands/{command}", answers.CommandProgress)
+
     async def get(self, path: str, **params: str | int) -> dict[str, Any]:
         """Return the JSON object at any path, as it was sent."""
         return await self._got(path, dict[str, Any], params)
@@ -220,6 +253,7 @@ class Client:
         params: Mapping[str, str | int] | None = None,
         body: bytes | None = None,
         key: str | None = None,
+        prefer: str | None = None,
     ) -> tuple[int, bytes]:
         """Send a request that may be repeated until it is answered for good; return status and body of what
         is no problem.
@@ -229,6 +263,8 @@ class Client:
             headers["content-type"] = "application/json"
         if key is not None:
             headers["idempotency-key"] = key
+        if prefer is not None:
+            headers["prefer"] = prefer
         left, most = self._attempts, FIRST_PAUSE
         while True:
             request = self._http.build_request(

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from orchestrator.domain import money
 from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
+from orchestrator.domain.command_progress import CommandState
 from orchestrator.domain.command_result import CommandResult, ResultCode
 from orchestrator.domain.last_error import ErrorCode, LastError
 from orchestrator.domain.last_error import stored as stored_error
+from orchestrator.domain.records import OperationState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from orchestrator.domain.records import Operation
 
     Facts: TypeAlias = Mapping[str, Any]
 
@@ -46,6 +50,25 @@ def or_none(value: Attention | LastError | CommandResult | None) -> str | None:
 def coded(value: Attention | LastError | CommandResult) -> dict[str, object]:
     """Return code and sentence, as events and the trail have them."""
     return {"code": value.code, "reason": of(value)}
+
+
+def of_command(state: CommandState, result: CommandResult, operations: Sequence[Operation]) -> str:
+    """Return what a command came to by now: its result, or what became of what it began."""
+    if result.code is not ResultCode.ACCEPTED or state is CommandState.UNDER_WAY:
+        return of(result) if result.code is not ResultCode.ACCEPTED else "it is under way"
+    ended = [_ended(one) for one in operations]
+    if ended:
+        return "; ".join(ended)
+    if state is CommandState.FAILED:
+        return "a payment was found before it took effect, and the order is completed"
+    return "it is done"
+
+
+def _ended(one: Operation) -> str:
+    what = f"the {one.kind} of {money.spelled(one.amount, one.currency)} on transaction {one.transaction_id}"
+    if one.state is not OperationState.REJECTED:
+        return f"{what} is done"
+    return f"{what} was rejected ({or_none(one.last_error) or 'no reason was given'})"
 
 
 def _said(value: Attention | LastError | CommandResult) -> str:

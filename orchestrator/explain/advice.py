@@ -25,14 +25,14 @@ WAYS: Final = {
     "capture": (
         "Capture all of it, or an amount",
         "capture",
-        '{"amount": …} and an Idempotency-Key',
-        "capture {id}",
+        '{"amount": "all"} or {"amount": …}, and an Idempotency-Key',
+        "capture {id} --all",
     ),
     "refund": (
         "Refund all of it, or an amount",
         "refund",
-        '{"amount": …} and an Idempotency-Key',
-        "refund {id}",
+        '{"amount": "all"} or {"amount": …}, and an Idempotency-Key',
+        "refund {id} --all",
     ),
     "release": ("Release the reservation", "release", "", "release {id}"),
     "reopen": ("Reopen it for a shopper who tries again", "reopen", '{"expiresIn": …}', "reopen {id}"),
@@ -163,10 +163,11 @@ def _unexpected(record: Record, payment: PaymentRecord) -> str:
 
 def _back(record: Record, payment: PaymentRecord) -> str:
     """Name the way back for money that is too much: a reservation is released, captured money refunded."""
-    verb = "refund" if payment.captured > 0 else "release"
-    key = " and an Idempotency-Key" if verb == "refund" else ""
+    verb, much, key, everything = "release", "", "", ""
+    if payment.captured > 0:
+        verb, much, key, everything = "refund", ', "amount": "all"', " and an Idempotency-Key", " --all"
     return (
         f"Return transaction {payment.transaction_id} alone: POST /v1/checkouts/{record.id}/{verb} with "
-        f'{{"transactionId": "{payment.transaction_id}"}}{key}, or `orchestrator checkouts {verb} {record.id} '
-        f"--transaction {payment.transaction_id}`."
+        f'{{"transactionId": "{payment.transaction_id}"{much}}}{key}, or `orchestrator checkouts {verb} {record.id} '
+        f"--transaction {payment.transaction_id}{everything}`."
     )

@@ -79,11 +79,13 @@ def payments_of(checkout: str, names: Iterable[str] = PAYMENT) -> str:
     )
 
 
-def operations_of(checkout: str) -> str:
-    """Return the SQL of a checkout's money operations, the oldest first, as text for `operations`."""
+def operations_of(checkout: str, which: str = "true") -> str:
+    """Return the SQL of those of a checkout's money operations (`o`), the oldest first, as text for
+    `operations`.
+    """
     return _all(
         as_json(_OPERATION_SHOWN, "o"),
-        f"money_operations o WHERE o.checkout_id = {checkout}",
+        f"money_operations o WHERE o.checkout_id = {checkout} AND {which}",
         "o.requested_at, o.id",
     )
 

@@ -10,7 +10,7 @@ import json
 import re
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from urllib.parse import urlsplit, urlunsplit
 
 import psutil
@@ -195,6 +195,7 @@ def test_every_command_has_help():
         ("token",),
         ("merchants",),
         ("checkouts",),
+        ("commands",),
         ("payments",),
         ("events",),
         ("webhooks",),
@@ -333,7 +334,7 @@ ACCEPT = "UPDATE commands SET handled_at = clock(), result = 'accepted' WHERE id
     ("arguments", "kind", "told"),
     [
         (("capture", "--amount", "10.00"), "capture", {"amount": 1000, "transactionId": None}),
-        (("capture",), "capture", {"amount": None, "transactionId": None}),
+        (("capture", "--all"), "capture", {"amount": None, "transactionId": None}),
         (
             ("refund", "--amount", "50", "--reason", "broken"),
             "refund",
@@ -383,8 +384,11 @@ def test_reopening_takes_a_new_deadline(books, database_url):
         ),
         (("capture", "paid-1", "--amount", "10.005"), "has more decimals than DKK has"),
         (("capture", "paid-1", "--amount", "0"), "--amount must be more than 0"),
-        (("capture", "paid-1", "--transaction", "9"), "has no transaction '9'"),
-        (("capture", "open-1"), "is awaiting payment and not paid"),
+        (("capture", "paid-1"), "say how much: --amount 10.00, or --all"),
+        (("refund", "paid-1", "--reason", "x"), "say how much: --amount 10.00, or --all"),
+        (("refund", "paid-1", "--amount", "1", "--all"), "and not both"),
+        (("capture", "paid-1", "--all", "--transaction", "9"), "has no transaction '9'"),
+        (("capture", "open-1", "--all"), "is awaiting payment and not paid"),
         (("refund", "paid-1", "--amount", "50.01"), "ask for 50.00 DKK at most"),
         (("release", "paid-1"), "refund what is captured"),
         (("reopen", "open-1"), "only what failed, expired or was cancelled is reopened"),
@@ -436,6 +440,41 @@ def test_the_outcome_of_money_operations_is_awaited_and_reported(books, database
     assert ended.returncode == status
     assert words in ended.stdout + ended.stderr
     assert "Asked for: capture of 10.00 DKK" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("statements", "ends"),
+    [
+        ((), (1, "pending", ())),
+        ((OPERATE.format("submitted"), ACCEPT), (1, "under_way", ())),
+        ((OPERATE.format("succeeded"), ACCEPT), (0, "done", ("Done: the capture of 10.00 DKK on transaction 7.",))),
+        ((OPERATE.format("rejected"), ACCEPT), (1, "failed", ("Refused by the gateway", "(Card Declined)"))),
+        (("UPDATE commands SET handled_at = clock(), result = 'refused_cancelling' WHERE id = %(id)s",), (1, "refused", ("Refused: it is being",))),
+    ],
+    ids=["pending", "slow", "done", "rejected", "refused"],
+)  # fmt: skip
+def test_a_command_is_followed_by_its_id(books, database_url, statements, ends):
+    status, state, words = ends
+    orchestrator("checkouts", "capture", "paid-1", "--amount", "10", "--wait", "0", **books)
+    [(command,)] = rows(database_url, "SELECT id FROM commands")
+    with worker(database_url, *statements) if statements else nullcontext():
+        told = orchestrator("commands", "show", str(command), "--wait", "30" if words else "1", **books)
+        printed = orchestrator("commands", "show", str(command), "--json", **books)
+
+    assert (told.returncode, printed.returncode) == (status, status)
+    assert f"Command {command}: capture of 10.00 DKK of checkout " in told.stdout
+    assert f"State: {state}." in told.stdout
+    assert all(one in told.stdout + told.stderr for one in words)
+    document = json.loads(printed.stdout)
+    assert (document["id"], document["state"], document["amount"]) == (str(command), state, 1000)
+    assert str(command) in orchestrator("checkouts", "show", "paid-1", **books).stdout
+
+
+def test_a_command_that_is_not_there_is_one_sentence(books):
+    for wrong in ("019aa000-0000-7000-8000-000000000001", "paid-1"):
+        ended = orchestrator("commands", "show", wrong, **books)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert f"there is no command '{wrong}'" in ended.stderr
 
 
 def test_show_and_explain_show_operations_and_ways_out(books, database_url):

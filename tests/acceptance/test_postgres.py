@@ -315,7 +315,7 @@ def test_behind_pgbouncer_orders_reach_every_outcome_though_workers_are_killed(p
             pooled.kill("worker-2")
             pooled.start("worker-4")
     pooled.until_state(refunded, "completed", seconds=90)
-    for kind, asked in (("capture", {}), ("refund", {"amount": 100})):
+    for kind, asked in (("capture", {"amount": "all"}), ("refund", {"amount": 100})):
         pooled.ask(refunded, kind, **asked)
         pooled.until_operation(refunded, "succeeded", seconds=60)
     wanted = {

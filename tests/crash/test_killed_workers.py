@@ -230,7 +230,7 @@ def test_orders_of_a_worker_killed_under_load_are_completed_in_seconds_and_its_c
         paying = [shoppers.submit(world.pay, order) for order in orders]
         world.until(lambda: sum(payment.done() for payment in paying) >= 60, "orders are paid", seconds=60)
         for checkout in captured:
-            world.ask(checkout, "capture")
+            world.ask(checkout, "capture", amount="all")
         world.until(
             lambda: len(world.sql("SELECT 1 FROM money_operations WHERE state = 'submitted'")) >= 5,
             "captures are under way",

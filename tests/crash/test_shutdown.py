@@ -220,7 +220,7 @@ def test_a_gateway_that_never_answers_and_callers_who_never_read_keep_no_process
         installation.until_state(paid, "awaiting_payment", seconds=60)
         installation.pay(paid)
         installation.until_state(paid, "completed", seconds=60)
-        installation.ask(paid, "capture")
+        installation.ask(paid, "capture", amount="all")
         installation.until_operation(paid, "submitted")
         with frozen(installation.running["sandbox"].pid):
             checkout = installation.order()

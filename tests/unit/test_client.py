@@ -5,6 +5,7 @@ bounded.
 from __future__ import annotations
 
 import asyncio
+import re
 from types import SimpleNamespace
 
 import httpx
@@ -152,6 +153,27 @@ async def test_what_passes_is_asked_again_under_the_same_key(first, pauses):
     keys = [asked.headers["idempotency-key"] for asked in api.asked]
     assert keys == [keys[0]] * 2
     assert len(pauses) == 1
+
+
+async def test_a_command_is_waited_for_under_one_key_until_it_is_finished(pauses):
+    told = EXAMPLES["CommandProgress"]
+    open_one = httpx.Response(202, json={**told, "state": "under_way", "finishedAt": None})
+    api = Api(open_one, problem(503), httpx.Response(200, json=told))
+    done = await api.client().finished(CHECKOUT_ID, "capture", {"amount": 39})
+    assert (done.state, done.operations[0].state) == ("done", "succeeded")
+    assert len({asked.headers["idempotency-key"] for asked in api.asked}) == 1
+    assert all(re.fullmatch(r"wait=[1-9]\d*", asked.headers["prefer"]) for asked in api.asked)
+    # An answer that came at once has not waited, so the next request does.
+    assert pauses[0] == module.NOT_WAITED
+    assert len(pauses) == 2
+
+
+async def test_a_command_that_takes_too_long_is_returned_as_it_stands():
+    told = {**EXAMPLES["CommandProgress"], "state": "pending", "finishedAt": None, "result": None}
+    api = Api(httpx.Response(202, json=told))
+    assert (await api.client().finished(CHECKOUT_ID, "capture", {"amount": 39}, within=0)).state == "pending"
+    api = Api(httpx.Response(200, json=told))
+    assert (await api.client().progress(told["id"])).id.hex == told["id"].replace("-", "")
 
 
 async def test_attempts_and_pauses_are_bounded(pauses):

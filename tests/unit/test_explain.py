@@ -429,7 +429,11 @@ def test_money_that_is_too_much_is_returned_by_what_it_is():
     )
     assert any("/release with" in said and '"7"' in said for said in made.you_may)
     assert any(
-        "/refund with" in said and '"8"' in said and "Idempotency-Key" in said for said in made.you_may
+        "/refund with" in said
+        and '"8", "amount": "all"' in said
+        and "Idempotency-Key" in said
+        and said.endswith("--transaction 8 --all`.")
+        for said in made.you_may
     )
 
 

@@ -11,6 +11,7 @@ import msgspec
 from orchestrator.api.contract import answers, bodies, examples, webhooks
 from orchestrator.audit import Action
 from orchestrator.domain.attention import AttentionCode
+from orchestrator.domain.command_progress import CommandState
 from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.events import EventType
 from orchestrator.domain.last_error import ErrorCode
@@ -24,7 +25,8 @@ Schema = dict[str, Any]
 
 _REF: Final = "#/components/schemas/{name}"
 _ENUMS: Final[tuple[type[Enum], ...]] = (
-    State, PaymentStatus, Trigger, Action, AttentionCode, ErrorCode, ResultCode, EventType,
+    State, PaymentStatus, Trigger, Action, AttentionCode, ErrorCode, ResultCode, CommandState,
+    EventType,
 )  # fmt: skip
 
 
@@ -49,6 +51,8 @@ def schemas() -> dict[str, Schema]:
     for enum in _ENUMS:  # in the order of events, not alphabetical
         made[enum.__name__]["enum"] = [member.value for member in enum]
     made["Customer"]["minProperties"] = 1
+    for shape in (bodies.Capture, bodies.Refund):
+        made[shape.__name__]["properties"]["amount"]["anyOf"].append({"type": "string", "enum": [bodies.ALL]})
     for name, example in examples.EXAMPLES.items():
         made[name]["example"] = example
     return made

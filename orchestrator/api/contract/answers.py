@@ -20,6 +20,7 @@ from orchestrator.api.contract.values import (
 )
 from orchestrator.audit import Action
 from orchestrator.domain.attention import AttentionCode
+from orchestrator.domain.command_progress import CommandState
 from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.events import CloudEvent, EventType
 from orchestrator.domain.last_error import ErrorCode
@@ -319,6 +320,12 @@ class StoredCommand(Shape, kw_only=True):
     kind: CommandKind
 
 
+class CommandAcceptedLinks(Links, kw_only=True):
+    """Where to go on from a checkout of which something was asked."""
+
+    command: Annotated[Text, about("How far the command is")]
+
+
 class CommandAccepted(Shape, kw_only=True):
     """A command was stored, and how the checkout stood then."""
 
@@ -327,7 +334,44 @@ class CommandAccepted(Shape, kw_only=True):
     state: State
     version: Version
     command: StoredCommand
-    links: Links
+    links: CommandAcceptedLinks
+
+
+class CommandOutcome(Shape, kw_only=True):
+    """What a command came to."""
+
+    code: Annotated[ResultCode, about("For programs: accepted, done_… or refused_…", "refused_cancelling")]
+    message: Annotated[Text, about("For people", "it is being cancelled already")]
+
+
+class CommandLinks(Shape, kw_only=True):
+    """Where to go on from a command."""
+
+    own: Annotated[Text, about("The command itself")] = msgspec.field(name="self")
+    checkout: Annotated[Text, about("Its checkout")]
+
+
+class CommandProgress(Shape, kw_only=True):
+    """A command, how far it is, and what it came to."""
+
+    id: Id
+    checkout_id: Annotated[Id, about("What it was asked of")]
+    order_id: OrderNumber
+    kind: CommandKind
+    state: Annotated[CommandState, about("done, refused and failed are final")]
+    amount: Annotated[
+        OrderAmount | None, about("What was asked for; null for all that was left, and where there is none")
+    ]
+    transaction_id: Annotated[Transaction | None, about("The transaction that it named, if it named one")]
+    result: Annotated[CommandOutcome | None, about("Null while it is pending")]
+    operations: Annotated[list[Operation], about("The money operations that it began", maxItems=MOST_ITEMS)]
+    requested_at: Annotated[Time, about("When it was stored")]
+    finished_at: Annotated[Time | None, about("Null until its state is final")]
+    requested_by: Annotated[
+        Text | None,
+        about("As in the audit trail; null where nothing proves who", "client:default/shop-1"),
+    ]
+    links: CommandLinks
 
 
 class Next(Shape, kw_only=True):

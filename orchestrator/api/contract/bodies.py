@@ -174,7 +174,12 @@ class _Asked(Shape, kw_only=True):
     version: Annotated[Version, about("Refused if the checkout has another by now")] | UnsetType = UNSET
 
 
-Part = Annotated[Money | Amount, about("In the payment's currency; absent: all that is left")] | UnsetType
+ALL: Final = "all"
+"""As an amount: all that is left. It is said, and never meant by what is left out."""
+Part = Annotated[
+    Money | Amount, about('In the payment\'s currency; `"all"`: all that is left of it', 10.0, ALL)
+]
+"""The schema has `ALL` beside it: msgspec has no unions of a text with a decimal."""
 PaidBy = (
     Annotated[
         str, about("Absent: the transaction that pays the checkout", "539101", maxLength=LONGEST_TRANSACTION)
@@ -199,14 +204,14 @@ class Reopen(_Asked, kw_only=True):
 class Capture(_Asked, kw_only=True):
     """Capture reserved money."""
 
-    amount: Part = UNSET
+    amount: Part
     transaction_id: PaidBy = UNSET
 
 
 class Refund(_Asked, kw_only=True):
     """Refund captured money."""
 
-    amount: Part = UNSET
+    amount: Part
     transaction_id: PaidBy = UNSET
 
 
@@ -230,6 +235,8 @@ class Resolve(_Asked, kw_only=True):
     decision: Annotated[Decision, about("keep the money, return it, or dismiss it: no action needed")]
 
 
+NEEDED: Final = frozenset({CommandKind.CAPTURE, CommandKind.REFUND, CommandKind.RESOLVE})
+"""Commands whose body must say something."""
 COMMANDS: Final[dict[CommandKind, type[_Asked]]] = {
     CommandKind.CANCEL: Cancel,
     CommandKind.REOPEN: Reopen,

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
+from orchestrator.api.contract.bodies import ALL
 from orchestrator.devkit.demo.shop import Unscripted
 from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.records import CommandKind
@@ -70,7 +71,7 @@ async def pay(shopper: Shopper) -> None:
 
 async def capture(shopper: Shopper) -> None:
     await pay(shopper)
-    await shopper.ask(CommandKind.CAPTURE)
+    await shopper.ask(CommandKind.CAPTURE, amount=ALL)
 
 
 async def capture_in_parts(shopper: Shopper) -> None:
@@ -94,7 +95,7 @@ async def refund_in_parts(shopper: Shopper) -> None:
 async def release(shopper: Shopper) -> None:
     await pay(shopper)
     await shopper.ask(CommandKind.RELEASE, reason="the goods are sold out")
-    await shopper.refused(CommandKind.CAPTURE, why="nothing-left")
+    await shopper.refused(CommandKind.CAPTURE, why="nothing-left", amount=ALL)
 
 
 async def capture_twice_with_one_key(shopper: Shopper) -> None:
@@ -115,20 +116,20 @@ async def capture_twice_with_one_key(shopper: Shopper) -> None:
 
 async def refund(shopper: Shopper) -> None:
     await capture(shopper)
-    await shopper.ask(CommandKind.REFUND)
+    await shopper.ask(CommandKind.REFUND, amount=ALL)
 
 
 async def capture_after_hand(shopper: Shopper) -> None:
     await pay(shopper)
     row = await shopper.paid_row()
     await shopper.shop.capture_by_hand(shopper.order, row["transactionId"])
-    await shopper.ask(CommandKind.CAPTURE)
+    await shopper.ask(CommandKind.CAPTURE, amount=ALL)
 
 
 async def capture_refused_then_done(shopper: Shopper) -> None:
     await pay(shopper)
-    await shopper.ask(CommandKind.CAPTURE, fails=True)
-    await shopper.ask(CommandKind.CAPTURE)
+    await shopper.ask(CommandKind.CAPTURE, fails=True, amount=ALL)
+    await shopper.ask(CommandKind.CAPTURE, amount=ALL)
 
 
 async def pay_captured_by_itself(shopper: Shopper) -> None:
@@ -152,7 +153,7 @@ async def refunded_at_gateway(shopper: Shopper) -> None:
     )
     # What is left, and no more than that, can be refunded by us.
     await shopper.refused(CommandKind.REFUND, why="too-much", amount=shopper.price(shopper.order.amount))
-    await shopper.ask(CommandKind.REFUND)
+    await shopper.ask(CommandKind.REFUND, amount=ALL)
 
 
 async def released_at_gateway(shopper: Shopper) -> None:

@@ -22,13 +22,25 @@ pytestmark = pytest.mark.anyio
 
 EVERY = ("checkouts:read", "checkouts:write", "money:write", "ops")
 KINDS = tuple(commands.SCOPES)
+NEED_AN_AMOUNT = ("capture", "refund")
+"""`ask` asks these for all that is left, unless it is given a body."""
 
 
 async def ask(
-    api: Api, checkout: str, kind: str, body: object = None, *, key: str | None = None, scopes=EVERY
+    api: Api,
+    checkout: str,
+    kind: str,
+    body: object = None,
+    *,
+    key: str | None = None,
+    prefer: str | None = None,
+    scopes=EVERY,
 ):
     headers = api.bearer(scopes=scopes) | ({} if key is None else {"Idempotency-Key": key})
+    headers |= {} if prefer is None else {"Prefer": prefer}
     path = f"/v1/checkouts/{checkout}/{kind}"
+    if body is None and kind in NEED_AN_AMOUNT:
+        body = {"amount": "all"}
     if body is None:
         return await api.client.post(path, headers=headers)
     # As text, so that a number leaves with the digits that it was written with.
@@ -135,7 +147,8 @@ async def in_state(api: Api, state: str, *, attention: str | None = None) -> str
         ("cancel", None, {}),
         ("reopen", None, {"expiresIn": None}),
         ("reopen", '{"expiresIn": 90.5}', {"expiresIn": 90.5}),
-        ("capture", None, {"amount": None, "transactionId": None}),
+        ("capture", '{"amount": "all"}', {"amount": None, "transactionId": None}),
+        ("refund", '{"amount": "all", "transactionId": "1"}', {"amount": None, "transactionId": "1"}),
         ("capture", '{"amount": 10.10}', {"amount": 1010, "transactionId": None}),
         ("capture", '{"amount": 139}', {"amount": 13900, "transactionId": None}),
         ("refund", '{"amount": {"value": 0.5, "currency": "dkk"}, "transactionId": "1"}', {"amount": 50, "transactionId": "1"}),
@@ -332,7 +345,16 @@ async def test_other_content_that_wins_the_race_for_a_key_is_a_refusal_for_the_r
         ("cancel", "[]", "body"),
         ("capture", '{"amount": 10, "amount": 100}', "amount"),
         ("capture", '{"amount": {"value": 10, "value": 100, "currency": "DKK"}}', "value"),
+        ("capture", "", "amount"),
+        ("capture", "{}", "amount"),
+        ("capture", '{"amount": null}', "amount"),
+        ("refund", "{}", "amount"),
+        ("refund", '{"transactionId": "1"}', "amount"),
         ("capture", '{"amount": "10.00"}', "amount"),
+        ("capture", '{"amount": "ALL"}', "amount"),
+        ("capture", '{"amount": ["all"]}', "amount"),
+        ("capture", '{"amount": {"value": "all", "currency": "DKK"}}', "amount.value"),
+        ("release", '{"amount": 10}', "amount"),
         ("capture", '{"amount": true}', "amount"),
         ("capture", '{"amount": 0}', "amount"),
         ("capture", '{"amount": -1.5}', "amount"),
@@ -360,6 +382,19 @@ async def test_a_field_that_is_wrong_is_named(api: Api, kind, body, field):
     assert await stored(api) == []
 
 
+@pytest.mark.parametrize("kind", NEED_AN_AMOUNT)
+async def test_money_is_not_moved_without_saying_how_much(api: Api, kind):
+    checkout = await paid(api, captured=5000)
+    document = problem(await ask(api, checkout, kind, {"reason": "x"}, key="k-1"), 422, "invalid-command")
+    said = f'is missing: it must be how much to {kind}, or "all" for all that is left'
+    assert document["errors"] == [{"field": "amount", "message": said}]
+    assert await stored(api) == []
+    assert (await ask(api, checkout, kind, {"amount": "all"}, key="k-1")).status_code == 202
+    # "all" is what nothing meant before, so a repeat across the change is the same command.
+    ((_, arguments, *_),) = await stored(api)
+    assert arguments == {"amount": None, "transactionId": None}
+
+
 @pytest.mark.parametrize("body", ["{", '{"amount": 1e99999999999999999999}', "[" * 5000])
 async def test_a_body_that_is_no_json_is_refused(api: Api, body):
     problem(await ask(api, await paid(api), "capture", body, key="k-1"), 422)
@@ -382,6 +417,7 @@ async def test_a_command_on_an_old_version_is_a_conflict(api: Api, kind):
         "refund": lambda: paid(api, captured=13900),
     }.get(kind, lambda: paid(api))()
     body = {"version": 7} | ({"decision": "keep"} if kind == "resolve" else {})
+    body |= {"amount": "all"} if kind in NEED_AN_AMOUNT else {}
     document = problem(await ask(api, checkout, kind, body, key="k"), 409, "version-changed")
     assert document["version"] == 1
     assert await stored(api) == []
@@ -472,7 +508,8 @@ async def test_a_paid_checkout_whose_payment_is_not_in_our_books_says_to_reconci
 async def test_money_that_is_too_much_may_be_returned_in_any_state(api: Api, kind, state, role):
     checkout = await in_state(api, state)
     await payment(api, checkout, "2", role=role, currency="EUR", captured=13900 if kind == "refund" else 0)
-    answer = await ask(api, checkout, kind, {"transactionId": "2"}, key="k")
+    much = {"amount": "all"} if kind in NEED_AN_AMOUNT else {}
+    answer = await ask(api, checkout, kind, {"transactionId": "2", **much}, key="k")
     assert answer.status_code == 202, answer.text
     assert (await stored(api))[0][1]["transactionId"] == "2"
 
@@ -498,8 +535,9 @@ async def test_an_amount_is_meant_in_the_payments_own_currency(api: Api):
 async def test_money_that_is_not_this_orders_is_not_touched(api: Api, kind, changes, said):
     checkout = await paid(api)
     await payment(api, checkout, "2", **changes)
+    much = {"amount": "all"} if kind in NEED_AN_AMOUNT else {}
     document = problem(
-        await ask(api, checkout, kind, {"transactionId": "2"}, key="k"), 422, "not-its-payment"
+        await ask(api, checkout, kind, {"transactionId": "2", **much}, key="k"), 422, "not-its-payment"
     )
     assert document["errors"][0]["field"] == "transactionId"
     assert said in document["detail"]
@@ -518,7 +556,8 @@ async def test_of_several_payments_of_one_order_the_request_names_the_payment(ap
     if kind != "release":
         too_much = {"amount": 50.01, "transactionId": "21"}
         problem(await ask(api, checkout, kind, too_much, key="k-2"), 422, "too-much")
-    assert (await ask(api, checkout, kind, {"transactionId": "21"}, key="k-3")).status_code == 202
+    much = {"amount": "all"} if kind in NEED_AN_AMOUNT else {}
+    assert (await ask(api, checkout, kind, {"transactionId": "21", **much}, key="k-3")).status_code == 202
     assert (await stored(api))[0][1]["transactionId"] == "21"
 
 
@@ -725,7 +764,8 @@ async def test_an_explanation_is_for_the_merchant_alone(api: Api):
 async def test_each_command_is_documented_with_its_body_and_key(api: Api, kind):
     document = (await api.client.get("/openapi.json")).json()
     described = document["paths"][f"/v1/checkouts/{{checkout_id}}/{kind}"]["post"]
-    (key,) = [parameter for parameter in described["parameters"] if parameter["name"] == "Idempotency-Key"]
+    (key,) = [one for one in described["parameters"] if one["name"] == "Idempotency-Key"]
+    assert "Prefer" in {one["name"] for one in described["parameters"]}
     assert key["required"] == (kind in {"capture", "refund"})
     name = described["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
     assert "example" in document["components"]["schemas"][name]

@@ -108,7 +108,11 @@ async def _reads(api: Api) -> None:
 async def _commands(api: Api) -> None:
     for kind in KINDS:
         money = kind in {"capture", "refund", "release"}
-        body = {"decision": "dismiss"} if kind == "resolve" else {}
+        body = {
+            "resolve": {"decision": "dismiss"},
+            "capture": {"amount": "all"},
+            "refund": {"amount": "all"},
+        }.get(kind, {})
 
         async def fit(kind: str = kind, *, money: bool = money) -> str:
             if money:
@@ -118,7 +122,11 @@ async def _commands(api: Api) -> None:
             return await in_state(api, state, attention="open_payment")
 
         path = await fit()
-        assert (await ask(api, path, kind, body, key=f"k-{kind}")).status_code == 202
+        answer = await ask(api, path, kind, body, key=f"k-{kind}")
+        assert answer.status_code == 202
+        address = answer.headers["Location"]
+        assert (await api.get(address)).status_code == 200
+        problem(await api.get(address, verbose=1), 422, "invalid-request")
         problem(
             await ask(api, path, kind, body, key="k", scopes=("checkouts:read",)), 403, "insufficient-scope"
         )
@@ -126,6 +134,11 @@ async def _commands(api: Api) -> None:
         problem(await ask(api, unknown, kind, body, key="k"), 404, "unknown-checkout")
         problem(await ask(api, await fit(), kind, {**body, "version": 99}, key="v"), 409, "version-changed")
         problem(await ask(api, path, kind, {"colour": 1}, key="c"), 422, "invalid-command")
+        await api.sql("UPDATE commands SET handled_at = clock(), result = 'refused_nothing_left'")
+        finished = await ask(api, path, kind, body, key=f"k-{kind}", prefer="wait=1")
+        assert finished.status_code == 200
+
+    problem(await api.get("/v1/commands/019aa000-0000-7000-8000-000000000001"), 404, "unknown-command")
 
 
 async def _webhooks(api: Api) -> None:

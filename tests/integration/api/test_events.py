@@ -17,8 +17,8 @@ import jsonschema
 import pytest
 
 from orchestrator import auth
-from orchestrator.api import event_feed
 from orchestrator.api import events as endpoint
+from orchestrator.api import long_poll
 from orchestrator.domain import events as told
 from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.events import EventType
@@ -329,7 +329,7 @@ async def test_a_hundred_waiting_clients_cost_one_query_at_a_time(settings: Sett
     async with serving(settings.model_copy(update={"api_connections": 4000})) as api:
         async with waiting(api, 100) as asked:
             before = api.services.event_feed.queries
-            await asyncio.sleep(10 * event_feed.INTERVAL)
+            await asyncio.sleep(10 * long_poll.INTERVAL)
             # With one query for each client there would be a thousand.
             assert api.services.event_feed.queries - before <= 15
             await happen(inside)

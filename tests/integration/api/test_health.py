@@ -331,6 +331,7 @@ async def test_the_document_describes_every_address(api: Api):
             for kind in ("reopen", "capture", "refund", "release", "retry", "reconcile", "resolve")
         ),
         ("get", "/v1/checkouts/{checkout_id}/explain"),
+        ("get", "/v1/commands/{command_id}"),
         ("get", "/v1/payments"),
         ("get", "/v1/events"),
         ("get", "/v1/event-types"),

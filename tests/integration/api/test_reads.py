@@ -351,3 +351,21 @@ async def test_an_archived_checkout_is_shown_with_its_books_and_its_trail_with_w
     other = await api.post(intent("A-1", expiresIn=60))
     assert other.status_code == 202
     assert other.json()["id"] != checkout
+
+
+@pytest.mark.parametrize("order", ["A-1001", "1001", "0" * 32, "a" * 50])
+@pytest.mark.parametrize("path", ["", "/explain", "/audit"])
+async def test_an_order_number_where_an_id_belongs_says_how_to_find_the_order(api: Api, order, path):
+    await api.taken(order)
+    document = problem(await api.get(f"/v1/checkouts/{order}{path}"), 404, "unknown-checkout")
+    address = f"/v1/checkouts?orderId={order}"
+    assert document["detail"].endswith(f"GET {address}")
+    (found,) = (await api.client.get(address, headers=api.bearer())).json()["checkouts"]
+    assert found["orderId"] == order
+
+
+@pytest.mark.parametrize("wrong", ["019aa000-0000-7000-8000-000000000001", "A_1", "x" * 51])
+async def test_what_is_no_order_number_is_not_taken_for_one(api: Api, wrong):
+    assert (
+        "orderId" not in problem(await api.get(f"/v1/checkouts/{wrong}"), 404, "unknown-checkout")["detail"]
+    )
