@@ -590,7 +590,7 @@ def test_reconciling_by_name_reports_what_changed(books, database_url):
     assert ended.returncode == 0, ended.stderr
     assert counted(ended.stdout) == {
         "asked": 2,
-        "checked at": 2,
+        "looked at": 2,
         "completed": 1,
         "money changed": 2,
         "attention raised": 1,
@@ -616,7 +616,7 @@ def test_reconciling_a_period_goes_over_all_of_it_in_lists_and_over_nothing_else
     # fixture.
     assert ended.returncode == 0, ended.stderr
     assert counted(ended.stdout)["asked"] == 601
-    assert counted(ended.stdout)["checked at"] == 601
+    assert counted(ended.stdout)["looked at"] == 601
     assert re.search(r"^asked 200 of 601, answered \d+$", ended.stderr, re.MULTILINE)
     assert rows(
         database_url,
@@ -636,7 +636,7 @@ def test_an_unanswered_command_is_reported_and_is_a_failure(books, database_url)
     assert ended.returncode == 1
     assert counted(ended.stdout) == {
         "asked": 2,
-        "checked at": 0,
+        "looked at": 0,
         "completed": 0,
         "money changed": 0,
         "attention raised": 0,
