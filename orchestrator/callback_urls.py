@@ -56,7 +56,7 @@ class OpenedLink:
     """The content of a callback link.
 
     `page` is where to send the shopper, with the checkout's id in its query; empty for a notification, which
-    redirects no one. `merchant_id` is None for a link of the older form.
+    leads nowhere. `merchant_id` is None for a link of the older form.
     """
 
     page: str = field(repr=False)

@@ -33,7 +33,7 @@ DRIFT: Final = 5.0
 BROKER_TIMEOUT: Final = 15.0
 DATABASE_TIMEOUT: Final = 5.0
 """Seconds that Postgres gets for the first answer, and for the first write."""
-SECOND_LOOK: Final = 10.0
+SECOND_CHECK_AFTER: Final = 10.0
 """Seconds in which a healthy installation progresses, if it has only just been given something to do."""
 OLDEST_POSTGRES: Final = 15
 
@@ -364,7 +364,7 @@ async def _stuck(db: Database, found: readiness.Backlog) -> str | None:
         return f"{found.overdue} checkouts are overdue by more than {readiness.OVERDUE:.0f} s, and no sweep has found them"
     if found.untouched:
         return f"{found.untouched} checkouts have waited for more than {readiness.OVERDUE:.0f} s without a first step"
-    end = time.monotonic() + SECOND_LOOK
+    end = time.monotonic() + SECOND_CHECK_AFTER
     while found.suspicious:
         if time.monotonic() > end:
             since = "ever" if found.progressed is None else f"for {found.progressed:.0f} s"

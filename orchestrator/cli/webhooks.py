@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WAIT: Final = 20.0
 """Seconds that `test` waits for what came of it."""
-_LOOK: Final = 0.2
+_POLL: Final = 0.2
 
 _merchant = click.option(
     "--merchant", metavar="NAME", default="default", show_default=True, help="Whose webhook it is."
@@ -216,7 +216,7 @@ def send_test(*, data_dir: Path, merchant: str, webhook: str) -> int:
                     )
                     if found:
                         break
-                    await asyncio.sleep(_LOOK)
+                    await asyncio.sleep(_POLL)
         except TimeoutError:
             say(
                 f"nothing has come of it within {WAIT:.0f} s: does a deliverer run (`orchestrator doctor`)?",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SEEN_WITHIN: Final = 20.0
 """Seconds since the last heartbeat after which a process counts as away; processes write one every five."""
-TOLD_WITHIN: Final = 8.0
+FAULTS_WITHIN: Final = 8.0
 """Seconds since a heartbeat after which the faults in it are no longer reported: the process may
 have ended."""
 STALLED_AFTER: Final = 10.0
@@ -33,7 +33,7 @@ STALLED_AFTER: Final = 10.0
 IDLE_AFTER: Final = 30.0
 """Seconds in which a worker's dispatcher has taken nothing up, while hints wait, after which it counts as
 stopped."""
-KNOCK: Final = 1.5
+CONNECT_TIMEOUT: Final = 1.5
 """Seconds for a new connection."""
 OVERDUE: Final = 120.0
 """Seconds for which a checkout may wait for a worker."""
@@ -121,7 +121,7 @@ class Process:
         """What the process itself says is wrong with it, a sentence each; nothing where it said so too long
         ago.
         """
-        if self.age > TOLD_WITHIN:
+        if self.age > FAULTS_WITHIN:
             return []
         told, found = self.progress, []
         stalled = told.get("stalledSeconds", 0)
@@ -221,8 +221,8 @@ async def refusals(db: Database) -> list[str]:
         for table, privileges in (await schema.lacking(db)).items()
     ]
     try:
-        async with asyncio.timeout(KNOCK):
-            await db.knock()
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            await db.connect_anew()
     except Exception as error:
         if not is_away(error):
             raise

@@ -119,7 +119,7 @@ _CHECKOUT: Final = (
         ends=State.CANCELLED, evidence=never_tried,
     ),
     Script(
-        name="leaves_without_paying", says="opens the page and leaves", act=steps.look_and_leave, ends=State.EXPIRED,
+        name="leaves_without_paying", says="opens the page and leaves", act=steps.abandon, ends=State.EXPIRED,
         evidence=never_tried, expires_in=SHORT,
     ),
 )  # fmt: skip

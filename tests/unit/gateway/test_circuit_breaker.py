@@ -86,13 +86,13 @@ def test_of_probes_that_fail_together_one_counts():
 
 def test_a_circuit_that_another_process_opened_is_open_here_too():
     one = CircuitBreaker(3, 30.0)
-    assert one.heard(10.0, 0.0)
+    assert one.observe(10.0, 0.0)
     assert one.wait(4.0) == 6.0
-    assert not one.heard(10.0 + SAME / 2, 0.0), "the same pause, as another clock tells it"
+    assert not one.observe(10.0 + SAME / 2, 0.0), "the same pause, as another clock tells it"
     assert one.wait(4.0) == 6.0
-    assert not one.heard(20.0, 0.0), "it lasts longer, and was known"
+    assert not one.observe(20.0, 0.0), "it lasts longer, and was known"
     assert one.wait(4.0) == 16.0
-    assert not one.heard(5.0, 0.0), "never shorter"
+    assert not one.observe(5.0, 0.0), "never shorter"
     assert one.failed(25.0) == 8.0, "the pauses of others count"
 
 
@@ -105,6 +105,6 @@ def test_a_pause_never_grows_without_end():
 
 def test_what_another_process_tells_is_heard_no_longer_than_our_own_longest_pause():
     one = CircuitBreaker(run=2, longest=30.0)
-    assert one.heard(100.0 + 86_400.0, 100.0)
+    assert one.observe(100.0 + 86_400.0, 100.0)
     assert one.wait(100.0) == 30.0
     assert one.wait(130.0) == 0.0
