@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import ACTOR, Span, one, price
+from orchestrator.cli.lookup import ACTOR, Span, find_checkout, price
 from orchestrator.cli.output import say
 from orchestrator.domain.records import OPEN_OPERATIONS, CommandKind, Decision, OperationState
 
@@ -190,7 +190,7 @@ def _ask(
         from orchestrator.domain import command_rules  # noqa: PLC0415
         from orchestrator.store import inbox  # noqa: PLC0415
 
-        row = await one(db, checkout)
+        row = await find_checkout(db, checkout)
         view = await inbox.checkout_view(db, row.id)
         assert view is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
         command_request = _command_request(view, kind, amount, wanted)

@@ -16,7 +16,7 @@ from uuid import UUID
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import ACTOR, Span, merchant_id, one, table
+from orchestrator.cli.lookup import ACTOR, Span, find_checkout, merchant_id, table
 from orchestrator.cli.output import printer, say
 from orchestrator.domain.command_result import REFUSED
 from orchestrator.domain.records import CommandKind
@@ -75,7 +75,7 @@ def reconcile(
 
         encryptor = Encryptor(settings.secret_keys)
         if since is None:
-            rows = [await one(db, name) for name in dict.fromkeys(checkouts)]
+            rows = [await find_checkout(db, name) for name in dict.fromkeys(checkouts)]
             return await _reconcile(db, encryptor, _lists(rows), len(rows), wait=wait, timeout=timeout)
         period = await _period(db, since, merchant)
         (counted,) = await db.read(_count(), period)

@@ -186,8 +186,8 @@ def test_while_secrets_change_hands_both_work():
 
 
 def test_only_what_nothing_speaks_against_is_believed():
-    believed = {one for one in Grade if one.believed}
-    assert believed == {Grade.SIGNED, Grade.CHECKSUM, Grade.UNCHECKED}
+    evidence = {grade for grade in Grade if grade.is_evidence}
+    assert evidence == {Grade.SIGNED, Grade.CHECKSUM, Grade.UNCHECKED}
 
 
 @given(st.text(max_size=60))
