@@ -90,7 +90,7 @@ _WRONG: Final = {
 }
 """What an example of a problem is about, by its kind: a field or parameter, and what is said of it."""
 
-_ABOUT: Final = """Carries checkouts through the payment gateway until their money is settled.
+_ABOUT: Final = """Processes checkouts at the payment gateway until their money is settled.
 
 Every call but callbacks and health needs `Authorization: Bearer <token>`; `orchestrator token issue` makes one. Errors are
 `application/problem+json` and name each field that is wrong. Fields and query parameters that are not known are refused.

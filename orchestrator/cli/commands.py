@@ -268,9 +268,9 @@ async def _answered(db: Database, checkout: UUID, command: UUID, wait: float) ->
             return status
         if time.monotonic() >= until:
             taken = (
-                "is carried out still"
+                "is still being executed"
                 if rows[0].handled_at is not None
-                else "has not been taken up by a worker yet"
+                else "was not executed by a worker yet"
             )
             say(
                 f"The command {taken} after {wait:g} s. It stands: `orchestrator checkouts explain {checkout}` says how far it is.",

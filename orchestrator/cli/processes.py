@@ -163,7 +163,7 @@ def _greet(up: Up) -> None:
     terminal.say(
         Text.assemble(
             ("The orchestrator is up.", "bold green"),
-            " Ctrl-C ends it; what is open goes on with the next start.",
+            " Ctrl-C ends it; open work continues with the next start.",
         )
     )
     terminal.facts(*rows)
@@ -240,7 +240,7 @@ def deliverer() -> int:
 @click.option(
     "--state-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Where it remembers; without one it forgets at its end.",
+    help="Where it stores its data; without it the data is lost at its end.",
 )
 @click.option(
     "--callback-host", "callback_hosts", multiple=True, metavar="HOST",

@@ -43,7 +43,7 @@ _SLACK: Final = 600.0
 """Seconds by which the clock of the process that made an id may differ from Postgres's."""
 
 
-@click.command(short_help="Have the gateway asked about checkouts: some, or all of a period.")
+@click.command(short_help="Look checkouts up at the gateway: some, or all of a period.")
 @data_dir
 @click.argument("checkouts", nargs=-1)
 @click.option(
@@ -144,7 +144,7 @@ async def _reconcile(
     if wait and not answered:
         say(
             f"Not all were answered: nothing came for {timeout:g} s. Are workers running, and is the gateway within reach "
-            "(`orchestrator doctor`)? What was asked for stands.",
+            "(`orchestrator doctor`)? The requests stay stored.",
             err=True,
         )
     return int(wait and not answered)

@@ -131,11 +131,11 @@ class Process:
             )
         idle, waiting = told.get("dispatchedSecondsAgo", 0), told.get("waiting", 0)
         if waiting and idle > IDLE_AFTER:
-            found.append(f"has taken nothing up for {idle:.0f} s, and {waiting} hints wait in it")
+            found.append(f"has claimed nothing for {idle:.0f} s, and {waiting} hints wait in it")
         if why := told.get("claimsFail"):
-            found.append(f"takes nothing up, because its claims fail: {why}")
+            found.append(f"claims nothing, because its claims fail: {why}")
         if why := told.get("brokerTrouble"):
-            found.append(f"does without the broker ({why}), and sweeps by itself")
+            found.append(f"has no broker ({why}), and sweeps by itself")
         return [f"{self.kind} {self.name} {fault}" for fault in found]
 
 
@@ -226,7 +226,7 @@ async def refusals(db: Database) -> list[str]:
     except Exception as error:
         if not is_away(error):
             raise
-        found.append(f"no new connection to the database is let in: {reason(error)}")
+        found.append(f"no new connection to the database is accepted: {reason(error)}")
     return found
 
 

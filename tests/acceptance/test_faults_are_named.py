@@ -611,8 +611,8 @@ FAULTS = {
     ),
     "the worker is dead": Fault(plain, the_worker_is_dead, 200, DEAD_WORKER, DEAD_WORKER),
     "a dispatcher has stopped": Fault(
-        plain, the_dispatcher_has_stopped, 200, (r"worker .* has taken nothing up for \d+ s, and \d+ hints wait",),
-        (r"worker .* has taken nothing up for \d+ s, and \d+ hints wait",),
+        plain, the_dispatcher_has_stopped, 200, (r"worker .* has claimed nothing for \d+ s, and \d+ hints wait",),
+        (r"worker .* has claimed nothing for \d+ s, and \d+ hints wait",),
     ),
     "lookups wait for their budget": Fault(
         plain, lookups_wait_for_their_budget, 200, (r"\d+ lookups of merchant default wait for their turn",),

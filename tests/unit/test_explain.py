@@ -341,7 +341,7 @@ def test_the_evidence_names_the_callback_and_what_the_gateway_itself_answered():
     )
     assert made.evidence == (
         "By 2026-01-05T09:59:58Z a notification about transaction 539101 had arrived with a valid signature; it said “succeeded”.",
-        "At 2026-01-05T10:00:00Z we asked the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, matched by checkout id.",
+        "At 2026-01-05T10:00:00Z a worker looked it up at the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, matched by checkout id.",
     )
     assert made.summary == "Order A-1001 for 139.00 DKK is completed: its payment is authorized."
     again = msgspec.structs.replace(

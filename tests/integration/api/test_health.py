@@ -180,7 +180,7 @@ async def test_a_database_that_lets_nobody_else_in_is_named_though_its_connectio
     await admin.execute(f"ALTER ROLE {role} CONNECTION LIMIT 0")
     status, said = await found(api)
     assert status == 200
-    assert "no new connection to the database is let in" in said
+    assert "no new connection to the database is accepted" in said
     assert "too many connections for role" in said
     await admin.execute(f"ALTER ROLE {role} CONNECTION LIMIT -1")
     await until_ready(api)
@@ -242,9 +242,9 @@ WORKERS = {
     ),
     "cannot claim": (
         {"claimsFail": "the database refuses its role a right (permission denied for table checkouts)"},
-        "worker w-1 takes nothing up, because its claims fail: the database refuses its role a right (permission denied for table checkouts)",
+        "worker w-1 claims nothing, because its claims fail: the database refuses its role a right (permission denied for table checkouts)",
     ),
-    "does not hear the broker": ({"brokerTrouble": "connection refused"}, "does without the broker (connection refused)"),
+    "does not hear the broker": ({"brokerTrouble": "connection refused"}, "has no broker (connection refused)"),
     "has nothing to do": ({"waiting": 0, "dispatchedSecondsAgo": 9000, "stalledSeconds": 0}, ""),
     "is at work": ({"waiting": 9, "dispatchedSecondsAgo": 0.3, "stalledSeconds": 0.2}, ""),
 }  # fmt: skip
