@@ -73,8 +73,8 @@ _POLICY: Final = (
 
 _TAGS: Final = {
     "checkouts": "Orders handed over, and how each of them stands.",
-    "commands": "What is asked of a checkout. Each is stored, answered at once, and carried out by whoever holds the checkout; what "
-    "became of it stands among the checkout's `commands`.",
+    "commands": "Commands on a checkout. Each is stored, answered at once, and executed by the worker that holds the checkout; the "
+    "result is among the checkout's `commands`.",
     "payments": "Payments as the gateway showed them, also those that belong to no order.",
     "events": "What happened to a merchant's checkouts, in a feed that is read from a position on.",
     "webhooks": "URLs of the merchant's that events are sent to, and what became of each delivery.",

@@ -31,7 +31,7 @@ have ended."""
 STALLED_AFTER: Final = 10.0
 """Seconds without a commit, while something waits to be written, after which a writer counts as stalled."""
 IDLE_AFTER: Final = 30.0
-"""Seconds in which a worker's dispatcher has taken nothing up, while hints wait, after which it counts as
+"""Seconds in which a worker's dispatcher has claimed nothing, while hints wait, after which it counts as
 stopped."""
 CONNECT_TIMEOUT: Final = 1.5
 """Seconds for a new connection."""

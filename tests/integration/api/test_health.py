@@ -195,7 +195,7 @@ async def test_lookups_that_wait_for_their_budget_are_named(api: Api):
     )
     status, said = await found(api)
     assert status == 200
-    assert "1 lookups of merchant default wait for their turn" in said
+    assert "1 lookups of merchant default wait for their slot" in said
     await api.sql("UPDATE lookup_budgets SET taken_until = clock()")
     await until_ready(api)
 
@@ -237,8 +237,8 @@ WORKERS = {
     "writes nothing while moves wait": (
         {"stalledSeconds": 40, "stalledBy": "53100"}, "written nothing for 40 s (the disk of the database is full)"
     ),
-    "takes nothing up while hints wait": (
-        {"waiting": 7, "dispatchedSecondsAgo": 90.5}, "taken nothing up for 90 s, and 7 hints wait"
+    "claims nothing while hints wait": (
+        {"waiting": 7, "dispatchedSecondsAgo": 90.5}, "claimed nothing for 90 s, and 7 hints wait"
     ),
     "cannot claim": (
         {"claimsFail": "the database refuses its role a right (permission denied for table checkouts)"},

@@ -253,7 +253,7 @@ async def test_the_queue_of_lookups_is_told_of_with_its_length_and_its_age(world
     await doctor._lookups(world.db, report)
     said = capsys.readouterr().out
     assert report.problems == 1
-    assert f"{queue.waiting} lookups of merchant default wait for their turn" in said
+    assert f"{queue.waiting} lookups of merchant default wait for their slot" in said
     waiting = (await due_in_order(world))[-1]
     record = await gather(world.db, world.settings, waiting)
     assert record is not None

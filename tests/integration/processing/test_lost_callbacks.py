@@ -244,5 +244,5 @@ async def test_a_minute_of_lost_callbacks_is_made_up_for_within_the_budget_and_r
             assert course.completed[one.id] <= one.back + 2.0 + course.behind, one
     if queue > lookup_budget.AT_ONCE + slack:
         assert overtaken > 500
-        assert "lookups of merchant default wait for their turn, the oldest for" in course.said
+        assert "lookups of merchant default wait for their slot, the oldest for" in course.said
         assert "waits for its turn within the merchant's budget of lookups" in course.said
