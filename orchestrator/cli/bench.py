@@ -123,7 +123,7 @@ def load() -> None:
     type=click.Choice(["whole", "ready"]),
     default="whole",
     show_default=True,
-    help="`ready`: a batch of --orders is handed over as fast as it is taken and processed until it can be paid; nobody pays.",
+    help="`ready`: a batch of --orders is handed over as fast as it is taken and processed until it can be paid; no shopper pays.",
 )
 @click.option(
     "--orders",

@@ -331,7 +331,7 @@ _RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
     ResultCode.REFUSED_CANCELLING: lambda _: "it is being cancelled already",
     ResultCode.REFUSED_NOT_CLOSED: lambda facts: f"a checkout that is {facts['state']} cannot be reopened",
     ResultCode.REFUSED_NOT_AN_ORDER: lambda facts: (
-        f"nobody asked for order {facts['orderId']}: there is nothing to open a session with"
+        f"order {facts['orderId']} has no intent: there is nothing to open a session with"
     ),
     ResultCode.REFUSED_ORDER_TAKEN: lambda facts: (
         f"order {facts['orderId']} belongs to checkout {facts['checkout']} now"
