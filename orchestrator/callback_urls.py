@@ -41,8 +41,8 @@ _NAMES_MERCHANT: Final = b"\x01"
 
 @dataclass(frozen=True, slots=True)
 class CallbackUrls:
-    """The callback URLs for the gateway. They are signed: anyone who has a URL can call it, so they reach no
-    log.
+    """The callback URLs for the gateway. They are signed: a sender who has a URL can call it, so they are
+    never logged.
     """
 
     success: str = field(repr=False)
@@ -56,7 +56,7 @@ class OpenedLink:
     """The content of a callback link.
 
     `page` is where to send the shopper, with the checkout's id in its query; empty for a notification, which
-    redirects no one. `merchant_id` is None for a link of the older form.
+    leads nowhere. `merchant_id` is None for a link of the older form.
     """
 
     page: str = field(repr=False)
@@ -111,7 +111,7 @@ def merchant_url(encryptor: Encryptor, public_url: str, merchant: str) -> str:
     """Make the link for what names no checkout: the address of a merchant's terminals for their default
     notification.
 
-    It is the same each time, and as secret as the others: anyone who has it can call it.
+    It is the same each time, and as secret as the others: a sender who has it can call it.
     """
     tag = _encode(encryptor.sign(_MERCHANT, merchant.encode()))
     return f"{public_url.rstrip('/')}/callbacks/merchant/{quote(merchant, safe='')}/{tag}"

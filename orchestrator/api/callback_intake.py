@@ -34,8 +34,8 @@ LONGEST_PAUSE: Final = 60.0
 to the longest. The status checks continue meanwhile, and a visit makes the next ones quick."""
 _FORGOTTEN: Final = 600.0
 _MOST_VISITED: Final = 10_000
-_TOLD_AGAIN: Final = 60.0
-_MOST_TOLD: Final = 10_000
+_LOGGED_AGAIN: Final = 60.0
+_MOST_LOGGED: Final = 10_000
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class CallbackIntake:
         self._services = services
         self._waiting = 0
         self._tasks: set[asyncio.Task[object]] = set()
-        self._told: dict[Hashable, float] = {}
+        self._logged_at: dict[Hashable, float] = {}
         self._visited: dict[UUID, _Visited] = {}
         self.arrived: Counter[tuple[str, str]] = Counter()
         self.over_limit: Counter[tuple[str, str]] = Counter()
@@ -130,9 +130,9 @@ class CallbackIntake:
         if placed.created:
             _log.warning("checkout_created_from_payment", merchant=merchant, checkout=str(placed.checkout_id))
         elif placed.over_limit:
-            if self._seldom("unconfirmed_payments_over_limit", merchant):
+            if self._may_log("unconfirmed_payments_over_limit", merchant):
                 _log.warning("unconfirmed_payments_over_limit", merchant=merchant, grade=callback.grade)
-        elif placed.checkout_id is None and self._seldom("unmatched_callback_stored", merchant):
+        elif placed.checkout_id is None and self._may_log("unmatched_callback_stored", merchant):
             _log.warning(
                 "unmatched_callback_stored", merchant=merchant, grade=callback.grade, network=callback.network
             )
@@ -163,7 +163,7 @@ class CallbackIntake:
         """
         if self._waiting + size > MOST_WAITING:
             storing.close()
-            if self._seldom("callback_not_stored", *named.values()):
+            if self._may_log("callback_not_stored", *named.values()):
                 _log.warning("callback_not_stored", kind=kind, waiting=self._waiting, **named)
             return None
         self._waiting += size
@@ -198,22 +198,22 @@ class CallbackIntake:
         self.arrived[kind, grade] += 1
         if self._services.callbacks.unproven(grade, network):
             self.unproven[kind, grade, network] += 1
-            if self._seldom("callback_unproven", kind, grade, network, *named.values()):
+            if self._may_log("callback_unproven", kind, grade, network, *named.values()):
                 _log.warning("callback_unproven", kind=kind, grade=grade, network=network, **named)
 
     def _beyond(self, kind: str, grade: str, **named: str) -> None:
         self.over_limit[kind, grade] += 1
-        if self._seldom("callback_over_limit", *named.values()):
+        if self._may_log("callback_over_limit", *named.values()):
             _log.warning("callback_over_limit", kind=kind, grade=grade, **named)
 
-    def _seldom(self, *about: str) -> bool:
+    def _may_log(self, *about: str) -> bool:
         """Return whether this may be logged: not within a minute of the last time."""
         now = time.monotonic()
-        if now - self._told.get(about, float("-inf")) < _TOLD_AGAIN:
+        if now - self._logged_at.get(about, float("-inf")) < _LOGGED_AGAIN:
             return False
-        if len(self._told) >= _MOST_TOLD:
-            self._told = {what: at for what, at in self._told.items() if now - at < _TOLD_AGAIN}
-            if len(self._told) >= _MOST_TOLD:
+        if len(self._logged_at) >= _MOST_LOGGED:
+            self._logged_at = {what: at for what, at in self._logged_at.items() if now - at < _LOGGED_AGAIN}
+            if len(self._logged_at) >= _MOST_LOGGED:
                 return False
-        self._told[about] = now
+        self._logged_at[about] = now
         return True

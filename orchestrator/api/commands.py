@@ -28,7 +28,7 @@ from orchestrator.domain.command_rules import CommandRequest
 from orchestrator.domain.records import CommandKind, Decision
 from orchestrator.intents import Problem
 from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
-from orchestrator.intents.reading import LONGEST_LIFE
+from orchestrator.intents.reading import LONGEST_EXPIRY
 from orchestrator.store import inbox, read_model
 from orchestrator.store.inbox import KeyReused
 
@@ -311,9 +311,9 @@ class _Body(Fields):
         if (
             isinstance(seconds, bool)
             or not isinstance(seconds, int | Decimal)
-            or not 1 <= seconds <= LONGEST_LIFE
+            or not 1 <= seconds <= LONGEST_EXPIRY
         ):
-            self.wrong("expiresIn", f"must be a number of seconds from 1 to {LONGEST_LIFE} (30 days)")
+            self.wrong("expiresIn", f"must be a number of seconds from 1 to {LONGEST_EXPIRY} (30 days)")
             return None
         return float(seconds)
 

@@ -71,8 +71,8 @@ _POLICY: Final = (
 
 _TAGS: Final = {
     "checkouts": "Orders handed over, and how each of them stands.",
-    "commands": "What is asked of a checkout. Each is stored, answered at once, and carried out by whoever holds the checkout; what "
-    "becomes of it is shown at the `Location` of the answer, and among the checkout's `commands`.",
+    "commands": "Commands on a checkout. Each is stored, answered at once, and executed by the worker that holds the checkout; the "
+    "result is shown at the `Location` of the answer, and among the checkout's `commands`.",
     "payments": "Payments as the gateway showed them, also those that belong to no order.",
     "events": "What happened to a merchant's checkouts, in a feed that is read from a position on.",
     "webhooks": "URLs of the merchant's that events are sent to, and what became of each delivery.",
@@ -88,7 +88,7 @@ _WRONG: Final = {
 }
 """What an example of a problem is about, by its kind: a field or parameter, and what is said of it."""
 
-_ABOUT: Final = """Carries checkouts through the payment gateway until their money is settled.
+_ABOUT: Final = """Processes checkouts at the payment gateway until their money is settled.
 
 Every call but callbacks and health needs `Authorization: Bearer <token>`; `orchestrator token issue` makes one. Errors are
 `application/problem+json` and name each field that is wrong. Fields and query parameters that are not known are refused.

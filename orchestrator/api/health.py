@@ -46,7 +46,7 @@ async def alive() -> Response:
 
 async def ready(request: Request) -> Response:
     """Say whether requests can be served, and what is missing."""
-    broken, degraded = await request.app.state.health.look()
+    broken, degraded = await request.app.state.health.check()
     if broken is not None:
         return answer(answers.Health(status="unavailable", problems=[broken]), 503, {"Retry-After": "5"})
     return answer(answers.Health(status="degraded" if degraded else "ready", problems=degraded))
@@ -63,15 +63,15 @@ class Health:
         self._seldom: list[str] = []
         self._looking = asyncio.Lock()
 
-    async def look(self) -> tuple[str | None, list[str]]:
+    async def check(self) -> tuple[str | None, list[str]]:
         """Return why nothing can be served (or None), and what else is wrong."""
         async with self._looking:
             if time.monotonic() - self._at >= FRESH:
-                self._found = await self._look()
+                self._found = await self._check()
                 self._at = time.monotonic()
         return self._found
 
-    async def _look(self) -> tuple[str | None, list[str]]:
+    async def _check(self) -> tuple[str | None, list[str]]:
         services = self._services
         try:
             async with asyncio.timeout(TIMEOUT):
@@ -87,7 +87,7 @@ class Health:
             _log.warning("not_ready", reason=why, **log.cause(error))
             return why, []
         if time.monotonic() - self._seldom_at >= SELDOM:
-            self._seldom = await self._look_closer()
+            self._seldom = await self._check_more()
             self._seldom_at = time.monotonic()
         degraded = readiness.stalled(
             [services.intents.writes, services.callbacks.writes, services.unmatched.writes]
@@ -98,7 +98,7 @@ class Health:
             )
         return None, degraded + readiness.troubles(found) + self._seldom
 
-    async def _look_closer(self) -> list[str]:
+    async def _check_more(self) -> list[str]:
         inlet = self._services.inlet
         try:
             async with asyncio.timeout(TIMEOUT):

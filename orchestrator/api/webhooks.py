@@ -88,14 +88,14 @@ async def show_all(
 async def show(request: Request, webhook_id: str) -> Response:
     """One webhook, and what waits for it."""
     services, _, merchant = await _admitted(request, *READ)
-    return answer(shapes.Webhook(**_facts(await _one(services, merchant, webhook_id))))
+    return answer(shapes.Webhook(**_facts(await _find(services, merchant, webhook_id))))
 
 
 async def change(request: Request, webhook_id: str) -> Response:
     """Change a webhook, pause it or resume it; what waits is sent as it is then."""
     services, caller, merchant = await _admitted(request, WRITE)
     body = await _Body.of(request, shapes.ChangeWebhook)
-    webhook = await _one(services, merchant, webhook_id)
+    webhook = await _find(services, merchant, webhook_id)
     url, given, paused = body.target(services, required=False), body.settings(), body.paused()
     body.judge()
     changes = {**given, **({} if url is None else {"url": url})}
@@ -115,7 +115,7 @@ async def change(request: Request, webhook_id: str) -> Response:
         actor=caller.actor,
         fields=sorted(body.given),
     )
-    return answer(shapes.Webhook(**_facts(await _one(services, merchant, webhook_id))))
+    return answer(shapes.Webhook(**_facts(await _find(services, merchant, webhook_id))))
 
 
 async def delete(request: Request, webhook_id: str) -> Response:
@@ -159,7 +159,7 @@ async def send_test(request: Request, webhook_id: str) -> Response:
     attempts.
     """
     services, _, merchant = await _admitted(request, WRITE)
-    webhook = await _one(services, merchant, webhook_id)
+    webhook = await _find(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
         try:
             test = await deliveries.test(services.db, webhook.id)
@@ -173,11 +173,11 @@ async def resume(request: Request, webhook_id: str) -> Response:
     tried at once.
     """
     services, caller, merchant = await _admitted(request, WRITE)
-    webhook = await _one(services, merchant, webhook_id)
+    webhook = await _find(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
         await stored.resume(services.db, webhook.id, merchant_id=merchant.id)
     _log.info("webhook_resumed", webhook=str(webhook.id), merchant=merchant.name, actor=caller.actor)
-    return answer(shapes.Webhook(**_facts(await _one(services, merchant, webhook_id))))
+    return answer(shapes.Webhook(**_facts(await _find(services, merchant, webhook_id))))
 
 
 async def replay(request: Request, webhook_id: str) -> Response:
@@ -186,7 +186,7 @@ async def replay(request: Request, webhook_id: str) -> Response:
     """
     services, caller, merchant = await _admitted(request, WRITE)
     body = await _Body.of(request, shapes.Replay)
-    webhook = await _one(services, merchant, webhook_id)
+    webhook = await _find(services, merchant, webhook_id)
     wanted = body.replay()
     body.judge()
     async with asyncio.timeout(DATABASE_TIMEOUT):
@@ -210,7 +210,7 @@ async def show_deliveries(  # noqa: PLR0917 - FastAPI calls it by name
     With `checkout` or `failed` a page may hold fewer, and others follow.
     """
     services, _, merchant = await _admitted(request, *READ)
-    webhook = await _one(services, merchant, webhook_id)
+    webhook = await _find(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await deliveries.attempts(
             services.db,
@@ -265,9 +265,9 @@ async def _admitted(request: Request, *scopes: str) -> tuple[Services, Caller, M
     return dependencies.of(request), caller, merchant
 
 
-async def _one(services: Services, merchant: Merchant, webhook_id: str) -> Webhook:
+async def _find(services: Services, merchant: Merchant, webhook_id: str) -> Webhook:
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await stored.one(services.db, _id_of(webhook_id), merchant_id=merchant.id)
+        found = await stored.by_id(services.db, _id_of(webhook_id), merchant_id=merchant.id)
     if found is None:
         raise _unknown(webhook_id)
     return found

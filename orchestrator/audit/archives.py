@@ -114,7 +114,7 @@ class _Last(msgspec.Struct, rename="camel", tag_field="line", tag="manifest"):
     mac: str
 
 
-class _Told(msgspec.Struct):
+class _Read(msgspec.Struct):
     """What an entry says of its own place."""
 
     sequence: int
@@ -240,7 +240,7 @@ def _mac(key: Key, before: bytes, manifest: str) -> bytes:
 # ── A file by itself ──────────────────────────────────────────────────────────────────────────────────────
 
 _LINE: Final = msgspec.json.Decoder(_Page | _Last)
-_TOLD: Final = msgspec.json.Decoder(_Told)
+_READ: Final = msgspec.json.Decoder(_Read)
 
 
 def open_archive(path: Path, encryptor: Encryptor) -> Opened:
@@ -300,7 +300,7 @@ def _read(lines: Iterable[bytes], encryptor: Encryptor, opened: Opened) -> None:
 
 
 def _link(written: _Written) -> _Link:
-    told = _TOLD.decode(written.entry)
+    told = _READ.decode(written.entry)
     return _Link(
         told.sequence, told.at, told.action, written.entry, written.key_id, bytes.fromhex(written.mac)
     )

@@ -216,7 +216,7 @@ def unlike(checkout: UUID, walked: Walked, wanted: Head) -> str | None:
     return None
 
 
-class _Told(msgspec.Struct, rename={"before": "from"}):
+class _Read(msgspec.Struct, rename={"before": "from"}):
     """What verification reads of an entry's text."""
 
     checkout: UUID
@@ -229,7 +229,7 @@ class _Told(msgspec.Struct, rename={"before": "from"}):
     evidence: dict[str, Any]
 
 
-_TOLD: Final = msgspec.json.Decoder(_Told)
+_READ: Final = msgspec.json.Decoder(_Read)
 
 
 def from_unmatched_payment(evidence: Mapping[str, object]) -> bool:
@@ -244,7 +244,7 @@ def _read_entry(row: Link, checkout: UUID, state: str | None) -> tuple[str | Non
     after).
     """
     try:
-        told = _TOLD.decode(row.entry)
+        told = _READ.decode(row.entry)
     except msgspec.DecodeError:
         return "is not in the words of the trail", state
     moment = row.at.isoformat(timespec="microseconds")

@@ -12,7 +12,7 @@ import click
 
 from orchestrator.cli import commands
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import merchant_id, merchant_names, one, price, table
+from orchestrator.cli.lookup import find_checkout, merchant_id, merchant_names, price, table
 from orchestrator.cli.output import printer, say, say_json
 from orchestrator.cli.reconcile import reconcile
 from orchestrator.domain import sentences
@@ -148,7 +148,7 @@ def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
         from orchestrator.explain.timeline import timeline  # noqa: PLC0415
         from orchestrator.store import read_model  # noqa: PLC0415
 
-        row = await one(db, checkout)
+        row = await find_checkout(db, checkout)
         if as_json:
             _say_json(
                 {
@@ -222,7 +222,7 @@ def explain(*, data_dir: Path, checkout: str) -> int:
     async def tell(settings: Settings, db: Database) -> int:
         from orchestrator import explain as explanation  # noqa: PLC0415
 
-        row = await one(db, checkout)
+        row = await find_checkout(db, checkout)
         record = await explanation.gather(db, settings, row.id)
         assert record is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
         said = explanation.explain(record)

@@ -12,7 +12,7 @@ import click
 
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.command_results import exit_status, say_result, until_finished, wait_option
-from orchestrator.cli.lookup import ACTOR, Span, one, price
+from orchestrator.cli.lookup import ACTOR, Span, find_checkout, price
 from orchestrator.cli.output import say
 from orchestrator.domain.command_progress import CommandState
 from orchestrator.domain.records import CommandKind, Decision
@@ -189,7 +189,7 @@ def _ask(
         from orchestrator.domain import command_rules  # noqa: PLC0415
         from orchestrator.store import inbox  # noqa: PLC0415
 
-        row = await one(db, checkout)
+        row = await find_checkout(db, checkout)
         view = await inbox.checkout_view(db, row.id)
         assert view is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
         command_request = _command_request(view, kind, amount, wanted)
@@ -265,7 +265,7 @@ async def _answered(db: Database, checkout: UUID, command: UUID, wait: float) ->
         say_result(found)
     else:
         pending = found.state is CommandState.PENDING
-        taken = "has not been taken up by a worker yet" if pending else "is carried out still"
+        taken = "was not executed by a worker yet" if pending else "is still being executed"
         say(
             f"The command {taken} after {wait:g} s. It stands: `orchestrator commands show {command} --wait 60` waits for it, "
             f"and `orchestrator checkouts explain {checkout}` says how far the checkout is.",

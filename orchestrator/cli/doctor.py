@@ -33,7 +33,7 @@ DRIFT: Final = 5.0
 BROKER_TIMEOUT: Final = 15.0
 DATABASE_TIMEOUT: Final = 5.0
 """Seconds that Postgres gets for the first answer, and for the first write."""
-SECOND_LOOK: Final = 10.0
+SECOND_CHECK_AFTER: Final = 10.0
 """Seconds in which a healthy installation progresses, if it has only just been given something to do."""
 OLDEST_POSTGRES: Final = 15
 
@@ -73,7 +73,7 @@ def doctor(*, data_dir: Path, process: str | None) -> int:
         if stopped:
             option = "" if str(data_dir) == DATA_DIR else f" --data-dir {data_dir}"
             report.ill(
-                "up", f"it is not running: `orchestrator up{option}` starts it and goes on with what is open"
+                "up", f"it is not running: `orchestrator up{option}` starts it and continues open work"
             )
         asyncio.run(_examine(settings, report, stopped=stopped))
     if report.problems:
@@ -96,7 +96,7 @@ async def _heartbeat(db: Database, kind: str) -> int:
     )
     age = rows[0].age
     if age is None or age > SEEN_WITHIN:
-        found = "none was ever heard of" if age is None else f"the last one was {age:.0f} s ago"
+        found = "none was ever seen" if age is None else f"the last one was {age:.0f} s ago"
         say(f"no heartbeat of a {kind} on {here}: {found}", err=True)
         return 1
     say(f"a {kind} on {here} gave its last heartbeat {age:.0f} s ago")
@@ -364,7 +364,7 @@ async def _stuck(db: Database, found: readiness.Backlog) -> str | None:
         return f"{found.overdue} checkouts are overdue by more than {readiness.OVERDUE:.0f} s, and no sweep has found them"
     if found.untouched:
         return f"{found.untouched} checkouts have waited for more than {readiness.OVERDUE:.0f} s without a first step"
-    end = time.monotonic() + SECOND_LOOK
+    end = time.monotonic() + SECOND_CHECK_AFTER
     while found.suspicious:
         if time.monotonic() > end:
             since = "ever" if found.progressed is None else f"for {found.progressed:.0f} s"
@@ -397,7 +397,7 @@ async def _lookups(db: Database, report: _Report) -> None:
     for queue in queues:
         report.ill("lookups", queue.summary)
     if not queues:
-        report.well("lookups", "none waits for its turn")
+        report.well("lookups", "none waits")
 
 
 async def _gateways(settings: Settings, db: Database, report: _Report) -> None:

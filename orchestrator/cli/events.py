@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import merchant_id, one, table
+from orchestrator.cli.lookup import find_checkout, merchant_id, table
 from orchestrator.cli.output import printer, say, say_json
 from orchestrator.domain.events import EventType
 
@@ -84,7 +84,7 @@ def list_events(
 
         wanted = frozenset(kinds) or None
         if checkout is not None:
-            rows = await feeds.history(db, (await one(db, checkout)).id, limit=limit, kinds=wanted)
+            rows = await feeds.history(db, (await find_checkout(db, checkout)).id, limit=limit, kinds=wanted)
             rows = [row for row in rows if after == 0 or (row.position or 0) > after]
         else:
             rows = await _of_feed(db, merchant, after=after, limit=limit, kinds=wanted)

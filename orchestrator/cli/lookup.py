@@ -45,7 +45,7 @@ class Span(click.ParamType[float]):
         return float(seconds)
 
 
-async def one(db: Database, wanted: str) -> CheckoutRecord:
+async def find_checkout(db: Database, wanted: str) -> CheckoutRecord:
     """Return the checkout with this id, or the youngest with this order number (which may look like an id,
     too).
     """

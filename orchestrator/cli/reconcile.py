@@ -16,7 +16,7 @@ from uuid import UUID
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import ACTOR, Span, merchant_id, one, table
+from orchestrator.cli.lookup import ACTOR, Span, find_checkout, merchant_id, table
 from orchestrator.cli.output import printer, say
 from orchestrator.domain.command_result import REFUSED
 from orchestrator.domain.records import CommandKind
@@ -43,7 +43,7 @@ _SLACK: Final = 600.0
 """Seconds by which the clock of the process that made an id may differ from Postgres's."""
 
 
-@click.command(short_help="Have the gateway asked about checkouts: some, or all of a period.")
+@click.command(short_help="Look checkouts up at the gateway: some, or all of a period.")
 @data_dir
 @click.argument("checkouts", nargs=-1)
 @click.option(
@@ -75,7 +75,7 @@ def reconcile(
 
         encryptor = Encryptor(settings.secret_keys)
         if since is None:
-            rows = [await one(db, name) for name in dict.fromkeys(checkouts)]
+            rows = [await find_checkout(db, name) for name in dict.fromkeys(checkouts)]
             return await _reconcile(db, encryptor, _lists(rows), len(rows), wait=wait, timeout=timeout)
         period = await _period(db, since, merchant)
         (counted,) = await db.read(_count(), period)
@@ -144,7 +144,7 @@ async def _reconcile(
     if wait and not answered:
         say(
             f"Not all were answered: nothing came for {timeout:g} s. Are workers running, and is the gateway within reach "
-            "(`orchestrator doctor`)? What was asked for stands.",
+            "(`orchestrator doctor`)? The requests stay stored.",
             err=True,
         )
     return int(wait and not answered)

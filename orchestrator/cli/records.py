@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.store.merchants import Merchants
 
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_LONGEST_LIFE: Final = 366 * 86400
+_LONGEST_LIFETIME: Final = 366 * 86400
 _TIMEOUT: Final = 3.0
 """Seconds for what is only a courtesy."""
 
@@ -35,7 +35,7 @@ class _Lifetime(click.ParamType[float]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         found = re.fullmatch(r"(\d{1,9})([smhd]?)", str(value).strip())
         seconds = int(found[1]) * _UNITS[found[2]] if found else 0
-        if not 1 <= seconds <= _LONGEST_LIFE:
+        if not 1 <= seconds <= _LONGEST_LIFETIME:
             self.fail(f"{value!r} is not a duration such as 15m, 12h or 30d, of at most a year", param, ctx)
         return float(seconds)
 

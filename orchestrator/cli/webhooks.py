@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WAIT: Final = 20.0
 """Seconds that `test` waits for what came of it."""
-_LOOK: Final = 0.2
+_POLL: Final = 0.2
 
 _merchant = click.option(
     "--merchant", metavar="NAME", default="default", show_default=True, help="Whose webhook it is."
@@ -178,7 +178,7 @@ def rotate_secret(*, data_dir: Path, merchant: str, webhook: str, overlap: float
         from orchestrator.delivery import signature  # noqa: PLC0415
         from orchestrator.store import webhooks as stored  # noqa: PLC0415
 
-        endpoint = await _one(db, merchant, webhook)
+        endpoint = await _find(db, merchant, webhook)
         secret = signature.new_secret()
         await stored.rotate(
             db,
@@ -205,7 +205,7 @@ def send_test(*, data_dir: Path, merchant: str, webhook: str) -> int:
         from orchestrator.crypto import Encryptor  # noqa: PLC0415
         from orchestrator.store import deliveries  # noqa: PLC0415
 
-        endpoint = await _one(db, merchant, webhook)
+        endpoint = await _find(db, merchant, webhook)
         test = await deliveries.test(db, endpoint.id)
         encryptor = Encryptor(settings.secret_keys)
         try:
@@ -216,7 +216,7 @@ def send_test(*, data_dir: Path, merchant: str, webhook: str) -> int:
                     )
                     if found:
                         break
-                    await asyncio.sleep(_LOOK)
+                    await asyncio.sleep(_POLL)
         except TimeoutError:
             say(
                 f"nothing has come of it within {WAIT:.0f} s: does a deliverer run (`orchestrator doctor`)?",
@@ -248,7 +248,7 @@ def replay(
     async def work(_: Settings, db: Database) -> int:
         from orchestrator.store import replays  # noqa: PLC0415
 
-        endpoint = await _one(db, merchant, webhook)
+        endpoint = await _find(db, merchant, webhook)
         if event is not None:
             checkout, number = event.rpartition("-")[::2]
             found = uuid_of(checkout)
@@ -290,7 +290,7 @@ def deliveries(*, data_dir: Path, merchant: str, webhook: str, failed: bool, lim
         from orchestrator.domain.events import event_id  # noqa: PLC0415
         from orchestrator.store import deliveries  # noqa: PLC0415
 
-        endpoint = await _one(db, merchant, webhook)
+        endpoint = await _find(db, merchant, webhook)
         shown = table("at", "event", "type", "#", "outcome", "status", "ms", "answer")
         number, before = 0, None
         while number < limit:
@@ -337,7 +337,7 @@ def _changed(
     async def work(_: Settings, db: Database) -> int:
         from orchestrator.store import webhooks as stored  # noqa: PLC0415
 
-        endpoint = await _one(db, merchant, webhook)
+        endpoint = await _find(db, merchant, webhook)
         await change(stored, db, endpoint)
         say(f"{what} {endpoint.id}")
         return 0
@@ -345,13 +345,13 @@ def _changed(
     return on_database(data_dir, work)
 
 
-async def _one(db: Database, merchant: str, webhook: str) -> Webhook:
+async def _find(db: Database, merchant: str, webhook: str) -> Webhook:
     from orchestrator.store import webhooks as stored  # noqa: PLC0415
 
     number = uuid_of(webhook)
     found = None
     if number is not None:
-        found = await stored.one(db, number, merchant_id=await merchant_id(db, merchant))
+        found = await stored.by_id(db, number, merchant_id=await merchant_id(db, merchant))
     if found is None:
         raise click.UsageError(
             f"merchant {merchant} has no webhook {webhook!r}: see `orchestrator webhooks list`"

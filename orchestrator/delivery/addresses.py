@@ -250,7 +250,7 @@ class Resolver:
         key = host.lower(), port
         under_way = self._under_way.get(key)
         if under_way is None:
-            under_way = asyncio.get_running_loop().run_in_executor(self._threads, self._look, host, port)
+            under_way = asyncio.get_running_loop().run_in_executor(self._threads, self._resolve, host, port)
             self._under_way[key] = under_way
             under_way.add_done_callback(lambda _: self._under_way.pop(key, None))
         found = await asyncio.shield(under_way)
@@ -263,7 +263,7 @@ class Resolver:
         if not (self._policy.named(address) if named_only else self._policy.permits(address)):
             raise AddressForbidden
 
-    def _look(self, host: str, port: int) -> list[Found]:
+    def _resolve(self, host: str, port: int) -> list[Found]:
         try:
             rows = self._lookup(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):

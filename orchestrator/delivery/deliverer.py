@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
-LOOK: Final = 1.0
+CHECK_EVERY: Final = 1.0
 """Seconds after which all endpoints are checked, with or without notifications."""
-LOOK_UNTOLD: Final = 0.05
+CHECK_EVERY_WITHOUT_NOTIFICATIONS: Final = 0.05
 """The same where no notifications arrive."""
 GATHER: Final = 0.004
 """Seconds between two rounds, in which the next list gathers while there is much to do."""
@@ -75,11 +75,11 @@ class Deliverer:
         self._lanes: dict[UUID, Lane] = {}
         self._by_text: dict[str, Lane] = {}
         self._woken = asyncio.Event()
-        self._refresh_at = self._look_at = self._tests_at = self._clean_at = float("-inf")
+        self._refresh_at = self._check_at = self._tests_at = self._clean_at = float("-inf")
         self._lease = settings.webhook_total_timeout + LEASE_MARGIN
         self._tasks: set[asyncio.Task[None]] = set()
         self._tests: set[asyncio.Task[None]] = set()
-        self._turn = 0
+        self._round = 0
         self._refused: set[UUID] = set()
         self._results: Batch[Written, bool] = Batch(
             self._write,
@@ -109,7 +109,7 @@ class Deliverer:
         if said == webhooks.CHANGED or None in lanes:
             self._refresh_at = float("-inf")
         if not lanes or None in lanes:
-            self._look_at = self._tests_at = float("-inf")
+            self._check_at = self._tests_at = float("-inf")
         for lane in lanes:
             if lane is not None:
                 lane.hot = True
@@ -155,7 +155,7 @@ class Deliverer:
             for lane in self._lanes.values()
             if lane.hot and max(lane.pace.begins_at, lane.open_at) > now
         ]
-        return max(min([self._look_at, *held]) - now, 0.001)
+        return max(min([self._check_at, *held]) - now, 0.001)
 
     async def _finish(self) -> bool:
         """Let what is under way come to its end, within the shutdown's time; give back what does not."""
@@ -179,9 +179,9 @@ class Deliverer:
         if self._refresh_at < now:
             # A change was notified during the read.
             await self._refresh()
-        everywhere = now >= self._look_at
+        everywhere = now >= self._check_at
         if everywhere:
-            self._look_at = now + (LOOK if self.notified else LOOK_UNTOLD)
+            self._check_at = now + (CHECK_EVERY if self.notified else CHECK_EVERY_WITHOUT_NOTIFICATIONS)
         if now >= self._clean_at:
             self._clean_at = now + CLEAN_EVERY
             await self._clean()
@@ -196,7 +196,7 @@ class Deliverer:
         most = TESTS_AT_ONCE - len(self._tests)
         if now < self._tests_at or most <= 0:
             return 0
-        self._tests_at = now + LOOK
+        self._tests_at = now + CHECK_EVERY
         return self._begin(await deliveries.take_tests(self._db, most=most, seconds=self._lease))
 
     async def _take(self, wanted: dict[UUID, int], probes: set[UUID]) -> int:
@@ -227,8 +227,8 @@ class Deliverer:
         """
         now = time.monotonic()
         lanes = [lane for lane in self._lanes.values() if everywhere or lane.hot]
-        self._turn += 1
-        first = self._turn % max(len(lanes), 1)
+        self._round += 1
+        first = self._round % max(len(lanes), 1)
         room = self._settings.webhook_in_flight - len(self._tasks)
         wanted: dict[UUID, int] = {}
         probes: set[UUID] = set()
@@ -241,7 +241,7 @@ class Deliverer:
                     continue
                 if not await webhooks.claim_probe(self._db, webhook.id, seconds=self._lease):
                     # Another deliverer probes it, or nothing is due.
-                    lane.open_at = now + LOOK
+                    lane.open_at = now + CHECK_EVERY
                     continue
                 probes.add(webhook.id)
                 most = 1
@@ -257,7 +257,7 @@ class Deliverer:
     async def _refresh(self) -> None:
         """Read all endpoints anew."""
         # Before the read: a notification during it causes another read.
-        self._refresh_at = time.monotonic() + LOOK
+        self._refresh_at = time.monotonic() + CHECK_EVERY
         found = await webhooks.served(self._db)
         now = time.monotonic()
         lanes: dict[UUID, Lane] = {}
@@ -297,7 +297,7 @@ class Deliverer:
         """Delete what is not kept any more: attempts, and what deleted endpoints have left."""
         kept = self._settings.webhook_attempt_retention_days * 86_400
         if await deliveries.forget(self._db, older_than=kept) or await deliveries.clear(self._db):
-            self._clean_at = time.monotonic() + LOOK
+            self._clean_at = time.monotonic() + CHECK_EVERY
 
     def _begin(self, found: Sequence[Due], probes: Collection[UUID] = ()) -> int:
         for due in found:

@@ -282,7 +282,7 @@ _ERRORS: Final[dict[ErrorCode, Callable[[Facts], str]]] = {
     ErrorCode.NO_PAYMENT_METHODS: lambda _: _NO_METHODS,
     ErrorCode.ORDER_NUMBER_USED_UP: _used_up,
     ErrorCode.DEADLINE_PASSED: lambda _: "the deadline passed before it could be offered again",
-    ErrorCode.UNKNOWN_ORDER: lambda _: "a payment came for an order number that nobody asked for",
+    ErrorCode.UNKNOWN_ORDER: lambda _: "a payment came for an order number without an intent",
     ErrorCode.LEFT_TO_ORDER: lambda facts: (
         f"the order has checkout {facts['checkout']}, which the payment is left to"
     ),
@@ -327,7 +327,7 @@ SHOWS: Final[Mapping[str, str]] = {
     "declined": "only attempts that are over without money",
     "nothing": "no attempt to pay",
     "released": "that the payment was released",
-    "unsure": "something that a person must look at",
+    "unsure": "something that needs a decision",
 }
 """What a lookup shows, by its `LookupOutcome`."""
 
@@ -354,7 +354,7 @@ _RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
     ResultCode.REFUSED_CANCELLING: lambda _: "it is being cancelled already",
     ResultCode.REFUSED_NOT_CLOSED: lambda facts: f"a checkout that is {facts['state']} cannot be reopened",
     ResultCode.REFUSED_NOT_AN_ORDER: lambda facts: (
-        f"nobody asked for order {facts['orderId']}: there is nothing to open a session with"
+        f"order {facts['orderId']} has no intent: there is nothing to open a session with"
     ),
     ResultCode.REFUSED_ORDER_TAKEN: lambda facts: (
         f"order {facts['orderId']} belongs to checkout {facts['checkout']} now"

@@ -37,7 +37,7 @@ __all__ = [
 _NEXT_CALL: Final = {
     State.RECEIVED: "a worker logs in at the gateway for it",
     State.AUTHENTICATED: "a worker opens the payment session at the gateway",
-    State.SESSION_CREATED: "a worker asks the gateway for the payment methods",
+    State.SESSION_CREATED: "a worker lists the payment methods at the gateway",
     State.METHODS_FETCHED: "a worker hands the session to the shop",
 }
 _STANDS: Final = {
@@ -63,13 +63,13 @@ _HOLDS: Final = {
     PaymentStatus.CHARGED_BACK: "its payment is charged back",
 }
 _CIRCUIT_OPEN: Final = (
-    "The gateway is not being called for a moment: its circuit is open, because its calls failed one after the other or it asked for fewer; "
+    "The gateway is not being called for a moment: its circuit is open, because its calls failed repeatedly or it asked for fewer; "
     "that counts as no failure of this order."
 )
 _CAUSES: Final = {
-    Cause.ASKED: "asked for",
-    Cause.AUTOMATIC: "begun by the orchestrator, as the order says",
-    Cause.RETURNED: "begun to return the money",
+    Cause.ASKED: "requested",
+    Cause.AUTOMATIC: "started by the orchestrator, as the order requires",
+    Cause.RETURNED: "started to return the money",
 }
 
 
@@ -128,18 +128,20 @@ def _because(record: Record) -> list[str]:
     elif record.from_payment and record.state in CLOSED:
         said.append("It exists here only so that its money has a place to be decided on.")
     elif record.state in CLOSED:
-        said.append("The gateway shows no money that was taken for this order, as far as we have looked.")
+        said.append(
+            "The gateway shows no money that was taken for this order, as far as the last lookup shows."
+        )
     elif record.state in UNOFFERED:
         said += _opening(record)
     else:
         said += _offered(record)
     said += [_operation(record, operation) for operation in record.operations]
     said += [
-        f"At {moment(command.requested_at)} {trail.who(command.actor)} asked for a {command.kind}, "
+        f"At {moment(command.requested_at)} {trail.who(command.actor)} requested a {command.kind}, "
         + (
-            "which waits until it is known what came of the one before it."
+            "which waits for the result of the previous operation."
             if command in record.blocked_commands
-            else "which no worker has taken up yet."
+            else "which no worker has executed yet."
         )
         for command in record.open_commands
     ]
@@ -153,7 +155,7 @@ def _because(record: Record) -> list[str]:
 def _opening(record: Record) -> list[str]:
     said = ["Nothing has been offered to the shopper yet."]
     if record.cancel_requested_at is not None:
-        said.append(f"At {moment(record.cancel_requested_at)} a cancel was asked for.")
+        said.append(f"At {moment(record.cancel_requested_at)} a cancel was requested.")
     if _circuit_open(record):
         said.append(_CIRCUIT_OPEN)
     elif record.attempts:
@@ -168,7 +170,7 @@ def _offered(record: Record) -> list[str]:
     said = []
     if record.cancel_requested_at is not None:
         said.append(
-            f"At {moment(record.cancel_requested_at)} a cancel was asked for: the session is no longer handed out."
+            f"At {moment(record.cancel_requested_at)} a cancel was requested: the session is no longer handed out."
         )
     elif record.now >= record.deadline:
         said.append(f"Its deadline passed at {moment(record.deadline)}: the session is no longer handed out.")
@@ -220,9 +222,9 @@ def _money(record: Record) -> list[str]:
             f", which is sure to work until {moment(record.reserved_until)}" if record.reserved_until else ""
         )
         by = (
-            "the gateway was told to capture by itself"
+            "the gateway was requested to capture by itself"
             if record.auto_capture
-            else "it is captured when the shop or its policy asks for it"
+            else "it is captured when the shop or its policy requires it"
         )
         said.append(f"{price(left)} is not captured yet: {by}{until}.")
     if record.late and record.from_payment:
@@ -243,7 +245,7 @@ def _operation(record: Record, operation: Operation) -> str:
             return f"{begun} may have left for the gateway{_at(operation.submitted_at)}, and its answer is not in; it is not sent twice."
         case OperationState.UNKNOWN:
             return (
-                f"{begun} left for the gateway{_at(operation.submitted_at)}, and nothing told what came of it{error}; it is not sent again "
+                f"{begun} left for the gateway{_at(operation.submitted_at)}, and its result is unknown{error}; it is not sent again "
                 "while the gateway's books may still show it."
             )
         case OperationState.SUCCEEDED:
@@ -275,7 +277,7 @@ def _next(record: Record) -> Next:
         )
     if record.slot_reserved and not due:
         return Next(
-            f"Its lookup waits for its turn within the merchant's budget of lookups{_behind(record.queue)}: at {moment(record.due_at)} "
+            f"Its lookup waits for its slot within the merchant's budget of lookups{_behind(record.queue)}: at {moment(record.due_at)} "
             f"{_what(record)}.{_after(record)}",
             record.due_at,
         )
@@ -301,26 +303,26 @@ def _what(record: Record) -> str:
     free = [command for command in record.open_commands if command not in record.blocked_commands]
     if free:
         kinds = ", ".join(dict.fromkeys(command.kind for command in free))
-        return f"a worker takes up what was asked for ({kinds})"
+        return f"a worker executes the requested command ({kinds})"
     if record.callbacks:
-        return "a worker reads what arrived and asks the gateway what it holds"
+        return "a worker reads the callbacks and looks the order up at the gateway"
     if record.open_operations:
         operation = record.open_operations[0]
         if operation.state == OperationState.REQUESTED:
             return f"a worker sends the {operation.kind} to the gateway"
-        return f"a worker asks the gateway's books what came of the {operation.kind}"
+        return f"a worker looks up the result of the {operation.kind}"
     if record.state in UNOFFERED:
         if record.cancel_requested_at is not None:
             return "a worker cancels it, since it was never offered"
         again = " once more" if record.attempts else ""
         return _NEXT_CALL[record.state] + again
     if record.state is State.CALLBACK_RECEIVED:
-        return "a worker asks the gateway what it holds for this order"
+        return "a worker looks this order up at the gateway"
     if record.state is State.AWAITING_PAYMENT:
-        return "a worker asks the gateway, whether a callback has come or not"
+        return "a worker looks the order up at the gateway, with or without a callback"
     if record.state is State.COMPLETED:
-        return "a worker asks the gateway for captures, refunds and chargebacks that were not ours"
-    return "a worker asks the gateway for money that came late"
+        return "a worker looks for captures, refunds and chargebacks that were made elsewhere"
+    return "a worker looks for late money at the gateway"
 
 
 def _after(record: Record) -> str:

@@ -103,10 +103,10 @@ def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912
     evidence, at = entry.evidence, moment(entry.at)
     if entry.before is None:
         if audit.from_unmatched_payment(evidence):
-            return f"At {at} a callback told of a payment for an order number that no shop had handed over."
-        return f"At {at} {who(entry.actor)} handed it over."
+            return f"At {at} a callback reported a payment for an order number without an intent."
+        return f"At {at} {who(entry.actor)} created it."
     showed = transactions(record, evidence)
-    asked = f"At {at} we asked the gateway"
+    asked = f"At {at} a worker looked it up at the gateway"
     match entry.trigger:
         case Trigger.AUTHENTICATED:
             return f"At {at} the gateway accepted our login and issued a token for it."
@@ -206,7 +206,7 @@ def _failed(_: Record, entry: Entry) -> str:
 
 
 def _cancel(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} {who(entry.actor)} asked for it to be cancelled."
+    return f"At {moment(entry.at)} {who(entry.actor)} requested its cancellation."
 
 
 def _refused(_: Record, entry: Entry) -> str:
@@ -225,15 +225,15 @@ def _read(_: Record, entry: Entry) -> str:
 
 def _taken(_: Record, entry: Entry) -> str:
     kind = str(entry.evidence.get("kind") or "command").replace("_", " ")
-    return f"At {moment(entry.at)} a worker took up a {kind} that {who(entry.actor)} had asked for."
+    return f"At {moment(entry.at)} a worker executed a {kind} that {who(entry.actor)} had requested."
 
 
 def _raised(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} a person was asked to look at it."
+    return f"At {moment(entry.at)} attention was raised."
 
 
 def _cleared(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} {who(entry.actor)} settled what a person had to look at."
+    return f"At {moment(entry.at)} {who(entry.actor)} cleared the attention."
 
 
 def _settled(_: Record, entry: Entry) -> str:
@@ -245,7 +245,7 @@ def _asked(_: Record, entry: Entry) -> str:
     # `shown` is the sentence itself, in entries of versions before migration 0013.
     said = f"the gateway shows {finding}" if finding else entry.evidence.get("shown")
     shown = f": {plain(said)}" if said else ""
-    return f"At {moment(entry.at)} {who(entry.actor)} had the gateway asked{shown}."
+    return f"At {moment(entry.at)} {who(entry.actor)} requested a lookup{shown}."
 
 
 def _operation(said: str, *, why: bool = False) -> Callable[[Record, Entry], str]:

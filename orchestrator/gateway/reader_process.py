@@ -57,7 +57,7 @@ _NO_TURN: Final = Unknown("The gateway's answer came while too many large ones w
 _UNTELLABLE: Final = Unknown("The gateway's answer holds a number that no answer has.", unreadable=True)
 
 
-class _Told(msgspec.Struct, omit_defaults=True):
+class _Read(msgspec.Struct, omit_defaults=True):
     """The result of reading; exactly one field is set."""
 
     found: Found | None = None
@@ -67,7 +67,7 @@ class _Told(msgspec.Struct, omit_defaults=True):
     unknown: Unknown | None = None
 
     @classmethod
-    def of(cls, outcome: Outcome[Any]) -> _Told:
+    def of(cls, outcome: Outcome[Any]) -> _Read:
         match outcome:
             case Done(Found() as found):
                 return cls(found=found)
@@ -94,7 +94,7 @@ class _Told(msgspec.Struct, omit_defaults=True):
 _READY: Final = b"ready"
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _ASKED: Final = msgspec.msgpack.Decoder(tuple[str, int | str, bytes])
-_TOLD: Final = msgspec.msgpack.Decoder(_Told)
+_READ: Final = msgspec.msgpack.Decoder(_Read)
 
 
 class ReaderProcess:
@@ -157,7 +157,7 @@ class ReaderProcess:
             _put(process.stdin, _ENCODER.encode((reader.kind, reader.argument, raw)))
             told = _get(process.stdout, _of(TOLD, raw))
             if told is not None:
-                return _TOLD.decode(told).outcome
+                return _READ.decode(told).outcome
         self._end()
         return _NOT_READ
 
@@ -223,11 +223,11 @@ def serve() -> None:
                 resource.setrlimit(
                     resource.RLIMIT_AS, (_of(MEMORY, raw), resource.getrlimit(resource.RLIMIT_AS)[1])
                 )
-            told = _Told.of(answers.READERS[kind](raw, argument))
+            told = _Read.of(answers.READERS[kind](raw, argument))
             try:
                 message = _ENCODER.encode(told)
             except (OverflowError, ValueError):
-                message = _ENCODER.encode(_Told(unknown=_UNTELLABLE))
+                message = _ENCODER.encode(_Read(unknown=_UNTELLABLE))
             _put(sink, message)
             signal.alarm(0)
 

@@ -24,7 +24,7 @@ ORDER_NUMBER: Final = re.compile(r"[a-zA-Z0-9-]{1,50}")
 LONGEST_ORDER: Final = 255
 """Characters of an order number that is searched for: payments that no shop handed over have numbers of other
 systems."""
-LONGEST_LIFE: Final = 30 * 86_400
+LONGEST_EXPIRY: Final = 30 * 86_400
 MOST_LINES: Final = 500
 MOST_PIECES: Final = 1_000_000
 MOST_INFOS: Final = 49
@@ -152,9 +152,9 @@ class _Reader(Fields):
             if (
                 isinstance(seconds, bool)
                 or not isinstance(seconds, int | Decimal)
-                or not 1 <= seconds <= LONGEST_LIFE
+                or not 1 <= seconds <= LONGEST_EXPIRY
             ):
-                self.wrong("expiresIn", f"must be a number of seconds from 1 to {LONGEST_LIFE} (30 days)")
+                self.wrong("expiresIn", f"must be a number of seconds from 1 to {LONGEST_EXPIRY} (30 days)")
             else:
                 document["expiresIn"] = int(seconds) if seconds == int(seconds) else float(seconds)
         agent = self.text(body, "", "userAgent", required=False, most=BODY_LIMIT)

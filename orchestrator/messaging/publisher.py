@@ -31,7 +31,7 @@ FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 3.0
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the broker may take to answer, or to take what is sent."""
-PROBE_LIFE: Final = 60
+PROBE_EXPIRY: Final = 60
 """Seconds that Redis keeps what was written to see whether it can be."""
 
 
@@ -97,7 +97,7 @@ class Publisher:
             producer = self._connected()
             client = getattr(producer.channel, "client", None)
             if client is not None:
-                client.set("probe", "1", ex=PROBE_LIFE)
+                client.set("probe", "1", ex=PROBE_EXPIRY)
             else:
                 # RabbitMQ drops what leads to no queue; where it takes no messages, it answers nothing after
                 # this.

@@ -122,7 +122,7 @@ class Queue:
     def summary(self) -> str:
         """A sentence about the queue, and what to do."""
         return (
-            f"{self.waiting} lookups of merchant {self.merchant} wait for their turn, the oldest for {self.age:.0f} s, and a new one would "
+            f"{self.waiting} lookups of merchant {self.merchant} wait for their slot, the oldest for {self.age:.0f} s, and a new one would "
             f"for {self.wait:.0f} s: see whether its callbacks arrive, or raise its budget: orchestrator merchants set {self.merchant} "
             "lookups_per_minute=…"
         )

@@ -128,8 +128,7 @@ class Settings(BaseSettings):
     """The longest lifetime of a token, from its `iat` to its `exp`: a longer one is neither issued nor
     accepted."""
 
-    # Gateway calls. The total bounds a call however slowly its answer comes; answers beyond the size are an
-    # outcome.
+    # Gateway calls. The total bounds a call however slow its answer is; a too large answer is an outcome.
     gateway_connect_timeout: float = Field(default=3.0, gt=0, le=60)
     """Name, connection and TLS handshake of one call."""
     gateway_read_timeout: float = Field(default=8.0, gt=0, le=60)
@@ -209,8 +208,7 @@ class Settings(BaseSettings):
     recheck_after_callback: float = Field(default=2.0, gt=0, le=3600)
     """From a callback that the gateway does not confirm yet to the next lookup; it doubles."""
     lapse_warning: float = Field(default=86_400.0, ge=0, le=30 * 86400)
-    """How long before a reservation may lapse (Visa: 7 days) attention is raised because it is not captured
-    yet."""
+    """How long before a reservation may lapse (Visa: 7 days) attention is raised if it is not captured."""
     post_settlement_checks: Annotated[tuple[float, ...], AfterValidator(ascending)] = (
         3600.0,
         86400.0,
@@ -471,9 +469,7 @@ def environment(settings: Settings, process: str | None = None) -> dict[str, str
 
 def _spelled(value: object) -> str:
     if isinstance(value, tuple):
-        return json.dumps(
-            [item.get_secret_value() if isinstance(item, SecretStr) else item for item in value]
-        )
+        return json.dumps([v.get_secret_value() if isinstance(v, SecretStr) else v for v in value])
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 

@@ -38,11 +38,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-_REST: Final = 3.0
+_DELAY_SHARE: Final = 3.0
 """How many times as long as a batch took the next may wait for more, where there is a burst."""
 
 
-_LONGEST_REST: Final = 0.015
+_LONGEST_DELAY: Final = 0.015
 
 
 _ONE_WRITE: Final = 30.0
@@ -194,7 +194,7 @@ class Batch(Generic[T, R]):
                     elif self._queue:
                         # A burst: a batch costs far more than another row in it, so let some gather. A single
                         # item, or one item after the other, never waits.
-                        await asyncio.sleep(min((time.monotonic() - begun) * _REST, _LONGEST_REST))
+                        await asyncio.sleep(min((time.monotonic() - begun) * _DELAY_SHARE, _LONGEST_DELAY))
             finally:
                 self._writing = False
                 self._under_way = []

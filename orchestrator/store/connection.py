@@ -176,7 +176,7 @@ class Connection(psycopg.AsyncConnection[Any]):
     local = b""
     """What a transaction has to set for itself, because neither session, role nor database does: statements,
     each after a semicolon."""
-    _began = _heard = -math.inf
+    _began = _received_at = -math.inf
 
     @property
     def outdated(self) -> bool:
@@ -282,7 +282,7 @@ class Connection(psycopg.AsyncConnection[Any]):
                 self.pgconn.finish()
             raise
         else:
-            self._heard = time.monotonic()
+            self._received_at = time.monotonic()
             return result
         finally:
             others.discard(self)
@@ -302,7 +302,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         state = error.sqlstate
         if state is None:
             return
-        self._heard = time.monotonic()
+        self._received_at = time.monotonic()
         if state in OTHERS_STATEMENTS:
             self.server.met_others = True
         if state == READ_ONLY or state in OTHERS_STATEMENTS or state.startswith(ENDING):
@@ -314,9 +314,9 @@ class Connection(psycopg.AsyncConnection[Any]):
         """
         loop = asyncio.get_running_loop()
         for other in self.server.waiting:
-            if other is not self and other._heard < self._began:  # noqa: SLF001 - of the same class
-                loop.call_later(_SUSPECT, other._cut_unless_heard, other._began)  # noqa: SLF001
+            if other is not self and other._received_at < self._began:  # noqa: SLF001 - of the same class
+                loop.call_later(_SUSPECT, other._cut_unless_received, other._began)  # noqa: SLF001
 
-    def _cut_unless_heard(self, began: float) -> None:
+    def _cut_unless_received(self, began: float) -> None:
         if self in self.server.waiting and self._began == began:
             self.cut()

@@ -150,7 +150,7 @@ class Database:
         """
         return await self._alone(statement, parameters)
 
-    async def knock(self) -> None:
+    async def connect_anew(self) -> None:
         """Open a connection beside the pool and close it again: those of the pool may work where no other one
         is accepted.
         """

@@ -43,7 +43,7 @@ class Listener:
             prepared=prepared,
             writes=True,
         )
-        self._channel, self._heard = channel, heard
+        self._channel, self._receive = channel, heard
         self.listening = False
         """Whether it receives at this moment."""
 
@@ -76,7 +76,7 @@ class Listener:
             try:
                 server.consume_input()
                 while (said := server.notifies()) is not None:
-                    self._heard(said.extra.decode(errors="replace"))
+                    self._receive(said.extra.decode(errors="replace"))
             except psycopg.Error:
                 loop.remove_reader(number)
                 lost.set()
@@ -85,7 +85,7 @@ class Listener:
         loop.add_reader(number, readable)
         self.listening = True
         # Notifications of earlier commits are not repeated.
-        self._heard("")
+        self._receive("")
         try:
             await lost.wait()
         finally:

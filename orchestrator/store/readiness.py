@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 SEEN_WITHIN: Final = 20.0
 """Seconds since the last heartbeat after which a process counts as away; processes write one every five."""
-TOLD_WITHIN: Final = 8.0
+FAULTS_WITHIN: Final = 8.0
 """Seconds since a heartbeat after which the faults in it are no longer reported: the process may
 have ended."""
 STALLED_AFTER: Final = 10.0
 """Seconds without a commit, while something waits to be written, after which a writer counts as stalled."""
 IDLE_AFTER: Final = 30.0
-"""Seconds in which a worker's dispatcher has taken nothing up, while hints wait, after which it counts as
+"""Seconds in which a worker's dispatcher has claimed nothing, while hints wait, after which it counts as
 stopped."""
-KNOCK: Final = 1.5
+CONNECT_TIMEOUT: Final = 1.5
 """Seconds for a new connection."""
 OVERDUE: Final = 120.0
 """Seconds for which a checkout may wait for a worker."""
@@ -121,7 +121,7 @@ class Process:
         """What the process itself says is wrong with it, a sentence each; nothing where it said so too long
         ago.
         """
-        if self.age > TOLD_WITHIN:
+        if self.age > FAULTS_WITHIN:
             return []
         told, found = self.progress, []
         stalled = told.get("stalledSeconds", 0)
@@ -131,11 +131,11 @@ class Process:
             )
         idle, waiting = told.get("dispatchedSecondsAgo", 0), told.get("waiting", 0)
         if waiting and idle > IDLE_AFTER:
-            found.append(f"has taken nothing up for {idle:.0f} s, and {waiting} hints wait in it")
+            found.append(f"has claimed nothing for {idle:.0f} s, and {waiting} hints wait in it")
         if why := told.get("claimsFail"):
-            found.append(f"takes nothing up, because its claims fail: {why}")
+            found.append(f"claims nothing, because its claims fail: {why}")
         if why := told.get("brokerTrouble"):
-            found.append(f"does without the broker ({why}), and sweeps by itself")
+            found.append(f"has no broker ({why}), and sweeps by itself")
         return [f"{self.kind} {self.name} {fault}" for fault in found]
 
 
@@ -221,12 +221,12 @@ async def refusals(db: Database) -> list[str]:
         for table, privileges in (await schema.lacking(db)).items()
     ]
     try:
-        async with asyncio.timeout(KNOCK):
-            await db.knock()
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            await db.connect_anew()
     except Exception as error:
         if not is_away(error):
             raise
-        found.append(f"no new connection to the database is let in: {reason(error)}")
+        found.append(f"no new connection to the database is accepted: {reason(error)}")
     return found
 
 

@@ -260,7 +260,7 @@ async def add(
     return _read(made)
 
 
-async def one(db: Database, webhook: UUID, *, merchant_id: int) -> Webhook | None:
+async def by_id(db: Database, webhook: UUID, *, merchant_id: int) -> Webhook | None:
     """Return an endpoint of a merchant, with what waits for it."""
     rows = await db.read(_ONE, {"id": webhook, "merchant_id": merchant_id})
     return _read(rows[0]) if rows else None
@@ -306,7 +306,7 @@ async def change(
             # Failures at the previous URL say nothing about the new one.
             await deliveries.retry_now(tx, webhook, anew=True)
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
-    return await one(db, webhook, merchant_id=merchant_id)
+    return await by_id(db, webhook, merchant_id=merchant_id)
 
 
 async def rotate(
@@ -323,7 +323,7 @@ async def rotate(
             tx, _ROTATE, {"id": webhook, "merchant_id": merchant_id, "secret": encrypted, "seconds": overlap}
         )
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
-    return await one(db, webhook, merchant_id=merchant_id)
+    return await by_id(db, webhook, merchant_id=merchant_id)
 
 
 async def pause(db: Database, webhook: UUID, reason: PauseReason, *, url: str | None = None) -> bool:

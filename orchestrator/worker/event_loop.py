@@ -72,7 +72,7 @@ class Bridge:
         self._ready = threading.Event()
         self._end = asyncio.Event()
         self._start_error: BaseException | None = None
-        self._heard = self._swept = time.monotonic()
+        self._received_at = self._swept = time.monotonic()
         self._counts = {"hints": 0, "checkouts": 0, "swept": 0}
         self._sweeping = threading.Lock()
         self._stopping = False
@@ -114,7 +114,7 @@ class Bridge:
 
     def process(self, ids: Sequence[UUID], queue: QueueKind = "checkouts") -> None:
         """Have these processed, and return when they are claimed or deferred."""
-        self._heard = time.monotonic()
+        self._received_at = time.monotonic()
         self._counts["hints"] += 1
         self._counts["checkouts"] += len(ids)
         self._run(self._dispatcher.admit(ids, queue), timeout=2 * self._settings.lease_seconds)
@@ -123,7 +123,7 @@ class Bridge:
         """Turn due checkouts into hints; where enough hints wait already, claim some due checkouts without
         hints. One sweep at a time.
         """
-        self._heard = time.monotonic()
+        self._received_at = time.monotonic()
         if not self._sweeping.acquire(blocking=False):
             return
         try:
@@ -305,7 +305,7 @@ class Bridge:
         trouble = self.hint_publisher.trouble or (link.reason if link.away else None)
         return {
             **self._counts,
-            "heardSecondsAgo": round(time.monotonic() - self._heard, 1),
+            "heardSecondsAgo": round(time.monotonic() - self._received_at, 1),
             "inFlight": self._dispatcher.fair_share.taken,
             "overloaded": len(self._dispatcher.overloaded),
             **written(self._moves.writes),

@@ -67,7 +67,7 @@ class Watchdog:
                 if dispatcher.ended
                 else "the event loop stands still"
                 if sticky >= self._most
-                else "the dispatcher takes nothing up while hints wait"
+                else "the dispatcher claims nothing while hints wait"
                 if stuck >= self._most
                 else None
             )

@@ -421,11 +421,11 @@ def test_what_cannot_be_asked_for_is_one_sentence_and_stores_nothing(books, argu
     [
         ((OPERATE.format("succeeded"), ACCEPT), (0, "Done: the capture of 10.00 DKK on transaction 7.")),
         ((OPERATE.format("rejected"), ACCEPT), (1, "Refused by the gateway: the capture of 10.00 DKK on transaction 7 (Card Declined).")),
-        ((OPERATE.format("submitted"), ACCEPT), (1, "is carried out still")),
+        ((OPERATE.format("submitted"), ACCEPT), (1, "is still being executed")),
         ((ACCEPT,), (0, "Accepted.")),
         ((DONE,), (0, "Done: it is not asked again")),
         (("UPDATE commands SET handled_at = clock(), result = 'refused_cancelling' WHERE id = %(id)s",), (1, "Refused: it is being cancelled already")),
-        (("SELECT 1",), (1, "has not been taken up by a worker yet")),
+        (("SELECT 1",), (1, "was not executed by a worker yet")),
     ],
     ids=["done", "rejected", "slow", "accepted", "nothing", "refused", "unknown merchant"],
 )  # fmt: skip

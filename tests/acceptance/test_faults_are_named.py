@@ -577,8 +577,8 @@ NO_SCHEDULER = ("no scheduler publishes sweeps",)
 FAULTS = {
     "an UPDATE is revoked": Fault(
         plain, a_right_is_revoked, 200,
-        ("refuses its role UPDATE on checkouts", r"worker .* takes nothing up.*permission denied for table checkouts"),
-        ("refuses its role UPDATE on checkouts", r"worker .* takes nothing up.*permission denied for table checkouts"), slow=False,
+        ("refuses its role UPDATE on checkouts", r"worker .* claims nothing.*permission denied for table checkouts"),
+        ("refuses its role UPDATE on checkouts", r"worker .* claims nothing.*permission denied for table checkouts"), slow=False,
     ),
     "Postgres is read-only": Fault(
         plain, postgres_is_read_only, 503, ("the database is read-only",), ("the database is read-only",), slow=False
@@ -611,12 +611,12 @@ FAULTS = {
     ),
     "the worker is dead": Fault(plain, the_worker_is_dead, 200, DEAD_WORKER, DEAD_WORKER),
     "a dispatcher has stopped": Fault(
-        plain, the_dispatcher_has_stopped, 200, (r"worker .* has taken nothing up for \d+ s, and \d+ hints wait",),
-        (r"worker .* has taken nothing up for \d+ s, and \d+ hints wait",),
+        plain, the_dispatcher_has_stopped, 200, (r"worker .* has claimed nothing for \d+ s, and \d+ hints wait",),
+        (r"worker .* has claimed nothing for \d+ s, and \d+ hints wait",),
     ),
     "lookups wait for their budget": Fault(
-        plain, lookups_wait_for_their_budget, 200, (r"\d+ lookups of merchant default wait for their turn",),
-        (r"\d+ lookups of merchant default wait for their turn",),
+        plain, lookups_wait_for_their_budget, 200, (r"\d+ lookups of merchant default wait for their slot",),
+        (r"\d+ lookups of merchant default wait for their slot",),
     ),
     "Redis is away": Fault(
         plain, redis_is_away, 200, ("broker takes no hints .*(refused|closed)", *NO_SCHEDULER), ("broker .*(refused|closed)",)

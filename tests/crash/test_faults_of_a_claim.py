@@ -51,7 +51,7 @@ def test_rights_that_are_taken_away_and_given_back_stop_no_worker(installation: 
 
 FAULTS = {
     # The dispatcher's task is closed beneath it, as clearing the frames of its exception does.
-    "the dispatcher takes nothing up while hints wait": """
+    "the dispatcher claims nothing while hints wait": """
 async def run(self):
     await asyncio.Event().wait()
 Dispatcher._run = run

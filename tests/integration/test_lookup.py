@@ -37,8 +37,8 @@ async def checkout(core, order_ref: str):
 async def test_a_checkout_is_found_by_its_order_number_and_by_its_id(core, order_ref):
     await checkout(core, "B-1")
     checkout_id = await checkout(core, order_ref)
-    assert (await lookup.one(core.db, order_ref)).id == checkout_id
-    assert (await lookup.one(core.db, str(checkout_id))).order_ref == order_ref
+    assert (await lookup.find_checkout(core.db, order_ref)).id == checkout_id
+    assert (await lookup.find_checkout(core.db, str(checkout_id))).order_ref == order_ref
 
 
 @pytest.mark.parametrize(
@@ -47,4 +47,4 @@ async def test_a_checkout_is_found_by_its_order_number_and_by_its_id(core, order
 async def test_what_is_not_there_is_reported_in_a_sentence(core, wanted):
     await checkout(core, "B-1")
     with pytest.raises(click.UsageError, match="there is no checkout"):
-        await lookup.one(core.db, wanted)
+        await lookup.find_checkout(core.db, wanted)

@@ -20,7 +20,7 @@ LONG = readiness.OVERDUE + 80
 
 @pytest.fixture(autouse=True)
 def _with_short_timeout(monkeypatch):
-    monkeypatch.setattr(doctor, "SECOND_LOOK", 0.5)
+    monkeypatch.setattr(doctor, "SECOND_CHECK_AFTER", 0.5)
 
 
 class Report:

@@ -197,7 +197,7 @@ async def test_a_sequencer_whose_connection_breaks_leaves_no_gap_and_numbers_not
 async def test_positions_are_given_soon_after_the_moves_of_a_worker(core):
     sequencer = Sequencer(core.db, retention=86_400.0)
     async with another(core.url, core.encryptor) as second:
-        second.lifecycle._told = sequencer.wake
+        second.lifecycle._on_events = sequencer.wake
         running = asyncio.create_task(sequencer.run())
         held = await asyncio.gather(*(second.held(State.AWAITING_PAYMENT) for _ in range(20)))
         for each in held:

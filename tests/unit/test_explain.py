@@ -234,8 +234,8 @@ def test_every_operation_is_explained_wherever_it_stands(state, kind, cause):
 def test_a_command_that_waits_comes_next(state, kind):
     asked = Command(id=ID, kind=kind, actor="operator:command-line", requested_at=NOW)
     made = check(record(state, commands=(asked,)))
-    assert f"what was asked for ({kind})" in made.next.what
-    assert any(f"an operator (command line) asked for a {kind}" in said for said in made.because)
+    assert f"the requested command ({kind})" in made.next.what
+    assert any(f"an operator (command line) requested a {kind}" in said for said in made.because)
 
 
 @pytest.mark.parametrize("named", [None, "539101"])
@@ -257,12 +257,12 @@ def test_a_command_behind_an_unclear_operation_says_what_it_waits_for(kind, name
     )
     made = check(held)
     assert any(
-        f"asked for a {kind}, which waits until it is known what came of the one before" in said
+        f"requested a {kind}, which waits for the result of the previous operation" in said
         for said in made.because
     )
-    assert "what was asked for" not in made.next.what
+    assert "the requested command" not in made.next.what
     elsewhere = replace(held, commands=(replace(asked, arguments={"transactionId": "539102"}),))
-    assert f"what was asked for ({kind})" in check(elsewhere).next.what
+    assert f"the requested command ({kind})" in check(elsewhere).next.what
 
 
 @pytest.mark.parametrize("trigger", Trigger)
@@ -342,7 +342,7 @@ def test_the_evidence_names_the_callback_and_what_the_gateway_itself_answered():
     )
     assert made.evidence == (
         "By 2026-01-05T09:59:58Z a notification about transaction 539101 had arrived with a valid signature; it said “succeeded”.",
-        "At 2026-01-05T10:00:00Z we asked the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, matched by checkout id.",
+        "At 2026-01-05T10:00:00Z a worker looked it up at the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, matched by checkout id.",
     )
     assert made.summary == "Order A-1001 for 139.00 DKK is completed: its payment is authorized."
     again = msgspec.structs.replace(
@@ -374,7 +374,7 @@ def test_a_payment_of_an_unknown_order_says_so(word):
         at=NOW, action="checkout:received", actor="system:orchestrator", to="failed", evidence={word: True}
     )
     made = check(record(State.FAILED, entries=(first,), attention=needing(AttentionCode.UNKNOWN_ORDER)))
-    assert "no shop had handed over" in made.evidence[0]
+    assert "without an intent" in made.evidence[0]
     assert "was handed over by no shop" in made.summary
     assert "/reopen" not in " ".join(made.you_may)
 

@@ -40,7 +40,7 @@ EVENT_PAGE: Final = 1000
 
 Number = Annotated[int, about(minimum=0, maximum=2**31 - 1)]
 Held = Annotated[
-    Money | None, about("Null where it cannot be read: `raw` says what stands there instead", 139.0)
+    Money | None, about("Null where it cannot be read: `raw` has the gateway's text instead", 139.0)
 ]
 Raw = Annotated[
     dict[str, Annotated[str, about(maxLength=1000)]] | None,
@@ -177,7 +177,7 @@ class _Checkout(Shape, kw_only=True):
     amount: OrderAmount
     money: HeldMoney
     raw: Raw
-    auto_capture: Annotated[bool, about("The gateway was told to capture by itself")]
+    auto_capture: Annotated[bool, about("The gateway was requested to capture by itself")]
     reserved_until: Annotated[Time | None, about("Until when a capture is sure to work")]
     deadline: Annotated[Time, about("Until when the shopper may pay")]
     due_at: Annotated[Time | None, about("When it is processed next; null when it is settled")]
@@ -189,7 +189,9 @@ class _Checkout(Shape, kw_only=True):
     attention: Annotated[Attention | None, about("Why it needs a decision; null if it needs none")]
     last_error: Annotated[Text | None, about("Why the last step failed, if it did")]
     last_error_code: Annotated[ErrorCode | None, about("The same, for programs")]
-    version: Annotated[Version, about("One more at each change; a command may name the one it is based on")]
+    version: Annotated[
+        Version, about("Incremented at each change; a command may name the version it is based on")
+    ]
     created_at: Time
     updated_at: Time
 
@@ -268,7 +270,7 @@ class Operation(Shape, kw_only=True):
         about("Who began it: a command, the order itself, a policy"),
     ]
     reconciliation_identifier: Annotated[Text, about("By which the gateway's books name it")]
-    command_id: Annotated[Id | None, about("The command that asked for it")]
+    command_id: Annotated[Id | None, about("The command that requested it")]
     requested_at: Time
     submitted_at: Time | None
     settled_at: Time | None
@@ -397,7 +399,7 @@ class AuditEntry(Shape, kw_only=True):
     """One entry of the trail, with its words as they are under the mac."""
 
     action: Annotated[Action, about("What it says, as subject:fact", "checkout:moved")]
-    actor: Annotated[Text, about("Who asked for it", "client:default/shop-1")]
+    actor: Annotated[Text, about("The actor that requested it", "client:default/shop-1")]
     at: Annotated[
         str, about("When it was made", "2026-01-05T10:00:03.000000+00:00", format="date-time", maxLength=40)
     ]

@@ -15,7 +15,7 @@ from orchestrator import intents
 from orchestrator.api.contract.values import Currency, Money, Shape, Version, about
 from orchestrator.domain.records import CommandKind, Decision
 from orchestrator.intents.fields import LONGEST_URL
-from orchestrator.intents.reading import LONGEST_INFO, LONGEST_LIFE, MOST_INFOS, MOST_LINES, MOST_PIECES
+from orchestrator.intents.reading import LONGEST_EXPIRY, LONGEST_INFO, MOST_INFOS, MOST_LINES, MOST_PIECES
 
 LONGEST_REASON: Final = 500
 LONGEST_TRANSACTION: Final = 100
@@ -156,7 +156,9 @@ class Intent(Shape, kw_only=True):
         ]
         | UnsetType
     ) = UNSET
-    expires_in: Annotated[float, about("Seconds", 1800, minimum=1, maximum=LONGEST_LIFE)] | UnsetType = UNSET
+    expires_in: Annotated[float, about("Seconds", 1800, minimum=1, maximum=LONGEST_EXPIRY)] | UnsetType = (
+        UNSET
+    )
     user_agent: (
         Annotated[
             str,
@@ -196,7 +198,7 @@ class Reopen(_Asked, kw_only=True):
     """Offer a closed checkout again."""
 
     expires_in: (
-        Annotated[float, about("Seconds, from the new offer on", 1800, minimum=1, maximum=LONGEST_LIFE)]
+        Annotated[float, about("Seconds, from the new offer on", 1800, minimum=1, maximum=LONGEST_EXPIRY)]
         | UnsetType
     ) = UNSET
 

@@ -201,14 +201,14 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "because": ["Transaction 539101 pays it: 139.00 DKK reserved, 0.00 DKK captured, 0.00 DKK refunded."],
         "evidence": [
             "By 2026-01-05T10:00:02Z a notification about transaction 539101 had arrived with a valid signature; it said “succeeded”.",
-            "At 2026-01-05T10:00:03Z we asked the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, matched by checkout id.",
+            "At 2026-01-05T10:00:03Z a worker looked it up at the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, matched by checkout id.",
         ],
         "next": {
-            "what": "At 2026-01-05T11:00:03Z a worker asks the gateway for captures, refunds and chargebacks that were not ours.",
+            "what": "At 2026-01-05T11:00:03Z a worker looks for captures, refunds and chargebacks that were made elsewhere.",
             "at": "2026-01-05T11:00:03Z",
         },
         "youMay": [
-            "Have the gateway asked at once: POST /v1/checkouts/…/reconcile, or `orchestrator checkouts reconcile …`."
+            "Look it up at the gateway at once: POST /v1/checkouts/…/reconcile, or `orchestrator checkouts reconcile …`."
         ],
     },
 }

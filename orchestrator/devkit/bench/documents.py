@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SAFE: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 """What an order number or our id must be: it is put into documents as it stands."""
-TOKEN_LIFE: Final = 3600
+TOKEN_LIFETIME: Final = 3600
 """Seconds."""
 SIGNATURE: Final = "AltaPay-Signature"
 
@@ -59,7 +59,7 @@ class Tokens:
             "groups": ["SessionUpdate", "ExecutePayment", "ListPaymentMethods"],
             "authId": str(uuid4()),
             "iat": now,
-            "exp": now + TOKEN_LIFE,
+            "exp": now + TOKEN_LIFETIME,
             "jti": str(uuid4()),
         }
         token = jwt.encode(claims, self._key, algorithm="RS256")

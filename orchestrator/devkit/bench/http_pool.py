@@ -52,7 +52,7 @@ class HttpPool:
                 try:
                     return await self._ask(line, request)
                 except ConnectionResetError:
-                    if line.heard:
+                    if line.received:
                         raise
             return await self._ask(await self._open(), request)
 
@@ -94,7 +94,7 @@ class _Line(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._waiting: asyncio.Future[Answer] | None = None
         self._body: list[bytes] = []
-        self.heard = False
+        self.received = False
         """Whether anything came since the last request."""
 
     @property
@@ -108,7 +108,7 @@ class _Line(asyncio.Protocol):
     async def ask(self, request: bytes) -> Answer:
         if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError
-        self.heard = False
+        self.received = False
         self._body = []
         self._waiting = asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -118,7 +118,7 @@ class _Line(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of asyncio's
 
     def data_received(self, data: bytes) -> None:
-        self.heard = True
+        self.received = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:

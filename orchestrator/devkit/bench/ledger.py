@@ -245,7 +245,7 @@ def _differs(rows: Sequence[Row], payments: Sequence[Payment]) -> str | None:
     if not done:
         return None
     if not payments:
-        return "completed, and nobody paid"
+        return "completed, and no shopper paid"
     ours = sum(row.reserved for row in done), sum(row.captured for row in done), done[0].currency
     theirs = (
         sum(payment.amount for payment in payments),

@@ -220,12 +220,12 @@ def _refuse_others() -> None:
             "bench: give it the keys of that database"
         )
 
-    async def look() -> tuple[int, int]:
+    async def read() -> tuple[int, int]:
         async with Database(url, pool_size=1, name="orchestrator-bench") as db:
             return await database_probe.others(db, ours=NAMED)
 
     with schema.reachable(url):
-        unsettled, workers = asyncio.run(look())
+        unsettled, workers = asyncio.run(read())
     if unsettled or workers:
         raise SettingsError(
             f"{PREFIX}DATABASE_URL names a database in use ({unsettled} unsettled checkouts, {workers} running workers), and the "

@@ -42,13 +42,13 @@ NAMED: Final = "bench-"
 TIMEOUT: Final = 60.0
 """Seconds after the last arrival in which every order must have come to its end."""
 
-_LOOK_EVERY: Final = 0.5
+_POLL_EVERY: Final = 0.5
 _METER_EVERY: Final = 1.0
 _SLEEP: Final = 0.1
 _ONE_BY_ONE: Final = 0.003
 _START_TIMEOUT: Final = 30.0
 _TELLING_TIMEOUT: Final = 10.0
-_TOKEN_LIFE: Final = 86_400.0
+_TOKEN_LIFETIME: Final = 86_400.0
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ class BenchRun:
             up.settings,
             merchant=merchant,
             scopes=("checkouts:write", "checkouts:read"),
-            lifetime=_TOKEN_LIFE,
+            lifetime=_TOKEN_LIFETIME,
             subject="bench",
         )
         self._runs = 0
@@ -271,7 +271,7 @@ class BenchRun:
             if time.monotonic() - metered >= _METER_EVERY:
                 metered = time.monotonic()
                 self._usage.sample()
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(_POLL_EVERY)
 
     async def _drained(self, prefix: str, *, whole: bool, timeout: float) -> None:
         deadline = time.monotonic() + timeout

@@ -71,7 +71,7 @@ class Usage:
         for name, number in self._processes().items():
             kind = name.partition("-")[0]
             with suppress(psutil.NoSuchProcess):
-                self._look(kind, psutil.Process(number), family=kind == "postgres")
+                self._sample_process(kind, psutil.Process(number), family=kind == "postgres")
         self.samples.append(Sample(time.time(), self.used()))
 
     def used(self) -> dict[str, float]:
@@ -96,7 +96,7 @@ class Usage:
         busy, whole = (now - before for now, before in zip(machine(), self._machine, strict=True))
         return max(busy - sum(self.used().values()), 0.0) / whole if whole > 0 else 0.0
 
-    def _look(self, kind: str, process: psutil.Process, *, family: bool) -> None:
+    def _sample_process(self, kind: str, process: psutil.Process, *, family: bool) -> None:
         with process.oneshot():
             own, rss = spent(process, ended=family), process.memory_info().rss
         if family:

@@ -20,7 +20,7 @@ THANKS: Final = "https://shop.example/thanks"
 SORRY: Final = "https://shop.example/sorry"
 
 APART: Final = 0.08
-CROWD: Final = 60
+BURST: Final = 60
 BURST_FACTOR: Final = 2.5
 LAST_ARRIVAL: Final = 20.0
 """Seconds between two shoppers, and at most until the last one."""
@@ -123,6 +123,6 @@ def _order(script: Script, chance: random.Random, *, number: int, count: int, ru
         auto_capture=chance.random() < 1 / 2 if script.auto_capture is None else script.auto_capture,
         challenged=challenged and script.method is None,
         # In a burst everything takes longer, and a shopper who will be declined must get that far.
-        expires_in=script.expires_in and script.expires_in * (BURST_FACTOR if count > CROWD else 1.0),
+        expires_in=script.expires_in and script.expires_in * (BURST_FACTOR if count > BURST else 1.0),
         arrives=number * min(APART, LAST_ARRIVAL / count),
     )

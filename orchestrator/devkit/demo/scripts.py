@@ -119,7 +119,7 @@ _CHECKOUT: Final = (
         ends=State.CANCELLED, evidence=never_tried,
     ),
     Script(
-        name="leaves_without_paying", says="opens the page and leaves", act=steps.look_and_leave, ends=State.EXPIRED,
+        name="leaves_without_paying", says="opens the page and leaves", act=steps.abandon, ends=State.EXPIRED,
         evidence=never_tried, expires_in=SHORT,
     ),
 )  # fmt: skip
@@ -283,11 +283,11 @@ _MONEY: Final = (
         evidence=every(settled_by(returned=1), entries(submitted=1)),
     ),
     Script(
-        name="unknown_order_kept", says="pays an order that nobody knows; a person keeps it", act=steps.unknown_order_kept, **_PAID,
+        name="unknown_order_kept", says="pays an order without an intent; a person keeps it", act=steps.unknown_order_kept, **_PAID,
         holds=RESERVED, handed_over=False, evidence=every(late, unasked),
     ),
     Script(
-        name="unknown_order_returned", says="pays an order that nobody knows; policy returns it", act=steps.unknown_order_returned,
+        name="unknown_order_returned", says="pays an order without an intent; policy returns it", act=steps.unknown_order_returned,
         **{**_PAID, "merchant": RETURNS}, holds=NOTHING, moves=("released",), handed_over=False,
         evidence=every(late, settled_by(returned=1), entries(submitted=1)),
     ),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _UNKNOWN_FOR: Final = 1.0
 """Seconds for which a process that has just read the merchants does not have a new one."""
 _KNOWN_WITHIN: Final = 30.0
-_TOKEN_LIFE: Final = 3600.0
+_TOKEN_LIFETIME: Final = 3600.0
 _SCOPES: Final = ("checkouts:write", "checkouts:read", "money:write", "ops")
 
 
@@ -171,7 +171,9 @@ async def opened(
         found = await merchants.named(name)
         if found is None:
             raise UnknownMerchant(name)
-        token = auth.issue(up.settings, merchant=name, scopes=_SCOPES, lifetime=_TOKEN_LIFE, subject="demo")
+        token = auth.issue(
+            up.settings, merchant=name, scopes=_SCOPES, lifetime=_TOKEN_LIFETIME, subject="demo"
+        )
         client = Client(up.url, token, http=http)
         shops[name] = Shop(http, client, gateway, found, up.settings.public_url, encryptor)
     for shop in shops.values():

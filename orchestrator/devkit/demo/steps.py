@@ -52,7 +52,7 @@ async def be_declined(shopper: Shopper) -> None:
     shopper.expect_page("sorry")
 
 
-async def look_and_leave(shopper: Shopper) -> None:
+async def abandon(shopper: Shopper) -> None:
     await shopper.open_page()
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 HOST: Final = "127.0.0.1"
 START_TIMEOUT: Final = 60.0
-_LOOK: Final = 0.1
+_POLL: Final = 0.1
 _TIMEOUT: Final = 5.0
 _SERVERS_SHARE: Final = 0.4
 """Of SHUTDOWN_TIMEOUT, for the stand-in of the gateway and the servers after those that call them; at most as
@@ -267,7 +267,7 @@ class Up:
             if await _is_well(wanted[0]):
                 wanted.pop(0)
             else:
-                await asyncio.sleep(_LOOK)
+                await asyncio.sleep(_POLL)
         self._ready = True
 
     async def watch(self) -> None:
@@ -284,7 +284,7 @@ class Up:
             sentence = self.servers.fallen()
             if sentence is not None:
                 self._restart_servers(sentence)
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL)
 
     def _note_fall(self, child: Child, status: int) -> None:
         if status == _WRONG_SETTING and not self._ready:

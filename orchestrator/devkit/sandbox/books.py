@@ -185,7 +185,7 @@ class Books:
         self.payments: dict[str, Payment] = {}
         self.orders: dict[str, Order] = {}
         self.by_transaction: dict[str, Payment] = {}
-        self._orders_in_turn: list[Order] = []
+        self._orders_by_age: list[Order] = []
         self._next_transaction = FIRST_TRANSACTION
         for _, packed in store.load("session"):
             self._index_session(msgspec.msgpack.decode(packed, type=Session))
@@ -325,14 +325,14 @@ class Books:
         """Return the entry of an order number, made at its first use."""
         order = self.orders.get(order_id)
         if order is None:
-            order = Order(order_id=order_id, number=len(self._orders_in_turn) + 1)
+            order = Order(order_id=order_id, number=len(self._orders_by_age) + 1)
             self.orders[order_id] = order
-            self._orders_in_turn.append(order)
+            self._orders_by_age.append(order)
         return order
 
     def orders_after(self, number: int, limit: int) -> list[Order]:
         """Return the orders behind a place in the ledger."""
-        return self._orders_in_turn[max(number, 0) : max(number, 0) + limit]
+        return self._orders_by_age[max(number, 0) : max(number, 0) + limit]
 
     def _index_session(self, session: Session) -> None:
         self.sessions[session.session_id] = session

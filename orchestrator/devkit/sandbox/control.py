@@ -72,7 +72,7 @@ PUT    /sandbox/orders/{orderId}   plan for one order number (DELETE forgets it,
        tamper:    badSignature staleTimestamp noSignature noChecksum badChecksum noTransactions invalidXml emptyXml
        amountMinor, currency, requireCapture, bindings and expiresInSeconds count for payments opened after the plan was made
 
-PUT    /sandbox/faults             for everybody (GET shows, DELETE resets)
+PUT    /sandbox/faults             for all calls (GET shows, DELETE resets)
        {"share": 0.007, "shareStatus": 503, "authenticate": {"count": 3, "status": 503}, "all": {"count": 1},
         "callbacks": "lost", "latencyMs": {"all": 20, "session": 200}, "tokenLifetime": 60}
 

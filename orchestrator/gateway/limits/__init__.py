@@ -81,7 +81,7 @@ class GatewayLimits:
             return 0.0
         now = time.monotonic()
         elsewhere = self._shared_state.open_until(self.gateway)
-        if elsewhere > now and self._breaker.heard(elsewhere, now):
+        if elsewhere > now and self._breaker.observe(elsewhere, now):
             log.warning("gateway_paused", gateway=self.gateway, seconds=round(elsewhere - now, 1), heard=True)
         name = self._name(merchant)
         throttled = (

@@ -84,7 +84,7 @@ class CircuitBreaker:
         self._begin(now + pause)
         return pause
 
-    def heard(self, until: float, now: float) -> bool:
+    def observe(self, until: float, now: float) -> bool:
         """Note that another process leaves the gateway alone until then, but no longer than we would; say
         whether that is news.
         """

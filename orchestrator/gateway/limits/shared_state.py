@@ -51,7 +51,7 @@ _WORKERS: Final = "orchestrator:gateways:workers"
 _OPEN_CIRCUITS: Final = "orchestrator:gateways:alone"
 _RATE: Final = "orchestrator:gateways:rate:"
 _NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000) "
-_LOOK: Final = (
+_REFRESH: Final = (
     _NOW
     + """
 redis.call('ZADD', KEYS[1], now, ARGV[1])
@@ -62,9 +62,9 @@ local last = now + tonumber(ARGV[3])
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. string.format('%.0f', last), '+inf', 'LIMIT', 0, ARGV[4])) do
     redis.call('ZADD', KEYS[2], last, name)
 end
-local alone = redis.call('ZRANGE', KEYS[2], 0, ARGV[4] - 1, 'WITHSCORES')
-for i = 2, #alone, 2 do alone[i] = alone[i] - now end
-return {redis.call('ZCARD', KEYS[1]), alone}
+local circuits = redis.call('ZRANGE', KEYS[2], 0, ARGV[4] - 1, 'WITHSCORES')
+for i = 2, #circuits, 2 do circuits[i] = circuits[i] - now end
+return {redis.call('ZCARD', KEYS[1]), circuits}
 """
 )
 _READ: Final = (
@@ -148,11 +148,11 @@ class SharedGatewayState:
             return None
         try:
             async with asyncio.timeout(MOMENT):
-                told = await self._run(rate.SCRIPT, 1, _RATE + name, *rate.arguments(per_second), want)
+                answer = await self._run(rate.SCRIPT, 1, _RATE + name, *rate.arguments(per_second), want)
         except (RedisError, OSError) as error:
             self._lost(error)
             return None
-        return rate.Grant(int(told[0]), int(told[1]) / 1_000_000)
+        return rate.Grant(int(answer[0]), int(answer[1]) / 1_000_000)
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Have something done in the background, until it is closed."""
@@ -182,7 +182,7 @@ class SharedGatewayState:
                         # given up.
                         await self._redis.connection_pool.disconnect(inuse_connections=False)
                     self.workers, alone = await self._run(
-                        _LOOK,
+                        _REFRESH,
                         2,
                         _WORKERS,
                         _OPEN_CIRCUITS,
@@ -259,8 +259,8 @@ async def close(redis: Redis) -> None:
         await sentinel.aclose()
 
 
-def _pairs(told: list[Any]) -> dict[str, float]:
+def _pairs(pairs: list[Any]) -> dict[str, float]:
     return {
         name.decode(errors="replace"): int(left) / 1000
-        for name, left in zip(told[::2], told[1::2], strict=True)
+        for name, left in zip(pairs[::2], pairs[1::2], strict=True)
     }

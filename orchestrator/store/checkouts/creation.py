@@ -40,7 +40,7 @@ _CREATE = text("""
             correlation_id text, fingerprint text, body text, data_key text, at timestamptz, action text, entry text,
             key_id text, mac text, idempotency_key text, idempotency_print text)
     ),
-    -- Before the checkouts: whoever holds an order number has all of its keys already, so no two batches wait in a circle.
+    -- Before the checkouts: a transaction that holds an order number has all of its keys already, so no two batches deadlock.
     keyed AS (
         INSERT INTO idempotency_keys (merchant_id, key, fingerprint, checkout_id)
         SELECT i.merchant_id, i.idempotency_key, decode(i.idempotency_print, 'hex'), i.id FROM i

@@ -186,12 +186,12 @@ class UnmatchedCallbacks:
         rows: dict[UUID, dict[str, object]] = {}
         times: dict[UUID, int] = {}
         for callback in unmatched:
-            known_as = callback.kept_as
-            times[known_as] = times.get(known_as, 0) + 1
-            if known_as in rows:
+            kept_as = callback.kept_as
+            times[kept_as] = times.get(kept_as, 0) + 1
+            if kept_as in rows:
                 continue
-            rows[known_as] = {
-                "id": known_as,
+            rows[kept_as] = {
+                "id": kept_as,
                 "merchant_id": callback.payment.merchant_id,
                 "grade": callback.grade,
                 "network": callback.network,
@@ -199,9 +199,9 @@ class UnmatchedCallbacks:
                 "headers": dict(callback.headers),
                 "source": callback.source,
                 # There is no checkout with a data key to encrypt it under, so its own id is used.
-                "body": encrypt_body(self._encryptor, known_as, None, callback.body).hex(),
+                "body": encrypt_body(self._encryptor, kept_as, None, callback.body).hex(),
                 "digest": "\\x" + hashlib.sha256(b"notification\0" + callback.body).hexdigest(),
                 "unproven": self._unproven(callback),
             }
-        kept = [{**row, "times": times[known_as]} for known_as, row in rows.items()]
+        kept = [{**row, "times": times[kept_as]} for kept_as, row in rows.items()]
         return {"payments": json_text(kept), **self._callbacks.bounds}

@@ -744,8 +744,8 @@ async def test_a_checkout_is_explained_in_sentences(api: Api):
     assert "is completed: its payment is " in told["summary"]
     assert any("10.00 DKK were charged back" in said for said in told["because"])
     assert any("refund of 5.00 DKK on transaction 1" in said for said in told["because"])
-    assert "shop-1 handed it over" in told["evidence"][0]
-    assert "what was asked for (reconcile)" in told["next"]["what"]
+    assert "shop-1 created it" in told["evidence"][0]
+    assert "the requested command (reconcile)" in told["next"]["what"]
     assert told["next"]["at"]
     assert any(f"orchestrator checkouts resolve {checkout} dismiss" in said for said in told["youMay"])
 

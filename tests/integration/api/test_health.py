@@ -180,7 +180,7 @@ async def test_a_database_that_accepts_no_new_connection_is_named_though_its_con
     await admin.execute(f"ALTER ROLE {role} CONNECTION LIMIT 0")
     status, said = await found(api)
     assert status == 200
-    assert "no new connection to the database is let in" in said
+    assert "no new connection to the database is accepted" in said
     assert "too many connections for role" in said
     await admin.execute(f"ALTER ROLE {role} CONNECTION LIMIT -1")
     await until_ready(api)
@@ -195,7 +195,7 @@ async def test_lookups_that_wait_for_their_budget_are_named(api: Api):
     )
     status, said = await found(api)
     assert status == 200
-    assert "1 lookups of merchant default wait for their turn" in said
+    assert "1 lookups of merchant default wait for their slot" in said
     await api.sql("UPDATE lookup_budgets SET taken_until = clock()")
     await until_ready(api)
 
@@ -237,14 +237,14 @@ WORKERS = {
     "writes nothing while moves wait": (
         {"stalledSeconds": 40, "stalledBy": "53100"}, "written nothing for 40 s (the disk of the database is full)"
     ),
-    "takes nothing up while hints wait": (
-        {"waiting": 7, "dispatchedSecondsAgo": 90.5}, "taken nothing up for 90 s, and 7 hints wait"
+    "claims nothing while hints wait": (
+        {"waiting": 7, "dispatchedSecondsAgo": 90.5}, "claimed nothing for 90 s, and 7 hints wait"
     ),
     "cannot claim": (
         {"claimsFail": "the database refuses its role a right (permission denied for table checkouts)"},
-        "worker w-1 takes nothing up, because its claims fail: the database refuses its role a right (permission denied for table checkouts)",
+        "worker w-1 claims nothing, because its claims fail: the database refuses its role a right (permission denied for table checkouts)",
     ),
-    "does not hear the broker": ({"brokerTrouble": "connection refused"}, "does without the broker (connection refused)"),
+    "does not hear the broker": ({"brokerTrouble": "connection refused"}, "has no broker (connection refused)"),
     "has nothing to do": ({"waiting": 0, "dispatchedSecondsAgo": 9000, "stalledSeconds": 0}, ""),
     "is at work": ({"waiting": 9, "dispatchedSecondsAgo": 0.3, "stalledSeconds": 0.2}, ""),
 }  # fmt: skip

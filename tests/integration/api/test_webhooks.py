@@ -63,7 +63,7 @@ async def test_an_endpoint_is_added_shown_changed_and_deleted(api, calls):
     ).json()
     assert (changed["types"], changed["status"], changed["pauseReason"]) == (["*"], "paused", "asked")
     assert (changed["description"], changed["content"]) == ("orders", "full")
-    found = await webhooks.one(api.services.db, UUID(made["id"]), merchant_id=1)
+    found = await webhooks.by_id(api.services.db, UUID(made["id"]), merchant_id=1)
     assert [signature.written(secret) for secret in found.secrets(api.services.encryptor)] == [secret]
     assert (await calls("PATCH", path, {"paused": False})).json()["status"] == "active"
     assert (await calls("PATCH", path, {})).json()["url"] == "https://shop.example/other"
@@ -91,7 +91,7 @@ async def test_all_types_and_thin_documents_are_what_is_sent_if_nothing_else_is_
             "status": "active",
         }
         assert made["secret"].startswith("whsec_")
-        found = await webhooks.one(api.services.db, UUID(made["id"]), merchant_id=1)
+        found = await webhooks.by_id(api.services.db, UUID(made["id"]), merchant_id=1)
         assert found.kinds is None
 
 
@@ -101,7 +101,7 @@ async def test_a_new_secret_is_shown_once_and_the_old_secret_signs_on_for_a_whil
     answer = (await calls("POST", path)).json()
     assert answer["secret"] != made["secret"]
     assert answer["previousSecretUntil"] is not None
-    found = await webhooks.one(api.services.db, UUID(made["id"]), merchant_id=1)
+    found = await webhooks.by_id(api.services.db, UUID(made["id"]), merchant_id=1)
     assert [signature.written(secret) for secret in found.secrets(api.services.encryptor)] == [
         answer["secret"],
         made["secret"],

@@ -75,7 +75,7 @@ class Shop:
         await self.core.do("UPDATE clock_skew SET seconds = seconds + :seconds", seconds=round(seconds))
 
     async def webhook(self, endpoint: Webhook) -> Webhook:
-        found = await webhooks.one(self.core.db, endpoint.id, merchant_id=1)
+        found = await webhooks.by_id(self.core.db, endpoint.id, merchant_id=1)
         assert found is not None
         return found
 

@@ -145,7 +145,7 @@ async def test_what_a_killed_deliverer_held_is_sent_again_with_the_same_id(shop)
 
 async def test_an_event_that_comes_while_its_checkout_is_being_delivered_follows_at_once(shop, monkeypatch):
     """The deliverer reads the database only after a notification."""
-    monkeypatch.setattr("orchestrator.delivery.deliverer.LOOK", 600.0)
+    monkeypatch.setattr("orchestrator.delivery.deliverer.CHECK_EVERY", 600.0)
     endpoint = await shop.endpoint()
     held = await shop.core.held()
     shop.receiver.delay = 0.05
@@ -666,7 +666,7 @@ async def test_an_endpoint_that_is_added_while_all_are_read_is_served_when_its_n
     shop, monkeypatch
 ):
     """The deliverer reads endpoints again only after a notification."""
-    monkeypatch.setattr("orchestrator.delivery.deliverer.LOOK", 600.0)
+    monkeypatch.setattr("orchestrator.delivery.deliverer.CHECK_EVERY", 600.0)
     served, read, going_on = webhooks.served, asyncio.Event(), asyncio.Event()
 
     async def slow(db):

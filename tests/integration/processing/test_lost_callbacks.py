@@ -248,5 +248,5 @@ async def test_a_minute_of_lost_callbacks_is_looked_up_within_the_budget_and_ret
             assert course.completed[order.id] <= order.back + 2.0 + course.behind, order
     if queue > lookup_budget.AT_ONCE + slack:
         assert overtaken > 500
-        assert "lookups of merchant default wait for their turn, the oldest for" in course.said
+        assert "lookups of merchant default wait for their slot, the oldest for" in course.said
         assert "waits for its turn within the merchant's budget of lookups" in course.said

@@ -90,13 +90,13 @@ def test_of_probes_that_fail_together_one_counts():
 
 def test_a_circuit_that_another_process_opened_is_open_here_too():
     breaker = CircuitBreaker(3, 30.0)
-    assert breaker.heard(10.0, 0.0)
+    assert breaker.observe(10.0, 0.0)
     assert breaker.wait(4.0) == 6.0
-    assert not breaker.heard(10.0 + SAME / 2, 0.0), "the same pause, by another clock"
+    assert not breaker.observe(10.0 + SAME / 2, 0.0), "the same pause, by another clock"
     assert breaker.wait(4.0) == 6.0
-    assert not breaker.heard(20.0, 0.0), "it lasts longer, and was known"
+    assert not breaker.observe(20.0, 0.0), "it lasts longer, and was known"
     assert breaker.wait(4.0) == 16.0
-    assert not breaker.heard(5.0, 0.0), "never shorter"
+    assert not breaker.observe(5.0, 0.0), "never shorter"
     assert breaker.failed(25.0) == 8.0, "the pauses of others count"
 
 
@@ -109,6 +109,6 @@ def test_a_pause_never_grows_without_end():
 
 def test_a_pause_from_another_process_is_no_longer_than_our_own_longest_pause():
     breaker = CircuitBreaker(run=2, longest=30.0)
-    assert breaker.heard(100.0 + 86_400.0, 100.0)
+    assert breaker.observe(100.0 + 86_400.0, 100.0)
     assert breaker.wait(100.0) == 30.0
     assert breaker.wait(130.0) == 0.0

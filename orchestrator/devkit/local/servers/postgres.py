@@ -323,7 +323,7 @@ def _usable(tree: Path, home: Path, account: Account) -> Path:
         blocked = BINARIES
     raise EmbeddedError(
         f"Postgres refuses to run as root, and the account {owner_name(account.uid)} that it runs as cannot use {blocked}: "
-        "choose a --data-dir and an environment that everybody may enter, or start the orchestrator as an ordinary user"
+        "choose a --data-dir and an environment that all accounts may enter, or start the orchestrator as an ordinary user"
     )
 
 
