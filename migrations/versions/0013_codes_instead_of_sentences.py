@@ -72,6 +72,11 @@ RAISED = """
 """
 
 
+# Sentences that have been worded anew since.
+UNKNOWN_ORDER = "a payment came for an order number that nobody asked for"
+NOT_AN_ORDER = "refused: nobody asked for order {}: there is nothing to open a session with"
+
+
 def upgrade() -> None:
     """Add the columns, and turn what is stored into codes."""
     op.execute("SET LOCAL lock_timeout = '5s'")
@@ -395,7 +400,7 @@ def _error(text: str, checkout: Any) -> Coded:
         return call
     if text == "the deadline passed before it could be offered again":
         return "deadline_passed", {}
-    if text == "unknown_order: a payment came for an order number that nobody asked for":
+    if text == f"unknown_order: {UNKNOWN_ORDER}":
         return "unknown_order", {}
     if found := LEFT_TO_ORDER.fullmatch(text):
         return "left_to_order", {"checkout": found[1]}
@@ -549,7 +554,7 @@ TEXT_OF_RESULT: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Coded | N
         lambda found: ("refused_not_closed", {"state": found[1]}),
     ),
     (
-        re.compile(r"refused: nobody asked for order (\S+): there is nothing to open a session with"),
+        re.compile(NOT_AN_ORDER.format(r"(\S+)")),
         lambda found: ("refused_not_an_order", {"orderId": found[1]}),
     ),
     (
@@ -713,7 +718,8 @@ def _error_said(code: str, details: Any) -> str:
         return _attention_said(error.attention.code, error.attention.details)
     if error.code is last_error.ErrorCode.TOKEN_REFUSED:
         return TOKEN_REFUSED
-    return f"{error.code}: {sentences.of(error)}" if error.code in PREFIXED else sentences.of(error)
+    said = UNKNOWN_ORDER if error.code is last_error.ErrorCode.UNKNOWN_ORDER else sentences.of(error)
+    return f"{error.code}: {said}" if error.code in PREFIXED else said
 
 
 def _operation_error_said(code: str, details: Any) -> str:
@@ -728,5 +734,7 @@ def _result_said(code: str, details: Any) -> str:
         return "accepted"
     if result.code is command_result.ResultCode.OTHER:
         return sentences.of(result)
+    if result.code is command_result.ResultCode.REFUSED_NOT_AN_ORDER:
+        return NOT_AN_ORDER.format(result.facts["orderId"])
     kind = "refused" if result.refused else "done" if result.code in command_result.DONE else "accepted"
     return f"{kind}: {sentences.of(result)}"

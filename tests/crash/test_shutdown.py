@@ -121,7 +121,7 @@ def started(installation: World) -> None:
 
 
 def limits(*, brief: bool, most: int = BRIEF) -> dict[str, Any]:
-    return {"hurry": brief, **({"shutdown_timeout": most} if brief else {})}
+    return {"short_times": brief, **({"shutdown_timeout": most} if brief else {})}
 
 
 def in_a_call(installation: World, state: str = "authenticated", **plan: object) -> str:

@@ -66,7 +66,7 @@ GOOD_CARD, DECLINED_CARD = "4111000011110000", "4180000000000566"
 class World:
     """One installation. Started processes are in `running` by name: api, sandbox, scheduler, worker-1 …
 
-    Without `hurry` its leases, graces and time-outs are those that ship.
+    Without `short_times` its leases, graces and time-outs are those that ship.
     """
 
     def __init__(

@@ -259,7 +259,7 @@ async def test_the_queue_of_lookups_is_reported_with_its_length_and_its_age(worl
     assert record is not None
     told = explain(record).next
     assert (
-        "waits for its turn within the merchant's budget of lookups, behind 3 others, the oldest of which has waited for"
+        "waits for its slot within the merchant's budget of lookups, behind 3 others, the oldest of which has waited for"
         in told.what
     )
     await world.later(seconds=300)

