@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
@@ -110,6 +110,9 @@ class Api:
         )
 
 
+_made: list[dict[str, Any]] = []
+
+
 @asynccontextmanager
 async def serving(settings: Settings, *, timeout: float = 10.0) -> AsyncIterator[Api]:
     encryptor = Encryptor(settings.secret_keys)
@@ -136,7 +139,10 @@ async def serving(settings: Settings, *, timeout: float = 10.0) -> AsyncIterator
         hint_publisher=hint_publisher,
     )
     app = create_app(services)
-    contract = Contract(app.openapi())
+    # One document for all apps of a process: no setting is in it, and making it takes longer than most tests.
+    app.openapi_schema = _made[0] if _made else app.openapi()
+    _made[:] = [app.openapi_schema]
+    contract = Contract(app.openapi_schema)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(
         transport=transport, base_url="http://pay.example", event_hooks={"response": [contract.check]}
