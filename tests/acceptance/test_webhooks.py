@@ -163,7 +163,12 @@ def test_the_receiver_of_the_documentation_gets_the_events_of_an_order(installat
     world.agree()
 
 
-def test_killed_deliverers_and_a_failing_receiver_lose_nothing_and_keep_the_order(installation: World):
+@pytest.mark.parametrize(
+    ("number", "kills"), [(10, 2), pytest.param(30, 6, marks=pytest.mark.slow)], ids=["short", "long"]
+)
+def test_killed_deliverers_and_a_failing_receiver_lose_nothing_and_keep_the_order(
+    installation: World, number, kills
+):
     """A deliverer is killed in the middle of sends, again and again; two run at a time."""
     world = installation
     with receiving() as receiver:
@@ -171,10 +176,10 @@ def test_killed_deliverers_and_a_failing_receiver_lose_nothing_and_keep_the_orde
         receiver.delay, receiver.refused_share = 0.02, 0.1
         for name in ("deliverer-1", "deliverer-2"):
             world.start(name)
-        orders = [world.order() for _ in range(30)]
-        for number in range(6):
+        orders = [world.order() for _ in range(number)]
+        for kill in range(kills):
             time.sleep(random.uniform(0.4, 1.2))
-            name = f"deliverer-{1 + number % 2}"
+            name = f"deliverer-{1 + kill % 2}"
             world.kill(name)
             world.start(name)
         for order in orders:

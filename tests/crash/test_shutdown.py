@@ -43,8 +43,9 @@ BOUND = 30.0
 """Seconds from SIGTERM to the end with the settings that ship: SHUTDOWN_TIMEOUT is 25."""
 BRIEF = 5
 """SHUTDOWN_TIMEOUT of the brief processes, whose time-outs of the gateway are a second, too."""
-BROKER = 15
-"""The same where the broker hangs, which is waited for for ten seconds."""
+BROKER = 20
+"""The same where the broker hangs: a worker that is in the middle of a read waits ten seconds for it, and then
+two seconds at each of its three queues."""
 HANGING_FOR = 2.0
 """Seconds in which claims, sweeps and heartbeats come to wait for what hangs."""
 PROCESSES = ("api", "worker-1", "scheduler")
