@@ -44,8 +44,8 @@ BOUND = 30.0
 BRIEF = 5
 """SHUTDOWN_TIMEOUT of the brief processes, whose time-outs of the gateway are a second, too."""
 BROKER = 20
-"""The same where the broker hangs: a worker that is in the middle of a read waits ten seconds for it, and then
-two seconds at each of its three queues."""
+"""The same where the broker hangs: a worker in the middle of a read waits ten seconds for it, and then two
+seconds at each of its three queues."""
 HANGING_FOR = 2.0
 """Seconds in which claims, sweeps and heartbeats come to wait for what hangs."""
 PROCESSES = ("api", "worker-1", "scheduler")
