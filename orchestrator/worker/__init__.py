@@ -8,6 +8,7 @@ deferred. A worker that receives no message for a while sweeps by itself.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import warnings
@@ -123,4 +124,13 @@ def run_worker(settings: Settings) -> int:
 
 
 def _own_logging(**_: object) -> None:
-    """Keep Celery from setting up logging: ours stands."""
+    """Keep Celery from setting up logging: ours stands, and its event loop logs no tracebacks.
+
+    It logs one where it lets go of a connection that failed before; `link` logs that failure in one line.
+    """
+    logging.getLogger("celery.worker.loops").addFilter(_without_traceback)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True

@@ -148,7 +148,7 @@ def test_an_unknown_merchant_is_named(database_url):
     assert (silent.returncode, silent.stderr) == (0, "")
 
 
-def test_token_issue_prints_the_token_and_nothing_else():
+def test_token_issue_prints_the_token_and_nothing_else(tmp_path):
     ended = orchestrator(
         "token",
         "issue",
@@ -158,6 +158,8 @@ def test_token_issue_prints_the_token_and_nothing_else():
         "checkouts:read checkouts:write",
         "--lifetime",
         "15m",
+        "--data-dir",
+        tmp_path,
         **JWT,
     )
 

@@ -5,12 +5,14 @@ name of its own.
 from __future__ import annotations
 
 import json
+import logging
 from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 import structlog
 
+from orchestrator import worker
 from orchestrator.gateway.limits.shared_state import SharedGatewayState
 from orchestrator.messaging import dropped_messages
 from orchestrator.messaging.publisher import FIRST_PAUSE, LONGEST_PAUSE, BackOff
@@ -108,3 +110,17 @@ def test_no_message_waits_for_a_time_or_is_too_old():
     late = message([[], {}, {}], task="orchestrator.sweep", eta="2099-01-01", expires="1999-01-01")
     assert flaw(late) is None
     assert (late.headers["eta"], late.headers["expires"]) == (None, None)
+
+
+def test_a_connection_that_fails_leaves_no_traceback_of_celerys_loop_in_the_log(caplog):
+    worker._own_logging()
+    logger = logging.getLogger("celery.worker.loops")
+    try:
+        logger.error("Error cleaning up after event loop", exc_info=ConnectionError())
+    finally:
+        logger.removeFilter(worker._without_traceback)
+    (record,) = caplog.records
+    assert (record.getMessage(), record.exc_info) == (
+        "Error cleaning up after event loop: ConnectionError()",
+        None,
+    )

@@ -244,9 +244,9 @@ async def test_all_workers_share_one_budget(url: str):
         )
         took = time.monotonic() - began
         assert {type(outcome) for outcome in outcomes} == {Done}
-        # Eight come early; alone each worker would have had half of them by then. A machine that stalls only
-        # makes it longer.
-        assert took >= (40 - 8 - 1) / 40
+        # Eight come early, so it takes 0.8 s; alone each worker would have made its twenty calls in 0.3 s.
+        # Where Redis answers late, a worker goes by its own share for a moment, and some calls more pass.
+        assert took >= 0.5
 
 
 async def test_a_client_that_ends_a_cancelled_call_with_another_error_does_not_keep_it_open(
