@@ -83,7 +83,7 @@ def main() -> None:
     except OrchestratorError as error:
         _fail(str(error))
     except BrokenPipeError:
-        # Whoever read our output has had enough (`| head`); nothing more may be written, not even at exit.
+        # The reader of the output has closed it (`| head`); nothing more may be written, not even at exit.
         sys.stderr.close()
         sys.exit(0)
     sys.exit(status if isinstance(status, int) else 0)

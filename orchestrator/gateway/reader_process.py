@@ -144,7 +144,7 @@ class ReaderProcess:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(over)
 
-        # Whoever asked may be gone by then; what is read is still bounded.
+        # The caller may have been cancelled by then; what is read is still bounded.
         work.add_done_callback(ended)
         return await asyncio.wrap_future(work)
 

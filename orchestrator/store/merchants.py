@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 _FRESH: Final = 30.0
-# Somebody who is not among the known may have been added a moment ago, and Postgres may be back a moment
+# An unknown merchant may have been added a moment ago, and Postgres may be back a moment
 # after it failed.
 _MOMENT: Final = 1.0
 _WATCHED: Final = 15.0
@@ -294,7 +294,7 @@ class Merchants:
         if self._fresh(missing=missing):
             return
         async with self._reading:
-            # Whoever was first has read, or failed, for all who waited.
+            # The first caller has read, or failed, for all that waited.
             if self._fresh(missing=missing):
                 return
             if time.monotonic() - self._failed_at < _MOMENT:
@@ -310,7 +310,7 @@ class Merchants:
                     raise
                 self._failed_at = time.monotonic()
                 _log.warning("merchants_not_read", known=len(self._by_id), **log.cause(error))
-                # Nobody may be called unknown because Postgres is away.
+                # No merchant is reported unknown because Postgres is away.
                 if missing:
                     raise
                 return

@@ -2,8 +2,8 @@
 
 Nothing is written here.
 
-Nothing of the customer and no secret is in a record. Whoever shows more, such as the session, adds columns to
-`statement`.
+Nothing of the customer and no secret is in a record. A caller that shows more, such as the session,
+adds columns to `statement`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _log = log.get(__name__)
 T = TypeVar("T")
 
 LOCK_TIMEOUT: Final = 200
-"""Milliseconds. Whoever queues behind a lock that we wait for waits no longer than this."""
+"""Milliseconds. A statement that queues behind a lock we wait for waits no longer than this."""
 _TRIES: Final = 12
 _LONGEST_PAUSE: Final = 5.0
 _NOT_AVAILABLE: Final = "55P03"

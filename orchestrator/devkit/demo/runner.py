@@ -104,8 +104,8 @@ async def _live(shop: Shop, outcome: Outcome, room: asyncio.Semaphore) -> None:
         except Unscripted as error:
             outcome.problem = str(error)
         except (ClientError, httpx.HTTPError, ValueError, KeyError) as error:
-            # Nobody answered, or not what the contract says: the order is lost to its script, the others go
-            # on.
+            # There was no answer, or one that the contract does not allow: this order's script ends, the
+            # others go on.
             outcome.problem = f"expected an answer by the contract, saw {type(error).__name__}: {error}"
         else:
             outcome.told = told

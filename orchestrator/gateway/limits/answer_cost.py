@@ -101,7 +101,7 @@ class Metered(ResponseHandler):
             self._end_early()
 
     def _end_early(self) -> None:
-        """Take no more of it. Whoever waits for an answer that is not whole closes the connection."""
+        """Take no more of it. A call whose answer is not whole closes the connection."""
         payload, transport = self._payload, self.transport
         body = None if payload is aiohttp.EMPTY_PAYLOAD else payload
         if body is not None and body.is_eof():

@@ -1,10 +1,10 @@
 """What makes commands and money operations ours: a MAC over their content, under a key that the database does
 not have.
 
-Whoever can write into the database could otherwise insert a command or an operation, and workers would move
-money for it. The API and the command line sign a command when they store it; a worker signs an operation at
-each write of it. Both are checked before anything is done for them. The key is derived from SECRET_KEYS: the
-newest signs, all of them verify.
+An account that can write into the database could otherwise insert a command or an operation, and workers
+would move money for it. The API and the command line sign a command when they store it; a worker signs an
+operation at each write of it. Both are checked before anything is done for them. The key is derived from
+SECRET_KEYS: the newest signs, all of them verify.
 """
 
 from __future__ import annotations

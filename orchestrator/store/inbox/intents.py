@@ -186,7 +186,7 @@ class Intents:
                 await run(tx, _FREE_KEYS, {"not_created": not_created})
             later = [asked for asked in batch if asked.id not in fates and asked.id not in waiting]
             if later:
-                # Somebody was first, in this batch or between our two lookups: a younger snapshot shows them.
+                # Another request was first, in this batch or between our two reads: a new snapshot shows it.
                 younger = await _meet(tx, later)
                 met.update(younger)
                 fates.update(_fates(later, younger))

@@ -151,7 +151,7 @@ async def test_many_that_wait_cost_one_query_at_a_time_and_no_connection(setting
             before = api.services.command_waits.queries
             await asyncio.sleep(10 * long_poll.INTERVAL)
             assert api.services.command_waits.queries - before <= 15
-            # The pool has four connections, and whoever asks is answered.
+            # The pool has four connections, and other requests are answered.
             assert (await api.get(f"/v1/checkouts/{checkouts[0]}")).status_code == 200
             await api.sql("UPDATE commands SET handled_at = clock(), result = 'accepted'")
             answers = await asyncio.wait_for(asyncio.gather(*asked), 15)
