@@ -406,7 +406,7 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
     "/v1/checkouts": {
         "post": {
             "tags": ["checkouts"],
-            "summary": "Take a checkout",
+            "summary": "Create a checkout",
             "operationId": "accept",
             "security": _SECURE,
             "parameters": [
@@ -439,7 +439,7 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
     "/v1/checkouts/batch": {
         "post": {
             "tags": ["checkouts"],
-            "summary": "Take many checkouts, each with a result of its own",
+            "summary": "Create many checkouts, each with a result of its own",
             "operationId": "acceptBatch",
             "security": _SECURE,
             "requestBody": json_body(
