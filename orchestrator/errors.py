@@ -7,6 +7,7 @@
     ├── store NoDatabase                there is no database to work on
     ├── domain MoneyError               an amount or currency that cannot be represented exactly
     ├── intents.IntentRejected          an intent with all of its problems, each with its field
+    ├── intents.SubmissionRejected      a message that is no list of intents with a token
     ├── store IntakeError               an intent that cannot be taken
     │   ├── store OrderTaken            its order number has other content
     │   │   └── store PaidBefore        a payment that came before it does not fit

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import FastAPI, Request
 from starlette.routing import Route
 
-from orchestrator.api import callbacks, checkouts, commands, docs, events, health, problems, webhooks
+from orchestrator.api import (
+    callbacks,
+    checkouts,
+    commands,
+    docs,
+    events,
+    health,
+    problems,
+    rejected_intents,
+    webhooks,
+)
 from orchestrator.api.callback_intake import CallbackIntake
 from orchestrator.api.contract import answers
 from orchestrator.api.contract import webhooks as shapes
@@ -145,6 +155,12 @@ def create_app(services: Services) -> FastAPI:
     app.get(
         f"{own}/audit", tags=["checkouts"], summary="Show the audit trail", **described(answers.AuditTrail)
     )(checkouts.show_audit)
+    app.get(
+        rejected_intents.PATH,
+        tags=["checkouts"],
+        summary="List refused intents of the queue",
+        **described(answers.RejectedIntentPage),
+    )(rejected_intents.search)
     app.get("/v1/events", tags=["events"], summary="Read the feed of events", **fed())(events.show)
     app.get(
         "/v1/event-types",

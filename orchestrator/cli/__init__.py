@@ -34,6 +34,7 @@ _COMMANDS: Final = {
     "merchants": "records:merchants",
     "checkouts": "checkouts:checkouts",
     "payments": "checkouts:payments",
+    "rejected-intents": "rejected_intents:rejected_intents",
     "events": "events:events",
     "webhooks": "webhooks:webhooks",
     "audit": "trail:audit",

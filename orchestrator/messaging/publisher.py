@@ -139,9 +139,14 @@ class Publisher:
         """Close the connection."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            _threads.bound_open_broker_sockets(connection, CLOSE_TIMEOUT)
-            with suppress(Exception):
-                connection.release()
+            goodbye(connection)
+
+
+def goodbye(connection: Any) -> None:
+    """Close a kombu connection that is in order; on Redis what is not acknowledged goes back to its queue."""
+    _threads.bound_open_broker_sockets(connection, CLOSE_TIMEOUT)
+    with suppress(Exception):
+        connection.release()
 
 
 def discard(connection: Any) -> None:

@@ -96,7 +96,23 @@ def row(event: Event, *, state: State = State.COMPLETED, totals: Totals = PAID, 
 
 
 def test_there_is_an_example_of_every_type():
-    assert {one.type for one in EXAMPLES} == set(EventType)
+    assert {one.type for one in EXAMPLES} == set(EventType) - {EventType.INTENT_REJECTED}
+
+
+@pytest.mark.parametrize("order", ["A-1001", None])
+def test_a_refused_intent_is_a_cloud_event_of_no_checkout(order):
+    payload = events.intent_rejected(intent=CHECKOUT, order_ref=order, code="order_taken", reason=SENTENCE)
+    values = vars(row(Event(EventType.CHECKOUT_CANCELLED))) | {
+        "kind": "intent.rejected",
+        "payload": json.loads(msgspec.json.encode(payload)),
+    }
+    told = documents(SimpleNamespace(**values))
+    assert told["thin"]["data"] == {
+        "rejectedIntentId": str(CHECKOUT),
+        "orderId": order,
+        "code": "order_taken",
+    }
+    assert told["full"]["data"]["details"] == {"reason": SENTENCE}
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda one: str(one.type))

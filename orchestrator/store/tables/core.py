@@ -454,16 +454,26 @@ idempotency_keys = Table(
     _time("created_at", now=True),
 )  # fmt: skip
 
+# What came by the queue `intents` and was refused; without a merchant where the token proves none.
 rejected_intents = Table(
-    "rejected_intents",
-    metadata,
+    "rejected_intents", metadata,
     _id(primary_key=True),
     Column("merchant_id", Integer),
-    Column("source", Text, nullable=False),
-    Column("body", LargeBinary, nullable=False),
+    # A tag over the message's id, the place in it and the content: the same message again is no second row.
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    Column("message_id", Text, nullable=False),
+    Column("order_ref", Text),
+    Column("code", Text, nullable=False),
+    # A list of {field, message}; no value of a customer stands in a message.
     Column("errors", JSONB, nullable=False),
+    # What was sent, encrypted under the data key.
+    Column("body", LargeBinary, nullable=False),
+    Column("data_key", LargeBinary),
     _time("created_at", now=True),
-)
+    Index("ix_rejected_intents_merchant_id", "merchant_id", "id"),
+    Index("ix_rejected_intents_order_ref", "merchant_id", "order_ref", "id"),
+    Index("ix_rejected_intents_created_at", "created_at"),
+)  # fmt: skip
 
 workers = Table(
     "workers",
