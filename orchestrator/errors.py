@@ -8,6 +8,7 @@
     ├── domain MoneyError               an amount or currency that cannot be represented exactly
     ├── intents.IntentRejected          an intent with all of its problems, each with its field
     ├── intents.SubmissionRejected      a message that is no list of intents with a token
+    ├── intents.HeaderRejected          a file of CSV with columns that there are not
     ├── store IntakeError               an intent that cannot be taken
     │   ├── store OrderTaken            its order number has other content
     │   │   └── store PaidBefore        a payment that came before it does not fit

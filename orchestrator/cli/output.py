@@ -8,6 +8,7 @@ with escapes instead of such characters.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -38,6 +39,11 @@ def say_json(document: str, file: IO[str] | None = None) -> None:
         click.echo(escaped_json(document))
     else:
         file.write(escaped_json(document) + "\n")
+
+
+def standard_output() -> IO[str]:
+    """Return standard output as a file for `say_json`, which then writes many lines in one piece."""
+    return sys.stdout
 
 
 def printer(*, err: bool = False) -> Console:
